@@ -1,0 +1,1 @@
+"""Polyglot: the small multilingual reference model, its SAE and the commands that make them."""

@@ -1,0 +1,1 @@
+"""Sparse autoencoders: their canonical form, readers, checks and training."""

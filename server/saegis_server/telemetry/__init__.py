@@ -1,0 +1,1 @@
+"""Telemetry: the Prometheus series of the server."""
