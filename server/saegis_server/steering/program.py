@@ -1,0 +1,139 @@
+"""Programs: the rows that one request needs at each site, validated, ordered and named by a digest."""
+
+import hashlib
+import math
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from saegis_server.steering.rows import Edit, Norm, Phase, Probe
+
+#: Numbers beyond this are refused: no feature of a finite model comes near it.
+LARGEST_VALUE = 1e6
+
+
+class SteeringError(ValueError):
+    """A program that cannot be applied as asked. `rows` names the rows at fault, e.g. ("edits", 2)."""
+
+    def __init__(self, message: str, site: str, rows: tuple[tuple[str, int], ...] = ()) -> None:
+        super().__init__(message)
+        self.site = site
+        self.rows = rows
+
+
+@dataclass(frozen=True, slots=True)
+class SiteProgram:
+    """The rows at one site: a request's edits, the operator's rules, the bans, and what is watched.
+
+    They act in this order, each stage on what the last one left; within a stage all read the same x.
+    """
+
+    edits: tuple[Edit, ...] = ()
+    rules: tuple[Edit, ...] = ()
+    bans: tuple[Edit, ...] = ()
+    watches: tuple[Probe, ...] = ()
+
+    def stages(self) -> Iterator[tuple[str, tuple[Edit, ...]]]:
+        """The stages that change x, by name, in the order in which they act."""
+        yield "edits", self.edits
+        yield "rules", self.rules
+        yield "bans", self.bans
+
+    @property
+    def changes_anything(self) -> bool:
+        """Whether any row of this site may change an activation."""
+        return bool(self.edits or self.rules or self.bans)
+
+
+@dataclass(frozen=True)
+class SteeringProgram:
+    """What is read and changed at every site for one request.
+
+    Raises SteeringError for numbers that are not finite or absurd, for two edits of one probe that
+    contradict each other, and for a ban that cannot be proven (a normalising SAE).
+    """
+
+    sites: Mapping[str, SiteProgram] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, site in self.sites.items():
+            for stage, rows in site.stages():
+                for index, edit in enumerate(rows):
+                    _check_numbers(name, stage, index, edit)
+            _check_contradictions(name, site.edits)
+            _check_bans(name, site.bans)
+
+    @property
+    def steers(self) -> bool:
+        """Whether any activation may change."""
+        return any(site.changes_anything for site in self.sites.values())
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over every row in order: equal digests steer equally."""
+        state = hashlib.sha256()
+        for name in sorted(self.sites):
+            site = self.sites[name]
+            state.update(name.encode() + b"\0")
+            for stage, rows in site.stages():
+                state.update(stage.encode() + struct.pack("<I", len(rows)))
+                for edit in rows:
+                    state.update(edit.probe.key.encode() + b"\0" + struct.pack("<7d", *edit.numbers()))
+            for probe in site.watches:
+                state.update(probe.key.encode() + b"\0")
+        return state.hexdigest()
+
+
+#: The program of a request that asks for nothing.
+UNSTEERED = SteeringProgram()
+
+
+def _check_numbers(site: str, stage: str, index: int, edit: Edit) -> None:
+    for number in (edit.a, edit.b):
+        if not math.isfinite(number) or abs(number) > LARGEST_VALUE:
+            raise SteeringError(
+                f"{number} is not a value between ±{LARGEST_VALUE:g}", site, ((stage, index),)
+            )
+    for bound in (edit.lo, edit.hi):
+        if math.isnan(bound) or (math.isfinite(bound) and abs(bound) > LARGEST_VALUE):
+            raise SteeringError(f"{bound} is not a bound between ±{LARGEST_VALUE:g}", site, ((stage, index),))
+
+
+def _overlap(one: Phase, other: Phase) -> bool:
+    return Phase.ALL in (one, other) or one == other
+
+
+def _is_bound(edit: Edit) -> bool:
+    return edit.a == 1.0 and edit.b == 0.0
+
+
+def _check_contradictions(site: str, edits: tuple[Edit, ...]) -> None:
+    """Two edits of one probe at the same tokens: only a cap and a floor that leave room go together."""
+    for later, edit in enumerate(edits):
+        for earlier, other in enumerate(edits[:later]):
+            if edit.probe.key != other.probe.key or not _overlap(edit.phase, other.phase):
+                continue
+            bounds = _is_bound(edit) and _is_bound(other)
+            same_unit = edit.relative_to_norm == other.relative_to_norm
+            if bounds and same_unit and max(edit.lo, other.lo) <= min(edit.hi, other.hi):
+                continue
+            raise SteeringError(
+                f"two edits of {edit.probe.key} contradict each other",
+                site,
+                (("edits", earlier), ("edits", later)),
+            )
+
+
+def _check_bans(site: str, bans: tuple[Edit, ...]) -> None:
+    for index, edit in enumerate(bans):
+        if edit.a > 0.0:
+            raise SteeringError("a ban's strength must not be negative", site, (("bans", index),))
+        if edit.probe.norm is not Norm.NONE:
+            raise SteeringError(
+                f"{edit.probe.key} cannot be banned: its SAE normalises its input "
+                f"({edit.probe.norm.name.lower()}), so the allowed activations are no half-space "
+                "and the ban could not be guaranteed",
+                site,
+                (("bans", index),),
+            )

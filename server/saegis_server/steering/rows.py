@@ -1,0 +1,147 @@
+"""Rows: what is read from an activation, how it is changed, and where the change is written.
+
+Everything that Saegis does at a site is one form (x is one token's activation, shape [d]):
+
+    q  = r·norm(x)                        read       r: an encoder row, or a unit direction
+    f  = φ(q)                             activate   relu, jumprelu, gated, or identity
+    f' = clip(a·f + b, lo, hi)            edit       only where its gate holds
+    x' = x + s(x)·Σ (f' − f)·w            write      w: a decoder row, or the direction
+"""
+
+import hashlib
+import math
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+INFINITY = math.inf
+
+
+class Norm(IntEnum):
+    """How an SAE normalises its input (SAELens' `normalize_activations`); average-norm is folded at load."""
+
+    NONE = 0
+    CONSTANT_NORM = 1
+    LAYER_NORM = 2
+
+
+class Phase(IntEnum):
+    """Which tokens an edit applies to: all, those of the prompt, or those that were generated."""
+
+    ALL = 0
+    PROMPT = 1
+    COMPLETION = 2
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Probe:
+    """One feature or direction: how to read it from an activation and how to write to it.
+
+    With q = read·norm(x) the feature is active where `q + gate_bias > threshold`, and its value is
+    `gain·q + value_bias`, rectified unless `linear`. An SAE's b_dec is folded into the biases:
+    q + bias = W_enc[:, i]·(norm(x) − b_dec) + b_enc.
+
+    `read` and `write` are float32 [d]; `key` names the probe in digests and receipts (SAE digest and
+    feature, or the hash of a direction).
+    """
+
+    key: str
+    read: Tensor
+    write: Tensor
+    gate_bias: float = 0.0
+    threshold: float = 0.0
+    gain: float = 1.0
+    value_bias: float = 0.0
+    linear: bool = False
+    norm: Norm = Norm.NONE
+
+    @property
+    def limit(self) -> float:
+        """The largest q at which the feature is not active: the right side of its ban's half-space."""
+        level = self.threshold if self.linear else max(self.threshold, self._rectifier_level())
+        return level - self.gate_bias
+
+    def _rectifier_level(self) -> float:
+        # relu(gain·q + value_bias) is 0 for q <= −value_bias/gain, whatever the gate says.
+        return self.gate_bias - self.value_bias / self.gain
+
+    @classmethod
+    def direction(cls, vector: Tensor) -> "Probe":
+        """A direction as a linear probe: reads and writes along the unit vector.
+
+        Raises ValueError for a vector that is not one-dimensional, not finite, or zero.
+        """
+        if vector.ndim != 1:
+            raise ValueError(f"a direction must have one dimension, not {vector.ndim}")
+        values = vector.detach().to(torch.float64)
+        length = float(values.norm())
+        if not math.isfinite(length) or length == 0.0:
+            raise ValueError("a direction must be finite and not zero")
+        unit = (values / length).to(torch.float32)
+        digest = hashlib.sha256(unit.numpy().tobytes()).hexdigest()
+        return cls(key=f"direction:{digest[:16]}", read=unit, write=unit, linear=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """A change of one probe: f' = clip(a·f + b, lo, hi), at the tokens of `phase`.
+
+    With `relative_to_norm`, b, lo and hi are fractions of ‖x‖. With `only_if_active` nothing changes
+    where f is not positive.
+    """
+
+    probe: Probe
+    a: float = 1.0
+    b: float = 0.0
+    lo: float = -INFINITY
+    hi: float = INFINITY
+    only_if_active: bool = False
+    relative_to_norm: bool = False
+    phase: Phase = field(default=Phase.ALL)
+
+    def numbers(self) -> tuple[float, ...]:
+        """What distinguishes this edit from others of the same probe, for digests."""
+        flags = (float(self.only_if_active), float(self.relative_to_norm), float(self.phase))
+        return (self.a, self.b, self.lo, self.hi, *flags)
+
+
+def clamp(probe: Probe, value: float, *, phase: Phase = Phase.ALL, relative: bool = False) -> Edit:
+    """Set f to `value` at every token, the SAE's error kept (Scaling Monosemanticity's clamp)."""
+    return Edit(probe, a=0.0, b=value, relative_to_norm=relative, phase=phase)
+
+
+def clamp_if_active(probe: Probe, value: float, *, phase: Phase = Phase.ALL, relative: bool = False) -> Edit:
+    """Set f to `value` where f is positive (conditional clamp, Farrell et al. 2410.19278)."""
+    return Edit(probe, a=0.0, b=value, only_if_active=True, relative_to_norm=relative, phase=phase)
+
+
+def scale(probe: Probe, factor: float, *, phase: Phase = Phase.ALL) -> Edit:
+    """Multiply f by `factor`."""
+    return Edit(probe, a=factor, phase=phase)
+
+
+def add(probe: Probe, value: float, *, phase: Phase = Phase.ALL, relative: bool = False) -> Edit:
+    """Add `value` to f."""
+    return Edit(probe, b=value, relative_to_norm=relative, phase=phase)
+
+
+def cap(probe: Probe, value: float, *, phase: Phase = Phase.ALL, relative: bool = False) -> Edit:
+    """Let f be at most `value`."""
+    return Edit(probe, hi=value, relative_to_norm=relative, phase=phase)
+
+
+def floor(probe: Probe, value: float, *, phase: Phase = Phase.ALL, relative: bool = False) -> Edit:
+    """Let f be at least `value`."""
+    return Edit(probe, lo=value, relative_to_norm=relative, phase=phase)
+
+
+def ablate(probe: Probe, *, phase: Phase = Phase.ALL) -> Edit:
+    """Set f to zero; for a direction, remove it from x (Arditi et al. 2406.11717)."""
+    return Edit(probe, a=0.0, phase=phase)
+
+
+def ban(probe: Probe, strength: float = 0.0, *, phase: Phase = Phase.ALL) -> Edit:
+    """Push f to −strength·f where it is positive; the projection then keeps it from re-encoding."""
+    return Edit(probe, a=-strength, hi=0.0, only_if_active=True, phase=phase)

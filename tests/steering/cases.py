@@ -1,0 +1,81 @@
+"""Random probes, edits and programs for the steering tests."""
+
+import torch
+from torch import Tensor
+
+from saegis_server.steering import rows
+from saegis_server.steering.program import SiteProgram
+from saegis_server.steering.rows import Edit, Norm, Phase, Probe
+from saegis_server.steering.table import Bans, Capacity, Rows, SiteTable, TableView, Watches
+
+
+def random_probe(rng: torch.Generator, width: int, kind: str, norm: Norm, name: str) -> Probe:
+    """A feature of a ReLU, JumpReLU or gated SAE, or a direction."""
+    read = torch.randn(width, generator=rng) / width**0.5
+    if kind == "direction":
+        return Probe.direction(read)
+    write = torch.nn.functional.normalize(torch.randn(width, generator=rng), dim=0)
+    bias, other = (0.3 * torch.randn(2, generator=rng)).tolist()
+    gain = float(torch.rand(1, generator=rng)) + 0.5 if kind == "gated" else 1.0
+    return Probe(
+        key=f"{kind}:{norm.name}:{name}",
+        read=read,
+        write=write,
+        gate_bias=bias,
+        threshold=abs(other) if kind == "jumprelu" else 0.0,
+        gain=gain,
+        value_bias=other if kind == "gated" else bias,
+        norm=norm,
+    )
+
+
+OPERATIONS = ("clamp", "clamp_if_active", "scale", "add", "cap", "floor", "ablate")
+
+
+def random_edit(rng: torch.Generator, probe: Probe, operation: str) -> Edit:
+    """An edit with a random value, phase and unit."""
+    value = float(3.0 * torch.randn(1, generator=rng))
+    phase = Phase(int(torch.randint(3, (1,), generator=rng)))
+    if operation == "ablate":
+        return rows.ablate(probe, phase=phase)
+    if operation == "scale":
+        return rows.scale(probe, value, phase=phase)
+    relative = bool(torch.rand(1, generator=rng) < 0.3)
+    make = getattr(rows, operation)
+    edit: Edit = make(probe, value / 10.0 if relative else value, phase=phase, relative=relative)
+    return edit
+
+
+def correlated_bans(
+    rng: torch.Generator, count: int, width: int, gain: float, strength: float
+) -> tuple[Edit, ...]:
+    """Bans whose encoder rows share a common part (cosine about `gain`²) and are not their decoder rows."""
+    common = torch.randn(width, generator=rng)
+    bans = []
+    for index in range(count):
+        own = torch.randn(width, generator=rng)
+        read = (gain * common + (1.0 - gain**2) ** 0.5 * own) / width**0.5
+        write = torch.nn.functional.normalize(0.6 * read + 0.4 * torch.randn(width, generator=rng), dim=0)
+        threshold = float(torch.rand(1, generator=rng))
+        probe = Probe(f"banned:{index}", read, write, gate_bias=0.1, threshold=threshold, value_bias=0.1)
+        bans.append(rows.ban(probe, strength))
+    return tuple(bans)
+
+
+def view(table: SiteTable) -> TableView:
+    """The whole table, every slot and every row."""
+    return TableView(Rows(*table.edits), Rows(*table.rules), Bans(*table.bans), Watches(*table.watches))
+
+
+def table_of(programs: list[SiteProgram], width: int, activations: torch.dtype = torch.float32) -> SiteTable:
+    """A table whose slots run `programs`."""
+    table = SiteTable(len(programs), width, Capacity(), activations=activations)
+    for slot, program in enumerate(programs):
+        table.write(slot, program)
+    return table
+
+
+def activations(rng: torch.Generator, *shape: int) -> Tensor:
+    """Random activations with the uneven norms that residual streams have."""
+    size = torch.exp(torch.randn(*shape[:-1], 1, generator=rng))
+    return torch.randn(*shape, generator=rng) * size

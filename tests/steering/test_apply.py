@@ -1,0 +1,114 @@
+"""Steering against the float64 loop: random edits, programs and sites."""
+
+import numpy as np
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from saegis_server.steering import rows
+from saegis_server.steering.apply import apply
+from saegis_server.steering.program import SiteProgram
+from saegis_server.steering.rows import Norm
+from tests.steering import cases, reference
+
+WIDTH = 24
+ALL_NORMS = frozenset(Norm)
+
+
+def random_program(rng: torch.Generator, shape: tuple[int, int, int, int]) -> SiteProgram:
+    """A program with the given numbers of edits, rules, bans and watches; no probe twice."""
+    kinds, norms = ("relu", "jumprelu", "gated", "direction"), list(Norm)
+
+    def pick(name: str) -> rows.Probe:
+        kind = kinds[int(torch.randint(4, (1,), generator=rng))]
+        return cases.random_probe(rng, WIDTH, kind, norms[int(torch.randint(3, (1,), generator=rng))], name)
+
+    def edit(name: str) -> rows.Edit:
+        operation = cases.OPERATIONS[int(torch.randint(len(cases.OPERATIONS), (1,), generator=rng))]
+        return cases.random_edit(rng, pick(name), operation)
+
+    edits, rules, bans, watches = shape
+    return SiteProgram(
+        edits=tuple(edit(f"e{index}") for index in range(edits)),
+        rules=tuple(edit(f"r{index}") for index in range(rules)),
+        bans=cases.correlated_bans(rng, bans, WIDTH, 0.5, 1.5) if bans else (),
+        watches=tuple(pick(f"w{index}") for index in range(watches)),
+    )
+
+
+shapes = st.tuples(st.integers(0, 32), st.integers(0, 8), st.integers(0, 6), st.integers(0, 8))
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 2**31), sizes=st.lists(shapes, min_size=1, max_size=4), tokens=st.integers(1, 4))
+def test_agrees_with_the_float64_loop(seed: int, sizes: list[tuple[int, int, int, int]], tokens: int) -> None:
+    rng = torch.Generator().manual_seed(seed)
+    programs = [random_program(rng, shape) for shape in sizes]
+    table = cases.table_of(programs, WIDTH)
+    x = cases.activations(rng, len(programs), tokens, WIDTH)
+    prompt = torch.rand(len(programs), tokens, generator=rng) < 0.5
+    result, readings = apply(x, cases.view(table), prompt, ALL_NORMS)
+    for slot, program in enumerate(programs):
+        for token in range(tokens):
+            clean = reference.vector(x[slot, token])
+            before, pushed = reference.steer(program, clean, bool(prompt[slot, token]))
+            if program.bans:
+                pushed = reference.nearest_allowed(program.bans, pushed)
+            scale = 1.0 + max(np.abs(before).max(), np.abs(pushed).max(), np.abs(clean).max())
+            got = reference.vector(result[slot, token])
+            # Edits agree to rounding; a projection may lie a little further than the nearest point.
+            tolerance = 2e-2 if program.bans else 2e-5
+            assert np.abs(got - pushed).max() <= tolerance * scale
+            for index, probe in enumerate(program.watches):
+                clean_value = reference.read(probe, clean)
+                assert abs(float(readings.watched_before[slot, token, index]) - clean_value) <= 1e-4 * (
+                    1.0 + abs(clean_value)
+                ) or _near_threshold(probe, clean)
+            if not program.changes_anything:
+                assert torch.equal(result[slot, token], x[slot, token])
+                assert not bool(readings.edited[slot, token])
+
+
+def _near_threshold(probe: rows.Probe, x: reference.Vector) -> bool:
+    """Whether float32 and float64 may disagree on the probe being active."""
+    values = {reference.read(probe, x * (1.0 + shift)) > 0.0 for shift in (-1e-5, 0.0, 1e-5)}
+    return len(values) > 1
+
+
+def test_a_row_does_not_change_its_neighbours() -> None:
+    rng = torch.Generator().manual_seed(3)
+    quiet = SiteProgram()
+    loud = random_program(rng, (32, 8, 4, 8))
+    x = cases.activations(rng, 2, 3, WIDTH)
+    prompt = torch.ones(2, 3, dtype=torch.bool)
+    alone, _ = apply(x, cases.view(cases.table_of([quiet, quiet], WIDTH)), prompt, ALL_NORMS)
+    beside, _ = apply(x, cases.view(cases.table_of([quiet, loud], WIDTH)), prompt, ALL_NORMS)
+    assert torch.equal(alone[0], beside[0])
+    assert torch.equal(alone[0], x[0])
+    assert not torch.equal(alone[1], beside[1])
+
+
+def test_a_clamped_feature_reads_its_value_where_the_row_is_dual() -> None:
+    direction = torch.zeros(WIDTH)
+    direction[2] = 2.0
+    probe = rows.Probe.direction(direction)
+    program = SiteProgram(edits=(rows.clamp(probe, 7.5),), watches=(probe,))
+    x = torch.randn(1, 5, WIDTH, generator=torch.Generator().manual_seed(0))
+    result, readings = apply(x, cases.view(cases.table_of([program], WIDTH)), torch.ones(1, 5) > 0)
+    assert torch.allclose(readings.watched_after[..., 0], torch.full((1, 5), 7.5), atol=1e-5)
+    assert torch.allclose(result[..., 2], torch.full((1, 5), 7.5), atol=1e-5)
+    assert torch.equal(result[..., 3:], x[..., 3:])
+    assert bool(readings.edited.all())
+
+
+def test_moving_a_slot_moves_its_program() -> None:
+    rng = torch.Generator().manual_seed(5)
+    programs = [SiteProgram(), random_program(rng, (4, 1, 2, 3))]
+    table = cases.table_of(programs, WIDTH)
+    x = cases.activations(rng, 1, 2, WIDTH).expand(2, 2, WIDTH)
+    prompt = torch.ones(2, 2, dtype=torch.bool)
+    before, _ = apply(x, cases.view(table), prompt, ALL_NORMS)
+    table.move(1, 0)
+    after, _ = apply(x, cases.view(table), prompt, ALL_NORMS)
+    assert torch.equal(after[0], before[1])
+    assert torch.equal(after[1], x[1])
