@@ -1,0 +1,162 @@
+from saegis.v1 import prompt_pb2 as _prompt_pb2
+from saegis.v1 import steering_pb2 as _steering_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Feature(_message.Message):
+    __slots__ = ("sae", "index", "site", "label", "max_activation", "density", "subjects", "languages", "precision", "recall", "harmful")
+    class RecallEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    SAE_FIELD_NUMBER: _ClassVar[int]
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    SITE_FIELD_NUMBER: _ClassVar[int]
+    LABEL_FIELD_NUMBER: _ClassVar[int]
+    MAX_ACTIVATION_FIELD_NUMBER: _ClassVar[int]
+    DENSITY_FIELD_NUMBER: _ClassVar[int]
+    SUBJECTS_FIELD_NUMBER: _ClassVar[int]
+    LANGUAGES_FIELD_NUMBER: _ClassVar[int]
+    PRECISION_FIELD_NUMBER: _ClassVar[int]
+    RECALL_FIELD_NUMBER: _ClassVar[int]
+    HARMFUL_FIELD_NUMBER: _ClassVar[int]
+    sae: str
+    index: int
+    site: str
+    label: str
+    max_activation: float
+    density: float
+    subjects: _containers.RepeatedScalarFieldContainer[str]
+    languages: _containers.RepeatedScalarFieldContainer[str]
+    precision: float
+    recall: _containers.ScalarMap[str, float]
+    harmful: bool
+    def __init__(self, sae: _Optional[str] = ..., index: _Optional[int] = ..., site: _Optional[str] = ..., label: _Optional[str] = ..., max_activation: _Optional[float] = ..., density: _Optional[float] = ..., subjects: _Optional[_Iterable[str]] = ..., languages: _Optional[_Iterable[str]] = ..., precision: _Optional[float] = ..., recall: _Optional[_Mapping[str, float]] = ..., harmful: _Optional[bool] = ...) -> None: ...
+
+class InspectRequest(_message.Message):
+    __slots__ = ("text", "token_ids", "chat", "sae", "site", "top_k")
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    CHAT_FIELD_NUMBER: _ClassVar[int]
+    SAE_FIELD_NUMBER: _ClassVar[int]
+    SITE_FIELD_NUMBER: _ClassVar[int]
+    TOP_K_FIELD_NUMBER: _ClassVar[int]
+    text: str
+    token_ids: _prompt_pb2.TokenIds
+    chat: _prompt_pb2.Chat
+    sae: str
+    site: str
+    top_k: int
+    def __init__(self, text: _Optional[str] = ..., token_ids: _Optional[_Union[_prompt_pb2.TokenIds, _Mapping]] = ..., chat: _Optional[_Union[_prompt_pb2.Chat, _Mapping]] = ..., sae: _Optional[str] = ..., site: _Optional[str] = ..., top_k: _Optional[int] = ...) -> None: ...
+
+class InspectResponse(_message.Message):
+    __slots__ = ("sae", "site", "tokens")
+    SAE_FIELD_NUMBER: _ClassVar[int]
+    SITE_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    sae: str
+    site: str
+    tokens: _containers.RepeatedCompositeFieldContainer[TokenFeatures]
+    def __init__(self, sae: _Optional[str] = ..., site: _Optional[str] = ..., tokens: _Optional[_Iterable[_Union[TokenFeatures, _Mapping]]] = ...) -> None: ...
+
+class TokenFeatures(_message.Message):
+    __slots__ = ("token_id", "text", "features")
+    TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    FEATURES_FIELD_NUMBER: _ClassVar[int]
+    token_id: int
+    text: str
+    features: _containers.RepeatedCompositeFieldContainer[FeatureActivation]
+    def __init__(self, token_id: _Optional[int] = ..., text: _Optional[str] = ..., features: _Optional[_Iterable[_Union[FeatureActivation, _Mapping]]] = ...) -> None: ...
+
+class FeatureActivation(_message.Message):
+    __slots__ = ("index", "activation", "label")
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    ACTIVATION_FIELD_NUMBER: _ClassVar[int]
+    LABEL_FIELD_NUMBER: _ClassVar[int]
+    index: int
+    activation: float
+    label: str
+    def __init__(self, index: _Optional[int] = ..., activation: _Optional[float] = ..., label: _Optional[str] = ...) -> None: ...
+
+class GetFeatureRequest(_message.Message):
+    __slots__ = ("feature",)
+    FEATURE_FIELD_NUMBER: _ClassVar[int]
+    feature: _steering_pb2.FeatureRef
+    def __init__(self, feature: _Optional[_Union[_steering_pb2.FeatureRef, _Mapping]] = ...) -> None: ...
+
+class GetFeatureResponse(_message.Message):
+    __slots__ = ("feature",)
+    FEATURE_FIELD_NUMBER: _ClassVar[int]
+    feature: Feature
+    def __init__(self, feature: _Optional[_Union[Feature, _Mapping]] = ...) -> None: ...
+
+class SearchFeaturesRequest(_message.Message):
+    __slots__ = ("query", "sae", "page_size", "page_token")
+    QUERY_FIELD_NUMBER: _ClassVar[int]
+    SAE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    query: str
+    sae: str
+    page_size: int
+    page_token: str
+    def __init__(self, query: _Optional[str] = ..., sae: _Optional[str] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
+
+class SearchFeaturesResponse(_message.Message):
+    __slots__ = ("features", "next_page_token", "total_size")
+    FEATURES_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_SIZE_FIELD_NUMBER: _ClassVar[int]
+    features: _containers.RepeatedCompositeFieldContainer[Feature]
+    next_page_token: str
+    total_size: int
+    def __init__(self, features: _Optional[_Iterable[_Union[Feature, _Mapping]]] = ..., next_page_token: _Optional[str] = ..., total_size: _Optional[int] = ...) -> None: ...
+
+class ContrastFeaturesRequest(_message.Message):
+    __slots__ = ("positive_texts", "negative_texts", "sae", "limit")
+    POSITIVE_TEXTS_FIELD_NUMBER: _ClassVar[int]
+    NEGATIVE_TEXTS_FIELD_NUMBER: _ClassVar[int]
+    SAE_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    positive_texts: _containers.RepeatedScalarFieldContainer[str]
+    negative_texts: _containers.RepeatedScalarFieldContainer[str]
+    sae: str
+    limit: int
+    def __init__(self, positive_texts: _Optional[_Iterable[str]] = ..., negative_texts: _Optional[_Iterable[str]] = ..., sae: _Optional[str] = ..., limit: _Optional[int] = ...) -> None: ...
+
+class ContrastFeaturesResponse(_message.Message):
+    __slots__ = ("sae", "features")
+    SAE_FIELD_NUMBER: _ClassVar[int]
+    FEATURES_FIELD_NUMBER: _ClassVar[int]
+    sae: str
+    features: _containers.RepeatedCompositeFieldContainer[FeatureContrast]
+    def __init__(self, sae: _Optional[str] = ..., features: _Optional[_Iterable[_Union[FeatureContrast, _Mapping]]] = ...) -> None: ...
+
+class FeatureContrast(_message.Message):
+    __slots__ = ("feature", "score", "positive", "negative")
+    FEATURE_FIELD_NUMBER: _ClassVar[int]
+    SCORE_FIELD_NUMBER: _ClassVar[int]
+    POSITIVE_FIELD_NUMBER: _ClassVar[int]
+    NEGATIVE_FIELD_NUMBER: _ClassVar[int]
+    feature: Feature
+    score: float
+    positive: ContrastSide
+    negative: ContrastSide
+    def __init__(self, feature: _Optional[_Union[Feature, _Mapping]] = ..., score: _Optional[float] = ..., positive: _Optional[_Union[ContrastSide, _Mapping]] = ..., negative: _Optional[_Union[ContrastSide, _Mapping]] = ...) -> None: ...
+
+class ContrastSide(_message.Message):
+    __slots__ = ("mean_activation", "firing_rate")
+    MEAN_ACTIVATION_FIELD_NUMBER: _ClassVar[int]
+    FIRING_RATE_FIELD_NUMBER: _ClassVar[int]
+    mean_activation: float
+    firing_rate: float
+    def __init__(self, mean_activation: _Optional[float] = ..., firing_rate: _Optional[float] = ...) -> None: ...
