@@ -1,0 +1,244 @@
+"""What goes into the engine and what comes out: requests, sampling parameters, events, errors."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from saegis_server.steering.program import UNSTEERED, SteeringProgram
+
+#: The most alternatives that a token's logprobs may carry.
+MAX_LOGPROBS = 20
+
+
+class FinishReason(StrEnum):
+    """Why a sequence ended; the names are OpenAI's."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    ABORT = "abort"
+    CONTENT_FILTER = "content_filter"
+
+
+class FieldError(ValueError):
+    """A field of a request that cannot be accepted; `field` is its path, e.g. `sampling.top_p`."""
+
+    def __init__(self, field: str, description: str) -> None:
+        super().__init__(f"{field}: {description}")
+        self.field = field
+        self.description = description
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How tokens are chosen and when to stop, with vLLM's names and meanings.
+
+    `logprobs` is the number of top alternatives to report (0: the chosen token's alone; None: none).
+    temperature 0 is greedy. top_k 0 means no limit. Raises FieldError for values out of range.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    max_tokens: int | None = None
+    min_tokens: int = 0
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    include_stop_str_in_output: bool = False
+    ignore_eos: bool = False
+    skip_special_tokens: bool = True
+    n: int = 1
+    seed: int | None = None
+    logprobs: int | None = None
+
+    def __post_init__(self) -> None:
+        def check(name: str, valid: bool, description: str) -> None:
+            if not valid:
+                raise FieldError(f"sampling.{name}", f"{description}, not {getattr(self, name)}")
+
+        check("temperature", 0.0 <= self.temperature <= 100.0, "must be between 0 and 100")
+        check("top_p", 0.0 < self.top_p <= 1.0, "must be above 0 and at most 1")
+        check("top_k", self.top_k >= 0, "must not be negative")
+        check("min_p", 0.0 <= self.min_p <= 1.0, "must be between 0 and 1")
+        check("presence_penalty", -2.0 <= self.presence_penalty <= 2.0, "must be between -2 and 2")
+        check("frequency_penalty", -2.0 <= self.frequency_penalty <= 2.0, "must be between -2 and 2")
+        check("repetition_penalty", 0.01 <= self.repetition_penalty <= 100.0, "must be between 0.01 and 100")
+        check("max_tokens", self.max_tokens is None or self.max_tokens >= 1, "must be at least 1")
+        check("min_tokens", self.min_tokens >= 0, "must not be negative")
+        within = self.max_tokens is None or self.min_tokens <= self.max_tokens
+        check("min_tokens", within, f"must be at most max_tokens ({self.max_tokens})")
+        check("n", 1 <= self.n <= 64, "must be between 1 and 64")
+        check("seed", self.seed is None or 0 <= self.seed < 2**64, "must be between 0 and 2^64 - 1")
+        in_range = self.logprobs is None or 0 <= self.logprobs <= MAX_LOGPROBS
+        check("logprobs", in_range, f"must be between 0 and {MAX_LOGPROBS}")
+        if len(self.stop) > 16:
+            raise FieldError("sampling.stop", f"at most 16 stop strings, not {len(self.stop)}")
+        for position, text in enumerate(self.stop):
+            if not 0 < len(text) <= 256:
+                raise FieldError(f"sampling.stop[{position}]", "must have between 1 and 256 characters")
+        for token, bias in self.logit_bias.items():
+            if not (math.isfinite(bias) and abs(bias) <= 100.0):
+                raise FieldError(f"sampling.logit_bias[{token}]", f"must be between -100 and 100, not {bias}")
+
+    @property
+    def is_plain_greedy(self) -> bool:
+        """Whether the next token is simply the likeliest, and nothing about it need be told."""
+        return (
+            self.temperature == 0.0
+            and self.presence_penalty == 0.0
+            and self.frequency_penalty == 0.0
+            and self.repetition_penalty == 1.0
+            and not self.logit_bias
+            and self.min_tokens == 0
+            and self.logprobs is None
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """One request: prompt token ids, how to sample, how to steer, and until when (time.monotonic seconds)."""
+
+    request_id: str
+    prompt: tuple[int, ...]
+    sampling: SamplingParams = SamplingParams()
+    program: SteeringProgram = UNSTEERED
+    deadline: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """A watched feature or direction at one token: before and after steering, in feature units."""
+
+    before: float
+    after: float
+
+
+@dataclass(frozen=True, slots=True)
+class TokenOutput:
+    """One generated token. `watched` has one entry per watch of the program, in the order of its sites.
+
+    A watch is read at the position from which the token was predicted. `alternatives` are the likeliest
+    (token id, logprob) pairs; logprobs are of the model's own distribution, before sampling changes it.
+    """
+
+    token_id: int
+    logprob: float | None = None
+    alternatives: tuple[tuple[int, float], ...] = ()
+    watched: tuple[Watched, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """New text and tokens of sequence `index` (0 .. n−1); text may lag behind its tokens."""
+
+    index: int
+    text: str
+    tokens: tuple[TokenOutput, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceFinished:
+    """Sequence `index` ended, and why; `stop_token` or `stop_string` is what it stopped on."""
+
+    index: int
+    reason: FinishReason
+    stop_token: int | None = None
+    stop_string: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SiteReceipt:
+    """What was done at one site: rows by kind, tokens edited, bans fired, the largest ‖Δx‖/‖x‖."""
+
+    site: str
+    edits: int
+    rules: int
+    bans: int
+    watches: int
+    tokens_edited: int
+    bans_fired: int
+    largest_relative_norm: float
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What was done to a request: its program's digest and one entry for each site with rows."""
+
+    program_digest: str
+    steered: bool
+    sites: tuple[SiteReceipt, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Token counts; `steered_tokens` is the largest number edited at any one site."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+    steered_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Seconds on the monotonic clock: waiting for a slot, until the first token, and from then on."""
+
+    queue: float
+    prefill: float
+    decode: float
+
+
+@dataclass(frozen=True, slots=True)
+class RequestFinished:
+    """The last event of a request that ran to its end (also when all its sequences were aborted)."""
+
+    usage: Usage
+    receipt: Receipt
+    timings: Timings
+
+
+@dataclass(frozen=True, slots=True)
+class RequestFailed:
+    """The last event of a request that could not be completed."""
+
+    error: "EngineError"
+
+
+Event = Delta | SequenceFinished | RequestFinished | RequestFailed
+
+
+class EngineError(Exception):
+    """Why the engine could not serve a request."""
+
+
+class QueueFullError(EngineError):
+    """The queue holds as many sequences as it may; `retry_after` is in seconds."""
+
+    def __init__(self, waiting: int, retry_after: float) -> None:
+        super().__init__(f"{waiting} sequences are waiting already")
+        self.retry_after = retry_after
+
+
+class DuplicateRequestError(EngineError):
+    """A request of this id is in flight."""
+
+
+class DeadlineExceededError(EngineError):
+    """The deadline passed before the request was done."""
+
+
+class EngineStoppedError(EngineError):
+    """The engine is stopping or has failed; nothing more is accepted."""
+
+
+class SteeringDivergedError(EngineError):
+    """A request's own edits drove its activations to values that are not finite."""
+
+
+class NonFiniteLogitsError(EngineError):
+    """The model gave logits that are not finite, and the request did not steer it."""
