@@ -1,0 +1,245 @@
+"""The sparse autoencoder in canonical form: whatever file it came from, this is what the server holds.
+
+The forward equations are those of SAELens (`sae_lens/saes/{standard,gated,jumprelu}_sae.py`), row vectors:
+
+    x_in      = norm(x) − b_dec·apply_b_dec_to_input
+    standard  f = relu(x_in·W_enc + b_enc)
+    jumprelu  p = x_in·W_enc + b_enc;  f = relu(p)·[p > threshold]
+    gated     f = relu(x_in·(W_enc ∘ exp(r_mag)) + b_mag)·[x_in·W_enc + b_gate > 0]
+    decode    x̂ = norm⁻¹(f·W_dec + b_dec)
+"""
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import cached_property
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+
+from saegis_server.steering.rows import Norm, Probe
+
+#: Added to the standard deviation by SAELens' layer norm.
+LAYER_NORM_EPSILON = 1e-5
+
+
+class Architecture(StrEnum):
+    """How features are activated; the values are SAELens' names."""
+
+    STANDARD = "standard"
+    GATED = "gated"
+    JUMPRELU = "jumprelu"
+
+
+#: The tensors that an architecture has, and their shapes: d the width, m the number of features.
+_SHAPES = {"W_enc": "dm", "W_dec": "md", "b_dec": "d"}
+TENSORS: Mapping[Architecture, Mapping[str, str]] = {
+    Architecture.STANDARD: {**_SHAPES, "b_enc": "m"},
+    Architecture.GATED: {**_SHAPES, "b_gate": "m", "b_mag": "m", "r_mag": "m"},
+    Architecture.JUMPRELU: {**_SHAPES, "b_enc": "m", "threshold": "m"},
+}
+_OPTIONAL = ("b_enc", "b_gate", "b_mag", "r_mag", "threshold")
+
+
+@dataclass(frozen=True, slots=True)
+class _Normalised:
+    """x normalised, and what undoes it: x = values·scale + shift, both [..., 1]."""
+
+    values: Tensor
+    scale: Tensor | float
+    shift: Tensor | float
+
+
+def _normalise(x: Tensor, norm: Norm) -> _Normalised:
+    if norm is Norm.CONSTANT_NORM:
+        factor = x.shape[-1] ** 0.5 / x.norm(dim=-1, keepdim=True)
+        return _Normalised(x * factor, 1.0 / factor, 0.0)
+    if norm is Norm.LAYER_NORM:
+        mean = x.mean(-1, keepdim=True)
+        centred = x - mean
+        deviation = centred.std(-1, keepdim=True)
+        return _Normalised(centred / (deviation + LAYER_NORM_EPSILON), deviation, mean)
+    return _Normalised(x, 1.0, 0.0)
+
+
+@dataclass(frozen=True, eq=False)
+class SparseAutoencoder:
+    """One SAE. All tensors are float32; d is the width of its site, m the number of features.
+
+    W_enc [d, m], W_dec [m, d], b_dec [d]; b_enc [m] (standard, jumprelu); threshold [m] (jumprelu);
+    b_gate, b_mag, r_mag [m] (gated). What the architecture does not have is None.
+
+    hook_name, model_name: as the file states them, if it does. name: the id by which the server knows it.
+    digest: SHA-256 of the files it was read from; where there are none, of the tensors.
+    stated_fvu, stated_l0: the reconstruction that the file claims. metadata: whatever else it states.
+    Raises ValueError, naming the tensor, for a missing or superfluous tensor, a shape that does not fit,
+    a dtype other than float32 and numbers that are not finite.
+    """
+
+    architecture: Architecture
+    W_enc: Tensor
+    W_dec: Tensor
+    b_dec: Tensor
+    b_enc: Tensor | None = None
+    b_gate: Tensor | None = None
+    b_mag: Tensor | None = None
+    r_mag: Tensor | None = None
+    threshold: Tensor | None = None
+    norm: Norm = Norm.NONE
+    apply_b_dec_to_input: bool = True
+    hook_name: str | None = None
+    model_name: str | None = None
+    name: str = "sae"
+    digest: str = ""
+    stated_fvu: float | None = None
+    stated_l0: float | None = None
+    metadata: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
+
+    def __post_init__(self) -> None:
+        wanted = TENSORS[self.architecture]
+        for name in _OPTIONAL:
+            if (getattr(self, name) is None) == (name in wanted):
+                verb = "needs" if name in wanted else "has no"
+                raise ValueError(f"the architecture {self.architecture} {verb} {name}")
+        check_shapes(self.architecture, self.tensors())
+        for name, tensor in self.tensors().items():
+            if tensor.dtype != torch.float32:
+                raise ValueError(f"{name} is {tensor.dtype}, not float32")
+            if not bool(torch.isfinite(tensor).all()):
+                raise ValueError(f"{name} holds numbers that are not finite")
+        if self.r_mag is not None and not bool(_usable_gain(self.r_mag)):
+            raise ValueError("r_mag holds numbers whose exponential is zero or infinite in float32")
+        if not self.digest:
+            object.__setattr__(self, "digest", self._content_digest())
+
+    @property
+    def width(self) -> int:
+        """d: the width of the activations that it reads."""
+        return self.W_enc.shape[0]
+
+    @property
+    def features(self) -> int:
+        """m: how many features it has."""
+        return self.W_enc.shape[1]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors of its architecture, by SAELens' names."""
+        return {name: getattr(self, name) for name in TENSORS[self.architecture]}
+
+    def _content_digest(self) -> str:
+        form = f"{self.architecture} {self.norm.name} {self.apply_b_dec_to_input}"
+        state = hashlib.sha256(form.encode())
+        for name, tensor in sorted(self.tensors().items()):
+            state.update(f"\0{name} {list(tensor.shape)}\0".encode())
+            state.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        return state.hexdigest()
+
+    @cached_property
+    def _read_bias(self) -> Tensor:
+        """What is taken from norm(x) before it is encoded, [d]."""
+        return self.b_dec if self.apply_b_dec_to_input else torch.zeros_like(self.b_dec)
+
+    def _require(self, name: str) -> Tensor:
+        tensor = getattr(self, name)
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"the architecture {self.architecture} has no {name}")
+        return tensor
+
+    def encode(self, x: Tensor) -> Tensor:
+        """The activations of all features, float32 [..., m], from x [..., d] of any float dtype."""
+        x_in = _normalise(self._checked(x), self.norm).values - self._read_bias
+        if self.architecture is Architecture.GATED:
+            gate = x_in @ self.W_enc + self._require("b_gate") > 0.0
+            magnitude = x_in @ (self.W_enc * self._require("r_mag").exp()) + self._require("b_mag")
+            return gate * magnitude.relu()
+        p = x_in @ self.W_enc + self._require("b_enc")
+        if self.architecture is Architecture.JUMPRELU:
+            return p.relu() * (p > self._require("threshold"))
+        return p.relu()
+
+    def decode(self, f: Tensor, x: Tensor) -> Tensor:
+        """The reconstruction x̂, float32 [..., d], of the features f [..., m].
+
+        x [..., d] is the activation that f came from: its norm or mean and deviation scale the result.
+        """
+        if f.shape[-1] != self.features:
+            raise ValueError(f"f has {f.shape[-1]} features; this SAE has {self.features}")
+        normalised = _normalise(self._checked(x), self.norm)
+        return (f @ self.W_dec + self.b_dec) * normalised.scale + normalised.shift
+
+    def _checked(self, x: Tensor) -> Tensor:
+        if x.ndim == 0 or x.shape[-1] != self.width:
+            raise ValueError(
+                f"x has the shape {list(x.shape)}; this SAE reads activations of width {self.width}"
+            )
+        return x.to(torch.float32)
+
+    def check_feature(self, feature: int) -> None:
+        """Raise IndexError if there is no such feature."""
+        if not 0 <= feature < self.features:
+            raise IndexError(
+                f"feature {feature} does not exist: the SAE {self.name} has features 0 to {self.features - 1}"
+            )
+
+    def probe(self, feature: int) -> Probe:
+        """How to read and write one feature, b_dec folded into its biases (in float64, then rounded).
+
+        Raises IndexError for a feature that does not exist.
+        """
+        self.check_feature(feature)
+        read = self.W_enc[:, feature].clone()
+        shift = float(self._read_bias.double() @ read.double())
+        gain, threshold = 1.0, 0.0
+        if self.architecture is Architecture.GATED:
+            gain = math.exp(float(self._require("r_mag")[feature]))
+            gate_bias = float(self._require("b_gate")[feature]) - shift
+            value_bias = float(self._require("b_mag")[feature]) - gain * shift
+        else:
+            gate_bias = value_bias = float(self._require("b_enc")[feature]) - shift
+        if self.architecture is Architecture.JUMPRELU:
+            threshold = float(self._require("threshold")[feature])
+        return Probe(
+            key=f"sae:{self.digest[:16]}:{feature}",
+            read=read,
+            write=self.W_dec[feature].clone(),
+            gate_bias=_round(gate_bias),
+            threshold=threshold,
+            gain=_round(gain),
+            value_bias=_round(value_bias),
+            norm=self.norm,
+        )
+
+
+def check_shapes(architecture: Architecture, tensors: Mapping[str, Tensor]) -> None:
+    """Raise ValueError, naming the tensor, unless all shapes fit together.
+
+    d and m are taken from the biases, so that a transposed matrix is found and called so.
+    """
+    shapes = TENSORS[architecture]
+    sizes: dict[str, int] = {}
+    for name, axes in shapes.items():
+        if len(axes) == 1 and tensors[name].ndim == 1:
+            sizes.setdefault(axes, tensors[name].shape[0])
+    for name, axes in shapes.items():
+        found = list(tensors[name].shape)
+        expected = [sizes.get(axis, -1) for axis in axes]
+        if found == expected and min(found) > 0:
+            continue
+        turned = "; it is transposed" if len(axes) == 2 and found == expected[::-1] else ""
+        meaning = ", ".join({"d": "width", "m": "features"}[axis] for axis in axes)
+        raise ValueError(
+            f"{name} has the shape {found}; {expected} ({meaning}) fits the other tensors{turned}"
+        )
+
+
+def _usable_gain(r_mag: Tensor) -> Tensor:
+    gain = r_mag.exp()
+    return (torch.isfinite(gain) & (gain > 0.0)).all()
+
+
+def _round(number: float) -> float:
+    """The nearest float32."""
+    return float(torch.tensor(number, dtype=torch.float32))

@@ -1,0 +1,50 @@
+"""Where an SAE's files are: a local directory, or a folder of a repository on the Hugging Face hub."""
+
+import re
+from pathlib import Path
+
+import huggingface_hub
+
+from saegis_server.sae.errors import SAEFileError
+
+#: All that is ever downloaded from an SAE's folder; never a pickle.
+FILES = ("cfg.json", "sae_weights.safetensors", "features.jsonl")
+_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
+_HUB_ID = re.compile(
+    rf"(?P<repo>{_NAME}/{_NAME})(?P<folder>(?:/[A-Za-z0-9_][A-Za-z0-9._=+-]*)*)(?:@(?P<revision>[A-Za-z0-9._/-]+))?"
+)
+
+
+def resolve_sae(spec: str) -> Path:
+    """The directory with the SAE's files: `spec` itself if it is one, else a snapshot of the hub's
+    `owner/repo[/folder][@revision]`, downloaded or from the cache (HF_HUB_OFFLINE allows only the cache).
+
+    Raises SAEFileError if there is no such directory, or the hub does not give it.
+    """
+    local = Path(spec).expanduser()
+    if local.is_dir():
+        return local
+    if local.exists():
+        raise SAEFileError(
+            spec, "is a file; give the directory that holds cfg.json and sae_weights.safetensors"
+        )
+    hub_id = _HUB_ID.fullmatch(spec)
+    if hub_id is None:
+        raise SAEFileError(
+            spec, "no such directory, and not a hub id of the form owner/repo[/folder][@revision]"
+        )
+    folder = hub_id["folder"].lstrip("/")
+    # Whole names and no pattern: in huggingface_hub's patterns * crosses folders.
+    wanted = [f"{folder}/{name}" if folder else name for name in FILES]
+    try:
+        snapshot = huggingface_hub.snapshot_download(
+            hub_id["repo"], revision=hub_id["revision"], allow_patterns=wanted
+        )
+    except (OSError, ValueError) as error:
+        raise SAEFileError(
+            spec, f"neither a local directory nor to be had from the hub: {type(error).__name__}: {error}"
+        ) from error
+    path = Path(snapshot) / folder
+    if not (path / FILES[0]).is_file():
+        raise SAEFileError(spec, f"the repository {hub_id['repo']} has no {wanted[0]}")
+    return path

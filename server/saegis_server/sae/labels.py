@@ -1,0 +1,228 @@
+"""Feature labels: the `features.jsonl` beside an SAE, one JSON object a line, and a search over it."""
+
+import json
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from pathlib import Path
+from types import MappingProxyType
+
+from saegis_server.sae.errors import SAEFileError
+
+LABELS_FILE = "features.jsonl"
+#: What a query's word is worth where it is found, and how well it fits there.
+_IN_LABEL, _IN_SUBJECTS, _IN_LANGUAGES = 1.0, 0.8, 0.6
+_WHOLE_WORD, _PREFIX, _INSIDE = 1.0, 0.6, 0.3
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureLabel:
+    """What is known of one feature.
+
+    precision: of the tokens on which it fires, the share that its label describes; recall: by language,
+    of the tokens that its label describes, the share on which it fires; max_activation: the largest
+    activation recorded, in feature units; density: the share of all tokens on which it fires.
+    What was not recorded is None.
+    """
+
+    feature: int
+    label: str
+    subjects: tuple[str, ...] = ()
+    languages: tuple[str, ...] = ()
+    precision: float | None = None
+    recall: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+    max_activation: float | None = None
+    density: float | None = None
+    harmful: bool = False
+
+
+class Labels:
+    """The labels of an SAE's features, in the order of the features; there may be none.
+
+    Raises ValueError if two labels are of the same feature.
+    """
+
+    def __init__(self, labels: Iterable[FeatureLabel] = ()) -> None:
+        ordered = sorted(labels, key=lambda label: label.feature)
+        self._by_feature = {label.feature: label for label in ordered}
+        if len(self._by_feature) < len(ordered):
+            raise ValueError("two labels are of the same feature")
+
+    @classmethod
+    def load(cls, directory: Path, features: int | None = None) -> "Labels":
+        """Read `features.jsonl` in `directory`; an absent file makes empty labels.
+
+        features: how many features the SAE has; a label beyond them is an error.
+        Raises SAEFileError with the line's number for anything that is not as `FeatureLabel` says.
+        """
+        path = directory / LABELS_FILE
+        if not path.exists():
+            return cls()
+        try:
+            # Only \n ends a line: JSON strings may hold other separators of Unicode.
+            lines = path.read_bytes().decode("utf-8").split("\n")
+        except (OSError, UnicodeDecodeError) as error:
+            raise SAEFileError(path, f"cannot be read: {error}") from error
+        seen: dict[int, int] = {}
+        labels = []
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                label = _parse(line)
+                if features is not None and label.feature >= features:
+                    raise ValueError(f"feature {label.feature} does not exist: there are {features}")
+                if label.feature in seen:
+                    raise ValueError(f"feature {label.feature} stands in line {seen[label.feature]} already")
+            except (ValueError, RecursionError) as error:
+                raise SAEFileError(path, f"line {number}: {error}") from error
+            seen[label.feature] = number
+            labels.append(label)
+        return cls(labels)
+
+    def save(self, directory: Path) -> None:
+        """Write `features.jsonl` into `directory`, made if absent."""
+        directory.mkdir(parents=True, exist_ok=True)
+        lines = [json.dumps(_entry(label), ensure_ascii=False, allow_nan=False) for label in self]
+        (directory / LABELS_FILE).write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+
+    def __len__(self) -> int:
+        return len(self._by_feature)
+
+    def __iter__(self) -> Iterator[FeatureLabel]:
+        return iter(self._by_feature.values())
+
+    def get(self, feature: int) -> FeatureLabel | None:
+        """The label of one feature, if it has one."""
+        return self._by_feature.get(feature)
+
+    def by_label(self, label: str) -> FeatureLabel | None:
+        """The first feature with this label, whatever its case and accents; None if there is none."""
+        found = self.all_by_label(label)
+        return found[0] if found else None
+
+    def all_by_label(self, label: str) -> tuple[FeatureLabel, ...]:
+        """All features with this label, whatever its case and accents, in order."""
+        return self._by_words.get(_words(label), ())
+
+    @cached_property
+    def _by_words(self) -> dict[tuple[str, ...], tuple[FeatureLabel, ...]]:
+        found: dict[tuple[str, ...], tuple[FeatureLabel, ...]] = {}
+        for label in self:
+            words = _words(label.label)
+            found[words] = (*found.get(words, ()), label)
+        return found
+
+    @cached_property
+    def _search_index(self) -> list[tuple[FeatureLabel, tuple[tuple[float, tuple[str, ...]], ...]]]:
+        return [
+            (
+                label,
+                (
+                    (_IN_LABEL, _words(label.label)),
+                    (_IN_SUBJECTS, _words(" ".join(label.subjects))),
+                    (_IN_LANGUAGES, _words(" ".join(label.languages))),
+                ),
+            )
+            for label in self
+        ]
+
+    def search(self, query: str, limit: int) -> list[tuple[FeatureLabel, float]]:
+        """The labels that fit the query's words best, with a score above 0 and at most 1, best first.
+
+        Words match without regard to case and accents in the label, the subjects and the languages. The
+        score is the mean over the query's words. Equal scores stand in the order of the features.
+        """
+        wanted = _words(query)
+        if not wanted or limit <= 0:
+            return []
+        scored = [
+            (label, sum(_worth(word, places) for word in wanted) / len(wanted))
+            for label, places in self._search_index
+        ]
+        found = [(label, score) for label, score in scored if score > 0.0]
+        return sorted(found, key=lambda pair: -pair[1])[:limit]
+
+
+def _words(text: str) -> tuple[str, ...]:
+    """The words of a text, case-folded, without accents, punctuation and symbols."""
+    plain = unicodedata.normalize("NFKD", unicodedata.normalize("NFKC", text).casefold())
+    # Vowel signs (class 0) are letters in many scripts and stay; accents combine with another class.
+    kept = (character for character in plain if not unicodedata.combining(character))
+    return tuple("".join(c if unicodedata.category(c)[0] in "LMN" else " " for c in kept).split())
+
+
+def _worth(word: str, places: tuple[tuple[float, tuple[str, ...]], ...]) -> float:
+    return max(weight * _fit(word, words) for weight, words in places)
+
+
+def _fit(word: str, words: tuple[str, ...]) -> float:
+    if word in words:
+        return _WHOLE_WORD
+    if any(other.startswith(word) for other in words):
+        return _PREFIX
+    return _INSIDE if any(word in other for other in words) else 0.0
+
+
+_KEYS = tuple(field.name for field in fields(FeatureLabel))
+
+
+def _entry(label: FeatureLabel) -> dict[str, object]:
+    entry = {name: getattr(label, name) for name in _KEYS}
+    return entry | {"recall": dict(label.recall)}
+
+
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    entry = dict(pairs)
+    if len(entry) < len(pairs):
+        raise ValueError("a field stands twice in one object")
+    return entry
+
+
+def _parse(line: str) -> FeatureLabel:
+    """One line of the file. Raises ValueError that names the field."""
+    entry = json.loads(line, object_pairs_hook=_once)
+    if not isinstance(entry, dict):
+        raise ValueError("not a JSON object")
+    unknown = sorted(entry.keys() - set(_KEYS))
+    if unknown:
+        raise ValueError(f"unknown field {unknown[0]!r}; known are {', '.join(_KEYS)}")
+    feature, label, harmful = entry.get("feature"), entry.get("label"), entry.get("harmful", False)
+    if isinstance(feature, bool) or not isinstance(feature, int) or feature < 0:
+        raise ValueError(f"feature is {feature!r}, not a whole number of at least 0")
+    if not isinstance(label, str) or not label.strip():
+        raise ValueError(f"label is {label!r}, not a text")
+    if not isinstance(harmful, bool):
+        raise ValueError(f"harmful is {harmful!r}, not true or false")
+    recall = entry.get("recall", {})
+    if not isinstance(recall, dict):
+        raise ValueError(f"recall is {recall!r}, not an object of numbers by language")
+    shares = {language: _number(f"recall.{language}", value, 1.0) for language, value in recall.items()}
+    return FeatureLabel(
+        feature=feature,
+        label=label,
+        subjects=_texts("subjects", entry.get("subjects", [])),
+        languages=_texts("languages", entry.get("languages", [])),
+        precision=_optional("precision", entry.get("precision"), 1.0),
+        recall=MappingProxyType(shares),
+        max_activation=_optional("max_activation", entry.get("max_activation"), 1e30),
+        density=_optional("density", entry.get("density"), 1.0),
+        harmful=harmful,
+    )
+
+
+def _texts(name: str, value: object) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise ValueError(f"{name} is {value!r}, not a list of texts")
+    return tuple(value)
+
+
+def _optional(name: str, value: object, largest: float) -> float | None:
+    return None if value is None else _number(name, value, largest)
+
+
+def _number(name: str, value: object, largest: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value <= largest:
+        raise ValueError(f"{name} is {value!r}, not a number from 0 to {largest:g}")
+    return float(value)

@@ -1,0 +1,204 @@
+"""The `cfg.json` of an SAE in SAELens's layout, of version 6 and of the flat form before it."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from saegis_server.sae.autoencoder import Architecture
+from saegis_server.sae.errors import SAEFileError
+from saegis_server.steering.rows import Norm
+
+#: Names of before version 6, and what they are called since (SAELens `handle_pre_6_0_config`).
+_RENAMED = {"hook_point": "hook_name", "hook_point_head_index": "hook_head_index"}
+_LARGEST = 1e30
+_DTYPES = ("float16", "bfloat16", "float32", "float64")
+_NORMS = {
+    "none": Norm.NONE,
+    "expected_average_only_in": Norm.NONE,
+    "constant_norm_rescale": Norm.CONSTANT_NORM,
+    "layer_norm": Norm.LAYER_NORM,
+}
+_BY_RANK = "decides by rank which features are active, which needs every pre-activation"
+_AS_JUMPRELU = (
+    f"{_BY_RANK}; save it with SAELens' save_inference_model, which writes it as jumprelu with a fixed "
+    "threshold, and load that"
+)
+_TRANSCODER = "reads at one site and writes at another; load an SAE that reads and writes the same site"
+#: Why an architecture of SAELens' is refused, and what to do instead.
+_REFUSED = {
+    "topk": f"{_BY_RANK}; retrain or convert it as batchtopk or jumprelu with a fixed threshold",
+    "abstopk": f"{_BY_RANK}; retrain it as batchtopk or jumprelu",
+    "batchtopk": _AS_JUMPRELU,
+    "matryoshka_batchtopk": _AS_JUMPRELU,
+    "transcoder": _TRANSCODER,
+    "skip_transcoder": _TRANSCODER,
+    "jumprelu_transcoder": _TRANSCODER,
+    "jumprelu_skip_transcoder": _TRANSCODER,
+    "temporal": "encodes a token from the tokens before it; load an SAE that encodes each token by itself",
+    "matching_pursuit": "encodes by an iteration over all features; load a standard, gated or jumprelu SAE",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class SAELensConfig:
+    """What Saegis needs of a `cfg.json`; see SparseAutoencoder for the fields' meaning.
+
+    average_norm: whether the weights expect activations scaled by the release's norm_scaling_factor,
+    which is then a number or, where the file does not state it, None.
+    """
+
+    architecture: Architecture
+    d_in: int
+    d_sae: int
+    norm: Norm
+    average_norm: bool
+    norm_scaling_factor: float | None
+    apply_b_dec_to_input: bool
+    hook_name: str | None
+    model_name: str | None
+    stated_fvu: float | None
+    stated_l0: float | None
+    metadata: Mapping[str, object]
+
+
+class _Fields:
+    """The fields of one cfg.json, each read with a check that names the file and the field."""
+
+    def __init__(self, path: Path, config: dict[str, object]) -> None:
+        metadata = config.get("metadata", {})
+        if not isinstance(metadata, dict):
+            raise SAEFileError(path, "metadata is not an object")
+        self.path = path
+        self.metadata = metadata
+        # What stands in version 6's metadata stood at the top before, some of it under another name.
+        top = {key: value for key, value in config.items() if key != "metadata"}
+        self.values = metadata | {_RENAMED.get(key, key): value for key, value in top.items()} | top
+
+    def refuse(self, reason: str) -> SAEFileError:
+        return SAEFileError(self.path, reason)
+
+    def text(self, key: str, default: str | None = None) -> str | None:
+        value = self.values.get(key)
+        if value is None:
+            return default
+        if not isinstance(value, str):
+            raise self.refuse(f"{key} is {value!r}, not a string")
+        if not value.isprintable():
+            raise self.refuse(f"{key} is {value!r}, which holds characters that cannot be printed")
+        return value
+
+    def flag(self, key: str, default: bool) -> bool:
+        value = self.values.get(key, default)
+        if not isinstance(value, bool):
+            raise self.refuse(f"{key} is {value!r}, not true or false")
+        return value
+
+    def count(self, key: str) -> int:
+        value = self.values.get(key)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise self.refuse(f"{key} is {value!r}, not a positive whole number")
+        return value
+
+    def number(self, key: str, least: float = 0.0) -> float | None:
+        value = self.values.get(key)
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise self.refuse(f"{key} is {value!r}, not a number")
+        if not least <= value <= _LARGEST:
+            raise self.refuse(f"{key} is {value!r}, not a finite number of at least {least:g}")
+        return float(value)
+
+
+def read_config(path: Path) -> SAELensConfig:
+    """Read a cfg.json. Raises SAEFileError, naming the file and the field, for what cannot be honoured."""
+    fields = _Fields(path, _read_json(path))
+    architecture = _architecture(fields)
+    _refuse_unsupported(fields)
+    normalisation = _normalisation(fields)
+    return SAELensConfig(
+        architecture=architecture,
+        d_in=fields.count("d_in"),
+        d_sae=fields.count("d_sae"),
+        norm=_NORMS[normalisation],
+        average_norm=normalisation == "expected_average_only_in",
+        norm_scaling_factor=fields.number("norm_scaling_factor", least=1e-30),
+        apply_b_dec_to_input=fields.flag("apply_b_dec_to_input", default=True),
+        hook_name=fields.text("hook_name"),
+        model_name=fields.text("model_name"),
+        stated_fvu=fields.number("fvu"),
+        stated_l0=fields.number("l0"),
+        metadata=fields.metadata,
+    )
+
+
+def _read_json(path: Path) -> dict[str, object]:
+    try:
+        content = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise SAEFileError(
+            path, "the file does not exist; an SAE in SAELens' layout has a cfg.json"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SAEFileError(path, f"cannot be read: {error}") from error
+    try:
+        config = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise SAEFileError(path, f"not JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise SAEFileError(path, "not a JSON object")
+    return config
+
+
+def _architecture(fields: _Fields) -> Architecture:
+    name = fields.text("architecture", "standard")
+    activation = fields.text("activation_fn", fields.text("activation_fn_str", "relu"))
+    if activation == "topk":
+        name = "topk"
+    elif activation != "relu":
+        raise fields.refuse(f"activation_fn is {activation!r}; only relu is supported")
+    if name in _REFUSED:
+        raise fields.refuse(f"the architecture {name!r} {_REFUSED[name]}")
+    if name not in tuple(Architecture):
+        known = ", ".join(Architecture)
+        raise fields.refuse(f"the architecture {name!r} is not known; Saegis reads {known}")
+    return Architecture(name)
+
+
+def _refuse_unsupported(fields: _Fields) -> None:
+    dtype = fields.text("dtype", "float32") or ""
+    if dtype.removeprefix("torch.") not in _DTYPES:
+        raise fields.refuse(f"dtype is {dtype!r}; known are {', '.join(_DTYPES)}")
+    hook_name = fields.text("hook_name", "") or ""
+    reshape = fields.text("reshape_activations", "hook_z" if "hook_z" in hook_name else "none")
+    if reshape == "hook_z" or hook_name.endswith("hook_z"):
+        raise fields.refuse(
+            "the SAE reads attention heads' outputs (hook_z), which is no site of this server; "
+            "load an SAE of the residual stream, or of an attention's or MLP's output"
+        )
+    if reshape != "none":
+        raise fields.refuse(f"reshape_activations is {reshape!r}; known are none and hook_z")
+    if fields.values.get("hook_head_index") is not None:
+        raise fields.refuse(
+            "hook_head_index: the SAE reads a single attention head, which is no site of this server"
+        )
+    written = fields.text("hook_name_out")
+    if written is not None and written != hook_name:
+        raise fields.refuse(
+            f"hook_name_out is {written!r}, another site than hook_name: a transcoder {_TRANSCODER}"
+        )
+
+
+def _normalisation(fields: _Fields) -> str:
+    value = fields.values.get("normalize_activations")
+    if value is None or isinstance(value, bool):
+        return "expected_average_only_in" if value else "none"
+    if value == "covariance_whitening":
+        raise fields.refuse(
+            "normalize_activations is covariance_whitening: the whitening is not folded into the weights; "
+            "save the trained SAE with SAELens' save_inference_model, which folds it"
+        )
+    if not isinstance(value, str) or value not in _NORMS:
+        raise fields.refuse(f"normalize_activations is {value!r}; known are {', '.join(_NORMS)}")
+    return value

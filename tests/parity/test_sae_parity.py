@@ -1,0 +1,230 @@
+"""Encode, decode and the steered activation against SAELens itself, and files both ways."""
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from saegis_server.sae.autoencoder import Architecture, SparseAutoencoder
+from saegis_server.sae.saelens import load_sae
+from saegis_server.sae.writer import save_sae
+from saegis_server.steering.apply import apply
+from saegis_server.steering.program import SiteProgram
+from saegis_server.steering.rows import Norm, clamp, clamp_if_active, scale
+from saegis_server.steering.table import Capacity, SiteTable, TableView
+
+with warnings.catch_warnings():
+    # TransformerLens warns of a module of its own that SAELens still imports.
+    warnings.simplefilter("ignore")
+    import sae_lens
+    from sae_lens.saes.batchtopk_sae import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
+    from sae_lens.saes.jumprelu_sae import JumpReLUTrainingSAE
+
+WIDTH, FEATURES, TOKENS = 24, 96, 64
+HOOK = "blocks.3.hook_resid_post"
+FACTOR = 0.37
+ARCHITECTURES = ("standard", "gated", "jumprelu")
+NORMALISATIONS = ("none", "expected_average_only_in", "constant_norm_rescale", "layer_norm")
+TOLERANCE = 1e-5
+
+every_form = pytest.mark.parametrize(
+    ("architecture", "normalisation", "apply_b_dec"),
+    [(a, n, b) for a in ARCHITECTURES for n in NORMALISATIONS for b in (True, False)],
+)
+
+
+def _reference(architecture: str, normalisation: str, apply_b_dec: bool, dtype: str = "float32") -> Any:
+    """An SAE of SAELens' own class with random weights."""
+    config = {
+        "architecture": architecture,
+        "d_in": WIDTH,
+        "d_sae": FEATURES,
+        "dtype": dtype,
+        "apply_b_dec_to_input": apply_b_dec,
+        "normalize_activations": normalisation,
+        "metadata": {"hook_name": HOOK, "model_name": "random"},
+    }
+    sae = sae_lens.SAE.from_dict(config)
+    generator = torch.Generator().manual_seed(len(architecture) + 7 * len(normalisation) + apply_b_dec)
+    spread = {"W_enc": 0.3, "W_dec": 0.2, "r_mag": 0.4}
+    with torch.no_grad():
+        for name, parameter in sae.named_parameters():
+            values = torch.randn(parameter.shape, generator=generator) * spread.get(name, 0.5)
+            parameter.copy_(values.abs() if name == "threshold" else values)
+    return sae
+
+
+def _activations(seed: int = 5) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return 2.0 * torch.randn(TOKENS, WIDTH, generator=generator) + 0.3
+
+
+def _save_theirs(sae: Any, path: Path) -> None:
+    """Save with SAELens; the factor that its release table would give is written into cfg.json."""
+    sae.save_model(path)
+    if sae.cfg.normalize_activations == "expected_average_only_in":
+        config = json.loads((path / "cfg.json").read_text())
+        config["metadata"]["norm_scaling_factor"] = FACTOR
+        (path / "cfg.json").write_text(json.dumps(config))
+        # What SAELens' from_pretrained does with the factor of its table.
+        sae.fold_activation_norm_scaling_factor(FACTOR)
+
+
+def _pair(tmp_path: Path, *form: Any) -> tuple[Any, SparseAutoencoder]:
+    theirs = _reference(*form)
+    _save_theirs(theirs, tmp_path / "sae")
+    return theirs, load_sae(tmp_path / "sae")
+
+
+def _close(found: Tensor, wanted: Tensor) -> None:
+    """Equal to TOLERANCE, relative to the largest value."""
+    torch.testing.assert_close(found, wanted, rtol=0.0, atol=TOLERANCE * float(wanted.abs().max()))
+
+
+def _view(program: SiteProgram) -> TableView:
+    table = SiteTable(1, WIDTH, Capacity(edits=4, rules=2, bans=2, watches=2))
+    table.write(0, program)
+    return TableView(table.edits, table.rules, table.bans, table.watches)
+
+
+@every_form
+@torch.no_grad()
+def test_encode_and_decode_agree(
+    tmp_path: Path, architecture: str, normalisation: str, apply_b_dec: bool
+) -> None:
+    theirs, ours = _pair(tmp_path, architecture, normalisation, apply_b_dec)
+    assert (ours.width, ours.features) == (WIDTH, FEATURES)
+    assert (ours.hook_name, ours.model_name) == (HOOK, "random")
+    x = _activations()
+    f = theirs.encode(x)
+    active = f > 0.0
+    assert 0.02 < float(active.float().mean()) < 0.9, "the test must exercise both sides of the gate"
+    found = ours.encode(x)
+    assert bool(((found > 0.0) == active).all())
+    _close(found, f)
+    _close(ours.decode(found, x), theirs.decode(f))
+
+
+@every_form
+@pytest.mark.parametrize("op", ["clamp", "clamp_if_active", "scale"])
+@torch.no_grad()
+def test_steered_activation_agrees(
+    tmp_path: Path, architecture: str, normalisation: str, apply_b_dec: bool, op: str
+) -> None:
+    """The fused edit equals SAELens: encode, change one feature, decode, add the error of the clean pass."""
+    theirs, ours = _pair(tmp_path, architecture, normalisation, apply_b_dec)
+    x = _activations(seed=11)
+    feature = int((theirs.encode(x) > 0.0).sum(0).argmax())
+
+    def change(acts: Tensor, hook: Any) -> Tensor:
+        changed = acts.clone()
+        column = acts[:, feature]
+        changed[:, feature] = {
+            "clamp": torch.full_like(column, 7.5),
+            "clamp_if_active": torch.where(column > 0.0, 7.5, column),
+            "scale": -1.5 * column,
+        }[op]
+        return changed
+
+    with pytest.warns(DeprecationWarning, match="use_error_term"):
+        theirs.use_error_term = True
+    theirs.hook_sae_acts_post.add_hook(change)
+    wanted = theirs(x)
+
+    probe = ours.probe(feature)
+    edit = {
+        "clamp": clamp(probe, 7.5),
+        "clamp_if_active": clamp_if_active(probe, 7.5),
+        "scale": scale(probe, -1.5),
+    }[op]
+    prompt = torch.zeros(1, TOKENS, dtype=torch.bool)
+    program = SiteProgram(edits=(edit,), watches=(probe,))
+    steered, readings = apply(x[None], _view(program), prompt, frozenset({Norm.NONE, ours.norm}))
+    assert float((wanted - x).abs().max()) > 0.1, "the edit must be felt"
+    _close(steered[0], wanted)
+    theirs.reset_hooks()
+    _close(readings.watched_before[0, :, 0], theirs.encode(x)[:, feature])
+
+
+@every_form
+@torch.no_grad()
+def test_sae_lens_reads_what_we_write(
+    tmp_path: Path, architecture: str, normalisation: str, apply_b_dec: bool
+) -> None:
+    _, ours = _pair(tmp_path, architecture, normalisation, apply_b_dec)
+    save_sae(ours, tmp_path / "written")
+    theirs: Any = sae_lens.SAE.load_from_disk(tmp_path / "written")
+    assert theirs.cfg.architecture() == architecture
+    assert theirs.cfg.metadata.hook_name == HOOK
+    x = _activations(seed=3)
+    _close(ours.encode(x), theirs.encode(x))
+    _close(ours.decode(ours.encode(x), x), theirs.decode(theirs.encode(x)))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+@torch.no_grad()
+def test_other_dtypes_are_read_as_float32(tmp_path: Path, dtype: str) -> None:
+    theirs = _reference("jumprelu", "none", True, dtype)
+    theirs.save_model(tmp_path)
+    ours = load_sae(tmp_path)
+    theirs.to(torch.float32)
+    for name, tensor in ours.tensors().items():
+        assert tensor.dtype == torch.float32
+        torch.testing.assert_close(tensor, dict(theirs.named_parameters())[name].data, rtol=0.0, atol=0.0)
+    x = _activations()
+    _close(ours.encode(x), theirs.encode(x))
+
+
+@torch.no_grad()
+def test_batchtopk_saved_for_inference_is_a_jumprelu(tmp_path: Path) -> None:
+    trained: Any = BatchTopKTrainingSAE(BatchTopKTrainingSAEConfig(d_in=WIDTH, d_sae=FEATURES, k=5))
+    trained.topk_threshold.fill_(0.2)
+    trained.save_inference_model(tmp_path)
+    ours = load_sae(tmp_path)
+    assert ours.architecture is Architecture.JUMPRELU
+    theirs: Any = sae_lens.SAE.load_from_disk(tmp_path)
+    x = _activations()
+    assert bool((theirs.encode(x) > 0.0).any())
+    _close(ours.encode(x), theirs.encode(x))
+
+
+@torch.no_grad()
+def test_flat_configuration_of_before_version_6(tmp_path: Path) -> None:
+    theirs = _reference("standard", "none", True)
+    theirs.save_model(tmp_path)
+    flat = {
+        "d_in": WIDTH,
+        "d_sae": FEATURES,
+        "dtype": "torch.float32",
+        "hook_point": HOOK,
+        "model_name": "random",
+        "activation_fn_str": "relu",
+        "normalize_activations": None,
+    }
+    (tmp_path / "cfg.json").write_text(json.dumps(flat))
+    again: Any = sae_lens.SAE.load_from_disk(tmp_path)
+    ours = load_sae(tmp_path)
+    assert ours.hook_name == again.cfg.metadata.hook_name == HOOK
+    x = _activations()
+    _close(ours.encode(x), again.encode(x))
+    _close(ours.decode(ours.encode(x), x), again.decode(again.encode(x)))
+
+
+@torch.no_grad()
+def test_log_threshold_of_older_checkpoints(tmp_path: Path) -> None:
+    theirs = _reference("jumprelu", "none", False)
+    theirs.save_model(tmp_path)
+    weights = tmp_path / "sae_weights.safetensors"
+    tensors = load_file(weights)
+    tensors["log_threshold"] = tensors.pop("threshold").log()
+    save_file(tensors, weights)
+    again: Any = JumpReLUTrainingSAE.load_from_disk(tmp_path)
+    ours = load_sae(tmp_path)
+    torch.testing.assert_close(ours.threshold, again.threshold.data, rtol=1e-6, atol=0.0)
+    x = _activations()
+    _close(ours.encode(x), again.encode(x))
