@@ -182,8 +182,10 @@ def test_other_dtypes_are_read_as_float32(tmp_path: Path, dtype: str) -> None:
 
 @torch.no_grad()
 def test_batchtopk_saved_for_inference_is_a_jumprelu(tmp_path: Path) -> None:
-    trained: Any = BatchTopKTrainingSAE(BatchTopKTrainingSAEConfig(d_in=WIDTH, d_sae=FEATURES, k=5))
-    trained.topk_threshold.fill_(0.2)
+    trained: Any = BatchTopKTrainingSAE(
+        BatchTopKTrainingSAEConfig(WIDTH, FEATURES, k=5, decoder_init_norm=1.0)
+    )
+    trained.topk_threshold.fill_(0.1)
     trained.save_inference_model(tmp_path)
     ours = load_sae(tmp_path)
     assert ours.architecture is Architecture.JUMPRELU

@@ -112,8 +112,17 @@ class SparseAutoencoder:
                 raise ValueError(f"{name} holds numbers that are not finite")
         if self.r_mag is not None and not bool(_usable_gain(self.r_mag)):
             raise ValueError("r_mag holds numbers whose exponential is zero or infinite in float32")
+        self._check_folding()
         if not self.digest:
             object.__setattr__(self, "digest", self._content_digest())
+
+    def _check_folding(self) -> None:
+        """Every probe's biases must be numbers of float32."""
+        shift = self._read_bias @ self.W_enc
+        if self.r_mag is not None:
+            shift = shift * self.r_mag.exp().clamp(min=1.0)
+        if not bool(torch.isfinite(shift).all()):
+            raise ValueError("b_dec·W_enc is not finite in float32")
 
     @property
     def width(self) -> int:
@@ -221,11 +230,16 @@ def check_shapes(architecture: Architecture, tensors: Mapping[str, Tensor]) -> N
     shapes = TENSORS[architecture]
     sizes: dict[str, int] = {}
     for name, axes in shapes.items():
-        if len(axes) == 1 and tensors[name].ndim == 1:
-            sizes.setdefault(axes, tensors[name].shape[0])
+        found = list(tensors[name].shape)
+        if len(found) != len(axes):
+            raise ValueError(
+                f"{name} has the shape {found}, not {len(axes)} dimension{'s' * (len(axes) > 1)}"
+            )
+        if len(axes) == 1:
+            sizes.setdefault(axes, found[0])
     for name, axes in shapes.items():
         found = list(tensors[name].shape)
-        expected = [sizes.get(axis, -1) for axis in axes]
+        expected = [sizes[axis] for axis in axes]
         if found == expected and min(found) > 0:
             continue
         turned = "; it is transposed" if len(axes) == 2 and found == expected[::-1] else ""

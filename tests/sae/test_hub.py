@@ -1,0 +1,98 @@
+"""Finding an SAE's files: local directories, and the hub's snapshots without the network."""
+
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+
+from saegis_server.sae.errors import SAEFileError
+from saegis_server.sae.hub import FILES, resolve_sae
+from saegis_server.sae.saelens import load_sae
+from saegis_server.sae.writer import save_sae
+from tests.sae.sae_cases import random_sae
+
+
+class FakeDownload:
+    """Stands for the download alone: notes what is asked for and gives a folder of this machine."""
+
+    def __init__(self, snapshot: Path) -> None:
+        self.snapshot = snapshot
+        self.calls: list[tuple[str, str | None, list[str]]] = []
+
+    def __call__(self, repo_id: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+        self.calls.append((repo_id, revision, allow_patterns))
+        return str(self.snapshot)
+
+
+@pytest.fixture
+def download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeDownload:
+    fake = FakeDownload(tmp_path / "snapshot")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fake)
+    return fake
+
+
+def test_a_local_directory_is_itself(tmp_path: Path, download: FakeDownload) -> None:
+    assert resolve_sae(str(tmp_path)) == tmp_path
+    assert download.calls == []
+
+
+@pytest.mark.parametrize(
+    ("spec", "repo", "folder", "revision"),
+    [
+        ("owner/repo", "owner/repo", "", None),
+        ("owner/repo@v1.0", "owner/repo", "", "v1.0"),
+        ("owner/my.repo-2b/layer_3/width_16k", "owner/my.repo-2b", "layer_3/width_16k", None),
+        ("owner/repo/a/b@refs/pr/7", "owner/repo", "a/b", "refs/pr/7"),
+    ],
+)
+def test_hub_ids(spec: str, repo: str, folder: str, revision: str | None, download: FakeDownload) -> None:
+    save_sae(random_sae(), download.snapshot / folder)
+    path = resolve_sae(spec)
+    assert path == download.snapshot / folder
+    assert load_sae(path).features
+    assert download.calls == [(repo, revision, [f"{folder}/{name}".lstrip("/") for name in FILES])]
+
+
+@pytest.mark.parametrize(
+    "spec", ["", "nowhere", "./a/b", "/no/such/place", "a/../b", "a/b/../c", "a/b/*", "a b/c", "a/b@"]
+)
+def test_neither_directory_nor_hub_id(
+    spec: str, download: FakeDownload, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if not spec:
+        spec = "missing"
+    with pytest.raises(SAEFileError, match="no such directory, and not a hub id of the form") as caught:
+        resolve_sae(spec)
+    assert caught.value.path == spec
+    assert download.calls == []
+
+
+def test_a_file_is_refused(tmp_path: Path, download: FakeDownload) -> None:
+    save_sae(random_sae(), tmp_path)
+    with pytest.raises(SAEFileError, match="is a file; give the directory"):
+        resolve_sae(str(tmp_path / "cfg.json"))
+
+
+def test_a_repository_without_the_folder(download: FakeDownload) -> None:
+    with pytest.raises(SAEFileError, match=r"the repository owner/repo has no layer_9/cfg\.json"):
+        resolve_sae("owner/repo/layer_9")
+
+
+def test_offline_reads_the_cache_and_refuses_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hub library's own offline mode, with a cache in its real layout."""
+    from huggingface_hub import constants
+
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repo = tmp_path / "models--owner--cached"
+    (repo / "refs").mkdir(parents=True)
+    (repo / "refs" / "main").write_text(commit)
+    save_sae(random_sae(), repo / "snapshots" / commit / "layer_2")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    assert load_sae(resolve_sae("owner/cached/layer_2")).features
+    with pytest.raises(SAEFileError, match="neither a local directory nor to be had from the hub") as caught:
+        resolve_sae("owner/absent/layer_2")
+    assert caught.value.path == "owner/absent/layer_2"
