@@ -57,6 +57,9 @@ def generate(target: Path) -> None:
         else:
             # protoc writes an empty module where a file has no service.
             stem.with_name(f"{stem.name}_pb2_grpc.py").unlink()
+    for types in (target / PACKAGE).glob("*_pb2.pyi"):
+        # protoc writes a bare Mapping, which strict type checkers refuse.
+        types.write_text(types.read_text().replace(", _Mapping]", ", _Mapping[str, object]]"))
     (target / PACKAGE / "__init__.py").write_text(PACKAGE_INIT)
 
 

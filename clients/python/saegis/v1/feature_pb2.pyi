@@ -55,7 +55,7 @@ class InspectRequest(_message.Message):
     sae: str
     site: str
     top_k: int
-    def __init__(self, text: _Optional[str] = ..., token_ids: _Optional[_Union[_prompt_pb2.TokenIds, _Mapping]] = ..., chat: _Optional[_Union[_prompt_pb2.Chat, _Mapping]] = ..., sae: _Optional[str] = ..., site: _Optional[str] = ..., top_k: _Optional[int] = ...) -> None: ...
+    def __init__(self, text: _Optional[str] = ..., token_ids: _Optional[_Union[_prompt_pb2.TokenIds, _Mapping[str, object]]] = ..., chat: _Optional[_Union[_prompt_pb2.Chat, _Mapping[str, object]]] = ..., sae: _Optional[str] = ..., site: _Optional[str] = ..., top_k: _Optional[int] = ...) -> None: ...
 
 class InspectResponse(_message.Message):
     __slots__ = ("sae", "site", "tokens")
@@ -65,7 +65,7 @@ class InspectResponse(_message.Message):
     sae: str
     site: str
     tokens: _containers.RepeatedCompositeFieldContainer[TokenFeatures]
-    def __init__(self, sae: _Optional[str] = ..., site: _Optional[str] = ..., tokens: _Optional[_Iterable[_Union[TokenFeatures, _Mapping]]] = ...) -> None: ...
+    def __init__(self, sae: _Optional[str] = ..., site: _Optional[str] = ..., tokens: _Optional[_Iterable[_Union[TokenFeatures, _Mapping[str, object]]]] = ...) -> None: ...
 
 class TokenFeatures(_message.Message):
     __slots__ = ("token_id", "text", "features")
@@ -75,7 +75,7 @@ class TokenFeatures(_message.Message):
     token_id: int
     text: str
     features: _containers.RepeatedCompositeFieldContainer[FeatureActivation]
-    def __init__(self, token_id: _Optional[int] = ..., text: _Optional[str] = ..., features: _Optional[_Iterable[_Union[FeatureActivation, _Mapping]]] = ...) -> None: ...
+    def __init__(self, token_id: _Optional[int] = ..., text: _Optional[str] = ..., features: _Optional[_Iterable[_Union[FeatureActivation, _Mapping[str, object]]]] = ...) -> None: ...
 
 class FeatureActivation(_message.Message):
     __slots__ = ("index", "activation", "label")
@@ -91,13 +91,13 @@ class GetFeatureRequest(_message.Message):
     __slots__ = ("feature",)
     FEATURE_FIELD_NUMBER: _ClassVar[int]
     feature: _steering_pb2.FeatureRef
-    def __init__(self, feature: _Optional[_Union[_steering_pb2.FeatureRef, _Mapping]] = ...) -> None: ...
+    def __init__(self, feature: _Optional[_Union[_steering_pb2.FeatureRef, _Mapping[str, object]]] = ...) -> None: ...
 
 class GetFeatureResponse(_message.Message):
     __slots__ = ("feature",)
     FEATURE_FIELD_NUMBER: _ClassVar[int]
     feature: Feature
-    def __init__(self, feature: _Optional[_Union[Feature, _Mapping]] = ...) -> None: ...
+    def __init__(self, feature: _Optional[_Union[Feature, _Mapping[str, object]]] = ...) -> None: ...
 
 class SearchFeaturesRequest(_message.Message):
     __slots__ = ("query", "sae", "page_size", "page_token")
@@ -119,7 +119,7 @@ class SearchFeaturesResponse(_message.Message):
     features: _containers.RepeatedCompositeFieldContainer[Feature]
     next_page_token: str
     total_size: int
-    def __init__(self, features: _Optional[_Iterable[_Union[Feature, _Mapping]]] = ..., next_page_token: _Optional[str] = ..., total_size: _Optional[int] = ...) -> None: ...
+    def __init__(self, features: _Optional[_Iterable[_Union[Feature, _Mapping[str, object]]]] = ..., next_page_token: _Optional[str] = ..., total_size: _Optional[int] = ...) -> None: ...
 
 class ContrastFeaturesRequest(_message.Message):
     __slots__ = ("positive_texts", "negative_texts", "sae", "limit")
@@ -139,7 +139,7 @@ class ContrastFeaturesResponse(_message.Message):
     FEATURES_FIELD_NUMBER: _ClassVar[int]
     sae: str
     features: _containers.RepeatedCompositeFieldContainer[FeatureContrast]
-    def __init__(self, sae: _Optional[str] = ..., features: _Optional[_Iterable[_Union[FeatureContrast, _Mapping]]] = ...) -> None: ...
+    def __init__(self, sae: _Optional[str] = ..., features: _Optional[_Iterable[_Union[FeatureContrast, _Mapping[str, object]]]] = ...) -> None: ...
 
 class FeatureContrast(_message.Message):
     __slots__ = ("feature", "score", "positive", "negative")
@@ -151,7 +151,7 @@ class FeatureContrast(_message.Message):
     score: float
     positive: ContrastSide
     negative: ContrastSide
-    def __init__(self, feature: _Optional[_Union[Feature, _Mapping]] = ..., score: _Optional[float] = ..., positive: _Optional[_Union[ContrastSide, _Mapping]] = ..., negative: _Optional[_Union[ContrastSide, _Mapping]] = ...) -> None: ...
+    def __init__(self, feature: _Optional[_Union[Feature, _Mapping[str, object]]] = ..., score: _Optional[float] = ..., positive: _Optional[_Union[ContrastSide, _Mapping[str, object]]] = ..., negative: _Optional[_Union[ContrastSide, _Mapping[str, object]]] = ...) -> None: ...
 
 class ContrastSide(_message.Message):
     __slots__ = ("mean_activation", "firing_rate")

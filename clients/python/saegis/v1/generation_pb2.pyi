@@ -36,13 +36,13 @@ class GenerateRequest(_message.Message):
     chat: _prompt_pb2.Chat
     sampling: SamplingParams
     steering: _steering_pb2.Steering
-    def __init__(self, request_id: _Optional[str] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Union[_prompt_pb2.TokenIds, _Mapping]] = ..., chat: _Optional[_Union[_prompt_pb2.Chat, _Mapping]] = ..., sampling: _Optional[_Union[SamplingParams, _Mapping]] = ..., steering: _Optional[_Union[_steering_pb2.Steering, _Mapping]] = ...) -> None: ...
+    def __init__(self, request_id: _Optional[str] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Union[_prompt_pb2.TokenIds, _Mapping[str, object]]] = ..., chat: _Optional[_Union[_prompt_pb2.Chat, _Mapping[str, object]]] = ..., sampling: _Optional[_Union[SamplingParams, _Mapping[str, object]]] = ..., steering: _Optional[_Union[_steering_pb2.Steering, _Mapping[str, object]]] = ...) -> None: ...
 
 class StreamGenerateRequest(_message.Message):
     __slots__ = ("request",)
     REQUEST_FIELD_NUMBER: _ClassVar[int]
     request: GenerateRequest
-    def __init__(self, request: _Optional[_Union[GenerateRequest, _Mapping]] = ...) -> None: ...
+    def __init__(self, request: _Optional[_Union[GenerateRequest, _Mapping[str, object]]] = ...) -> None: ...
 
 class SamplingParams(_message.Message):
     __slots__ = ("temperature", "top_p", "top_k", "min_p", "frequency_penalty", "presence_penalty", "repetition_penalty", "max_tokens", "min_tokens", "stop", "stop_token_ids", "skip_special_tokens", "ignore_eos", "n", "logprobs", "seed", "include_stop_str_in_output", "logit_bias")
@@ -101,7 +101,7 @@ class GenerateResponse(_message.Message):
     choices: _containers.RepeatedCompositeFieldContainer[Choice]
     usage: Usage
     receipt: Receipt
-    def __init__(self, request_id: _Optional[str] = ..., choices: _Optional[_Iterable[_Union[Choice, _Mapping]]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., receipt: _Optional[_Union[Receipt, _Mapping]] = ...) -> None: ...
+    def __init__(self, request_id: _Optional[str] = ..., choices: _Optional[_Iterable[_Union[Choice, _Mapping[str, object]]]] = ..., usage: _Optional[_Union[Usage, _Mapping[str, object]]] = ..., receipt: _Optional[_Union[Receipt, _Mapping[str, object]]] = ...) -> None: ...
 
 class StreamGenerateResponse(_message.Message):
     __slots__ = ("chunk", "complete")
@@ -109,7 +109,7 @@ class StreamGenerateResponse(_message.Message):
     COMPLETE_FIELD_NUMBER: _ClassVar[int]
     chunk: GenerationChunk
     complete: GenerationComplete
-    def __init__(self, chunk: _Optional[_Union[GenerationChunk, _Mapping]] = ..., complete: _Optional[_Union[GenerationComplete, _Mapping]] = ...) -> None: ...
+    def __init__(self, chunk: _Optional[_Union[GenerationChunk, _Mapping[str, object]]] = ..., complete: _Optional[_Union[GenerationComplete, _Mapping[str, object]]] = ...) -> None: ...
 
 class GenerationChunk(_message.Message):
     __slots__ = ("index", "text", "token_ids", "logprobs", "watched", "finish_reason")
@@ -125,7 +125,7 @@ class GenerationChunk(_message.Message):
     logprobs: LogProbs
     watched: _containers.RepeatedCompositeFieldContainer[WatchedActivations]
     finish_reason: FinishReason
-    def __init__(self, index: _Optional[int] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Union[LogProbs, _Mapping]] = ..., watched: _Optional[_Iterable[_Union[WatchedActivations, _Mapping]]] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ...) -> None: ...
+    def __init__(self, index: _Optional[int] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Union[LogProbs, _Mapping[str, object]]] = ..., watched: _Optional[_Iterable[_Union[WatchedActivations, _Mapping[str, object]]]] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ...) -> None: ...
 
 class GenerationComplete(_message.Message):
     __slots__ = ("request_id", "outcomes", "usage", "receipt")
@@ -137,7 +137,7 @@ class GenerationComplete(_message.Message):
     outcomes: _containers.RepeatedCompositeFieldContainer[Outcome]
     usage: Usage
     receipt: Receipt
-    def __init__(self, request_id: _Optional[str] = ..., outcomes: _Optional[_Iterable[_Union[Outcome, _Mapping]]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., receipt: _Optional[_Union[Receipt, _Mapping]] = ...) -> None: ...
+    def __init__(self, request_id: _Optional[str] = ..., outcomes: _Optional[_Iterable[_Union[Outcome, _Mapping[str, object]]]] = ..., usage: _Optional[_Union[Usage, _Mapping[str, object]]] = ..., receipt: _Optional[_Union[Receipt, _Mapping[str, object]]] = ...) -> None: ...
 
 class Outcome(_message.Message):
     __slots__ = ("index", "finish_reason", "matched_token_id", "matched_stop_str")
@@ -169,7 +169,7 @@ class Choice(_message.Message):
     finish_reason: FinishReason
     matched_token_id: int
     matched_stop_str: str
-    def __init__(self, index: _Optional[int] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Union[LogProbs, _Mapping]] = ..., watched: _Optional[_Iterable[_Union[WatchedActivations, _Mapping]]] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., matched_token_id: _Optional[int] = ..., matched_stop_str: _Optional[str] = ...) -> None: ...
+    def __init__(self, index: _Optional[int] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Union[LogProbs, _Mapping[str, object]]] = ..., watched: _Optional[_Iterable[_Union[WatchedActivations, _Mapping[str, object]]]] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., matched_token_id: _Optional[int] = ..., matched_stop_str: _Optional[str] = ...) -> None: ...
 
 class LogProbs(_message.Message):
     __slots__ = ("token_logprobs", "token_ids", "top_logprobs")
@@ -179,7 +179,7 @@ class LogProbs(_message.Message):
     token_logprobs: _containers.RepeatedScalarFieldContainer[float]
     token_ids: _containers.RepeatedScalarFieldContainer[int]
     top_logprobs: _containers.RepeatedCompositeFieldContainer[TopLogProbs]
-    def __init__(self, token_logprobs: _Optional[_Iterable[float]] = ..., token_ids: _Optional[_Iterable[int]] = ..., top_logprobs: _Optional[_Iterable[_Union[TopLogProbs, _Mapping]]] = ...) -> None: ...
+    def __init__(self, token_logprobs: _Optional[_Iterable[float]] = ..., token_ids: _Optional[_Iterable[int]] = ..., top_logprobs: _Optional[_Iterable[_Union[TopLogProbs, _Mapping[str, object]]]] = ...) -> None: ...
 
 class TopLogProbs(_message.Message):
     __slots__ = ("values", "token_ids")
@@ -225,7 +225,7 @@ class Receipt(_message.Message):
     steered: bool
     model: str
     timings: Timings
-    def __init__(self, program_digest: _Optional[str] = ..., policy_revision: _Optional[str] = ..., sites: _Optional[_Iterable[_Union[SiteReceipt, _Mapping]]] = ..., steered: _Optional[bool] = ..., model: _Optional[str] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ...) -> None: ...
+    def __init__(self, program_digest: _Optional[str] = ..., policy_revision: _Optional[str] = ..., sites: _Optional[_Iterable[_Union[SiteReceipt, _Mapping[str, object]]]] = ..., steered: _Optional[bool] = ..., model: _Optional[str] = ..., timings: _Optional[_Union[Timings, _Mapping[str, object]]] = ...) -> None: ...
 
 class SiteReceipt(_message.Message):
     __slots__ = ("site", "edits", "rules", "bans", "watches", "tokens_edited", "bans_fired", "largest_relative_norm")

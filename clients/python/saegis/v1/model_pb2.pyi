@@ -48,7 +48,7 @@ class GetModelResponse(_message.Message):
     dtype: str
     sites: _containers.RepeatedCompositeFieldContainer[Site]
     saes: _containers.RepeatedCompositeFieldContainer[Sae]
-    def __init__(self, id: _Optional[str] = ..., architectures: _Optional[_Iterable[str]] = ..., vocab_size: _Optional[int] = ..., max_context_length: _Optional[int] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., has_chat_template: _Optional[bool] = ..., hidden_size: _Optional[int] = ..., num_layers: _Optional[int] = ..., dtype: _Optional[str] = ..., sites: _Optional[_Iterable[_Union[Site, _Mapping]]] = ..., saes: _Optional[_Iterable[_Union[Sae, _Mapping]]] = ...) -> None: ...
+    def __init__(self, id: _Optional[str] = ..., architectures: _Optional[_Iterable[str]] = ..., vocab_size: _Optional[int] = ..., max_context_length: _Optional[int] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., has_chat_template: _Optional[bool] = ..., hidden_size: _Optional[int] = ..., num_layers: _Optional[int] = ..., dtype: _Optional[str] = ..., sites: _Optional[_Iterable[_Union[Site, _Mapping[str, object]]]] = ..., saes: _Optional[_Iterable[_Union[Sae, _Mapping[str, object]]]] = ...) -> None: ...
 
 class Site(_message.Message):
     __slots__ = ("name", "layer", "width")
@@ -100,7 +100,7 @@ class GetServerInfoResponse(_message.Message):
     torch_version: str
     device: str
     limits: Limits
-    def __init__(self, version: _Optional[str] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., execution_mode: _Optional[_Union[ExecutionMode, str]] = ..., torch_version: _Optional[str] = ..., device: _Optional[str] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ...) -> None: ...
+    def __init__(self, version: _Optional[str] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping[str, object]]] = ..., execution_mode: _Optional[_Union[ExecutionMode, str]] = ..., torch_version: _Optional[str] = ..., device: _Optional[str] = ..., limits: _Optional[_Union[Limits, _Mapping[str, object]]] = ...) -> None: ...
 
 class Limits(_message.Message):
     __slots__ = ("max_n", "max_edits_per_site", "max_bans_per_site", "max_watches_per_site", "max_queue", "max_running_requests", "max_logprobs", "max_message_bytes")
@@ -152,7 +152,7 @@ class TokenizeRequest(_message.Message):
     text: str
     chat: _prompt_pb2.Chat
     add_special_tokens: bool
-    def __init__(self, text: _Optional[str] = ..., chat: _Optional[_Union[_prompt_pb2.Chat, _Mapping]] = ..., add_special_tokens: _Optional[bool] = ...) -> None: ...
+    def __init__(self, text: _Optional[str] = ..., chat: _Optional[_Union[_prompt_pb2.Chat, _Mapping[str, object]]] = ..., add_special_tokens: _Optional[bool] = ...) -> None: ...
 
 class TokenizeResponse(_message.Message):
     __slots__ = ("token_ids", "tokens")

@@ -56,7 +56,7 @@ class Steering(_message.Message):
     WATCHES_FIELD_NUMBER: _ClassVar[int]
     edits: _containers.RepeatedCompositeFieldContainer[Edit]
     watches: _containers.RepeatedCompositeFieldContainer[Watch]
-    def __init__(self, edits: _Optional[_Iterable[_Union[Edit, _Mapping]]] = ..., watches: _Optional[_Iterable[_Union[Watch, _Mapping]]] = ...) -> None: ...
+    def __init__(self, edits: _Optional[_Iterable[_Union[Edit, _Mapping[str, object]]]] = ..., watches: _Optional[_Iterable[_Union[Watch, _Mapping[str, object]]]] = ...) -> None: ...
 
 class Edit(_message.Message):
     __slots__ = ("operation", "feature", "direction", "site", "value", "unit", "phase")
@@ -74,7 +74,7 @@ class Edit(_message.Message):
     value: float
     unit: Unit
     phase: Phase
-    def __init__(self, operation: _Optional[_Union[Operation, str]] = ..., feature: _Optional[_Union[FeatureRef, _Mapping]] = ..., direction: _Optional[_Union[Direction, _Mapping]] = ..., site: _Optional[str] = ..., value: _Optional[float] = ..., unit: _Optional[_Union[Unit, str]] = ..., phase: _Optional[_Union[Phase, str]] = ...) -> None: ...
+    def __init__(self, operation: _Optional[_Union[Operation, str]] = ..., feature: _Optional[_Union[FeatureRef, _Mapping[str, object]]] = ..., direction: _Optional[_Union[Direction, _Mapping[str, object]]] = ..., site: _Optional[str] = ..., value: _Optional[float] = ..., unit: _Optional[_Union[Unit, str]] = ..., phase: _Optional[_Union[Phase, str]] = ...) -> None: ...
 
 class Watch(_message.Message):
     __slots__ = ("feature", "direction", "site")
@@ -84,7 +84,7 @@ class Watch(_message.Message):
     feature: FeatureRef
     direction: Direction
     site: str
-    def __init__(self, feature: _Optional[_Union[FeatureRef, _Mapping]] = ..., direction: _Optional[_Union[Direction, _Mapping]] = ..., site: _Optional[str] = ...) -> None: ...
+    def __init__(self, feature: _Optional[_Union[FeatureRef, _Mapping[str, object]]] = ..., direction: _Optional[_Union[Direction, _Mapping[str, object]]] = ..., site: _Optional[str] = ...) -> None: ...
 
 class FeatureRef(_message.Message):
     __slots__ = ("sae", "index", "label")

@@ -1,0 +1,159 @@
+"""Saegis: a client for servers that steer language models through sparse-autoencoder features.
+
+    import saegis
+
+    with saegis.Client("127.0.0.1:50051") as client:
+        bridge = client.search_features("golden gate bridge").features[0]
+        answer = client.generate(
+            messages=[{"role": "user", "content": "What are you?"}],
+            max_tokens=64,
+            steering=[saegis.clamp(bridge, 10, unit="max_activation")],
+        )
+        print(answer.text)
+        print(answer.receipt)
+
+`AsyncClient` has the same methods for asyncio. Errors are subclasses of `SaegisError`; the tree is in
+`saegis.errors`.
+"""
+
+from saegis.async_client import AsyncClient
+from saegis.channel import TLS
+from saegis.client import Client
+from saegis.errors import (
+    Aborted,
+    AlreadyExists,
+    Cancelled,
+    DeadlineExceeded,
+    FailedPrecondition,
+    FieldViolation,
+    InternalError,
+    InvalidArgument,
+    NotFound,
+    PermissionDenied,
+    ResourceExhausted,
+    SaegisError,
+    Unauthenticated,
+    Unavailable,
+    Unimplemented,
+)
+from saegis.feature_results import (
+    Contrast,
+    ContrastSide,
+    FeatureActivation,
+    FeatureContrast,
+    FeatureInfo,
+    FeaturePage,
+    Inspection,
+    TokenFeatures,
+)
+from saegis.model_results import Limits, Load, ModelInfo, SaeInfo, ServerInfo, SiteInfo, TokenizedText
+from saegis.requests import ChatMessage, GenerationOptions
+from saegis.results import (
+    Alternative,
+    Choice,
+    Chunk,
+    Final,
+    FinishReason,
+    Generation,
+    LogProbs,
+    Outcome,
+    Receipt,
+    SiteReceipt,
+    Timings,
+    Usage,
+    Watched,
+)
+from saegis.steering import (
+    Direction,
+    Edit,
+    FeatureRef,
+    Operation,
+    Phase,
+    Target,
+    Unit,
+    Watch,
+    ablate,
+    add,
+    ban,
+    cap,
+    clamp,
+    direction,
+    feature,
+    floor,
+    scale,
+    watch,
+)
+from saegis.streams import AsyncStream, Stream
+from saegis.version import __version__
+
+__all__ = [
+    "TLS",
+    "Aborted",
+    "AlreadyExists",
+    "Alternative",
+    "AsyncClient",
+    "AsyncStream",
+    "Cancelled",
+    "ChatMessage",
+    "Choice",
+    "Chunk",
+    "Client",
+    "Contrast",
+    "ContrastSide",
+    "DeadlineExceeded",
+    "Direction",
+    "Edit",
+    "FailedPrecondition",
+    "FeatureActivation",
+    "FeatureContrast",
+    "FeatureInfo",
+    "FeaturePage",
+    "FeatureRef",
+    "FieldViolation",
+    "Final",
+    "FinishReason",
+    "Generation",
+    "GenerationOptions",
+    "Inspection",
+    "InternalError",
+    "InvalidArgument",
+    "Limits",
+    "Load",
+    "LogProbs",
+    "ModelInfo",
+    "NotFound",
+    "Operation",
+    "Outcome",
+    "PermissionDenied",
+    "Phase",
+    "Receipt",
+    "ResourceExhausted",
+    "SaeInfo",
+    "SaegisError",
+    "ServerInfo",
+    "SiteInfo",
+    "SiteReceipt",
+    "Stream",
+    "Target",
+    "Timings",
+    "TokenFeatures",
+    "TokenizedText",
+    "Unauthenticated",
+    "Unavailable",
+    "Unimplemented",
+    "Unit",
+    "Usage",
+    "Watch",
+    "Watched",
+    "__version__",
+    "ablate",
+    "add",
+    "ban",
+    "cap",
+    "clamp",
+    "direction",
+    "feature",
+    "floor",
+    "scale",
+    "watch",
+]

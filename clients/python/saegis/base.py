@@ -1,0 +1,95 @@
+"""What both clients share: their settings, deadlines, metadata and the reading of health."""
+
+import math
+from dataclasses import dataclass
+
+from google.protobuf.wrappers_pb2 import Int32Value, StringValue
+
+from saegis.channel import TLS, channel_credentials, channel_options
+from saegis.errors import DeadlineExceeded, NotFound, SaegisError, Unavailable
+
+HEALTH_CHECK = "/grpc.health.v1.Health/Check"
+# grpc.health.v1's messages each hold one field, number 1, of these types; the wire format is the same.
+HealthRequest = StringValue
+HealthResponse = Int32Value
+SERVING = 1
+GENERATION_SERVICE = "saegis.v1.GenerationService"
+HEALTH_TIMEOUT_SECONDS = 5.0
+DEFAULT_TARGET = "127.0.0.1:50051"
+
+
+class BaseClient:
+    """Settings of a client, checked, and what is done with them."""
+
+    def __init__(
+        self,
+        target: str = DEFAULT_TARGET,
+        *,
+        tls: TLS | None = None,
+        insecure: bool = False,
+        token: str | None = None,
+        timeout: float | None = None,
+        max_attempts: int = 4,
+        keepalive_seconds: float = 30.0,
+    ) -> None:
+        """Prepare a client of the server at `target`, such as "127.0.0.1:50051" or "unix:/run/saegis.sock".
+
+        Args:
+            target: a gRPC target: host and port, or a Unix socket.
+            tls: certificates. Without it only loopback targets are reached unencrypted.
+            insecure: reach any target unencrypted; whoever listens reads prompts and token.
+            token: a bearer token, sent with every call.
+            timeout: the default deadline of a call in seconds. None: calls wait as long as the server works.
+            max_attempts: how often to try a call that fails with UNAVAILABLE, from 1 to 5.
+            keepalive_seconds: how often to ping a silent connection. Servers may refuse less than 10.
+
+        Raises:
+            ValueError: for settings that contradict each other or lie outside their range.
+            OSError: for a certificate file that cannot be read.
+        """
+        self.target = target
+        self._timeout = checked_timeout(timeout)
+        self._metadata = (("authorization", f"Bearer {token}"),) if token is not None else ()
+        self._options = channel_options(
+            max_attempts=max_attempts, keepalive_seconds=keepalive_seconds, tls=tls
+        )
+        self._credentials = channel_credentials(target, tls, insecure)
+        self._open()
+
+    def _open(self) -> None:
+        """Make the channel, where that is possible at once."""
+
+    def _deadline(self, timeout: float | None) -> float | None:
+        """The call's own timeout or the client's, in seconds; infinity means none."""
+        seconds = self._timeout if timeout is None else checked_timeout(timeout)
+        return None if seconds is None or math.isinf(seconds) else seconds
+
+
+def checked_timeout(timeout: float | None) -> float | None:
+    """The timeout in seconds. Raises ValueError unless it is positive."""
+    if timeout is not None and not timeout > 0:
+        raise ValueError(f"timeout must be positive, not {timeout}")
+    return timeout
+
+
+def is_not_ready(error: SaegisError) -> bool:
+    """Whether a failed health check means that the server is not ready, rather than that it cannot tell."""
+    return isinstance(error, Unavailable | NotFound | DeadlineExceeded)
+
+
+@dataclass(slots=True)
+class Patience:
+    """The pauses between health checks, growing from 50 ms to 1 s, and the end of waiting."""
+
+    target: str
+    deadline: float
+    """When to give up, on the clock that `pause` is given, in seconds."""
+    pause_seconds: float = 0.05
+
+    def pause(self, now: float) -> float:
+        """How long to pause now, in seconds. Raises DeadlineExceeded once the deadline has passed."""
+        if now >= self.deadline:
+            raise DeadlineExceeded(f"the server at {self.target} did not become ready in time")
+        pause = min(self.pause_seconds, self.deadline - now)
+        self.pause_seconds = min(1.0, self.pause_seconds * 2)
+        return pause

@@ -1,0 +1,106 @@
+"""What asking about the model, the server and the tokenizer returns."""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+
+@dataclass(frozen=True, slots=True)
+class SiteInfo:
+    """A place in the forward pass at which activations can be read and edited."""
+
+    name: str
+    layer: int
+    """The layer after which it lies, counted from 0."""
+    width: int
+    """The size of its activations."""
+
+
+@dataclass(frozen=True, slots=True)
+class SaeInfo:
+    """A sparse autoencoder that the server has loaded."""
+
+    id: str
+    digest: str
+    """SHA-256 of its weights, in hexadecimal."""
+    site: str
+    width: int
+    feature_count: int
+    architecture: str
+    """As SAELens names it: "standard", "gated", "jumprelu" or "topk"."""
+    fvu: float | None
+    """Fraction of variance unexplained, measured at load."""
+    l0: float | None
+    """Mean number of active features for each token, measured at load."""
+    labelled_count: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """The model that the server serves."""
+
+    id: str
+    architectures: tuple[str, ...]
+    vocab_size: int
+    max_context_length: int
+    """The largest number of tokens that prompt and completion may have together."""
+    eos_token_ids: tuple[int, ...]
+    has_chat_template: bool
+    hidden_size: int
+    num_layers: int
+    dtype: str
+    sites: tuple[SiteInfo, ...]
+    saes: tuple[SaeInfo, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the server accepts; requests beyond a limit are refused."""
+
+    max_n: int
+    max_edits_per_site: int
+    max_bans_per_site: int
+    max_watches_per_site: int
+    max_queue: int
+    max_running_requests: int
+    max_logprobs: int
+    max_message_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ServerInfo:
+    """The server's versions, device and limits."""
+
+    version: str
+    start_time: datetime
+    """When it started, in UTC."""
+    compiled: bool
+    """Whether the forward pass is compiled; else it runs operation by operation."""
+    torch_version: str
+    device: str
+    limits: Limits
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """How busy the server is now."""
+
+    num_running_reqs: int
+    num_waiting_reqs: int
+    num_used_tokens: int
+    max_total_num_tokens: int
+    token_usage: float
+    """Used over available tokens of the KV cache, from 0 to 1."""
+    gen_throughput: float
+    """Tokens generated a second, lately."""
+    max_running_requests: int
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizedText:
+    """The answer to `tokenize`: ids, and the text of each token by itself."""
+
+    token_ids: tuple[int, ...]
+    tokens: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.token_ids)

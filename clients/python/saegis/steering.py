@@ -1,0 +1,153 @@
+"""How to say what a request should change or watch: edits, watches, features and directions.
+
+A target is a feature or a direction: an index (`123`), a label (`"the Golden Gate Bridge"`), a feature of
+a named SAE (`feature(123, sae="res-12")`), a feature found by `search_features`, or `direction([...])`.
+The index or label alone is enough where the server has one SAE.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from saegis.feature_results import FeatureInfo
+
+Operation = Literal["clamp", "clamp_if_active", "scale", "add", "cap", "floor", "ablate", "ban"]
+Unit = Literal["feature", "max_activation", "norm_fraction"]
+Phase = Literal["all", "prompt", "completion"]
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureRef:
+    """A feature of an SAE, by index or by exact label. An empty `sae` means the server's only one."""
+
+    selector: int | str
+    sae: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Direction:
+    """A direction in activation space, as many numbers as the model's hidden size; its length is ignored."""
+
+    values: tuple[float, ...]
+
+
+Target = int | str | FeatureRef | FeatureInfo | Direction
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """One change of one target; made by `clamp`, `scale`, `add`, `cap`, `floor`, `ablate` and `ban`.
+
+    Raises ValueError for an operation, unit or phase that does not exist.
+    """
+
+    operation: Operation
+    target: FeatureRef | Direction
+    value: float | None = None
+    unit: Unit | None = None
+    site: str = ""
+    phase: Phase | None = None
+
+    def __post_init__(self) -> None:
+        _one_of("operation", self.operation, get_args(Operation))
+        if self.unit is not None:
+            _one_of("unit", self.unit, get_args(Unit))
+        if self.phase is not None:
+            _one_of("phase", self.phase, get_args(Phase))
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """One target whose value is reported for each generated token."""
+
+    target: FeatureRef | Direction
+    site: str = ""
+
+
+def feature(selector: int | str, *, sae: str = "") -> FeatureRef:
+    """The feature with this index or exact label, of the SAE with this id."""
+    return FeatureRef(selector, sae)
+
+
+def direction(values: Iterable[float]) -> Direction:
+    """A direction in activation space from numbers: a list, an array or a one-dimensional tensor."""
+    return Direction(tuple(float(value) for value in values))
+
+
+def watch(target: Target, *, site: str = "") -> Watch:
+    """Report the target's value, before and after all edits, for each generated token."""
+    return Watch(as_target(target), site)
+
+
+def clamp(
+    target: Target,
+    value: float,
+    *,
+    unit: Unit | None = None,
+    site: str = "",
+    phase: Phase | None = None,
+    if_active: bool = False,
+) -> Edit:
+    """Set the target's value at every token, or with `if_active` only where it is greater than 0.
+
+    `value` is in feature units, or with `unit` in multiples of the feature's recorded maximum
+    ("max_activation") or of the activation's norm ("norm_fraction").
+    """
+    operation: Operation = "clamp_if_active" if if_active else "clamp"
+    return Edit(operation, as_target(target), value, unit, site, phase)
+
+
+def scale(target: Target, factor: float, *, site: str = "", phase: Phase | None = None) -> Edit:
+    """Multiply the target's value by a plain factor: 0.5 turns it down by half."""
+    return Edit("scale", as_target(target), factor, None, site, phase)
+
+
+def add(
+    target: Target, value: float, *, unit: Unit | None = None, site: str = "", phase: Phase | None = None
+) -> Edit:
+    """Add to the target's value; `value` and `unit` as in `clamp`."""
+    return Edit("add", as_target(target), value, unit, site, phase)
+
+
+def cap(
+    target: Target, value: float, *, unit: Unit | None = None, site: str = "", phase: Phase | None = None
+) -> Edit:
+    """Keep the target's value from exceeding `value`; `value` and `unit` as in `clamp`."""
+    return Edit("cap", as_target(target), value, unit, site, phase)
+
+
+def floor(
+    target: Target, value: float, *, unit: Unit | None = None, site: str = "", phase: Phase | None = None
+) -> Edit:
+    """Keep the target's value from falling below `value`; `value` and `unit` as in `clamp`."""
+    return Edit("floor", as_target(target), value, unit, site, phase)
+
+
+def ablate(target: Target, *, site: str = "", phase: Phase | None = None) -> Edit:
+    """Set the target's value to 0."""
+    return Edit("ablate", as_target(target), None, None, site, phase)
+
+
+def ban(target: Target, strength: float = 0.0, *, site: str = "", phase: Phase | None = None) -> Edit:
+    """Keep the feature inactive, whatever else the request does.
+
+    `strength` is a plain number of at least 0: an active feature's value f is replaced by -strength·f, so 0
+    removes the feature and more pushes against it. Then a projection keeps every banned feature inactive.
+    """
+    return Edit("ban", as_target(target), strength, None, site, phase)
+
+
+def as_target(target: Target) -> FeatureRef | Direction:
+    """What an edit, a watch or a look-up names. Raises TypeError for anything that is no target."""
+    if isinstance(target, FeatureRef | Direction):
+        return target
+    if isinstance(target, FeatureInfo):
+        return FeatureRef(target.index, target.sae)
+    if isinstance(target, int | str) and not isinstance(target, bool):
+        return FeatureRef(target)
+    raise TypeError(f"a target is an index, a label, a feature or a direction, not {type(target).__name__}")
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {value!r}")

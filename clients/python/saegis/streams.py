@@ -1,0 +1,153 @@
+"""The iterators that `stream` returns: chunks as they come, the closing message at the end."""
+
+import asyncio
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Protocol, Self, cast
+
+import grpc
+import grpc.aio
+
+from saegis import decode
+from saegis.errors import Cancelled, InternalError, from_rpc_error
+from saegis.results import Chunk, Final, Generation, assemble
+from saegis.v1 import generation_pb2
+
+_Response = generation_pb2.StreamGenerateResponse
+AsyncCall = grpc.aio.UnaryStreamCall[generation_pb2.StreamGenerateRequest, _Response]
+
+
+class Call(Protocol):
+    """What a blocking stream of grpc offers."""
+
+    def __next__(self) -> _Response: ...
+    def cancel(self) -> bool: ...
+
+
+class _Progress:
+    """What both kinds of stream keep: the chunks so far and the closing message."""
+
+    def __init__(self) -> None:
+        self._chunks: list[Chunk] = []
+        self._final: Final | None = None
+        self._closed = False
+
+    @property
+    def final(self) -> Final:
+        """The closing message with usage and receipt. Raises RuntimeError before the stream has ended."""
+        if self._final is None:
+            raise RuntimeError("the stream has not ended: read it to its end first")
+        return self._final
+
+    def _accept(self, message: _Response) -> Chunk | None:
+        """The message's chunk, or None for the closing message. Raises InternalError for one too many."""
+        kind = message.WhichOneof("response")
+        if self._final is not None or kind is None:
+            raise InternalError("the stream went on after its closing message", reason="CONTRACT_BROKEN")
+        if kind == "complete":
+            self._final = decode.final(message.complete)
+            return None
+        chunk = decode.chunk(message.chunk)
+        self._chunks.append(chunk)
+        return chunk
+
+    def _check_end(self) -> None:
+        if self._final is None:
+            raise InternalError("the stream ended without its closing message", reason="CONTRACT_BROKEN")
+
+
+class Stream(_Progress):
+    """Chunks of one request, in the order in which they come; with n > 1 their indices alternate.
+
+    Iterate over it, then read `final`; or call `collect`. Leaving it early, by `close`, by the end of a
+    `with` block, or by letting go of it, cancels the generation. Raises subclasses of SaegisError.
+    """
+
+    def __init__(self, call: Call) -> None:
+        super().__init__()
+        self._call = call
+
+    def __iter__(self) -> Iterator[Chunk]:
+        return self
+
+    def __next__(self) -> Chunk:
+        while True:
+            try:
+                message = next(self._call)
+            except StopIteration:
+                self._check_end()
+                raise
+            except grpc.RpcError as error:
+                raise from_rpc_error(error) from error
+            chunk = self._accept(message)
+            if chunk is not None:
+                return chunk
+
+    def collect(self) -> Generation:
+        """Read the stream to its end; returns what `generate` would have."""
+        for _ in self:
+            pass
+        return assemble(self._chunks, self.final)
+
+    def close(self) -> None:
+        """Cancel the generation unless it has ended."""
+        self._closed = True
+        self._call.cancel()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+
+class AsyncStream(_Progress):
+    """Chunks of one request, in the order in which they come: the asyncio twin of `Stream`."""
+
+    def __init__(self, call: AsyncCall) -> None:
+        super().__init__()
+        self._call = call
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Chunk:
+        while True:
+            try:
+                message = await self._call.read()
+            except grpc.RpcError as error:
+                raise from_rpc_error(error) from error
+            except asyncio.CancelledError:
+                if self._closed:
+                    raise Cancelled("the stream was closed") from None
+                raise
+            if message is grpc.aio.EOF:
+                self._check_end()
+                raise StopAsyncIteration
+            chunk = self._accept(cast(_Response, message))
+            if chunk is not None:
+                return chunk
+
+    async def collect(self) -> Generation:
+        """Read the stream to its end; returns what `generate` would have."""
+        async for _ in self:
+            pass
+        return assemble(self._chunks, self.final)
+
+    async def close(self) -> None:
+        """Cancel the generation unless it has ended."""
+        self._closed = True
+        self._call.cancel()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
