@@ -85,6 +85,22 @@ def test_probe_reads_and_writes_its_feature(
         torch.testing.assert_close(probes[index].write, sae.W_dec[feature], rtol=0.0, atol=0.0)
 
 
+@settings(max_examples=60, deadline=None)
+@given(architecture=forms["architecture"], apply_b_dec=forms["apply_b_dec"], seed=forms["seed"])
+def test_limit_is_where_the_feature_stops_to_be_active(
+    architecture: Architecture, apply_b_dec: bool, seed: int
+) -> None:
+    """The right side of a ban's half-space, met from both sides."""
+    sae = random_sae(architecture, seed, apply_b_dec_to_input=apply_b_dec)
+    feature = seed % FEATURES
+    probe = sae.probe(feature)
+    x = random_activations(6, seed)
+    towards = probe.read / probe.read.square().sum()
+    for side, active in ((-1e-3, False), (1e-3, True)):
+        at_limit = x + (probe.limit + side - x @ probe.read)[:, None] * towards
+        assert ((sae.encode(at_limit)[:, feature] > 0.0) == active).all()
+
+
 @settings(max_examples=40, deadline=None)
 @given(norm=st.sampled_from(Norm), seed=st.integers(0, 10_000))
 def test_decode_of_one_more_feature_adds_its_scaled_row(norm: Norm, seed: int) -> None:

@@ -99,6 +99,12 @@ def test_a_transposed_square_matrix_is_named(names: tuple[str, ...]) -> None:
         check_reconstruction(turned, x, "layer 1")
 
 
+def test_a_square_sae_at_the_wrong_site_is_not_called_transposed() -> None:
+    sae, _ = _fitting(features=WIDTH)
+    with pytest.raises(SAEMismatch, match="The site is wrong, or a matrix"):
+        check_reconstruction(sae, -1.0 * random_activations(200, width=WIDTH).abs() - 5.0, "layer 4")
+
+
 @pytest.mark.parametrize(
     ("stated", "limit"), [(None, 1.0), (0.0, 0.15), (0.1, 0.25), (0.15, 0.30), (0.3, 0.6)]
 )

@@ -68,6 +68,13 @@ def test_neither_directory_nor_hub_id(
     assert download.calls == []
 
 
+@pytest.mark.parametrize("spec", ["~nobody-of-this-name/sae", "a" * 5000])
+def test_names_that_the_system_refuses(spec: str, download: FakeDownload) -> None:
+    with pytest.raises(SAEFileError, match="cannot be looked up"):
+        resolve_sae(spec)
+    assert download.calls == []
+
+
 def test_a_file_is_refused(tmp_path: Path, download: FakeDownload) -> None:
     save_sae(random_sae(), tmp_path)
     with pytest.raises(SAEFileError, match="is a file; give the directory"):

@@ -93,6 +93,8 @@ def test_average_norm_without_its_factor_is_refused(folder: Path) -> None:
     given = load_sae(folder, norm_scaling_factor=0.25)
     _edit_config(folder, norm_scaling_factor=0.25)
     assert torch.equal(given.W_enc, load_sae(folder).W_enc)
+    with pytest.raises(SAEFileError, match=r"norm_scaling_factor is -1\.0, not a positive finite number"):
+        load_sae(folder, norm_scaling_factor=-1.0)
 
 
 @pytest.mark.parametrize("factor", [0, -1.0, "0.5", True, 1e40])
@@ -178,6 +180,14 @@ def test_a_scaling_factor_of_ones_is_dropped(folder: Path) -> None:
     plain = load_sae(folder)
     _edit_tensors(folder, scaling_factor=torch.ones(FEATURES))
     assert torch.equal(load_sae(folder).W_dec, plain.W_dec)
+
+
+def test_what_the_system_does_not_give_is_a_file_error(folder: Path) -> None:
+    config = folder / "cfg.json"
+    config.unlink()
+    config.mkdir()
+    assert "cannot be read" in _refusal(folder).reason
+    assert "cannot be read" in _refusal(folder / ("a" * 5000)).reason
 
 
 def test_absent_and_broken_files(folder: Path, tmp_path: Path) -> None:

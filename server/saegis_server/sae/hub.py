@@ -21,10 +21,14 @@ def resolve_sae(spec: str) -> Path:
 
     Raises SAEFileError if there is no such directory, or the hub does not give it.
     """
-    local = Path(spec).expanduser()
-    if local.is_dir():
+    try:
+        local = Path(spec).expanduser()
+        is_directory, exists = local.is_dir(), local.exists()
+    except (OSError, RuntimeError) as error:
+        raise SAEFileError(spec, f"cannot be looked up: {error}") from error
+    if is_directory:
         return local
-    if local.exists():
+    if exists:
         raise SAEFileError(
             spec, "is a file; give the directory that holds cfg.json and sae_weights.safetensors"
         )

@@ -31,6 +31,13 @@ def load_sae(
     its release gives.
     Raises SAEFileError for anything that cannot be read or honoured, naming the file and the reason.
     """
+    try:
+        return _load(path, name or path.resolve().name, norm_scaling_factor)
+    except OSError as error:
+        raise SAEFileError(path, f"cannot be read: {error}") from error
+
+
+def _load(path: Path, name: str, norm_scaling_factor: float | None) -> SparseAutoencoder:
     if not path.is_dir():
         raise SAEFileError(
             path, "not a directory; an SAE is a directory with cfg.json and sae_weights.safetensors"
@@ -49,7 +56,7 @@ def load_sae(
             apply_b_dec_to_input=config.apply_b_dec_to_input,
             hook_name=config.hook_name,
             model_name=config.model_name,
-            name=name or path.resolve().name,
+            name=name,
             digest=_files_digest(weights_path, config_path),
             stated_fvu=config.stated_fvu,
             stated_l0=config.stated_l0,
@@ -76,7 +83,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
                 tensors[name] = tensors[name].to(torch.float32, copy=True)
     except SafetensorError as error:
         raise SAEFileError(path, f"not a whole safetensors file: {error}") from error
-    except (OSError, RuntimeError, KeyError, TypeError, OverflowError) as error:
+    except (RuntimeError, KeyError, TypeError, OverflowError) as error:
         raise SAEFileError(path, f"cannot be read: {error}") from error
     return tensors
 
