@@ -1,6 +1,7 @@
 """The iterators that `stream` returns: chunks as they come, the closing message at the end."""
 
 import asyncio
+import contextlib
 from collections.abc import Iterator
 from types import TracebackType
 from typing import Protocol, Self, cast
@@ -40,9 +41,11 @@ class _Progress:
         return self._final
 
     def _accept(self, message: _Response) -> Chunk | None:
-        """The message's chunk, or None for the closing message. Raises InternalError for one too many."""
+        """The message's chunk, or None for the closing message. Raises InternalError for any other."""
         kind = message.WhichOneof("response")
-        if self._final is not None or kind is None:
+        if kind is None:
+            raise InternalError("a message holds neither a chunk nor the end", reason="CONTRACT_BROKEN")
+        if self._final is not None:
             raise InternalError("the stream went on after its closing message", reason="CONTRACT_BROKEN")
         if kind == "complete":
             self._final = decode.final(message.complete)
@@ -112,6 +115,7 @@ class AsyncStream(_Progress):
     def __init__(self, call: AsyncCall) -> None:
         super().__init__()
         self._call = call
+        self._loop = asyncio.get_running_loop()
 
     def __aiter__(self) -> Self:
         return self
@@ -151,3 +155,9 @@ class AsyncStream(_Progress):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
+
+    def __del__(self) -> None:
+        # Runs in any thread, perhaps after the loop has closed: then there is nothing left to cancel.
+        if not self._call.done():
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._call.cancel)

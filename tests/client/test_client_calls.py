@@ -1,0 +1,202 @@
+"""Every method of both clients, there and back over a socket."""
+
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from google.protobuf.message import Message
+
+import saegis
+from saegis.v1 import feature_pb2, generation_pb2, model_pb2, prompt_pb2, steering_pb2
+from tests.client.conftest import Caller
+from tests.client.loopback import Loopback
+from tests.client.messages import fill, plain, receipt, stream_of_two
+
+
+def filled(message: Message) -> Any:
+    fill(message)
+    return message
+
+
+def as_plain(result: Any) -> Any:
+    """A result as dicts and tuples, as `plain` gives them for a message."""
+    return asdict(result)
+
+
+def test_generate(loopback: Loopback, call: Caller) -> None:
+    answer = generation_pb2.GenerateResponse(
+        request_id="r1",
+        choices=[
+            generation_pb2.Choice(
+                index=0,
+                text="gate",
+                token_ids=[1, 2],
+                logprobs=generation_pb2.LogProbs(
+                    token_logprobs=[-1.5, -2.5],
+                    token_ids=[1, 2],
+                    top_logprobs=[
+                        generation_pb2.TopLogProbs(values=[-0.5, -1.5], token_ids=[3, 1]),
+                        generation_pb2.TopLogProbs(values=[-2.5], token_ids=[2]),
+                    ],
+                ),
+                watched=[generation_pb2.WatchedActivations(watch=1, before=[1.0, 2.0], after=[3.0, 4.0])],
+                finish_reason=generation_pb2.FINISH_REASON_STOP,
+                matched_stop_str="\n",
+            ),
+            generation_pb2.Choice(index=1, finish_reason=generation_pb2.FINISH_REASON_LENGTH),
+        ],
+        usage=generation_pb2.Usage(prompt_tokens=3, completion_tokens=2),
+        receipt=receipt(),
+    )
+    loopback.answers["Generate"] = answer
+    result = call("generate", "The Golden", max_tokens=2, n=2, logprobs=2)
+    assert isinstance(result, saegis.Generation)
+    first, second = result.choices
+    assert (result.request_id, result.text, result.token_ids) == ("r1", "gate", (1, 2))
+    assert result.finish_reason == "stop"
+    assert (first.matched_stop, second.matched_stop) == ("\n", None)
+    assert (second.finish_reason, second.logprobs, second.watched) == ("length", None, ())
+    assert result.logprobs is not None
+    assert result.logprobs.token_logprobs == (-1.5, -2.5)
+    assert result.logprobs.top[0] == (saegis.Alternative(3, -0.5), saegis.Alternative(1, -1.5))
+    assert result.logprobs.top[1] == (saegis.Alternative(2, -2.5),)
+    assert result.watched == (saegis.Watched(1, (1.0, 2.0), (3.0, 4.0)),)
+    assert as_plain(result.usage) == plain(answer.usage)
+    assert result.usage.total_tokens == 5
+    assert as_plain(result.receipt) == plain(answer.receipt)
+    request = loopback.received[0].request
+    assert request.text == "The Golden"
+    assert (request.sampling.max_tokens, request.sampling.n, request.sampling.logprobs) == (2, 2, 2)
+
+
+def test_stream_of_several_completions_collects_to_a_generation(loopback: Loopback) -> None:
+    loopback.answers["StreamGenerate"] = stream_of_two()
+    with saegis.Client(loopback.target) as client:
+        result = client.stream(token_ids=[1, 2, 3], n=2, watch=[5]).collect()
+    first, second = result.choices
+    assert (first.text, first.token_ids, first.finish_reason) == ("ab", (7, 7), "content_filter")
+    assert (second.text, second.token_ids, second.finish_reason) == ("cd", (10, 11), "stop")
+    assert first.logprobs is not None
+    assert first.logprobs.token_logprobs == (-0.5, -0.5)
+    assert len(first.logprobs.top) == 2
+    assert first.watched == (saegis.Watched(0, (1.5, 2.5), (0.0, 0.5)),)
+    # Token 0 is a token, not an absent one.
+    assert (first.matched_stop, second.matched_stop) == (None, 0)
+    assert as_plain(result.receipt) == plain(receipt())
+    request = loopback.received[0].request.request
+    assert list(request.token_ids.ids) == [1, 2, 3]
+    assert request.steering.watches[0].feature.index == 5
+
+
+def test_inspect(loopback: Loopback, call: Caller) -> None:
+    answer = loopback.answers["Inspect"] = filled(feature_pb2.InspectResponse())
+    messages = [{"role": "user", "content": "hi"}]
+    result = call("inspect", messages=messages, sae="s", site="blocks.1", top_k=3)
+    assert as_plain(result) == plain(answer)
+    assert [token.text for token in result] == [token.text for token in answer.tokens]
+    assert len(result) == 2
+    assert loopback.received[0].request == feature_pb2.InspectRequest(
+        chat=prompt_pb2.Chat(messages=[prompt_pb2.ChatMessage(role="user", content="hi")]),
+        sae="s",
+        site="blocks.1",
+        top_k=3,
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "options", "sent"),
+    [
+        (0, {}, steering_pb2.FeatureRef(index=0)),
+        ("bridge", {"sae": "s"}, steering_pb2.FeatureRef(label="bridge", sae="s")),
+        (saegis.feature(3, sae="s"), {}, steering_pb2.FeatureRef(index=3, sae="s")),
+    ],
+)
+def test_get_feature(
+    loopback: Loopback, call: Caller, given: Any, options: dict[str, str], sent: steering_pb2.FeatureRef
+) -> None:
+    answer = loopback.answers["GetFeature"] = filled(feature_pb2.GetFeatureResponse())
+    assert as_plain(call("get_feature", given, **options)) == plain(answer)["feature"]
+    assert loopback.received[0].request.feature == sent
+
+
+def test_what_nobody_recorded_about_a_feature_is_none(loopback: Loopback, call: Caller) -> None:
+    loopback.answers["GetFeature"] = feature_pb2.GetFeatureResponse(feature=feature_pb2.Feature(index=4))
+    result = call("get_feature", 4)
+    assert (result.max_activation, result.density, result.precision) == (None, None, None)
+    assert (result.recall, result.subjects, result.languages, result.harmful) == ({}, (), (), False)
+
+
+def test_search_features(loopback: Loopback, call: Caller) -> None:
+    answer = loopback.answers["SearchFeatures"] = filled(feature_pb2.SearchFeaturesResponse())
+    result = call("search_features", "golden gate", sae="s", page_size=7, page_token="t")  # noqa: S106
+    assert as_plain(result) == plain(answer)
+    assert len(list(result)) == len(result) == 2
+    assert loopback.received[0].request == feature_pb2.SearchFeaturesRequest(
+        query="golden gate",
+        sae="s",
+        page_size=7,
+        page_token="t",  # noqa: S106
+    )
+
+
+def test_contrast_features(loopback: Loopback, call: Caller) -> None:
+    answer = loopback.answers["ContrastFeatures"] = filled(feature_pb2.ContrastFeaturesResponse())
+    result = call("contrast_features", ["a", "b"], ["c"], sae="s", limit=9)
+    assert as_plain(result) == plain(answer)
+    assert len(list(result)) == len(result) == 2
+    assert loopback.received[0].request == feature_pb2.ContrastFeaturesRequest(
+        positive_texts=["a", "b"], negative_texts=["c"], sae="s", limit=9
+    )
+
+
+def test_model(loopback: Loopback, call: Caller) -> None:
+    answer = loopback.answers["GetModel"] = filled(model_pb2.GetModelResponse())
+    answer.saes[1].ClearField("fvu")
+    result = call("model")
+    assert as_plain(result) == plain(answer)
+    assert result.saes[1].fvu is None
+
+
+def test_server_info(loopback: Loopback, call: Caller) -> None:
+    answer = loopback.answers["GetServerInfo"] = filled(model_pb2.GetServerInfoResponse())
+    answer.start_time.FromDatetime(datetime(2026, 11, 23, 12, tzinfo=UTC))
+    result = call("server_info")
+    assert result.start_time == datetime(2026, 11, 23, 12, tzinfo=UTC)
+    assert result.compiled is True
+    assert as_plain(result.limits) == plain(answer.limits)
+    assert (result.version, result.torch_version, result.device) == (
+        answer.version,
+        answer.torch_version,
+        answer.device,
+    )
+
+
+def test_load(loopback: Loopback, call: Caller) -> None:
+    answer = loopback.answers["GetLoad"] = filled(model_pb2.GetLoadResponse())
+    assert as_plain(call("load")) == plain(answer)
+
+
+def test_tokenize_and_detokenize(loopback: Loopback, call: Caller) -> None:
+    answer = loopback.answers["Tokenize"] = filled(model_pb2.TokenizeResponse())
+    result = call("tokenize", "a b", add_special_tokens=False)
+    assert as_plain(result) == plain(answer)
+    assert len(result) == 2
+    loopback.answers["Detokenize"] = model_pb2.DetokenizeResponse(text="a b")
+    assert call("detokenize", result.token_ids, skip_special_tokens=False) == "a b"
+    tokenize, detokenize = (received.request for received in loopback.received)
+    assert tokenize == model_pb2.TokenizeRequest(text="a b", add_special_tokens=False)
+    assert detokenize == model_pb2.DetokenizeRequest(token_ids=answer.token_ids, skip_special_tokens=False)
+
+
+def test_an_answer_without_completions_breaks_the_contract(loopback: Loopback, call: Caller) -> None:
+    loopback.answers["Generate"] = generation_pb2.GenerateResponse(request_id="r")
+    with pytest.raises(saegis.InternalError, match="no completion"):
+        call("generate", "x")
+
+
+def test_an_unknown_finish_reason_breaks_the_contract(loopback: Loopback, call: Caller) -> None:
+    choice = generation_pb2.Choice()
+    loopback.answers["Generate"] = generation_pb2.GenerateResponse(choices=[choice])
+    with pytest.raises(saegis.InternalError, match="finish_reason 0"):
+        call("generate", "x")
