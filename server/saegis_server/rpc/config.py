@@ -1,0 +1,110 @@
+"""The server's configuration: what it serves, where it listens, and its limits."""
+
+import ipaddress
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+#: gRPC's own default; prompts of a model with a context of a million tokens fit.
+DEFAULT_MAX_MESSAGE_BYTES = 4 * 2**20
+LARGEST_MESSAGE_BYTES = 64 * 2**20
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SAESource(_Strict):
+    """One SAE to load: `path` is a directory or a hub id (owner/repo[/folder][@revision]).
+
+    site: where it belongs; by default the hook point that its file states. id: the name by which requests
+    know it; by default the directory's name. norm_scaling_factor: for an SAE whose file does not state it.
+    """
+
+    path: str
+    site: str | None = None
+    id: str | None = None
+    norm_scaling_factor: float | None = Field(default=None, gt=0.0)
+
+
+class TLSFiles(_Strict):
+    """PEM files: the server's certificate chain and key; with `client_ca`, clients must show a certificate."""
+
+    cert: Path
+    key: Path
+    client_ca: Path | None = None
+
+
+class ServerConfig(_Strict):
+    """Everything that `serve` needs to know.
+
+    model: a local directory or hub id of a Transformers causal language model. name: what GetModel and
+    receipts call it; by default what `model` says. sites: further sites that requests may steer with
+    directions, beside those of the SAEs. port and metrics_port: 0 means any free one, metrics_port None
+    means no metrics endpoint. max_length: tokens of prompt and completion together; by default what the model
+    allows. compile: "auto" compiles where a C++ compiler is found. ready_file: written as JSON (target,
+    metrics_port, pid) once the server serves. Raises pydantic's ValidationError for unknown keys and values
+    out of range.
+    """
+
+    model: str
+    name: str | None = None
+    saes: tuple[SAESource, ...] = ()
+    sites: tuple[str, ...] = ()
+    dtype: str = "auto"
+    device: str = "cpu"
+    host: str = "127.0.0.1"
+    port: int = Field(default=50051, ge=0, le=65535)
+    tls: TLSFiles | None = None
+    reflection: bool = True
+    max_message_bytes: int = Field(default=DEFAULT_MAX_MESSAGE_BYTES, ge=1024, le=LARGEST_MESSAGE_BYTES)
+    max_running: int = Field(default=16, ge=1, le=1024)
+    max_length: int | None = Field(default=None, ge=2)
+    queue_limit: int = Field(default=256, ge=0)
+    compile: Literal["auto", "always", "never"] = "auto"
+    metrics_host: str = "127.0.0.1"
+    metrics_port: int | None = Field(default=9464, ge=0, le=65535)
+    grace_seconds: float = Field(default=30.0, ge=0.0, le=3600.0)
+    ready_file: Path | None = None
+
+    @field_validator("host", "metrics_host")
+    @classmethod
+    def _is_host(cls, host: str) -> str:
+        if host == "localhost":
+            return host
+        try:
+            ipaddress.ip_address(host)
+        except ValueError:
+            raise ValueError(f"{host!r} is neither an IP address nor localhost") from None
+        return host
+
+    @model_validator(mode="after")
+    def _has_distinct_sae_ids(self) -> Self:
+        named = [source.id for source in self.saes if source.id is not None]
+        if len(set(named)) < len(named):
+            raise ValueError("saes: two SAEs have the same id")
+        return self
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only programs of this machine can reach the server."""
+        return self.host == "localhost" or ipaddress.ip_address(self.host).is_loopback
+
+
+class Address(_Strict):
+    """Where a running server listens; `metrics_port` is None where there is no metrics endpoint."""
+
+    host: str
+    port: int
+    metrics_port: int | None
+
+    @property
+    def target(self) -> str:
+        """The gRPC target, for clients on this machine also where the server listens on every address."""
+        if self.host == "localhost":
+            return f"localhost:{self.port}"
+        address = ipaddress.ip_address(self.host)
+        if address.is_unspecified:
+            return f"127.0.0.1:{self.port}" if address.version == 4 else f"[::1]:{self.port}"
+        return f"{self.host}:{self.port}" if address.version == 4 else f"[{self.host}]:{self.port}"
