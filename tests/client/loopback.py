@@ -119,7 +119,13 @@ def streaming(loopback: Loopback, method: str) -> Callable[..., Any]:
     return handle
 
 
-def start(loopback: Loopback, credentials: grpc.ServerCredentials | None = None) -> grpc.Server:
+def start(
+    loopback: Loopback,
+    credentials: grpc.ServerCredentials | None = None,
+    *,
+    port: int = 0,
+    with_health: bool = True,
+) -> grpc.Server:
     """Start a server that answers as `loopback` says; writes the target into it."""
     server = grpc.server(ThreadPoolExecutor(8), options=[("grpc.so_reuseport", 0)])
     for service, module in SERVICES:
@@ -129,12 +135,13 @@ def start(loopback: Loopback, credentials: grpc.ServerCredentials | None = None)
         }
         servicer = type(service.name, (getattr(module, f"{service.name}Servicer"),), handlers)()
         getattr(module, f"add_{service.name}Servicer_to_server")(servicer, server)
-    health_pb2_grpc.add_HealthServicer_to_server(loopback.readiness, server)
+    if with_health:
+        health_pb2_grpc.add_HealthServicer_to_server(loopback.readiness, server)
     loopback.readiness.set("saegis.v1.GenerationService", health_pb2.HealthCheckResponse.SERVING)
     if credentials is None:
-        port = server.add_insecure_port("127.0.0.1:0")
+        port = server.add_insecure_port(f"127.0.0.1:{port}")
     else:
-        port = server.add_secure_port("127.0.0.1:0", credentials)
+        port = server.add_secure_port(f"127.0.0.1:{port}", credentials)
     loopback.target = f"127.0.0.1:{port}"
     server.start()
     return server

@@ -101,11 +101,12 @@ class AsyncClient(BaseClient):
         timeout: float | None = None,
         **options: Unpack[GenerationOptions],
     ) -> AsyncStream:
-        """Continue a prompt as `generate` does, chunk by chunk. Errors surface in the iteration."""
+        """Continue a prompt as `generate` does, chunk by chunk. Needs a running event loop; errors surface in the iteration."""
+        loop = asyncio.get_running_loop()
         request = generation_pb2.StreamGenerateRequest(request=requests.generate(prompt, options))
         method = self._stubs.generation.StreamGenerate
         call = method(request, timeout=self._deadline(timeout), metadata=self._metadata)
-        return AsyncStream(call)
+        return AsyncStream(call, loop)
 
     async def inspect(
         self,

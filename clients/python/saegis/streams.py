@@ -112,10 +112,10 @@ class Stream(_Progress):
 class AsyncStream(_Progress):
     """Chunks of one request, in the order in which they come: the asyncio twin of `Stream`."""
 
-    def __init__(self, call: AsyncCall) -> None:
+    def __init__(self, call: AsyncCall, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__()
         self._call = call
-        self._loop = asyncio.get_running_loop()
+        self._loop = loop
 
     def __aiter__(self) -> Self:
         return self

@@ -1,0 +1,99 @@
+"""The client's public face: its names, its weight, and the likeness of its twins."""
+
+import inspect
+import subprocess
+import sys
+import tomllib
+import types
+from pathlib import Path
+
+import pytest
+
+import saegis
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_all_is_complete_and_sorted() -> None:
+    public = {
+        name
+        for name, value in vars(saegis).items()
+        if not name.startswith("_") and not isinstance(value, types.ModuleType)
+    }
+    assert set(saegis.__all__) == public | {"__version__"}
+    assert saegis.__all__ == sorted(
+        saegis.__all__, key=lambda name: (not name.isupper(), not name[0].isupper(), name)
+    )
+
+
+def test_every_public_class_and_function_is_documented() -> None:
+    for name in saegis.__all__:
+        value = getattr(saegis, name)
+        if inspect.isclass(value) or inspect.isfunction(value):
+            assert value.__doc__, name
+
+
+def test_the_tree_of_errors_is_drawn() -> None:
+    errors = [
+        value
+        for value in vars(saegis).values()
+        if inspect.isclass(value)
+        and issubclass(value, saegis.SaegisError)
+        and value is not saegis.SaegisError
+    ]
+    drawing = saegis.errors.__doc__ or ""
+    drawn = [line.split()[1] for line in drawing.splitlines() if "──" in line]
+    assert sorted(drawn) == sorted(error.__name__ for error in errors)
+    assert all(error.__bases__ == (saegis.SaegisError,) for error in errors)
+
+
+def test_version_is_the_project_s() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert saegis.__version__ == project["version"]
+
+
+def test_twins_have_the_same_methods_and_arguments() -> None:
+    methods = {name for name in vars(saegis.Client) if not name.startswith("_")}
+    assert methods == {name for name in vars(saegis.AsyncClient) if not name.startswith("_")}
+    assert methods == {
+        "close",
+        "contrast_features",
+        "detokenize",
+        "generate",
+        "get_feature",
+        "healthy",
+        "inspect",
+        "load",
+        "model",
+        "search_features",
+        "server_info",
+        "stream",
+        "tokenize",
+        "wait_until_ready",
+    }
+    for name in methods:
+        blocking, asynchronous = getattr(saegis.Client, name), getattr(saegis.AsyncClient, name)
+        assert inspect.signature(blocking).parameters == inspect.signature(asynchronous).parameters, name
+        assert inspect.iscoroutinefunction(asynchronous) == (name != "stream"), name
+        assert blocking.__doc__, name
+
+
+@pytest.mark.parametrize(
+    "forbidden", ["torch", "transformers", "numpy", "saegis_server", "pydantic", "grpc_status"]
+)
+def test_import_is_light(forbidden: str) -> None:
+    script = f"import sys, saegis; sys.exit({forbidden!r} in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+def test_import_is_quick() -> None:
+    script = "import time; t = time.perf_counter(); import saegis; print(time.perf_counter() - t)"
+    runs = [
+        subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+        for _ in range(3)
+    ]
+    assert min(float(run.stdout) for run in runs) < 0.5
+
+
+def test_package_is_typed() -> None:
+    assert Path(saegis.__file__).with_name("py.typed").exists()

@@ -1,0 +1,204 @@
+"""Arguments become requests: every option, every kind of edit and target, and precise refusals."""
+
+import math
+from typing import Any
+
+import numpy
+import pytest
+
+import saegis
+from saegis import requests
+from saegis.requests import GenerationOptions
+from saegis.v1 import generation_pb2, steering_pb2
+from saegis.v1.steering_pb2 import Direction, FeatureRef
+
+INFO = saegis.FeatureInfo("s", 9, "site", "label", None, None, (), (), None, {}, False)
+
+
+def build(prompt: str | None = "x", **options: Any) -> generation_pb2.GenerateRequest:
+    return requests.generate(prompt, GenerationOptions(**options))  # type: ignore[typeddict-item]
+
+
+def sent(edit: saegis.Edit) -> steering_pb2.Edit:
+    return build(steering=[edit]).steering.edits[0]
+
+
+def test_nothing_asked_nothing_sent() -> None:
+    expected = generation_pb2.GenerateRequest(text="x", sampling=generation_pb2.SamplingParams())
+    assert build() == expected
+    assert build(temperature=None, steering=[], stop=[], logit_bias={}) == expected
+
+
+SAMPLING: dict[str, Any] = {
+    "temperature": 0.0,
+    "top_p": 0.5,
+    "top_k": -1,
+    "min_p": 0.0,
+    "frequency_penalty": -0.5,
+    "presence_penalty": 0.0,
+    "repetition_penalty": 1.5,
+    "max_tokens": 3,
+    "min_tokens": 0,
+    "stop": ["\n", "."],
+    "stop_token_ids": [0, 5],
+    "skip_special_tokens": False,
+    "ignore_eos": True,
+    "n": 2,
+    "logprobs": 0,
+    "seed": -7,
+    "include_stop_str_in_output": True,
+    "logit_bias": {3: -100.0},
+}
+
+
+def test_every_sampling_parameter_is_an_option() -> None:
+    names = {field.name for field in generation_pb2.SamplingParams.DESCRIPTOR.fields}
+    assert names == SAMPLING.keys()
+    others = {"messages", "token_ids", "request_id", "steering", "watch"}
+    assert names | others == GenerationOptions.__annotations__.keys()
+
+
+@pytest.mark.parametrize("name", SAMPLING)
+def test_sampling_is_sent_zeros_too(name: str) -> None:
+    expected = generation_pb2.SamplingParams(**{name: SAMPLING[name]})
+    sampling = build(**{name: SAMPLING[name]}).sampling
+    assert sampling == expected
+    assert [field.name for field, _ in sampling.ListFields()] == [name], "sent, though it may be 0"
+
+
+def test_one_stop_string_is_not_taken_for_its_letters() -> None:
+    assert list(build(stop="END").sampling.stop) == ["END"]
+    with pytest.raises(TypeError, match="positive_texts: expected several, not the single string 'abc'"):
+        requests.contrast_features("abc", ["d"], sae="", limit=0)
+
+
+def test_prompts() -> None:
+    assert build("").WhichOneof("prompt") == "text"
+    assert build(None, token_ids=[]).WhichOneof("prompt") == "token_ids"
+    assert build(None, messages=[]).WhichOneof("prompt") == "chat"
+    chat = build(None, messages=[{"role": "user", "content": "hi"}]).chat
+    assert (chat.messages[0].role, chat.messages[0].content) == ("user", "hi")
+    assert list(build(None, token_ids=numpy.arange(3)).token_ids.ids) == [0, 1, 2]
+    assert build(request_id="mine").request_id == "mine"
+
+
+@pytest.mark.parametrize(
+    ("edit", "operation", "value"),
+    [
+        (saegis.clamp(1, 0), "CLAMP", 0.0),
+        (saegis.clamp(1, 2, if_active=True), "CLAMP_IF_ACTIVE", 2.0),
+        (saegis.scale(1, 0.5), "SCALE", 0.5),
+        (saegis.add(1, -1.5), "ADD", -1.5),
+        (saegis.cap(1, 3), "CAP", 3.0),
+        (saegis.floor(1, 4), "FLOOR", 4.0),
+        (saegis.ablate(1), "ABLATE", None),
+        (saegis.ban(1), "BAN", 0.0),
+        (saegis.ban(1, 2), "BAN", 2.0),
+    ],
+)
+def test_operations(edit: saegis.Edit, operation: str, value: float | None) -> None:
+    assert sent(edit) == steering_pb2.Edit(
+        operation=f"OPERATION_{operation}", feature=FeatureRef(index=1), value=value
+    )
+
+
+def test_every_operation_unit_and_phase_of_the_contract_can_be_said() -> None:
+    for enum, literal in (("Operation", saegis.Operation), ("Unit", saegis.Unit), ("Phase", saegis.Phase)):
+        names = steering_pb2.DESCRIPTOR.enum_types_by_name[enum].values_by_number.values()
+        told = {value.name.removeprefix(f"{enum.upper()}_").lower() for value in names} - {"unspecified"}
+        assert told == set(literal.__args__)  # type: ignore[attr-defined]
+
+
+def test_unit_site_and_phase() -> None:
+    edit = sent(saegis.clamp(1, 2, unit="max_activation", site="blocks.1", phase="completion"))
+    assert edit == steering_pb2.Edit(
+        operation="OPERATION_CLAMP",
+        feature=FeatureRef(index=1),
+        value=2,
+        unit="UNIT_MAX_ACTIVATION",
+        site="blocks.1",
+        phase="PHASE_COMPLETION",
+    )
+    for make in (saegis.add, saegis.cap, saegis.floor):
+        edit = sent(make(1, 2, unit="norm_fraction", site="b", phase="prompt"))
+        assert (edit.unit, edit.site, edit.phase) == (3, "b", 2)
+    for edit in (
+        sent(saegis.scale(1, 2, site="b", phase="all")),
+        sent(saegis.ablate(1, site="b", phase="all")),
+        sent(saegis.ban(1, 2, site="b", phase="all")),
+    ):
+        assert (edit.site, edit.phase) == ("b", 1)
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        (0, FeatureRef(index=0)),
+        ("bridge", FeatureRef(label="bridge")),
+        (saegis.feature(4, sae="s"), FeatureRef(index=4, sae="s")),
+        (saegis.feature("bridge", sae="s"), FeatureRef(label="bridge", sae="s")),
+        (INFO, FeatureRef(index=9, sae="s")),
+        (saegis.direction([1, 0.5]), Direction(values=[1, 0.5])),
+        (saegis.direction(numpy.ones(3, dtype="float32")), Direction(values=[1, 1, 1])),
+    ],
+)
+def test_targets(target: saegis.Target, expected: FeatureRef | Direction) -> None:
+    edit = sent(saegis.ablate(target))
+    plain = build(watch=[target]).steering.watches[0]
+    placed = build(watch=[saegis.watch(target, site="b")]).steering.watches[0]
+    kind = "direction" if isinstance(expected, Direction) else "feature"
+    for message in (edit, plain, placed):
+        assert message.WhichOneof("target") == kind
+        assert getattr(message, kind) == expected
+    assert (plain.site, placed.site) == ("", "b")
+
+
+def test_not_finite_values_are_left_to_the_server() -> None:
+    assert math.isnan(sent(saegis.clamp(1, math.nan)).value)
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "message"),
+    [
+        ({"prompt": None}, ValueError, "exactly one of a text, messages and token_ids, not 0"),
+        ({"token_ids": [1]}, ValueError, "not 2"),
+        ({"max_token": 3}, TypeError, "unknown option max_token"),
+        ({"max_tokens": -1}, ValueError, "max_tokens: "),
+        ({"max_tokens": 1.5}, TypeError, "max_tokens: "),
+        ({"max_tokens": True}, TypeError, "max_tokens: expected a number, not True"),
+        ({"temperature": "hot"}, TypeError, "temperature: "),
+        ({"stop_token_ids": [-1]}, ValueError, "stop_token_ids: "),
+        ({"logit_bias": {-1: 1.0}}, ValueError, "logit_bias: "),
+        ({"request_id": 5}, TypeError, "request_id: "),
+        ({"prompt": 5}, TypeError, "text: "),
+        ({"prompt": None, "token_ids": [-1]}, ValueError, "token_ids: "),
+        ({"prompt": None, "token_ids": "abc"}, TypeError, "token_ids: expected several"),
+        ({"prompt": None, "messages": [{"role": "user"}]}, ValueError, "keys role and content, not role"),
+        ({"prompt": None, "messages": [{"role": "u", "content": 1}]}, TypeError, "messages.content: "),
+        ({"steering": [5]}, TypeError, "steering takes edits such as saegis.clamp"),
+        ({"steering": [saegis.Edit("clamp", saegis.FeatureRef(-1), 2)]}, ValueError, "index: "),
+        ({"watch": [1.5]}, TypeError, "a target is an index, a label, a feature or a direction, not float"),
+    ],
+)
+def test_refusals_name_the_argument(options: dict[str, Any], kind: type[Exception], message: str) -> None:
+    with pytest.raises(kind, match=message):
+        build(**{"prompt": "x", **options})
+
+
+def test_edits_refuse_what_does_not_exist() -> None:
+    with pytest.raises(ValueError, match="unit must be one of feature, max_activation, norm_fraction, not"):
+        saegis.clamp(1, 2, unit="metres")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="phase must be one of"):
+        saegis.ablate(1, phase="always")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="operation must be one of"):
+        saegis.Edit("explode", saegis.FeatureRef(1))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="not bool"):
+        saegis.ablate(True)
+
+
+def test_get_feature_refuses_contradictions() -> None:
+    assert requests.get_feature(INFO, "s").feature == FeatureRef(index=9, sae="s")
+    with pytest.raises(ValueError, match="sae is 't' but the feature belongs to 's'"):
+        requests.get_feature(INFO, "t")
+    with pytest.raises(TypeError, match="a direction is no feature"):
+        requests.get_feature(saegis.direction([1.0]), "")  # type: ignore[arg-type]
