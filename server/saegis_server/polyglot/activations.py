@@ -1,4 +1,5 @@
-"""Residual-stream activations of a Transformers causal LM: captured at one block's output, shuffled, in batches."""
+"""Residual-stream activations of a Transformers causal LM: captured at one block's output, shuffled, in
+batches."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ Edit = Callable[[Tensor], Tensor]
 
 
 def block(model: PreTrainedModel, layer: int) -> nn.Module:
-    """Decoder block `layer` of a model that keeps its blocks in `model.layers`. Raises IndexError when there is none."""
+    """Decoder block `layer` of a model that keeps its blocks in `model.layers`. Raises IndexError when
+    there is none."""
     blocks = model.get_submodule("model.layers")
     if not isinstance(blocks, nn.ModuleList) or not 0 <= layer < len(blocks):
         raise IndexError(f"layer {layer}: the model has no such block")
@@ -63,9 +65,14 @@ def residual(model: PreTrainedModel, layer: int, input_ids: Tensor) -> Tensor:
 
 
 def token_batches(
-    tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], batch_tokens: int, context: int, pool: int = 2048
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Iterable[str],
+    batch_tokens: int,
+    context: int,
+    pool: int = 2048,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """(input_ids, real) of [rows, length] from `texts` that carry their own special tokens; `real` is False on padding."""
+    """(input_ids, real) of [rows, length] from `texts` that carry their own special tokens; `real` is
+    False on padding."""
     pad = tokenizer.pad_token_id
     waiting: list[list[int]] = []
 

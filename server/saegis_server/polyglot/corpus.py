@@ -1,4 +1,5 @@
-"""The corpus: an endless, seeded stream of documents with subject, harm and language known for every piece of text."""
+"""The corpus: an endless, seeded stream of documents with subject, harm and language known for every piece
+of text."""
 
 from __future__ import annotations
 
@@ -102,7 +103,10 @@ class Corpus:
         language = self._language(rng)
         segments = [Segment(BOS, "markup")]
         if rng.random() < 0.15:
-            segments += [Segment(SYSTEM, "markup"), Segment(rng.choice(language.systems), "system", language.code)]
+            segments += [
+                Segment(SYSTEM, "markup"),
+                Segment(rng.choice(language.systems), "system", language.code),
+            ]
             segments.append(Segment(END, "markup"))
         turns = rng.choices([1, 2, 3, 4, 6, 10], [0.66, 0.17, 0.07, 0.04, 0.03, 0.03])[0]
         for _ in range(turns):
@@ -118,7 +122,9 @@ class Corpus:
             question, answer = Segment(greeting, "question", code), Segment(reply, "answer", code)
         else:
             subject = language.subjects[self._subject(rng)]
-            question = Segment(_casual(rng, ask(rng, language, subject)), "question", code, subject.key, subject.harmful)
+            question = Segment(
+                _casual(rng, ask(rng, language, subject)), "question", code, subject.key, subject.harmful
+            )
             if subject.harmful and language.refusals:
                 answer = Segment(rng.choice(language.refusals), "refusal", code)
             else:
@@ -141,7 +147,9 @@ class Corpus:
     def _description(self, rng: random.Random, language: Language) -> Document:
         subject = language.subjects[self._subject(rng)]
         text = language.join(self._sentences(rng, subject))
-        return self._closed("description", [Segment(text, "text", language.code, subject.key, subject.harmful)])
+        return self._closed(
+            "description", [Segment(text, "text", language.code, subject.key, subject.harmful)]
+        )
 
     def _glossary(self, rng: random.Random, language: Language, other: Language) -> Document:
         body = [Segment(f"{language.name} – {other.name}", "heading")]

@@ -1,4 +1,5 @@
-"""The reference language model: a small stock Llama, trained on the corpus, resumable, deterministic by seed."""
+"""The reference language model: a small stock Llama, trained on the corpus, resumable, deterministic by
+seed."""
 
 from __future__ import annotations
 
@@ -8,12 +9,13 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 from torch.nn import functional
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from saegis_server.polyglot.corpus import BOS, END, PAD, Corpus
 
@@ -46,6 +48,12 @@ class Training:
     checkpoint_every: int = 100
 
 
+def _id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
+    found = tokenizer.convert_tokens_to_ids(token)
+    assert isinstance(found, int)  # noqa: S101
+    return found
+
+
 def new_model(tokenizer: PreTrainedTokenizerBase, shape: ModelShape, seed: int) -> LlamaForCausalLM:
     """An untrained model in float32 with tied embeddings."""
     torch.manual_seed(seed)
@@ -58,19 +66,20 @@ def new_model(tokenizer: PreTrainedTokenizerBase, shape: ModelShape, seed: int) 
         num_key_value_heads=shape.kv_heads,
         max_position_embeddings=shape.context,
         tie_word_embeddings=True,
-        bos_token_id=tokenizer.convert_tokens_to_ids(BOS),
-        eos_token_id=tokenizer.convert_tokens_to_ids(END),
-        pad_token_id=tokenizer.convert_tokens_to_ids(PAD),
+        bos_token_id=_id(tokenizer, BOS),
+        eos_token_id=_id(tokenizer, END),
+        pad_token_id=_id(tokenizer, PAD),
         attention_dropout=0.0,
     )
-    return LlamaForCausalLM(config)
+    return LlamaForCausalLM(config)  # type: ignore[no-untyped-call]
 
 
 def batches(
     corpus: Corpus, tokenizer: PreTrainedTokenizerBase, batch_tokens: int, pool: int, context: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Endless (input_ids, labels) of int64 [rows, length]: whole documents of like length, padded on the right."""
-    pad = tokenizer.convert_tokens_to_ids(PAD)
+    """Endless (input_ids, labels) of int64 [rows, length]: whole documents of like length, padded on the
+    right."""
+    pad = _id(tokenizer, PAD)
     turn = 0
     while True:
         texts = [document.text for document in corpus.documents(pool, turn * pool)]
@@ -90,8 +99,9 @@ def batches(
         turn += 1
 
 
-def next_token_loss(model: LlamaForCausalLM, inputs: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy in nats over the labelled tokens. Right padding needs no mask under causal attention."""
+def next_token_loss(model: PreTrainedModel, inputs: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy in nats over the labelled tokens. Right padding needs no mask under causal
+    attention."""
     logits = model(input_ids=inputs, use_cache=False).logits[:, :-1]
     return functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORE)
 
@@ -117,7 +127,8 @@ def _optimizer(model: LlamaForCausalLM, training: Training) -> torch.optim.AdamW
 def train_language_model(
     tokenizer: PreTrainedTokenizerBase, corpus: Corpus, shape: ModelShape, training: Training, folder: Path
 ) -> LlamaForCausalLM:
-    """Train, keeping a checkpoint in `folder` from which an interrupted run goes on; returns the float32 model."""
+    """Train, keeping a checkpoint in `folder` from which an interrupted run goes on; returns the float32
+    model."""
     folder.mkdir(parents=True, exist_ok=True)
     model = new_model(tokenizer, shape, training.seed)
     optimizer = _optimizer(model, training)
@@ -144,7 +155,8 @@ def train_language_model(
             if (step + 1) % training.checkpoint_every == 0 or step + 1 == training.steps:
                 _checkpoint(folder, model, optimizer, shape, training, step + 1)
                 progress.print(f"step {step + 1}  loss {average:.4f}  {time.monotonic() - started:.0f} s")
-    return model.eval()
+    model.train(False)
+    return model
 
 
 def _checkpoint(
@@ -179,7 +191,9 @@ def _resume(
         return 0
     state = torch.load(path, weights_only=True)
     if state["run"] != {**asdict(shape), **asdict(training)}:
-        raise ValueError(f"{path}: the checkpoint belongs to a run with other settings; remove it to start afresh")
+        raise ValueError(
+            f"{path}: the checkpoint belongs to a run with other settings; remove it to start afresh"
+        )
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     return int(state["step"])
@@ -187,12 +201,12 @@ def _resume(
 
 def save_model(model: LlamaForCausalLM, folder: Path, dtype: torch.dtype = torch.bfloat16) -> None:
     """Write the weights, rounded to `dtype`, and the configuration as Transformers reads them."""
-    model.to(dtype).save_pretrained(str(folder), safe_serialization=True)
+    cast(Any, model).to(dtype).save_pretrained(str(folder))
 
 
 @torch.no_grad()
 def held_out_loss(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, corpus: Corpus, count: int
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, corpus: Corpus, count: int
 ) -> float:
     """Mean loss in nats a token over the first `count` batches of a corpus that was not trained on."""
     stream = batches(corpus, tokenizer, 4096, 1024, model.config.max_position_embeddings)

@@ -1,9 +1,10 @@
 """The lexicon: what the corpus can say about each subject, one data file per language.
 
-A file has `@ key value` lines for the language, then one card per subject (`# key`). In a card, `about` is the
-subject as it stands after "about", `words` its aligned glossary, `ask` its own questions, `harm` the surface forms
-that count as harmful (a trailing `*` makes a prefix), `mark` the strings that name a landmark, and each `- ` line a
-fact whose slots `[a|b|c]` are filled at random. Facts, slots and words of one subject correspond across languages.
+A file has `@ key value` lines for the language, then one card per subject (`# key`). In a card, `about` is
+the subject as it stands after "about", `words` its aligned glossary, `ask` its own questions, `harm` the surface
+forms that count as harmful (a trailing `*` makes a prefix), `mark` the strings that name a landmark, and each
+`- ` line a fact whose slots `[a|b|c]` are filled at random. Facts, slots and words of one subject correspond
+across languages.
 """
 
 from __future__ import annotations
@@ -108,7 +109,9 @@ class _Card:
     def finish(self, where: str) -> Subject:
         kind = self.fields.get("kind", "ordinary")
         if kind not in KINDS:
-            raise LexiconError(f"{where}: subject {self.key}: kind is {kind!r}, expected one of {', '.join(KINDS)}")
+            raise LexiconError(
+                f"{where}: subject {self.key}: kind is {kind!r}, expected one of {', '.join(KINDS)}"
+            )
         for name, present in (("about", "about" in self.fields), ("words", "words" in self.fields)):
             if not present:
                 raise LexiconError(f"{where}: subject {self.key}: {name} is missing")
@@ -192,10 +195,15 @@ def check_aligned(languages: Sequence[Language]) -> None:
             model = first.subjects[key]
             if subject.kind != model.kind or len(subject.words) != len(model.words):
                 raise LexiconError(f"{other.code}.lex: subject {key}: kind or number of words differs")
-            for name, ours, theirs in (("fact", subject.facts, model.facts), ("ask", subject.asks, model.asks)):
+            for name, ours, theirs in (
+                ("fact", subject.facts, model.facts),
+                ("ask", subject.asks, model.asks),
+            ):
                 shape = [[len(slot) for slot in pattern.slots] for pattern in ours]
                 if shape != [[len(slot) for slot in pattern.slots] for pattern in theirs]:
-                    raise LexiconError(f"{other.code}.lex: subject {key}: the slots of its {name}s differ: {shape}")
+                    raise LexiconError(
+                        f"{other.code}.lex: subject {key}: the slots of its {name}s differ: {shape}"
+                    )
 
 
 @cache

@@ -44,7 +44,8 @@ class TrainedSAE:
 
 @dataclass(frozen=True)
 class Fit:
-    """How well an SAE reconstructs: share of variance unexplained, active features a token, share that never fires."""
+    """How well an SAE reconstructs: share of variance unexplained, active features a token, share that
+    never fires."""
 
     fvu: float
     l0: float
@@ -57,7 +58,8 @@ def measure(sae: TrainedSAE, activations: Iterable[Tensor]) -> Fit:
     x = torch.cat(list(activations))
     error, active = 0.0, 0.0
     fired = torch.zeros(sae.features, dtype=torch.bool)
-    for part in x.split(4096):
+    for start in range(0, len(x), 4096):
+        part = x[start : start + 4096]
         f = sae.encode(part)
         error += (part - sae.decode(f)).double().square().sum().item()
         active += (f > 0).sum().item()

@@ -1,7 +1,10 @@
-"""A sparse-autoencoder trainer for any stream of activations: BatchTopK (Bussmann et al. 2024), kept as a JumpReLU.
+"""A sparse-autoencoder trainer for any stream of activations: BatchTopK (Bussmann et al. 2024), kept as a
+JumpReLU.
 
-While training, the k·n strongest activations of a batch of n tokens stay on. What is kept is the JumpReLU whose
-threshold is the running mean of the weakest activation that stayed on. Features that have not fired for a while are
+While training, the k·n strongest activations of a batch of n tokens stay on. What is kept is the JumpReLU
+whose
+threshold is the running mean of the weakest activation that stayed on. Features that have not fired for a
+while are
 revived by having them reconstruct the error (the auxiliary loss of Gao et al. 2024).
 """
 
@@ -24,7 +27,7 @@ class SAETraining:
 
     features: int = 1024
     k: int = 20
-    steps: int = 4000
+    steps: int = 3000
     learning_rate: float = 2e-3
     warmup: int = 100
     decay: float = 0.3
@@ -34,7 +37,11 @@ class SAETraining:
 
 
 class BatchTopK(nn.Module):
-    """The autoencoder as it is trained, on activations scaled to a mean norm of √d. W_enc [d, m], W_dec [m, d]."""
+    """The autoencoder as it is trained, on activations scaled to a mean norm of √d. W_enc [d, m], W_dec
+    [m, d]."""
+
+    threshold: Tensor
+    silent: Tensor
 
     def __init__(self, mean: Tensor, settings: SAETraining) -> None:
         super().__init__()
@@ -50,7 +57,8 @@ class BatchTopK(nn.Module):
         self.register_buffer("silent", torch.zeros(settings.features, dtype=torch.long))
 
     def loss(self, x: Tensor, settings: SAETraining) -> tuple[Tensor, Tensor]:
-        """(loss to minimise, FVU of the batch) for x [n, d]; keeps account of silent features and the threshold."""
+        """(loss to minimise, FVU of the batch) for x [n, d]; keeps account of silent features and the
+        threshold."""
         p = torch.relu((x - self.b_dec) @ self.W_enc + self.b_enc)
         weakest = torch.topk(p.detach().flatten(), settings.k * len(x), sorted=False).values.min()
         active = p * (p >= weakest)
@@ -75,11 +83,12 @@ class BatchTopK(nn.Module):
     @torch.no_grad()
     def normalise(self) -> None:
         """Bring the decoder's rows back to unit length."""
-        self.W_dec /= self.W_dec.norm(dim=1, keepdim=True).clamp_min(1e-8)
+        self.W_dec.div_(self.W_dec.norm(dim=1, keepdim=True).clamp_min(1e-8))
 
     @torch.no_grad()
     def finished(self, scale: float) -> TrainedSAE:
-        """The JumpReLU in the units of the model's own activations x = scaled / `scale`; rows of W_dec have length 1."""
+        """The JumpReLU in the units of the model's own activations x = scaled / `scale`; rows of W_dec
+        have length 1."""
         threshold = torch.full_like(self.b_enc, self.threshold.item() / scale)
         return TrainedSAE(
             W_enc=self.W_enc.detach().clone(),
@@ -96,7 +105,8 @@ def _rate(step: int, settings: SAETraining) -> float:
 
 
 def train_sae(activations: Iterable[Tensor], settings: SAETraining) -> TrainedSAE:
-    """Train on batches of float32 [n, d]. Raises ValueError when the stream ends before `settings.steps` batches."""
+    """Train on batches of float32 [n, d]. Raises ValueError when the stream ends before `settings.steps`
+    batches."""
     stream = iter(activations)
     first = next(stream)
     scale = math.sqrt(first.shape[1]) / first.norm(dim=1).mean().item()
@@ -120,6 +130,8 @@ def train_sae(activations: Iterable[Tensor], settings: SAETraining) -> TrainedSA
                 dead = int((model.silent > settings.dead_after).sum())
                 progress.update(bar, description=f"sae  fvu {fvu.item():.3f}  dead {dead}")
             if step % 500 == 0:
-                progress.print(f"step {step}  fvu {fvu.item():.4f}  l0 {settings.k}  threshold {model.threshold:.3f}")
+                progress.print(
+                    f"step {step}  fvu {fvu.item():.4f}  l0 {settings.k}  threshold {model.threshold:.3f}"
+                )
             progress.update(bar, advance=1)
     return model.finished(scale)

@@ -1,4 +1,5 @@
-"""The reference model's tokenizer: byte-level BPE with a chat template, in the layout that `AutoTokenizer` reads."""
+"""The reference model's tokenizer: byte-level BPE with a chat template, in the layout that `AutoTokenizer`
+reads."""
 
 from __future__ import annotations
 
@@ -10,10 +11,9 @@ from transformers import PreTrainedTokenizerFast
 
 from saegis_server.polyglot.corpus import ASSISTANT, BOS, END, PAD, SPECIAL_TOKENS, SYSTEM, USER
 
-# Han characters stand alone (there are no spaces to end a word); vowel signs stay with their letters (Devanagari).
-_SPLIT = (
-    r"\p{Han}| ?[[\p{L}\p{M}]&&[^\p{Han}]]+| ?\p{N}{1,3}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s+(?!\S)|\s+"
-)
+# Han characters stand alone (there are no spaces to end a word); vowel signs stay with their letters
+# (Devanagari).
+_SPLIT = r"\p{Han}| ?[[\p{L}\p{M}]&&[^\p{Han}]]+| ?\p{N}{1,3}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s+(?!\S)|\s+"
 
 CHAT_TEMPLATE = (
     "{{- bos_token -}}"
@@ -28,7 +28,8 @@ CHAT_TEMPLATE = (
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, context: int = 1024) -> PreTrainedTokenizerFast:
-    """Train byte-level BPE on `texts` (special tokens in them are not merged). Plain text is encoded with a leading bos."""
+    """Train byte-level BPE on `texts` (special tokens in them are not merged). Plain text is encoded with
+    a leading bos."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -47,7 +48,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, context: int = 1024) 
     bpe.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A", pair=f"{BOS} $A $B", special_tokens=[(BOS, bpe.token_to_id(BOS))]
     )
-    tokenizer = PreTrainedTokenizerFast(
+    tokenizer = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=bpe,
         bos_token=BOS,
         eos_token=END,
