@@ -6,7 +6,7 @@ from torch import Tensor
 from saegis_server.steering import rows
 from saegis_server.steering.program import SiteProgram
 from saegis_server.steering.rows import Edit, Norm, Phase, Probe
-from saegis_server.steering.table import Bans, Capacity, Rows, SiteTable, TableView, Watches
+from saegis_server.steering.table import Capacity, SiteTable, TableView
 
 
 def random_probe(rng: torch.Generator, width: int, kind: str, norm: Norm, name: str) -> Probe:
@@ -64,7 +64,8 @@ def correlated_bans(
 
 def view(table: SiteTable) -> TableView:
     """The whole table, every slot and every row."""
-    return TableView(Rows(*table.edits), Rows(*table.rules), Bans(*table.bans), Watches(*table.watches))
+    room = table.capacity
+    return table.view(table.edits.vectors.shape[0], room.edits, room.rules, room.bans, room.watches)
 
 
 def table_of(programs: list[SiteProgram], width: int, activations: torch.dtype = torch.float32) -> SiteTable:

@@ -6,12 +6,15 @@ import torch
 from torch import Tensor
 
 from saegis_server.steering.projection import NO_LIMIT, project, times
-from saegis_server.steering.rows import Norm, Phase
-from saegis_server.steering.table import Bans, Column, Rows, TableView, Watches
+from saegis_server.steering.rows import Norm
+from saegis_server.steering.table import Bans, Rows, TableView
 
 #: How far below its threshold a ban aims, as a share of ‖x‖. In half precision: the unit roundoff, which is
 #: what writing x back may add. In float32 the sums themselves round as well, so sixteen times that.
 _ROUNDING = {torch.float32: 2.0**-20, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
+
+#: The normalisations of a site whose SAEs have none.
+_PLAIN = frozenset({Norm.NONE})
 
 
 class Readings(NamedTuple):
@@ -36,65 +39,87 @@ class _Scales(NamedTuple):
     deviation: Tensor | None
 
 
+class _Numbers(NamedTuple):
+    """The columns of a table's rows, [B, 1, K] each, in the order of Column."""
+
+    threshold: Tensor
+    gain: Tensor
+    bias: Tensor
+    floor: Tensor
+    norm: Tensor
+    a: Tensor
+    b: Tensor
+    lo: Tensor
+    hi: Tensor
+    gate: Tensor
+    relative: Tensor
+    in_prompt: Tensor
+    in_completion: Tensor
+
+    @classmethod
+    def of(cls, numbers: Tensor) -> "_Numbers":
+        return cls(*numbers[:, :, None].unbind(1))
+
+
 def _scales(x: Tensor, norms: frozenset[Norm]) -> _Scales:
     deviation = x.std(-1, keepdim=True) if Norm.LAYER_NORM in norms else None
     return _Scales(x.norm(dim=-1, keepdim=True), deviation)
 
 
-def _column(numbers: Tensor, column: Column) -> Tensor:
-    return numbers[:, None, :, column]
-
-
-def _factors(numbers: Tensor, scales: _Scales, width: int, norms: frozenset[Norm]) -> tuple[Tensor, Tensor]:
+def _factors(numbers: _Numbers, scales: _Scales, width: int, norms: frozenset[Norm]) -> tuple[Tensor, Tensor]:
     """What to multiply reads and writes by, [B, Q, K], according to each row's normalisation."""
-    kind = _column(numbers, Column.NORM)
-    reads = writes = torch.ones_like(kind)
+    reads = writes = torch.ones_like(numbers.norm)
     if Norm.CONSTANT_NORM in norms:
-        chosen = kind == float(Norm.CONSTANT_NORM)
+        chosen = numbers.norm == Norm.CONSTANT_NORM.value
         root = width**0.5
         reads = torch.where(chosen, root / scales.norm, reads)
         writes = torch.where(chosen, scales.norm / root, writes)
     if Norm.LAYER_NORM in norms and scales.deviation is not None:
-        chosen = kind == float(Norm.LAYER_NORM)
+        chosen = numbers.norm == Norm.LAYER_NORM.value
         reads = torch.where(chosen, 1.0 / (scales.deviation + 1e-5), reads)
         writes = torch.where(chosen, scales.deviation, writes)
     return reads, writes
 
 
-def activation(q: Tensor, numbers: Tensor) -> Tensor:
+def _read(x: Tensor, rows: Tensor) -> Tensor:
+    """r·x of each row: x [B, Q, d], rows [B, K, d] → [B, Q, K]."""
+    return times(x, rows.transpose(1, 2))
+
+
+def _activation(q: Tensor, numbers: _Numbers) -> Tensor:
     """The value f of each row from its read q, [B, Q, K] both: φ of relu, jumprelu, gated or identity."""
-    value = _column(numbers, Column.GAIN) * q + _column(numbers, Column.VALUE_BIAS)
-    active = q + _column(numbers, Column.GATE_BIAS) > _column(numbers, Column.THRESHOLD)
-    rectified = torch.where(active, value.clamp(min=0.0), 0.0)
-    return torch.where(_column(numbers, Column.LINEAR) > 0.0, value, rectified)
+    value = torch.maximum(numbers.gain * q + numbers.bias, numbers.floor)
+    return torch.where(q > numbers.threshold, value, 0.0)
 
 
-def edited(f: Tensor, numbers: Tensor, norm: Tensor, prompt: Tensor) -> Tensor:
+def _applies(numbers: _Numbers, prompt: Tensor) -> Tensor:
+    """Where the phase of each row holds, bool [B, Q, K]; nowhere for an empty row."""
+    return torch.where(prompt[:, :, None], numbers.in_prompt, numbers.in_completion) > 0.0
+
+
+def _change(f: Tensor, numbers: _Numbers, norm: Tensor, applies: Tensor) -> Tensor:
     """The change f' − f that each row asks for, [B, Q, K]; zero where its gate or its phase does not hold.
 
-    norm: ‖x‖ [B, Q, 1]; prompt: bool [B, Q], which tokens belong to a prompt.
+    norm: ‖x‖ [B, Q, 1].
     """
-    unit = torch.where(_column(numbers, Column.RELATIVE) > 0.0, norm, 1.0)
-    wanted = _column(numbers, Column.A) * f + unit * _column(numbers, Column.B)
-    low, high = unit * _column(numbers, Column.LO), unit * _column(numbers, Column.HI)
-    change = torch.minimum(torch.maximum(wanted, low), high) - f
-    gate = _applies(numbers, prompt) & ((_column(numbers, Column.ONLY_IF_ACTIVE) == 0.0) | (f > 0.0))
-    return torch.where(gate, change, 0.0)
-
-
-def _applies(numbers: Tensor, prompt: Tensor) -> Tensor:
-    phase = _column(numbers, Column.PHASE)
-    in_phase = (phase == float(Phase.ALL)) | ((phase == float(Phase.PROMPT)) == prompt[:, :, None])
-    return in_phase & (_column(numbers, Column.IS_ROW) > 0.0)
+    unit = torch.where(numbers.relative > 0.0, norm, 1.0)
+    wanted = numbers.a * f + unit * numbers.b
+    change = torch.clamp(wanted, unit * numbers.lo, unit * numbers.hi) - f
+    return torch.where(applies & (f > numbers.gate), change, 0.0)
 
 
 def _edit(x: Tensor, rows: Rows, prompt: Tensor, norms: frozenset[Norm]) -> Tensor:
     """One stage of edits: all rows read the same x."""
-    scales = _scales(x, norms)
-    reads, writes = _factors(rows.numbers, scales, x.shape[-1], norms)
-    f = activation(times(x, rows.read.transpose(1, 2)) * reads, rows.numbers)
-    change = edited(f, rows.numbers, scales.norm, prompt)
-    return x + times(change * writes, rows.write)
+    numbers, scales = _Numbers.of(rows.numbers), _scales(x, norms)
+    read, write = rows.vectors.unbind(1)
+    q = _read(x, read)
+    if norms == _PLAIN:
+        change = _change(_activation(q, numbers), numbers, scales.norm, _applies(numbers, prompt))
+    else:
+        reads, writes = _factors(numbers, scales, x.shape[-1], norms)
+        f = _activation(q * reads, numbers)
+        change = _change(f, numbers, scales.norm, _applies(numbers, prompt)) * writes
+    return x + times(change, write)
 
 
 def _ban(x: Tensor, clean: Tensor, bans: Bans, prompt: Tensor, rounding: float) -> tuple[Tensor, Tensor]:
@@ -103,40 +128,39 @@ def _ban(x: Tensor, clean: Tensor, bans: Bans, prompt: Tensor, rounding: float) 
     A token that nothing has touched keeps its bits while it is allowed; one that moves, or was moved by the
     stages before (x is no longer `clean`), will be rounded, and so has to land further inside.
     """
-    y = times(x, bans.basis.transpose(1, 2))
+    numbers = _Numbers.of(bans.numbers)
+    basis, write = bans.vectors.unbind(1)
+    rows, gram, gram_pinv, writes = bans.squares.unbind(1)
+    lengths, limits, interior, descent, step = bans.lines[:, :, None].unbind(1)
+    y = _read(x, basis)
     norm = x.norm(dim=-1, keepdim=True)
-    q = times(y, bans.rows.transpose(1, 2)) * bans.lengths[:, None, :]
-    f = activation(q, bans.numbers)
-    change = edited(f, bans.numbers, norm, prompt)
-    away = times(change, bans.write)
+    f = _activation(_read(y, rows) * lengths, numbers)
+    applies = _applies(numbers, prompt)
+    change = _change(f, numbers, norm, applies)
+    away = times(change, write)
     largest = torch.maximum(norm, (x + away).norm(dim=-1, keepdim=True))
-    pushed = y + times(change, bans.writes)
-    applies = _applies(bans.numbers, prompt)
-    limits = torch.where(applies, bans.limits[:, None, :], NO_LIMIT)
-    level = times(pushed, bans.rows.transpose(1, 2))
-    touched = (level > limits - _ROUNDING[torch.float32] * largest) | (change != 0.0)
+    pushed = y + times(change, writes)
+    limits = torch.where(applies, limits, NO_LIMIT)
+    touched = (_read(pushed, rows) > limits - _ROUNDING[torch.float32] * largest) | (change != 0.0)
     moves = touched.any(-1, keepdim=True) | (x != clean).any(-1, keepdim=True)
     margin = torch.where(moves, rounding * largest, 0.0)
-    move = project(
-        pushed,
-        bans.rows,
-        limits - margin,
-        bans.gram,
-        bans.gram_pinv,
-        bans.step[:, None, None],
-        bans.interior[:, None, :] + margin * bans.descent[:, None, :],
-    )
+    allowed = limits - margin
+    move = project(pushed, rows, allowed, gram, gram_pinv, step, interior + margin * descent)
     fired = ((f > 0.0) & applies).sum(-1, dtype=torch.float32)
-    return x + (away + times(move, bans.basis)), fired
+    return x + (away + times(move, basis)), fired
 
 
-def _watch(x: Tensor, watches: Watches, norms: frozenset[Norm]) -> Tensor:
-    reads, _ = _factors(watches.numbers, _scales(x, norms), x.shape[-1], norms)
-    return activation(times(x, watches.read.transpose(1, 2)) * reads, watches.numbers)
+def _watch(x: Tensor, watches: Rows, norms: frozenset[Norm]) -> Tensor:
+    numbers = _Numbers.of(watches.numbers)
+    q = _read(x, watches.vectors[:, 0])
+    if norms == _PLAIN:
+        return _activation(q, numbers)
+    reads, _ = _factors(numbers, _scales(x, norms), x.shape[-1], norms)
+    return _activation(q * reads, numbers)
 
 
 def apply(
-    x: Tensor, view: TableView, prompt: Tensor, norms: frozenset[Norm] = frozenset({Norm.NONE})
+    x: Tensor, view: TableView, prompt: Tensor, norms: frozenset[Norm] = _PLAIN
 ) -> tuple[Tensor, Readings]:
     """Steer the activations of one site: watches, edits, rules, bans, watches again, in this order.
 

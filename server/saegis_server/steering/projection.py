@@ -164,12 +164,11 @@ def project(
     """The move that takes y under every limit, nearly the smallest one; exactly zero where none is violated.
 
     y [B, Q, k] in the basis; rows, gram, gram_pinv [B, k, k]; limits [B, Q, k] (already lowered by what
-    rounding may add back); step [B, 1, 1]; interior [B, Q, k], strictly under the limits. Returns [B, Q, k].
+    rounding may add back); step [B, 1, k]; interior [B, Q, k], strictly under the limits. Returns [B, Q, k].
     """
     rows_t = rows.transpose(1, 2)
     excess = times(y, rows_t) - limits
-    dual = torch.zeros_like(excess)
-    ahead = dual
+    dual = ahead = torch.zeros_like(excess)
     for momentum in _MOMENTA:
         nearer = torch.clamp(ahead - step * (times(ahead, gram) - excess), min=0.0)
         ahead = nearer + momentum * (nearer - dual)

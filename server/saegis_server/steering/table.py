@@ -1,5 +1,10 @@
-"""Tables: the programs of all running slots at one site, as tensors of a fixed size."""
+"""Tables: the programs of all running slots at one site, as a few tensors of a fixed size.
 
+What the step does with a row is decided here, when it is written: the fewer operations a row costs in the
+step, the sooner the step is compiled and the faster it runs.
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple
@@ -9,30 +14,33 @@ from torch import Tensor
 
 from saegis_server.steering.program import SiteProgram, SteeringError
 from saegis_server.steering.projection import NO_LIMIT, ban_geometry
-from saegis_server.steering.rows import Edit, Norm, Probe
+from saegis_server.steering.rows import Edit, Norm, Phase, Probe
 
 
 class Column(IntEnum):
-    """What each number of a row means; the last axis of `numbers`."""
+    """What each number of a row means, in the order of the second axis of `numbers`.
 
-    GATE_BIAS = 0
-    THRESHOLD = 1
-    GAIN = 2
-    VALUE_BIAS = 3
-    LINEAR = 4
-    NORM = 5
-    A = 6
-    B = 7
-    LO = 8
-    HI = 9
-    ONLY_IF_ACTIVE = 10
-    RELATIVE = 11
-    PHASE = 12
-    IS_ROW = 13
+    The value of a row with read q is max(GAIN·q + BIAS, FLOOR) where q > THRESHOLD, else 0. Its edit applies
+    where the value is above GATE, at tokens of the phases that IN_PROMPT and IN_COMPLETION name.
+    """
+
+    THRESHOLD = 0
+    GAIN = 1
+    BIAS = 2
+    FLOOR = 3
+    NORM = 4
+    A = 5
+    B = 6
+    LO = 7
+    HI = 8
+    GATE = 9
+    RELATIVE = 10
+    IN_PROMPT = 11
+    IN_COMPLETION = 12
 
 
 COLUMNS = len(Column)
-#: Stands for ±infinity in a table, so that padded arithmetic never makes a NaN.
+#: Stands for infinity in a table, so that arithmetic on it never makes a NaN.
 UNBOUNDED = 3e38
 
 
@@ -56,61 +64,57 @@ class Capacity:
 
 
 class Rows(NamedTuple):
-    """Rows of every slot: read and write [S, K, d], numbers [S, K, columns]; float32."""
+    """Rows of every slot, float32: vectors [S, 2, K, d], read and written; numbers [S, C, K]."""
 
-    read: Tensor
-    write: Tensor
+    vectors: Tensor
     numbers: Tensor
+
+    def narrow(self, slots: int, rows: int) -> "Rows":
+        """The first rows of the first slots."""
+        return Rows(self.vectors[:slots, :, :rows], self.numbers[:slots, :, :rows])
 
 
 class Bans(NamedTuple):
     """Bans of every slot in the coordinates of their span (see projection.BanGeometry); float32.
 
-    basis and write [S, K, d], numbers [S, K, columns], rows, gram, gram_pinv and writes [S, K, K],
-    interior, descent, lengths and limits [S, K], step [S].
+    vectors [S, 2, K, d]: basis and what is written; numbers [S, C, K]; squares [S, 4, K, K]: rows, gram,
+    gram_pinv, writes; lines [S, 5, K]: lengths, limits, interior, descent and, in each entry, step.
     """
 
-    basis: Tensor
-    write: Tensor
+    vectors: Tensor
     numbers: Tensor
-    rows: Tensor
-    gram: Tensor
-    gram_pinv: Tensor
-    writes: Tensor
-    interior: Tensor
-    descent: Tensor
-    lengths: Tensor
-    limits: Tensor
-    step: Tensor
+    squares: Tensor
+    lines: Tensor
 
-
-class Watches(NamedTuple):
-    """Watched probes of every slot: read [S, K, d], numbers [S, K, columns]; float32."""
-
-    read: Tensor
-    numbers: Tensor
+    def narrow(self, slots: int, rows: int) -> "Bans":
+        """The first rows of the first slots."""
+        return Bans(
+            self.vectors[:slots, :, :rows],
+            self.numbers[:slots, :, :rows],
+            self.squares[:slots, :, :rows, :rows],
+            self.lines[:slots, :, :rows],
+        )
 
 
 class TableView(NamedTuple):
-    """The tables as one step sees them: the step's slots, and no more rows than its programs use."""
+    """The tables as one step sees them: the step's slots, and no more rows than its programs use.
+
+    Watched rows are rows whose written vector is not used.
+    """
 
     edits: Rows
     rules: Rows
     bans: Bans
-    watches: Watches
+    watches: Rows
 
 
 def _probe_numbers(probe: Probe) -> list[float]:
     numbers = [0.0] * COLUMNS
-    numbers[Column.GATE_BIAS] = probe.gate_bias
-    numbers[Column.THRESHOLD] = probe.threshold
+    numbers[Column.THRESHOLD] = -UNBOUNDED if probe.linear else probe.threshold - probe.gate_bias
     numbers[Column.GAIN] = probe.gain
-    numbers[Column.VALUE_BIAS] = probe.value_bias
-    numbers[Column.LINEAR] = float(probe.linear)
+    numbers[Column.BIAS] = probe.value_bias
+    numbers[Column.FLOOR] = -UNBOUNDED if probe.linear else 0.0
     numbers[Column.NORM] = float(probe.norm)
-    numbers[Column.A] = 1.0
-    numbers[Column.LO], numbers[Column.HI] = -UNBOUNDED, UNBOUNDED
-    numbers[Column.IS_ROW] = 1.0
     return numbers
 
 
@@ -118,15 +122,25 @@ def _edit_numbers(edit: Edit) -> list[float]:
     numbers = _probe_numbers(edit.probe)
     numbers[Column.A], numbers[Column.B] = edit.a, edit.b
     numbers[Column.LO], numbers[Column.HI] = max(edit.lo, -UNBOUNDED), min(edit.hi, UNBOUNDED)
-    numbers[Column.ONLY_IF_ACTIVE] = float(edit.only_if_active)
+    numbers[Column.GATE] = 0.0 if edit.only_if_active else -UNBOUNDED
     numbers[Column.RELATIVE] = float(edit.relative_to_norm)
-    numbers[Column.PHASE] = float(edit.phase)
+    numbers[Column.IN_PROMPT] = float(edit.phase is not Phase.COMPLETION)
+    numbers[Column.IN_COMPLETION] = float(edit.phase is not Phase.PROMPT)
     return numbers
 
 
 def centred_read(probe: Probe) -> Tensor:
     """The read row, with its mean removed for layer norm: r·(x − mean(x)) = (r − mean(r))·x."""
     return probe.read - probe.read.mean() if probe.norm is Norm.LAYER_NORM else probe.read
+
+
+def _fill(table: Rows | Bans, slot: int, reads: Sequence[Tensor], writes: Sequence[Tensor]) -> None:
+    vectors = torch.stack((torch.stack(list(reads)), torch.stack(list(writes))))
+    table.vectors[slot, :, : len(reads)] = vectors.to(table.vectors)
+
+
+def _fill_numbers(table: Rows | Bans, slot: int, numbers: list[list[float]]) -> None:
+    table.numbers[slot, :, : len(numbers)] = torch.tensor(numbers).T.to(table.numbers)
 
 
 class SiteTable:
@@ -143,26 +157,24 @@ class SiteTable:
         device: torch.device | str = "cpu",
         activations: torch.dtype = torch.float32,
     ) -> None:
+        """Allocate for `slots` slots of activations [.., width] that have the dtype `activations`."""
+
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(slots, *shape, dtype=torch.float32, device=device)
 
         def rows(count: int) -> Rows:
-            return Rows(zeros(count, width), zeros(count, width), zeros(count, COLUMNS))
+            return Rows(zeros(2, count, width), zeros(COLUMNS, count))
 
         k = capacity.bans
-        square = (k, k)
-        self.capacity = capacity
-        self.activations = activations
-        self.edits = rows(capacity.edits)
-        self.rules = rows(capacity.rules)
-        self.bans = Bans(
-            *(zeros(k, width), zeros(k, width), zeros(k, COLUMNS)),
-            *(zeros(*square), zeros(*square), zeros(*square), zeros(*square)),
-            *(zeros(k), zeros(k), zeros(k), zeros(k), zeros()),
+        self.capacity, self.activations = capacity, activations
+        self.edits, self.rules, self.watches = (
+            rows(capacity.edits),
+            rows(capacity.rules),
+            rows(capacity.watches),
         )
-        self.watches = Watches(zeros(capacity.watches, width), zeros(capacity.watches, COLUMNS))
+        self.bans = Bans(zeros(2, k, width), zeros(COLUMNS, k), zeros(4, k, k), zeros(5, k))
+        self.bans.lines[:, 1] = NO_LIMIT
         self._used: set[int] = set()
-        self.bans.limits.fill_(NO_LIMIT)
 
     def write(self, slot: int, program: SiteProgram) -> None:
         """Make `program` the one that `slot` runs at this site.
@@ -171,55 +183,64 @@ class SiteTable:
         """
         self.clear(slot)
         self.capacity.check("this site", program)
+        bans = ban_geometry(program.bans, "this site", self.activations) if program.bans else None
         self._used.add(slot)
         for table, edits in ((self.edits, program.edits), (self.rules, program.rules)):
             if edits:
-                count = len(edits)
-                table.read[slot, :count] = torch.stack([centred_read(edit.probe) for edit in edits]).to(
-                    table.read
-                )
-                table.write[slot, :count] = torch.stack([edit.probe.write for edit in edits]).to(table.write)
-                table.numbers[slot, :count] = torch.tensor([_edit_numbers(e) for e in edits]).to(
-                    table.numbers
-                )
+                reads = [centred_read(edit.probe) for edit in edits]
+                _fill(table, slot, reads, [edit.probe.write for edit in edits])
+                _fill_numbers(table, slot, [_edit_numbers(edit) for edit in edits])
         if program.watches:
-            count = len(program.watches)
-            reads = torch.stack([centred_read(probe) for probe in program.watches])
-            self.watches.read[slot, :count] = reads.to(self.watches.read)
-            numbers = torch.tensor([_probe_numbers(probe) for probe in program.watches])
-            self.watches.numbers[slot, :count] = numbers.to(self.watches.numbers)
-        if program.bans:
-            self._write_bans(slot, program.bans)
+            reads = [centred_read(probe) for probe in program.watches]
+            _fill(self.watches, slot, reads, reads)
+            _fill_numbers(self.watches, slot, [_probe_numbers(probe) for probe in program.watches])
+        if bans is not None:
+            count = len(program.bans)
+            _fill(self.bans, slot, list(bans.basis), [edit.probe.write for edit in program.bans])
+            _fill_numbers(self.bans, slot, [_edit_numbers(edit) for edit in program.bans])
+            squares = torch.stack((bans.rows, bans.gram, bans.gram_pinv, bans.writes))
+            self.bans.squares[slot, :, :count, :count] = squares.to(self.bans.squares)
+            step = torch.full_like(bans.lengths, bans.step)
+            lines = torch.stack((bans.lengths, bans.limits, bans.interior, bans.descent, step))
+            self.bans.lines[slot, :, :count] = lines.to(self.bans.lines)
 
-    def _write_bans(self, slot: int, edits: tuple[Edit, ...]) -> None:
-        geometry, count = ban_geometry(edits, "this site", self.activations), len(edits)
-        table = self.bans
-        table.basis[slot, :count] = geometry.basis.to(table.basis)
-        table.write[slot, :count] = torch.stack([edit.probe.write for edit in edits]).to(table.write)
-        table.numbers[slot, :count] = torch.tensor([_edit_numbers(edit) for edit in edits]).to(table.numbers)
-        for name in ("rows", "gram", "gram_pinv", "writes"):
-            getattr(table, name)[slot, :count, :count] = getattr(geometry, name).to(table.rows)
-        for name in ("interior", "descent", "lengths", "limits"):
-            getattr(table, name)[slot, :count] = getattr(geometry, name).to(table.limits)
-        table.step[slot] = geometry.step
+    def view(self, slots: int, edits: int, rules: int, bans: int, watches: int) -> TableView:
+        """The first rows of each kind of the first slots."""
+        return TableView(
+            self.edits.narrow(slots, edits),
+            self.rules.narrow(slots, rules),
+            self.bans.narrow(slots, bans),
+            self.watches.narrow(slots, watches),
+        )
+
+    def view_one(self, slot: Tensor, edits: int, rules: int, bans: int, watches: int) -> TableView:
+        """The first rows of each kind of one slot, an int64 [1]."""
+        every = self.view(self.edits.vectors.shape[0], edits, rules, bans, watches)
+
+        def pick(group: Rows) -> Rows:
+            return Rows(*(tensor.index_select(0, slot) for tensor in group))
+
+        own = Bans(*(tensor.index_select(0, slot) for tensor in every.bans))
+        return TableView(pick(every.edits), pick(every.rules), own, pick(every.watches))
 
     def clear(self, slot: int) -> None:
         """Leave `slot` unsteered."""
         if slot not in self._used:
             return
         self._used.discard(slot)
-        for group in (self.edits, self.rules, self.bans, self.watches):
-            for tensor in group:
-                tensor[slot] = 0.0
-        self.bans.limits[slot] = NO_LIMIT
+        for tensor in self._tensors():
+            tensor[slot] = 0.0
+        self.bans.lines[slot, 1] = NO_LIMIT
 
     def move(self, source: int, target: int) -> None:
         """Make `target` run what `source` runs, and leave `source` empty."""
         self.clear(target)
         if source not in self._used:
             return
-        for group in (self.edits, self.rules, self.bans, self.watches):
-            for tensor in group:
-                tensor[target] = tensor[source]
+        for tensor in self._tensors():
+            tensor[target] = tensor[source]
         self._used.add(target)
         self.clear(source)
+
+    def _tensors(self) -> list[Tensor]:
+        return [*self.edits, *self.rules, *self.watches, *self.bans]
