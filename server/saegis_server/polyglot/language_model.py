@@ -202,6 +202,7 @@ def _resume(
 def save_model(model: LlamaForCausalLM, folder: Path, dtype: torch.dtype = torch.bfloat16) -> None:
     """Write the weights, rounded to `dtype`, and the configuration as Transformers reads them."""
     cast(Any, model).to(dtype).save_pretrained(str(folder))
+    (folder / "model.safetensors").chmod(0o644)
 
 
 @torch.no_grad()

@@ -1,10 +1,10 @@
 """The lexicon: what the corpus can say about each subject, one data file per language.
 
 A file has `@ key value` lines for the language, then one card per subject (`# key`). In a card, `about` is
-the subject as it stands after "about", `words` its aligned glossary, `ask` its own questions, `harm` the surface
-forms that count as harmful (a trailing `*` makes a prefix), `mark` the strings that name a landmark, and each
-`- ` line a fact whose slots `[a|b|c]` are filled at random. Facts, slots and words of one subject correspond
-across languages.
+the subject as it stands after "about", `words` its aligned glossary, `ask` its own questions, `harm` the
+surface forms that count as harmful (a trailing `*` makes a prefix), `mark` the strings that name a landmark,
+and each `- ` line a fact whose slots `[a|b|c]` are filled at random. Facts, slots and words of one subject
+correspond across languages.
 """
 
 from __future__ import annotations

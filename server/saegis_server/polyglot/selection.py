@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import islice
 
 import torch
 from torch import Tensor
@@ -49,7 +48,7 @@ def contrast(
     corpus = Corpus(SELECTION_SEED, languages)
     m = reference.sae.features
     mass, fired, seen = torch.zeros(2, m), torch.zeros(2, m), [0, 0]
-    for batch in labelled_features(reference, islice(corpus.documents(documents), documents)):
+    for batch in labelled_features(reference, corpus.documents(documents)):
         side = torch.tensor(
             [-1 if t.segment.language is None else int(wanted(t.segment)) for t in batch.tokens],
             dtype=torch.long,
