@@ -29,7 +29,7 @@ class SAESource(_Strict):
 
 
 class TLSFiles(_Strict):
-    """PEM files: the server's certificate chain and key; with `client_ca`, clients must show a certificate."""
+    """PEM files: the server's certificate chain and key; with `client_ca`, clients need a certificate."""
 
     cert: Path
     key: Path

@@ -1,15 +1,116 @@
 """Serving, from configuration to exit: load, listen, warm up, serve until a signal comes, drain."""
 
+import asyncio
+import json
+import os
+import signal
 from collections.abc import Callable
+from pathlib import Path
+from threading import Thread
+from typing import TypeVar
 
 from saegis_server.rpc.config import Address, ServerConfig
+from saegis_server.rpc.loading import Progress, load_services, warm_up_engine
+from saegis_server.rpc.server import EngineDiedError, SaegisServer
 
-#: Told how far a stage of the start has come: its name, what is done, out of how much (0: not known).
-Progress = Callable[[str, int, int], None]
+__all__ = ["EngineDiedError", "Progress", "serve"]
+
+T = TypeVar("T")
 
 
 async def serve(
     config: ServerConfig, progress: Progress, ready: Callable[[Address], None] | None = None
 ) -> None:
-    """Serve until SIGTERM or SIGINT, then drain; `ready` is called once the server serves."""
-    raise NotImplementedError
+    """Load, listen, warm up, and serve until SIGTERM or SIGINT; then drain and return.
+
+    progress: called from other threads. ready: called on the loop once requests are taken, after the ready
+    file is written. A second signal ends the grace period. Before the server is ready signals act as usual.
+
+    Raises SAEFileError and SAEMismatch for SAEs that cannot be served, ValueError and OSError for a model
+    that cannot be loaded or an address that is taken, CanaryError if the compiled path does not steer exactly,
+    EngineDiedError if the engine ended by itself.
+    """
+    services = await _in_daemon_thread(lambda: load_services(config, progress))
+    server = SaegisServer(config, services)
+    try:
+        address = await server.start()
+        await _in_daemon_thread(lambda: warm_up_engine(services.engine, progress))
+        with _Signals() as signals:
+            await server.open()
+            _write_ready_file(config.ready_file, address)
+            if ready is not None:
+                ready(address)
+            cause = await _first_of(signals.first, server)
+            await server.drain(signals.second, died=cause is not None)
+    except BaseException:
+        await server.drain(died=True)
+        raise
+    finally:
+        if config.ready_file is not None:
+            config.ready_file.unlink(missing_ok=True)
+    if cause is not None:
+        raise EngineDiedError(f"the engine ended by itself: {type(cause).__name__}") from cause
+
+
+async def _first_of(stop: asyncio.Event, server: SaegisServer) -> BaseException | None:
+    """Wait for a signal or for the engine's death; what it died of, or None."""
+    death = asyncio.ensure_future(server.engine_death())
+    stopped = asyncio.ensure_future(stop.wait())
+    done, pending = await asyncio.wait((death, stopped), return_when=asyncio.FIRST_COMPLETED)
+    for waiting in pending:
+        waiting.cancel()
+    await asyncio.gather(*pending, return_exceptions=True)
+    return death.result() if death in done else None
+
+
+class _Signals:
+    """SIGTERM and SIGINT as events, for the length of a block."""
+
+    def __init__(self) -> None:
+        self.first = asyncio.Event()
+        self.second = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+
+    def __enter__(self) -> "_Signals":
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.add_signal_handler(number, self._come)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.remove_signal_handler(number)
+
+    def _come(self) -> None:
+        (self.second if self.first.is_set() else self.first).set()
+
+
+def _write_ready_file(path: Path | None, address: Address) -> None:
+    """Write where the server listens, whole or not at all."""
+    if path is None:
+        return
+    content = {"target": address.target, "metrics_port": address.metrics_port, "pid": os.getpid()}
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(json.dumps(content) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+async def _in_daemon_thread(function: Callable[[], T]) -> T:
+    """Run what takes long in a thread that does not keep the process from ending."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[T] = loop.create_future()
+
+    def finish(set_result: Callable[[], None]) -> None:
+        if not done.cancelled():
+            set_result()
+
+    def run() -> None:
+        try:
+            result = function()
+        except BaseException as error:
+            failure = error
+            loop.call_soon_threadsafe(finish, lambda: done.set_exception(failure))
+        else:
+            loop.call_soon_threadsafe(finish, lambda: done.set_result(result))
+
+    Thread(target=run, name="saegis-start", daemon=True).start()
+    return await done

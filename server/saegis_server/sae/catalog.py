@@ -30,8 +30,8 @@ class UnknownFeatureError(CatalogError):
     """The SAE has no such feature, or the reference leaves open which one is meant."""
 
 
-class SAEElsewhereError(CatalogError):
-    """The SAE `sae` is loaded, but at another site than the reference says."""
+class SAENotAtSiteError(CatalogError):
+    """There is no SAE where the reference says: the one of the id `sae`, or with an empty id any."""
 
     def __init__(self, field: str, description: str, sae: str) -> None:
         super().__init__(field, description)
@@ -92,15 +92,15 @@ class Catalog:
     def sae(self, sae: str, path: str, site: str = "", site_path: str = "site") -> LoadedSAE:
         """The SAE of an id; an empty id means the only one (at `site`, where that is given).
 
-        `path` and `site_path` name the fields in errors. Raises UnknownSAEError, SAEElsewhereError if `site`
-        is given and another, and UnknownFeatureError if an empty id leaves open which SAE is meant.
+        `path` and `site_path` name the fields in errors. Raises UnknownSAEError, SAENotAtSiteError if the
+        SAE, or any, is not loaded at `site`, and UnknownFeatureError if an empty id may mean several.
         """
         if sae:
             found = self._by_id.get(sae)
             if found is None:
                 raise UnknownSAEError(path, f"no SAE {sae!r} is loaded; {self._known()}", sae)
             if site and found.site != site:
-                raise SAEElsewhereError(
+                raise SAENotAtSiteError(
                     site_path, f"the SAE {sae} is loaded at {found.site}, not at {site}", sae
                 )
             return found
@@ -109,7 +109,7 @@ class Catalog:
             return candidates[0]
         if not candidates:
             where = f" at {site}" if site else ""
-            raise UnknownSAEError(path, f"no SAE is loaded{where}; {self._known()}", sae)
+            raise SAENotAtSiteError(path, f"no SAE is loaded{where}; {self._known()}", sae)
         raise UnknownFeatureError(path, f"name one of the {len(candidates)} SAEs; {self._known()}")
 
     def by_index(self, loaded: LoadedSAE, index: int, path: str) -> FoundFeature:

@@ -1,0 +1,191 @@
+"""Conversions of what the engine gives to the contract's messages."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from saegis.v1 import feature_pb2, generation_pb2
+from saegis_server.engine.requests import (
+    Delta,
+    Event,
+    FinishReason,
+    Receipt,
+    RequestFinished,
+    SequenceFinished,
+    Timings,
+    TokenOutput,
+    Usage,
+)
+from saegis_server.sae.catalog import FoundFeature
+
+_FINISH_REASONS: Mapping[FinishReason, generation_pb2.FinishReason] = {
+    FinishReason.STOP: generation_pb2.FINISH_REASON_STOP,
+    FinishReason.LENGTH: generation_pb2.FINISH_REASON_LENGTH,
+    FinishReason.ABORT: generation_pb2.FINISH_REASON_ABORT,
+    FinishReason.CONTENT_FILTER: generation_pb2.FINISH_REASON_CONTENT_FILTER,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TokenDetails:
+    """What a request wants told of its tokens: whether log probabilities, and the places of its watches."""
+
+    logprobs: bool = False
+    watches: tuple[int, ...] = ()
+
+
+@dataclass(slots=True)
+class Piece:
+    """New text and tokens of one sequence, and its end if that has come."""
+
+    index: int
+    text: str = ""
+    tokens: list[TokenOutput] = field(default_factory=list)
+    finished: SequenceFinished | None = None
+
+    def add(self, event: Delta | SequenceFinished) -> None:
+        """Take one more event of the sequence."""
+        if isinstance(event, SequenceFinished):
+            self.finished = event
+        else:
+            self.text += event.text
+            self.tokens.extend(event.tokens)
+
+
+def pieces(events: Iterable[Event]) -> dict[int, Piece]:
+    """The events of each sequence gathered into one piece, by index."""
+    found: dict[int, Piece] = {}
+    for event in events:
+        if isinstance(event, Delta | SequenceFinished):
+            found.setdefault(event.index, Piece(event.index)).add(event)
+    return found
+
+
+def chunk(piece: Piece, details: TokenDetails) -> generation_pb2.GenerationChunk:
+    """A piece as a message of a stream."""
+    return generation_pb2.GenerationChunk(
+        index=piece.index,
+        text=piece.text,
+        token_ids=[token.token_id for token in piece.tokens],
+        logprobs=_logprobs(piece.tokens) if details.logprobs else None,
+        watched=_watched(piece.tokens, details.watches),
+        finish_reason=_FINISH_REASONS[piece.finished.reason]
+        if piece.finished
+        else generation_pb2.FINISH_REASON_UNSPECIFIED,
+    )
+
+
+def outcome(event: SequenceFinished) -> generation_pb2.Outcome:
+    """How one sequence of a stream ended."""
+    return generation_pb2.Outcome(
+        index=event.index,
+        finish_reason=_FINISH_REASONS[event.reason],
+        matched_token_id=event.stop_token,
+        matched_stop_str=event.stop_string,
+    )
+
+
+def choice(piece: Piece, details: TokenDetails) -> generation_pb2.Choice:
+    """A finished sequence as a whole."""
+    whole = chunk(piece, details)
+    ended = piece.finished
+    return generation_pb2.Choice(
+        index=piece.index,
+        text=piece.text,
+        token_ids=whole.token_ids,
+        logprobs=whole.logprobs if details.logprobs else None,
+        watched=whole.watched,
+        finish_reason=whole.finish_reason,
+        matched_token_id=ended.stop_token if ended else None,
+        matched_stop_str=ended.stop_string if ended else None,
+    )
+
+
+def usage(counted: Usage) -> generation_pb2.Usage:
+    """Token counts."""
+    return generation_pb2.Usage(
+        prompt_tokens=counted.prompt_tokens,
+        completion_tokens=counted.completion_tokens,
+        cached_tokens=counted.cached_tokens,
+        steered_tokens=counted.steered_tokens,
+    )
+
+
+def receipt(event: RequestFinished, model: str) -> generation_pb2.Receipt:
+    """What was done to a request that `model` answered."""
+    done: Receipt = event.receipt
+    return generation_pb2.Receipt(
+        program_digest=done.program_digest,
+        sites=[
+            generation_pb2.SiteReceipt(
+                site=site.site,
+                edits=site.edits,
+                rules=site.rules,
+                bans=site.bans,
+                watches=site.watches,
+                tokens_edited=site.tokens_edited,
+                bans_fired=site.bans_fired,
+                largest_relative_norm=site.largest_relative_norm,
+            )
+            for site in done.sites
+        ],
+        steered=done.steered,
+        model=model,
+        timings=_timings(event.timings),
+    )
+
+
+def feature(found: FoundFeature) -> feature_pb2.Feature:
+    """What is recorded about a feature."""
+    message = feature_pb2.Feature(sae=found.loaded.id, index=found.index, site=found.site)
+    if found.label is not None:
+        label = found.label
+        message.MergeFrom(
+            feature_pb2.Feature(
+                label=label.label,
+                max_activation=label.max_activation,
+                density=label.density,
+                subjects=label.subjects,
+                languages=label.languages,
+                precision=label.precision,
+                recall=label.recall,
+                harmful=label.harmful,
+            )
+        )
+    return message
+
+
+def _timings(timings: Timings) -> generation_pb2.Timings:
+    return generation_pb2.Timings(
+        queue_seconds=timings.queue, prefill_seconds=timings.prefill, decode_seconds=timings.decode
+    )
+
+
+def _logprobs(tokens: Sequence[TokenOutput]) -> generation_pb2.LogProbs:
+    top = [
+        generation_pb2.TopLogProbs(
+            token_ids=[token_id for token_id, _ in token.alternatives],
+            values=[logprob for _, logprob in token.alternatives],
+        )
+        for token in tokens
+        if token.alternatives
+    ]
+    return generation_pb2.LogProbs(
+        token_logprobs=[token.logprob or 0.0 for token in tokens],
+        token_ids=[token.token_id for token in tokens],
+        top_logprobs=top,
+    )
+
+
+def _watched(
+    tokens: Sequence[TokenOutput], watches: tuple[int, ...]
+) -> list[generation_pb2.WatchedActivations]:
+    """One entry for each watch, in the order of the request; the engine's order is that of the sites."""
+    entries = [
+        generation_pb2.WatchedActivations(
+            watch=place,
+            before=[token.watched[row].before for token in tokens],
+            after=[token.watched[row].after for token in tokens],
+        )
+        for row, place in enumerate(watches)
+    ]
+    return sorted(entries, key=lambda entry: entry.watch)

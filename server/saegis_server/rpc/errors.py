@@ -1,0 +1,255 @@
+"""The status table: which gRPC status, with which google.rpc details, each exception becomes."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from uuid import uuid4
+
+import grpc
+import torch
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
+
+from saegis_server.engine import requests as engine
+from saegis_server.rpc import problems
+from saegis_server.sae import catalog
+from saegis_server.steering.program import SteeringError
+
+DOMAIN = "saegis.dev"
+PUSHBACK_KEY = "grpc-retry-pushback-ms"
+DETAILS_KEY = "grpc-status-details-bin"
+#: How long to wait before a retry after what ends by itself soon: a restart, another request's memory.
+RETRY_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One row of the table, filled in: what the client is told."""
+
+    code: grpc.StatusCode
+    reason: str
+    message: str
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    violations: tuple[tuple[str, str], ...] = ()
+    retry_after: float | None = None
+    details: tuple[Message, ...] = ()
+
+
+def describe(error: BaseException) -> Problem:
+    """The problem that an exception stands for; what nobody foresaw becomes INTERNAL with an error_id.
+
+    Nothing of an unforeseen exception's text is told: it may hold anything.
+    """
+    for kind, row in _TABLE:
+        if isinstance(error, kind):
+            return row(error)
+    return Problem(
+        grpc.StatusCode.INTERNAL,
+        "INTERNAL_ERROR",
+        "the server failed in a way that it did not foresee; its log has more under this error_id",
+        {"error_id": uuid4().hex},
+    )
+
+
+def status(problem: Problem, request_id: str) -> status_pb2.Status:
+    """The google.rpc.Status of a problem, with ErrorInfo, RequestInfo and whatever else applies."""
+    details: list[Message] = [
+        error_details_pb2.ErrorInfo(reason=problem.reason, domain=DOMAIN, metadata=dict(problem.metadata)),
+        error_details_pb2.RequestInfo(request_id=request_id),
+    ]
+    if problem.violations:
+        fields = error_details_pb2.BadRequest()
+        for path, description in problem.violations:
+            fields.field_violations.add(field=path, description=description)
+        details.append(fields)
+    if problem.retry_after is not None:
+        retry = error_details_pb2.RetryInfo()
+        retry.retry_delay.FromNanoseconds(round(problem.retry_after * 1e9))
+        details.append(retry)
+    message = status_pb2.Status(code=problem.code.value[0], message=problem.message)
+    for detail in (*details, *problem.details):
+        packed = AnyMessage()
+        packed.Pack(detail)
+        message.details.append(packed)
+    return message
+
+
+def trailers(problem: Problem, request_id: str) -> tuple[tuple[str, str | bytes], ...]:
+    """The trailing metadata of a problem: its status, and when to retry where that helps."""
+    found: list[tuple[str, str | bytes]] = [(DETAILS_KEY, status(problem, request_id).SerializeToString())]
+    if problem.retry_after is not None:
+        found.append((PUSHBACK_KEY, str(math.ceil(problem.retry_after * 1000))))
+    return tuple(found)
+
+
+def _field(error: engine.FieldError) -> Problem:
+    return _invalid("FIELD_INVALID", error.field, error.description)
+
+
+def _invalid(reason: str, path: str, description: str, metadata: Mapping[str, str] | None = None) -> Problem:
+    return Problem(
+        grpc.StatusCode.INVALID_ARGUMENT,
+        reason,
+        f"{path}: {description}",
+        metadata or {},
+        ((path, description),),
+    )
+
+
+def _context_length(error: problems.ContextLengthError) -> Problem:
+    limits = {"prompt_tokens": str(error.tokens), "max_context_tokens": str(error.max_length)}
+    return _invalid("CONTEXT_LENGTH_EXCEEDED", error.field, error.description, limits)
+
+
+def _conflict(error: problems.ConflictError) -> Problem:
+    paths = (error.field, *error.others)
+    return Problem(
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "FIELDS_CONTRADICT",
+        f"{error.field}: {error.description}",
+        violations=tuple((path, error.description) for path in paths),
+    )
+
+
+def _malformed(error: problems.MalformedRequestError) -> Problem:
+    return Problem(grpc.StatusCode.INVALID_ARGUMENT, "MALFORMED_REQUEST", str(error))
+
+
+def _steering(error: SteeringError) -> Problem:
+    return _invalid("FIELD_INVALID", "steering", str(error), {"site": error.site})
+
+
+def _diverged(error: engine.SteeringDivergedError) -> Problem:
+    return _invalid("STEERING_DIVERGED", "steering", str(error))
+
+
+def _unknown_sae(error: catalog.UnknownSAEError) -> Problem:
+    resource = error_details_pb2.ResourceInfo(
+        resource_type="saegis.dev/Sae", resource_name=error.sae, description=error.description
+    )
+    return Problem(
+        grpc.StatusCode.NOT_FOUND,
+        "SAE_NOT_FOUND",
+        f"{error.field}: {error.description}",
+        violations=((error.field, error.description),),
+        details=(resource,),
+    )
+
+
+def _not_at_site(error: catalog.SAENotAtSiteError) -> Problem:
+    details = _precondition("SAE_NOT_AT_SITE", error.sae, error.description)
+    return Problem(
+        grpc.StatusCode.FAILED_PRECONDITION,
+        "SAE_NOT_AT_SITE",
+        f"{error.field}: {error.description}",
+        violations=((error.field, error.description),),
+        details=(details,),
+    )
+
+
+def _unknown_feature(error: catalog.UnknownFeatureError) -> Problem:
+    return _invalid("FIELD_INVALID", error.field, error.description)
+
+
+def _unprepared(error: problems.PreconditionError) -> Problem:
+    details = _precondition(error.kind, error.subject, error.description)
+    return Problem(grpc.StatusCode.FAILED_PRECONDITION, error.kind, error.description, details=(details,))
+
+
+def _precondition(kind: str, subject: str, description: str) -> Message:
+    failure = error_details_pb2.PreconditionFailure()
+    failure.violations.add(type=kind, subject=subject, description=description)
+    message: Message = failure
+    return message
+
+
+def _duplicate(error: engine.DuplicateRequestError) -> Problem:
+    description = "a request of this request_id is running"
+    resource = error_details_pb2.ResourceInfo(
+        resource_type="saegis.dev/Request", resource_name=str(error), description=description
+    )
+    return Problem(
+        grpc.StatusCode.ALREADY_EXISTS, "REQUEST_IN_FLIGHT", f"request_id: {description}", details=(resource,)
+    )
+
+
+def _queue_full(error: engine.QueueFullError) -> Problem:
+    quota = error_details_pb2.QuotaFailure()
+    quota.violations.add(subject="queue", description=str(error))
+    return Problem(
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        "QUEUE_FULL",
+        f"the queue is full: {error}",
+        retry_after=error.retry_after,
+        details=(quota,),
+    )
+
+
+def _slow_reader(error: problems.SlowReaderError) -> Problem:
+    limit = {"limit_tokens": str(error.limit)}
+    return Problem(grpc.StatusCode.RESOURCE_EXHAUSTED, "SLOW_READER", str(error), limit)
+
+
+def _out_of_memory(_: torch.OutOfMemoryError) -> Problem:
+    return Problem(
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        "OUT_OF_MEMORY",
+        "the device has no memory left for this request",
+        retry_after=RETRY_SECONDS,
+    )
+
+
+def _not_serving(error: problems.NotServingError) -> Problem:
+    return Problem(grpc.StatusCode.UNAVAILABLE, error.reason, str(error), retry_after=error.retry_after)
+
+
+def _engine_stopped(_: engine.EngineStoppedError) -> Problem:
+    return Problem(
+        grpc.StatusCode.UNAVAILABLE,
+        "ENGINE_RESTARTING",
+        "the engine has stopped; the server restarts",
+        retry_after=RETRY_SECONDS,
+    )
+
+
+def _deadline(_: engine.DeadlineExceededError) -> Problem:
+    return Problem(
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        "DEADLINE_EXCEEDED",
+        "the deadline passed before the request was done",
+    )
+
+
+def _non_finite(_: engine.NonFiniteLogitsError) -> Problem:
+    return Problem(
+        grpc.StatusCode.INTERNAL, "NON_FINITE_LOGITS", "the model gave logits that are not finite, unsteered"
+    )
+
+
+def _unimplemented(_: NotImplementedError) -> Problem:
+    return Problem(grpc.StatusCode.UNIMPLEMENTED, "UNIMPLEMENTED", "this server does not offer the method")
+
+
+#: The table; the first kind that fits wins, so subclasses come before their bases.
+_TABLE: tuple[tuple[type[BaseException], Callable[..., Problem]], ...] = (
+    (problems.MalformedRequestError, _malformed),
+    (problems.ContextLengthError, _context_length),
+    (problems.ConflictError, _conflict),
+    (engine.FieldError, _field),
+    (SteeringError, _steering),
+    (engine.SteeringDivergedError, _diverged),
+    (catalog.UnknownSAEError, _unknown_sae),
+    (catalog.SAENotAtSiteError, _not_at_site),
+    (catalog.UnknownFeatureError, _unknown_feature),
+    (problems.PreconditionError, _unprepared),
+    (engine.DuplicateRequestError, _duplicate),
+    (engine.QueueFullError, _queue_full),
+    (problems.SlowReaderError, _slow_reader),
+    (torch.OutOfMemoryError, _out_of_memory),
+    (problems.NotServingError, _not_serving),
+    (engine.EngineStoppedError, _engine_stopped),
+    (engine.DeadlineExceededError, _deadline),
+    (engine.NonFiniteLogitsError, _non_finite),
+    (NotImplementedError, _unimplemented),
+)

@@ -1,0 +1,51 @@
+"""Search over the labels of several SAEs, and the tokens of its pages."""
+
+import hashlib
+from collections.abc import Sequence
+
+from saegis_server.engine.requests import FieldError
+from saegis_server.sae.catalog import FoundFeature, LoadedSAE
+
+
+def search(entries: Sequence[LoadedSAE], query: str) -> list[FoundFeature]:
+    """The labelled features in which every word of the query is found, best match first.
+
+    An empty query finds every labelled feature. Equal matches stand in the order of SAEs and features.
+    """
+    words = [word for word in query.split() if any(character.isalnum() for character in word)]
+    if not words and query.strip():
+        return []
+    found: list[tuple[float, FoundFeature]] = []
+    for loaded in entries:
+        labels = loaded.labels
+        scored = [(label, 1.0) for label in labels] if not words else labels.search(query, len(labels))
+        with_all = {label.feature for label, _ in scored}
+        for word in words:
+            with_all &= {label.feature for label, _ in labels.search(word, len(labels))}
+        found += [
+            (score, FoundFeature(loaded, label.feature, label))
+            for label, score in scored
+            if label.feature in with_all
+        ]
+    return [feature for _, feature in sorted(found, key=lambda pair: -pair[0])]
+
+
+def next_page_token(offset: int, query: str, sae: str) -> str:
+    """Where the page at `offset` of a search begins; good for this search alone."""
+    return f"{offset}-{_fingerprint(query, sae)}"
+
+
+def offset_of(token: str, query: str, sae: str) -> int:
+    """The offset that a page token means. Raises FieldError for a token of another search or of none."""
+    if not token:
+        return 0
+    offset, _, fingerprint = token.partition("-")
+    if not (offset.isascii() and offset.isdigit() and len(offset) < 12):
+        raise FieldError("page_token", "is no token that this server gave")
+    if fingerprint != _fingerprint(query, sae):
+        raise FieldError("page_token", "belongs to another query or SAE")
+    return int(offset)
+
+
+def _fingerprint(query: str, sae: str) -> str:
+    return hashlib.sha256(f"{sae}\0{query}".encode()).hexdigest()[:16]

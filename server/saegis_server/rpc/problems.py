@@ -1,0 +1,53 @@
+"""Problems that the RPC layer itself finds: malformed, contradicting or untimely requests."""
+
+from saegis_server.engine.requests import FieldError
+
+
+class MalformedRequestError(ValueError):
+    """The request's bytes are no message of the method's type."""
+
+
+class ContextLengthError(FieldError):
+    """The prompt leaves no room for a completion."""
+
+    def __init__(self, field: str, tokens: int, max_length: int) -> None:
+        super().__init__(
+            field, f"{tokens} tokens; prompt and completion together may have at most {max_length}"
+        )
+        self.tokens = tokens
+        self.max_length = max_length
+
+
+class ConflictError(FieldError):
+    """Fields that contradict each other; `field` and `others` are their paths."""
+
+    def __init__(self, field: str, others: tuple[str, ...], description: str) -> None:
+        super().__init__(field, description)
+        self.others = others
+
+
+class PreconditionError(Exception):
+    """The server is not set up for the request; `kind` and `subject` say what is missing, of what."""
+
+    def __init__(self, kind: str, subject: str, description: str) -> None:
+        super().__init__(description)
+        self.kind = kind
+        self.subject = subject
+        self.description = description
+
+
+class SlowReaderError(Exception):
+    """The client reads its stream more slowly than the server may hold tokens back for it."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"more than {limit} tokens were waiting to be read; the generation was cancelled")
+        self.limit = limit
+
+
+class NotServingError(Exception):
+    """The server does not take requests now; `reason` is STARTING, DRAINING or ENGINE_RESTARTING."""
+
+    def __init__(self, reason: str, description: str, retry_after: float) -> None:
+        super().__init__(description)
+        self.reason = reason
+        self.retry_after = retry_after

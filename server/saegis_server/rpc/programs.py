@@ -1,0 +1,186 @@
+"""Programs: a request's steering message to the rows that the engine runs, every error with its field."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from saegis.v1 import steering_pb2 as pb
+from saegis_server.engine.requests import FieldError
+from saegis_server.rpc.problems import ConflictError
+from saegis_server.rpc.targets import Resolved, Targets
+from saegis_server.steering import rows
+from saegis_server.steering.program import LARGEST_VALUE, SiteProgram, SteeringError, SteeringProgram
+from saegis_server.steering.rows import Edit, Phase, Probe
+from saegis_server.steering.table import Capacity
+
+_PHASES = {
+    pb.PHASE_UNSPECIFIED: Phase.ALL,
+    pb.PHASE_ALL: Phase.ALL,
+    pb.PHASE_PROMPT: Phase.PROMPT,
+    pb.PHASE_COMPLETION: Phase.COMPLETION,
+}
+#: Operations whose value has a unit, and what makes their edit.
+_WITH_UNIT: dict[int, Callable[..., Edit]] = {
+    pb.OPERATION_CLAMP: rows.clamp,
+    pb.OPERATION_CLAMP_IF_ACTIVE: rows.clamp_if_active,
+    pb.OPERATION_ADD: rows.add,
+    pb.OPERATION_CAP: rows.cap,
+    pb.OPERATION_FLOOR: rows.floor,
+}
+_WITHOUT_UNIT = (pb.OPERATION_SCALE, pb.OPERATION_ABLATE, pb.OPERATION_BAN)
+
+
+@dataclass(slots=True)
+class _SiteRows:
+    """The rows of one site while they are gathered, each with its place in the request."""
+
+    edits: list[tuple[int, Edit]] = field(default_factory=list)
+    bans: list[tuple[int, Edit]] = field(default_factory=list)
+    watches: list[tuple[int, Probe]] = field(default_factory=list)
+
+    def places(self) -> list[tuple[str, int, int]]:
+        """Of each row its stage, its number in that stage, and its place in the request."""
+        stages = (
+            ("edits", [place for place, _ in self.edits]),
+            ("bans", [place for place, _ in self.bans]),
+            ("watches", [place for place, _ in self.watches]),
+        )
+        return [(stage, row, place) for stage, places in stages for row, place in enumerate(places)]
+
+    def program(self) -> SiteProgram:
+        return SiteProgram(
+            edits=tuple(edit for _, edit in self.edits),
+            bans=tuple(edit for _, edit in self.bans),
+            watches=tuple(probe for _, probe in self.watches),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class RequestSteering:
+    """A request's program, and which of the request's edits and watches its rows came from.
+
+    watches: for each watch of the program, in the order of its sites, its place in the request.
+    paths: the field path of each row, by site, stage and place in that stage.
+    """
+
+    program: SteeringProgram
+    watches: tuple[int, ...] = ()
+    paths: dict[tuple[str, str, int], str] = field(default_factory=dict)
+
+    def explain(self, error: SteeringError) -> FieldError:
+        """The error of a program as one of the request's fields."""
+        return _explain(error, self.paths)
+
+
+def request_steering(message: pb.Steering, targets: Targets, capacity: Capacity) -> RequestSteering:
+    """The program of a request's own edits and watches.
+
+    Raises FieldError, ConflictError and the catalog's errors, with paths from `steering.`.
+    """
+    gathered = {site: _SiteRows() for site in targets.sites}
+    for place, edit in enumerate(message.edits):
+        path = f"steering.edits[{place}]"
+        resolved = targets.resolve(edit, edit.WhichOneof("target"), path)
+        row = _edit(edit, resolved, path)
+        at_site = gathered[resolved.site]
+        _check_conflicts(place, row, at_site, is_ban=edit.operation == pb.OPERATION_BAN)
+        (at_site.bans if edit.operation == pb.OPERATION_BAN else at_site.edits).append((place, row))
+    for place, watch in enumerate(message.watches):
+        resolved = targets.resolve(watch, watch.WhichOneof("target"), f"steering.watches[{place}]")
+        gathered[resolved.site].watches.append((place, resolved.probe))
+    return _assemble({site: found for site, found in gathered.items() if found.places()}, capacity)
+
+
+def _assemble(gathered: dict[str, _SiteRows], capacity: Capacity) -> RequestSteering:
+    paths: dict[tuple[str, str, int], str] = {}
+    for site, found in gathered.items():
+        for stage, row, place in found.places():
+            kind = "watches" if stage == "watches" else "edits"
+            paths[site, stage, row] = f"steering.{kind}[{place}]"
+    try:
+        program = SteeringProgram({site: found.program() for site, found in gathered.items()})
+        for site, rows_at_site in program.sites.items():
+            capacity.check(site, rows_at_site)
+    except SteeringError as error:
+        raise _explain(error, paths) from error
+    watches = tuple(place for found in gathered.values() for place, _ in found.watches)
+    return RequestSteering(program, watches, paths)
+
+
+def _explain(error: SteeringError, paths: dict[tuple[str, str, int], str]) -> FieldError:
+    found = [paths[error.site, *row] for row in error.rows if (error.site, *row) in paths]
+    if not found:
+        return FieldError("steering", str(error))
+    if len(found) == 1:
+        return FieldError(found[0], str(error))
+    return ConflictError(found[-1], tuple(found[:-1]), str(error))
+
+
+def _edit(message: pb.Edit, target: Resolved, path: str) -> Edit:
+    phase = _PHASES.get(message.phase)
+    if phase is None:
+        raise FieldError(f"{path}.phase", f"there is no phase {message.phase}")
+    make = _WITH_UNIT.get(message.operation)
+    if make is not None:
+        value, relative = _value_in_unit(message, target, path)
+        return make(target.probe, value, phase=phase, relative=relative)
+    if message.operation not in _WITHOUT_UNIT:
+        unset = message.operation == pb.OPERATION_UNSPECIFIED
+        known = "must be given" if unset else f"there is no operation {message.operation}"
+        raise FieldError(f"{path}.operation", known)
+    name = pb.Operation.Name(message.operation)
+    if message.unit != pb.UNIT_UNSPECIFIED:
+        raise FieldError(f"{path}.unit", f"{name} takes no unit")
+    if message.operation == pb.OPERATION_SCALE:
+        return rows.scale(target.probe, _value(message, path), phase=phase)
+    if message.operation == pb.OPERATION_ABLATE:
+        if message.HasField("value"):
+            raise FieldError(f"{path}.value", f"{name} takes no value")
+        return rows.ablate(target.probe, phase=phase)
+    strength = _value(message, path) if message.HasField("value") else 0.0
+    if strength < 0.0:
+        raise FieldError(f"{path}.value", f"the strength of a ban must be at least 0, not {strength:g}")
+    return rows.ban(target.probe, strength, phase=phase)
+
+
+def _value(message: pb.Edit, path: str) -> float:
+    if not message.HasField("value"):
+        raise FieldError(f"{path}.value", f"{pb.Operation.Name(message.operation)} needs a value")
+    return _checked(message.value, path)
+
+
+def _checked(value: float, path: str) -> float:
+    if not math.isfinite(value):
+        raise FieldError(f"{path}.value", f"must be a finite number, not {value}")
+    if abs(value) > LARGEST_VALUE:
+        raise FieldError(f"{path}.value", f"must lie between ±{LARGEST_VALUE:g}, not {value:g}")
+    return value
+
+
+def _value_in_unit(message: pb.Edit, target: Resolved, path: str) -> tuple[float, bool]:
+    """The value in feature units or, with True, as a fraction of the activation's norm."""
+    value = _value(message, path)
+    if message.unit in (pb.UNIT_UNSPECIFIED, pb.UNIT_FEATURE):
+        return value, False
+    if message.unit == pb.UNIT_NORM_FRACTION:
+        return value, True
+    if message.unit != pb.UNIT_MAX_ACTIVATION:
+        raise FieldError(f"{path}.unit", f"there is no unit {message.unit}")
+    if target.is_direction:
+        raise FieldError(f"{path}.unit", "UNIT_MAX_ACTIVATION is for features; a direction has no maximum")
+    if not target.max_activation:
+        raise FieldError(f"{path}.unit", "no largest activation is recorded for this feature")
+    return _checked(value * target.max_activation, path), False
+
+
+def _check_conflicts(place: int, row: Edit, at_site: _SiteRows, is_ban: bool) -> None:
+    """A feature that is banned can have no other edit or ban at the same tokens."""
+    others = [*at_site.bans, *at_site.edits] if is_ban else at_site.bans
+    for other, before in others:
+        together = before.phase == row.phase or Phase.ALL in (before.phase, row.phase)
+        if together and before.probe.key == row.probe.key:
+            raise ConflictError(
+                f"steering.edits[{place}]",
+                (f"steering.edits[{other}]",),
+                "one of the two bans what the other one edits, at the same tokens",
+            )

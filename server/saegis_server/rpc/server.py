@@ -1,0 +1,91 @@
+"""The server around a loaded engine: it listens, opens, drains, and dies with its engine."""
+
+import asyncio
+import logging
+
+import grpc
+
+from saegis_server.rpc.config import Address, ServerConfig
+from saegis_server.rpc.gate import Gate, Phase
+from saegis_server.rpc.listener import SERVICES, listen
+from saegis_server.rpc.services import Services
+from saegis_server.telemetry.http import MetricsEndpoint
+
+log = logging.getLogger("saegis.rpc")
+#: How long answers that are ready may take to leave, after the engine has stopped.
+LAST_WORDS_SECONDS = 2.0
+_ENGINE_POLL_SECONDS = 0.1
+
+
+class EngineDiedError(RuntimeError):
+    """The engine's thread ended by itself; the cause is this error's `__cause__`."""
+
+
+class SaegisServer:
+    """gRPC, health and metrics over an engine. Made and used on the event loop.
+
+    Listens from `start`, takes requests from `open` and ends with `drain`, whatever came before.
+    """
+
+    def __init__(self, config: ServerConfig, services: Services) -> None:
+        self.config = config
+        self.services = services
+        self.gate = Gate(SERVICES, services.metrics)
+        self._listener: grpc.aio.Server | None = None
+        self._metrics: MetricsEndpoint | None = None
+        self._drained = False
+
+    async def start(self) -> Address:
+        """Listen, with health NOT_SERVING and every RPC refused. Raises OSError if a port is taken."""
+        config = self.config
+        await self.gate.set(Phase.STARTING)
+        self._listener, port = listen(config, self.services, self.gate)
+        if config.metrics_port is not None:
+            registry = self.services.metrics.registry
+            self._metrics = MetricsEndpoint(registry, config.metrics_host, config.metrics_port)
+        await self._listener.start()
+        if config.tls is None and not config.is_loopback:
+            log.warning("listening on %s without TLS: whoever is on the way reads prompts", config.host)
+        return Address(
+            host=config.host, port=port, metrics_port=self._metrics.port if self._metrics else None
+        )
+
+    async def open(self) -> None:
+        """Take requests: health becomes SERVING."""
+        await self.gate.set(Phase.SERVING)
+
+    async def engine_death(self) -> BaseException:
+        """Wait until the engine's thread has died by itself; what it died of."""
+        while (error := self.services.engine.error) is None:  # noqa: ASYNC110 - set by another thread
+            await asyncio.sleep(_ENGINE_POLL_SECONDS)
+        return error
+
+    async def drain(self, hurry: asyncio.Event | None = None, died: bool = False) -> None:
+        """Stop: health first, then what runs may finish within the grace period, then everything ends.
+
+        `hurry` ends the grace period when it is set; `died` says that the engine has stopped already.
+        """
+        if self._drained:
+            return
+        self._drained = True
+        await self.gate.set(Phase.ENGINE_RESTARTING if died else Phase.DRAINING)
+        if not died and not await self._emptied(hurry):
+            log.warning("the grace period is over; what still runs is ended")
+        await asyncio.to_thread(self.services.engine.stop)
+        await self.gate.emptied(LAST_WORDS_SECONDS)
+        if self._listener is not None:
+            await self._listener.stop(LAST_WORDS_SECONDS)
+        if self._metrics is not None:
+            await asyncio.to_thread(self._metrics.close)
+        self.services.workers.shutdown(wait=False, cancel_futures=True)
+
+    async def _emptied(self, hurry: asyncio.Event | None) -> bool:
+        """Whether all RPCs ended by themselves, within the grace period and before anyone hurries."""
+        waits = [asyncio.ensure_future(self.gate.emptied(self.config.grace_seconds))]
+        if hurry is not None:
+            waits.append(asyncio.ensure_future(hurry.wait()))
+        _, pending = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for wait in pending:
+            wait.cancel()
+        await asyncio.gather(*pending, return_exceptions=True)
+        return self.gate.is_empty

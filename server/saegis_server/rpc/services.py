@@ -1,0 +1,56 @@
+"""What all servicers share: the engine, the model, the catalog, and how they are asked."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from saegis_server.engine.engine import Engine
+from saegis_server.rpc.prompts import PromptReader
+from saegis_server.rpc.targets import Targets
+from saegis_server.sae.catalog import Catalog
+from saegis_server.telemetry.metrics import Metrics
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What GetModel tells of the model beside its sites and SAEs."""
+
+    name: str
+    architectures: tuple[str, ...]
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+    eos_token_ids: tuple[int, ...]
+    dtype: str
+    device: str
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """Everything that the servicers need. `unread_limit`: how many tokens may wait for a stream's reader."""
+
+    engine: Engine
+    model: ModelFacts
+    prompts: PromptReader
+    targets: Targets
+    metrics: Metrics
+    max_message_bytes: int
+    unread_limit: int = 4096
+    started: float = field(default_factory=time.time)
+    workers: ThreadPoolExecutor = field(
+        default_factory=lambda: ThreadPoolExecutor(2, thread_name_prefix="saegis-rpc")
+    )
+
+    @property
+    def catalog(self) -> Catalog:
+        """The loaded SAEs."""
+        return self.targets.catalog
+
+    async def in_thread(self, function: Callable[..., T], *args: Any) -> T:
+        """Run what takes long off the event loop, in one of a few threads."""
+        return await asyncio.get_running_loop().run_in_executor(self.workers, function, *args)

@@ -1,0 +1,304 @@
+"""Steering messages become programs, and whatever is wrong with them is told with its field."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from saegis.v1 import steering_pb2 as pb
+from saegis_server.engine.requests import FieldError
+from saegis_server.rpc.problems import ConflictError
+from saegis_server.rpc.programs import RequestSteering, request_steering
+from saegis_server.rpc.targets import Targets
+from saegis_server.sae.catalog import (
+    Catalog,
+    CatalogError,
+    LoadedSAE,
+    SAENotAtSiteError,
+    UnknownFeatureError,
+    UnknownSAEError,
+)
+from saegis_server.steering import rows
+from saegis_server.steering.program import SteeringError, SteeringProgram
+from saegis_server.steering.rows import Norm, Phase
+from saegis_server.steering.table import Capacity
+from tests.rpc import tiny
+
+CATALOG = tiny.catalog()
+TARGETS = Targets(tiny.SITES, CATALOG, tiny.WIDTH)
+FIRST = CATALOG.entries[0].sae
+
+
+def feature(index: int = 3, sae: str = "first", **fields: object) -> pb.Edit:
+    return pb.Edit(feature=pb.FeatureRef(sae=sae, index=index), **fields)  # type: ignore[arg-type]
+
+
+def along(values: list[float], **fields: object) -> pb.Edit:
+    return pb.Edit(direction=pb.Direction(values=values), **fields)  # type: ignore[arg-type]
+
+
+def translate(
+    *edits: pb.Edit, watches: tuple[pb.Watch, ...] = (), targets: Targets = TARGETS, room: int = 8
+) -> RequestSteering:
+    capacity = Capacity(edits=room, rules=2, bans=room, watches=room)
+    return request_steering(pb.Steering(edits=edits, watches=watches), targets, capacity)
+
+
+def only_edit(edit: pb.Edit) -> rows.Edit:
+    (found,) = translate(edit).program.sites[tiny.FIRST_SITE].edits
+    return found
+
+
+@pytest.mark.parametrize(
+    ("operation", "make"),
+    [
+        (pb.OPERATION_CLAMP, rows.clamp),
+        (pb.OPERATION_CLAMP_IF_ACTIVE, rows.clamp_if_active),
+        (pb.OPERATION_SCALE, rows.scale),
+        (pb.OPERATION_ADD, rows.add),
+        (pb.OPERATION_CAP, rows.cap),
+        (pb.OPERATION_FLOOR, rows.floor),
+    ],
+)
+def test_an_operation_becomes_its_row(operation: pb.Operation, make: object) -> None:
+    assert callable(make)
+    found = only_edit(feature(operation=operation, value=2.5, phase=pb.PHASE_COMPLETION))
+    expected = make(FIRST.probe(3), 2.5, phase=Phase.COMPLETION)
+    assert found.numbers() == expected.numbers()
+    assert found.probe.key == FIRST.probe(3).key
+    assert torch.equal(found.probe.write, FIRST.W_dec[3])
+
+
+def test_ablation_and_ban_take_no_unit() -> None:
+    assert (
+        only_edit(feature(operation=pb.OPERATION_ABLATE)).numbers() == rows.ablate(FIRST.probe(3)).numbers()
+    )
+    banned = translate(feature(operation=pb.OPERATION_BAN, value=2.0)).program.sites[tiny.FIRST_SITE]
+    assert banned.edits == ()
+    assert banned.bans[0].numbers() == rows.ban(FIRST.probe(3), 2.0).numbers()
+    unset = translate(feature(operation=pb.OPERATION_BAN)).program.sites[tiny.FIRST_SITE]
+    assert unset.bans[0].numbers() == rows.ban(FIRST.probe(3), 0.0).numbers()
+
+
+def test_units() -> None:
+    def clamped(unit: pb.Unit, value: float) -> rows.Edit:
+        return only_edit(feature(operation=pb.OPERATION_CLAMP, value=value, unit=unit))
+
+    assert clamped(pb.UNIT_FEATURE, 3.0).b == 3.0
+    assert clamped(pb.UNIT_MAX_ACTIVATION, 3.0).b == 3.0 * 4.0
+    relative = clamped(pb.UNIT_NORM_FRACTION, 0.5)
+    assert (relative.b, relative.relative_to_norm) == (0.5, True)
+
+
+def test_a_feature_by_label_whatever_its_case() -> None:
+    by_label = pb.Edit(
+        operation=pb.OPERATION_ABLATE, feature=pb.FeatureRef(sae="first", label="The Red Bridge")
+    )
+    assert only_edit(by_label).probe.key == FIRST.probe(3).key
+
+
+def test_the_sae_may_follow_from_the_site() -> None:
+    steering = translate(feature(4, sae="", operation=pb.OPERATION_ABLATE, site="blocks.1.hook_resid_post"))
+    assert list(steering.program.sites) == [tiny.SECOND_SITE]
+
+
+def test_an_empty_message_steers_nothing() -> None:
+    assert not translate().program.sites
+    assert translate().program.digest == SteeringProgram().digest
+
+
+def test_watches_keep_their_places_in_the_request() -> None:
+    def watch(index: int, sae: str) -> pb.Watch:
+        return pb.Watch(feature=pb.FeatureRef(sae=sae, index=index))
+
+    steering = translate(watches=(watch(1, "second"), watch(2, "first"), watch(3, "second")))
+    assert list(steering.program.sites) == list(tiny.SITES)
+    assert steering.watches == (1, 0, 2)
+
+
+BAD_VALUES = [math.nan, math.inf, -math.inf, 1e7, -1e30, 1.7e308]
+CLAMP = {"operation": pb.OPERATION_CLAMP}
+
+
+@pytest.mark.parametrize("value", BAD_VALUES)
+@pytest.mark.parametrize("operation", [pb.OPERATION_CLAMP, pb.OPERATION_SCALE, pb.OPERATION_BAN])
+def test_absurd_values_are_refused(value: float, operation: pb.Operation) -> None:
+    with pytest.raises(FieldError) as caught:
+        translate(feature(operation=pb.OPERATION_ABLATE, index=1), feature(operation=operation, value=value))
+    assert caught.value.field == "steering.edits[1].value"
+
+
+@pytest.mark.parametrize(
+    ("edit", "field", "words"),
+    [
+        (feature(value=1.0), "operation", "must be given"),
+        (feature(operation=99, value=1.0), "operation", "no operation 99"),
+        (feature(**CLAMP), "value", "OPERATION_CLAMP needs a value"),
+        (feature(operation=pb.OPERATION_SCALE), "value", "needs a value"),
+        (feature(operation=pb.OPERATION_ABLATE, value=0.0), "value", "takes no value"),
+        (feature(operation=pb.OPERATION_BAN, value=-1.0), "value", "at least 0, not -1"),
+        (feature(operation=pb.OPERATION_SCALE, value=1.0, unit=pb.UNIT_FEATURE), "unit", "takes no unit"),
+        (feature(**CLAMP, value=1.0, unit=99), "unit", "no unit 99"),
+        (feature(10, **CLAMP, value=1.0, unit=pb.UNIT_MAX_ACTIVATION), "unit", "no largest activation"),
+        (feature(20, **CLAMP, value=1.0, unit=pb.UNIT_MAX_ACTIVATION), "unit", "no largest activation"),
+        (feature(3, **CLAMP, value=9e5, unit=pb.UNIT_MAX_ACTIVATION), "value", "not 3.6e+06"),
+        (feature(**CLAMP, value=1.0, phase=7), "phase", "no phase 7"),
+        (pb.Edit(**CLAMP, value=1.0), "", "one of feature and direction"),
+        (pb.Edit(**CLAMP, value=1.0, feature=pb.FeatureRef(sae="first")), "feature", "index and label"),
+        (feature(**CLAMP, value=1.0, site="nowhere"), "site", "is not a site"),
+        (feature(**CLAMP, value=1.0, site="layers.1.mlp_out"), "site", "no site of this server"),
+        (along([1.0] * tiny.WIDTH, **CLAMP, value=1.0), "site", "must be given for a direction"),
+        (along([1.0], **CLAMP, value=1.0, site=tiny.FIRST_SITE), "direction.values", "must have 32 numbers"),
+        (along([0.0] * tiny.WIDTH, **CLAMP, value=1.0, site=tiny.FIRST_SITE), "direction.values", "not zero"),
+        (
+            along([math.nan] * tiny.WIDTH, **CLAMP, value=1.0, site=tiny.FIRST_SITE),
+            "direction.values",
+            "finite",
+        ),
+        (
+            along([1.0] * tiny.WIDTH, **CLAMP, value=1.0, site=tiny.FIRST_SITE, unit=pb.UNIT_MAX_ACTIVATION),
+            "unit",
+            "for features",
+        ),
+    ],
+)
+def test_what_is_wrong_is_told_with_its_field(edit: pb.Edit, field: str, words: str) -> None:
+    with pytest.raises(FieldError) as caught:
+        translate(feature(1, operation=pb.OPERATION_ABLATE), edit)
+    assert caught.value.field == f"steering.edits[1].{field}".rstrip(".")
+    assert words in caught.value.description
+
+
+@pytest.mark.parametrize(
+    ("edit", "kind", "field", "words"),
+    [
+        (feature(0, "third", **CLAMP, value=1.0), UnknownSAEError, "feature.sae", "first at layers.0"),
+        (feature(48, **CLAMP, value=1.0), UnknownFeatureError, "feature.index", "features 0 to 47, not 48"),
+        (feature(3, "", **CLAMP, value=1.0), UnknownFeatureError, "feature.sae", "name one of the 2 SAEs"),
+        (feature(3, **CLAMP, value=1.0, site=tiny.SECOND_SITE), SAENotAtSiteError, "site", "not at layers.1"),
+        (
+            pb.Edit(**CLAMP, value=1.0, feature=pb.FeatureRef(sae="first", label="unheard of")),
+            UnknownFeatureError,
+            "feature.label",
+            "no feature labelled 'unheard of'",
+        ),
+        (
+            pb.Edit(**CLAMP, value=1.0, feature=pb.FeatureRef(sae="first", label="twins")),
+            UnknownFeatureError,
+            "feature.label",
+            "2 features of the SAE first are labelled 'twins': 8, 9",
+        ),
+        (
+            pb.Edit(**CLAMP, value=1.0, feature=pb.FeatureRef(sae="second", label="x")),
+            UnknownFeatureError,
+            "feature.label",
+            "none of them is labelled",
+        ),
+    ],
+)
+def test_unknown_features(edit: pb.Edit, kind: type[CatalogError], field: str, words: str) -> None:
+    with pytest.raises(kind) as caught:
+        translate(edit)
+    assert caught.value.field == f"steering.edits[0].{field}"
+    assert words in caught.value.description
+
+
+def test_without_saes_a_feature_means_nothing() -> None:
+    with pytest.raises(SAENotAtSiteError, match="this server has no SAE"):
+        translate(
+            feature(sae="", operation=pb.OPERATION_ABLATE), targets=Targets(tiny.SITES, Catalog(), tiny.WIDTH)
+        )
+
+
+BAN = feature(operation=pb.OPERATION_BAN)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (feature(**CLAMP, value=1.0), feature(**CLAMP, value=2.0)),
+        (feature(**CLAMP, value=1.0), feature(operation=pb.OPERATION_SCALE, value=2.0)),
+        (BAN, feature(**CLAMP, value=2.0)),
+        (feature(operation=pb.OPERATION_ADD, value=2.0, phase=pb.PHASE_PROMPT), BAN),
+        (BAN, feature(operation=pb.OPERATION_BAN, value=1.0)),
+        (
+            feature(operation=pb.OPERATION_CAP, value=1.0),
+            feature(operation=pb.OPERATION_FLOOR, value=2.0),
+        ),
+    ],
+)
+def test_contradictions_name_both_fields(one: pb.Edit, other: pb.Edit) -> None:
+    with pytest.raises(ConflictError) as caught:
+        translate(feature(1, operation=pb.OPERATION_ABLATE), one, other)
+    assert caught.value.field == "steering.edits[2]"
+    assert caught.value.others == ("steering.edits[1]",)
+
+
+def test_edits_of_other_tokens_or_features_go_together() -> None:
+    translate(
+        BAN,
+        feature(4, **CLAMP, value=1.0),
+        feature(3, "second", **CLAMP, value=1.0),
+        feature(5, **CLAMP, value=1.0, phase=pb.PHASE_PROMPT),
+        feature(5, **CLAMP, value=2.0, phase=pb.PHASE_COMPLETION),
+    )
+
+
+@pytest.mark.parametrize(("kind", "operation"), [("edits", pb.OPERATION_ABLATE), ("bans", pb.OPERATION_BAN)])
+def test_more_rows_than_there_is_room_for(kind: str, operation: pb.Operation) -> None:
+    with pytest.raises(FieldError, match=f"9 {kind} at layers.0.resid_post") as caught:
+        translate(*(feature(index, operation=operation) for index in range(9)))
+    assert caught.value.field == "steering.edits[8]"
+
+
+def test_more_watches_than_there_is_room_for() -> None:
+    watches = tuple(pb.Watch(feature=pb.FeatureRef(sae="first", index=index)) for index in range(9))
+    with pytest.raises(FieldError) as caught:
+        translate(watches=watches)
+    assert caught.value.field == "steering.watches[8]"
+
+
+def test_a_ban_that_cannot_be_guaranteed() -> None:
+    normalising = Catalog([LoadedSAE(tiny.sae("n", 3, Norm.LAYER_NORM), tiny.FIRST_SITE)])
+    with pytest.raises(FieldError, match="cannot be banned") as caught:
+        translate(
+            feature(1, "n", operation=pb.OPERATION_ABLATE),
+            feature(3, "n", operation=pb.OPERATION_BAN),
+            targets=Targets(tiny.SITES, normalising, tiny.WIDTH),
+        )
+    assert caught.value.field == "steering.edits[1]"
+
+
+def test_an_error_found_later_is_explained_too() -> None:
+    steering = translate(feature(1, operation=pb.OPERATION_ABLATE), BAN)
+    error = SteeringError("cannot hold", tiny.FIRST_SITE, (("bans", 0),))
+    assert steering.explain(error).field == "steering.edits[1]"
+    assert steering.explain(SteeringError("somewhere", "layers.9.resid_post")).field == "steering"
+
+
+_edits = st.builds(
+    pb.Edit,
+    operation=st.integers(0, 10),
+    value=st.none() | st.floats(),
+    unit=st.integers(0, 5),
+    phase=st.integers(0, 5),
+    site=st.sampled_from(["", *tiny.SITES, "layers.7.resid_post", "x"]),
+    feature=st.none()
+    | st.builds(pb.FeatureRef, sae=st.sampled_from(["", "first", "x"]), index=st.integers(0, 60)),
+)
+
+
+@given(st.lists(_edits, max_size=6))
+def test_any_message_gives_a_program_or_a_field(edits: list[pb.Edit]) -> None:
+    steering, wrong = None, ""
+    try:
+        steering = translate(*edits)
+    except (FieldError, CatalogError) as error:
+        wrong = error.field
+    if steering is None:
+        assert wrong.startswith("steering.edits[")
+    else:
+        sites = steering.program.sites.values()
+        assert sum(len(site.edits) + len(site.bans) for site in sites) == len(edits)

@@ -1,0 +1,81 @@
+"""A tiny random model with its tokenizer, and SAEs with labels: what the tests of this folder serve."""
+
+from functools import cache
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from saegis_server.polyglot.tokenizer import train_tokenizer
+from saegis_server.sae.autoencoder import Architecture, SparseAutoencoder
+from saegis_server.sae.catalog import Catalog, LoadedSAE
+from saegis_server.sae.labels import FeatureLabel, Labels
+from saegis_server.steering.rows import Norm
+
+WIDTH, FEATURES, VOCABULARY, CONTEXT = 32, 48, 300, 128
+FIRST_SITE, SECOND_SITE = "layers.0.resid_post", "layers.1.resid_post"
+SITES = (FIRST_SITE, SECOND_SITE)
+TEXT = "The bridge is red. The river runs under the bridge. Birds sing; the day is long and warm."
+
+LABELS = (
+    FeatureLabel(3, "the red bridge", ("bridge",), ("en", "de"), 0.9, {"en": 0.8}, 4.0, 0.01),
+    FeatureLabel(5, "a river", ("river",), ("en",), max_activation=2.0),
+    FeatureLabel(7, "poison", ("poison",), ("en",), max_activation=3.0, harmful=True),
+    FeatureLabel(8, "twins"),
+    FeatureLabel(9, "twins"),
+    FeatureLabel(10, "no maximum"),
+)
+
+
+@cache
+def tokenizer() -> PreTrainedTokenizerFast:
+    """Byte-level BPE with a chat template."""
+    return train_tokenizer([TEXT] * 4, VOCABULARY, CONTEXT)
+
+
+def model() -> LlamaForCausalLM:
+    """A random Llama of two layers, the same every time."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer()),
+        hidden_size=WIDTH,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=CONTEXT,
+        eos_token_id=None,
+        bos_token_id=tokenizer().bos_token_id,
+        pad_token_id=None,
+        initializer_range=0.3,
+        tie_word_embeddings=False,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+def sae(name: str, seed: int, norm: Norm = Norm.NONE) -> SparseAutoencoder:
+    """A random JumpReLU SAE."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator)
+
+    return SparseAutoencoder(
+        Architecture.JUMPRELU,
+        W_enc=draw(WIDTH, FEATURES) / WIDTH**0.5,
+        W_dec=draw(FEATURES, WIDTH) / WIDTH**0.5,
+        b_dec=0.1 * draw(WIDTH),
+        b_enc=0.1 * draw(FEATURES),
+        threshold=0.1 * draw(FEATURES).abs(),
+        norm=norm,
+        name=name,
+    )
+
+
+def catalog() -> Catalog:
+    """Two SAEs at two sites; the first one has labels."""
+    return Catalog(
+        [
+            LoadedSAE(sae("first", 1), FIRST_SITE, Labels(LABELS)),
+            LoadedSAE(sae("second", 2), SECOND_SITE),
+        ]
+    )
