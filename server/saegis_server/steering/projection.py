@@ -11,6 +11,7 @@ are small and well conditioned, and x is read once and written once.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -51,12 +52,36 @@ class BanGeometry:
     descent: Tensor
 
 
+class _BanSet:
+    """Bans as the key of a cache: equal if they ban the same probes."""
+
+    def __init__(self, bans: tuple[Edit, ...], activations: torch.dtype) -> None:
+        self.bans, self.activations = bans, activations
+        self.key = (activations, *(ban.probe.key for ban in bans))
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _BanSet) and self.key == other.key
+
+
 def ban_geometry(bans: tuple[Edit, ...], site: str, activations: torch.dtype = torch.float32) -> BanGeometry:
     """Work out the constants of the bans at one site, in float64, for activations of the given dtype.
 
     Raises SteeringError if no activation satisfies all of them, if a row is zero, or if rows oppose each
-    other so that rounding to half precision could always wake one of them.
+    other so that rounding to half precision could always wake one of them. Results are kept: an operator's
+    bans come with every request.
     """
+    try:
+        return _geometry(_BanSet(bans, activations))
+    except SteeringError as error:
+        raise SteeringError(str(error), site, error.rows) from None
+
+
+@lru_cache(maxsize=256)
+def _geometry(ban_set: _BanSet) -> BanGeometry:
+    bans, activations, site = ban_set.bans, ban_set.activations, ""
     count = len(bans)
     read = torch.stack([edit.probe.read for edit in bans]).double()
     write = torch.stack([edit.probe.write for edit in bans]).double()

@@ -1,0 +1,82 @@
+"""The step's context: what attention and the sites need to know while a step runs through the model."""
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+import torch
+from torch import Tensor
+
+from saegis_server.engine.sites import Site
+from saegis_server.steering.apply import Readings
+from saegis_server.steering.table import TableView
+
+
+class Mode(Enum):
+    """What runs: one token for each of the first slots, a chunk of one slot's prompt, or a plain capture."""
+
+    IDLE = "idle"
+    DECODE = "decode"
+    PREFILL = "prefill"
+    CAPTURE = "capture"
+
+
+@dataclass(slots=True)
+class KVCache:
+    """Keys and values of every layer, each [slots, kv heads, length, head width]."""
+
+    keys: list[Tensor]
+    values: list[Tensor]
+
+    @classmethod
+    def allocate(
+        cls,
+        layers: list[tuple[int, int]],
+        slots: int,
+        length: int,
+        dtype: torch.dtype,
+        device: torch.device | str,
+    ) -> "KVCache":
+        """An empty cache; `layers` gives (kv heads, head width) of each layer."""
+
+        def make() -> list[Tensor]:
+            return [
+                torch.zeros(slots, heads, length, width, dtype=dtype, device=device)
+                for heads, width in layers
+            ]
+
+        return cls(make(), make())
+
+    def move(self, source: int, target: int, length: int) -> None:
+        """Copy the first `length` tokens of slot `source` to slot `target`."""
+        for tensor in (*self.keys, *self.values):
+            tensor[target, :, :length] = tensor[source, :, :length]
+
+    def clear(self, slot: int) -> None:
+        """Forget a slot's tokens: needed where they are not finite, since 0 · NaN is NaN."""
+        for tensor in (*self.keys, *self.values):
+            tensor[slot] = 0.0
+
+
+@dataclass(slots=True)
+class StepContext:
+    """Set when a step begins, read by attention and sites, emptied when it ends.
+
+    positions: int64 [B, Q]; slot: int64 [1] in prefill; length: how much of the cache is read;
+    views: each site's table rows for this step; prompt: bool [B, Q].
+    """
+
+    mode: Mode = Mode.IDLE
+    cache: KVCache | None = None
+    positions: Tensor | None = None
+    slot: Tensor | None = None
+    length: int = 0
+    prompt: Tensor | None = None
+    views: dict[Site, TableView] = field(default_factory=dict)
+    readings: dict[Site, Readings] = field(default_factory=dict)
+    captured: dict[Site, Tensor] = field(default_factory=dict)
+
+    def begun(self) -> tuple[KVCache, Tensor]:
+        """The cache and the positions of the running step. Raises RuntimeError if none is running."""
+        if self.cache is None or self.positions is None:
+            raise RuntimeError("attention was called outside a step")
+        return self.cache, self.positions

@@ -1,0 +1,406 @@
+"""The engine: one thread that admits requests, runs steps, and hands out tokens, readings and receipts."""
+
+import secrets
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from collections.abc import Sequence as Sequenced
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from saegis_server.engine.requests import (
+    DeadlineExceededError,
+    DuplicateRequestError,
+    EngineError,
+    EngineStoppedError,
+    FieldError,
+    FinishReason,
+    GenerationRequest,
+    NonFiniteLogitsError,
+    QueueFullError,
+    SteeringDivergedError,
+)
+from saegis_server.engine.schedule import Schedule
+from saegis_server.engine.sequence import Running, Sequence, Sink
+from saegis_server.engine.sites import Site, SiteError
+from saegis_server.engine.step import SMALLEST, Extent, Step, StepOutput
+from saegis_server.engine.text import TextStream
+from saegis_server.steering.program import SiteProgram, SteeringError, SteeringProgram
+from saegis_server.steering.projection import ban_geometry
+
+#: Seconds over which the rate of generated tokens is measured.
+_RATE_WINDOW = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much the engine takes on: sequences that may wait, prompt tokens a chunk and between two steps."""
+
+    queue: int = 256
+    prefill_chunk: int = 256
+    prefill_between_steps: int = 512
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """What the engine is doing now. Token counts are of the KV cache; the rate is of the last seconds."""
+
+    running: int
+    waiting: int
+    used_tokens: int
+    max_total_tokens: int
+    tokens_per_second: float
+    max_running: int
+    queue_limit: int
+    steps: int
+
+
+class Engine:
+    """Runs requests on a step. All public methods may be called from any thread."""
+
+    def __init__(
+        self,
+        step: Step,
+        tokenizer: PreTrainedTokenizerFast,
+        eos_token_ids: Sequenced[int],
+        max_running: int,
+        limits: Limits = Limits(),
+    ) -> None:
+        """At most `max_running` sequences run at once; the step must have a slot for each of them."""
+        self.step, self.tokenizer, self.limits = step, tokenizer, limits
+        self.eos_token_ids = frozenset(eos_token_ids)
+        self.max_running, self.max_length = max_running, step.slots.max_length
+        self.capacity, self.sites, self.compiled = step.slots.capacity, step.sites, step.compiled
+        self.error: BaseException | None = None
+        self._schedule = Schedule(max_running, step.slots.move)
+        self._in_flight: set[str] = set()
+        self._active: dict[str, Running] = {}
+        self._submitted: deque[Running] = deque()
+        self._cancelled: deque[str] = deque()
+        self._jobs: deque[Callable[[], None]] = deque()
+        self._waiting_count = 0
+        self._steps = 0
+        self._recent: deque[tuple[float, int]] = deque()
+        self._stopping = False
+        self._wake = threading.Condition()
+        self._thread = threading.Thread(target=self._run, name="saegis-engine", daemon=True)
+
+    # -- from any thread ------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start the engine's thread."""
+        self._thread.start()
+
+    def submit(self, request: GenerationRequest, on_events: Sink) -> None:
+        """Queue a request; `on_events` gets its events, on the engine's thread, and must not block.
+
+        Raises FieldError or SteeringError for what cannot be run, DuplicateRequestError, QueueFullError,
+        EngineStoppedError. Bans that were not seen before are worked out here, which takes milliseconds.
+        """
+        program = self._check(request)
+        sampling = request.sampling
+        seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
+        running = Running(request, program, seed, on_events)
+        stops = frozenset(sampling.stop_token_ids) | (
+            frozenset() if sampling.ignore_eos else self.eos_token_ids
+        )
+        room = self.max_length - len(request.prompt)
+        limit = min(room, sampling.max_tokens or room)
+        for index in range(sampling.n):
+            text = TextStream(
+                self.tokenizer,
+                request.prompt,
+                sampling.stop,
+                keep_stop=sampling.include_stop_str_in_output,
+                skip_special_tokens=sampling.skip_special_tokens,
+            )
+            running.sequences.append(Sequence(running, index, stops, limit, text))
+        with self._wake:
+            if self._stopping or self.error is not None:
+                raise EngineStoppedError("the engine is not running")
+            if request.request_id in self._in_flight:
+                raise DuplicateRequestError(f"request {request.request_id!r} is in flight")
+            if self._waiting_count + sampling.n > self.limits.queue:
+                raise QueueFullError(self._waiting_count, retry_after=1.0)
+            self._waiting_count += sampling.n
+            self._in_flight.add(request.request_id)
+            self._submitted.append(running)
+            self._wake.notify()
+
+    def cancel(self, request_id: str) -> None:
+        """Abort a request; its sequences end with FinishReason.ABORT. Unknown ids are ignored."""
+        with self._wake:
+            self._cancelled.append(request_id)
+            self._wake.notify()
+
+    def capture(self, tokens: Sequenced[int]) -> "Future[dict[Site, Tensor]]":
+        """The clean activations [T, d] of a text at every site, between two steps."""
+        result: Future[dict[Site, Tensor]] = Future()
+
+        def job() -> None:
+            if result.set_running_or_notify_cancel():
+                try:
+                    result.set_result(self.step.capture(list(tokens)))
+                except Exception as error:
+                    result.set_exception(error)
+
+        with self._wake:
+            if self._stopping or self.error is not None:
+                raise EngineStoppedError("the engine is not running")
+            self._jobs.append(job)
+            self._wake.notify()
+        return result
+
+    def stats(self) -> EngineStats:
+        """What the engine is doing now."""
+        now, schedule = time.monotonic(), self._schedule
+        tokens = sum(count for moment, count in list(self._recent) if moment > now - _RATE_WINDOW)
+        return EngineStats(
+            running=len(schedule.running) + (schedule.reading is not None),
+            waiting=self._waiting_count,
+            used_tokens=schedule.used_tokens,
+            max_total_tokens=self.max_running * self.max_length,
+            tokens_per_second=tokens / _RATE_WINDOW,
+            max_running=self.max_running,
+            queue_limit=self.limits.queue,
+            steps=self._steps,
+        )
+
+    def stop(self) -> None:
+        """Fail what is in flight with EngineStoppedError and end the thread."""
+        with self._wake:
+            self._stopping = True
+            self._wake.notify()
+        if self._thread.is_alive() and self._thread is not threading.current_thread():
+            self._thread.join()
+
+    # -- admission ------------------------------------------------------------------------------------
+
+    def _check(self, request: GenerationRequest) -> dict[Site, SiteProgram]:
+        prompt, sampling, vocabulary = request.prompt, request.sampling, self.step.slots.vocabulary
+        if not prompt:
+            raise FieldError("prompt", "must not be empty")
+        if len(prompt) >= self.max_length:
+            raise FieldError(
+                "prompt", f"has {len(prompt)} tokens; at most {self.max_length - 1} leave room for an answer"
+            )
+        named = {"prompt": prompt, "sampling.stop_token_ids": sampling.stop_token_ids}
+        for field, ids in {**named, "sampling.logit_bias": tuple(sampling.logit_bias)}.items():
+            for position, token in enumerate(ids):
+                if not 0 <= token < vocabulary:
+                    raise FieldError(f"{field}[{position}]", f"{token} is not a token id below {vocabulary}")
+        return self._checked_program(request.program)
+
+    def _checked_program(self, program: SteeringProgram) -> dict[Site, SiteProgram]:
+        sites: dict[Site, SiteProgram] = {}
+        for name, rows in program.sites.items():
+            try:
+                site = Site.parse(name)
+            except SiteError as error:
+                raise SteeringError(str(error), name) from None
+            if site not in self.sites:
+                offered = ", ".join(map(str, self.sites)) or "none"
+                raise SteeringError(f"{name} is not a site of this server (its sites: {offered})", name)
+            self.capacity.check(name, rows)
+            width = self.step.model.config.get_text_config().hidden_size
+            probes = [*(edit.probe for _, edits in rows.stages() for edit in edits), *rows.watches]
+            if any(probe.read.shape != (width,) or probe.write.shape != (width,) for probe in probes):
+                raise SteeringError(f"a row at {name} does not have the model's width {width}", name)
+            if rows.bans:
+                ban_geometry(rows.bans, name, self.step.model.dtype)
+            sites[site] = rows
+        return sites
+
+    # -- the engine's thread --------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            while self._take_inbox():
+                self._drop_expired()
+                self._read_prompts()
+                self._decode()
+                self._deliver()
+            self._fail_all(EngineStoppedError("the server is stopping"))
+        except BaseException as error:
+            self.error = error
+            self._fail_all(EngineStoppedError("the engine has failed"))
+            raise
+
+    def _take_inbox(self) -> bool:
+        """Wait until there is something to do and take it over; False when the engine is to stop."""
+        with self._wake:
+            while not (self._stopping or self._submitted or self._cancelled or self._jobs):
+                if not self._schedule.idle:
+                    break
+                self._wake.wait()
+            submitted, self._submitted = self._submitted, deque()
+            cancelled, self._cancelled = self._cancelled, deque()
+            jobs, self._jobs = self._jobs, deque()
+            stopping = self._stopping
+        for running in submitted:
+            self._active[running.request.request_id] = running
+            self._schedule.waiting.extend(running.sequences)
+        for request_id in cancelled:
+            if (found := self._active.get(request_id)) is not None:
+                self._abort(found)
+        for job in jobs:
+            job()
+        return not stopping
+
+    def _drop_expired(self) -> None:
+        for running in [one for one in self._active.values() if one.expired]:
+            self._fail(running, DeadlineExceededError("the deadline passed"))
+
+    def _read_prompts(self) -> None:
+        """Read prompts, up to a bound, so that those who are decoding do not wait long."""
+        left = self.limits.prefill_between_steps
+        while left > 0 and (sequence := self._schedule.admit()) is not None:
+            if sequence.prefilled == 0:
+                self._load(sequence)
+            left -= self._read_chunk(sequence)
+
+    def _load(self, sequence: Sequence) -> None:
+        running = sequence.running
+        with self._wake:
+            self._waiting_count -= 1
+        if running.admitted is None:
+            running.admitted = time.monotonic()
+        sampling = running.request.sampling
+        self.step.slots.load(
+            sequence.slot, sequence.prompt, sampling, sequence.seed, sequence.stops, running.program
+        )
+
+    def _read_chunk(self, sequence: Sequence) -> int:
+        """Read the next chunk of a prompt; with its last one the first token is there. Returns its length."""
+        start = sequence.prefilled
+        chunk = list(sequence.prompt[start : start + self.limits.prefill_chunk])
+        last = start + len(chunk) == len(sequence.prompt)
+        sampled = last and not sequence.running.request.sampling.is_plain_greedy
+        length = max(start + len(chunk), SMALLEST)
+        output = self.step.prefill(sequence.slot, chunk, start, self._extent(1, length, [sequence]), sampled)
+        self._steps += 1
+        sequence.prefilled += len(chunk)
+        if last or not bool(output.finite[0]):
+            self._schedule.start_running()
+            self._hand_out([sequence], output)
+        return len(chunk)
+
+    def _decode(self) -> None:
+        running = list(self._schedule.running)
+        if not running:
+            return
+        length = max(sequence.length for sequence in running) + 1
+        sampled = any(not sequence.running.request.sampling.is_plain_greedy for sequence in running)
+        output = self.step.decode(self._extent(len(running), length, running), len(running), sampled)
+        self._steps += 1
+        self._hand_out(running, output)
+
+    def _extent(self, batch: int, length: int, sequences: list[Sequence]) -> Extent:
+        rows = [sequence.running.rows for sequence in sequences]
+        return Extent(
+            max(batch, SMALLEST),
+            max(length, SMALLEST),
+            max(SMALLEST, *(one.edits for one in rows)),
+            max(SMALLEST, *(one.rules for one in rows)),
+            max(SMALLEST, *(one.bans for one in rows)),
+            max(SMALLEST, *(one.watches for one in rows)),
+        )
+
+    def _hand_out(self, sequences: list[Sequence], output: StepOutput) -> None:
+        """Give each sequence its token; row i of the output is the i-th sequence's."""
+        tokens, finite = output.tokens.tolist(), output.finite.tolist()
+        watching = any(sequence.running.rows.watches for sequence in sequences)
+        watched = output.watched.tolist() if watching else None
+        self._recent.append((time.monotonic(), len(sequences)))
+        while len(self._recent) > 4096:
+            self._recent.popleft()
+        for row, sequence in enumerate(sequences):
+            if not finite[row]:
+                self._diverged(sequence)
+                continue
+            if sequence.finished:
+                continue
+            logprobs = None if output.logprobs is None else output.logprobs[row]
+            readings = None if watched is None else self._readings(sequence, row, watched)
+            sequence.take(tokens[row], logprobs, readings)
+        for sequence in sequences:
+            if sequence.finished and sequence.slot >= 0:
+                self._retire(sequence)
+
+    def _readings(
+        self, sequence: Sequence, row: int, watched: list[list[list[list[float]]]]
+    ) -> list[list[list[float]]]:
+        program = sequence.running.program
+        order = {site: index for index, site in enumerate(self.sites)}
+        return [watched[order[site]][row][: len(rows.watches)] for site, rows in program.items()]
+
+    def _diverged(self, sequence: Sequence) -> None:
+        running = sequence.running
+        steered = running.request.program.steers
+        if steered:
+            message = (
+                f"the request's edits drove the activations beyond all bounds at token {sequence.length}"
+            )
+            self._fail(running, SteeringDivergedError(message), poisoned=True)
+        else:
+            message = f"the model's logits are not finite at token {sequence.length}"
+            self._fail(running, NonFiniteLogitsError(message), poisoned=True)
+
+    # -- endings --------------------------------------------------------------------------------------
+
+    def _retire(self, sequence: Sequence, poisoned: bool = False) -> None:
+        """Take a finished sequence out of its slot, and end its request with the last one."""
+        running, slots = sequence.running, self.step.slots
+        if sequence.slot >= 0:
+            running.add_counts(self.sites, slots.counts(sequence.slot))
+            if poisoned:
+                slots.release(sequence.slot, poisoned=True)
+            empty = self._schedule.remove(sequence)
+            if empty is not None:
+                slots.release(empty)
+        else:
+            self._schedule.remove(sequence)
+            with self._wake:
+                self._waiting_count -= 1
+        running.left -= 1
+        if running.left == 0:
+            running.close()
+
+    def _abort(self, running: Running) -> None:
+        for sequence in running.sequences:
+            if not sequence.finished:
+                sequence.finish(FinishReason.ABORT)
+                self._retire(sequence)
+
+    def _fail(self, running: Running, error: EngineError, poisoned: bool = False) -> None:
+        running.fail(error)
+        for sequence in running.sequences:
+            if not sequence.finished:
+                sequence.finished = True
+                self._retire(sequence, poisoned)
+
+    def _deliver(self) -> None:
+        for request_id, running in list(self._active.items()):
+            if running.closed:
+                del self._active[request_id]
+                with self._wake:
+                    self._in_flight.discard(request_id)
+            if running.events:
+                events, running.events = running.events, []
+                running.sink(events)
+
+    def _fail_all(self, error: EngineError) -> None:
+        with self._wake:
+            self._stopping = True
+            jobs, self._jobs = self._jobs, deque()
+            submitted, self._submitted = self._submitted, deque()
+        self._active |= {running.request.request_id: running for running in submitted}
+        for running in self._active.values():
+            running.fail(error)
+        for job in jobs:
+            job()
+        self._deliver()

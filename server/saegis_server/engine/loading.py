@@ -1,0 +1,83 @@
+"""Loading: a model and its tokenizer from a local directory or a hub id, safetensors only."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+#: The names under which `--dtype` offers the dtypes that the engine runs in.
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class ModelLoadError(ValueError):
+    """A model that cannot be loaded or served, and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A causal language model ready to serve. `digest` is the SHA-256 over its weights, names included."""
+
+    name: str
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerFast
+    digest: str
+    eos_token_ids: tuple[int, ...]
+    max_context: int
+
+
+def load_model(
+    spec: str, dtype: str = "auto", device: str = "cpu", revision: str | None = None
+) -> LoadedModel:
+    """Load `spec`, a directory or a hub id. `auto` is float32 on a CPU and the checkpoint's dtype elsewhere.
+
+    No code of the checkpoint is run, and only safetensors are read. Raises ModelLoadError.
+    """
+    if dtype not in (*DTYPES, "auto"):
+        raise ModelLoadError(f"dtype {dtype!r} is not one of auto, {', '.join(DTYPES)}")
+    wanted = DTYPES.get(dtype, torch.float32 if device == "cpu" else "auto")
+    options = {"revision": revision, "trust_remote_code": False}
+    try:
+        config = AutoConfig.from_pretrained(spec, **options)
+        tokenizer = AutoTokenizer.from_pretrained(spec, **options)
+        model = AutoModelForCausalLM.from_pretrained(
+            spec, config=config, dtype=wanted, use_safetensors=True, **options
+        )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ModelLoadError(f"{spec}: {error}") from error
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise ModelLoadError(f"{spec}: its tokenizer has no fast version (tokenizer.json)")
+    nn.Module.to(model, device)
+    model.train(False).requires_grad_(False)
+    text = model.config.get_text_config()
+    return LoadedModel(
+        name=Path(spec).resolve().name if Path(spec).exists() else spec,
+        model=model,
+        tokenizer=tokenizer,
+        digest=_digest(model),
+        eos_token_ids=_eos(model, tokenizer),
+        max_context=int(getattr(text, "max_position_embeddings", 2048)),
+    )
+
+
+def _eos(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> tuple[int, ...]:
+    """The tokens that end a text: those of the generation config and the tokenizer's own."""
+    configured = model.generation_config.eos_token_id if model.generation_config is not None else None
+    named = configured if isinstance(configured, list) else [configured]
+    return tuple(sorted({token for token in (*named, tokenizer.eos_token_id) if token is not None}))
+
+
+def _digest(model: PreTrainedModel) -> str:
+    state = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        state.update(name.encode() + b"\0")
+        state.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return state.hexdigest()

@@ -1,0 +1,88 @@
+"""The schedule: which sequences wait, which one's prompt is being read, which ones run, and in which slots.
+
+Running sequences fill the slots 0 … R−1 without gaps, so that a decode step is the first rows of every
+tensor; the one whose prompt is being read has the slot after them. A slot holds a whole sequence, so a
+sequence that was admitted can always go on: there is nothing to run out of and no preemption.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+
+from saegis_server.engine.sequence import Sequence
+
+
+class Schedule:
+    """Waiting, reading and running sequences over a fixed number of slots."""
+
+    def __init__(self, slots: int, move: Callable[[int, int, int], None]) -> None:
+        """`move(source, target, length)` moves what a slot holds."""
+        self.slots = slots
+        self.waiting: deque[Sequence] = deque()
+        self.reading: Sequence | None = None
+        self.running: list[Sequence] = []
+        self._move = move
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to do."""
+        return not (self.waiting or self.reading or self.running)
+
+    @property
+    def used_tokens(self) -> int:
+        """How many tokens the slots hold."""
+        return sum(sequence.length for sequence in self.in_slots())
+
+    def in_slots(self) -> Iterator[Sequence]:
+        """The sequences that hold a slot."""
+        yield from self.running
+        if self.reading is not None:
+            yield self.reading
+
+    def every(self) -> Iterator[Sequence]:
+        """Every sequence, running or not."""
+        yield from self.in_slots()
+        yield from self.waiting
+
+    def admit(self) -> Sequence | None:
+        """The sequence to read from: the one begun, or the first in the queue if there is a slot for it."""
+        if self.reading is None and self.waiting and len(self.running) < self.slots:
+            self.reading = self.waiting.popleft()
+            self.reading.slot = len(self.running)
+        return self.reading
+
+    def start_running(self) -> None:
+        """The prompt has been read: decode from now on."""
+        if self.reading is not None:
+            self.running.append(self.reading)
+            self.reading = None
+
+    def remove(self, sequence: Sequence) -> int | None:
+        """Take a sequence out; returns the slot that is empty now, None if it had none.
+
+        The last running sequence moves into the gap, and the one being read follows.
+        """
+        if sequence.slot < 0:
+            self.waiting.remove(sequence)
+            return None
+        gap, sequence.slot = sequence.slot, -1
+        if sequence is self.reading:
+            self.reading = None
+            return gap
+        last = self.running.pop()
+        if last is not sequence:
+            self.running[gap] = last
+            gap = self._relocate(last, gap)
+        return gap if self.reading is None else self._relocate(self.reading, gap)
+
+    def _relocate(self, sequence: Sequence, target: int) -> int:
+        source, sequence.slot = sequence.slot, target
+        self._move(source, target, sequence.length)
+        return source
+
+    def check(self) -> None:
+        """Check the books. Raises RuntimeError if a sequence is not where it should be."""
+        slots = [sequence.slot for sequence in self.in_slots()]
+        if slots != list(range(len(slots))) or len(slots) > self.slots:
+            raise RuntimeError(f"sequences lie in slots {slots} of {self.slots}")
+        if any(sequence.slot >= 0 for sequence in self.waiting):
+            raise RuntimeError("a waiting sequence has a slot")

@@ -1,0 +1,190 @@
+"""Sequences: what the engine knows of each text that it is writing, and of the request that it belongs to."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from saegis_server.engine.requests import (
+    Delta,
+    EngineError,
+    Event,
+    FinishReason,
+    GenerationRequest,
+    Receipt,
+    RequestFailed,
+    RequestFinished,
+    SequenceFinished,
+    SiteReceipt,
+    Timings,
+    TokenOutput,
+    Usage,
+    Watched,
+)
+from saegis_server.engine.sites import Site
+from saegis_server.engine.text import TextStream
+from saegis_server.steering.program import SiteProgram
+
+#: Takes a request's events, in order; runs on the engine's thread and must not block.
+Sink = Callable[[list[Event]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class RowCounts:
+    """The largest number of rows of each kind that a program has at any site."""
+
+    edits: int
+    rules: int
+    bans: int
+    watches: int
+
+    @classmethod
+    def of(cls, program: dict[Site, SiteProgram]) -> "RowCounts":
+        """Count the rows of a program."""
+        sites = program.values()
+        return cls(
+            max((len(site.edits) for site in sites), default=0),
+            max((len(site.rules) for site in sites), default=0),
+            max((len(site.bans) for site in sites), default=0),
+            max((len(site.watches) for site in sites), default=0),
+        )
+
+
+class Running:
+    """A request in flight: its sequences, its events, and what was done to it so far."""
+
+    def __init__(
+        self, request: GenerationRequest, program: dict[Site, SiteProgram], seed: int, sink: Sink
+    ) -> None:
+        self.request, self.program, self.seed, self.sink = request, program, seed, sink
+        self.rows = RowCounts.of(program)
+        self.events: list[Event] = []
+        self.sequences: list[Sequence] = []
+        self.left = request.sampling.n
+        self.completion_tokens = 0
+        self.counts = {site: [0.0, 0.0, 0.0] for site in program}
+        self.submitted = time.monotonic()
+        self.admitted: float | None = None
+        self.first_token: float | None = None
+        self.closed = False
+
+    @property
+    def expired(self) -> bool:
+        """Whether its deadline has passed."""
+        return self.request.deadline is not None and time.monotonic() >= self.request.deadline
+
+    def add_counts(self, sites: tuple[Site, ...], counts: list[list[float]]) -> None:
+        """Add what was counted for one of its sequences at each site."""
+        for site, (edited, fired, largest) in zip(sites, counts, strict=True):
+            if site in self.counts:
+                total = self.counts[site]
+                self.counts[site] = [total[0] + edited, total[1] + fired, max(total[2], largest)]
+
+    def fail(self, error: EngineError) -> None:
+        """End it with an error."""
+        if not self.closed:
+            self.closed = True
+            self.events.append(RequestFailed(error))
+
+    def close(self) -> None:
+        """End it, all its sequences being finished."""
+        if self.closed:
+            return
+        self.closed = True
+        now = time.monotonic()
+        admitted = self.admitted or now
+        first = self.first_token or now
+        usage = Usage(
+            prompt_tokens=len(self.request.prompt),
+            completion_tokens=self.completion_tokens,
+            cached_tokens=0,
+            steered_tokens=int(max((counts[0] for counts in self.counts.values()), default=0.0)),
+        )
+        timings = Timings(admitted - self.submitted, first - admitted, now - first)
+        self.events.append(RequestFinished(usage, self._receipt(), timings))
+
+    def _receipt(self) -> Receipt:
+        sites = []
+        for site, rows_of in self.program.items():
+            edited, fired, largest = self.counts[site]
+            rows = (len(rows_of.edits), len(rows_of.rules), len(rows_of.bans), len(rows_of.watches))
+            sites.append(SiteReceipt(str(site), *rows, int(edited), int(fired), largest))
+        program = self.request.program
+        return Receipt(program.digest, program.steers, tuple(sites))
+
+
+@dataclass(eq=False)
+class Sequence:
+    """One text of a request. Its tokens lie in the slot `slot` while it runs."""
+
+    running: Running
+    index: int
+    stops: frozenset[int]
+    limit: int
+    text: TextStream
+    slot: int = -1
+    prefilled: int = 0
+    generated: int = 0
+    finished: bool = field(default=False)
+
+    @property
+    def prompt(self) -> tuple[int, ...]:
+        """The prompt's token ids."""
+        return self.running.request.prompt
+
+    @property
+    def length(self) -> int:
+        """How many tokens its slot holds, the one about to be fed included."""
+        return self.prefilled + max(self.generated - 1, 0)
+
+    @property
+    def seed(self) -> int:
+        """Its own seed: those of a request's sequences follow each other."""
+        return (self.running.seed + self.index) % 2**64
+
+    def take(self, token: int, logprobs: Tensor | None, watched: list[list[list[float]]] | None) -> None:
+        """Add a generated token; finishes the sequence if it ends here.
+
+        logprobs: float32 [V] of the model's distribution; watched: [sites][watches][before, after].
+        """
+        self.generated += 1
+        running, sampling = self.running, self.running.request.sampling
+        running.completion_tokens += 1
+        if running.first_token is None:
+            running.first_token = time.monotonic()
+        output = self._output(token, logprobs, watched)
+        if token in self.stops and self.generated > sampling.min_tokens:
+            running.events.append(Delta(self.index, self.text.finish(), (output,)))
+            return self.finish(FinishReason.STOP, stop_token=token)
+        text = self.text.push(token, may_stop=self.generated >= sampling.min_tokens)
+        if self.text.matched is not None:
+            running.events.append(Delta(self.index, text, (output,)))
+            return self.finish(FinishReason.STOP, stop_string=self.text.matched)
+        ended = self.generated >= self.limit
+        running.events.append(Delta(self.index, text + (self.text.finish() if ended else ""), (output,)))
+        return self.finish(FinishReason.LENGTH) if ended else None
+
+    def finish(
+        self, reason: FinishReason, stop_token: int | None = None, stop_string: str | None = None
+    ) -> None:
+        """End the sequence; it keeps its slot until the engine takes it out."""
+        if self.finished:
+            return
+        self.finished = True
+        self.running.events.append(SequenceFinished(self.index, reason, stop_token, stop_string))
+
+    def _output(
+        self, token: int, logprobs: Tensor | None, watched: list[list[list[float]]] | None
+    ) -> TokenOutput:
+        wanted = self.running.request.sampling.logprobs
+        readings: tuple[Watched, ...] = ()
+        if watched is not None:
+            readings = tuple(Watched(before, after) for site in watched for before, after in site)
+        if wanted is None or logprobs is None:
+            return TokenOutput(token, watched=readings)
+        top = logprobs.topk(wanted) if wanted else None
+        alternatives = (
+            () if top is None else tuple(zip(top.indices.tolist(), top.values.tolist(), strict=True))
+        )
+        return TokenOutput(token, float(logprobs[token]), alternatives, readings)

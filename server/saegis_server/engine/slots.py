@@ -1,0 +1,117 @@
+"""Slots: everything that a running sequence owns on the device, as rows of tensors of a fixed size."""
+
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from saegis_server.engine.context import KVCache
+from saegis_server.engine.requests import SamplingParams
+from saegis_server.engine.sampler import sampling_table
+from saegis_server.engine.sites import Site
+from saegis_server.steering.program import SiteProgram
+from saegis_server.steering.table import Capacity, SiteTable
+
+#: What is counted for each slot at each site: tokens edited, bans fired, the largest ‖Δx‖/‖x‖.
+COUNTED = 3
+
+
+class SlotState(NamedTuple):
+    """What every slot carries from step to step: its last token and its position, int64 [S], and its counts.
+
+    counted: float32 [sites, S, COUNTED].
+    """
+
+    token: Tensor
+    position: Tensor
+    counted: Tensor
+
+
+class Slots:
+    """The KV cache, the steering tables, the sampling parameters and the state of every slot."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        sites: tuple[Site, ...],
+        count: int,
+        max_length: int,
+        capacity: Capacity,
+    ) -> None:
+        """Allocate `count` slots of `max_length` tokens on the model's device.
+
+        One position is left spare beyond `max_length`, for the padding of one-token prompts.
+        """
+        config, device = model.config.get_text_config(), model.device
+        width = config.hidden_size
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        head_width = getattr(config, "head_dim", None) or width // config.num_attention_heads
+        layers = [(heads, head_width)] * config.num_hidden_layers
+        self.count, self.max_length, self.capacity = count, max_length, capacity
+        self.vocabulary: int = config.vocab_size
+        self.sites = sites
+        self.cache = KVCache.allocate(layers, count, max_length + 1, model.dtype, device)
+        self.tables = {site: SiteTable(count, width, capacity, device, model.dtype) for site in sites}
+        self.sampling = sampling_table(count, self.vocabulary, device)
+        self.state = SlotState(
+            torch.zeros(count, dtype=torch.int64, device=device),
+            torch.zeros(count, dtype=torch.int64, device=device),
+            torch.zeros(len(sites), count, COUNTED, device=device),
+        )
+
+    @torch.inference_mode()
+    def load(
+        self,
+        slot: int,
+        prompt: Iterable[int],
+        sampling: SamplingParams,
+        seed: int,
+        stops: Iterable[int],
+        program: Mapping[Site, SiteProgram],
+    ) -> None:
+        """Give `slot` to a new sequence. `seed` is its own; `stops` are the tokens that end its text."""
+        table = self.sampling
+        table.temperature[slot], table.top_p[slot] = sampling.temperature, sampling.top_p
+        table.min_p[slot], table.top_k[slot] = sampling.min_p, sampling.top_k or self.vocabulary
+        table.presence[slot], table.frequency[slot] = sampling.presence_penalty, sampling.frequency_penalty
+        table.repetition[slot], table.min_tokens[slot] = sampling.repetition_penalty, sampling.min_tokens
+        table.seed[slot] = seed - 2**64 if seed >= 2**63 else seed
+        table.generated[slot] = 0
+        if not sampling.is_plain_greedy:
+            for grid in (table.bias, table.counts, table.in_prompt, table.stops):
+                grid[slot] = 0
+            table.in_prompt[slot, list(prompt)] = True
+            table.stops[slot, list(stops)] = True
+            for token, bias in sampling.logit_bias.items():
+                table.bias[slot, token] = bias
+        self.state.position[slot] = 0
+        self.state.counted[:, slot] = 0.0
+        for site, steering in self.tables.items():
+            steering.clear(slot)
+            if site in program:
+                steering.write(slot, program[site])
+
+    @torch.inference_mode()
+    def move(self, source: int, target: int, length: int) -> None:
+        """Let `target` hold what `source` holds: `length` tokens, parameters, program and counts."""
+        self.cache.move(source, target, length)
+        for table in self.tables.values():
+            table.move(source, target)
+        for tensor in (*self.sampling, self.state.token, self.state.position):
+            tensor[target] = tensor[source]
+        self.state.counted[:, target] = self.state.counted[:, source]
+
+    @torch.inference_mode()
+    def release(self, slot: int, *, poisoned: bool = False) -> None:
+        """Leave `slot` unsteered; if its numbers were not finite, forget them, since 0 · NaN is NaN."""
+        for table in self.tables.values():
+            table.clear(slot)
+        if poisoned:
+            self.cache.clear(slot)
+
+    def counts(self, slot: int) -> list[list[float]]:
+        """What was counted for a slot at each site: tokens edited, bans fired, largest relative norm."""
+        counted: list[list[float]] = self.state.counted[:, slot].tolist()
+        return counted
