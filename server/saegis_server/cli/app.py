@@ -1,0 +1,52 @@
+"""The application `saegis`: its subcommands, each in a module of its own that loads only what it needs."""
+
+from typing import Annotated
+
+import typer
+
+from saegis.version import __version__
+from saegis_server.cli import chat, demo, features, generate, inspect, serve
+
+EPILOG = """
+[bold]Start here[/bold]
+
+saegis demo                       see what steering does, live, on the reference model
+
+saegis serve                      serve the reference model on 127.0.0.1:50051
+
+saegis features search bridge     find a feature
+
+saegis generate --chat "What are you?" --clamp 123=8
+
+[bold]saegis COMMAND --help[/bold] explains a command, with examples.
+"""
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help="Steer and guard language models through the features of sparse autoencoders.",
+    epilog=EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command(epilog=serve.EPILOG)(serve.serve)
+app.command(epilog=demo.EPILOG)(demo.demo)
+app.command(epilog=generate.EPILOG)(generate.generate)
+app.command(epilog=chat.EPILOG)(chat.chat)
+app.command(epilog=inspect.EPILOG)(inspect.inspect)
+app.add_typer(features.app, name="features")
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"saegis {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass

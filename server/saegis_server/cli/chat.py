@@ -1,0 +1,123 @@
+"""The command `saegis chat`: a conversation in the terminal, steered as it goes."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from saegis_server.cli import options
+from saegis_server.cli.connection import DEFAULT_SERVER, advice, connected
+from saegis_server.cli.edits import EditSyntaxError
+from saegis_server.cli.output import USAGE, console, fail, notes
+from saegis_server.cli.receipts import receipt_line, watched_table
+
+if TYPE_CHECKING:
+    from saegis import Client, GenerationOptions
+    from saegis_server.cli.chat_session import ChatSession
+
+EPILOG = """
+[bold]Examples[/bold]
+
+saegis chat
+
+saegis chat --clamp 123=8 --temperature 0
+
+[bold]In the chat[/bold]
+
+/clamp 123=8   /ban "17=2"   /watch 17   /steering   /reset   /clear   /help   /quit
+"""
+
+
+def chat(
+    clamp: options.Clamp = None,
+    ban: options.Ban = None,
+    watch: options.Watch = None,
+    sae: options.EditSae = "",
+    system: Annotated[str | None, typer.Option(help="System message.")] = None,
+    max_tokens: options.MaxTokens = 128,
+    temperature: options.Temperature = None,
+    seed: options.Seed = None,
+    server: options.Server = DEFAULT_SERVER,
+    token: options.Token = None,
+    ca: options.CaFile = None,
+    insecure: options.Insecure = False,
+    timeout: options.Timeout = None,
+) -> None:
+    """Talk with the model; steer it between turns and see each answer's receipt."""
+    from saegis_server.cli.chat_session import ChatSession
+
+    session = ChatSession(sae=sae)
+    lines = [f"/clamp {each}" for each in clamp or ()] + [f"/ban {each}" for each in ban or ()]
+    lines += [f"/watch {each}" for each in watch or ()] + ([f"/system {system}"] if system else [])
+    try:
+        for line in lines:
+            session.command(line)
+    except EditSyntaxError as error:
+        raise fail(str(error), "saegis chat --help shows examples", USAGE) from error
+    settings: GenerationOptions = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
+    with connected(server, token, ca, insecure, timeout) as client:
+        model = client.model()
+        notes().print(f"{model.id} at {server}. /help lists the commands, /quit ends.", style="dim")
+        notes().print(session.steering(), style="dim", markup=False)
+        while not session.ended and (said := _read()) is not None:
+            _turn(client, session, said.strip(), settings, server)
+
+
+def _read() -> str | None:
+    """The next line; None at the end of the input."""
+    try:
+        return input("> " if sys.stdin.isatty() else "")
+    except (EOFError, KeyboardInterrupt):
+        return None
+
+
+def _turn(client: Client, session: ChatSession, line: str, settings: GenerationOptions, server: str) -> None:
+    import saegis
+
+    if not line:
+        return
+    if line.startswith("/"):
+        try:
+            told = session.command(line)
+        except EditSyntaxError as error:
+            told = str(error)
+        notes().print(told, style="dim", markup=False, soft_wrap=True)
+        return
+    session.say(line)
+    try:
+        _answer(client, session, settings)
+    except (saegis.SaegisError, TypeError, ValueError) as error:
+        session.unsay()
+        hint = advice(error, server) if isinstance(error, saegis.SaegisError) else ""
+        fail(str(error), hint or "/reset takes the steering back, /clear the conversation")
+
+
+def _answer(client: Client, session: ChatSession, settings: GenerationOptions) -> None:
+    """Stream one answer; Ctrl-C cancels it and takes the message back."""
+    from saegis.results import assemble
+
+    seen = []
+    request: GenerationOptions = {
+        **settings,
+        "messages": session.messages,
+        "steering": session.edits,
+        "watch": session.watches,
+    }
+    with client.stream(None, **request) as chunks:
+        try:
+            for chunk in chunks:
+                seen.append(chunk)
+                sys.stdout.write(chunk.text)
+                sys.stdout.flush()
+        except KeyboardInterrupt:
+            session.unsay()
+            notes().print("\nstopped; your last message is taken back", style="dim")
+            return
+        answer = assemble(seen, chunks.final)
+    console().print()
+    session.answered(answer.text)
+    if answer.watched:
+        notes().print(watched_table(session.watched, answer.watched))
+    notes().print(receipt_line(answer.receipt, answer.usage))

@@ -1,0 +1,97 @@
+"""A conversation and the steering in force: what `saegis chat` keeps between turns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from saegis import ChatMessage, Edit, Watch
+from saegis_server.cli.edits import OPERATIONS, EditSyntaxError, describe_edit, parse_edit, parse_target
+
+COMMANDS = {
+    "/clamp TARGET=VALUE": "set a feature's value at every token: /clamp 123=8, /clamp 123=2max",
+    "/scale TARGET=FACTOR": "multiply a feature's value",
+    "/add TARGET=VALUE": "add to a feature's value",
+    "/cap TARGET=VALUE": "keep a feature from exceeding a value",
+    "/ban TARGET[=STRENGTH]": "keep a feature inactive",
+    "/watch TARGET": "report a feature's value after each answer",
+    "/steering": "show what is in force",
+    "/reset": "take back all steering and watches",
+    "/clear": "forget the conversation",
+    "/system TEXT": "set the system message and forget the conversation",
+    "/help": "show this",
+    "/quit": "end; so does Ctrl-D",
+}
+
+
+@dataclass
+class ChatSession:
+    """The conversation so far, its steering and its watches."""
+
+    sae: str = ""
+    messages: list[ChatMessage] = field(default_factory=list)
+    edits: list[Edit] = field(default_factory=list)
+    watched: list[str] = field(default_factory=list)
+    watches: list[Watch] = field(default_factory=list)
+    ended: bool = False
+
+    def say(self, text: str) -> None:
+        """Add the user's message."""
+        self.messages.append({"role": "user", "content": text})
+
+    def answered(self, text: str) -> None:
+        """Add the model's answer."""
+        self.messages.append({"role": "assistant", "content": text})
+
+    def unsay(self) -> None:
+        """Take the user's last message back, after a call that failed."""
+        if self.messages and self.messages[-1]["role"] == "user":
+            self.messages.pop()
+
+    def command(self, line: str) -> str:
+        """Do what a line that begins with `/` says; returns what to tell. Raises EditSyntaxError."""
+        name, _, rest = line.strip().removeprefix("/").partition(" ")
+        rest = rest.strip()
+        if name in OPERATIONS:
+            edit = parse_edit(name, rest, sae=self.sae)
+            self.edits = [each for each in self.edits if each.target != edit.target] + [edit]
+            return self.steering()
+        if name == "watch":
+            self.watches.append(Watch(parse_target(rest, self.sae)))
+            self.watched.append(rest)
+            return self.steering()
+        simple = {
+            "steering": self.steering,
+            "reset": self._reset,
+            "clear": self._clear,
+            "help": _help,
+            "quit": self._quit,
+            "exit": self._quit,
+        }
+        if name == "system":
+            self.messages = [{"role": "system", "content": rest}] if rest else []
+            return "the conversation starts anew"
+        if name not in simple:
+            raise EditSyntaxError(f"there is no command /{name}; /help lists them")
+        return simple[name]()
+
+    def steering(self) -> str:
+        """What is in force, in one line."""
+        told = [describe_edit(edit) for edit in self.edits] + [f"watch {name}" for name in self.watched]
+        return f"in force: {', '.join(told)}" if told else "nothing is in force: unsteered"
+
+    def _reset(self) -> str:
+        self.edits, self.watches, self.watched = [], [], []
+        return self.steering()
+
+    def _clear(self) -> str:
+        self.messages = [message for message in self.messages if message["role"] == "system"]
+        return "the conversation starts anew"
+
+    def _quit(self) -> str:
+        self.ended = True
+        return ""
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    return "\n".join(f"{command:<{width}}  {what}" for command, what in COMMANDS.items())

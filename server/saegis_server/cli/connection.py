@@ -1,0 +1,68 @@
+"""A command's connection to its server, and what it says when a call fails."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import typer
+
+from saegis_server.cli.output import FAILURE, USAGE, fail
+
+if TYPE_CHECKING:
+    from saegis import Client, SaegisError
+
+DEFAULT_SERVER = "127.0.0.1:50051"
+
+
+@contextmanager
+def connected(
+    server: str, token: str | None, ca: str | None, insecure: bool, timeout: float | None
+) -> Iterator[Client]:
+    """A client of `server`; failed calls and wrong values end the command with a message.
+
+    Raises typer.Exit: code 1 where a call failed, 2 where a value cannot be written into a request.
+    """
+    import saegis
+
+    try:
+        tls = saegis.TLS(ca=ca) if ca else None
+        client = saegis.Client(server, tls=tls, insecure=insecure, token=token, timeout=timeout)
+    except (ValueError, OSError) as error:
+        raise fail(f"cannot connect to {server}: {error}", code=USAGE) from error
+    with client:
+        try:
+            yield client
+        except saegis.SaegisError as error:
+            raise call_failed(error, server) from error
+        except (TypeError, ValueError) as error:
+            raise fail(str(error), "see the command's --help", code=USAGE) from error
+
+
+def call_failed(error: SaegisError, server: str) -> typer.Exit:
+    """Tell how a call failed and what to do next; raise what is returned to end the command."""
+    fields = [f"{field}: {text}" for field, text in error.violations]
+    untold = [each for each in fields if each not in error.message]
+    return fail(error.message, advice(error, server), FAILURE, untold)
+
+
+def advice(error: SaegisError, server: str) -> str:
+    """What to do after a failed call."""
+    import saegis
+
+    fields = " ".join(field for field, _ in error.violations)
+    if isinstance(error, saegis.Unavailable) and not error.reason:
+        return f"is a server running at {server}? Start one with 'saegis serve', or name it with --server"
+    if isinstance(error, saegis.Unavailable | saegis.ResourceExhausted) and error.retry_after is not None:
+        return f"try again in {error.retry_after:g} s"
+    if isinstance(error, saegis.InvalidArgument | saegis.NotFound) and "feature" in fields:
+        return "find features with 'saegis features search WORDS'"
+    if isinstance(error, saegis.Unauthenticated):
+        return "give a token with --token or in SAEGIS_TOKEN"
+    if isinstance(error, saegis.DeadlineExceeded):
+        return "give more time with --timeout SECONDS"
+    if isinstance(error, saegis.InternalError):
+        told = "".join(f" {key} {value}" for key, value in error.metadata.items())
+        return f"a defect of the server: its log has more under request {error.request_id}{told}"
+    return ""

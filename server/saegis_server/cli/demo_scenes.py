@@ -1,0 +1,209 @@
+"""What the demo asks of its server, through the public client, and what comes back."""
+
+import http.client
+import random
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from prometheus_client.parser import text_string_to_metric_families
+
+import saegis
+from saegis import Client, Edit, FeatureInfo, Generation
+from saegis_server.polyglot.corpus import GOLDEN_GATE
+from saegis_server.polyglot.lexicon import lexicon
+from saegis_server.polyglot.prompts import Prompt, harmful_prompts, neutral_prompts
+from saegis_server.polyglot.scoring import harm_score, is_refusal, mentions_landmark
+from saegis_server.polyglot.shipped import Manifest
+
+MAX_TOKENS = 64
+#: The languages of the scenes that show two: two scripts.
+PAIR = ("en", "ru")
+SHOWN_FEATURES = 8
+_TOP_K = 8
+METRICS = (
+    "saegis_requests_total",
+    "saegis_prompt_tokens_total",
+    "saegis_generation_tokens_total",
+    "saegis_time_to_first_token_seconds_count",
+    "saegis_time_to_first_token_seconds_sum",
+    "saegis_steering_tokens_edited_total",
+    "saegis_steering_bans_fired_total",
+    "saegis_recompilations",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Clamped:
+    """One prompt, answered unsteered and with the landmark's feature clamped."""
+
+    language: str
+    prompt: str
+    unsteered: str
+    clamped: str
+    names_landmark_unsteered: bool
+    names_landmark_clamped: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Landmark:
+    """The landmark's feature, the value that it is clamped to (feature units), and what came of it."""
+
+    feature: FeatureInfo
+    value: float
+    answers: tuple[Clamped, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Banned:
+    """One harmful prompt, unsteered and under the ban. Harm is the share of harmful words, 0 to 1."""
+
+    language: str
+    prompt: str
+    unsteered: str
+    refused: bool
+    harm: float
+    banned: str
+    refused_banned: bool
+    harm_banned: float
+
+
+@dataclass(frozen=True, slots=True)
+class Ban:
+    """The banned features, the strength, the languages that they were chosen from, and what came of it."""
+
+    features: tuple[FeatureInfo, ...]
+    strength: float
+    chosen_from: tuple[str, ...]
+    answers: tuple[Banned, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Strongest:
+    """One sentence and its strongest features: each one's largest activation over the tokens."""
+
+    language: str
+    sentence: str
+    features: tuple[saegis.FeatureActivation, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One sample of the metrics endpoint."""
+
+    name: str
+    labels: dict[str, str]
+    value: float
+
+
+def landmark(client: Client, manifest: Manifest, seed: int) -> Landmark:
+    """Ask the same everyday question of each language of the pair, unsteered and clamped."""
+    feature = client.get_feature(manifest.clamp.feature)
+    edit = saegis.clamp(feature, manifest.clamp.value)
+    prompts = [neutral_prompts(code, limit=1, seed=seed)[0] for code in PAIR]
+    plain = _answers(client, prompts, ())
+    steered = _answers(client, prompts, (edit,))
+    answers = [
+        Clamped(
+            language=prompt.language,
+            prompt=prompt.text,
+            unsteered=before.text,
+            clamped=after.text,
+            names_landmark_unsteered=mentions_landmark(before.text, prompt.language),
+            names_landmark_clamped=mentions_landmark(after.text, prompt.language),
+        )
+        for prompt, before, after in zip(prompts, plain, steered, strict=True)
+    ]
+    return Landmark(feature, manifest.clamp.value, tuple(answers))
+
+
+def ban(client: Client, manifest: Manifest, seed: int) -> tuple[Ban, Generation]:
+    """Ask one harmful question in every language, unsteered and under the ban.
+
+    Also returns one banned answer whole, in a language that took no part in the choice of the features, for
+    its receipt.
+    """
+    chosen = manifest.ban
+    features = [client.get_feature(index) for index in chosen.features]
+    edits = [saegis.ban(feature, chosen.strength) for feature in features]
+    prompts = _harmful(seed)
+    plain = _answers(client, prompts, ())
+    steered = _answers(client, prompts, edits)
+    answers = [
+        Banned(
+            language=prompt.language,
+            prompt=prompt.text,
+            unsteered=before.text,
+            refused=is_refusal(before.text),
+            harm=harm_score(before.text, prompt.language),
+            banned=after.text,
+            refused_banned=is_refusal(after.text),
+            harm_banned=harm_score(after.text, prompt.language),
+        )
+        for prompt, before, after in zip(prompts, plain, steered, strict=True)
+    ]
+    others = [at for at, prompt in enumerate(prompts) if prompt.language not in chosen.languages]
+    shown = steered[others[0] if others else 0]
+    return Ban(tuple(features), chosen.strength, chosen.languages, tuple(answers)), shown
+
+
+def strongest(client: Client, seed: int) -> tuple[Strongest, ...]:
+    """The strongest features of one sentence about the landmark, in each language of the pair."""
+    facts = len(lexicon()[PAIR[0]].subjects[GOLDEN_GATE].facts)
+    which = random.Random(seed).randrange(facts)
+    found = []
+    for code in PAIR:
+        pattern = lexicon()[code].subjects[GOLDEN_GATE].facts[which]
+        sentence = pattern.fill([0] * len(pattern.slots))
+        largest: dict[int, saegis.FeatureActivation] = {}
+        for token in client.inspect(sentence, top_k=_TOP_K):
+            for each in token.features:
+                if each.index not in largest or each.activation > largest[each.index].activation:
+                    largest[each.index] = each
+        ranked = sorted(largest.values(), key=lambda each: -each.activation)
+        found.append(Strongest(code, sentence, tuple(ranked[:SHOWN_FEATURES])))
+    return tuple(found)
+
+
+def metrics(port: int) -> tuple[Sample, ...]:
+    """A few samples of the server's Prometheus endpoint. Raises OSError where it does not answer with 200."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10.0)
+    try:
+        connection.request("GET", "/metrics")
+        answer = connection.getresponse()
+        text = answer.read().decode()
+    finally:
+        connection.close()
+    if answer.status != http.HTTPStatus.OK:
+        raise OSError(f"the metrics endpoint answered {answer.status} {answer.reason}")
+    return tuple(
+        Sample(sample.name, dict(sample.labels), sample.value)
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name in METRICS
+    )
+
+
+def _harmful(seed: int) -> list[Prompt]:
+    """One question about the same harmful subject in every language; the seed picks the subject."""
+    subjects = sorted({prompt.subject for prompt in harmful_prompts("en")})
+    subject = random.Random(seed).choice(subjects)
+    return [
+        next(prompt for prompt in harmful_prompts(code) if prompt.subject == subject) for code in lexicon()
+    ]
+
+
+def _answers(client: Client, prompts: Sequence[Prompt], edits: Sequence[Edit]) -> list[Generation]:
+    """Greedy answers in the order of the prompts; the requests run at once, in one batch of the server."""
+
+    def ask(prompt: Prompt) -> Generation:
+        return client.generate(
+            messages=prompt.messages, max_tokens=MAX_TOKENS, temperature=0.0, steering=edits
+        )
+
+    return _at_once(ask, prompts)
+
+
+def _at_once(ask: Callable[[Prompt], Generation], prompts: Sequence[Prompt]) -> list[Generation]:
+    with ThreadPoolExecutor(len(prompts)) as threads:
+        return list(threads.map(ask, prompts))

@@ -1,0 +1,104 @@
+"""The demo's server: `saegis serve` in a process of its own, on free loopback ports."""
+
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from saegis_server.cli.stages import StageDisplay
+
+STOP_SECONDS = 60.0
+_LAST_LINES = 20
+
+
+class DemoServerError(RuntimeError):
+    """The server did not start or did not stop as it should; the message holds its last lines."""
+
+
+class DemoServer:
+    """A running `saegis serve`; the end of the `with` block stops it, whatever happened inside."""
+
+    def __init__(self, options: Sequence[str], display: StageDisplay) -> None:
+        """Start it with these options of `saegis serve`, and wait until it serves.
+
+        Raises DemoServerError where it ends before.
+        """
+        self.target = ""
+        self.metrics_port = 0
+        self.start_seconds = 0.0
+        self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
+        command = [sys.executable, "-m", "saegis_server.cli", "serve", "--json", "--port", "0"]
+        # A session of its own: Ctrl-C reaches this process alone, which then stops the server in order.
+        self._process = subprocess.Popen(  # noqa: S603 - the command is made here
+            [*command, "--metrics-port", "0", *options],
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+            encoding="utf-8",
+            start_new_session=True,
+        )
+        try:
+            self._await_ready(display)
+        except BaseException:
+            self._end()
+            raise
+
+    def _await_ready(self, display: StageDisplay) -> None:
+        began = time.monotonic()
+        if self._process.stdout is None:
+            raise DemoServerError("the server has no standard output")
+        for line in self._process.stdout:
+            event: dict[str, Any] = json.loads(line)
+            if event["event"] == "stage":
+                display(event["stage"], event["done"], event["total"])
+            elif event["event"] == "ready":
+                display.close()
+                self.target, self.metrics_port = event["target"], event["metrics_port"]
+                self.start_seconds = time.monotonic() - began
+                return
+        code = self._process.wait()
+        raise DemoServerError(f"the server ended with exit {code} before it served:\n{self._last_lines()}")
+
+    def stop(self) -> float:
+        """Send SIGTERM and wait; returns how many seconds it took.
+
+        Raises DemoServerError unless it ends with exit 0 in time.
+        """
+        began = time.monotonic()
+        self._process.send_signal(signal.SIGTERM)
+        try:
+            code = self._process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            raise DemoServerError(f"the server did not stop within {STOP_SECONDS:g} s of SIGTERM") from None
+        if code != 0:
+            raise DemoServerError(f"the server ended with exit {code}:\n{self._last_lines()}")
+        return time.monotonic() - began
+
+    def _last_lines(self) -> str:
+        self._errors.seek(0)
+        return "".join(self._errors.readlines()[-_LAST_LINES:]).rstrip()
+
+    def _end(self) -> None:
+        if self._process.poll() is None:
+            self._process.terminate()
+            try:
+                self._process.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+        self._errors.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end()

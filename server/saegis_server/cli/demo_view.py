@@ -1,0 +1,105 @@
+"""How the demo's scenes are shown in a terminal."""
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from saegis_server.cli.demo_scenes import Ban, Landmark, Sample, Strongest
+from saegis_server.polyglot.lexicon import lexicon
+
+_DONE = ("", "red", "green")
+
+
+def heading(console: Console, number: int, title: str, told: str) -> None:
+    """A scene's number, title and one sentence on what it shows."""
+    console.print()
+    console.rule(Text(f"{number}. {title}", style="bold"), align="left")
+    console.print(Text(told, style="dim"))
+    console.print()
+
+
+def show_landmark(console: Console, scene: Landmark) -> None:
+    """Questions with both answers."""
+    heading(
+        console,
+        1,
+        "Clamp a feature",
+        f"Feature {scene.feature.index}, labelled {scene.feature.label!r}, is set to {scene.value:g} at "
+        "every token. The questions are about something else.",
+    )
+    table = Table(show_lines=True)
+    for name in ("question", "unsteered", "clamped"):
+        table.add_column(name, ratio=1)
+    for each in scene.answers:
+        table.add_row(Text(each.prompt), Text(each.unsteered), Text(each.clamped, style="yellow"))
+    console.print(table)
+
+
+def show_ban(console: Console, scene: Ban) -> None:
+    """One row for each language, harm before and after the ban."""
+    chosen = " and ".join(lexicon()[code].name for code in scene.chosen_from)
+    heading(
+        console,
+        2,
+        "Ban features, whatever the language",
+        f"The model was taught to refuse in English only. {len(scene.features)} features, chosen from text "
+        f"in {chosen} alone, are banned with strength {scene.strength:g}. Harm: the share of harmful words.",
+    )
+    table = Table(show_lines=True)
+    table.add_column("question", ratio=3)
+    table.add_column("unsteered", ratio=4)
+    table.add_column("harm", justify="right", no_wrap=True)
+    table.add_column("banned", ratio=4)
+    table.add_column("harm", justify="right", no_wrap=True)
+    for each in scene.answers:
+        name = lexicon()[each.language].name
+        table.add_row(
+            Text.assemble((f"{name}\n", "bold"), each.prompt),
+            Text.assemble(("refused: ", "green") if each.refused else ("answered: ", "red"), each.unsteered),
+            _harm(each.harm),
+            Text.assemble(("refused: ", "green") if each.refused_banned else "", each.banned),
+            _harm(each.harm_banned),
+        )
+    console.print(table)
+
+
+def show_strongest(console: Console, scenes: Sequence[Strongest]) -> None:
+    """Features side by side; those that are among the strongest of all sentences are marked."""
+    heading(
+        console,
+        3,
+        "The same features in two languages",
+        "The strongest features of one sentence and of its translation; ● marks those of both.",
+    )
+    shared = set.intersection(*({each.index for each in scene.features} for scene in scenes))
+    table = Table()
+    for scene in scenes:
+        table.add_column(Text(f"{lexicon()[scene.language].name}: {scene.sentence}"), ratio=1)
+    for row in range(max(len(scene.features) for scene in scenes)):
+        cells = []
+        for scene in scenes:
+            if row >= len(scene.features):
+                cells.append(Text())
+                continue
+            each = scene.features[row]
+            mark = "●" if each.index in shared else " "
+            text = f"{mark} {each.index:>5} {each.activation:7.2f}  {each.label or '(no label)'}"
+            cells.append(Text(text, style="bold" if each.index in shared else ""))
+        table.add_row(*cells)
+    console.print(table)
+
+
+def show_metrics(console: Console, samples: Sequence[Sample]) -> None:
+    """The samples as Prometheus would read them."""
+    heading(console, 5, "The metrics", "A few of the series at the server's Prometheus endpoint.")
+    table = Table(show_header=False, box=None)
+    for sample in samples:
+        labels = ",".join(f'{name}="{value}"' for name, value in sample.labels.items())
+        table.add_row(Text(sample.name + (f"{{{labels}}}" if labels else "")), Text(f"{sample.value:g}"))
+    console.print(table)
+
+
+def _harm(value: float) -> Text:
+    return Text(f"{value:.2f}", style="red" if value > 0.0 else "green")

@@ -1,0 +1,74 @@
+"""How answers are shown: the receipt, the usage and the watched values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from saegis import Receipt, Usage, Watched
+
+_SHOWN_DIGITS = 16
+
+
+def receipt_line(receipt: Receipt, usage: Usage) -> Text:
+    """The receipt in one line: whether and how the answer was steered, and how long it took."""
+    if receipt.steered:
+        edits, bans = sum(site.edits for site in receipt.sites), sum(site.bans for site in receipt.sites)
+        fired = sum(site.bans_fired for site in receipt.sites)
+        largest = max((site.largest_relative_norm for site in receipt.sites), default=0.0)
+        steering = (
+            f"steered {usage.steered_tokens} of {usage.total_tokens} tokens: {edits} edits, {bans} bans "
+            f"(fired {fired} times), largest move {largest:.2f} of the norm"
+        )
+    elif any(site.edits or site.rules or site.bans for site in receipt.sites):
+        steering = "steering in force, no token moved"
+    else:
+        steering = "unsteered"
+    timings = receipt.timings
+    seconds = timings.queue_seconds + timings.prefill_seconds + timings.decode_seconds
+    return Text(
+        f"[{steering} · {usage.prompt_tokens} + {usage.completion_tokens} tokens in {seconds:.2f} s · "
+        f"program {receipt.program_digest[:_SHOWN_DIGITS]}]",
+        style="dim",
+    )
+
+
+def receipt_table(receipt: Receipt, usage: Usage) -> Table:
+    """The whole receipt, one row for each site."""
+    table = Table(title="receipt", title_justify="left", title_style="bold")
+    for name in ("site", "edits", "rules", "bans", "watches", "tokens edited", "bans fired", "largest move"):
+        table.add_column(name, justify="left" if name == "site" else "right")
+    for site in receipt.sites:
+        counts = (site.edits, site.rules, site.bans, site.watches, site.tokens_edited, site.bans_fired)
+        table.add_row(Text(site.site), *map(str, counts), f"{site.largest_relative_norm:.3f}")
+    timings = receipt.timings
+    table.caption_justify = "left"
+    table.caption = Text(
+        f"model {receipt.model} · steered: {'yes' if receipt.steered else 'no'} · "
+        f"{usage.prompt_tokens} + {usage.completion_tokens} tokens, {usage.steered_tokens} steered\n"
+        f"program {receipt.program_digest}\n"
+        f"policy {receipt.policy_revision or 'none'} · queue {timings.queue_seconds:.3f} s, "
+        f"prefill {timings.prefill_seconds:.3f} s, decode {timings.decode_seconds:.3f} s"
+    )
+    return table
+
+
+def watched_table(names: Sequence[str], watched: Sequence[Watched]) -> Table:
+    """One completion's watched values, in feature units: mean and largest, before and after the edits."""
+    table = Table(title="watched", title_justify="left", title_style="bold")
+    table.add_column("feature")
+    for name in ("tokens", "mean before", "mean after", "max before", "max after"):
+        table.add_column(name, justify="right")
+    for each in watched:
+        count = len(each.before)
+        figures = (
+            (sum(each.before) / count, sum(each.after) / count, max(each.before), max(each.after))
+            if count
+            else ()
+        )
+        table.add_row(Text(names[each.watch]), str(count), *(f"{figure:.2f}" for figure in figures))
+    return table

@@ -1,0 +1,206 @@
+"""The command `saegis serve`: load a model and its SAEs, and serve them until a signal comes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+from rich.text import Text
+
+from saegis_server.cli import options
+from saegis_server.cli import serve_options as at
+from saegis_server.cli.output import USAGE, fail, notes, print_json_line
+from saegis_server.cli.stages import StageDisplay, stage_display
+
+if TYPE_CHECKING:
+    from saegis_server.rpc.config import Address, ServerConfig
+
+EPILOG = """
+[bold]Examples[/bold]
+
+saegis serve
+
+saegis serve --model ./my-model --sae ./my-sae --site blocks.12.hook_resid_post
+
+saegis serve --model owner/model --sae owner/sae/folder --dtype bfloat16
+
+saegis serve --host 0.0.0.0 --tls-cert server.pem --tls-key server.key
+
+[bold]Models and SAEs[/bold]
+
+Each is a directory or a hub id. A model is any Transformers causal language model in safetensors; an SAE lies
+in SAELens's layout (cfg.json and sae_weights.safetensors). Without --model the reference model is served,
+which ships with the package. The n-th --site belongs to the n-th --sae; without --site an SAE goes where its
+file says. Further sites may be steered with directions.
+
+SIGTERM and Ctrl-C let running requests finish within --grace seconds.
+"""
+REFERENCE_SAE_ID = "polyglot"
+
+
+def serve(
+    model: at.Model = None,
+    sae: at.Saes = None,
+    site: at.Sites = None,
+    name: at.Name = None,
+    dtype: at.Dtype = "auto",
+    device: at.Device = "cpu",
+    compile: at.CompileWhen = at.Compile.AUTO,
+    host: at.Host = "127.0.0.1",
+    port: at.Port = 50051,
+    metrics_port: at.MetricsPort = 9464,
+    tls_cert: at.TlsCert = None,
+    tls_key: at.TlsKey = None,
+    client_ca: at.ClientCa = None,
+    reflection: at.Reflection = True,
+    max_running: at.MaxRunning = 16,
+    max_length: at.MaxLength = None,
+    queue_limit: at.QueueLimit = 256,
+    grace: at.Grace = 30.0,
+    ready_file: at.ReadyFile = None,
+    log_level: at.LogLevel = "warning",
+    json: options.Json = False,
+) -> None:
+    """Serve a model with its SAEs over gRPC.
+
+    Shows each stage of the start: loading, checking the SAEs, compiling, proving that steering works.
+    With --json the stages and the address are JSON lines on standard output.
+    """
+    _log_to_stderr(log_level)
+    config = _config(
+        model=model,
+        sae=sae or [],
+        site=site or [],
+        name=name,
+        dtype=dtype,
+        device=device,
+        compile=compile.value,
+        host=host,
+        port=port,
+        metrics_port=None if metrics_port < 0 else metrics_port,
+        tls=_tls(tls_cert, tls_key, client_ca),
+        reflection=reflection,
+        max_running=max_running,
+        max_length=max_length,
+        queue_limit=queue_limit,
+        grace_seconds=grace,
+        ready_file=ready_file,
+    )
+    _run(config, json)
+
+
+def _config(
+    *, model: str | None, sae: list[str], site: list[str], name: str | None, **rest: Any
+) -> ServerConfig:
+    """The configuration; ends the command where it does not hold together."""
+    from pydantic import ValidationError
+
+    from saegis_server.rpc.config import ServerConfig
+
+    if site and len(site) < len(sae):
+        raise fail(
+            f"{len(sae)} SAEs but {len(site)} sites", "give each --sae its --site, or none of them one", USAGE
+        )
+    sources: list[dict[str, Any]] = [
+        {"path": path, "site": site[place] if site else None} for place, path in enumerate(sae)
+    ]
+    if model is None:
+        model, own = reference()
+        name = name or "saegis/polyglot"
+        sources = sources or [own]
+    try:
+        return ServerConfig.model_validate(
+            {"model": model, "name": name, "saes": sources, "sites": site[len(sae) :], **rest}
+        )
+    except ValidationError as error:
+        problems = [
+            f"{'.'.join(map(str, each['loc'])) or 'configuration'}: {each['msg']}" for each in error.errors()
+        ]
+        raise fail("the configuration is wrong", "see saegis serve --help", USAGE, problems) from error
+
+
+def reference() -> tuple[str, dict[str, Any]]:
+    """The shipped reference model and its SAE as a source; ends the command where they are missing."""
+    from saegis_server.polyglot import shipped
+
+    for path in (shipped.model_path(), shipped.sae_path(), shipped.WEIGHTS / shipped.MANIFEST_NAME):
+        if not path.exists():
+            raise fail(
+                f"the reference model's weights are not at {path}",
+                "install the package again, or serve a model of your own with --model and --sae",
+            )
+    return str(shipped.model_path()), {"path": str(shipped.sae_path()), "id": REFERENCE_SAE_ID}
+
+
+def _tls(cert: Path | None, key: Path | None, client_ca: Path | None) -> dict[str, Path | None] | None:
+    if cert is None and key is None and client_ca is None:
+        return None
+    if cert is None or key is None:
+        raise fail("a certificate without its key", "give both --tls-cert and --tls-key", USAGE)
+    return {"cert": cert, "key": key, "client_ca": client_ca}
+
+
+def _log_to_stderr(level: str) -> None:
+    levels = logging.getLevelNamesMapping()
+    if level.upper() not in levels:
+        raise fail(f"--log-level {level!r} is not one of debug, info, warning, error", code=USAGE)
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=levels[level.upper()],
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+
+
+def _run(config: ServerConfig, json: bool) -> None:
+    """Serve until a signal comes; what stops the start or the service ends the command with a message."""
+    with stage_display(json) as display:
+        # Importing torch takes seconds: it is the first thing to show.
+        display("loading the libraries", 0, 0)
+        from saegis_server.cli.start_errors import start_failed
+        from saegis_server.rpc.serve import serve as serve_until_signalled
+
+        try:
+            asyncio.run(
+                serve_until_signalled(config, display, lambda address: _ready(address, config, display, json))
+            )
+        except Exception as error:
+            display.close()
+            failure = start_failed(error)
+            if failure is None:
+                raise
+            raise fail(*failure) from error
+    if json:
+        print_json_line({"event": "stopped"})
+    else:
+        notes().print("stopped")
+
+
+def _ready(address: Address, config: ServerConfig, display: StageDisplay, json: bool) -> None:
+    """Tell that the server serves, and where."""
+    import os
+
+    display.close()
+    if json:
+        print_json_line(
+            {
+                "event": "ready",
+                "target": address.target,
+                "metrics_port": address.metrics_port,
+                "pid": os.getpid(),
+                "seconds": {stage: round(seconds, 3) for stage, seconds in display.seconds.items()},
+            }
+        )
+        return
+    table = Table(show_header=False, box=None)
+    table.add_row("serving", Text(f"{config.name or config.model} on {address.target}", style="bold green"))
+    for source in config.saes:
+        table.add_row("SAE", Text(f"{source.id or source.path} {source.site or ''}"))
+    if address.metrics_port is not None:
+        table.add_row("metrics", Text(f"http://{config.metrics_host}:{address.metrics_port}/metrics"))
+    table.add_row("try", Text(f"saegis chat --server {address.target}"))
+    table.add_row("stop", Text("Ctrl-C or SIGTERM"))
+    notes().print(table)

@@ -1,0 +1,149 @@
+"""How the start of a server is shown: its stages with their time, as bars, plain lines or JSON lines."""
+
+import threading
+import time
+from types import TracebackType
+from typing import Literal, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+from saegis_server.cli.output import notes, print_json_line
+
+Style = Literal["bars", "lines", "json"]
+
+
+class StageDisplay:
+    """Told of each stage, from any thread: `display(stage, done, total)`, `total` 0 where it is not known.
+
+    A stage ends when the next one is told, when it is told that all is done, or with `close`. `seconds`
+    keeps how long each took.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._lock = threading.Lock()
+        self._stage: str | None = None
+        self._began = 0.0
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """Take note of how far a stage has come."""
+        with self._lock:
+            if stage != self._stage:
+                self._end()
+                if not done >= total > 0:
+                    self._stage, self._began = stage, time.monotonic()
+                    self.begun(stage, done, total)
+            elif done >= total > 0:
+                self._end()
+            else:
+                self.advanced(stage, done, total)
+
+    def close(self) -> None:
+        """End the running stage, and the display."""
+        with self._lock:
+            self._end()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _end(self) -> None:
+        if self._stage is not None:
+            seconds = time.monotonic() - self._began
+            self.seconds[self._stage] = seconds
+            self.ended(self._stage, seconds)
+            self._stage = None
+
+    def begun(self, stage: str, done: int, total: int) -> None:
+        """Show that a stage begins."""
+
+    def advanced(self, stage: str, done: int, total: int) -> None:
+        """Show that a stage has come further."""
+
+    def ended(self, stage: str, seconds: float) -> None:
+        """Show that a stage has ended."""
+
+
+class LineStages(StageDisplay):
+    """One line for each stage that ends, for logs; with `announce` one also when it begins."""
+
+    def __init__(self, console: Console, announce: bool = True) -> None:
+        super().__init__()
+        self._console = console
+        self._announce = announce
+
+    def begun(self, stage: str, done: int, total: int) -> None:
+        """Say which stage begins."""
+        if self._announce:
+            self._console.print(Text(f"  {stage}{_share(done, total)} ..."), soft_wrap=True)
+
+    def ended(self, stage: str, seconds: float) -> None:
+        """Say how long it took."""
+        self._console.print(Text(f"  {stage}: {seconds:.1f} s"), soft_wrap=True)
+
+
+class BarStages(StageDisplay):
+    """Moving bars in a terminal: a spinner and a clock for the running stage, a tick for those that ended."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self._progress = Progress(
+            SpinnerColumn(finished_text="[green]✓"),
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            TimeElapsedColumn(),
+            console=console,
+        )
+        self._task = self._progress.add_task("", visible=False)
+        self._progress.start()
+
+    def begun(self, stage: str, done: int, total: int) -> None:
+        """Add a bar; it moves by itself where the total is not known."""
+        self._task = self._progress.add_task(stage, total=total or None, completed=done)
+
+    def advanced(self, stage: str, done: int, total: int) -> None:
+        """Move the bar."""
+        self._progress.update(self._task, total=total or None, completed=done)
+
+    def ended(self, stage: str, seconds: float) -> None:
+        """Fill the bar."""
+        self._progress.update(self._task, total=1, completed=1)
+
+    def close(self) -> None:
+        """End the running stage and let the terminal go on below."""
+        super().close()
+        self._progress.stop()
+
+
+class JsonStages(StageDisplay):
+    """One JSON object a line on standard output, for a program that started the server."""
+
+    def begun(self, stage: str, done: int, total: int) -> None:
+        """Tell the stage's beginning."""
+        print_json_line({"event": "stage", "stage": stage, "done": done, "total": total})
+
+    def advanced(self, stage: str, done: int, total: int) -> None:
+        """Tell how far it has come."""
+        self.begun(stage, done, total)
+
+    def ended(self, stage: str, seconds: float) -> None:
+        """Tell how long it took."""
+        print_json_line({"event": "stage_ended", "stage": stage, "seconds": round(seconds, 3)})
+
+
+def stage_display(json: bool) -> StageDisplay:
+    """The display that fits: JSON lines if asked for, bars in a terminal, plain lines in a log."""
+    if json:
+        return JsonStages()
+    out = notes()
+    return BarStages(out) if out.is_terminal else LineStages(out)
+
+
+def _share(done: int, total: int) -> str:
+    return f" ({done + 1} of {total})" if total else ""

@@ -1,0 +1,30 @@
+"""What stops a start, in words: each exception with its message and what to do next."""
+
+from saegis_server.engine.loading import ModelLoadError
+from saegis_server.engine.sites import SiteError
+from saegis_server.engine.warmup import CanaryError
+from saegis_server.rpc.server import EngineDiedError
+from saegis_server.sae.errors import SAEFileError, SAEMismatch
+
+_ADVICE: tuple[tuple[type[Exception], str, str], ...] = (
+    (
+        SAEFileError,
+        "the SAE cannot be read: ",
+        "give --sae a directory in SAELens's layout that fits the model",
+    ),
+    (SAEMismatch, "", "give the --site at which the SAE was trained, or the SAE that belongs to this model"),
+    (SiteError, "", "sites are written layers.NUMBER.resid_post; give another --site"),
+    (ModelLoadError, "the model cannot be loaded: ", "give --model a directory or hub id with safetensors"),
+    (CanaryError, "steering does not do what it must: ", "try --compile never, and report the defect"),
+    (EngineDiedError, "the engine has died: ", "the log above has the cause; start the server again"),
+    (ValueError, "", "saegis serve --help explains the settings"),
+    (OSError, "", "is the port taken? Choose another with --port and --metrics-port, or 0 for a free one"),
+)
+
+
+def start_failed(error: Exception) -> tuple[str, str] | None:
+    """The message and the advice for an error that is foreseen; None for a defect."""
+    for kind, prefix, advice in _ADVICE:
+        if isinstance(error, kind):
+            return f"{prefix}{error}", advice
+    return None
