@@ -119,7 +119,6 @@ def test_watches_keep_their_places_in_the_request() -> None:
 
 
 BAD_VALUES = [math.nan, math.inf, -math.inf, 1e7, -1e30, 1.7e308]
-CLAMP = {"operation": pb.OPERATION_CLAMP}
 
 
 @pytest.mark.parametrize("value", BAD_VALUES)
@@ -135,30 +134,68 @@ def test_absurd_values_are_refused(value: float, operation: pb.Operation) -> Non
     [
         (feature(value=1.0), "operation", "must be given"),
         (feature(operation=99, value=1.0), "operation", "no operation 99"),
-        (feature(**CLAMP), "value", "OPERATION_CLAMP needs a value"),
+        (feature(operation=pb.OPERATION_CLAMP), "value", "OPERATION_CLAMP needs a value"),
         (feature(operation=pb.OPERATION_SCALE), "value", "needs a value"),
         (feature(operation=pb.OPERATION_ABLATE, value=0.0), "value", "takes no value"),
         (feature(operation=pb.OPERATION_BAN, value=-1.0), "value", "at least 0, not -1"),
         (feature(operation=pb.OPERATION_SCALE, value=1.0, unit=pb.UNIT_FEATURE), "unit", "takes no unit"),
-        (feature(**CLAMP, value=1.0, unit=99), "unit", "no unit 99"),
-        (feature(10, **CLAMP, value=1.0, unit=pb.UNIT_MAX_ACTIVATION), "unit", "no largest activation"),
-        (feature(20, **CLAMP, value=1.0, unit=pb.UNIT_MAX_ACTIVATION), "unit", "no largest activation"),
-        (feature(3, **CLAMP, value=9e5, unit=pb.UNIT_MAX_ACTIVATION), "value", "not 3.6e+06"),
-        (feature(**CLAMP, value=1.0, phase=7), "phase", "no phase 7"),
-        (pb.Edit(**CLAMP, value=1.0), "", "one of feature and direction"),
-        (pb.Edit(**CLAMP, value=1.0, feature=pb.FeatureRef(sae="first")), "feature", "index and label"),
-        (feature(**CLAMP, value=1.0, site="nowhere"), "site", "is not a site"),
-        (feature(**CLAMP, value=1.0, site="layers.1.mlp_out"), "site", "no site of this server"),
-        (along([1.0] * tiny.WIDTH, **CLAMP, value=1.0), "site", "must be given for a direction"),
-        (along([1.0], **CLAMP, value=1.0, site=tiny.FIRST_SITE), "direction.values", "must have 32 numbers"),
-        (along([0.0] * tiny.WIDTH, **CLAMP, value=1.0, site=tiny.FIRST_SITE), "direction.values", "not zero"),
+        (feature(operation=pb.OPERATION_CLAMP, value=1.0, unit=99), "unit", "no unit 99"),
         (
-            along([math.nan] * tiny.WIDTH, **CLAMP, value=1.0, site=tiny.FIRST_SITE),
+            feature(10, operation=pb.OPERATION_CLAMP, value=1.0, unit=pb.UNIT_MAX_ACTIVATION),
+            "unit",
+            "no largest activation",
+        ),
+        (
+            feature(20, operation=pb.OPERATION_CLAMP, value=1.0, unit=pb.UNIT_MAX_ACTIVATION),
+            "unit",
+            "no largest activation",
+        ),
+        (
+            feature(3, operation=pb.OPERATION_CLAMP, value=9e5, unit=pb.UNIT_MAX_ACTIVATION),
+            "value",
+            "not 3.6e+06",
+        ),
+        (feature(operation=pb.OPERATION_CLAMP, value=1.0, phase=7), "phase", "no phase 7"),
+        (pb.Edit(operation=pb.OPERATION_CLAMP, value=1.0), "", "one of feature and direction"),
+        (
+            pb.Edit(operation=pb.OPERATION_CLAMP, value=1.0, feature=pb.FeatureRef(sae="first")),
+            "feature",
+            "index and label",
+        ),
+        (feature(operation=pb.OPERATION_CLAMP, value=1.0, site="nowhere"), "site", "is not a site"),
+        (
+            feature(operation=pb.OPERATION_CLAMP, value=1.0, site="layers.1.mlp_out"),
+            "site",
+            "no site of this server",
+        ),
+        (
+            along([1.0] * tiny.WIDTH, operation=pb.OPERATION_CLAMP, value=1.0),
+            "site",
+            "must be given for a direction",
+        ),
+        (
+            along([1.0], operation=pb.OPERATION_CLAMP, value=1.0, site=tiny.FIRST_SITE),
+            "direction.values",
+            "must have 32 numbers",
+        ),
+        (
+            along([0.0] * tiny.WIDTH, operation=pb.OPERATION_CLAMP, value=1.0, site=tiny.FIRST_SITE),
+            "direction.values",
+            "not zero",
+        ),
+        (
+            along([math.nan] * tiny.WIDTH, operation=pb.OPERATION_CLAMP, value=1.0, site=tiny.FIRST_SITE),
             "direction.values",
             "finite",
         ),
         (
-            along([1.0] * tiny.WIDTH, **CLAMP, value=1.0, site=tiny.FIRST_SITE, unit=pb.UNIT_MAX_ACTIVATION),
+            along(
+                [1.0] * tiny.WIDTH,
+                operation=pb.OPERATION_CLAMP,
+                value=1.0,
+                site=tiny.FIRST_SITE,
+                unit=pb.UNIT_MAX_ACTIVATION,
+            ),
             "unit",
             "for features",
         ),
@@ -174,24 +211,50 @@ def test_what_is_wrong_is_told_with_its_field(edit: pb.Edit, field: str, words: 
 @pytest.mark.parametrize(
     ("edit", "kind", "field", "words"),
     [
-        (feature(0, "third", **CLAMP, value=1.0), UnknownSAEError, "feature.sae", "first at layers.0"),
-        (feature(48, **CLAMP, value=1.0), UnknownFeatureError, "feature.index", "features 0 to 47, not 48"),
-        (feature(3, "", **CLAMP, value=1.0), UnknownFeatureError, "feature.sae", "name one of the 2 SAEs"),
-        (feature(3, **CLAMP, value=1.0, site=tiny.SECOND_SITE), SAENotAtSiteError, "site", "not at layers.1"),
         (
-            pb.Edit(**CLAMP, value=1.0, feature=pb.FeatureRef(sae="first", label="unheard of")),
+            feature(0, "third", operation=pb.OPERATION_CLAMP, value=1.0),
+            UnknownSAEError,
+            "feature.sae",
+            "first at layers.0",
+        ),
+        (
+            feature(48, operation=pb.OPERATION_CLAMP, value=1.0),
+            UnknownFeatureError,
+            "feature.index",
+            "features 0 to 47, not 48",
+        ),
+        (
+            feature(3, "", operation=pb.OPERATION_CLAMP, value=1.0),
+            UnknownFeatureError,
+            "feature.sae",
+            "name one of the 2 SAEs",
+        ),
+        (
+            feature(3, operation=pb.OPERATION_CLAMP, value=1.0, site=tiny.SECOND_SITE),
+            SAENotAtSiteError,
+            "site",
+            "not at layers.1",
+        ),
+        (
+            pb.Edit(
+                operation=pb.OPERATION_CLAMP,
+                value=1.0,
+                feature=pb.FeatureRef(sae="first", label="unheard of"),
+            ),
             UnknownFeatureError,
             "feature.label",
             "no feature labelled 'unheard of'",
         ),
         (
-            pb.Edit(**CLAMP, value=1.0, feature=pb.FeatureRef(sae="first", label="twins")),
+            pb.Edit(
+                operation=pb.OPERATION_CLAMP, value=1.0, feature=pb.FeatureRef(sae="first", label="twins")
+            ),
             UnknownFeatureError,
             "feature.label",
             "2 features of the SAE first are labelled 'twins': 8, 9",
         ),
         (
-            pb.Edit(**CLAMP, value=1.0, feature=pb.FeatureRef(sae="second", label="x")),
+            pb.Edit(operation=pb.OPERATION_CLAMP, value=1.0, feature=pb.FeatureRef(sae="second", label="x")),
             UnknownFeatureError,
             "feature.label",
             "none of them is labelled",
@@ -218,9 +281,9 @@ BAN = feature(operation=pb.OPERATION_BAN)
 @pytest.mark.parametrize(
     ("one", "other"),
     [
-        (feature(**CLAMP, value=1.0), feature(**CLAMP, value=2.0)),
-        (feature(**CLAMP, value=1.0), feature(operation=pb.OPERATION_SCALE, value=2.0)),
-        (BAN, feature(**CLAMP, value=2.0)),
+        (feature(operation=pb.OPERATION_CLAMP, value=1.0), feature(operation=pb.OPERATION_CLAMP, value=2.0)),
+        (feature(operation=pb.OPERATION_CLAMP, value=1.0), feature(operation=pb.OPERATION_SCALE, value=2.0)),
+        (BAN, feature(operation=pb.OPERATION_CLAMP, value=2.0)),
         (feature(operation=pb.OPERATION_ADD, value=2.0, phase=pb.PHASE_PROMPT), BAN),
         (BAN, feature(operation=pb.OPERATION_BAN, value=1.0)),
         (
@@ -239,10 +302,10 @@ def test_contradictions_name_both_fields(one: pb.Edit, other: pb.Edit) -> None:
 def test_edits_of_other_tokens_or_features_go_together() -> None:
     translate(
         BAN,
-        feature(4, **CLAMP, value=1.0),
-        feature(3, "second", **CLAMP, value=1.0),
-        feature(5, **CLAMP, value=1.0, phase=pb.PHASE_PROMPT),
-        feature(5, **CLAMP, value=2.0, phase=pb.PHASE_COMPLETION),
+        feature(4, operation=pb.OPERATION_CLAMP, value=1.0),
+        feature(3, "second", operation=pb.OPERATION_CLAMP, value=1.0),
+        feature(5, operation=pb.OPERATION_CLAMP, value=1.0, phase=pb.PHASE_PROMPT),
+        feature(5, operation=pb.OPERATION_CLAMP, value=2.0, phase=pb.PHASE_COMPLETION),
     )
 
 

@@ -49,7 +49,9 @@ def model() -> LlamaForCausalLM:
         initializer_range=0.3,
         tie_word_embeddings=False,
     )
-    return LlamaForCausalLM(config).eval()
+    made: LlamaForCausalLM = LlamaForCausalLM(config)  # type: ignore[no-untyped-call]
+    made.train(False)
+    return made
 
 
 def sae(name: str, seed: int, norm: Norm = Norm.NONE) -> SparseAutoencoder:

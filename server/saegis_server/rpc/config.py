@@ -61,7 +61,7 @@ class ServerConfig(_Strict):
     max_message_bytes: int = Field(default=DEFAULT_MAX_MESSAGE_BYTES, ge=1024, le=LARGEST_MESSAGE_BYTES)
     max_running: int = Field(default=16, ge=1, le=1024)
     max_length: int | None = Field(default=None, ge=2)
-    queue_limit: int = Field(default=256, ge=0)
+    queue_limit: int = Field(default=256, ge=1)
     compile: Literal["auto", "always", "never"] = "auto"
     metrics_host: str = "127.0.0.1"
     metrics_port: int | None = Field(default=9464, ge=0, le=65535)

@@ -88,7 +88,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         except SteeringError as error:
             raise steering.explain(error) from error
         except FieldError as error:
-            if error.field != "prompt":
+            if not error.field.startswith("prompt"):
                 raise
             raise FieldError(message.WhichOneof("prompt") or "text", error.description) from error
         try:
@@ -114,6 +114,10 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         max_length = services.engine.max_length
         check_length(prompt, str(kind), max_length, completion=1)
         sampling = sampling_params(message.sampling, services.model.vocab_size, max_length - len(prompt))
+        if sampling.n > services.engine.limits.queue:
+            raise FieldError(
+                "sampling.n", f"at most {services.engine.limits.queue} completions fit the queue"
+            )
         steering = request_steering(message.steering, services.targets, services.engine.capacity)
         left = context.time_remaining()
         deadline = None if left is None else time.monotonic() + left

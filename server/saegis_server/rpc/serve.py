@@ -27,8 +27,8 @@ async def serve(
     file is written. A second signal ends the grace period. Before the server is ready signals act as usual.
 
     Raises SAEFileError and SAEMismatch for SAEs that cannot be served, ValueError and OSError for a model
-    that cannot be loaded or an address that is taken, CanaryError if the compiled path does not steer exactly,
-    EngineDiedError if the engine ended by itself.
+    that cannot be loaded or an address that is taken, CanaryError if the compiled path does not steer
+    exactly, EngineDiedError if the engine ended by itself.
     """
     services = await _in_daemon_thread(lambda: load_services(config, progress))
     server = SaegisServer(config, services)

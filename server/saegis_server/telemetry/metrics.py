@@ -27,7 +27,7 @@ class Load(Protocol):
     @property
     def tokens_per_second(self) -> float: ...
     @property
-    def recompilations(self) -> int: ...
+    def steps(self) -> int: ...
 
 
 class Metrics:
@@ -114,11 +114,7 @@ class Metrics:
             "Tokens generated a second, lately.",
             lambda load: load.tokens_per_second,
         )
-        gauge(
-            "saegis_recompilations",
-            "Compilations of the step after the warm-up; more than 0 is a defect.",
-            lambda load: load.recompilations,
-        )
+        gauge("saegis_engine_steps", "Steps that the engine has run.", lambda load: load.steps)
 
     def count_rpc(self, method: str, code: str, seconds: float) -> None:
         """Count one RPC that ended."""

@@ -1,0 +1,128 @@
+"""Loading: everything that a configuration names, read, checked, and put together into an engine."""
+
+import logging
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from saegis_server.engine.engine import Engine, Limits
+from saegis_server.engine.loading import LoadedModel, load_model
+from saegis_server.engine.sites import Site, site_module
+from saegis_server.engine.slots import Slots
+from saegis_server.engine.step import SMALLEST, Step
+from saegis_server.engine.warmup import missing_compiler, warm_up
+from saegis_server.rpc.config import ServerConfig
+from saegis_server.rpc.prompts import PromptReader
+from saegis_server.rpc.sae_sources import PlacedSAE, check_sae, read_sae
+from saegis_server.rpc.services import ModelFacts, Services
+from saegis_server.rpc.targets import Targets
+from saegis_server.sae.catalog import Catalog, LoadedSAE
+from saegis_server.steering.rows import Norm
+from saegis_server.steering.table import Capacity
+from saegis_server.telemetry.metrics import Metrics
+
+log = logging.getLogger("saegis.rpc")
+#: Told how far a stage of the start has come: its name, what is done, out of how much (0: not known).
+Progress = Callable[[str, int, int], None]
+
+
+def load_services(config: ServerConfig, progress: Progress) -> Services:
+    """Load the model and its SAEs, check them, and make an engine, which is not started yet.
+
+    Raises ModelLoadError, SAEFileError, SAEMismatch, SiteError for a site that the model does not have, and
+    ValueError for settings that do not fit the model or this machine.
+    """
+    progress("loading the model", 0, 0)
+    loaded = load_model(config.model, config.dtype, config.device)
+    compiled = _compiles(config, progress)
+    width = loaded.model.config.get_text_config().hidden_size
+    placed = []
+    for count, source in enumerate(config.saes):
+        progress("loading SAEs", count, len(config.saes))
+        placed.append(read_sae(source, width))
+    step = _step(config, loaded, placed, compiled)
+    prompts = PromptReader(loaded.tokenizer, step.slots.vocabulary)
+    checked = []
+    for count, each in enumerate(placed):
+        progress("checking SAEs", count, len(placed))
+        capture = _capture_at(step, each.site)
+        checked.append(check_sae(each, prompts.text, capture, step.slots.max_length))
+    return services(config, loaded, step, prompts, checked)
+
+
+def services(
+    config: ServerConfig,
+    loaded: LoadedModel,
+    step: Step,
+    prompts: PromptReader,
+    saes: Sequence[LoadedSAE],
+) -> Services:
+    """An engine on `step`, and what the servicers need beside it."""
+    limits = Limits(queue=config.queue_limit)
+    engine = Engine(step, loaded.tokenizer, loaded.eos_token_ids, config.max_running, limits)
+    facts = _facts(config, loaded)
+    targets = Targets(tuple(str(site) for site in step.sites), Catalog(saes), facts.hidden_size)
+    metrics = Metrics()
+    metrics.observe_load(engine.stats)
+    return Services(engine, facts, prompts, targets, metrics, config.max_message_bytes)
+
+
+def warm_up_engine(engine: Engine, progress: Progress) -> None:
+    """Compile, run the canary, and start the engine. Raises CanaryError."""
+    warm_up(engine.step, progress)
+    engine.start()
+
+
+def _compiles(config: ServerConfig, progress: Progress) -> bool:
+    """Whether to compile. Raises ValueError if it must and cannot be."""
+    if config.compile == "never":
+        return False
+    reason = missing_compiler() if config.device == "cpu" else None
+    if reason is None:
+        return True
+    if config.compile == "always":
+        raise ValueError(f"compile is 'always', but {reason}")
+    progress(f"{reason}: the model runs eagerly", 0, 0)
+    log.warning("%s: the model runs eagerly, which is slower", reason)
+    return False
+
+
+def _step(config: ServerConfig, loaded: LoadedModel, placed: Sequence[PlacedSAE], compiled: bool) -> Step:
+    sites = {Site.parse(name): frozenset((Norm.NONE,)) for name in config.sites}
+    for each in placed:
+        norms = sites.get(each.site, frozenset((Norm.NONE,)))
+        sites[each.site] = norms | {each.loaded.sae.norm}
+    for site in sites:
+        site_module(loaded.model, site)
+    in_order = {site: sites[site] for site in sorted(sites, key=_forward_order)}
+    length = config.max_length or loaded.max_context
+    if length > loaded.max_context:
+        raise ValueError(f"max_length is {length}; the model's context has {loaded.max_context} tokens")
+    slots = Slots(loaded.model, tuple(in_order), max(config.max_running, SMALLEST), length, Capacity())
+    return Step(loaded.model, in_order, slots, compiled)
+
+
+def _forward_order(site: Site) -> tuple[int, int]:
+    places = ("resid_pre", "attn_out", "mlp_out", "resid_post")
+    return site.layer, places.index(site.place)
+
+
+def _capture_at(step: Step, site: Site) -> Callable[[Sequence[int]], Tensor]:
+    return lambda tokens: step.capture(list(tokens))[site]
+
+
+def _facts(config: ServerConfig, loaded: LoadedModel) -> ModelFacts:
+    model = loaded.model
+    text = model.config.get_text_config()
+    device = "cpu" if model.device.type == "cpu" else torch.cuda.get_device_name(model.device)
+    return ModelFacts(
+        name=config.name or loaded.name,
+        architectures=tuple(model.config.architectures or (type(model).__name__,)),
+        vocab_size=text.vocab_size,
+        hidden_size=text.hidden_size,
+        num_layers=text.num_hidden_layers,
+        eos_token_ids=loaded.eos_token_ids,
+        dtype=str(model.dtype).removeprefix("torch."),
+        device=device,
+    )
