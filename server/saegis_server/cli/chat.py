@@ -120,4 +120,4 @@ def _answer(client: Client, session: ChatSession, settings: GenerationOptions) -
     session.answered(answer.text)
     if answer.watched:
         notes().print(watched_table(session.watched, answer.watched))
-    notes().print(receipt_line(answer.receipt, answer.usage))
+    notes().print(receipt_line(answer.receipt, answer.usage), soft_wrap=True)

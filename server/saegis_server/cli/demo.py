@@ -23,7 +23,6 @@ saegis demo --seed 3
 
 saegis demo --json
 """
-_WIDTH = 120
 NEXT = """\
 saegis serve                                   serve the model, then in another terminal:
 saegis chat                                    talk with it; /help shows how to steer
@@ -67,8 +66,6 @@ def _run(seed: int, compile: Compile, json: bool) -> dict[str, Any]:
     from saegis_server.polyglot.shipped import manifest
 
     progress, out = notes(), console()
-    if not out.is_terminal:
-        out.width = _WIDTH
     show = not json
     chosen = manifest()
     progress.print(Text("Starting a server on a free loopback port.", style="bold"))

@@ -99,18 +99,17 @@ def generate(
         for words, strength in matching:
             edits += bans_matching(client, words, strength, sae=sae, site=site)
         answer = _ask(client, None if chats else text, request, stream, json)
-    if json:
-        _print(answer, stream)
-    else:
-        _show(answer, watch or [], show_receipt, told=stream)
+    _tell(answer, watch or [], json, stream, show_receipt)
 
 
-def _print(answer: Generation, stream: bool) -> None:
-    """The answer as JSON; after a stream's chunks on one line of its own."""
-    if stream:
+def _tell(answer: Generation, watches: list[str], json: bool, stream: bool, show_receipt: bool) -> None:
+    """Print the answer; as JSON after a stream's chunks on one line of its own."""
+    if json and stream:
         print_json_line({"generation": answer})
-    else:
+    elif json:
         print_json(answer)
+    else:
+        _show(answer, watches, show_receipt, told=stream)
 
 
 @contextmanager
@@ -176,8 +175,7 @@ def _show(answer: Generation, watches: list[str], show_receipt: bool, *, told: b
     out = notes()
     if answer.watched:
         out.print(watched_table(watches, answer.watched))
-    out.print(
-        receipt_table(answer.receipt, answer.usage)
-        if show_receipt
-        else receipt_line(answer.receipt, answer.usage)
-    )
+    if show_receipt:
+        out.print(receipt_table(answer.receipt, answer.usage))
+    else:
+        out.print(receipt_line(answer.receipt, answer.usage), soft_wrap=True)

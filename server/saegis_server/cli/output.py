@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import sys
 from collections.abc import Iterable
 from datetime import datetime
@@ -13,16 +14,24 @@ from rich.text import Text
 
 FAILURE = 1
 USAGE = 2
+#: How wide tables are where no terminal says how wide it is.
+FILE_WIDTH = 120
 
 
 def console() -> Console:
     """Standard output, as it is now: tests and shells replace it."""
-    return Console(highlight=False)
+    return _widened(Console(highlight=False))
 
 
 def notes() -> Console:
     """Standard error, for what is not the answer itself: receipts, notes, progress and errors."""
-    return Console(stderr=True, highlight=False)
+    return _widened(Console(stderr=True, highlight=False))
+
+
+def _widened(console: Console) -> Console:
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = FILE_WIDTH
+    return console
 
 
 def print_json(value: object) -> None:

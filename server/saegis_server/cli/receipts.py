@@ -16,7 +16,7 @@ _SHOWN_DIGITS = 16
 
 def receipt_line(receipt: Receipt, usage: Usage) -> Text:
     """The receipt in one line: whether and how the answer was steered, and how long it took."""
-    if receipt.steered:
+    if usage.steered_tokens:
         edits, bans = sum(site.edits for site in receipt.sites), sum(site.bans for site in receipt.sites)
         fired = sum(site.bans_fired for site in receipt.sites)
         largest = max((site.largest_relative_norm for site in receipt.sites), default=0.0)

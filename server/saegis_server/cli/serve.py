@@ -160,9 +160,13 @@ def _run(config: ServerConfig, json: bool) -> None:
     with stage_display(json) as display:
         # Importing torch takes seconds: it is the first thing to show.
         display("loading the libraries", 0, 0)
+        from transformers.utils import logging as transformers_logging
+
         from saegis_server.cli.start_errors import start_failed
         from saegis_server.rpc.serve import serve as serve_until_signalled
 
+        # The stages are shown here; a second bar would tear the display.
+        transformers_logging.disable_progress_bar()
         try:
             asyncio.run(
                 serve_until_signalled(config, display, lambda address: _ready(address, config, display, json))

@@ -1,0 +1,65 @@
+# The project's commands. Each makes .venv and installs what it needs; only Python >= 3.11 and make must be there.
+#
+#   PYTHON    the Python to make .venv with                       (python3)
+#   PIP_ARGS  more arguments for pip install, such as an index    (none)
+
+PYTHON ?= python3
+PIP_ARGS ?=
+BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c requirements/constraints.txt
+TORCH := $(shell sed -n 's/^torch==/torch==/p' requirements/constraints.txt)
+TYPED := clients/python/saegis server/saegis_server tests scripts
+export PYTHONDONTWRITEBYTECODE := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format bench proto clean
+
+help: ## Show this.
+	@echo "make TARGET, with one of:"
+	@sed -n 's/^\([a-z]*\):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+demo: .venv/.server ## Install the server and show what steering does, live.
+	@$(BIN)/saegis demo
+
+test: .venv/.dev ## Install everything and run the tests, with coverage.
+	@$(BIN)/python -m pytest --cov --cov-report=term $(PYTEST_ARGS)
+
+lint: .venv/.dev ## Check style, types, the contract and its stubs.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --strict $(TYPED)
+	$(BIN)/buf lint
+	$(BIN)/python scripts/gen_stubs.py --check
+
+format: .venv/.dev ## Bring the code into the project's format.
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: .venv/.server ## Measure throughput, steered and not, on this machine.
+	@$(BIN)/saegis bench $(BENCH_ARGS)
+
+proto: .venv/.dev ## Write the Python stubs of protos/ anew.
+	$(BIN)/python scripts/gen_stubs.py
+
+clean: ## Remove .venv and everything else that was made here.
+	rm -rf .venv .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
+	find clients server tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamps: made anew when what is to be installed has changed.
+.venv/.venv:
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed, not " + sys.version.split()[0] + ": make PYTHON=/path/to/python3.11 ...")'
+	@echo "Making .venv"
+	@$(PYTHON) -m venv .venv
+	@touch $@
+
+# torch by itself first: pip then takes the build that was asked for, and nothing asks for another.
+.venv/.server: .venv/.venv pyproject.toml requirements/constraints.txt
+	@echo "Installing the server into .venv; torch is large, so the first time takes minutes"
+	@$(INSTALL) "$(TORCH)"
+	@$(INSTALL) -e ".[server]"
+	@touch $@
+
+.venv/.dev: .venv/.server
+	@echo "Installing the tools for development into .venv"
+	@$(INSTALL) -e ".[server,dev]"
+	@touch $@
