@@ -7,7 +7,7 @@ PYTHON ?= python3
 PIP_ARGS ?=
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c requirements/constraints.txt
-TORCH := $(shell sed -n 's/^torch==/torch==/p' requirements/constraints.txt)
+TORCH := $(shell grep '^torch==' requirements/constraints.txt)
 TYPED := clients/python/saegis server/saegis_server tests scripts
 export PYTHONDONTWRITEBYTECODE := 1
 

@@ -166,7 +166,7 @@ def _run(config: ServerConfig, json: bool) -> None:
         from saegis_server.rpc.serve import serve as serve_until_signalled
 
         # The stages are shown here; a second bar would tear the display.
-        transformers_logging.disable_progress_bar()
+        transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         try:
             asyncio.run(
                 serve_until_signalled(config, display, lambda address: _ready(address, config, display, json))
