@@ -100,8 +100,8 @@ def test_a_feature_by_label_whatever_its_case() -> None:
 
 
 def test_the_sae_may_follow_from_the_site() -> None:
-    steering = translate(feature(4, sae="", operation=pb.OPERATION_ABLATE, site="blocks.1.hook_resid_post"))
-    assert list(steering.program.sites) == [tiny.SECOND_SITE]
+    steering = translate(feature(4, sae="", operation=pb.OPERATION_ABLATE, site="blocks.0.hook_resid_post"))
+    assert list(steering.program.sites) == [tiny.FIRST_SITE]
 
 
 def test_an_empty_message_steers_nothing() -> None:
@@ -227,7 +227,7 @@ def test_what_is_wrong_is_told_with_its_field(edit: pb.Edit, field: str, words: 
             feature(3, "", operation=pb.OPERATION_CLAMP, value=1.0),
             UnknownFeatureError,
             "feature.sae",
-            "name one of the 2 SAEs",
+            "name one of the 3 SAEs",
         ),
         (
             feature(3, operation=pb.OPERATION_CLAMP, value=1.0, site=tiny.SECOND_SITE),

@@ -1,5 +1,6 @@
 """A tiny random model with its tokenizer, and SAEs with labels: what the tests of this folder serve."""
 
+from dataclasses import replace
 from functools import cache
 
 import torch
@@ -11,7 +12,7 @@ from saegis_server.sae.catalog import Catalog, LoadedSAE
 from saegis_server.sae.labels import FeatureLabel, Labels
 from saegis_server.steering.rows import Norm
 
-WIDTH, FEATURES, VOCABULARY, CONTEXT = 32, 48, 300, 128
+WIDTH, FEATURES, VOCABULARY, CONTEXT = 32, 48, 300, 2048
 FIRST_SITE, SECOND_SITE = "layers.0.resid_post", "layers.1.resid_post"
 SITES = (FIRST_SITE, SECOND_SITE)
 TEXT = "The bridge is red. The river runs under the bridge. Birds sing; the day is long and warm."
@@ -73,11 +74,17 @@ def sae(name: str, seed: int, norm: Norm = Norm.NONE) -> SparseAutoencoder:
     )
 
 
+def _explosive() -> SparseAutoencoder:
+    made = sae("explosive", 3)
+    return replace(made, W_dec=made.W_dec * 1e35, digest="")
+
+
 def catalog() -> Catalog:
-    """Two SAEs at two sites; the first one has labels."""
+    """Three SAEs at two sites; the first one has labels, and the third one's edits may overflow."""
     return Catalog(
         [
             LoadedSAE(sae("first", 1), FIRST_SITE, Labels(LABELS)),
             LoadedSAE(sae("second", 2), SECOND_SITE),
+            LoadedSAE(_explosive(), SECOND_SITE),
         ]
     )

@@ -164,13 +164,12 @@ def _precondition(kind: str, subject: str, description: str) -> Message:
     return message
 
 
-def _duplicate(error: engine.DuplicateRequestError) -> Problem:
-    description = "a request of this request_id is running"
+def _in_flight(error: problems.InFlightError) -> Problem:
     resource = error_details_pb2.ResourceInfo(
-        resource_type="saegis.dev/Request", resource_name=str(error), description=description
+        resource_type="saegis.dev/Request", resource_name=error.request_id, description=str(error)
     )
     return Problem(
-        grpc.StatusCode.ALREADY_EXISTS, "REQUEST_IN_FLIGHT", f"request_id: {description}", details=(resource,)
+        grpc.StatusCode.ALREADY_EXISTS, "REQUEST_IN_FLIGHT", f"request_id: {error}", details=(resource,)
     )
 
 
@@ -243,7 +242,7 @@ _TABLE: tuple[tuple[type[BaseException], Callable[..., Problem]], ...] = (
     (catalog.SAENotAtSiteError, _not_at_site),
     (catalog.UnknownFeatureError, _unknown_feature),
     (problems.PreconditionError, _unprepared),
-    (engine.DuplicateRequestError, _duplicate),
+    (problems.InFlightError, _in_flight),
     (engine.QueueFullError, _queue_full),
     (problems.SlowReaderError, _slow_reader),
     (torch.OutOfMemoryError, _out_of_memory),

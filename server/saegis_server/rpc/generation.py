@@ -9,10 +9,17 @@ import grpc
 
 from saegis.v1 import generation_pb2 as pb
 from saegis.v1 import generation_pb2_grpc
-from saegis_server.engine.requests import Event, FieldError, GenerationRequest, RequestFinished
+from saegis_server.engine.requests import (
+    DuplicateRequestError,
+    Event,
+    FieldError,
+    GenerationRequest,
+    RequestFinished,
+)
 from saegis_server.rpc import convert
 from saegis_server.rpc.interceptor import LONGEST_REQUEST_ID, request_id, usable_request_id
 from saegis_server.rpc.mailbox import Mailbox, closing
+from saegis_server.rpc.problems import InFlightError
 from saegis_server.rpc.programs import RequestSteering, request_steering
 from saegis_server.rpc.prompts import check_length
 from saegis_server.rpc.sampling import sampling_params
@@ -85,6 +92,8 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         mailbox = Mailbox(self.services.unread_limit, lambda: engine.cancel(name))
         try:
             engine.submit(request, mailbox.put)
+        except DuplicateRequestError as error:
+            raise InFlightError(name) from error
         except SteeringError as error:
             raise steering.explain(error) from error
         except FieldError as error:

@@ -26,6 +26,14 @@ class ConflictError(FieldError):
         self.others = others
 
 
+class InFlightError(Exception):
+    """A request of the same request_id is running."""
+
+    def __init__(self, request_id: str) -> None:
+        super().__init__("a request of this request_id is running")
+        self.request_id = request_id
+
+
 class PreconditionError(Exception):
     """The server is not set up for the request; `kind` and `subject` say what is missing, of what."""
 
