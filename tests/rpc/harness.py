@@ -70,7 +70,11 @@ class Running:
         self._thread = Thread(target=self._run, daemon=True)
         self._thread.start()
         self.server = self.on_loop(self._make(unread_limit))
-        self.address: Address = self.on_loop(self.server.start())
+        try:
+            self.address: Address = self.on_loop(self.server.start())
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def services(self) -> Services:

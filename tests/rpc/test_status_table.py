@@ -224,14 +224,13 @@ WRONG: tuple[Callable[[Stubs], object], ...] = (
     lambda stubs: stubs.generation.Generate(steered(edit(operation=CLAMP, value=math.nan))),
     lambda stubs: stubs.generation.Generate(steered(edit(0, "explosive", operation=CLAMP, value=1e6))),
     lambda stubs: stubs.generation.Generate(steered(edit(sae="third", operation=CLAMP, value=1.0))),
-    lambda stubs: stubs.generation.Generate(request(request_id="beside")),
     lambda stubs: stubs.generation.Generate(request(max_tokens=tiny.CONTEXT), timeout=0.02),
     lambda stubs: stubs.generation.Generate(request(request_id="")),
     lambda stubs: stubs.features.Inspect(feature_pb2.InspectRequest(text="x", sae="third")),
 )
 
 
-def test_a_request_beside_wrong_ones_does_not_change(stubs: Stubs) -> None:
+def test_a_request_beside_wrong_ones_does_not_change(stubs: Stubs, served: Running) -> None:
     message = request(
         request_id="beside",
         max_tokens=400,
@@ -239,6 +238,8 @@ def test_a_request_beside_wrong_ones_does_not_change(stubs: Stubs) -> None:
     )
     alone = stubs.generation.Generate(message).choices[0]
     with_wrong = stubs.generation.Generate.future(message)
+    eventually(lambda: served.services.engine.stats().running == 1)
+    duplicate = failure(lambda: stubs.generation.Generate(message))
     rounds = 0
     while not with_wrong.done():
         for wrong in WRONG:
@@ -246,6 +247,7 @@ def test_a_request_beside_wrong_ones_does_not_change(stubs: Stubs) -> None:
                 failure(partial(wrong, stubs))
         rounds += 1
     beside = with_wrong.result().choices[0]
+    assert duplicate.code is grpc.StatusCode.ALREADY_EXISTS
     assert rounds > 0
     assert list(beside.token_ids) == list(alone.token_ids)
     assert beside.text == alone.text

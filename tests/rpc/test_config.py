@@ -1,0 +1,60 @@
+"""The configuration: unknown keys and impossible values are refused, defaults are safe."""
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from saegis_server.rpc.config import Address, ServerConfig
+
+
+def test_the_defaults_are_safe() -> None:
+    config = ServerConfig(model="m")
+    assert config.is_loopback
+    assert (config.host, config.metrics_host, config.tls) == ("127.0.0.1", "127.0.0.1", None)
+    assert config.max_message_bytes == 4 * 2**20
+
+
+@pytest.mark.parametrize(
+    ("settings", "field"),
+    [
+        ({"modle": "x"}, "modle"),
+        ({"port": 65536}, "port"),
+        ({"host": "example.org"}, "host"),
+        ({"compile": "sometimes"}, "compile"),
+        ({"max_running": 0}, "max_running"),
+        ({"queue_limit": 0}, "queue_limit"),
+        ({"grace_seconds": -1.0}, "grace_seconds"),
+        ({"max_message_bytes": 2**40}, "max_message_bytes"),
+        ({"saes": [{"path": "p", "sight": "x"}]}, "saes.0.sight"),
+        ({"saes": [{"path": "p", "norm_scaling_factor": 0.0}]}, "saes.0.norm_scaling_factor"),
+        ({"tls": {"cert": "c"}}, "tls.key"),
+    ],
+)
+def test_what_is_wrong_is_named(settings: dict[str, Any], field: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        ServerConfig.model_validate({"model": "m", **settings})
+    assert field in [".".join(map(str, error["loc"])) for error in caught.value.errors()]
+
+
+def test_two_saes_of_one_id() -> None:
+    with pytest.raises(ValidationError, match="two SAEs have the same id"):
+        ServerConfig.model_validate(
+            {"model": "m", "saes": [{"path": "a", "id": "x"}, {"path": "b", "id": "x"}]}
+        )
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback", "target"),
+    [
+        ("127.0.0.1", True, "127.0.0.1:7"),
+        ("localhost", True, "localhost:7"),
+        ("::1", True, "[::1]:7"),
+        ("0.0.0.0", False, "127.0.0.1:7"),  # noqa: S104
+        ("::", False, "[::1]:7"),
+        ("192.0.2.1", False, "192.0.2.1:7"),
+    ],
+)
+def test_where_it_listens(host: str, loopback: bool, target: str) -> None:
+    assert ServerConfig(model="m", host=host).is_loopback is loopback
+    assert Address(host=host, port=7, metrics_port=None).target == target
