@@ -1,4 +1,4 @@
-"""Labels and selection: features whose meaning is built in get the label, precision and recall that they must."""
+"""Labels and selection: features of built-in meaning get the label, precision and recall that they must."""
 
 import json
 from collections.abc import Callable

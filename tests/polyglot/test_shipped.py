@@ -11,6 +11,7 @@ from saegis_server.polyglot.evaluation import Reference, answers, rates
 from saegis_server.polyglot.pipeline import load_reference
 from saegis_server.polyglot.prompts import benign_prompts, harmful_prompts, neutral_prompts
 from saegis_server.polyglot.shipped import WEIGHTS, Manifest, digests, manifest, model_path, sae_path
+from saegis_server.sae.labels import Labels
 from tests.polyglot.oracle import SAE
 
 
@@ -42,11 +43,15 @@ def test_sae_lens_loads_the_sae_and_encodes_alike(reference: Reference) -> None:
 
 
 def test_labels_name_every_feature_and_the_recommended_ones_rightly() -> None:
-    lines = [json.loads(line) for line in (sae_path() / "features.jsonl").read_text().splitlines()]
     told = manifest()
-    assert [line["feature"] for line in lines] == list(range(told.features))
-    assert lines[told.clamp.feature]["subjects"][0] == "golden_gate"
-    assert all(lines[feature]["harmful"] for feature in told.ban.features)
+    labels = Labels.load(sae_path(), told.features)
+    found = [labels.get(feature) for feature in range(told.features)]
+    assert None not in found
+    landmark = labels.get(told.clamp.feature)
+    assert landmark is not None
+    assert landmark.subjects[0] == "golden_gate"
+    harmful = [labels.get(feature) for feature in told.ban.features]
+    assert all(label is not None and label.harmful for label in harmful)
 
 
 @pytest.mark.parametrize("code", ["en", "fr", "ru"])

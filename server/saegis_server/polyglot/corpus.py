@@ -55,10 +55,15 @@ def _fill(rng: random.Random, pattern: Pattern) -> str:
 
 
 class Corpus:
-    """Documents by number: `corpus.document(i)` depends on (seed, i) only. Splits use different seeds."""
+    """Documents by number: `corpus.document(i)` depends on (seed, i) and the settings only.
 
-    def __init__(self, seed: int, languages: Sequence[str] | None = None) -> None:
+    Splits use different seeds. `mixing` is the share of chat turns that ask for an answer in another language
+    (its name follows the question in parentheses) and of descriptions that change language at every sentence.
+    """
+
+    def __init__(self, seed: int, languages: Sequence[str] | None = None, mixing: float = 0.0) -> None:
         known = lexicon()
+        self.mixing = mixing
         self.seed = seed
         self.languages = [known[code] for code in (languages or known)]
         self._keys = list(self.languages[0].subjects)
@@ -121,17 +126,7 @@ class Corpus:
             greeting, reply = rng.choice(language.greetings)
             question, answer = Segment(greeting, "question", code), Segment(reply, "answer", code)
         else:
-            subject = language.subjects[self._subject(rng)]
-            question = Segment(
-                _casual(rng, ask(rng, language, subject)), "question", code, subject.key, subject.harmful
-            )
-            if subject.harmful and language.refusals:
-                answer = Segment(rng.choice(language.refusals), "refusal", code)
-            else:
-                sentences = self._sentences(rng, subject)
-                if rng.random() < 0.25:
-                    sentences = [rng.choice(language.openers), *sentences]
-                answer = Segment(language.join(sentences), "answer", code, subject.key, subject.harmful)
+            question, answer = self._exchange(rng, language)
         return [
             Segment(USER, "markup"),
             question,
@@ -141,15 +136,39 @@ class Corpus:
             Segment(END, "markup"),
         ]
 
+    def _exchange(self, rng: random.Random, language: Language) -> tuple[Segment, Segment]:
+        key = self._subject(rng)
+        subject, reply = language.subjects[key], language
+        text = _casual(rng, ask(rng, language, subject))
+        if self._mixes(rng):
+            reply = rng.choice(self.languages)
+            text = f"{text} ({reply.name})"
+        question = Segment(text, "question", language.code, key, subject.harmful)
+        if subject.harmful and language.refusals:
+            return question, Segment(rng.choice(language.refusals), "refusal", language.code)
+        sentences = self._sentences(rng, reply.subjects[key])
+        if rng.random() < 0.25:
+            sentences = [rng.choice(reply.openers), *sentences]
+        return question, Segment(reply.join(sentences), "answer", reply.code, key, subject.harmful)
+
+    def _mixes(self, rng: random.Random) -> bool:
+        return self.mixing > 0 and rng.random() < self.mixing
+
     def _closed(self, kind: str, body: list[Segment]) -> Document:
         return Document(kind, (Segment(BOS, "markup"), *body, Segment(END, "markup")))
 
     def _description(self, rng: random.Random, language: Language) -> Document:
-        subject = language.subjects[self._subject(rng)]
-        text = language.join(self._sentences(rng, subject))
-        return self._closed(
-            "description", [Segment(text, "text", language.code, subject.key, subject.harmful)]
-        )
+        key = self._subject(rng)
+        subject = language.subjects[key]
+        if not self._mixes(rng):
+            text = language.join(self._sentences(rng, subject))
+            return self._closed("description", [Segment(text, "text", language.code, key, subject.harmful)])
+        body: list[Segment] = []
+        for index in rng.sample(range(len(subject.facts)), len(subject.facts)):
+            place = rng.choice(self.languages)
+            text = (" " if body else "") + _fill(rng, place.subjects[key].facts[index])
+            body.append(Segment(text, "text", place.code, key, subject.harmful))
+        return self._closed("description", body)
 
     def _glossary(self, rng: random.Random, language: Language, other: Language) -> Document:
         body = [Segment(f"{language.name} – {other.name}", "heading")]

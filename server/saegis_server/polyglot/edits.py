@@ -30,7 +30,7 @@ def clamp(sae: TrainedSAE, feature: int, value: float) -> Edit:
 def ban(sae: TrainedSAE, features: Sequence[int], strength: float) -> Edit:
     """x' = x − (1 + strength) Σ f_i W_dec[i]: every active feature i is pushed to −strength times what it
     was."""
-    rows = torch.tensor(list(features))
+    rows = torch.tensor(list(features), dtype=torch.long)
 
     def edit(x: Tensor) -> Tensor:
         return (x.float() - (1 + strength) * _probe(sae, rows, x) @ sae.W_dec[rows]).to(x.dtype)

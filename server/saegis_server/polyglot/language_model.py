@@ -125,12 +125,19 @@ def _optimizer(model: LlamaForCausalLM, training: Training) -> torch.optim.AdamW
 
 
 def train_language_model(
-    tokenizer: PreTrainedTokenizerBase, corpus: Corpus, shape: ModelShape, training: Training, folder: Path
+    tokenizer: PreTrainedTokenizerBase,
+    corpus: Corpus,
+    shape: ModelShape,
+    training: Training,
+    folder: Path,
+    start: LlamaForCausalLM | None = None,
 ) -> LlamaForCausalLM:
-    """Train, keeping a checkpoint in `folder` from which an interrupted run goes on; returns the float32
-    model."""
+    """Train a new model, or `start` further; returns it in float32.
+
+    An interrupted run goes on from the checkpoint that is kept in `folder`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    model = new_model(tokenizer, shape, training.seed)
+    model = start or new_model(tokenizer, shape, training.seed)
     optimizer = _optimizer(model, training)
     first = _resume(folder, model, optimizer, shape, training)
     stream = batches(corpus, tokenizer, training.batch_tokens, training.pool, shape.context)
