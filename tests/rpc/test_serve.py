@@ -1,0 +1,215 @@
+"""Serving from files: what is loaded and checked, what stops a start, and how a process drains."""
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+import torch
+from google.protobuf.message import Message
+
+from saegis.v1 import generation_pb2 as pb
+from saegis.v1 import model_pb2
+from saegis_server.engine.loading import ModelLoadError
+from saegis_server.engine.sites import SiteError
+from saegis_server.rpc import loading
+from saegis_server.rpc.config import SAESource
+from saegis_server.rpc.loading import load_services, warm_up_engine
+from saegis_server.rpc.sae_sources import SAMPLE_FILE, read_sae
+from saegis_server.rpc.sample_text import SAMPLE_TEXT
+from saegis_server.rpc.services import Services
+from saegis_server.sae.autoencoder import Architecture, SparseAutoencoder
+from saegis_server.sae.errors import SAEFileError, SAEMismatch
+from saegis_server.sae.labels import Labels
+from saegis_server.sae.writer import save_sae
+from tests.rpc import tiny
+from tests.rpc.conftest import Stubs
+from tests.rpc.harness import config, eventually
+
+SERVE = """
+import asyncio, json, sys
+from saegis_server.rpc.config import ServerConfig
+from saegis_server.rpc.serve import serve
+asyncio.run(serve(ServerConfig.model_validate_json(sys.argv[1]), lambda *stage: print(stage, flush=True)))
+"""
+
+
+def mirrored(width: int = tiny.WIDTH) -> SparseAutoencoder:
+    """An SAE that reconstructs everything: x is what is above zero less what is below."""
+    one = torch.eye(width)
+    both = torch.cat((one, -one))
+    return SparseAutoencoder(
+        Architecture.STANDARD,
+        W_enc=both.T.contiguous(),
+        W_dec=both,
+        b_dec=torch.zeros(width),
+        b_enc=torch.zeros(2 * width),
+        hook_name="blocks.0.hook_resid_post",
+        stated_fvu=0.01,
+        stated_l0=float(width),
+    )
+
+
+@pytest.fixture(scope="module")
+def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model on disk."""
+    path = tmp_path_factory.mktemp("model")
+    tiny.model().save_pretrained(path)
+    tiny.tokenizer().save_pretrained(str(path))
+    return path
+
+
+@pytest.fixture
+def sae_path(tmp_path: Path) -> Path:
+    """A good SAE on disk, with labels."""
+    path = tmp_path / "mirror"
+    save_sae(mirrored(), path)
+    Labels(tiny.LABELS).save(path)
+    return path
+
+
+def load(model_path: Path, *saes: Path, **settings: Any) -> Services:
+    sources = tuple(SAESource(path=str(path), **settings.pop("source", {})) for path in saes)
+    return load_services(config(model=str(model_path), saes=sources, **settings), lambda *_: None)
+
+
+def test_what_is_loaded_is_measured_and_described(model_path: Path, sae_path: Path) -> None:
+    stages: list[tuple[str, int, int]] = []
+    sources = (SAESource(path=str(sae_path)),)
+    settings = config(model=str(model_path), saes=sources, sites=("layers.1.mlp_out",), max_length=64)
+    found = load_services(settings, lambda *stage: stages.append(stage))
+    (loaded,) = found.catalog.entries
+    assert (loaded.id, loaded.site, len(loaded.labels)) == ("mirror", tiny.FIRST_SITE, len(tiny.LABELS))
+    assert loaded.measured is not None
+    assert loaded.measured.fvu == pytest.approx(0.0, abs=1e-6)
+    assert found.targets.sites == (tiny.FIRST_SITE, "layers.1.mlp_out")
+    assert found.engine.max_length == 64
+    warm_up_engine(found.engine, lambda *stage: stages.append(stage))
+    found.engine.stop()
+    names = [name for name, _, _ in stages]
+    assert names[:3] == ["loading the model", "loading SAEs", "checking SAEs"]
+    assert f"canary at {tiny.FIRST_SITE}" in names
+    assert names[-1] == "ready"
+
+
+def test_an_sae_may_bring_the_text_that_it_is_checked_on(model_path: Path, sae_path: Path) -> None:
+    source = SAESource(path=str(sae_path))
+    assert read_sae(source, tiny.WIDTH).sample == SAMPLE_TEXT
+    (sae_path / SAMPLE_FILE).write_text(tiny.TEXT, encoding="utf-8")
+    assert read_sae(source, tiny.WIDTH).sample == tiny.TEXT
+    assert load(model_path, sae_path).catalog.entries[0].measured is not None
+    (sae_path / SAMPLE_FILE).write_bytes(b"\xff\xfe\xff")
+    with pytest.raises(SAEFileError, match=SAMPLE_FILE):
+        load(model_path, sae_path)
+
+
+def corrupt(path: Path) -> None:
+    weights = path / "sae_weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+
+
+def transpose(path: Path) -> None:
+    sae = mirrored()
+    turned = torch.randn(sae.W_dec.shape, generator=torch.Generator().manual_seed(0))
+    save_sae(replace(sae, W_dec=turned, digest=""), path)
+
+
+def narrow(path: Path) -> None:
+    save_sae(mirrored(16), path)
+
+
+def forget_site(path: Path) -> None:
+    save_sae(replace(mirrored(), hook_name=None), path)
+
+
+def odd_site(path: Path) -> None:
+    save_sae(replace(mirrored(), hook_name="blocks.0.hook_z2"), path)
+
+
+def missing_layer(path: Path) -> None:
+    save_sae(replace(mirrored(), hook_name="blocks.7.hook_resid_post"), path)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "kind", "words"),
+    [
+        (corrupt, SAEFileError, "sae_weights.safetensors: not a whole safetensors file"),
+        (narrow, SAEFileError, "width 16; the model's are 32 wide"),
+        (forget_site, SAEFileError, "states no hook_name"),
+        (odd_site, SAEFileError, "is not a site"),
+        (missing_layer, SiteError, "layers 0 to 1"),
+        (transpose, SAEMismatch, "does not fit the site layers.0.resid_post"),
+    ],
+)
+def test_an_sae_that_does_not_fit_stops_the_start(
+    model_path: Path, sae_path: Path, spoil: Callable[[Path], None], kind: type[Exception], words: str
+) -> None:
+    spoil(sae_path)
+    with pytest.raises(kind) as caught:
+        load(model_path, sae_path)
+    assert words in str(caught.value)
+
+
+def test_settings_that_do_not_fit_the_model(model_path: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="max_length is 4096; the model's context has 2048"):
+        load(model_path, max_length=4096)
+    with pytest.raises(SiteError, match="layers 0 to 1"):
+        load(model_path, sites=("layers.2.resid_post",))
+    with pytest.raises(ModelLoadError, match="nothing"):
+        load(tmp_path / "nothing")
+
+
+def test_without_a_compiler_it_says_so(model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "missing_compiler", lambda: "no C++ compiler was found")
+    stages: list[str] = []
+    settings = config(model=str(model_path), compile="auto")
+    assert not load_services(settings, lambda name, *_: stages.append(name)).engine.compiled
+    assert "no C++ compiler was found: the model runs eagerly" in stages
+    with pytest.raises(ValueError, match="compile is 'always', but no C\\+\\+ compiler"):
+        load(model_path, compile="always")
+
+
+def start(model_path: Path, sae_path: Path, ready: Path, **settings: Any) -> subprocess.Popen[str]:
+    wanted = config(
+        model=str(model_path),
+        saes=[{"path": str(sae_path)}],
+        ready_file=str(ready),
+        max_running=2,
+        **settings,
+    )
+    command = [sys.executable, "-c", SERVE, wanted.model_dump_json()]
+    return subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def test_a_process_serves_and_drains_on_sigterm(model_path: Path, sae_path: Path, tmp_path: Path) -> None:
+    ready = tmp_path / "ready.json"
+    process = start(model_path, sae_path, ready)
+    try:
+        eventually(lambda: ready.exists() or process.poll() is not None, seconds=60)
+        address = json.loads(ready.read_text(encoding="utf-8"))
+        assert address["pid"] == process.pid
+        with grpc.insecure_channel(address["target"]) as channel:
+            stubs = Stubs.on(channel)
+            assert stubs.models.GetModel(model_pb2.GetModelRequest()).saes[0].fvu == pytest.approx(
+                0.0, abs=1e-6
+            )
+            sampling = pb.SamplingParams(temperature=0.0, max_tokens=300)
+            message = pb.GenerateRequest(text="the river", sampling=sampling)
+            stream = stubs.generation.StreamGenerate(pb.StreamGenerateRequest(request=message))
+            received: list[Message] = [next(stream)]
+            process.send_signal(signal.SIGTERM)
+            received += list(stream)
+        output, errors = process.communicate(timeout=20)
+    finally:
+        process.kill()
+    assert process.returncode == 0, errors
+    assert isinstance(received[-1], pb.StreamGenerateResponse)
+    assert received[-1].complete.usage.completion_tokens == 300
+    assert "canary at layers.0.resid_post" in output
+    assert not ready.exists()
