@@ -53,11 +53,11 @@ class BanGeometry:
 
 
 class _BanSet:
-    """Bans as the key of a cache: equal if they ban the same probes."""
+    """Bans as the key of a cache: equal if they ban the very same probes, which the key keeps alive."""
 
     def __init__(self, bans: tuple[Edit, ...], activations: torch.dtype) -> None:
         self.bans, self.activations = bans, activations
-        self.key = (activations, *(ban.probe.key for ban in bans))
+        self.key = (activations, *(id(ban.probe) for ban in bans))
 
     def __hash__(self) -> int:
         return hash(self.key)
