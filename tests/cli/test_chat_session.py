@@ -1,0 +1,71 @@
+"""Tests of what a chat keeps between turns."""
+
+import pytest
+
+import saegis
+from saegis_server.cli.chat_session import COMMANDS, ChatSession
+from saegis_server.cli.edits import EditSyntaxError
+
+
+def test_edits_gather_and_a_new_one_of_the_same_feature_takes_the_place_of_the_old() -> None:
+    session = ChatSession()
+    assert session.command("/clamp 12=3.5") == "in force: clamp 12=3.5"
+    assert session.command("/ban poison") == "in force: clamp 12=3.5, ban poison=0"
+    assert session.command("/clamp 12=2max") == "in force: ban poison=0, clamp 12=2max"
+    assert session.edits == [saegis.ban("poison"), saegis.clamp(12, 2, unit="max_activation")]
+
+
+def test_reset_takes_steering_back_and_clear_the_conversation() -> None:
+    session = ChatSession()
+    session.command("/system Be brief.")
+    session.command("/watch 7")
+    session.command("/scale 7=0.5")
+    session.say("Hello")
+    session.answered("Hi")
+    assert session.command("/steering") == "in force: scale 7=0.5, watch 7"
+    assert session.watches == [saegis.watch(7)]
+    assert session.command("/reset") == "nothing is in force: unsteered"
+    assert (session.edits, session.watches, session.watched) == ([], [], [])
+    assert len(session.messages) == 3
+    session.command("/clear")
+    assert session.messages == [{"role": "system", "content": "Be brief."}]
+
+
+def test_a_failed_call_takes_only_the_users_message_back() -> None:
+    session = ChatSession()
+    session.say("one")
+    session.answered("two")
+    session.say("three")
+    session.unsay()
+    session.unsay()
+    assert [message["content"] for message in session.messages] == ["one", "two"]
+
+
+def test_help_lists_every_command_and_each_is_understood() -> None:
+    told = ChatSession().command("/help")
+    for command in COMMANDS:
+        assert command in told
+        name = command.partition(" ")[0]
+        argument = " 1=1" if "TARGET" in command else ""
+        ChatSession().command(name + argument)
+
+
+@pytest.mark.parametrize("line", ["/clamp", "/clamp 12", "/ban", "/watch", "/dance", "/"])
+def test_what_is_not_understood_changes_nothing(line: str) -> None:
+    session = ChatSession()
+    with pytest.raises(EditSyntaxError):
+        session.command(line)
+    assert session == ChatSession()
+
+
+@pytest.mark.parametrize("line", ["/quit", "/exit"])
+def test_it_ends_when_asked(line: str) -> None:
+    session = ChatSession()
+    session.command(line)
+    assert session.ended
+
+
+def test_features_belong_to_the_sae_of_the_session() -> None:
+    session = ChatSession(sae="second")
+    session.command("/ban 3")
+    assert session.edits[0].target == saegis.feature(3, sae="second")

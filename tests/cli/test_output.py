@@ -1,0 +1,52 @@
+"""Tests of JSON output and of the receipt's line."""
+
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import pytest
+
+from saegis import FinishReason, Receipt, SiteReceipt, Timings, Usage
+from saegis_server.cli.output import plain, print_json
+from saegis_server.cli.receipts import receipt_line
+
+
+@dataclass
+class _Thing:
+    reason: FinishReason
+    at: datetime
+    pair: tuple[int, float]
+    nothing: None = None
+
+
+def receipt(**changes: int) -> Receipt:
+    counts = {"edits": 0, "rules": 0, "bans": 0, "watches": 0, "tokens_edited": 0, "bans_fired": 0}
+    site = SiteReceipt("layers.1.resid_post", **{**counts, **changes}, largest_relative_norm=0.5)
+    steered = bool(changes.get("tokens_edited"))
+    return Receipt("ab" * 32, "", (site,), steered, "model", Timings(0.25, 0.5, 0.75))
+
+
+def test_dataclasses_become_json(capsys: pytest.CaptureFixture[str]) -> None:
+    print_json({"thing": _Thing(FinishReason.LENGTH, datetime(2026, 1, 2, tzinfo=UTC), (1, 0.5)), 3: "ß"})
+    out = capsys.readouterr().out
+    assert "ß" in out
+    assert json.loads(out) == {
+        "thing": {"reason": "length", "at": "2026-01-02T00:00:00+00:00", "pair": [1, 0.5], "nothing": None},
+        "3": "ß",
+    }
+
+
+def test_what_has_no_json_form_is_refused() -> None:
+    with pytest.raises(TypeError, match="set"):
+        plain({"a": {1, 2}})
+
+
+def test_the_receipts_line_tells_the_three_cases_apart() -> None:
+    usage = Usage(prompt_tokens=4, completion_tokens=6, cached_tokens=0, steered_tokens=0)
+    steered = Usage(prompt_tokens=4, completion_tokens=6, cached_tokens=0, steered_tokens=7)
+    assert "unsteered" in receipt_line(receipt(), usage).plain
+    assert "no token moved" in receipt_line(receipt(bans=2), usage).plain
+    line = receipt_line(receipt(edits=1, bans=2, tokens_edited=7, bans_fired=3), steered).plain
+    assert "steered 7 of 10 tokens: 1 edits, 2 bans (fired 3 times)" in line
+    assert "in 1.50 s" in line
+    assert "abababababababab]" in line
