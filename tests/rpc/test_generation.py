@@ -1,8 +1,11 @@
 """Generation over a socket: streams and unary answers agree, and tell what was asked for."""
 
+import time
 from collections.abc import Sequence
+from threading import Event
 from typing import Any
 
+import grpc
 import pytest
 import torch
 
@@ -10,6 +13,7 @@ from saegis.v1 import generation_pb2 as pb
 from saegis.v1 import prompt_pb2, steering_pb2
 from tests.rpc import tiny
 from tests.rpc.conftest import Stubs
+from tests.rpc.harness import Running, eventually
 
 TOKENIZER = tiny.tokenizer()
 
@@ -192,3 +196,26 @@ def test_requests_in_company_get_what_they_get_alone(stubs: Stubs) -> None:
     calls = [stubs.generation.Generate.future(message) for message in messages]
     assert [call.result().choices[0].token_ids for call in calls] == alone
     assert len({tuple(tokens) for tokens in alone}) > 6
+
+
+def test_a_client_that_leaves_while_its_bans_are_worked_out(
+    stubs: Stubs, served: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The request is submitted in a thread, which goes on; what it submitted must not run on."""
+    engine = served.services.engine
+    submit, submitted = engine.submit, Event()
+
+    def slowly(*args: Any) -> None:
+        time.sleep(0.3)
+        submit(*args)
+        submitted.set()
+
+    monkeypatch.setattr(engine, "submit", slowly)
+    ban = steering_pb2.Edit(
+        operation=steering_pb2.OPERATION_BAN, feature=steering_pb2.FeatureRef(sae="first", index=30)
+    )
+    message = request(sampling={"max_tokens": 2000}, steering=steering_pb2.Steering(edits=[ban]))
+    with pytest.raises(grpc.RpcError):
+        stubs.generation.Generate(message, timeout=0.1)
+    assert submitted.wait(5.0)
+    eventually(served.is_idle, seconds=1.0)

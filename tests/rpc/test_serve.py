@@ -1,12 +1,15 @@
 """Serving from files: what is loaded and checked, what stops a start, and how a process drains."""
 
+import asyncio
 import json
+import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import grpc
@@ -18,11 +21,13 @@ from saegis.v1 import generation_pb2 as pb
 from saegis.v1 import model_pb2
 from saegis_server.engine.loading import ModelLoadError
 from saegis_server.engine.sites import SiteError
+from saegis_server.engine.step import Step
 from saegis_server.rpc import loading
-from saegis_server.rpc.config import SAESource
+from saegis_server.rpc.config import Address, SAESource
 from saegis_server.rpc.loading import load_services, warm_up_engine
 from saegis_server.rpc.sae_sources import SAMPLE_FILE, read_sae
 from saegis_server.rpc.sample_text import SAMPLE_TEXT
+from saegis_server.rpc.serve import EngineDiedError, serve
 from saegis_server.rpc.services import Services
 from saegis_server.sae.autoencoder import Architecture, SparseAutoencoder
 from saegis_server.sae.errors import SAEFileError, SAEMismatch
@@ -30,7 +35,7 @@ from saegis_server.sae.labels import Labels
 from saegis_server.sae.writer import save_sae
 from tests.rpc import tiny
 from tests.rpc.conftest import Stubs
-from tests.rpc.harness import config, eventually
+from tests.rpc.harness import Failure, Running, config, eventually, failure
 
 SERVE = """
 import asyncio, json, sys
@@ -213,3 +218,65 @@ def test_a_process_serves_and_drains_on_sigterm(model_path: Path, sae_path: Path
     assert received[-1].complete.usage.completion_tokens == 300
     assert "canary at layers.0.resid_post" in output
     assert not ready.exists()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_dead_engine_ends_serving_with_an_error(
+    model_path: Path, sae_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("the device is gone")
+
+    found: list[Failure] = []
+
+    def ready(address: Address) -> None:
+        monkeypatch.setattr(Step, "decode", broken)
+        callers.append(Thread(target=call, args=(address,)))
+        callers[0].start()
+
+    def call(address: Address) -> None:
+        with grpc.insecure_channel(address.target) as channel:
+            found.append(
+                failure(lambda: Stubs.on(channel).generation.Generate(pb.GenerateRequest(text="the")))
+            )
+
+    callers: list[Thread] = []
+    settings = config(
+        model=str(model_path), saes=[{"path": str(sae_path)}], ready_file=str(tmp_path / "ready")
+    )
+    with pytest.raises(EngineDiedError, match="RuntimeError") as caught:
+        asyncio.run(serve(settings, lambda *_: None, ready))
+    callers[0].join()
+    assert isinstance(caught.value.__cause__, RuntimeError)
+    assert found[0].reason == "ENGINE_RESTARTING"
+    assert not (tmp_path / "ready").exists()
+
+
+def test_a_second_signal_ends_the_grace_period(model_path: Path) -> None:
+    streams: list[Any] = []
+    found: list[Failure] = []
+
+    def hurry(address: Address) -> None:
+        with grpc.insecure_channel(address.target) as channel:
+            sampling = pb.SamplingParams(temperature=0.0, max_tokens=tiny.CONTEXT)
+            message = pb.GenerateRequest(text="the river", sampling=sampling)
+            stream = Stubs.on(channel).generation.StreamGenerate(pb.StreamGenerateRequest(request=message))
+            next(stream)
+            os.kill(os.getpid(), signal.SIGTERM)
+            for _ in range(20):
+                next(stream)
+            os.kill(os.getpid(), signal.SIGINT)
+            found.append(failure(lambda: stream))
+
+    def ready(address: Address) -> None:
+        streams.append(Thread(target=hurry, args=(address,)))
+        streams[0].start()
+
+    asyncio.run(serve(config(model=str(model_path), grace_seconds=3600.0), lambda *_: None, ready))
+    streams[0].join()
+    assert (found[0].code, found[0].reason) == (grpc.StatusCode.UNAVAILABLE, "DRAINING")
+
+
+def test_an_address_that_is_taken_stops_the_start(model_path: Path, served: Running) -> None:
+    with pytest.raises(OSError, match="cannot listen"):
+        asyncio.run(serve(config(model=str(model_path), port=served.address.port), lambda *_: None))

@@ -1,14 +1,17 @@
 """GenerationService: a request to the engine, the engine's events back to the client."""
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import grpc
 
 from saegis.v1 import generation_pb2 as pb
 from saegis.v1 import generation_pb2_grpc
+from saegis_server.engine.engine import Engine
 from saegis_server.engine.requests import (
     DuplicateRequestError,
     Event,
@@ -91,7 +94,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         name = request.request_id
         mailbox = Mailbox(self.services.unread_limit, lambda: engine.cancel(name))
         try:
-            engine.submit(request, mailbox.put)
+            await self._submit(request, mailbox)
         except DuplicateRequestError as error:
             raise InFlightError(name) from error
         except SteeringError as error:
@@ -106,6 +109,20 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             # Once it has ended, another request may go by the same name.
             if not mailbox.ended:
                 engine.cancel(name)
+
+    async def _submit(self, request: GenerationRequest, mailbox: Mailbox) -> None:
+        """Submit a request; in a thread where it bans, since new bans take the engine milliseconds."""
+        engine = self.services.engine
+        if not any(site.bans for site in request.program.sites.values()):
+            engine.submit(request, mailbox.put)
+            return
+        submitting = asyncio.ensure_future(self.services.in_thread(engine.submit, request, mailbox.put))
+        try:
+            await asyncio.shield(submitting)
+        except asyncio.CancelledError:
+            # The thread goes on: what it submits has no reader any more.
+            submitting.add_done_callback(partial(_cancel_orphan, engine, request.request_id))
+            raise
 
     async def _translate(
         self, message: pb.GenerateRequest, context: _Context
@@ -134,3 +151,9 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
 
     def _count(self, ended: RequestFinished, tokens: Mapping[int, int]) -> None:
         self.services.metrics.count_generation(ended, list(tokens.values()))
+
+
+def _cancel_orphan(engine: Engine, request_id: str, submitted: asyncio.Future[None]) -> None:
+    """Cancel a request that was submitted for a client that has gone; nothing where it was refused."""
+    if not submitted.cancelled() and submitted.exception() is None:
+        engine.cancel(request_id)
