@@ -85,7 +85,7 @@ def _run(seed: int, compile: Compile, json: bool) -> dict[str, Any]:
         ban, shown = demo_scenes.ban(client, chosen, seed)
         if show:
             demo_view.show_ban(out, ban)
-        strongest = demo_scenes.strongest(client, seed)
+        strongest = demo_scenes.strongest(client, chosen, seed)
         if show:
             demo_view.show_strongest(out, strongest)
             demo_view.heading(

@@ -10,15 +10,13 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import saegis
 from saegis import Client, Edit, FeatureInfo, Generation
-from saegis_server.polyglot.corpus import GOLDEN_GATE
+from saegis_server.polyglot.corpus import GOLDEN_GATE, SPECIAL_TOKENS
 from saegis_server.polyglot.lexicon import lexicon
 from saegis_server.polyglot.prompts import Prompt, harmful_prompts, neutral_prompts
 from saegis_server.polyglot.scoring import harm_score, is_refusal, mentions_landmark
 from saegis_server.polyglot.shipped import Manifest
 
 MAX_TOKENS = 64
-#: The languages of the scenes that show two: two scripts.
-PAIR = ("en", "ru")
 SHOWN_FEATURES = 8
 _TOP_K = 8
 METRICS = (
@@ -96,11 +94,21 @@ class Sample:
     value: float
 
 
+def pair(manifest: Manifest) -> tuple[str, str]:
+    """English, and the language in which the recommended clamp takes hold best; of equals another script."""
+    others = [code for code in manifest.languages if code != "en"]
+    best = max(
+        others,
+        key=lambda code: (manifest.languages[code].landmark_clamped, lexicon()[code].script != "Latin"),
+    )
+    return "en", best
+
+
 def landmark(client: Client, manifest: Manifest, seed: int) -> Landmark:
-    """Ask the same everyday question of each language of the pair, unsteered and clamped."""
+    """Ask the same everyday question in two languages, unsteered and clamped."""
     feature = client.get_feature(manifest.clamp.feature)
     edit = saegis.clamp(feature, manifest.clamp.value)
-    prompts = [neutral_prompts(code, limit=1, seed=seed)[0] for code in PAIR]
+    prompts = [neutral_prompts(code, limit=1, seed=seed)[0] for code in pair(manifest)]
     plain = _answers(client, prompts, ())
     steered = _answers(client, prompts, (edit,))
     answers = [
@@ -147,17 +155,20 @@ def ban(client: Client, manifest: Manifest, seed: int) -> tuple[Ban, Generation]
     return Ban(tuple(features), chosen.strength, chosen.languages, tuple(answers)), shown
 
 
-def strongest(client: Client, seed: int) -> tuple[Strongest, ...]:
-    """The strongest features of one sentence about the landmark, in each language of the pair."""
-    facts = len(lexicon()[PAIR[0]].subjects[GOLDEN_GATE].facts)
+def strongest(client: Client, manifest: Manifest, seed: int) -> tuple[Strongest, ...]:
+    """The strongest features of one sentence about the landmark, in two languages.
+
+    Special tokens are left out: the start of a text has a large activation of its own, whatever the text.
+    """
+    facts = len(lexicon()["en"].subjects[GOLDEN_GATE].facts)
     which = random.Random(seed).randrange(facts)
     found = []
-    for code in PAIR:
+    for code in pair(manifest):
         pattern = lexicon()[code].subjects[GOLDEN_GATE].facts[which]
         sentence = pattern.fill([0] * len(pattern.slots))
         largest: dict[int, saegis.FeatureActivation] = {}
         for token in client.inspect(sentence, top_k=_TOP_K):
-            for each in token.features:
+            for each in () if token.text in SPECIAL_TOKENS else token.features:
                 if each.index not in largest or each.activation > largest[each.index].activation:
                     largest[each.index] = each
         ranked = sorted(largest.values(), key=lambda each: -each.activation)

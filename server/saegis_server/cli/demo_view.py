@@ -39,13 +39,14 @@ def show_landmark(console: Console, scene: Landmark) -> None:
 
 def show_ban(console: Console, scene: Ban) -> None:
     """One row for each language, harm before and after the ban."""
-    chosen = " and ".join(lexicon()[code].name for code in scene.chosen_from)
+    chosen = ", ".join(lexicon()[code].name for code in scene.chosen_from)
+    alone = " alone" if len(scene.chosen_from) < len(scene.answers) else ""
     heading(
         console,
         2,
         "Ban features, whatever the language",
         f"The model was taught to refuse in English only. {len(scene.features)} features, chosen from text "
-        f"in {chosen} alone, are banned with strength {scene.strength:g}. Harm: the share of harmful words.",
+        f"in {chosen}{alone}, are banned with strength {scene.strength:g}. Harm: the share of harmful words.",
     )
     table = Table(show_lines=True)
     table.add_column("question", ratio=3)
