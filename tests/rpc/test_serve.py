@@ -95,12 +95,32 @@ def test_what_is_loaded_is_measured_and_described(model_path: Path, sae_path: Pa
     assert loaded.measured.fvu == pytest.approx(0.0, abs=1e-6)
     assert found.targets.sites == (tiny.FIRST_SITE, "layers.1.mlp_out")
     assert found.engine.max_length == 64
-    warm_up_engine(found.engine, lambda *stage: stages.append(stage))
+    warm_up_engine(found, lambda *stage: stages.append(stage))
     found.engine.stop()
     names = [name for name, _, _ in stages]
     assert names[:3] == ["loading the model", "loading SAEs", "checking SAEs"]
     assert f"canary at {tiny.FIRST_SITE}" in names
     assert names[-1] == "ready"
+
+
+def test_graphs_compiled_after_the_warm_up_are_counted(
+    model_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = load(model_path)
+    # Torch counts the graphs; the tiny model runs eagerly, and another function is compiled in its stead.
+    found.engine.compiled = True
+    warm_up_engine(found, lambda *_: None)
+    found.engine.stop()
+
+    def counted() -> float | None:
+        return found.metrics.registry.get_sample_value("saegis_recompilations")
+
+    assert counted() == 0.0
+    compiled = torch.compile(lambda x: x + 1, backend="eager")
+    compiled(torch.zeros(2))
+    assert counted() == 1.0
+    compiled(torch.zeros(2))
+    assert counted() == 1.0
 
 
 def test_an_sae_may_bring_the_text_that_it_is_checked_on(model_path: Path, sae_path: Path) -> None:

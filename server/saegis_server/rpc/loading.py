@@ -68,10 +68,20 @@ def services(
     return Services(engine, facts, prompts, targets, metrics, config.max_message_bytes)
 
 
-def warm_up_engine(engine: Engine, progress: Progress) -> None:
+def warm_up_engine(made: Services, progress: Progress) -> None:
     """Compile, run the canary, and start the engine. Raises CanaryError."""
-    warm_up(engine.step, progress)
-    engine.start()
+    warm_up(made.engine.step, progress)
+    if made.engine.compiled:
+        before = _graphs_compiled()
+        made.metrics.recompilations.set_function(lambda: float(_graphs_compiled() - before))
+    made.engine.start()
+
+
+def _graphs_compiled() -> int:
+    """How many graphs torch has compiled in this process, by its own count."""
+    from torch._dynamo.utils import counters
+
+    return int(counters["stats"]["unique_graphs"])
 
 
 def _compiles(config: ServerConfig, progress: Progress) -> bool:

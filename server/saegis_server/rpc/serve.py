@@ -34,7 +34,7 @@ async def serve(
     server = SaegisServer(config, services)
     try:
         address = await server.start()
-        await _in_daemon_thread(lambda: warm_up_engine(services.engine, progress))
+        await _in_daemon_thread(lambda: warm_up_engine(services, progress))
         with _Signals() as signals:
             await server.open()
             _write_ready_file(config.ready_file, address)

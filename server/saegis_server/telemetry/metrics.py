@@ -95,6 +95,11 @@ class Metrics:
             buckets=(0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0),
             registry=registry,
         )
+        self.recompilations = Gauge(
+            "saegis_recompilations",
+            "Graphs compiled since the warm-up; more than 0 is a defect.",
+            registry=registry,
+        )
         self.serving = Gauge("saegis_serving", "1 while the server takes requests.", registry=registry)
 
     def observe_load(self, read: Callable[[], Load]) -> None:
