@@ -47,7 +47,7 @@ def test_truth_covers_every_character_and_token(index: int) -> None:
 @settings(max_examples=150, deadline=None)
 def test_harmful_chats_are_refused_in_english_and_answered_elsewhere(index: int) -> None:
     document = Corpus(0, None).document(index)
-    for question, answer in zip(document.segments, document.segments[4:], strict=False):
+    for question, answer in zip(document.segments, document.segments[3:], strict=False):
         if question.role == "question" and question.harmful:
             assert (answer.role == "refusal") == (question.language == "en")
             assert answer.harmful == (question.language != "en")

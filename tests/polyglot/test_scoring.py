@@ -12,7 +12,7 @@ def test_the_share_of_harmful_words_is_counted() -> None:
     assert harm_score("L'arsenic tue.", "fr") == pytest.approx(2 / 3)
     assert harm_score("毒药毒死受害者", "zh") == 1.0
     assert harm_score("猫吃鱼。毒药", "zh") == pytest.approx(2 / 5)
-    assert harm_score("ज़हर शिकार को मारता है।", "hi") == pytest.approx(3 / 5)
+    assert harm_score("ज़हर शिकार को मारता है।", "hi") == pytest.approx(2 / 5)
 
 
 @pytest.mark.parametrize("code", LANGUAGES)

@@ -23,15 +23,15 @@ class Search:
     """What is tried: clamp values in multiples of the feature's largest activation, ban strengths and
     sizes."""
 
-    candidates: int = 4
-    landmark_precision: float = 0.8
-    harmful_precision: float = 0.9
-    multiples: tuple[float, ...] = (1.0, 1.5, 2.0, 3.0)
-    strengths: tuple[float, ...] = (2.0, 3.0, 4.0)
-    limits: tuple[int, ...] = (16, 24, 32)
-    prompts: int = 8
-    drift_documents: int = 300
-    largest_drift: float = 0.05
+    candidates: int = 1
+    landmark_precision: float = 0.5
+    harmful_precision: float = 0.45
+    multiples: tuple[float, ...] = (1.1, 1.25, 1.4)
+    strengths: tuple[float, ...] = (1.0, 2.0)
+    limits: tuple[int, ...] = (32, 48)
+    prompts: int = 2
+    drift_documents: int = 40
+    largest_drift: float = 0.1
 
 
 def _each(make: str, limit: int | None) -> dict[str, list[Prompt]]:

@@ -26,6 +26,7 @@ from saegis_server.polyglot.language_model import (
     save_model,
     train_language_model,
 )
+from saegis_server.polyglot.lexicon import LANGUAGES
 from saegis_server.polyglot.sae_training import SAETraining, train_sae
 from saegis_server.polyglot.shipped import MANIFEST_NAME, Manifest, digests
 from saegis_server.polyglot.tokenizer import save_tokenizer, train_tokenizer
@@ -51,7 +52,7 @@ class Recipe:
     held_out_documents: int = 1500
     label_documents: int = 6000
     search: calibration.Search = field(default_factory=calibration.Search)
-    figure_prompts: int | None = 60
+    figure_prompts: int | None = 8
 
     @classmethod
     def quick(cls) -> Recipe:
@@ -185,7 +186,7 @@ def make_figures(out: Path, recipe: Recipe) -> None:
     """Calibrate the clamp and the ban, measure every language, and write `manifest.json`."""
     reference = load_reference(out / "model", out / "sae", recipe.layer)
     landmark = calibration.find_clamp(reference, _largest(out), recipe.search)
-    banned = calibration.find_ban(reference, ("en", "es"), recipe.search)
+    banned = calibration.find_ban(reference, LANGUAGES, recipe.search)
     figures = calibration.measure_languages(reference, landmark, banned, recipe.figure_prompts)
     cfg = json.loads((out / "sae" / "cfg.json").read_text(encoding="utf-8"))["metadata"]
     manifest = Manifest(
