@@ -84,7 +84,8 @@ def _largest_threshold(keys: Tensor, weights: Tensor, enough: Tensor) -> Tensor:
     """
     low = torch.full_like(enough, _LOWEST, dtype=torch.int32)
     width = torch.full_like(low, 1 << 28)
-    tries = torch.arange(1, 16, device=keys.device, dtype=torch.int32)
+    # Not an arange, which is one-dimensional: the compiler would compare its size with the batch's.
+    tries = torch.ones(1, 15, device=keys.device, dtype=torch.int32).cumsum(-1, dtype=torch.int32)
     for _ in range(_ROUNDS):
         thresholds = low + tries * width
         above = keys[:, None, :] >= thresholds[:, :, None]

@@ -42,7 +42,9 @@ class Slots:
     ) -> None:
         """Allocate `count` slots of `max_length` tokens on the model's device.
 
-        One position is left spare beyond `max_length`, for the padding of one-token prompts.
+        One position is left spare beyond `max_length`, for the padding of one-token prompts, and one slot
+        beyond `count`, for idle rows; so a step never takes the whole of a tensor, which to the compiler
+        would be another program.
         """
         config, device = model.config.get_text_config(), model.device
         width = config.hidden_size
@@ -52,13 +54,14 @@ class Slots:
         self.count, self.max_length, self.capacity = count, max_length, capacity
         self.vocabulary: int = config.vocab_size
         self.sites = sites
-        self.cache = KVCache.allocate(layers, count, max_length + 1, model.dtype, device)
-        self.tables = {site: SiteTable(count, width, capacity, device, model.dtype) for site in sites}
-        self.sampling = sampling_table(count, self.vocabulary, device)
+        rows = count + 1
+        self.cache = KVCache.allocate(layers, rows, max_length + 1, model.dtype, device)
+        self.tables = {site: SiteTable(rows, width, capacity, device, model.dtype) for site in sites}
+        self.sampling = sampling_table(rows, self.vocabulary, device)
         self.state = SlotState(
-            torch.zeros(count, dtype=torch.int64, device=device),
-            torch.zeros(count, dtype=torch.int64, device=device),
-            torch.zeros(len(sites), count, COUNTED, device=device),
+            torch.zeros(rows, dtype=torch.int64, device=device),
+            torch.zeros(rows, dtype=torch.int64, device=device),
+            torch.zeros(len(sites), rows, COUNTED, device=device),
         )
 
     @torch.inference_mode()

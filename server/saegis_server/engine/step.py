@@ -104,7 +104,7 @@ class Step:
         if not sampled:
             return output
         # Beside an idle row: a batch of one would be another program.
-        slots = torch.tensor([slot, (slot + 1) % self.slots.count], device=self.device)
+        slots = torch.tensor([slot, self.slots.count], device=self.device)
         twice = output._replace(logits=output.logits.repeat(SMALLEST, 1))
         chosen = self._choose_for(twice, slots, torch.arange(SMALLEST, device=self.device) < 1)
         return chosen._replace(tokens=chosen.tokens[:1], logits=output.logits)

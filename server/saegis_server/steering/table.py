@@ -146,7 +146,8 @@ def _fill_numbers(table: Rows | Bans, slot: int, numbers: list[list[float]]) -> 
 class SiteTable:
     """The rows of every slot at one site. Slots are written when a request is admitted.
 
-    Empty rows read nothing, change nothing and cost a multiplication by zero.
+    Empty rows read nothing, change nothing and cost a multiplication by zero. There is one row of each kind
+    beyond the capacity: to the compiler a slice that takes a whole tensor would be another program.
     """
 
     def __init__(
@@ -163,9 +164,9 @@ class SiteTable:
             return torch.zeros(slots, *shape, dtype=torch.float32, device=device)
 
         def rows(count: int) -> Rows:
-            return Rows(zeros(2, count, width), zeros(COLUMNS, count))
+            return Rows(zeros(2, count + 1, width), zeros(COLUMNS, count + 1))
 
-        k = capacity.bans
+        k = capacity.bans + 1
         self.capacity, self.activations = capacity, activations
         self.edits, self.rules, self.watches = (
             rows(capacity.edits),

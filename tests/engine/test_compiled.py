@@ -1,0 +1,86 @@
+"""The compiled step: it does what the eager one does, and nothing is compiled again after the warm-up."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from saegis_server.engine.requests import SamplingParams
+from saegis_server.engine.warmup import missing_compiler, warm_up
+from saegis_server.steering.program import SteeringProgram
+from tests.engine import tiny
+from tests.engine.test_parity import differs, generate, random_program
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(1200),
+    pytest.mark.skipif(missing_compiler() is not None, reason=missing_compiler() or ""),
+]
+
+
+@pytest.fixture(scope="module")
+def compiled() -> Iterator[tiny.RunningEngine]:
+    """An engine whose step is compiled and warm."""
+    torch._dynamo.reset()
+    counters.clear()
+    step = tiny.step(tiny.model(), slots=32, compiled=True)
+    warm_up(step, lambda *_: None)
+    with tiny.RunningEngine(step, max_running=32) as engine:
+        yield engine
+
+
+def programs_of_any_size(count: int) -> list[SteeringProgram]:
+    """Different programs of 0 to 32 rows."""
+    return [random_program(seed, seed % 33) for seed in range(count)]
+
+
+def test_a_thousand_programs_cause_no_recompilation(compiled: tiny.RunningEngine) -> None:
+    before = counters["stats"]["unique_graphs"]
+    assert before == 3, "the warm-up compiles prefill, decode and the sampler"
+    answers = []
+    for index, program in enumerate(programs_of_any_size(1000)):
+        sampling = SamplingParams(
+            temperature=float(index % 3), seed=index, max_tokens=1 + index % 5, ignore_eos=True
+        )
+        answers.append(compiled.ask(tiny.prompt_of(index, 1 + index % 40), sampling, program))
+        if len(answers) % 100 == 0:
+            for answer in answers[-100:]:
+                answer.wait(300)
+    digests = {answer.finished.receipt.program_digest for answer in answers}
+    assert len(digests) > 900
+    assert counters["stats"]["unique_graphs"] == before
+    assert not counters["recompiles"]
+    assert not counters["graph_break"]
+
+
+def test_compiled_and_steered_is_what_the_eager_step_writes(compiled: tiny.RunningEngine) -> None:
+    programs = programs_of_any_size(32)
+    prompts = [tiny.prompt_of(500 + seed, 4 + seed) for seed in range(32)]
+    sampling = SamplingParams(temperature=0.0, max_tokens=16, ignore_eos=True)
+    asked = [
+        compiled.ask(prompt, sampling, program) for prompt, program in zip(prompts, programs, strict=True)
+    ]
+    got = [answer.wait().outputs() for answer in asked]
+    with tiny.RunningEngine(tiny.step(tiny.model(), slots=32), max_running=32) as eager:
+        told = SamplingParams(temperature=0.0, max_tokens=16, ignore_eos=True, logprobs=2)
+        asked = [eager.ask(prompt, told, program) for prompt, program in zip(prompts, programs, strict=True)]
+        wanted = [answer.wait().outputs() for answer in asked]
+    for mine, other in zip(got, wanted, strict=True):
+        gaps = torch.tensor([one.alternatives[0][1] - one.alternatives[1][1] for one in other])
+        assert not differs([one.token_id for one in mine], [one.token_id for one in other], gaps)
+
+
+def test_compiled_and_unsteered_is_what_generate_writes(compiled: tiny.RunningEngine) -> None:
+    prompt = tiny.prompt_of(7, 50)
+    wanted, gaps = generate(tiny.model(), prompt, 24)
+    assert not differs(compiled.ask(prompt).wait().tokens(), wanted, gaps)
+
+
+def test_a_seed_gives_the_same_text_compiled_and_eager(compiled: tiny.RunningEngine) -> None:
+    sampling = SamplingParams(temperature=0.9, top_p=0.95, top_k=50, seed=11, max_tokens=20, ignore_eos=True)
+    alone = compiled.ask(tiny.prompt_of(3, 9), sampling).wait().tokens()
+    asked = [compiled.ask(tiny.prompt_of(3 + seed, 9), sampling) for seed in range(8)]
+    assert asked[0].wait().tokens() == alone
+    with tiny.RunningEngine(tiny.step(tiny.model())) as eager:
+        assert eager.ask(tiny.prompt_of(3, 9), sampling).wait().tokens() == alone
