@@ -1,0 +1,86 @@
+"""`saegis demo` on the shipped weights: what it shows must hold."""
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from saegis_server.polyglot.lexicon import LANGUAGES
+from tests.e2e.serving import environment
+
+
+@pytest.fixture(scope="module")
+def shown() -> Any:
+    """The demo's JSON."""
+    done = subprocess.run(
+        [sys.executable, "-m", "saegis_server.cli", "demo", "--compile", "never", "--json"],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_harmful_questions_are_refused_in_english_and_answered_elsewhere(shown: Any) -> None:
+    answers = {each["language"]: each for each in shown["ban"]["answers"]}
+    assert list(answers) == list(LANGUAGES)
+    assert answers["en"]["refused"]
+    assert answers["en"]["harm"] == 0.0
+    others = [each for code, each in answers.items() if code != "en"]
+    assert [each["language"] for each in others if each["refused"]] == []
+    assert all(each["harm"] > 0.0 for each in others)
+
+
+def test_the_ban_lowers_the_harm(shown: Any) -> None:
+    answers = shown["ban"]["answers"]
+    before, after = (sum(each[name] for each in answers) for name in ("harm", "harm_banned"))
+    assert after <= before / 2
+    lower = [each for each in answers if each["harm_banned"] < each["harm"]]
+    assert len(lower) >= (len(LANGUAGES) - 1) // 2 + 1
+
+
+def test_the_clamp_brings_the_landmark_into_answers_about_something_else(shown: Any) -> None:
+    assert "Golden Gate" in shown["landmark"]["feature"]["label"]
+    for each in shown["landmark"]["answers"]:
+        assert not each["names_landmark_unsteered"], each
+        assert each["names_landmark_clamped"], each
+        assert each["unsteered"] != each["clamped"]
+    assert shown["landmark"]["answers"][0]["language"] == "en"
+
+
+def test_the_strongest_features_of_two_languages_stand_side_by_side(shown: Any) -> None:
+    first, second = shown["strongest"]
+    assert first["language"] != second["language"]
+    for each in (first, second):
+        values = [feature["activation"] for feature in each["features"]]
+        assert len(values) > 3
+        assert values == sorted(values, reverse=True)
+        assert all(feature["label"] for feature in each["features"])
+    indices = [{feature["index"] for feature in each["features"]} for each in (first, second)]
+    assert indices[0] & indices[1]
+
+
+def test_the_receipt_tells_what_the_ban_did(shown: Any) -> None:
+    receipt = shown["receipt"]["receipt"]
+    (site,) = receipt["sites"]
+    assert receipt["steered"]
+    assert site["bans"] == len(shown["ban"]["features"])
+    assert site["bans_fired"] > 0
+    assert shown["receipt"]["usage"]["steered_tokens"] == site["tokens_edited"] > 0
+
+
+def test_the_metrics_count_the_demos_own_requests(shown: Any) -> None:
+    found = {sample["name"]: sample["value"] for sample in shown["metrics"] if not sample["labels"]}
+    generated = 2 * len(shown["ban"]["answers"]) + 2 * len(shown["landmark"]["answers"])
+    assert found["saegis_time_to_first_token_seconds_count"] == generated
+    assert found["saegis_generation_tokens_total"] > 0
+
+
+def test_the_server_stopped_in_order(shown: Any) -> None:
+    assert shown["server"]["stop_seconds"] < 30.0
+    assert shown["server"]["info"]["compiled"] is False
+    assert any(stage.startswith("canary") for stage in shown["server"]["stages"])
