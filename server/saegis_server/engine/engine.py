@@ -1,5 +1,6 @@
 """The engine: one thread that admits requests, runs steps, and hands out tokens, readings and receipts."""
 
+import logging
 import secrets
 import threading
 import time
@@ -32,6 +33,7 @@ from saegis_server.engine.text import TextStream
 from saegis_server.steering.program import SiteProgram, SteeringError, SteeringProgram
 from saegis_server.steering.projection import ban_geometry
 
+_LOG = logging.getLogger(__name__)
 #: Seconds over which the rate of generated tokens is measured.
 _RATE_WINDOW = 5.0
 
@@ -319,16 +321,16 @@ class Engine:
         while len(self._recent) > 4096:
             self._recent.popleft()
         for row, sequence in enumerate(sequences):
-            if not finite[row]:
-                self._diverged(sequence)
-                continue
-            if sequence.finished:
+            if not finite[row] or sequence.finished:
                 continue
             logprobs = None if output.logprobs is None else output.logprobs[row]
             readings = None if watched is None else self._readings(sequence, row, watched)
             sequence.take(tokens[row], logprobs, readings)
-        for sequence in sequences:
-            if sequence.finished and sequence.slot >= 0:
+        # Only now: taking a sequence out moves others, whose lengths must count this token.
+        for row, sequence in enumerate(sequences):
+            if not finite[row] and not sequence.finished:
+                self._diverged(sequence)
+            elif sequence.finished and sequence.slot >= 0:
                 self._retire(sequence)
 
     def _readings(
@@ -391,7 +393,11 @@ class Engine:
                     self._in_flight.discard(request_id)
             if running.events:
                 events, running.events = running.events, []
-                running.sink(events)
+                try:
+                    running.sink(events)
+                except Exception:
+                    _LOG.exception("request %s is dropped: its sink failed", request_id)
+                    self.cancel(request_id)
 
     def _fail_all(self, error: EngineError) -> None:
         with self._wake:

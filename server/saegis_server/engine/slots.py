@@ -82,8 +82,10 @@ class Slots:
         table.repetition[slot], table.min_tokens[slot] = sampling.repetition_penalty, sampling.min_tokens
         table.seed[slot] = seed - 2**64 if seed >= 2**63 else seed
         table.generated[slot] = 0
+        # A plain greedy row beside sampled ones goes through the sampler too.
+        table.bias[slot] = 0.0
         if not sampling.is_plain_greedy:
-            for grid in (table.bias, table.counts, table.in_prompt, table.stops):
+            for grid in (table.counts, table.in_prompt, table.stops):
                 grid[slot] = 0
             table.in_prompt[slot, list(prompt)] = True
             table.stops[slot, list(stops)] = True

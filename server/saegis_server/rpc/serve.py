@@ -6,16 +6,13 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from threading import Thread
-from typing import TypeVar
 
 from saegis_server.rpc.config import Address, ServerConfig
 from saegis_server.rpc.loading import Progress, load_services, warm_up_engine
 from saegis_server.rpc.server import EngineDiedError, SaegisServer
+from saegis_server.rpc.threads import in_own_thread
 
 __all__ = ["EngineDiedError", "Progress", "serve"]
-
-T = TypeVar("T")
 
 
 async def serve(
@@ -30,11 +27,11 @@ async def serve(
     that cannot be loaded or an address that is taken, CanaryError if the compiled path does not steer
     exactly, EngineDiedError if the engine ended by itself.
     """
-    services = await _in_daemon_thread(lambda: load_services(config, progress))
+    services = await in_own_thread(lambda: load_services(config, progress))
     server = SaegisServer(config, services)
     try:
         address = await server.start()
-        await _in_daemon_thread(lambda: warm_up_engine(services, progress))
+        await in_own_thread(lambda: warm_up_engine(services, progress))
         with _Signals() as signals:
             await server.open()
             _write_ready_file(config.ready_file, address)
@@ -92,25 +89,3 @@ def _write_ready_file(path: Path | None, address: Address) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     partial.write_text(json.dumps(content) + "\n", encoding="utf-8")
     partial.replace(path)
-
-
-async def _in_daemon_thread(function: Callable[[], T]) -> T:
-    """Run what takes long in a thread that does not keep the process from ending."""
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[T] = loop.create_future()
-
-    def finish(set_result: Callable[[], None]) -> None:
-        if not done.cancelled():
-            set_result()
-
-    def run() -> None:
-        try:
-            result = function()
-        except BaseException as error:
-            failure = error
-            loop.call_soon_threadsafe(finish, lambda: done.set_exception(failure))
-        else:
-            loop.call_soon_threadsafe(finish, lambda: done.set_result(result))
-
-    Thread(target=run, name="saegis-start", daemon=True).start()
-    return await done

@@ -77,7 +77,6 @@ class SaegisServer:
             await self._listener.stop(LAST_WORDS_SECONDS)
         if self._metrics is not None:
             await asyncio.to_thread(self._metrics.close)
-        self.services.workers.shutdown(wait=False, cancel_futures=True)
 
     async def _emptied(self, hurry: asyncio.Event | None) -> bool:
         """Whether all RPCs ended by themselves, within the grace period and before anyone hurries."""

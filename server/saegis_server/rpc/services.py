@@ -3,13 +3,13 @@
 import asyncio
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from saegis_server.engine.engine import Engine
 from saegis_server.rpc.prompts import PromptReader
 from saegis_server.rpc.targets import Targets
+from saegis_server.rpc.threads import in_own_thread
 from saegis_server.sae.catalog import Catalog
 from saegis_server.telemetry.metrics import Metrics
 
@@ -42,9 +42,7 @@ class Services:
     max_message_bytes: int
     unread_limit: int = 4096
     started: float = field(default_factory=time.time)
-    workers: ThreadPoolExecutor = field(
-        default_factory=lambda: ThreadPoolExecutor(2, thread_name_prefix="saegis-rpc")
-    )
+    _at_once: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(2))
 
     @property
     def catalog(self) -> Catalog:
@@ -52,5 +50,6 @@ class Services:
         return self.targets.catalog
 
     async def in_thread(self, function: Callable[..., T], *args: Any) -> T:
-        """Run what takes long off the event loop, in one of a few threads."""
-        return await asyncio.get_running_loop().run_in_executor(self.workers, function, *args)
+        """Run what takes long off the event loop, two at once, each in a thread that ends with it."""
+        async with self._at_once:
+            return await in_own_thread(lambda: function(*args))

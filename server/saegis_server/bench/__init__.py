@@ -1,0 +1,1 @@
+"""The benchmark: throughput ratios, side by side in one run."""

@@ -1,0 +1,100 @@
+"""Loads: sets of requests, and how long the engine takes for them."""
+
+import threading
+import time
+
+import torch
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
+
+from saegis_server.bench.subjects import Subject
+from saegis_server.engine.engine import Engine
+from saegis_server.engine.requests import (
+    Event,
+    GenerationRequest,
+    RequestFailed,
+    RequestFinished,
+    SamplingParams,
+)
+from saegis_server.engine.sites import Site
+from saegis_server.engine.slots import Slots
+from saegis_server.engine.step import Step
+from saegis_server.engine.warmup import Progress, warm_up
+from saegis_server.sae.autoencoder import SparseAutoencoder
+from saegis_server.steering.program import UNSTEERED, SiteProgram, SteeringProgram
+from saegis_server.steering.rows import Norm, clamp, scale
+from saegis_server.steering.table import Capacity
+
+PROMPT_TOKENS, NEW_TOKENS = 64, 96
+#: Rows of each steered request.
+ROWS = 8
+_GREEDY = SamplingParams(temperature=0.0, max_tokens=NEW_TOKENS, ignore_eos=True)
+
+
+def prompts(subject: Subject, count: int) -> list[list[int]]:
+    """Random prompts, the same for every way of answering them."""
+    rng = torch.Generator().manual_seed(1)
+    drawn: list[list[int]] = torch.randint(
+        4, subject.vocabulary, (count, PROMPT_TOKENS), generator=rng
+    ).tolist()
+    return drawn
+
+
+def programs(subject: Subject, sae: SparseAutoencoder, count: int, requests: int) -> list[SteeringProgram]:
+    """`count` different programs of ROWS rows, handed to `requests` requests in turn."""
+    rng = torch.Generator().manual_seed(2)
+    made = []
+    for _ in range(count):
+        features = torch.randperm(sae.features, generator=rng)[:ROWS].tolist()
+        probes = [sae.probe(feature) for feature in features]
+        edits = [clamp(probe, 0.5) if row % 2 else scale(probe, 0.5) for row, probe in enumerate(probes)]
+        made.append(SteeringProgram({str(subject.site): SiteProgram(edits=tuple(edits))}))
+    return [made[index % count] for index in range(requests)]
+
+
+def _no_tokenizer() -> PreTrainedTokenizerFast:
+    """Random tokens need no words: every token is an empty text."""
+    backend = Tokenizer(models.WordLevel({"": 0}, unk_token=""))
+    made: PreTrainedTokenizerFast = PreTrainedTokenizerFast(tokenizer_object=backend)  # type: ignore[no-untyped-call]
+    return made
+
+
+def warm_step(subject: Subject, sites: tuple[Site, ...], concurrency: int, progress: Progress) -> Step:
+    """A compiled, warm step on a fresh copy of the subject's model."""
+    model = subject.make()
+    norms = {site: frozenset({Norm.NONE}) for site in sites}
+    slots = Slots(model, sites, concurrency, PROMPT_TOKENS + NEW_TOKENS, Capacity())
+    step = Step(model, norms, slots, compiled=True)
+    warm_up(step, progress)
+    return step
+
+
+def tokens_per_second(
+    step: Step, asked: list[list[int]], steering: list[SteeringProgram] | None = None
+) -> float:
+    """Generated tokens a second for requests that all come at once; prompts are read within the time.
+
+    The engine is started for it and stopped after it, so that no other thread's OpenMP team is left.
+    """
+    engine = Engine(step, _no_tokenizer(), (), step.slots.count)
+    engine.start()
+    done = threading.Semaphore(0)
+    failures: list[Event] = []
+
+    def sink(events: list[Event]) -> None:
+        if isinstance(events[-1], RequestFinished | RequestFailed):
+            if isinstance(events[-1], RequestFailed):
+                failures.append(events[-1])
+            done.release()
+
+    wanted = steering or [UNSTEERED] * len(asked)
+    start = time.perf_counter()
+    for index, (prompt, program) in enumerate(zip(asked, wanted, strict=True)):
+        engine.submit(GenerationRequest(f"bench-{index}", tuple(prompt), _GREEDY, program), sink)
+    for _ in asked:
+        done.acquire()
+    elapsed = time.perf_counter() - start
+    engine.stop()
+    if failures:
+        raise RuntimeError(f"{len(failures)} requests failed: {failures[0]}")
+    return len(asked) * NEW_TOKENS / elapsed

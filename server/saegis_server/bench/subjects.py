@@ -1,0 +1,77 @@
+"""What is measured: the reference model and a random Llama, with random SAEs of any width on them."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from saegis_server.engine.loading import load_model
+from saegis_server.engine.sites import Place, Site
+from saegis_server.sae.autoencoder import Architecture, SparseAutoencoder
+from saegis_server.steering.rows import Norm
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to measure; `make` gives a fresh copy of it, with Transformers' own attention."""
+
+    name: str
+    parameters: int
+    vocabulary: int
+    width: int
+    site: Site
+    make: Callable[[], PreTrainedModel]
+
+
+def _subject(name: str, original: PreTrainedModel) -> Subject:
+    config = original.config.get_text_config()
+    return Subject(
+        name=name,
+        parameters=sum(parameter.numel() for parameter in original.parameters()),
+        vocabulary=config.vocab_size,
+        width=config.hidden_size,
+        site=Site(config.num_hidden_layers // 2, Place.RESID_POST),
+        make=lambda: copy.deepcopy(original),
+    )
+
+
+def reference_subject(path: str) -> Subject:
+    """The shipped reference model."""
+    return _subject("reference model", load_model(path).model)
+
+
+def random_llama() -> Subject:
+    """A random Llama of about 30 M parameters: 8 layers of width 512, 8 query and 2 key heads."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=8192,
+        hidden_size=512,
+        intermediate_size=1536,
+        num_hidden_layers=8,
+        num_attention_heads=8,
+        num_key_value_heads=2,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+    )
+    model: PreTrainedModel = LlamaForCausalLM(config)  # type: ignore[no-untyped-call]
+    model.train(False).requires_grad_(False)
+    return _subject("random Llama", model)
+
+
+def random_sae(width: int, features: int) -> SparseAutoencoder:
+    """A random JumpReLU SAE of `features` features on activations of `width`."""
+    rng = torch.Generator().manual_seed(features)
+    decoder = torch.nn.functional.normalize(torch.randn(features, width, generator=rng), dim=1)
+    return SparseAutoencoder(
+        architecture=Architecture.JUMPRELU,
+        W_enc=decoder.T.contiguous(),
+        W_dec=decoder,
+        b_enc=torch.zeros(features),
+        b_dec=torch.zeros(width),
+        threshold=torch.full((features,), 0.05),
+        norm=Norm.NONE,
+        apply_b_dec_to_input=False,
+        name=f"random-{features}",
+    )

@@ -1,0 +1,69 @@
+"""The command `saegis bench`: throughput ratios, side by side, on this machine."""
+
+from __future__ import annotations
+
+import platform
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from saegis_server.cli import options
+from saegis_server.cli.output import console, notes, print_json
+
+EPILOG = """
+[bold]Examples[/bold]
+
+saegis bench                            both models, about ten minutes on two cores
+
+saegis bench --only reference --rounds 3
+
+saegis bench --markdown table.md        write the table as well
+
+Ratios are medians over rounds in which both sides ran one after the other; a bar is what a ratio should
+reach. Nothing else should run on the machine.
+"""
+
+
+def bench(
+    only: Annotated[str, typer.Option(help="reference, random or both.")] = "both",
+    rounds: Annotated[int, typer.Option(min=1, help="How often each side is measured.")] = 5,
+    markdown: Annotated[Path | None, typer.Option(help="Also write the table to this file.")] = None,
+    json: options.Json = False,
+) -> None:
+    """Measure what steering costs: against the same server unsteered, and against Transformers alone."""
+    if only not in ("reference", "random", "both"):
+        raise typer.BadParameter(f"{only!r} is not one of reference, random, both", param_hint="--only")
+    import torch
+
+    from saegis_server.bench import report
+    from saegis_server.bench.run import compare, in_own_thread
+    from saegis_server.bench.subjects import random_llama, reference_subject
+    from saegis_server.engine.warmup import missing_compiler
+    from saegis_server.polyglot.shipped import model_path
+
+    if (reason := missing_compiler()) is not None:
+        notes().print(f"[red]error:[/red] {reason}; the benchmark measures the compiled step")
+        raise typer.Exit(1)
+    subjects = []
+    if only in ("reference", "both"):
+        subjects.append(in_own_thread(lambda: reference_subject(str(model_path()))))
+    if only in ("random", "both"):
+        subjects.append(in_own_thread(random_llama))
+    started = time.monotonic()
+    ratios = []
+    for subject in subjects:
+        with notes().status(subject.name) as status:
+
+            def progress(what: str, done: int, total: int, name: str = subject.name) -> None:
+                status.update(f"{name}: {what} ({done} of {total}), {time.monotonic() - started:.0f} s")
+
+            ratios += compare(subject, rounds, progress)
+    machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    if markdown is not None:
+        markdown.write_text(f"{report.markdown(ratios)}\n\n{machine}\n", encoding="utf-8")
+    if json:
+        print_json({"machine": machine, "ratios": report.as_json(ratios)})
+    else:
+        console().print(report.rich_table(ratios, machine))
