@@ -129,14 +129,14 @@ def test_what_nobody_recorded_about_a_feature_is_none(loopback: Loopback, call: 
 
 def test_search_features(loopback: Loopback, call: Caller) -> None:
     answer = loopback.answers["SearchFeatures"] = filled(feature_pb2.SearchFeaturesResponse())
-    result = call("search_features", "golden gate", sae="s", page_size=7, page_token="t")  # noqa: S106
+    result = call("search_features", "golden gate", sae="s", page_size=7, page_token="t")
     assert as_plain(result) == plain(answer)
     assert len(list(result)) == len(result) == 2
     assert loopback.received[0].request == feature_pb2.SearchFeaturesRequest(
         query="golden gate",
         sae="s",
         page_size=7,
-        page_token="t",  # noqa: S106
+        page_token="t",
     )
 
 

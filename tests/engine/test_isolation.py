@@ -13,7 +13,7 @@ from saegis_server.engine.requests import (
     SteeringDivergedError,
     TokenOutput,
 )
-from saegis_server.steering.program import SiteProgram, SteeringProgram
+from saegis_server.steering.program import UNSTEERED, SiteProgram, SteeringProgram
 from saegis_server.steering.rows import Phase, Probe, add
 from tests.engine import tiny
 
@@ -23,9 +23,9 @@ GREEDY = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True)
 
 def destructive(phase: Phase) -> SteeringProgram:
     """Adds so much that the squares in the norms overflow, and then their products."""
-    probe = Probe.direction(torch.ones(tiny.WIDTH))
-    edits = (add(probe, 3e38, phase=phase), add(probe, 3e38, phase=phase))
-    return SteeringProgram({"layers.1.resid_post": SiteProgram(edits=edits)})
+    huge = torch.full((tiny.WIDTH,), 3e38)
+    edit = add(Probe("endless", huge, huge, linear=True), 1e6, phase=phase)
+    return SteeringProgram({"layers.1.resid_post": SiteProgram(edits=(edit,))})
 
 
 def run_four(
@@ -35,13 +35,17 @@ def run_four(
     engine = tiny.RunningEngine(tiny.step(tiny.model()))
     answers = []
     for seed in range(4):
-        steering = {"program": program} if seed == place and program is not None else {}
-        answers.append(engine.ask(tiny.prompt_of(seed, 12), TOLD, **steering))
+        steering = program if seed == place and program is not None else UNSTEERED
+        answers.append(engine.ask(tiny.prompt_of(seed, 12), TOLD, steering))
     with engine:
         for answer in answers:
             answer.wait()
         answers.append(engine.ask(tiny.prompt_of(9, 20), TOLD).wait())
-    return {seed: answers[seed].outputs() for seed in (0, 1, 2, 3, 4) if seed != place}, answers[place], engine
+    return (
+        {seed: answers[seed].outputs() for seed in (0, 1, 2, 3, 4) if seed != place},
+        answers[place],
+        engine,
+    )
 
 
 @pytest.mark.parametrize("place", [0, 1, 3])
@@ -66,9 +70,9 @@ def test_neighbours_keep_their_bits_in_the_very_step_that_diverges() -> None:
     for program in (None, destructive(Phase.COMPLETION)):
         engine = tiny.RunningEngine(tiny.step(tiny.model()))
         for seed in range(4):
-            steering = {"program": program} if seed == 1 and program is not None else {}
-            engine.ask(tiny.prompt_of(seed, 12), GREEDY, **steering)
-        seen = []
+            steering = program if seed == 1 and program is not None else UNSTEERED
+            engine.ask(tiny.prompt_of(seed, 12), GREEDY, steering)
+        seen: list[torch.Tensor] = []
         decode = engine.step.decode
 
         def watch(*arguments: object, seen: list[torch.Tensor] = seen, decode: object = decode) -> object:
@@ -97,7 +101,7 @@ def test_a_sibling_of_a_diverged_sequence_ends_with_its_request() -> None:
 def test_an_unsteered_request_whose_logits_are_not_finite_blames_the_model() -> None:
     broken = tiny.model()
     with torch.no_grad():
-        broken.get_output_embeddings().weight[3] = torch.inf  # type: ignore[union-attr, index]
+        broken.get_parameter("lm_head.weight")[3] = torch.inf
     with tiny.RunningEngine(tiny.step(broken)) as engine:
         assert isinstance(engine.ask([1, 2]).wait().failed.error, NonFiniteLogitsError)
 

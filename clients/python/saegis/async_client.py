@@ -101,7 +101,10 @@ class AsyncClient(BaseClient):
         timeout: float | None = None,
         **options: Unpack[GenerationOptions],
     ) -> AsyncStream:
-        """Continue a prompt as `generate` does, chunk by chunk. Needs a running event loop; errors surface in the iteration."""
+        """Continue a prompt as `generate` does, chunk by chunk.
+
+        Needs a running event loop; errors surface in the iteration.
+        """
         loop = asyncio.get_running_loop()
         request = generation_pb2.StreamGenerateRequest(request=requests.generate(prompt, options))
         method = self._stubs.generation.StreamGenerate
