@@ -6,17 +6,20 @@ import time
 import pytest
 import torch
 
-from saegis_server.engine.engine import Limits
+from saegis_server.engine.load import Limits
 from saegis_server.engine.requests import (
     DeadlineExceededError,
     DuplicateRequestError,
     EngineStoppedError,
+    Event,
     FieldError,
     FinishReason,
+    GenerationRequest,
     QueueFullError,
     SamplingParams,
 )
 from saegis_server.engine.step import Extent, StepOutput
+from saegis_server.engine.text import TextStream
 from saegis_server.steering import rows
 from saegis_server.steering.program import SiteProgram, SteeringError, SteeringProgram
 from tests.engine import tiny
@@ -158,3 +161,28 @@ def test_when_the_thread_dies_everybody_is_told(monkeypatch: pytest.MonkeyPatch)
         assert isinstance(answer.wait().failed.error, EngineStoppedError)
     engine.stop()
     assert isinstance(engine.error, MemoryError)
+
+
+def test_an_answer_that_cannot_be_decoded_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    push = TextStream.push
+
+    def refuse(stream: TextStream, token: int, may_stop: bool = True) -> str:
+        if token == 33:
+            raise ValueError("no such piece")
+        return push(stream, token, may_stop)
+
+    monkeypatch.setattr(TextStream, "push", refuse)
+    with tiny.RunningEngine(tiny.step(tiny.model())) as engine:
+        beside = engine.ask(tiny.prompt_of(1, 10), greedy(logit_bias={33: -100.0}))
+        failed = engine.ask(tiny.prompt_of(2, 10), greedy(logit_bias={33: 100.0}))
+        assert "could not be decoded" in str(failed.wait().failed.error)
+        assert len(beside.wait().tokens()) == 24
+
+
+def test_a_sink_that_raises_loses_only_its_own_request() -> None:
+    def broken(events: list[Event]) -> None:
+        raise RuntimeError("the reader is gone")
+
+    with tiny.RunningEngine(tiny.step(tiny.model())) as engine:
+        engine.submit(GenerationRequest("broken", (1, 2, 3), GREEDY), broken)
+        assert len(engine.ask(tiny.prompt_of(1, 10)).wait().tokens()) == 24

@@ -9,7 +9,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from saegis_server.engine.engine import Engine, Limits
+from saegis_server.engine.engine import Engine
+from saegis_server.engine.load import Limits
 from saegis_server.engine.requests import (
     Delta,
     Event,

@@ -8,11 +8,11 @@ from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as Sequenced
 from concurrent.futures import Future
-from dataclasses import dataclass
 
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from saegis_server.engine.load import EngineStats, Limits
 from saegis_server.engine.requests import (
     DeadlineExceededError,
     DuplicateRequestError,
@@ -38,29 +38,6 @@ _LOG = logging.getLogger(__name__)
 _RATE_WINDOW = 5.0
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """How much the engine takes on: sequences that may wait, prompt tokens a chunk and between two steps."""
-
-    queue: int = 256
-    prefill_chunk: int = 256
-    prefill_between_steps: int = 512
-
-
-@dataclass(frozen=True, slots=True)
-class EngineStats:
-    """What the engine is doing now. Token counts are of the KV cache; the rate is of the last seconds."""
-
-    running: int
-    waiting: int
-    used_tokens: int
-    max_total_tokens: int
-    tokens_per_second: float
-    max_running: int
-    queue_limit: int
-    steps: int
-
-
 class Engine:
     """Runs requests on a step. All public methods may be called from any thread."""
 
@@ -70,10 +47,10 @@ class Engine:
         tokenizer: PreTrainedTokenizerFast,
         eos_token_ids: Sequenced[int],
         max_running: int,
-        limits: Limits = Limits(),
+        limits: Limits | None = None,
     ) -> None:
         """At most `max_running` sequences run at once; the step must have a slot for each of them."""
-        self.step, self.tokenizer, self.limits = step, tokenizer, limits
+        self.step, self.tokenizer, self.limits = step, tokenizer, limits or Limits()
         self.eos_token_ids = frozenset(eos_token_ids)
         self.max_running, self.max_length = max_running, step.slots.max_length
         self.capacity, self.sites, self.compiled = step.slots.capacity, step.sites, step.compiled
@@ -320,13 +297,20 @@ class Engine:
         self._recent.append((time.monotonic(), len(sequences)))
         while len(self._recent) > 4096:
             self._recent.popleft()
+        undecodable: list[Running] = []
         for row, sequence in enumerate(sequences):
             if not finite[row] or sequence.finished:
                 continue
             logprobs = None if output.logprobs is None else output.logprobs[row]
             readings = None if watched is None else self._readings(sequence, row, watched)
-            sequence.take(tokens[row], logprobs, readings)
+            try:
+                sequence.take(tokens[row], logprobs, readings)
+            except Exception:
+                _LOG.exception("request %s is dropped: no text", sequence.running.request.request_id)
+                undecodable.append(sequence.running)
         # Only now: taking a sequence out moves others, whose lengths must count this token.
+        for running in undecodable:
+            self._fail(running, EngineError("the answer's tokens could not be decoded"))
         for row, sequence in enumerate(sequences):
             if not finite[row] and not sequence.finished:
                 self._diverged(sequence)

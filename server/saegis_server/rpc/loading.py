@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from saegis_server.engine.engine import Engine, Limits
+from saegis_server.engine.engine import Engine
+from saegis_server.engine.load import Limits
 from saegis_server.engine.loading import LoadedModel, load_model
 from saegis_server.engine.sites import Site, site_module
 from saegis_server.engine.slots import Slots
