@@ -1,12 +1,20 @@
 """Text as it comes: whatever the tokens, the pieces are the text, up to the stop string."""
 
+from typing import Any
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerFast
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from saegis_server.engine.text import TextStream
 from tests.engine import tiny
 
 TOKENIZER = tiny.tokenizer()
+letters_of_bytes: Any = bytes_to_unicode
+LETTERS: dict[int, str] = letters_of_bytes()
+VOCABULARY = TOKENIZER.get_vocab()
 words = st.text(alphabet="ab·é中", max_size=30)
 
 
@@ -14,6 +22,16 @@ def encode(text: str) -> list[int]:
     """The tokens of a text, one a byte."""
     ids: list[int] = TOKENIZER(text, add_special_tokens=False)["input_ids"]
     return ids
+
+
+def byte_tokens(text: bytes) -> list[int]:
+    """The tokens of these bytes, which need not be valid UTF-8."""
+    return [VOCABULARY[LETTERS[byte]] for byte in text]
+
+
+def decode(tokens: list[int]) -> str:
+    """The text of all these tokens at once."""
+    return str(TOKENIZER.decode(tokens))
 
 
 @settings(max_examples=200, deadline=None)
@@ -52,3 +70,42 @@ def test_special_tokens_are_skipped_or_kept() -> None:
     for skip, wanted in ((True, "ab"), (False, "a</s>b")):
         stream = TextStream(TOKENIZER, [], skip_special_tokens=skip)
         assert "".join(stream.push(token) for token in (*encode("a"), tiny.EOS, *encode("b"))) == wanted
+
+
+@settings(max_examples=200, deadline=None)
+@given(prompt=st.text(max_size=12), answer=st.binary(max_size=24))
+def test_bytes_of_any_kind_make_the_text_that_they_make_at_once(prompt: str, answer: bytes) -> None:
+    before, after = byte_tokens(prompt.encode()), byte_tokens(answer)
+    stream = TextStream(TOKENIZER, before)
+    got = "".join(stream.push(token) for token in after) + stream.finish()
+    wanted = decode([*before, *after]).removeprefix(prompt)
+    # Bytes at the end that are no character yet are left out.
+    assert wanted.startswith(got)
+    assert not wanted[len(got) :].strip("\ufffd")
+
+
+@given(text=st.text(min_size=1, max_size=12), data=st.data())
+def test_characters_split_over_tokens_come_whole_wherever_the_prompt_ends(text: str, data: Any) -> None:
+    tokens = byte_tokens(text.encode())
+    cut = data.draw(st.integers(0, len(tokens)))
+    stream = TextStream(TOKENIZER, tokens[:cut])
+    got = "".join(stream.push(token) for token in tokens[cut:]) + stream.finish()
+    assert got == text[len(text.encode()[:cut].decode(errors="ignore")) :]
+
+
+def test_a_character_that_the_prompt_began_is_finished_alone() -> None:
+    before = byte_tokens("the prompt é".encode())
+    stream = TextStream(TOKENIZER, before[:-1])
+    assert stream.push(before[-1]) == "é"
+
+
+def test_byte_tokens_that_become_invalid_together_still_give_text() -> None:
+    """As in Llama's and Gemma's vocabularies, where a run of byte tokens is decoded as a whole."""
+    letters = {f"<0x{byte:02X}>": byte for byte in range(256)}
+    backend = Tokenizer(models.BPE({**letters, "b": 256}, [], byte_fallback=True))
+    backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    make: Any = PreTrainedTokenizerFast
+    stream = TextStream(make(tokenizer_object=backend), ())
+    pieces = [stream.push(token) for token in (0x41, 0xFF, 256)]
+    assert pieces[0] == "A"
+    assert pieces[2].endswith("b")

@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 
-from tokenizers.decoders import DecodeStream
 from transformers import PreTrainedTokenizerFast
+
+#: What bytes that are no character, or not yet, decode to.
+_UNREADABLE = "\ufffd"
 
 
 class TextStream:
@@ -20,7 +22,9 @@ class TextStream:
     ) -> None:
         """`prompt` gives the decoder its context: some vocabularies write a word's space before it."""
         self._backend = tokenizer.backend_tokenizer
-        self._decoder = DecodeStream(list(prompt[-8:]), skip_special_tokens)
+        self._skip_special_tokens = skip_special_tokens
+        self._ids = list(prompt[-8:])
+        self._known, self._read = self._decode(), len(self._ids)
         self._stops, self._keep_stop = tuple(stops), keep_stop
         self._pending = ""
         self.matched: str | None = None
@@ -30,7 +34,7 @@ class TextStream:
 
         Without `may_stop` stop strings are not looked for, and nothing is held back.
         """
-        self._pending += self._decoder.step(self._backend, token) or ""
+        self._pending += self._text_of(token)
         if not self._stops or not may_stop:
             return self._release(len(self._pending))
         found = [(self._pending.find(stop), stop) for stop in self._stops if stop in self._pending]
@@ -42,6 +46,26 @@ class TextStream:
     def finish(self) -> str:
         """The text that was held back, once nothing more can come; empty after a stop string."""
         return "" if self.matched is not None else self._release(len(self._pending))
+
+    def _decode(self) -> str:
+        text: str = self._backend.decode(self._ids, skip_special_tokens=self._skip_special_tokens)
+        return text
+
+    def _text_of(self, token: int) -> str:
+        """What `token` adds to the text; nothing while it ends amid a character.
+
+        Decoded after the last tokens that gave text. What those now read as may differ from before: a prompt
+        may end amid a character, and a run of byte tokens may become invalid as a whole.
+        """
+        self._ids.append(token)
+        text, known = self._decode(), self._known
+        if text == known or text.endswith(_UNREADABLE):
+            return ""
+        del self._ids[: self._read]
+        self._known, self._read = self._decode(), len(self._ids)
+        pairs = zip(known, text, strict=False)
+        changed = (place for place, (old, new) in enumerate(pairs) if old != new)
+        return text[next(changed, len(known)) :]
 
     def _release(self, length: int) -> str:
         text, self._pending = self._pending[:length], self._pending[length:]
