@@ -3,8 +3,10 @@
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -48,11 +50,14 @@ def load_model(
     try:
         config = AutoConfig.from_pretrained(spec, **options)
         tokenizer = AutoTokenizer.from_pretrained(spec, **options)
-        model = AutoModelForCausalLM.from_pretrained(
-            spec, config=config, dtype=wanted, use_safetensors=True, **options
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            spec, config=config, dtype=wanted, use_safetensors=True, output_loading_info=True, **options
         )
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise ModelLoadError(f"{spec}: {error}") from error
+    model: PreTrainedModel = loaded[0]
+    if missing := sorted(loaded[1]["missing_keys"]):  # Transformers would make them up
+        raise ModelLoadError(f"{spec}: {len(missing)} weights are missing, the first is {missing[0]}")
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ModelLoadError(f"{spec}: its tokenizer has no fast version (tokenizer.json)")
     nn.Module.to(model, device)
@@ -79,5 +84,5 @@ def _digest(model: PreTrainedModel) -> str:
     state = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         state.update(name.encode() + b"\0")
-        state.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        state.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return state.hexdigest()
