@@ -41,6 +41,7 @@ _FAMILIES: dict[str, dict[str, Any]] = {
     "qwen2": {"num_key_value_heads": 2},
     "mistral": {"num_key_value_heads": 2, "sliding_window": 12},
     "gemma2": {"num_key_value_heads": 2, "head_dim": 12, "sliding_window": 12, "query_pre_attn_scalar": 12},
+    "olmo2": {"num_key_value_heads": 2},
     "gpt2": {},
     "gpt_neox": {},
 }

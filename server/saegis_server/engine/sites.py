@@ -86,8 +86,8 @@ def _attention(layer: nn.Module) -> nn.Module | None:
 def site_module(model: PreTrainedModel, site: Site) -> tuple[nn.Module, bool]:
     """The module to hook for a site, and whether its input (True) or its output (False) is the activation.
 
-    In models that normalise what attention and the MLP add (Gemma 2 and 3), the contribution after that norm
-    is the site. Raises SiteError if the model has no such layer or module.
+    In models that normalise what attention and the MLP add (Gemma 2 and 3, OLMo 2), the contribution after
+    that norm is the site. Raises SiteError if the model has no such layer or module.
     """
     layers = decoder_layers(model)
     if not 0 <= site.layer < len(layers):
@@ -95,7 +95,7 @@ def site_module(model: PreTrainedModel, site: Site) -> tuple[nn.Module, bool]:
     layer = layers[site.layer]
     if site.place in (Place.RESID_PRE, Place.RESID_POST):
         return layer, site.place is Place.RESID_PRE
-    sandwiched = _named(layer, "pre_feedforward_layernorm") is not None
+    sandwiched = _named(layer, "post_feedforward_layernorm") is not None
     if site.place is Place.ATTN_OUT:
         module = layer.post_attention_layernorm if sandwiched else _attention(layer)
     else:

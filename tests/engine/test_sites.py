@@ -1,0 +1,86 @@
+"""Sites: their names, and that each is the activation that it says in every family."""
+
+import pytest
+import torch
+from torch import nn
+
+from saegis_server.engine.sites import Place, Site, SiteError, all_sites, decoder_layers, site_module
+from saegis_server.engine.slots import Slots
+from saegis_server.engine.step import Step
+from saegis_server.steering.table import Capacity
+from tests.engine import tiny
+
+
+@pytest.mark.parametrize("place", Place)
+@pytest.mark.parametrize("spelling", ["layers.{}.{}", "blocks.{}.hook_{}"])
+def test_both_spellings_of_every_place(spelling: str, place: Place) -> None:
+    assert Site.parse(spelling.format(12, place)) == Site(12, place)
+    assert Site.parse(str(Site(12, place))) == Site(12, place)
+
+
+@pytest.mark.parametrize(
+    "name", ["layers.3", "model.layers.3", "transformer.h.3", "gpt_neox.layers.3", "model.layers.3.output"]
+)
+def test_a_bare_layer_is_its_output(name: str) -> None:
+    assert Site.parse(name) == Site(3, Place.RESID_POST)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("", "3", "layers.-1.resid_post", "layers.x.resid_post", "layers.1.resid_mid", "layers.1."),
+        *("blocks.1.resid_post", "blocks.1.hook_z", "layers.1.resid_post ", "model.layers.1.mlp"),
+    ],
+)
+def test_other_names_are_refused_with_the_places(name: str) -> None:
+    with pytest.raises(SiteError, match="resid_pre, resid_post, attn_out, mlp_out"):
+        Site.parse(name)
+
+
+def captured(family: str, tokens: list[int]) -> dict[Site, torch.Tensor]:
+    """The activations at every site of a tiny model."""
+    model = tiny.model(family)
+    sites = dict.fromkeys(all_sites(model), tiny.PLAIN)
+    assert len(sites) == 12
+    return Step(model, sites, Slots(model, tuple(sites), 2, 32, Capacity()), False).capture(tokens)
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_every_site_is_the_activation_that_it_says(family: str) -> None:
+    """The stream is Transformers' hidden states; what attention and the MLP add makes up the difference."""
+    tokens = tiny.prompt_of(1, 20)
+    found = captured(family, tokens)
+    with torch.inference_mode():
+        hidden = tiny.model(family)(input_ids=torch.tensor([tokens]), output_hidden_states=True).hidden_states
+    for layer in range(3):
+        before, attention, mlp, after = (
+            found[Site(layer, place)]
+            for place in (Place.RESID_PRE, Place.ATTN_OUT, Place.MLP_OUT, Place.RESID_POST)
+        )
+        torch.testing.assert_close(before, hidden[layer][0], atol=1e-4, rtol=1e-4)
+        if layer < 2:  # the last one is normalised there
+            torch.testing.assert_close(after, hidden[layer + 1][0], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(before + attention + mlp, after, atol=1e-4, rtol=1e-4)
+        assert min(float(one.norm()) for one in (before, attention, mlp)) > 0.1
+
+
+def test_in_gemma_2_a_contribution_is_what_comes_after_its_norm() -> None:
+    model = tiny.model("gemma2")
+    layer = decoder_layers(model)[1]
+    assert site_module(model, Site(1, Place.ATTN_OUT)) == (layer.post_attention_layernorm, False)
+    assert site_module(model, Site(1, Place.MLP_OUT)) == (layer.post_feedforward_layernorm, False)
+    assert site_module(model, Site(1, Place.RESID_PRE)) == (layer, True)
+    assert site_module(model, Site(1, Place.RESID_POST)) == (layer, False)
+
+
+def test_what_a_model_lacks_is_refused() -> None:
+    model = tiny.model()
+    with pytest.raises(SiteError, match="layers 0 to 2"):
+        site_module(model, Site(3, Place.RESID_POST))
+    layer = decoder_layers(model)[1]
+    del layer.mlp
+    with pytest.raises(SiteError, match=r"layers\.1\.mlp_out does not exist in LlamaDecoderLayer"):
+        site_module(model, Site(1, Place.MLP_OUT))
+    model.add_module("second", nn.ModuleList([*decoder_layers(model)]))
+    with pytest.raises(SiteError, match="2 lists of 3 decoder layers"):
+        decoder_layers(model)
