@@ -35,8 +35,8 @@ class Schedule:
     def in_slots(self) -> Iterator[Sequence]:
         """The sequences that hold a slot."""
         yield from self.running
-        if self.reading is not None:
-            yield self.reading
+        if (reading := self.reading) is not None:  # read once: another thread may ask how full it is
+            yield reading
 
     def every(self) -> Iterator[Sequence]:
         """Every sequence, running or not."""

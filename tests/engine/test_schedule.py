@@ -1,0 +1,115 @@
+"""The schedule: thousands of random moves against a simulation of what every slot holds."""
+
+import random
+from collections import deque
+
+import pytest
+
+from saegis_server.engine.requests import GenerationRequest
+from saegis_server.engine.schedule import Schedule
+from saegis_server.engine.sequence import Running, Sequence
+from saegis_server.engine.text import TextStream
+from tests.engine import tiny
+
+SLOTS = 5
+TEXT = TextStream(tiny.tokenizer(), ())
+
+
+class Simulation:
+    """A schedule and, for each slot, the (sequence, position) pairs that a cache would hold."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.held: list[list[tuple[int, int]]] = [[] for _ in range(SLOTS)]
+        self.schedule = Schedule(SLOTS, self._move)
+        self.waiting: deque[Sequence] = deque()
+        self.sequences: list[Sequence] = []
+
+    def _move(self, source: int, target: int, length: int) -> None:
+        assert target < source
+        self.held[target] = self.held[source][:length]
+
+    def submit(self) -> None:
+        prompt = tuple(range(self.random.randint(1, 6)))
+        running = Running(GenerationRequest(str(len(self.sequences)), prompt), {}, 0, lambda _: None)
+        sequence = Sequence(running, len(self.sequences), frozenset(), 99, TEXT)
+        self.sequences.append(sequence)
+        self.waiting.append(sequence)
+        self.schedule.waiting.append(sequence)
+
+    def read(self) -> None:
+        """Read a chunk of the first prompt, as the engine does."""
+        begun, full = self.schedule.reading, len(self.schedule.running) == SLOTS
+        sequence = self.schedule.admit()
+        if begun is not None:
+            assert sequence is begun
+        elif full or not self.waiting:
+            assert sequence is None
+        else:
+            assert sequence is self.waiting.popleft(), "first come, first served"
+            self.held[sequence.slot] = []
+        if sequence is not None:
+            self._hold(sequence, min(2, len(sequence.prompt) - sequence.prefilled))
+            sequence.prefilled = len(self.held[sequence.slot])
+            if sequence.prefilled == len(sequence.prompt):
+                self.schedule.start_running()
+                sequence.generated = 1
+
+    def decode(self) -> None:
+        for sequence in self.schedule.running:
+            self._hold(sequence, 1)
+            sequence.generated += 1
+
+    def remove(self) -> None:
+        if everyone := list(self.schedule.every()):
+            sequence = self.random.choice(everyone)
+            waited = sequence.slot < 0
+            if waited:
+                self.waiting.remove(sequence)
+            empty = self.schedule.remove(sequence)
+            assert sequence.slot == -1
+            assert empty == (None if waited else len(list(self.schedule.in_slots())))
+
+    def _hold(self, sequence: Sequence, count: int) -> None:
+        held = self.held[sequence.slot]
+        held += [(sequence.index, len(held) + more) for more in range(count)]
+
+    def check(self) -> None:
+        self.schedule.check()
+        assert list(self.schedule.waiting) == list(self.waiting)
+        for sequence in self.schedule.in_slots():
+            expected = [(sequence.index, position) for position in range(sequence.length)]
+            assert self.held[sequence.slot] == expected
+        assert self.schedule.used_tokens == sum(one.length for one in self.schedule.in_slots())
+        assert self.schedule.idle == (not list(self.schedule.every()))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_books_are_kept_and_every_slot_holds_its_sequence(seed: int) -> None:
+    simulation = Simulation(seed)
+    actions = (simulation.submit, simulation.read, simulation.read, simulation.decode, simulation.remove)
+    full = 0
+    for _ in range(400):
+        simulation.random.choices(actions, weights=(4, 5, 4, 3, 1 + seed % 4))[0]()
+        simulation.check()
+        full += len(simulation.schedule.running) == SLOTS
+    assert full or seed % 4 == 3
+    while not simulation.schedule.idle:
+        simulation.remove()
+        simulation.check()
+
+
+def test_check_tells_of_a_gap_and_of_a_waiting_sequence_with_a_slot() -> None:
+    simulation = Simulation(0)
+    for _ in range(2):
+        simulation.submit()
+        while simulation.waiting or simulation.schedule.reading:
+            simulation.read()
+    simulation.schedule.running[1].slot = 3
+    with pytest.raises(RuntimeError, match=r"slots \[0, 3\]"):
+        simulation.schedule.check()
+    simulation.schedule.running[1].slot = 1
+    simulation.submit()
+    simulation.schedule.waiting[0].slot = 2
+    with pytest.raises(RuntimeError, match="waiting"):
+        simulation.schedule.check()
