@@ -38,12 +38,12 @@ def compare(subject: Subject, rounds: int, progress: Progress) -> list[Ratio]:
         ratios.append(Ratio.of(name, what, against, ours, theirs, bar))
 
     saes = in_own_thread(lambda: {width: random_sae(subject.width, width) for width in WIDTHS})
-    few, many = prompts(subject, CONCURRENT), prompts(subject, MANY)
+    few, many = in_own_thread(lambda: (prompts(subject, CONCURRENT), prompts(subject, MANY)))
     step = in_own_thread(lambda: warm_step(subject, (subject.site,), MANY, progress))
     bare = in_own_thread(lambda: warm_step(subject, (), MANY, progress))
     plain, hooked = in_own_thread(lambda: (subject.make(), subject.make()))
 
-    steered = programs(subject, saes[16384], CONCURRENT, CONCURRENT)
+    steered = in_own_thread(lambda: programs(subject, saes[16384], CONCURRENT, CONCURRENT))
     progress(f"{CONCURRENT} requests at once", 0, 3)
     ours, unsteered, hookless, static, hooks = take_turns(
         [
@@ -61,7 +61,7 @@ def compare(subject: Subject, rounds: int, progress: Progress) -> list[Ratio]:
     add(f"{CONCURRENT} × {ROWS} rows, all different", "Transformers + hooks, full SAE", ours, hooks, "≥ 5")
 
     progress(f"{MANY} requests at once", 1, 3)
-    handed = [programs(subject, saes[16384], count, MANY) for count in DIFFERENT]
+    handed = in_own_thread(lambda: [programs(subject, saes[16384], count, MANY) for count in DIFFERENT])
     sides = take_turns(
         [
             lambda: tokens_per_second(step, many),
@@ -73,7 +73,9 @@ def compare(subject: Subject, rounds: int, progress: Progress) -> list[Ratio]:
         add(f"{MANY} × {ROWS} rows, {count} different", "unsteered", side, sides[0], "flat")
 
     progress("SAE widths", 2, 3)
-    by_width = [programs(subject, saes[width], CONCURRENT, CONCURRENT) for width in WIDTHS]
+    by_width = in_own_thread(
+        lambda: [programs(subject, saes[width], CONCURRENT, CONCURRENT) for width in WIDTHS]
+    )
     sides = take_turns(
         [
             lambda: tokens_per_second(step, few),
