@@ -154,7 +154,9 @@ class Engine:
         with self._wake:
             self._stopping = True
             self._wake.notify()
-        if self._thread.is_alive() and self._thread is not threading.current_thread():
+        if self._thread.ident is None:
+            self._fail_all(EngineStoppedError("the server is stopping"))
+        elif self._thread.is_alive() and self._thread is not threading.current_thread():
             self._thread.join()
 
     # -- admission ------------------------------------------------------------------------------------
@@ -385,12 +387,13 @@ class Engine:
 
     def _fail_all(self, error: EngineError) -> None:
         with self._wake:
-            self._stopping = True
+            self._stopping, self._waiting_count = True, 0
             jobs, self._jobs = self._jobs, deque()
             submitted, self._submitted = self._submitted, deque()
         self._active |= {running.request.request_id: running for running in submitted}
         for running in self._active.values():
             running.fail(error)
+        self._schedule.clear()
         for job in jobs:
             job()
         self._deliver()

@@ -74,6 +74,12 @@ class Schedule:
             gap = self._relocate(last, gap)
         return gap if self.reading is None else self._relocate(self.reading, gap)
 
+    def clear(self) -> None:
+        """Forget every sequence: the engine is at its end."""
+        self.waiting.clear()
+        self.running.clear()
+        self.reading = None
+
     def _relocate(self, sequence: Sequence, target: int) -> int:
         source, sequence.slot = sequence.slot, target
         self._move(source, target, sequence.length)
