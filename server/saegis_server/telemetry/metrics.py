@@ -73,6 +73,16 @@ class Metrics:
         self.cached_tokens = Counter(
             "saegis_cached_tokens", "Tokens of prompts whose keys and values were reused.", registry=registry
         )
+        self._steering_series()
+        self.recompilations = Gauge(
+            "saegis_recompilations",
+            "Graphs compiled since the warm-up; more than 0 is a defect.",
+            registry=registry,
+        )
+        self.serving = Gauge("saegis_serving", "1 while the server takes requests.", registry=registry)
+
+    def _steering_series(self) -> None:
+        registry = self.registry
         self.tokens_edited = Counter(
             "saegis_steering_tokens_edited",
             "Tokens whose activation was moved, by site.",
@@ -95,12 +105,6 @@ class Metrics:
             buckets=(0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0),
             registry=registry,
         )
-        self.recompilations = Gauge(
-            "saegis_recompilations",
-            "Graphs compiled since the warm-up; more than 0 is a defect.",
-            registry=registry,
-        )
-        self.serving = Gauge("saegis_serving", "1 while the server takes requests.", registry=registry)
 
     def observe_load(self, read: Callable[[], Load]) -> None:
         """Let the gauges read the engine's load whenever they are scraped. Call it once."""
