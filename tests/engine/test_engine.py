@@ -11,10 +11,8 @@ from saegis_server.engine.requests import (
     DeadlineExceededError,
     DuplicateRequestError,
     EngineStoppedError,
-    Event,
     FieldError,
     FinishReason,
-    GenerationRequest,
     QueueFullError,
     SamplingParams,
 )
@@ -177,12 +175,3 @@ def test_an_answer_that_cannot_be_decoded_fails_alone(monkeypatch: pytest.Monkey
         failed = engine.ask(tiny.prompt_of(2, 10), greedy(logit_bias={33: 100.0}))
         assert "could not be decoded" in str(failed.wait().failed.error)
         assert len(beside.wait().tokens()) == 24
-
-
-def test_a_sink_that_raises_loses_only_its_own_request() -> None:
-    def broken(events: list[Event]) -> None:
-        raise RuntimeError("the reader is gone")
-
-    with tiny.RunningEngine(tiny.step(tiny.model())) as engine:
-        engine.submit(GenerationRequest("broken", (1, 2, 3), GREEDY), broken)
-        assert len(engine.ask(tiny.prompt_of(1, 10)).wait().tokens()) == 24
