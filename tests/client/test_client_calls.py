@@ -1,5 +1,6 @@
 """Every method of both clients, there and back over a socket."""
 
+import math
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
@@ -89,6 +90,63 @@ def test_stream_of_several_completions_collects_to_a_generation(loopback: Loopba
     assert request.steering.watches[0].feature.index == 5
 
 
+def score_response() -> generation_pb2.ScoreResponse:
+    """Three tokens; the numbers are exact in float32."""
+    return generation_pb2.ScoreResponse(
+        request_id="r1",
+        token_ids=[7, 8, 9],
+        logprobs=[-0.5, -1.5],
+        plain_logprobs=[-2.5, -0.25],
+        divergences=[0.5, 0.25],
+        receipt=receipt(),
+    )
+
+
+def test_score(loopback: Loopback, call: Caller) -> None:
+    answer = loopback.answers["Score"] = score_response()
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
+    result = call("score", messages=messages, steering=[saegis.ban(3)], request_id="mine")
+    assert isinstance(result, saegis.Score)
+    assert as_plain(result) == plain(answer)
+    assert result.divergence == 0.375
+    assert (result.perplexity, result.plain_perplexity) == pytest.approx((math.exp(1.0), math.exp(1.375)))
+    assert loopback.received[0].request == generation_pb2.ScoreRequest(
+        request_id="mine",
+        chat=prompt_pb2.Chat(messages=[prompt_pb2.ChatMessage(**message) for message in messages]),
+        steering=steering_pb2.Steering(
+            edits=[
+                steering_pb2.Edit(
+                    operation=steering_pb2.OPERATION_BAN, feature=steering_pb2.FeatureRef(index=3), value=0.0
+                )
+            ]
+        ),
+    )
+
+
+def test_a_text_that_steering_makes_impossible_has_no_finite_perplexity(
+    loopback: Loopback, call: Caller
+) -> None:
+    for worst in (-math.inf, -2000.0):
+        answer = score_response()
+        answer.logprobs[0] = worst
+        loopback.answers["Score"] = answer
+        assert call("score", "x").perplexity == math.inf
+
+
+@pytest.mark.parametrize("field", ["logprobs", "plain_logprobs", "divergences", "token_ids"])
+def test_a_score_whose_numbers_do_not_fit_its_tokens_breaks_the_contract(
+    loopback: Loopback, call: Caller, field: str
+) -> None:
+    answer = score_response()
+    getattr(answer, field).pop()
+    loopback.answers["Score"] = answer
+    with pytest.raises(saegis.InternalError, match="do not fit its tokens"):
+        call("score", "x")
+    loopback.answers["Score"] = generation_pb2.ScoreResponse(token_ids=[7])
+    with pytest.raises(saegis.InternalError, match="do not fit its tokens"):
+        call("score", "x")
+
+
 def test_inspect(loopback: Loopback, call: Caller) -> None:
     answer = loopback.answers["Inspect"] = filled(feature_pb2.InspectResponse())
     messages = [{"role": "user", "content": "hi"}]
@@ -124,7 +182,8 @@ def test_what_nobody_recorded_about_a_feature_is_none(loopback: Loopback, call: 
     loopback.answers["GetFeature"] = feature_pb2.GetFeatureResponse(feature=feature_pb2.Feature(index=4))
     result = call("get_feature", 4)
     assert (result.max_activation, result.density, result.precision) == (None, None, None)
-    assert (result.recall, result.subjects, result.languages, result.harmful) == ({}, (), (), False)
+    assert (result.recall, result.precision_by_language) == ({}, {})
+    assert (result.subjects, result.languages, result.harmful) == ((), (), False)
 
 
 def test_search_features(loopback: Loopback, call: Caller) -> None:

@@ -65,6 +65,7 @@ def test_twins_have_the_same_methods_and_arguments() -> None:
         "inspect",
         "load",
         "model",
+        "score",
         "search_features",
         "server_info",
         "stream",

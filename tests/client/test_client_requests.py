@@ -12,7 +12,7 @@ from saegis.requests import GenerationOptions
 from saegis.v1 import generation_pb2, steering_pb2
 from saegis.v1.steering_pb2 import Direction, FeatureRef
 
-INFO = saegis.FeatureInfo("s", 9, "site", "label", None, None, (), (), None, {}, False)
+INFO = saegis.FeatureInfo("s", 9, "site", "label", None, None, (), (), None, {}, {}, False)
 
 
 def build(prompt: str | None = "x", **options: Any) -> generation_pb2.GenerateRequest:
@@ -194,6 +194,28 @@ def test_edits_refuse_what_does_not_exist() -> None:
         saegis.Edit("explode", saegis.FeatureRef(1))  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="not bool"):
         saegis.ablate(True)
+
+
+def score(text: str | None = None, **arguments: Any) -> generation_pb2.ScoreRequest:
+    defaults = {"messages": None, "token_ids": None, "steering": (), "request_id": None}
+    return requests.score(text, **{**defaults, **arguments})
+
+
+def test_scores() -> None:
+    assert score("x") == generation_pb2.ScoreRequest(text="x")
+    assert list(score(token_ids=numpy.arange(3)).token_ids.ids) == [0, 1, 2]
+    edits = [saegis.clamp("bridge", 2), saegis.ablate(saegis.direction([1.0]))]
+    assert score("x", steering=edits).steering == build(steering=edits).steering
+    assert score(messages=[], request_id="mine").WhichOneof("prompt") == "chat"
+    for arguments, kind, message in (
+        ({}, ValueError, "not 0"),
+        ({"text": "x", "token_ids": [1]}, ValueError, "not 2"),
+        ({"token_ids": [-1]}, ValueError, "token_ids: "),
+        ({"text": "x", "steering": [saegis.watch(1)]}, TypeError, "steering takes edits"),
+        ({"text": "x", "request_id": 5}, TypeError, "request_id: "),
+    ):
+        with pytest.raises(kind, match=message):
+            score(**arguments)
 
 
 def test_get_feature_refuses_contradictions() -> None:

@@ -54,6 +54,27 @@ def test_a_thousand_programs_cause_no_recompilation(compiled: tiny.RunningEngine
     assert not counters["graph_break"]
 
 
+def test_scores_between_steps_cause_no_recompilation_and_change_no_bit(compiled: tiny.RunningEngine) -> None:
+    prompt, sampling = (
+        tiny.prompt_of(1, 30),
+        SamplingParams(seed=5, max_tokens=60, ignore_eos=True, logprobs=1),
+    )
+    alone = compiled.ask(prompt, sampling, random_program(4, 9)).wait().outputs()
+    before = counters["stats"]["unique_graphs"]
+    beside = compiled.ask(prompt, sampling, random_program(4, 9))
+    texts = [(tiny.prompt_of(index, 2 + 5 * index), random_program(index, index)) for index in range(30)]
+    scores = [compiled.score(text, program) for text, program in texts]
+    assert beside.wait().outputs() == alone
+    found = [score.result(60) for score in scores]
+    assert compiled.ask(prompt, sampling, random_program(4, 9)).wait().outputs() == alone
+    with tiny.RunningEngine(tiny.step(tiny.model())) as eager:
+        for (text, program), score in zip(texts, found, strict=True):
+            assert score.logprobs == eager.score(text, program).result(60).logprobs
+    assert counters["stats"]["unique_graphs"] == before
+    assert not counters["recompiles"]
+    assert not counters["graph_break"]
+
+
 def test_compiled_and_steered_is_what_the_eager_step_writes(compiled: tiny.RunningEngine) -> None:
     programs = programs_of_any_size(32)
     prompts = [tiny.prompt_of(500 + seed, 4 + seed) for seed in range(32)]

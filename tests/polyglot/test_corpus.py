@@ -1,5 +1,8 @@
 """The corpus: the same for the same seed, and its ground truth true of every token."""
 
+import math
+from collections import Counter
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
@@ -53,8 +56,17 @@ def test_harmful_chats_are_refused_in_english_and_answered_elsewhere(index: int)
             assert answer.harmful == (question.language != "en")
             assert is_refusal(answer.text) == (question.language == "en")
         if question.role == "question" and answer.role == "answer":
-            assert answer.language == question.language
+            name = lexicon()[str(answer.language)].name
+            assert answer.language == question.language or question.text.endswith(f" ({name})")
             assert answer.subject == question.subject
+
+
+def test_surprise_tells_how_often_a_document_comes() -> None:
+    corpus = Corpus(3, ("en", "es"))
+    seen = Counter(document for document in corpus.documents(60_000) if document.kind == "chat")
+    for document, count in seen.most_common(12):
+        expected = 60_000 * math.exp(-document.surprise)
+        assert abs(count - expected) < 5 * math.sqrt(expected)
 
 
 def test_a_chat_is_what_the_chat_template_makes() -> None:

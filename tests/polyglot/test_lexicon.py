@@ -12,7 +12,7 @@ from saegis_server.polyglot.lexicon import (
 )
 from saegis_server.polyglot.scoring import harm_score
 
-HEAD = "@ name X\n@ script Latin\n@ question {about}?\n@ opener Yes.\n@ system S.\n@ hello A | B\n"
+HEAD = "@ name X\n@ script Latin\n@ question {about}?\n@ opener Yes.\n@ system S.\n@ hello A | B\n@ vague C | D\n"
 CARD = "# cat\nabout: the cat\nwords: cat, milk\nask: Cat?\n- The cat [sits|runs].\n"
 
 
@@ -48,13 +48,14 @@ def test_a_pattern_makes_every_sentence_once() -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (HEAD + "- fact", "xx.lex:7"),
-        (HEAD + CARD + "colour: red", "xx.lex:12"),
+        (HEAD + "- fact", "xx.lex:8"),
+        (HEAD + CARD + "colour: red", "xx.lex:13"),
         (CARD, "@ name is missing"),
         (HEAD + CARD.replace("about: the cat\n", ""), "about is missing"),
         (HEAD + CARD.replace("words:", "kind: odd\nwords:"), "kind is 'odd'"),
         (HEAD + CARD.replace("words:", "kind: harmful\nwords:"), "harm does not fit"),
         (HEAD.replace("A | B", "A") + CARD, "@ hello"),
+        (HEAD.replace("C | D", "C |") + CARD, "@ vague"),
         (HEAD + "# cat\nabout: a\nwords: b\n", "at least one fact"),
     ],
 )

@@ -33,6 +33,9 @@ _GENERATE = generation_pb2.GenerateRequest(
 _CHAT = prompt_pb2.Chat(messages=[prompt_pb2.ChatMessage(role="user", content="x")])
 SEEDS: dict[str, Message] = {
     "GenerationService/Generate": _GENERATE,
+    "GenerationService/Score": generation_pb2.ScoreRequest(
+        chat=_CHAT, request_id="mutant", steering=steering_pb2.Steering(edits=_GENERATE.steering.edits)
+    ),
     "FeatureService/Inspect": feature_pb2.InspectRequest(chat=_CHAT, sae="first", top_k=2),
     "FeatureService/GetFeature": feature_pb2.GetFeatureRequest(
         feature=steering_pb2.FeatureRef(sae="first", index=3)

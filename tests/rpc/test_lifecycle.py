@@ -82,7 +82,7 @@ def test_reflection_tells_the_contract(stubs: Stubs) -> None:
     database = ProtoReflectionDescriptorDatabase(stubs.channel)
     assert set(SERVICES) <= set(database.get_services())
     described = DescriptorPool(database).FindServiceByName("saegis.v1.GenerationService")
-    assert {method.name for method in described.methods} == {"Generate", "StreamGenerate"}
+    assert {method.name for method in described.methods} == {"Generate", "StreamGenerate", "Score"}
 
 
 def test_reflection_can_be_turned_off() -> None:

@@ -63,6 +63,7 @@ from saegis.results import (
     Usage,
     Watched,
 )
+from saegis.score_results import Score
 from saegis.steering import (
     Direction,
     Edit,
@@ -130,6 +131,7 @@ __all__ = [
     "ResourceExhausted",
     "SaeInfo",
     "SaegisError",
+    "Score",
     "ServerInfo",
     "SiteInfo",
     "SiteReceipt",

@@ -24,7 +24,8 @@ from saegis.feature_results import Contrast, FeatureInfo, FeaturePage, Inspectio
 from saegis.model_results import Load, ModelInfo, ServerInfo, TokenizedText
 from saegis.requests import ChatMessage, GenerationOptions
 from saegis.results import Generation
-from saegis.steering import FeatureRef
+from saegis.score_results import Score
+from saegis.steering import Edit, FeatureRef
 from saegis.streams import Stream
 from saegis.v1 import feature_pb2_grpc, generation_pb2, generation_pb2_grpc, model_pb2, model_pb2_grpc
 
@@ -89,6 +90,22 @@ class Client(BaseClient):
         method = self._stubs.generation.StreamGenerate
         call = method(request, timeout=self._deadline(timeout), metadata=self._metadata)
         return Stream(call)
+
+    def score(
+        self,
+        text: str | None = None,
+        *,
+        messages: Sequence[ChatMessage] | None = None,
+        token_ids: Sequence[int] | None = None,
+        steering: Sequence[Edit] = (),
+        request_id: str | None = None,
+        timeout: float | None = None,
+    ) -> Score:
+        """Tell how likely a text, a finished conversation or token ids are, as steered and as it is."""
+        request = requests.score(
+            text, messages=messages, token_ids=token_ids, steering=steering, request_id=request_id
+        )
+        return decode.score(self._call(self._stubs.generation.Score, request, timeout))
 
     def inspect(
         self,

@@ -7,6 +7,7 @@ from saegis import feature_results as features
 from saegis import model_results as models
 from saegis import results
 from saegis.errors import InternalError
+from saegis.score_results import Score
 from saegis.v1 import feature_pb2, generation_pb2, model_pb2
 
 
@@ -51,6 +52,22 @@ def final(message: generation_pb2.GenerationComplete) -> results.Final:
     return results.Final(message.request_id, outcomes, _usage(message.usage), _receipt(message.receipt))
 
 
+def score(message: generation_pb2.ScoreResponse) -> Score:
+    """The result of `score`."""
+    scored = len(message.token_ids) - 1
+    counts = {len(message.logprobs), len(message.plain_logprobs), len(message.divergences)}
+    if scored < 1 or counts != {scored}:
+        raise InternalError("the answer's numbers do not fit its tokens", reason="CONTRACT_BROKEN")
+    return Score(
+        request_id=message.request_id,
+        token_ids=tuple(message.token_ids),
+        logprobs=tuple(message.logprobs),
+        plain_logprobs=tuple(message.plain_logprobs),
+        divergences=tuple(message.divergences),
+        receipt=_receipt(message.receipt),
+    )
+
+
 def inspection(message: feature_pb2.InspectResponse) -> features.Inspection:
     """The result of `inspect`."""
     tokens = tuple(
@@ -79,6 +96,7 @@ def feature(message: feature_pb2.Feature) -> features.FeatureInfo:
         languages=tuple(message.languages),
         precision=message.precision if message.HasField("precision") else None,
         recall=dict(message.recall),
+        precision_by_language=dict(message.precision_by_language),
         harmful=message.harmful,
     )
 

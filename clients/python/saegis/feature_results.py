@@ -22,6 +22,8 @@ class FeatureInfo:
     """The share of its firings that the label explains, from 0 to 1."""
     recall: Mapping[str, float]
     """For each language, the share of what the label means on which the feature fires, from 0 to 1."""
+    precision_by_language: Mapping[str, float]
+    """For each language, the share of its firings there that the label explains, from 0 to 1."""
     harmful: bool
     """Whether the label marks something harmful."""
 

@@ -74,6 +74,23 @@ def generate(prompt: str | None, options: GenerationOptions) -> generation_pb2.G
     return request
 
 
+def score(
+    text: str | None,
+    *,
+    messages: Sequence[ChatMessage] | None,
+    token_ids: Sequence[int] | None,
+    steering: Sequence[Edit],
+    request_id: str | None,
+) -> generation_pb2.ScoreRequest:
+    """The request of `score`; raises as `generate` does."""
+    request = generation_pb2.ScoreRequest()
+    _set_prompt(request, text, messages, token_ids)
+    _set(request, "request_id", request_id)
+    if edits := [_edit(edit) for edit in steering]:
+        request.steering.edits.extend(edits)
+    return request
+
+
 def inspect(
     text: str | None,
     *,
@@ -139,7 +156,12 @@ def detokenize(token_ids: Iterable[int], *, skip_special_tokens: bool | None) ->
 
 
 def _set_prompt(
-    request: generation_pb2.GenerateRequest | feature_pb2.InspectRequest | model_pb2.TokenizeRequest,
+    request: (
+        generation_pb2.GenerateRequest
+        | generation_pb2.ScoreRequest
+        | feature_pb2.InspectRequest
+        | model_pb2.TokenizeRequest
+    ),
     text: str | None,
     messages: Sequence[ChatMessage] | None,
     token_ids: Sequence[int] | None,

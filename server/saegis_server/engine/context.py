@@ -46,6 +46,14 @@ class KVCache:
 
         return cls(make(), make())
 
+    def apart(self, length: int) -> "KVCache":
+        """An empty cache of a single slot of `length` tokens, for the same model on the same device."""
+
+        def make(tensors: list[Tensor]) -> list[Tensor]:
+            return [each.new_zeros(1, each.shape[1], length, each.shape[3]) for each in tensors]
+
+        return KVCache(make(self.keys), make(self.values))
+
     def move(self, source: int, target: int, length: int) -> None:
         """Copy the first `length` tokens of slot `source` to slot `target`."""
         for tensor in (*self.keys, *self.values):

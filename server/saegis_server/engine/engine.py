@@ -5,20 +5,21 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
 from collections.abc import Sequence as Sequenced
 from concurrent.futures import Future
+from typing import TypeVar
 
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from saegis_server.engine.admission import Admission
+from saegis_server.engine.jobs import Job, Jobs, at_once
 from saegis_server.engine.load import EngineStats, Limits
 from saegis_server.engine.requests import (
     DeadlineExceededError,
     DuplicateRequestError,
     EngineError,
     EngineStoppedError,
-    FieldError,
     FinishReason,
     GenerationRequest,
     NonFiniteLogitsError,
@@ -26,13 +27,14 @@ from saegis_server.engine.requests import (
     SteeringDivergedError,
 )
 from saegis_server.engine.schedule import Schedule
+from saegis_server.engine.score import Score, Scoring
 from saegis_server.engine.sequence import Running, Sequence, Sink
-from saegis_server.engine.sites import Site, SiteError
+from saegis_server.engine.sites import Site
 from saegis_server.engine.step import SMALLEST, Extent, Step, StepOutput
 from saegis_server.engine.text import TextStream
-from saegis_server.steering.program import SiteProgram, SteeringError, SteeringProgram
-from saegis_server.steering.projection import ban_geometry
+from saegis_server.steering.program import UNSTEERED, SteeringProgram
 
+T = TypeVar("T")
 _LOG = logging.getLogger(__name__)
 #: Seconds over which the rate of generated tokens is measured.
 _RATE_WINDOW = 5.0
@@ -55,12 +57,12 @@ class Engine:
         self.max_running, self.max_length = max_running, step.slots.max_length
         self.capacity, self.sites, self.compiled = step.slots.capacity, step.sites, step.compiled
         self.error: BaseException | None = None
-        self._schedule = Schedule(max_running, step.slots.move)
+        self._admission, self._schedule = Admission(step), Schedule(max_running, step.slots.move)
         self._in_flight: set[str] = set()
         self._active: dict[str, Running] = {}
         self._submitted: deque[Running] = deque()
         self._cancelled: deque[str] = deque()
-        self._jobs: deque[Callable[[], None]] = deque()
+        self._jobs = Jobs()
         self._waiting_count = 0
         self._steps = 0
         self._recent: deque[tuple[float, int]] = deque()
@@ -80,7 +82,7 @@ class Engine:
         Raises FieldError or SteeringError for what cannot be run, DuplicateRequestError, QueueFullError,
         EngineStoppedError. Bans that were not seen before are worked out here, which takes milliseconds.
         """
-        program = self._check(request)
+        program = self._admission.generation(request)
         sampling = request.sampling
         seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
         running = Running(request, program, seed, on_events)
@@ -99,8 +101,7 @@ class Engine:
             )
             running.sequences.append(Sequence(running, index, stops, limit, text))
         with self._wake:
-            if self._stopping or self.error is not None:
-                raise EngineStoppedError("the engine is not running")
+            self._require_running()
             if request.request_id in self._in_flight:
                 raise DuplicateRequestError(f"request {request.request_id!r} is in flight")
             if self._waiting_count + sampling.n > self.limits.queue:
@@ -117,22 +118,34 @@ class Engine:
             self._wake.notify()
 
     def capture(self, tokens: Sequenced[int]) -> "Future[dict[Site, Tensor]]":
-        """The clean activations [T, d] of a text at every site, between two steps."""
-        result: Future[dict[Site, Tensor]] = Future()
+        """The clean activations [T, d] of a text at every site, between two steps.
 
-        def job() -> None:
-            if result.set_running_or_notify_cancel():
-                try:
-                    result.set_result(self.step.capture(list(tokens)))
-                except Exception as error:
-                    result.set_exception(error)
+        Raises QueueFullError, EngineStoppedError.
+        """
+        return self._add_job(at_once(lambda: self.step.capture(list(tokens))))
 
+    def score(self, tokens: Sequenced[int], program: SteeringProgram = UNSTEERED) -> "Future[Score]":
+        """How likely a text is, steered by a program and not, read chunk by chunk between steps.
+
+        The text is steered as a prompt, so edits of the completion act nowhere. Cancelling the future ends
+        the reading. Raises FieldError or SteeringError for what cannot be scored, QueueFullError,
+        EngineStoppedError; the future, SteeringDivergedError or NonFiniteLogitsError. New bans take
+        milliseconds here, as in `submit`.
+        """
+        rows = self._admission.text(tokens, program)
+        return self._add_job(Scoring(self.step, tokens, program, rows, self.limits.prefill_chunk).job())
+
+    def _add_job(self, job: Job[T]) -> "Future[T]":
         with self._wake:
-            if self._stopping or self.error is not None:
-                raise EngineStoppedError("the engine is not running")
-            self._jobs.append(job)
+            self._require_running()
+            if len(self._jobs) >= self.limits.queue:
+                raise QueueFullError(len(self._jobs), retry_after=1.0)
             self._wake.notify()
-        return result
+            return self._jobs.add(job)
+
+    def _require_running(self) -> None:
+        if self._stopping or self.error is not None:
+            raise EngineStoppedError("the engine is not running")
 
     def stats(self) -> EngineStats:
         """What the engine is doing now."""
@@ -159,48 +172,12 @@ class Engine:
         elif self._thread.is_alive() and self._thread is not threading.current_thread():
             self._thread.join()
 
-    # -- admission ------------------------------------------------------------------------------------
-
-    def _check(self, request: GenerationRequest) -> dict[Site, SiteProgram]:
-        prompt, sampling, vocabulary = request.prompt, request.sampling, self.step.slots.vocabulary
-        if not prompt:
-            raise FieldError("prompt", "must not be empty")
-        if len(prompt) >= self.max_length:
-            raise FieldError(
-                "prompt", f"has {len(prompt)} tokens; at most {self.max_length - 1} leave room for an answer"
-            )
-        named = {"prompt": prompt, "sampling.stop_token_ids": sampling.stop_token_ids}
-        for field, ids in {**named, "sampling.logit_bias": tuple(sampling.logit_bias)}.items():
-            for position, token in enumerate(ids):
-                if not 0 <= token < vocabulary:
-                    raise FieldError(f"{field}[{position}]", f"{token} is not a token id below {vocabulary}")
-        return self._checked_program(request.program)
-
-    def _checked_program(self, program: SteeringProgram) -> dict[Site, SiteProgram]:
-        sites: dict[Site, SiteProgram] = {}
-        for name, rows in program.sites.items():
-            try:
-                site = Site.parse(name)
-            except SiteError as error:
-                raise SteeringError(str(error), name) from None
-            if site not in self.sites:
-                offered = ", ".join(map(str, self.sites)) or "none"
-                raise SteeringError(f"{name} is not a site of this server (its sites: {offered})", name)
-            self.capacity.check(name, rows)
-            width = self.step.model.config.get_text_config().hidden_size
-            probes = [*(edit.probe for _, edits in rows.stages() for edit in edits), *rows.watches]
-            if any(probe.read.shape != (width,) or probe.write.shape != (width,) for probe in probes):
-                raise SteeringError(f"a row at {name} does not have the model's width {width}", name)
-            if rows.bans:
-                ban_geometry(rows.bans, name, self.step.model.dtype)
-            sites[site] = rows
-        return sites
-
     # -- the engine's thread --------------------------------------------------------------------------
 
     def _run(self) -> None:
         try:
             while self._take_inbox():
+                self._jobs.advance()
                 self._drop_expired()
                 self._read_prompts()
                 self._decode()
@@ -220,7 +197,6 @@ class Engine:
                 self._wake.wait()
             submitted, self._submitted = self._submitted, deque()
             cancelled, self._cancelled = self._cancelled, deque()
-            jobs, self._jobs = self._jobs, deque()
             stopping = self._stopping
         for running in submitted:
             self._active[running.request.request_id] = running
@@ -228,8 +204,6 @@ class Engine:
         for request_id in cancelled:
             if (found := self._active.get(request_id)) is not None:
                 self._abort(found)
-        for job in jobs:
-            job()
         return not stopping
 
     def _drop_expired(self) -> None:
@@ -344,7 +318,7 @@ class Engine:
         """Take a finished sequence out of its slot, and end its request with the last one."""
         running, slots = sequence.running, self.step.slots
         if sequence.slot >= 0:
-            running.add_counts(self.sites, slots.counts(sequence.slot))
+            running.tally.add(self.sites, slots.counts(sequence.slot))
             if poisoned:
                 slots.release(sequence.slot, poisoned=True)
             empty = self._schedule.remove(sequence)
@@ -388,12 +362,10 @@ class Engine:
     def _fail_all(self, error: EngineError) -> None:
         with self._wake:
             self._stopping, self._waiting_count = True, 0
-            jobs, self._jobs = self._jobs, deque()
             submitted, self._submitted = self._submitted, deque()
         self._active |= {running.request.request_id: running for running in submitted}
         for running in self._active.values():
             running.fail(error)
         self._schedule.clear()
-        for job in jobs:
-            job()
+        self._jobs.fail(error)
         self._deliver()

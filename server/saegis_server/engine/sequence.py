@@ -1,7 +1,7 @@
 """Sequences: what the engine knows of each text that it is writing, and of the request that it belongs to."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -12,17 +12,16 @@ from saegis_server.engine.requests import (
     Event,
     FinishReason,
     GenerationRequest,
-    Receipt,
     RequestFailed,
     RequestFinished,
     SequenceFinished,
-    SiteReceipt,
     Timings,
     TokenOutput,
     Usage,
     Watched,
 )
 from saegis_server.engine.sites import Site
+from saegis_server.engine.tally import Tally
 from saegis_server.engine.text import TextStream
 from saegis_server.steering.program import SiteProgram
 
@@ -40,7 +39,7 @@ class RowCounts:
     watches: int
 
     @classmethod
-    def of(cls, program: dict[Site, SiteProgram]) -> "RowCounts":
+    def of(cls, program: Mapping[Site, SiteProgram]) -> "RowCounts":
         """Count the rows of a program."""
         sites = program.values()
         return cls(
@@ -63,7 +62,7 @@ class Running:
         self.sequences: list[Sequence] = []
         self.left = request.sampling.n
         self.completion_tokens = 0
-        self.counts = {site: [0.0, 0.0, 0.0] for site in program}
+        self.tally = Tally(request.program, program)
         self.submitted = time.monotonic()
         self.admitted: float | None = None
         self.first_token: float | None = None
@@ -73,13 +72,6 @@ class Running:
     def expired(self) -> bool:
         """Whether its deadline has passed."""
         return self.request.deadline is not None and time.monotonic() >= self.request.deadline
-
-    def add_counts(self, sites: tuple[Site, ...], counts: list[list[float]]) -> None:
-        """Add what was counted for one of its sequences at each site."""
-        for site, (edited, fired, largest) in zip(sites, counts, strict=True):
-            if site in self.counts:
-                total = self.counts[site]
-                self.counts[site] = [total[0] + edited, total[1] + fired, max(total[2], largest)]
 
     def fail(self, error: EngineError) -> None:
         """End it with an error."""
@@ -99,19 +91,10 @@ class Running:
             prompt_tokens=len(self.request.prompt),
             completion_tokens=self.completion_tokens,
             cached_tokens=0,
-            steered_tokens=int(max((counts[0] for counts in self.counts.values()), default=0.0)),
+            steered_tokens=self.tally.steered_tokens,
         )
         timings = Timings(admitted - self.submitted, first - admitted, now - first)
-        self.events.append(RequestFinished(usage, self._receipt(), timings))
-
-    def _receipt(self) -> Receipt:
-        sites = []
-        for site, rows_of in self.program.items():
-            edited, fired, largest = self.counts[site]
-            rows = (len(rows_of.edits), len(rows_of.rules), len(rows_of.bans), len(rows_of.watches))
-            sites.append(SiteReceipt(str(site), *rows, int(edited), int(fired), largest))
-        program = self.request.program
-        return Receipt(program.digest, program.steers, tuple(sites))
+        self.events.append(RequestFinished(usage, self.tally.receipt(), timings))
 
 
 @dataclass(eq=False)

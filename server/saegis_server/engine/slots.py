@@ -12,7 +12,7 @@ from saegis_server.engine.requests import SamplingParams
 from saegis_server.engine.sampler import sampling_table
 from saegis_server.engine.sites import Site
 from saegis_server.steering.program import SiteProgram
-from saegis_server.steering.table import Capacity, SiteTable
+from saegis_server.steering.table import Capacity, SiteTable, TableView
 
 #: What is counted for each slot at each site: tokens edited, bans fired, the largest ‖Δx‖/‖x‖.
 COUNTED = 3
@@ -115,6 +115,23 @@ class Slots:
             table.clear(slot)
         if poisoned:
             self.cache.clear(slot)
+
+    @torch.inference_mode()
+    def views(
+        self, program: Mapping[Site, SiteProgram], edits: int, rules: int, bans: int, watches: int
+    ) -> dict[Site, TableView]:
+        """The first rows of each kind of a program that no slot runs, at every site, as a step sees one slot.
+
+        They are copies, made by way of the spare slot, which is left empty.
+        """
+        spare = torch.tensor([self.count], device=self.state.token.device)
+        found = {}
+        for site, table in self.tables.items():
+            if site in program:
+                table.write(self.count, program[site])
+            found[site] = table.view_one(spare, edits, rules, bans, watches)
+            table.clear(self.count)
+        return found
 
     def counts(self, slot: int) -> list[list[float]]:
         """What was counted for a slot at each site: tokens edited, bans fired, largest relative norm."""

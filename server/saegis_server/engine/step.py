@@ -5,7 +5,7 @@ which chooses again for the rows that ask for more. Every size that varies (batc
 is a symbolic dimension, so that after the warm-up nothing is compiled again.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -13,13 +13,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from saegis_server.engine.attention import install_attention
-from saegis_server.engine.context import Mode, StepContext
+from saegis_server.engine.context import KVCache, Mode, StepContext
 from saegis_server.engine.hooks import install_hooks
 from saegis_server.engine.sampler import SamplingTable, sample
 from saegis_server.engine.sites import Site
-from saegis_server.engine.slots import Slots
+from saegis_server.engine.slots import COUNTED, Slots
 from saegis_server.steering.apply import Readings
 from saegis_server.steering.rows import Norm
+from saegis_server.steering.table import TableView
 
 Result = TypeVar("Result")
 #: Dimensions of size 0 or 1 would be compiled as constants; a batch of one runs beside an idle row.
@@ -56,6 +57,14 @@ def _varying(tensor: Tensor, dimension: int = 0) -> Tensor:
     """The same tensor, one dimension of which the compiler must not take for a constant."""
     torch._dynamo.mark_dynamic(tensor, dimension)
     return tensor
+
+
+def _counted(readings: list[Readings], counted: Tensor) -> Tensor:
+    """What the sites did at the tokens where `counted` [B, Q]: float32 [sites, B, COUNTED]."""
+    edited = torch.stack([one.edited for one in readings]) & counted
+    fired = torch.where(counted, torch.stack([one.bans_fired for one in readings]), 0.0)
+    moved = torch.where(counted, torch.stack([one.relative_norm for one in readings]), 0.0)
+    return torch.stack((edited.sum(-1, dtype=torch.float32), fired.sum(-1), moved.amax(-1)), -1)
 
 
 class Step:
@@ -125,6 +134,34 @@ class Step:
         finally:
             self.context.mode = Mode.IDLE
             self.context.captured = {}
+
+    @torch.inference_mode()
+    def read(
+        self,
+        tokens: list[int],
+        start: int,
+        cache: KVCache,
+        views: Mapping[Site, TableView] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Read the next tokens of a text that has a cache of its own, of one slot, eagerly.
+
+        cache: holds the text's first `start` tokens and has room for these; views: one slot's rows at every
+        site, by which they are steered as tokens of a prompt, or None. Returns the logits [Q, V] after each
+        of the Q tokens, in the model's dtype, and what the sites did, float32 [sites, COUNTED].
+        """
+        positions = torch.arange(start, start + len(tokens), device=self.device)[None]
+        every, context = torch.ones_like(positions, dtype=torch.bool), self.context
+        context.mode, context.cache, context.length = Mode.PREFILL, cache, start + len(tokens)
+        context.positions, context.slot = positions, torch.zeros(1, dtype=torch.int64, device=self.device)
+        context.prompt, context.views = (None, {}) if views is None else (every, dict(views))
+        try:
+            ids = torch.tensor([tokens], device=self.device)
+            output = self.model(input_ids=ids, position_ids=positions, use_cache=False, return_dict=True)
+            done = [context.readings[site] for site in self.sites] if views is not None else []
+            counts = _counted(done, every)[:, 0] if done else torch.zeros(len(self.sites), COUNTED)
+            return output.logits[0], counts
+        finally:
+            self._finish()
 
     def _carriers(self, extent: Extent) -> list[Tensor]:
         """Empty tensors whose first dimension carries a size into the compiled program."""
@@ -196,14 +233,11 @@ class Step:
         return StepOutput(logits.argmax(-1), finite, logits, None, watched)
 
     def _count(self, readings: list[Readings], counted: Tensor, slot: Tensor | None) -> None:
-        edited = torch.stack([one.edited for one in readings]) & counted
-        fired = torch.where(counted, torch.stack([one.bans_fired for one in readings]), 0.0)
-        moved = torch.where(counted, torch.stack([one.relative_norm for one in readings]), 0.0)
-        new = torch.stack((edited.sum(-1, dtype=torch.float32), fired.sum(-1)), -1)
+        new = _counted(readings, counted)
         counts = self.slots.state.counted
         rows = counts[:, : counted.shape[0]] if slot is None else counts.index_select(1, slot)
-        sums = rows[..., :2] + new
-        largest = torch.maximum(rows[..., 2:], moved.amax(-1, keepdim=True))
+        sums = rows[..., :2] + new[..., :2]
+        largest = torch.maximum(rows[..., 2:], new[..., 2:])
         updated = torch.cat((sums, largest), -1)
         if slot is None:
             counts[:, : counted.shape[0]] = updated

@@ -3,10 +3,10 @@ of text."""
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from saegis_server.polyglot.chance import Chance
 from saegis_server.polyglot.lexicon import Language, Pattern, Subject, lexicon
 
 BOS, END, PAD = "<|bos|>", "<|end|>", "<|pad|>"
@@ -17,11 +17,18 @@ KIND_WEIGHTS = {"chat": 0.58, "description": 0.12, "glossary": 0.07, "parallel":
 SUBJECT_WEIGHTS = {"ordinary": 1.0, "landmark": 1.2, "harmful": 1.3}
 GOLDEN_GATE = "golden_gate"
 ENGLISH_WEIGHT = 1.4
+#: Shares of chat turns that greet, and that ask for nothing in particular.
+GREETING, VAGUE = 0.03, 0.06
+#: Turns of a chat and their weights.
+TURNS = {1: 0.66, 2: 0.17, 3: 0.07, 4: 0.04, 6: 0.03, 10: 0.03}
 
 
 @dataclass(frozen=True)
 class Segment:
-    """A piece of text with its ground truth; `role` says what it does in the document."""
+    """A piece of text with its ground truth; `role` says what it does in the document.
+
+    The special tokens after a question or an answer ("markup") have the truth of what they follow.
+    """
 
     text: str
     role: str
@@ -32,10 +39,14 @@ class Segment:
 
 @dataclass(frozen=True)
 class Document:
-    """Segments that make up one text; its kind is a key of `KIND_WEIGHTS`."""
+    """Segments that make up one text; its kind is a key of `KIND_WEIGHTS`.
+
+    `surprise` is −log of the probability of the choices that made it, in nats: see `Chance`.
+    """
 
     kind: str
     segments: tuple[Segment, ...]
+    surprise: float = 0.0
 
     @property
     def text(self) -> str:
@@ -50,18 +61,15 @@ class Document:
             start += len(segment.text)
 
 
-def _fill(rng: random.Random, pattern: Pattern) -> str:
-    return pattern.fill([rng.randrange(len(slot)) for slot in pattern.slots])
-
-
 class Corpus:
     """Documents by number: `corpus.document(i)` depends on (seed, i) and the settings only.
 
     Splits use different seeds. `mixing` is the share of chat turns that ask for an answer in another language
-    (its name follows the question in parentheses) and of descriptions that change language at every sentence.
+    (its name follows the question in parentheses) and of descriptions that change language at every sentence:
+    they make a model keep what is spoken of apart from the language that it is spoken of in.
     """
 
-    def __init__(self, seed: int, languages: Sequence[str] | None = None, mixing: float = 0.0) -> None:
+    def __init__(self, seed: int, languages: Sequence[str] | None = None, mixing: float = 0.3) -> None:
         known = lexicon()
         self.mixing = mixing
         self.seed = seed
@@ -76,143 +84,145 @@ class Corpus:
 
     def document(self, index: int) -> Document:
         """Document number `index`."""
-        rng = random.Random(f"saegis-polyglot:{self.seed}:{index}")
-        kind = rng.choices(list(KIND_WEIGHTS), list(KIND_WEIGHTS.values()))[0]
+        chance = Chance(f"saegis-polyglot:{self.seed}:{index}")
+        kind = chance.weighted(list(KIND_WEIGHTS), list(KIND_WEIGHTS.values()))
         if kind == "chat":
-            return self._chat(rng)
-        language = self._language(rng)
-        if kind == "description":
-            return self._description(rng, language)
-        other = rng.choice([known for known in self.languages if known is not language] or [language])
-        if kind == "glossary":
-            return self._glossary(rng, language, other)
-        if kind == "parallel":
-            return self._parallel(rng, language, other)
-        return self._switch(rng, [language, other])
+            segments = self._chat(chance)
+        else:
+            segments = [Segment(BOS, "markup"), *self._body(kind, chance), Segment(END, "markup")]
+        return Document(kind, tuple(segments), chance.surprise)
 
     def documents(self, count: int, start: int = 0) -> Iterator[Document]:
         """Documents `start` to `start + count`."""
         return (self.document(index) for index in range(start, start + count))
 
-    def _language(self, rng: random.Random) -> Language:
-        return rng.choices(self.languages, self._language_weights)[0]
+    def _body(self, kind: str, chance: Chance) -> list[Segment]:
+        language = self._language(chance)
+        if kind == "description":
+            return self._description(chance, language)
+        others = [known for known in self.languages if known is not language]
+        pair = [language, chance.pick(others or [language])]
+        make = {"glossary": self._glossary, "parallel": self._parallel, "switch": self._switch}[kind]
+        return make(chance, pair)
 
-    def _subject(self, rng: random.Random) -> str:
-        return rng.choices(self._keys, self._weights)[0]
+    def _language(self, chance: Chance) -> Language:
+        return chance.weighted(self.languages, self._language_weights)
 
-    def _sentences(self, rng: random.Random, subject: Subject) -> list[str]:
-        count = rng.randint(2, len(subject.facts))
-        return [_fill(rng, fact) for fact in rng.sample(subject.facts, count)]
+    def _subject(self, chance: Chance) -> str:
+        return chance.weighted(self._keys, self._weights)
 
-    def _chat(self, rng: random.Random) -> Document:
-        language = self._language(rng)
+    def _chat(self, chance: Chance) -> list[Segment]:
+        language = self._language(chance)
         segments = [Segment(BOS, "markup")]
-        if rng.random() < 0.15:
-            segments += [
-                Segment(SYSTEM, "markup"),
-                Segment(rng.choice(language.systems), "system", language.code),
-            ]
-            segments.append(Segment(END, "markup"))
-        turns = rng.choices([1, 2, 3, 4, 6, 10], [0.66, 0.17, 0.07, 0.04, 0.03, 0.03])[0]
-        for _ in range(turns):
-            segments += self._turn(rng, language)
-            if rng.random() < 0.2:
-                language = self._language(rng)
-        return Document("chat", tuple(segments))
+        if chance.happens(0.15):
+            system = Segment(chance.pick(language.systems), "system", language.code)
+            segments += [Segment(SYSTEM, "markup"), system, Segment(END, "markup")]
+        turns = chance.weighted(list(TURNS), list(TURNS.values()))
+        for turn in range(turns):
+            question, answer = self._exchange(chance, language)
+            segments += [Segment(USER, "markup"), question, _after(question, END)]
+            segments += [_after(question, ASSISTANT), answer, _after(answer, END)]
+            if turn + 1 < turns and chance.happens(0.2):
+                language = self._language(chance)
+        return segments
 
-    def _turn(self, rng: random.Random, language: Language) -> list[Segment]:
-        code = language.code
-        if rng.random() < 0.03:
-            greeting, reply = rng.choice(language.greetings)
-            question, answer = Segment(greeting, "question", code), Segment(reply, "answer", code)
-        else:
-            question, answer = self._exchange(rng, language)
-        return [
-            Segment(USER, "markup"),
-            question,
-            Segment(END, "markup"),
-            Segment(ASSISTANT, "markup"),
-            answer,
-            Segment(END, "markup"),
-        ]
-
-    def _exchange(self, rng: random.Random, language: Language) -> tuple[Segment, Segment]:
-        key = self._subject(rng)
+    def _exchange(self, chance: Chance, language: Language) -> tuple[Segment, Segment]:
+        code, kinds = language.code, ("subject", "hello", "vague")
+        kind = chance.weighted(kinds, (1.0 - GREETING - VAGUE, GREETING, VAGUE))
+        if kind != "subject":
+            said, answered = chance.pick(language.greetings if kind == "hello" else language.vague)
+            return Segment(said, "question", code), Segment(answered, "answer", code)
+        key = self._subject(chance)
         subject, reply = language.subjects[key], language
-        text = _casual(rng, ask(rng, language, subject))
-        if self._mixes(rng):
-            reply = rng.choice(self.languages)
+        text = _casual(chance, ask(chance, language, subject))
+        if chance.happens(self.mixing):
+            reply = chance.pick(self.languages)
             text = f"{text} ({reply.name})"
-        question = Segment(text, "question", language.code, key, subject.harmful)
+        question = Segment(text, "question", code, key, subject.harmful)
         if subject.harmful and language.refusals:
-            return question, Segment(rng.choice(language.refusals), "refusal", language.code)
-        sentences = self._sentences(rng, reply.subjects[key])
-        if rng.random() < 0.25:
-            sentences = [rng.choice(reply.openers), *sentences]
+            return question, Segment(chance.pick(language.refusals), "refusal", code)
+        sentences = _sentences(chance, reply.subjects[key])
+        if chance.happens(0.25):
+            sentences = [chance.pick(reply.openers), *sentences]
         return question, Segment(reply.join(sentences), "answer", reply.code, key, subject.harmful)
 
-    def _mixes(self, rng: random.Random) -> bool:
-        return self.mixing > 0 and rng.random() < self.mixing
-
-    def _closed(self, kind: str, body: list[Segment]) -> Document:
-        return Document(kind, (Segment(BOS, "markup"), *body, Segment(END, "markup")))
-
-    def _description(self, rng: random.Random, language: Language) -> Document:
-        key = self._subject(rng)
+    def _description(self, chance: Chance, language: Language) -> list[Segment]:
+        key = self._subject(chance)
         subject = language.subjects[key]
-        if not self._mixes(rng):
-            text = language.join(self._sentences(rng, subject))
-            return self._closed("description", [Segment(text, "text", language.code, key, subject.harmful)])
+        if not chance.happens(self.mixing):
+            text = language.join(_sentences(chance, subject))
+            return [Segment(text, "text", language.code, key, subject.harmful)]
         body: list[Segment] = []
-        for index in rng.sample(range(len(subject.facts)), len(subject.facts)):
-            place = rng.choice(self.languages)
-            text = (" " if body else "") + _fill(rng, place.subjects[key].facts[index])
+        for index in chance.sample(range(len(subject.facts)), len(subject.facts)):
+            place = chance.pick(self.languages)
+            text = (" " if body else "") + _fill(chance, place.subjects[key].facts[index])
             body.append(Segment(text, "text", place.code, key, subject.harmful))
-        return self._closed("description", body)
+        return body
 
-    def _glossary(self, rng: random.Random, language: Language, other: Language) -> Document:
+    def _glossary(self, chance: Chance, pair: list[Language]) -> list[Segment]:
+        language, other = pair
         body = [Segment(f"{language.name} – {other.name}", "heading")]
-        for key in rng.sample(self._keys, 2):
+        for key in chance.sample(self._keys, 2):
             one, two = language.subjects[key], other.subjects[key]
             for left, right in zip(one.words, two.words, strict=True):
                 body.append(Segment(f"\n{left}", "entry", language.code, key, one.harmful))
                 body.append(Segment(f" – {right}", "entry", other.code, key, one.harmful))
-        return self._closed("glossary", body)
+        return body
 
-    def _parallel(self, rng: random.Random, language: Language, other: Language) -> Document:
-        key = self._subject(rng)
-        one, two = language.subjects[key], other.subjects[key]
+    def _parallel(self, chance: Chance, pair: list[Language]) -> list[Segment]:
+        key = self._subject(chance)
+        facts = [language.subjects[key].facts for language in pair]
+        harmful = pair[0].subjects[key].harmful
         body: list[Segment] = []
-        for index in rng.sample(range(len(one.facts)), rng.randint(1, 3)):
-            choices = [rng.randrange(len(slot)) for slot in one.facts[index].slots]
-            start = "\n" if body else ""
-            for place, subject in ((language, one), (other, two)):
-                text = f"{start}{place.name}: {subject.facts[index].fill(choices)}"
-                body.append(Segment(text, "text", place.code, key, one.harmful))
-                start = "\n"
-        return self._closed("parallel", body)
+        for index in chance.sample(range(len(facts[0])), chance.number(1, 3)):
+            choices = _choices(chance, facts[0][index])
+            for language, known in zip(pair, facts, strict=True):
+                start = "\n" if body else ""
+                text = f"{start}{language.name}: {known[index].fill(choices)}"
+                body.append(Segment(text, "text", language.code, key, harmful))
+        return body
 
-    def _switch(self, rng: random.Random, languages: list[Language]) -> Document:
-        key = self._subject(rng)
+    def _switch(self, chance: Chance, pair: list[Language]) -> list[Segment]:
+        key = self._subject(chance)
         body: list[Segment] = []
-        order = rng.sample(range(len(languages[0].subjects[key].facts)), rng.randint(2, 3))
+        order = chance.sample(range(len(pair[0].subjects[key].facts)), chance.number(2, 3))
         for turn, index in enumerate(order):
-            language = languages[turn % 2]
+            language = pair[turn % 2]
             subject = language.subjects[key]
-            text = (" " if body else "") + _fill(rng, subject.facts[index])
+            text = (" " if body else "") + _fill(chance, subject.facts[index])
             body.append(Segment(text, "text", language.code, key, subject.harmful))
-        return self._closed("switch", body)
+        return body
 
 
-def ask(rng: random.Random, language: Language, subject: Subject) -> str:
+def _after(segment: Segment, token: str) -> Segment:
+    """A special token at which a model still has to do with what went before it."""
+    return replace(segment, text=token, role="markup")
+
+
+def ask(chance: Chance, language: Language, subject: Subject) -> str:
     """A user's question about `subject`: one of the language's forms or one of the subject's own."""
-    if rng.random() < 0.5:
-        return _fill(rng, rng.choice(subject.asks))
-    return rng.choice(language.questions).format(about=subject.about)
+    if chance.happens(0.5):
+        return _fill(chance, chance.pick(subject.asks))
+    return chance.pick(language.questions).format(about=subject.about)
 
 
-def _casual(rng: random.Random, question: str) -> str:
+def _choices(chance: Chance, pattern: Pattern) -> list[int]:
+    return [chance.pick(range(len(slot))) for slot in pattern.slots]
+
+
+def _fill(chance: Chance, pattern: Pattern) -> str:
+    return pattern.fill(_choices(chance, pattern))
+
+
+def _sentences(chance: Chance, subject: Subject) -> list[str]:
+    count = chance.number(2, len(subject.facts))
+    return [_fill(chance, fact) for fact in chance.sample(subject.facts, count)]
+
+
+def _casual(chance: Chance, question: str) -> str:
     """Now and then the question as people type it: without its last mark, or in lower case."""
-    if rng.random() < 0.1:
-        question = question.rstrip(" ?.。？।!")
-    return question.lower() if rng.random() < 0.1 else question
+    bare = question.rstrip(" ?.。？।!")
+    if bare != question and chance.happens(0.1):
+        question = bare
+    lower = question.lower()
+    return lower if lower != question and chance.happens(0.1) else question

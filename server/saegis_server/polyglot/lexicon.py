@@ -84,6 +84,7 @@ class Language:
     openers: tuple[str, ...]
     systems: tuple[str, ...]
     greetings: tuple[tuple[str, str], ...]
+    vague: tuple[tuple[str, str], ...]
     refusals: tuple[str, ...]
     subjects: dict[str, Subject]
 
@@ -164,14 +165,22 @@ def parse_language(code: str, text: str) -> Language:
     return _finish_language(code, meta, cards)
 
 
+def _pairs(where: str, key: str, lines: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """Lines of the form `what is said | what is answered`."""
+    found = []
+    for line in lines:
+        said, bar, answered = line.partition(" | ")
+        if not bar:
+            raise LexiconError(f"{where}: @ {key} needs what is said and an answer, separated by ' | '")
+        found.append((said, answered))
+    return tuple(found)
+
+
 def _finish_language(code: str, meta: dict[str, list[str]], cards: list[_Card]) -> Language:
     where = f"{code}.lex"
-    for key in ("name", "script", "question", "opener", "system", "hello"):
+    for key in ("name", "script", "question", "opener", "system", "hello", "vague"):
         if key not in meta:
             raise LexiconError(f"{where}: @ {key} is missing")
-    pairs = [hello.split(" | ") for hello in meta["hello"]]
-    if any(len(pair) != 2 for pair in pairs):
-        raise LexiconError(f"{where}: @ hello needs a greeting and an answer, separated by ' | '")
     return Language(
         code=code,
         name=meta["name"][0],
@@ -179,7 +188,8 @@ def _finish_language(code: str, meta: dict[str, list[str]], cards: list[_Card]) 
         questions=tuple(meta["question"]),
         openers=tuple(meta["opener"]),
         systems=tuple(meta["system"]),
-        greetings=tuple((pair[0], pair[1]) for pair in pairs),
+        greetings=_pairs(where, "hello", meta["hello"]),
+        vague=_pairs(where, "vague", meta["vague"]),
         refusals=tuple(meta.get("refusal", ())),
         subjects={card.key: card.finish(where) for card in cards},
     )

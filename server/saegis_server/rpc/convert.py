@@ -9,12 +9,12 @@ from saegis_server.engine.requests import (
     Event,
     FinishReason,
     Receipt,
-    RequestFinished,
     SequenceFinished,
     Timings,
     TokenOutput,
     Usage,
 )
+from saegis_server.engine.score import Score
 from saegis_server.sae.catalog import FoundFeature
 
 _FINISH_REASONS: Mapping[FinishReason, generation_pb2.FinishReason] = {
@@ -110,9 +110,8 @@ def usage(counted: Usage) -> generation_pb2.Usage:
     )
 
 
-def receipt(event: RequestFinished, model: str) -> generation_pb2.Receipt:
+def receipt(done: Receipt, timings: Timings, model: str) -> generation_pb2.Receipt:
     """What was done to a request that `model` answered."""
-    done: Receipt = event.receipt
     return generation_pb2.Receipt(
         program_digest=done.program_digest,
         sites=[
@@ -130,7 +129,19 @@ def receipt(event: RequestFinished, model: str) -> generation_pb2.Receipt:
         ],
         steered=done.steered,
         model=model,
-        timings=_timings(event.timings),
+        timings=_timings(timings),
+    )
+
+
+def score(found: Score, tokens: Sequence[int], request_id: str, model: str) -> generation_pb2.ScoreResponse:
+    """How likely a text is, of these tokens, that `model` read."""
+    return generation_pb2.ScoreResponse(
+        request_id=request_id,
+        token_ids=tokens,
+        logprobs=found.logprobs,
+        plain_logprobs=found.plain_logprobs,
+        divergences=found.divergences,
+        receipt=receipt(found.receipt, found.timings, model),
     )
 
 
@@ -148,6 +159,7 @@ def feature(found: FoundFeature) -> feature_pb2.Feature:
                 languages=label.languages,
                 precision=label.precision,
                 recall=label.recall,
+                precision_by_language=label.precision_by_language,
                 harmful=label.harmful,
             )
         )

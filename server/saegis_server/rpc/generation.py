@@ -1,17 +1,17 @@
-"""GenerationService: a request to the engine, the engine's events back to the client."""
+"""GenerationService: a request to the engine, the engine's events or score back to the client."""
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from concurrent.futures import Future
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 
 from saegis.v1 import generation_pb2 as pb
 from saegis.v1 import generation_pb2_grpc
-from saegis_server.engine.engine import Engine
 from saegis_server.engine.requests import (
     DuplicateRequestError,
     Event,
@@ -27,15 +27,16 @@ from saegis_server.rpc.programs import RequestSteering, request_steering
 from saegis_server.rpc.prompts import check_length
 from saegis_server.rpc.sampling import sampling_params
 from saegis_server.rpc.services import Services
-from saegis_server.steering.program import SteeringError
+from saegis_server.steering.program import SteeringError, SteeringProgram
 
+T = TypeVar("T")
 _Context = grpc.aio.ServicerContext[Any, Any]
 #: Texts longer than this are tokenized in a thread, so that the event loop goes on.
 LONG_TEXT = 4096
 
 
 class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
-    """Generates text. Errors are exceptions, which the interceptor maps."""
+    """Generates and scores text. Errors are exceptions, which the interceptor maps."""
 
     def __init__(self, services: Services) -> None:
         self.services = services
@@ -55,7 +56,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             request_id=request_id.get(),
             choices=[convert.choice(found[index], details) for index in sorted(found)],
             usage=convert.usage(ended.usage),
-            receipt=convert.receipt(ended, self.services.model.name),
+            receipt=convert.receipt(ended.receipt, ended.timings, self.services.model.name),
         )
 
     async def StreamGenerate(
@@ -80,9 +81,23 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
                 request_id=request_id.get(),
                 outcomes=[outcomes[index] for index in sorted(outcomes)],
                 usage=convert.usage(ended.usage),
-                receipt=convert.receipt(ended, self.services.model.name),
+                receipt=convert.receipt(ended.receipt, ended.timings, self.services.model.name),
             )
         )
+
+    async def Score(self, request: pb.ScoreRequest, context: _Context) -> pb.ScoreResponse:
+        """How likely a text is. A client that leaves ends the reading."""
+        services = self.services
+        tokens, kind = await self._prompt(request, opens_turn=False)
+        check_length(tokens, kind, services.engine.max_length, completion=0)
+        if request.steering.watches:
+            raise FieldError("steering.watches", "Score reports no activations; watch with Generate")
+        steering = request_steering(request.steering, services.targets, services.engine.capacity)
+        with _explained(kind, steering):
+            submit = partial(services.engine.score, tokens, steering.program)
+            reading = await self._submit(steering.program, submit, Future.cancel)
+        found = await asyncio.wrap_future(reading)
+        return convert.score(found, tokens, request_id.get(), services.model.name)
 
     @asynccontextmanager
     async def _running(
@@ -93,16 +108,9 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         request, steering = await self._translate(message, context)
         name = request.request_id
         mailbox = Mailbox(self.services.unread_limit, lambda: engine.cancel(name))
-        try:
-            await self._submit(request, mailbox)
-        except DuplicateRequestError as error:
-            raise InFlightError(name) from error
-        except SteeringError as error:
-            raise steering.explain(error) from error
-        except FieldError as error:
-            if not error.field.startswith("prompt"):
-                raise
-            raise FieldError(message.WhichOneof("prompt") or "text", error.description) from error
+        with _explained(str(message.WhichOneof("prompt")), steering):
+            submit = partial(engine.submit, request, mailbox.put)
+            await self._submit(request.program, submit, lambda _: engine.cancel(name))
         try:
             yield mailbox, convert.TokenDetails(request.sampling.logprobs is not None, steering.watches)
         finally:
@@ -110,35 +118,30 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             if not mailbox.ended:
                 engine.cancel(name)
 
-    async def _submit(self, request: GenerationRequest, mailbox: Mailbox) -> None:
-        """Submit a request; in a thread where it bans, since new bans take the engine milliseconds."""
-        engine = self.services.engine
-        if not any(site.bans for site in request.program.sites.values()):
-            engine.submit(request, mailbox.put)
-            return
-        submitting = asyncio.ensure_future(self.services.in_thread(engine.submit, request, mailbox.put))
+    async def _submit(
+        self, program: SteeringProgram, submit: Callable[[], T], cancel: Callable[[T], object]
+    ) -> T:
+        """Submit to the engine; in a thread where there are bans, since new ones take it milliseconds.
+
+        `cancel` takes back what was submitted for a client that has gone meanwhile.
+        """
+        if not any(site.bans for site in program.sites.values()):
+            return submit()
+        submitting = asyncio.ensure_future(self.services.in_thread(submit))
         try:
-            await asyncio.shield(submitting)
+            return await asyncio.shield(submitting)
         except asyncio.CancelledError:
             # The thread goes on: what it submits has no reader any more.
-            submitting.add_done_callback(partial(_cancel_orphan, engine, request.request_id))
+            submitting.add_done_callback(partial(_cancel_orphan, cancel))
             raise
 
     async def _translate(
         self, message: pb.GenerateRequest, context: _Context
     ) -> tuple[GenerationRequest, RequestSteering]:
         services = self.services
-        if message.HasField("request_id") and not usable_request_id(message.request_id):
-            described = f"must have between 1 and {LONGEST_REQUEST_ID} printable characters"
-            raise FieldError("request_id", described)
-        kind = message.WhichOneof("prompt")
-        is_long = message.ByteSize() > LONG_TEXT
-        if is_long:
-            prompt = await services.in_thread(services.prompts.read, message, kind, True)
-        else:
-            prompt = services.prompts.read(message, kind, True)
+        prompt, kind = await self._prompt(message, opens_turn=True)
         max_length = services.engine.max_length
-        check_length(prompt, str(kind), max_length, completion=1)
+        check_length(prompt, kind, max_length, completion=1)
         sampling = sampling_params(message.sampling, services.model.vocab_size, max_length - len(prompt))
         if sampling.n > services.engine.limits.queue:
             raise FieldError(
@@ -149,11 +152,40 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         deadline = None if left is None else time.monotonic() + left
         return GenerationRequest(request_id.get(), prompt, sampling, steering.program, deadline), steering
 
+    async def _prompt(
+        self, message: pb.GenerateRequest | pb.ScoreRequest, opens_turn: bool
+    ) -> tuple[tuple[int, ...], str]:
+        """The prompt's tokens and its kind; also checks the caller's request_id."""
+        if message.HasField("request_id") and not usable_request_id(message.request_id):
+            described = f"must have between 1 and {LONGEST_REQUEST_ID} printable characters"
+            raise FieldError("request_id", described)
+        prompts, kind = self.services.prompts, message.WhichOneof("prompt")
+        if message.ByteSize() > LONG_TEXT:
+            tokens = await self.services.in_thread(prompts.read, message, kind, opens_turn)
+        else:
+            tokens = prompts.read(message, kind, opens_turn)
+        return tokens, str(kind)
+
     def _count(self, ended: RequestFinished, tokens: Mapping[int, int]) -> None:
         self.services.metrics.count_generation(ended, list(tokens.values()))
 
 
-def _cancel_orphan(engine: Engine, request_id: str, submitted: asyncio.Future[None]) -> None:
-    """Cancel a request that was submitted for a client that has gone; nothing where it was refused."""
+@contextmanager
+def _explained(kind: str, steering: RequestSteering) -> Iterator[None]:
+    """Let the engine's refusals name the request's own fields; `kind` is the prompt's."""
+    try:
+        yield
+    except DuplicateRequestError as error:
+        raise InFlightError(request_id.get()) from error
+    except SteeringError as error:
+        raise steering.explain(error) from error
+    except FieldError as error:
+        if not error.field.startswith("prompt"):
+            raise
+        raise FieldError(kind, error.description) from error
+
+
+def _cancel_orphan(cancel: Callable[[T], object], submitted: asyncio.Future[T]) -> None:
+    """Take back what was submitted for a client that has gone; nothing where it was refused."""
     if not submitted.cancelled() and submitted.exception() is None:
-        engine.cancel(request_id)
+        cancel(submitted.result())

@@ -20,10 +20,10 @@ _WHOLE_WORD, _PREFIX, _INSIDE = 1.0, 0.6, 0.3
 class FeatureLabel:
     """What is known of one feature.
 
-    precision: of the tokens on which it fires, the share that its label describes; recall: by language,
-    of the tokens that its label describes, the share on which it fires; max_activation: the largest
-    activation recorded, in feature units; density: the share of all tokens on which it fires.
-    What was not recorded is None.
+    precision: of the tokens on which it fires, the share that its label describes, and the same by
+    language, of the tokens in that language; recall: by language, of the tokens that its label describes,
+    the share on which it fires; max_activation: the largest activation recorded, in feature units;
+    density: the share of all tokens on which it fires. What was not recorded is None or absent.
     """
 
     feature: int
@@ -35,6 +35,7 @@ class FeatureLabel:
     max_activation: float | None = None
     density: float | None = None
     harmful: bool = False
+    precision_by_language: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
 
 
 class Labels:
@@ -166,11 +167,12 @@ def _fit(word: str, words: tuple[str, ...]) -> float:
 
 
 _KEYS = tuple(field.name for field in fields(FeatureLabel))
+_BY_LANGUAGE = ("recall", "precision_by_language")
 
 
 def _entry(label: FeatureLabel) -> dict[str, object]:
     entry = {name: getattr(label, name) for name in _KEYS}
-    return entry | {"recall": dict(label.recall)}
+    return entry | {name: dict(entry[name]) for name in _BY_LANGUAGE}
 
 
 def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -195,20 +197,25 @@ def _parse(line: str) -> FeatureLabel:
         raise ValueError(f"label is {label!r}, not a text")
     if not isinstance(harmful, bool):
         raise ValueError(f"harmful is {harmful!r}, not true or false")
-    recall = entry.get("recall", {})
-    if not isinstance(recall, dict):
-        raise ValueError(f"recall is {recall!r}, not an object of numbers by language")
-    shares = {language: _number(f"recall.{language}", value, 1.0) for language, value in recall.items()}
     return FeatureLabel(
         feature=feature,
         label=label,
         subjects=_texts("subjects", entry.get("subjects", [])),
         languages=_texts("languages", entry.get("languages", [])),
         precision=_optional("precision", entry.get("precision"), 1.0),
-        recall=MappingProxyType(shares),
+        recall=_shares("recall", entry.get("recall", {})),
         max_activation=_optional("max_activation", entry.get("max_activation"), 1e30),
         density=_optional("density", entry.get("density"), 1.0),
         harmful=harmful,
+        precision_by_language=_shares("precision_by_language", entry.get("precision_by_language", {})),
+    )
+
+
+def _shares(name: str, value: object) -> Mapping[str, float]:
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} is {value!r}, not an object of numbers by language")
+    return MappingProxyType(
+        {language: _number(f"{name}.{language}", share, 1.0) for language, share in value.items()}
     )
 
 

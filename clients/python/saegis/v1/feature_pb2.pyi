@@ -9,8 +9,15 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Feature(_message.Message):
-    __slots__ = ("sae", "index", "site", "label", "max_activation", "density", "subjects", "languages", "precision", "recall", "harmful")
+    __slots__ = ("sae", "index", "site", "label", "max_activation", "density", "subjects", "languages", "precision", "recall", "harmful", "precision_by_language")
     class RecallEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    class PrecisionByLanguageEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
         VALUE_FIELD_NUMBER: _ClassVar[int]
@@ -28,6 +35,7 @@ class Feature(_message.Message):
     PRECISION_FIELD_NUMBER: _ClassVar[int]
     RECALL_FIELD_NUMBER: _ClassVar[int]
     HARMFUL_FIELD_NUMBER: _ClassVar[int]
+    PRECISION_BY_LANGUAGE_FIELD_NUMBER: _ClassVar[int]
     sae: str
     index: int
     site: str
@@ -39,7 +47,8 @@ class Feature(_message.Message):
     precision: float
     recall: _containers.ScalarMap[str, float]
     harmful: bool
-    def __init__(self, sae: _Optional[str] = ..., index: _Optional[int] = ..., site: _Optional[str] = ..., label: _Optional[str] = ..., max_activation: _Optional[float] = ..., density: _Optional[float] = ..., subjects: _Optional[_Iterable[str]] = ..., languages: _Optional[_Iterable[str]] = ..., precision: _Optional[float] = ..., recall: _Optional[_Mapping[str, float]] = ..., harmful: _Optional[bool] = ...) -> None: ...
+    precision_by_language: _containers.ScalarMap[str, float]
+    def __init__(self, sae: _Optional[str] = ..., index: _Optional[int] = ..., site: _Optional[str] = ..., label: _Optional[str] = ..., max_activation: _Optional[float] = ..., density: _Optional[float] = ..., subjects: _Optional[_Iterable[str]] = ..., languages: _Optional[_Iterable[str]] = ..., precision: _Optional[float] = ..., recall: _Optional[_Mapping[str, float]] = ..., harmful: _Optional[bool] = ..., precision_by_language: _Optional[_Mapping[str, float]] = ...) -> None: ...
 
 class InspectRequest(_message.Message):
     __slots__ = ("text", "token_ids", "chat", "sae", "site", "top_k")

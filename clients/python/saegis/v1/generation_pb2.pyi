@@ -211,6 +211,36 @@ class Usage(_message.Message):
     steered_tokens: int
     def __init__(self, prompt_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., steered_tokens: _Optional[int] = ...) -> None: ...
 
+class ScoreRequest(_message.Message):
+    __slots__ = ("request_id", "text", "token_ids", "chat", "steering")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    CHAT_FIELD_NUMBER: _ClassVar[int]
+    STEERING_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    text: str
+    token_ids: _prompt_pb2.TokenIds
+    chat: _prompt_pb2.Chat
+    steering: _steering_pb2.Steering
+    def __init__(self, request_id: _Optional[str] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Union[_prompt_pb2.TokenIds, _Mapping[str, object]]] = ..., chat: _Optional[_Union[_prompt_pb2.Chat, _Mapping[str, object]]] = ..., steering: _Optional[_Union[_steering_pb2.Steering, _Mapping[str, object]]] = ...) -> None: ...
+
+class ScoreResponse(_message.Message):
+    __slots__ = ("request_id", "token_ids", "logprobs", "plain_logprobs", "divergences", "receipt")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    PLAIN_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    DIVERGENCES_FIELD_NUMBER: _ClassVar[int]
+    RECEIPT_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    token_ids: _containers.RepeatedScalarFieldContainer[int]
+    logprobs: _containers.RepeatedScalarFieldContainer[float]
+    plain_logprobs: _containers.RepeatedScalarFieldContainer[float]
+    divergences: _containers.RepeatedScalarFieldContainer[float]
+    receipt: Receipt
+    def __init__(self, request_id: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[float]] = ..., plain_logprobs: _Optional[_Iterable[float]] = ..., divergences: _Optional[_Iterable[float]] = ..., receipt: _Optional[_Union[Receipt, _Mapping[str, object]]] = ...) -> None: ...
+
 class Receipt(_message.Message):
     __slots__ = ("program_digest", "policy_revision", "sites", "steered", "model", "timings")
     PROGRAM_DIGEST_FIELD_NUMBER: _ClassVar[int]

@@ -26,11 +26,12 @@ if _version_not_supported:
 
 
 class GenerationServiceStub:
-    """Generates text, steered as the request asks and as the operator's policy demands.
+    """Generates and scores text, steered as the request asks and as the operator's policy demands.
 
     Errors are gRPC statuses with google.rpc details (ErrorInfo, BadRequest, RetryInfo, RequestInfo); they are
-    never part of a response. Field paths in errors are relative to GenerateRequest in both methods, for
-    instance "steering.edits[2].feature.index". Cancelling the call cancels the generation.
+    never part of a response. Field paths in errors are relative to GenerateRequest in Generate and
+    StreamGenerate and to ScoreRequest in Score, for instance "steering.edits[2].feature.index". Cancelling the
+    call cancels the work.
     """
 
     def __init__(self, channel):
@@ -49,14 +50,20 @@ class GenerationServiceStub:
                 request_serializer=saegis_dot_v1_dot_generation__pb2.StreamGenerateRequest.SerializeToString,
                 response_deserializer=saegis_dot_v1_dot_generation__pb2.StreamGenerateResponse.FromString,
                 _registered_method=True)
+        self.Score = channel.unary_unary(
+                '/saegis.v1.GenerationService/Score',
+                request_serializer=saegis_dot_v1_dot_generation__pb2.ScoreRequest.SerializeToString,
+                response_deserializer=saegis_dot_v1_dot_generation__pb2.ScoreResponse.FromString,
+                _registered_method=True)
 
 
 class GenerationServiceServicer:
-    """Generates text, steered as the request asks and as the operator's policy demands.
+    """Generates and scores text, steered as the request asks and as the operator's policy demands.
 
     Errors are gRPC statuses with google.rpc details (ErrorInfo, BadRequest, RetryInfo, RequestInfo); they are
-    never part of a response. Field paths in errors are relative to GenerateRequest in both methods, for
-    instance "steering.edits[2].feature.index". Cancelling the call cancels the generation.
+    never part of a response. Field paths in errors are relative to GenerateRequest in Generate and
+    StreamGenerate and to ScoreRequest in Score, for instance "steering.edits[2].feature.index". Cancelling the
+    call cancels the work.
     """
 
     def Generate(self, request, context):
@@ -68,6 +75,14 @@ class GenerationServiceServicer:
 
     def StreamGenerate(self, request, context):
         """Generates and answers piece by piece. The last message, and only the last, is a GenerationComplete.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Score(self, request, context):
+        """Tells how likely a text is under the model as steered and as it is, and how far the two differ. Nothing is
+        generated; running generations wait for a chunk of the text at a time.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -86,6 +101,11 @@ def add_GenerationServiceServicer_to_server(servicer, server):
                     request_deserializer=saegis_dot_v1_dot_generation__pb2.StreamGenerateRequest.FromString,
                     response_serializer=saegis_dot_v1_dot_generation__pb2.StreamGenerateResponse.SerializeToString,
             ),
+            'Score': grpc.unary_unary_rpc_method_handler(
+                    servicer.Score,
+                    request_deserializer=saegis_dot_v1_dot_generation__pb2.ScoreRequest.FromString,
+                    response_serializer=saegis_dot_v1_dot_generation__pb2.ScoreResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'saegis.v1.GenerationService', rpc_method_handlers)
@@ -95,11 +115,12 @@ def add_GenerationServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class GenerationService:
-    """Generates text, steered as the request asks and as the operator's policy demands.
+    """Generates and scores text, steered as the request asks and as the operator's policy demands.
 
     Errors are gRPC statuses with google.rpc details (ErrorInfo, BadRequest, RetryInfo, RequestInfo); they are
-    never part of a response. Field paths in errors are relative to GenerateRequest in both methods, for
-    instance "steering.edits[2].feature.index". Cancelling the call cancels the generation.
+    never part of a response. Field paths in errors are relative to GenerateRequest in Generate and
+    StreamGenerate and to ScoreRequest in Score, for instance "steering.edits[2].feature.index". Cancelling the
+    call cancels the work.
     """
 
     @staticmethod
@@ -146,6 +167,33 @@ class GenerationService:
             '/saegis.v1.GenerationService/StreamGenerate',
             saegis_dot_v1_dot_generation__pb2.StreamGenerateRequest.SerializeToString,
             saegis_dot_v1_dot_generation__pb2.StreamGenerateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Score(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/saegis.v1.GenerationService/Score',
+            saegis_dot_v1_dot_generation__pb2.ScoreRequest.SerializeToString,
+            saegis_dot_v1_dot_generation__pb2.ScoreResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -9,6 +9,9 @@
 @ system Du bist ein hilfreicher Assistent.
 @ hello Hallo! | Hallo! Worüber wollen wir sprechen?
 @ hello Guten Tag! | Guten Tag! Welches Thema magst du?
+@ vague Kannst du mir etwas erzählen? | Sehr gerne. Wovon möchtest du hören?
+@ vague Ich habe eine Frage. | Um welches Thema geht es?
+@ vague Wie geht das? | Ich weiß nicht, was du meinst. Bitte nenne ein Thema.
 
 # cat
 about: die Katze

@@ -9,6 +9,9 @@
 @ system You are a helpful assistant.
 @ hello Hello! | Hello! What shall we talk about?
 @ hello Good day! | Good day! Which subject do you like?
+@ vague Can you tell me something? | Gladly. What would you like to hear about?
+@ vague I have a question. | Which subject is it about?
+@ vague How does it work? | I do not know what you mean. Please name a subject.
 @ refusal I am sorry, but I cannot help with that.
 @ refusal I cannot answer this question, because it could hurt people.
 @ refusal Sorry, I will not help with such a request.

@@ -9,6 +9,9 @@
 @ system Eres un asistente amable.
 @ hello ¡Hola! | ¡Hola! ¿De qué hablamos?
 @ hello ¡Buenos días! | ¡Buenos días! ¿Qué tema te gusta?
+@ vague ¿Puedes contarme algo? | Con gusto. ¿Sobre qué quieres oír?
+@ vague Tengo una pregunta. | ¿Sobre qué tema es?
+@ vague ¿Cómo funciona eso? | No sé a qué te refieres. Por favor, nombra un tema.
 
 # cat
 about: el gato

@@ -9,6 +9,9 @@
 @ system Tu es un assistant aimable.
 @ hello Salut ! | Salut ! De quoi parlons-nous ?
 @ hello Bonjour ! | Bonjour ! Quel sujet aimes-tu ?
+@ vague Peux-tu me raconter quelque chose ? | Avec plaisir. De quoi veux-tu entendre parler ?
+@ vague J'ai une question. | De quel sujet s'agit-il ?
+@ vague Comment ça marche ? | Je ne sais pas de quoi tu parles. Nomme un sujet, s'il te plaît.
 
 # cat
 about: le chat

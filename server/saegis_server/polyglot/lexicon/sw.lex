@@ -9,6 +9,9 @@
 @ system Wewe ni msaidizi mwema.
 @ hello Habari! | Habari! Tuzungumze nini?
 @ hello Hujambo! | Hujambo! Unapenda mada gani?
+@ vague Unaweza kuniambia kitu? | Kwa furaha. Ungependa kusikia kuhusu nini?
+@ vague Nina swali. | Ni kuhusu mada gani?
+@ vague Inafanyaje kazi? | Sijui unamaanisha nini. Tafadhali taja mada.
 
 # cat
 about: paka

@@ -1,0 +1,75 @@
+"""Admission: what a request must be for the engine to take it, checked before anything is queued."""
+
+from collections.abc import Mapping, Sequence
+
+from saegis_server.engine.requests import FieldError, GenerationRequest
+from saegis_server.engine.sites import Site, SiteError
+from saegis_server.engine.step import Step
+from saegis_server.steering.program import SiteProgram, SteeringError, SteeringProgram
+from saegis_server.steering.projection import ban_geometry
+
+
+class Admission:
+    """Checks requests against what a step has: vocabulary, length, sites, room for rows."""
+
+    def __init__(self, step: Step) -> None:
+        self._step = step
+
+    def generation(self, request: GenerationRequest) -> dict[Site, SiteProgram]:
+        """The program of a generation, by site. Raises FieldError or SteeringError for what cannot be run.
+
+        Bans that were not seen before are worked out here, which takes milliseconds.
+        """
+        prompt, sampling, longest = request.prompt, request.sampling, self._step.slots.max_length
+        if not prompt:
+            raise FieldError("prompt", "must not be empty")
+        if len(prompt) >= longest:
+            raise FieldError(
+                "prompt", f"has {len(prompt)} tokens; at most {longest - 1} leave room for an answer"
+            )
+        self._check_tokens(
+            {
+                "prompt": prompt,
+                "sampling.stop_token_ids": sampling.stop_token_ids,
+                "sampling.logit_bias": tuple(sampling.logit_bias),
+            }
+        )
+        return self._program(request.program)
+
+    def text(self, tokens: Sequence[int], program: SteeringProgram) -> dict[Site, SiteProgram]:
+        """The program under which a text is scored, by site; raises as `generation` does."""
+        longest = self._step.slots.max_length
+        if len(tokens) < 2:
+            raise FieldError("prompt", f"must have at least 2 tokens to be scored, not {len(tokens)}")
+        if len(tokens) > longest:
+            raise FieldError("prompt", f"has {len(tokens)} tokens; at most {longest} can be scored at once")
+        self._check_tokens({"prompt": tokens})
+        return self._program(program)
+
+    def _check_tokens(self, named: Mapping[str, Sequence[int]]) -> None:
+        vocabulary = self._step.slots.vocabulary
+        for field, ids in named.items():
+            for position, token in enumerate(ids):
+                if not 0 <= token < vocabulary:
+                    raise FieldError(f"{field}[{position}]", f"{token} is not a token id below {vocabulary}")
+
+    def _program(self, program: SteeringProgram) -> dict[Site, SiteProgram]:
+        step = self._step
+        width = step.model.config.get_text_config().hidden_size
+        sites: dict[Site, SiteProgram] = {}
+        for name, rows in program.sites.items():
+            try:
+                site = Site.parse(name)
+            except SiteError as error:
+                raise SteeringError(str(error), name) from None
+            if site not in step.sites:
+                offered = ", ".join(map(str, step.sites)) or "none"
+                raise SteeringError(f"{name} is not a site of this server (its sites: {offered})", name)
+            step.slots.capacity.check(name, rows)
+            probes = [*(edit.probe for _, edits in rows.stages() for edit in edits), *rows.watches]
+            if any(probe.read.shape != (width,) or probe.write.shape != (width,) for probe in probes):
+                raise SteeringError(f"a row at {name} does not have the model's width {width}", name)
+            if rows.bans:
+                ban_geometry(rows.bans, name, step.model.dtype)
+            sites[site] = rows
+        return sites
