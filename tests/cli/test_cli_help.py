@@ -19,6 +19,9 @@ COMMANDS = (
     ("features", "search"),
     ("features", "contrast"),
     ("features", "show"),
+    ("features", "label"),
+    ("features", "choose"),
+    ("eval", "coverage"),
 )
 
 

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import pytest
 
 from saegis import FinishReason, Receipt, SiteReceipt, Timings, Usage
-from saegis_server.cli.output import plain, print_json
+from saegis_server.cli.output import plain, print_json, shares
 from saegis_server.cli.receipts import receipt_line
 
 
@@ -50,3 +50,8 @@ def test_the_receipts_line_tells_the_three_cases_apart() -> None:
     assert "steered 7 of 10 tokens: 1 edits, 2 bans (fired 3 times)" in line
     assert "in 1.50 s" in line
     assert "abababababababab]" in line
+
+
+def test_shares_stand_on_one_line_by_language() -> None:
+    assert shares({"fr": 0.5, "en": 0.256}) == "en 0.26  fr 0.50"
+    assert shares({}) == "-"

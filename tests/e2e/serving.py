@@ -20,7 +20,14 @@ from tests.rpc import tiny
 
 SITE = "layers.1.resid_post"
 LABELS = (
-    {"feature": 3, "label": "the red bridge", "max_activation": 4.0, "languages": ["en"], "density": 0.1},
+    {
+        "feature": 3,
+        "label": "the red bridge",
+        "max_activation": 4.0,
+        "languages": ["en"],
+        "density": 0.1,
+        "precision_by_language": {"de": 0.7},
+    },
     {"feature": 5, "label": "a river", "max_activation": 2.0},
     {"feature": 7, "label": "poison", "max_activation": 3.0, "harmful": True},
 )

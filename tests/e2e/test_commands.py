@@ -123,7 +123,9 @@ def test_features_are_found_by_label_and_shown() -> None:
     assert len(run_json("features", "search", "--limit", "2")["features"]) == 2
     assert "no label matches 'unicorn'" in run("features", "search", "unicorn")[1]
     assert run_json("features", "show", "poison")["harmful"] is True
-    assert "4.000" in run("features", "show", "3")[0]
+    shown = run("features", "show", "3")[0]
+    assert "4.000" in shown
+    assert "de 0.70" in shown
     assert "features show" not in run("features", "show", "no such label", code=1)[0]
 
 

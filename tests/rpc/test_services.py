@@ -97,6 +97,7 @@ def test_get_feature(stubs: Stubs) -> None:
     assert (found.max_activation, found.harmful) == (4.0, False)
     assert found.density == pytest.approx(0.01)
     assert found.recall["en"] == pytest.approx(0.8)
+    assert found.precision_by_language["de"] == pytest.approx(0.7)
     assert get(label="THE RED BRIDGE") == found
     assert get(index=7).harmful
     bare = get(index=40)

@@ -18,7 +18,9 @@ SITES = (FIRST_SITE, SECOND_SITE)
 TEXT = "The bridge is red. The river runs under the bridge. Birds sing; the day is long and warm."
 
 LABELS = (
-    FeatureLabel(3, "the red bridge", ("bridge",), ("en", "de"), 0.9, {"en": 0.8}, 4.0, 0.01),
+    FeatureLabel(
+        3, "the red bridge", ("bridge",), ("en", "de"), 0.9, {"en": 0.8}, 4.0, 0.01, False, {"de": 0.7}
+    ),
     FeatureLabel(5, "a river", ("river",), ("en",), max_activation=2.0),
     FeatureLabel(7, "poison", ("poison",), ("en",), max_activation=3.0, harmful=True),
     FeatureLabel(8, "twins"),

@@ -35,13 +35,14 @@ def test_fields_are_read(tmp_path: Path) -> None:
     line = (
         '{"feature": 5, "label": "fog", "subjects": ["weather"], "languages": ["en", "de"], '
         '"precision": 0.5, "recall": {"en": 1, "de": 0.25}, '
-        '"max_activation": 9.5, "density": 0.125, "harmful": true}'
+        '"max_activation": 9.5, "density": 0.125, "harmful": true, '
+        '"precision_by_language": {"en": 0.75}}'
     )
     labels = Labels.load(_write(tmp_path, line, "", '{"feature": 2, "label": "rain"}'), features=6)
     assert [label.feature for label in labels] == [2, 5]
     fog = labels.get(5)
     assert fog == FeatureLabel(
-        5, "fog", ("weather",), ("en", "de"), 0.5, {"en": 1.0, "de": 0.25}, 9.5, 0.125, harmful=True
+        5, "fog", ("weather",), ("en", "de"), 0.5, {"en": 1.0, "de": 0.25}, 9.5, 0.125, True, {"en": 0.75}
     )
     assert labels.get(2) == FeatureLabel(2, "rain")
 
@@ -59,6 +60,7 @@ labels_strategy = st.lists(
         max_activation=st.none() | st.floats(0.0, 1e30),
         density=st.none() | finite,
         harmful=st.booleans(),
+        precision_by_language=st.dictionaries(st.text(st.characters(codec="utf-8")), finite),
     ),
     unique_by=lambda label: label.feature,
     max_size=5,
@@ -93,6 +95,8 @@ def test_what_is_saved_is_loaded(
         ('{"feature": 3, "label": "x", "max_activation": "9"}', "max_activation is '9'"),
         ('{"feature": 3, "label": "x", "recall": [0.1]}', r"recall is \[0.1\], not an object"),
         ('{"feature": 3, "label": "x", "recall": {"en": -1}}', "recall.en is -1"),
+        ('{"feature": 3, "label": "x", "precision_by_language": 1}', "precision_by_language is 1, not an"),
+        ('{"feature": 3, "label": "x", "precision_by_language": {"en": 2}}', "precision_by_language.en is 2"),
         ('{"feature": 3, "label": "x", "harmful": 1}', "harmful is 1, not true or false"),
         ('{"feature": 0, "label": "x"}', "feature 0 stands in line 1 already"),
         ('{"feature": 24, "label": "x"}', "feature 24 does not exist: there are 24"),

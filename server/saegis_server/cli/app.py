@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from saegis.version import __version__
-from saegis_server.cli import bench, chat, demo, features, generate, inspect, serve
+from saegis_server.cli import bench, chat, demo, eval, features, generate, inspect, serve, train
 
 EPILOG = """
 [bold]Start here[/bold]
@@ -35,6 +35,8 @@ app.command(epilog=generate.EPILOG)(generate.generate)
 app.command(epilog=chat.EPILOG)(chat.chat)
 app.command(epilog=inspect.EPILOG)(inspect.inspect)
 app.add_typer(features.app, name="features")
+app.add_typer(eval.app, name="eval")
+app.add_typer(train.app, name="train")
 app.command(epilog=bench.EPILOG)(bench.bench)
 
 

@@ -1,4 +1,7 @@
-"""The commands `saegis features search | contrast | show`: find features and see what is known of them."""
+"""The commands `saegis features search | contrast | show`: find features and see what is known of them.
+
+The others of `saegis features` have a module each.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +13,15 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from saegis_server.cli import options
+from saegis_server.cli import features_choose, features_label, options
 from saegis_server.cli.connection import DEFAULT_SERVER, connected
 from saegis_server.cli.edits import EditSyntaxError, parse_target
-from saegis_server.cli.output import USAGE, console, fail, notes, print_json
+from saegis_server.cli.output import USAGE, console, fail, notes, print_json, shares
 
 if TYPE_CHECKING:
     from saegis import Contrast, FeatureInfo
 
-app = typer.Typer(no_args_is_help=True, help="Find features by label or by contrast, and show one.")
+app = typer.Typer(no_args_is_help=True, help="Find features, label them, and choose those for a ban.")
 
 SEARCH_EPILOG = """
 [bold]Examples[/bold]
@@ -138,6 +141,10 @@ def show(
     console().print(table)
 
 
+app.command(epilog=features_label.EPILOG)(features_label.label)
+app.command(epilog=features_choose.EPILOG)(features_choose.choose)
+
+
 def features_table(found: Iterable[FeatureInfo], title: str) -> Table:
     """One row for each feature."""
     table = Table(title=title, title_justify="left", title_style="bold")
@@ -185,9 +192,10 @@ def _rows(found: FeatureInfo) -> list[tuple[str, str]]:
         ("recorded maximum", _number(found.max_activation, "{:.3f}")),
         ("density", _number(found.density, "{:.5f}")),
         ("precision", _number(found.precision, "{:.3f}")),
+        ("precision by language", shares(found.precision_by_language)),
+        ("recall by language", shares(found.recall)),
         ("subjects", ", ".join(found.subjects) or "-"),
         ("languages", ", ".join(found.languages) or "-"),
-        ("recall", "  ".join(f"{code} {share:.2f}" for code, share in found.recall.items()) or "-"),
         ("harmful", "yes" if found.harmful else "no"),
     ]
 

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -59,6 +59,11 @@ def plain(value: object) -> Any:
     if value is None or isinstance(value, bool | int | float):
         return value
     raise TypeError(f"{type(value).__name__} has no JSON form")
+
+
+def shares(by_language: Mapping[str, float]) -> str:
+    """Shares by language on one line, "-" for none."""
+    return "  ".join(f"{code} {share:.2f}" for code, share in sorted(by_language.items())) or "-"
 
 
 def fail(message: str, hint: str = "", code: int = FAILURE, details: Iterable[str] = ()) -> typer.Exit:

@@ -11,6 +11,8 @@ from saegis_server.steering.rows import Norm
 
 #: The version of the layout: without one of at least 6, SAELens takes a file for the flat form before it.
 LAYOUT_VERSION = "6.0.0"
+#: A text beside an SAE on which the server checks it.
+SAMPLE_FILE = "sample.txt"
 _NORM_NAMES = {
     Norm.NONE: "none",
     Norm.CONSTANT_NORM: "constant_norm_rescale",
@@ -18,11 +20,12 @@ _NORM_NAMES = {
 }
 
 
-def save_sae(sae: SparseAutoencoder, path: Path) -> None:
+def save_sae(sae: SparseAutoencoder, path: Path, sample: str | None = None) -> None:
     """Write `cfg.json` and `sae_weights.safetensors` (float32) into the directory `path`, made if absent.
 
-    The SAE's metadata is kept. Raises OSError if the files cannot be written and TypeError for metadata
-    that JSON cannot hold.
+    The SAE's metadata is kept. sample: a text of the kind that it was trained on, written to `sample.txt`:
+    the server checks the SAE on it and not on its built-in text. Raises OSError if the files cannot be
+    written and TypeError for metadata that JSON cannot hold.
     """
     metadata: dict[str, object] = {"sae_lens_version": LAYOUT_VERSION, **sae.metadata}
     # A factor that was folded into the weights must not be folded again.
@@ -49,3 +52,5 @@ def save_sae(sae: SparseAutoencoder, path: Path) -> None:
     path.mkdir(parents=True, exist_ok=True)
     save_file({name: tensor.contiguous() for name, tensor in sae.tensors().items()}, path / WEIGHTS_FILE)
     (path / CONFIG_FILE).write_text(content, encoding="utf-8")
+    if sample is not None:
+        (path / SAMPLE_FILE).write_text(sample, encoding="utf-8", newline="")

@@ -1,0 +1,63 @@
+"""What the commands of `saegis eval` read and write: shipped files by default, results, and their places."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from saegis_server.cli.output import USAGE, fail, notes, plain
+
+
+def shipped(name: str, option: str) -> Path:
+    """A file that comes with the reference model; ends the command where it is missing."""
+    from saegis_server.polyglot.shipped import WEIGHTS
+
+    path = WEIGHTS / "eval" / name
+    if not path.is_file():
+        raise fail(f"the reference model's {name} is not at {path}", f"give a file of your own with {option}")
+    return path
+
+
+@contextmanager
+def inputs() -> Iterator[None]:
+    """End the command with a usage error where a file, a scorer or an option's value is wrong."""
+    from saegis_server.evaluation.errors import EvaluationFileError
+
+    try:
+        yield
+    except EvaluationFileError as error:
+        raise fail(str(error), "see the command's --help for what the file must hold", USAGE) from error
+    except ValueError as error:
+        raise fail(str(error), "see the command's --help", USAGE) from error
+
+
+def check_places(out: Path | None, plot: Path | None) -> None:
+    """End the command, before the long work, where a result could not be written in the end."""
+    for option, path in (("--out", out), ("--plot", plot)):
+        if path is not None and not path.parent.is_dir():
+            raise fail(f"{option} {path}: there is no folder {path.parent}", "make it first", USAGE)
+        if path is not None and path.is_dir():
+            raise fail(f"{option} {path}: is a folder", "name a file in it", USAGE)
+    if plot is not None and plot.suffix.lower() != ".png":
+        raise fail(f"--plot {plot}: plots are PNG files", f"write --plot {plot.with_suffix('.png')}", USAGE)
+
+
+def write_result(path: Path | None, result: object) -> None:
+    """Write a result as JSON where a path is given, and say so."""
+    if path is None:
+        return
+    text = json.dumps(plain(result), ensure_ascii=False, indent=2, allow_nan=False)
+    path.write_text(text + "\n", encoding="utf-8")
+    tell_written(path)
+
+
+def tell_written(path: Path) -> None:
+    """Say on standard error that a file was written."""
+    notes().print(f"wrote {path}", style="dim", markup=False, soft_wrap=True)
+
+
+def codes(text: str) -> tuple[str, ...]:
+    """The language codes of a comma-separated list."""
+    return tuple(code for code in (each.strip() for each in text.split(",")) if code)

@@ -1,0 +1,99 @@
+"""BatchTopK: the k·n strongest activations of a batch stay on, in nested groups of features if wanted."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from saegis_server.sae.autoencoder import Architecture, SparseAutoencoder
+from saegis_server.training.objective import Losses, Objective, revival, variance
+from saegis_server.training.settings import SAETraining
+from saegis_server.training.sparse import Places, decoded, encoded
+
+#: Over what share of the steps, and over how many at most, the weakest active activation is averaged.
+_AVERAGED_SHARE, _AVERAGED_STEPS = 0.05, 100.0
+#: Where the weakest active activation is looked for, as a share of the last one.
+_HINT = 0.85
+
+
+class BatchTopK(Objective):
+    """BatchTopK (Bussmann et al. 2024, arXiv 2412.06410), kept as a JumpReLU.
+
+    Its threshold is the running mean of the weakest activation that stayed on. With groups the loss is the
+    mean over the prefixes of groups of the error of a reconstruction from that prefix alone, all with the one
+    choice of what stays on (Matryoshka: Bussmann et al. 2025, arXiv 2503.17547): the first groups learn what
+    is general, the later ones what is particular.
+    """
+
+    threshold: Tensor
+    hint: Tensor
+
+    def __init__(self, first: Tensor, settings: SAETraining) -> None:
+        """See Objective."""
+        super().__init__(first, settings)
+        groups = settings.groups or (settings.features,)
+        self.prefixes: list[int] = torch.tensor(groups).cumsum(0).tolist()
+        self.register_buffer("threshold", torch.zeros((), dtype=torch.double, device=first.device))
+        # Only a guess that saves time: the choice does not depend on it.
+        self.register_buffer("hint", torch.zeros((), device=first.device), persistent=False)
+
+    def loss(self, x: Tensor, sparsity: float) -> Losses:
+        """The mean squared error over all prefixes, and the revival of dead features; see Objective."""
+        centred = x - self.b_dec
+        places, chosen = self._strongest(centred)
+        values = encoded(chosen, centred, self.W_enc, self.b_enc, places)
+        error, errors = x - self.b_dec, []
+        start = 0
+        for end in self.prefixes:
+            inside = (places.columns >= start) & (places.columns < end)
+            if len(self.prefixes) == 1:
+                part = decoded(values, places, self.W_dec)
+            else:
+                part = decoded(values[inside], places.only(inside), self.W_dec)
+            error = error - part
+            errors.append(error.square().sum())
+            start = end
+        terms = {"error": torch.stack(errors).mean() / x.numel()}
+        if self.settings.auxiliary > 0.0:
+            terms["auxiliary"] = self.settings.auxiliary * revival(self, x, error)
+        fired = torch.zeros_like(self.silent, dtype=torch.bool).index_fill_(0, places.columns, True)
+        self.note_fired(fired, len(x))
+        return Losses(terms, errors[-1].detach() / variance(x), chosen.new_tensor(len(chosen) / len(x)))
+
+    @torch.no_grad()
+    def _strongest(self, centred: Tensor) -> tuple[Places, Tensor]:
+        """Where the k·n largest positive pre-activations of the batch are, and their values, float32.
+
+        Whatever equals the weakest of them stays on too. Moves the running threshold.
+        """
+        if self.settings.k is None:
+            raise ValueError("k is not set")
+        p = torch.addmm(self.b_enc, centred, self.W_enc)
+        count = max(1, int(self.settings.k * len(p)))
+        places = Places.where(p > self.hint)
+        if len(places.rows) < count:
+            places = Places.where(p > 0.0)
+        values = p[places.rows, places.columns].float()
+        if len(values) > count:
+            weakest = values.kthvalue(len(values) - count + 1).values
+            kept = values >= weakest
+            places, values = places.only(kept), values[kept]
+        if len(values) > 0:
+            weakest = values.min()
+            self.hint.copy_(_HINT * weakest)
+            averaged = min(_AVERAGED_STEPS, max(1.0, _AVERAGED_SHARE * self.settings.steps))
+            self.threshold.lerp_(weakest.double(), 1.0 / averaged if self.threshold > 0.0 else 1.0)
+        return places, values
+
+    @torch.no_grad()
+    def finished(self, scale: float) -> SparseAutoencoder:
+        """See Objective; one threshold for all features."""
+        threshold = torch.full((len(self.b_enc),), self.threshold.item() / scale)
+        return SparseAutoencoder(
+            Architecture.JUMPRELU,
+            W_enc=self.W_enc.detach().cpu().clone(),
+            W_dec=self.W_dec.detach().cpu().clone(),
+            b_dec=self.b_dec.detach().cpu() / scale,
+            b_enc=self.b_enc.detach().cpu() / scale,
+            threshold=threshold,
+        )

@@ -1,0 +1,115 @@
+"""Activations against Transformers' own hidden states, and the streams that training reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from saegis_server.engine.sites import Site
+from saegis_server.training.activations import (
+    Buffer,
+    activation_batches,
+    activations_of,
+    edited,
+    read_site,
+    token_batches,
+)
+from tests.engine import tiny
+
+SITE = Site.parse("layers.1.resid_post")
+ROWS = [tiny.prompt_of(seed, length) for seed, length in enumerate((5, 9, 1, 12, 7, 9, 3))]
+
+
+@pytest.mark.parametrize("family", ["gpt2", "qwen2", "gemma2"])
+def test_the_residual_stream_is_that_of_transformers(family: str) -> None:
+    model = tiny.model(family)
+    ids = torch.tensor([tiny.prompt_of(1, 12), tiny.prompt_of(2, 12)])
+    states = model(input_ids=ids, output_hidden_states=True).hidden_states
+    for name, expected in (("layers.1.resid_post", states[2]), ("layers.1.resid_pre", states[1])):
+        assert torch.equal(read_site(model, Site.parse(name), ids), expected.detach())
+
+
+@pytest.mark.parametrize("name", ["layers.1.resid_post", "layers.2.resid_pre", "layers.0.mlp_out"])
+def test_an_edit_is_what_later_layers_see(name: str) -> None:
+    """After the edit the site reads as edited; without it as before."""
+    model, ids, site = tiny.model("qwen2"), torch.tensor([ROWS[1]]), Site.parse(name)
+    before = model(ids).logits.detach()
+    with torch.no_grad(), edited(model, site, lambda x: x + 1.0):
+        changed = model(ids).logits
+        assert torch.equal(read_site(model, site, ids), read_site(tiny.model("qwen2"), site, ids) + 1.0)
+    assert not torch.allclose(changed, before)
+    assert torch.equal(model(ids).logits, before)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    lengths=st.lists(st.integers(0, 20), max_size=30),
+    batch_tokens=st.integers(1, 60),
+    pool=st.integers(1, 12),
+)
+def test_batches_hold_every_row_once_and_little_padding(
+    lengths: list[int], batch_tokens: int, pool: int
+) -> None:
+    rows = [[1000 * number + place for place in range(length)] for number, length in enumerate(lengths)]
+    found = []
+    for ids, real in token_batches(iter(rows), -1, batch_tokens, pool):
+        assert ids.numel() <= max(batch_tokens, ids.shape[1])
+        assert (ids[~real] == -1).all()
+        found += [row[kept].tolist() for row, kept in zip(ids, real, strict=True)]
+    assert sorted(found) == sorted(row for row in rows if row)
+
+
+def each(rows: list[list[int]], excluded: frozenset[int], skip: int) -> Tensor:
+    """The activations that are to be kept, row by row, without padding."""
+    model = tiny.model("gpt2")
+    kept = []
+    for row in rows:
+        x = read_site(model, SITE, torch.tensor([row]))[0]
+        kept += [x[place] for place, token in enumerate(row) if place >= skip and token not in excluded]
+    return torch.stack(kept)
+
+
+def in_order(x: Tensor) -> Tensor:
+    return x[x[:, 0].argsort()]
+
+
+@pytest.mark.parametrize("skip", [0, 1, 3])
+def test_padding_excluded_tokens_and_the_first_ones_are_left_out(skip: int) -> None:
+    excluded = frozenset({ROWS[1][4], ROWS[3][0]})
+    found = torch.cat(
+        list(activations_of(tiny.model("gpt2"), SITE, ROWS, Buffer(batch_tokens=24), excluded, skip))
+    )
+    torch.testing.assert_close(in_order(found), in_order(each(ROWS, excluded, skip)), rtol=1e-4, atol=1e-4)
+
+
+def test_the_buffer_gives_each_activation_as_often_as_it_is_reused() -> None:
+    """46 tokens in one buffer: 11 batches of 4 each time, and never one activation twice in a pass."""
+    buffer = Buffer(batch=4, tokens=1000, reuse=3, batch_tokens=24, seed=5)
+    batches = list(activation_batches(tiny.model("gpt2"), SITE, ROWS, buffer))
+    assert [list(x.shape) for x in batches] == [[4, tiny.WIDTH]] * 33
+    for start in (0, 11, 22):
+        assert len(torch.unique(torch.cat(batches[start : start + 11]), dim=0)) == 44
+    again = list(activation_batches(tiny.model("gpt2"), SITE, ROWS, buffer))
+    assert all(torch.equal(one, other) for one, other in zip(batches, again, strict=True))
+    assert not torch.equal(batches[0], batches[11])
+
+
+def test_a_full_buffer_is_given_before_more_is_read() -> None:
+    read = 0
+
+    def rows() -> Iterator[list[int]]:
+        nonlocal read
+        while True:
+            read += 1
+            yield ROWS[read % len(ROWS)]
+
+    stream = activation_batches(tiny.model("gpt2"), SITE, rows(), Buffer(batch=4, tokens=16))
+    assert len(list(islice(stream, 2))) == 2
+    # Rows are sorted 2048 at a time.
+    assert read == 2048
