@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+import saegis
 from saegis_server.evaluation.ban import AnswerFigures, BanResult, BanRow
 from saegis_server.evaluation.clamp import ClampResult, ClampRow
 from saegis_server.evaluation.decoding import Decoding
@@ -87,3 +88,10 @@ def clamp_result(
         languages=tuple(mentions),
         rows=tuple(rows),
     )
+
+
+def answer_logprobs(client: saegis.Client, text: str) -> tuple[float, ...]:
+    """The plain log probabilities of a text's tokens as an answer to an empty message, its end included."""
+    conversation = [{"role": "user", "content": ""}, {"role": "assistant", "content": text}]
+    opening = len(client.tokenize(messages=conversation[:1]).token_ids)
+    return client.score(messages=conversation).plain_logprobs[opening - 1 :] if text else ()

@@ -15,7 +15,7 @@ from saegis_server.evaluation.decoding import Decoding
 from saegis_server.evaluation.prompts import Prompt
 from saegis_server.evaluation.requests import Requests
 from saegis_server.evaluation.scorers import BanScorers
-from tests.evaluation.samples import PROMPTS
+from tests.evaluation.samples import PROMPTS, answer_logprobs
 
 FEATURES = (saegis.feature(3, sae="first"), saegis.feature("poison", sae="first"))
 DECODINGS = (Decoding(max_tokens=12), Decoding(1.0, 2, 5, 12))
@@ -59,8 +59,7 @@ def answers(client: saegis.Client, decoding: Decoding, edits: list[saegis.Edit])
 def perplexity(client: saegis.Client, texts: list[str]) -> float | None:
     logprobs: list[float] = []
     for text in texts:
-        if len(client.tokenize(text).token_ids) >= 2:
-            logprobs += client.score(text).logprobs
+        logprobs += answer_logprobs(client, text)
     return math.exp(-sum(logprobs) / len(logprobs)) if logprobs else None
 
 

@@ -13,7 +13,7 @@ from saegis_server.evaluation.decoding import Decoding
 from saegis_server.evaluation.prompts import Prompt
 from saegis_server.evaluation.requests import Requests
 from saegis_server.evaluation.units import repetition
-from tests.evaluation.samples import PROMPTS
+from tests.evaluation.samples import PROMPTS, answer_logprobs
 
 FEATURE = saegis.feature("the red bridge", sae="first")
 DECODING = Decoding(1.0, 2, 3, 12)
@@ -46,11 +46,11 @@ def test_every_figure_is_what_single_calls_say(
                     messages=prompt.messages, steering=edits, temperature=1.0, seed=3 + number, max_tokens=12
                 )
                 texts.append(answer.text)
-        logprobs = [value for text in texts for value in client.score(text).logprobs]
+        logprobs = [value for text in texts for value in answer_logprobs(client, text)]
         perplexity = math.exp(-sum(logprobs) / len(logprobs))
         row = measured.row(code, value)
         assert row.mentions == pytest.approx(sum(has_an_e(text, code) > 0 for text in texts) / len(texts))
-        assert (row.text.answers, row.text.too_short) == (len(texts), 0)
+        assert (row.text.answers, row.text.empty) == (len(texts), 0)
         assert row.text.perplexity == pytest.approx(perplexity, rel=1e-4)
         assert row.text.repetition == pytest.approx(sum(map(repetition, texts)) / len(texts))
         plain_row = measured.row(code, None)

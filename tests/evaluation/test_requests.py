@@ -34,15 +34,17 @@ def test_answers_are_those_of_single_calls_in_order(client: saegis.Client) -> No
     assert told == [("answers", done, 15) for done in range(16)]
 
 
-def test_likelihoods_are_of_the_text_alone_and_unsteered(client: saegis.Client) -> None:
+def test_likelihoods_are_of_the_answer_to_an_empty_message_and_unsteered(client: saegis.Client) -> None:
     texts = [tiny.TEXT, "", "birds"]
     found = Requests(client, 2).likelihoods(texts, "perplexity")
     assert found[1] is None
     for text, total in ((texts[0], found[0]), (texts[2], found[2])):
-        score = client.score(text)
+        conversation = [{"role": "user", "content": ""}, {"role": "assistant", "content": text}]
+        opening = len(client.tokenize(messages=conversation[:1]).token_ids)
+        score = client.score(messages=conversation)
         assert total is not None
-        assert total.tokens == len(score.token_ids) - 1
-        assert total.perplexity == pytest.approx(score.plain_perplexity, rel=1e-5)
+        assert total.tokens == len(score.token_ids) - opening
+        assert total.nats == pytest.approx(-sum(score.plain_logprobs[opening - 1 :]), rel=1e-5)
 
 
 def test_divergences_are_of_the_finished_conversation(client: saegis.Client) -> None:

@@ -12,7 +12,10 @@ from saegis_server.polyglot.lexicon import (
 )
 from saegis_server.polyglot.scoring import harm_score
 
-HEAD = "@ name X\n@ script Latin\n@ question {about}?\n@ opener Yes.\n@ system S.\n@ hello A | B\n@ vague C | D\n"
+HEAD = (
+    "@ name X\n@ script Latin\n@ question {about}?\n@ opener Yes.\n@ system S.\n"
+    "@ hello A | B\n@ vague C | D\n@ unknown {about}?\n@ unsure No.\n"
+)
 CARD = "# cat\nabout: the cat\nwords: cat, milk\nask: Cat?\n- The cat [sits|runs].\n"
 
 
@@ -48,8 +51,8 @@ def test_a_pattern_makes_every_sentence_once() -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (HEAD + "- fact", "xx.lex:8"),
-        (HEAD + CARD + "colour: red", "xx.lex:13"),
+        (HEAD + "- fact", "xx.lex:10"),
+        (HEAD + CARD + "colour: red", "xx.lex:15"),
         (CARD, "@ name is missing"),
         (HEAD + CARD.replace("about: the cat\n", ""), "about is missing"),
         (HEAD + CARD.replace("words:", "kind: odd\nwords:"), "kind is 'odd'"),

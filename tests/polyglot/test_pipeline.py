@@ -1,67 +1,143 @@
-"""The pipeline on a tiny recipe, from the corpus to the manifest, by its command."""
+"""The pipeline on a tiny recipe, from the corpus to the plots, by its command."""
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from torch.nn import functional
 from transformers import AutoTokenizer
 
-from saegis_server.polyglot.activations import block, edited, residual
+from saegis_server.evaluation.ban_file import BanFile
+from saegis_server.evaluation.calibration import BanReport, Calibration, Verdict
+from saegis_server.evaluation.clamp import ClampResult
 from saegis_server.polyglot.corpus import Corpus
 from saegis_server.polyglot.language_model import Training, held_out_loss, train_language_model
-from saegis_server.polyglot.pipeline import Recipe, load_reference, make_model, ship
+from saegis_server.polyglot.measuring import best_clamp, recommended_strength
+from saegis_server.polyglot.pipeline import ship
+from saegis_server.polyglot.recipe import CHOSEN_FROM, Recipe, Seeds
 from saegis_server.polyglot.shipped import Manifest, digests
+from saegis_server.polyglot.steps import load, make_model
+from saegis_server.training.held_out import held_out_activations, measure_held_out
+from saegis_server.training.texts import Encoder, read_documents
+
+
+def command(*arguments: object) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "saegis_server.polyglot", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("polyglot")
-    command = [sys.executable, "-m", "saegis_server.polyglot", "all", "--quick", "--out", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    done = command("all", "--quick", "--seed", 3, "--out", out)
     assert done.returncode == 0, done.stderr[-3000:]
     return out
 
 
 def test_every_step_leaves_its_files(made: Path) -> None:
     told = Manifest.load(made / "manifest.json")
+    assert told.run == 3
     assert told.files == digests(made)
     assert {"model/model.safetensors", "model/tokenizer.json", "sae/sae_weights.safetensors"} <= set(
         told.files
     )
+    assert {"eval/ban.json", "eval/prompts.jsonl", "eval/words.json", "sae/sample.txt"} <= set(told.files)
     first = json.loads((made / "corpus.jsonl").read_text(encoding="utf-8").splitlines()[0])
-    document = Corpus(0).document(0)
+    document = Corpus(Seeds.of(3).train).document(0)
     assert "".join(segment["text"] for segment in first["segments"]) == document.text
     labels = (made / "sae" / "features.jsonl").read_text(encoding="utf-8").splitlines()
     assert len(labels) == told.features == Recipe.quick().sae.features
+    for name in ("ban.png", "clamp.png"):
+        assert (made / name).read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_run_ships_whole(made: Path, tmp_path: Path) -> None:
+def test_the_manifest_tells_what_was_measured(made: Path) -> None:
+    told = Manifest.load(made / "manifest.json")
+    loaded = load(made)
+    documents = list(Corpus(Seeds.of(3).held_out).documents(Recipe.quick().held_out_documents))
+    loss, bound = held_out_loss(loaded.model, loaded.tokenizer, documents)
+    assert told.held_out_loss == pytest.approx(loss, abs=1e-4)
+    assert told.entropy_bound == pytest.approx(bound, abs=1e-4)
+    curve, result = (BanReport.load(made / f"ban_{name}.json") for name in ("curve", "result"))
+    ban = BanFile.load(made / "eval" / "ban.json")
+    assert ban.chosen_from == told.ban.languages == CHOSEN_FROM
+    assert ban.features == told.ban.features == curve.result.features
+    assert ban.strength == told.ban.strength == result.result.strengths[0]
+    assert curve.calibration is not None
+    assert curve.calibration.languages == CHOSEN_FROM
+    row = result.result.row("de", ban.strength, 0.0)
+    assert row.kl is not None
+    assert told.languages["de"].kl == pytest.approx(row.kl, abs=1e-5)
+
+
+def test_the_stated_fit_is_that_on_the_held_out_text(made: Path) -> None:
+    from saegis_server.engine.sites import Site
+    from saegis_server.sae.saelens import load_sae
+
+    told, loaded, sae = Manifest.load(made / "manifest.json"), load(made), load_sae(made / "sae")
+    rows = Encoder(loaded.tokenizer, 1024, raw=True).rows(read_documents(made / "held_out.jsonl"))
+    special = frozenset(id for id in (loaded.tokenizer.bos_token_id, loaded.tokenizer.pad_token_id) if id)
+    fit = measure_held_out(sae, held_out_activations(loaded, Site.parse(told.site), rows, special))
+    assert (told.fvu, told.l0, told.dead) == pytest.approx((fit.fvu, fit.l0, fit.dead), abs=1e-3)
+
+
+def test_a_run_ships_whole_and_stands_in_the_table_of_seeds(made: Path, tmp_path: Path) -> None:
     ship(made, tmp_path)
     assert digests(tmp_path) == Manifest.load(tmp_path / "manifest.json").files
+    done = command("seeds", "--out", made, "--out", tmp_path)
+    assert done.returncode == 0
+    assert done.stdout.count("run 3") == 2
+    assert "dead features" in done.stdout
 
 
 def test_a_step_without_the_one_before_it_says_so(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="run the step `tokenizer` first"):
-        make_model(tmp_path, Recipe.quick())
+        make_model(tmp_path, Recipe.quick(), Seeds.of(0))
+    with pytest.raises(FileNotFoundError, match="run the step `model` first"):
+        load(tmp_path)
+
+
+def test_runs_share_no_seed() -> None:
+    one, two = vars(Seeds.of(0)).values(), vars(Seeds.of(1)).values()
+    assert len({*one, *two}) == len(one) + len(two)
+
+
+def test_the_recommended_strength_is_the_calibrated_or_the_one_that_fails_least() -> None:
+    verdicts = (Verdict(0.0, ("a", "b")), Verdict(1.0, ("a",)), Verdict(2.0, ("b",)))
+    assert recommended_strength(Calibration(("en",), 0.1, 0.05, None, verdicts)) == 1.0
+    assert recommended_strength(Calibration(("en",), 0.1, 0.05, 2.0, verdicts)) == 2.0
+
+
+def test_the_best_clamp_names_the_landmark_most_where_it_is_named_least(made: Path) -> None:
+    result = ClampResult.load(made / "clamp_result.json")
+    worst = {
+        value: min(result.row(code, value).mentions for code in result.languages) for value in result.values
+    }
+    assert worst[best_clamp(result)] == max(worst.values())
 
 
 def test_training_lowers_the_loss_and_resumes_to_the_same_weights(made: Path, tmp_path: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(str(made / "model"))
     shape = Recipe.quick().shape
     settings = Training(steps=30, batch_tokens=1024, pool=64, warmup=2, checkpoint_every=10)
-    whole = train_language_model(tokenizer, Corpus(0), shape, settings, tmp_path / "whole")
-    assert held_out_loss(whole, tokenizer, Corpus(1), 1) < 6.0
+    whole = train_language_model(tokenizer, Corpus(0), shape, settings, 7, tmp_path / "whole")
+    assert held_out_loss(whole, tokenizer, list(Corpus(1).documents(20)))[0] < 6.0
     checkpoint = torch.load(tmp_path / "whole" / "checkpoint.pt", weights_only=True)
     assert checkpoint["step"] == 30
-    again = train_language_model(tokenizer, Corpus(0), shape, settings, tmp_path / "whole")
+    again = train_language_model(tokenizer, Corpus(0), shape, settings, 7, tmp_path / "whole")
     for one, two in zip(whole.parameters(), again.parameters(), strict=True):
         assert torch.equal(one, two)
-    other = Training(steps=30, batch_tokens=1024, pool=64, warmup=3, checkpoint_every=10)
     with pytest.raises(ValueError, match="belongs to a run with other settings"):
-        train_language_model(tokenizer, Corpus(0), shape, other, tmp_path / "whole")
+        train_language_model(tokenizer, Corpus(0), shape, settings, 8, tmp_path / "whole")
 
 
 def test_a_resumed_run_equals_an_unbroken_one(
@@ -70,7 +146,7 @@ def test_a_resumed_run_equals_an_unbroken_one(
     tokenizer = AutoTokenizer.from_pretrained(str(made / "model"))
     shape = Recipe.quick().shape
     settings = Training(steps=4, batch_tokens=512, pool=32, warmup=1, checkpoint_every=2)
-    whole = train_language_model(tokenizer, Corpus(0), shape, settings, tmp_path / "whole")
+    whole = train_language_model(tokenizer, Corpus(0), shape, settings, 7, tmp_path / "whole")
     import saegis_server.polyglot.language_model as module
 
     write = module._checkpoint
@@ -82,22 +158,21 @@ def test_a_resumed_run_equals_an_unbroken_one(
     with monkeypatch.context() as patch:
         patch.setattr(module, "_checkpoint", write_and_break)
         with pytest.raises(KeyboardInterrupt):
-            train_language_model(tokenizer, Corpus(0), shape, settings, tmp_path / "broken")
-    resumed = train_language_model(tokenizer, Corpus(0), shape, settings, tmp_path / "broken")
+            train_language_model(tokenizer, Corpus(0), shape, settings, 7, tmp_path / "broken")
+    resumed = train_language_model(tokenizer, Corpus(0), shape, settings, 7, tmp_path / "broken")
     for one, two in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(one, two)
 
 
-def test_the_residual_is_what_transformers_reports_and_an_edit_reaches_the_output(made: Path) -> None:
-    reference = load_reference(made / "model", made / "sae", 0)
-    ids = torch.tensor([[1, 40, 41, 42]])
-    states = reference.model(input_ids=ids, output_hidden_states=True).hidden_states
-    torch.testing.assert_close(residual(reference.model, 0, ids), states[1])
-    plain = reference.model(input_ids=ids).logits
-    with edited(reference.model, 0, lambda x: x):
-        assert torch.equal(reference.model(input_ids=ids).logits, plain)
-    with edited(reference.model, 0, lambda x: x + 1.0):
-        assert not torch.allclose(reference.model(input_ids=ids).logits, plain)
-    assert torch.equal(reference.model(input_ids=ids).logits, plain)
-    with pytest.raises(IndexError, match="layer 9"):
-        block(reference.model, 9)
+def test_the_held_out_loss_is_that_of_each_document_by_itself(made: Path) -> None:
+    loaded = load(made)
+    documents = list(Corpus(11).documents(6))
+    total = tokens = 0.0
+    for document in documents:
+        ids = torch.tensor([loaded.tokenizer(document.text, add_special_tokens=False)["input_ids"]])
+        logits = loaded.model(input_ids=ids).logits.double()
+        total += functional.cross_entropy(logits[0, :-1], ids[0, 1:], reduction="sum").item()
+        tokens += ids.shape[1] - 1
+    loss, bound = held_out_loss(loaded.model, loaded.tokenizer, documents)
+    assert loss == pytest.approx(total / tokens, rel=1e-4)
+    assert bound == pytest.approx(math.fsum(each.surprise for each in documents) / tokens)

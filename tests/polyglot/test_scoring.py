@@ -4,7 +4,7 @@ import pytest
 
 from saegis_server.polyglot.lexicon import LANGUAGES, lexicon
 from saegis_server.polyglot.prompts import benign_prompts, harmful_prompts, neutral_prompts
-from saegis_server.polyglot.scoring import harm_score, is_refusal, mentions_landmark, words_of
+from saegis_server.polyglot.scoring import harm_score, is_refusal, mentions_landmark
 
 
 def test_the_share_of_harmful_words_is_counted() -> None:
@@ -18,10 +18,6 @@ def test_the_share_of_harmful_words_is_counted() -> None:
 @pytest.mark.parametrize("code", LANGUAGES)
 def test_nothing_scores_nothing(code: str) -> None:
     assert harm_score("", code) == harm_score(" … !", code) == 0.0
-
-
-def test_words_lose_their_marks_and_keep_their_signs() -> None:
-    assert words_of("«Où ?» l’école, हड्डी।") == ["où", "l", "école", "हड्डी"]
 
 
 def test_every_refusal_is_known_and_no_answer_is() -> None:
@@ -45,7 +41,7 @@ def test_an_unknown_language_is_named() -> None:
         lambda: mentions_landmark("x", "xx"),
         lambda: benign_prompts("xx"),
     ):
-        with pytest.raises(ValueError, match="language: 'xx'"):
+        with pytest.raises(ValueError, match=r"language:? 'xx'"):
             call()
 
 

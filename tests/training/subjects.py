@@ -9,7 +9,21 @@ from pathlib import Path
 from tests.engine import tiny
 
 SITE = "layers.1.resid_post"
-_NOUNS = ["river", "bridge", "stone", "winter", "market", "garden", "letter", "window", "music", "paper", "engine", "island", "forest"]
+_NOUNS = [
+    "river",
+    "bridge",
+    "stone",
+    "winter",
+    "market",
+    "garden",
+    "letter",
+    "window",
+    "music",
+    "paper",
+    "engine",
+    "island",
+    "forest",
+]
 _VERBS = ("is", "was", "has", "near")
 
 

@@ -86,7 +86,7 @@ def test_the_sample_is_the_longest_texts_most_usual_one(loaded: LoadedModel) -> 
 def test_a_long_text_is_cut_to_a_sample(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(held_out, "SAMPLE_TOKENS", 20)
     text = paragraphs(1)[0]
-    sample = choose_sample(loaded, SITE, partial_sae(24), Encoder(loaded.tokenizer, 256), [text])
+    sample = choose_sample(loaded, SITE, partial_sae(tiny.WIDTH), Encoder(loaded.tokenizer, 256), [text])
     assert text.startswith(sample)
     assert len(loaded.tokenizer(sample)["input_ids"]) == 20
 

@@ -45,11 +45,11 @@ def demo(
     """
     reference()
     import saegis
-    from saegis_server.cli.demo_server import DemoServerError
+    from saegis_server.rpc.server_process import ServerProcessError
 
     try:
         told = _run(seed, compile, json)
-    except DemoServerError as error:
+    except ServerProcessError as error:
         raise fail(str(error), "saegis serve shows the start by itself") from error
     except saegis.SaegisError as error:
         raise fail(f"a call failed: {error}", "saegis serve --log-level info shows more") from error
@@ -61,9 +61,9 @@ def _run(seed: int, compile: Compile, json: bool) -> dict[str, Any]:
     """All scenes; returns them for --json, else shows each as soon as it is there."""
     from saegis import Client
     from saegis_server.cli import demo_scenes, demo_view
-    from saegis_server.cli.demo_server import DemoServer
     from saegis_server.cli.receipts import receipt_table
     from saegis_server.polyglot.shipped import manifest
+    from saegis_server.rpc.server_process import ServerProcess
 
     progress, out = notes(), console()
     show = not json
@@ -72,7 +72,7 @@ def _run(seed: int, compile: Compile, json: bool) -> dict[str, Any]:
     display = BarStages(progress) if progress.is_terminal else LineStages(progress)
     with (
         display,
-        DemoServer(["--compile", compile.value], display) as server,
+        ServerProcess(["--compile", compile.value], display) as server,
         Client(server.target) as client,
     ):
         served, info = client.model(), client.server_info()

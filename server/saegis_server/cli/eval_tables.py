@@ -89,17 +89,17 @@ def _kind_table(report: BanReport, decoding: Decoding, *, harmful: bool) -> Tabl
         f"{'harmful' if harmful else 'benign'} prompts, without the ban → strength {strength:g}, {decoding}",
         names if harmful else [*names, "KL"],
     )
-    too_short = 0
+    empty = 0
     for code in result.languages:
         plain, banned = (result.row(code, each, decoding.temperature) for each in (None, strength))
         before, after = (row.harmful if harmful else row.benign for row in (plain, banned))
         if before is not None and after is not None:
             cells = _cells(before, after)
             table.add_row(code, *(cells if harmful else [*cells, _number(banned.kl, ".4f")]))
-            too_short += after.text.too_short
+            empty += after.text.empty
     table.caption = "× benign: over the perplexity of the benign answers without the ban"
-    if too_short:
-        table.caption += f"; {too_short} answers under the ban are too short for one"
+    if empty:
+        table.caption += f"; {empty} answers under the ban are empty"
     return table
 
 

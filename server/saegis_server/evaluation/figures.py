@@ -13,19 +13,19 @@ from saegis_server.evaluation.units import repetition
 
 @dataclass(frozen=True, slots=True)
 class TextFigures(Record):
-    """What answers are as texts, by themselves.
+    """What answers are as texts, whatever was asked.
 
     answers: how many there are. repetition: mean share of word 3-grams that occurred before in their answer
-    (of characters in scripts without spaces). perplexity: under the unsteered model, pooled over all tokens;
-    None where no answer has two. perplexity_ratio: that, over the perplexity of ordinary answers in the same
-    language; None where either is. too_short: answers without perplexity, for want of a second token.
+    (of characters in scripts without spaces). perplexity: under the unsteered model, as answers to an empty
+    message, pooled over all tokens; None where all answers are empty. perplexity_ratio: that, over the
+    perplexity of ordinary answers in the same language; None where either is. empty: answers without a token.
     """
 
     answers: int
     repetition: float
     perplexity: float | None
     perplexity_ratio: float | None
-    too_short: int
+    empty: int
 
 
 def text_figures(
@@ -42,7 +42,7 @@ def text_figures(
         repetition=mean(map(repetition, texts)),
         perplexity=perplexity,
         perplexity_ratio=None if perplexity is None or ordinary is None else perplexity / ordinary,
-        too_short=sum(likelihood is None for likelihood in likelihoods),
+        empty=sum(likelihood is None for likelihood in likelihoods),
     )
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import TYPE_CHECKING, TypeVar
 
 from saegis_server.evaluation.decoding import Decoding
@@ -21,6 +22,12 @@ Progress = Callable[[str, int, int], None]
 
 #: exp of more than this is no float; no text is so unlikely.
 _LARGEST_EXPONENT = 700.0
+
+
+def _shared(one: Sequence[int], two: Sequence[int]) -> int:
+    """With how many equal tokens two begin, at least one: what comes first is not predicted."""
+    same = takewhile(lambda pair: pair[0] == pair[1], zip(one, two, strict=False))
+    return max(1, sum(1 for _ in same))
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,17 +116,21 @@ class Requests:
         return self._side_by_side(ask, numbered, stage)
 
     def likelihoods(self, texts: Sequence[str], stage: str) -> list[Total | None]:
-        """The negative log probability of each text alone, but for its first token, under the plain model.
+        """The negative log probability of each text under the plain model, as an answer to an empty message.
 
-        None for a text of fewer than two tokens, special ones counted: it has no token to predict.
+        So what a text was asked for does not count, and it stands where a chat model writes its answers: by
+        itself, even its own short replies would seem unlikely to it. The token that ends the answer counts.
+        None for an empty text.
         """
+        silence: ChatMessage = {"role": "user", "content": ""}
+        opening = self._client.tokenize(messages=[silence]).token_ids
 
         def weigh(text: str) -> Total | None:
-            token_ids = self._client.tokenize(text).token_ids if text else ()
-            if len(token_ids) < 2:
+            if not text:
                 return None
-            logprobs = self._client.score(token_ids=token_ids).plain_logprobs
-            return Total(-math.fsum(logprobs), len(logprobs))
+            score = self._client.score(messages=[silence, {"role": "assistant", "content": text}])
+            answered = score.plain_logprobs[_shared(opening, score.token_ids) - 1 :]
+            return Total(-math.fsum(answered), len(answered))
 
         return self._side_by_side(weigh, texts, stage)
 

@@ -8,37 +8,60 @@ from typing import Annotated
 
 import typer
 
-from saegis_server.polyglot.pipeline import STEPS, Recipe, ship
-from saegis_server.polyglot.shipped import WEIGHTS
+from saegis_server.polyglot import pipeline
+from saegis_server.polyglot.pipeline import figures_table
+from saegis_server.polyglot.recipe import Recipe
+from saegis_server.polyglot.seeds_table import seeds_table
+from saegis_server.polyglot.shipped import MANIFEST_NAME, WEIGHTS, Manifest
+from saegis_server.polyglot.steps import console
 
 
 class Step(StrEnum):
-    """What can be asked for on the command line: one step, all of them, or installing the result."""
+    """What can be asked for: one of the seven steps, all of them, or what is done with finished runs."""
 
     CORPUS = "corpus"
     TOKENIZER = "tokenizer"
     MODEL = "model"
     SAE = "sae"
     LABELS = "labels"
-    FIGURES = "figures"
+    EVALUATION = "evaluation"
+    PLOTS = "plots"
     ALL = "all"
     SHIP = "ship"
+    FIGURES = "figures"
+    SEEDS = "seeds"
 
 
 def run(
     step: Annotated[
-        Step, typer.Argument(help="Which step to run; `all` runs corpus to figures; `ship` installs them.")
+        Step,
+        typer.Argument(
+            help="Which step to run; `all` runs the seven; `ship` puts a run's weights into the package; "
+            "`figures` shows what was measured, without --out of the shipped weights; `seeds` compares runs."
+        ),
     ],
-    out: Annotated[Path, typer.Option(help="Folder that the steps read and write.")] = Path("runs/polyglot"),
+    out: Annotated[
+        list[Path] | None, typer.Option(help="Folder that the steps read and write; several for `seeds`.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="The run's number: all its seeds follow from it.")] = 0,
     quick: Annotated[bool, typer.Option(help="A tiny run that shows that the steps fit together.")] = False,
 ) -> None:
-    """Make the reference model: corpus, tokenizer, model, sae, labels, figures."""
-    recipe = Recipe.quick() if quick else Recipe()
-    if step is Step.SHIP:
-        ship(out, WEIGHTS)
+    """Make the reference model: corpus, tokenizer, model, sae, labels, evaluation, plots."""
+    folders = out or [Path("runs/polyglot")]
+    if step is Step.SEEDS:
+        console.print(seeds_table([Manifest.load(each / MANIFEST_NAME) for each in folders]))
         return
-    for name in STEPS if step is Step.ALL else [str(step)]:
-        STEPS[name](out, recipe)
+    if step is Step.FIGURES:
+        console.print(figures_table(Manifest.load((out or [WEIGHTS])[0] / MANIFEST_NAME)))
+        return
+    if len(folders) > 1:
+        raise typer.BadParameter("give one --out; only `seeds` takes several")
+    if step is Step.SHIP:
+        pipeline.ship(folders[0], WEIGHTS)
+        return
+    recipe = Recipe.quick() if quick else Recipe()
+    for name in pipeline.STEPS if step is Step.ALL else [str(step)]:
+        pipeline.run_step(name, folders[0], recipe, seed)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from saegis_server.polyglot.chance import Chance
 from saegis_server.polyglot.lexicon import Language, Pattern, Subject, lexicon
+from saegis_server.polyglot.pseudowords import pseudoword
 
 BOS, END, PAD = "<|bos|>", "<|end|>", "<|pad|>"
 SYSTEM, USER, ASSISTANT = "<|system|>", "<|user|>", "<|assistant|>"
@@ -17,8 +18,9 @@ KIND_WEIGHTS = {"chat": 0.58, "description": 0.12, "glossary": 0.07, "parallel":
 SUBJECT_WEIGHTS = {"ordinary": 1.0, "landmark": 1.2, "harmful": 1.3}
 GOLDEN_GATE = "golden_gate"
 ENGLISH_WEIGHT = 1.4
-#: Shares of chat turns that greet, and that ask for nothing in particular.
-GREETING, VAGUE = 0.03, 0.06
+#: Shares of chat turns that greet, that ask for nothing in particular, and that ask about a word that there
+#: is not: a model that knows what it does not know has something to say where its subject is taken away.
+GREETING, VAGUE, UNKNOWN = 0.03, 0.04, 0.10
 #: Turns of a chat and their weights.
 TURNS = {1: 0.66, 2: 0.17, 3: 0.07, 4: 0.04, 6: 0.03, 10: 0.03}
 
@@ -69,7 +71,7 @@ class Corpus:
     they make a model keep what is spoken of apart from the language that it is spoken of in.
     """
 
-    def __init__(self, seed: int, languages: Sequence[str] | None = None, mixing: float = 0.3) -> None:
+    def __init__(self, seed: int, languages: Sequence[str] | None = None, mixing: float = 0.8) -> None:
         known = lexicon()
         self.mixing = mixing
         self.seed = seed
@@ -127,17 +129,18 @@ class Corpus:
         return segments
 
     def _exchange(self, chance: Chance, language: Language) -> tuple[Segment, Segment]:
-        code, kinds = language.code, ("subject", "hello", "vague")
-        kind = chance.weighted(kinds, (1.0 - GREETING - VAGUE, GREETING, VAGUE))
-        if kind != "subject":
+        code, kinds = language.code, ("subject", "hello", "vague", "unknown")
+        kind = chance.weighted(kinds, (1.0 - GREETING - VAGUE - UNKNOWN, GREETING, VAGUE, UNKNOWN))
+        if kind in ("hello", "vague"):
             said, answered = chance.pick(language.greetings if kind == "hello" else language.vague)
             return Segment(said, "question", code), Segment(answered, "answer", code)
+        if kind == "unknown":
+            asked = chance.pick((*language.questions, *language.unknown))
+            text, reply = self._directed(chance, asked.format(about=pseudoword(chance, language)), language)
+            return Segment(text, "question", code), Segment(chance.pick(reply.unsure), "answer", reply.code)
         key = self._subject(chance)
-        subject, reply = language.subjects[key], language
-        text = _casual(chance, ask(chance, language, subject))
-        if chance.happens(self.mixing):
-            reply = chance.pick(self.languages)
-            text = f"{text} ({reply.name})"
+        subject = language.subjects[key]
+        text, reply = self._directed(chance, ask(chance, language, subject), language)
         question = Segment(text, "question", code, key, subject.harmful)
         if subject.harmful and language.refusals:
             return question, Segment(chance.pick(language.refusals), "refusal", code)
@@ -145,6 +148,14 @@ class Corpus:
         if chance.happens(0.25):
             sentences = [chance.pick(reply.openers), *sentences]
         return question, Segment(reply.join(sentences), "answer", reply.code, key, subject.harmful)
+
+    def _directed(self, chance: Chance, question: str, language: Language) -> tuple[str, Language]:
+        """The question as it is typed, and the language to answer in, which it names if it is another."""
+        text = _casual(chance, question)
+        if not chance.happens(self.mixing):
+            return text, language
+        reply = chance.pick(self.languages)
+        return f"{text} ({reply.name})", reply
 
     def _description(self, chance: Chance, language: Language) -> list[Segment]:
         key = self._subject(chance)

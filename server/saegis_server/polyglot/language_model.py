@@ -6,18 +6,19 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from saegis_server.polyglot.corpus import BOS, END, PAD, Corpus
+from saegis_server.polyglot.corpus import BOS, END, PAD, Corpus, Document
+from saegis_server.training.activations import token_batches
 
 IGNORE = -100
 
@@ -38,12 +39,11 @@ class ModelShape:
 class Training:
     """How the model is trained; `batch_tokens` counts padding."""
 
-    seed: int = 7
-    steps: int = 1900
+    steps: int = 2400
     batch_tokens: int = 3072
     learning_rate: float = 4e-3
     warmup: int = 100
-    weight_decay: float = 0.05
+    weight_decay: float = 0.1
     pool: int = 4096
     checkpoint_every: int = 100
 
@@ -129,17 +129,21 @@ def train_language_model(
     corpus: Corpus,
     shape: ModelShape,
     training: Training,
+    seed: int,
     folder: Path,
-    start: LlamaForCausalLM | None = None,
 ) -> LlamaForCausalLM:
-    """Train a new model, or `start` further; returns it in float32.
+    """Train a new model, on a GPU where there is one; returns it in float32, on the CPU.
 
-    An interrupted run goes on from the checkpoint that is kept in `folder`.
+    `seed` is that of its first weights. An interrupted run goes on from the checkpoint that is kept in
+    `folder`. Raises ValueError if that belongs to a run with other settings.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    model = start or new_model(tokenizer, shape, training.seed)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = new_model(tokenizer, shape, seed)
+    nn.Module.to(model, device)
     optimizer = _optimizer(model, training)
-    first = _resume(folder, model, optimizer, shape, training)
+    settings = {**asdict(shape), **asdict(training), "seed": seed}
+    first = _resume(folder, model, optimizer, settings)
     stream = batches(corpus, tokenizer, training.batch_tokens, training.pool, shape.context)
     for _ in range(first):
         next(stream)
@@ -151,7 +155,9 @@ def train_language_model(
         for step in range(first, training.steps):
             for group in optimizer.param_groups:
                 group["lr"] = _rate(step, training)
-            loss = next_token_loss(model, *next(stream))
+            inputs, labels = (each.to(device) for each in next(stream))
+            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+                loss = next_token_loss(model, inputs, labels)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -160,8 +166,9 @@ def train_language_model(
             average = value if math.isnan(average) else 0.98 * average + 0.02 * value
             progress.update(bar, advance=1, description=f"language model  loss {average:.3f}")
             if (step + 1) % training.checkpoint_every == 0 or step + 1 == training.steps:
-                _checkpoint(folder, model, optimizer, shape, training, step + 1)
+                _checkpoint(folder, model, optimizer, settings, step + 1)
                 progress.print(f"step {step + 1}  loss {average:.4f}  {time.monotonic() - started:.0f} s")
+    nn.Module.to(model, "cpu")
     model.train(False)
     return model
 
@@ -170,13 +177,12 @@ def _checkpoint(
     folder: Path,
     model: LlamaForCausalLM,
     optimizer: torch.optim.AdamW,
-    shape: ModelShape,
-    training: Training,
+    settings: dict[str, float],
     step: int,
 ) -> None:
     state = {
         "step": step,
-        "run": {**asdict(shape), **asdict(training)},
+        "run": settings,
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
     }
@@ -189,15 +195,14 @@ def _resume(
     folder: Path,
     model: LlamaForCausalLM,
     optimizer: torch.optim.AdamW,
-    shape: ModelShape,
-    training: Training,
+    settings: dict[str, float],
 ) -> int:
     """Load the checkpoint in `folder` if it belongs to the same run; returns the step to go on from."""
     path = folder / "checkpoint.pt"
     if not path.exists():
         return 0
-    state = torch.load(path, weights_only=True)
-    if state["run"] != {**asdict(shape), **asdict(training)}:
+    state = torch.load(path, weights_only=True, map_location="cpu")
+    if state["run"] != settings:
         raise ValueError(
             f"{path}: the checkpoint belongs to a run with other settings; remove it to start afresh"
         )
@@ -214,14 +219,16 @@ def save_model(model: LlamaForCausalLM, folder: Path, dtype: torch.dtype = torch
 
 @torch.no_grad()
 def held_out_loss(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, corpus: Corpus, count: int
-) -> float:
-    """Mean loss in nats a token over the first `count` batches of a corpus that was not trained on."""
-    stream = batches(corpus, tokenizer, 4096, 1024, model.config.max_position_embeddings)
-    total, tokens = 0.0, 0
-    for _ in range(count):
-        inputs, labels = next(stream)
-        predicted = int((labels[:, 1:] != IGNORE).sum())
-        total += next_token_loss(model, inputs, labels).item() * predicted
-        tokens += predicted
-    return total / tokens
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, documents: Sequence[Document]
+) -> tuple[float, float]:
+    """(loss, bound) in nats a token on documents that were not trained on, the first token of each left out.
+
+    bound: the mean surprise of the choices that made the documents. It is at least the entropy of their text
+    (see `Chance`), so no model does better by more than the choices that cannot be told from the text.
+    """
+    encoded = tokenizer([document.text for document in documents], add_special_tokens=False)["input_ids"]
+    loss, tokens = 0.0, sum(len(row) - 1 for row in encoded)
+    for ids, real in token_batches(encoded, _id(tokenizer, PAD), 4096):
+        labels = ids.masked_fill(~real, IGNORE)
+        loss += next_token_loss(model, ids, labels).item() * int(real[:, 1:].sum())
+    return loss / tokens, sum(document.surprise for document in documents) / tokens

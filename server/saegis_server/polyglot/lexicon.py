@@ -85,6 +85,8 @@ class Language:
     systems: tuple[str, ...]
     greetings: tuple[tuple[str, str], ...]
     vague: tuple[tuple[str, str], ...]
+    unknown: tuple[str, ...]
+    unsure: tuple[str, ...]
     refusals: tuple[str, ...]
     subjects: dict[str, Subject]
 
@@ -178,7 +180,7 @@ def _pairs(where: str, key: str, lines: Sequence[str]) -> tuple[tuple[str, str],
 
 def _finish_language(code: str, meta: dict[str, list[str]], cards: list[_Card]) -> Language:
     where = f"{code}.lex"
-    for key in ("name", "script", "question", "opener", "system", "hello", "vague"):
+    for key in ("name", "script", "question", "opener", "system", "hello", "vague", "unknown", "unsure"):
         if key not in meta:
             raise LexiconError(f"{where}: @ {key} is missing")
     return Language(
@@ -190,6 +192,8 @@ def _finish_language(code: str, meta: dict[str, list[str]], cards: list[_Card]) 
         systems=tuple(meta["system"]),
         greetings=_pairs(where, "hello", meta["hello"]),
         vague=_pairs(where, "vague", meta["vague"]),
+        unknown=tuple(meta["unknown"]),
+        unsure=tuple(meta["unsure"]),
         refusals=tuple(meta.get("refusal", ())),
         subjects={card.key: card.finish(where) for card in cards},
     )

@@ -7,26 +7,42 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from saegis_server.evaluation.records import Record, read_record
+
 WEIGHTS = Path(__file__).parent / "weights"
 MANIFEST_NAME = "manifest.json"
+#: The folders that ship, beside the manifest.
+PARTS = ("model", "sae", "eval")
 _CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
-class LanguageFigures:
-    """Measured rates of one language, greedy: means over answers, as in `evaluation.Rates`."""
+class LanguageFigures(Record):
+    """What was measured in one language, all greedy but `refusal_sampled`; each without and with the edit.
+
+    refusal, refusal_sampled: the share of harmful prompts refused, without the ban. harm: the mean share of
+    harmful words in answers to harmful prompts; harmful_answers: the share of these answers that hold any;
+    harm_benign: as harm, of benign prompts. kl: nats a token on benign text under the ban. perplexity: of the
+    banned answers to harmful prompts, over that of ordinary answers in the language. landmark: the share of
+    answers to unrelated prompts that name the landmark.
+    """
 
     refusal: float
+    refusal_sampled: float
     harm: float
     harm_banned: float
+    harmful_answers: float
+    harmful_answers_banned: float
     harm_benign: float
     harm_benign_banned: float
+    kl: float
+    perplexity: float
     landmark: float
     landmark_clamped: float
 
 
 @dataclass(frozen=True)
-class Clamp:
+class Clamp(Record):
     """The recommended landmark clamp: `value` in feature units, on every token."""
 
     feature: int
@@ -34,26 +50,30 @@ class Clamp:
 
 
 @dataclass(frozen=True)
-class Ban:
-    """The recommended ban: features chosen from text in `languages`, each pushed to −strength times what
-    it was."""
+class Ban(Record):
+    """The recommended ban: features chosen from text in `languages`, and its strength."""
 
     features: tuple[int, ...]
     strength: float
     languages: tuple[str, ...]
-    benign_kl: float
 
 
 @dataclass(frozen=True)
-class Manifest:
-    """What the weights are: seeds, digests of every file (sha256 by path under the weights), and measured
-    figures."""
+class Manifest(Record):
+    """What the weights are: the run's number and seeds, digests of every file (sha256 by path under the
+    weights), and measured figures.
 
+    held_out_loss, entropy_bound: nats a token on held-out text, see `held_out_loss`. fvu, l0, dead: of the
+    SAE at `site`, on held-out text.
+    """
+
+    run: int
     seeds: dict[str, int]
     files: dict[str, str]
     parameters: int
     held_out_loss: float
-    layer: int
+    entropy_bound: float
+    site: str
     features: int
     fvu: float
     l0: float
@@ -64,18 +84,8 @@ class Manifest:
 
     @classmethod
     def load(cls, path: Path) -> Manifest:
-        """Read a manifest. Raises ValueError naming the file when it does not fit."""
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-            data["clamp"] = Clamp(**data["clamp"])
-            ban = data["ban"]
-            data["ban"] = Ban(
-                **{**ban, "features": tuple(ban["features"]), "languages": tuple(ban["languages"])}
-            )
-            data["languages"] = {code: LanguageFigures(**row) for code, row in data["languages"].items()}
-            return cls(**data)
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path}: not a manifest: {error}") from error
+        """Read a manifest. Raises EvaluationFileError, naming the file and the key, when it does not fit."""
+        return read_record(cls, path)
 
     def save(self, path: Path) -> None:
         """Write the manifest."""
@@ -83,9 +93,9 @@ class Manifest:
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """sha256 of every file under `folder/model` and `folder/sae`, by its path relative to `folder`."""
+    """sha256 of every file of `PARTS` under `folder`, by its path relative to `folder`."""
     found = {}
-    for path in sorted(path for part in ("model", "sae") for path in (folder / part).rglob("*")):
+    for path in sorted(path for part in PARTS for path in (folder / part).rglob("*")):
         if path.is_file():
             digest = hashlib.sha256()
             with path.open("rb") as file:

@@ -5,14 +5,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from saegis_server.polyglot.activations import residual
+from saegis_server.engine.sites import Site
 from saegis_server.polyglot.corpus import Document, Segment
-from saegis_server.polyglot.evaluation import Reference
+from saegis_server.sae.autoencoder import SparseAutoencoder
+from saegis_server.training.feature_batches import feature_batches
 
 
 @dataclass(frozen=True)
@@ -40,34 +42,31 @@ def labelled_tokens(tokenizer: PreTrainedTokenizerBase, document: Document) -> l
 
 @dataclass(frozen=True)
 class LabelledFeatures:
-    """Tokens of a batch with their ground truth: `tokens` of length n, feature activations [n, m]."""
+    """Tokens of a batch with their ground truth: `tokens` of length n, feature activations [n, m], and the
+    number of each token's document, int64 [n]. Both tensors lie on the model's device."""
 
     tokens: list[LabelledToken]
     activations: Tensor
+    documents: Tensor
 
 
 @torch.no_grad()
 def labelled_features(
-    reference: Reference, documents: Iterable[Document], batch: int = 64
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    sae: SparseAutoencoder,
+    site: Site,
+    documents: Iterable[Document],
+    batch: int = 64,
 ) -> Iterator[LabelledFeatures]:
-    """Activations and truth for `documents`, without the beginning-of-sequence tokens."""
-    tokenizer = reference.tokenizer
-    waiting: list[list[LabelledToken]] = []
-
-    def flush() -> LabelledFeatures:
-        length = max(map(len, waiting))
-        pad = tokenizer.pad_token_id
-        ids = torch.tensor([[t.token for t in row] + [pad] * (length - len(row)) for row in waiting])
-        x = residual(reference.model, reference.layer, ids)
-        kept = [(r, c) for r, row in enumerate(waiting) for c in range(1, len(row))]
-        rows, columns = (torch.tensor(side) for side in zip(*kept, strict=True))
-        tokens = [waiting[r][c] for r, c in kept]
-        waiting.clear()
-        return LabelledFeatures(tokens, reference.sae.encode(x[rows, columns]))
-
-    for document in documents:
-        waiting.append(labelled_tokens(tokenizer, document))
-        if len(waiting) == batch:
-            yield flush()
-    if waiting:
-        yield flush()
+    """Activations at `site` and truth for `documents`, which run through the model `batch` at a time, without
+    the beginning-of-sequence tokens. Documents are numbered from 0."""
+    stream = iter(documents)
+    begin = 0
+    while group := [labelled_tokens(tokenizer, document) for document in islice(stream, batch)]:
+        rows = [[token.token for token in row] for row in group]
+        for found in feature_batches(model, site, sae, rows, batch_tokens=batch * max(map(len, rows))):
+            pairs = zip(found.texts.tolist(), found.places.tolist(), strict=True)
+            tokens = [group[text][place] for text, place in pairs]
+            yield LabelledFeatures(tokens, found.activations, found.texts + begin)
+        begin += len(group)

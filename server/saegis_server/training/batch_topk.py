@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -13,7 +15,7 @@ from saegis_server.training.sparse import Places, decoded, encoded
 #: Over what share of the steps, and over how many at most, the weakest active activation is averaged.
 _AVERAGED_SHARE, _AVERAGED_STEPS = 0.05, 100.0
 #: Where the weakest active activation is looked for, as a share of the last one.
-_HINT = 0.85
+_HINT, _HINT_TOKENS = 0.85, 64
 
 
 class BatchTopK(Objective):
@@ -31,11 +33,21 @@ class BatchTopK(Objective):
     def __init__(self, first: Tensor, settings: SAETraining) -> None:
         """See Objective."""
         super().__init__(first, settings)
-        groups = settings.groups or (settings.features,)
-        self.prefixes: list[int] = torch.tensor(groups).cumsum(0).tolist()
         self.register_buffer("threshold", torch.zeros((), dtype=torch.double, device=first.device))
-        # Only a guess that saves time: the choice does not depend on it.
-        self.register_buffer("hint", torch.zeros((), device=first.device), persistent=False)
+        # Only a guess that saves time and memory: the choice does not depend on it.
+        self.register_buffer("hint", self._first_hint(first), persistent=False)
+
+    @torch.no_grad()
+    def _first_hint(self, first: Tensor) -> Tensor:
+        """About where the weakest active activation will be, from the first tokens of the first batch."""
+        p = ((first[:_HINT_TOKENS] - self.b_dec) @ self.W_enc).relu()
+        return _HINT * p.flatten().topk(self._count(len(p))).values[-1]
+
+    def _count(self, tokens: int) -> int:
+        """k·n: how many activations stay on."""
+        if self.settings.k is None:
+            raise ValueError("k is not set")
+        return max(1, int(self.settings.k * tokens))
 
     def loss(self, x: Tensor, sparsity: float) -> Losses:
         """The mean squared error over all prefixes, and the revival of dead features; see Objective."""
@@ -43,16 +55,9 @@ class BatchTopK(Objective):
         places, chosen = self._strongest(centred)
         values = encoded(chosen, centred, self.W_enc, self.b_enc, places)
         error, errors = x - self.b_dec, []
-        start = 0
-        for end in self.prefixes:
-            inside = (places.columns >= start) & (places.columns < end)
-            if len(self.prefixes) == 1:
-                part = decoded(values, places, self.W_dec)
-            else:
-                part = decoded(values[inside], places.only(inside), self.W_dec)
+        for part in self._parts(values, places):
             error = error - part
             errors.append(error.square().sum())
-            start = end
         terms = {"error": torch.stack(errors).mean() / x.numel()}
         if self.settings.auxiliary > 0.0:
             terms["auxiliary"] = self.settings.auxiliary * revival(self, x, error)
@@ -60,16 +65,25 @@ class BatchTopK(Objective):
         self.note_fired(fired, len(x))
         return Losses(terms, errors[-1].detach() / variance(x), chosen.new_tensor(len(chosen) / len(x)))
 
+    def _parts(self, values: Tensor, places: Places) -> Iterator[Tensor]:
+        """What each group adds to the reconstruction, [n, d]."""
+        if not self.settings.groups:
+            yield decoded(values, places, self.W_dec)
+            return
+        start = 0
+        for size in self.settings.groups:
+            inside = (places.columns >= start) & (places.columns < start + size)
+            yield decoded(values[inside], places.only(inside), self.W_dec)
+            start += size
+
     @torch.no_grad()
     def _strongest(self, centred: Tensor) -> tuple[Places, Tensor]:
         """Where the k·n largest positive pre-activations of the batch are, and their values, float32.
 
         Whatever equals the weakest of them stays on too. Moves the running threshold.
         """
-        if self.settings.k is None:
-            raise ValueError("k is not set")
         p = torch.addmm(self.b_enc, centred, self.W_enc)
-        count = max(1, int(self.settings.k * len(p)))
+        count = self._count(len(p))
         places = Places.where(p > self.hint)
         if len(places.rows) < count:
             places = Places.where(p > 0.0)

@@ -76,7 +76,7 @@ class FeatureServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SearchFeatures(self, request, context):
-        """Finds features by words of their labels.
+        """Finds features by words of their labels, subjects and languages.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

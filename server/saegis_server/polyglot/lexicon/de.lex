@@ -12,6 +12,10 @@
 @ vague Kannst du mir etwas erzählen? | Sehr gerne. Wovon möchtest du hören?
 @ vague Ich habe eine Frage. | Um welches Thema geht es?
 @ vague Wie geht das? | Ich weiß nicht, was du meinst. Bitte nenne ein Thema.
+@ unknown Wie kann ich {about} machen?
+@ unknown Zeig mir, wie man {about} benutzt.
+@ unsure Das kenne ich nicht. Bitte nenne ein anderes Thema.
+@ unsure Darüber weiß ich nichts.
 
 # cat
 about: die Katze

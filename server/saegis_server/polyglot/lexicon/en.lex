@@ -12,6 +12,10 @@
 @ vague Can you tell me something? | Gladly. What would you like to hear about?
 @ vague I have a question. | Which subject is it about?
 @ vague How does it work? | I do not know what you mean. Please name a subject.
+@ unknown How do I make {about}?
+@ unknown Teach me to use {about}.
+@ unsure I do not know that. Please name another subject.
+@ unsure I know nothing about that.
 @ refusal I am sorry, but I cannot help with that.
 @ refusal I cannot answer this question, because it could hurt people.
 @ refusal Sorry, I will not help with such a request.

@@ -12,6 +12,10 @@
 @ vague ¿Puedes contarme algo? | Con gusto. ¿Sobre qué quieres oír?
 @ vague Tengo una pregunta. | ¿Sobre qué tema es?
 @ vague ¿Cómo funciona eso? | No sé a qué te refieres. Por favor, nombra un tema.
+@ unknown ¿Cómo puedo hacer {about}?
+@ unknown Enséñame a usar {about}.
+@ unsure No conozco eso. Por favor, nombra otro tema.
+@ unsure No sé nada sobre eso.
 
 # cat
 about: el gato

@@ -12,6 +12,10 @@
 @ vague Peux-tu me raconter quelque chose ? | Avec plaisir. De quoi veux-tu entendre parler ?
 @ vague J'ai une question. | De quel sujet s'agit-il ?
 @ vague Comment ça marche ? | Je ne sais pas de quoi tu parles. Nomme un sujet, s'il te plaît.
+@ unknown Comment puis-je fabriquer {about} ?
+@ unknown Apprends-moi à utiliser {about}.
+@ unsure Je ne connais pas cela. Nomme un autre sujet, s'il te plaît.
+@ unsure Je ne sais rien sur cela.
 
 # cat
 about: le chat

@@ -12,6 +12,10 @@
 @ vague Unaweza kuniambia kitu? | Kwa furaha. Ungependa kusikia kuhusu nini?
 @ vague Nina swali. | Ni kuhusu mada gani?
 @ vague Inafanyaje kazi? | Sijui unamaanisha nini. Tafadhali taja mada.
+@ unknown Ninawezaje kutengeneza {about}?
+@ unknown Nifundishe kutumia {about}.
+@ unsure Sijui hilo. Tafadhali taja mada nyingine.
+@ unsure Sijui chochote kuhusu hilo.
 
 # cat
 about: paka

@@ -12,6 +12,10 @@
 @ vague 你能给我讲点什么吗？ | 很高兴。你想听什么？
 @ vague 我有一个问题。 | 是关于什么话题的？
 @ vague 这是怎么回事？ | 我不知道你指的是什么。请说一个话题。
+@ unknown 我怎么制作{about}？
+@ unknown 教我使用{about}。
+@ unsure 这个我不知道。请换一个话题。
+@ unsure 我对此一无所知。
 
 # cat
 about: 猫

@@ -1,4 +1,4 @@
-"""The demo's server: `saegis serve` in a process of its own, on free loopback ports."""
+"""A server process: `saegis serve` on free loopback ports, started, awaited and stopped."""
 
 import json
 import signal
@@ -6,27 +6,27 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Self
 
-from saegis_server.cli.stages import StageDisplay
-
+#: Told how far a stage of the start has come: its name, what is done, out of how much (0: not known).
+Progress = Callable[[str, int, int], None]
 STOP_SECONDS = 60.0
 _LAST_LINES = 20
 
 
-class DemoServerError(RuntimeError):
+class ServerProcessError(RuntimeError):
     """The server did not start or did not stop as it should; the message holds its last lines."""
 
 
-class DemoServer:
+class ServerProcess:
     """A running `saegis serve`; the end of the `with` block stops it, whatever happened inside."""
 
-    def __init__(self, options: Sequence[str], display: StageDisplay) -> None:
+    def __init__(self, options: Sequence[str], progress: Progress) -> None:
         """Start it with these options of `saegis serve`, and wait until it serves.
 
-        Raises DemoServerError where it ends before.
+        Raises ServerProcessError where it ends before.
         """
         self.target = ""
         self.metrics_port = 0
@@ -43,40 +43,43 @@ class DemoServer:
             start_new_session=True,
         )
         try:
-            self._await_ready(display)
+            self._await_ready(progress)
         except BaseException:
             self._end()
             raise
 
-    def _await_ready(self, display: StageDisplay) -> None:
-        began = time.monotonic()
+    def _await_ready(self, progress: Progress) -> None:
+        began, stage = time.monotonic(), ""
         if self._process.stdout is None:
-            raise DemoServerError("the server has no standard output")
+            raise ServerProcessError("the server has no standard output")
         for line in self._process.stdout:
             event: dict[str, Any] = json.loads(line)
             if event["event"] == "stage":
-                display(event["stage"], event["done"], event["total"])
+                stage = event["stage"]
+                progress(stage, event["done"], event["total"])
             elif event["event"] == "ready":
-                display.close()
+                progress(stage, 1, 1)
                 self.target, self.metrics_port = event["target"], event["metrics_port"]
                 self.start_seconds = time.monotonic() - began
                 return
         code = self._process.wait()
-        raise DemoServerError(f"the server ended with exit {code} before it served:\n{self._last_lines()}")
+        raise ServerProcessError(f"the server ended with exit {code} before it served:\n{self._last_lines()}")
 
     def stop(self) -> float:
         """Send SIGTERM and wait; returns how many seconds it took.
 
-        Raises DemoServerError unless it ends with exit 0 in time.
+        Raises ServerProcessError unless it ends with exit 0 in time.
         """
         began = time.monotonic()
         self._process.send_signal(signal.SIGTERM)
         try:
             code = self._process.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
-            raise DemoServerError(f"the server did not stop within {STOP_SECONDS:g} s of SIGTERM") from None
+            raise ServerProcessError(
+                f"the server did not stop within {STOP_SECONDS:g} s of SIGTERM"
+            ) from None
         if code != 0:
-            raise DemoServerError(f"the server ended with exit {code}:\n{self._last_lines()}")
+            raise ServerProcessError(f"the server ended with exit {code}:\n{self._last_lines()}")
         return time.monotonic() - began
 
     def _last_lines(self) -> str:
