@@ -70,13 +70,23 @@ def test_a_trained_sae_is_served_and_steers(files: SubjectFiles, tmp_path: Path)
         assert server.wait() == 0
 
 
+def hear_ctrl_c() -> None:
+    """Where the tests run in the background, Ctrl-C is ignored, and so it would be by what they start."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_keeps_the_checkpoint_and_the_same_command_goes_on(
     files: SubjectFiles, tmp_path: Path
 ) -> None:
     out = tmp_path / "sae"
     long = command(files, out, "--tokens", "51200000", "--checkpoint-every", "5")
     with subprocess.Popen(
-        long, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        long,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=hear_ctrl_c,
     ) as process:
         try:
             checkpoint = out / "checkpoint" / "checkpoint.pt"
