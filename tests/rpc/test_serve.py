@@ -25,14 +25,14 @@ from saegis_server.engine.step import Step
 from saegis_server.rpc import loading
 from saegis_server.rpc.config import Address, SAESource
 from saegis_server.rpc.loading import load_services, warm_up_engine
-from saegis_server.rpc.sae_sources import SAMPLE_FILE, read_sae
+from saegis_server.rpc.sae_sources import read_sae
 from saegis_server.rpc.sample_text import SAMPLE_TEXT
 from saegis_server.rpc.serve import EngineDiedError, serve
 from saegis_server.rpc.services import Services
 from saegis_server.sae.autoencoder import Architecture, SparseAutoencoder
 from saegis_server.sae.errors import SAEFileError, SAEMismatch
 from saegis_server.sae.labels import Labels
-from saegis_server.sae.writer import save_sae
+from saegis_server.sae.writer import SAMPLE_FILE, save_sae
 from tests.rpc import tiny
 from tests.rpc.conftest import Stubs
 from tests.rpc.harness import Failure, Running, config, eventually, failure

@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saegis_server.rpc import sae_sources
 from saegis_server.sae.autoencoder import Architecture
 from saegis_server.sae.saelens import load_sae
 from saegis_server.sae.writer import SAMPLE_FILE, save_sae
@@ -70,4 +69,4 @@ def test_a_sample_lies_where_the_server_looks_for_it(tmp_path: Path) -> None:
     save_sae(random_sae(), tmp_path)
     assert not (tmp_path / SAMPLE_FILE).exists()
     save_sae(random_sae(), tmp_path, "über\nden Fluss")
-    assert (tmp_path / sae_sources.SAMPLE_FILE).read_text(encoding="utf-8") == "über\nden Fluss"
+    assert (tmp_path / SAMPLE_FILE).read_text(encoding="utf-8") == "über\nden Fluss"

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from saegis_server.polyglot.language_model import ModelShape, Training
 from saegis_server.training.settings import SAETraining
 
-MODEL_NAME = "saegis-polyglot"
 #: The languages from whose text the features of the ban and of the landmark are chosen.
 CHOSEN_FROM = ("en", "zh")
 

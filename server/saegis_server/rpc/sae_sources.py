@@ -15,9 +15,8 @@ from saegis_server.sae.errors import SAEFileError
 from saegis_server.sae.hub import resolve_sae
 from saegis_server.sae.labels import Labels
 from saegis_server.sae.saelens import load_sae
+from saegis_server.sae.writer import SAMPLE_FILE
 
-#: A text beside an SAE on which it is checked: for a model of a narrow domain, where ordinary text is none.
-SAMPLE_FILE = "sample.txt"
 #: Tokens on which an SAE is checked; the first is left out, whose norm is a model's outlier.
 CHECKED_TOKENS = 512
 
