@@ -1,6 +1,7 @@
 """The life of requests: how they end, what they are refused for, and that the books are kept."""
 
 import random
+import threading
 import time
 
 import pytest
@@ -11,9 +12,12 @@ from saegis_server.engine.requests import (
     DeadlineExceededError,
     DuplicateRequestError,
     EngineStoppedError,
+    Event,
     FieldError,
     FinishReason,
+    GenerationRequest,
     QueueFullError,
+    RequestFinished,
     SamplingParams,
 )
 from saegis_server.engine.step import Extent, StepOutput
@@ -159,6 +163,32 @@ def test_when_the_thread_dies_everybody_is_told(monkeypatch: pytest.MonkeyPatch)
         assert isinstance(answer.wait().failed.error, EngineStoppedError)
     engine.stop()
     assert isinstance(engine.error, MemoryError)
+
+
+def test_the_engine_runs_with_as_many_threads_as_the_step_was_compiled_for() -> None:
+    def set_elsewhere(count: int) -> None:
+        other = threading.Thread(target=torch.set_num_threads, args=(count,))
+        other.start()
+        other.join()
+
+    own = torch.get_num_threads()
+    set_elsewhere(own + 1)
+    try:
+        assert torch.get_num_threads() == own, "the number belongs to a thread"
+        seen: set[int] = set()
+        done = threading.Event()
+
+        def sink(events: list[Event]) -> None:
+            seen.add(torch.get_num_threads())
+            if isinstance(events[-1], RequestFinished):
+                done.set()
+
+        with tiny.RunningEngine(tiny.step(tiny.model())) as engine:
+            engine.submit(GenerationRequest("one", (1, 2, 3), greedy()), sink)
+            assert done.wait(60)
+        assert seen == {own}
+    finally:
+        set_elsewhere(own)
 
 
 def test_an_answer_that_cannot_be_decoded_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:

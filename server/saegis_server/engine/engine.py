@@ -9,6 +9,7 @@ from collections.abc import Sequence as Sequenced
 from concurrent.futures import Future
 from typing import TypeVar
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
@@ -67,6 +68,7 @@ class Engine:
         self._steps = 0
         self._recent: deque[tuple[float, int]] = deque()
         self._stopping = False
+        self._cpu_threads = torch.get_num_threads()
         self._wake = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="saegis-engine", daemon=True)
 
@@ -175,6 +177,8 @@ class Engine:
     # -- the engine's thread --------------------------------------------------------------------------
 
     def _run(self) -> None:
+        # A compiled step is made for one number of threads, and a new thread may start with another.
+        torch.set_num_threads(self._cpu_threads)
         try:
             while self._take_inbox():
                 self._jobs.advance()
