@@ -22,11 +22,12 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from saegis.v1 import policy_pb2 as saegis_dot_v1_dot_policy__pb2
 from saegis.v1 import prompt_pb2 as saegis_dot_v1_dot_prompt__pb2
 from saegis.v1 import steering_pb2 as saegis_dot_v1_dot_steering__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1asaegis/v1/generation.proto\x12\tsaegis.v1\x1a\x16saegis/v1/prompt.proto\x1a\x18saegis/v1/steering.proto\"\xf2\x01\n\x0fGenerateRequest\x12\x17\n\nrequest_id\x18\x01 \x01(\tH\x01\x88\x01\x01\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12(\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x13.saegis.v1.TokenIdsH\x00\x12\x1f\n\x04\x63hat\x18\x04 \x01(\x0b\x32\x0f.saegis.v1.ChatH\x00\x12+\n\x08sampling\x18\x05 \x01(\x0b\x32\x19.saegis.v1.SamplingParams\x12%\n\x08steering\x18\x06 \x01(\x0b\x32\x13.saegis.v1.SteeringB\x08\n\x06promptB\r\n\x0b_request_id\"D\n\x15StreamGenerateRequest\x12+\n\x07request\x18\x01 \x01(\x0b\x32\x1a.saegis.v1.GenerateRequest\"\xe4\x05\n\x0eSamplingParams\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05top_p\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_k\x18\x03 \x01(\x05H\x02\x88\x01\x01\x12\x12\n\x05min_p\x18\x04 \x01(\x02H\x03\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x05 \x01(\x02H\x04\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x06 \x01(\x02H\x05\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x07 \x01(\x02H\x06\x88\x01\x01\x12\x17\n\nmax_tokens\x18\x08 \x01(\rH\x07\x88\x01\x01\x12\x17\n\nmin_tokens\x18\t \x01(\rH\x08\x88\x01\x01\x12\x0c\n\x04stop\x18\n \x03(\t\x12\x16\n\x0estop_token_ids\x18\x0b \x03(\r\x12 \n\x13skip_special_tokens\x18\x0c \x01(\x08H\t\x88\x01\x01\x12\x12\n\nignore_eos\x18\r \x01(\x08\x12\x0e\n\x01n\x18\x0e \x01(\rH\n\x88\x01\x01\x12\x15\n\x08logprobs\x18\x0f \x01(\rH\x0b\x88\x01\x01\x12\x11\n\x04seed\x18\x10 \x01(\x03H\x0c\x88\x01\x01\x12\"\n\x1ainclude_stop_str_in_output\x18\x11 \x01(\x08\x12<\n\nlogit_bias\x18\x12 \x03(\x0b\x32(.saegis.v1.SamplingParams.LogitBiasEntry\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x14\n\x12_frequency_penaltyB\x13\n\x11_presence_penaltyB\x15\n\x13_repetition_penaltyB\r\n\x0b_max_tokensB\r\n\x0b_min_tokensB\x16\n\x14_skip_special_tokensB\x04\n\x02_nB\x0b\n\t_logprobsB\x07\n\x05_seed\"\x90\x01\n\x10GenerateResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\"\n\x07\x63hoices\x18\x02 \x03(\x0b\x32\x11.saegis.v1.Choice\x12\x1f\n\x05usage\x18\x03 \x01(\x0b\x32\x10.saegis.v1.Usage\x12#\n\x07receipt\x18\x04 \x01(\x0b\x32\x12.saegis.v1.Receipt\"\x84\x01\n\x16StreamGenerateResponse\x12+\n\x05\x63hunk\x18\x01 \x01(\x0b\x32\x1a.saegis.v1.GenerationChunkH\x00\x12\x31\n\x08\x63omplete\x18\x02 \x01(\x0b\x32\x1d.saegis.v1.GenerationCompleteH\x00\x42\n\n\x08response\"\xc8\x01\n\x0fGenerationChunk\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12%\n\x08logprobs\x18\x04 \x01(\x0b\x32\x13.saegis.v1.LogProbs\x12.\n\x07watched\x18\x05 \x03(\x0b\x32\x1d.saegis.v1.WatchedActivations\x12.\n\rfinish_reason\x18\x06 \x01(\x0e\x32\x17.saegis.v1.FinishReason\"\x94\x01\n\x12GenerationComplete\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12$\n\x08outcomes\x18\x02 \x03(\x0b\x32\x12.saegis.v1.Outcome\x12\x1f\n\x05usage\x18\x03 \x01(\x0b\x32\x10.saegis.v1.Usage\x12#\n\x07receipt\x18\x04 \x01(\x0b\x32\x12.saegis.v1.Receipt\"\x90\x01\n\x07Outcome\x12\r\n\x05index\x18\x01 \x01(\r\x12.\n\rfinish_reason\x18\x02 \x01(\x0e\x32\x17.saegis.v1.FinishReason\x12\x1a\n\x10matched_token_id\x18\x03 \x01(\rH\x00\x12\x1a\n\x10matched_stop_str\x18\x04 \x01(\tH\x00\x42\x0e\n\x0cmatched_stop\"\x87\x02\n\x06\x43hoice\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12%\n\x08logprobs\x18\x04 \x01(\x0b\x32\x13.saegis.v1.LogProbs\x12.\n\x07watched\x18\x05 \x03(\x0b\x32\x1d.saegis.v1.WatchedActivations\x12.\n\rfinish_reason\x18\x06 \x01(\x0e\x32\x17.saegis.v1.FinishReason\x12\x1a\n\x10matched_token_id\x18\x07 \x01(\rH\x00\x12\x1a\n\x10matched_stop_str\x18\x08 \x01(\tH\x00\x42\x0e\n\x0cmatched_stop\"c\n\x08LogProbs\x12\x16\n\x0etoken_logprobs\x18\x01 \x03(\x02\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12,\n\x0ctop_logprobs\x18\x03 \x03(\x0b\x32\x16.saegis.v1.TopLogProbs\"0\n\x0bTopLogProbs\x12\x0e\n\x06values\x18\x01 \x03(\x02\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\"B\n\x12WatchedActivations\x12\r\n\x05watch\x18\x01 \x01(\r\x12\x0e\n\x06\x62\x65\x66ore\x18\x02 \x03(\x02\x12\r\n\x05\x61\x66ter\x18\x03 \x03(\x02\"h\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\x12\x15\n\rcached_tokens\x18\x03 \x01(\r\x12\x16\n\x0esteered_tokens\x18\x04 \x01(\r\"\xc2\x01\n\x0cScoreRequest\x12\x17\n\nrequest_id\x18\x01 \x01(\tH\x01\x88\x01\x01\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12(\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x13.saegis.v1.TokenIdsH\x00\x12\x1f\n\x04\x63hat\x18\x04 \x01(\x0b\x32\x0f.saegis.v1.ChatH\x00\x12%\n\x08steering\x18\x05 \x01(\x0b\x32\x13.saegis.v1.SteeringB\x08\n\x06promptB\r\n\x0b_request_id\"\x9a\x01\n\rScoreResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x10\n\x08logprobs\x18\x03 \x03(\x02\x12\x16\n\x0eplain_logprobs\x18\x04 \x03(\x02\x12\x13\n\x0b\x64ivergences\x18\x05 \x03(\x02\x12#\n\x07receipt\x18\x06 \x01(\x0b\x32\x12.saegis.v1.Receipt\"\xa6\x01\n\x07Receipt\x12\x16\n\x0eprogram_digest\x18\x01 \x01(\t\x12\x17\n\x0fpolicy_revision\x18\x02 \x01(\t\x12%\n\x05sites\x18\x03 \x03(\x0b\x32\x16.saegis.v1.SiteReceipt\x12\x0f\n\x07steered\x18\x04 \x01(\x08\x12\r\n\x05model\x18\x05 \x01(\t\x12#\n\x07timings\x18\x06 \x01(\x0b\x32\x12.saegis.v1.Timings\"\xa2\x01\n\x0bSiteReceipt\x12\x0c\n\x04site\x18\x01 \x01(\t\x12\r\n\x05\x65\x64its\x18\x02 \x01(\r\x12\r\n\x05rules\x18\x03 \x01(\r\x12\x0c\n\x04\x62\x61ns\x18\x04 \x01(\r\x12\x0f\n\x07watches\x18\x05 \x01(\r\x12\x15\n\rtokens_edited\x18\x06 \x01(\r\x12\x12\n\nbans_fired\x18\x07 \x01(\r\x12\x1d\n\x15largest_relative_norm\x18\x08 \x01(\x02\"Q\n\x07Timings\x12\x15\n\rqueue_seconds\x18\x01 \x01(\x01\x12\x17\n\x0fprefill_seconds\x18\x02 \x01(\x01\x12\x16\n\x0e\x64\x65\x63ode_seconds\x18\x03 \x01(\x01*\x9a\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x17\n\x13\x46INISH_REASON_ABORT\x10\x03\x12 \n\x1c\x46INISH_REASON_CONTENT_FILTER\x10\x04\x32\xed\x01\n\x11GenerationService\x12\x43\n\x08Generate\x12\x1a.saegis.v1.GenerateRequest\x1a\x1b.saegis.v1.GenerateResponse\x12W\n\x0eStreamGenerate\x12 .saegis.v1.StreamGenerateRequest\x1a!.saegis.v1.StreamGenerateResponse0\x01\x12:\n\x05Score\x12\x17.saegis.v1.ScoreRequest\x1a\x18.saegis.v1.ScoreResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1asaegis/v1/generation.proto\x12\tsaegis.v1\x1a\x16saegis/v1/policy.proto\x1a\x16saegis/v1/prompt.proto\x1a\x18saegis/v1/steering.proto\"\xf2\x01\n\x0fGenerateRequest\x12\x17\n\nrequest_id\x18\x01 \x01(\tH\x01\x88\x01\x01\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12(\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x13.saegis.v1.TokenIdsH\x00\x12\x1f\n\x04\x63hat\x18\x04 \x01(\x0b\x32\x0f.saegis.v1.ChatH\x00\x12+\n\x08sampling\x18\x05 \x01(\x0b\x32\x19.saegis.v1.SamplingParams\x12%\n\x08steering\x18\x06 \x01(\x0b\x32\x13.saegis.v1.SteeringB\x08\n\x06promptB\r\n\x0b_request_id\"D\n\x15StreamGenerateRequest\x12+\n\x07request\x18\x01 \x01(\x0b\x32\x1a.saegis.v1.GenerateRequest\"\xe4\x05\n\x0eSamplingParams\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05top_p\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_k\x18\x03 \x01(\x05H\x02\x88\x01\x01\x12\x12\n\x05min_p\x18\x04 \x01(\x02H\x03\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x05 \x01(\x02H\x04\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x06 \x01(\x02H\x05\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x07 \x01(\x02H\x06\x88\x01\x01\x12\x17\n\nmax_tokens\x18\x08 \x01(\rH\x07\x88\x01\x01\x12\x17\n\nmin_tokens\x18\t \x01(\rH\x08\x88\x01\x01\x12\x0c\n\x04stop\x18\n \x03(\t\x12\x16\n\x0estop_token_ids\x18\x0b \x03(\r\x12 \n\x13skip_special_tokens\x18\x0c \x01(\x08H\t\x88\x01\x01\x12\x12\n\nignore_eos\x18\r \x01(\x08\x12\x0e\n\x01n\x18\x0e \x01(\rH\n\x88\x01\x01\x12\x15\n\x08logprobs\x18\x0f \x01(\rH\x0b\x88\x01\x01\x12\x11\n\x04seed\x18\x10 \x01(\x03H\x0c\x88\x01\x01\x12\"\n\x1ainclude_stop_str_in_output\x18\x11 \x01(\x08\x12<\n\nlogit_bias\x18\x12 \x03(\x0b\x32(.saegis.v1.SamplingParams.LogitBiasEntry\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x14\n\x12_frequency_penaltyB\x13\n\x11_presence_penaltyB\x15\n\x13_repetition_penaltyB\r\n\x0b_max_tokensB\r\n\x0b_min_tokensB\x16\n\x14_skip_special_tokensB\x04\n\x02_nB\x0b\n\t_logprobsB\x07\n\x05_seed\"\x90\x01\n\x10GenerateResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\"\n\x07\x63hoices\x18\x02 \x03(\x0b\x32\x11.saegis.v1.Choice\x12\x1f\n\x05usage\x18\x03 \x01(\x0b\x32\x10.saegis.v1.Usage\x12#\n\x07receipt\x18\x04 \x01(\x0b\x32\x12.saegis.v1.Receipt\"\x84\x01\n\x16StreamGenerateResponse\x12+\n\x05\x63hunk\x18\x01 \x01(\x0b\x32\x1a.saegis.v1.GenerationChunkH\x00\x12\x31\n\x08\x63omplete\x18\x02 \x01(\x0b\x32\x1d.saegis.v1.GenerationCompleteH\x00\x42\n\n\x08response\"\xc8\x01\n\x0fGenerationChunk\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12%\n\x08logprobs\x18\x04 \x01(\x0b\x32\x13.saegis.v1.LogProbs\x12.\n\x07watched\x18\x05 \x03(\x0b\x32\x1d.saegis.v1.WatchedActivations\x12.\n\rfinish_reason\x18\x06 \x01(\x0e\x32\x17.saegis.v1.FinishReason\"\x94\x01\n\x12GenerationComplete\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12$\n\x08outcomes\x18\x02 \x03(\x0b\x32\x12.saegis.v1.Outcome\x12\x1f\n\x05usage\x18\x03 \x01(\x0b\x32\x10.saegis.v1.Usage\x12#\n\x07receipt\x18\x04 \x01(\x0b\x32\x12.saegis.v1.Receipt\"\x90\x01\n\x07Outcome\x12\r\n\x05index\x18\x01 \x01(\r\x12.\n\rfinish_reason\x18\x02 \x01(\x0e\x32\x17.saegis.v1.FinishReason\x12\x1a\n\x10matched_token_id\x18\x03 \x01(\rH\x00\x12\x1a\n\x10matched_stop_str\x18\x04 \x01(\tH\x00\x42\x0e\n\x0cmatched_stop\"\x87\x02\n\x06\x43hoice\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12%\n\x08logprobs\x18\x04 \x01(\x0b\x32\x13.saegis.v1.LogProbs\x12.\n\x07watched\x18\x05 \x03(\x0b\x32\x1d.saegis.v1.WatchedActivations\x12.\n\rfinish_reason\x18\x06 \x01(\x0e\x32\x17.saegis.v1.FinishReason\x12\x1a\n\x10matched_token_id\x18\x07 \x01(\rH\x00\x12\x1a\n\x10matched_stop_str\x18\x08 \x01(\tH\x00\x42\x0e\n\x0cmatched_stop\"c\n\x08LogProbs\x12\x16\n\x0etoken_logprobs\x18\x01 \x03(\x02\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12,\n\x0ctop_logprobs\x18\x03 \x03(\x0b\x32\x16.saegis.v1.TopLogProbs\"0\n\x0bTopLogProbs\x12\x0e\n\x06values\x18\x01 \x03(\x02\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\"B\n\x12WatchedActivations\x12\r\n\x05watch\x18\x01 \x01(\r\x12\x0e\n\x06\x62\x65\x66ore\x18\x02 \x03(\x02\x12\r\n\x05\x61\x66ter\x18\x03 \x03(\x02\"h\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\x12\x15\n\rcached_tokens\x18\x03 \x01(\r\x12\x16\n\x0esteered_tokens\x18\x04 \x01(\r\"\xc2\x01\n\x0cScoreRequest\x12\x17\n\nrequest_id\x18\x01 \x01(\tH\x01\x88\x01\x01\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12(\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x13.saegis.v1.TokenIdsH\x00\x12\x1f\n\x04\x63hat\x18\x04 \x01(\x0b\x32\x0f.saegis.v1.ChatH\x00\x12%\n\x08steering\x18\x05 \x01(\x0b\x32\x13.saegis.v1.SteeringB\x08\n\x06promptB\r\n\x0b_request_id\"\x9a\x01\n\rScoreResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x10\n\x08logprobs\x18\x03 \x03(\x02\x12\x16\n\x0eplain_logprobs\x18\x04 \x03(\x02\x12\x13\n\x0b\x64ivergences\x18\x05 \x03(\x02\x12#\n\x07receipt\x18\x06 \x01(\x0b\x32\x12.saegis.v1.Receipt\"\xf1\x01\n\x07Receipt\x12\x16\n\x0eprogram_digest\x18\x01 \x01(\t\x12\x17\n\x0fpolicy_revision\x18\x02 \x01(\t\x12%\n\x05sites\x18\x03 \x03(\x0b\x32\x16.saegis.v1.SiteReceipt\x12\x0f\n\x07steered\x18\x04 \x01(\x08\x12\r\n\x05model\x18\x05 \x01(\t\x12#\n\x07timings\x18\x06 \x01(\x0b\x32\x12.saegis.v1.Timings\x12%\n\x05rules\x18\x07 \x03(\x0b\x32\x16.saegis.v1.AppliedRule\x12\r\n\x05ruled\x18\x08 \x01(\x08\x12\x13\n\x0b\x64\x65\x63ision_id\x18\t \x01(\t\"\xa2\x01\n\x0bSiteReceipt\x12\x0c\n\x04site\x18\x01 \x01(\t\x12\r\n\x05\x65\x64its\x18\x02 \x01(\r\x12\r\n\x05rules\x18\x03 \x01(\r\x12\x0c\n\x04\x62\x61ns\x18\x04 \x01(\r\x12\x0f\n\x07watches\x18\x05 \x01(\r\x12\x15\n\rtokens_edited\x18\x06 \x01(\r\x12\x12\n\nbans_fired\x18\x07 \x01(\r\x12\x1d\n\x15largest_relative_norm\x18\x08 \x01(\x02\"Q\n\x07Timings\x12\x15\n\rqueue_seconds\x18\x01 \x01(\x01\x12\x17\n\x0fprefill_seconds\x18\x02 \x01(\x01\x12\x16\n\x0e\x64\x65\x63ode_seconds\x18\x03 \x01(\x01*\x9a\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x17\n\x13\x46INISH_REASON_ABORT\x10\x03\x12 \n\x1c\x46INISH_REASON_CONTENT_FILTER\x10\x04\x32\xed\x01\n\x11GenerationService\x12\x43\n\x08Generate\x12\x1a.saegis.v1.GenerateRequest\x1a\x1b.saegis.v1.GenerateResponse\x12W\n\x0eStreamGenerate\x12 .saegis.v1.StreamGenerateRequest\x1a!.saegis.v1.StreamGenerateResponse0\x01\x12:\n\x05Score\x12\x17.saegis.v1.ScoreRequest\x1a\x18.saegis.v1.ScoreResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,46 +36,46 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._loaded_options = None
   _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_options = b'8\001'
-  _globals['_FINISHREASON']._serialized_start=3295
-  _globals['_FINISHREASON']._serialized_end=3449
-  _globals['_GENERATEREQUEST']._serialized_start=92
-  _globals['_GENERATEREQUEST']._serialized_end=334
-  _globals['_STREAMGENERATEREQUEST']._serialized_start=336
-  _globals['_STREAMGENERATEREQUEST']._serialized_end=404
-  _globals['_SAMPLINGPARAMS']._serialized_start=407
-  _globals['_SAMPLINGPARAMS']._serialized_end=1147
-  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_start=905
-  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_end=953
-  _globals['_GENERATERESPONSE']._serialized_start=1150
-  _globals['_GENERATERESPONSE']._serialized_end=1294
-  _globals['_STREAMGENERATERESPONSE']._serialized_start=1297
-  _globals['_STREAMGENERATERESPONSE']._serialized_end=1429
-  _globals['_GENERATIONCHUNK']._serialized_start=1432
-  _globals['_GENERATIONCHUNK']._serialized_end=1632
-  _globals['_GENERATIONCOMPLETE']._serialized_start=1635
-  _globals['_GENERATIONCOMPLETE']._serialized_end=1783
-  _globals['_OUTCOME']._serialized_start=1786
-  _globals['_OUTCOME']._serialized_end=1930
-  _globals['_CHOICE']._serialized_start=1933
-  _globals['_CHOICE']._serialized_end=2196
-  _globals['_LOGPROBS']._serialized_start=2198
-  _globals['_LOGPROBS']._serialized_end=2297
-  _globals['_TOPLOGPROBS']._serialized_start=2299
-  _globals['_TOPLOGPROBS']._serialized_end=2347
-  _globals['_WATCHEDACTIVATIONS']._serialized_start=2349
-  _globals['_WATCHEDACTIVATIONS']._serialized_end=2415
-  _globals['_USAGE']._serialized_start=2417
-  _globals['_USAGE']._serialized_end=2521
-  _globals['_SCOREREQUEST']._serialized_start=2524
-  _globals['_SCOREREQUEST']._serialized_end=2718
-  _globals['_SCORERESPONSE']._serialized_start=2721
-  _globals['_SCORERESPONSE']._serialized_end=2875
-  _globals['_RECEIPT']._serialized_start=2878
-  _globals['_RECEIPT']._serialized_end=3044
-  _globals['_SITERECEIPT']._serialized_start=3047
-  _globals['_SITERECEIPT']._serialized_end=3209
-  _globals['_TIMINGS']._serialized_start=3211
-  _globals['_TIMINGS']._serialized_end=3292
-  _globals['_GENERATIONSERVICE']._serialized_start=3452
-  _globals['_GENERATIONSERVICE']._serialized_end=3689
+  _globals['_FINISHREASON']._serialized_start=3394
+  _globals['_FINISHREASON']._serialized_end=3548
+  _globals['_GENERATEREQUEST']._serialized_start=116
+  _globals['_GENERATEREQUEST']._serialized_end=358
+  _globals['_STREAMGENERATEREQUEST']._serialized_start=360
+  _globals['_STREAMGENERATEREQUEST']._serialized_end=428
+  _globals['_SAMPLINGPARAMS']._serialized_start=431
+  _globals['_SAMPLINGPARAMS']._serialized_end=1171
+  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_start=929
+  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_end=977
+  _globals['_GENERATERESPONSE']._serialized_start=1174
+  _globals['_GENERATERESPONSE']._serialized_end=1318
+  _globals['_STREAMGENERATERESPONSE']._serialized_start=1321
+  _globals['_STREAMGENERATERESPONSE']._serialized_end=1453
+  _globals['_GENERATIONCHUNK']._serialized_start=1456
+  _globals['_GENERATIONCHUNK']._serialized_end=1656
+  _globals['_GENERATIONCOMPLETE']._serialized_start=1659
+  _globals['_GENERATIONCOMPLETE']._serialized_end=1807
+  _globals['_OUTCOME']._serialized_start=1810
+  _globals['_OUTCOME']._serialized_end=1954
+  _globals['_CHOICE']._serialized_start=1957
+  _globals['_CHOICE']._serialized_end=2220
+  _globals['_LOGPROBS']._serialized_start=2222
+  _globals['_LOGPROBS']._serialized_end=2321
+  _globals['_TOPLOGPROBS']._serialized_start=2323
+  _globals['_TOPLOGPROBS']._serialized_end=2371
+  _globals['_WATCHEDACTIVATIONS']._serialized_start=2373
+  _globals['_WATCHEDACTIVATIONS']._serialized_end=2439
+  _globals['_USAGE']._serialized_start=2441
+  _globals['_USAGE']._serialized_end=2545
+  _globals['_SCOREREQUEST']._serialized_start=2548
+  _globals['_SCOREREQUEST']._serialized_end=2742
+  _globals['_SCORERESPONSE']._serialized_start=2745
+  _globals['_SCORERESPONSE']._serialized_end=2899
+  _globals['_RECEIPT']._serialized_start=2902
+  _globals['_RECEIPT']._serialized_end=3143
+  _globals['_SITERECEIPT']._serialized_start=3146
+  _globals['_SITERECEIPT']._serialized_end=3308
+  _globals['_TIMINGS']._serialized_start=3310
+  _globals['_TIMINGS']._serialized_end=3391
+  _globals['_GENERATIONSERVICE']._serialized_start=3551
+  _globals['_GENERATIONSERVICE']._serialized_end=3788
 # @@protoc_insertion_point(module_scope)

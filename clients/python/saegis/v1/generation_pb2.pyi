@@ -1,3 +1,4 @@
+from saegis.v1 import policy_pb2 as _policy_pb2
 from saegis.v1 import prompt_pb2 as _prompt_pb2
 from saegis.v1 import steering_pb2 as _steering_pb2
 from google.protobuf.internal import containers as _containers
@@ -242,20 +243,26 @@ class ScoreResponse(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[float]] = ..., plain_logprobs: _Optional[_Iterable[float]] = ..., divergences: _Optional[_Iterable[float]] = ..., receipt: _Optional[_Union[Receipt, _Mapping[str, object]]] = ...) -> None: ...
 
 class Receipt(_message.Message):
-    __slots__ = ("program_digest", "policy_revision", "sites", "steered", "model", "timings")
+    __slots__ = ("program_digest", "policy_revision", "sites", "steered", "model", "timings", "rules", "ruled", "decision_id")
     PROGRAM_DIGEST_FIELD_NUMBER: _ClassVar[int]
     POLICY_REVISION_FIELD_NUMBER: _ClassVar[int]
     SITES_FIELD_NUMBER: _ClassVar[int]
     STEERED_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     TIMINGS_FIELD_NUMBER: _ClassVar[int]
+    RULES_FIELD_NUMBER: _ClassVar[int]
+    RULED_FIELD_NUMBER: _ClassVar[int]
+    DECISION_ID_FIELD_NUMBER: _ClassVar[int]
     program_digest: str
     policy_revision: str
     sites: _containers.RepeatedCompositeFieldContainer[SiteReceipt]
     steered: bool
     model: str
     timings: Timings
-    def __init__(self, program_digest: _Optional[str] = ..., policy_revision: _Optional[str] = ..., sites: _Optional[_Iterable[_Union[SiteReceipt, _Mapping[str, object]]]] = ..., steered: _Optional[bool] = ..., model: _Optional[str] = ..., timings: _Optional[_Union[Timings, _Mapping[str, object]]] = ...) -> None: ...
+    rules: _containers.RepeatedCompositeFieldContainer[_policy_pb2.AppliedRule]
+    ruled: bool
+    decision_id: str
+    def __init__(self, program_digest: _Optional[str] = ..., policy_revision: _Optional[str] = ..., sites: _Optional[_Iterable[_Union[SiteReceipt, _Mapping[str, object]]]] = ..., steered: _Optional[bool] = ..., model: _Optional[str] = ..., timings: _Optional[_Union[Timings, _Mapping[str, object]]] = ..., rules: _Optional[_Iterable[_Union[_policy_pb2.AppliedRule, _Mapping[str, object]]]] = ..., ruled: _Optional[bool] = ..., decision_id: _Optional[str] = ...) -> None: ...
 
 class SiteReceipt(_message.Message):
     __slots__ = ("site", "edits", "rules", "bans", "watches", "tokens_edited", "bans_fired", "largest_relative_norm")

@@ -1,0 +1,235 @@
+import datetime
+
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from saegis.v1 import steering_pb2 as _steering_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class RuleMode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    RULE_MODE_UNSPECIFIED: _ClassVar[RuleMode]
+    RULE_MODE_ENFORCE: _ClassVar[RuleMode]
+    RULE_MODE_AUDIT: _ClassVar[RuleMode]
+    RULE_MODE_SHADOW: _ClassVar[RuleMode]
+RULE_MODE_UNSPECIFIED: RuleMode
+RULE_MODE_ENFORCE: RuleMode
+RULE_MODE_AUDIT: RuleMode
+RULE_MODE_SHADOW: RuleMode
+
+class PolicyRevision(_message.Message):
+    __slots__ = ("name", "serial", "revision", "digest", "signed_by", "put_time", "put_by", "active", "shadow")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SERIAL_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    SIGNED_BY_FIELD_NUMBER: _ClassVar[int]
+    PUT_TIME_FIELD_NUMBER: _ClassVar[int]
+    PUT_BY_FIELD_NUMBER: _ClassVar[int]
+    ACTIVE_FIELD_NUMBER: _ClassVar[int]
+    SHADOW_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    serial: int
+    revision: str
+    digest: str
+    signed_by: str
+    put_time: _timestamp_pb2.Timestamp
+    put_by: str
+    active: bool
+    shadow: bool
+    def __init__(self, name: _Optional[str] = ..., serial: _Optional[int] = ..., revision: _Optional[str] = ..., digest: _Optional[str] = ..., signed_by: _Optional[str] = ..., put_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping[str, object]]] = ..., put_by: _Optional[str] = ..., active: _Optional[bool] = ..., shadow: _Optional[bool] = ...) -> None: ...
+
+class PolicyState(_message.Message):
+    __slots__ = ("active", "shadow", "etag", "description", "rules")
+    ACTIVE_FIELD_NUMBER: _ClassVar[int]
+    SHADOW_FIELD_NUMBER: _ClassVar[int]
+    ETAG_FIELD_NUMBER: _ClassVar[int]
+    DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
+    RULES_FIELD_NUMBER: _ClassVar[int]
+    active: PolicyRevision
+    shadow: PolicyRevision
+    etag: str
+    description: str
+    rules: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, active: _Optional[_Union[PolicyRevision, _Mapping[str, object]]] = ..., shadow: _Optional[_Union[PolicyRevision, _Mapping[str, object]]] = ..., etag: _Optional[str] = ..., description: _Optional[str] = ..., rules: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class GetPolicyRequest(_message.Message):
+    __slots__ = ("name", "include_bundle")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    INCLUDE_BUNDLE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    include_bundle: bool
+    def __init__(self, name: _Optional[str] = ..., include_bundle: _Optional[bool] = ...) -> None: ...
+
+class GetPolicyResponse(_message.Message):
+    __slots__ = ("policy", "bundle")
+    POLICY_FIELD_NUMBER: _ClassVar[int]
+    BUNDLE_FIELD_NUMBER: _ClassVar[int]
+    policy: PolicyState
+    bundle: bytes
+    def __init__(self, policy: _Optional[_Union[PolicyState, _Mapping[str, object]]] = ..., bundle: _Optional[bytes] = ...) -> None: ...
+
+class ListPoliciesRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListPoliciesResponse(_message.Message):
+    __slots__ = ("policies", "policy_revision")
+    POLICIES_FIELD_NUMBER: _ClassVar[int]
+    POLICY_REVISION_FIELD_NUMBER: _ClassVar[int]
+    policies: _containers.RepeatedCompositeFieldContainer[PolicyState]
+    policy_revision: str
+    def __init__(self, policies: _Optional[_Iterable[_Union[PolicyState, _Mapping[str, object]]]] = ..., policy_revision: _Optional[str] = ...) -> None: ...
+
+class ValidatePolicyRequest(_message.Message):
+    __slots__ = ("bundle",)
+    BUNDLE_FIELD_NUMBER: _ClassVar[int]
+    bundle: bytes
+    def __init__(self, bundle: _Optional[bytes] = ...) -> None: ...
+
+class ValidatePolicyResponse(_message.Message):
+    __slots__ = ("valid", "problems", "revision", "cases")
+    VALID_FIELD_NUMBER: _ClassVar[int]
+    PROBLEMS_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    CASES_FIELD_NUMBER: _ClassVar[int]
+    valid: bool
+    problems: _containers.RepeatedCompositeFieldContainer[PolicyProblem]
+    revision: PolicyRevision
+    cases: _containers.RepeatedCompositeFieldContainer[CaseOutcome]
+    def __init__(self, valid: _Optional[bool] = ..., problems: _Optional[_Iterable[_Union[PolicyProblem, _Mapping[str, object]]]] = ..., revision: _Optional[_Union[PolicyRevision, _Mapping[str, object]]] = ..., cases: _Optional[_Iterable[_Union[CaseOutcome, _Mapping[str, object]]]] = ...) -> None: ...
+
+class PolicyProblem(_message.Message):
+    __slots__ = ("file", "line", "path", "message")
+    FILE_FIELD_NUMBER: _ClassVar[int]
+    LINE_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    file: str
+    line: int
+    path: str
+    message: str
+    def __init__(self, file: _Optional[str] = ..., line: _Optional[int] = ..., path: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
+
+class CaseOutcome(_message.Message):
+    __slots__ = ("name", "passed", "failures")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    PASSED_FIELD_NUMBER: _ClassVar[int]
+    FAILURES_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    passed: bool
+    failures: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, name: _Optional[str] = ..., passed: _Optional[bool] = ..., failures: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class EvaluatePolicyRequest(_message.Message):
+    __slots__ = ("tenant", "roles", "steering", "bundle")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    ROLES_FIELD_NUMBER: _ClassVar[int]
+    STEERING_FIELD_NUMBER: _ClassVar[int]
+    BUNDLE_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    roles: _containers.RepeatedScalarFieldContainer[str]
+    steering: _steering_pb2.Steering
+    bundle: bytes
+    def __init__(self, tenant: _Optional[str] = ..., roles: _Optional[_Iterable[str]] = ..., steering: _Optional[_Union[_steering_pb2.Steering, _Mapping[str, object]]] = ..., bundle: _Optional[bytes] = ...) -> None: ...
+
+class EvaluatePolicyResponse(_message.Message):
+    __slots__ = ("decision",)
+    DECISION_FIELD_NUMBER: _ClassVar[int]
+    decision: PolicyDecision
+    def __init__(self, decision: _Optional[_Union[PolicyDecision, _Mapping[str, object]]] = ...) -> None: ...
+
+class PolicyDecision(_message.Message):
+    __slots__ = ("allowed", "policy_revision", "denials", "rules", "program_digest")
+    ALLOWED_FIELD_NUMBER: _ClassVar[int]
+    POLICY_REVISION_FIELD_NUMBER: _ClassVar[int]
+    DENIALS_FIELD_NUMBER: _ClassVar[int]
+    RULES_FIELD_NUMBER: _ClassVar[int]
+    PROGRAM_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    allowed: bool
+    policy_revision: str
+    denials: _containers.RepeatedCompositeFieldContainer[Denial]
+    rules: _containers.RepeatedCompositeFieldContainer[AppliedRule]
+    program_digest: str
+    def __init__(self, allowed: _Optional[bool] = ..., policy_revision: _Optional[str] = ..., denials: _Optional[_Iterable[_Union[Denial, _Mapping[str, object]]]] = ..., rules: _Optional[_Iterable[_Union[AppliedRule, _Mapping[str, object]]]] = ..., program_digest: _Optional[str] = ...) -> None: ...
+
+class Denial(_message.Message):
+    __slots__ = ("policy", "rule", "field", "message")
+    POLICY_FIELD_NUMBER: _ClassVar[int]
+    RULE_FIELD_NUMBER: _ClassVar[int]
+    FIELD_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    policy: str
+    rule: str
+    field: str
+    message: str
+    def __init__(self, policy: _Optional[str] = ..., rule: _Optional[str] = ..., field: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
+
+class AppliedRule(_message.Message):
+    __slots__ = ("policy", "rule", "action", "mode", "labels", "reason", "tokens", "conditional")
+    POLICY_FIELD_NUMBER: _ClassVar[int]
+    RULE_FIELD_NUMBER: _ClassVar[int]
+    ACTION_FIELD_NUMBER: _ClassVar[int]
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    CONDITIONAL_FIELD_NUMBER: _ClassVar[int]
+    policy: str
+    rule: str
+    action: str
+    mode: RuleMode
+    labels: _containers.RepeatedScalarFieldContainer[str]
+    reason: str
+    tokens: int
+    conditional: bool
+    def __init__(self, policy: _Optional[str] = ..., rule: _Optional[str] = ..., action: _Optional[str] = ..., mode: _Optional[_Union[RuleMode, str]] = ..., labels: _Optional[_Iterable[str]] = ..., reason: _Optional[str] = ..., tokens: _Optional[int] = ..., conditional: _Optional[bool] = ...) -> None: ...
+
+class PutPolicyRequest(_message.Message):
+    __slots__ = ("bundle", "etag", "shadow")
+    BUNDLE_FIELD_NUMBER: _ClassVar[int]
+    ETAG_FIELD_NUMBER: _ClassVar[int]
+    SHADOW_FIELD_NUMBER: _ClassVar[int]
+    bundle: bytes
+    etag: str
+    shadow: bool
+    def __init__(self, bundle: _Optional[bytes] = ..., etag: _Optional[str] = ..., shadow: _Optional[bool] = ...) -> None: ...
+
+class PutPolicyResponse(_message.Message):
+    __slots__ = ("policy",)
+    POLICY_FIELD_NUMBER: _ClassVar[int]
+    policy: PolicyState
+    def __init__(self, policy: _Optional[_Union[PolicyState, _Mapping[str, object]]] = ...) -> None: ...
+
+class RollBackPolicyRequest(_message.Message):
+    __slots__ = ("name", "digest", "etag")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    ETAG_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    digest: str
+    etag: str
+    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., etag: _Optional[str] = ...) -> None: ...
+
+class RollBackPolicyResponse(_message.Message):
+    __slots__ = ("policy",)
+    POLICY_FIELD_NUMBER: _ClassVar[int]
+    policy: PolicyState
+    def __init__(self, policy: _Optional[_Union[PolicyState, _Mapping[str, object]]] = ...) -> None: ...
+
+class ListPolicyRevisionsRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class ListPolicyRevisionsResponse(_message.Message):
+    __slots__ = ("revisions",)
+    REVISIONS_FIELD_NUMBER: _ClassVar[int]
+    revisions: _containers.RepeatedCompositeFieldContainer[PolicyRevision]
+    def __init__(self, revisions: _Optional[_Iterable[_Union[PolicyRevision, _Mapping[str, object]]]] = ...) -> None: ...

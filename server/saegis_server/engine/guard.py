@@ -1,0 +1,50 @@
+"""Guards: conditions on what is read from a request's activations, and what follows from each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from saegis_server.steering.conditions import Condition
+from saegis_server.steering.program import SiteProgram
+
+
+class Reaction(StrEnum):
+    """What follows when a condition comes to hold.
+
+    STOP ends the sequence before the token of that step is told. REFUSE fails the request before its first
+    token; for conditions over the prompt. EDIT puts further rows in force from that very token on: the step
+    is taken again with them, so no token comes of a step without them. RECORD counts.
+    """
+
+    RECORD = "record"
+    STOP = "stop"
+    REFUSE = "refuse"
+    EDIT = "edit"
+
+
+@dataclass(frozen=True)
+class Guarded:
+    """One condition and what follows from it.
+
+    name: tells it apart from others of the request in receipts, such as "policy/rule". message: of REFUSE.
+    rows: of EDIT, by site; only `rules` and `bans` of them are used, in addition to the program's own.
+    """
+
+    name: str
+    condition: Condition
+    reaction: Reaction
+    message: str = ""
+    rows: Mapping[str, SiteProgram] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Guard:
+    """All conditions of a request. Their readings are the `guards` of its program, see `Condition`."""
+
+    conditions: tuple[Guarded, ...] = ()
+
+
+#: The guard of a request that nobody watches over.
+UNGUARDED = Guard()

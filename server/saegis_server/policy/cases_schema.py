@@ -1,0 +1,86 @@
+"""The schema of a bundle's cases: requests that its author tried, and what must come of them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from saegis_server.policy.schema import (
+    DirectionSelector,
+    FeatureSelector,
+    Name,
+    Number,
+    Op,
+    Phase,
+    Strict,
+    Text,
+    Unit,
+)
+
+
+class CaseEdit(Strict):
+    """An edit of a case's request; exactly one target."""
+
+    op: Op
+    feature: FeatureSelector | None = None
+    direction: DirectionSelector | None = None
+    site: str = ""
+    value: Number | None = None
+    unit: Unit = Unit.FEATURE
+    phase: Phase = Phase.ALL
+
+    @model_validator(mode="after")
+    def _is_one(self) -> Self:
+        if (self.feature is None) == (self.direction is None):
+            raise ValueError("give one of feature and direction")
+        return self
+
+
+class CaseReading(Strict):
+    """The values that one feature or direction has in a case: a number for each token."""
+
+    feature: FeatureSelector | None = None
+    direction: DirectionSelector | None = None
+    prompt: tuple[Number, ...] = ()
+    answer: tuple[Number, ...] = ()
+
+
+class CaseRequest(Strict):
+    """The request of a case: who asks what model, with which edits, and what is read while it is answered."""
+
+    tenant: str = "default"
+    roles: tuple[str, ...] = ("use", "steer")
+    model: str = ""
+    edits: tuple[CaseEdit, ...] = ()
+    readings: tuple[CaseReading, ...] = ()
+
+
+class Expectation(Strict):
+    """What a case's request must meet; what is left out is not looked at.
+
+    rules: the ids that decided it (denials) or that are in force. fires: the rules whose condition comes to
+    hold with the readings. stopped_at: the number of the answer's tokens that are told before it is stopped.
+    """
+
+    decision: Literal["allow", "deny", "no_policy"]
+    rules: tuple[Name, ...] | None = None
+    fires: tuple[Name, ...] | None = None
+    stopped_at: Annotated[int, Field(ge=0)] | None = None
+    message: str | None = None
+
+
+class Case(Strict):
+    """One case of a bundle: a request, and what must come of it."""
+
+    name: Text
+    request: CaseRequest = CaseRequest()
+    expect: Expectation
+
+
+class Cases(Strict):
+    """A file of cases, `tests/*.yaml`."""
+
+    apiVersion: Literal["saegis.dev/v1"]
+    kind: Literal["PolicyCases"]
+    cases: Annotated[tuple[Case, ...], Field(min_length=1)]

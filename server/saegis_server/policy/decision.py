@@ -1,0 +1,92 @@
+"""Decisions: what the policies in force say to one request, and the steering that comes of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from saegis_server.engine.guard import UNGUARDED, Guard
+from saegis_server.policy.schema import Mode, Op, Transparency, Unit
+from saegis_server.sae.catalog import FoundFeature
+from saegis_server.steering.program import UNSTEERED, SteeringProgram
+from saegis_server.steering.rows import Edit
+
+
+@dataclass(frozen=True, slots=True)
+class RequestEdit:
+    """One edit that a request asks for: `path` is its field, such as "steering.edits[2]".
+
+    feature: None for a direction of the request's own. value: as asked, in `unit`; None where there is none.
+    edit: the row that it becomes at `site`.
+    """
+
+    path: str
+    site: str
+    op: Op
+    edit: Edit
+    feature: FoundFeature | None = None
+    value: float | None = None
+    unit: Unit = Unit.FEATURE
+
+
+@dataclass(frozen=True, slots=True)
+class RequestFacts:
+    """Who asks, in which roles, what model, and which edits."""
+
+    tenant: str
+    roles: frozenset[str]
+    model: str
+    edits: tuple[RequestEdit, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Denial:
+    """Why a request may not run: policy, rule (or allowance, limit, protection), and field."""
+
+    policy: str
+    rule: str
+    message: str
+    field: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class AppliedRule:
+    """A rule that applies to a request. `mode` says whether it acts; `labels` are of its features.
+
+    transparency: whether its policy lets the one who is steered know more than that there is a rule.
+    """
+
+    policy: str
+    rule: str
+    action: str
+    mode: Mode
+    transparency: Transparency
+    reason: str = ""
+    labels: tuple[str, ...] = ()
+    conditional: bool = False
+
+    @property
+    def name(self) -> str:
+        """ "policy/rule", as conditions are named in the engine."""
+        return f"{self.policy}/{self.rule}"
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What the policies say to a request.
+
+    policy_revision: "name@revision" of each policy that matches, by name, with commas between. program and
+    guard are those to run with, the request's own edits included; of a denial they are empty. rules: in force
+    and recorded only. would_deny: denials of policies that only audit or shadow. guard conditions are named
+    `AppliedRule.name`; those in audit and shadow mode are there with Reaction.RECORD. peaks: which rows of
+    the program's `guards`, in the order of `Literal.reading`, the rules of action "watch" read: name of the
+    rule and of the feature.
+    """
+
+    allowed: bool
+    policy_revision: str
+    denials: tuple[Denial, ...] = ()
+    would_deny: tuple[Denial, ...] = ()
+    rules: tuple[AppliedRule, ...] = ()
+    program: SteeringProgram = UNSTEERED
+    guard: Guard = UNGUARDED
+    peaks: tuple[tuple[int, str, str], ...] = field(default=())

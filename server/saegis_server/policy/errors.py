@@ -1,0 +1,75 @@
+"""What can be wrong with a policy: problems, each with its place, and the errors that carry them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong: in which file (empty: none), at which line (0: none), at which key or rule."""
+
+    message: str
+    path: str = ""
+    file: str = ""
+    line: int = 0
+
+    def __str__(self) -> str:
+        place = f"{self.file}:{self.line}" if self.line else self.file
+        return ": ".join(part for part in (place, self.path, self.message) if part)
+
+
+class PolicyError(ValueError):
+    """A policy that cannot be taken; `problems` are all that were found, at least one.
+
+    kind: what failed, as metrics and logs name it, such as "schema" or "signature".
+    """
+
+    kind = "policy"
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        super().__init__("; ".join(map(str, problems)))
+        self.problems = tuple(problems)
+
+
+class BundleError(PolicyError):
+    """A bundle whose files cannot be read: no archive, no policy.yaml, an unknown file, too large."""
+
+    kind = "bundle"
+
+
+class SyntaxProblem(BundleError):
+    """A file that is no YAML, or that says a key twice."""
+
+    kind = "syntax"
+
+
+class SchemaError(BundleError):
+    """A file whose keys or values are not as the schema says."""
+
+    kind = "schema"
+
+
+class SignatureError(PolicyError):
+    """A bundle that is not signed by a key that the operator trusts, or that was changed afterwards."""
+
+    kind = "signature"
+
+
+class SerialError(PolicyError):
+    """A bundle whose serial is a step back, or the same with other content."""
+
+    kind = "serial"
+
+
+class CompileError(PolicyError):
+    """A policy that does not fit what is served: an unknown feature, SAE or site, too many rows."""
+
+    kind = "compile"
+
+
+class CasesError(PolicyError):
+    """A bundle whose own cases do not come out as they say."""
+
+    kind = "cases"

@@ -1,0 +1,418 @@
+"""The schema of a policy: every key that a bundle's YAML may have, with its type, range and default."""
+
+from __future__ import annotations
+
+import math
+from enum import StrEnum
+from pathlib import PurePosixPath
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+from saegis_server.steering.program import LARGEST_VALUE
+
+API_VERSION = "saegis.dev/v1"
+#: Stands for every tenant, role or model in a match.
+EVERY = "*"
+
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9._-]{0,62}[a-z0-9])?$")]
+Text = Annotated[str, StringConstraints(min_length=1, max_length=500)]
+Number = Annotated[float, Field(ge=-LARGEST_VALUE, le=LARGEST_VALUE, allow_inf_nan=False)]
+Strength = Annotated[float, Field(ge=0.0, le=LARGEST_VALUE, allow_inf_nan=False)]
+Index = Annotated[int, Field(ge=0, strict=True)]
+
+
+class Strict(BaseModel):
+    """Unknown keys are errors, and nothing changes after it was read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Mode(StrEnum):
+    """What is done with a rule that applies: act; record, but not act; or only count beside the others."""
+
+    ENFORCE = "enforce"
+    AUDIT = "audit"
+    SHADOW = "shadow"
+
+
+class Transparency(StrEnum):
+    """What a receipt tells of the rules: their ids, reasons and labels, or only that it was steered."""
+
+    LABELS = "labels"
+    STEERED = "steered"
+
+
+class Unit(StrEnum):
+    """The unit of a value; the names are those of the contract's `Unit`, in lower case."""
+
+    FEATURE = "feature"
+    MAX_ACTIVATION = "max_activation"
+    NORM_FRACTION = "norm_fraction"
+
+
+class Phase(StrEnum):
+    """The tokens to which an edit applies."""
+
+    ALL = "all"
+    PROMPT = "prompt"
+    COMPLETION = "completion"
+
+
+class Op(StrEnum):
+    """The operations of a request's edits: the names of the contract's `Operation`, in lower case."""
+
+    CLAMP = "clamp"
+    CLAMP_IF_ACTIVE = "clamp_if_active"
+    SCALE = "scale"
+    ADD = "add"
+    CAP = "cap"
+    FLOOR = "floor"
+    ABLATE = "ablate"
+    BAN = "ban"
+
+
+class Where(Strict):
+    """A set of labelled features: those whose label fits every key that is given.
+
+    subject, language: one of the label's subjects, languages. min_precision: its precision is known and at
+    least this.
+    """
+
+    harmful: bool | None = None
+    subject: Text | None = None
+    language: Text | None = None
+    min_precision: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if self.model_fields_set == set():
+            raise ValueError("where: give at least one of harmful, subject, language and min_precision")
+        return self
+
+
+class FeatureSelector(Strict):
+    """Features of one SAE: by index, by exact label, or a set of labels. Exactly one of the three.
+
+    sae: its id; may be left out where the server has one.
+    """
+
+    sae: str = ""
+    index: Index | None = None
+    indices: Annotated[tuple[Index, ...], Field(min_length=1)] | None = None
+    label: Text | None = None
+    where: Where | None = None
+
+    @model_validator(mode="after")
+    def _is_one(self) -> Self:
+        given = [name for name in ("index", "indices", "label", "where") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(
+                f"give exactly one of index, indices, label and where, not {' and '.join(given) or 'none'}"
+            )
+        if self.indices is not None and len(set(self.indices)) < len(self.indices):
+            raise ValueError("indices: one stands there twice")
+        return self
+
+
+class DirectionSelector(Strict):
+    """A direction: one tensor [d] of a safetensors file under the bundle's `directions/`, at a site.
+
+    tensor: its name in the file; may be left out where the file holds one. site: may be left out where the
+    server has one.
+    """
+
+    file: str
+    tensor: str = ""
+    site: str = ""
+
+    @model_validator(mode="after")
+    def _stays_inside(self) -> Self:
+        path = PurePosixPath(self.file)
+        if path.is_absolute() or ".." in path.parts or path.parts[:1] != ("directions",):
+            raise ValueError(f"file: {self.file!r} does not lie under directions/")
+        if path.suffix != ".safetensors":
+            raise ValueError(f"file: {self.file!r} is not a .safetensors file")
+        return self
+
+
+class Targets(Strict):
+    """What a rule is about: features, directions, or both; at least one."""
+
+    features: tuple[FeatureSelector, ...] = ()
+    directions: tuple[DirectionSelector, ...] = ()
+
+    @model_validator(mode="after")
+    def _has_some(self) -> Self:
+        if not self.features and not self.directions:
+            raise ValueError("name at least one of features and directions")
+        return self
+
+
+class Ban(Targets):
+    """Push down where active by the strength, then keep from re-encoding (see steering.rows.ban)."""
+
+    strength: Strength = 0.0
+    phase: Phase = Phase.ALL
+
+
+class Clamp(Targets):
+    """Set to a value, everywhere or where active."""
+
+    value: Number
+    unit: Unit = Unit.FEATURE
+    if_active: bool = False
+    phase: Phase = Phase.ALL
+
+
+class Cap(Targets):
+    """Let the value be at most `value`."""
+
+    value: Number
+    unit: Unit = Unit.FEATURE
+    phase: Phase = Phase.ALL
+
+
+class Scale(Targets):
+    """Multiply by a factor."""
+
+    factor: Number
+    phase: Phase = Phase.ALL
+
+
+class Watch(Targets):
+    """Read, and put into the audit record: the largest value over the answer of each feature."""
+
+
+class Reading(Strict):
+    """One watched feature or direction against a threshold; exactly one of both, and one threshold.
+
+    above: holds where the value is greater; below: where it is less. The value is that of the clean
+    activation, before any edit at its site.
+    """
+
+    feature: FeatureSelector | None = None
+    direction: DirectionSelector | None = None
+    above: Number | None = None
+    below: Number | None = None
+    unit: Literal[Unit.FEATURE, Unit.MAX_ACTIVATION] = Unit.FEATURE
+
+    @model_validator(mode="after")
+    def _is_one(self) -> Self:
+        if (self.feature is None) == (self.direction is None):
+            raise ValueError("give one of feature and direction")
+        if (self.above is None) == (self.below is None):
+            raise ValueError("give one of above and below")
+        if self.feature is not None and (self.feature.indices or self.feature.where):
+            raise ValueError("feature: a condition reads one feature; use any or all for several")
+        return self
+
+
+class All(Strict):
+    """Holds where every part holds."""
+
+    all: Annotated[tuple[Expression, ...], Field(min_length=1)]
+
+
+class Any_(Strict):
+    """Holds where at least one part holds."""
+
+    any: Annotated[tuple[Expression, ...], Field(min_length=1)]
+
+
+class Not(Strict):
+    """Holds where its part does not."""
+
+    not_: Annotated[Expression, Field(alias="not")]
+
+
+Expression = All | Any_ | Not | Reading
+
+
+class Over(StrEnum):
+    """Over which tokens a condition is judged.
+
+    PROMPT: once, when the prompt is read; each reading's largest (for `below`, least) value over the prompt's
+    tokens counts. WINDOW: at every token, over the last `window` tokens, in the same way, the prompt's
+    included. TOKEN: at every token by itself, the prompt's included.
+    """
+
+    PROMPT = "prompt"
+    WINDOW = "window"
+    TOKEN = "token"  # noqa: S105 - no secret
+
+
+class When(Strict):
+    """A condition. sticky: once it held it goes on holding for the request's answer."""
+
+    if_: Annotated[Expression, Field(alias="if")]
+    over: Over = Over.TOKEN
+    window: Annotated[int, Field(ge=2, le=1024)] | None = None
+    sticky: bool = True
+
+    @model_validator(mode="after")
+    def _has_a_window(self) -> Self:
+        if (self.over is Over.WINDOW) != (self.window is not None):
+            raise ValueError("window: give it with `over: window`, and only there")
+        return self
+
+
+class Stop(Strict):
+    """End the answer before another token is told, with finish_reason CONTENT_FILTER."""
+
+
+class Refuse(Strict):
+    """Refuse the request, when its prompt is read, with a message; for conditions over the prompt alone."""
+
+    message: Text
+
+
+class Record(Strict):
+    """Only record that the condition held."""
+
+
+class Rule(Strict):
+    """One rule: an action, which where there is a `when` acts only while that holds. Exactly one action.
+
+    reason: told to the one who is steered, where labels are told. mode: the policy's where it is left out.
+    """
+
+    id: Name
+    reason: Text | None = None
+    mode: Mode | None = None
+    when: When | None = None
+    ban: Ban | None = None
+    clamp: Clamp | None = None
+    cap: Cap | None = None
+    scale: Scale | None = None
+    watch: Watch | None = None
+    stop: Stop | None = None
+    refuse: Refuse | None = None
+    record: Record | None = None
+
+    @model_validator(mode="after")
+    def _is_one_action(self) -> Self:
+        given = [name for name in ACTIONS if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(
+                f"give exactly one action of {', '.join(ACTIONS)}, not {' and '.join(given) or 'none'}"
+            )
+        if self.when is None and given[0] in ("stop", "refuse", "record"):
+            raise ValueError(f"{given[0]}: needs a `when`")
+        if self.when is not None and given[0] == "watch":
+            raise ValueError("watch: takes no `when`")
+        if self.refuse is not None and self.when is not None and self.when.over is not Over.PROMPT:
+            raise ValueError("refuse: needs a condition `over: prompt`; later there is an answer to stop")
+        return self
+
+    @property
+    def action(self) -> str:
+        """Which of ACTIONS it is."""
+        return next(name for name in ACTIONS if getattr(self, name) is not None)
+
+
+#: The actions that a rule may have.
+ACTIONS = ("ban", "clamp", "cap", "scale", "watch", "stop", "refuse", "record")
+
+
+class Match(Strict):
+    """Whom a policy concerns: requests whose tenant, one of whose roles, and whose model are named."""
+
+    tenants: Annotated[tuple[str, ...], Field(min_length=1)] = (EVERY,)
+    roles: Annotated[tuple[str, ...], Field(min_length=1)] = (EVERY,)
+    models: Annotated[tuple[str, ...], Field(min_length=1)] = (EVERY,)
+
+
+class Allowance(Strict):
+    """Edits that a request may make: any of these operations on any of these targets within the range.
+
+    features, sites: left out means every one. directions: whether the request's own vectors may be used.
+    min, max: the range of the value, strength or factor, in `unit`; left out means no bound. An edit whose
+    value is in another unit than `unit` is not allowed by this entry.
+    """
+
+    id: Name
+    ops: Annotated[tuple[Op, ...], Field(min_length=1)]
+    features: tuple[FeatureSelector, ...] | None = None
+    directions: bool = False
+    sites: tuple[str, ...] | None = None
+    min: Number | None = None
+    max: Number | None = None
+    unit: Unit = Unit.FEATURE
+
+    @model_validator(mode="after")
+    def _has_a_range(self) -> Self:
+        low = -math.inf if self.min is None else self.min
+        if low > (math.inf if self.max is None else self.max):
+            raise ValueError("min: is above max")
+        return self
+
+
+class Limits(Strict):
+    """Bounds on all edits of a request together.
+
+    max_edits: how many. max_relative_norm: the largest ‖Δx‖/‖x‖ that they may make at a token of a site;
+    what goes beyond is scaled down to it. after_bans: whether edits are allowed at sites behind the last
+    ban, where what is banned could be built again.
+    """
+
+    max_edits: Annotated[int, Field(ge=0)] | None = None
+    max_relative_norm: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] | None = None
+    after_bans: bool = False
+
+
+class Protection(Targets):
+    """Features and directions that no request may touch, nor any vector or sum of vectors close to them.
+
+    max_cosine: how close a request's vectors, or anything in their span, may come to a protected one's
+    encoder or decoder row.
+    """
+
+    id: Name
+    reason: Text | None = None
+    max_cosine: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
+
+
+class Policy(Strict):
+    """A policy: who it is, whom it concerns, and its rules.
+
+    serial: rises with every revision; a server takes no step back. revision: the author's name for it.
+    urgent: it also governs requests that were admitted before it, by ending them.
+    """
+
+    apiVersion: Literal["saegis.dev/v1"]
+    kind: Literal["Policy"]
+    name: Name
+    serial: Annotated[int, Field(ge=1, strict=True)]
+    revision: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,63}$")]
+    description: str = ""
+    urgent: bool = False
+    mode: Mode = Mode.ENFORCE
+    transparency: Transparency = Transparency.LABELS
+    match: Match = Match()
+    rules: tuple[Rule, ...] = ()
+    allow: tuple[Allowance, ...] = ()
+    limits: Limits = Limits()
+    protect: tuple[Protection, ...] = ()
+
+    @model_validator(mode="after")
+    def _has_distinct_ids(self) -> Self:
+        seen: set[str] = set()
+        ids = [each.id for each in self.rules]
+        ids += [each.id for each in self.allow]
+        ids += [each.id for each in self.protect]
+        for each in ids:
+            if each in seen:
+                raise ValueError(f"two entries have the id {each!r}")
+            seen.add(each)
+        return self
+
+
+class Part(Strict):
+    """A further file of a bundle, `rules/*.yaml`: more rules, allowances and protections of its policy."""
+
+    apiVersion: Literal["saegis.dev/v1"]
+    kind: Literal["PolicyPart"]
+    rules: tuple[Rule, ...] = ()
+    allow: tuple[Allowance, ...] = ()
+    protect: tuple[Protection, ...] = ()
