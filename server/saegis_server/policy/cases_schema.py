@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from saegis_server.policy.schema import (
+    Count,
     DirectionSelector,
     FeatureSelector,
     Name,
@@ -45,6 +47,12 @@ class CaseReading(Strict):
     prompt: tuple[Number, ...] = ()
     answer: tuple[Number, ...] = ()
 
+    @model_validator(mode="after")
+    def _is_one(self) -> Self:
+        if (self.feature is None) == (self.direction is None):
+            raise ValueError("give one of feature and direction")
+        return self
+
 
 class CaseRequest(Strict):
     """The request of a case: who asks what model, with which edits, and what is read while it is answered."""
@@ -66,7 +74,7 @@ class Expectation(Strict):
     decision: Literal["allow", "deny", "no_policy"]
     rules: tuple[Name, ...] | None = None
     fires: tuple[Name, ...] | None = None
-    stopped_at: Annotated[int, Field(ge=0)] | None = None
+    stopped_at: Count | None = None
     message: str | None = None
 
 
@@ -84,3 +92,16 @@ class Cases(Strict):
     apiVersion: Literal["saegis.dev/v1"]
     kind: Literal["PolicyCases"]
     cases: Annotated[tuple[Case, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _has_distinct_names(self) -> Self:
+        seen: set[str] = set()
+        for place, case in enumerate(self.cases):
+            if case.name in seen:
+                raise PydanticCustomError(
+                    "twice",
+                    "two cases have the name '{name}'",
+                    {"name": case.name, "path": ("cases", place, "name")},
+                )
+            seen.add(case.name)
+        return self

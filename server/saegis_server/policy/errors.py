@@ -57,6 +57,12 @@ class SignatureError(PolicyError):
     kind = "signature"
 
 
+class KeyFileError(PolicyError):
+    """A file that holds no key of the kind that is wanted, or that would be overwritten."""
+
+    kind = "key"
+
+
 class SerialError(PolicyError):
     """A bundle whose serial is a step back, or the same with other content."""
 

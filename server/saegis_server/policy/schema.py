@@ -3,29 +3,81 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from enum import StrEnum
-from pathlib import PurePosixPath
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import Field, StringConstraints, model_validator
+from pydantic_core import PydanticCustomError
 
-from saegis_server.steering.program import LARGEST_VALUE
+from saegis_server.policy.condition_schema import All, Any_, Expression, Not, Over, Reading, When
+from saegis_server.policy.selector_schema import (
+    Count,
+    DirectionSelector,
+    FeatureSelector,
+    Flag,
+    Index,
+    Name,
+    Number,
+    Op,
+    Phase,
+    Strength,
+    Strict,
+    Targets,
+    Text,
+    Unit,
+    Where,
+)
+
+__all__ = [
+    "ACTIONS",
+    "API_VERSION",
+    "EVERY",
+    "All",
+    "Allowance",
+    "Any_",
+    "Ban",
+    "Cap",
+    "Clamp",
+    "Count",
+    "DirectionSelector",
+    "Expression",
+    "FeatureSelector",
+    "Flag",
+    "Index",
+    "Limits",
+    "Match",
+    "Mode",
+    "Name",
+    "Not",
+    "Number",
+    "Op",
+    "Over",
+    "Part",
+    "Phase",
+    "Policy",
+    "Protection",
+    "Reading",
+    "Record",
+    "Refuse",
+    "Rule",
+    "Scale",
+    "Stop",
+    "Strength",
+    "Strict",
+    "Targets",
+    "Text",
+    "Transparency",
+    "Unit",
+    "Watch",
+    "When",
+    "Where",
+]
 
 API_VERSION = "saegis.dev/v1"
 #: Stands for every tenant, role or model in a match.
 EVERY = "*"
-
-Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9._-]{0,62}[a-z0-9])?$")]
-Text = Annotated[str, StringConstraints(min_length=1, max_length=500)]
-Number = Annotated[float, Field(ge=-LARGEST_VALUE, le=LARGEST_VALUE, allow_inf_nan=False)]
-Strength = Annotated[float, Field(ge=0.0, le=LARGEST_VALUE, allow_inf_nan=False)]
-Index = Annotated[int, Field(ge=0, strict=True)]
-
-
-class Strict(BaseModel):
-    """Unknown keys are errors, and nothing changes after it was read."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+REVISION_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,63}$"
 
 
 class Mode(StrEnum):
@@ -43,112 +95,6 @@ class Transparency(StrEnum):
     STEERED = "steered"
 
 
-class Unit(StrEnum):
-    """The unit of a value; the names are those of the contract's `Unit`, in lower case."""
-
-    FEATURE = "feature"
-    MAX_ACTIVATION = "max_activation"
-    NORM_FRACTION = "norm_fraction"
-
-
-class Phase(StrEnum):
-    """The tokens to which an edit applies."""
-
-    ALL = "all"
-    PROMPT = "prompt"
-    COMPLETION = "completion"
-
-
-class Op(StrEnum):
-    """The operations of a request's edits: the names of the contract's `Operation`, in lower case."""
-
-    CLAMP = "clamp"
-    CLAMP_IF_ACTIVE = "clamp_if_active"
-    SCALE = "scale"
-    ADD = "add"
-    CAP = "cap"
-    FLOOR = "floor"
-    ABLATE = "ablate"
-    BAN = "ban"
-
-
-class Where(Strict):
-    """A set of labelled features: those whose label fits every key that is given.
-
-    subject, language: one of the label's subjects, languages. min_precision: its precision is known and at
-    least this.
-    """
-
-    harmful: bool | None = None
-    subject: Text | None = None
-    language: Text | None = None
-    min_precision: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
-
-    @model_validator(mode="after")
-    def _says_something(self) -> Self:
-        if self.model_fields_set == set():
-            raise ValueError("where: give at least one of harmful, subject, language and min_precision")
-        return self
-
-
-class FeatureSelector(Strict):
-    """Features of one SAE: by index, by exact label, or a set of labels. Exactly one of the three.
-
-    sae: its id; may be left out where the server has one.
-    """
-
-    sae: str = ""
-    index: Index | None = None
-    indices: Annotated[tuple[Index, ...], Field(min_length=1)] | None = None
-    label: Text | None = None
-    where: Where | None = None
-
-    @model_validator(mode="after")
-    def _is_one(self) -> Self:
-        given = [name for name in ("index", "indices", "label", "where") if getattr(self, name) is not None]
-        if len(given) != 1:
-            raise ValueError(
-                f"give exactly one of index, indices, label and where, not {' and '.join(given) or 'none'}"
-            )
-        if self.indices is not None and len(set(self.indices)) < len(self.indices):
-            raise ValueError("indices: one stands there twice")
-        return self
-
-
-class DirectionSelector(Strict):
-    """A direction: one tensor [d] of a safetensors file under the bundle's `directions/`, at a site.
-
-    tensor: its name in the file; may be left out where the file holds one. site: may be left out where the
-    server has one.
-    """
-
-    file: str
-    tensor: str = ""
-    site: str = ""
-
-    @model_validator(mode="after")
-    def _stays_inside(self) -> Self:
-        path = PurePosixPath(self.file)
-        if path.is_absolute() or ".." in path.parts or path.parts[:1] != ("directions",):
-            raise ValueError(f"file: {self.file!r} does not lie under directions/")
-        if path.suffix != ".safetensors":
-            raise ValueError(f"file: {self.file!r} is not a .safetensors file")
-        return self
-
-
-class Targets(Strict):
-    """What a rule is about: features, directions, or both; at least one."""
-
-    features: tuple[FeatureSelector, ...] = ()
-    directions: tuple[DirectionSelector, ...] = ()
-
-    @model_validator(mode="after")
-    def _has_some(self) -> Self:
-        if not self.features and not self.directions:
-            raise ValueError("name at least one of features and directions")
-        return self
-
-
 class Ban(Targets):
     """Push down where active by the strength, then keep from re-encoding (see steering.rows.ban)."""
 
@@ -161,7 +107,7 @@ class Clamp(Targets):
 
     value: Number
     unit: Unit = Unit.FEATURE
-    if_active: bool = False
+    if_active: Flag = False
     phase: Phase = Phase.ALL
 
 
@@ -182,79 +128,6 @@ class Scale(Targets):
 
 class Watch(Targets):
     """Read, and put into the audit record: the largest value over the answer of each feature."""
-
-
-class Reading(Strict):
-    """One watched feature or direction against a threshold; exactly one of both, and one threshold.
-
-    above: holds where the value is greater; below: where it is less. The value is that of the clean
-    activation, before any edit at its site.
-    """
-
-    feature: FeatureSelector | None = None
-    direction: DirectionSelector | None = None
-    above: Number | None = None
-    below: Number | None = None
-    unit: Literal[Unit.FEATURE, Unit.MAX_ACTIVATION] = Unit.FEATURE
-
-    @model_validator(mode="after")
-    def _is_one(self) -> Self:
-        if (self.feature is None) == (self.direction is None):
-            raise ValueError("give one of feature and direction")
-        if (self.above is None) == (self.below is None):
-            raise ValueError("give one of above and below")
-        if self.feature is not None and (self.feature.indices or self.feature.where):
-            raise ValueError("feature: a condition reads one feature; use any or all for several")
-        return self
-
-
-class All(Strict):
-    """Holds where every part holds."""
-
-    all: Annotated[tuple[Expression, ...], Field(min_length=1)]
-
-
-class Any_(Strict):
-    """Holds where at least one part holds."""
-
-    any: Annotated[tuple[Expression, ...], Field(min_length=1)]
-
-
-class Not(Strict):
-    """Holds where its part does not."""
-
-    not_: Annotated[Expression, Field(alias="not")]
-
-
-Expression = All | Any_ | Not | Reading
-
-
-class Over(StrEnum):
-    """Over which tokens a condition is judged.
-
-    PROMPT: once, when the prompt is read; each reading's largest (for `below`, least) value over the prompt's
-    tokens counts. WINDOW: at every token, over the last `window` tokens, in the same way, the prompt's
-    included. TOKEN: at every token by itself, the prompt's included.
-    """
-
-    PROMPT = "prompt"
-    WINDOW = "window"
-    TOKEN = "token"  # noqa: S105 - no secret
-
-
-class When(Strict):
-    """A condition. sticky: once it held it goes on holding for the request's answer."""
-
-    if_: Annotated[Expression, Field(alias="if")]
-    over: Over = Over.TOKEN
-    window: Annotated[int, Field(ge=2, le=1024)] | None = None
-    sticky: bool = True
-
-    @model_validator(mode="after")
-    def _has_a_window(self) -> Self:
-        if (self.over is Over.WINDOW) != (self.window is not None):
-            raise ValueError("window: give it with `over: window`, and only there")
-        return self
 
 
 class Stop(Strict):
@@ -318,9 +191,16 @@ ACTIONS = ("ban", "clamp", "cap", "scale", "watch", "stop", "refuse", "record")
 class Match(Strict):
     """Whom a policy concerns: requests whose tenant, one of whose roles, and whose model are named."""
 
-    tenants: Annotated[tuple[str, ...], Field(min_length=1)] = (EVERY,)
-    roles: Annotated[tuple[str, ...], Field(min_length=1)] = (EVERY,)
-    models: Annotated[tuple[str, ...], Field(min_length=1)] = (EVERY,)
+    tenants: Annotated[tuple[Text, ...], Field(min_length=1)] = (EVERY,)
+    roles: Annotated[tuple[Text, ...], Field(min_length=1)] = (EVERY,)
+    models: Annotated[tuple[Text, ...], Field(min_length=1)] = (EVERY,)
+
+    @model_validator(mode="after")
+    def _has_no_patterns(self) -> Self:
+        for each in (*self.tenants, *self.roles, *self.models):
+            if EVERY in each and each != EVERY:
+                raise ValueError(f"{each!r}: a * stands for every one, alone; there are no patterns")
+        return self
 
 
 class Allowance(Strict):
@@ -334,7 +214,7 @@ class Allowance(Strict):
     id: Name
     ops: Annotated[tuple[Op, ...], Field(min_length=1)]
     features: tuple[FeatureSelector, ...] | None = None
-    directions: bool = False
+    directions: Flag = False
     sites: tuple[str, ...] | None = None
     min: Number | None = None
     max: Number | None = None
@@ -356,9 +236,9 @@ class Limits(Strict):
     ban, where what is banned could be built again.
     """
 
-    max_edits: Annotated[int, Field(ge=0)] | None = None
-    max_relative_norm: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] | None = None
-    after_bans: bool = False
+    max_edits: Count | None = None
+    max_relative_norm: Annotated[float, Field(gt=0.0, allow_inf_nan=False, strict=True)] | None = None
+    after_bans: Flag = False
 
 
 class Protection(Targets):
@@ -370,7 +250,7 @@ class Protection(Targets):
 
     id: Name
     reason: Text | None = None
-    max_cosine: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
+    max_cosine: Annotated[float, Field(gt=0.0, le=1.0, strict=True)] = 0.5
 
 
 class Policy(Strict):
@@ -384,9 +264,9 @@ class Policy(Strict):
     kind: Literal["Policy"]
     name: Name
     serial: Annotated[int, Field(ge=1, strict=True)]
-    revision: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,63}$")]
+    revision: Annotated[str, StringConstraints(pattern=REVISION_PATTERN)]
     description: str = ""
-    urgent: bool = False
+    urgent: Flag = False
     mode: Mode = Mode.ENFORCE
     transparency: Transparency = Transparency.LABELS
     match: Match = Match()
@@ -397,14 +277,7 @@ class Policy(Strict):
 
     @model_validator(mode="after")
     def _has_distinct_ids(self) -> Self:
-        seen: set[str] = set()
-        ids = [each.id for each in self.rules]
-        ids += [each.id for each in self.allow]
-        ids += [each.id for each in self.protect]
-        for each in ids:
-            if each in seen:
-                raise ValueError(f"two entries have the id {each!r}")
-            seen.add(each)
+        check_distinct_ids(self)
         return self
 
 
@@ -416,3 +289,26 @@ class Part(Strict):
     rules: tuple[Rule, ...] = ()
     allow: tuple[Allowance, ...] = ()
     protect: tuple[Protection, ...] = ()
+
+    @model_validator(mode="after")
+    def _has_distinct_ids(self) -> Self:
+        check_distinct_ids(self)
+        return self
+
+
+def entries(part: Policy | Part) -> Iterable[tuple[tuple[str, int], str]]:
+    """The key and place of every rule, allowance and protection, such as ("rules", 2), with its id."""
+    for key in ("rules", "allow", "protect"):
+        for place, entry in enumerate(getattr(part, key)):
+            yield (key, place), entry.id
+
+
+def check_distinct_ids(part: Policy | Part) -> None:
+    """Raise PydanticCustomError, which tells where, for an id that stands there twice."""
+    seen: set[str] = set()
+    for place, each in entries(part):
+        if each in seen:
+            raise PydanticCustomError(
+                "twice", "two entries have the id '{id}'", {"id": each, "path": (*place, "id")}
+            )
+        seen.add(each)

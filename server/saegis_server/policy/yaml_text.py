@@ -1,0 +1,199 @@
+"""YAML as bundles use it: maps, lists and plain scalars of YAML 1.2, read with the line of every key.
+
+What makes YAML surprising is refused: keys said twice, anchors, aliases, tags, several documents in a file.
+Only true and false are booleans, so that `no` is a word; numbers are decimal.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import NoReturn
+
+import yaml
+
+from saegis_server.policy.errors import Problem, SyntaxProblem
+
+#: The path of a value in its document, such as ("rules", 2, "ban").
+Place = tuple[str | int, ...]
+#: Largest YAML file, in bytes: reading one takes seconds.
+LARGEST = 128 * 1024
+#: After so many problems a text is followed no further.
+MOST_PROBLEMS = 50
+#: Deepest nesting of maps and lists.
+DEEPEST = 32
+
+_NULLS = frozenset(("", "~", "null", "Null", "NULL"))
+_BOOLEANS = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
+_INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]{0,17})")
+_FLOAT = re.compile(r"[-+]?(?=\.?[0-9])(0|[1-9][0-9]{0,17})?(\.[0-9]{0,40})?([eE][-+]?[0-9]{1,4})?")
+_SPECIAL = {"inf": float("inf"), "+inf": float("inf"), "-inf": float("-inf"), "nan": float("nan")}
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """What a file says, as dicts, lists, texts, numbers, booleans and None, and the lines it says it at."""
+
+    value: object
+    lines: Mapping[Place, int]
+
+    def line(self, place: Place) -> int:
+        """The line, from 1, of the key or entry at `place`, or of the nearest thing around it."""
+        while place and place not in self.lines:
+            place = place[:-1]
+        return self.lines.get(place, 1)
+
+
+def read_yaml(data: bytes, file: str) -> Document:
+    """Read a file of one document. `file` names it in errors.
+
+    Raises SyntaxProblem with the line of everything that is wrong, as far as the text can be followed.
+    """
+    if len(data) > LARGEST:
+        raise _problem(file, 0, f"has {len(data)} bytes; a YAML file may have {LARGEST}")
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise _problem(file, line, "is not UTF-8 text") from error
+    try:
+        return _Reader(text, file).document()
+    except yaml.reader.ReaderError as error:
+        line = text[: error.position].count("\n") + 1
+        raise _problem(file, line, f"the character {_character(error.character)} is not allowed") from error
+
+
+def _problem(file: str, line: int, message: str) -> SyntaxProblem:
+    return SyntaxProblem([Problem(message, file=file, line=line)])
+
+
+def _character(character: str | int) -> str:
+    return f"U+{character if isinstance(character, int) else ord(character):04X}"
+
+
+class _Reader:
+    """Builds a document from the parser's events. Problems that do not end the text are gathered."""
+
+    def __init__(self, text: str, file: str) -> None:
+        self._events = yaml.SafeLoader(text)
+        self._file = file
+        self._lines: dict[Place, int] = {}
+        self._problems: list[Problem] = []
+
+    def document(self) -> Document:
+        """The one document of the text. Raises SyntaxProblem."""
+        self._next()
+        if isinstance(self._next(), yaml.StreamEndEvent):
+            raise _problem(self._file, 1, "the file is empty")
+        value = self._value((), self._next())
+        self._next()
+        after = self._next()
+        if not isinstance(after, yaml.StreamEndEvent):
+            raise _problem(self._file, _line(after), "a second document begins here; give each a file")
+        if self._problems:
+            raise SyntaxProblem(self._problems)
+        return Document(value, MappingProxyType(self._lines))
+
+    def _next(self) -> yaml.Event:
+        try:
+            event: yaml.Event = self._events.get_event()  # type: ignore[no-untyped-call]
+        except yaml.MarkedYAMLError as error:
+            mark = error.problem_mark or error.context_mark
+            hint = "; indent with spaces" if "\\t" in (error.problem or "") else ""
+            message = " ".join(part for part in (error.context, error.problem) if part) + hint
+            self._end(mark.line + 1 if mark else self._events.line + 1, message or "this is no YAML")
+        except (ValueError, OverflowError):
+            # An escape or a number of a directive that the parser does not check itself.
+            self._end(self._events.line + 1, "this is no YAML: a number or an escape here means nothing")
+        return event
+
+    def _end(self, line: int, message: str) -> NoReturn:
+        raise SyntaxProblem([*self._problems, Problem(message, file=self._file, line=line)])
+
+    def _complain(self, event: yaml.Event, message: str, place: Place) -> None:
+        self._problems.append(Problem(message, path_of(place), self._file, _line(event)))
+        if len(self._problems) >= MOST_PROBLEMS:
+            raise SyntaxProblem(self._problems)
+
+    def _value(self, place: Place, event: yaml.Event) -> object:
+        self._lines.setdefault(place, _line(event))
+        if len(place) >= DEEPEST and isinstance(event, yaml.CollectionStartEvent):
+            self._end(_line(event), f"more than {DEEPEST} maps and lists lie within each other here")
+        if isinstance(event, yaml.AliasEvent):
+            self._complain(event, f"*{event.anchor}: aliases are not used here; write it out", place)
+            return None
+        if getattr(event, "anchor", None) is not None:
+            self._complain(event, "anchors are not used here; write it out where it is needed", place)
+        if getattr(event, "tag", None) is not None:
+            self._complain(event, "tags (!) are not used here; put text in quotes", place)
+        if isinstance(event, yaml.MappingStartEvent):
+            return self._map(place)
+        if isinstance(event, yaml.SequenceStartEvent):
+            return self._list(place)
+        assert isinstance(event, yaml.ScalarEvent)  # noqa: S101 - the parser has no other event here
+        if _SURROGATE.search(event.value):
+            self._complain(event, "holds half a character (U+D800 to U+DFFF)", place)
+        return _scalar(event.value) if event.style is None else event.value
+
+    def _map(self, place: Place) -> dict[str, object]:
+        found: dict[str, object] = {}
+        while not isinstance(event := self._next(), yaml.MappingEndEvent):
+            line = _line(event)
+            key = self._value((*place, "?"), event)
+            del self._lines[*place, "?"]
+            if not isinstance(key, str):
+                self._complain(event, f"a key must be a word, not {_shown(key)}", place)
+                key = "?"
+            elif key in found:
+                first = self._lines[(*place, key)]
+                self._complain(event, f"the key {key!r} stands in line {first} already", (*place, key))
+            inside = (*place, key)
+            self._lines.setdefault(inside, line)
+            found[key] = self._value(inside, self._next())
+        return found
+
+    def _list(self, place: Place) -> list[object]:
+        found: list[object] = []
+        while not isinstance(event := self._next(), yaml.SequenceEndEvent):
+            found.append(self._value((*place, len(found)), event))
+        return found
+
+
+def path_of(place: Place) -> str:
+    """A path as problems write it, such as "rules[2].ban.strength"."""
+    path = ""
+    for part in place:
+        if isinstance(part, int):
+            path += f"[{part}]"
+        else:
+            path += f".{part}" if path else part
+    return path
+
+
+def _line(event: yaml.Event) -> int:
+    mark = event.start_mark
+    return 1 if mark is None else int(mark.line) + 1
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, dict | list):
+        return "a map" if isinstance(value, dict) else "a list"
+    return "nothing" if value is None else f"{value} (put it in quotes)"
+
+
+def _scalar(text: str) -> str | int | float | bool | None:
+    """What a scalar without quotes means."""
+    if text in _NULLS:
+        return None
+    if text in _BOOLEANS:
+        return _BOOLEANS[text]
+    if _INTEGER.fullmatch(text):
+        return int(text)
+    if _FLOAT.fullmatch(text):
+        return float(text)
+    if text[:1] == "." or text[1:2] == ".":
+        return _SPECIAL.get(text.replace(".", "", 1).lower(), text)
+    return text

@@ -1,0 +1,155 @@
+"""`saegis policy validate` on an SAE in a folder, and on the one that ships."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from saegis_server.cli.app import app
+from saegis_server.policy.bundle import Bundle
+from saegis_server.policy.signing import load_private_key, public_path, sign, write_new_key
+from saegis_server.sae.labels import FeatureLabel, Labels
+from saegis_server.sae.writer import save_sae
+from tests.cli.offline_world import sae
+from tests.engine.tiny import WIDTH
+from tests.policy.bundles import CASES, POLICY, bundle_files, direction, write_files
+
+LABELS = Labels(
+    [
+        FeatureLabel(3, "style", max_activation=2.0),
+        FeatureLabel(5, "a river", max_activation=2.0),
+        FeatureLabel(7, "poison", precision=0.9, max_activation=3.0, harmful=True),
+    ]
+)
+
+
+def good_files() -> dict[str, bytes]:
+    """A bundle for the tiny SAE: its features are the axes, so one direction of ones touches all."""
+    return {**bundle_files(), "directions/calm.safetensors": direction(WIDTH)}
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Path:
+    save_sae(sae(), tmp_path / "sae")
+    LABELS.save(tmp_path / "sae")
+    write_files(tmp_path / "policy", good_files())
+    return tmp_path
+
+
+def run(world: Path, *arguments: str, code: int = 0, path: str = "policy") -> str:
+    """Standard output of the command, on one line."""
+    given = ["policy", "validate", str(world / path), *arguments]
+    if "--sae" not in arguments:
+        given += ["--sae", str(world / "sae")]
+    result = CliRunner().invoke(app, given, env={"COLUMNS": "200"})
+    assert result.exit_code == code, result.output
+    return " ".join(result.stdout.split()) if code < 2 else " ".join(result.stderr.split())
+
+
+def run_json(world: Path, *arguments: str, code: int = 0, path: str = "policy") -> Any:
+    return json.loads(run(world, *arguments, "--json", code=code, path=path))
+
+
+def test_a_good_bundle_is_valid_as_a_folder_and_as_an_archive(world: Path) -> None:
+    told = run(world)
+    digest = Bundle.from_files(good_files()).digest
+    assert f"valid: acme.base@2026.1, serial 3, digest {digest[:12]}; 3 rules, 2 cases passed" in told
+    (world / "policy.tar.gz").write_bytes(Bundle.from_files(good_files()).archive())
+    assert run(world, path="policy.tar.gz") == told
+    report = run_json(world)
+    assert (report["valid"], report["problems"]) == (True, [])
+    assert report["policy"] == {
+        "name": "acme.base",
+        "serial": 3,
+        "revision": "2026.1",
+        "digest": digest,
+        "signed_by": "",
+    }
+    assert report["cases"] == [
+        {"name": name, "passed": True, "failures": []} for name in ("no edits", "another tenant")
+    ]
+
+
+def test_every_kind_of_fault_has_its_file_and_line(world: Path) -> None:
+    policy = world / "policy" / "policy.yaml"
+    for old, new, line, told in (
+        ("kind: Policy", "kind: Policy\nkind: Policy", 3, "the key 'kind' stands in line 2 already"),
+        ("strength: 2", "strenght: 2", 16, "did you mean 'strength'?"),
+        ("index: 7", "index: 700", 10, "features 0 to 47, not 700"),
+        ("label: poison", "label: poisn", 17, "no feature labelled 'poisn'"),
+    ):
+        policy.write_text(POLICY.replace(old, new), encoding="utf-8")
+        problems = run_json(world, code=1)["problems"]
+        assert [(each["file"], each["line"]) for each in problems] == [("policy.yaml", line)]
+        assert told in problems[0]["message"]
+        shown = run(world, code=1)
+        assert f"policy.yaml:{line}" in shown
+        assert told in shown
+        assert "1 problem" in shown
+
+
+def test_a_case_that_fails_is_told_with_its_line(world: Path) -> None:
+    cases = world / "policy" / "tests" / "cases.yaml"
+    cases.write_text(CASES.replace("decision: allow", "decision: deny"), encoding="utf-8")
+    report = run_json(world, code=1)
+    (problem,) = report["problems"]
+    assert (problem["file"], problem["line"], problem["path"]) == ("tests/cases.yaml", 4, "case 'no edits'")
+    assert problem["message"] == "decision: expected deny, came allow"
+    assert [case["passed"] for case in report["cases"]] == [False, True]
+
+
+def test_with_keys_the_signature_must_hold(world: Path) -> None:
+    key, other = world / "policy.key", world / "other.key"
+    write_new_key(key)
+    write_new_key(other)
+    trusted = ("--keys", str(public_path(key)), "--keys", str(public_path(other)))
+    assert "the bundle is not signed" in run(world, *trusted, code=1)
+    signed = sign(Bundle.read(world / "policy"), load_private_key(key))
+    (world / "signed.tar.gz").write_bytes(signed.archive())
+    report = run_json(world, *trusted, path="signed.tar.gz")
+    assert signed.signature is not None
+    assert report["policy"]["signed_by"] == signed.signature.key
+    assert f"signed by {signed.signature.key}" in run(world, *trusted, path="signed.tar.gz")
+    untrusted = run(world, "--keys", str(public_path(other)), path="signed.tar.gz", code=1)
+    assert "is not trusted" in untrusted
+    assert "holds a private key" in run(world, "--keys", str(key), code=2)
+
+
+def test_the_site_and_further_sites_are_those_given(world: Path) -> None:
+    policy = world / "policy" / "policy.yaml"
+    placed = POLICY.replace("calm.safetensors}", "calm.safetensors, site: layers.1.resid_post}")
+    policy.write_text(placed, encoding="utf-8")
+    assert "layers.1.resid_post" in run(world, code=1)
+    run(world, "--site", "layers.0.resid_pre", "--site", "layers.1.resid_post")
+    assert "is not a site" in run(world, "--site", "nowhere", code=2)
+    assert "the SAE cannot be read" in run(world, "--sae", str(world), code=2)
+
+
+def test_an_sae_that_does_not_say_where_it_belongs_needs_a_site(world: Path) -> None:
+    config = world / "sae" / "cfg.json"
+    stated = json.loads(config.read_text(encoding="utf-8"))
+    stated["metadata"].pop("hook_name")
+    config.write_text(json.dumps(stated), encoding="utf-8")
+    assert "say with --site where it belongs" in run(world, code=2)
+    run(world, "--site", "layers.0.resid_pre")
+
+
+def test_without_an_sae_the_one_that_ships_is_meant(tmp_path: Path) -> None:
+    rule = "rules:\n  - {id: no-harm, ban: {features: [{where: {harmful: true, min_precision: 0.95}}]}}\n"
+    head = "apiVersion: saegis.dev/v1\nkind: Policy\nname: reference\nserial: 1\nrevision: a\n"
+    case = "  - {name: default, expect: {decision: allow, rules: [no-harm]}}\n"
+    cases = f"apiVersion: saegis.dev/v1\nkind: PolicyCases\ncases:\n{case}"
+    match = "match: {models: [saegis/polyglot]}\n"
+    files = {"policy.yaml": (head + match + rule).encode(), "tests/a.yaml": cases.encode()}
+    folder = write_files(tmp_path / "policy", files)
+    result = CliRunner().invoke(app, ["policy", "validate", str(folder)], env={"COLUMNS": "200"})
+    assert result.exit_code == 0, result.output
+    assert "reference@a" in result.stdout
+
+
+def test_what_is_no_bundle_is_told(world: Path) -> None:
+    assert "policy.yaml" in run(world, code=1, path="sae")
+    assert "No such file" in run(world, code=1, path="nowhere")
+    assert run_json(world, code=1, path="nowhere")["valid"] is False
