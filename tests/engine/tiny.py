@@ -10,6 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from saegis_server.engine.engine import Engine
+from saegis_server.engine.guard import UNGUARDED, Guard
 from saegis_server.engine.load import Limits
 from saegis_server.engine.requests import (
     Delta,
@@ -158,6 +159,7 @@ class RunningEngine(Engine):
     def __exit__(self, *_: object) -> None:
         self.stop()
         self._schedule.check()
+        assert self._guarding.idle
         assert self._schedule.idle
         assert self.stats().waiting == 0
 
@@ -168,13 +170,14 @@ class RunningEngine(Engine):
         program: SteeringProgram = UNSTEERED,
         request_id: str | None = None,
         deadline: float | None = None,
+        guard: Guard = UNGUARDED,
     ) -> Answer:
         """Submit a request, greedy with 24 tokens if not told otherwise."""
         self._made += 1
         chosen = sampling or SamplingParams(temperature=0.0, max_tokens=24, ignore_eos=True)
         answer = Answer()
         name = request_id or f"request-{self._made}"
-        self.submit(GenerationRequest(name, tuple(prompt), chosen, program, deadline), answer)
+        self.submit(GenerationRequest(name, tuple(prompt), chosen, program, deadline, guard), answer)
         return answer
 
 

@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
+from saegis_server.engine.guard import Guard, Reaction
+from saegis_server.engine.request_guard import RequestGuard
 from saegis_server.engine.requests import FieldError, GenerationRequest
 from saegis_server.engine.sites import Site, SiteError
 from saegis_server.engine.step import Step
@@ -36,6 +38,35 @@ class Admission:
         )
         return self._program(request.program)
 
+    def guard(self, guard: Guard, program: Mapping[Site, SiteProgram]) -> RequestGuard | None:
+        """The guard of a request or text with an admitted program; None where there is nothing to judge.
+
+        The program must fit, and its bans hold, with the rows of all conditions too: raises as `generation`.
+        """
+        readings = sum(len(rows.guards) for rows in program.values())
+        if not readings and not guard.conditions:
+            return None
+        for place, each in enumerate(guard.conditions):
+            if beyond := [reading for reading in each.condition.readings if reading >= readings]:
+                raise FieldError(
+                    f"guard.conditions[{place}]",
+                    f"{each.name} looks at reading {min(beyond)}; the program has {readings} guards",
+                )
+            if bool(each.rows) is not (each.reaction is Reaction.EDIT):
+                rows = "rows" if each.rows else "no rows"
+                raise FieldError(
+                    f"guard.conditions[{place}]", f"{each.name} has {rows}; its reaction is {each.reaction}"
+                )
+        made = self._prepared(guard, program)
+        self._program(SteeringProgram({str(site): rows for site, rows in made.everything.items()}))
+        return made
+
+    def _prepared(self, guard: Guard, program: Mapping[Site, SiteProgram]) -> RequestGuard:
+        try:
+            return RequestGuard(guard, program, self._step.sites)
+        except SiteError as error:
+            raise SteeringError(str(error), "") from None
+
     def text(self, tokens: Sequence[int], program: SteeringProgram) -> dict[Site, SiteProgram]:
         """The program under which a text is scored, by site; raises as `generation` does."""
         longest = self._step.slots.max_length
@@ -66,7 +97,8 @@ class Admission:
                 offered = ", ".join(map(str, step.sites)) or "none"
                 raise SteeringError(f"{name} is not a site of this server (its sites: {offered})", name)
             step.slots.capacity.check(name, rows)
-            probes = [*(edit.probe for _, edits in rows.stages() for edit in edits), *rows.watches]
+            edited = (edit.probe for _, edits in rows.stages() for edit in edits)
+            probes = [*edited, *rows.watches, *rows.guards]
             if any(probe.read.shape != (width,) or probe.write.shape != (width,) for probe in probes):
                 raise SteeringError(f"a row at {name} does not have the model's width {width}", name)
             if rows.bans:

@@ -5,6 +5,7 @@ import secrets
 import threading
 import time
 from collections import deque
+from collections.abc import Mapping
 from collections.abc import Sequence as Sequenced
 from concurrent.futures import Future
 from typing import TypeVar
@@ -14,8 +15,10 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from saegis_server.engine.admission import Admission
+from saegis_server.engine.guard import UNGUARDED, Guard
+from saegis_server.engine.guarding import Ending, Guarding
 from saegis_server.engine.jobs import Job, Jobs, at_once
-from saegis_server.engine.load import EngineStats, Limits
+from saegis_server.engine.load import EngineStats, Limits, Rate
 from saegis_server.engine.requests import (
     DeadlineExceededError,
     DuplicateRequestError,
@@ -25,6 +28,7 @@ from saegis_server.engine.requests import (
     GenerationRequest,
     NonFiniteLogitsError,
     QueueFullError,
+    RefusedByPolicyError,
     SteeringDivergedError,
 )
 from saegis_server.engine.schedule import Schedule
@@ -37,8 +41,6 @@ from saegis_server.steering.program import UNSTEERED, SteeringProgram
 
 T = TypeVar("T")
 _LOG = logging.getLogger(__name__)
-#: Seconds over which the rate of generated tokens is measured.
-_RATE_WINDOW = 5.0
 
 
 class Engine:
@@ -59,6 +61,7 @@ class Engine:
         self.capacity, self.sites, self.compiled = step.slots.capacity, step.sites, step.compiled
         self.error: BaseException | None = None
         self._admission, self._schedule = Admission(step), Schedule(max_running, step.slots.move)
+        self._guarding = Guarding(step, self._extent)
         self._in_flight: set[str] = set()
         self._active: dict[str, Running] = {}
         self._submitted: deque[Running] = deque()
@@ -66,7 +69,7 @@ class Engine:
         self._jobs = Jobs()
         self._waiting_count = 0
         self._steps = 0
-        self._recent: deque[tuple[float, int]] = deque()
+        self._rate = Rate()
         self._stopping = False
         self._cpu_threads = torch.get_num_threads()
         self._wake = threading.Condition()
@@ -87,7 +90,8 @@ class Engine:
         program = self._admission.generation(request)
         sampling = request.sampling
         seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
-        running = Running(request, program, seed, on_events)
+        guard = self._admission.guard(request.guard, program)
+        running = Running(request, program, seed, on_events, guard)
         stops = frozenset(sampling.stop_token_ids) | (
             frozenset() if sampling.ignore_eos else self.eos_token_ids
         )
@@ -126,16 +130,21 @@ class Engine:
         """
         return self._add_job(at_once(lambda: self.step.capture(list(tokens))))
 
-    def score(self, tokens: Sequenced[int], program: SteeringProgram = UNSTEERED) -> "Future[Score]":
+    def score(
+        self, tokens: Sequenced[int], program: SteeringProgram = UNSTEERED, guard: Guard = UNGUARDED
+    ) -> "Future[Score]":
         """How likely a text is, steered by a program and not, read chunk by chunk between steps.
 
-        The text is steered as a prompt, so edits of the completion act nowhere. Cancelling the future ends
-        the reading. Raises FieldError or SteeringError for what cannot be scored, QueueFullError,
-        EngineStoppedError; the future, SteeringDivergedError or NonFiniteLogitsError. New bans take
-        milliseconds here, as in `submit`.
+        The text is steered and judged as a prompt, so edits of the completion act nowhere, and what would
+        stop an answer refuses the text. Cancelling the future ends the reading. Raises FieldError or
+        SteeringError for what cannot be scored, QueueFullError, EngineStoppedError; the future,
+        SteeringDivergedError, NonFiniteLogitsError or RefusedByPolicyError. New bans take milliseconds here,
+        as in `submit`.
         """
         rows = self._admission.text(tokens, program)
-        return self._add_job(Scoring(self.step, tokens, program, rows, self.limits.prefill_chunk).job())
+        judged = self._admission.guard(guard, rows)
+        chunk = self.limits.prefill_chunk
+        return self._add_job(Scoring(self.step, tokens, program, rows, chunk, judged).job())
 
     def _add_job(self, job: Job[T]) -> "Future[T]":
         with self._wake:
@@ -151,14 +160,13 @@ class Engine:
 
     def stats(self) -> EngineStats:
         """What the engine is doing now."""
-        now, schedule = time.monotonic(), self._schedule
-        tokens = sum(count for moment, count in list(self._recent) if moment > now - _RATE_WINDOW)
+        schedule = self._schedule
         return EngineStats(
             running=len(schedule.running) + (schedule.reading is not None),
             waiting=self._waiting_count,
             used_tokens=schedule.used_tokens,
             max_total_tokens=self.max_running * self.max_length,
-            tokens_per_second=tokens / _RATE_WINDOW,
+            tokens_per_second=self._rate.per_second(),
             max_running=self.max_running,
             queue_limit=self.limits.queue,
             steps=self._steps,
@@ -218,12 +226,12 @@ class Engine:
         """Read prompts, up to a bound, so that those who are decoding do not wait long."""
         left = self.limits.prefill_between_steps
         while left > 0 and (sequence := self._schedule.admit()) is not None:
-            if sequence.prefilled == 0:
+            if not sequence.loaded:
                 self._load(sequence)
             left -= self._read_chunk(sequence)
 
     def _load(self, sequence: Sequence) -> None:
-        running = sequence.running
+        running, sequence.loaded = sequence.running, True
         with self._wake:
             self._waiting_count -= 1
         if running.admitted is None:
@@ -232,9 +240,13 @@ class Engine:
         self.step.slots.load(
             sequence.slot, sequence.prompt, sampling, sequence.seed, sequence.stops, running.program
         )
+        self._guarding.enter(sequence)
 
     def _read_chunk(self, sequence: Sequence) -> int:
-        """Read the next chunk of a prompt; with its last one the first token is there. Returns its length."""
+        """Read the next chunk of a prompt; with its last one the first token is there. Returns its length.
+
+        A condition that comes to hold in it may leave the prompt to be read again, with further rows.
+        """
         start = sequence.prefilled
         chunk = list(sequence.prompt[start : start + self.limits.prefill_chunk])
         last = start + len(chunk) == len(sequence.prompt)
@@ -243,9 +255,13 @@ class Engine:
         output = self.step.prefill(sequence.slot, chunk, start, self._extent(1, length, [sequence]), sampled)
         self._steps += 1
         sequence.prefilled += len(chunk)
-        if last or not bool(output.finite[0]):
+        finite, ending = bool(output.finite[0]), None
+        if finite and sequence.seat is not None:
+            ending = self._guarding.after_chunk(sequence, output, len(chunk), last)
+            last = last and sequence.prefilled > 0
+        if last or ending is not None or not finite:
             self._schedule.start_running()
-            self._hand_out([sequence], output)
+            self._hand_out([sequence], output, {} if ending is None else {0: ending})
         return len(chunk)
 
     def _decode(self) -> None:
@@ -254,12 +270,16 @@ class Engine:
             return
         length = max(sequence.length for sequence in running) + 1
         sampled = any(not sequence.running.request.sampling.is_plain_greedy for sequence in running)
+        guarded = not self._guarding.idle
+        if guarded:
+            self._guarding.before_decode(running)
         output = self.step.decode(self._extent(len(running), length, running), len(running), sampled)
         self._steps += 1
-        self._hand_out(running, output)
+        endings = self._guarding.after_decode(running, output, sampled) if guarded else {}
+        self._hand_out(running, output, endings)
 
     def _extent(self, batch: int, length: int, sequences: list[Sequence]) -> Extent:
-        rows = [sequence.running.rows for sequence in sequences]
+        rows = [sequence.rows for sequence in sequences]
         return Extent(
             max(batch, SMALLEST),
             max(length, SMALLEST),
@@ -269,17 +289,18 @@ class Engine:
             max(SMALLEST, *(one.watches for one in rows)),
         )
 
-    def _hand_out(self, sequences: list[Sequence], output: StepOutput) -> None:
-        """Give each sequence its token; row i of the output is the i-th sequence's."""
+    def _hand_out(self, sequences: list[Sequence], output: StepOutput, endings: Mapping[int, Ending]) -> None:
+        """Give each sequence its token; row i of the output is the i-th sequence's.
+
+        endings: how conditions end some of the rows, whose tokens nobody is told.
+        """
         tokens, finite = output.tokens.tolist(), output.finite.tolist()
-        watching = any(sequence.running.rows.watches for sequence in sequences)
+        watching = any(sequence.running.watches for sequence in sequences)
         watched = output.watched.tolist() if watching else None
-        self._recent.append((time.monotonic(), len(sequences)))
-        while len(self._recent) > 4096:
-            self._recent.popleft()
+        self._rate.add(len(sequences))
         undecodable: list[Running] = []
         for row, sequence in enumerate(sequences):
-            if not finite[row] or sequence.finished:
+            if not finite[row] or sequence.finished or row in endings:
                 continue
             logprobs = None if output.logprobs is None else output.logprobs[row]
             readings = None if watched is None else self._readings(sequence, row, watched)
@@ -294,6 +315,8 @@ class Engine:
         for row, sequence in enumerate(sequences):
             if not finite[row] and not sequence.finished:
                 self._diverged(sequence)
+            elif not sequence.finished and (ending := endings.get(row)) is not None:
+                self._end(sequence, ending)
             elif sequence.finished and sequence.slot >= 0:
                 self._retire(sequence)
 
@@ -304,23 +327,32 @@ class Engine:
         order = {site: index for index, site in enumerate(self.sites)}
         return [watched[order[site]][row][: len(rows.watches)] for site, rows in program.items()]
 
+    def _end(self, sequence: Sequence, ending: Ending) -> None:
+        """End a sequence whose token a condition keeps from being told, or fail its request."""
+        if isinstance(ending, EngineError):
+            self._fail(sequence.running, ending, poisoned=not isinstance(ending, RefusedByPolicyError))
+        else:
+            sequence.finish(ending)
+            self._retire(sequence)
+
     def _diverged(self, sequence: Sequence) -> None:
         running = sequence.running
-        steered = running.request.program.steers
-        if steered:
+        error: EngineError
+        if sequence.rows.steer:
             message = (
                 f"the request's edits drove the activations beyond all bounds at token {sequence.length}"
             )
-            self._fail(running, SteeringDivergedError(message), poisoned=True)
+            error = SteeringDivergedError(message)
         else:
-            message = f"the model's logits are not finite at token {sequence.length}"
-            self._fail(running, NonFiniteLogitsError(message), poisoned=True)
+            error = NonFiniteLogitsError(f"the model's logits are not finite at token {sequence.length}")
+        self._fail(running, error, poisoned=True)
 
     # -- endings --------------------------------------------------------------------------------------
 
     def _retire(self, sequence: Sequence, poisoned: bool = False) -> None:
         """Take a finished sequence out of its slot, and end its request with the last one."""
         running, slots = sequence.running, self.step.slots
+        self._guarding.leave(sequence)
         if sequence.slot >= 0:
             running.tally.add(self.sites, slots.counts(sequence.slot))
             if poisoned:
@@ -371,5 +403,6 @@ class Engine:
         for running in self._active.values():
             running.fail(error)
         self._schedule.clear()
+        self._guarding.clear()
         self._jobs.fail(error)
         self._deliver()

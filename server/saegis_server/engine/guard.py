@@ -13,9 +13,11 @@ from saegis_server.steering.program import SiteProgram
 class Reaction(StrEnum):
     """What follows when a condition comes to hold.
 
-    STOP ends the sequence before the token of that step is told. REFUSE fails the request before its first
-    token; for conditions over the prompt. EDIT puts further rows in force from that very token on: the step
-    is taken again with them, so no token comes of a step without them. RECORD counts.
+    STOP ends the sequence before the token of that step is told; text that was held back, such as half a
+    character, is not told either. REFUSE fails the request before its first token; in the answer, where that
+    is too late, it is STOP. EDIT puts further rows in force from that very token on: the step is taken again
+    with them, so no token comes of a step without them; a prompt is read again from its start. The rows of a
+    condition that is not sticky leave after the first token at which it does not hold. RECORD counts.
     """
 
     RECORD = "record"

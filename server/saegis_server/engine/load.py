@@ -1,6 +1,11 @@
 """Load: how much the engine takes on, and what it is doing."""
 
+import time
+from collections import deque
 from dataclasses import dataclass
+
+#: Seconds over which a rate is measured.
+_RATE_WINDOW = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,3 +29,19 @@ class EngineStats:
     max_running: int
     queue_limit: int
     steps: int
+
+
+class Rate:
+    """Tokens a second over the last seconds. Any thread may ask, one may add."""
+
+    def __init__(self) -> None:
+        self._recent: deque[tuple[float, int]] = deque(maxlen=4096)
+
+    def add(self, tokens: int) -> None:
+        """Count what has just been generated."""
+        self._recent.append((time.monotonic(), tokens))
+
+    def per_second(self) -> float:
+        """The rate now."""
+        oldest = time.monotonic() - _RATE_WINDOW
+        return sum(count for moment, count in list(self._recent) if moment > oldest) / _RATE_WINDOW

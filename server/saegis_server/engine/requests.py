@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from saegis_server.engine.guard import UNGUARDED, Guard
 from saegis_server.steering.program import UNSTEERED, SteeringProgram
 
 #: The most alternatives that a token's logprobs may carry.
@@ -101,13 +102,17 @@ class SamplingParams:
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """One request: prompt token ids, how to sample, how to steer, and until when (time.monotonic seconds)."""
+    """One request: prompt token ids, how to sample and to steer, and until when (time.monotonic seconds).
+
+    guard: the conditions under which its operator steers it otherwise, stops it or refuses it.
+    """
 
     request_id: str
     prompt: tuple[int, ...]
     sampling: SamplingParams = SamplingParams()
     program: SteeringProgram = UNSTEERED
     deadline: float | None = None
+    guard: Guard = UNGUARDED
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +158,10 @@ class SequenceFinished:
 
 @dataclass(frozen=True, slots=True)
 class SiteReceipt:
-    """What was done at one site: rows by kind, tokens edited, bans fired, the largest ‖Δx‖/‖x‖."""
+    """What was done at one site: rows by kind, tokens edited, bans fired, the largest ‖Δx‖/‖x‖.
+
+    Rows of conditions that never held are not counted.
+    """
 
     site: str
     edits: int
@@ -166,12 +174,33 @@ class SiteReceipt:
 
 
 @dataclass(frozen=True, slots=True)
+class ConditionReceipt:
+    """A condition, over all sequences: at how many tokens it held, and at which it held first.
+
+    held_tokens: how many tokens were chosen while it held: the first one of an answer is chosen at the end of
+    the prompt, and the one that it stopped counts too. first_token: counted from 0 over the answer's tokens;
+    -1 for the prompt, None where it never held.
+    """
+
+    name: str
+    held_tokens: int
+    first_token: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class Receipt:
-    """What was done to a request: its program's digest and one entry for each site with rows."""
+    """What was done to a request: its program's digest and one entry for each site with rows.
+
+    conditions: those of its guard, in its order. guard_peaks: the largest value that each of the program's
+    `guards` had on the clean activations, those of a step that was taken again among them, in the order of
+    `Literal.reading`.
+    """
 
     program_digest: str
     steered: bool
     sites: tuple[SiteReceipt, ...]
+    conditions: tuple[ConditionReceipt, ...] = ()
+    guard_peaks: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,3 +271,12 @@ class SteeringDivergedError(EngineError):
 
 class NonFiniteLogitsError(EngineError):
     """The model gave logits that are not finite, and the request did not steer it."""
+
+
+class RefusedByPolicyError(EngineError):
+    """A condition of the guard, of this name, refuses the request; `message` is what the operator says."""
+
+    def __init__(self, name: str, message: str) -> None:
+        super().__init__(message)
+        self.name = name
+        self.message = message

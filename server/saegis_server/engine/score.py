@@ -10,11 +10,13 @@ from torch import Tensor
 
 from saegis_server.engine.context import KVCache
 from saegis_server.engine.jobs import Job
+from saegis_server.engine.request_guard import RequestGuard
 from saegis_server.engine.requests import NonFiniteLogitsError, Receipt, SteeringDivergedError, Timings
 from saegis_server.engine.sequence import RowCounts
 from saegis_server.engine.sites import Site
 from saegis_server.engine.step import SMALLEST, Step
 from saegis_server.engine.tally import Tally
+from saegis_server.engine.text_verdict import TextVerdict
 from saegis_server.steering.program import SiteProgram, SteeringProgram
 from saegis_server.steering.table import TableView
 
@@ -81,7 +83,8 @@ def _compare(steered: Tensor, plain: Tensor, following: Tensor) -> Comparison:
 class Scoring:
     """A text that is scored a chunk at a time, as a prompt is read, each chunk plainly and as steered.
 
-    Both readings have a cache of their own; the slots of running sequences are not touched.
+    Both readings have a cache of their own; the slots of running sequences are not touched. Where a condition
+    comes to hold whose rows were not in force, the text is read again with them.
     """
 
     def __init__(
@@ -91,52 +94,64 @@ class Scoring:
         program: SteeringProgram,
         rows: Mapping[Site, SiteProgram],
         chunk: int,
+        guard: RequestGuard | None = None,
     ) -> None:
         """`rows` are the program's, by site; `chunk` is how many tokens are read at once."""
-        self._step, self._tokens, self._rows, self._chunk = step, list(tokens), rows, chunk
+        self._step, self._tokens, self._program, self._chunk = step, list(tokens), program, chunk
         self._tally = Tally(program, rows)
+        self._verdict = TextVerdict(guard, rows)
         self._submitted = time.monotonic()
 
     def job(self) -> Job[Score]:
         """Read the text, a piece for each chunk.
 
-        Raises SteeringDivergedError or NonFiniteLogitsError where the logits of a reading are not finite.
+        Raises SteeringDivergedError or NonFiniteLogitsError where the logits of a reading are not finite, or
+        what conditions look at; RefusedByPolicyError where one refuses the text or would stop an answer.
         """
         began = time.monotonic()
-        slots, count = self._step.slots, len(self._tokens)
+        whole = yield from self._reading()
+        while self._verdict.changed():
+            yield
+            whole = yield from self._reading()
+        return Score(
+            logprobs=tuple(whole.logprobs.tolist()),
+            plain_logprobs=tuple(whole.plain_logprobs.tolist()),
+            divergences=tuple(whole.divergences.tolist()),
+            receipt=self._verdict.complete(self._tally.receipt(self._verdict.rows)),
+            timings=Timings(began - self._submitted, time.monotonic() - began, 0.0),
+        )
+
+    def _reading(self) -> Job[Comparison]:
+        """Read the whole text under the rows that are in force now."""
+        slots, count, rows = self._step.slots, len(self._tokens), self._verdict.rows
         plain, steered = slots.cache.apart(count), slots.cache.apart(count)
-        room = (max(SMALLEST, number) for number in astuple(RowCounts.of(self._rows)))
-        views = slots.views(self._rows, *room)
+        room = (max(SMALLEST, number) for number in astuple(RowCounts.of(rows)))
+        views = slots.views(rows, *room)
+        self._tally = Tally(self._program, rows)
         parts: list[Comparison] = []
         for start in range(0, count, self._chunk):
             if start > 0:
                 yield
             parts += self._read(start, plain, steered, views)
-        whole = Comparison.join(parts)
-        return Score(
-            logprobs=tuple(whole.logprobs.tolist()),
-            plain_logprobs=tuple(whole.plain_logprobs.tolist()),
-            divergences=tuple(whole.divergences.tolist()),
-            receipt=self._tally.receipt(),
-            timings=Timings(began - self._submitted, time.monotonic() - began, 0.0),
-        )
+        return Comparison.join(parts)
 
     def _read(
         self, start: int, plain: KVCache, steered: KVCache, views: Mapping[Site, TableView]
     ) -> list[Comparison]:
         """Read a chunk both ways and compare; nothing to compare where it is the last token alone."""
         step, tokens = self._step, self._tokens[start : start + self._chunk]
-        expected, _ = step.read(tokens, start, plain)
+        expected = step.read(tokens, start, plain).logits
         _require_finite(expected, start, NonFiniteLogitsError, "the model's logits are not finite")
-        found, counts = step.read(tokens, start, steered, views)
+        found = step.read(tokens, start, steered, views)
         beyond = "the request's edits drove the activations beyond all bounds"
-        _require_finite(found, start, SteeringDivergedError, beyond)
-        self._tally.add(step.sites, counts.tolist())
+        _require_finite(found.logits, start, SteeringDivergedError, beyond)
+        self._tally.add(step.sites, found.counts.tolist())
         following = self._tokens[start + 1 : start + 1 + len(tokens)]
+        self._verdict.hear(found.read, last=len(following) < len(tokens))
         if not following:
             return []
         known = torch.tensor(following, device=step.device)
-        return [compare(found[: len(known)], expected[: len(known)], known)]
+        return [compare(found.logits[: len(known)], expected[: len(known)], known)]
 
 
 def _require_finite(

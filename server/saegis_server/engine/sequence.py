@@ -6,12 +6,15 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from saegis_server.engine.panel import Seat
+from saegis_server.engine.request_guard import RequestGuard
 from saegis_server.engine.requests import (
     Delta,
     EngineError,
     Event,
     FinishReason,
     GenerationRequest,
+    Receipt,
     RequestFailed,
     RequestFinished,
     SequenceFinished,
@@ -31,12 +34,17 @@ Sink = Callable[[list[Event]], None]
 
 @dataclass(frozen=True, slots=True)
 class RowCounts:
-    """The largest number of rows of each kind that a program has at any site."""
+    """The largest number of rows of each kind that a program has at any site; guards are watches here."""
 
     edits: int
     rules: int
     bans: int
     watches: int
+
+    @property
+    def steer(self) -> bool:
+        """Whether any of them may change an activation."""
+        return max(self.edits, self.rules, self.bans) > 0
 
     @classmethod
     def of(cls, program: Mapping[Site, SiteProgram]) -> "RowCounts":
@@ -46,7 +54,7 @@ class RowCounts:
             max((len(site.edits) for site in sites), default=0),
             max((len(site.rules) for site in sites), default=0),
             max((len(site.bans) for site in sites), default=0),
-            max((len(site.watches) for site in sites), default=0),
+            max((len(site.watches) + len(site.guards) for site in sites), default=0),
         )
 
 
@@ -54,15 +62,22 @@ class Running:
     """A request in flight: its sequences, its events, and what was done to it so far."""
 
     def __init__(
-        self, request: GenerationRequest, program: dict[Site, SiteProgram], seed: int, sink: Sink
+        self,
+        request: GenerationRequest,
+        program: dict[Site, SiteProgram],
+        seed: int,
+        sink: Sink,
+        guard: RequestGuard | None = None,
     ) -> None:
-        self.request, self.program, self.seed, self.sink = request, program, seed, sink
+        """`program` is the request's own, by site; `guard` None where nothing is to be judged."""
+        self.request, self.program, self.seed, self.sink, self.guard = request, program, seed, sink, guard
         self.rows = RowCounts.of(program)
+        self.watches = any(site.watches for site in program.values())
         self.events: list[Event] = []
         self.sequences: list[Sequence] = []
         self.left = request.sampling.n
         self.completion_tokens = 0
-        self.tally = Tally(request.program, program)
+        self.tally = Tally(request.program, program if guard is None else guard.everything)
         self.submitted = time.monotonic()
         self.admitted: float | None = None
         self.first_token: float | None = None
@@ -94,12 +109,20 @@ class Running:
             steered_tokens=self.tally.steered_tokens,
         )
         timings = Timings(admitted - self.submitted, first - admitted, now - first)
-        self.events.append(RequestFinished(usage, self.tally.receipt(), timings))
+        self.events.append(RequestFinished(usage, self._receipt(), timings))
+
+    def _receipt(self) -> Receipt:
+        if self.guard is None:
+            return self.tally.receipt(self.program)
+        return self.guard.complete(self.tally.receipt(self.guard.came_in_force))
 
 
 @dataclass(eq=False)
 class Sequence:
-    """One text of a request. Its tokens lie in the slot `slot` while it runs."""
+    """One text of a request. Its tokens lie in the slot `slot` while it runs.
+
+    rows: how many its slot has in force. seat: where it is judged; None while it has no slot, or no guard.
+    """
 
     running: Running
     index: int
@@ -109,7 +132,14 @@ class Sequence:
     slot: int = -1
     prefilled: int = 0
     generated: int = 0
+    last_token: int = -1
     finished: bool = field(default=False)
+    loaded: bool = field(default=False)
+    seat: Seat | None = None
+    rows: RowCounts = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.rows = self.running.rows
 
     @property
     def prompt(self) -> tuple[int, ...]:
@@ -131,7 +161,7 @@ class Sequence:
 
         logprobs: float32 [V] of the model's distribution; watched: [sites][watches][before, after].
         """
-        self.generated += 1
+        self.generated, self.last_token = self.generated + 1, token
         running, sampling = self.running, self.running.request.sampling
         running.completion_tokens += 1
         if running.first_token is None:

@@ -93,10 +93,36 @@ class Slots:
                 table.bias[slot, token] = bias
         self.state.position[slot] = 0
         self.state.counted[:, slot] = 0.0
-        for site, steering in self.tables.items():
+        self.steer(slot, program)
+
+    @torch.inference_mode()
+    def steer(self, slot: int, program: Mapping[Site, SiteProgram]) -> None:
+        """Let `slot` run `program` from its next step on. Raises SteeringError if its bans cannot hold; the
+        sequence in the slot must not go on then.
+        """
+        for steering in self.tables.values():
             steering.clear(slot)
-            if site in program:
-                steering.write(slot, program[site])
+        for site, rows in program.items():
+            self.tables[site].write(slot, rows)
+
+    @torch.inference_mode()
+    def restart(self, slot: int) -> None:
+        """Let the sequence of `slot` begin again with its prompt: nothing chosen, nothing counted."""
+        self.sampling.counts[slot], self.sampling.generated[slot] = 0, 0
+        self.state.position[slot] = 0
+        self.state.counted[:, slot] = 0.0
+
+    @torch.inference_mode()
+    def take_back(self, slot: int, token: int, counted: Tensor, sampled: bool) -> None:
+        """Undo a step of `slot` that chose `token`, by its own parameters if `sampled`, to take it again.
+
+        counted: float32 [sites, S, COUNTED], what was counted before the step. What the step wrote into the
+        cache is written over when it is taken again.
+        """
+        if sampled:
+            self.sampling.counts[slot, token] -= 1
+            self.sampling.generated[slot] -= 1
+        self.state.counted[:, slot] = counted[:, slot]
 
     @torch.inference_mode()
     def move(self, source: int, target: int, length: int) -> None:

@@ -43,7 +43,7 @@ class StepOutput(NamedTuple):
 
     tokens int64 [B]; finite bool [B], whether all logits are; logits float32 [B, V]; logprobs float32 [B, V]
     of the model's own distribution, if the sampler ran; watched float32 [sites, B, watches, 2], before and
-    after steering at the last position.
+    after steering at the last position; read float32 [sites, B, Q, watches], before it at every position.
     """
 
     tokens: Tensor
@@ -51,6 +51,19 @@ class StepOutput(NamedTuple):
     logits: Tensor
     logprobs: Tensor | None
     watched: Tensor
+    read: Tensor
+
+
+class ReadOutput(NamedTuple):
+    """What reading Q tokens of a text gives: logits [Q, V] after each of them, in the model's dtype.
+
+    counts float32 [sites, COUNTED], what the sites did; read float32 [sites, 1, Q, watches], before steering
+    (no watches where there were no views).
+    """
+
+    logits: Tensor
+    counts: Tensor
+    read: Tensor
 
 
 def _varying(tensor: Tensor, dimension: int = 0) -> Tensor:
@@ -101,14 +114,23 @@ class Step:
         return self._choose_for(output, rows, rows < live) if sampled else output
 
     @torch.inference_mode()
-    def prefill(self, slot: int, tokens: list[int], start: int, extent: Extent, sampled: bool) -> StepOutput:
+    def prefill(
+        self,
+        slot: int,
+        tokens: list[int],
+        start: int,
+        extent: Extent,
+        sampled: bool,
+        completion: bool = False,
+    ) -> StepOutput:
         """Run the prompt's tokens start .. start + len(tokens) through the model for one slot.
 
         The slot's next token is the likeliest one after them or, with `sampled`, chosen by its parameters.
+        With `completion` they are steered as tokens of the answer.
         """
         padded = tokens if len(tokens) >= SMALLEST else [*tokens, tokens[-1]]
         chunk = torch.tensor([padded], dtype=torch.int64, device=self.device)
-        numbers = torch.tensor([slot, start, len(tokens)], device=self.device)
+        numbers = torch.tensor([slot, start, len(tokens), completion], device=self.device)
         output = self._prefill(_varying(chunk, 1), numbers, *self._carriers(extent))
         if not sampled:
             return output
@@ -142,12 +164,11 @@ class Step:
         start: int,
         cache: KVCache,
         views: Mapping[Site, TableView] | None = None,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> ReadOutput:
         """Read the next tokens of a text that has a cache of its own, of one slot, eagerly.
 
         cache: holds the text's first `start` tokens and has room for these; views: one slot's rows at every
-        site, by which they are steered as tokens of a prompt, or None. Returns the logits [Q, V] after each
-        of the Q tokens, in the model's dtype, and what the sites did, float32 [sites, COUNTED].
+        site, by which they are steered as tokens of a prompt, or None.
         """
         positions = torch.arange(start, start + len(tokens), device=self.device)[None]
         every, context = torch.ones_like(positions, dtype=torch.bool), self.context
@@ -159,7 +180,9 @@ class Step:
             output = self.model(input_ids=ids, position_ids=positions, use_cache=False, return_dict=True)
             done = [context.readings[site] for site in self.sites] if views is not None else []
             counts = _counted(done, every)[:, 0] if done else torch.zeros(len(self.sites), COUNTED)
-            return output.logits[0], counts
+            none = torch.zeros(len(self.sites), 1, len(tokens), 0)
+            read = torch.stack([one.watched_before for one in done]) if done else none
+            return ReadOutput(output.logits[0], counts, read)
         finally:
             self._finish()
 
@@ -185,13 +208,13 @@ class Step:
 
     def _prefill_chunk(self, chunk: Tensor, numbers: Tensor, *carriers: Tensor) -> StepOutput:
         extent = Extent(self.slots.count, *(carrier.shape[0] for carrier in carriers))
-        slot, start, count = numbers[0:1], numbers[1:2], numbers[2:3]
+        slot, start, count, completion = numbers[0:1], numbers[1:2], numbers[2:3], numbers[3:4]
         context, state = self.context, self.slots.state
         steps = torch.arange(chunk.shape[1], device=chunk.device)
         positions = (start + steps)[None]
         context.mode, context.cache, context.length = Mode.PREFILL, self.slots.cache, extent.length
         context.positions, context.slot = positions, slot
-        context.prompt = torch.ones_like(positions, dtype=torch.bool)
+        context.prompt = (completion == 0)[None].expand_as(positions)
         context.views = {site: table.view_one(slot, *extent[2:]) for site, table in self.slots.tables.items()}
         logits = self._logits(chunk, positions, count - 1)
         output = self._output(logits, (steps < count)[None], slot)
@@ -223,14 +246,15 @@ class Step:
         """Gather the output, and count what the sites did at the tokens where `counted` [B, Q]."""
         readings = [self.context.readings[site] for site in self.sites]
         watched = logits.new_zeros(0, logits.shape[0], SMALLEST, 2)
+        read = logits.new_zeros(0, *counted.shape, SMALLEST)
         if readings:
             self._count(readings, counted, slot)
-            before = torch.stack([one.watched_before for one in readings])
+            read = before = torch.stack([one.watched_before for one in readings])
             after = torch.stack([one.watched_after for one in readings])
             last = (counted.sum(-1) - 1).clamp(min=0) if slot is not None else slice(0, 1)
             watched = torch.stack((before[:, :, last], after[:, :, last]), -1)[:, :, 0]
         finite = torch.isfinite(logits).all(-1)
-        return StepOutput(logits.argmax(-1), finite, logits, None, watched)
+        return StepOutput(logits.argmax(-1), finite, logits, None, watched, read)
 
     def _count(self, readings: list[Readings], counted: Tensor, slot: Tensor | None) -> None:
         new = _counted(readings, counted)

@@ -11,8 +11,8 @@ class Tally:
     """Adds up what a step counts: at each site tokens edited, bans fired, the largest ‖Δx‖/‖x‖."""
 
     def __init__(self, program: SteeringProgram, rows: Mapping[Site, SiteProgram]) -> None:
-        """Start at zero; `rows` are the program's, by site."""
-        self._program, self._rows = program, rows
+        """Start at zero; `rows` are all that may come in force, by site."""
+        self._program = program
         self._counts = {site: [0.0, 0.0, 0.0] for site in rows}
 
     def add(self, sites: Sequence[Site], counts: Sequence[Sequence[float]]) -> None:
@@ -27,11 +27,12 @@ class Tally:
         """The largest number of tokens edited at any one site."""
         return int(max((counts[0] for counts in self._counts.values()), default=0.0))
 
-    def receipt(self) -> Receipt:
-        """What was done, as the request is told."""
+    def receipt(self, in_force: Mapping[Site, SiteProgram]) -> Receipt:
+        """What was done, as the request is told; `in_force` are the rows that ever were."""
         sites = []
-        for site, rows in self._rows.items():
+        for site, rows in in_force.items():
             edited, fired, largest = self._counts[site]
             kinds = (len(rows.edits), len(rows.rules), len(rows.bans), len(rows.watches))
             sites.append(SiteReceipt(str(site), *kinds, int(edited), int(fired), largest))
-        return Receipt(self._program.digest, self._program.steers, tuple(sites))
+        steered = any(rows.changes_anything for rows in in_force.values())
+        return Receipt(self._program.digest, steered, tuple(sites))

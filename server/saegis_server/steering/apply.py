@@ -18,9 +18,9 @@ _PLAIN = frozenset({Norm.NONE})
 
 
 class Readings(NamedTuple):
-    """What happened at one site. B groups of Q tokens; K watched rows.
+    """What happened at one site. B groups of Q tokens; K watched rows, the watches and then the guards.
 
-    watched_before and watched_after: float32 [B, Q, K], the watches on the clean and on the final x;
+    watched_before and watched_after: float32 [B, Q, K], their values on the clean and on the final x;
     edited: bool [B, Q]; bans_fired: float32 [B, Q], how many banned features were active when their
     turn came; relative_norm: float32 [B, Q], ‖x' − x‖/‖x‖.
     """
@@ -55,6 +55,7 @@ class _Numbers(NamedTuple):
     relative: Tensor
     in_prompt: Tensor
     in_completion: Tensor
+    tightness: Tensor
 
     @classmethod
     def of(cls, numbers: Tensor) -> "_Numbers":
@@ -108,8 +109,17 @@ def _change(f: Tensor, numbers: _Numbers, norm: Tensor, applies: Tensor) -> Tens
     return torch.where(applies & (f > numbers.gate), change, 0.0)
 
 
-def _edit(x: Tensor, rows: Rows, prompt: Tensor, norms: frozenset[Norm]) -> Tensor:
-    """One stage of edits: all rows read the same x."""
+def _bounded(delta: Tensor, norm: Tensor, tightness: Tensor) -> Tensor:
+    """The move `delta` [B, Q, d], scaled down where it is longer than `norm` [B, Q, 1] / tightness.
+
+    tightness [B, 1, K]: of each row; the largest counts. A factor of 1 leaves every bit as it was.
+    """
+    length = delta.norm(dim=-1, keepdim=True) * tightness.amax(-1, keepdim=True)
+    return delta * torch.where(length > norm, norm / length, 1.0)
+
+
+def _edit(x: Tensor, rows: Rows, prompt: Tensor, norms: frozenset[Norm], bounded: bool = False) -> Tensor:
+    """One stage of edits: all rows read the same x. `bounded`: whether a slot's edits may have a bound."""
     numbers, scales = _Numbers.of(rows.numbers), _scales(x, norms)
     read, write = rows.vectors.unbind(1)
     q = _read(x, read)
@@ -119,7 +129,8 @@ def _edit(x: Tensor, rows: Rows, prompt: Tensor, norms: frozenset[Norm]) -> Tens
         reads, writes = _factors(numbers, scales, x.shape[-1], norms)
         f = _activation(q * reads, numbers)
         change = _change(f, numbers, scales.norm, _applies(numbers, prompt)) * writes
-    return x + times(change, write)
+    delta = times(change, write)
+    return x + (_bounded(delta, scales.norm, numbers.tightness) if bounded else delta)
 
 
 def _ban(x: Tensor, clean: Tensor, bans: Bans, prompt: Tensor, rounding: float) -> tuple[Tensor, Tensor]:
@@ -151,12 +162,13 @@ def _ban(x: Tensor, clean: Tensor, bans: Bans, prompt: Tensor, rounding: float) 
 
 
 def _watch(x: Tensor, watches: Rows, norms: frozenset[Norm]) -> Tensor:
+    """The value of each watched row, [B, Q, K]; NaN where its read is, for conditions must not miss it."""
     numbers = _Numbers.of(watches.numbers)
     q = _read(x, watches.vectors[:, 0])
-    if norms == _PLAIN:
-        return _activation(q, numbers)
-    reads, _ = _factors(numbers, _scales(x, norms), x.shape[-1], norms)
-    return _activation(q * reads, numbers)
+    if norms != _PLAIN:
+        reads, _ = _factors(numbers, _scales(x, norms), x.shape[-1], norms)
+        q = q * reads
+    return torch.where(torch.isnan(q), q, _activation(q, numbers))
 
 
 def apply(
@@ -166,12 +178,13 @@ def apply(
 
     x: [B, Q, d], B slots of Q tokens each, any float dtype (the arithmetic is float32);
     view: the tables' rows of those B slots; prompt: bool [B, Q], which tokens belong to a prompt;
-    norms: the normalisations that any row may use, fixed when the site is built.
+    norms: the normalisations that any row may use, fixed when the site is built. The edits' move is held
+    within the slot's bound, of ‖x‖ as it comes in.
     Returns x' in x's dtype and the readings. A token that no row changes keeps its bits.
     """
     clean = x.to(torch.float32)
     before = _watch(clean, view.watches, norms)
-    steered = _edit(clean, view.edits, prompt, norms)
+    steered = _edit(clean, view.edits, prompt, norms, bounded=True)
     steered = _edit(steered, view.rules, prompt, norms)
     steered, fired = _ban(steered, clean, view.bans, prompt, _ROUNDING[x.dtype])
     result = steered.to(x.dtype)

@@ -1,7 +1,9 @@
-"""Conditions: expressions over guard readings, judged token by token for many sequences at once."""
+"""Conditions: expressions over guard readings, and over which tokens they are judged."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -10,8 +12,10 @@ class Scope(StrEnum):
     """Over which tokens a condition is judged.
 
     PROMPT: once, when the whole prompt is read, over the largest value (for `below`: the least) of each
-    reading at the prompt's tokens. WINDOW: at every step, in the same way over the last `window` tokens.
-    TOKEN: at every token by itself; in a prompt it holds if it holds at any of the tokens.
+    reading at the prompt's tokens; as the prompt does not change, what held then goes on holding. WINDOW: at
+    the end of the prompt and at every token of the answer, in the same way over the last `window` tokens,
+    the prompt's among them. TOKEN: at every token by itself; in a prompt it holds if it holds at any of the
+    tokens.
     """
 
     PROMPT = "prompt"
@@ -58,9 +62,38 @@ Expression = Literal | AllOf | AnyOf | Negation
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """An expression, over which tokens it is judged, and whether it goes on holding once it held."""
+    """An expression, over which tokens it is judged, and whether it goes on holding once it held.
+
+    window: how many tokens WINDOW looks back, itself included; no other scope has one. Raises ValueError for
+    what can never be judged: a threshold that is no finite number, nothing to join, no window.
+    """
 
     expression: Expression
     scope: Scope = Scope.TOKEN
     window: int = 1
     sticky: bool = True
+
+    def __post_init__(self) -> None:
+        for part in parts_of(self.expression):
+            if isinstance(part, Literal) and (part.reading < 0 or not math.isfinite(part.threshold)):
+                raise ValueError(f"reading {part.reading} against {part.threshold} cannot be judged")
+            if isinstance(part, AllOf | AnyOf) and not part.parts:
+                raise ValueError("a condition joins nothing")
+        if self.window < 1 or (self.window > 1 and self.scope is not Scope.WINDOW):
+            raise ValueError(f"a condition over {self.scope} cannot have a window of {self.window}")
+
+    @property
+    def readings(self) -> frozenset[int]:
+        """The readings that it looks at."""
+        return frozenset(part.reading for part in parts_of(self.expression) if isinstance(part, Literal))
+
+
+def parts_of(expression: Expression) -> Iterator[Expression]:
+    """An expression and all that it is made of, the parts before the whole."""
+    match expression:
+        case AllOf(parts) | AnyOf(parts):
+            for part in parts:
+                yield from parts_of(part)
+        case Negation(part):
+            yield from parts_of(part)
+    yield expression

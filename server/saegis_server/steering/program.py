@@ -24,15 +24,20 @@ class SteeringError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class SiteProgram:
-    """The rows at one site: a request's edits, the operator's rules, the bans, and what is watched.
+    """The rows at one site: a request's edits, the operator's rules, the bans, and what is read.
 
     They act in this order, each stage on what the last one left; within a stage all read the same x.
+    watches: what the request is told. guards: what the operator's conditions read on the clean x; nobody is
+    told. max_relative_norm: the edits may move a token by at most this share of ‖x‖; what would move it
+    further is scaled down.
     """
 
     edits: tuple[Edit, ...] = ()
     rules: tuple[Edit, ...] = ()
     bans: tuple[Edit, ...] = ()
     watches: tuple[Probe, ...] = ()
+    guards: tuple[Probe, ...] = ()
+    max_relative_norm: float | None = None
 
     def stages(self) -> Iterator[tuple[str, tuple[Edit, ...]]]:
         """The stages that change x, by name, in the order in which they act."""
@@ -51,7 +56,8 @@ class SteeringProgram:
     """What is read and changed at every site for one request.
 
     Raises SteeringError for numbers that are not finite or absurd, for two edits of one probe that
-    contradict each other, and for a ban that cannot be proven (a normalising SAE).
+    contradict each other, for a ban that cannot be proven (a normalising SAE), and for a bound on the edits
+    that is not a share.
     """
 
     sites: Mapping[str, SiteProgram] = field(default_factory=dict)
@@ -63,6 +69,7 @@ class SteeringProgram:
                     _check_numbers(name, stage, index, edit)
             _check_contradictions(name, site.edits)
             _check_bans(name, site.bans)
+            _check_bound(name, site.max_relative_norm)
 
     @property
     def steers(self) -> bool:
@@ -82,6 +89,12 @@ class SteeringProgram:
                     state.update(edit.probe.key.encode() + b"\0" + struct.pack("<7d", *edit.numbers()))
             for probe in site.watches:
                 state.update(probe.key.encode() + b"\0")
+            if site.guards:  # only where there are any: other digests stay what they were
+                state.update(b"\0guards" + struct.pack("<I", len(site.guards)))
+                for probe in site.guards:
+                    state.update(probe.key.encode() + b"\0")
+            if site.max_relative_norm is not None:
+                state.update(b"\0max_relative_norm" + struct.pack("<d", site.max_relative_norm))
         return state.hexdigest()
 
 
@@ -137,3 +150,8 @@ def _check_bans(site: str, bans: tuple[Edit, ...]) -> None:
                 site,
                 (("bans", index),),
             )
+
+
+def _check_bound(site: str, bound: float | None) -> None:
+    if bound is not None and not 0.0 <= bound <= LARGEST_VALUE:
+        raise SteeringError(f"max_relative_norm {bound} is not a share between 0 and {LARGEST_VALUE:g}", site)

@@ -21,7 +21,8 @@ class Column(IntEnum):
     """What each number of a row means, in the order of the second axis of `numbers`.
 
     The value of a row with read q is max(GAIN·q + BIAS, FLOOR) where q > THRESHOLD, else 0. Its edit applies
-    where the value is above GATE, at tokens of the phases that IN_PROMPT and IN_COMPLETION name.
+    where the value is above GATE, at tokens of the phases that IN_PROMPT and IN_COMPLETION name. All edits
+    of a slot may move x by ‖x‖ / TIGHTNESS together, its largest one; 0 is no bound.
     """
 
     THRESHOLD = 0
@@ -37,6 +38,7 @@ class Column(IntEnum):
     RELATIVE = 10
     IN_PROMPT = 11
     IN_COMPLETION = 12
+    TIGHTNESS = 13
 
 
 COLUMNS = len(Column)
@@ -46,12 +48,15 @@ UNBOUNDED = 3e38
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """How many rows of each kind a slot has room for, at each site. At least 2 of each."""
+    """How many rows of each kind a slot has room for, at each site. At least 2 of each.
+
+    `watches` is the room for watches and guards together.
+    """
 
     edits: int = 32
     rules: int = 8
     bans: int = 32
-    watches: int = 32
+    watches: int = 64
 
     def check(self, site: str, program: SiteProgram) -> None:
         """Raise SteeringError if `program` asks for more rows than there is room for."""
@@ -61,6 +66,14 @@ class Capacity:
                 raise SteeringError(
                     f"{wanted} {kind} at {site}; this server has room for {room}", site, ((kind, room),)
                 )
+        wanted = len(program.watches) + len(program.guards)
+        if wanted > self.watches:
+            raise SteeringError(
+                f"{len(program.watches)} watches and {len(program.guards)} guards at {site}; "
+                f"this server has room for {self.watches} together",
+                site,
+                (("guards", self.watches - len(program.watches)),),
+            )
 
 
 class Rows(NamedTuple):
@@ -99,7 +112,7 @@ class Bans(NamedTuple):
 class TableView(NamedTuple):
     """The tables as one step sees them: the step's slots, and no more rows than its programs use.
 
-    Watched rows are rows whose written vector is not used.
+    Watched rows, the guards behind the watches, are rows whose written vector is not used.
     """
 
     edits: Rows
@@ -127,6 +140,11 @@ def _edit_numbers(edit: Edit) -> list[float]:
     numbers[Column.IN_PROMPT] = float(edit.phase is not Phase.COMPLETION)
     numbers[Column.IN_COMPLETION] = float(edit.phase is not Phase.PROMPT)
     return numbers
+
+
+def _tightness(share: float) -> float:
+    """1/share, a float32 above 0; so large for 0 that ‖x‖ over it is nothing."""
+    return min(1.0 / share, UNBOUNDED) if share > 0.0 else UNBOUNDED
 
 
 def centred_read(probe: Probe) -> Tensor:
@@ -191,10 +209,12 @@ class SiteTable:
                 reads = [centred_read(edit.probe) for edit in edits]
                 _fill(table, slot, reads, [edit.probe.write for edit in edits])
                 _fill_numbers(table, slot, [_edit_numbers(edit) for edit in edits])
-        if program.watches:
-            reads = [centred_read(probe) for probe in program.watches]
+        if program.max_relative_norm is not None and program.edits:
+            self.edits.numbers[slot, Column.TIGHTNESS, 0] = _tightness(program.max_relative_norm)
+        if read := (*program.watches, *program.guards):
+            reads = [centred_read(probe) for probe in read]
             _fill(self.watches, slot, reads, reads)
-            _fill_numbers(self.watches, slot, [_probe_numbers(probe) for probe in program.watches])
+            _fill_numbers(self.watches, slot, [_probe_numbers(probe) for probe in read])
         if bans is not None:
             count = len(program.bans)
             _fill(self.bans, slot, list(bans.basis), [edit.probe.write for edit in program.bans])

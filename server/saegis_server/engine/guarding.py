@@ -1,0 +1,232 @@
+"""Guarding: conditions judged within the step in which they become true, before any of its tokens is told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from saegis_server.engine.guard import Reaction
+from saegis_server.engine.panel import Panel, Seat
+from saegis_server.engine.request_guard import RequestGuard
+from saegis_server.engine.requests import (
+    EngineError,
+    FinishReason,
+    NonFiniteLogitsError,
+    SteeringDivergedError,
+)
+from saegis_server.engine.sequence import RowCounts, Sequence
+from saegis_server.engine.step import SMALLEST, Extent, Step, StepOutput
+from saegis_server.steering.judge import Standing, Truths
+from saegis_server.steering.program import SteeringError
+
+#: How a condition ends a sequence, or fails its request.
+Ending = FinishReason | EngineError
+
+
+class _Decoded(NamedTuple):
+    """A decode step to be judged: its sequences and their output, its readings, and how sequences end."""
+
+    sequences: list[Sequence]
+    output: StepOutput
+    sampled: bool
+    read: NDArray[np.float32]
+    endings: dict[int, Ending]
+
+
+class Guarding:
+    """Judges every sequence that has a guard, and takes steps again where further rows come in force."""
+
+    def __init__(self, step: Step, extent: Callable[[int, int, list[Sequence]], Extent]) -> None:
+        """`extent(batch, length, sequences)`: how much of tables and cache a step of sequences reads."""
+        self._step, self._extent = step, extent
+        self._panels: dict[object, Panel] = {}
+        self._counted: Tensor | None = None
+
+    @property
+    def idle(self) -> bool:
+        """Whether no sequence with a guard holds a slot."""
+        return not self._panels
+
+    def enter(self, sequence: Sequence) -> None:
+        """A sequence has got its slot."""
+        if (guard := sequence.running.guard) is None:
+            return
+        key = Panel.key(guard)
+        if key not in self._panels:
+            self._panels[key] = Panel(guard)
+        sequence.seat = self._panels[key].enter()
+
+    def leave(self, sequence: Sequence) -> None:
+        """A sequence gives its slot back; what came of its conditions goes to its request."""
+        guard, seat = sequence.running.guard, sequence.seat
+        if guard is None or seat is None:
+            return
+        panel, row, sequence.seat = seat.panel, seat.row, None
+        guard.add(panel.held[row], panel.first[row], panel.peaks[row])
+        panel.leave(seat)
+        if panel.empty:
+            del self._panels[Panel.key(guard)]
+
+    def clear(self) -> None:
+        """Forget every sequence: the engine is at its end."""
+        self._panels.clear()
+
+    # -- prompts --------------------------------------------------------------------------------------
+
+    def after_chunk(self, sequence: Sequence, output: StepOutput, count: int, last: bool) -> Ending | None:
+        """Judge the next `count` tokens of a prompt; its conditions come to hold with the `last` ones.
+
+        Where further rows come in force, the sequence is left with nothing read, to be read again with them.
+        """
+        guard, seat = _of(sequence)
+        panel, row = seat.panel, seat.row
+        values = guard.of_chunk(output.read.cpu().numpy(), count)
+        if np.isnan(values).any():
+            return _unreadable(sequence)
+        panel.peaks[row] = np.maximum(panel.peaks[row], values.max(0))
+        found, standing = panel.judge.read_prompt(panel.standing.of(slice(row, row + 1)), values, last)
+        panel.remember(row, standing)
+        if not last:
+            return None
+        holds = found[0] | seat.carried
+        wanted = panel.on[row] | (holds & panel.edits)
+        ends = (holds & panel.ends).any()
+        if not ends and (wanted != panel.on[row]).any():
+            seat.carried, panel.on[row] = holds, wanted
+            panel.remember(row, panel.judge.latch(panel.judge.start(), holds[None]))
+            self._step.slots.restart(sequence.slot)
+            sequence.prefilled = 0
+            return self._steer(sequence, wanted)
+        panel.count(row, holds, -1)
+        return (guard.refusal(holds, Reaction.REFUSE) or FinishReason.CONTENT_FILTER) if ends else None
+
+    # -- answers --------------------------------------------------------------------------------------
+
+    def before_decode(self, sequences: list[Sequence]) -> None:
+        """Keep what is counted so far, for steps that are taken again."""
+        edits = any(sequence.seat is not None and sequence.seat.panel.edits.any() for sequence in sequences)
+        self._counted = self._step.slots.state.counted.clone() if edits else None
+
+    def after_decode(
+        self, sequences: list[Sequence], output: StepOutput, sampled: bool
+    ) -> Mapping[int, Ending]:
+        """Judge the token that each sequence was fed; row i of the output is the i-th sequence's.
+
+        Rows of the output whose step was taken again are replaced. Returns how conditions end sequences.
+        """
+        decoded = _Decoded(sequences, output, sampled, output.read.cpu().numpy(), {})
+        panels: dict[Panel, list[int]] = {}
+        for row, finite in zip(range(len(sequences)), output.finite.tolist(), strict=False):
+            seat = sequences[row].seat
+            if seat is not None and finite:
+                panels.setdefault(seat.panel, []).append(row)
+        for panel, rows in panels.items():
+            self._judge(panel, np.array(rows), decoded)
+        return decoded.endings
+
+    def _judge(self, panel: Panel, rows: NDArray[np.intp], decoded: _Decoded) -> None:
+        """Judge the rows of the output whose sequences are in this panel."""
+        values = panel.of_tokens(decoded.read, rows)
+        if np.isnan(values).any():
+            bad = np.asarray(np.isnan(values).any(1))
+            for row in rows[bad].tolist():
+                decoded.endings[row] = _unreadable(decoded.sequences[row])
+            rows, values = rows[~bad], values[~bad]
+        own = [decoded.sequences[row] for row in rows.tolist()]
+        seats = np.array([_of(sequence)[1].row for sequence in own], dtype=np.intp)
+        tokens = np.array([[sequence.generated - 1] for sequence in own], dtype=np.int64)
+        before = panel.standing.of(seats)
+        holds, standing = panel.judge.read_tokens(before, values)
+        panel.peaks[seats] = np.maximum(panel.peaks[seats], values)
+        panel.remember(seats, standing)
+        acts = ((holds & panel.edits) != panel.on[seats]) | (holds & panel.ends)
+        for place in np.flatnonzero(acts.any(1)).tolist():
+            past = before.of(slice(place, place + 1))
+            holds[place], ending = self._settle(int(rows[place]), decoded, holds[place], past)
+            if ending is not None:
+                decoded.endings[int(rows[place])] = ending
+        panel.count(seats, holds, tokens)
+
+    def _settle(
+        self, row: int, decoded: _Decoded, holds: Truths, before: Standing
+    ) -> tuple[Truths, Ending | None]:
+        """Act on what holds at a row's token: end its sequence, or take its step again with further rows.
+
+        That may make further conditions hold; each brings in its rows at most once, so this ends. `before`:
+        its standing before the token. Returns what held in any of the tries, and how the sequence ends.
+        """
+        sequence, output, sampled = decoded.sequences[row], decoded.output, decoded.sampled
+        guard, seat = _of(sequence)
+        panel, at = seat.panel, seat.row
+        on = panel.on[at].copy()
+        while (holds & panel.edits & ~on).any() and not (holds & panel.ends).any():
+            on = on | (holds & panel.edits)
+            if (failure := self._steer(sequence, on)) is not None:
+                return holds, failure
+            again = self._retake(sequence, int(output.tokens[row]), sampled)
+            sampled = again.logprobs is not None
+            _replace(output, row, again)
+            if not bool(again.finite[0]):
+                return holds, None  # which fails it wherever it comes from
+            values = guard.of_chunk(again.read.cpu().numpy(), 1)
+            if np.isnan(values).any():
+                return holds, _unreadable(sequence)
+            panel.peaks[at] = np.maximum(panel.peaks[at], values[0])
+            more, standing = panel.judge.read_tokens(panel.judge.latch(before, holds[None]), values)
+            panel.remember(at, standing)
+            holds = holds | more[0]
+        if (holds & panel.ends).any():
+            return holds, FinishReason.CONTENT_FILTER
+        panel.on[at] = wanted = holds & panel.edits
+        return holds, self._steer(sequence, wanted) if (wanted != on).any() else None
+
+    def _retake(self, sequence: Sequence, token: int, sampled: bool) -> StepOutput:
+        """Take the last step again for one sequence, which chose `token`, as if it had not been."""
+        slots, position = self._step.slots, sequence.length
+        if self._counted is None:
+            raise RuntimeError("a step is taken again, but what was counted before it was not kept")
+        slots.take_back(sequence.slot, token, self._counted, sampled)
+        extent = self._extent(1, max(position + 1, SMALLEST), [sequence])
+        own = sampled and not sequence.running.request.sampling.is_plain_greedy
+        fed = [sequence.last_token]
+        return self._step.prefill(sequence.slot, fed, position, extent, own, completion=True)
+
+    def _steer(self, sequence: Sequence, on: Truths) -> Ending | None:
+        """Put the rows of the conditions `on` in force; the failure of the request where that cannot be."""
+        guard, _ = _of(sequence)
+        program = guard.program(on)
+        try:
+            self._step.slots.steer(sequence.slot, program)
+        except SteeringError:
+            return guard.unsteerable(on)
+        sequence.rows = RowCounts.of(program)
+        return None
+
+
+def _of(sequence: Sequence) -> tuple[RequestGuard, Seat]:
+    """A sequence's guard and seat. Raises RuntimeError if it has none."""
+    if sequence.running.guard is None or sequence.seat is None:
+        raise RuntimeError("a sequence without a guard is judged")
+    return sequence.running.guard, sequence.seat
+
+
+def _unreadable(sequence: Sequence) -> EngineError:
+    """The failure of a request whose conditions cannot be judged."""
+    message = f"a guard's reading is no number at token {sequence.length}, so its conditions cannot be judged"
+    return SteeringDivergedError(message) if sequence.rows.steer else NonFiniteLogitsError(message)
+
+
+@torch.inference_mode()
+def _replace(output: StepOutput, row: int, again: StepOutput) -> None:
+    """Let a row of a decode step's output be that of a step of its own."""
+    output.tokens[row], output.finite[row] = again.tokens[0], again.finite[0]
+    output.logits[row] = again.logits[0]
+    if output.logprobs is not None and again.logprobs is not None:
+        output.logprobs[row] = again.logprobs[0]
+    kept = min(output.watched.shape[2], again.watched.shape[2])
+    output.watched[:, row, :kept] = again.watched[:, 0, :kept]
