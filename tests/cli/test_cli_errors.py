@@ -12,6 +12,8 @@ from saegis_server.cli.app import app
 from saegis_server.cli.connection import advice
 from saegis_server.cli.start_errors import start_failed
 from saegis_server.engine.loading import ModelLoadError
+from saegis_server.policy.errors import CompileError, Problem
+from saegis_server.policy.store_errors import HistoryError
 from saegis_server.sae.errors import SAEFileError, SAEMismatch
 
 NOBODY = ("--server", "127.0.0.1:1", "--timeout", "2")
@@ -58,6 +60,7 @@ def test_without_a_server_the_error_says_how_to_start_one(command: tuple[str, ..
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
+        (("serve", "--policy-key", "operator.pub"), "a policy key without policies"),
         (("generate", "hi", "--clamp", "12"), "'12' has no value"),
         (("generate", "hi", "--ban-matching", "=2"), "names no feature"),
         (("generate", "hi", "--max-tokens", "x"), "--max-tokens"),
@@ -119,4 +122,11 @@ def test_foreseen_starts_that_fail_are_told_and_defects_are_not() -> None:
     assert mismatch is not None
     assert "--site" in mismatch[1]
     assert start_failed(ModelLoadError("gone")) is not None
+    policy = start_failed(CompileError([Problem("no such feature", "rules.ban", "policy.yaml", 7)]))
+    assert policy is not None
+    assert "policy.yaml:7: rules.ban: no such feature" in policy[0]
+    assert "saegis policy validate" in policy[1]
+    state = start_failed(HistoryError("harm/state.json: cannot be read"))
+    assert state is not None
+    assert "--policy-state" in state[1]
     assert start_failed(KeyError("defect")) is None

@@ -22,6 +22,14 @@ COMMANDS = (
     ("features", "label"),
     ("features", "choose"),
     ("eval", "coverage"),
+    ("policy", "validate"),
+    ("policy", "sign"),
+    ("policy", "keygen"),
+    ("policy", "apply"),
+    ("policy", "list"),
+    ("policy", "history"),
+    ("policy", "roll-back"),
+    ("token", "new"),
 )
 
 

@@ -23,7 +23,7 @@ def receipt(**changes: int) -> Receipt:
     counts = {"edits": 0, "rules": 0, "bans": 0, "watches": 0, "tokens_edited": 0, "bans_fired": 0}
     site = SiteReceipt("layers.1.resid_post", **{**counts, **changes}, largest_relative_norm=0.5)
     steered = bool(changes.get("tokens_edited"))
-    return Receipt("ab" * 32, "", (site,), steered, "model", Timings(0.25, 0.5, 0.75))
+    return Receipt("ab" * 32, "", (site,), steered, "model", Timings(0.25, 0.5, 0.75), (), False, "")
 
 
 def test_dataclasses_become_json(capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,12 +19,15 @@ from saegis.v1 import (
     generation_pb2_grpc,
     model_pb2,
     model_pb2_grpc,
+    policy_pb2,
+    policy_pb2_grpc,
 )
 
 SERVICES = (
     (generation_pb2.DESCRIPTOR.services_by_name["GenerationService"], generation_pb2_grpc),
     (feature_pb2.DESCRIPTOR.services_by_name["FeatureService"], feature_pb2_grpc),
     (model_pb2.DESCRIPTOR.services_by_name["ModelService"], model_pb2_grpc),
+    (policy_pb2.DESCRIPTOR.services_by_name["PolicyService"], policy_pb2_grpc),
 )
 
 

@@ -1,5 +1,6 @@
 """Messages with every field set to a value of its own, and what the client must make of them."""
 
+import re
 from itertools import count
 from typing import Any
 
@@ -45,7 +46,10 @@ def _value(described: Any, numbers: "count[int]") -> Any:
 
 
 def plain(message: Message) -> dict[str, Any]:
-    """A message as nested dicts and tuples, unset fields as None: what `asdict` of a result should be."""
+    """A message as nested dicts and tuples, unset fields as None: what `asdict` of a result should be.
+
+    Enums are their names in lower case, without the prefix.
+    """
     result: dict[str, Any] = {}
     for described in message.DESCRIPTOR.fields:
         field = getattr(message, described.name)
@@ -55,6 +59,10 @@ def plain(message: Message) -> dict[str, Any]:
             result[described.name] = tuple(
                 plain(each) if described.message_type is not None else each for each in field
             )
+        elif described.enum_type is not None:
+            prefix = re.sub("(?<=[a-z])(?=[A-Z])", "_", described.enum_type.name).upper()
+            name = described.enum_type.values_by_number[field].name
+            result[described.name] = name.removeprefix(f"{prefix}_").lower()
         elif described.has_presence and not message.HasField(described.name):
             result[described.name] = None
         else:

@@ -1,5 +1,6 @@
 """The configuration: unknown keys and impossible values are refused, defaults are safe."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -44,6 +45,13 @@ def test_two_saes_of_one_id() -> None:
         )
 
 
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1"])  # noqa: S104
+def test_whoever_can_be_reached_from_elsewhere_asks_who_calls(host: str) -> None:
+    tls = {"cert": "c", "key": "k", "client_ca": "a"}
+    with pytest.raises(ValidationError, match=r"identities: other machines can reach .* 'saegis token new'"):
+        ServerConfig.model_validate({"model": "m", "host": host, "tls": tls})
+
+
 @pytest.mark.parametrize(
     ("host", "loopback", "target"),
     [
@@ -56,5 +64,6 @@ def test_two_saes_of_one_id() -> None:
     ],
 )
 def test_where_it_listens(host: str, loopback: bool, target: str) -> None:
-    assert ServerConfig(model="m", host=host).is_loopback is loopback
+    config = ServerConfig(model="m", host=host, identities=Path("identities.yaml"))
+    assert config.is_loopback is loopback
     assert Address(host=host, port=7, metrics_port=None).target == target

@@ -14,7 +14,7 @@ from typing import Self, TypeVar, Unpack, cast
 import grpc
 import grpc.aio
 
-from saegis import decode, requests
+from saegis import decode, policy_decode, policy_requests, requests
 from saegis.base import (
     GENERATION_SERVICE,
     HEALTH_CHECK,
@@ -29,12 +29,21 @@ from saegis.base import (
 from saegis.errors import SaegisError, from_rpc_error
 from saegis.feature_results import Contrast, FeatureInfo, FeaturePage, Inspection
 from saegis.model_results import Load, ModelInfo, ServerInfo, TokenizedText
+from saegis.policy_results import Decision, Policy, PolicyList, PolicyRevision, PolicyState, Validation
 from saegis.requests import ChatMessage, GenerationOptions
 from saegis.results import Generation
 from saegis.score_results import Score
 from saegis.steering import Edit, FeatureRef
 from saegis.streams import AsyncStream
-from saegis.v1 import feature_pb2_grpc, generation_pb2, generation_pb2_grpc, model_pb2, model_pb2_grpc
+from saegis.v1 import (
+    feature_pb2_grpc,
+    generation_pb2,
+    generation_pb2_grpc,
+    model_pb2,
+    model_pb2_grpc,
+    policy_pb2,
+    policy_pb2_grpc,
+)
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
@@ -54,6 +63,7 @@ class _Stubs:
             "feature_pb2_grpc.FeatureServiceAsyncStub", feature_pb2_grpc.FeatureServiceStub(plain)
         )
         self.model = cast("model_pb2_grpc.ModelServiceAsyncStub", model_pb2_grpc.ModelServiceStub(plain))
+        self.policy = cast("policy_pb2_grpc.PolicyServiceAsyncStub", policy_pb2_grpc.PolicyServiceStub(plain))
         self.health: grpc.aio.UnaryUnaryMultiCallable[HealthRequest, HealthResponse] = channel.unary_unary(
             HEALTH_CHECK,
             request_serializer=HealthRequest.SerializeToString,
@@ -217,6 +227,67 @@ class AsyncClient(BaseClient):
         request = requests.detokenize(token_ids, skip_special_tokens=skip_special_tokens)
         answer = await self._call(self._stubs.model.Detokenize, request, timeout)
         return answer.text
+
+    async def list_policies(self, *, timeout: float | None = None) -> PolicyList:
+        """Tell all policies in force."""
+        request = policy_pb2.ListPoliciesRequest()
+        return policy_decode.policies(await self._call(self._stubs.policy.ListPolicies, request, timeout))
+
+    async def get_policy(
+        self, name: str, *, include_bundle: bool = False, timeout: float | None = None
+    ) -> Policy:
+        """Tell one policy in force and, where asked for, send its bundle."""
+        request = policy_pb2.GetPolicyRequest(name=name, include_bundle=include_bundle)
+        return policy_decode.policy(await self._call(self._stubs.policy.GetPolicy, request, timeout))
+
+    async def policy_revisions(
+        self, name: str, *, timeout: float | None = None
+    ) -> tuple[PolicyRevision, ...]:
+        """Tell the revisions that a policy had, newest first."""
+        request = policy_pb2.ListPolicyRevisionsRequest(name=name)
+        answer = await self._call(self._stubs.policy.ListPolicyRevisions, request, timeout)
+        return policy_decode.revisions(answer)
+
+    async def validate_policy(self, bundle: bytes, *, timeout: float | None = None) -> Validation:
+        """Check a bundle, a tar archive, as `put_policy` would; changes nothing."""
+        request = policy_pb2.ValidatePolicyRequest(bundle=bundle)
+        return policy_decode.validation(await self._call(self._stubs.policy.ValidatePolicy, request, timeout))
+
+    async def evaluate_policy(
+        self,
+        steering: Sequence[Edit] = (),
+        *,
+        tenant: str = "",
+        roles: Sequence[str] = (),
+        bundle: bytes = b"",
+        timeout: float | None = None,
+    ) -> Decision:
+        """Tell what would be decided on a request, by the policies in force or by a bundle.
+
+        tenant, roles: who would ask; by default the caller.
+        """
+        request = policy_requests.evaluate(steering, tenant=tenant, roles=roles, bundle=bundle)
+        answer = await self._call(self._stubs.policy.EvaluatePolicy, request, timeout)
+        return policy_decode.decision(answer.decision)
+
+    async def put_policy(
+        self, bundle: bytes, *, etag: str = "", shadow: bool = False, timeout: float | None = None
+    ) -> PolicyState:
+        """Put a bundle, a tar archive, in force or, as a `shadow`, beside the revision that is.
+
+        etag: that of the policy which it shall replace, as `get_policy` tells it; empty for a new one.
+        """
+        request = policy_pb2.PutPolicyRequest(bundle=bundle, etag=etag, shadow=shadow)
+        answer = await self._call(self._stubs.policy.PutPolicy, request, timeout)
+        return policy_decode.state(answer.policy)
+
+    async def roll_back_policy(
+        self, name: str, digest: str, *, etag: str, timeout: float | None = None
+    ) -> PolicyState:
+        """Put an earlier revision in force again. digest: at least its first 8 digits."""
+        request = policy_pb2.RollBackPolicyRequest(name=name, digest=digest, etag=etag)
+        answer = await self._call(self._stubs.policy.RollBackPolicy, request, timeout)
+        return policy_decode.state(answer.policy)
 
     async def healthy(
         self, service: str = GENERATION_SERVICE, *, timeout: float | None = HEALTH_TIMEOUT_SECONDS

@@ -7,6 +7,7 @@ from saegis import feature_results as features
 from saegis import model_results as models
 from saegis import results
 from saegis.errors import InternalError
+from saegis.policy_decode import applied_rules
 from saegis.score_results import Score
 from saegis.v1 import feature_pb2, generation_pb2, model_pb2
 
@@ -257,4 +258,7 @@ def _receipt(message: generation_pb2.Receipt) -> results.Receipt:
         steered=message.steered,
         model=message.model,
         timings=results.Timings(timings.queue_seconds, timings.prefill_seconds, timings.decode_seconds),
+        rules=applied_rules(message.rules),
+        ruled=message.ruled,
+        decision_id=message.decision_id,
     )

@@ -62,7 +62,7 @@ def generate(prompt: str | None, options: GenerationOptions) -> generation_pb2.G
     request = generation_pb2.GenerateRequest()
     _set_prompt(request, prompt, rest.pop("messages", None), rest.pop("token_ids", None))
     _set(request, "request_id", rest.pop("request_id", None))
-    request.steering.edits.extend(_edit(edit) for edit in rest.pop("steering", ()))
+    request.steering.CopyFrom(steering_message(rest.pop("steering", ())))
     request.steering.watches.extend(_watch(watch) for watch in rest.pop("watch", ()))
     if not request.steering.edits and not request.steering.watches:
         request.ClearField("steering")
@@ -86,8 +86,8 @@ def score(
     request = generation_pb2.ScoreRequest()
     _set_prompt(request, text, messages, token_ids)
     _set(request, "request_id", request_id)
-    if edits := [_edit(edit) for edit in steering]:
-        request.steering.edits.extend(edits)
+    if steering:
+        request.steering.CopyFrom(steering_message(steering))
     return request
 
 
@@ -186,6 +186,11 @@ def _chat_message(message: ChatMessage) -> prompt_pb2.ChatMessage:
     for name in ("role", "content"):
         _set(built, name, message[name], shown_as=f"messages.{name}")
     return built
+
+
+def steering_message(edits: Iterable[Edit]) -> steering_pb2.Steering:
+    """Edits as the contract has them. Raises TypeError for what is no edit, ValueError for its numbers."""
+    return steering_pb2.Steering(edits=[_edit(edit) for edit in edits])
 
 
 def _edit(edit: Edit) -> steering_pb2.Edit:

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from saegis.policy_results import AppliedRule
+
 
 class FinishReason(StrEnum):
     """Why a completion ended; the values are OpenAI's strings."""
@@ -102,6 +104,12 @@ class Receipt:
     """Whether any token was moved."""
     model: str
     timings: Timings
+    rules: tuple[AppliedRule, ...]
+    """The operator's rules that applied; empty where the policy does not tell them."""
+    ruled: bool
+    """Whether any of the operator's rules was in force, told or not."""
+    decision_id: str
+    """Names the decision, as the operator's audit log does; empty where the server has no policy."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,20 @@ from typing import Annotated
 import typer
 
 from saegis.version import __version__
-from saegis_server.cli import bench, chat, demo, eval, features, generate, inspect, serve, train
+from saegis_server.cli import (
+    audit,
+    bench,
+    chat,
+    demo,
+    eval,
+    features,
+    generate,
+    inspect,
+    policy,
+    serve,
+    token,
+    train,
+)
 
 EPILOG = """
 [bold]Start here[/bold]
@@ -37,6 +50,9 @@ app.command(epilog=inspect.EPILOG)(inspect.inspect)
 app.add_typer(features.app, name="features")
 app.add_typer(eval.app, name="eval")
 app.add_typer(train.app, name="train")
+app.add_typer(policy.app, name="policy")
+app.add_typer(audit.app, name="audit")
+app.add_typer(token.app, name="token")
 app.command(epilog=bench.EPILOG)(bench.bench)
 
 

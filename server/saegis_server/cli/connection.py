@@ -59,7 +59,9 @@ def advice(error: SaegisError, server: str) -> str:
     if isinstance(error, saegis.InvalidArgument | saegis.NotFound) and "feature" in fields:
         return "find features with 'saegis features search WORDS'"
     if isinstance(error, saegis.Unauthenticated):
-        return "give a token with --token or in SAEGIS_TOKEN"
+        return "give a token with --token-file or in SAEGIS_TOKEN"
+    if isinstance(error, saegis.Aborted):
+        return "somebody else has changed it meanwhile: look at it again, then try again"
     if isinstance(error, saegis.DeadlineExceeded):
         return "give more time with --timeout SECONDS"
     if isinstance(error, saegis.InternalError):

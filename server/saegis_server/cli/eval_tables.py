@@ -22,7 +22,7 @@ def ban_tables(report: BanReport) -> list[Table]:
     tables = []
     for decoding in report.result.decodings:
         if len(report.result.strengths) > 1:
-            tables.append(_strengths_table(report.result, decoding))
+            tables.append(strengths_table(report.result, decoding))
         tables += [_kind_table(report, decoding, harmful=True), _kind_table(report, decoding, harmful=False)]
     return [table for table in tables if table.row_count]
 
@@ -62,7 +62,7 @@ def _clamp_table(
     return table
 
 
-def _strengths_table(result: BanResult, decoding: Decoding) -> Table:
+def strengths_table(result: BanResult, decoding: Decoding) -> Table:
     """Harm, and divergence in brackets: a row a language, a column a strength."""
     strengths = (None, *sorted(result.strengths))
     names = ["no ban" if strength is None else f"strength {strength:g}" for strength in strengths]

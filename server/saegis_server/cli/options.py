@@ -1,5 +1,7 @@
 """Options that several commands share."""
 
+import os
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -7,6 +9,27 @@ import typer
 _CONNECTION = "Connection"
 _SAMPLING = "Sampling"
 _STEERING = "Steering"
+
+TOKEN_VARIABLE = "SAEGIS_TOKEN"  # noqa: S105 - the name of a variable
+
+
+def _token(file: str | None) -> str | None:
+    """The token in a file, or in the environment where no file is named."""
+    if file is None:
+        return os.environ.get(TOKEN_VARIABLE) or None
+    try:
+        token = Path(file).read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise typer.BadParameter(f"{file} cannot be read: {_cause(error)}") from None
+    if not token or len(token.split()) > 1:
+        raise typer.BadParameter(f"{file} holds no token; saegis token new makes one")
+    return token
+
+
+def _cause(error: OSError | UnicodeDecodeError) -> str:
+    """Why, without a byte of the file."""
+    return (error.strerror or "no reason given") if isinstance(error, OSError) else "it is not ASCII text"
+
 
 Server = Annotated[
     str,
@@ -21,9 +44,10 @@ Server = Annotated[
 Token = Annotated[
     str | None,
     typer.Option(
-        envvar="SAEGIS_TOKEN",
-        help="Bearer token.",
-        show_envvar=True,
+        "--token-file",
+        callback=_token,
+        metavar="FILE",
+        help=f"File of the bearer token; without it {TOKEN_VARIABLE} in the environment.",
         rich_help_panel=_CONNECTION,
     ),
 ]

@@ -28,7 +28,9 @@ saegis serve --model ./my-model --sae ./my-sae --site blocks.12.hook_resid_post
 
 saegis serve --model owner/model --sae owner/sae/folder --dtype bfloat16
 
-saegis serve --host 0.0.0.0 --tls-cert server.pem --tls-key server.key
+saegis serve --policy ./my-policy --policy-state ./policy-state --policy-key operator.key.pub
+
+saegis serve --host 0.0.0.0 --tls-cert server.pem --tls-key server.key --identities identities.yaml
 
 [bold]Models and SAEs[/bold]
 
@@ -56,6 +58,15 @@ def serve(
     tls_cert: at.TlsCert = None,
     tls_key: at.TlsKey = None,
     client_ca: at.ClientCa = None,
+    identities: at.Identities = None,
+    policy: at.Policies = None,
+    policy_state: at.PolicyState = None,
+    policy_key: at.PolicyKeys = None,
+    audit: at.AuditDirectory = None,
+    audit_fsync: at.AuditFsync = at.Fsync.ALWAYS,
+    audit_key_file: at.AuditKeyFile = None,
+    audit_prompts: at.AuditPrompts = False,
+    audit_on_failure: at.AuditOnFailure = at.OnFailure.REFUSE,
     reflection: at.Reflection = True,
     max_running: at.MaxRunning = 16,
     max_length: at.MaxLength = None,
@@ -83,6 +94,17 @@ def serve(
         port=port,
         metrics_port=None if metrics_port < 0 else metrics_port,
         tls=_tls(tls_cert, tls_key, client_ca),
+        identities=identities,
+        policies=_policies(policy or [], policy_state, policy_key or []),
+        audit=None
+        if audit is None
+        else {
+            "directory": audit,
+            "fsync": audit_fsync.value,
+            "key_file": audit_key_file,
+            "prompts": audit_prompts,
+            "on_failure": audit_on_failure.value,
+        },
         reflection=reflection,
         max_running=max_running,
         max_length=max_length,
@@ -144,6 +166,14 @@ def _tls(cert: Path | None, key: Path | None, client_ca: Path | None) -> dict[st
     return {"cert": cert, "key": key, "client_ca": client_ca}
 
 
+def _policies(bundles: list[Path], state: Path | None, keys: list[Path]) -> dict[str, Any] | None:
+    if not bundles and state is None:
+        if keys:
+            raise fail("a policy key without policies", "give a --policy or a --policy-state", USAGE)
+        return None
+    return {"bundles": bundles, "state": state, "keys": keys}
+
+
 def _log_to_stderr(level: str) -> None:
     levels = logging.getLevelNamesMapping()
     if level.upper() not in levels:
@@ -163,11 +193,15 @@ def _run(config: ServerConfig, json: bool) -> None:
         from transformers.utils import logging as transformers_logging
 
         from saegis_server.cli.start_errors import start_failed
+        from saegis_server.rpc.identities import read_identities
         from saegis_server.rpc.serve import serve as serve_until_signalled
 
         # The stages are shown here; a second bar would tear the display.
         transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         try:
+            if config.identities is not None:
+                # Here too, so that a fault is told before the model is loaded.
+                read_identities(config.identities)
             asyncio.run(
                 serve_until_signalled(config, display, lambda address: _ready(address, config, display, json))
             )
@@ -205,6 +239,12 @@ def _ready(address: Address, config: ServerConfig, display: StageDisplay, json: 
         table.add_row("SAE", Text(f"{source.id or source.path} {source.site or ''}"))
     if address.metrics_port is not None:
         table.add_row("metrics", Text(f"http://{config.metrics_host}:{address.metrics_port}/metrics"))
+    table.add_row(
+        "open to",
+        Text(
+            f"the principals of {config.identities}" if config.identities else "every program of this machine"
+        ),
+    )
     table.add_row("try", Text(f"saegis chat --server {address.target}"))
     table.add_row("stop", Text("Ctrl-C or SIGTERM"))
     notes().print(table)

@@ -6,8 +6,10 @@ from typing import Annotated
 
 import typer
 
+_PANEL_AUDIT = "Audit"
 _PANEL_LIMITS = "Limits"
 _PANEL_NETWORK = "Network"
+_PANEL_POLICIES = "Policies"
 
 
 class Compile(enum.StrEnum):
@@ -16,6 +18,21 @@ class Compile(enum.StrEnum):
     AUTO = "auto"
     ALWAYS = "always"
     NEVER = "never"
+
+
+class Fsync(enum.StrEnum):
+    """When records of the audit log are forced to the disk."""
+
+    ALWAYS = "always"
+    INTERVAL = "interval"
+    NEVER = "never"
+
+
+class OnFailure(enum.StrEnum):
+    """What happens to requests while the audit log cannot be written."""
+
+    REFUSE = "refuse"
+    CONTINUE = "continue"
 
 
 Model = Annotated[
@@ -51,6 +68,61 @@ TlsKey = Annotated[Path | None, typer.Option(help="PEM private key.", rich_help_
 ClientCa = Annotated[
     Path | None,
     typer.Option(help="PEM authorities; clients then need a certificate.", rich_help_panel=_PANEL_NETWORK),
+]
+Identities = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="YAML file of those who may call, needed beyond loopback; see saegis token new --help.",
+        rich_help_panel=_PANEL_NETWORK,
+    ),
+]
+Policies = Annotated[
+    list[Path] | None,
+    typer.Option(
+        metavar="DIR_OR_TAR",
+        help="A policy to put in force, as a bundle. Again for another.",
+        rich_help_panel=_PANEL_POLICIES,
+    ),
+]
+PolicyState = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="Where policies and their history survive a restart.",
+        rich_help_panel=_PANEL_POLICIES,
+    ),
+]
+PolicyKeys = Annotated[
+    list[Path] | None,
+    typer.Option(
+        metavar="FILE.pub",
+        help="A public key; bundles must be signed by it. Again for another.",
+        rich_help_panel=_PANEL_POLICIES,
+    ),
+]
+AuditDirectory = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR", help="Keep an audit log of decisions and answers.", rich_help_panel=_PANEL_AUDIT
+    ),
+]
+AuditFsync = Annotated[
+    Fsync,
+    typer.Option(help="When records are forced to the disk.", rich_help_panel=_PANEL_AUDIT),
+]
+AuditKeyFile = Annotated[
+    Path | None,
+    typer.Option(help="A key for the chain of records.", rich_help_panel=_PANEL_AUDIT),
+]
+AuditPrompts = Annotated[
+    bool, typer.Option(help="Write the text of prompts too.", rich_help_panel=_PANEL_AUDIT)
+]
+AuditOnFailure = Annotated[
+    OnFailure,
+    typer.Option(
+        help="What to do with requests while the log cannot be written.", rich_help_panel=_PANEL_AUDIT
+    ),
 ]
 Reflection = Annotated[
     bool, typer.Option(help="Let clients read the contract.", rich_help_panel=_PANEL_NETWORK)

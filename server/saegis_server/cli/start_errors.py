@@ -3,6 +3,10 @@
 from saegis_server.engine.loading import ModelLoadError
 from saegis_server.engine.sites import SiteError
 from saegis_server.engine.warmup import CanaryError
+from saegis_server.policy.audit_errors import AuditError
+from saegis_server.policy.errors import PolicyError
+from saegis_server.policy.store_errors import HistoryError
+from saegis_server.rpc.identities import IdentitiesError
 from saegis_server.rpc.server import EngineDiedError
 from saegis_server.sae.errors import SAEFileError, SAEMismatch
 
@@ -15,6 +19,22 @@ _ADVICE: tuple[tuple[type[Exception], str, str], ...] = (
     (SAEMismatch, "", "give the --site at which the SAE was trained, or the SAE that belongs to this model"),
     (SiteError, "", "sites are written layers.NUMBER.resid_post; give another --site"),
     (ModelLoadError, "the model cannot be loaded: ", "give --model a directory or hub id with safetensors"),
+    (
+        IdentitiesError,
+        "the identities cannot be read: ",
+        "saegis token new --help shows what the file looks like",
+    ),
+    (
+        PolicyError,
+        "a policy cannot come in force: ",
+        "saegis policy validate shows what is wrong with a bundle",
+    ),
+    (
+        HistoryError,
+        "the state of the policies is of no use: ",
+        "the message says which file; see --policy-state",
+    ),
+    (AuditError, "the audit log cannot be used: ", "see --audit, or move the directory's files away"),
     (CanaryError, "steering does not do what it must: ", "try --compile never, and report the defect"),
     (EngineDiedError, "the engine has died: ", "the log above has the cause; start the server again"),
     (ValueError, "", "saegis serve --help explains the settings"),

@@ -53,6 +53,7 @@ class AppliedRule:
     """A rule that applies to a request. `mode` says whether it acts; `labels` are of its features.
 
     transparency: whether its policy lets the one who is steered know more than that there is a rule.
+    candidate: it is of a candidate, evaluated beside the policy in force; its mode is then SHADOW.
     """
 
     policy: str
@@ -63,11 +64,12 @@ class AppliedRule:
     reason: str = ""
     labels: tuple[str, ...] = ()
     conditional: bool = False
+    candidate: bool = False
 
     @property
     def name(self) -> str:
-        """ "policy/rule", as conditions are named in the engine."""
-        return f"{self.policy}/{self.rule}"
+        """ "policy/rule", as conditions are named in the engine; "policy/rule (candidate)" of a candidate."""
+        return f"{self.policy}/{self.rule}{' (candidate)' if self.candidate else ''}"
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,9 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from saegis_server.policy.audit_settings import AuditSettings
+from saegis_server.rpc.policy_config import PolicySettings
+
 #: gRPC's own default; prompts of a model with a context of a million tokens fit.
 DEFAULT_MAX_MESSAGE_BYTES = 4 * 2**20
 LARGEST_MESSAGE_BYTES = 64 * 2**20
@@ -43,9 +46,11 @@ class ServerConfig(_Strict):
     receipts call it; by default what `model` says. sites: further sites that requests may steer with
     directions, beside those of the SAEs. port and metrics_port: 0 means any free one, metrics_port None
     means no metrics endpoint. max_length: tokens of prompt and completion together; by default what the model
-    allows. compile: "auto" compiles where a C++ compiler is found. ready_file: written as JSON (target,
-    metrics_port, pid) once the server serves. Raises pydantic's ValidationError for unknown keys and values
-    out of range.
+    allows. identities: the file of those who may call and in which roles; without it the server is open to
+    every program of this machine, and cannot be reached from others. policies: what governs requests; without
+    it nothing does. audit: the log of decisions and answers; without it there is none. compile: "auto"
+    compiles where a C++ compiler is found. ready_file: written as JSON (target, metrics_port, pid) once the
+    server serves. Raises pydantic's ValidationError for unknown keys and values out of range.
     """
 
     model: str
@@ -57,6 +62,9 @@ class ServerConfig(_Strict):
     host: str = "127.0.0.1"
     port: int = Field(default=50051, ge=0, le=65535)
     tls: TLSFiles | None = None
+    identities: Path | None = None
+    policies: PolicySettings | None = None
+    audit: AuditSettings | None = None
     reflection: bool = True
     max_message_bytes: int = Field(default=DEFAULT_MAX_MESSAGE_BYTES, ge=1024, le=LARGEST_MESSAGE_BYTES)
     max_running: int = Field(default=16, ge=1, le=1024)
@@ -84,6 +92,15 @@ class ServerConfig(_Strict):
         named = [source.id for source in self.saes if source.id is not None]
         if len(set(named)) < len(named):
             raise ValueError("saes: two SAEs have the same id")
+        return self
+
+    @model_validator(mode="after")
+    def _asks_who_calls_from_elsewhere(self) -> Self:
+        if self.identities is None and not self.is_loopback:
+            raise ValueError(
+                f"identities: other machines can reach {self.host}, so a file must name those who may call"
+                " (make its entries with 'saegis token new'); or listen on 127.0.0.1"
+            )
         return self
 
     @property

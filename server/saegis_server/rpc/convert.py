@@ -14,7 +14,9 @@ from saegis_server.engine.requests import (
     TokenOutput,
     Usage,
 )
-from saegis_server.engine.score import Score
+from saegis_server.policy.schema import Mode, Transparency
+from saegis_server.rpc import policy_convert
+from saegis_server.rpc.governor import Governed
 from saegis_server.sae.catalog import FoundFeature
 
 _FINISH_REASONS: Mapping[FinishReason, generation_pb2.FinishReason] = {
@@ -110,9 +112,19 @@ def usage(counted: Usage) -> generation_pb2.Usage:
     )
 
 
-def receipt(done: Receipt, timings: Timings, model: str) -> generation_pb2.Receipt:
-    """What was done to a request that `model` answered."""
+def receipt(done: Receipt, timings: Timings, model: str, governed: Governed) -> generation_pb2.Receipt:
+    """What was done to a request that `model` answered, and by whose rules."""
+    decision = governed.decision
+    held = {each.name: each.held_tokens for each in done.conditions}
     return generation_pb2.Receipt(
+        policy_revision=decision.policy_revision if decision else "",
+        decision_id=governed.id,
+        ruled=any(rule.mode is Mode.ENFORCE for rule in decision.rules) if decision else False,
+        rules=[
+            policy_convert.applied(rule, held.get(rule.name, 0))
+            for rule in (decision.rules if decision else ())
+            if rule.transparency is Transparency.LABELS and rule.mode is not Mode.SHADOW
+        ],
         program_digest=done.program_digest,
         sites=[
             generation_pb2.SiteReceipt(
@@ -130,18 +142,6 @@ def receipt(done: Receipt, timings: Timings, model: str) -> generation_pb2.Recei
         steered=done.steered,
         model=model,
         timings=_timings(timings),
-    )
-
-
-def score(found: Score, tokens: Sequence[int], request_id: str, model: str) -> generation_pb2.ScoreResponse:
-    """How likely a text is, of these tokens, that `model` read."""
-    return generation_pb2.ScoreResponse(
-        request_id=request_id,
-        token_ids=tokens,
-        logprobs=found.logprobs,
-        plain_logprobs=found.plain_logprobs,
-        divergences=found.divergences,
-        receipt=receipt(found.receipt, found.timings, model),
     )
 
 

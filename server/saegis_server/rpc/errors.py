@@ -12,6 +12,9 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 
 from saegis_server.engine import requests as engine
+from saegis_server.policy import errors as policy
+from saegis_server.policy import store_errors as store
+from saegis_server.policy.audit_errors import AuditUnavailableError
 from saegis_server.rpc import problems
 from saegis_server.sae import catalog
 from saegis_server.steering.program import SteeringError
@@ -21,6 +24,8 @@ PUSHBACK_KEY = "grpc-retry-pushback-ms"
 DETAILS_KEY = "grpc-status-details-bin"
 #: How long to wait before a retry after what ends by itself soon: a restart, another request's memory.
 RETRY_SECONDS = 1.0
+#: Trailers have little room (8 KiB): how much of a bundle's problems they tell, in bytes, each and together.
+LONGEST_PROBLEM, MOST_PROBLEM_BYTES = 400, 2500
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +178,103 @@ def _in_flight(error: problems.InFlightError) -> Problem:
     )
 
 
+def _denied(error: problems.PolicyDeniedError) -> Problem:
+    first, decision = error.decision.denials[0], error.decision
+    fields = [each for each in decision.denials if each.field]
+    return Problem(
+        grpc.StatusCode.PERMISSION_DENIED,
+        "POLICY_DENIED",
+        f"the operator's policy denies the request: {error}",
+        {
+            "policy": first.policy,
+            "rule": first.rule,
+            "revision": decision.policy_revision,
+            "decision_id": error.decision_id,
+        },
+        tuple((each.field, f"{each.policy}/{each.rule}: {each.message}") for each in fields),
+    )
+
+
+def _policy(error: policy.PolicyError) -> Problem:
+    return _rejected(error, grpc.StatusCode.INVALID_ARGUMENT, "POLICY_INVALID")
+
+
+def _policy_signature(error: policy.SignatureError) -> Problem:
+    return _rejected(error, grpc.StatusCode.PERMISSION_DENIED, "POLICY_SIGNATURE")
+
+
+def _policy_serial(error: policy.SerialError) -> Problem:
+    return _rejected(error, grpc.StatusCode.FAILED_PRECONDITION, "POLICY_SERIAL")
+
+
+def _rejected(error: policy.PolicyError, code: grpc.StatusCode, reason: str) -> Problem:
+    """A bundle that was not taken: as many of its problems as there is room for, and how many there are."""
+    violations: list[tuple[str, str]] = []
+    room = MOST_PROBLEM_BYTES
+    for each in error.problems:
+        place = f"{each.file}:{each.line}" if each.line else each.file
+        path = _shortened(" ".join(part for part in (place, each.path) if part) or "bundle")
+        violation = path, _shortened(each.message)
+        room -= sum(len(part.encode()) for part in violation)
+        if room < 0 and violations:
+            break
+        violations.append(violation)
+    more = len(error.problems) - 1
+    first = _shortened(str(error.problems[0])) + (f" (and {more} more)" if more else "")
+    metadata = {"kind": error.kind, "problems": str(len(error.problems))}
+    return Problem(code, reason, f"the bundle is not taken: {first}", metadata, tuple(violations))
+
+
+def _shortened(text: str) -> str:
+    if len(text.encode()) <= LONGEST_PROBLEM:
+        return text
+    return text.encode()[: LONGEST_PROBLEM - 3].decode(errors="ignore") + "..."
+
+
+def _stale_etag(error: store.StaleEtagError) -> Problem:
+    return Problem(
+        grpc.StatusCode.ABORTED,
+        "REVISION_CONFLICT",
+        str(error),
+        {"policy": error.name},
+        (("etag", "is not that of the policy in force"),),
+    )
+
+
+def _unknown_policy(error: store.UnknownPolicyError) -> Problem:
+    return _not_found("POLICY_NOT_FOUND", "saegis.dev/Policy", error.name, str(error))
+
+
+def _unknown_revision(error: store.UnknownRevisionError) -> Problem:
+    name = f"{error.name}@{error.digest}"
+    return _not_found("REVISION_NOT_FOUND", "saegis.dev/PolicyRevision", name, str(error))
+
+
+def _not_found(reason: str, kind: str, name: str, description: str) -> Problem:
+    resource = error_details_pb2.ResourceInfo(
+        resource_type=kind, resource_name=_shortened(name), description=_shortened(description)
+    )
+    return Problem(grpc.StatusCode.NOT_FOUND, reason, _shortened(description), details=(resource,))
+
+
+def _policy_state(error: store.HistoryError) -> Problem:
+    return Problem(grpc.StatusCode.UNAVAILABLE, "POLICY_STATE_UNAVAILABLE", str(error))
+
+
+def _unauthenticated(error: problems.UnauthenticatedError) -> Problem:
+    return Problem(grpc.StatusCode.UNAUTHENTICATED, "UNAUTHENTICATED", str(error))
+
+
+def _role_missing(error: problems.RoleMissingError) -> Problem:
+    return Problem(
+        grpc.StatusCode.PERMISSION_DENIED,
+        "ROLE_MISSING",
+        str(error),
+        {key: value for key, value in (("role", error.role), ("method", error.method)) if value},
+        ((error.field, str(error)),) if error.field else (),
+    )
+
+
 def _queue_full(error: engine.QueueFullError) -> Problem:
     quota = error_details_pb2.QuotaFailure()
     quota.violations.add(subject="queue", description=str(error))
@@ -201,6 +303,15 @@ def _out_of_memory(_: torch.OutOfMemoryError) -> Problem:
 
 def _not_serving(error: problems.NotServingError) -> Problem:
     return Problem(grpc.StatusCode.UNAVAILABLE, error.reason, str(error), retry_after=error.retry_after)
+
+
+def _audit_unavailable(_: AuditUnavailableError) -> Problem:
+    return Problem(
+        grpc.StatusCode.UNAVAILABLE,
+        "AUDIT_UNAVAILABLE",
+        "the audit log cannot be written, and without its record no request is answered",
+        retry_after=RETRY_SECONDS,
+    )
 
 
 def _engine_stopped(_: engine.EngineStoppedError) -> Problem:
@@ -243,10 +354,21 @@ _TABLE: tuple[tuple[type[BaseException], Callable[..., Problem]], ...] = (
     (catalog.UnknownFeatureError, _unknown_feature),
     (problems.PreconditionError, _unprepared),
     (problems.InFlightError, _in_flight),
+    (problems.PolicyDeniedError, _denied),
+    (policy.SignatureError, _policy_signature),
+    (policy.SerialError, _policy_serial),
+    (policy.PolicyError, _policy),
+    (store.StaleEtagError, _stale_etag),
+    (store.UnknownPolicyError, _unknown_policy),
+    (store.UnknownRevisionError, _unknown_revision),
+    (store.HistoryError, _policy_state),
+    (problems.UnauthenticatedError, _unauthenticated),
+    (problems.RoleMissingError, _role_missing),
     (engine.QueueFullError, _queue_full),
     (problems.SlowReaderError, _slow_reader),
     (torch.OutOfMemoryError, _out_of_memory),
     (problems.NotServingError, _not_serving),
+    (AuditUnavailableError, _audit_unavailable),
     (engine.EngineStoppedError, _engine_stopped),
     (engine.DeadlineExceededError, _deadline),
     (engine.NonFiniteLogitsError, _non_finite),

@@ -5,6 +5,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
@@ -12,14 +13,19 @@ import grpc
 
 from saegis.v1 import generation_pb2 as pb
 from saegis.v1 import generation_pb2_grpc
+from saegis.v1.steering_pb2 import Steering
 from saegis_server.engine.requests import (
     DuplicateRequestError,
     Event,
     FieldError,
     GenerationRequest,
+    Receipt,
     RequestFinished,
+    SequenceFinished,
+    Timings,
 )
 from saegis_server.rpc import convert
+from saegis_server.rpc.governor import Asked, Governed
 from saegis_server.rpc.interceptor import LONGEST_REQUEST_ID, request_id, usable_request_id
 from saegis_server.rpc.mailbox import Mailbox, closing
 from saegis_server.rpc.problems import InFlightError
@@ -43,45 +49,49 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
 
     async def Generate(self, request: pb.GenerateRequest, context: _Context) -> pb.GenerateResponse:
         """All completions at once."""
-        async with self._running(request, context) as (mailbox, details):
+        async with self._running(request, context) as running:
             events: list[Event] = []
             ended = None
             while ended is None:
-                batch = await mailbox.get()
+                batch = await running.mailbox.get()
                 events += batch
                 ended = closing(batch)
-        found = convert.pieces(events)
+            found = convert.pieces(events)
+            reasons = {index: piece.finished.reason for index, piece in found.items() if piece.finished}
+            await self.services.governor.finish(running.governed, ended, reasons)
         self._count(ended, {index: len(piece.tokens) for index, piece in found.items()})
         return pb.GenerateResponse(
             request_id=request_id.get(),
-            choices=[convert.choice(found[index], details) for index in sorted(found)],
+            choices=[convert.choice(found[index], running.details) for index in sorted(found)],
             usage=convert.usage(ended.usage),
-            receipt=convert.receipt(ended.receipt, ended.timings, self.services.model.name),
+            receipt=self._receipt(ended.receipt, ended.timings, running.governed),
         )
 
     async def StreamGenerate(
         self, request: pb.StreamGenerateRequest, context: _Context
     ) -> AsyncIterator[pb.StreamGenerateResponse]:
         """Pieces as they come, then one closing message."""
-        outcomes: dict[int, pb.Outcome] = {}
+        endings: dict[int, SequenceFinished] = {}
         tokens: dict[int, int] = {}
-        async with self._running(request.request, context) as (mailbox, details):
+        async with self._running(request.request, context) as running:
             ended = None
             while ended is None:
-                batch = await mailbox.get()
+                batch = await running.mailbox.get()
                 ended = closing(batch)
                 for index, piece in convert.pieces(batch).items():
                     tokens[index] = tokens.get(index, 0) + len(piece.tokens)
                     if piece.finished:
-                        outcomes[index] = convert.outcome(piece.finished)
-                    yield pb.StreamGenerateResponse(chunk=convert.chunk(piece, details))
+                        endings[index] = piece.finished
+                    yield pb.StreamGenerateResponse(chunk=convert.chunk(piece, running.details))
+            reasons = {index: ending.reason for index, ending in endings.items()}
+            await self.services.governor.finish(running.governed, ended, reasons)
         self._count(ended, tokens)
         yield pb.StreamGenerateResponse(
             complete=pb.GenerationComplete(
                 request_id=request_id.get(),
-                outcomes=[outcomes[index] for index in sorted(outcomes)],
+                outcomes=[convert.outcome(endings[index]) for index in sorted(endings)],
                 usage=convert.usage(ended.usage),
-                receipt=convert.receipt(ended.receipt, ended.timings, self.services.model.name),
+                receipt=self._receipt(ended.receipt, ended.timings, running.governed),
             )
         )
 
@@ -92,31 +102,41 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         check_length(tokens, kind, services.engine.max_length, completion=0)
         if request.steering.watches:
             raise FieldError("steering.watches", "Score reports no activations; watch with Generate")
-        steering = request_steering(request.steering, services.targets, services.engine.capacity)
-        with _explained(kind, steering):
-            submit = partial(services.engine.score, tokens, steering.program)
-            reading = await self._submit(steering.program, submit, Future.cancel)
-        found = await asyncio.wrap_future(reading)
-        return convert.score(found, tokens, request_id.get(), services.model.name)
+        steering = self._steering(request.steering)
+        governed = await services.governor.admit(self._asked("Score", tokens), steering)
+        with services.governor.watching(governed):
+            with _explained(kind, steering):
+                submit = partial(services.engine.score, tokens, governed.program, governed.guard)
+                reading = await self._submit(governed.program, submit, Future.cancel)
+            found = await asyncio.wrap_future(reading)
+            await services.governor.scored(governed, found)
+        return pb.ScoreResponse(
+            request_id=request_id.get(),
+            token_ids=tokens,
+            logprobs=found.logprobs,
+            plain_logprobs=found.plain_logprobs,
+            divergences=found.divergences,
+            receipt=self._receipt(found.receipt, found.timings, governed),
+        )
 
     @asynccontextmanager
-    async def _running(
-        self, message: pb.GenerateRequest, context: _Context
-    ) -> AsyncIterator[tuple[Mailbox, convert.TokenDetails]]:
+    async def _running(self, message: pb.GenerateRequest, context: _Context) -> AsyncIterator["_Running"]:
         """Submit a request; however the block is left, the request does not run on."""
-        engine = self.services.engine
-        request, steering = await self._translate(message, context)
+        engine, governor = self.services.engine, self.services.governor
+        request, steering, governed = await self._translate(message, context)
         name = request.request_id
         mailbox = Mailbox(self.services.unread_limit, lambda: engine.cancel(name))
-        with _explained(str(message.WhichOneof("prompt")), steering):
-            submit = partial(engine.submit, request, mailbox.put)
-            await self._submit(request.program, submit, lambda _: engine.cancel(name))
-        try:
-            yield mailbox, convert.TokenDetails(request.sampling.logprobs is not None, steering.watches)
-        finally:
-            # Once it has ended, another request may go by the same name.
-            if not mailbox.ended:
-                engine.cancel(name)
+        with governor.watching(governed):
+            with _explained(str(message.WhichOneof("prompt")), steering):
+                submit = partial(engine.submit, request, mailbox.put)
+                await self._submit(request.program, submit, lambda _: engine.cancel(name))
+            try:
+                details = convert.TokenDetails(request.sampling.logprobs is not None, steering.watches)
+                yield _Running(mailbox, details, governed)
+            finally:
+                # Once it has ended, another request may go by the same name.
+                if not mailbox.ended:
+                    engine.cancel(name)
 
     async def _submit(
         self, program: SteeringProgram, submit: Callable[[], T], cancel: Callable[[T], object]
@@ -137,7 +157,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
 
     async def _translate(
         self, message: pb.GenerateRequest, context: _Context
-    ) -> tuple[GenerationRequest, RequestSteering]:
+    ) -> tuple[GenerationRequest, RequestSteering, Governed]:
         services = self.services
         prompt, kind = await self._prompt(message, opens_turn=True)
         max_length = services.engine.max_length
@@ -147,10 +167,25 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             raise FieldError(
                 "sampling.n", f"at most {services.engine.limits.queue} completions fit the queue"
             )
-        steering = request_steering(message.steering, services.targets, services.engine.capacity)
+        steering = self._steering(message.steering)
+        governed = await services.governor.admit(self._asked("Generate", prompt), steering)
         left = context.time_remaining()
         deadline = None if left is None else time.monotonic() + left
-        return GenerationRequest(request_id.get(), prompt, sampling, steering.program, deadline), steering
+        request = GenerationRequest(
+            request_id.get(), prompt, sampling, governed.program, deadline, governed.guard
+        )
+        return request, steering, governed
+
+    def _steering(self, message: Steering) -> RequestSteering:
+        """A request's own edits and watches."""
+        return request_steering(message, self.services.targets, self.services.engine.capacity)
+
+    def _asked(self, method: str, prompt: tuple[int, ...]) -> Asked:
+        text = partial(self.services.prompts.decode, prompt, skip_special_tokens=False)
+        return Asked(method, request_id.get(), len(prompt), text)
+
+    def _receipt(self, done: Receipt, timings: Timings, governed: Governed) -> pb.Receipt:
+        return convert.receipt(done, timings, self.services.model.name, governed)
 
     async def _prompt(
         self, message: pb.GenerateRequest | pb.ScoreRequest, opens_turn: bool
@@ -168,6 +203,15 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
 
     def _count(self, ended: RequestFinished, tokens: Mapping[int, int]) -> None:
         self.services.metrics.count_generation(ended, list(tokens.values()))
+
+
+@dataclass(frozen=True, slots=True)
+class _Running:
+    """A submitted request: where its events come, what it wants told of them, what it runs under."""
+
+    mailbox: Mailbox
+    details: convert.TokenDetails
+    governed: Governed
 
 
 @contextmanager

@@ -1,10 +1,10 @@
-"""The outermost interceptor: it names, counts and logs every RPC and maps every exception to a status."""
+"""The outermost interceptor: it authorizes, counts and logs each RPC and maps each exception to a status."""
 
 import asyncio
 import inspect
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -15,6 +15,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from saegis_server.engine.requests import EngineStoppedError
+from saegis_server.rpc.authorization import Authorization
 from saegis_server.rpc.errors import Problem, describe, trailers
 from saegis_server.rpc.gate import Gate, Phase
 from saegis_server.rpc.problems import MalformedRequestError, NotServingError
@@ -29,11 +30,13 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 request_id: ContextVar[str] = ContextVar("request_id")
 
 
-@dataclass(slots=True)
-class _Malformed:
-    """Stands for a request whose bytes could not be read."""
-
-    description: str
+#: What makes a handler, by whether requests and whether answers are streams.
+_HANDLERS: dict[tuple[bool, bool], Callable[..., Any]] = {
+    (False, False): grpc.unary_unary_rpc_method_handler,
+    (False, True): grpc.unary_stream_rpc_method_handler,
+    (True, False): grpc.stream_unary_rpc_method_handler,
+    (True, True): grpc.stream_stream_rpc_method_handler,
+}
 
 
 @dataclass(slots=True)
@@ -41,7 +44,7 @@ class _Call:
     """One RPC while it runs."""
 
     method: str
-    id: str
+    id: str = field(default_factory=lambda: uuid4().hex)
     began: float = field(default_factory=time.monotonic)
 
 
@@ -51,11 +54,16 @@ def usable_request_id(name: str) -> bool:
 
 
 class OutermostInterceptor(grpc.aio.ServerInterceptor):
-    """Maps exceptions to statuses, counts, logs one line an RPC (never a prompt), and asks the gate."""
+    """Maps exceptions to statuses, counts, logs one line an RPC (never a prompt), and asks who may and when.
 
-    def __init__(self, gate: Gate, metrics: Metrics) -> None:
+    Every handler gets its requests through here, as bytes, so that no RPC can be served unasked and nothing
+    of a request is read before its caller is known.
+    """
+
+    def __init__(self, gate: Gate, metrics: Metrics, authorization: Authorization) -> None:
         self.gate = gate
         self.metrics = metrics
+        self.authorization = authorization
 
     async def intercept_service(
         self,
@@ -64,22 +72,19 @@ class OutermostInterceptor(grpc.aio.ServerInterceptor):
     ) -> Any:
         """The method's handler, wrapped; None for a method that does not exist."""
         handler = await continuation(handler_call_details)
-        name = handler_call_details.method
         if handler is None:
             self.metrics.count_rpc(OTHER_METHOD, grpc.StatusCode.UNIMPLEMENTED.name, 0.0)
             return None
-        if handler.request_streaming:
-            # Reflection alone has streaming requests; grpc's own servicer maps its errors.
-            return handler
-        streams = handler.response_streaming
-        wrap = grpc.unary_stream_rpc_method_handler if streams else grpc.unary_unary_rpc_method_handler
-        return wrap(
-            self._wrapped(handler.unary_stream if streams else handler.unary_unary, name),
-            request_deserializer=_forgiving(handler.request_deserializer),
+        make = _HANDLERS[handler.request_streaming, handler.response_streaming]
+        return make(
+            self._wrapped(handler, handler_call_details.method),
             response_serializer=handler.response_serializer,
         )
 
-    def _wrapped(self, inner: Callable[[Any, _Context], Any], method: str) -> Any:
+    def _wrapped(self, handler: Any, method: str) -> Any:
+        kinds = (handler.unary_unary, handler.unary_stream, handler.stream_unary, handler.stream_stream)
+        (inner,) = (each for each in kinds if each is not None)
+        read = _reader(handler.request_deserializer)
         writes = inspect.isasyncgenfunction(inner)
 
         async def run(request: Any, context: _Context) -> Any:
@@ -91,10 +96,14 @@ class OutermostInterceptor(grpc.aio.ServerInterceptor):
                     await context.write(message)
             return None
 
-        async def behaviour(request: Any, context: _Context) -> Any:
-            call = self._begin(method, request)
+        async def behaviour(sent: Any, context: _Context) -> Any:
+            call = _Call(method)
             try:
-                _refuse_malformed(request)
+                self.authorization.admit(method, context)
+                request = _each(sent, read) if handler.request_streaming else read(sent)
+                call.id = _request_id(request) or call.id
+                request_id.set(call.id)
+                self.authorization.check(method, request)
                 with self.gate.enter() if method.startswith(OWN_PREFIX) else nullcontext():
                     answer = await run(request, context)
             except BaseException as error:
@@ -104,12 +113,6 @@ class OutermostInterceptor(grpc.aio.ServerInterceptor):
             return answer
 
         return behaviour
-
-    def _begin(self, method: str, request: Any) -> _Call:
-        given = getattr(getattr(request, "request", request), "request_id", "")
-        call = _Call(method, given if isinstance(given, str) and usable_request_id(given) else uuid4().hex)
-        request_id.set(call.id)
-        return call
 
     async def _fail(self, error: BaseException, call: _Call, context: _Context) -> None:
         """Give the RPC the status of `error`; returns where it has one already."""
@@ -141,20 +144,26 @@ class OutermostInterceptor(grpc.aio.ServerInterceptor):
         )
 
 
-def _forgiving(deserializer: Callable[[bytes], Any] | None) -> Callable[[bytes], Any] | None:
-    """A deserializer that gives `_Malformed` instead of raising, which grpc would report as UNKNOWN."""
-    if deserializer is None:
-        return None
+def _request_id(request: Any) -> str:
+    """The caller's name for a request, or of the request within it; empty where none can be taken."""
+    given = getattr(getattr(request, "request", request), "request_id", "")
+    return given if isinstance(given, str) and usable_request_id(given) else ""
+
+
+def _reader(deserializer: Callable[[bytes], Any] | None) -> Callable[[bytes], Any]:
+    """What reads a message's bytes and raises MalformedRequestError, which grpc would report as UNKNOWN."""
 
     def read(data: bytes) -> Any:
+        if deserializer is None:
+            return data
         try:
             return deserializer(data)
         except DecodeError as error:
-            return _Malformed(f"the request is no message of the method's type: {error}")
+            raise MalformedRequestError(f"the request is no message of the method's type: {error}") from error
 
     return read
 
 
-def _refuse_malformed(request: Any) -> None:
-    if isinstance(request, _Malformed):
-        raise MalformedRequestError(request.description)
+async def _each(sent: AsyncIterator[bytes], read: Callable[[bytes], Any]) -> AsyncIterator[Any]:
+    async for data in sent:
+        yield read(data)

@@ -1,6 +1,7 @@
 """The listener: the gRPC server with its services, health, reflection, limits and keepalive."""
 
 import logging
+from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
@@ -13,13 +14,19 @@ from saegis.v1 import (
     generation_pb2_grpc,
     model_pb2,
     model_pb2_grpc,
+    policy_pb2,
+    policy_pb2_grpc,
 )
+from saegis_server.policy.audit_identity import IdentityFailures
+from saegis_server.rpc.authorization import Authorization
 from saegis_server.rpc.config import ServerConfig, TLSFiles
 from saegis_server.rpc.features import FeatureServicer
 from saegis_server.rpc.gate import Gate
 from saegis_server.rpc.generation import GenerationServicer
+from saegis_server.rpc.identities import IdentitiesFile
 from saegis_server.rpc.interceptor import OutermostInterceptor
 from saegis_server.rpc.models import ModelServicer
+from saegis_server.rpc.policies import PolicyServicer
 from saegis_server.rpc.services import Services
 
 log = logging.getLogger("saegis.rpc")
@@ -30,6 +37,7 @@ SERVICES: tuple[str, ...] = tuple(
         (generation_pb2.DESCRIPTOR, "GenerationService"),
         (feature_pb2.DESCRIPTOR, "FeatureService"),
         (model_pb2.DESCRIPTOR, "ModelService"),
+        (policy_pb2.DESCRIPTOR, "PolicyService"),
     )
 )
 
@@ -37,19 +45,38 @@ SERVICES: tuple[str, ...] = tuple(
 def listen(config: ServerConfig, services: Services, gate: Gate) -> tuple[grpc.aio.Server, int]:
     """A server that is bound but not started, and its port.
 
-    Raises OSError if the address is taken or a certificate cannot be read.
+    Raises OSError if the address is taken or a certificate cannot be read, IdentitiesError.
     """
-    server = grpc.aio.server(
-        interceptors=[OutermostInterceptor(gate, services.metrics)], options=_options(config)
-    )
+    interceptor = OutermostInterceptor(gate, services.metrics, _authorization(config, services))
+    server = grpc.aio.server(interceptors=[interceptor], options=_options(config))
+    register(server, services, gate, config.reflection)
+    return server, _bind(server, config)
+
+
+def register(server: Any, services: Services, gate: Gate, reflects: bool) -> None:
+    """Add all services to a server of grpc. reflects: whether clients may read the contract."""
     generation_pb2_grpc.add_GenerationServiceServicer_to_server(GenerationServicer(services), server)
     feature_pb2_grpc.add_FeatureServiceServicer_to_server(FeatureServicer(services), server)
     model_pb2_grpc.add_ModelServiceServicer_to_server(ModelServicer(services), server)
+    policy_pb2_grpc.add_PolicyServiceServicer_to_server(PolicyServicer(services), server)
     health_pb2_grpc.add_HealthServicer_to_server(gate.health, server)
-    if config.reflection:
+    if reflects:
         health = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
         reflection.enable_server_reflection((*SERVICES, health, reflection.SERVICE_NAME), server)
-    return server, _bind(server, config)
+
+
+def _authorization(config: ServerConfig, services: Services) -> Authorization:
+    metrics, audit = services.metrics, services.governor.audit
+    if config.identities is None:
+        log.info("no identities: every program of this machine may do everything")
+        return Authorization(None, metrics)
+    file = IdentitiesFile(config.identities, metrics)
+    if file.current().names_certificates and (config.tls is None or config.tls.client_ca is None):
+        log.warning("the identities name certificates, but without a client CA nobody is asked for one")
+    if audit is None or config.audit is None or config.audit.identity_per_minute == 0:
+        return Authorization(file, metrics)
+    failures = IdentityFailures(audit, config.audit.identity_per_minute)
+    return Authorization(file, metrics, failures.tell)
 
 
 def _options(config: ServerConfig) -> list[tuple[str, int]]:

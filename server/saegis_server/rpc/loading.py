@@ -13,7 +13,9 @@ from saegis_server.engine.sites import Site, site_module
 from saegis_server.engine.slots import Slots
 from saegis_server.engine.step import SMALLEST, Step
 from saegis_server.engine.warmup import missing_compiler, warm_up
+from saegis_server.policy.world import World
 from saegis_server.rpc.config import ServerConfig
+from saegis_server.rpc.governing import govern
 from saegis_server.rpc.prompts import PromptReader
 from saegis_server.rpc.sae_sources import PlacedSAE, check_sae, read_sae
 from saegis_server.rpc.services import ModelFacts, Services
@@ -31,8 +33,9 @@ Progress = Callable[[str, int, int], None]
 def load_services(config: ServerConfig, progress: Progress) -> Services:
     """Load the model and its SAEs, check them, and make an engine, which is not started yet.
 
-    Raises ModelLoadError, SAEFileError, SAEMismatch, SiteError for a site that the model does not have, and
-    ValueError for settings that do not fit the model or this machine.
+    Raises ModelLoadError, SAEFileError, SAEMismatch, SiteError for a site that the model does not have,
+    what `govern` raises for policies and an audit log that cannot be used, and ValueError for settings that
+    do not fit the model or this machine.
     """
     progress("loading the model", 0, 0)
     loaded = load_model(config.model, config.dtype, config.device)
@@ -59,14 +62,18 @@ def services(
     prompts: PromptReader,
     saes: Sequence[LoadedSAE],
 ) -> Services:
-    """An engine on `step`, and what the servicers need beside it."""
+    """An engine on `step`, and what the servicers need beside it. Raises as `govern` does."""
     limits = Limits(queue=config.queue_limit)
     engine = Engine(step, loaded.tokenizer, loaded.eos_token_ids, config.max_running, limits)
     facts = _facts(config, loaded)
     targets = Targets(tuple(str(site) for site in step.sites), Catalog(saes), facts.hidden_size)
     metrics = Metrics()
     metrics.observe_load(engine.stats)
-    return Services(engine, facts, prompts, targets, metrics, config.max_message_bytes)
+    world = World(
+        facts.name, targets.sites, facts.hidden_size, targets.catalog, engine.capacity, loaded.model.dtype
+    )
+    governor = govern(config, world, metrics, engine.cancel)
+    return Services(engine, facts, prompts, targets, metrics, governor, config.max_message_bytes)
 
 
 def warm_up_engine(made: Services, progress: Progress) -> None:

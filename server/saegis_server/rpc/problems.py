@@ -1,6 +1,7 @@
-"""Problems that the RPC layer itself finds: malformed, contradicting or untimely requests."""
+"""Problems that the RPC layer itself finds: malformed, contradicting, forbidden or untimely requests."""
 
 from saegis_server.engine.requests import FieldError
+from saegis_server.policy.decision import Decision
 
 
 class MalformedRequestError(ValueError):
@@ -59,3 +60,31 @@ class NotServingError(Exception):
         super().__init__(description)
         self.reason = reason
         self.retry_after = retry_after
+
+
+class PolicyDeniedError(Exception):
+    """The operator's policies deny the request; `decision` says by which rules."""
+
+    def __init__(self, decision_id: str, decision: Decision) -> None:
+        super().__init__("; ".join(denial.message for denial in decision.denials))
+        self.decision_id = decision_id
+        self.decision = decision
+
+
+class UnauthenticatedError(Exception):
+    """Nobody knows who calls. kind: what failed, as log and metric say: missing, token or certificate."""
+
+    def __init__(self, kind: str, description: str) -> None:
+        super().__init__(description)
+        self.kind = kind
+
+
+class RoleMissingError(Exception):
+    """The caller lacks a role, which is empty where none would do. field: what of the request needs it."""
+
+    def __init__(self, role: str, method: str = "", field: str = "") -> None:
+        needs = f"needs the role '{role}', which the caller does not have"
+        super().__init__(f"{field or method or 'the request'} {needs if role else 'is open to nobody'}")
+        self.role = role
+        self.method = method
+        self.field = field

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 from saegis.v1 import steering_pb2 as pb
 from saegis_server.engine.requests import FieldError
+from saegis_server.policy.decision import RequestEdit
+from saegis_server.policy.schema import Op, Unit
 from saegis_server.rpc.problems import ConflictError
 from saegis_server.rpc.targets import Resolved, Targets
 from saegis_server.steering import rows
@@ -26,6 +28,22 @@ _WITH_UNIT: dict[int, Callable[..., Edit]] = {
     pb.OPERATION_ADD: rows.add,
     pb.OPERATION_CAP: rows.cap,
     pb.OPERATION_FLOOR: rows.floor,
+}
+_OPS = {
+    pb.OPERATION_CLAMP: Op.CLAMP,
+    pb.OPERATION_CLAMP_IF_ACTIVE: Op.CLAMP_IF_ACTIVE,
+    pb.OPERATION_SCALE: Op.SCALE,
+    pb.OPERATION_ADD: Op.ADD,
+    pb.OPERATION_CAP: Op.CAP,
+    pb.OPERATION_FLOOR: Op.FLOOR,
+    pb.OPERATION_ABLATE: Op.ABLATE,
+    pb.OPERATION_BAN: Op.BAN,
+}
+_UNITS = {
+    pb.UNIT_UNSPECIFIED: Unit.FEATURE,
+    pb.UNIT_FEATURE: Unit.FEATURE,
+    pb.UNIT_MAX_ACTIVATION: Unit.MAX_ACTIVATION,
+    pb.UNIT_NORM_FRACTION: Unit.NORM_FRACTION,
 }
 _WITHOUT_UNIT = (pb.OPERATION_SCALE, pb.OPERATION_ABLATE, pb.OPERATION_BAN)
 
@@ -60,12 +78,14 @@ class RequestSteering:
     """A request's program, and which of the request's edits and watches its rows came from.
 
     watches: for each watch of the program, in the order of its sites, its place in the request.
-    paths: the field path of each row, by site, stage and place in that stage.
+    paths: the field path of each row, by site, stage and place in that stage. edits: what the operator's
+    policies judge, in the order of the request.
     """
 
     program: SteeringProgram
     watches: tuple[int, ...] = ()
     paths: dict[tuple[str, str, int], str] = field(default_factory=dict)
+    edits: tuple[RequestEdit, ...] = ()
 
     def explain(self, error: SteeringError) -> FieldError:
         """The error of a program as one of the request's fields."""
@@ -78,20 +98,25 @@ def request_steering(message: pb.Steering, targets: Targets, capacity: Capacity)
     Raises FieldError, ConflictError and the catalog's errors, with paths from `steering.`.
     """
     gathered = {site: _SiteRows() for site in targets.sites}
+    edits = []
     for place, edit in enumerate(message.edits):
         path = f"steering.edits[{place}]"
         resolved = targets.resolve(edit, edit.WhichOneof("target"), path)
         row = _edit(edit, resolved, path)
+        edits.append(_judged(edit, resolved, row, path))
         at_site = gathered[resolved.site]
         _check_conflicts(place, row, at_site, is_ban=edit.operation == pb.OPERATION_BAN)
         (at_site.bans if edit.operation == pb.OPERATION_BAN else at_site.edits).append((place, row))
     for place, watch in enumerate(message.watches):
         resolved = targets.resolve(watch, watch.WhichOneof("target"), f"steering.watches[{place}]")
         gathered[resolved.site].watches.append((place, resolved.probe))
-    return _assemble({site: found for site, found in gathered.items() if found.places()}, capacity)
+    used = {site: found for site, found in gathered.items() if found.places()}
+    return _assemble(used, capacity, tuple(edits))
 
 
-def _assemble(gathered: dict[str, _SiteRows], capacity: Capacity) -> RequestSteering:
+def _assemble(
+    gathered: dict[str, _SiteRows], capacity: Capacity, edits: tuple[RequestEdit, ...]
+) -> RequestSteering:
     paths: dict[tuple[str, str, int], str] = {}
     for site, found in gathered.items():
         for stage, row, place in found.places():
@@ -104,7 +129,7 @@ def _assemble(gathered: dict[str, _SiteRows], capacity: Capacity) -> RequestStee
     except SteeringError as error:
         raise _explain(error, paths) from error
     watches = tuple(place for found in gathered.values() for place, _ in found.watches)
-    return RequestSteering(program, watches, paths)
+    return RequestSteering(program, watches, paths, edits)
 
 
 def _explain(error: SteeringError, paths: dict[tuple[str, str, int], str]) -> FieldError:
@@ -143,6 +168,19 @@ def _edit(message: pb.Edit, target: Resolved, path: str) -> Edit:
     return rows.ban(target.probe, strength, phase=phase)
 
 
+def _judged(message: pb.Edit, target: Resolved, row: Edit, path: str) -> RequestEdit:
+    """The edit as the policies judge it: what was asked for, in its own unit, and what it becomes."""
+    return RequestEdit(
+        path=path,
+        site=target.site,
+        op=_OPS[message.operation],
+        edit=row,
+        feature=target.feature,
+        value=message.value if message.HasField("value") else None,
+        unit=_UNITS[message.unit],
+    )
+
+
 def _value(message: pb.Edit, path: str) -> float:
     if not message.HasField("value"):
         raise FieldError(f"{path}.value", f"{pb.Operation.Name(message.operation)} needs a value")
@@ -166,11 +204,11 @@ def _value_in_unit(message: pb.Edit, target: Resolved, path: str) -> tuple[float
         return value, True
     if message.unit != pb.UNIT_MAX_ACTIVATION:
         raise FieldError(f"{path}.unit", f"there is no unit {message.unit}")
-    if target.is_direction:
+    if target.feature is None:
         raise FieldError(f"{path}.unit", "UNIT_MAX_ACTIVATION is for features; a direction has no maximum")
-    if not target.max_activation:
+    if not target.feature.max_activation:
         raise FieldError(f"{path}.unit", "no largest activation is recorded for this feature")
-    return _checked(value * target.max_activation, path), False
+    return _checked(value * target.feature.max_activation, path), False
 
 
 def _check_conflicts(place: int, row: Edit, at_site: _SiteRows, is_ban: bool) -> None:

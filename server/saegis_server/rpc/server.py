@@ -45,7 +45,9 @@ class SaegisServer:
             self._metrics = MetricsEndpoint(registry, config.metrics_host, config.metrics_port)
         await self._listener.start()
         if config.tls is None and not config.is_loopback:
-            log.warning("listening on %s without TLS: whoever is on the way reads prompts", config.host)
+            log.warning(
+                "listening on %s without TLS: whoever is on the way reads prompts and tokens", config.host
+            )
         return Address(
             host=config.host, port=port, metrics_port=self._metrics.port if self._metrics else None
         )
@@ -77,6 +79,7 @@ class SaegisServer:
             await self._listener.stop(LAST_WORDS_SECONDS)
         if self._metrics is not None:
             await asyncio.to_thread(self._metrics.close)
+        await asyncio.to_thread(self.services.governor.close)
 
     async def _emptied(self, hurry: asyncio.Event | None) -> bool:
         """Whether all RPCs ended by themselves, within the grace period and before anyone hurries."""

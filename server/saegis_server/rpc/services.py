@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from saegis_server.engine.engine import Engine
+from saegis_server.policy.store import PolicyStore
+from saegis_server.rpc.governor import Governor
 from saegis_server.rpc.prompts import PromptReader
 from saegis_server.rpc.targets import Targets
 from saegis_server.rpc.threads import in_own_thread
@@ -39,10 +41,16 @@ class Services:
     prompts: PromptReader
     targets: Targets
     metrics: Metrics
+    governor: Governor
     max_message_bytes: int
     unread_limit: int = 4096
     started: float = field(default_factory=time.time)
     _at_once: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(2))
+
+    @property
+    def policies(self) -> PolicyStore | None:
+        """The operator's policies; None where nothing governs requests."""
+        return self.governor.policies
 
     @property
     def catalog(self) -> Catalog:

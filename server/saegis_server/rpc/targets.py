@@ -25,12 +25,11 @@ class Target(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """A target: where it is, how to read and write it, and the largest activation recorded of a feature."""
+    """A target: where it is, how to read and write it, and which feature it is; None for a direction."""
 
     site: str
     probe: Probe
-    is_direction: bool = False
-    max_activation: float | None = None
+    feature: FoundFeature | None = None
 
 
 class Targets:
@@ -49,10 +48,10 @@ class Targets:
         site = self.site(message.site, f"{path}.site") if message.site else ""
         if kind == "feature":
             found = self.feature(message.feature, f"{path}.feature", site, f"{path}.site")
-            return Resolved(found.site, found.probe(), max_activation=found.max_activation)
+            return Resolved(found.site, found.probe(), found)
         if kind == "direction":
             site = site or self._only_site(f"{path}.site")
-            return Resolved(site, self._direction(message.direction, f"{path}.direction"), is_direction=True)
+            return Resolved(site, self._direction(message.direction, f"{path}.direction"))
         raise FieldError(path, "one of feature and direction must be given")
 
     def site(self, name: str, path: str) -> str:

@@ -1,6 +1,6 @@
 """The Prometheus series of the server, in a registry of their own."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -11,6 +11,8 @@ _REQUEST_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.
 _TOKEN_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 #: Methods of the server's own contract; anything else is counted as one, so that labels stay few.
 OTHER_METHOD = "other"
+#: What can keep a bundle from coming in force, as the errors of policies name it.
+POLICY_FAILURES = ("bundle", "syntax", "schema", "signature", "serial", "compile", "cases", "state")
 
 
 class Load(Protocol):
@@ -74,6 +76,9 @@ class Metrics:
             "saegis_cached_tokens", "Tokens of prompts whose keys and values were reused.", registry=registry
         )
         self._steering_series()
+        self._audit_series()
+        self._policy_series()
+        self._identity_series()
         self.recompilations = Gauge(
             "saegis_recompilations",
             "Graphs compiled since the warm-up; more than 0 is a defect.",
@@ -106,6 +111,97 @@ class Metrics:
             registry=registry,
         )
 
+    def _identity_series(self) -> None:
+        registry = self.registry
+        self.authentication_failures = Counter(
+            "saegis_authentication_failures",
+            "RPCs whose caller nobody knows, by what failed: missing, token, certificate.",
+            ["reason"],
+            registry=registry,
+        )
+        self.identities_stale = Gauge(
+            "saegis_identities_stale",
+            "1 while the file of identities cannot be read and the last good ones are in force.",
+            registry=registry,
+        )
+        self.open_to_all = Gauge(
+            "saegis_open_to_all", "1 where the server asks nobody who they are.", registry=registry
+        )
+
+    def _policy_series(self) -> None:
+        registry = self.registry
+        self.policy_info = Gauge(
+            "saegis_policy_info",
+            "1 for each policy revision in force.",
+            ["policy", "revision"],
+            registry=registry,
+        )
+        self.policy_reloaded = Gauge(
+            "saegis_policy_last_reload_successful",
+            "Whether the last bundle that was to come in force did.",
+            registry=registry,
+        )
+        self.policy_reload_time = Gauge(
+            "saegis_policy_last_reload_success_timestamp_seconds",
+            "When a bundle last came in force, in Unix time.",
+            registry=registry,
+        )
+        self.policy_failures = Counter(
+            "saegis_policy_reload_failures",
+            "Bundles that did not come in force, by what failed.",
+            ["kind"],
+            registry=registry,
+        )
+        for kind in POLICY_FAILURES:
+            self.policy_failures.labels(kind)
+        self.policy_decisions = Counter(
+            "saegis_policy_decisions",
+            "Decisions on requests, by policy, decision (allow, deny) and mode (enforce, audit, shadow).",
+            ["policy", "decision", "mode"],
+            registry=registry,
+        )
+
+    def show_policies(self, before: Set[tuple[str, str]], now: Set[tuple[str, str]]) -> None:
+        """Show the policies in force, each by name and revision, in place of those before."""
+        for name, revision in now:
+            self.policy_info.labels(name, revision).set(1)
+        for name, revision in before - now:
+            self.policy_info.remove(name, revision)
+
+    def policies_loaded(self) -> None:
+        """Note that a bundle came in force."""
+        self.policy_reloaded.set(1)
+        self.policy_reload_time.set_to_current_time()
+
+    def policy_failed(self, kind: str) -> None:
+        """Count a bundle that did not come in force; `kind` is what failed, as its error names it."""
+        self.policy_reloaded.set(0)
+        self.policy_failures.labels(kind).inc()
+
+    def _audit_series(self) -> None:
+        registry = self.registry
+        self.audit_records = Counter(
+            "saegis_audit_records", "Records that are in the audit log, by kind.", ["kind"], registry=registry
+        )
+        self.audit_errors = Counter(
+            "saegis_audit_errors", "Records that could not be written to the audit log.", registry=registry
+        )
+
+    def observe_audit(self, waiting: Callable[[], int], last: Callable[[], int]) -> None:
+        """Let the gauges read how many records wait, and the last one's number. Call it once."""
+        buffer = Gauge(
+            "saegis_audit_buffer_records",
+            "Records that wait to be written to the audit log.",
+            registry=self.registry,
+        )
+        buffer.set_function(lambda: float(waiting()))
+        sequence = Gauge(
+            "saegis_audit_last_record",
+            "The number of the newest record of the audit log; a fall means that its end was cut off.",
+            registry=self.registry,
+        )
+        sequence.set_function(lambda: float(last()))
+
     def observe_load(self, read: Callable[[], Load]) -> None:
         """Let the gauges read the engine's load whenever they are scraped. Call it once."""
 
@@ -125,10 +221,22 @@ class Metrics:
         )
         gauge("saegis_engine_steps", "Steps that the engine has run.", lambda load: load.steps)
 
+    def count_audit_record(self, kind: str) -> None:
+        """Count one record that is in the audit log."""
+        self.audit_records.labels(kind).inc()
+
+    def count_audit_error(self) -> None:
+        """Count one record that could not be written."""
+        self.audit_errors.inc()
+
     def count_rpc(self, method: str, code: str, seconds: float) -> None:
         """Count one RPC that ended."""
         self.requests.labels(method, code).inc()
         self.request_seconds.labels(method).observe(seconds)
+
+    def count_authentication_failure(self, reason: str) -> None:
+        """Count one RPC whose caller nobody knows."""
+        self.authentication_failures.labels(reason).inc()
 
     def count_generation(self, ended: RequestFinished, tokens_by_sequence: Sequence[int]) -> None:
         """Count one generation that ran to its end; `tokens_by_sequence` counts each sequence's tokens."""

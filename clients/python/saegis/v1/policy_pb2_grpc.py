@@ -31,6 +31,9 @@ class PolicyServiceStub:
 
     Several policies may be in force; a request is governed by all those that match it, whatever their order:
     what one of them denies is denied.
+
+    Every method fails with FAILED_PRECONDITION (reason NO_POLICIES) on a server that governs no requests, and with
+    NOT_FOUND (POLICY_NOT_FOUND, REVISION_NOT_FOUND) for a policy or revision that is not there.
     """
 
     def __init__(self, channel):
@@ -82,6 +85,9 @@ class PolicyServiceServicer:
 
     Several policies may be in force; a request is governed by all those that match it, whatever their order:
     what one of them denies is denied.
+
+    Every method fails with FAILED_PRECONDITION (reason NO_POLICIES) on a server that governs no requests, and with
+    NOT_FOUND (POLICY_NOT_FOUND, REVISION_NOT_FOUND) for a policy or revision that is not there.
     """
 
     def GetPolicy(self, request, context):
@@ -114,16 +120,21 @@ class PolicyServiceServicer:
 
     def PutPolicy(self, request, context):
         """Puts a bundle in force, between two steps of the engine. Requests that run keep what they were admitted
-        under, unless the bundle is urgent: then they are ended. Fails with FAILED_PRECONDITION for a bundle that
-        cannot be taken, and with ABORTED where the etag is not the one in force.
+        under, unless the bundle is urgent: then they are ended. The same bundle again changes nothing.
+
+        Fails with INVALID_ARGUMENT (POLICY_INVALID) for a bundle that does not hold together, does not fit what is
+        served or fails its own cases; with PERMISSION_DENIED (POLICY_SIGNATURE) for one that no trusted key signed;
+        with FAILED_PRECONDITION (POLICY_SERIAL) for a serial that is a step back; with ABORTED (REVISION_CONFLICT)
+        where the etag is not that of the policy in force. Field violations name file, line and key.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RollBackPolicy(self, request, context):
-        """Puts an earlier revision of a policy in force again. It is an operator's own decision, so the serial may
-        fall.
+        """Puts an earlier revision of a policy in force again, and no candidate beside it. It is an operator's own
+        decision, so the serial may fall; a later put still needs one above all that were taken. Fails as PutPolicy
+        does where the revision does not fit what is served any longer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -188,6 +199,9 @@ class PolicyService:
 
     Several policies may be in force; a request is governed by all those that match it, whatever their order:
     what one of them denies is denied.
+
+    Every method fails with FAILED_PRECONDITION (reason NO_POLICIES) on a server that governs no requests, and with
+    NOT_FOUND (POLICY_NOT_FOUND, REVISION_NOT_FOUND) for a policy or revision that is not there.
     """
 
     @staticmethod

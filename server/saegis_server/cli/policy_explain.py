@@ -1,0 +1,209 @@
+"""The command `saegis policy explain`: what a bundle or a server decides on a request, and why."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.text import Text
+
+from saegis_server.cli import options, policy_world
+from saegis_server.cli.connection import DEFAULT_SERVER, connected
+from saegis_server.cli.edits import EditSyntaxError, parse_edits
+from saegis_server.cli.output import USAGE, console, fail, print_json
+
+if TYPE_CHECKING:
+    import saegis
+    from saegis_server.policy.compiled import CompiledPolicy
+    from saegis_server.policy.decision import Decision, RequestFacts
+
+EPILOG = """
+[bold]Examples[/bold]
+
+saegis policy explain ./my-policy
+
+saegis policy explain ./my-policy --tenant acme --role use --role steer --clamp 123=8 --ban 17=2
+
+saegis policy explain --server 127.0.0.1:50051 --tenant acme --clamp "Golden Gate Bridge=2max"
+
+saegis policy explain ./my-candidate --server 127.0.0.1:50051 --clamp 123=8 --json
+
+[bold]Who decides[/bold]
+
+With a bundle and no --server that bundle by itself, offline; with both, the server on that bundle. Without a
+bundle the policies in force on the server, by default that of SAEGIS_SERVER or 127.0.0.1:50051. Values are
+written as with saegis generate. That a request is denied is an answer, not a failure: the exit code is 0.
+"""
+_REQUEST = "The request"
+
+Bundle = Annotated[
+    Path | None, typer.Argument(metavar="BUNDLE", help="A bundle: its directory, or a .tar or .tar.gz of it.")
+]
+Server = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TARGET",
+        help="Let this server decide: host:port, or unix:/path.",
+        rich_help_panel="Connection",
+    ),
+]
+Tenant = Annotated[
+    str,
+    typer.Option(
+        help="Who asks. By default 'default' or, of a server, the caller.", rich_help_panel=_REQUEST
+    ),
+]
+Roles = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--role",
+        help="In which role. Again for another. By default use and steer or, of a server, the caller's.",
+        rich_help_panel=_REQUEST,
+    ),
+]
+EditSae = Annotated[
+    str,
+    typer.Option(
+        metavar="ID",
+        help="The SAE that features belong to; may be left out where there is one.",
+        rich_help_panel="Steering",
+    ),
+]
+
+
+def explain(
+    bundle: Bundle = None,
+    tenant: Tenant = "",
+    role: Roles = None,
+    clamp: options.Clamp = None,
+    scale: options.Scale = None,
+    add: options.Add = None,
+    cap: options.Cap = None,
+    ban: options.Ban = None,
+    edit_sae: EditSae = "",
+    sae: policy_world.Sae = None,
+    site: policy_world.Sites = None,
+    name: policy_world.ModelName = None,
+    json: options.Json = False,
+    server: Server = None,
+    token: options.Token = None,
+    ca: options.CaFile = None,
+    insecure: options.Insecure = False,
+    timeout: options.Timeout = None,
+) -> None:
+    """Tell what is decided on a request, by which rules, and why. Nothing is generated."""
+    written = (("clamp", clamp), ("scale", scale), ("add", add), ("cap", cap), ("ban", ban))
+    try:
+        edits = parse_edits(written, sae=edit_sae)
+    except EditSyntaxError as error:
+        raise fail(str(error), "saegis generate --help shows how edits are written", USAGE) from error
+    digest = ""
+    if bundle is not None and server is None:
+        read = policy_world.read_bundle(bundle)
+        compiled = policy_world.compiled(bundle, read, policy_world.offline_world(sae, site, name))
+        decision = _decided(compiled, edits, tenant or "default", role or ("use", "steer"))
+        digest = decision.program.digest if decision.allowed else ""
+    else:
+        target = server or os.environ.get("SAEGIS_SERVER") or DEFAULT_SERVER
+        archive = b"" if bundle is None else policy_world.read_bundle(bundle).archive()
+        with connected(target, token, ca, insecure, timeout) as client:
+            told = client.evaluate_policy(edits, tenant=tenant, roles=role or (), bundle=archive)
+        decision, digest = _of_server(told), told.program_digest
+    _tell(decision, digest, json)
+
+
+def _decided(
+    compiled: CompiledPolicy, edits: Sequence[saegis.Edit], tenant: str, roles: Sequence[str]
+) -> Decision:
+    """What a policy by itself decides; ends the command for edits that no request could ask for."""
+    from saegis_server.policy.decide import PolicySet
+    from saegis_server.policy.decision import RequestFacts
+
+    request = RequestFacts(tenant, frozenset(roles), compiled.world.model)
+    return PolicySet((compiled,)).decide(_with_edits(request, edits, compiled))
+
+
+def _with_edits(
+    request: RequestFacts, edits: Sequence[saegis.Edit], compiled: CompiledPolicy
+) -> RequestFacts:
+    """The request with edits, resolved as a server resolves them."""
+    from dataclasses import replace
+
+    from saegis.requests import steering_message
+    from saegis_server.engine.requests import FieldError
+    from saegis_server.rpc.programs import request_steering
+    from saegis_server.rpc.targets import Targets
+    from saegis_server.sae.catalog import CatalogError
+
+    world = compiled.world
+    targets = Targets(world.sites, world.catalog, world.width)
+    try:
+        steering = request_steering(steering_message(edits), targets, world.capacity)
+    except (FieldError, CatalogError) as error:
+        raise fail(str(error), "no server would take this edit, whatever its policies", USAGE) from error
+    except ValueError as error:
+        raise fail(str(error), "see the command's --help", USAGE) from error
+    return replace(request, edits=steering.edits)
+
+
+def _of_server(told: saegis.Decision) -> Decision:
+    """A server's answer as a decision; which program comes of it, a server tells by its digest alone."""
+    from saegis_server.policy.decision import AppliedRule, Decision, Denial
+    from saegis_server.policy.schema import Mode, Transparency
+
+    return Decision(
+        allowed=told.allowed,
+        policy_revision=told.policy_revision,
+        denials=tuple(Denial(each.policy, each.rule, each.message, each.field) for each in told.denials),
+        rules=tuple(
+            AppliedRule(
+                policy=each.policy,
+                rule=each.rule,
+                action=each.action,
+                mode=Mode(each.mode.value),
+                transparency=Transparency.LABELS,
+                reason=each.reason,
+                labels=each.labels,
+                conditional=each.conditional,
+            )
+            for each in told.rules
+        ),
+    )
+
+
+def _tell(decision: Decision, digest: str, json: bool) -> None:
+    from saegis_server.policy.explain import explain as explained
+
+    lines = explained(decision, digest)
+    if json:
+        print_json(_plain(decision, digest, lines))
+        return
+    style = "bold green" if decision.allowed else "bold red"
+    for number, line in enumerate(lines):
+        console().print(Text(line, "" if number else style), soft_wrap=True)
+
+
+def _plain(decision: Decision, digest: str, lines: list[str]) -> dict[str, Any]:
+    return {
+        "allowed": decision.allowed,
+        "policy_revision": decision.policy_revision,
+        "denials": list(decision.denials),
+        "would_deny": list(decision.would_deny),
+        "rules": [
+            {
+                "policy": rule.policy,
+                "rule": rule.rule,
+                "action": rule.action,
+                "mode": rule.mode.value,
+                "reason": rule.reason,
+                "labels": list(rule.labels),
+                "conditional": rule.conditional,
+            }
+            for rule in decision.rules
+        ],
+        "program_digest": digest,
+        "lines": lines,
+    }

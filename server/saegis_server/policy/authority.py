@@ -1,0 +1,141 @@
+"""Authority: which edits a request may make by itself, by a policy's allowances and limits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import Enum, auto
+
+from saegis_server.policy.claims import Place
+from saegis_server.policy.decision import Denial, RequestEdit
+from saegis_server.policy.errors import Problem
+from saegis_server.policy.schema import Allowance, Limits, Op, Unit
+from saegis_server.policy.selectors import SelectionError, Selectors
+
+#: Operations whose value has no unit.
+_WITHOUT_UNIT = (Op.SCALE, Op.ABLATE, Op.BAN)
+
+
+class Fit(Enum):
+    """How an allowance fits an edit: not at all, but for the value, or altogether."""
+
+    NOT = auto()
+    BUT_FOR_VALUE = auto()
+    FITS = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledAllowance:
+    """An allowance with its features resolved; `features` and `sites` are None for every one."""
+
+    id: str
+    ops: frozenset[Op]
+    features: frozenset[Place] | None
+    directions: bool
+    sites: frozenset[str] | None
+    low: float
+    high: float
+    unit: Unit
+
+    def fit(self, edit: RequestEdit) -> Fit:
+        """How it fits an edit. An edit without a value (ablate, a plain ban) counts as one of 0."""
+        if edit.op not in self.ops or (self.sites is not None and edit.site not in self.sites):
+            return Fit.NOT
+        if edit.feature is None:
+            covered = self.directions
+        else:
+            covered = self.features is None or (edit.site, edit.edit.probe.key) in self.features
+        if not covered:
+            return Fit.NOT
+        value = 0.0 if edit.value is None else edit.value
+        right_unit = edit.op in _WITHOUT_UNIT or edit.unit is self.unit
+        return Fit.FITS if right_unit and self.low <= value <= self.high else Fit.BUT_FOR_VALUE
+
+    @property
+    def range(self) -> str:
+        """The values that it allows, in words."""
+        unit = self.unit.value
+        match math.isfinite(self.low), math.isfinite(self.high):
+            case True, True:
+                return f"{self.low:g} to {self.high:g}, in unit {unit}"
+            case True, False:
+                return f"at least {self.low:g}, in unit {unit}"
+            case False, True:
+                return f"at most {self.high:g}, in unit {unit}"
+        return f"any value in unit {unit}"
+
+
+def compile_allowance(allowance: Allowance, limits: Limits, selectors: Selectors) -> CompiledAllowance:
+    """The allowance in the world of `selectors`. Raises SelectionError with all that is wrong with it."""
+    path = f"allow.{allowance.id}"
+    problems: list[Problem] = []
+    if Op.BAN in allowance.ops and limits.max_relative_norm is not None:
+        problems.append(
+            Problem(
+                "cannot allow ban together with limits.max_relative_norm: what a ban moves is not bounded",
+                f"{path}.ops",
+            )
+        )
+    features: set[Place] = set()
+    for place, selector in enumerate(allowance.features or ()):
+        try:
+            found = selectors.features(selector, f"{path}.features[{place}]")
+            features.update(each.key for each in found)
+        except SelectionError as error:
+            problems += error.problems
+    sites: set[str] = set()
+    for place, name in enumerate(allowance.sites or ()):
+        try:
+            sites.add(selectors.site(name, f"{path}.sites[{place}]"))
+        except SelectionError as error:
+            problems += error.problems
+    if problems:
+        raise SelectionError(*problems)
+    return CompiledAllowance(
+        id=allowance.id,
+        ops=frozenset(allowance.ops),
+        features=None if allowance.features is None else frozenset(features),
+        directions=allowance.directions,
+        sites=None if allowance.sites is None else frozenset(sites),
+        low=-math.inf if allowance.min is None else allowance.min,
+        high=math.inf if allowance.max is None else allowance.max,
+        unit=allowance.unit,
+    )
+
+
+def judge_allowances(
+    policy: str, allowances: Sequence[CompiledAllowance], edits: Sequence[RequestEdit]
+) -> Iterator[Denial]:
+    """A denial for each edit that no allowance covers; without allowances that is every edit."""
+    for edit in edits:
+        fits = {allowance.id: allowance.fit(edit) for allowance in allowances}
+        if Fit.FITS in fits.values():
+            continue
+        what = "a direction" if edit.feature is None else f"feature {edit.feature.index}"
+        message = f"the policy does not allow {edit.op.value} of {what} at {edit.site}"
+        near = next((each for each in allowances if fits[each.id] is Fit.BUT_FOR_VALUE), None)
+        if near is not None:
+            shown = "0" if edit.value is None else f"{edit.value:g} in unit {edit.unit.value}"
+            message = f"{shown} is not in the range of {near.id}: {near.range}"
+        yield Denial(policy, "allow", message, edit.path)
+
+
+def judge_limits(
+    policy: str, limits: Limits, edits: Sequence[RequestEdit], sites: Sequence[str], first_ban: str | None
+) -> Iterator[Denial]:
+    """Denials of too many edits, and of edits at `sites` (in forward order) behind one that has a ban.
+
+    first_ban: the first site with a ban, None if there is no ban. Behind the last ban of any feature it
+    could be built again, and the first site with a ban is the last one of some feature; going by it, a
+    further ban never permits more.
+    """
+    if limits.max_edits is not None and len(edits) > limits.max_edits:
+        message = f"has {len(edits)} edits; the policy allows {limits.max_edits}"
+        yield Denial(policy, "limits.max_edits", message, "steering.edits")
+    if limits.after_bans or first_ban is None:
+        return
+    for edit in edits:
+        if sites.index(edit.site) > sites.index(first_ban):
+            message = f"{edit.site} is behind {first_ban}, where features are banned"
+            yield Denial(policy, "limits.after_bans", message, edit.path)

@@ -1,0 +1,108 @@
+"""Checking a bundle before it comes in force: its signature, serial, fit to what is served, and cases."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from saegis_server.policy.bundle import Bundle
+from saegis_server.policy.cases import CaseResult, run_cases
+from saegis_server.policy.compiled import CompiledPolicy, compile_policy
+from saegis_server.policy.errors import CasesError, PolicyError, Problem, SerialError
+from saegis_server.policy.signing import verify
+from saegis_server.policy.state import Standing
+from saegis_server.policy.world import World
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedBundle:
+    """A bundle that may come in force. signed_by: the id of the key, or empty where none is asked for."""
+
+    bundle: Bundle
+    compiled: CompiledPolicy
+    signed_by: str
+    cases: tuple[CaseResult, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Examination:
+    """All that can be said of a bundle, good or not. cases: empty where it does not compile."""
+
+    bundle: Bundle
+    signed_by: str
+    cases: tuple[CaseResult, ...]
+    problems: tuple[Problem, ...]
+
+
+class Checker:
+    """Checks bundles for a world. keys: those that the operator trusts; without any, none must be signed."""
+
+    def __init__(self, world: World, keys: Sequence[Ed25519PublicKey] = ()) -> None:
+        self.world = world
+        self.keys = tuple(keys)
+
+    def check(self, bundle: Bundle, standing: Standing | None = None) -> CheckedBundle:
+        """The bundle, ready to come in force over `standing`.
+
+        Raises SignatureError, SerialError, CompileError or CasesError, whichever comes first.
+        """
+        signed_by = self.signed_by(bundle)
+        if standing is not None:
+            check_serial(bundle, standing)
+        compiled = compile_policy(bundle, self.world)
+        cases = run_cases(compiled)
+        _check_cases(bundle, cases)
+        return CheckedBundle(bundle, compiled, signed_by, cases)
+
+    def examine(self, bundle: Bundle, standing: Standing | None) -> Examination:
+        """Everything that `check` would find, not only the first."""
+        problems: list[Problem] = []
+
+        def attempt(step: Callable[[], T]) -> T | None:
+            try:
+                return step()
+            except PolicyError as error:
+                problems.extend(error.problems)
+                return None
+
+        signed_by = attempt(lambda: self.signed_by(bundle)) or ""
+        if standing is not None:
+            attempt(lambda: check_serial(bundle, standing))
+        compiled = attempt(lambda: compile_policy(bundle, self.world))
+        cases = run_cases(compiled) if compiled is not None else ()
+        attempt(lambda: _check_cases(bundle, cases))
+        return Examination(bundle, signed_by, cases, tuple(problems))
+
+    def signed_by(self, bundle: Bundle) -> str:
+        """The id of the key that signed it, empty where none is asked for. Raises SignatureError."""
+        return verify(bundle, self.keys) if self.keys else ""
+
+
+def check_serial(bundle: Bundle, standing: Standing) -> None:
+    """Raise SerialError unless the bundle is a step forward, or the candidate beside the one in force."""
+    serial, highest = bundle.policy.serial, standing.highest
+    if serial > highest or bundle.digest in (standing.active, standing.shadow):
+        return
+    same = standing.of_serial(serial)
+    if same is None:
+        fault = f"{serial} is a step back from {highest}; give at least {highest + 1}"
+    elif same.digest == bundle.digest:
+        fault = f"{serial} was taken before; roll back to {bundle.digest[:12]} to have it again"
+    else:
+        fault = f"{serial} was taken before with other content; give at least {highest + 1}"
+    raise SerialError([Problem(fault, "serial", "policy.yaml")])
+
+
+def _check_cases(bundle: Bundle, cases: Sequence[CaseResult]) -> None:
+    problems = []
+    for case in cases:
+        source = bundle.case_sources.get(case.name)
+        file, line = (source.file, source.line) if source is not None else ("", 0)
+        problems += [Problem(failure, f"case {case.name!r}", file, line) for failure in case.failures]
+    if problems:
+        raise CasesError(problems)

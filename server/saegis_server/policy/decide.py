@@ -1,0 +1,209 @@
+"""Decisions on requests: the policies in force together, and what all that match say to one request."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from saegis_server.policy.authority import judge_allowances, judge_limits
+from saegis_server.policy.claims import Owner, Place
+from saegis_server.policy.combine import Combined, StandingRule, combine, with_edits
+from saegis_server.policy.compiled import CompiledPolicy
+from saegis_server.policy.decision import AppliedRule, Decision, Denial, RequestEdit, RequestFacts
+from saegis_server.policy.schema import Mode, Op
+from saegis_server.policy.world import World
+from saegis_server.steering.program import SteeringError
+
+log = logging.getLogger("saegis.policy")
+
+#: How many sets of matching policies are remembered; a server has a handful.
+_REMEMBERED = 1024
+_NO_POLICY = Decision(False, "", (Denial("", "match", "no policy in force concerns this request"),))
+
+
+@dataclass(frozen=True, eq=False)
+class _InForce:
+    """What matching policies say whatever a request's edits are. plain: to a request without edits."""
+
+    policies: tuple[CompiledPolicy, ...]
+    candidates: tuple[CompiledPolicy, ...]
+    combined: Combined
+    plain: Decision
+
+
+class PolicySet:
+    """Policies of distinct names, and candidates that are evaluated beside them. Immutable; thread-safe.
+
+    A request that no policy concerns is denied. A policy in audit mode concerns it, but denies nothing; one
+    in shadow mode, and a candidate, change nothing at all. Raises ValueError for two policies of one name,
+    and for policies that were compiled for different sites.
+    """
+
+    def __init__(
+        self, policies: Iterable[CompiledPolicy] = (), candidates: Iterable[CompiledPolicy] = ()
+    ) -> None:
+        self.policies = tuple(sorted(policies, key=lambda policy: policy.name))
+        self.candidates = tuple(sorted(candidates, key=lambda policy: policy.name))
+        for group in (self.policies, self.candidates):
+            names = [policy.name for policy in group]
+            if len(set(names)) < len(names):
+                raise ValueError(f"two policies have one name: {', '.join(names)}")
+        if len({policy.world.sites for policy in (*self.policies, *self.candidates)}) > 1:
+            raise ValueError("the policies were compiled for servers with different sites")
+        self._known: dict[tuple[tuple[CompiledPolicy, ...], tuple[CompiledPolicy, ...]], _InForce] = {}
+
+    @property
+    def revision(self) -> str:
+        """Names all policies in force together, as receipts do."""
+        return _revision(self.policies)
+
+    def decide(self, facts: RequestFacts) -> Decision:
+        """What the policies say to a request. Never raises: what cannot be evaluated denies."""
+        try:
+            in_force = self.in_force(facts.tenant, facts.roles, facts.model)
+        except Exception:
+            log.exception("the policies could not be combined; the request is denied")
+            return Decision(False, self.revision, (_not_evaluated(""),))
+        if in_force is None:
+            return _NO_POLICY
+        return _judged(in_force, facts.edits) if facts.edits else in_force.plain
+
+    def in_force(self, tenant: str, roles: frozenset[str], model: str) -> _InForce | None:
+        """What holds for requests of a kind, worked out when first asked for; None if no policy matches."""
+        policies = tuple(policy for policy in self.policies if policy.matches(tenant, roles, model))
+        if all(policy.mode is Mode.SHADOW for policy in policies):
+            return None
+        candidates = tuple(policy for policy in self.candidates if policy.matches(tenant, roles, model))
+        known = self._known.get((policies, candidates))
+        if known is None:
+            known = _work_out(policies, candidates)
+            if len(self._known) >= _REMEMBERED:
+                self._known.clear()
+            self._known[policies, candidates] = known
+        return known
+
+
+def _revision(policies: Sequence[CompiledPolicy]) -> str:
+    return ",".join(policy.revision_name for policy in policies if policy.mode is not Mode.SHADOW)
+
+
+def _work_out(policies: tuple[CompiledPolicy, ...], candidates: tuple[CompiledPolicy, ...]) -> _InForce:
+    standing = [rule for policy in policies for rule in policy.standing()]
+    standing += [rule for policy in candidates for rule in policy.standing(candidate=True)]
+    combined = _combined(standing, policies[0].world)
+    denials = tuple(
+        Denial(policy, rule, f"cannot be evaluated: {fault.message}")
+        for fault in combined.faults
+        for policy, rule in fault.owners or (("", "evaluation"),)
+    )
+    plain = Decision(
+        allowed=not denials,
+        policy_revision=_revision(policies),
+        denials=denials,
+        rules=combined.applied,
+        program=combined.program,
+        guard=combined.guard,
+        peaks=combined.peaks,
+    )
+    return _InForce(policies, candidates, combined, plain)
+
+
+def _combined(standing: Sequence[StandingRule], world: World) -> Combined:
+    try:
+        return combine(standing, world)
+    except Exception:
+        # What is only recorded must not change the answer, so it is not what may fail.
+        log.exception("the rules could not be combined; those that are only recorded are left out")
+        return combine((rule for rule in standing if rule.enforced), world)
+
+
+def _judged(in_force: _InForce, edits: tuple[RequestEdit, ...]) -> Decision:
+    """The decision on a request with edits."""
+    plain, combined = in_force.plain, in_force.combined
+    denials = [*plain.denials, *_edits_of_banned(edits, combined.bans)]
+    would_deny = list(_edits_of_banned(edits, combined.recorded_bans))
+    for policy in in_force.policies:
+        found = _of_policy(policy, edits, combined)
+        (denials if policy.mode is Mode.ENFORCE else would_deny).extend(found)
+    for policy in in_force.candidates:
+        would_deny += _of_policy(policy, edits, combined)
+    limits = [*_limits(in_force.policies), *_limits(in_force.candidates, candidate=True)]
+    decision = replace(plain, rules=(*plain.rules, *limits), would_deny=tuple(would_deny))
+    if not denials:
+        try:
+            bound = _bound(in_force.policies)
+            program = with_edits(combined, edits, bound, in_force.policies[0].world)
+            return replace(decision, program=program)
+        except SteeringError as error:
+            denials.append(_does_not_fit(error, edits, combined))
+        except Exception:
+            log.exception("the program could not be made; the request is denied")
+            denials.append(_not_evaluated(""))
+    return Decision(False, plain.policy_revision, tuple(denials), tuple(would_deny), decision.rules)
+
+
+def _of_policy(policy: CompiledPolicy, edits: Sequence[RequestEdit], combined: Combined) -> list[Denial]:
+    """The denials of one policy; one that cannot be evaluated denies."""
+    try:
+        return list(_judge_one(policy, edits, combined))
+    except Exception:
+        log.exception("policy %s could not be evaluated on a request's edits", policy.revision_name)
+        return [_not_evaluated(policy.name)]
+
+
+def _judge_one(policy: CompiledPolicy, edits: Sequence[RequestEdit], combined: Combined) -> Iterator[Denial]:
+    sites, places = policy.world.sites, set(combined.bans)
+    if policy.mode is not Mode.ENFORCE:
+        places |= {place for place, owners in combined.recorded_bans.items() if _owns(policy, owners)}
+    first = min((site for site, _ in places), key=sites.index, default=None)
+    yield from judge_allowances(policy.name, policy.allowances, edits)
+    yield from judge_limits(policy.name, policy.policy.limits, edits, sites, first)
+    yield from policy.protections.judge(edits)
+
+
+def _owns(policy: CompiledPolicy, owners: Sequence[Owner]) -> bool:
+    return any(name == policy.name for name, _ in owners)
+
+
+def _edits_of_banned(
+    edits: Sequence[RequestEdit], bans: Mapping[Place, tuple[Owner, ...]]
+) -> Iterator[Denial]:
+    """Denials of edits of what is banned; that a request bans it as well is no contradiction."""
+    for edit in edits:
+        if edit.op is not Op.BAN:
+            for policy, rule in bans.get((edit.site, edit.edit.probe.key), ()):
+                yield Denial(policy, rule, "this feature is banned", edit.path)
+
+
+def _bound(policies: Iterable[CompiledPolicy]) -> float | None:
+    """The least of the enforced bounds on what a request's edits may move."""
+    bounds = (each.policy.limits.max_relative_norm for each in policies if each.mode is Mode.ENFORCE)
+    return min((bound for bound in bounds if bound is not None), default=None)
+
+
+def _limits(policies: Iterable[CompiledPolicy], candidate: bool = False) -> Iterator[AppliedRule]:
+    """The bounds on what a request's edits may move, as rules that apply."""
+    for policy in policies:
+        if policy.policy.limits.max_relative_norm is not None:
+            mode = Mode.SHADOW if candidate else policy.mode
+            rule, transparency = "limits.max_relative_norm", policy.transparency
+            yield AppliedRule(policy.name, rule, "limit", mode, transparency, candidate=candidate)
+
+
+def _does_not_fit(error: SteeringError, edits: Sequence[RequestEdit], combined: Combined) -> Denial:
+    """A denial of edits that cannot go together with the rules, by the first rule that bans at their site."""
+    owners = sorted(
+        owner for (site, _), group in combined.bans.items() if site == error.site for owner in group
+    )
+    policy, rule = owners[0] if owners else ("", "program")
+    at_site = [edit for edit in edits if edit.site == error.site]
+    bans = [edit for edit in at_site if edit.op is Op.BAN]
+    in_bans = any(stage == "bans" for stage, _ in error.rows)
+    at_fault = (bans or at_site) if in_bans else at_site
+    return Denial(policy, rule, str(error), at_fault[-1].path if at_fault else "steering.edits")
+
+
+def _not_evaluated(policy: str) -> Denial:
+    # What went wrong is in the log: it may tell of the policy more than the one who asks may know.
+    return Denial(policy, "evaluation", "the policy could not be evaluated")

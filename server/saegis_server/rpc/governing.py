@@ -1,0 +1,61 @@
+"""Governing: the audit log and the policies that a configuration names, opened and put together."""
+
+from collections.abc import Callable
+
+from saegis_server.policy.audit_log import AuditLog
+from saegis_server.policy.audit_record import PolicyRecord
+from saegis_server.policy.decide import PolicySet
+from saegis_server.policy.signing import load_public_key
+from saegis_server.policy.store import PolicyStore
+from saegis_server.policy.world import World
+from saegis_server.rpc.config import ServerConfig
+from saegis_server.rpc.governor import Governor
+from saegis_server.telemetry.metrics import Metrics
+
+
+def govern(config: ServerConfig, world: World, metrics: Metrics, cancel: Callable[[str], None]) -> Governor:
+    """The governor of a configuration, its policies in force.
+
+    cancel: ends a generation by its request_id, from any thread. Raises PolicyError, KeyFileError and
+    HistoryError for policies that cannot come in force, AuditBrokenError, AuditKeyError and
+    AuditUnavailableError for a log that cannot be written.
+    """
+    audit = None if config.audit is None else AuditLog(config.audit, metrics)
+    if audit is not None:
+        metrics.observe_audit(lambda: audit.waiting, lambda: audit.head.seq)
+    try:
+        policies = _policies(config, world, metrics, audit)
+    except BaseException:
+        if audit is not None:
+            audit.close()
+        raise
+    governor = Governor(world.model, world.sites, metrics, cancel, policies, audit)
+    if policies is not None:
+
+        def changed(before: PolicySet, now: PolicySet, urgent: bool) -> None:
+            if urgent:
+                governor.end_all()
+
+        policies.on_change(changed)
+    return governor
+
+
+def _policies(
+    config: ServerConfig, world: World, metrics: Metrics, audit: AuditLog | None
+) -> PolicyStore | None:
+    settings = config.policies
+    if settings is None:
+        return None
+
+    def record(change: PolicyRecord) -> None:
+        if audit is not None:
+            audit.require_blocking(change)
+
+    keys = [load_public_key(path) for path in settings.keys]
+    store = PolicyStore(world, metrics, settings.state, keys, record)
+    try:
+        store.load_start(settings.bundles)
+    except BaseException:
+        store.close()
+        raise
+    return store

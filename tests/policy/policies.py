@@ -1,0 +1,136 @@
+"""Policies for tests: written as YAML, compiled for the tiny world, and requests to decide on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from textwrap import dedent, indent
+
+import torch
+from safetensors.torch import save
+
+from saegis_server.policy.bundle import Bundle
+from saegis_server.policy.compiled import CompiledPolicy, compile_policy
+from saegis_server.policy.decide import PolicySet
+from saegis_server.policy.decision import Decision, Denial, RequestEdit, RequestFacts
+from saegis_server.policy.schema import Op, Unit
+from saegis_server.policy.world import World
+from saegis_server.sae.catalog import Catalog
+from saegis_server.steering import rows
+from saegis_server.steering.rows import Edit, Phase, Probe
+from saegis_server.steering.table import Capacity
+from tests.rpc import tiny
+
+CATALOG = tiny.catalog()
+WORLD = World("tiny", tiny.SITES, tiny.WIDTH, CATALOG, Capacity())
+
+_HEAD = """\
+apiVersion: saegis.dev/v1
+kind: Policy
+name: {name}
+serial: 1
+revision: r1
+"""
+_CASES = """\
+apiVersion: saegis.dev/v1
+kind: PolicyCases
+cases:
+"""
+
+
+def bundle(
+    text: str = "",
+    *,
+    name: str = "p",
+    cases: str = "",
+    directions: Mapping[str, torch.Tensor] | None = None,
+    parts: Iterable[str] = (),
+) -> Bundle:
+    """A bundle of a policy's keys after its identity, the list of its cases, and a file of directions."""
+    files = {"policy.yaml": (_HEAD.format(name=name) + dedent(text)).encode()}
+    if cases:
+        files["tests/cases.yaml"] = (_CASES + indent(dedent(cases).lstrip("\n"), "  ")).encode()
+    if directions:
+        files["directions/all.safetensors"] = save(dict(directions))
+    for number, part in enumerate(parts):
+        head = "apiVersion: saegis.dev/v1\nkind: PolicyPart\n"
+        files[f"rules/part{number}.yaml"] = (head + dedent(part).lstrip("\n")).encode()
+    return Bundle.from_files(files)
+
+
+def policy(text: str = "", *, name: str = "p", world: World = WORLD) -> CompiledPolicy:
+    """The policy of a text, compiled."""
+    return compile_policy(bundle(text, name=name), world)
+
+
+def world(catalog: Catalog = CATALOG, **capacity: int) -> World:
+    """The tiny world with other SAEs or less room."""
+    return World("tiny", tiny.SITES, tiny.WIDTH, catalog, Capacity(**capacity))
+
+
+_MAKE = {
+    Op.CLAMP: rows.clamp,
+    Op.CLAMP_IF_ACTIVE: rows.clamp_if_active,
+    Op.ADD: rows.add,
+    Op.CAP: rows.cap,
+    Op.FLOOR: rows.floor,
+}
+
+
+def _row(op: Op, probe: Probe, value: float | None, unit: Unit, phase: Phase) -> Edit:
+    if op is Op.ABLATE:
+        return rows.ablate(probe, phase=phase)
+    if op is Op.BAN:
+        return rows.ban(probe, value or 0.0, phase=phase)
+    assert value is not None
+    if op is Op.SCALE:
+        return rows.scale(probe, value, phase=phase)
+    return _MAKE[op](probe, value, phase=phase, relative=unit is Unit.NORM_FRACTION)
+
+
+def edit(
+    index: int = 3,
+    op: Op = Op.CLAMP,
+    value: float | None = 1.0,
+    *,
+    sae: str = "first",
+    place: int = 0,
+    unit: Unit = Unit.FEATURE,
+    phase: Phase = Phase.ALL,
+) -> RequestEdit:
+    """A request's edit of a feature."""
+    found = CATALOG.by_index(CATALOG.sae(sae, "sae"), index, "index")
+    value = None if op is Op.ABLATE else value
+    row = _row(op, found.probe(), value, unit, phase)
+    return RequestEdit(f"steering.edits[{place}]", found.site, op, row, found, value, unit)
+
+
+def along(
+    vector: torch.Tensor,
+    op: Op = Op.ADD,
+    value: float | None = 1.0,
+    *,
+    site: str = tiny.FIRST_SITE,
+    place: int = 0,
+    phase: Phase = Phase.ALL,
+) -> RequestEdit:
+    """A request's edit of a direction of its own."""
+    row = _row(op, Probe.direction(vector), value, Unit.FEATURE, phase)
+    return RequestEdit(f"steering.edits[{place}]", site, op, row, None, value)
+
+
+def ask(
+    *edits: RequestEdit, tenant: str = "acme", roles: tuple[str, ...] = ("use",), model: str = "tiny"
+) -> RequestFacts:
+    """A request."""
+    return RequestFacts(tenant, frozenset(roles), model, edits)
+
+
+def decide(policies: Iterable[CompiledPolicy] | CompiledPolicy, *edits: RequestEdit) -> Decision:
+    """What policies say to a request with these edits."""
+    group = (policies,) if isinstance(policies, CompiledPolicy) else policies
+    return PolicySet(group).decide(ask(*edits))
+
+
+def reasons(denials: Iterable[Denial]) -> set[tuple[str, str, str]]:
+    """Policy, rule and field of each denial."""
+    return {(denial.policy, denial.rule, denial.field) for denial in denials}

@@ -1,0 +1,165 @@
+"""Authority: an edit that no allowance covers is denied, and so is one beyond a limit, by its name."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from saegis_server.policy.decision import RequestEdit
+from saegis_server.policy.schema import Op, Unit
+from saegis_server.steering.rows import Phase
+from tests.policy.policies import along, decide, edit, policy, reasons
+from tests.rpc import tiny
+
+VECTOR = torch.randn(tiny.WIDTH, generator=torch.Generator().manual_seed(5))
+ALL_OPS = "[clamp, clamp_if_active, scale, add, cap, floor, ablate, ban]"
+ANYTHING = f"allow: [{{id: any, ops: {ALL_OPS}, directions: true}}]"
+
+
+def test_without_an_allowance_a_request_may_steer_nothing() -> None:
+    nothing = policy()
+    assert decide(nothing).allowed
+    decision = decide(nothing, edit(3), along(VECTOR, place=1))
+    assert reasons(decision.denials) == {
+        ("p", "allow", "steering.edits[0]"),
+        ("p", "allow", "steering.edits[1]"),
+    }
+    assert not decision.program.steers
+
+
+@pytest.mark.parametrize("phase", [Phase.PROMPT, Phase.COMPLETION])
+def test_an_edit_of_a_part_of_the_tokens_is_an_edit(phase: Phase) -> None:
+    assert not decide(policy(), edit(3, phase=phase)).allowed
+
+
+@pytest.mark.parametrize(
+    ("entry", "asked", "fits"),
+    [
+        ("ops: [clamp]", edit(3), True),
+        ("ops: [scale]", edit(3), False),
+        ("ops: [clamp], features: [{sae: first, index: 3}]", edit(3), True),
+        ("ops: [clamp], features: [{sae: first, index: 3}]", edit(4), False),
+        ("ops: [clamp], features: [{sae: first, index: 3}]", edit(3, sae="second"), False),
+        ("ops: [clamp], features: []", edit(3), False),
+        ("ops: [clamp], sites: [layers.0]", edit(3), True),
+        ("ops: [clamp], sites: [layers.1]", edit(3), False),
+        ("ops: [clamp], min: 1, max: 2", edit(3, value=1.0), True),
+        ("ops: [clamp], min: 1, max: 2", edit(3, value=2.5), False),
+        ("ops: [clamp], min: 1, max: 2", edit(3, value=0.5), False),
+        ("ops: [clamp], max: 2", edit(3, value=-1e6), True),
+        ("ops: [clamp], max: 2", edit(3, value=math.nan), False),
+        ("ops: [clamp]", edit(3, value=math.nan), False),
+        ("ops: [clamp], unit: norm_fraction", edit(3, unit=Unit.NORM_FRACTION), True),
+        ("ops: [clamp], unit: norm_fraction", edit(3), False),
+        ("ops: [clamp]", edit(3, unit=Unit.MAX_ACTIVATION), False),
+        ("ops: [scale], unit: norm_fraction, max: 2", edit(3, Op.SCALE, 1.5), True),
+        ("ops: [ablate], min: 1", edit(3, Op.ABLATE), False),
+        ("ops: [ablate], max: 1", edit(3, Op.ABLATE), True),
+        ("ops: [ban], max: 1", edit(3, Op.BAN, None), True),
+        ("ops: [ban], max: 1", edit(3, Op.BAN, 2.0), False),
+        ("ops: [add]", along(VECTOR), False),
+        ("ops: [add], directions: true", along(VECTOR), True),
+        ("ops: [add], features: [{sae: first, index: 3}], directions: true", along(VECTOR), True),
+        ("ops: [clamp], features: [{sae: first, index: 3}], directions: true", edit(4), False),
+    ],
+)
+def test_an_allowance_covers_what_it_says(entry: str, asked: RequestEdit, fits: bool) -> None:
+    decision = decide(policy(f"allow: [{{id: entry, {entry}}}]"), asked)
+    covered = ("p", "allow", "steering.edits[0]") not in reasons(decision.denials)
+    assert covered is fits
+
+
+def test_a_value_out_of_range_is_told_with_the_entry() -> None:
+    (denial,) = decide(policy("allow: [{id: small, ops: [clamp], max: 2}]"), edit(3, value=5.0)).denials
+    assert denial.message == "5 in unit feature is not in the range of small: at most 2, in unit feature"
+
+
+def test_every_policy_must_cover_an_edit() -> None:
+    wide, narrow = policy(ANYTHING, name="wide"), policy("allow: [{id: c, ops: [cap]}]", name="narrow")
+    assert decide([wide, narrow], edit(3, Op.CAP)).allowed
+    decision = decide([wide, narrow], edit(3, Op.CLAMP))
+    assert reasons(decision.denials) == {("narrow", "allow", "steering.edits[0]")}
+
+
+def test_too_many_edits() -> None:
+    limited = policy(f"{ANYTHING}\nlimits: {{max_edits: 2}}")
+    edits = [edit(index, place=index) for index in range(3)]
+    assert decide(limited, *edits[:2]).allowed
+    assert reasons(decide(limited, *edits).denials) == {("p", "limits.max_edits", "steering.edits")}
+
+
+def test_an_edit_of_what_is_banned_is_refused_by_the_ban() -> None:
+    banning = policy(f"{ANYTHING}\nrules: [{{id: no, ban: {{features: [{{sae: first, index: 3}}]}}}}]")
+    for op in Op:
+        decision = decide(banning, edit(3, op, 1.0))
+        expected = set() if op is Op.BAN else {("p", "no", "steering.edits[0]")}
+        assert reasons(decision.denials) == expected
+    assert decide(banning, edit(4)).allowed
+
+
+BANS_FIRST = "rules: [{id: no, ban: {features: [{sae: first, index: 3}]}}]"
+BANS_SECOND = "rules: [{id: no, ban: {features: [{sae: second, index: 3}]}}]"
+BEHIND = {("p", "limits.after_bans", "steering.edits[0]")}
+
+
+def test_edits_behind_a_ban() -> None:
+    later, earlier = edit(4, sae="second"), edit(4)
+    assert reasons(decide(policy(f"{ANYTHING}\n{BANS_FIRST}"), later).denials) == BEHIND
+    assert decide(policy(f"{ANYTHING}\n{BANS_FIRST}"), earlier).allowed
+    assert decide(policy(f"{ANYTHING}\n{BANS_SECOND}"), earlier).allowed
+    assert decide(policy(f"{ANYTHING}\n{BANS_SECOND}"), later).allowed
+    assert decide(policy(f"{ANYTHING}\n{BANS_FIRST}\nlimits: {{after_bans: true}}"), later).allowed
+
+
+def test_a_later_ban_does_not_open_what_an_earlier_one_closes() -> None:
+    first = policy(f"{ANYTHING}\n{BANS_FIRST}")
+    second = policy(f"{ANYTHING}\n{BANS_SECOND}\nlimits: {{after_bans: true}}", name="q")
+    assert reasons(decide([first, second], edit(4, sae="second")).denials) == BEHIND
+
+
+def test_a_conditional_ban_closes_what_is_behind_it_too() -> None:
+    when = "when: {if: {feature: {sae: first, index: 5}, above: 1}}"
+    conditional = BANS_FIRST.replace("id: no,", f"id: no, {when},")
+    assert reasons(decide(policy(f"{ANYTHING}\n{conditional}"), edit(4, sae="second")).denials) == BEHIND
+
+
+_ops = st.sampled_from(list(Op))
+_values = st.floats(-1e6, 1e6) | st.sampled_from([0.0, 1.0, -1.0, 2.0])
+
+
+@st.composite
+def edits(draw: st.DrawFn) -> RequestEdit:
+    op, value, phase = draw(_ops), draw(_values), draw(st.sampled_from(list(Phase)))
+    value = abs(value) if op is Op.BAN else value
+    if draw(st.booleans()):
+        return edit(
+            draw(st.integers(0, 8)), op, value, sae=draw(st.sampled_from(["first", "second"])), phase=phase
+        )
+    seed = draw(st.integers(0, 3))
+    vector = torch.randn(tiny.WIDTH, generator=torch.Generator().manual_seed(seed))
+    return along(vector, op, value, site=draw(st.sampled_from(tiny.SITES)), phase=phase)
+
+
+_COVERED = {("first", 1), ("first", 2), ("second", 3)}
+NARROW = policy("""
+    allow:
+    - {id: a, ops: [clamp, scale], features: [{sae: first, indices: [1, 2]}], min: -1, max: 2}
+    - {id: b, ops: [ablate], features: [{sae: second, index: 3}]}
+""")
+
+
+@given(edits())
+def test_every_edit_is_covered_or_denied_with_a_rule(asked: RequestEdit) -> None:
+    decision = decide(NARROW, asked)
+    feature = asked.feature
+    name = None if feature is None else (feature.loaded.id, feature.index)
+    covered = name in _COVERED and (
+        (asked.op in (Op.CLAMP, Op.SCALE) and name != ("second", 3) and -1.0 <= (asked.value or 0.0) <= 2.0)
+        or (asked.op is Op.ABLATE and name == ("second", 3))
+    )
+    assert decision.allowed is covered
+    assert decision.allowed or all(denial.rule == "allow" and denial.field for denial in decision.denials)
