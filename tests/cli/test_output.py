@@ -1,12 +1,12 @@
 """Tests of JSON output and of the receipt's line."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 import pytest
 
-from saegis import FinishReason, Receipt, SiteReceipt, Timings, Usage
+from saegis import AppliedRule, FinishReason, Receipt, RuleMode, SiteReceipt, Timings, Usage
 from saegis_server.cli.output import plain, print_json, shares
 from saegis_server.cli.receipts import receipt_line
 
@@ -50,6 +50,15 @@ def test_the_receipts_line_tells_the_three_cases_apart() -> None:
     assert "steered 7 of 10 tokens: 1 edits, 2 bans (fired 3 times)" in line
     assert "in 1.50 s" in line
     assert "abababababababab]" in line
+
+
+def test_the_receipts_line_tells_who_rules() -> None:
+    usage = Usage(prompt_tokens=4, completion_tokens=6, cached_tokens=0, steered_tokens=0)
+    rule = AppliedRule("no-harm", "ban", "ban", RuleMode.ENFORCE, (), "", 0, False)
+    ruled = replace(receipt(bans=2), policy_revision="no-harm@1", rules=(rule,), ruled=True)
+    assert "by the operator's no-harm/ban (no-harm@1)" in receipt_line(ruled, usage).plain
+    untold = replace(ruled, rules=())
+    assert "by the operator's rules (no-harm@1)" in receipt_line(untold, usage).plain
 
 
 def test_shares_stand_on_one_line_by_language() -> None:

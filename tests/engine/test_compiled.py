@@ -10,6 +10,8 @@ from saegis_server.engine.requests import SamplingParams
 from saegis_server.engine.warmup import missing_compiler, warm_up
 from saegis_server.steering.program import SteeringProgram
 from tests.engine import tiny
+from tests.engine.test_guards import agrees, answered
+from tests.engine.test_guards_apart import flickering
 from tests.engine.test_parity import differs, generate, random_program
 
 pytestmark = [
@@ -70,6 +72,30 @@ def test_scores_between_steps_cause_no_recompilation_and_change_no_bit(compiled:
     with tiny.RunningEngine(tiny.step(tiny.model())) as eager:
         for (text, program), score in zip(texts, found, strict=True):
             assert score.logprobs == eager.score(text, program).result(60).logprobs
+    assert counters["stats"]["unique_graphs"] == before
+    assert not counters["recompiles"]
+    assert not counters["graph_break"]
+
+
+def test_guards_cause_no_recompilation_and_are_what_the_loop_says(compiled: tiny.RunningEngine) -> None:
+    """Random ones beside many whose rows come and go; prompts and tokens are taken again all the time."""
+    before = counters["stats"]["unique_graphs"]
+    program, guard = flickering()
+    seeds = (4, 15, 16, 27)
+    cases = [answered(seed) for seed in seeds]
+    asked = [compiled.ask(case.prompt, case.sampling, case.program, guard=case.guard) for case, _ in cases]
+    beside = []
+    for index in range(200):
+        sampling = SamplingParams(temperature=float(index % 3), seed=index, max_tokens=9, ignore_eos=True)
+        beside.append(
+            compiled.ask(tiny.prompt_of(index, 1 + index % 40), sampling, program, guard=guard)
+            if index % 2
+            else compiled.ask(tiny.prompt_of(index, 9), sampling, random_program(index, index % 33))
+        )
+    for answer, (case, wanted) in zip(asked, cases, strict=True):
+        agrees(answer.wait(300), case, wanted)
+    held = [answer.wait(300).finished.receipt.conditions[0].held_tokens for answer in beside[1::2]]
+    assert 3 < sum(held) / len(held) < 9
     assert counters["stats"]["unique_graphs"] == before
     assert not counters["recompiles"]
     assert not counters["graph_break"]

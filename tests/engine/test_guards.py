@@ -222,8 +222,10 @@ def test_a_guard_that_does_not_fit_is_not_admitted() -> None:
         with pytest.raises(FieldError, match=bad.name):
             engine.ask([1], GREEDY, READ_ONLY, guard=Guard((bad,)))
     crowded = SiteProgram(rules=tuple(rows.add(probe(row), 1.0) for row in range(Capacity().rules + 1)))
-    opposed = (rows.ban(rows.Probe("a", probe(1).read, probe(1).read, value_bias=5.0, gate_bias=5.0)),)
-    opposed += (rows.ban(rows.Probe("b", -probe(1).read, -probe(1).read, value_bias=5.0, gate_bias=5.0)),)
+    opposed = tuple(
+        rows.ban(rows.Probe(f"{sign}", sign * probe(1).read, probe(1).read, gate_bias=5.0, value_bias=5.0))
+        for sign in (1.0, -1.0)
+    )
     for added, message in ((crowded, "room for 8"), (SiteProgram(bans=opposed), "no activation")):
         edit = always("p/edit", Reaction.EDIT, rows={SITES[0]: added})
         with pytest.raises(SteeringError, match=message):

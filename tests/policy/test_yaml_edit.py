@@ -121,5 +121,5 @@ def test_what_is_not_there_cannot_be_set(text: str, place: Place) -> None:
 
 
 def test_what_is_no_yaml_is_told() -> None:
-    with pytest.raises(SyntaxProblem, match="policy.yaml:1"):
+    with pytest.raises(SyntaxProblem, match=r"policy\.yaml:1"):
         edited("rules: [")

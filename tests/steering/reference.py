@@ -57,7 +57,11 @@ def change(edit: Edit, x: Vector, prompt: bool) -> Vector:
 def steer(program: SiteProgram, x: Vector, prompt: bool) -> tuple[Vector, Vector]:
     """The activation after edits and rules, and after the bans' pushes but before their projection."""
     for stage in (program.edits, program.rules):
-        x = x + sum((change(edit, x, prompt) for edit in stage), np.zeros_like(x))
+        move = sum((change(edit, x, prompt) for edit in stage), np.zeros_like(x))
+        if stage is program.edits and program.max_relative_norm is not None:
+            longest, length = program.max_relative_norm * np.linalg.norm(x), np.linalg.norm(move)
+            move = move * (longest / length if length > longest else 1.0)
+        x = x + move
     pushed = x + sum((change(edit, x, prompt) for edit in program.bans), np.zeros_like(x))
     return x, pushed
 

@@ -33,6 +33,8 @@ def random_program(rng: torch.Generator, shape: tuple[int, int, int, int]) -> Si
         rules=tuple(edit(f"r{index}") for index in range(rules)),
         bans=cases.correlated_bans(rng, bans, WIDTH, 0.5, 1.5) if bans else (),
         watches=tuple(pick(f"w{index}") for index in range(watches)),
+        guards=tuple(pick(f"g{index}") for index in range(watches // 2)),
+        max_relative_norm=(None, 0.3, 2.0, 0.0)[int(torch.randint(4, (1,), generator=rng))],
     )
 
 
@@ -59,7 +61,7 @@ def test_agrees_with_the_float64_loop(seed: int, sizes: list[tuple[int, int, int
             # Edits agree to rounding; a projection may lie a little further than the nearest point.
             tolerance = 2e-2 if program.bans else 2e-5
             assert np.abs(got - pushed).max() <= tolerance * scale
-            for index, probe in enumerate(program.watches):
+            for index, probe in enumerate((*program.watches, *program.guards)):
                 clean_value = reference.read(probe, clean)
                 assert abs(float(readings.watched_before[slot, token, index]) - clean_value) <= 1e-4 * (
                     1.0 + abs(clean_value)
@@ -112,3 +114,45 @@ def test_moving_a_slot_moves_its_program() -> None:
     after, _ = apply(x, cases.view(table), prompt, ALL_NORMS)
     assert torch.equal(after[0], before[1])
     assert torch.equal(after[1], x[1])
+
+
+def test_a_bound_holds_exactly_what_exceeds_it_and_leaves_the_bits_of_what_does_not() -> None:
+    rng = torch.Generator().manual_seed(7)
+    own = random_program(rng, (6, 0, 0, 0))
+    x = cases.activations(rng, 1, 200, WIDTH)
+    prompt = torch.ones(1, 200, dtype=torch.bool)
+
+    def moved(bound: float | None) -> tuple[torch.Tensor, torch.Tensor]:
+        program = SiteProgram(edits=own.edits, max_relative_norm=bound)
+        result, readings = apply(x, cases.view(cases.table_of([program], WIDTH)), prompt, ALL_NORMS)
+        return result, readings.relative_norm[0]
+
+    free, shares = moved(None)
+    bound = float(shares.median())
+    held, left = moved(bound)
+    within = shares <= bound * (1.0 - 1e-5)
+    assert torch.equal(held[0, within], free[0, within])
+    beyond = shares >= bound * (1.0 + 1e-5)
+    assert 60 < int(within.sum()) < 140 > int(beyond.sum()) > 60
+    torch.testing.assert_close(left[beyond], torch.full_like(left[beyond], bound), rtol=1e-4, atol=0.0)
+    directions = torch.nn.functional.cosine_similarity(held - x, free - x, dim=-1)[0, beyond]
+    assert float(directions.min()) > 1.0 - 1e-4
+    still, _ = moved(0.0)
+    assert torch.equal(still, x)
+
+
+def test_a_bound_is_of_the_edits_alone_and_the_bans_hold_behind_it() -> None:
+    """In half precision too: rules and bans may move a token as far as they must."""
+    rng = torch.Generator().manual_seed(8)
+    bans = cases.correlated_bans(rng, 6, WIDTH, 0.5, 1.5)
+    undo = tuple(rows.clamp(ban.probe, 400.0) for ban in bans)
+    rule = (rows.add(cases.random_probe(rng, WIDTH, "direction", Norm.NONE, "rule"), 50.0),)
+    program = SiteProgram(edits=undo, rules=rule, bans=bans, max_relative_norm=0.05)
+    for dtype in (torch.float32, torch.bfloat16):
+        x = cases.activations(rng, 1, 100, WIDTH).to(dtype)
+        table = cases.table_of([program], WIDTH, dtype)
+        result, readings = apply(x, cases.view(table), torch.ones(1, 100) > 0)
+        assert float(readings.relative_norm.median()) > 1.0
+        for token in range(100):
+            over = reference.excess(bans, reference.vector(result[0, token]))
+            assert over.max() <= (1e-4 if dtype is torch.float32 else 0.0) * abs(bans[0].probe.limit)

@@ -32,6 +32,10 @@ def test_the_digest_names_the_effective_steering() -> None:
         program(rows.clamp(probe(), 2.0, relative=True)),
         SteeringProgram({"layers.1": SiteProgram(edits=(rows.clamp(probe(), 2.0),))}),
         SteeringProgram({"layers.0": SiteProgram(rules=(rows.clamp(probe(), 2.0),))}),
+        SteeringProgram({"layers.0": SiteProgram((rows.clamp(probe(), 2.0),), watches=(probe("other"),))}),
+        SteeringProgram({"layers.0": SiteProgram((rows.clamp(probe(), 2.0),), guards=(probe("other"),))}),
+        SteeringProgram({"layers.0": SiteProgram((rows.clamp(probe(), 2.0),), max_relative_norm=0.5)}),
+        SteeringProgram({"layers.0": SiteProgram((rows.clamp(probe(), 2.0),), max_relative_norm=0.6)}),
     ]
     digests = {one.digest, *(other.digest for other in others)}
     assert len(digests) == 1 + len(others)
@@ -63,6 +67,20 @@ def test_more_rows_than_there_is_room_for_are_refused() -> None:
     crowded = SiteProgram(edits=tuple(rows.add(probe(f"sae:{index}"), 1.0) for index in range(5)))
     with pytest.raises(SteeringError, match="room for 4"):
         Capacity(edits=4).check("layers.0", crowded)
+
+
+def test_watches_and_guards_share_their_room() -> None:
+    read = tuple(probe(f"sae:{index}") for index in range(5))
+    Capacity(watches=10).check("layers.0", SiteProgram(watches=read, guards=read))
+    with pytest.raises(SteeringError, match=r"5 watches and 5 guards at layers\.0; .* room for 9") as error:
+        Capacity(watches=9).check("layers.0", SiteProgram(watches=read, guards=read))
+    assert error.value.rows == (("guards", 4),)
+
+
+@pytest.mark.parametrize("bound", [-0.1, math.nan, math.inf])
+def test_a_bound_must_be_a_share(bound: float) -> None:
+    with pytest.raises(SteeringError, match="max_relative_norm"):
+        SteeringProgram({"layers.0": SiteProgram(max_relative_norm=bound)})
 
 
 @pytest.mark.parametrize("values", [[0.0, 0.0], [math.nan, 1.0], [math.inf, 1.0]])

@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from saegis_server.bench.subjects import Subject
 from saegis_server.engine.engine import Engine
+from saegis_server.engine.guard import UNGUARDED, Guard, Guarded, Reaction
 from saegis_server.engine.requests import (
     Event,
     GenerationRequest,
@@ -21,6 +22,7 @@ from saegis_server.engine.slots import Slots
 from saegis_server.engine.step import Step
 from saegis_server.engine.warmup import Progress, warm_up
 from saegis_server.sae.autoencoder import SparseAutoencoder
+from saegis_server.steering.conditions import AllOf, AnyOf, Condition, Literal, Scope
 from saegis_server.steering.program import UNSTEERED, SiteProgram, SteeringProgram
 from saegis_server.steering.rows import Norm, clamp, scale
 from saegis_server.steering.table import Capacity
@@ -28,6 +30,8 @@ from saegis_server.steering.table import Capacity
 PROMPT_TOKENS, NEW_TOKENS = 64, 96
 #: Rows of each steered request.
 ROWS = 8
+#: Readings of each guarded request, and its conditions on them.
+READINGS, CONDITIONS = 32, 8
 _GREEDY = SamplingParams(temperature=0.0, max_tokens=NEW_TOKENS, ignore_eos=True)
 
 
@@ -52,6 +56,32 @@ def programs(subject: Subject, sae: SparseAutoencoder, count: int, requests: int
     return [made[index % count] for index in range(requests)]
 
 
+def guarded(
+    subject: Subject, sae: SparseAutoencoder, requests: int
+) -> tuple[list[SteeringProgram], list[Guard]]:
+    """Requests that nothing steers, with the guards of an operator: READINGS features, CONDITIONS on them.
+
+    The conditions are of every scope, join four readings each, and hold nowhere: what they cost is watching.
+    """
+    rng = torch.Generator().manual_seed(3)
+    features = torch.randperm(sae.features, generator=rng)[:READINGS].tolist()
+    program = SteeringProgram(
+        {str(subject.site): SiteProgram(guards=tuple(sae.probe(feature) for feature in features))}
+    )
+    reactions = (Reaction.STOP, Reaction.EDIT, Reaction.RECORD, Reaction.EDIT)
+    rows = {str(subject.site): SiteProgram(rules=(clamp(sae.probe(features[0]), 0.0),))}
+    conditions = []
+    for index in range(CONDITIONS):
+        first, *others = (Literal(4 * index + place, 1e6) for place in range(READINGS // CONDITIONS))
+        expression = AnyOf((first, AllOf(tuple(others))))
+        scope = (Scope.TOKEN, Scope.WINDOW, Scope.TOKEN, Scope.PROMPT)[index % 4]
+        condition = Condition(expression, scope, 16 if scope is Scope.WINDOW else 1, sticky=index < 4)
+        reaction = reactions[index % 4]
+        added = rows if reaction is Reaction.EDIT else {}
+        conditions.append(Guarded(f"bench/{index}", condition, reaction, rows=added))
+    return [program] * requests, [Guard(tuple(conditions))] * requests
+
+
 def _no_tokenizer() -> PreTrainedTokenizerFast:
     """Random tokens need no words: every token is an empty text."""
     backend = Tokenizer(models.WordLevel({"": 0}, unk_token=""))
@@ -70,7 +100,10 @@ def warm_step(subject: Subject, sites: tuple[Site, ...], concurrency: int, progr
 
 
 def tokens_per_second(
-    step: Step, asked: list[list[int]], steering: list[SteeringProgram] | None = None
+    step: Step,
+    asked: list[list[int]],
+    steering: list[SteeringProgram] | None = None,
+    guards: list[Guard] | None = None,
 ) -> float:
     """Generated tokens a second for requests that all come at once; prompts are read within the time.
 
@@ -87,10 +120,11 @@ def tokens_per_second(
                 failures.append(events[-1])
             done.release()
 
-    wanted = steering or [UNSTEERED] * len(asked)
+    wanted, conditions = steering or [UNSTEERED] * len(asked), guards or [UNGUARDED] * len(asked)
     start = time.perf_counter()
-    for index, (prompt, program) in enumerate(zip(asked, wanted, strict=True)):
-        engine.submit(GenerationRequest(f"bench-{index}", tuple(prompt), _GREEDY, program), sink)
+    for index, (prompt, program, guard) in enumerate(zip(asked, wanted, conditions, strict=True)):
+        request = GenerationRequest(f"bench-{index}", tuple(prompt), _GREEDY, program, guard=guard)
+        engine.submit(request, sink)
     for _ in asked:
         done.acquire()
     elapsed = time.perf_counter() - start

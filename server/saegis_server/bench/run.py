@@ -5,7 +5,16 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from saegis_server.bench.baselines import generate, generate_with_hooks
-from saegis_server.bench.loads import ROWS, programs, prompts, tokens_per_second, warm_step
+from saegis_server.bench.loads import (
+    CONDITIONS,
+    READINGS,
+    ROWS,
+    guarded,
+    programs,
+    prompts,
+    tokens_per_second,
+    warm_step,
+)
 from saegis_server.bench.report import Ratio
 from saegis_server.bench.subjects import Subject, random_sae
 from saegis_server.engine.warmup import Progress
@@ -44,10 +53,12 @@ def compare(subject: Subject, rounds: int, progress: Progress) -> list[Ratio]:
     plain, hooked = in_own_thread(lambda: (subject.make(), subject.make()))
 
     steered = in_own_thread(lambda: programs(subject, saes[16384], CONCURRENT, CONCURRENT))
+    watched, guards = in_own_thread(lambda: guarded(subject, saes[16384], CONCURRENT))
     progress(f"{CONCURRENT} requests at once", 0, 3)
-    ours, unsteered, hookless, static, hooks = take_turns(
+    ours, watching, unsteered, hookless, static, hooks = take_turns(
         [
             lambda: tokens_per_second(step, few, steered),
+            lambda: tokens_per_second(step, few, watched, guards),
             lambda: tokens_per_second(step, few),
             lambda: tokens_per_second(bare, few),
             lambda: generate(plain, few),
@@ -56,6 +67,8 @@ def compare(subject: Subject, rounds: int, progress: Progress) -> list[Ratio]:
         rounds,
     )
     add(f"{CONCURRENT} × {ROWS} rows, all different", "unsteered", ours, unsteered, "≥ 0.95")
+    judged = f"{CONCURRENT} × {READINGS} watches and {CONDITIONS} conditions"
+    add(judged, "unsteered", watching, unsteered, "≥ 0.95")
     add(f"{CONCURRENT} × {ROWS} rows, all different", "no site in the model", ours, hookless, "")
     add("unsteered", "Transformers, static batch", unsteered, static, "≥ 1.0")
     add(f"{CONCURRENT} × {ROWS} rows, all different", "Transformers + hooks, full SAE", ours, hooks, "≥ 5")

@@ -3,15 +3,19 @@
 import typer
 
 from saegis_server.cli import (
+    policy_apply,
     policy_calibrate,
     policy_diff,
     policy_explain,
+    policy_history,
     policy_sign,
     policy_test,
     policy_validate,
 )
 
-app = typer.Typer(no_args_is_help=True, help="Check, try, calibrate and sign policies: the operator's rules.")
+app = typer.Typer(
+    no_args_is_help=True, help="Check, try, calibrate, sign and put in force policies: the operator's rules."
+)
 app.command(epilog=policy_validate.EPILOG)(policy_validate.validate)
 app.command("test", epilog=policy_test.EPILOG)(policy_test.run)
 app.command(epilog=policy_diff.EPILOG)(policy_diff.diff)
@@ -19,3 +23,7 @@ app.command(epilog=policy_explain.EPILOG)(policy_explain.explain)
 app.command(epilog=policy_calibrate.EPILOG)(policy_calibrate.calibrate)
 app.command(epilog=policy_sign.SIGN_EPILOG)(policy_sign.sign)
 app.command(epilog=policy_sign.KEYGEN_EPILOG)(policy_sign.keygen)
+app.command(epilog=policy_apply.EPILOG)(policy_apply.apply)
+app.command("list", epilog=policy_history.LIST_EPILOG)(policy_history.list_policies)
+app.command(epilog=policy_history.HISTORY_EPILOG)(policy_history.history)
+app.command("roll-back", epilog=policy_history.ROLL_BACK_EPILOG)(policy_history.roll_back)

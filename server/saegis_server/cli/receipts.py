@@ -31,10 +31,18 @@ def receipt_line(receipt: Receipt, usage: Usage) -> Text:
     timings = receipt.timings
     seconds = timings.queue_seconds + timings.prefill_seconds + timings.decode_seconds
     return Text(
-        f"[{steering} · {usage.prompt_tokens} + {usage.completion_tokens} tokens in {seconds:.2f} s · "
-        f"program {receipt.program_digest[:_SHOWN_DIGITS]}]",
+        f"[{steering}{_by(receipt)} · {usage.prompt_tokens} + {usage.completion_tokens} tokens "
+        f"in {seconds:.2f} s · program {receipt.program_digest[:_SHOWN_DIGITS]}]",
         style="dim",
     )
+
+
+def _by(receipt: Receipt) -> str:
+    """Whose rules are in force, as far as the policies tell."""
+    if not receipt.ruled:
+        return ""
+    names = [f"{rule.policy}/{rule.rule}" for rule in receipt.rules if rule.mode == "enforce"]
+    return f" · by the operator's {', '.join(names) or 'rules'} ({receipt.policy_revision})"
 
 
 def receipt_table(receipt: Receipt, usage: Usage) -> Table:

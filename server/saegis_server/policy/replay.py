@@ -189,10 +189,12 @@ def _facts(record: Record, candidate: CompiledPolicy) -> RequestFacts:
 
 def _edits(recorded: Iterable[Record]) -> Iterator[CaseEdit]:
     for each in recorded:
-        if each.get("feature") is None:
+        if "index" not in each:
+            raise NotReplayableError("an edit lacks its index")
+        if each["index"] is None:
             raise NotReplayableError("an edit is of a direction, which a log does not hold")
         known = {name: each[name] for name in ("op", "site", "value", "unit", "phase") if name in each}
-        feature = {"sae": each.get("sae", ""), "index": each["feature"]}
+        feature = {"sae": each.get("sae") or "", "index": each["index"]}
         try:
             yield CaseEdit.model_validate(known | {"feature": feature})
         except ValidationError as error:

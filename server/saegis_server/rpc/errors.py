@@ -1,7 +1,7 @@
 """The status table: which gRPC status, with which google.rpc details, each exception becomes."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from uuid import uuid4
 
@@ -184,14 +184,15 @@ def _denied(error: problems.PolicyDeniedError) -> Problem:
     return Problem(
         grpc.StatusCode.PERMISSION_DENIED,
         "POLICY_DENIED",
-        f"the operator's policy denies the request: {error}",
+        f"the operator's policy denies the request: {_first([each.message for each in decision.denials])}",
         {
             "policy": first.policy,
             "rule": first.rule,
-            "revision": decision.policy_revision,
+            "revision": _shortened(decision.policy_revision),
             "decision_id": error.decision_id,
+            "denials": str(len(decision.denials)),
         },
-        tuple((each.field, f"{each.policy}/{each.rule}: {each.message}") for each in fields),
+        _fitting([(each.field, f"{each.policy}/{each.rule}: {each.message}") for each in fields]),
     )
 
 
@@ -209,20 +210,32 @@ def _policy_serial(error: policy.SerialError) -> Problem:
 
 def _rejected(error: policy.PolicyError, code: grpc.StatusCode, reason: str) -> Problem:
     """A bundle that was not taken: as many of its problems as there is room for, and how many there are."""
-    violations: list[tuple[str, str]] = []
-    room = MOST_PROBLEM_BYTES
+    violations = []
     for each in error.problems:
         place = f"{each.file}:{each.line}" if each.line else each.file
-        path = _shortened(" ".join(part for part in (place, each.path) if part) or "bundle")
-        violation = path, _shortened(each.message)
-        room -= sum(len(part.encode()) for part in violation)
-        if room < 0 and violations:
-            break
-        violations.append(violation)
-    more = len(error.problems) - 1
-    first = _shortened(str(error.problems[0])) + (f" (and {more} more)" if more else "")
+        path = " ".join(part for part in (place, each.path) if part) or "bundle"
+        violations.append((path, each.message))
     metadata = {"kind": error.kind, "problems": str(len(error.problems))}
-    return Problem(code, reason, f"the bundle is not taken: {first}", metadata, tuple(violations))
+    message = f"the bundle is not taken: {_first(list(map(str, error.problems)))}"
+    return Problem(code, reason, message, metadata, _fitting(violations))
+
+
+def _first(messages: Sequence[str]) -> str:
+    more = len(messages) - 1
+    return _shortened(messages[0]) + (f" (and {more} more)" if more else "")
+
+
+def _fitting(violations: Sequence[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+    """The first violations, as many as there is room for, and at least one."""
+    found: list[tuple[str, str]] = []
+    room = MOST_PROBLEM_BYTES
+    for path, message in violations:
+        violation = _shortened(path), _shortened(message)
+        room -= sum(len(part.encode()) for part in violation)
+        if room < 0 and found:
+            break
+        found.append(violation)
+    return tuple(found)
 
 
 def _shortened(text: str) -> str:

@@ -130,6 +130,9 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             with _explained(str(message.WhichOneof("prompt")), steering):
                 submit = partial(engine.submit, request, mailbox.put)
                 await self._submit(request.program, submit, lambda _: engine.cancel(name))
+            if governor.is_outdated(governed):
+                # What an urgent policy ended may not have been the engine's yet.
+                engine.cancel(name)
             try:
                 details = convert.TokenDetails(request.sampling.logprobs is not None, steering.watches)
                 yield _Running(mailbox, details, governed)

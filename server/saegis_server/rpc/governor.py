@@ -19,15 +19,17 @@ from saegis_server.engine.requests import (
 from saegis_server.engine.score import Score
 from saegis_server.policy.audit_log import AuditLog
 from saegis_server.policy.audit_record import AnswerRecord, DecisionRecord, Fields
-from saegis_server.policy.decide import PolicySet
 from saegis_server.policy.decision import Decision, Denial, RequestFacts
 from saegis_server.policy.schema import Mode
 from saegis_server.policy.store import PolicyStore
 from saegis_server.rpc.identity import current_identity
-from saegis_server.rpc.problems import PolicyDeniedError
+from saegis_server.rpc.problems import NotServingError, PolicyDeniedError
 from saegis_server.rpc.programs import RequestSteering
 from saegis_server.steering.program import SiteProgram, SteeringProgram
 from saegis_server.telemetry.metrics import Metrics
+
+#: How soon a request that came just before an urgent policy may be tried again.
+RETRY_SECONDS = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +47,15 @@ class Governed:
     """A request that may run, and what it runs under.
 
     id: the decision's name in the receipt and in the audit log; empty where there is neither policy nor
-    log. decision: None where the server has no policies.
+    log. decision: None where the server has no policies. ended: how often an urgent policy had ended all that
+    ran when it was decided.
     """
 
     id: str
     tenant: str
     asked: Asked
     program: SteeringProgram
+    ended: int
     guard: Guard = UNGUARDED
     decision: Decision | None = None
 
@@ -75,27 +79,28 @@ class Governor:
         self.policies, self.audit = policies, audit
         self._model, self._sites, self._metrics, self._cancel = model, tuple(sites), metrics, cancel
         self._running: dict[str, Governed] = {}
+        self._ended = 0
 
     async def admit(self, asked: Asked, steering: RequestSteering) -> Governed:
         """What a request may run under, recorded. Raises PolicyDeniedError, AuditUnavailableError."""
         if self.policies is None:
-            governed = Governed(
-                _name() if self.audit else "", current_identity().tenant, asked, steering.program
-            )
+            name = _name() if self.audit else ""
+            tenant = current_identity().tenant
+            governed = Governed(name, tenant, asked, steering.program, self._ended)
         else:
-            governed = self._decided(self.policies.active, asked, steering)
+            governed = self._decided(self.policies, asked, steering)
         await self._record_decision(governed, steering)
         if governed.decision is not None and not governed.decision.allowed:
             raise PolicyDeniedError(governed.id, governed.decision)
         return governed
 
-    def _decided(self, policies: PolicySet, asked: Asked, steering: RequestSteering) -> Governed:
-        identity = current_identity()
+    def _decided(self, policies: PolicyStore, asked: Asked, steering: RequestSteering) -> Governed:
+        identity, ended = current_identity(), self._ended
         facts = RequestFacts(identity.tenant, identity.roles, self._model, steering.edits)
-        decision = policies.decide(facts)
+        decision = policies.active.decide(facts)
         self._count(decision)
         program = self._with_watches(decision.program, steering.program)
-        return Governed(_name(), identity.tenant, asked, program, decision.guard, decision)
+        return Governed(_name(), identity.tenant, asked, program, ended, decision.guard, decision)
 
     def _with_watches(self, decided: SteeringProgram, own: SteeringProgram) -> SteeringProgram:
         """The decided program with the request's own watches, its sites in forward order."""
@@ -113,10 +118,13 @@ class Governor:
     def watching(self, governed: Governed) -> Iterator[None]:
         """While a request runs: an urgent policy ends it, and how it fails is recorded.
 
-        A prompt that a condition refuses raises PolicyDeniedError instead of the engine's error.
+        A prompt that a condition refuses raises PolicyDeniedError instead of the engine's error. Raises
+        NotServingError, to be tried again, for a request that was decided before an urgent policy came.
         """
         self._running[governed.asked.request_id] = governed
         try:
+            if self.is_outdated(governed):
+                raise NotServingError("POLICY_REPLACED", "an urgent policy has come in force", RETRY_SECONDS)
             yield
         except RefusedByPolicyError as error:
             self._fail(governed, "refused")
@@ -129,8 +137,13 @@ class Governor:
             if self._running.get(governed.asked.request_id) is governed:
                 del self._running[governed.asked.request_id]
 
+    def is_outdated(self, governed: Governed) -> bool:
+        """Whether an urgent policy has ended all that ran since a request was decided."""
+        return governed.ended != self._ended
+
     def end_all(self) -> None:
         """End every generation that runs, as an urgent policy demands. May be called from any thread."""
+        self._ended += 1
         for request_id in list(self._running):
             self._cancel(request_id)
 

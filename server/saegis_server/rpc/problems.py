@@ -54,7 +54,10 @@ class SlowReaderError(Exception):
 
 
 class NotServingError(Exception):
-    """The server does not take requests now; `reason` is STARTING, DRAINING or ENGINE_RESTARTING."""
+    """The server does not take the request now.
+
+    reason: STARTING, DRAINING, ENGINE_RESTARTING or POLICY_REPLACED.
+    """
 
     def __init__(self, reason: str, description: str, retry_after: float) -> None:
         super().__init__(description)
