@@ -114,6 +114,13 @@ def test_the_receipt_tells_rules_or_only_that_there_are_some(tmp_path: Path) -> 
         assert (list(receipt.rules), receipt.ruled) == ([], True)
 
 
+def test_a_request_may_ban_more_where_that_is_allowed(tmp_path: Path) -> None:
+    allow = "allow: [{id: bans, ops: [ban]}]\n"
+    with ruled(write(tmp_path, BAN + allow)) as (_, stub):
+        receipt = stub.Generate(ask(PROMPT, 4, edit(5, 1.0, steering_pb2.OPERATION_BAN))).receipt
+        assert receipt.sites[0].bans == 2
+
+
 def test_whom_no_policy_concerns_is_denied(tmp_path: Path) -> None:
     with ruled(write(tmp_path, "match: {tenants: [somebody]}\n" + BAN)) as (_, stub):
         assert rule_of(denied(stub, ask())) == "match"

@@ -20,11 +20,12 @@ from saegis_server.engine.score import Score
 from saegis_server.policy.audit_log import AuditLog
 from saegis_server.policy.audit_record import AnswerRecord, DecisionRecord, Fields
 from saegis_server.policy.decision import Decision, Denial, RequestFacts
-from saegis_server.policy.schema import Mode
+from saegis_server.policy.schema import Mode, Op
 from saegis_server.policy.store import PolicyStore
 from saegis_server.rpc.identity import current_identity
 from saegis_server.rpc.problems import NotServingError, PolicyDeniedError
 from saegis_server.rpc.programs import RequestSteering
+from saegis_server.rpc.threads import in_own_thread
 from saegis_server.steering.program import SiteProgram, SteeringProgram
 from saegis_server.telemetry.metrics import Metrics
 
@@ -88,16 +89,21 @@ class Governor:
             tenant = current_identity().tenant
             governed = Governed(name, tenant, asked, steering.program, self._ended)
         else:
-            governed = self._decided(self.policies, asked, steering)
+            governed = await self._decided(self.policies, asked, steering)
         await self._record_decision(governed, steering)
         if governed.decision is not None and not governed.decision.allowed:
             raise PolicyDeniedError(governed.id, governed.decision)
         return governed
 
-    def _decided(self, policies: PolicyStore, asked: Asked, steering: RequestSteering) -> Governed:
+    async def _decided(self, policies: PolicyStore, asked: Asked, steering: RequestSteering) -> Governed:
         identity, ended = current_identity(), self._ended
         facts = RequestFacts(identity.tenant, identity.roles, self._model, steering.edits)
-        decision = policies.active.decide(facts)
+        deciding = policies.active
+        if any(edit.op is Op.BAN for edit in steering.edits):
+            # Whether a request's own bans can hold takes milliseconds to find out, or longer.
+            decision = await in_own_thread(lambda: deciding.decide(facts))
+        else:
+            decision = deciding.decide(facts)
         self._count(decision)
         program = self._with_watches(decision.program, steering.program)
         return Governed(_name(), identity.tenant, asked, program, ended, decision.guard, decision)
