@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.serving import environment
+
 GUIDE = Path(__file__).parents[2] / "deploy/POLICIES.md"
 
 
@@ -21,7 +23,7 @@ def test_every_command_of_the_guide_runs(tmp_path: Path) -> None:
     done = subprocess.run(
         ["bash", "-c", script],
         cwd=tmp_path,
-        env={**os.environ, "PATH": f"{bin_folder}:{os.environ['PATH']}", "COLUMNS": "120"},
+        env=environment(PATH=f"{bin_folder}:{os.environ['PATH']}", COLUMNS="120"),
         capture_output=True,
         text=True,
         timeout=800,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
+import torch
 
 from saegis_server.engine.engine import Engine
 from saegis_server.engine.load import Limits
@@ -69,6 +71,15 @@ protect:
 #: What a denial may name: the rules above, and what every policy has.
 RULES = {"ban-first", "ban-second", "allow", "limits.max_edits", "limits.after_bans", "keep-away"}
 TRIES, AT_ONCE = 20_000, 256
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """On tensors as small as these a second thread costs more than it does."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 class Attack:
