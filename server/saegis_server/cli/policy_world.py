@@ -76,7 +76,7 @@ def offline_world(sae: str | None, sites: Sequence[str] | None, name: str | None
 
     sites: the first is the SAE's, as with `saegis serve`.
     """
-    from saegis_server.engine.sites import Place, Site, SiteError
+    from saegis_server.engine.sites import Site, SiteError, forward_order
     from saegis_server.policy.world import World
     from saegis_server.sae.catalog import Catalog
     from saegis_server.sae.errors import SAEFileError
@@ -95,12 +95,9 @@ def offline_world(sae: str | None, sites: Sequence[str] | None, name: str | None
         ) from error
     except SiteError as error:
         raise fail(str(error), "sites are written layers.NUMBER.resid_post", USAGE) from error
-    # What attention and the MLP add comes after a layer's input and before its output.
-    order = (Place.RESID_PRE, Place.ATTN_OUT, Place.MLP_OUT, Place.RESID_POST)
-    in_order = sorted(steered, key=lambda site: (site.layer, order.index(site.place)))
     return World(
         model=name or "model",
-        sites=tuple(map(str, in_order)),
+        sites=tuple(map(str, sorted(steered, key=forward_order))),
         width=loaded.sae.width,
         catalog=Catalog([loaded]),
         capacity=Capacity(),

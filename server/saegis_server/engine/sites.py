@@ -55,6 +55,15 @@ class Site:
         raise SiteError(f"{name!r} is not a site; write layers.<number>.<place> with a place of {places}")
 
 
+#: In what order a layer's places come in the forward pass.
+_FORWARD = (Place.RESID_PRE, Place.ATTN_OUT, Place.MLP_OUT, Place.RESID_POST)
+
+
+def forward_order(site: Site) -> tuple[int, int]:
+    """What sorts sites in the order of the forward pass."""
+    return site.layer, _FORWARD.index(site.place)
+
+
 def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     """The list of decoder layers of a causal language model of any family. Raises SiteError if unclear."""
     count = model.config.get_text_config().num_hidden_layers

@@ -9,7 +9,7 @@ from torch import Tensor
 from saegis_server.engine.engine import Engine
 from saegis_server.engine.load import Limits
 from saegis_server.engine.loading import LoadedModel, load_model
-from saegis_server.engine.sites import Site, site_module
+from saegis_server.engine.sites import Site, forward_order, site_module
 from saegis_server.engine.slots import Slots
 from saegis_server.engine.step import SMALLEST, Step
 from saegis_server.engine.warmup import missing_compiler, warm_up
@@ -113,17 +113,12 @@ def _step(config: ServerConfig, loaded: LoadedModel, placed: Sequence[PlacedSAE]
         sites[each.site] = norms | {each.loaded.sae.norm}
     for site in sites:
         site_module(loaded.model, site)
-    in_order = {site: sites[site] for site in sorted(sites, key=_forward_order)}
+    in_order = {site: sites[site] for site in sorted(sites, key=forward_order)}
     length = config.max_length or loaded.max_context
     if length > loaded.max_context:
         raise ValueError(f"max_length is {length}; the model's context has {loaded.max_context} tokens")
     slots = Slots(loaded.model, tuple(in_order), max(config.max_running, SMALLEST), length, Capacity())
     return Step(loaded.model, in_order, slots, compiled)
-
-
-def _forward_order(site: Site) -> tuple[int, int]:
-    places = ("resid_pre", "attn_out", "mlp_out", "resid_post")
-    return site.layer, places.index(site.place)
 
 
 def _capture_at(step: Step, site: Site) -> Callable[[Sequence[int]], Tensor]:
