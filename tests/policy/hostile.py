@@ -15,20 +15,13 @@ from saegis_server.engine.requests import SamplingParams
 from saegis_server.engine.sites import Site, site_module
 from saegis_server.engine.step import Step
 from saegis_server.policy.decision import RequestEdit
+from saegis_server.policy.operations import WITH_UNIT, row_of
 from saegis_server.policy.schema import Op, Unit
 from saegis_server.sae.autoencoder import SparseAutoencoder
 from saegis_server.sae.catalog import Catalog, FoundFeature
-from saegis_server.steering import rows
 from saegis_server.steering.projection import NO_LIMIT
 from saegis_server.steering.rows import Phase, Probe
 
-_MAKE = {
-    Op.CLAMP: rows.clamp,
-    Op.CLAMP_IF_ACTIVE: rows.clamp_if_active,
-    Op.ADD: rows.add,
-    Op.CAP: rows.cap,
-    Op.FLOOR: rows.floor,
-}
 #: Stands for an edit's field until its place in the request is known.
 _PATH = ""
 _VALUES = (0.0, 0.1, -0.1, 1.0, -1.0, 5.0, -5.0, 80.0, -80.0, 1e4, -1e4, 1e6, -1e6)
@@ -184,17 +177,13 @@ class Client:
     ) -> RequestEdit:
         op = op or self._random.choice(tuple(Op))
         phase = self._random.choice((Phase.ALL, Phase.ALL, Phase.PROMPT, Phase.COMPLETION))
-        if op is Op.BAN:
-            return RequestEdit(_PATH, site, op, rows.ban(probe, 0.0, phase=phase), feature, 0.0)
-        if op is Op.ABLATE:
-            return RequestEdit(_PATH, site, op, rows.ablate(probe, phase=phase), feature)
+        if op in (Op.BAN, Op.ABLATE):
+            told = 0.0 if op is Op.BAN else None
+            return RequestEdit(_PATH, site, op, row_of(op, probe, 0.0, phase), feature, told)
         value = self._random.choice(_VALUES) if value is None else value
-        if op is Op.SCALE:
-            return RequestEdit(_PATH, site, op, rows.scale(probe, value, phase=phase), feature, value)
-        relative = abs(value) <= 80.0 and self._random.random() < 0.3
-        edit = _MAKE[op](probe, value, phase=phase, relative=relative)
+        relative = op in WITH_UNIT and abs(value) <= 80.0 and self._random.random() < 0.3
         unit = Unit.NORM_FRACTION if relative else Unit.FEATURE
-        return RequestEdit(_PATH, site, op, edit, feature, value, unit)
+        return RequestEdit(_PATH, site, op, row_of(op, probe, value, phase, relative), feature, value, unit)
 
     @staticmethod
     def _distinct(found: list[RequestEdit]) -> list[RequestEdit]:

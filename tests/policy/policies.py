@@ -12,11 +12,11 @@ from saegis_server.policy.bundle import Bundle
 from saegis_server.policy.compiled import CompiledPolicy, compile_policy
 from saegis_server.policy.decide import PolicySet
 from saegis_server.policy.decision import Decision, Denial, RequestEdit, RequestFacts
+from saegis_server.policy.operations import row_of
 from saegis_server.policy.schema import Op, Unit
 from saegis_server.policy.world import World
 from saegis_server.sae.catalog import Catalog
-from saegis_server.steering import rows
-from saegis_server.steering.rows import Edit, Phase, Probe
+from saegis_server.steering.rows import Phase, Probe
 from saegis_server.steering.table import Capacity
 from tests.rpc import tiny
 
@@ -67,26 +67,6 @@ def world(catalog: Catalog = CATALOG, **capacity: int) -> World:
     return World("tiny", tiny.SITES, tiny.WIDTH, catalog, Capacity(**capacity))
 
 
-_MAKE = {
-    Op.CLAMP: rows.clamp,
-    Op.CLAMP_IF_ACTIVE: rows.clamp_if_active,
-    Op.ADD: rows.add,
-    Op.CAP: rows.cap,
-    Op.FLOOR: rows.floor,
-}
-
-
-def _row(op: Op, probe: Probe, value: float | None, unit: Unit, phase: Phase) -> Edit:
-    if op is Op.ABLATE:
-        return rows.ablate(probe, phase=phase)
-    if op is Op.BAN:
-        return rows.ban(probe, value or 0.0, phase=phase)
-    assert value is not None
-    if op is Op.SCALE:
-        return rows.scale(probe, value, phase=phase)
-    return _MAKE[op](probe, value, phase=phase, relative=unit is Unit.NORM_FRACTION)
-
-
 def edit(
     index: int = 3,
     op: Op = Op.CLAMP,
@@ -100,8 +80,8 @@ def edit(
     """A request's edit of a feature."""
     found = CATALOG.by_index(CATALOG.sae(sae, "sae"), index, "index")
     value = None if op is Op.ABLATE else value
-    row = _row(op, found.probe(), value, unit, phase)
-    return RequestEdit(f"steering.edits[{place}]", found.site, op, row, found, value, unit)
+    made = row_of(op, found.probe(), value or 0.0, phase, unit is Unit.NORM_FRACTION)
+    return RequestEdit(f"steering.edits[{place}]", found.site, op, made, found, value, unit)
 
 
 def along(
@@ -114,8 +94,8 @@ def along(
     phase: Phase = Phase.ALL,
 ) -> RequestEdit:
     """A request's edit of a direction of its own."""
-    row = _row(op, Probe.direction(vector), value, Unit.FEATURE, phase)
-    return RequestEdit(f"steering.edits[{place}]", site, op, row, None, value)
+    made = row_of(op, Probe.direction(vector), value or 0.0, phase)
+    return RequestEdit(f"steering.edits[{place}]", site, op, made, None, value)
 
 
 def ask(

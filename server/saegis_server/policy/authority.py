@@ -10,11 +10,9 @@ from enum import Enum, auto
 from saegis_server.policy.claims import Place
 from saegis_server.policy.decision import Denial, RequestEdit
 from saegis_server.policy.errors import Problem
+from saegis_server.policy.operations import WITH_UNIT
 from saegis_server.policy.schema import Allowance, Limits, Op, Unit
 from saegis_server.policy.selectors import SelectionError, Selectors
-
-#: Operations whose value has no unit.
-_WITHOUT_UNIT = (Op.SCALE, Op.ABLATE, Op.BAN)
 
 
 class Fit(Enum):
@@ -49,7 +47,7 @@ class CompiledAllowance:
         if not covered:
             return Fit.NOT
         value = 0.0 if edit.value is None else edit.value
-        right_unit = edit.op in _WITHOUT_UNIT or edit.unit is self.unit
+        right_unit = edit.op not in WITH_UNIT or edit.unit is self.unit
         return Fit.FITS if right_unit and self.low <= value <= self.high else Fit.BUT_FOR_VALUE
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from saegis_server.policy.cases_schema import CaseEdit, CaseRequest
@@ -11,18 +11,10 @@ from saegis_server.policy.compiled import CompiledPolicy
 from saegis_server.policy.compiled_rule import PHASES
 from saegis_server.policy.decision import RequestEdit, RequestFacts
 from saegis_server.policy.errors import Problem
+from saegis_server.policy.operations import WITH_UNIT, row_of
 from saegis_server.policy.schema import DirectionSelector, FeatureSelector, Op, Unit
 from saegis_server.policy.selectors import Selected, SelectionError, Selectors
-from saegis_server.steering import rows
 from saegis_server.steering.rows import Edit
-
-_WITH_UNIT: Mapping[Op, Callable[..., Edit]] = {
-    Op.CLAMP: rows.clamp,
-    Op.CLAMP_IF_ACTIVE: rows.clamp_if_active,
-    Op.ADD: rows.add,
-    Op.CAP: rows.cap,
-    Op.FLOOR: rows.floor,
-}
 
 
 @dataclass(frozen=True)
@@ -112,20 +104,16 @@ def _edit(edit: CaseEdit, selectors: Selectors, path: str) -> RequestEdit:
 
 
 def _row(edit: CaseEdit, target: Selected, path: str) -> Edit:
-    phase, value, make = PHASES[edit.phase], edit.value, _WITH_UNIT.get(edit.op)
-    if make is None and edit.unit is not Unit.FEATURE:
+    value, has_unit = edit.value, edit.op in WITH_UNIT
+    if not has_unit and edit.unit is not Unit.FEATURE:
         raise SelectionError(Problem(f"{edit.op} takes no unit", f"{path}.unit"))
-    if edit.op is Op.ABLATE:
-        if value is not None:
-            raise SelectionError(Problem("ablate takes no value", f"{path}.value"))
-        return rows.ablate(target.probe, phase=phase)
-    if edit.op is Op.BAN:
-        if value is not None and value < 0.0:
-            raise SelectionError(Problem("the strength of a ban must be at least 0", f"{path}.value"))
-        return rows.ban(target.probe, value or 0.0, phase=phase)
-    if value is None:
+    if edit.op is Op.ABLATE and value is not None:
+        raise SelectionError(Problem("ablate takes no value", f"{path}.value"))
+    if edit.op is Op.BAN and value is not None and value < 0.0:
+        raise SelectionError(Problem("the strength of a ban must be at least 0", f"{path}.value"))
+    if value is None and edit.op not in (Op.ABLATE, Op.BAN):
         raise SelectionError(Problem(f"{edit.op} needs a value", f"{path}.value"))
-    if make is None:
-        return rows.scale(target.probe, value, phase=phase)
-    scaled, relative = target.scaled(value, edit.unit, f"{path}.unit")
-    return make(target.probe, scaled, phase=phase, relative=relative)
+    scaled, relative = value or 0.0, False
+    if has_unit:
+        scaled, relative = target.scaled(scaled, edit.unit, f"{path}.unit")
+    return row_of(edit.op, target.probe, scaled, PHASES[edit.phase], relative)

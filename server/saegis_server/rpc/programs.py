@@ -1,16 +1,15 @@
 """Programs: a request's steering message to the rows that the engine runs, every error with its field."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from saegis.v1 import steering_pb2 as pb
 from saegis_server.engine.requests import FieldError
 from saegis_server.policy.decision import RequestEdit
+from saegis_server.policy.operations import WITH_UNIT, row_of
 from saegis_server.policy.schema import Op, Unit
 from saegis_server.rpc.problems import ConflictError
 from saegis_server.rpc.targets import Resolved, Targets
-from saegis_server.steering import rows
 from saegis_server.steering.program import LARGEST_VALUE, SiteProgram, SteeringError, SteeringProgram
 from saegis_server.steering.rows import Edit, Phase, Probe
 from saegis_server.steering.table import Capacity
@@ -21,15 +20,7 @@ _PHASES = {
     pb.PHASE_PROMPT: Phase.PROMPT,
     pb.PHASE_COMPLETION: Phase.COMPLETION,
 }
-#: Operations whose value has a unit, and what makes their edit.
-_WITH_UNIT: dict[int, Callable[..., Edit]] = {
-    pb.OPERATION_CLAMP: rows.clamp,
-    pb.OPERATION_CLAMP_IF_ACTIVE: rows.clamp_if_active,
-    pb.OPERATION_ADD: rows.add,
-    pb.OPERATION_CAP: rows.cap,
-    pb.OPERATION_FLOOR: rows.floor,
-}
-_OPS = {
+_OPS: dict[int, Op] = {
     pb.OPERATION_CLAMP: Op.CLAMP,
     pb.OPERATION_CLAMP_IF_ACTIVE: Op.CLAMP_IF_ACTIVE,
     pb.OPERATION_SCALE: Op.SCALE,
@@ -45,7 +36,6 @@ _UNITS = {
     pb.UNIT_MAX_ACTIVATION: Unit.MAX_ACTIVATION,
     pb.UNIT_NORM_FRACTION: Unit.NORM_FRACTION,
 }
-_WITHOUT_UNIT = (pb.OPERATION_SCALE, pb.OPERATION_ABLATE, pb.OPERATION_BAN)
 
 
 @dataclass(slots=True)
@@ -145,27 +135,31 @@ def _edit(message: pb.Edit, target: Resolved, path: str) -> Edit:
     phase = _PHASES.get(message.phase)
     if phase is None:
         raise FieldError(f"{path}.phase", f"there is no phase {message.phase}")
-    make = _WITH_UNIT.get(message.operation)
-    if make is not None:
-        value, relative = _value_in_unit(message, target, path)
-        return make(target.probe, value, phase=phase, relative=relative)
-    if message.operation not in _WITHOUT_UNIT:
+    op = _OPS.get(message.operation)
+    if op is None:
         unset = message.operation == pb.OPERATION_UNSPECIFIED
         known = "must be given" if unset else f"there is no operation {message.operation}"
         raise FieldError(f"{path}.operation", known)
+    if op in WITH_UNIT:
+        value, relative = _value_in_unit(message, target, path)
+    else:
+        value, relative = _value_without_unit(op, message, path), False
+    return row_of(op, target.probe, value, phase, relative)
+
+
+def _value_without_unit(op: Op, message: pb.Edit, path: str) -> float:
+    """The value of an operation whose value has no unit; 0 where it may be left out and is."""
     name = pb.Operation.Name(message.operation)
     if message.unit != pb.UNIT_UNSPECIFIED:
         raise FieldError(f"{path}.unit", f"{name} takes no unit")
-    if message.operation == pb.OPERATION_SCALE:
-        return rows.scale(target.probe, _value(message, path), phase=phase)
-    if message.operation == pb.OPERATION_ABLATE:
-        if message.HasField("value"):
-            raise FieldError(f"{path}.value", f"{name} takes no value")
-        return rows.ablate(target.probe, phase=phase)
+    if op is Op.SCALE:
+        return _value(message, path)
+    if op is Op.ABLATE and message.HasField("value"):
+        raise FieldError(f"{path}.value", f"{name} takes no value")
     strength = _value(message, path) if message.HasField("value") else 0.0
     if strength < 0.0:
         raise FieldError(f"{path}.value", f"the strength of a ban must be at least 0, not {strength:g}")
-    return rows.ban(target.probe, strength, phase=phase)
+    return strength
 
 
 def _judged(message: pb.Edit, target: Resolved, row: Edit, path: str) -> RequestEdit:
