@@ -117,12 +117,12 @@ def receipt(done: Receipt, timings: Timings, model: str, governed: Governed) -> 
     decision = governed.decision
     held = {each.name: each.held_tokens for each in done.conditions}
     return generation_pb2.Receipt(
-        policy_revision=decision.policy_revision if decision else "",
+        policy_revision=decision.policy_revision,
         decision_id=governed.id,
-        ruled=any(rule.mode is Mode.ENFORCE for rule in decision.rules) if decision else False,
+        ruled=any(rule.mode is Mode.ENFORCE for rule in decision.rules),
         rules=[
             policy_convert.applied(rule, held.get(rule.name, 0))
-            for rule in (decision.rules if decision else ())
+            for rule in decision.rules
             if rule.transparency is Transparency.LABELS and rule.mode is not Mode.SHADOW
         ],
         program_digest=done.program_digest,

@@ -31,6 +31,8 @@ from saegis_server.telemetry.metrics import Metrics
 
 #: How soon a request that came just before an urgent policy may be tried again.
 RETRY_SECONDS = 0.1
+#: What a server without policies says to every request.
+_UNRULED = Decision(allowed=True, policy_revision="")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +50,7 @@ class Governed:
     """A request that may run, and what it runs under.
 
     id: the decision's name in the receipt and in the audit log; empty where there is neither policy nor
-    log. decision: None where the server has no policies. ended: how often an urgent policy had ended all that
-    ran when it was decided.
+    log. ended: how often an urgent policy had ended all that ran when it was decided.
     """
 
     id: str
@@ -58,7 +59,7 @@ class Governed:
     program: SteeringProgram
     ended: int
     guard: Guard = UNGUARDED
-    decision: Decision | None = None
+    decision: Decision = _UNRULED
 
 
 class Governor:
@@ -91,7 +92,7 @@ class Governor:
         else:
             governed = await self._decided(self.policies, asked, steering)
         await self._record_decision(governed, steering)
-        if governed.decision is not None and not governed.decision.allowed:
+        if not governed.decision.allowed:
             raise PolicyDeniedError(governed.id, governed.decision)
         return governed
 
@@ -171,8 +172,7 @@ class Governor:
 
     def _refusal(self, governed: Governed, error: RefusedByPolicyError) -> PolicyDeniedError:
         policy, _, rule = error.name.partition("/")
-        decision = governed.decision or Decision(allowed=False, policy_revision="")
-        denied = replace(decision, allowed=False, denials=(Denial(policy, rule, error.message),))
+        denied = replace(governed.decision, allowed=False, denials=(Denial(policy, rule, error.message),))
         self._metrics.policy_decisions.labels(policy, "deny", Mode.ENFORCE).inc()
         return PolicyDeniedError(governed.id, denied)
 
@@ -193,8 +193,6 @@ class Governor:
         if self.audit is None:
             return
         identity, decision, asked = current_identity(), governed.decision, governed.asked
-        denials = decision.denials if decision else ()
-        would_deny = decision.would_deny if decision else ()
         await self.audit.require(
             DecisionRecord(
                 decision_id=governed.id,
@@ -204,13 +202,13 @@ class Governor:
                 roles=tuple(sorted(identity.roles)),
                 method=asked.method,
                 model=self._model,
-                policy_revision=decision.policy_revision if decision else "",
-                allowed=decision.allowed if decision else True,
-                denials=tuple(asdict(each) for each in denials),
-                would_deny=tuple(asdict(each) for each in would_deny),
+                policy_revision=decision.policy_revision,
+                allowed=decision.allowed,
+                denials=tuple(asdict(each) for each in decision.denials),
+                would_deny=tuple(asdict(each) for each in decision.would_deny),
                 rules=tuple(
                     {"policy": rule.policy, "rule": rule.rule, "action": rule.action, "mode": rule.mode}
-                    for rule in (decision.rules if decision else ())
+                    for rule in decision.rules
                 ),
                 program_digest=governed.program.digest,
                 prompt_tokens=asked.prompt_tokens,
@@ -266,15 +264,11 @@ def _answer(
         request_id=governed.asked.request_id,
         tenant=governed.tenant,
         program_digest=governed.program.digest,
-        policy_revision=decision.policy_revision if decision else "",
+        policy_revision=decision.policy_revision,
         finish_reasons=reasons,
         usage=asdict(usage) if usage else {},
         sites=tuple(asdict(site) for site in receipt.sites) if receipt else (),
         conditions=tuple(asdict(each) for each in receipt.conditions) if receipt else (),
-        peaks={
-            f"{rule}/{feature}": peaks[row]
-            for row, rule, feature in (decision.peaks if decision else ())
-            if row < len(peaks)
-        },
+        peaks={f"{rule}/{feature}": peaks[row] for row, rule, feature in decision.peaks if row < len(peaks)},
         seconds=seconds,
     )
