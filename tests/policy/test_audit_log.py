@@ -11,12 +11,13 @@ import pytest
 from pydantic import ValidationError
 
 from saegis_server.policy.audit_chain import Link
+from saegis_server.policy.audit_choices import Fsync
 from saegis_server.policy.audit_disk import Disk
 from saegis_server.policy.audit_errors import AuditBrokenError, AuditKeyError, AuditUnavailableError
 from saegis_server.policy.audit_file import ACTIVE, closed_files, log_files
 from saegis_server.policy.audit_identity import IdentityFailures
 from saegis_server.policy.audit_log import AuditLog
-from saegis_server.policy.audit_settings import AuditSettings, Fsync
+from saegis_server.policy.audit_settings import AuditSettings
 from saegis_server.policy.audit_verify import verify
 from saegis_server.telemetry.metrics import Metrics
 from tests.policy import audit_logs

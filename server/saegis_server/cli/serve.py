@@ -15,6 +15,7 @@ from saegis_server.cli import options
 from saegis_server.cli import serve_options as at
 from saegis_server.cli.output import USAGE, fail, notes, print_json_line
 from saegis_server.cli.stages import StageDisplay, stage_display
+from saegis_server.policy.audit_choices import Fsync, OnFailure
 
 if TYPE_CHECKING:
     from saegis_server.rpc.config import Address, ServerConfig
@@ -63,10 +64,10 @@ def serve(
     policy_state: at.PolicyState = None,
     policy_key: at.PolicyKeys = None,
     audit: at.AuditDirectory = None,
-    audit_fsync: at.AuditFsync = at.Fsync.ALWAYS,
+    audit_fsync: at.AuditFsync = Fsync.ALWAYS,
     audit_key_file: at.AuditKeyFile = None,
     audit_prompts: at.AuditPrompts = False,
-    audit_on_failure: at.AuditOnFailure = at.OnFailure.REFUSE,
+    audit_on_failure: at.AuditOnFailure = OnFailure.REFUSE,
     reflection: at.Reflection = True,
     max_running: at.MaxRunning = 16,
     max_length: at.MaxLength = None,
@@ -96,15 +97,7 @@ def serve(
         tls=_tls(tls_cert, tls_key, client_ca),
         identities=identities,
         policies=_policies(policy or [], policy_state, policy_key or []),
-        audit=None
-        if audit is None
-        else {
-            "directory": audit,
-            "fsync": audit_fsync.value,
-            "key_file": audit_key_file,
-            "prompts": audit_prompts,
-            "on_failure": audit_on_failure.value,
-        },
+        audit=_audit(audit, audit_fsync, audit_key_file, audit_prompts, audit_on_failure),
         reflection=reflection,
         max_running=max_running,
         max_length=max_length,
@@ -172,6 +165,20 @@ def _policies(bundles: list[Path], state: Path | None, keys: list[Path]) -> dict
             raise fail("a policy key without policies", "give a --policy or a --policy-state", USAGE)
         return None
     return {"bundles": bundles, "state": state, "keys": keys}
+
+
+def _audit(
+    directory: Path | None, fsync: Fsync, key_file: Path | None, prompts: bool, on_failure: OnFailure
+) -> dict[str, Any] | None:
+    if directory is None:
+        return None
+    return {
+        "directory": directory,
+        "fsync": fsync,
+        "key_file": key_file,
+        "prompts": prompts,
+        "on_failure": on_failure,
+    }
 
 
 def _log_to_stderr(level: str) -> None:

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from saegis_server.policy.audit_choices import Fsync, OnFailure
+
 _PANEL_AUDIT = "Audit"
 _PANEL_LIMITS = "Limits"
 _PANEL_NETWORK = "Network"
@@ -18,21 +20,6 @@ class Compile(enum.StrEnum):
     AUTO = "auto"
     ALWAYS = "always"
     NEVER = "never"
-
-
-class Fsync(enum.StrEnum):
-    """When records of the audit log are forced to the disk."""
-
-    ALWAYS = "always"
-    INTERVAL = "interval"
-    NEVER = "never"
-
-
-class OnFailure(enum.StrEnum):
-    """What happens to requests while the audit log cannot be written."""
-
-    REFUSE = "refuse"
-    CONTINUE = "continue"
 
 
 Model = Annotated[

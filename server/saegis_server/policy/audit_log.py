@@ -16,11 +16,12 @@ from typing import Protocol
 from saegis_server import __version__
 from saegis_server.policy import audit_repair
 from saegis_server.policy.audit_chain import Link, UnreadableLineError
+from saegis_server.policy.audit_choices import OnFailure
 from saegis_server.policy.audit_disk import Disk
 from saegis_server.policy.audit_errors import AuditUnavailableError
 from saegis_server.policy.audit_mask import mask
 from saegis_server.policy.audit_record import AuditRecord, LostRecord, StartRecord, StopRecord, payload
-from saegis_server.policy.audit_settings import AuditSettings, OnFailure, read_key
+from saegis_server.policy.audit_settings import AuditSettings, read_key
 from saegis_server.policy.audit_writer import Pending, Writer
 
 logger = logging.getLogger(__name__)

@@ -2,35 +2,16 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from saegis_server.policy.audit_choices import Fsync, OnFailure
 from saegis_server.policy.audit_errors import AuditKeyError
 from saegis_server.policy.audit_mask import check_pointer
 
 LEAST_KEY_BYTES = 32
-
-
-class Fsync(StrEnum):
-    """When records are forced to the disk, so that they outlive the machine and not only the process.
-
-    ALWAYS: before they are acknowledged. INTERVAL: every so many seconds; what was acknowledged since may be
-    lost with the machine. NEVER: when the system does it by itself.
-    """
-
-    ALWAYS = "always"
-    INTERVAL = "interval"
-    NEVER = "never"
-
-
-class OnFailure(StrEnum):
-    """What happens to a request whose record cannot be written: it is refused, or goes on and is counted."""
-
-    REFUSE = "refuse"
-    CONTINUE = "continue"
 
 
 class AuditSettings(BaseModel):

@@ -10,11 +10,12 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from saegis_server.policy.audit_chain import Link, read_line, seal
+from saegis_server.policy.audit_choices import Fsync
 from saegis_server.policy.audit_disk import Disk
 from saegis_server.policy.audit_file import ClosedFile, closed_files, log_files
 from saegis_server.policy.audit_record import DeletionRecord, PlainJson
 from saegis_server.policy.audit_repair import Opened
-from saegis_server.policy.audit_settings import AuditSettings, Fsync
+from saegis_server.policy.audit_settings import AuditSettings
 
 logger = logging.getLogger(__name__)
 
