@@ -12,7 +12,7 @@ from saegis_server.policy.decision import Denial, RequestEdit
 from saegis_server.policy.errors import Problem
 from saegis_server.policy.operations import WITH_UNIT
 from saegis_server.policy.schema import Allowance, Limits, Op, Unit
-from saegis_server.policy.selectors import SelectionError, Selectors
+from saegis_server.policy.selectors import Faults, Selectors
 
 
 class Fit(Enum):
@@ -67,9 +67,9 @@ class CompiledAllowance:
 def compile_allowance(allowance: Allowance, limits: Limits, selectors: Selectors) -> CompiledAllowance:
     """The allowance in the world of `selectors`. Raises SelectionError with all that is wrong with it."""
     path = f"allow.{allowance.id}"
-    problems: list[Problem] = []
+    faults = Faults()
     if Op.BAN in allowance.ops and limits.max_relative_norm is not None:
-        problems.append(
+        faults.problems.append(
             Problem(
                 "cannot allow ban together with limits.max_relative_norm: what a ban moves is not bounded",
                 f"{path}.ops",
@@ -77,19 +77,14 @@ def compile_allowance(allowance: Allowance, limits: Limits, selectors: Selectors
         )
     features: set[Place] = set()
     for place, selector in enumerate(allowance.features or ()):
-        try:
+        with faults.gathered():
             found = selectors.features(selector, f"{path}.features[{place}]")
             features.update(each.key for each in found)
-        except SelectionError as error:
-            problems += error.problems
     sites: set[str] = set()
     for place, name in enumerate(allowance.sites or ()):
-        try:
+        with faults.gathered():
             sites.add(selectors.site(name, f"{path}.sites[{place}]"))
-        except SelectionError as error:
-            problems += error.problems
-    if problems:
-        raise SelectionError(*problems)
+    faults.raise_any()
     return CompiledAllowance(
         id=allowance.id,
         ops=frozenset(allowance.ops),

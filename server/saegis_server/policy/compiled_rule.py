@@ -25,7 +25,7 @@ from saegis_server.policy.schema import (
 )
 from saegis_server.policy.schema import Expression as Written
 from saegis_server.policy.schema import Phase as WrittenPhase
-from saegis_server.policy.selectors import Selected, SelectionError, Selectors
+from saegis_server.policy.selectors import Faults, Selected, SelectionError, Selectors
 from saegis_server.steering.conditions import AllOf, AnyOf, Condition, Expression, Literal, Negation, Scope
 from saegis_server.steering.rows import Phase
 
@@ -73,24 +73,19 @@ class CompiledRule:
 def compile_rule(rule: Rule, policy: str, selectors: Selectors) -> CompiledRule:
     """The rule in the world of `selectors`. Raises SelectionError with all that is wrong with it."""
     path = f"rules.{rule.id}"
-    problems: list[Problem] = []
+    faults = Faults()
     targets: tuple[Selected, ...] = ()
     claims: tuple[Claim, ...] = ()
     condition, readings = None, tuple[Selected, ...]()
     action = getattr(rule, rule.action)
-    try:
-        if isinstance(action, Targets):
+    if isinstance(action, Targets):
+        with faults.gathered():
             targets = selectors.targets(action, f"{path}.{rule.action}")
             claims = tuple(_claims(rule, policy, action, targets, f"{path}.{rule.action}"))
-    except SelectionError as error:
-        problems += error.problems
-    try:
-        if rule.when is not None:
+    if rule.when is not None:
+        with faults.gathered():
             condition, readings = _condition(rule.when, selectors, f"{path}.when.if")
-    except SelectionError as error:
-        problems += error.problems
-    if problems:
-        raise SelectionError(*problems)
+    faults.raise_any()
     return CompiledRule(
         id=rule.id,
         action=rule.action,
@@ -157,14 +152,11 @@ def _parts(
 ) -> tuple[Expression, ...]:
     """All parts. Raises SelectionError with what is wrong with every one of them."""
     found: list[Expression] = []
-    problems: list[Problem] = []
+    faults = Faults()
     for place, part in enumerate(parts):
-        try:
+        with faults.gathered():
             found.append(_expression(part, selectors, f"{path}[{place}]", readings))
-        except SelectionError as error:
-            problems += error.problems
-    if problems:
-        raise SelectionError(*problems)
+    faults.raise_any()
     return tuple(found)
 
 

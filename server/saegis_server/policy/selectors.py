@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -26,6 +27,26 @@ class SelectionError(LookupError):
     def __init__(self, *problems: Problem) -> None:
         super().__init__("; ".join(map(str, problems)))
         self.problems = problems
+
+
+class Faults:
+    """What is wrong in several places, so that all of it is told and not only the first."""
+
+    def __init__(self) -> None:
+        self.problems: list[Problem] = []
+
+    @contextmanager
+    def gathered(self) -> Iterator[None]:
+        """Keep what goes wrong in a block, and go on behind it."""
+        try:
+            yield
+        except SelectionError as error:
+            self.problems += error.problems
+
+    def raise_any(self) -> None:
+        """Raise SelectionError with all that went wrong, if anything did."""
+        if self.problems:
+            raise SelectionError(*self.problems)
 
 
 def _fault(path: str, message: str) -> SelectionError:
@@ -75,21 +96,16 @@ class Selectors:
     def targets(self, targets: Targets, path: str) -> tuple[Selected, ...]:
         """All features and directions, each once, by site in forward order and key. Raises SelectionError."""
         distinct: dict[tuple[str, str], Selected] = {}
-        problems: list[Problem] = []
+        faults = Faults()
         for place, feature in enumerate(targets.features):
-            try:
+            with faults.gathered():
                 found = self.features(feature, f"{path}.features[{place}]")
                 distinct.update((each.key, each) for each in found)
-            except SelectionError as error:
-                problems += error.problems
         for place, direction in enumerate(targets.directions):
-            try:
+            with faults.gathered():
                 one = self.direction(direction, f"{path}.directions[{place}]")
                 distinct[one.key] = one
-            except SelectionError as error:
-                problems += error.problems
-        if problems:
-            raise SelectionError(*problems)
+        faults.raise_any()
         return tuple(sorted(distinct.values(), key=lambda each: (self.order(each.site), each.probe.key)))
 
     def features(self, selector: FeatureSelector, path: str) -> tuple[Selected, ...]:
