@@ -1,6 +1,6 @@
 """The run: every comparison of one subject, its sides taking turns so that both meet the same machine."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -17,7 +17,9 @@ from saegis_server.bench.loads import (
 )
 from saegis_server.bench.report import Ratio
 from saegis_server.bench.subjects import Subject, random_sae
+from saegis_server.engine.step import Step
 from saegis_server.engine.warmup import Progress
+from saegis_server.steering.program import SteeringProgram
 
 T = TypeVar("T")
 CONCURRENT = 16
@@ -75,28 +77,30 @@ def compare(subject: Subject, rounds: int, progress: Progress) -> list[Ratio]:
 
     progress(f"{MANY} requests at once", 1, 3)
     handed = in_own_thread(lambda: [programs(subject, saes[16384], count, MANY) for count in DIFFERENT])
-    sides = take_turns(
-        [
-            lambda: tokens_per_second(step, many),
-            *(lambda given=given: tokens_per_second(step, many, given) for given in handed),
-        ],
-        rounds,
-    )
-    for count, side in zip(DIFFERENT, sides[1:], strict=True):
-        add(f"{MANY} × {ROWS} rows, {count} different", "unsteered", side, sides[0], "flat")
+    without, sides = _beside_unsteered(step, many, handed, rounds)
+    for count, side in zip(DIFFERENT, sides, strict=True):
+        add(f"{MANY} × {ROWS} rows, {count} different", "unsteered", side, without, "flat")
 
     progress("SAE widths", 2, 3)
     by_width = in_own_thread(
         lambda: [programs(subject, saes[width], CONCURRENT, CONCURRENT) for width in WIDTHS]
     )
-    sides = take_turns(
+    without, sides = _beside_unsteered(step, few, by_width, rounds)
+    for width, side in zip(WIDTHS, sides, strict=True):
+        add(f"{CONCURRENT} × {ROWS} rows, SAE of {width // 1024}k", "unsteered", side, without, "flat")
+    progress("done", 3, 3)
+    return ratios
+
+
+def _beside_unsteered(
+    step: Step, asked: list[list[int]], steerings: Sequence[list[SteeringProgram]], rounds: int
+) -> tuple[list[float], list[list[float]]]:
+    """Tokens a second for the same prompts unsteered and under each steering, in turns."""
+    without, *sides = take_turns(
         [
-            lambda: tokens_per_second(step, few),
-            *(lambda given=given: tokens_per_second(step, few, given) for given in by_width),
+            lambda: tokens_per_second(step, asked),
+            *(lambda given=given: tokens_per_second(step, asked, given) for given in steerings),
         ],
         rounds,
     )
-    for width, side in zip(WIDTHS, sides[1:], strict=True):
-        add(f"{CONCURRENT} × {ROWS} rows, SAE of {width // 1024}k", "unsteered", side, sides[0], "flat")
-    progress("done", 3, 3)
-    return ratios
+    return without, sides
