@@ -11,65 +11,17 @@ import grpc
 import pytest
 
 from saegis.v1 import generation_pb2, generation_pb2_grpc, policy_pb2, policy_pb2_grpc
-from saegis_server.policy.bundle import Bundle
 from saegis_server.policy.decision import RequestFacts
 from saegis_server.rpc.identity import ANONYMOUS
+from tests.policy import made
 from tests.rpc.harness import Running, running
 
 SWAPS, BROKEN_EVERY = 1000, 50
 
 
-def policy(serial: int, name: str = "swap", index: int | None = None) -> str:
+def archive(serial: int) -> bytes:
     """A revision whose ban tells its serial: the feature and the strength are its own."""
-    feature = serial % 40 if index is None else index
-    return f"""
-apiVersion: saegis.dev/v1
-kind: Policy
-name: {name}
-serial: {serial}
-revision: r{serial}
-rules:
-  - id: ban
-    ban: {{features: [{{sae: first, index: {feature}}}], strength: {1 + serial / 1000}}}
-"""
-
-
-def archive(text: str, **files: str) -> bytes:
-    """A bundle of a policy and further files."""
-    found = {"policy.yaml": text.encode()} | {name: content.encode() for name, content in files.items()}
-    return Bundle.from_files(found).archive()
-
-
-def broken(serial: int) -> list[bytes]:
-    """Bundles that must not come in force."""
-    whole = policy(serial)
-    failing = """
-apiVersion: saegis.dev/v1
-kind: PolicyCases
-cases: [{name: never, expect: {decision: deny}}]
-"""
-    raw = {
-        "syntax": whole + "rules: [",
-        "schema": whole + "unknown_key: 1\n",
-        "feature": policy(serial, index=48),
-        "sae": whole.replace("sae: first", "sae: nowhere"),
-        "serial": policy(1),
-    }
-    made = [_tar({"policy.yaml": text}) for text in raw.values()]
-    return [*made, _tar({"policy.yaml": whole, "tests/cases.yaml": failing}), b"no archive"]
-
-
-def _tar(files: dict[str, str]) -> bytes:
-    import io
-    import tarfile
-
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
-        for name, text in files.items():
-            entry = tarfile.TarInfo(name)
-            entry.size = len(text.encode())
-            tar.addfile(entry, io.BytesIO(text.encode()))
-    return buffer.getvalue()
+    return made.archive(serial, target=f"{{sae: first, index: {serial % 40}}}")
 
 
 @dataclass
@@ -107,33 +59,32 @@ def digest_in_force(server: Running) -> str:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_thousand_swaps_under_traffic(tmp_path: Path) -> None:
-    folder = tmp_path / "swap"
-    folder.mkdir()
-    (folder / "policy.yaml").write_text(policy(1))
+    first = tmp_path / "first.tar.gz"
+    first.write_bytes(archive(1))
     digests: dict[str, str] = {}
-    began: dict[str, float] = {"swap@r1": 0.0}
+    began: dict[str, float] = {"harm@r1": 0.0}
     ended: dict[str, float] = {}
-    with running(max_running=4, policies={"bundles": [str(folder)]}) as server:
-        digests["swap@r1"] = digest_in_force(server)
+    with running(max_running=4, policies={"bundles": [str(first)]}) as server:
+        digests["harm@r1"] = digest_in_force(server)
         traffic = Traffic(server.target)
         clients = [threading.Thread(target=traffic.run) for _ in range(3)]
         for client in clients:
             client.start()
         with grpc.insecure_channel(server.target) as channel:
             stub = policy_pb2_grpc.PolicyServiceStub(channel)
-            etag = stub.GetPolicy(policy_pb2.GetPolicyRequest(name="swap")).policy.etag
+            etag = stub.GetPolicy(policy_pb2.GetPolicyRequest(name=made.NAME)).policy.etag
             rejected = 0
             for serial in range(2, SWAPS + 2):
-                name, before = f"swap@r{serial}", f"swap@r{serial - 1}"
+                name, before = f"harm@r{serial}", f"harm@r{serial - 1}"
                 began[name] = time.monotonic()
-                put = policy_pb2.PutPolicyRequest(bundle=archive(policy(serial)), etag=etag)
+                put = policy_pb2.PutPolicyRequest(bundle=archive(serial), etag=etag)
                 etag = stub.PutPolicy(put).policy.etag
                 ended[before] = time.monotonic()
                 digests[name] = digest_in_force(server)
                 if serial % BROKEN_EVERY == 0:
-                    for bad in broken(serial + 1):
+                    for _, make, _ in made.BROKEN:
                         with pytest.raises(grpc.RpcError):
-                            stub.PutPolicy(policy_pb2.PutPolicyRequest(bundle=bad, etag=etag))
+                            stub.PutPolicy(policy_pb2.PutPolicyRequest(bundle=make(serial + 1), etag=etag))
                         rejected += 1
                     told = stub.ListPolicies(policy_pb2.ListPoliciesRequest())
                     assert (told.policy_revision, told.policies[0].etag) == (name, etag)
