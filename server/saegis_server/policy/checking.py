@@ -1,8 +1,9 @@
-"""Checking a bundle before it comes in force: its signature, serial, fit to what is served, and cases."""
+"""Checking a bundle before it comes in force: its signature, serial, fit to what is served and to the other
+policies, and its cases."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -11,7 +12,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from saegis_server.policy.bundle import Bundle
 from saegis_server.policy.cases import CaseResult, run_cases
 from saegis_server.policy.compiled import CompiledPolicy, compile_policy
-from saegis_server.policy.errors import CasesError, PolicyError, Problem, SerialError
+from saegis_server.policy.conflicts import conflicts
+from saegis_server.policy.errors import CasesError, ConflictError, PolicyError, Problem, SerialError
 from saegis_server.policy.signing import verify
 from saegis_server.policy.state import Standing
 from saegis_server.policy.world import World
@@ -46,10 +48,12 @@ class Checker:
         self.world = world
         self.keys = tuple(keys)
 
-    def check(self, bundle: Bundle, standing: Standing | None = None) -> CheckedBundle:
-        """The bundle, ready to come in force over `standing`.
+    def check(
+        self, bundle: Bundle, standing: Standing | None = None, beside: Iterable[CompiledPolicy] = ()
+    ) -> CheckedBundle:
+        """The bundle, ready to come in force over `standing`, `beside` policies that are.
 
-        Raises SignatureError, SerialError, CompileError or CasesError, whichever comes first.
+        Raises SignatureError, SerialError, CompileError, CasesError or ConflictError, whichever comes first.
         """
         signed_by = self.signed_by(bundle)
         if standing is not None:
@@ -57,9 +61,12 @@ class Checker:
         compiled = compile_policy(bundle, self.world)
         cases = run_cases(compiled)
         _check_cases(bundle, cases)
+        check_conflicts(bundle, compiled, beside)
         return CheckedBundle(bundle, compiled, signed_by, cases)
 
-    def examine(self, bundle: Bundle, standing: Standing | None) -> Examination:
+    def examine(
+        self, bundle: Bundle, standing: Standing | None, beside: Iterable[CompiledPolicy] = ()
+    ) -> Examination:
         """Everything that `check` would find, not only the first."""
         problems: list[Problem] = []
 
@@ -76,6 +83,8 @@ class Checker:
         compiled = attempt(lambda: compile_policy(bundle, self.world))
         cases = run_cases(compiled) if compiled is not None else ()
         attempt(lambda: _check_cases(bundle, cases))
+        if compiled is not None:
+            problems += conflicts(bundle, compiled, beside)
         return Examination(bundle, signed_by, cases, tuple(problems))
 
     def signed_by(self, bundle: Bundle) -> str:
@@ -96,6 +105,12 @@ def check_serial(bundle: Bundle, standing: Standing) -> None:
     else:
         fault = f"{serial} was taken before with other content; give at least {highest + 1}"
     raise SerialError([Problem(fault, "serial", "policy.yaml")])
+
+
+def check_conflicts(bundle: Bundle, compiled: CompiledPolicy, beside: Iterable[CompiledPolicy]) -> None:
+    """Raise ConflictError where the bundle's rules cannot hold beside those of other policies."""
+    if problems := list(conflicts(bundle, compiled, beside)):
+        raise ConflictError(problems)
 
 
 def _check_cases(bundle: Bundle, cases: Sequence[CaseResult]) -> None:

@@ -75,6 +75,12 @@ class CompileError(PolicyError):
     kind = "compile"
 
 
+class ConflictError(PolicyError):
+    """A policy whose rules cannot hold together with those of another one in force."""
+
+    kind = "conflict"
+
+
 class CasesError(PolicyError):
     """A bundle whose own cases do not come out as they say."""
 

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from saegis_server.policy.audit_record import PolicyRecord
 from saegis_server.policy.bundle import Bundle
 from saegis_server.policy.checking import CheckedBundle, Checker, Examination
+from saegis_server.policy.compiled import CompiledPolicy
 from saegis_server.policy.decide import PolicySet
 from saegis_server.policy.errors import PolicyError, Problem, SerialError
 from saegis_server.policy.history import DiskHistory, History, MemoryHistory
@@ -113,12 +114,12 @@ class PolicyStore:
     def check(self, bundle: Bundle) -> CheckedBundle:
         """The bundle, ready to come in force. Raises the PolicyError that `put` would."""
         found = self._now.policies.get(bundle.policy.name)
-        return self._checker.check(bundle, found.standing if found is not None else None)
+        return self._checker.check(bundle, found.standing if found is not None else None, self._acting)
 
     def examine(self, bundle: Bundle) -> Examination:
         """Everything that is wrong with a bundle, and how its cases went."""
         found = self._now.policies.get(bundle.policy.name)
-        return self._checker.examine(bundle, found.standing if found is not None else None)
+        return self._checker.examine(bundle, found.standing if found is not None else None, self._acting)
 
     def load_start(self, paths: Sequence[Path]) -> None:
         """Put the configured bundles and those that were in force last in force, whichever are newer.
@@ -157,7 +158,8 @@ class PolicyStore:
             self._check_etag(name, etag)
             if shadow and before is None:
                 raise UnknownPolicyError(name, tuple(self._now.policies))
-            checked = self._checker.check(bundle, before.standing if before is not None else None)
+            standing = before.standing if before is not None else None
+            checked = self._checker.check(bundle, standing, () if shadow else self._acting)
             change = _put(before, checked, by, bundle.archive(), shadow=shadow)
             return self._change(attempt, change)
 
@@ -173,7 +175,7 @@ class PolicyStore:
             before = self._policy(name)
             known = _find(before.standing, digest)
             self._check_etag(name, etag)
-            checked = load(self._checker, self._history, known)
+            checked = load(self._checker, self._history, known, self._acting)
             attempt.bundle = checked.bundle
             revision = revision_of(checked, by)
             policy = InForce(before.standing.rolled_back(revision), checked)
@@ -182,6 +184,11 @@ class PolicyStore:
     def close(self) -> None:
         """Let another server have the directory."""
         self._history.close()
+
+    @property
+    def _acting(self) -> tuple[CompiledPolicy, ...]:
+        """The policies in force, beside which another one must be able to be."""
+        return self._now.deciding.policies
 
     def _policy(self, name: str) -> InForce:
         policies = self._now.policies

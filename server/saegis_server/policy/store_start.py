@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from saegis_server.policy.bundle import Bundle
-from saegis_server.policy.checking import CheckedBundle, Checker, check_serial
-from saegis_server.policy.errors import PolicyError, Problem
+from saegis_server.policy.checking import CheckedBundle, Checker, check_conflicts, check_serial
+from saegis_server.policy.compiled import CompiledPolicy
+from saegis_server.policy.errors import ConflictError, PolicyError, Problem
 from saegis_server.policy.history import History
 from saegis_server.policy.in_force import InForce
 from saegis_server.policy.state import Revision, Standing
@@ -58,7 +59,26 @@ class Opening:
             opened[name] = replace(found, policy=replace(found.policy, standing=standing))
         for name in sorted(standings.keys() - opened.keys()):
             opened[name] = self._last(standings[name])
+        self._settle(opened, standings)
         return opened
+
+    def _settle(self, opened: dict[str, Opened], standings: dict[str, Standing]) -> None:
+        """Put a new bundle that conflicts with another policy out again, for the last good one.
+
+        Raises ConflictError where there is none.
+        """
+        for name in [name for name, found in opened.items() if found.archive is not None]:
+            checked = opened[name].policy.active
+            try:
+                acting = [each.policy.active.compiled for each in opened.values()]
+                check_conflicts(checked.bundle, checked.compiled, acting)
+            except ConflictError as error:
+                self._failed(checked.bundle, error)
+                standing = standings.get(name)
+                if standing is None or standing.active == checked.bundle.digest:
+                    raise
+                log.error("%s is not put in force; the last good one is", checked.bundle.revision_name)
+                opened[name] = self._last(standing)
 
     def _configured(self, path: Path, source: str, standings: dict[str, Standing]) -> Opened:
         """What comes in force for one configured path."""
@@ -140,14 +160,19 @@ class Opening:
             return None, replace(standing, shadow="", changes=standing.changes + 1)
 
 
-def load(checker: Checker, history: History, revision: Revision) -> CheckedBundle:
-    """A revision out of the history, checked again but for its serial. Raises PolicyError, HistoryError."""
+def load(
+    checker: Checker, history: History, revision: Revision, beside: Iterable[CompiledPolicy] = ()
+) -> CheckedBundle:
+    """A revision out of the history, checked again but for its serial, to be in force `beside` policies.
+
+    Raises PolicyError and HistoryError.
+    """
     bundle = Bundle.from_archive(history.archive(revision))
     if (bundle.policy.name, bundle.digest) != (revision.name, revision.digest):
         raise HistoryError(
             f"the archive {revision.file_name} of {revision.name} is not the bundle that was put; restore it"
         )
-    return checker.check(bundle)
+    return checker.check(bundle, beside=beside)
 
 
 def revision_of(checked: CheckedBundle, by: str) -> Revision:
