@@ -63,6 +63,7 @@ def failed(metrics: Metrics) -> float | None:
 
 def test_what_contradicts_a_policy_in_force_is_not_taken() -> None:
     metrics = Metrics()
+    assert failed(metrics) == 0.0
     store = a_store(metrics=metrics)
     store.put(clamping("one", 1.0).archive(), "", "alice")
     before = store.active

@@ -12,7 +12,17 @@ _TOKEN_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 
 #: Methods of the server's own contract; anything else is counted as one, so that labels stay few.
 OTHER_METHOD = "other"
 #: What can keep a bundle from coming in force, as the errors of policies name it.
-POLICY_FAILURES = ("bundle", "syntax", "schema", "signature", "serial", "compile", "cases", "state")
+POLICY_FAILURES = (
+    "bundle",
+    "syntax",
+    "schema",
+    "signature",
+    "serial",
+    "compile",
+    "cases",
+    "conflict",
+    "state",
+)
 
 
 class Load(Protocol):
