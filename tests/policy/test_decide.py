@@ -239,6 +239,7 @@ def test_what_is_only_recorded_does_not_act(text: str, mode: Mode) -> None:
     if not text.startswith(ALLOW):
         would.add(("p", "allow", "steering.edits[0]"))
     assert reasons(decision.would_deny) == would
+    assert {denial.mode for denial in decision.would_deny} == {mode}
 
 
 def test_a_policy_that_only_audits_concerns_requests_and_one_in_shadow_does_not() -> None:
@@ -256,6 +257,7 @@ def test_a_candidate_is_evaluated_beside_the_policy_in_force() -> None:
     assert found == [("p/stop", Reaction.STOP), ("p/stop (candidate)", Reaction.RECORD)]
     assert [rule.name for rule in decision.rules] == [name for name, _ in found]
     assert reasons(decision.would_deny) == {("p", "allow", "steering.edits[0]")}
+    assert [denial.mode for denial in decision.would_deny] == [Mode.SHADOW]
 
 
 def test_readings_that_are_only_recorded_give_way(caplog: pytest.LogCaptureFixture) -> None:

@@ -122,12 +122,16 @@ def _judged(in_force: _InForce, edits: tuple[RequestEdit, ...]) -> Decision:
     """The decision on a request with edits."""
     plain, combined = in_force.plain, in_force.combined
     denials = [*plain.denials, *_edits_of_banned(edits, combined.bans)]
-    would_deny = list(_edits_of_banned(edits, combined.recorded_bans))
+    modes = {(rule.policy, rule.rule): rule.mode for rule in combined.applied}
+    would_deny = [
+        replace(each, mode=modes[each.policy, each.rule])
+        for each in _edits_of_banned(edits, combined.recorded_bans)
+    ]
     for policy in in_force.policies:
-        found = _of_policy(policy, edits, combined)
+        found = _of_policy(policy, edits, combined, policy.mode)
         (denials if policy.mode is Mode.ENFORCE else would_deny).extend(found)
     for policy in in_force.candidates:
-        would_deny += _of_policy(policy, edits, combined)
+        would_deny += _of_policy(policy, edits, combined, Mode.SHADOW)
     limits = [*_limits(in_force.policies), *_limits(in_force.candidates, candidate=True)]
     decision = replace(plain, rules=(*plain.rules, *limits), would_deny=tuple(would_deny))
     if not denials:
@@ -143,13 +147,16 @@ def _judged(in_force: _InForce, edits: tuple[RequestEdit, ...]) -> Decision:
     return Decision(False, plain.policy_revision, tuple(denials), tuple(would_deny), decision.rules)
 
 
-def _of_policy(policy: CompiledPolicy, edits: Sequence[RequestEdit], combined: Combined) -> list[Denial]:
-    """The denials of one policy; one that cannot be evaluated denies."""
+def _of_policy(
+    policy: CompiledPolicy, edits: Sequence[RequestEdit], combined: Combined, mode: Mode
+) -> list[Denial]:
+    """The denials of one policy, in its mode; one that cannot be evaluated denies."""
     try:
-        return list(_judge_one(policy, edits, combined))
+        found = list(_judge_one(policy, edits, combined))
     except Exception:
         log.exception("policy %s could not be evaluated on a request's edits", policy.revision_name)
-        return [_not_evaluated(policy.name)]
+        found = [_not_evaluated(policy.name)]
+    return [replace(denial, mode=mode) for denial in found]
 
 
 def _judge_one(policy: CompiledPolicy, edits: Sequence[RequestEdit], combined: Combined) -> Iterator[Denial]:

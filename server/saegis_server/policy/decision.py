@@ -40,12 +40,16 @@ class RequestFacts:
 
 @dataclass(frozen=True, slots=True)
 class Denial:
-    """Why a request may not run: policy, rule (or allowance, limit, protection), and field."""
+    """Why a request may not run: policy, rule (or allowance, limit, protection), and field.
+
+    mode: of what says so; only what is enforced denies.
+    """
 
     policy: str
     rule: str
     message: str
     field: str = ""
+    mode: Mode = Mode.ENFORCE
 
 
 @dataclass(frozen=True, slots=True)

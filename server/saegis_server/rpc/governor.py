@@ -220,13 +220,13 @@ class Governor:
     def _count(self, decision: Decision) -> None:
         denying = {denial.policy for denial in decision.denials}
         ruling = {rule.policy for rule in decision.rules if rule.mode is Mode.ENFORCE}
-        warning = {denial.policy for denial in decision.would_deny}
+        warning = {(denial.policy, denial.mode) for denial in decision.would_deny}
         for policy in ruling - denying:
             self._metrics.policy_decisions.labels(policy, "allow", Mode.ENFORCE).inc()
         for policy in denying:
             self._metrics.policy_decisions.labels(policy, "deny", Mode.ENFORCE).inc()
-        for policy in warning:
-            self._metrics.policy_decisions.labels(policy, "deny", Mode.AUDIT).inc()
+        for policy, mode in warning:
+            self._metrics.policy_decisions.labels(policy, "deny", mode).inc()
 
 
 def _name() -> str:
