@@ -121,6 +121,30 @@ def test_a_request_may_ban_more_where_that_is_allowed(tmp_path: Path) -> None:
         assert receipt.sites[0].bans == 2
 
 
+def test_decisions_are_counted_by_policy_and_mode(tmp_path: Path) -> None:
+    bundles = [
+        write(tmp_path, "allow: [{id: any, ops: [clamp]}]\n" + BAN.replace("index: 3", "index: 12")),
+        write(tmp_path, "mode: audit\n" + BAN, "audited"),
+        write(tmp_path, "mode: shadow\n" + BAN, "shadowed"),
+    ]
+    with ruled(*bundles) as (server, stub):
+        stub.Generate(ask(PROMPT, 2, edit(5, 1.0)))
+        denied(stub, ask(PROMPT, 2, edit(12, 1.0)))
+        counted = {
+            (sample.labels["policy"], sample.labels["decision"], sample.labels["mode"]): sample.value
+            for family in server.services.metrics.registry.collect()
+            for sample in family.samples
+            if sample.name == "saegis_policy_decisions_total"
+        }
+    # `denied` asks twice. The two that only record would allow no edit at all.
+    assert counted == {
+        ("p", "allow", "enforce"): 1.0,
+        ("p", "deny", "enforce"): 2.0,
+        ("audited", "deny", "audit"): 3.0,
+        ("shadowed", "deny", "shadow"): 3.0,
+    }
+
+
 def test_whom_no_policy_concerns_is_denied(tmp_path: Path) -> None:
     with ruled(write(tmp_path, "match: {tenants: [somebody]}\n" + BAN)) as (_, stub):
         assert rule_of(denied(stub, ask())) == "match"
