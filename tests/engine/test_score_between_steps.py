@@ -93,7 +93,10 @@ def test_running_requests_keep_their_bits(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_nothing_is_left_in_the_tables(engine: tiny.RunningEngine) -> None:
     tables = engine.step.slots.tables.values()
-    tensors = [each for table in tables for each in (*table.edits, *table.rules, *table.bans, *table.watches)]
+    kinds = [
+        kind for each in tables for kind in (each.edits, each.rules, each.bans, each.watches, each.guards)
+    ]
+    tensors = [tensor for kind in kinds for tensor in kind]
     before = [tensor.clone() for tensor in tensors]
     with engine:
         engine.score(LONG_TEXT, random_program(3, 20)).result(60)

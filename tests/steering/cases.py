@@ -65,7 +65,8 @@ def correlated_bans(
 def view(table: SiteTable) -> TableView:
     """The whole table, every slot and every row."""
     room = table.capacity
-    return table.view(table.edits.vectors.shape[0], room.edits, room.rules, room.bans, room.watches)
+    reads = room.watches, room.watches
+    return table.view(table.edits.vectors.shape[0], room.edits, room.rules, room.bans, *reads)
 
 
 def table_of(programs: list[SiteProgram], width: int, activations: torch.dtype = torch.float32) -> SiteTable:

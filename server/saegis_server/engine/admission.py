@@ -1,8 +1,10 @@
 """Admission: what a request must be for the engine to take it, checked before anything is queued."""
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from saegis_server.engine.guard import Guard, Reaction
+from saegis_server.engine.plan import Plan
 from saegis_server.engine.request_guard import RequestGuard
 from saegis_server.engine.requests import FieldError, GenerationRequest
 from saegis_server.engine.sites import Site, SiteError
@@ -10,17 +12,32 @@ from saegis_server.engine.step import Step
 from saegis_server.steering.program import SiteProgram, SteeringError, SteeringProgram
 from saegis_server.steering.projection import ban_geometry
 
+#: How many programs and guards that were admitted are kept.
+_REMEMBERED = 64
+
+
+class _Known(NamedTuple):
+    """A program beside a guard, both kept so that nothing else has their ids, and what they come to."""
+
+    program: SteeringProgram
+    guard: Guard
+    rows: dict[Site, SiteProgram]
+    plan: Plan | None
+
 
 class Admission:
     """Checks requests against what a step has: vocabulary, length, sites, room for rows."""
 
     def __init__(self, step: Step) -> None:
         self._step = step
+        self._known: dict[tuple[int, int], _Known] = {}
 
-    def generation(self, request: GenerationRequest) -> dict[Site, SiteProgram]:
-        """The program of a generation, by site. Raises FieldError or SteeringError for what cannot be run.
+    def generation(self, request: GenerationRequest) -> tuple[dict[Site, SiteProgram], RequestGuard | None]:
+        """The program of a generation, by site, and its guard; None where there is nothing to judge.
 
-        Bans that were not seen before are worked out here, which takes milliseconds.
+        The program must fit, and its bans hold, with the rows of all conditions too. Bans that were not seen
+        before are worked out here, which takes milliseconds; a guard beside a program that were seen before
+        take next to no time. Raises FieldError or SteeringError for what cannot be run.
         """
         prompt, sampling, longest = request.prompt, request.sampling, self._step.slots.max_length
         if not prompt:
@@ -36,13 +53,33 @@ class Admission:
                 "sampling.logit_bias": tuple(sampling.logit_bias),
             }
         )
-        return self._program(request.program)
+        return self._admit(request.program, request.guard)
 
-    def guard(self, guard: Guard, program: Mapping[Site, SiteProgram]) -> RequestGuard | None:
-        """The guard of a request or text with an admitted program; None where there is nothing to judge.
+    def text(
+        self, tokens: Sequence[int], program: SteeringProgram, guard: Guard
+    ) -> tuple[dict[Site, SiteProgram], RequestGuard | None]:
+        """The program under which a text is scored, and its guard, as in `generation`; raises as it does."""
+        longest = self._step.slots.max_length
+        if len(tokens) < 2:
+            raise FieldError("prompt", f"must have at least 2 tokens to be scored, not {len(tokens)}")
+        if len(tokens) > longest:
+            raise FieldError("prompt", f"has {len(tokens)} tokens; at most {longest} can be scored at once")
+        self._check_tokens({"prompt": tokens})
+        return self._admit(program, guard)
 
-        The program must fit, and its bans hold, with the rows of all conditions too: raises as `generation`.
-        """
+    def _admit(
+        self, program: SteeringProgram, guard: Guard
+    ) -> tuple[dict[Site, SiteProgram], RequestGuard | None]:
+        key = id(program), id(guard)
+        if (known := self._known.get(key)) is None:
+            rows = self._program(program)
+            known = _Known(program, guard, rows, self._plan(guard, rows))
+            if len(self._known) >= _REMEMBERED:
+                self._known.clear()
+            self._known[key] = known
+        return known.rows, None if known.plan is None else RequestGuard(known.plan)
+
+    def _plan(self, guard: Guard, program: Mapping[Site, SiteProgram]) -> Plan | None:
         readings = sum(len(rows.guards) for rows in program.values())
         if not readings and not guard.conditions:
             return None
@@ -57,25 +94,12 @@ class Admission:
                 raise FieldError(
                     f"guard.conditions[{place}]", f"{each.name} has {rows}; its reaction is {each.reaction}"
                 )
-        made = self._prepared(guard, program)
-        self._program(SteeringProgram({str(site): rows for site, rows in made.everything.items()}))
-        return made
-
-    def _prepared(self, guard: Guard, program: Mapping[Site, SiteProgram]) -> RequestGuard:
         try:
-            return RequestGuard(guard, program, self._step.sites)
+            plan = Plan(guard, program, self._step.sites)
         except SiteError as error:
             raise SteeringError(str(error), "") from None
-
-    def text(self, tokens: Sequence[int], program: SteeringProgram) -> dict[Site, SiteProgram]:
-        """The program under which a text is scored, by site; raises as `generation` does."""
-        longest = self._step.slots.max_length
-        if len(tokens) < 2:
-            raise FieldError("prompt", f"must have at least 2 tokens to be scored, not {len(tokens)}")
-        if len(tokens) > longest:
-            raise FieldError("prompt", f"has {len(tokens)} tokens; at most {longest} can be scored at once")
-        self._check_tokens({"prompt": tokens})
-        return self._program(program)
+        self._program(SteeringProgram({str(site): rows for site, rows in plan.everything.items()}))
+        return plan
 
     def _check_tokens(self, named: Mapping[str, Sequence[int]]) -> None:
         vocabulary = self._step.slots.vocabulary

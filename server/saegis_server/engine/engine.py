@@ -33,9 +33,9 @@ from saegis_server.engine.requests import (
 )
 from saegis_server.engine.schedule import Schedule
 from saegis_server.engine.score import Score, Scoring
-from saegis_server.engine.sequence import Running, Sequence, Sink
+from saegis_server.engine.sequence import Running, Sequence, Sink, extent_of
 from saegis_server.engine.sites import Site
-from saegis_server.engine.step import SMALLEST, Extent, Step, StepOutput
+from saegis_server.engine.step import SMALLEST, Step, StepOutput
 from saegis_server.engine.text import TextStream
 from saegis_server.steering.program import UNSTEERED, SteeringProgram
 
@@ -61,7 +61,7 @@ class Engine:
         self.capacity, self.sites, self.compiled = step.slots.capacity, step.sites, step.compiled
         self.error: BaseException | None = None
         self._admission, self._schedule = Admission(step), Schedule(max_running, step.slots.move)
-        self._guarding = Guarding(step, self._extent)
+        self._guarding = Guarding(step)
         self._in_flight: set[str] = set()
         self._active: dict[str, Running] = {}
         self._submitted: deque[Running] = deque()
@@ -87,10 +87,9 @@ class Engine:
         Raises FieldError or SteeringError for what cannot be run, DuplicateRequestError, QueueFullError,
         EngineStoppedError. Bans that were not seen before are worked out here, which takes milliseconds.
         """
-        program = self._admission.generation(request)
+        program, guard = self._admission.generation(request)
         sampling = request.sampling
         seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
-        guard = self._admission.guard(request.guard, program)
         running = Running(request, program, seed, on_events, guard)
         stops = frozenset(sampling.stop_token_ids) | (
             frozenset() if sampling.ignore_eos else self.eos_token_ids
@@ -141,8 +140,7 @@ class Engine:
         SteeringDivergedError, NonFiniteLogitsError or RefusedByPolicyError. New bans take milliseconds here,
         as in `submit`.
         """
-        rows = self._admission.text(tokens, program)
-        judged = self._admission.guard(guard, rows)
+        rows, judged = self._admission.text(tokens, program, guard)
         chunk = self.limits.prefill_chunk
         return self._add_job(Scoring(self.step, tokens, program, rows, chunk, judged).job())
 
@@ -252,7 +250,7 @@ class Engine:
         last = start + len(chunk) == len(sequence.prompt)
         sampled = last and not sequence.running.request.sampling.is_plain_greedy
         length = max(start + len(chunk), SMALLEST)
-        output = self.step.prefill(sequence.slot, chunk, start, self._extent(1, length, [sequence]), sampled)
+        output = self.step.prefill(sequence.slot, chunk, start, extent_of(1, length, [sequence]), sampled)
         self._steps += 1
         sequence.prefilled += len(chunk)
         finite, ending = bool(output.finite[0]), None
@@ -270,24 +268,10 @@ class Engine:
             return
         length = max(sequence.length for sequence in running) + 1
         sampled = any(not sequence.running.request.sampling.is_plain_greedy for sequence in running)
-        guarded = not self._guarding.idle
-        if guarded:
-            self._guarding.before_decode(running)
-        output = self.step.decode(self._extent(len(running), length, running), len(running), sampled)
+        output = self.step.decode(extent_of(len(running), length, running), len(running), sampled)
         self._steps += 1
-        endings = self._guarding.after_decode(running, output, sampled) if guarded else {}
+        endings = {} if self._guarding.idle else self._guarding.after_decode(running, output, sampled)
         self._hand_out(running, output, endings)
-
-    def _extent(self, batch: int, length: int, sequences: list[Sequence]) -> Extent:
-        rows = [sequence.rows for sequence in sequences]
-        return Extent(
-            max(batch, SMALLEST),
-            max(length, SMALLEST),
-            max(SMALLEST, *(one.edits for one in rows)),
-            max(SMALLEST, *(one.rules for one in rows)),
-            max(SMALLEST, *(one.bans for one in rows)),
-            max(SMALLEST, *(one.watches for one in rows)),
-        )
 
     def _hand_out(self, sequences: list[Sequence], output: StepOutput, endings: Mapping[int, Ending]) -> None:
         """Give each sequence its token; row i of the output is the i-th sequence's.

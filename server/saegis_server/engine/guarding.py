@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -19,8 +19,8 @@ from saegis_server.engine.requests import (
     NonFiniteLogitsError,
     SteeringDivergedError,
 )
-from saegis_server.engine.sequence import RowCounts, Sequence
-from saegis_server.engine.step import SMALLEST, Extent, Step, StepOutput
+from saegis_server.engine.sequence import RowCounts, Sequence, extent_of
+from saegis_server.engine.step import SMALLEST, Step, StepOutput
 from saegis_server.steering.judge import Standing, Truths
 from saegis_server.steering.program import SteeringError
 
@@ -41,11 +41,9 @@ class _Decoded(NamedTuple):
 class Guarding:
     """Judges every sequence that has a guard, and takes steps again where further rows come in force."""
 
-    def __init__(self, step: Step, extent: Callable[[int, int, list[Sequence]], Extent]) -> None:
-        """`extent(batch, length, sequences)`: how much of tables and cache a step of sequences reads."""
-        self._step, self._extent = step, extent
+    def __init__(self, step: Step) -> None:
+        self._step, self._alarms = step, step.slots.alarms
         self._panels: dict[object, Panel] = {}
-        self._counted: Tensor | None = None
 
     @property
     def idle(self) -> bool:
@@ -56,10 +54,11 @@ class Guarding:
         """A sequence has got its slot."""
         if (guard := sequence.running.guard) is None:
             return
-        key = Panel.key(guard)
-        if key not in self._panels:
-            self._panels[key] = Panel(guard)
-        sequence.seat = self._panels[key].enter()
+        plan = guard.plan
+        if plan.key not in self._panels:
+            self._panels[plan.key] = Panel(plan)
+        sequence.seat = self._panels[plan.key].enter()
+        self._alarms.begin(sequence.slot)
 
     def leave(self, sequence: Sequence) -> None:
         """A sequence gives its slot back; what came of its conditions goes to its request."""
@@ -67,10 +66,12 @@ class Guarding:
         if guard is None or seat is None:
             return
         panel, row, sequence.seat = seat.panel, seat.row, None
-        guard.add(panel.held[row], panel.first[row], panel.peaks[row])
+        panel.catch_up(np.array([row]), np.array([sequence.length]))
+        peaks = self._alarms.peaks_of(sequence.slot, panel.plan.places)
+        guard.add(panel.held[row], panel.first[row], np.maximum(panel.peaks[row], peaks))
         panel.leave(seat)
         if panel.empty:
-            del self._panels[Panel.key(guard)]
+            del self._panels[panel.plan.key]
 
     def clear(self) -> None:
         """Forget every sequence: the engine is at its end."""
@@ -84,8 +85,8 @@ class Guarding:
         Where further rows come in force, the sequence is left with nothing read, to be read again with them.
         """
         guard, seat = _of(sequence)
-        panel, row = seat.panel, seat.row
-        values = guard.of_chunk(output.read.cpu().numpy(), count)
+        panel, row, plan = seat.panel, seat.row, guard.plan
+        values = plan.of_chunk(output.read.cpu().numpy(), count)
         if np.isnan(values).any():
             return _unreadable(sequence)
         panel.peaks[row] = np.maximum(panel.peaks[row], values.max(0))
@@ -94,44 +95,41 @@ class Guarding:
         if not last:
             return None
         holds = found[0] | seat.carried
-        wanted = panel.on[row] | (holds & panel.edits)
-        ends = (holds & panel.ends).any()
+        wanted = panel.on[row] | (holds & plan.edits)
+        ends = (holds & plan.ends).any()
         if not ends and (wanted != panel.on[row]).any():
             seat.carried, panel.on[row] = holds, wanted
             panel.remember(row, panel.judge.latch(panel.judge.start(), holds[None]))
             self._step.slots.restart(sequence.slot)
             sequence.prefilled = 0
             return self._steer(sequence, wanted)
-        panel.count(row, holds, -1)
-        return (guard.refusal(holds, Reaction.REFUSE) or FinishReason.CONTENT_FILTER) if ends else None
+        panel.count(np.array([row]), holds[None], np.array([-1]), np.array([sequence.prefilled]))
+        return (plan.refusal(holds, Reaction.REFUSE) or FinishReason.CONTENT_FILTER) if ends else None
 
     # -- answers --------------------------------------------------------------------------------------
-
-    def before_decode(self, sequences: list[Sequence]) -> None:
-        """Keep what is counted so far, for steps that are taken again."""
-        edits = any(sequence.seat is not None and sequence.seat.panel.edits.any() for sequence in sequences)
-        self._counted = self._step.slots.state.counted.clone() if edits else None
 
     def after_decode(
         self, sequences: list[Sequence], output: StepOutput, sampled: bool
     ) -> Mapping[int, Ending]:
-        """Judge the token that each sequence was fed; row i of the output is the i-th sequence's.
+        """Judge the token that each sequence was fed, where it raised the alarm; row i of the output is the
+        i-th sequence's.
 
         Rows of the output whose step was taken again are replaced. Returns how conditions end sequences.
         """
-        decoded = _Decoded(sequences, output, sampled, output.read.cpu().numpy(), {})
         panels: dict[Panel, list[int]] = {}
-        for row, finite in zip(range(len(sequences)), output.finite.tolist(), strict=False):
-            seat = sequences[row].seat
-            if seat is not None and finite:
+        for row, alarm in zip(range(len(sequences)), output.alarm.tolist(), strict=False):
+            if alarm and (seat := sequences[row].seat) is not None:
                 panels.setdefault(seat.panel, []).append(row)
+        if not panels:
+            return {}
+        decoded = _Decoded(sequences, output, sampled, output.read.cpu().numpy(), {})
         for panel, rows in panels.items():
             self._judge(panel, np.array(rows), decoded)
         return decoded.endings
 
     def _judge(self, panel: Panel, rows: NDArray[np.intp], decoded: _Decoded) -> None:
         """Judge the rows of the output whose sequences are in this panel."""
-        values = panel.of_tokens(decoded.read, rows)
+        plan, values = panel.plan, panel.plan.of_tokens(decoded.read, rows)
         if np.isnan(values).any():
             bad = np.asarray(np.isnan(values).any(1))
             for row in rows[bad].tolist():
@@ -139,18 +137,23 @@ class Guarding:
             rows, values = rows[~bad], values[~bad]
         own = [decoded.sequences[row] for row in rows.tolist()]
         seats = np.array([_of(sequence)[1].row for sequence in own], dtype=np.intp)
-        tokens = np.array([[sequence.generated - 1] for sequence in own], dtype=np.int64)
+        tokens = np.array([sequence.generated - 1 for sequence in own], dtype=np.int64)
+        length = np.array([sequence.length for sequence in own], dtype=np.int64)
+        panel.catch_up(seats, length)
         before = panel.standing.of(seats)
         holds, standing = panel.judge.read_tokens(before, values)
-        panel.peaks[seats] = np.maximum(panel.peaks[seats], values)
         panel.remember(seats, standing)
-        acts = ((holds & panel.edits) != panel.on[seats]) | (holds & panel.ends)
-        for place in np.flatnonzero(acts.any(1)).tolist():
+        acts = (((holds & plan.edits) != panel.on[seats]) | (holds & plan.ends)).any(1)
+        for place in np.flatnonzero(acts).tolist():
             past = before.of(slice(place, place + 1))
             holds[place], ending = self._settle(int(rows[place]), decoded, holds[place], past)
             if ending is not None:
                 decoded.endings[int(rows[place])] = ending
-        panel.count(seats, holds, tokens)
+        panel.count(seats, holds, tokens, length + 1)
+        # After an action the next token is judged anyway: what held in one of the tries may hold no more.
+        quiet = panel.judge.quiet(panel.standing.of(seats))
+        due = length + np.where(acts, 1, quiet.tokens)
+        self._alarms.wait([sequence.slot for sequence in own], plan.places, quiet, due)
 
     def _settle(
         self, row: int, decoded: _Decoded, holds: Truths, before: Standing
@@ -162,36 +165,37 @@ class Guarding:
         """
         sequence, output, sampled = decoded.sequences[row], decoded.output, decoded.sampled
         guard, seat = _of(sequence)
-        panel, at = seat.panel, seat.row
-        on = panel.on[at].copy()
-        while (holds & panel.edits & ~on).any() and not (holds & panel.ends).any():
-            on = on | (holds & panel.edits)
+        panel, at, plan = seat.panel, seat.row, guard.plan
+        on, counted = panel.on[at].copy(), output.counted[:, row]
+        while (holds & plan.edits & ~on).any() and not (holds & plan.ends).any():
+            on = on | (holds & plan.edits)
             if (failure := self._steer(sequence, on)) is not None:
                 return holds, failure
-            again = self._retake(sequence, int(output.tokens[row]), sampled)
+            again = self._retake(sequence, int(output.tokens[row]), counted, sampled)
             sampled = again.logprobs is not None
             _replace(output, row, again)
             if not bool(again.finite[0]):
                 return holds, None  # which fails it wherever it comes from
-            values = guard.of_chunk(again.read.cpu().numpy(), 1)
+            values = plan.of_chunk(again.read.cpu().numpy(), 1)
             if np.isnan(values).any():
                 return holds, _unreadable(sequence)
             panel.peaks[at] = np.maximum(panel.peaks[at], values[0])
             more, standing = panel.judge.read_tokens(panel.judge.latch(before, holds[None]), values)
             panel.remember(at, standing)
             holds = holds | more[0]
-        if (holds & panel.ends).any():
+        if (holds & plan.ends).any():
             return holds, FinishReason.CONTENT_FILTER
-        panel.on[at] = wanted = holds & panel.edits
+        panel.on[at] = wanted = holds & plan.edits
         return holds, self._steer(sequence, wanted) if (wanted != on).any() else None
 
-    def _retake(self, sequence: Sequence, token: int, sampled: bool) -> StepOutput:
-        """Take the last step again for one sequence, which chose `token`, as if it had not been."""
+    def _retake(self, sequence: Sequence, token: int, counted: Tensor, sampled: bool) -> StepOutput:
+        """Take the last step again for one sequence, which chose `token`, as if it had not been.
+
+        counted: float32 [sites, COUNTED], before that step.
+        """
         slots, position = self._step.slots, sequence.length
-        if self._counted is None:
-            raise RuntimeError("a step is taken again, but what was counted before it was not kept")
-        slots.take_back(sequence.slot, token, self._counted, sampled)
-        extent = self._extent(1, max(position + 1, SMALLEST), [sequence])
+        slots.take_back(sequence.slot, token, counted, sampled)
+        extent = extent_of(1, max(position + 1, SMALLEST), [sequence])
         own = sampled and not sequence.running.request.sampling.is_plain_greedy
         fed = [sequence.last_token]
         return self._step.prefill(sequence.slot, fed, position, extent, own, completion=True)
@@ -199,11 +203,11 @@ class Guarding:
     def _steer(self, sequence: Sequence, on: Truths) -> Ending | None:
         """Put the rows of the conditions `on` in force; the failure of the request where that cannot be."""
         guard, _ = _of(sequence)
-        program = guard.program(on)
+        program = guard.plan.program(on)
         try:
             self._step.slots.steer(sequence.slot, program)
         except SteeringError:
-            return guard.unsteerable(on)
+            return guard.plan.unsteerable(on)
         sequence.rows = RowCounts.of(program)
         return None
 

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -125,7 +125,7 @@ class Scoring:
         """Read the whole text under the rows that are in force now."""
         slots, count, rows = self._step.slots, len(self._tokens), self._verdict.rows
         plain, steered = slots.cache.apart(count), slots.cache.apart(count)
-        room = (max(SMALLEST, number) for number in astuple(RowCounts.of(rows)))
+        room = (max(SMALLEST, number) for number in RowCounts.of(rows))
         views = slots.views(rows, *room)
         self._tally = Tally(self._program, rows)
         parts: list[Comparison] = []

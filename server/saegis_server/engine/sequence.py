@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -24,6 +25,7 @@ from saegis_server.engine.requests import (
     Watched,
 )
 from saegis_server.engine.sites import Site
+from saegis_server.engine.step import SMALLEST, Extent
 from saegis_server.engine.tally import Tally
 from saegis_server.engine.text import TextStream
 from saegis_server.steering.program import SiteProgram
@@ -32,14 +34,14 @@ from saegis_server.steering.program import SiteProgram
 Sink = Callable[[list[Event]], None]
 
 
-@dataclass(frozen=True, slots=True)
-class RowCounts:
-    """The largest number of rows of each kind that a program has at any site; guards are watches here."""
+class RowCounts(NamedTuple):
+    """The largest number of rows of each kind that a program has at any site."""
 
     edits: int
     rules: int
     bans: int
     watches: int
+    guards: int
 
     @property
     def steer(self) -> bool:
@@ -54,7 +56,8 @@ class RowCounts:
             max((len(site.edits) for site in sites), default=0),
             max((len(site.rules) for site in sites), default=0),
             max((len(site.bans) for site in sites), default=0),
-            max((len(site.watches) + len(site.guards) for site in sites), default=0),
+            max((len(site.watches) for site in sites), default=0),
+            max((len(site.guards) for site in sites), default=0),
         )
 
 
@@ -77,7 +80,7 @@ class Running:
         self.sequences: list[Sequence] = []
         self.left = request.sampling.n
         self.completion_tokens = 0
-        self.tally = Tally(request.program, program if guard is None else guard.everything)
+        self.tally = Tally(request.program, program if guard is None else guard.plan.everything)
         self.submitted = time.monotonic()
         self.admitted: float | None = None
         self.first_token: float | None = None
@@ -201,3 +204,9 @@ class Sequence:
             () if top is None else tuple(zip(top.indices.tolist(), top.values.tolist(), strict=True))
         )
         return TokenOutput(token, float(logprobs[token]), alternatives, readings)
+
+
+def extent_of(batch: int, length: int, sequences: list[Sequence]) -> Extent:
+    """How much a step of some sequences reads: `batch` rows, `length` tokens, as many rows as they have."""
+    kinds = zip(*{sequence.rows for sequence in sequences}, strict=True)
+    return Extent(max(batch, SMALLEST), max(length, SMALLEST), *(max(SMALLEST, *kind) for kind in kinds))

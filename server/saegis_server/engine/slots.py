@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from saegis_server.engine.alarm import Alarms
 from saegis_server.engine.context import KVCache
 from saegis_server.engine.requests import SamplingParams
 from saegis_server.engine.sampler import sampling_table
@@ -30,7 +31,7 @@ class SlotState(NamedTuple):
 
 
 class Slots:
-    """The KV cache, the steering tables, the sampling parameters and the state of every slot."""
+    """The KV cache, the steering tables, the sampling parameters, the state and the alarm of every slot."""
 
     def __init__(
         self,
@@ -63,6 +64,7 @@ class Slots:
             torch.zeros(rows, dtype=torch.int64, device=device),
             torch.zeros(len(sites), rows, COUNTED, device=device),
         )
+        self.alarms = Alarms.allocate(len(sites), rows, capacity.watches + 1, device)
 
     @torch.inference_mode()
     def load(
@@ -116,13 +118,13 @@ class Slots:
     def take_back(self, slot: int, token: int, counted: Tensor, sampled: bool) -> None:
         """Undo a step of `slot` that chose `token`, by its own parameters if `sampled`, to take it again.
 
-        counted: float32 [sites, S, COUNTED], what was counted before the step. What the step wrote into the
+        counted: float32 [sites, COUNTED], what was counted before the step. What the step wrote into the
         cache is written over when it is taken again.
         """
         if sampled:
             self.sampling.counts[slot, token] -= 1
             self.sampling.generated[slot] -= 1
-        self.state.counted[:, slot] = counted[:, slot]
+        self.state.counted[:, slot] = counted
 
     @torch.inference_mode()
     def move(self, source: int, target: int, length: int) -> None:
@@ -133,6 +135,7 @@ class Slots:
         for tensor in (*self.sampling, self.state.token, self.state.position):
             tensor[target] = tensor[source]
         self.state.counted[:, target] = self.state.counted[:, source]
+        self.alarms.move(source, target)
 
     @torch.inference_mode()
     def release(self, slot: int, *, poisoned: bool = False) -> None:
@@ -143,19 +146,18 @@ class Slots:
             self.cache.clear(slot)
 
     @torch.inference_mode()
-    def views(
-        self, program: Mapping[Site, SiteProgram], edits: int, rules: int, bans: int, watches: int
-    ) -> dict[Site, TableView]:
+    def views(self, program: Mapping[Site, SiteProgram], *rows: int) -> dict[Site, TableView]:
         """The first rows of each kind of a program that no slot runs, at every site, as a step sees one slot.
 
-        They are copies, made by way of the spare slot, which is left empty.
+        rows: how many of each kind, in the order of TableView. What is given are copies, made by way of the
+        spare slot, which is left empty.
         """
         spare = torch.tensor([self.count], device=self.state.token.device)
         found = {}
         for site, table in self.tables.items():
             if site in program:
                 table.write(self.count, program[site])
-            found[site] = table.view_one(spare, edits, rules, bans, watches)
+            found[site] = table.view_one(spare, *rows)
             table.clear(self.count)
         return found
 

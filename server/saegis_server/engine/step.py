@@ -36,6 +36,7 @@ class Extent(NamedTuple):
     rules: int = SMALLEST
     bans: int = SMALLEST
     watches: int = SMALLEST
+    guards: int = SMALLEST
 
 
 class StepOutput(NamedTuple):
@@ -43,7 +44,9 @@ class StepOutput(NamedTuple):
 
     tokens int64 [B]; finite bool [B], whether all logits are; logits float32 [B, V]; logprobs float32 [B, V]
     of the model's own distribution, if the sampler ran; watched float32 [sites, B, watches, 2], before and
-    after steering at the last position; read float32 [sites, B, Q, watches], before it at every position.
+    after steering at the last position; read float32 [sites, B, Q, guards], before it at every position;
+    alarm bool [B], whether what was read is to be judged, if `finite` (see Alarms; of a chunk always);
+    counted float32 [sites, B, COUNTED], what was counted before the step.
     """
 
     tokens: Tensor
@@ -52,13 +55,15 @@ class StepOutput(NamedTuple):
     logprobs: Tensor | None
     watched: Tensor
     read: Tensor
+    alarm: Tensor
+    counted: Tensor
 
 
 class ReadOutput(NamedTuple):
     """What reading Q tokens of a text gives: logits [Q, V] after each of them, in the model's dtype.
 
-    counts float32 [sites, COUNTED], what the sites did; read float32 [sites, 1, Q, watches], before steering
-    (no watches where there were no views).
+    counts float32 [sites, COUNTED], what the sites did; read float32 [sites, 1, Q, guards], before steering
+    (no guards where there were no views).
     """
 
     logits: Tensor
@@ -181,7 +186,7 @@ class Step:
             done = [context.readings[site] for site in self.sites] if views is not None else []
             counts = _counted(done, every)[:, 0] if done else torch.zeros(len(self.sites), COUNTED)
             none = torch.zeros(len(self.sites), 1, len(tokens), 0)
-            read = torch.stack([one.watched_before for one in done]) if done else none
+            read = torch.stack([one.guarded for one in done]) if done else none
             return ReadOutput(output.logits[0], counts, read)
         finally:
             self._finish()
@@ -200,7 +205,7 @@ class Step:
         context.positions, context.prompt = positions, torch.zeros_like(positions, dtype=torch.bool)
         context.views = {site: table.view(batch, *extent[2:]) for site, table in self.slots.tables.items()}
         logits = self._logits(state.token[:batch, None], positions, None)
-        output = self._output(logits, live[:, None], None)
+        output = self._output(logits, positions, live[:, None], None)
         state.token[:batch] = torch.where(live, output.tokens, state.token[:batch])
         state.position[:batch] += live.to(torch.int64)
         self._finish()
@@ -217,7 +222,7 @@ class Step:
         context.prompt = (completion == 0)[None].expand_as(positions)
         context.views = {site: table.view_one(slot, *extent[2:]) for site, table in self.slots.tables.items()}
         logits = self._logits(chunk, positions, count - 1)
-        output = self._output(logits, (steps < count)[None], slot)
+        output = self._output(logits, positions, (steps < count)[None], slot)
         state.token.index_put_((slot,), output.tokens)
         state.position.index_put_((slot,), start + count)
         self._finish()
@@ -242,31 +247,38 @@ class Step:
         logits: Tensor = output.logits[:, -1].to(torch.float32)
         return logits
 
-    def _output(self, logits: Tensor, counted: Tensor, slot: Tensor | None) -> StepOutput:
+    def _output(self, logits: Tensor, positions: Tensor, counted: Tensor, slot: Tensor | None) -> StepOutput:
         """Gather the output, and count what the sites did at the tokens where `counted` [B, Q]."""
         readings = [self.context.readings[site] for site in self.sites]
         watched = logits.new_zeros(0, logits.shape[0], SMALLEST, 2)
         read = logits.new_zeros(0, *counted.shape, SMALLEST)
+        before = logits.new_zeros(0, logits.shape[0], COUNTED)
         if readings:
-            self._count(readings, counted, slot)
-            read = before = torch.stack([one.watched_before for one in readings])
-            after = torch.stack([one.watched_after for one in readings])
+            before = self._count(readings, counted, slot)
+            read = torch.stack([one.guarded for one in readings])
+            clean = torch.stack([one.watched_before for one in readings])
+            final = torch.stack([one.watched_after for one in readings])
             last = (counted.sum(-1) - 1).clamp(min=0) if slot is not None else slice(0, 1)
-            watched = torch.stack((before[:, :, last], after[:, :, last]), -1)[:, :, 0]
+            watched = torch.stack((clean[:, :, last], final[:, :, last]), -1)[:, :, 0]
         finite = torch.isfinite(logits).all(-1)
-        return StepOutput(logits.argmax(-1), finite, logits, None, watched, read)
+        alarm = finite
+        if slot is None:
+            alarm = finite & self.slots.alarms.raised(read[:, :, 0], positions[:, 0], counted[:, 0])
+        return StepOutput(logits.argmax(-1), finite, logits, None, watched, read, alarm, before)
 
-    def _count(self, readings: list[Readings], counted: Tensor, slot: Tensor | None) -> None:
+    def _count(self, readings: list[Readings], counted: Tensor, slot: Tensor | None) -> Tensor:
+        """Count what the sites did, and return what was counted before."""
         new = _counted(readings, counted)
         counts = self.slots.state.counted
-        rows = counts[:, : counted.shape[0]] if slot is None else counts.index_select(1, slot)
-        sums = rows[..., :2] + new[..., :2]
-        largest = torch.maximum(rows[..., 2:], new[..., 2:])
+        before = counts[:, : counted.shape[0]].clone() if slot is None else counts.index_select(1, slot)
+        sums = before[..., :2] + new[..., :2]
+        largest = torch.maximum(before[..., 2:], new[..., 2:])
         updated = torch.cat((sums, largest), -1)
         if slot is None:
             counts[:, : counted.shape[0]] = updated
         else:
             counts.index_copy_(1, slot, updated)
+        return before
 
     def _finish(self) -> None:
         context = self.context

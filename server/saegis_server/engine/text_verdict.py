@@ -19,11 +19,11 @@ class TextVerdict:
         """`rows` are the program's, by site; without a guard nothing is judged."""
         self._guard, self.rows = guard, rows
         if guard is not None:
-            self._judge = guard.judge
+            self._judge = guard.plan.judge
             self._standing = self._judge.start()
-            self._holds = np.zeros(len(guard.conditions), dtype=np.bool_)
+            self._holds = np.zeros(len(guard.plan.conditions), dtype=np.bool_)
             self._on = self._holds
-            self._peaks = np.full(len(guard.places), -np.inf, dtype=np.float32)
+            self._peaks = np.full(guard.plan.readings, -np.inf, dtype=np.float32)
 
     def hear(self, read: Tensor, last: bool) -> None:
         """Judge the next tokens by their readings, [sites, 1, Q, K]; conditions hold with the `last` ones.
@@ -32,7 +32,7 @@ class TextVerdict:
         """
         if self._guard is None:
             return
-        values = self._guard.of_chunk(read.cpu().numpy(), read.shape[2])
+        values = self._guard.plan.of_chunk(read.cpu().numpy(), read.shape[2])
         if np.isnan(values).any():
             raise NonFiniteLogitsError("a guard's reading is no number, so its conditions cannot be judged")
         self._peaks = np.maximum(self._peaks, values.max(0))
@@ -46,13 +46,13 @@ class TextVerdict:
         """
         if self._guard is None:
             return False
-        refusal = self._guard.refusal(self._holds, Reaction.REFUSE, Reaction.STOP)
+        refusal = self._guard.plan.refusal(self._holds, Reaction.REFUSE, Reaction.STOP)
         if refusal is not None:
             raise refusal
-        wanted = self._holds & self._guard.reacting(Reaction.EDIT)
+        wanted = self._holds & self._guard.plan.edits
         if (wanted == self._on).all():
             return False
-        self._on, self.rows = wanted, self._guard.program(wanted)
+        self._on, self.rows = wanted, self._guard.plan.program(wanted)
         self._standing = self._judge.latch(self._judge.start(), self._holds[None])
         return True
 

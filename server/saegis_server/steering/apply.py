@@ -18,15 +18,17 @@ _PLAIN = frozenset({Norm.NONE})
 
 
 class Readings(NamedTuple):
-    """What happened at one site. B groups of Q tokens; K watched rows, the watches and then the guards.
+    """What happened at one site. B groups of Q tokens; K watched rows, G guards.
 
-    watched_before and watched_after: float32 [B, Q, K], their values on the clean and on the final x;
+    watched_before and watched_after: float32 [B, Q, K], the watches' values on the clean and on the final x;
+    guarded: float32 [B, Q, G], those of the guards on the clean x;
     edited: bool [B, Q]; bans_fired: float32 [B, Q], how many banned features were active when their
     turn came; relative_norm: float32 [B, Q], ‖x' − x‖/‖x‖.
     """
 
     watched_before: Tensor
     watched_after: Tensor
+    guarded: Tensor
     edited: Tensor
     bans_fired: Tensor
     relative_norm: Tensor
@@ -174,7 +176,7 @@ def _watch(x: Tensor, watches: Rows, norms: frozenset[Norm]) -> Tensor:
 def apply(
     x: Tensor, view: TableView, prompt: Tensor, norms: frozenset[Norm] = _PLAIN
 ) -> tuple[Tensor, Readings]:
-    """Steer the activations of one site: watches, edits, rules, bans, watches again, in this order.
+    """Steer the activations of one site: what is read, edits, rules, bans, watches again, in this order.
 
     x: [B, Q, d], B slots of Q tokens each, any float dtype (the arithmetic is float32);
     view: the tables' rows of those B slots; prompt: bool [B, Q], which tokens belong to a prompt;
@@ -183,7 +185,7 @@ def apply(
     Returns x' in x's dtype and the readings. A token that no row changes keeps its bits.
     """
     clean = x.to(torch.float32)
-    before = _watch(clean, view.watches, norms)
+    before, guarded = _watch(clean, view.watches, norms), _watch(clean, view.guards, norms)
     steered = _edit(clean, view.edits, prompt, norms, bounded=True)
     steered = _edit(steered, view.rules, prompt, norms)
     steered, fired = _ban(steered, clean, view.bans, prompt, _ROUNDING[x.dtype])
@@ -192,4 +194,4 @@ def apply(
     after = _watch(final, view.watches, norms)
     moved = (final - clean).norm(dim=-1)
     relative = moved / clean.norm(dim=-1).clamp(min=1e-30)
-    return result, Readings(before, after, moved > 0.0, fired, relative)
+    return result, Readings(before, after, guarded, moved > 0.0, fired, relative)

@@ -58,6 +58,18 @@ class Standing(NamedTuple):
         return Standing(self.age[rows], self.latched[rows], self.in_prompt[rows])
 
 
+class Quiet(NamedTuple):
+    """What may come while N texts stand as they do: nothing new holds or ceases to hold.
+
+    low, high: float32 [N, R], between which each reading lies, both included; tokens: int64 [N], at which of
+    the next ones, counted from 1, a window has passed by what held in it.
+    """
+
+    low: NDArray[np.float32]
+    high: NDArray[np.float32]
+    tokens: NDArray[np.int64]
+
+
 class Judge:
     """Judges the conditions of one guard. Immutable, so that many texts may share it.
 
@@ -77,10 +89,12 @@ class Judge:
                 if isinstance(part, Literal)
             )
         )
+        keys.sort(key=lambda key: key[0])
         self._reading = np.array([reading for reading, *_ in keys], dtype=np.intp)
         self._sign = np.array([1.0 if above else -1.0 for _, _, above, _ in keys])
         self._level = self._sign * np.array([threshold for _, threshold, *_ in keys])
         self._window = np.array([window for *_, window in keys], dtype=np.int64)
+        self._bounds = _Bounds.of(keys)
         literals = {key: column for column, key in enumerate(keys)}
         self._layers, self._outputs = _Circuit(literals, self.conditions).compiled()
         self._columns = len(literals) + sum(layer.weights.shape[1] for layer in self._layers)
@@ -126,6 +140,28 @@ class Judge:
         holds = standing.latched | (self._truths(ages < self._window) & ~self._of_prompt)
         return holds, self.latch(standing._replace(age=ages), holds)
 
+    def quiet(self, standing: Standing) -> Quiet:
+        """Within what the next tokens of N answers change nothing of what holds by their last ones.
+
+        What held at another token of theirs, such as one of a prompt, must have been judged once since.
+        """
+        bounds, held = self._bounds, standing.age == 0
+        low = np.full((len(held), self.readings), -np.inf, dtype=np.float32)
+        high = -low
+        if len(bounds.first):
+            low[:, bounds.readings] = np.maximum.reduceat(
+                np.where(held, bounds.held.low, bounds.unheld.low), bounds.first, axis=1
+            )
+            high[:, bounds.readings] = np.minimum.reduceat(
+                np.where(held, bounds.held.high, bounds.unheld.high), bounds.first, axis=1
+            )
+        left = np.where(held | (standing.age >= self._window), _NEVER, self._window - standing.age)
+        return Quiet(low, high, left.min(1, initial=_NEVER))
+
+    def pass_by(self, standing: Standing, tokens: NDArray[np.int64]) -> Standing:
+        """The standing of N answers some quiet tokens later, int64 [N]; see `quiet`."""
+        return standing._replace(age=np.where(standing.age == 0, 0, standing.age + tokens[:, None]))
+
     def _held(self, values: Values) -> Truths:
         """Which literals hold at each of N tokens by itself: values [N, R] → [N, L]."""
         if values.shape[-1] < self.readings:
@@ -143,6 +179,43 @@ class Judge:
             known, gates = weights.shape
             truths[:, known : known + gates] = truths[:, :known] @ weights >= least
         return truths[:, self._outputs] > 0.0
+
+
+class _Reach(NamedTuple):
+    """The least and the largest readings, float32 [L], with which literals hold, or do not."""
+
+    low: NDArray[np.float32]
+    high: NDArray[np.float32]
+
+
+class _Bounds(NamedTuple):
+    """With what L literals hold, and with what not; those of each of `readings` begin at `first`."""
+
+    held: _Reach
+    unheld: _Reach
+    readings: NDArray[np.intp]
+    first: NDArray[np.intp]
+
+    @classmethod
+    def of(cls, keys: Sequence[_Key]) -> _Bounds:
+        """The bounds of literals; those of whole prompts are free, for no answer can change them."""
+        reading = np.array([reading for reading, *_ in keys], dtype=np.intp)
+        level = np.array([threshold for _, threshold, *_ in keys])
+        above = np.array([above for _, _, above, _ in keys], dtype=np.bool_)
+        free = np.array([window == _PROMPT for *_, window in keys], dtype=np.bool_)
+        least, most = np.float32(-np.inf), np.float32(np.inf)
+        with np.errstate(over="ignore", under="ignore"):
+            nearest = level.astype(np.float32)
+            # The nearest float32 that are not over each threshold, and not under it; and the ones after them.
+            under = np.where(nearest > level, np.nextafter(nearest, least), nearest)
+            over = np.where(nearest < level, np.nextafter(nearest, most), nearest)
+            beyond, beneath = np.nextafter(under, most), np.nextafter(over, least)
+        held = _Reach(np.where(above, beyond, least), np.where(above, most, beneath))
+        unheld = _Reach(np.where(above, least, over), np.where(above, under, most))
+        for reach in (held, unheld):
+            reach.low[free], reach.high[free] = least, most
+        readings, first = np.unique(reading, return_index=True)
+        return cls(held, unheld, readings.astype(np.intp), first.astype(np.intp))
 
 
 @lru_cache(maxsize=256)

@@ -7,6 +7,7 @@ step, the sooner the step is compiled and the faster it runs.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -77,7 +78,10 @@ class Capacity:
 
 
 class Rows(NamedTuple):
-    """Rows of every slot, float32: vectors [S, 2, K, d], read and written; numbers [S, C, K]."""
+    """Rows of every slot, float32: vectors [S, 2, K, d], read and written; numbers [S, C, K].
+
+    Rows that are only read have vectors [S, 1, K, d].
+    """
 
     vectors: Tensor
     numbers: Tensor
@@ -112,13 +116,14 @@ class Bans(NamedTuple):
 class TableView(NamedTuple):
     """The tables as one step sees them: the step's slots, and no more rows than its programs use.
 
-    Watched rows, the guards behind the watches, are rows whose written vector is not used.
+    watches and guards are only read.
     """
 
     edits: Rows
     rules: Rows
     bans: Bans
     watches: Rows
+    guards: Rows
 
 
 def _probe_numbers(probe: Probe) -> list[float]:
@@ -152,6 +157,19 @@ def centred_read(probe: Probe) -> Tensor:
     return probe.read - probe.read.mean() if probe.norm is Norm.LAYER_NORM else probe.read
 
 
+@lru_cache(maxsize=64)
+def _only_read(probes: tuple[Probe, ...]) -> tuple[Tensor, Tensor]:
+    """The vectors [1, K, d] and the numbers [C, K] of rows that are only read; many requests share them."""
+    reads = torch.stack([centred_read(probe) for probe in probes])
+    return reads[None], torch.tensor([_probe_numbers(probe) for probe in probes]).T
+
+
+def _fill_read(table: Rows, slot: int, probes: tuple[Probe, ...]) -> None:
+    vectors, numbers = _only_read(probes)
+    table.vectors[slot, :, : len(probes)] = vectors.to(table.vectors)
+    table.numbers[slot, :, : len(probes)] = numbers.to(table.numbers)
+
+
 def _fill(table: Rows | Bans, slot: int, reads: Sequence[Tensor], writes: Sequence[Tensor]) -> None:
     vectors = torch.stack((torch.stack(list(reads)), torch.stack(list(writes))))
     table.vectors[slot, :, : len(reads)] = vectors.to(table.vectors)
@@ -181,19 +199,17 @@ class SiteTable:
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(slots, *shape, dtype=torch.float32, device=device)
 
-        def rows(count: int) -> Rows:
-            return Rows(zeros(2, count + 1, width), zeros(COLUMNS, count + 1))
+        def rows(count: int, vectors: int = 2) -> Rows:
+            return Rows(zeros(vectors, count + 1, width), zeros(COLUMNS, count + 1))
 
         k = capacity.bans + 1
         self.capacity, self.activations = capacity, activations
-        self.edits, self.rules, self.watches = (
-            rows(capacity.edits),
-            rows(capacity.rules),
-            rows(capacity.watches),
-        )
+        self.edits, self.rules = rows(capacity.edits), rows(capacity.rules)
+        self.watches, self.guards = rows(capacity.watches, 1), rows(capacity.watches, 1)
         self.bans = Bans(zeros(2, k, width), zeros(COLUMNS, k), zeros(4, k, k), zeros(5, k))
         self.bans.lines[:, 1] = NO_LIMIT
-        self._used: set[int] = set()
+        # Which kinds of rows each slot has that is not empty.
+        self._used: dict[int, list[Rows | Bans]] = {}
 
     def write(self, slot: int, program: SiteProgram) -> None:
         """Make `program` the one that `slot` runs at this site.
@@ -203,19 +219,21 @@ class SiteTable:
         self.clear(slot)
         self.capacity.check("this site", program)
         bans = ban_geometry(program.bans, "this site", self.activations) if program.bans else None
-        self._used.add(slot)
+        used = self._used.setdefault(slot, [])
         for table, edits in ((self.edits, program.edits), (self.rules, program.rules)):
             if edits:
                 reads = [centred_read(edit.probe) for edit in edits]
                 _fill(table, slot, reads, [edit.probe.write for edit in edits])
                 _fill_numbers(table, slot, [_edit_numbers(edit) for edit in edits])
+                used.append(table)
         if program.max_relative_norm is not None and program.edits:
             self.edits.numbers[slot, Column.TIGHTNESS, 0] = _tightness(program.max_relative_norm)
-        if read := (*program.watches, *program.guards):
-            reads = [centred_read(probe) for probe in read]
-            _fill(self.watches, slot, reads, reads)
-            _fill_numbers(self.watches, slot, [_probe_numbers(probe) for probe in read])
+        for table, probes in ((self.watches, program.watches), (self.guards, program.guards)):
+            if probes:
+                _fill_read(table, slot, probes)
+                used.append(table)
         if bans is not None:
+            used.append(self.bans)
             count = len(program.bans)
             _fill(self.bans, slot, list(bans.basis), [edit.probe.write for edit in program.bans])
             _fill_numbers(self.bans, slot, [_edit_numbers(edit) for edit in program.bans])
@@ -225,43 +243,43 @@ class SiteTable:
             lines = torch.stack((bans.lengths, bans.limits, bans.interior, bans.descent, step))
             self.bans.lines[slot, :, :count] = lines.to(self.bans.lines)
 
-    def view(self, slots: int, edits: int, rules: int, bans: int, watches: int) -> TableView:
+    def view(self, slots: int, edits: int, rules: int, bans: int, watches: int, guards: int) -> TableView:
         """The first rows of each kind of the first slots."""
         return TableView(
             self.edits.narrow(slots, edits),
             self.rules.narrow(slots, rules),
             self.bans.narrow(slots, bans),
             self.watches.narrow(slots, watches),
+            self.guards.narrow(slots, guards),
         )
 
-    def view_one(self, slot: Tensor, edits: int, rules: int, bans: int, watches: int) -> TableView:
+    def view_one(
+        self, slot: Tensor, edits: int, rules: int, bans: int, watches: int, guards: int
+    ) -> TableView:
         """The first rows of each kind of one slot, an int64 [1]."""
-        every = self.view(self.edits.vectors.shape[0], edits, rules, bans, watches)
+        every = self.view(self.edits.vectors.shape[0], edits, rules, bans, watches, guards)
 
         def pick(group: Rows) -> Rows:
             return Rows(*(tensor.index_select(0, slot) for tensor in group))
 
         own = Bans(*(tensor.index_select(0, slot) for tensor in every.bans))
-        return TableView(pick(every.edits), pick(every.rules), own, pick(every.watches))
+        return TableView(pick(every.edits), pick(every.rules), own, pick(every.watches), pick(every.guards))
 
     def clear(self, slot: int) -> None:
         """Leave `slot` unsteered."""
-        if slot not in self._used:
-            return
-        self._used.discard(slot)
-        for tensor in self._tensors():
-            tensor[slot] = 0.0
-        self.bans.lines[slot, 1] = NO_LIMIT
+        for kind in self._used.pop(slot, ()):
+            for tensor in kind:
+                tensor[slot] = 0.0
+            if kind is self.bans:
+                self.bans.lines[slot, 1] = NO_LIMIT
 
     def move(self, source: int, target: int) -> None:
         """Make `target` run what `source` runs, and leave `source` empty."""
         self.clear(target)
         if source not in self._used:
             return
-        for tensor in self._tensors():
-            tensor[target] = tensor[source]
-        self._used.add(target)
+        self._used[target] = self._used[source]
+        for kind in self._used[target]:
+            for tensor in kind:
+                tensor[target] = tensor[source]
         self.clear(source)
-
-    def _tensors(self) -> list[Tensor]:
-        return [*self.edits, *self.rules, *self.watches, *self.bans]
