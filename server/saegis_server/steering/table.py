@@ -222,16 +222,16 @@ class SiteTable:
         used = self._used.setdefault(slot, [])
         for table, edits in ((self.edits, program.edits), (self.rules, program.rules)):
             if edits:
+                used.append(table)
                 reads = [centred_read(edit.probe) for edit in edits]
                 _fill(table, slot, reads, [edit.probe.write for edit in edits])
                 _fill_numbers(table, slot, [_edit_numbers(edit) for edit in edits])
-                used.append(table)
         if program.max_relative_norm is not None and program.edits:
             self.edits.numbers[slot, Column.TIGHTNESS, 0] = _tightness(program.max_relative_norm)
         for table, probes in ((self.watches, program.watches), (self.guards, program.guards)):
             if probes:
-                _fill_read(table, slot, probes)
                 used.append(table)
+                _fill_read(table, slot, probes)
         if bans is not None:
             used.append(self.bans)
             count = len(program.bans)
