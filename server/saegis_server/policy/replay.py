@@ -166,10 +166,13 @@ def _others(record: Record, names: frozenset[str]) -> list[str]:
 
 
 def _denials(record: Record) -> tuple[Denial, ...]:
-    return tuple(
-        Denial(*(str(each.get(name, "")) for name in ("policy", "rule", "message", "field")))
-        for each in _maps(record["denials"], "denials")
-    )
+    found = []
+    for each in _maps(record["denials"], "denials"):
+        policy, rule, message, field = (
+            str(each.get(name, "")) for name in ("policy", "rule", "message", "field")
+        )
+        found.append(Denial(policy, rule, message, field))
+    return tuple(found)
 
 
 def _facts(record: Record, candidate: CompiledPolicy) -> RequestFacts:
