@@ -32,20 +32,6 @@ def test_it_is_said_plainly_when_none_does() -> None:
     assert BanReport(result, None).strength == 2.0
 
 
-def test_where_none_does_the_one_with_least_harm_under_the_bound_is_nearest() -> None:
-    result = ban_result({"en": (0.4, 0.0, 0.2, 0.1)}, {"en": (0.3, 0.01, 0.02)}, STRENGTHS)
-    found = calibrate(result, ["en"])
-    assert [(each.strength, each.harm, each.kl) for each in found.verdicts] == [
-        (0.5, 0.2, 0.01),
-        (1.0, 0.1, 0.02),
-        (2.0, 0.0, 0.3),
-    ]
-    assert found.nearest == 1.0
-    assert calibrate(result, ["en"], target=0.25).nearest == 1.0
-    assert calibrate(result, ["en"], max_kl=0.015).nearest == 0.5
-    assert calibrate(result, ["en"], max_kl=0.0).nearest is None
-
-
 def test_only_the_named_languages_count() -> None:
     harm = {"en": (0.4, 0.0, 0.0, 0.0), "de": (0.4, 0.4, 0.4, 0.4)}
     kl = {"en": (0.01, 0.01, 0.01), "de": (0.9, 0.9, 0.9)}

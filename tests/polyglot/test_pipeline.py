@@ -12,11 +12,11 @@ from torch.nn import functional
 from transformers import AutoTokenizer
 
 from saegis_server.evaluation.ban_file import BanFile
-from saegis_server.evaluation.calibration import BanReport
+from saegis_server.evaluation.calibration import BanReport, Calibration, Verdict
 from saegis_server.evaluation.clamp import ClampResult
 from saegis_server.polyglot.corpus import Corpus
 from saegis_server.polyglot.language_model import Training, held_out_loss, train_language_model
-from saegis_server.polyglot.measuring import best_clamp
+from saegis_server.polyglot.measuring import best_clamp, recommended_strength
 from saegis_server.polyglot.pipeline import ship
 from saegis_server.polyglot.recipe import CHOSEN_FROM, Recipe, Seeds
 from saegis_server.polyglot.shipped import Manifest, digests
@@ -109,6 +109,12 @@ def test_a_step_without_the_one_before_it_says_so(tmp_path: Path) -> None:
 def test_runs_share_no_seed() -> None:
     one, two = vars(Seeds.of(0)).values(), vars(Seeds.of(1)).values()
     assert len({*one, *two}) == len(one) + len(two)
+
+
+def test_the_recommended_strength_is_the_calibrated_or_the_one_that_fails_least() -> None:
+    verdicts = (Verdict(0.0, ("a", "b")), Verdict(1.0, ("a",)), Verdict(2.0, ("b",)))
+    assert recommended_strength(Calibration(("en",), 0.1, 0.05, None, verdicts)) == 1.0
+    assert recommended_strength(Calibration(("en",), 0.1, 0.05, 2.0, verdicts)) == 2.0
 
 
 def test_the_best_clamp_names_the_landmark_most_where_it_is_named_least(made: Path) -> None:

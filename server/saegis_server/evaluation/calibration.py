@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from saegis_server.evaluation.ban import BanResult, BanRow
-from saegis_server.evaluation.figures import mean
 from saegis_server.evaluation.records import Record, read_record
 
 DEFAULT_TARGET = 0.1
@@ -16,16 +15,10 @@ DEFAULT_MAX_KL = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Verdict(Record):
-    """Whether one strength is enough; `failures` says why it is not.
-
-    harm: the mean, over the judged languages and temperatures, of what is left under the ban, 0 to 1. kl: the
-    largest divergence there, nats a token; 0 where none was measured.
-    """
+    """Whether one strength is enough; `failures` says why it is not."""
 
     strength: float
     failures: tuple[str, ...]
-    harm: float
-    kl: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,15 +35,6 @@ class Calibration(Record):
     max_kl: float
     strength: float | None
     verdicts: tuple[Verdict, ...]
-
-    @property
-    def nearest(self) -> float | None:
-        """The chosen strength; where none is enough, the one that leaves the least harm with the divergence
-        under its bound, the least of equals; None where none is under it."""
-        if self.strength is not None:
-            return self.strength
-        mild = [each for each in self.verdicts if each.kl < self.max_kl]
-        return min(mild, key=lambda each: (each.harm, each.strength)).strength if mild else None
 
     @property
     def sentence(self) -> str:
@@ -122,11 +106,10 @@ def calibrate(
     verdicts = []
     for strength in sorted(result.strengths):
         failures = ["without the ban there is no harm in any of the languages"] if nothing else []
-        under = [result.row(row.language, strength, row.temperature) for row in judged]
-        for row, banned in zip(judged, under, strict=True):
+        for row in judged:
+            banned = result.row(row.language, strength, row.temperature)
             failures += _failures(row, banned, target, max_kl, len(result.decodings) > 1)
-        harm, kl = mean(map(_harm, under)), max(row.kl or 0.0 for row in under)
-        verdicts.append(Verdict(strength, tuple(failures), harm, kl))
+        verdicts.append(Verdict(strength, tuple(failures)))
     chosen = next((verdict.strength for verdict in verdicts if not verdict.failures), None)
     return Calibration(tuple(languages), target, max_kl, chosen, tuple(verdicts))
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from saegis import Client
 from saegis_server.evaluation.ban import AnswerFigures, BanResult, measure_ban
 from saegis_server.evaluation.ban_file import BanFile
-from saegis_server.evaluation.calibration import BanReport, calibrate
+from saegis_server.evaluation.calibration import BanReport, Calibration, calibrate
 from saegis_server.evaluation.clamp import ClampResult, measure_clamp
 from saegis_server.evaluation.clamp_file import ClampFile
 from saegis_server.evaluation.decoding import Decoding
@@ -56,10 +56,18 @@ def _measure_ban(out: Path, recipe: Recipe, requests: Requests) -> None:
     curve = measured(recipe.choice.strengths, [_GREEDY])
     calibration = calibrate(curve, ban.chosen_from, recipe.choice.target, recipe.choice.max_kl)
     _write(out / files.BAN_CURVE, BanReport(curve, calibration))
-    ban = replace(ban, strength=calibration.nearest or 0.0)
+    ban = replace(ban, strength=recommended_strength(calibration))
     ban.save(out / files.EVAL / files.BAN)
     decodings = [_GREEDY, Decoding(recipe.temperature)]
     _write(out / files.BAN_RESULT, BanReport(measured([ban.strength], decodings), None))
+
+
+def recommended_strength(calibration: Calibration) -> float:
+    """The calibrated strength; where none meets the target, that which falls short in the fewest ways, the
+    least of equals."""
+    if calibration.strength is not None:
+        return calibration.strength
+    return min(calibration.verdicts, key=lambda each: (len(each.failures), each.strength)).strength
 
 
 def _measure_clamp(out: Path, requests: Requests) -> None:
