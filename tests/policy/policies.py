@@ -27,8 +27,8 @@ _HEAD = """\
 apiVersion: saegis.dev/v1
 kind: Policy
 name: {name}
-serial: 1
-revision: r1
+serial: {serial}
+revision: r{serial}
 """
 _CASES = """\
 apiVersion: saegis.dev/v1
@@ -41,12 +41,13 @@ def bundle(
     text: str = "",
     *,
     name: str = "p",
+    serial: int = 1,
     cases: str = "",
     directions: Mapping[str, torch.Tensor] | None = None,
     parts: Iterable[str] = (),
 ) -> Bundle:
     """A bundle of a policy's keys after its identity, the list of its cases, and a file of directions."""
-    files = {"policy.yaml": (_HEAD.format(name=name) + dedent(text)).encode()}
+    files = {"policy.yaml": (_HEAD.format(name=name, serial=serial) + dedent(text)).encode()}
     if cases:
         files["tests/cases.yaml"] = (_CASES + indent(dedent(cases).lstrip("\n"), "  ")).encode()
     if directions:

@@ -20,7 +20,7 @@ from saegis_server.policy.store import PolicyStore
 from saegis_server.telemetry.metrics import Metrics
 from tests.policy import made
 from tests.policy.bundles import write_files
-from tests.policy.policies import WORLD
+from tests.policy.policies import WORLD, bundle
 
 NAMES = (EVERY, "a", "b")
 named = st.lists(st.sampled_from(NAMES), min_size=1, max_size=2, unique=True).map(tuple)
@@ -29,18 +29,8 @@ matches = st.builds(Match, tenants=named, roles=named, models=named)
 
 def clamping(name: str, value: float, serial: int = 1, extra: str = "") -> Bundle:
     """A bundle that clamps a feature that others of these clamp too."""
-    policy = f"""\
-apiVersion: saegis.dev/v1
-kind: Policy
-name: {name}
-serial: {serial}
-revision: r{serial}
-{extra}
-rules:
-  - id: hold
-    clamp: {{features: [{{sae: first, index: 7}}], value: {value}}}
-"""
-    return Bundle.from_files({"policy.yaml": policy.encode()})
+    rule = f"{{id: hold, clamp: {{features: [{{sae: first, index: 7}}], value: {value}}}}}"
+    return bundle(f"{extra}\nrules: [{rule}]\n", name=name, serial=serial)
 
 
 def matching(name: str, match: Match, value: float) -> Bundle:

@@ -84,7 +84,7 @@ class Checker:
         cases = run_cases(compiled) if compiled is not None else ()
         attempt(lambda: _check_cases(bundle, cases))
         if compiled is not None:
-            problems += conflicts(bundle, compiled, beside)
+            attempt(lambda: check_conflicts(bundle, compiled, beside))
         return Examination(bundle, signed_by, cases, tuple(problems))
 
     def signed_by(self, bundle: Bundle) -> str:
