@@ -152,10 +152,8 @@ class Naive:
                     continue
                 clean = reference.vector(x[0, token])
                 values[token] = [reference.read(probe, clean) for probe in rows.guards]
-                _, pushed = reference.steer(rows, clean, token < len(self.prompt))
-                if rows.bans:
-                    pushed = reference.nearest_allowed(rows.bans, pushed)
-                changed[0, token] = torch.from_numpy(pushed).to(x.dtype)
+                steered = reference.settled(rows, clean, token < len(self.prompt))
+                changed[0, token] = torch.from_numpy(steered).to(x.dtype)
             return changed
 
         module, reads_input = site_module(self.model, site)

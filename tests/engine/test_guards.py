@@ -96,7 +96,7 @@ def test_all_at_once_it_is_what_the_loop_says() -> None:
         alone = [engine.ask(tiny.prompt_of(seed, 9), GREEDY).wait().tokens() for seed in SEEDS]
         assert together == [tokens[: 1 + seed % 9] for seed, tokens in zip(SEEDS, alone, strict=True)]
         tables = engine.step.slots.tables.values()
-        assert not any(bool(rows.vectors.any()) for table in tables for rows in (table.rules, table.bans))
+        assert not any(bool(rows.vectors.any()) for table in tables for rows in (table.rules, table.bounds))
 
 
 def literal(answer: Sequence[float], token: int) -> Condition:
@@ -226,7 +226,7 @@ def test_a_guard_that_does_not_fit_is_not_admitted() -> None:
         rows.ban(rows.Probe(f"{sign}", sign * probe(1).read, probe(1).read, gate_bias=5.0, value_bias=5.0))
         for sign in (1.0, -1.0)
     )
-    for added, message in ((crowded, "room for 8"), (SiteProgram(bans=opposed), "no activation")):
+    for added, message in ((crowded, "room for 8"), (SiteProgram(bans=opposed), "oppose each other")):
         edit = always("p/edit", Reaction.EDIT, rows={SITES[0]: added})
         with pytest.raises(SteeringError, match=message):
             engine.ask([1], GREEDY, READ_ONLY, guard=Guard((edit,)))

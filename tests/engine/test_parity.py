@@ -66,8 +66,9 @@ def random_program(seed: int, count: int) -> SteeringProgram:
         kind = ("relu", "jumprelu", "gated", "direction")[index % 4]
         probe = cases.random_probe(rng, tiny.WIDTH, kind, Norm.NONE, f"{seed}:{index}")
         operation = cases.OPERATIONS[int(torch.randint(len(cases.OPERATIONS), (1,), generator=rng))]
-        target = rules if index % 5 == 0 and len(rules[site]) < 8 else edits
-        target[site].append(cases.random_edit(rng, probe, operation))
+        edit = cases.random_edit(rng, probe, operation)
+        target = rules if index % 5 == 0 and len(rules[site]) < 8 and cases.may_rule(edit) else edits
+        target[site].append(edit)
     if count:
         bans[sites[seed % len(sites)]] = cases.correlated_bans(rng, 1 + seed % 2, tiny.WIDTH, 0.0, 1.5)
     return SteeringProgram(
@@ -90,10 +91,8 @@ def hook_program(model: PreTrainedModel, program: SteeringProgram) -> list[Any]:
         in_prompt = passes.setdefault(id(rows_here), 0) == 0
         passes[id(rows_here)] += 1
         for token in range(x.shape[1]):
-            _, pushed = reference.steer(rows_here, reference.vector(x[0, token]), in_prompt)
-            if rows_here.bans:
-                pushed = reference.nearest_allowed(rows_here.bans, pushed)
-            changed[0, token] = torch.from_numpy(np.asarray(pushed)).to(x.dtype)
+            steered = reference.settled(rows_here, reference.vector(x[0, token]), in_prompt)
+            changed[0, token] = torch.from_numpy(np.asarray(steered)).to(x.dtype)
         return changed
 
     for site in tiny.SITES:

@@ -94,7 +94,7 @@ def test_running_requests_keep_their_bits(monkeypatch: pytest.MonkeyPatch) -> No
 def test_nothing_is_left_in_the_tables(engine: tiny.RunningEngine) -> None:
     tables = engine.step.slots.tables.values()
     kinds = [
-        kind for each in tables for kind in (each.edits, each.rules, each.bans, each.watches, each.guards)
+        kind for each in tables for kind in (each.edits, each.rules, each.bounds, each.watches, each.guards)
     ]
     tensors = [tensor for kind in kinds for tensor in kind]
     before = [tensor.clone() for tensor in tensors]

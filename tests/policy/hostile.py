@@ -19,7 +19,7 @@ from saegis_server.policy.operations import WITH_UNIT, row_of
 from saegis_server.policy.schema import Op, Unit
 from saegis_server.sae.autoencoder import SparseAutoencoder
 from saegis_server.sae.catalog import Catalog, FoundFeature
-from saegis_server.steering.projection import NO_LIMIT
+from saegis_server.steering.bounds import NO_LIMIT
 from saegis_server.steering.rows import Phase, Probe
 
 #: Stands for an edit's field until its place in the request is known.
@@ -218,8 +218,8 @@ class Witness:
                 return
             x = output[0] if isinstance(output, tuple) else output
             slots = self._slots(x)
-            limits = self._step.slots.tables[Site.parse(banned.site)].bans.lines[slots, 1]
-            held = (limits < NO_LIMIT).any(-1)
+            ranges = self._step.slots.tables[Site.parse(banned.site)].bounds.ranges[slots]
+            held = (ranges[:, 1] < NO_LIMIT).any(-1)
             x = x[held].double()
             x = x[torch.isfinite(x).all(-1)]
             self.tokens += len(x)

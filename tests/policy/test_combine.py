@@ -44,6 +44,7 @@ def rules(draw: st.DrawFn) -> Written:
         st.one_of(
             st.builds(lambda s: {"ban": {**common, "strength": s}}, st.sampled_from([0.0, 1.0, 2.0])),
             st.builds(lambda v: {"cap": {**common, "value": v, "unit": unit}}, _VALUES),
+            st.builds(lambda v: {"floor": {**common, "value": v, "unit": unit}}, _VALUES),
             st.builds(lambda v, i: {"clamp": {**common, "value": v, "if_active": i}}, _VALUES, st.booleans()),
             st.builds(lambda v: {"scale": {**common, "factor": v}}, _VALUES),
             st.just({"watch": {"features": common["features"]}}),
@@ -222,7 +223,7 @@ def _overlap(one: Phase, other: Phase) -> bool:
 @given(policies("p"), policies("q"), st.floats(-4.0, 4.0), st.booleans())
 @_settings
 def test_rows_do_what_the_rules_say(one: Written, other: Written, f: float, prompt: bool) -> None:
-    """Set what is set, then take the least cap, of every rule in force always: by hand, value by value."""
+    """What is set, under the least cap, above the greatest floor: by hand, of the rules in force always."""
     decision = PolicySet([holding(one), holding(other)]).decide(ask())
     if not decision.allowed:
         return
@@ -254,13 +255,14 @@ def _key(named: tuple[str, int]) -> str:
 
 
 def _folded(*policies: Written) -> set[str]:
-    """The probes that a conditional cap may have bounded always."""
+    """The probes that a conditional cap or floor may have bounded always."""
     return {
         _key((feature["sae"], feature["index"]))
         for each in policies
         for rule in each["rules"]
-        if "when" in rule and "cap" in rule
-        for feature in rule["cap"]["features"]
+        for bound in ("cap", "floor")
+        if "when" in rule and bound in rule
+        for feature in rule[bound]["features"]
     }
 
 
@@ -279,9 +281,9 @@ def _valued(row: Edit, f: float) -> float:
 
 
 def _by_hand(written: list[Written], feature: Written, f: float, prompt: bool) -> float:
-    value, caps = f, []
+    value, caps, floors = f, [], []
     for rule in written:
-        for action in ("clamp", "scale", "cap"):
+        for action in ("clamp", "scale", "cap", "floor"):
             wanted = rule.get(action)
             if wanted is None or feature not in wanted["features"]:
                 continue
@@ -289,11 +291,13 @@ def _by_hand(written: list[Written], feature: Written, f: float, prompt: bool) -
                 continue
             if action == "cap":
                 caps.append(wanted["value"])
+            elif action == "floor":
+                floors.append(wanted["value"])
             elif action == "scale":
                 value = wanted["factor"] * f
             elif not wanted["if_active"] or f > 0.0:
                 value = wanted["value"]
-    return float(min([value, *caps]))
+    return float(max([min([value, *caps]), *floors]))
 
 
 def test_caps_take_the_minimum_and_bound_what_is_set() -> None:
@@ -304,7 +308,7 @@ def test_caps_take_the_minimum_and_bound_what_is_set() -> None:
     (row,) = decision.program.sites["layers.0.resid_post"].rules
     assert (row.a, row.b) == (0.0, 2.0)
     x = reference.vector(row.probe.read) * 3.0
-    moved = reference.change(row, x, prompt=True)
+    moved = reference.change(row, x, prompt=True, norm=1.0)
     value = reference.read(row.probe, x)
     expected = (2.0 - value) * reference.vector(row.probe.write)
     assert abs(moved - expected).max() < 1e-9

@@ -230,7 +230,7 @@ def test_bans_that_exclude_each_other() -> None:
     """
     where = World("tiny", ONE_SITE.sites, tiny.WIDTH, ONE_SITE.catalog, WORLD.capacity, torch.bfloat16)
     (found,) = problems(text, where=where, directions={"v": vector, "w": -vector})
-    assert found.startswith("rules.down, rules.up: no activation keeps all of these below their thresholds")
+    assert found.startswith("rules.down, rules.up: these oppose each other, so that rounding to bfloat16")
 
 
 def test_more_rows_than_there_is_room_for_when_every_condition_holds() -> None:

@@ -234,6 +234,7 @@ def test_a_rule_has_exactly_one_action(actions: list[str]) -> None:
         "ban": targets,
         "clamp": {**targets, "value": 1},
         "cap": {**targets, "value": 1},
+        "floor": {**targets, "value": 1},
         "scale": {**targets, "factor": 0.5},
         "watch": targets,
         "refuse": {"message": "no"},

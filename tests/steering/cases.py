@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from saegis_server.steering import rows
-from saegis_server.steering.program import SiteProgram
+from saegis_server.steering.program import SiteProgram, SteeringError, SteeringProgram
+from saegis_server.steering.projection import held_geometry
 from saegis_server.steering.rows import Edit, Norm, Phase, Probe
 from saegis_server.steering.table import Capacity, SiteTable, TableView
 
@@ -46,6 +47,16 @@ def random_edit(rng: torch.Generator, probe: Probe, operation: str) -> Edit:
     return edit
 
 
+def may_rule(edit: Edit) -> bool:
+    """Whether an edit may be an operator's rule: whether what it bounds can be held, by itself."""
+    try:
+        program = SteeringProgram({"": SiteProgram(rules=(edit,))})
+        held_geometry(program.sites[""], "")
+    except SteeringError:
+        return False
+    return True
+
+
 def correlated_bans(
     rng: torch.Generator, count: int, width: int, gain: float, strength: float
 ) -> tuple[Edit, ...]:
@@ -66,7 +77,7 @@ def view(table: SiteTable) -> TableView:
     """The whole table, every slot and every row."""
     room = table.capacity
     reads = room.watches, room.watches
-    return table.view(table.edits.vectors.shape[0], room.edits, room.rules, room.bans, *reads)
+    return table.view(table.edits.vectors.shape[0], room.edits, room.rules, room.held, *reads)
 
 
 def table_of(programs: list[SiteProgram], width: int, activations: torch.dtype = torch.float32) -> SiteTable:

@@ -42,45 +42,103 @@ def write_scale(probe: Probe, x: Vector) -> float:
     return 1.0
 
 
-def change(edit: Edit, x: Vector, prompt: bool) -> Vector:
-    """What one edit adds to x."""
-    if (edit.phase is Phase.PROMPT and not prompt) or (edit.phase is Phase.COMPLETION and prompt):
+def change(edit: Edit, x: Vector, prompt: bool, norm: float) -> Vector:
+    """What one edit adds to x; its fractions are of `norm`."""
+    if not acts(edit, prompt):
         return np.zeros_like(x)
     f = read(edit.probe, x)
     if edit.only_if_active and not f > 0.0:
         return np.zeros_like(x)
-    unit = float(np.linalg.norm(x)) if edit.relative_to_norm else 1.0
+    unit = norm if edit.relative_to_norm else 1.0
     wanted = min(max(edit.a * f + unit * edit.b, unit * edit.lo), unit * edit.hi)
     return (wanted - f) * write_scale(edit.probe, x) * vector(edit.probe.write)
 
 
 def steer(program: SiteProgram, x: Vector, prompt: bool) -> tuple[Vector, Vector]:
-    """The activation after edits and rules, and after the bans' pushes but before their projection."""
-    for stage in (program.edits, program.rules):
-        move = sum((change(edit, x, prompt) for edit in stage), np.zeros_like(x))
-        if stage is program.edits and program.max_relative_norm is not None:
-            longest, length = program.max_relative_norm * np.linalg.norm(x), np.linalg.norm(move)
-            move = move * (longest / length if length > longest else 1.0)
-        x = x + move
-    pushed = x + sum((change(edit, x, prompt) for edit in program.bans), np.zeros_like(x))
-    return x, pushed
+    """The activation after the edits, and after rules and the bans' pushes but before any projection.
+
+    Rules' fractions are of ‖x‖ as it comes in.
+    """
+    norm = float(np.linalg.norm(x))
+    move = sum((change(edit, x, prompt, norm) for edit in program.edits), np.zeros_like(x))
+    if program.max_relative_norm is not None:
+        longest, length = program.max_relative_norm * norm, np.linalg.norm(move)
+        move = move * (longest / length if length > longest else 1.0)
+    edited = x + move
+    ruled = edited + sum((change(rule, edited, prompt, norm) for rule in program.rules), np.zeros_like(x))
+    pushed = ruled + sum((change(ban, ruled, prompt, norm) for ban in program.bans), np.zeros_like(x))
+    return edited, pushed
 
 
-def excess(bans: tuple[Edit, ...], x: Vector) -> Vector:
-    """How far each banned row lies above its limit at x, in units of its own read."""
-    return np.array([float(vector(ban.probe.read) @ x) - ban.probe.limit for ban in bans])
+def acts(edit: Edit, prompt: bool) -> bool:
+    """Whether an edit's phase holds at a token."""
+    return edit.phase is not (Phase.COMPLETION if prompt else Phase.PROMPT)
 
 
-def nearest_allowed(bans: tuple[Edit, ...], x: Vector) -> Vector:
-    """The projection of x onto the allowed activations, by Lawson and Hanson's reduction to NNLS (ch. 23)."""
-    rows = np.stack([vector(ban.probe.read) for ban in bans])
+#: Activations at which a row reads at most a number: the row, and the number.
+HalfSpace = tuple[Vector, float]
+
+
+def half_spaces(program: SiteProgram, clean: Vector, edited: Vector, prompt: bool) -> list[HalfSpace]:
+    """What the bans and rules of a program allow at one token: by the values that they ask for.
+
+    A rule says nothing where its probe is banned at the same tokens.
+    """
+    bans = [ban for ban in program.bans if acts(ban, prompt)]
+    found = [(vector(ban.probe.read), ban.probe.limit) for ban in bans]
+    banned = {ban.probe.key for ban in bans}
+    for rule in program.rules:
+        probe, unit = rule.probe, float(np.linalg.norm(clean)) if rule.relative_to_norm else 1.0
+        if not acts(rule, prompt) or probe.key in banned:
+            continue
+        high, low = rule.hi, rule.lo
+        if rule.a == 0.0:
+            high = low = min(max(rule.b, rule.lo), rule.hi)
+        if rule.only_if_active and not read(probe, edited) > 0.0:
+            low = -math.inf
+        if math.isfinite(high):
+            found.append((vector(probe.read), _read_at(probe, high * unit)))
+        if math.isfinite(low) and (probe.linear or low > 0.0):
+            found.append((-vector(probe.read), -_read_at(probe, low * unit)))
+    return found
+
+
+def _read_at(probe: Probe, value: float) -> float:
+    """The read at which a probe's value is `value`; at which a feature is just not active for one below 0."""
+    if probe.linear:
+        return value
+    return max(probe.limit, (max(value, 0.0) - probe.value_bias) / probe.gain)
+
+
+def banned(bans: tuple[Edit, ...]) -> list[HalfSpace]:
+    """What bans of all tokens allow."""
+    return [(vector(ban.probe.read), ban.probe.limit) for ban in bans]
+
+
+def excess(allowed: list[HalfSpace], x: Vector) -> Vector:
+    """How far x lies beyond each half-space, in units of its row's own read."""
+    return np.array([row @ x - limit for row, limit in allowed])
+
+
+def nearest_allowed(allowed: list[HalfSpace], x: Vector) -> Vector:
+    """The projection of x onto half-spaces, by Lawson and Hanson's reduction to NNLS (ch. 23)."""
+    rows = np.stack([row for row, _ in allowed])
     lengths = np.linalg.norm(rows, axis=1)
-    over = excess(bans, x) / lengths
+    over = excess(allowed, x) / lengths
     if (over <= 0.0).all():
         return x
-    system = np.vstack([-(rows / lengths[:, None]).T, over[None, :]])
+    # In units of the greatest excess: what is solved has a 1 in it.
+    unit = float(over.max())
+    system = np.vstack([-(rows / lengths[:, None]).T, over[None, :] / unit])
     target = np.zeros(len(x) + 1)
     target[-1] = 1.0
     solution, _ = nnls(system, target, maxiter=10_000)
     residual = system @ solution - target
-    return np.asarray(x - residual[:-1] / residual[-1])
+    return np.asarray(x - unit * residual[:-1] / residual[-1])
+
+
+def settled(program: SiteProgram, x: Vector, prompt: bool) -> Vector:
+    """The activation after everything: edits, rules, pushes, and the projection onto what is allowed."""
+    edited, pushed = steer(program, x, prompt)
+    allowed = half_spaces(program, x, edited, prompt)
+    return nearest_allowed(allowed, pushed) if allowed else pushed

@@ -27,10 +27,15 @@ def random_program(rng: torch.Generator, shape: tuple[int, int, int, int]) -> Si
         operation = cases.OPERATIONS[int(torch.randint(len(cases.OPERATIONS), (1,), generator=rng))]
         return cases.random_edit(rng, pick(name), operation)
 
+    def rule(name: str) -> rows.Edit:
+        while not cases.may_rule(found := edit(name)):
+            pass
+        return found
+
     edits, rules, bans, watches = shape
     return SiteProgram(
         edits=tuple(edit(f"e{index}") for index in range(edits)),
-        rules=tuple(edit(f"r{index}") for index in range(rules)),
+        rules=tuple(rule(f"r{index}") for index in range(rules)),
         bans=cases.correlated_bans(rng, bans, WIDTH, 0.5, 1.5) if bans else (),
         watches=tuple(pick(f"w{index}") for index in range(watches)),
         guards=tuple(pick(f"g{index}") for index in range(watches // 2)),
@@ -53,14 +58,18 @@ def test_agrees_with_the_float64_loop(seed: int, sizes: list[tuple[int, int, int
     for slot, program in enumerate(programs):
         for token in range(tokens):
             clean = reference.vector(x[slot, token])
-            before, pushed = reference.steer(program, clean, bool(prompt[slot, token]))
-            if program.bans:
-                pushed = reference.nearest_allowed(program.bans, pushed)
-            scale = 1.0 + max(np.abs(before).max(), np.abs(pushed).max(), np.abs(clean).max())
+            in_prompt = bool(prompt[slot, token])
+            edited, pushed = reference.steer(program, clean, in_prompt)
+            allowed = reference.half_spaces(program, clean, edited, in_prompt)
+            nearest = reference.nearest_allowed(allowed, pushed) if allowed else pushed
+            scale = 1.0 + max(np.abs(each).max() for each in (edited, pushed, nearest, clean))
             got = reference.vector(result[slot, token])
-            # Edits agree to rounding; a projection may lie a little further than the nearest point.
-            tolerance = 2e-2 if program.bans else 2e-5
-            assert np.abs(got - pushed).max() <= tolerance * scale
+            if (nearest == pushed).all():
+                assert np.abs(got - pushed).max() <= 2e-5 * scale
+            else:  # what is held is held; the move may be a little longer than the least one
+                assert (reference.excess(allowed, got) <= 2e-5 * scale).all()
+                least = np.linalg.norm(nearest - pushed)
+                assert np.linalg.norm(got - pushed) <= 1.3 * least + 1e-4 * scale
             watched, guarded = readings.watched_before[slot, token], readings.guarded[slot, token]
             told = zip(program.watches, watched.tolist(), strict=False)
             for probe, value in (*told, *zip(program.guards, guarded.tolist(), strict=False)):
@@ -155,5 +164,5 @@ def test_a_bound_is_of_the_edits_alone_and_the_bans_hold_behind_it() -> None:
         result, readings = apply(x, cases.view(table), torch.ones(1, 100) > 0)
         assert float(readings.relative_norm.median()) > 1.0
         for token in range(100):
-            over = reference.excess(bans, reference.vector(result[0, token]))
-            assert over.max() <= (1e-4 if dtype is torch.float32 else 0.0) * abs(bans[0].probe.limit)
+            over = reference.excess(reference.banned(bans), reference.vector(result[0, token]))
+            assert over.max() <= 0.0

@@ -22,7 +22,8 @@ class AppliedRule:
     policy: str
     rule: str
     action: str
-    """What it does: "ban", "clamp", "cap", "scale", "watch", "stop", "refuse", "record" or "limit"."""
+    """What it does: "ban", "clamp", "cap", "floor", "scale", "watch", "stop", "refuse", "record" or
+    "limit"."""
     mode: RuleMode
     labels: tuple[str, ...]
     """The labels of the features it is about; empty where the policy does not tell them."""

@@ -80,7 +80,7 @@ class SiteReceipt:
     edits: int
     """The request's own edits in force."""
     rules: int
-    """The policy's clamps, caps and scalings in force."""
+    """The policy's clamps, caps, floors and scalings in force."""
     bans: int
     """Bans in force, the policy's and the request's."""
     watches: int

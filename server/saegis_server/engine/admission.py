@@ -10,7 +10,7 @@ from saegis_server.engine.requests import FieldError, GenerationRequest
 from saegis_server.engine.sites import Site, SiteError
 from saegis_server.engine.step import Step
 from saegis_server.steering.program import SiteProgram, SteeringError, SteeringProgram
-from saegis_server.steering.projection import ban_geometry
+from saegis_server.steering.projection import held_geometry
 
 #: How many programs and guards that were admitted are kept.
 _REMEMBERED = 64
@@ -35,9 +35,9 @@ class Admission:
     def generation(self, request: GenerationRequest) -> tuple[dict[Site, SiteProgram], RequestGuard | None]:
         """The program of a generation, by site, and its guard; None where there is nothing to judge.
 
-        The program must fit, and its bans hold, with the rows of all conditions too. Bans that were not seen
-        before are worked out here, which takes milliseconds; a guard beside a program that were seen before
-        take next to no time. Raises FieldError or SteeringError for what cannot be run.
+        The program must fit, and its bans and bounds hold, with the rows of all conditions too. Those that
+        were not seen before are worked out here, which takes milliseconds; a guard beside a program that were
+        seen before take next to no time. Raises FieldError or SteeringError for what cannot be run.
         """
         prompt, sampling, longest = request.prompt, request.sampling, self._step.slots.max_length
         if not prompt:
@@ -125,7 +125,6 @@ class Admission:
             probes = [*edited, *rows.watches, *rows.guards]
             if any(probe.read.shape != (width,) or probe.write.shape != (width,) for probe in probes):
                 raise SteeringError(f"a row at {name} does not have the model's width {width}", name)
-            if rows.bans:
-                ban_geometry(rows.bans, name, step.model.dtype)
+            held_geometry(rows, name, step.model.dtype)
             sites[site] = rows
         return sites

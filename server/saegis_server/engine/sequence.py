@@ -39,14 +39,14 @@ class RowCounts(NamedTuple):
 
     edits: int
     rules: int
-    bans: int
+    held: int
     watches: int
     guards: int
 
     @property
     def steer(self) -> bool:
         """Whether any of them may change an activation."""
-        return max(self.edits, self.rules, self.bans) > 0
+        return max(self.edits, self.rules, self.held) > 0
 
     @classmethod
     def of(cls, program: Mapping[Site, SiteProgram]) -> "RowCounts":
@@ -55,7 +55,7 @@ class RowCounts(NamedTuple):
         return cls(
             max((len(site.edits) for site in sites), default=0),
             max((len(site.rules) for site in sites), default=0),
-            max((len(site.bans) for site in sites), default=0),
+            max((site.held for site in sites), default=0),
             max((len(site.watches) for site in sites), default=0),
             max((len(site.guards) for site in sites), default=0),
         )

@@ -34,7 +34,7 @@ class Extent(NamedTuple):
     length: int
     edits: int = SMALLEST
     rules: int = SMALLEST
-    bans: int = SMALLEST
+    held: int = SMALLEST
     watches: int = SMALLEST
     guards: int = SMALLEST
 

@@ -24,7 +24,12 @@ class Kind(StrEnum):
     CLAMP = "clamp"
     CLAMP_IF_ACTIVE = "clamp_if_active"
     CAP = "cap"
+    FLOOR = "floor"
     SCALE = "scale"
+
+
+#: Kinds that leave a value as it is between bounds.
+_BOUNDS = frozenset((Kind.CAP, Kind.FLOOR))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -119,21 +124,27 @@ def _why_not(one: Claim, other: Claim) -> str:
     """Why two claims of the same probe at the same tokens cannot both be met; empty if they can."""
     if one.conditional and other.conditional:
         return "both have a condition, and while both hold their changes would add up"
-    kinds = {one.kind, other.kind}
-    if kinds == {Kind.CAP, Kind.SCALE}:
-        why = ""
-    elif Kind.CAP not in kinds:
-        why = "" if one.same_effect(other) else f"{_words(one)} and {_words(other)}"
-    elif one.relative != other.relative:
-        why = "their values are in different units"
-    elif Kind.CLAMP_IF_ACTIVE in kinds and min(c.value for c in (one, other) if c.kind is Kind.CAP) < 0.0:
-        why = "a cap below 0 acts where the feature is not active too, a clamp where it is active does not"
-    else:
-        why = ""
+    pair, kinds = (one, other), {one.kind, other.kind}
+    if not kinds & _BOUNDS:
+        return "" if one.same_effect(other) else f"{_words(one)} and {_words(other)}"
+    if Kind.SCALE not in kinds and one.relative != other.relative:
+        return "their values are in different units"
+    if kinds == _BOUNDS:
+        cap, floor = sorted(pair, key=lambda claim: claim.kind)
+        if floor.value > cap.value:
+            return f"a floor of {floor.value:g} lies above a cap of {cap.value:g}"
+        return "only one of them has a condition" if one.conditional or other.conditional else ""
+    if Kind.CLAMP_IF_ACTIVE in kinds and any(_acts_on_inactive(claim) for claim in pair):
+        return "one acts where the feature is not active too, a clamp where it is active does not"
     conditional = one if one.conditional else other
-    if not why and conditional.conditional and conditional.kind is not Kind.CAP and Kind.CAP in kinds:
-        why = f"{conditional.name} has a condition, and while it holds their changes would add up"
-    return why
+    if conditional.conditional and conditional.kind not in _BOUNDS:
+        return f"{conditional.name} has a condition, and while it holds their changes would add up"
+    return ""
+
+
+def _acts_on_inactive(claim: Claim) -> bool:
+    """Whether it is a bound that 0 lies beyond."""
+    return claim.value < 0.0 if claim.kind is Kind.CAP else claim.kind is Kind.FLOOR and claim.value > 0.0
 
 
 def _words(claim: Claim) -> str:
@@ -164,17 +175,18 @@ def _is_stricter(other: Claim, fixed: Claim) -> bool:
     if Kind.BAN in (other.kind, fixed.kind):
         wider = fixed.phase is not Phase.ALL and other.phase is not fixed.phase
         return other.kind is fixed.kind and (other.value > fixed.value or wider)
-    if other.kind is not Kind.CAP or not other.acts_in(fixed.phase):
+    if other.kind not in _BOUNDS or not other.acts_in(fixed.phase):
         return False
-    return fixed.kind is Kind.SCALE or other.value < fixed.value
+    sign = 1.0 if other.kind is Kind.CAP else -1.0
+    return fixed.kind is Kind.SCALE or sign * other.value < sign * fixed.value
 
 
 def merge(claims: Iterable[Claim]) -> Merged:
     """The rows of claims without contradictions; in no stage two rows of one probe for the same tokens.
 
-    Bans take the greatest strength, and all tokens where their phases differ; caps take the minimum, and
-    also bound what clamps and scales of the same probe set. A conditional ban or cap of a probe that is
-    banned, capped, clamped or scaled always is folded into that row: the stricter one counts. Conditional
+    Bans take the greatest strength, and all tokens where their phases differ; caps take the minimum, floors
+    the maximum, and both also bound what clamps and scales of the same probe set. A conditional ban, cap or
+    floor of a probe that has such a row always is folded into that row: the stricter one counts. Conditional
     bans of one probe stay apart: while both conditions hold, the pushes add up to more than the greater.
     """
     always: dict[str, tuple[list[Edit], list[Edit]]] = {}
@@ -240,13 +252,14 @@ def _joined(edits: Mapping[Phase, Edit]) -> Iterator[Edit]:
 
 
 def _bounded(claims: Sequence[Claim]) -> Edit:
-    """One row for what is set, if anything is, under the least cap."""
+    """One row for what is set, if anything is, under the least cap and above the greatest floor."""
     probe = _probe(claims).target.probe
-    caps = [claim for claim in claims if claim.kind is Kind.CAP]
-    cap = min((claim.value for claim in caps), default=rows.INFINITY)
-    sets = next((claim for claim in claims if claim.kind is not Kind.CAP), None)
+    bounds = [claim for claim in claims if claim.kind in _BOUNDS]
+    cap = min((claim.value for claim in bounds if claim.kind is Kind.CAP), default=rows.INFINITY)
+    floor = max((claim.value for claim in bounds if claim.kind is Kind.FLOOR), default=-rows.INFINITY)
+    sets = next((claim for claim in claims if claim.kind not in _BOUNDS), None)
     if sets is None or sets.kind is Kind.SCALE:
-        factor = 1.0 if sets is None else sets.value
-        return Edit(probe, a=factor, hi=cap, relative_to_norm=any(claim.relative for claim in caps))
+        factor, relative = 1.0 if sets is None else sets.value, any(claim.relative for claim in bounds)
+        return Edit(probe, a=factor, lo=floor, hi=cap, relative_to_norm=relative)
     make = rows.clamp if sets.kind is Kind.CLAMP else rows.clamp_if_active
-    return make(probe, min(sets.value, cap), relative=sets.relative)
+    return make(probe, max(min(sets.value, cap), floor), relative=sets.relative)

@@ -25,7 +25,7 @@ from saegis_server.policy.selectors import Selected
 from saegis_server.policy.world import World
 from saegis_server.steering import rows
 from saegis_server.steering.program import UNSTEERED, SiteProgram, SteeringError, SteeringProgram
-from saegis_server.steering.projection import ban_geometry
+from saegis_server.steering.projection import held_geometry
 from saegis_server.steering.rows import Edit, Phase
 
 log = logging.getLogger("saegis.policy")
@@ -208,10 +208,9 @@ def _prove(
             yield _fault(crowded, every, enforced, claims)
             continue
         try:
-            always = merged.always.get(site, SiteRows()).bans
-            for bans in (always, at_site.bans) if len(always) < len(at_site.bans) else (always,):
-                if bans:
-                    ban_geometry(bans, site, world.activations)
+            always = merged.always.get(site, SiteRows())
+            held_geometry(SiteProgram(rules=always.rules, bans=always.bans), site, world.activations)
+            held_geometry(at_site, site, world.activations)
         except SteeringError as error:
             yield _fault(error, every, enforced, claims)
 
@@ -258,8 +257,7 @@ def with_edits(
     for site in dict.fromkeys(edit.site for edit in edits):
         at_site = program.sites[site]
         world.capacity.check(site, at_site)
-        if at_site.bans:
-            ban_geometry(at_site.bans, site, world.activations)
+        held_geometry(at_site, site, world.activations)
     return program
 
 

@@ -13,6 +13,7 @@ from saegis_server.policy.schema import (
     Ban,
     Cap,
     Clamp,
+    Floor,
     Mode,
     Not,
     Over,
@@ -41,8 +42,8 @@ _SCOPES = {Over.PROMPT: Scope.PROMPT, Over.WINDOW: Scope.WINDOW, Over.TOKEN: Sco
 class CompiledRule:
     """One rule. mode: its own, None for its policy's.
 
-    targets: of its action, by site and key; none for stop, refuse and record. claims: what a ban, clamp, cap
-    or scale wants of each target. condition: its literals count `readings`.
+    targets: of its action, by site and key; none for stop, refuse and record. claims: what a ban, clamp, cap,
+    floor or scale wants of each target. condition: its literals count `readings`.
     """
 
     id: str
@@ -110,8 +111,8 @@ def _claims(
             case Clamp():
                 kind = Kind.CLAMP_IF_ACTIVE if action.if_active else Kind.CLAMP
                 value, relative = target.scaled(action.value, action.unit, f"{path}.unit")
-            case Cap():
-                kind = Kind.CAP
+            case Cap() | Floor():
+                kind = Kind.CAP if isinstance(action, Cap) else Kind.FLOOR
                 value, relative = target.scaled(action.value, action.unit, f"{path}.unit")
             case Scale():
                 kind, value, relative = Kind.SCALE, action.factor, False

@@ -44,6 +44,7 @@ __all__ = [
     "Expression",
     "FeatureSelector",
     "Flag",
+    "Floor",
     "Index",
     "Limits",
     "Match",
@@ -119,6 +120,14 @@ class Cap(Targets):
     phase: Phase = Phase.ALL
 
 
+class Floor(Targets):
+    """Let the value be at least `value`."""
+
+    value: Number
+    unit: Unit = Unit.FEATURE
+    phase: Phase = Phase.ALL
+
+
 class Scale(Targets):
     """Multiply by a factor."""
 
@@ -157,6 +166,7 @@ class Rule(Strict):
     ban: Ban | None = None
     clamp: Clamp | None = None
     cap: Cap | None = None
+    floor: Floor | None = None
     scale: Scale | None = None
     watch: Watch | None = None
     stop: Stop | None = None
@@ -185,7 +195,7 @@ class Rule(Strict):
 
 
 #: The actions that a rule may have.
-ACTIONS = ("ban", "clamp", "cap", "scale", "watch", "stop", "refuse", "record")
+ACTIONS = ("ban", "clamp", "cap", "floor", "scale", "watch", "stop", "refuse", "record")
 
 
 class Match(Strict):

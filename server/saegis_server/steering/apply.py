@@ -5,13 +5,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from saegis_server.steering.projection import NO_LIMIT, project, times
+from saegis_server.steering.bounds import NO_LIMIT
+from saegis_server.steering.projection import outside, project, rounding, times
 from saegis_server.steering.rows import Norm
-from saegis_server.steering.table import Bans, Rows, TableView
-
-#: How far below its threshold a ban aims, as a share of ‖x‖. In half precision: the unit roundoff, which is
-#: what writing x back may add. In float32 the sums themselves round as well, so sixteen times that.
-_ROUNDING = {torch.float32: 2.0**-20, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
+from saegis_server.steering.table import Bounds, Rows, TableView
 
 #: The normalisations of a site whose SAEs have none.
 _PLAIN = frozenset({Norm.NONE})
@@ -103,7 +100,7 @@ def _applies(numbers: _Numbers, prompt: Tensor) -> Tensor:
 def _change(f: Tensor, numbers: _Numbers, norm: Tensor, applies: Tensor) -> Tensor:
     """The change f' − f that each row asks for, [B, Q, K]; zero where its gate or its phase does not hold.
 
-    norm: ‖x‖ [B, Q, 1].
+    norm: the ‖x‖ [B, Q, 1] of which fractions are.
     """
     unit = torch.where(numbers.relative > 0.0, norm, 1.0)
     wanted = numbers.a * f + unit * numbers.b
@@ -120,47 +117,89 @@ def _bounded(delta: Tensor, norm: Tensor, tightness: Tensor) -> Tensor:
     return delta * torch.where(length > norm, norm / length, 1.0)
 
 
-def _edit(x: Tensor, rows: Rows, prompt: Tensor, norms: frozenset[Norm], bounded: bool = False) -> Tensor:
-    """One stage of edits: all rows read the same x. `bounded`: whether a slot's edits may have a bound."""
-    numbers, scales = _Numbers.of(rows.numbers), _scales(x, norms)
+def _edit(
+    x: Tensor, rows: Rows, prompt: Tensor, norms: frozenset[Norm], norm: Tensor
+) -> tuple[Tensor, Tensor]:
+    """One stage of edits: all rows read the same x, and fractions are of `norm` [B, Q, 1].
+
+    Returns the move [B, Q, d] and the rows' values before it [B, Q, K].
+    """
+    numbers = _Numbers.of(rows.numbers)
     read, write = rows.vectors.unbind(1)
     q = _read(x, read)
     if norms == _PLAIN:
-        change = _change(_activation(q, numbers), numbers, scales.norm, _applies(numbers, prompt))
+        f = _activation(q, numbers)
+        change = _change(f, numbers, norm, _applies(numbers, prompt))
     else:
-        reads, writes = _factors(numbers, scales, x.shape[-1], norms)
+        reads, writes = _factors(numbers, _scales(x, norms), x.shape[-1], norms)
         f = _activation(q * reads, numbers)
-        change = _change(f, numbers, scales.norm, _applies(numbers, prompt)) * writes
-    delta = times(change, write)
-    return x + (_bounded(delta, scales.norm, numbers.tightness) if bounded else delta)
+        change = _change(f, numbers, norm, _applies(numbers, prompt)) * writes
+    return times(change, write), f
 
 
-def _ban(x: Tensor, clean: Tensor, bans: Bans, prompt: Tensor, rounding: float) -> tuple[Tensor, Tensor]:
-    """The bans: push each active feature down by its strength, then project. Also returns how many fired.
+class _Range(NamedTuple):
+    """Where the rows that are held may lie at each token, [B, Q, K] each; room: half of what is between."""
 
-    A token that nothing has touched keeps its bits while it is allowed; one that moves, or was moved by the
-    stages before (x is no longer `clean`), will be rounded, and so has to land further inside.
+    low: Tensor
+    high: Tensor
+    room: Tensor
+
+    @classmethod
+    def of(cls, bounds: Bounds, prompt: Tensor, norm: Tensor, ruled: Tensor) -> "_Range":
+        """norm: ‖x‖ [B, Q, 1] as it comes into the site; ruled: the values of the rules' rows [B, Q, R]."""
+        in_prompt, in_completion = bounds.ranges[:, None].tensor_split(2, dim=2)
+        own = torch.where(prompt[:, :, None, None], in_prompt, in_completion)
+        base, constant, slope, low_base, low_constant, low_slope, gate = own.unbind(2)
+        high = torch.maximum(base, constant + slope * norm)
+        low = torch.maximum(low_base, low_constant + low_slope * norm)
+        is_on = ruled.gather(-1, gate.clamp(min=0.0).to(torch.int64)) > 0.0
+        low = torch.where((gate < 0.0) | is_on, low, -NO_LIMIT)
+        return cls(low, high, 0.5 * (high - low))
+
+    def inside(self, margin: Tensor) -> tuple[Tensor, Tensor]:
+        """The range narrowed by a margin [B, Q, 1] on each side, or to its middle where it is that narrow."""
+        kept = torch.minimum(self.room, margin)
+        return self.low + kept, self.high - kept
+
+
+def _hold(
+    x: Tensor, clean: Tensor, bounds: Bounds, prompt: Tensor, ruled: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Bans and bounds: push each active banned feature down by its strength, then project what is held into
+    its range. Also returns how many bans fired.
+
+    ruled: the values of the rules' rows; dtype: that in which the result is written. A token that nothing has
+    touched keeps its bits while it is allowed; one that moves, or was moved by the stages before (x is no
+    longer `clean`), will be rounded, and so has to land further inside.
     """
-    numbers = _Numbers.of(bans.numbers)
-    basis, write = bans.vectors.unbind(1)
-    rows, gram, gram_pinv, writes = bans.squares.unbind(1)
-    lengths, limits, interior, descent, step = bans.lines[:, :, None].unbind(1)
-    y = _read(x, basis)
-    norm = x.norm(dim=-1, keepdim=True)
-    f = _activation(_read(y, rows) * lengths, numbers)
-    applies = _applies(numbers, prompt)
+    numbers, lost = _Numbers.of(bounds.numbers), rounding(dtype, x.shape[-1])
+    basis, write = bounds.vectors.unbind(1)
+    rows, gram, gram_pinv, fixed_pinv, writes = bounds.squares.unbind(1)
+    lengths, descent, sides, step, reach = bounds.lines[:, :, None].unbind(1)
+    columns = rows.transpose(1, 2)
+    norm, y = clean.norm(dim=-1, keepdim=True), _read(x, basis)
+    allowed = _Range.of(bounds, prompt, norm, ruled)
+    f, applies = _activation(times(y, columns) * lengths, numbers), _applies(numbers, prompt)
     change = _change(f, numbers, norm, applies)
-    away = times(change, write)
-    largest = torch.maximum(norm, (x + away).norm(dim=-1, keepdim=True))
-    pushed = y + times(change, writes)
-    limits = torch.where(applies, limits, NO_LIMIT)
-    touched = (_read(pushed, rows) > limits - _ROUNDING[torch.float32] * largest) | (change != 0.0)
-    moves = touched.any(-1, keepdim=True) | (x != clean).any(-1, keepdim=True)
-    margin = torch.where(moves, rounding * largest, 0.0)
-    allowed = limits - margin
-    move = project(pushed, rows, allowed, gram, gram_pinv, step, interior + margin * descent)
     fired = ((f > 0.0) & applies).sum(-1, dtype=torch.float32)
-    return x + (away + times(move, basis)), fired
+    pushed = x + times(change, write)
+    level = times(y + times(change, writes), columns)
+    largest = torch.maximum(x.norm(dim=-1, keepdim=True), pushed.norm(dim=-1, keepdim=True))
+    noise = lost.arithmetic * largest
+    touched = (level > allowed.high - noise) | (level < allowed.low + noise) | (change != 0.0)
+    moves = touched.any(-1, keepdim=True) | (x != clean).any(-1, keepdim=True)
+    margin = torch.where(moves, lost.relative * norm + noise, 0.0)
+    landed = pushed + times(project(level, *allowed.inside(margin), gram, gram_pinv, rows, step), basis)
+    # Read again what was written: the sums above round by what they passed through, not by where they end.
+    level, margin = times(_read(landed, basis), columns), lost.relative * landed.norm(dim=-1, keepdim=True)
+    margin = margin + lost.absolute
+    beyond = torch.where(sides == 0.0, outside(level, *allowed.inside(margin)), 0.0)
+    correction = -times(times(beyond, fixed_pinv), rows)
+    level = level + times(correction, columns)
+    over = torch.maximum(level - allowed.high, allowed.low - level)
+    over = torch.where(sides == 0.0, -NO_LIMIT, over).amax(-1, keepdim=True)
+    correction = correction + torch.clamp((over + margin) * reach[..., :1], min=0.0) * descent
+    return landed + times(torch.where(moves, correction, 0.0), basis), fired
 
 
 def _watch(x: Tensor, watches: Rows, norms: frozenset[Norm]) -> Tensor:
@@ -176,22 +215,25 @@ def _watch(x: Tensor, watches: Rows, norms: frozenset[Norm]) -> Tensor:
 def apply(
     x: Tensor, view: TableView, prompt: Tensor, norms: frozenset[Norm] = _PLAIN
 ) -> tuple[Tensor, Readings]:
-    """Steer the activations of one site: what is read, edits, rules, bans, watches again, in this order.
+    """Steer the activations of one site: what is read, edits, rules, bans and bounds, watches again, in this
+    order.
 
     x: [B, Q, d], B slots of Q tokens each, any float dtype (the arithmetic is float32);
     view: the tables' rows of those B slots; prompt: bool [B, Q], which tokens belong to a prompt;
     norms: the normalisations that any row may use, fixed when the site is built. The edits' move is held
-    within the slot's bound, of ‖x‖ as it comes in.
+    within the slot's bound. All fractions are of ‖x‖ as it comes in, so that no edit stretches them.
     Returns x' in x's dtype and the readings. A token that no row changes keeps its bits.
     """
     clean = x.to(torch.float32)
+    norm = clean.norm(dim=-1, keepdim=True)
     before, guarded = _watch(clean, view.watches, norms), _watch(clean, view.guards, norms)
-    steered = _edit(clean, view.edits, prompt, norms, bounded=True)
-    steered = _edit(steered, view.rules, prompt, norms)
-    steered, fired = _ban(steered, clean, view.bans, prompt, _ROUNDING[x.dtype])
+    move, _ = _edit(clean, view.edits, prompt, norms, norm)
+    steered = clean + _bounded(move, norm, _Numbers.of(view.edits.numbers).tightness)
+    move, ruled = _edit(steered, view.rules, prompt, norms, norm)
+    steered, fired = _hold(steered + move, clean, view.bounds, prompt, ruled, x.dtype)
     result = steered.to(x.dtype)
     final = result.to(torch.float32)
     after = _watch(final, view.watches, norms)
     moved = (final - clean).norm(dim=-1)
-    relative = moved / clean.norm(dim=-1).clamp(min=1e-30)
+    relative = moved / norm[..., 0].clamp(min=1e-30)
     return result, Readings(before, after, guarded, moved > 0.0, fired, relative)

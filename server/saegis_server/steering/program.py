@@ -46,6 +46,11 @@ class SiteProgram:
         yield "bans", self.bans
 
     @property
+    def held(self) -> int:
+        """How many rows hold what a probe reads at most: the bans, and the rules that leave a bound."""
+        return len(self.bans) + sum(rule.holds for rule in self.rules)
+
+    @property
     def changes_anything(self) -> bool:
         """Whether any row of this site may change an activation."""
         return bool(self.edits or self.rules or self.bans)
@@ -56,8 +61,8 @@ class SteeringProgram:
     """What is read and changed at every site for one request.
 
     Raises SteeringError for numbers that are not finite or absurd, for two edits of one probe that
-    contradict each other, for a ban that cannot be proven (a normalising SAE), and for a bound on the edits
-    that is not a share.
+    contradict each other, for a ban or an operator's bound that cannot be proven (a normalising SAE), and for
+    a bound on the edits that is not a share.
     """
 
     sites: Mapping[str, SiteProgram] = field(default_factory=dict)
@@ -69,6 +74,7 @@ class SteeringProgram:
                     _check_numbers(name, stage, index, edit)
             _check_contradictions(name, site.edits)
             _check_bans(name, site.bans)
+            _check_provable(name, site)
             _check_bound(name, site.max_relative_norm)
 
     @property
@@ -142,14 +148,20 @@ def _check_bans(site: str, bans: tuple[Edit, ...]) -> None:
     for index, edit in enumerate(bans):
         if edit.a > 0.0:
             raise SteeringError("a ban's strength must not be negative", site, (("bans", index),))
-        if edit.probe.norm is not Norm.NONE:
-            raise SteeringError(
-                f"{edit.probe.key} cannot be banned: its SAE normalises its input "
-                f"({edit.probe.norm.name.lower()}), so the allowed activations are no half-space "
-                "and the ban could not be guaranteed",
-                site,
-                (("bans", index),),
-            )
+
+
+def _check_provable(site: str, program: SiteProgram) -> None:
+    """What an SAE that normalises its input reads can be moved, but not held."""
+    for stage, verb in (("bans", "banned"), ("rules", "held")):
+        for index, edit in enumerate(getattr(program, stage)):
+            norm = edit.probe.norm
+            if norm is not Norm.NONE and (stage == "bans" or edit.holds):
+                raise SteeringError(
+                    f"{edit.probe.key} cannot be {verb}: its SAE normalises its input ({norm.name.lower()}), "
+                    "so the allowed activations are no half-space and it could not be guaranteed",
+                    site,
+                    ((stage, index),),
+                )
 
 
 def _check_bound(site: str, bound: float | None) -> None:

@@ -101,6 +101,11 @@ class Edit:
     relative_to_norm: bool = False
     phase: Phase = field(default=Phase.ALL)
 
+    @property
+    def holds(self) -> bool:
+        """Whether it leaves f a bound, an upper or a lower one: as an operator's rule it is then held."""
+        return self.a == 0.0 or self.lo > -INFINITY or self.hi < INFINITY
+
     def numbers(self) -> tuple[float, ...]:
         """What distinguishes this edit from others of the same probe, for digests."""
         flags = (float(self.only_if_active), float(self.relative_to_norm), float(self.phase))

@@ -13,8 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from saegis_server.steering.bounds import OPEN
 from saegis_server.steering.program import SiteProgram, SteeringError
-from saegis_server.steering.projection import NO_LIMIT, ban_geometry
+from saegis_server.steering.projection import HeldGeometry, held_geometry
 from saegis_server.steering.rows import Edit, Norm, Phase, Probe
 
 
@@ -59,6 +60,11 @@ class Capacity:
     bans: int = 32
     watches: int = 64
 
+    @property
+    def held(self) -> int:
+        """How many rows may hold what they read: every ban and every rule."""
+        return self.bans + self.rules
+
     def check(self, site: str, program: SiteProgram) -> None:
         """Raise SteeringError if `program` asks for more rows than there is room for."""
         for kind in ("edits", "rules", "bans", "watches"):
@@ -91,26 +97,54 @@ class Rows(NamedTuple):
         return Rows(self.vectors[:slots, :, :rows], self.numbers[:slots, :, :rows])
 
 
-class Bans(NamedTuple):
-    """Bans of every slot in the coordinates of their span (see projection.BanGeometry); float32.
+#: The ranges of a row that holds nothing, for prompts and for completions, as `Bounds.ranges` has them.
+_OPEN_RANGES = torch.tensor([*OPEN.high, *OPEN.low, float(OPEN.gate)] * 2)
 
-    vectors [S, 2, K, d]: basis and what is written; numbers [S, C, K]; squares [S, 4, K, K]: rows, gram,
-    gram_pinv, writes; lines [S, 5, K]: lengths, limits, interior, descent and, in each entry, step.
+
+class Bounds(NamedTuple):
+    """What every slot holds, bans first, in the coordinates of its rows' span (see HeldGeometry); float32.
+
+    vectors [S, 2, K, d]: basis and what bans write; numbers [S, C, K]: of the bans, zero for other rows;
+    squares [S, 5, K, K]: rows, gram, gram_pinv, fixed_pinv, writes; lines [S, 5, K]: lengths, descent, sides
+    and, in each entry, step and reach; ranges [S, 14, K].
     """
 
     vectors: Tensor
     numbers: Tensor
     squares: Tensor
     lines: Tensor
+    ranges: Tensor
 
-    def narrow(self, slots: int, rows: int) -> "Bans":
+    def narrow(self, slots: int, rows: int) -> "Bounds":
         """The first rows of the first slots."""
-        return Bans(
+        return Bounds(
             self.vectors[:slots, :, :rows],
             self.numbers[:slots, :, :rows],
             self.squares[:slots, :, :rows, :rows],
             self.lines[:slots, :, :rows],
+            self.ranges[:slots, :, :rows],
         )
+
+    def fill(self, slot: int, bans: Sequence[Edit], held: HeldGeometry) -> None:
+        """Let an empty slot hold what `held` says, the first rows of which are these bans."""
+        count = len(held.basis)
+        self.vectors[slot, 0, :count] = held.basis.to(self.vectors)
+        if bans:
+            writes = torch.stack([ban.probe.write for ban in bans])
+            self.vectors[slot, 1, : len(bans)] = writes.to(self.vectors)
+            _fill_numbers(self, slot, [_edit_numbers(ban) for ban in bans])
+        squares = torch.stack((held.rows, held.gram, held.gram_pinv, held.fixed_pinv, held.writes))
+        self.squares[slot, :, :count, :count] = squares.to(self.squares)
+        scalars = (torch.full_like(held.lengths, number) for number in (held.step, held.reach))
+        lines = torch.stack((held.lengths, held.descent, held.sides, *scalars))
+        self.lines[slot, :, :count] = lines.to(self.lines)
+        self.ranges[slot, :, :count] = held.ranges.to(self.ranges)
+
+    def clear(self, slot: int) -> None:
+        """Let a slot hold nothing."""
+        for tensor in self[:-1]:
+            tensor[slot] = 0.0
+        self.ranges[slot] = _OPEN_RANGES.to(self.ranges)[:, None]
 
 
 class TableView(NamedTuple):
@@ -121,7 +155,7 @@ class TableView(NamedTuple):
 
     edits: Rows
     rules: Rows
-    bans: Bans
+    bounds: Bounds
     watches: Rows
     guards: Rows
 
@@ -170,12 +204,12 @@ def _fill_read(table: Rows, slot: int, probes: tuple[Probe, ...]) -> None:
     table.numbers[slot, :, : len(probes)] = numbers.to(table.numbers)
 
 
-def _fill(table: Rows | Bans, slot: int, reads: Sequence[Tensor], writes: Sequence[Tensor]) -> None:
+def _fill(table: Rows, slot: int, reads: Sequence[Tensor], writes: Sequence[Tensor]) -> None:
     vectors = torch.stack((torch.stack(list(reads)), torch.stack(list(writes))))
     table.vectors[slot, :, : len(reads)] = vectors.to(table.vectors)
 
 
-def _fill_numbers(table: Rows | Bans, slot: int, numbers: list[list[float]]) -> None:
+def _fill_numbers(table: Rows | Bounds, slot: int, numbers: list[list[float]]) -> None:
     table.numbers[slot, :, : len(numbers)] = torch.tensor(numbers).T.to(table.numbers)
 
 
@@ -202,23 +236,23 @@ class SiteTable:
         def rows(count: int, vectors: int = 2) -> Rows:
             return Rows(zeros(vectors, count + 1, width), zeros(COLUMNS, count + 1))
 
-        k = capacity.bans + 1
+        k = capacity.held + 1
         self.capacity, self.activations = capacity, activations
         self.edits, self.rules = rows(capacity.edits), rows(capacity.rules)
         self.watches, self.guards = rows(capacity.watches, 1), rows(capacity.watches, 1)
-        self.bans = Bans(zeros(2, k, width), zeros(COLUMNS, k), zeros(4, k, k), zeros(5, k))
-        self.bans.lines[:, 1] = NO_LIMIT
+        open_ranges = _OPEN_RANGES.to(device)[None, :, None].repeat(slots, 1, k)
+        self.bounds = Bounds(zeros(2, k, width), zeros(COLUMNS, k), zeros(5, k, k), zeros(5, k), open_ranges)
         # Which kinds of rows each slot has that is not empty.
-        self._used: dict[int, list[Rows | Bans]] = {}
+        self._used: dict[int, list[Rows | Bounds]] = {}
 
     def write(self, slot: int, program: SiteProgram) -> None:
         """Make `program` the one that `slot` runs at this site.
 
-        Raises SteeringError if it does not fit or its bans cannot hold; the slot is then empty.
+        Raises SteeringError if it does not fit or its bounds cannot hold; the slot is then empty.
         """
         self.clear(slot)
         self.capacity.check("this site", program)
-        bans = ban_geometry(program.bans, "this site", self.activations) if program.bans else None
+        held = held_geometry(program, "this site", self.activations)
         used = self._used.setdefault(slot, [])
         for table, edits in ((self.edits, program.edits), (self.rules, program.rules)):
             if edits:
@@ -232,46 +266,40 @@ class SiteTable:
             if probes:
                 used.append(table)
                 _fill_read(table, slot, probes)
-        if bans is not None:
-            used.append(self.bans)
-            count = len(program.bans)
-            _fill(self.bans, slot, list(bans.basis), [edit.probe.write for edit in program.bans])
-            _fill_numbers(self.bans, slot, [_edit_numbers(edit) for edit in program.bans])
-            squares = torch.stack((bans.rows, bans.gram, bans.gram_pinv, bans.writes))
-            self.bans.squares[slot, :, :count, :count] = squares.to(self.bans.squares)
-            step = torch.full_like(bans.lengths, bans.step)
-            lines = torch.stack((bans.lengths, bans.limits, bans.interior, bans.descent, step))
-            self.bans.lines[slot, :, :count] = lines.to(self.bans.lines)
+        if held is not None:
+            used.append(self.bounds)
+            self.bounds.fill(slot, program.bans, held)
 
-    def view(self, slots: int, edits: int, rules: int, bans: int, watches: int, guards: int) -> TableView:
+    def view(self, slots: int, edits: int, rules: int, bounds: int, watches: int, guards: int) -> TableView:
         """The first rows of each kind of the first slots."""
         return TableView(
             self.edits.narrow(slots, edits),
             self.rules.narrow(slots, rules),
-            self.bans.narrow(slots, bans),
+            self.bounds.narrow(slots, bounds),
             self.watches.narrow(slots, watches),
             self.guards.narrow(slots, guards),
         )
 
     def view_one(
-        self, slot: Tensor, edits: int, rules: int, bans: int, watches: int, guards: int
+        self, slot: Tensor, edits: int, rules: int, bounds: int, watches: int, guards: int
     ) -> TableView:
         """The first rows of each kind of one slot, an int64 [1]."""
-        every = self.view(self.edits.vectors.shape[0], edits, rules, bans, watches, guards)
+        every = self.view(self.edits.vectors.shape[0], edits, rules, bounds, watches, guards)
 
         def pick(group: Rows) -> Rows:
             return Rows(*(tensor.index_select(0, slot) for tensor in group))
 
-        own = Bans(*(tensor.index_select(0, slot) for tensor in every.bans))
+        own = Bounds(*(tensor.index_select(0, slot) for tensor in every.bounds))
         return TableView(pick(every.edits), pick(every.rules), own, pick(every.watches), pick(every.guards))
 
     def clear(self, slot: int) -> None:
         """Leave `slot` unsteered."""
         for kind in self._used.pop(slot, ()):
+            if isinstance(kind, Bounds):
+                kind.clear(slot)
+                continue
             for tensor in kind:
                 tensor[slot] = 0.0
-            if kind is self.bans:
-                self.bans.lines[slot, 1] = NO_LIMIT
 
     def move(self, source: int, target: int) -> None:
         """Make `target` run what `source` runs, and leave `source` empty."""
