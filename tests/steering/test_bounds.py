@@ -39,10 +39,8 @@ def values(probe: Probe, x: Tensor) -> list[float]:
 
 def allowance(probe: Probe, x: Tensor, dtype: torch.dtype) -> Tensor:
     """How far the value of a clamped probe may lie from where it is held, by rounding alone, [T]."""
-    lost = rounding(dtype, x.shape[-1])
-    return (
-        float(probe.read.norm()) * probe.gain * (4.0 * lost.relative * x.norm(dim=-1) + 4.0 * lost.absolute)
-    )
+    lost, length = rounding(dtype, x.shape[-1]), float(probe.read.norm())
+    return torch.add(lost.relative * x.norm(dim=-1), lost.absolute) * (4.0 * length * probe.gain)
 
 
 # -- every scale ------------------------------------------------------------------------------------------
@@ -52,18 +50,19 @@ def family(rng: torch.Generator, kind: str, count: int) -> Tensor:
     """Encoder rows [count, WIDTH]: apart, correlated, nearly equal, equal in part, or some nearly opposed."""
     own = torch.randn(count, WIDTH, generator=rng, dtype=torch.float64) / WIDTH**0.5
     common = torch.randn(WIDTH, generator=rng, dtype=torch.float64) / WIDTH**0.5
+    found: Tensor
     match kind:
         case "apart":
-            return own
+            found = own
         case "correlated":
-            return 0.7 * common + 0.7 * own
+            found = 0.7 * common + 0.7 * own
         case "nearly equal":
-            return common + 5e-6 * own
+            found = common + 5e-6 * own
         case "equal in part":
-            return own[torch.arange(count) // 2]
+            found = own[torch.arange(count) // 2]
         case _:
-            opposed = common * (1.0 - 2.0 * (torch.arange(count) % 2))[:, None]
-            return opposed + 0.3 * own
+            found = common * (1.0 - 2.0 * (torch.arange(count) % 2))[:, None] + 0.3 * own
+    return found
 
 
 KINDS = ("apart", "correlated", "nearly equal", "equal in part", "nearly opposed")
