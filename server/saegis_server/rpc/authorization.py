@@ -9,7 +9,7 @@ import grpc
 from saegis_server.rpc.identities import IdentitiesFile
 from saegis_server.rpc.identity import ANONYMOUS, Identity, identity
 from saegis_server.rpc.problems import RoleMissingError, UnauthenticatedError
-from saegis_server.rpc.roles import EVERYBODY, NEEDED, Role, steering_field
+from saegis_server.rpc.roles import EVERYBODY, NEEDED, further_roles
 from saegis_server.telemetry.metrics import Metrics
 
 log = logging.getLogger("saegis.rpc")
@@ -51,8 +51,8 @@ class Authorization:
 
     def check(self, method: str, request: Any) -> None:
         """Whether the caller may also ask what a request asks. Raises RoleMissingError."""
-        if field := steering_field(method, request):
-            identity.get().require(Role.STEER, method, field)
+        for role, field in further_roles(method, request):
+            identity.get().require(role, method, field)
 
     def _caller(self, method: str, context: _Context) -> Identity:
         if self._identities is None:
