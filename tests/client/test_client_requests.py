@@ -197,7 +197,7 @@ def test_edits_refuse_what_does_not_exist() -> None:
 
 
 def score(text: str | None = None, **arguments: Any) -> generation_pb2.ScoreRequest:
-    defaults = {"messages": None, "token_ids": None, "steering": (), "request_id": None}
+    defaults = {"messages": None, "token_ids": None, "steering": (), "unruled": False, "request_id": None}
     return requests.score(text, **{**defaults, **arguments})
 
 
@@ -206,6 +206,7 @@ def test_scores() -> None:
     assert list(score(token_ids=numpy.arange(3)).token_ids.ids) == [0, 1, 2]
     edits = [saegis.clamp("bridge", 2), saegis.ablate(saegis.direction([1.0]))]
     assert score("x", steering=edits).steering == build(steering=edits).steering
+    assert score("x", unruled=True) == generation_pb2.ScoreRequest(text="x", unruled=True)
     assert score(messages=[], request_id="mine").WhichOneof("prompt") == "chat"
     for arguments, kind, message in (
         ({}, ValueError, "not 0"),

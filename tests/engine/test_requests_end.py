@@ -62,6 +62,7 @@ def test_a_deadline_that_passes_while_it_runs_ends_it() -> None:
         late = engine.ask([1, 2], LONG, deadline=time.monotonic() + 0.3)
         assert isinstance(late.wait().failed.error, DeadlineExceededError)
         assert 0 < len(late.tokens()) < 150
+        assert late.failed.done.usage.completion_tokens == len(late.tokens()), "what was done is told"
         step.decode = decode  # type: ignore[method-assign]
         assert len(engine.ask([1, 2]).wait().tokens()) == 24
 
@@ -100,6 +101,8 @@ def test_stopping_fails_what_is_in_flight_and_leaves_empty_books() -> None:
         engine.stop()
         for answer in (running, *others):
             assert isinstance(answer.wait(1).failed.error, EngineStoppedError)
+            assert answer.failed.done.usage.completion_tokens == len(answer.tokens())
+            assert answer.failed.done.reasons == (None,)
         stats = engine.stats()
         assert (stats.running, stats.waiting, stats.used_tokens) == (0, 0, 0)
         with pytest.raises(EngineStoppedError):

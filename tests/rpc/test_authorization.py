@@ -222,6 +222,18 @@ def test_steering_needs_a_role_of_its_own(
     assert plain.code is Code.INVALID_ARGUMENT
 
 
+def test_the_model_without_rules_needs_a_role_of_its_own(channel: grpc.Channel) -> None:
+    stub = Stubs.on(channel).generation
+    request = generation_pb2.ScoreRequest(text="the river", unruled=True)
+    found = failure(lambda: stub.Score(request, metadata=bearer(ALL_BUT[Role.UNRULED])))
+    expect(found, Code.PERMISSION_DENIED, "ROLE_MISSING")
+    assert dict(found.details["ErrorInfo"].metadata)["role"] == Role.UNRULED
+    assert found.fields == ["unruled"]
+    assert stub.Score(request, metadata=bearer(ALL_BUT[Role.OPERATE])).plain_logprobs
+    request.unruled = False
+    assert stub.Score(request, metadata=bearer(ALL_BUT[Role.UNRULED])).plain_logprobs
+
+
 def _used(steering: steering_pb2.Steering) -> str:
     return f"steering.{steering.ListFields()[0][0].name}"
 

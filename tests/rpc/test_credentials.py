@@ -102,6 +102,12 @@ STRANGERS: list[tuple[Callable[[Certificate], Certificate], str]] = [
     (lambda ca: ca.issue("bob", [x509.DNSName("eve.example.org")]), "names nobody"),
     (lambda ca: ca.issue("x", [x509.DNSName("example.org")]), "names nobody"),
     (lambda ca: ca.issue("x", [ALICE, BOB]), "names several principals"),
+    # What grpc tells of these is the name before the NUL.
+    (lambda ca: ca.issue("x", [x509.DNSName("bob.example.org\0.eve.example")]), "cannot be printed"),
+    (lambda ca: ca.issue("x", [x509.UniformResourceIdentifier(f"{ALICE.value}\0/eve")]), "cannot be printed"),
+    (lambda ca: ca.issue("bob\0.eve.example"), "cannot be printed"),
+    (lambda ca: ca.issue("x\n", [ALICE]), "cannot be printed"),
+    (lambda ca: ca.issue("x", [ALICE, x509.DNSName("eve\x7f.example")]), "cannot be printed"),
 ]
 
 

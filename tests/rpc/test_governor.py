@@ -228,6 +228,66 @@ def test_scores_are_under_the_policy_too(tmp_path: Path) -> None:
         assert failure(lambda: stub.Score(request)).reason == "POLICY_DENIED"
 
 
+def test_a_score_is_compared_with_the_rules_and_not_with_the_bare_model(tmp_path: Path) -> None:
+    """By hand, on a server without policies: the same ban, and the clamp of a condition that holds."""
+    when = "when: {if: {feature: {sae: first, index: 5}, above: -1000}, over: prompt}"
+    clamped = f"- {{id: moved, {when}, clamp: {{features: [{{sae: second, index: 12}}], value: 4}}}}\n"
+    rules = f"rules:\n- {{id: ban, ban: {{features: [{{sae: first, index: 3}}], strength: 2}}}}\n{clamped}"
+    allow = "allow: [{id: any, ops: [add]}]\nlimits: {after_bans: true}\n"
+    second = steering_pb2.FeatureRef(sae="second", index=12)
+    by_hand = [
+        edit(3, 2.0, steering_pb2.OPERATION_BAN),
+        steering_pb2.Edit(operation=steering_pb2.OPERATION_CLAMP, value=4.0, feature=second),
+    ]
+    own = edit(20, 3.0, steering_pb2.OPERATION_ADD)
+
+    def score(*edits: steering_pb2.Edit, **fields: Any) -> pb.ScoreRequest:
+        return pb.ScoreRequest(text=PROMPT, steering=steering_pb2.Steering(edits=edits), **fields)
+
+    with running(max_running=8) as free, grpc.insecure_channel(free.target) as channel:
+        unruled = generation_pb2_grpc.GenerationServiceStub(channel)
+        wanted, bare = unruled.Score(score(*by_hand)), unruled.Score(score(unruled=True))
+    audit = {"directory": str(tmp_path / "audit"), "fsync": "never"}
+    with ruled(write(tmp_path, rules + allow), audit=audit) as (server, stub):
+        alone, edited = stub.Score(score()), stub.Score(score(own))
+        refused = failure(lambda: stub.Score(score(unruled=True)))
+        decisions = records(server, "decision")
+    assert alone.plain_logprobs == alone.logprobs
+    assert list(alone.logprobs) == pytest.approx(list(wanted.logprobs), abs=1e-5)
+    assert set(alone.divergences) == {0.0}
+    assert edited.plain_logprobs == alone.plain_logprobs != edited.logprobs
+    assert max(edited.divergences) > 0.0
+    difference = [abs(one - two) for one, two in zip(alone.plain_logprobs, bare.logprobs, strict=True)]
+    assert max(difference) > 0.01, "the rules hardly changed anything"
+    assert bare.plain_logprobs == bare.logprobs
+    assert (refused.reason, refused.fields) == ("POLICY_DENIED", ["unruled"])
+    assert [each["unruled"] for each in decisions] == [False, False, True]
+
+
+def test_what_the_rules_refuse_no_edit_makes_readable(tmp_path: Path) -> None:
+    """A condition that a request's edits keep from holding holds in the plain reading, which is refused."""
+    allow = "allow: [{id: any, ops: [add]}]\n"
+    peaks = f"rules: [{{id: peaks, watch: {{features: [{{sae: second, indices: {list(range(8))}}}]}}}}]\n"
+    audit = {"directory": str(tmp_path / "audit"), "fsync": "never"}
+    move = edit(20, 300.0, steering_pb2.OPERATION_ADD)
+    with ruled(write(tmp_path, peaks + allow, "seen"), audit=audit) as (server, stub):
+        for edits in ((), (move,)):
+            stub.Generate(ask(PROMPT, 1, *edits))
+        before, after = (list(each["peaks"].values()) for each in records(server, "answer"))
+        names = list(records(server, "answer")[0]["peaks"])
+    falls = [one - other for one, other in zip(before, after, strict=True)]
+    fall, place = max((fall, place) for place, fall in enumerate(falls))
+    assert fall > 0.01
+    index = names[place].rpartition("/")[2].rpartition(":")[2]
+    reading = f"{{feature: {{sae: second, index: {index}}}, above: {before[place] - fall / 2}}}"
+    when = f"when: {{if: {reading}, over: prompt}}"
+    body = f"rules: [{{id: no, {when}, refuse: {{message: no}}}}]\n{allow}"
+    with ruled(write(tmp_path, body)) as (_, stub):
+        request = pb.ScoreRequest(text=PROMPT, steering=steering_pb2.Steering(edits=[move]))
+        assert rule_of(failure(lambda: stub.Score(request))) == "no"
+        assert stub.Generate(ask(PROMPT, 1, move)).choices, "with the edit the condition does not hold"
+
+
 def test_an_urgent_policy_ends_what_runs(tmp_path: Path) -> None:
     with ruled(write(tmp_path, BAN)) as (server, stub):
         stream = stub.StreamGenerate(pb.StreamGenerateRequest(request=ask(max_tokens=1500)))

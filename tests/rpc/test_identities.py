@@ -82,6 +82,8 @@ FAULTS = [
     (HEAD + entry("alice", "token_sha256: abc"), 7, "'saegis token new'"),
     (HEAD + entry("alice", f"token_sha256: {ALICE}"), 7, "'saegis token new'"),
     (HEAD + entry("alice", "certificate: ''"), 7, "principals[0].certificate"),
+    (HEAD + entry("alice", 'certificate: "a\\0b"'), 7, "characters that can be printed"),
+    (HEAD + entry("alice", 'certificate: [a, "b\\u202e"]'), 7, "characters that can be printed"),
     (HEAD + entry("alice"), 4, "no credential"),
     (HEAD + entry("anonymous", token_line(ALICE)), 4, "choose another"),
     (HEAD + entry("start", token_line(ALICE)), 4, "choose another"),

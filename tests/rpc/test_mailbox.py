@@ -47,7 +47,6 @@ async def test_events_of_another_thread_come_in_order() -> None:
         batches += 1
     writer.join()
     assert seen == sent
-    assert mailbox.ended
     assert batches < len(sent)
 
 
@@ -85,7 +84,6 @@ async def test_more_than_the_limit_is_not_kept() -> None:
     assert overflowed == [True]
     assert not mailbox._events
     mailbox.put([FINISHED])
-    assert mailbox.ended
     with pytest.raises(SlowReaderError):
         await mailbox.get()
 
@@ -100,6 +98,6 @@ def test_a_closed_loop_does_not_trouble_the_engine() -> None:
 
 def test_a_failure_is_raised() -> None:
     with pytest.raises(DuplicateRequestError):
-        closing([delta(1), RequestFailed(DuplicateRequestError("x"))])
+        closing([delta(1), RequestFailed(DuplicateRequestError("x"), FINISHED)])
     assert closing([delta(1)]) is None
     assert closing([delta(1), FINISHED]) is FINISHED

@@ -54,8 +54,9 @@ def test_a_conversation_is_rendered_with_the_models_template(opens_turn: bool) -
             "0 to 299, not 300",
         ),
         (chat(), "chat.messages", "at least one message"),
-        (chat(("user", "x"), ("", "x")), "chat.messages[1].role", "must not be empty"),
-        (chat(("pirate", "x")), "chat.messages", "must be system, user or assistant, not pirate"),
+        (chat(("user", "x"), ("", "x")), "chat.messages[1].role", "must be one of assistant"),
+        (chat(("pirate", "x")), "chat.messages[0].role", "system, tool, user"),
+        (chat(("tool", "x")), "chat.messages", "must be system, user or assistant, not tool"),
     ],
 )
 def test_what_cannot_be_read(request_: pb.GenerateRequest, field: str, words: str) -> None:

@@ -129,12 +129,22 @@ class AsyncClient(BaseClient):
         messages: Sequence[ChatMessage] | None = None,
         token_ids: Sequence[int] | None = None,
         steering: Sequence[Edit] = (),
+        unruled: bool = False,
         request_id: str | None = None,
         timeout: float | None = None,
     ) -> Score:
-        """Tell how likely a text, a finished conversation or token ids are, as steered and as it is."""
+        """Tell how likely a text, a finished conversation or token ids are, with `steering` and without.
+
+        With `unruled`, they are compared with the model without the operator's rules too: that needs the role
+        of that name and, under a policy, that it is allowed.
+        """
         request = requests.score(
-            text, messages=messages, token_ids=token_ids, steering=steering, request_id=request_id
+            text,
+            messages=messages,
+            token_ids=token_ids,
+            steering=steering,
+            unruled=unruled,
+            request_id=request_id,
         )
         return decode.score(await self._call(self._stubs.generation.Score, request, timeout))
 

@@ -80,10 +80,11 @@ def score(
     messages: Sequence[ChatMessage] | None,
     token_ids: Sequence[int] | None,
     steering: Sequence[Edit],
+    unruled: bool,
     request_id: str | None,
 ) -> generation_pb2.ScoreRequest:
     """The request of `score`; raises as `generate` does."""
-    request = generation_pb2.ScoreRequest()
+    request = generation_pb2.ScoreRequest(unruled=unruled)
     _set_prompt(request, text, messages, token_ids)
     _set(request, "request_id", request_id)
     if steering:

@@ -10,7 +10,7 @@ from saegis.results import Receipt
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """The answer to `score`: how likely each token of a text is, under the model as steered and as it is.
+    """The answer to `score`: how likely each token of a text is, as steered and plainly.
 
     The tuples of numbers have one entry less than there are tokens: entry i is of token i + 1, given tokens
     0 to i. Logarithms are natural.
@@ -22,7 +22,7 @@ class Score:
     logprobs: tuple[float, ...]
     """Log probabilities under the model as steered."""
     plain_logprobs: tuple[float, ...]
-    """Log probabilities under the model as it is."""
+    """Log probabilities under the operator's rules alone or, where `unruled`, under the model as it is."""
     divergences: tuple[float, ...]
     """KL(plain || steered) of the distributions of the next token, in nats."""
     receipt: Receipt
@@ -39,7 +39,7 @@ class Score:
 
     @property
     def plain_perplexity(self) -> float:
-        """Perplexity under the model as it is."""
+        """Perplexity in the plain reading."""
         return _perplexity(self.plain_logprobs)
 
 

@@ -5,7 +5,7 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Sequenced
 from concurrent.futures import Future
 from typing import TypeVar
@@ -17,9 +17,10 @@ from transformers import PreTrainedTokenizerFast
 from saegis_server.engine.admission import Admission
 from saegis_server.engine.guard import UNGUARDED, Guard
 from saegis_server.engine.guarding import Ending, Guarding
-from saegis_server.engine.jobs import Job, Jobs, at_once
+from saegis_server.engine.jobs import Ended, Job, Jobs, at_once
 from saegis_server.engine.load import EngineStats, Limits, Rate
 from saegis_server.engine.requests import (
+    Closing,
     DeadlineExceededError,
     DuplicateRequestError,
     EngineError,
@@ -32,7 +33,7 @@ from saegis_server.engine.requests import (
     SteeringDivergedError,
 )
 from saegis_server.engine.schedule import Schedule
-from saegis_server.engine.score import Score, Scoring
+from saegis_server.engine.score import AS_IT_IS, Baseline, Reading, Score, Scoring
 from saegis_server.engine.sequence import Running, Sequence, Sink, extent_of
 from saegis_server.engine.sites import Site
 from saegis_server.engine.step import SMALLEST, Step, StepOutput
@@ -130,27 +131,36 @@ class Engine:
         return self._add_job(at_once(lambda: self.step.capture(list(tokens))))
 
     def score(
-        self, tokens: Sequenced[int], program: SteeringProgram = UNSTEERED, guard: Guard = UNGUARDED
+        self,
+        tokens: Sequenced[int],
+        program: SteeringProgram = UNSTEERED,
+        guard: Guard = UNGUARDED,
+        plain: Baseline = AS_IT_IS,
+        on_end: Callable[[Closing], None] | None = None,
     ) -> "Future[Score]":
-        """How likely a text is, steered by a program and not, read chunk by chunk between steps.
+        """How likely a text is, steered by a program and plainly, read chunk by chunk between steps.
 
         The text is steered and judged as a prompt, so edits of the completion act nowhere, and what would
-        stop an answer refuses the text. Cancelling the future ends the reading. Raises FieldError or
+        stop an answer refuses the text. `on_end` hears on the engine's thread how it ended, before the future
+        does, and must not raise. Cancelling the future ends the reading. Raises FieldError or
         SteeringError for what cannot be scored, QueueFullError, EngineStoppedError; the future,
         SteeringDivergedError, NonFiniteLogitsError or RefusedByPolicyError. New bans take milliseconds here,
         as in `submit`.
         """
-        rows, judged = self._admission.text(tokens, program, guard)
-        chunk = self.limits.prefill_chunk
-        return self._add_job(Scoring(self.step, tokens, program, rows, chunk, judged).job())
+        steered, other = (
+            Reading(self.step, one, *self._admission.text(tokens, one, judging))
+            for one, judging in ((program, guard), plain)
+        )
+        scoring = Scoring(tokens, steered, other, self.limits.prefill_chunk, on_end)
+        return self._add_job(scoring.job(), scoring.ended)
 
-    def _add_job(self, job: Job[T]) -> "Future[T]":
+    def _add_job(self, job: Job[T], ended: Ended | None = None) -> "Future[T]":
         with self._wake:
             self._require_running()
             if len(self._jobs) >= self.limits.queue:
                 raise QueueFullError(len(self._jobs), retry_after=1.0)
             self._wake.notify()
-            return self._jobs.add(job)
+            return self._jobs.add(job, ended)
 
     def _require_running(self) -> None:
         if self._stopping or self.error is not None:
@@ -336,9 +346,8 @@ class Engine:
     def _retire(self, sequence: Sequence, poisoned: bool = False) -> None:
         """Take a finished sequence out of its slot, and end its request with the last one."""
         running, slots = sequence.running, self.step.slots
-        self._guarding.leave(sequence)
+        self._add_up(sequence)
         if sequence.slot >= 0:
-            running.tally.add(self.sites, slots.counts(sequence.slot))
             if poisoned:
                 slots.release(sequence.slot, poisoned=True)
             empty = self._schedule.remove(sequence)
@@ -351,6 +360,12 @@ class Engine:
         running.left -= 1
         if running.left == 0:
             running.close()
+
+    def _add_up(self, sequence: Sequence) -> None:
+        """Add what was done to a sequence to what was done to its request."""
+        self._guarding.leave(sequence)
+        if sequence.loaded and sequence.slot >= 0:
+            sequence.running.tally.add(self.sites, self.step.slots.counts(sequence.slot))
 
     def _abort(self, running: Running) -> None:
         for sequence in running.sequences:
@@ -386,6 +401,13 @@ class Engine:
         self._active |= {running.request.request_id: running for running in submitted}
         for running in self._active.values():
             running.fail(error)
+            try:
+                for sequence in running.sequences:
+                    self._add_up(sequence)
+            except Exception:
+                # A device that has failed may tell no more what was counted.
+                _LOG.exception("request %s: what was done to it is not known", running.request.request_id)
+            running.close()
         self._schedule.clear()
         self._guarding.clear()
         self._jobs.fail(error)

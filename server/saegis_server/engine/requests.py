@@ -104,7 +104,8 @@ class SamplingParams:
 class GenerationRequest:
     """One request: prompt token ids, how to sample and to steer, and until when (time.monotonic seconds).
 
-    guard: the conditions under which its operator steers it otherwise, stops it or refuses it.
+    request_id: unique among all that run, whoever asks. guard: the conditions under which its operator steers
+    it otherwise, stops it or refuses it. tenant: on whose account it runs.
     """
 
     request_id: str
@@ -113,6 +114,7 @@ class GenerationRequest:
     program: SteeringProgram = UNSTEERED
     deadline: float | None = None
     guard: Guard = UNGUARDED
+    tenant: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,21 +226,28 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class RequestFinished:
-    """The last event of a request that ran to its end (also when all its sequences were aborted)."""
+    """The last event of a request that ran to its end (also when all its sequences were aborted).
+
+    reasons: how each sequence ended; None for one that an error cut off.
+    """
 
     usage: Usage
     receipt: Receipt
     timings: Timings
+    reasons: tuple[FinishReason | None, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class RequestFailed:
-    """The last event of a request that could not be completed."""
+    """The last event of a request that could not be completed; `done` is what was done until then."""
 
     error: "EngineError"
+    done: RequestFinished
 
 
-Event = Delta | SequenceFinished | RequestFinished | RequestFailed
+#: How a request ended: its last event.
+Closing = RequestFinished | RequestFailed
+Event = Delta | SequenceFinished | Closing
 
 
 class EngineError(Exception):

@@ -1,23 +1,36 @@
-"""Score: how likely a text is under the model, as steered and as it is, and how far the two differ."""
+"""Score: how likely a text is, as steered and under a baseline, and how far the two differ."""
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import CancelledError
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from saegis_server.engine.context import KVCache
+from saegis_server.engine.guard import UNGUARDED, Guard
 from saegis_server.engine.jobs import Job
 from saegis_server.engine.request_guard import RequestGuard
-from saegis_server.engine.requests import NonFiniteLogitsError, Receipt, SteeringDivergedError, Timings
+from saegis_server.engine.requests import (
+    Closing,
+    EngineError,
+    FinishReason,
+    NonFiniteLogitsError,
+    Receipt,
+    RequestFailed,
+    RequestFinished,
+    SteeringDivergedError,
+    Timings,
+    Usage,
+)
 from saegis_server.engine.sequence import RowCounts
 from saegis_server.engine.sites import Site
-from saegis_server.engine.step import SMALLEST, Step
+from saegis_server.engine.step import SMALLEST, ReadOutput, Step
 from saegis_server.engine.tally import Tally
 from saegis_server.engine.text_verdict import TextVerdict
-from saegis_server.steering.program import SiteProgram, SteeringProgram
+from saegis_server.steering.program import UNSTEERED, SiteProgram, SteeringProgram
 from saegis_server.steering.table import TableView
 
 #: How many positions are compared at once: with 256 000 tokens in the vocabulary, 33 MB for each of some
@@ -29,8 +42,9 @@ POSITIONS_AT_ONCE = 32
 class Score:
     """How likely the tokens of a text of T tokens are; natural logarithms, T − 1 numbers in each tuple.
 
-    Entry i is of token i + 1, given tokens 0 to i: its log probability as steered and as the model is, and
-    KL(plain ‖ steered) of the two distributions in nats. The receipt is of the steered reading of all T.
+    Entry i is of token i + 1, given tokens 0 to i: its log probability as steered and plainly, which is under
+    the baseline, and KL(plain ‖ steered) of the two distributions in nats. The receipt is of the steered
+    reading of all T.
     """
 
     logprobs: tuple[float, ...]
@@ -80,27 +94,85 @@ def _compare(steered: Tensor, plain: Tensor, following: Tensor) -> Comparison:
     )
 
 
-class Scoring:
-    """A text that is scored a chunk at a time, as a prompt is read, each chunk plainly and as steered.
+class Baseline(NamedTuple):
+    """What the plain reading of a text is under: a program, and a guard beside it. By default, nothing."""
 
-    Both readings have a cache of their own; the slots of running sequences are not touched. Where a condition
-    comes to hold whose rows were not in force, the text is read again with them.
-    """
+    program: SteeringProgram = UNSTEERED
+    guard: Guard = UNGUARDED
+
+
+#: The model as it is.
+AS_IT_IS = Baseline()
+
+
+class Reading:
+    """One of the readings of a text: under a program and the verdict of a guard, with a cache of its own."""
 
     def __init__(
         self,
         step: Step,
-        tokens: Sequence[int],
         program: SteeringProgram,
         rows: Mapping[Site, SiteProgram],
-        chunk: int,
-        guard: RequestGuard | None = None,
+        guard: RequestGuard | None,
     ) -> None:
-        """`rows` are the program's, by site; `chunk` is how many tokens are read at once."""
-        self._step, self._tokens, self._program, self._chunk = step, list(tokens), program, chunk
+        """`rows` are the program's, by site."""
+        self._step, self._program = step, program
+        self.verdict = TextVerdict(guard, rows)
         self._tally = Tally(program, rows)
-        self._verdict = TextVerdict(guard, rows)
+        self._cache: KVCache | None = None
+        self._views: Mapping[Site, TableView] = {}
+
+    def begin(self, count: int) -> None:
+        """Read a text of so many tokens from its beginning, under the rows that are in force now."""
+        slots, rows = self._step.slots, self.verdict.rows
+        self._cache = slots.cache.apart(count)
+        self._views = slots.views(rows, *(max(SMALLEST, number) for number in RowCounts.of(rows)))
+        self._tally = Tally(self._program, rows)
+        self.verdict.begin()
+
+    def read(self, tokens: Sequence[int], start: int) -> ReadOutput:
+        """Read the next tokens, from place `start` on."""
+        if self._cache is None:
+            raise RuntimeError("a reading goes on that has not begun")
+        found = self._step.read(list(tokens), start, self._cache, self._views)
+        self._tally.add(self._step.sites, found.counts.tolist())
+        return found
+
+    def receipt(self) -> Receipt:
+        """What was done in it. To be called once."""
+        return self.verdict.complete(self._tally.receipt(self.verdict.rows))
+
+    @property
+    def steered_tokens(self) -> int:
+        """The largest number of tokens edited at any one site."""
+        return self._tally.steered_tokens
+
+
+class Scoring:
+    """A text that is scored a chunk at a time, as a prompt is read, each chunk plainly and as steered.
+
+    Both readings have a cache of their own; the slots of running sequences are not touched. Where in one of
+    them a condition comes to hold whose rows were not in force, the text is read again with them.
+    """
+
+    def __init__(
+        self,
+        tokens: Sequence[int],
+        steered: Reading,
+        plain: Reading,
+        chunk: int,
+        on_end: Callable[[Closing], None] | None = None,
+    ) -> None:
+        """`chunk`: how many tokens are read at once. `on_end` hears, before the result is told, how it ended.
+
+        It is told the usage and the receipt of the steered reading, and runs on the engine's thread.
+        """
+        self._tokens, self._steered, self._plain, self._chunk = list(tokens), steered, plain, chunk
+        self._on_end = on_end
+        self._read_tokens = 0
         self._submitted = time.monotonic()
+        self._began: float | None = None
+        self._receipt: Receipt | None = None
 
     def job(self) -> Job[Score]:
         """Read the text, a piece for each chunk.
@@ -108,50 +180,80 @@ class Scoring:
         Raises SteeringDivergedError or NonFiniteLogitsError where the logits of a reading are not finite, or
         what conditions look at; RefusedByPolicyError where one refuses the text or would stop an answer.
         """
-        began = time.monotonic()
+        self._began = time.monotonic()
         whole = yield from self._reading()
-        while self._verdict.changed():
+        while self._changed():
             yield
             whole = yield from self._reading()
+        done = self._done()
         return Score(
             logprobs=tuple(whole.logprobs.tolist()),
             plain_logprobs=tuple(whole.plain_logprobs.tolist()),
             divergences=tuple(whole.divergences.tolist()),
-            receipt=self._verdict.complete(self._tally.receipt(self._verdict.rows)),
-            timings=Timings(began - self._submitted, time.monotonic() - began, 0.0),
+            receipt=done.receipt,
+            timings=done.timings,
         )
+
+    def ended(self, error: BaseException | None) -> None:
+        """It has ended: with its result, with an error, or, if it is a CancelledError, unwanted."""
+        if self._on_end is None:
+            return
+        done = self._done()
+        if isinstance(error, EngineError):
+            self._on_end(RequestFailed(error, done))
+        elif isinstance(error, CancelledError):
+            self._on_end(replace(done, reasons=(FinishReason.ABORT,)))
+        elif error is not None:
+            self._on_end(RequestFailed(EngineError(f"the text could not be read: {error}"), done))
+        else:
+            self._on_end(done)
+
+    def _done(self) -> RequestFinished:
+        """What was done so far."""
+        if self._receipt is None:
+            self._receipt = self._steered.receipt()
+        now = time.monotonic()
+        began = now if self._began is None else self._began
+        usage = Usage(self._read_tokens, 0, 0, self._steered.steered_tokens)
+        return RequestFinished(usage, self._receipt, Timings(began - self._submitted, now - began, 0.0))
+
+    def _changed(self) -> bool:
+        """Whether the text is to be read again.
+
+        What the rules refuse without the request's edits is refused, whatever the edits do about it.
+        """
+        changed = [each.verdict.changed() for each in (self._plain, self._steered)]
+        return any(changed)
 
     def _reading(self) -> Job[Comparison]:
         """Read the whole text under the rows that are in force now."""
-        slots, count, rows = self._step.slots, len(self._tokens), self._verdict.rows
-        plain, steered = slots.cache.apart(count), slots.cache.apart(count)
-        room = (max(SMALLEST, number) for number in RowCounts.of(rows))
-        views = slots.views(rows, *room)
-        self._tally = Tally(self._program, rows)
+        count = len(self._tokens)
+        self._plain.begin(count)
+        self._steered.begin(count)
         parts: list[Comparison] = []
         for start in range(0, count, self._chunk):
             if start > 0:
                 yield
-            parts += self._read(start, plain, steered, views)
+            parts += self._read(start)
         return Comparison.join(parts)
 
-    def _read(
-        self, start: int, plain: KVCache, steered: KVCache, views: Mapping[Site, TableView]
-    ) -> list[Comparison]:
+    def _read(self, start: int) -> list[Comparison]:
         """Read a chunk both ways and compare; nothing to compare where it is the last token alone."""
-        step, tokens = self._step, self._tokens[start : start + self._chunk]
-        expected = step.read(tokens, start, plain).logits
-        _require_finite(expected, start, NonFiniteLogitsError, "the model's logits are not finite")
-        found = step.read(tokens, start, steered, views)
-        beyond = "the request's edits drove the activations beyond all bounds"
-        _require_finite(found.logits, start, SteeringDivergedError, beyond)
-        self._tally.add(step.sites, found.counts.tolist())
+        tokens = self._tokens[start : start + self._chunk]
         following = self._tokens[start + 1 : start + 1 + len(tokens)]
-        self._verdict.hear(found.read, last=len(following) < len(tokens))
+        last = len(following) < len(tokens)
+        plain = self._plain.read(tokens, start)
+        _require_finite(plain.logits, start, NonFiniteLogitsError, "the model's logits are not finite")
+        steered = self._steered.read(tokens, start)
+        beyond = "the request's edits drove the activations beyond all bounds"
+        _require_finite(steered.logits, start, SteeringDivergedError, beyond)
+        self._read_tokens = max(self._read_tokens, start + len(tokens))
+        self._plain.verdict.hear(plain.read, last)
+        self._steered.verdict.hear(steered.read, last)
         if not following:
             return []
-        known = torch.tensor(following, device=step.device)
-        return [compare(found.logits[: len(known)], expected[: len(known)], known)]
+        known = torch.tensor(following, device=steered.logits.device)
+        return [compare(steered.logits[: len(known)], plain.logits[: len(known)], known)]
 
 
 def _require_finite(

@@ -85,6 +85,7 @@ class Running:
         self.admitted: float | None = None
         self.first_token: float | None = None
         self.closed = False
+        self._error: EngineError | None = None
 
     @property
     def expired(self) -> bool:
@@ -92,13 +93,11 @@ class Running:
         return self.request.deadline is not None and time.monotonic() >= self.request.deadline
 
     def fail(self, error: EngineError) -> None:
-        """End it with an error."""
-        if not self.closed:
-            self.closed = True
-            self.events.append(RequestFailed(error))
+        """Let it end with an error, once all its sequences are finished."""
+        self._error = self._error or error
 
     def close(self) -> None:
-        """End it, all its sequences being finished."""
+        """End it, all its sequences being finished and what was done to them added up."""
         if self.closed:
             return
         self.closed = True
@@ -112,7 +111,9 @@ class Running:
             steered_tokens=self.tally.steered_tokens,
         )
         timings = Timings(admitted - self.submitted, first - admitted, now - first)
-        self.events.append(RequestFinished(usage, self._receipt(), timings))
+        reasons = tuple(sequence.reason for sequence in self.sequences)
+        done = RequestFinished(usage, self._receipt(), timings, reasons)
+        self.events.append(done if self._error is None else RequestFailed(self._error, done))
 
     def _receipt(self) -> Receipt:
         if self.guard is None:
@@ -136,6 +137,7 @@ class Sequence:
     prefilled: int = 0
     generated: int = 0
     last_token: int = -1
+    reason: FinishReason | None = field(default=None)
     finished: bool = field(default=False)
     loaded: bool = field(default=False)
     seat: Seat | None = None
@@ -187,7 +189,7 @@ class Sequence:
         """End the sequence; it keeps its slot until the engine takes it out."""
         if self.finished:
             return
-        self.finished = True
+        self.finished, self.reason = True, reason
         self.running.events.append(SequenceFinished(self.index, reason, stop_token, stop_string))
 
     def _output(

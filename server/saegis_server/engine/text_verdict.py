@@ -25,6 +25,11 @@ class TextVerdict:
             self._on = self._holds
             self._peaks = np.full(guard.plan.readings, -np.inf, dtype=np.float32)
 
+    def begin(self) -> None:
+        """A reading begins, from the text's first token."""
+        if self._guard is not None:
+            self._standing = self._judge.latch(self._judge.start(), self._holds[None])
+
     def hear(self, read: Tensor, last: bool) -> None:
         """Judge the next tokens by their readings, [sites, 1, Q, K]; conditions hold with the `last` ones.
 
@@ -53,7 +58,6 @@ class TextVerdict:
         if (wanted == self._on).all():
             return False
         self._on, self.rows = wanted, self._guard.plan.program(wanted)
-        self._standing = self._judge.latch(self._judge.start(), self._holds[None])
         return True
 
     def complete(self, receipt: Receipt) -> Receipt:

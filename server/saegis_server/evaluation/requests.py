@@ -116,8 +116,9 @@ class Requests:
         return self._side_by_side(ask, numbered, stage)
 
     def likelihoods(self, texts: Sequence[str], stage: str) -> list[Total | None]:
-        """The negative log probability of each text under the plain model, as an answer to an empty message.
+        """The negative log probability of each text under the bare model, as an answer to an empty message.
 
+        Where the server has policies they must allow the caller that, as for `divergences`.
         So what a text was asked for does not count, and it stands where a chat model writes its answers: by
         itself, even its own short replies would seem unlikely to it. The token that ends the answer counts.
         None for an empty text.
@@ -128,17 +129,22 @@ class Requests:
         def weigh(text: str) -> Total | None:
             if not text:
                 return None
-            score = self._client.score(messages=[silence, {"role": "assistant", "content": text}])
+            conversation: list[ChatMessage] = [silence, {"role": "assistant", "content": text}]
+            score = self._client.score(messages=conversation, unruled=True)
             answered = score.plain_logprobs[_shared(opening, score.token_ids) - 1 :]
             return Total(-math.fsum(answered), len(answered))
 
         return self._side_by_side(weigh, texts, stage)
 
     def divergences(self, answers: Sequence[Answer], edits: Sequence[Edit], stage: str) -> list[Total]:
-        """KL(unsteered ‖ under `edits`) of each finished conversation, over each token but the first."""
+        """KL(unsteered ‖ under `edits`) of each finished conversation, over each token but the first.
+
+        Unsteered is without the operator's rules as well.
+        """
 
         def compare(answer: Answer) -> Total:
-            divergences = self._client.score(messages=answer.messages, steering=edits).divergences
+            score = self._client.score(messages=answer.messages, steering=edits, unruled=True)
+            divergences = score.divergences
             return Total(math.fsum(divergences), len(divergences))
 
         return self._side_by_side(compare, answers, stage)

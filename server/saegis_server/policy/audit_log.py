@@ -11,7 +11,7 @@ from collections.abc import Collection
 from concurrent.futures import Future
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from saegis_server import __version__
 from saegis_server.policy import audit_repair
@@ -25,6 +25,7 @@ from saegis_server.policy.audit_settings import AuditSettings, read_key
 from saegis_server.policy.audit_writer import Pending, Writer
 
 logger = logging.getLogger(__name__)
+Place = TypeVar("Place", Link, Link | None)
 
 
 class AuditObserver(Protocol):
@@ -117,8 +118,12 @@ class AuditLog:
         Where it cannot be written: raises AuditUnavailableError with `on_failure: refuse`, returns None with
         `continue`.
         """
+        return await self.written(self.append(record))
+
+    async def written(self, record: Future[Place]) -> Place | None:
+        """Wait for a record that was appended, as `require` does."""
         try:
-            return await asyncio.wrap_future(self.append(record))
+            return await asyncio.wrap_future(record)
         except AuditUnavailableError:
             if self._settings.on_failure is OnFailure.REFUSE:
                 raise

@@ -77,8 +77,8 @@ class DecisionRecord(AuditRecord):
 
     denials, would_deny: policy, rule, message, field and mode of each. rules: policy, rule, action and mode
     of each that applies. edits: of each that was asked for, what a replay needs: path, site, op, sae, index,
-    value, unit, phase; no sae and index of a direction. prompt: its text, written only where the settings
-    say so.
+    value, unit, phase; no sae and index of a direction. unruled: whether a score was to be compared with the
+    model without the operator's rules. prompt: its text, written only where the settings say so.
     """
 
     kind: ClassVar[str] = "decision"
@@ -96,15 +96,18 @@ class DecisionRecord(AuditRecord):
     rules: tuple[Fields, ...] = ()
     program_digest: str = ""
     prompt_tokens: int = 0
+    unruled: bool = False
     edits: tuple[Fields, ...] = ()
     prompt: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerRecord(AuditRecord):
-    """What was done to an answer, before its end is told. peaks: by rule and feature, in feature units.
+    """What was done for a request until it ended, however that was, before its end is told.
 
-    conditions: name of each that was judged, whether and at which token it held.
+    finish_reasons: how each completion ended: its finish reason, "scored", "refused" by a condition,
+    "cancelled" by the caller, or the error's name. conditions: name of each that was judged, whether and at
+    which token it held. peaks: by rule and feature, in feature units; null for what is no finite number.
     """
 
     kind: ClassVar[str] = "answer"

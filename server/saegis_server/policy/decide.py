@@ -105,6 +105,7 @@ def _work_out(policies: tuple[CompiledPolicy, ...], candidates: tuple[CompiledPo
         program=combined.program,
         guard=combined.guard,
         peaks=combined.peaks,
+        ruled_program=combined.program,
     )
     return _InForce(policies, candidates, combined, plain)
 

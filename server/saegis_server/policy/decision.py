@@ -81,7 +81,8 @@ class Decision:
     """What the policies say to a request.
 
     policy_revision: "name@revision" of each policy that matches, by name, with commas between. program and
-    guard are those to run with, the request's own edits included; of a denial they are empty. rules: in force
+    guard are those to run with, the request's own edits included; of a denial they are empty. ruled_program:
+    that of the rules alone, as of a request without edits. rules: in force
     and recorded only. would_deny: denials of policies that only audit or shadow. guard conditions are named
     `AppliedRule.name`; those in audit and shadow mode are there with Reaction.RECORD. peaks: which rows of
     the program's `guards`, in the order of `Literal.reading`, the rules of action "watch" read: name of the
@@ -96,3 +97,4 @@ class Decision:
     program: SteeringProgram = UNSTEERED
     guard: Guard = UNGUARDED
     peaks: tuple[tuple[int, str, str], ...] = field(default=())
+    ruled_program: SteeringProgram = UNSTEERED

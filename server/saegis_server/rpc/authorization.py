@@ -1,15 +1,16 @@
 """Authorization: before an RPC is let in, who calls it is found out, and whether they may."""
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import grpc
 
+from saegis_server.rpc.certificate import certificate_names
 from saegis_server.rpc.identities import IdentitiesFile
 from saegis_server.rpc.identity import ANONYMOUS, Identity, identity
 from saegis_server.rpc.problems import RoleMissingError, UnauthenticatedError
-from saegis_server.rpc.roles import EVERYBODY, NEEDED, Role, steering_field
+from saegis_server.rpc.roles import EVERYBODY, NEEDED, further_roles
 from saegis_server.telemetry.metrics import Metrics
 
 log = logging.getLogger("saegis.rpc")
@@ -51,8 +52,8 @@ class Authorization:
 
     def check(self, method: str, request: Any) -> None:
         """Whether the caller may also ask what a request asks. Raises RoleMissingError."""
-        if field := steering_field(method, request):
-            identity.get().require(Role.STEER, method, field)
+        for role, field in further_roles(method, request):
+            identity.get().require(role, method, field)
 
     def _caller(self, method: str, context: _Context) -> Identity:
         if self._identities is None:
@@ -98,12 +99,3 @@ def token_of(sent: Sequence[str | bytes]) -> str:
     text = header.decode("latin-1") if isinstance(header, bytes) else header
     scheme, _, token = text.strip().partition(" ")
     return token.strip() if scheme.lower() == _SCHEME else ""
-
-
-def certificate_names(facts: Mapping[str, Iterable[bytes]]) -> tuple[str, ...]:
-    """The names of the client certificate that the connection was verified with, from its auth context.
-
-    The subject alternative names (URIs, DNS names and others); the common name where it has none.
-    """
-    names = tuple(facts.get("x509_subject_alternative_name", ())) or tuple(facts.get("x509_common_name", ()))
-    return tuple(name.decode("utf-8", "replace") for name in names)

@@ -16,7 +16,7 @@ from saegis_server.engine.requests import (
 )
 from saegis_server.policy.schema import Mode, Transparency
 from saegis_server.rpc import policy_convert
-from saegis_server.rpc.governor import Governed
+from saegis_server.rpc.run import Governed
 from saegis_server.sae.catalog import FoundFeature
 
 _FINISH_REASONS: Mapping[FinishReason, generation_pb2.FinishReason] = {

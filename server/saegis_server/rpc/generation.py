@@ -15,25 +15,27 @@ from saegis.v1 import generation_pb2 as pb
 from saegis.v1 import generation_pb2_grpc
 from saegis.v1.steering_pb2 import Steering
 from saegis_server.engine.requests import (
-    DuplicateRequestError,
+    Closing,
     Event,
     FieldError,
     GenerationRequest,
     Receipt,
     RequestFinished,
+    SamplingParams,
     SequenceFinished,
     Timings,
 )
+from saegis_server.engine.score import Score as Scored
 from saegis_server.rpc import convert
-from saegis_server.rpc.governor import Asked, Governed
 from saegis_server.rpc.interceptor import LONGEST_REQUEST_ID, request_id, usable_request_id
 from saegis_server.rpc.mailbox import Mailbox, closing
-from saegis_server.rpc.problems import InFlightError
+from saegis_server.rpc.problems import SlowReaderError
 from saegis_server.rpc.programs import RequestSteering, request_steering
 from saegis_server.rpc.prompts import check_length
+from saegis_server.rpc.run import Asked, Governed, Run
 from saegis_server.rpc.sampling import sampling_params
 from saegis_server.rpc.services import Services
-from saegis_server.steering.program import SteeringError, SteeringProgram
+from saegis_server.steering.program import SteeringError
 
 T = TypeVar("T")
 _Context = grpc.aio.ServicerContext[Any, Any]
@@ -56,9 +58,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
                 batch = await running.mailbox.get()
                 events += batch
                 ended = closing(batch)
-            found = convert.pieces(events)
-            reasons = {index: piece.finished.reason for index, piece in found.items() if piece.finished}
-            await self.services.governor.finish(running.governed, ended, reasons)
+        found = convert.pieces(events)
         self._count(ended, {index: len(piece.tokens) for index, piece in found.items()})
         return pb.GenerateResponse(
             request_id=request_id.get(),
@@ -83,8 +83,6 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
                     if piece.finished:
                         endings[index] = piece.finished
                     yield pb.StreamGenerateResponse(chunk=convert.chunk(piece, running.details))
-            reasons = {index: ending.reason for index, ending in endings.items()}
-            await self.services.governor.finish(running.governed, ended, reasons)
         self._count(ended, tokens)
         yield pb.StreamGenerateResponse(
             complete=pb.GenerationComplete(
@@ -103,13 +101,15 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         if request.steering.watches:
             raise FieldError("steering.watches", "Score reports no activations; watch with Generate")
         steering = self._steering(request.steering)
-        governed = await services.governor.admit(self._asked("Score", tokens), steering)
-        with services.governor.watching(governed):
+        asked = self._asked("Score", tokens, request.unruled)
+        async with services.governor.admit(asked, steering) as run:
+            governed = run.governed
+            score = services.engine.score
+            submit = partial(score, tokens, governed.program, governed.guard, governed.baseline, run.ended)
             with _explained(kind, steering):
-                submit = partial(services.engine.score, tokens, governed.program, governed.guard)
-                reading = await self._submit(governed.program, submit, Future.cancel)
-            found = await asyncio.wrap_future(reading)
-            await services.governor.scored(governed, found)
+                reading = await self._submit(run, submit, Future.cancel)
+            run.hand_over(reading.cancel)
+            found = await self._read(run, reading)
         return pb.ScoreResponse(
             request_id=request_id.get(),
             token_ids=tokens,
@@ -122,70 +122,90 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
     @asynccontextmanager
     async def _running(self, message: pb.GenerateRequest, context: _Context) -> AsyncIterator["_Running"]:
         """Submit a request; however the block is left, the request does not run on."""
-        engine, governor = self.services.engine, self.services.governor
-        request, steering, governed = await self._translate(message, context)
-        name = request.request_id
-        mailbox = Mailbox(self.services.unread_limit, lambda: engine.cancel(name))
-        with governor.watching(governed):
-            with _explained(str(message.WhichOneof("prompt")), steering):
-                submit = partial(engine.submit, request, mailbox.put)
-                await self._submit(request.program, submit, lambda _: engine.cancel(name))
+        services, engine, governor = self.services, self.services.engine, self.services.governor
+        prompt, kind = await self._prompt(message, opens_turn=True)
+        check_length(prompt, kind, engine.max_length, completion=1)
+        sampling = self._sampling(message, len(prompt))
+        steering = self._steering(message.steering)
+        async with governor.admit(self._asked("Generate", prompt), steering) as run:
+            governed = run.governed
+            request = GenerationRequest(
+                request_id=governed.id,
+                prompt=prompt,
+                sampling=sampling,
+                program=governed.program,
+                deadline=_deadline(context),
+                guard=governed.guard,
+                tenant=governed.tenant,
+            )
+            mailbox = Mailbox(services.unread_limit, lambda: run.end(SlowReaderError.__name__))
+
+            def hear(events: list[Event]) -> None:
+                """Whatever comes of the RPC, the end is recorded, and before it is told."""
+                if isinstance(events[-1], Closing):
+                    run.ended(events[-1])
+                mailbox.put(events)
+
+            run.hand_over(partial(engine.cancel, governed.id))
+            with _explained(kind, steering):
+                submit = partial(engine.submit, request, hear)
+                await self._submit(run, submit, lambda _: engine.cancel(governed.id))
             if governor.is_outdated(governed):
                 # What an urgent policy ended may not have been the engine's yet.
-                engine.cancel(name)
-            try:
-                details = convert.TokenDetails(request.sampling.logprobs is not None, steering.watches)
-                yield _Running(mailbox, details, governed)
-            finally:
-                # Once it has ended, another request may go by the same name.
-                if not mailbox.ended:
-                    engine.cancel(name)
+                run.end()
+            details = convert.TokenDetails(request.sampling.logprobs is not None, steering.watches)
+            yield _Running(mailbox, details, governed)
 
-    async def _submit(
-        self, program: SteeringProgram, submit: Callable[[], T], cancel: Callable[[T], object]
-    ) -> T:
+    async def _read(self, run: Run, reading: Future[Scored]) -> Scored:
+        """A score, once the text is read. Raises NotServingError where an urgent policy has ended it."""
+        governor = self.services.governor
+        if governor.is_outdated(run.governed):
+            # What an urgent policy ended may not have been the engine's yet.
+            run.end()
+        try:
+            return await asyncio.wrap_future(reading)
+        except asyncio.CancelledError:
+            if reading.cancelled():
+                governor.require_current(run.governed)
+            raise
+
+    async def _submit(self, run: Run, submit: Callable[[], T], cancel: Callable[[T], object]) -> T:
         """Submit to the engine; in a thread where there are bans, since new ones take it milliseconds.
 
         `cancel` takes back what was submitted for a client that has gone meanwhile.
         """
-        if not any(site.bans for site in program.sites.values()):
-            return submit()
-        submitting = asyncio.ensure_future(self.services.in_thread(submit))
+        run.hand_over()
         try:
-            return await asyncio.shield(submitting)
-        except asyncio.CancelledError:
-            # The thread goes on: what it submits has no reader any more.
-            submitting.add_done_callback(partial(_cancel_orphan, cancel))
+            if not any(site.bans for site in run.governed.program.sites.values()):
+                return submit()
+            submitting = asyncio.ensure_future(self.services.in_thread(submit))
+            try:
+                return await asyncio.shield(submitting)
+            except asyncio.CancelledError:
+                # The thread goes on: what it submits has no reader any more.
+                submitting.add_done_callback(partial(_cancel_orphan, run, cancel))
+                raise
+        except Exception:
+            run.take_back()
             raise
 
-    async def _translate(
-        self, message: pb.GenerateRequest, context: _Context
-    ) -> tuple[GenerationRequest, RequestSteering, Governed]:
+    def _sampling(self, message: pb.GenerateRequest, prompt_tokens: int) -> SamplingParams:
         services = self.services
-        prompt, kind = await self._prompt(message, opens_turn=True)
-        max_length = services.engine.max_length
-        check_length(prompt, kind, max_length, completion=1)
-        sampling = sampling_params(message.sampling, services.model.vocab_size, max_length - len(prompt))
+        room = services.engine.max_length - prompt_tokens
+        sampling = sampling_params(message.sampling, services.model.vocab_size, room)
         if sampling.n > services.engine.limits.queue:
             raise FieldError(
                 "sampling.n", f"at most {services.engine.limits.queue} completions fit the queue"
             )
-        steering = self._steering(message.steering)
-        governed = await services.governor.admit(self._asked("Generate", prompt), steering)
-        left = context.time_remaining()
-        deadline = None if left is None else time.monotonic() + left
-        request = GenerationRequest(
-            request_id.get(), prompt, sampling, governed.program, deadline, governed.guard
-        )
-        return request, steering, governed
+        return sampling
 
     def _steering(self, message: Steering) -> RequestSteering:
         """A request's own edits and watches."""
         return request_steering(message, self.services.targets, self.services.engine.capacity)
 
-    def _asked(self, method: str, prompt: tuple[int, ...]) -> Asked:
+    def _asked(self, method: str, prompt: tuple[int, ...], unruled: bool = False) -> Asked:
         text = partial(self.services.prompts.decode, prompt, skip_special_tokens=False)
-        return Asked(method, request_id.get(), len(prompt), text)
+        return Asked(method, request_id.get(), len(prompt), text, unruled)
 
     def _receipt(self, done: Receipt, timings: Timings, governed: Governed) -> pb.Receipt:
         return convert.receipt(done, timings, self.services.model.name, governed)
@@ -222,8 +242,6 @@ def _explained(kind: str, steering: RequestSteering) -> Iterator[None]:
     """Let the engine's refusals name the request's own fields; `kind` is the prompt's."""
     try:
         yield
-    except DuplicateRequestError as error:
-        raise InFlightError(request_id.get()) from error
     except SteeringError as error:
         raise steering.explain(error) from error
     except FieldError as error:
@@ -232,7 +250,15 @@ def _explained(kind: str, steering: RequestSteering) -> Iterator[None]:
         raise FieldError(kind, error.description) from error
 
 
-def _cancel_orphan(cancel: Callable[[T], object], submitted: asyncio.Future[T]) -> None:
+def _deadline(context: _Context) -> float | None:
+    """Until when a call's answer is waited for, on the monotonic clock."""
+    left = context.time_remaining()
+    return None if left is None else time.monotonic() + left
+
+
+def _cancel_orphan(run: Run, cancel: Callable[[T], object], submitted: asyncio.Future[T]) -> None:
     """Take back what was submitted for a client that has gone; nothing where it was refused."""
-    if not submitted.cancelled() and submitted.exception() is None:
+    if submitted.cancelled() or submitted.exception() is not None:
+        run.take_back()
+    else:
         cancel(submitted.result())

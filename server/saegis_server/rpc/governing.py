@@ -1,7 +1,5 @@
 """Governing: the audit log and the policies that a configuration names, opened and put together."""
 
-from collections.abc import Callable
-
 from saegis_server.policy.audit_log import AuditLog
 from saegis_server.policy.audit_record import PolicyRecord
 from saegis_server.policy.decide import PolicySet
@@ -13,12 +11,11 @@ from saegis_server.rpc.governor import Governor
 from saegis_server.telemetry.metrics import Metrics
 
 
-def govern(config: ServerConfig, world: World, metrics: Metrics, cancel: Callable[[str], None]) -> Governor:
+def govern(config: ServerConfig, world: World, metrics: Metrics) -> Governor:
     """The governor of a configuration, its policies in force.
 
-    cancel: ends a generation by its request_id, from any thread. Raises PolicyError, KeyFileError and
-    HistoryError for policies that cannot come in force, AuditBrokenError, AuditKeyError and
-    AuditUnavailableError for a log that cannot be written.
+    Raises PolicyError, KeyFileError and HistoryError for policies that cannot come in force,
+    AuditBrokenError, AuditKeyError and AuditUnavailableError for a log that cannot be written.
     """
     audit = None if config.audit is None else AuditLog(config.audit, metrics)
     if audit is not None:
@@ -29,7 +26,7 @@ def govern(config: ServerConfig, world: World, metrics: Metrics, cancel: Callabl
         if audit is not None:
             audit.close()
         raise
-    governor = Governor(world.model, world.sites, metrics, cancel, policies, audit)
+    governor = Governor(world.model, world.sites, metrics, policies, audit)
     if policies is not None:
 
         def changed(before: PolicySet, now: PolicySet, urgent: bool) -> None:

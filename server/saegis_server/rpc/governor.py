@@ -3,98 +3,116 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import asdict, replace
+from threading import Condition
 from uuid import uuid4
 
-from saegis_server.engine.guard import UNGUARDED, Guard
-from saegis_server.engine.requests import (
-    FinishReason,
-    Receipt,
-    RefusedByPolicyError,
-    RequestFinished,
-    Usage,
-)
-from saegis_server.engine.score import Score
+from saegis_server.engine.requests import FinishReason, RefusedByPolicyError
 from saegis_server.policy.audit_log import AuditLog
-from saegis_server.policy.audit_record import AnswerRecord, DecisionRecord, Fields
+from saegis_server.policy.audit_record import DecisionRecord, Fields
 from saegis_server.policy.decision import Decision, Denial, RequestFacts
 from saegis_server.policy.schema import Mode, Op
 from saegis_server.policy.store import PolicyStore
 from saegis_server.rpc.identity import current_identity
-from saegis_server.rpc.problems import NotServingError, PolicyDeniedError
+from saegis_server.rpc.problems import InFlightError, NotServingError, PolicyDeniedError
 from saegis_server.rpc.programs import RequestSteering
+from saegis_server.rpc.run import CANCELLED, Asked, Governed, Run
 from saegis_server.rpc.threads import in_own_thread
 from saegis_server.steering.program import SiteProgram, SteeringProgram
 from saegis_server.telemetry.metrics import Metrics
 
 #: How soon a request that came just before an urgent policy may be tried again.
 RETRY_SECONDS = 0.1
-#: What a server without policies says to every request.
-_UNRULED = Decision(allowed=True, policy_revision="")
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """What is asked: by which method, under which name, how long the prompt is, and how to get its text."""
-
-    method: str
-    request_id: str
-    prompt_tokens: int
-    prompt: Callable[[], str]
-
-
-@dataclass(frozen=True, eq=False)
-class Governed:
-    """A request that may run, and what it runs under.
-
-    id: the decision's name in the receipt and in the audit log; empty where there is neither policy nor
-    log. ended: how often an urgent policy had ended all that ran when it was decided.
-    """
-
-    id: str
-    tenant: str
-    asked: Asked
-    program: SteeringProgram
-    ended: int
-    guard: Guard = UNGUARDED
-    decision: Decision = _UNRULED
+#: How long the log waits, when it is closed, for the ends of requests.
+LAST_RECORDS_SECONDS = 2.0
 
 
 class Governor:
-    """Decides on requests and records them. To be used on the event loop."""
+    """Decides on requests and records them. To be used on the event loop, but for `end_all` and `close`."""
 
     def __init__(
         self,
         model: str,
         sites: Sequence[str],
         metrics: Metrics,
-        cancel: Callable[[str], None],
         policies: PolicyStore | None = None,
         audit: AuditLog | None = None,
     ) -> None:
-        """Without policies every request may do what it asks.
-
-        sites: the server's, in forward order. cancel: ends a generation by its request_id, from any thread.
-        """
+        """Without policies every request may do what it asks. sites: the server's, in forward order."""
         self.policies, self.audit = policies, audit
-        self._model, self._sites, self._metrics, self._cancel = model, tuple(sites), metrics, cancel
-        self._running: dict[str, Governed] = {}
+        self._model, self._sites, self._metrics = model, tuple(sites), metrics
+        self._names: set[tuple[str, str]] = set()
+        self._changed = Condition()
+        self._runs: set[Run] = set()
         self._ended = 0
 
-    async def admit(self, asked: Asked, steering: RequestSteering) -> Governed:
-        """What a request may run under, recorded. Raises PolicyDeniedError, AuditUnavailableError."""
+    @asynccontextmanager
+    async def admit(self, asked: Asked, steering: RequestSteering) -> AsyncIterator[Run]:
+        """Decide on a request, and let it run for the length of the block; decision and end are recorded.
+
+        The end is in the log before the block is left, unless whoever asked has gone: then the engine's work
+        is ended, and the record follows. A prompt that a condition refuses raises PolicyDeniedError instead
+        of the engine's error. Raises InFlightError, PolicyDeniedError, AuditUnavailableError, and
+        NotServingError, to be tried again, for a request that was decided before an urgent policy came.
+        """
+        with self._named(asked):
+            governed = await self._governed(asked, steering)
+            if not governed.decision.allowed:
+                await self._record_decision(governed, steering)
+                raise PolicyDeniedError(governed.id, governed.decision)
+            run = Run(governed, self.audit.append if self.audit else None, self._forget)
+            with self._changed:
+                self._runs.add(run)
+            try:
+                await self._record_decision(governed, steering)
+                self.require_current(governed)
+                yield run
+            except BaseException as error:
+                gone = isinstance(error, asyncio.CancelledError | GeneratorExit)
+                run.leave(CANCELLED if gone else type(error).__name__)
+                if not isinstance(error, Exception):
+                    raise
+                await self._recorded(run)
+                if isinstance(error, RefusedByPolicyError):
+                    raise self._refusal(governed, error) from error
+                raise
+            await self._recorded(run)
+
+    @contextmanager
+    def _named(self, asked: Asked) -> Iterator[None]:
+        """Keep a request's name from being used again while it runs; each tenant has names of its own."""
+        name = current_identity().tenant, asked.request_id
+        if name in self._names:
+            raise InFlightError(asked.request_id)
+        self._names.add(name)
+        try:
+            yield
+        finally:
+            self._names.discard(name)
+
+    def require_current(self, governed: Governed) -> None:
+        """Raise NotServingError if an urgent policy has ended all that ran since a request was decided."""
+        if self.is_outdated(governed):
+            raise NotServingError("POLICY_REPLACED", "an urgent policy has come in force", RETRY_SECONDS)
+
+    def is_outdated(self, governed: Governed) -> bool:
+        """Whether an urgent policy has ended all that ran since a request was decided."""
+        return governed.ended != self._ended
+
+    def end_all(self) -> None:
+        """End everything that runs, as an urgent policy demands. May be called from any thread."""
+        with self._changed:
+            self._ended += 1
+            runs = list(self._runs)
+        for run in runs:
+            run.end(FinishReason.ABORT.value)
+
+    async def _governed(self, asked: Asked, steering: RequestSteering) -> Governed:
         if self.policies is None:
-            name = _name() if self.audit else ""
-            tenant = current_identity().tenant
-            governed = Governed(name, tenant, asked, steering.program, self._ended)
-        else:
-            governed = await self._decided(self.policies, asked, steering)
-        await self._record_decision(governed, steering)
-        if not governed.decision.allowed:
-            raise PolicyDeniedError(governed.id, governed.decision)
-        return governed
+            return Governed(_name(), current_identity().tenant, asked, steering.program, self._ended)
+        return await self._decided(self.policies, asked, steering)
 
     async def _decided(self, policies: PolicyStore, asked: Asked, steering: RequestSteering) -> Governed:
         identity, ended = current_identity(), self._ended
@@ -105,6 +123,8 @@ class Governor:
             decision = await in_own_thread(lambda: deciding.decide(facts))
         else:
             decision = deciding.decide(facts)
+        if asked.unruled:
+            decision = _with_unruled(decision)
         self._count(decision)
         program = self._with_watches(decision.program, steering.program)
         return Governed(_name(), identity.tenant, asked, program, ended, decision.guard, decision)
@@ -121,54 +141,18 @@ class Governor:
             found[name] = replace(decided.sites.get(name, SiteProgram()), watches=watches)
         return SteeringProgram({name: site for name, site in found.items() if site != SiteProgram()})
 
-    @contextmanager
-    def watching(self, governed: Governed) -> Iterator[None]:
-        """While a request runs: an urgent policy ends it, and how it fails is recorded.
+    async def _recorded(self, run: Run) -> None:
+        """Wait until the log has how a request ended. Raises AuditUnavailableError."""
+        if self.audit is None:
+            await asyncio.wrap_future(run.record)
+        else:
+            await self.audit.written(run.record)
 
-        A prompt that a condition refuses raises PolicyDeniedError instead of the engine's error. Raises
-        NotServingError, to be tried again, for a request that was decided before an urgent policy came.
-        """
-        self._running[governed.asked.request_id] = governed
-        try:
-            if self.is_outdated(governed):
-                raise NotServingError("POLICY_REPLACED", "an urgent policy has come in force", RETRY_SECONDS)
-            yield
-        except RefusedByPolicyError as error:
-            self._fail(governed, "refused")
-            raise self._refusal(governed, error) from error
-        except BaseException as error:
-            cancelled = isinstance(error, asyncio.CancelledError | GeneratorExit)
-            self._fail(governed, "cancelled" if cancelled else type(error).__name__)
-            raise
-        finally:
-            if self._running.get(governed.asked.request_id) is governed:
-                del self._running[governed.asked.request_id]
-
-    def is_outdated(self, governed: Governed) -> bool:
-        """Whether an urgent policy has ended all that ran since a request was decided."""
-        return governed.ended != self._ended
-
-    def end_all(self) -> None:
-        """End every generation that runs, as an urgent policy demands. May be called from any thread."""
-        self._ended += 1
-        for request_id in list(self._running):
-            self._cancel(request_id)
-
-    async def finish(
-        self, governed: Governed, ended: RequestFinished, reasons: Mapping[int, FinishReason]
-    ) -> None:
-        """Record an answer before its end is told; `reasons` by sequence. Raises AuditUnavailableError."""
-        if self.audit is not None:
-            timings = ended.timings
-            seconds = timings.queue + timings.prefill + timings.decode
-            told = tuple(reasons[index].value for index in sorted(reasons))
-            await self.audit.require(_answer(governed, told, seconds, ended.receipt, ended.usage))
-
-    async def scored(self, governed: Governed, score: Score) -> None:
-        """Record a score before it is told. Raises AuditUnavailableError."""
-        if self.audit is not None:
-            seconds = score.timings.queue + score.timings.prefill
-            await self.audit.require(_answer(governed, ("scored",), seconds, score.receipt))
+    def _forget(self, run: Run) -> None:
+        """A run has ended, and its record is on its way."""
+        with self._changed:
+            self._runs.discard(run)
+            self._changed.notify_all()
 
     def _refusal(self, governed: Governed, error: RefusedByPolicyError) -> PolicyDeniedError:
         policy, _, rule = error.name.partition("/")
@@ -176,12 +160,13 @@ class Governor:
         self._metrics.policy_decisions.labels(policy, "deny", Mode.ENFORCE).inc()
         return PolicyDeniedError(governed.id, denied)
 
-    def _fail(self, governed: Governed, reason: str) -> None:
-        if self.audit is not None:
-            self.audit.append(_answer(governed, (reason,), 0.0))
-
     def close(self) -> None:
-        """Write what the log still holds, and let go of the files."""
+        """Write what the log still holds, and let go of the files. Blocks until the last runs have ended."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._runs, LAST_RECORDS_SECONDS)
+            left = list(self._runs)
+        for run in left:
+            run.give_up(CANCELLED)
         if self.audit is not None:
             self.audit.close()
         if self.policies is not None:
@@ -212,6 +197,7 @@ class Governor:
                 ),
                 program_digest=governed.program.digest,
                 prompt_tokens=asked.prompt_tokens,
+                unruled=asked.unruled,
                 edits=tuple(_edit_summary(steering)),
                 prompt=asked.prompt() if self.audit.writes_prompts else None,
             )
@@ -233,6 +219,13 @@ def _name() -> str:
     return uuid4().hex
 
 
+def _with_unruled(decision: Decision) -> Decision:
+    """The decision on a score that is to be compared with the model without any rules."""
+    message = "the policies in force do not tell what the model would say without them"
+    denial = Denial("", "allow", message, "unruled")
+    return replace(decision, allowed=False, denials=(*decision.denials, denial))
+
+
 def _edit_summary(steering: RequestSteering) -> list[Fields]:
     return [
         {
@@ -247,28 +240,3 @@ def _edit_summary(steering: RequestSteering) -> list[Fields]:
         }
         for edit in steering.edits
     ]
-
-
-def _answer(
-    governed: Governed,
-    reasons: tuple[str, ...],
-    seconds: float,
-    receipt: Receipt | None = None,
-    usage: Usage | None = None,
-) -> AnswerRecord:
-    """The record of how a request ended; without a receipt where it failed."""
-    decision = governed.decision
-    peaks = receipt.guard_peaks if receipt else ()
-    return AnswerRecord(
-        decision_id=governed.id,
-        request_id=governed.asked.request_id,
-        tenant=governed.tenant,
-        program_digest=governed.program.digest,
-        policy_revision=decision.policy_revision,
-        finish_reasons=reasons,
-        usage=asdict(usage) if usage else {},
-        sites=tuple(asdict(site) for site in receipt.sites) if receipt else (),
-        conditions=tuple(asdict(each) for each in receipt.conditions) if receipt else (),
-        peaks={f"{rule}/{feature}": peaks[row] for row, rule, feature in decision.peaks if row < len(peaks)},
-        seconds=seconds,
-    )

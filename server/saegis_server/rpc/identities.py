@@ -23,7 +23,7 @@ _WANTED = {
     "name": "must be 1 to 128 letters, digits and . _ @ : / + -",
     "tenant": "must be 1 to 128 letters, digits and . _ @ : / + -",
     "token_sha256": "must be 64 hexadecimal digits, the SHA-256 of a token as 'saegis token new' tells it",
-    "certificate": "must be a name of a certificate, or a list of them",
+    "certificate": "must be a name of a certificate, in characters that can be printed, or a list of them",
 }
 
 

@@ -72,7 +72,7 @@ def services(
     world = World(
         facts.name, targets.sites, facts.hidden_size, targets.catalog, engine.capacity, loaded.model.dtype
     )
-    governor = govern(config, world, metrics, engine.cancel)
+    governor = govern(config, world, metrics)
     return Services(engine, facts, prompts, targets, metrics, governor, config.max_message_bytes)
 
 

@@ -27,15 +27,10 @@ class Mailbox:
         self._overflowed = False
         self._scheduled = False
         self._filled = asyncio.Event()
-        #: Whether the request has ended: nothing more will come.
-        self.ended = False
 
     def put(self, events: list[Event]) -> None:
         """Take events; never blocks. Called on the engine's thread."""
         with self._lock:
-            self.ended = self.ended or any(
-                isinstance(event, RequestFailed | RequestFinished) for event in events
-            )
             if self._overflowed:
                 return
             self._events.extend(events)

@@ -4,7 +4,7 @@ import hashlib
 import secrets
 from typing import Annotated
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from saegis_server.rpc.roles import Role
 
@@ -30,6 +30,12 @@ def _listed(value: object) -> object:
     return value if isinstance(value, list | tuple) else (value,)
 
 
+def _printable(name: str) -> str:
+    if not name.isprintable():
+        raise ValueError("has characters that cannot be printed")
+    return name
+
+
 class Principal(BaseModel):
     """One principal. token_sha256: the digest of each of its tokens. certificate: names by which a verified
     client certificate is known: any subject alternative name (a URI such as spiffe://domain/path, a DNS
@@ -45,5 +51,6 @@ class Principal(BaseModel):
         tuple[Annotated[str, Field(pattern=DIGEST_PATTERN)], ...], BeforeValidator(_listed)
     ] = ()
     certificate: Annotated[
-        tuple[Annotated[str, Field(min_length=1, max_length=2048)], ...], BeforeValidator(_listed)
+        tuple[Annotated[str, Field(min_length=1, max_length=2048), AfterValidator(_printable)], ...],
+        BeforeValidator(_listed),
     ] = ()

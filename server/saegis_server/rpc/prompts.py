@@ -1,6 +1,8 @@
 """Prompts: text, token ids or a conversation to the token ids that the model reads."""
 
+import re
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, Protocol
 
 import jinja2
@@ -8,7 +10,13 @@ from transformers import PreTrainedTokenizerBase
 
 from saegis.v1 import prompt_pb2
 from saegis_server.engine.requests import FieldError
+from saegis_server.rpc.control_tokens import ControlTokens, ForgeryError
 from saegis_server.rpc.problems import ContextLengthError, PreconditionError
+
+#: The usual roles.
+_ROLES = frozenset(("system", "developer", "user", "assistant", "tool", "function"))
+#: Where a template compares a message's role with a name.
+_COMPARED = re.compile(r"""\brole\b['"]?\]?\s*[!=]=\s*['"]([^'"]+)['"]""")
 
 
 class Prompt(Protocol):
@@ -28,6 +36,8 @@ class PromptReader:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
         self.tokenizer = tokenizer
         self.vocab_size = vocab_size
+        if self.has_chat_template:
+            self._controls = ControlTokens(tokenizer)
 
     @property
     def has_chat_template(self) -> bool:
@@ -58,7 +68,7 @@ class PromptReader:
         return tuple(self.tokenizer.encode(text, add_special_tokens=add_special_tokens, verbose=False))
 
     def chat(self, chat: prompt_pb2.Chat, path: str, opens_turn: bool) -> tuple[int, ...]:
-        """The token ids of a conversation in the model's own template."""
+        """The token ids of a conversation in the model's own template; contents are text and no more."""
         if not self.has_chat_template:
             raise PreconditionError(
                 "NO_CHAT_TEMPLATE",
@@ -68,18 +78,35 @@ class PromptReader:
         if not chat.messages:
             raise FieldError(f"{path}.messages", "must have at least one message")
         for position, message in enumerate(chat.messages):
-            if not message.role:
-                raise FieldError(f"{path}.messages[{position}].role", "must not be empty")
-        turns = [{"role": message.role, "content": message.content} for message in chat.messages]
-        tokens: Any
-        try:
-            tokens = self.tokenizer.apply_chat_template(
-                turns, add_generation_prompt=opens_turn, tokenize=True, return_dict=False
+            if message.role not in self.roles:
+                known = ", ".join(sorted(self.roles))
+                raise FieldError(f"{path}.messages[{position}].role", f"must be one of {known}")
+
+        def render(contents: Sequence[str]) -> str:
+            turns = [
+                {"role": message.role, "content": content}
+                for message, content in zip(chat.messages, contents, strict=True)
+            ]
+            text: Any = self.tokenizer.apply_chat_template(
+                turns, add_generation_prompt=opens_turn, tokenize=False
             )
+            return str(text)
+
+        try:
+            return self._controls.tokens(render, [message.content for message in chat.messages])
+        except ForgeryError as error:
+            raise FieldError(f"{path}.messages[{error.position}].content", str(error)) from error
         except jinja2.TemplateError as error:
             # Templates refuse what they do not know, such as roles that do not alternate.
             raise FieldError(f"{path}.messages", f"the model's chat template refuses it: {error}") from error
-        return tuple(int(token) for token in tokens)
+
+    @cached_property
+    def roles(self) -> frozenset[str]:
+        """Who may speak in a conversation: the usual ones, and whom the chat template knows beside them.
+
+        Others are refused: a template may make control tokens of them.
+        """
+        return _ROLES | frozenset(_COMPARED.findall(str(self.tokenizer.chat_template)))
 
     def _checked(self, tokens: Sequence[int], path: str) -> tuple[int, ...]:
         for position, token in enumerate(tokens):

@@ -1,6 +1,6 @@
 """Roles: what principals may do, and which role each RPC needs."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from typing import Any
 
@@ -18,6 +18,8 @@ class Role(StrEnum):
     """Read how busy the server is."""
     ADMINISTER = "administer"
     """Put policies in force."""
+    UNRULED = "unruled"
+    """Compare scores with the model without the operator's rules, beside what Score itself needs."""
 
 
 ALL_ROLES = frozenset(Role)
@@ -67,6 +69,19 @@ _STEERING: Mapping[str, tuple[str, ...]] = {
     "/saegis.v1.GenerationService/StreamGenerate": ("request", "steering"),
     "/saegis.v1.GenerationService/Score": ("steering",),
 }
+
+
+#: Where a request asks for what the model would say without the operator's rules.
+_UNRULED: Mapping[str, str] = {"/saegis.v1.GenerationService/Score": "unruled"}
+
+
+def further_roles(method: str, request: Any) -> Iterator[tuple[Role, str]]:
+    """The roles that a request needs beside that of its RPC, each with the field that needs it."""
+    if field := steering_field(method, request):
+        yield Role.STEER, field
+    field = _UNRULED.get(method, "")
+    if field and getattr(request, field):
+        yield Role.UNRULED, field
 
 
 def steering_field(method: str, request: Any) -> str:

@@ -81,7 +81,7 @@ class GenerationServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Score(self, request, context):
-        """Tells how likely a text is under the model as steered and as it is, and how far the two differ. Nothing is
+        """Tells how likely a text is as steered and without the request's edits, and how far the two differ. Nothing is
         generated; running generations wait for a chunk of the text at a time.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
