@@ -176,7 +176,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         """
         run.hand_over()
         try:
-            if not any(site.bans for site in run.governed.program.sites.values()):
+            if not any(site.held for site in run.governed.program.sites.values()):
                 return submit()
             submitting = asyncio.ensure_future(self.services.in_thread(submit))
             try:
