@@ -16,7 +16,7 @@ from tests.policy.policies import along, decide, edit, policy, reasons
 from tests.rpc import tiny
 
 VECTOR = torch.randn(tiny.WIDTH, generator=torch.Generator().manual_seed(5))
-ALL_OPS = "[clamp, clamp_if_active, scale, add, cap, floor, ablate, ban]"
+ALL_OPS = "[clamp, clamp_if_active, scale, add, cap, floor, ablate, ban, watch]"
 ANYTHING = f"allow: [{{id: any, ops: {ALL_OPS}, directions: true}}]"
 
 
@@ -96,7 +96,7 @@ def test_an_edit_of_what_is_banned_is_refused_by_the_ban() -> None:
     banning = policy(f"{ANYTHING}\nrules: [{{id: no, ban: {{features: [{{sae: first, index: 3}}]}}}}]")
     for op in Op:
         decision = decide(banning, edit(3, op, 1.0))
-        expected = set() if op is Op.BAN else {("p", "no", "steering.edits[0]")}
+        expected = set() if op in (Op.BAN, Op.WATCH) else {("p", "no", "steering.edits[0]")}
         assert reasons(decision.denials) == expected
     assert decide(banning, edit(4)).allowed
 

@@ -77,8 +77,8 @@ class DecisionRecord(AuditRecord):
 
     denials, would_deny: policy, rule, message, field and mode of each. rules: policy, rule, action and mode
     of each that applies. edits: of each that was asked for, what a replay needs: path, site, op, sae, index,
-    value, unit, phase; no sae and index of a direction. prompt: its text, written only where the settings
-    say so.
+    value, unit, phase; no sae and index of a direction. uses: of what it asks for beyond
+    the ordinary use, field and value. prompt: its text, written only where the settings say so.
     """
 
     kind: ClassVar[str] = "decision"
@@ -97,6 +97,7 @@ class DecisionRecord(AuditRecord):
     program_digest: str = ""
     prompt_tokens: int = 0
     edits: tuple[Fields, ...] = ()
+    uses: tuple[Fields, ...] = ()
     prompt: str | None = None
 
 

@@ -16,6 +16,7 @@ from saegis_server.policy.bundle import Bundle
 from saegis_server.policy.checking import CheckedBundle, Checker, Examination
 from saegis_server.policy.compiled import CompiledPolicy
 from saegis_server.policy.decide import PolicySet
+from saegis_server.policy.disclosure import OPERATOR, Audience
 from saegis_server.policy.errors import PolicyError, Problem, SerialError
 from saegis_server.policy.history import DiskHistory, History, MemoryHistory
 from saegis_server.policy.in_force import InForce, Snapshot
@@ -92,19 +93,23 @@ class PolicyStore:
         """What the policies are compiled for."""
         return self._checker.world
 
-    def snapshot(self) -> tuple[PolicySet, tuple[PolicyState, ...]]:
-        """What decides, and each policy in force by name, at one moment."""
-        now = self._now
-        return now.deciding, tuple(each.state for each in now.policies.values())
+    def all_for(self, audience: Audience) -> tuple[InForce, ...]:
+        """The policies in force of which an audience knows, by name, at one moment."""
+        policies = self._now.policies.values()
+        return tuple(each for each in policies if audience.knows_of(each.active.bundle.policy))
 
-    def get(self, name: str) -> tuple[PolicyState, Bundle]:
-        """A policy in force and its bundle. Raises UnknownPolicyError."""
-        found = self._policy(name)
+    def get(self, name: str, audience: Audience = OPERATOR) -> tuple[PolicyState, Bundle]:
+        """A policy in force and its bundle.
+
+        Raises UnknownPolicyError, as the others that take a name do: also where the audience does not know
+        of it.
+        """
+        found = self._policy(name, audience)
         return found.state, found.active.bundle
 
-    def history(self, name: str) -> tuple[PolicyState, tuple[Revision, ...]]:
-        """A policy in force and all revisions that it had, newest first. Raises UnknownPolicyError."""
-        found = self._policy(name)
+    def history(self, name: str, audience: Audience = OPERATOR) -> tuple[PolicyState, tuple[Revision, ...]]:
+        """A policy in force and all revisions that it had, newest first."""
+        found = self._policy(name, audience)
         return found.state, found.standing.revisions[::-1]
 
     def on_change(self, listener: Listener) -> None:
@@ -116,10 +121,17 @@ class PolicyStore:
         found = self._now.policies.get(bundle.policy.name)
         return self._checker.check(bundle, found.standing if found is not None else None, self._acting)
 
-    def examine(self, bundle: Bundle) -> Examination:
-        """Everything that is wrong with a bundle, and how its cases went."""
-        found = self._now.policies.get(bundle.policy.name)
-        return self._checker.examine(bundle, found.standing if found is not None else None, self._acting)
+    def examine(self, bundle: Bundle, audience: Audience = OPERATOR) -> Examination:
+        """Everything that is wrong with a bundle, and how its cases went.
+
+        It is held against the policies of which the audience may learn what they say, and no others: a
+        conflict tells of both.
+        """
+        now = self._now
+        found = now.policies.get(bundle.policy.name)
+        known = found is not None and audience.knows_of(found.active.bundle.policy)
+        beside = [each for each in now.deciding.policies if audience.reads(each.policy)]
+        return self._checker.examine(bundle, found.standing if found is not None and known else None, beside)
 
     def load_start(self, paths: Sequence[Path]) -> None:
         """Put the configured bundles and those that were in force last in force, whichever are newer.
@@ -190,11 +202,11 @@ class PolicyStore:
         """The policies in force, beside which another one must be able to be."""
         return self._now.deciding.policies
 
-    def _policy(self, name: str) -> InForce:
-        policies = self._now.policies
-        if name not in policies:
-            raise UnknownPolicyError(name, tuple(policies))
-        return policies[name]
+    def _policy(self, name: str, audience: Audience = OPERATOR) -> InForce:
+        known = {each.standing.name: each for each in self.all_for(audience)}
+        if name not in known:
+            raise UnknownPolicyError(name, tuple(known))
+        return known[name]
 
     def _is_there(self, bundle: Bundle, before: InForce, *, shadow: bool) -> bool:
         """Whether the bundle, signed as it is, is in the place that it is put to. Raises SignatureError."""

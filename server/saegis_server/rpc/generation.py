@@ -24,6 +24,7 @@ from saegis_server.engine.requests import (
     SequenceFinished,
     Timings,
 )
+from saegis_server.policy.uses import UseOfRequest
 from saegis_server.rpc import convert
 from saegis_server.rpc.governor import Asked, Governed
 from saegis_server.rpc.interceptor import LONGEST_REQUEST_ID, request_id, usable_request_id
@@ -33,6 +34,7 @@ from saegis_server.rpc.programs import RequestSteering, request_steering
 from saegis_server.rpc.prompts import check_length
 from saegis_server.rpc.sampling import sampling_params
 from saegis_server.rpc.services import Services
+from saegis_server.rpc.uses import of_generation, of_score
 from saegis_server.steering.program import SteeringError, SteeringProgram
 
 T = TypeVar("T")
@@ -63,7 +65,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         return pb.GenerateResponse(
             request_id=request_id.get(),
             choices=[convert.choice(found[index], running.details) for index in sorted(found)],
-            usage=convert.usage(ended.usage),
+            usage=convert.usage(ended.usage, running.governed.decision),
             receipt=self._receipt(ended.receipt, ended.timings, running.governed),
         )
 
@@ -90,7 +92,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             complete=pb.GenerationComplete(
                 request_id=request_id.get(),
                 outcomes=[convert.outcome(endings[index]) for index in sorted(endings)],
-                usage=convert.usage(ended.usage),
+                usage=convert.usage(ended.usage, running.governed.decision),
                 receipt=self._receipt(ended.receipt, ended.timings, running.governed),
             )
         )
@@ -103,7 +105,8 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         if request.steering.watches:
             raise FieldError("steering.watches", "Score reports no activations; watch with Generate")
         steering = self._steering(request.steering)
-        governed = await services.governor.admit(self._asked("Score", tokens), steering)
+        asked = self._asked("Score", tokens, of_score(request, services.prompts))
+        governed = await services.governor.admit(asked, steering)
         with services.governor.watching(governed):
             with _explained(kind, steering):
                 submit = partial(services.engine.score, tokens, governed.program, governed.guard)
@@ -171,7 +174,8 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
                 "sampling.n", f"at most {services.engine.limits.queue} completions fit the queue"
             )
         steering = self._steering(message.steering)
-        governed = await services.governor.admit(self._asked("Generate", prompt), steering)
+        asked = self._asked("Generate", prompt, of_generation(message, services.prompts))
+        governed = await services.governor.admit(asked, steering)
         left = context.time_remaining()
         deadline = None if left is None else time.monotonic() + left
         request = GenerationRequest(
@@ -183,9 +187,9 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         """A request's own edits and watches."""
         return request_steering(message, self.services.targets, self.services.engine.capacity)
 
-    def _asked(self, method: str, prompt: tuple[int, ...]) -> Asked:
+    def _asked(self, method: str, prompt: tuple[int, ...], uses: tuple[UseOfRequest, ...]) -> Asked:
         text = partial(self.services.prompts.decode, prompt, skip_special_tokens=False)
-        return Asked(method, request_id.get(), len(prompt), text)
+        return Asked(method, request_id.get(), len(prompt), text, uses)
 
     def _receipt(self, done: Receipt, timings: Timings, governed: Governed) -> pb.Receipt:
         return convert.receipt(done, timings, self.services.model.name, governed)

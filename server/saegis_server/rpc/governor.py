@@ -22,6 +22,7 @@ from saegis_server.policy.audit_record import AnswerRecord, DecisionRecord, Fiel
 from saegis_server.policy.decision import Decision, Denial, RequestFacts
 from saegis_server.policy.schema import Mode, Op
 from saegis_server.policy.store import PolicyStore
+from saegis_server.policy.uses import UseOfRequest
 from saegis_server.rpc.identity import current_identity
 from saegis_server.rpc.problems import NotServingError, PolicyDeniedError
 from saegis_server.rpc.programs import RequestSteering
@@ -37,12 +38,14 @@ _UNRULED = Decision(allowed=True, policy_revision="")
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What is asked: by which method, under which name, how long the prompt is, and how to get its text."""
+    """What is asked: by which method, under which name, how long the prompt is, how to get its text, and what
+    beyond the ordinary."""
 
     method: str
     request_id: str
     prompt_tokens: int
     prompt: Callable[[], str]
+    uses: tuple[UseOfRequest, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +101,7 @@ class Governor:
 
     async def _decided(self, policies: PolicyStore, asked: Asked, steering: RequestSteering) -> Governed:
         identity, ended = current_identity(), self._ended
-        facts = RequestFacts(identity.tenant, identity.roles, self._model, steering.edits)
+        facts = RequestFacts(identity.tenant, identity.roles, self._model, steering.edits, asked.uses)
         deciding = policies.active
         if any(edit.op is Op.BAN for edit in steering.edits):
             # Whether a request's own bans can hold takes milliseconds to find out, or longer.
@@ -119,7 +122,7 @@ class Governor:
                 continue
             watches = own.sites[name].watches if name in own.sites else ()
             found[name] = replace(decided.sites.get(name, SiteProgram()), watches=watches)
-        return SteeringProgram({name: site for name, site in found.items() if site != SiteProgram()})
+        return replace(decided, sites={name: site for name, site in found.items() if site != SiteProgram()})
 
     @contextmanager
     def watching(self, governed: Governed) -> Iterator[None]:
@@ -213,6 +216,7 @@ class Governor:
                 program_digest=governed.program.digest,
                 prompt_tokens=asked.prompt_tokens,
                 edits=tuple(_edit_summary(steering)),
+                uses=tuple(asdict(use) for use in asked.uses),
                 prompt=asked.prompt() if self.audit.writes_prompts else None,
             )
         )
