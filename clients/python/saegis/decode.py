@@ -267,4 +267,4 @@ def _receipt(message: generation_pb2.Receipt) -> results.Receipt:
 
 def _told(message: generation_pb2.Usage | generation_pb2.SiteReceipt, name: str) -> Any:
     """A number, or None where it is not told."""
-    return getattr(message, name) if message.HasField(name) else None  # type: ignore[arg-type]
+    return getattr(message, name) if message.HasField(name) else None
