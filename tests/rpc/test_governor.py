@@ -47,7 +47,8 @@ def ruled(
     *bundles: Path, **settings: Any
 ) -> Iterator[tuple[Running, generation_pb2_grpc.GenerationServiceStub]]:
     """A server under policies, and a stub."""
-    policies = {"bundles": [str(each) for each in bundles]}
+    unmatched = settings.pop("unmatched", "refuse")
+    policies = {"bundles": [str(each) for each in bundles], "unmatched": unmatched}
     with (
         running(max_running=8, policies=policies, **settings) as server,
         grpc.insecure_channel(server.target) as channel,
@@ -150,7 +151,8 @@ def test_decisions_are_counted_by_policy_and_mode(tmp_path: Path) -> None:
 
 
 def test_whom_no_policy_concerns_is_denied(tmp_path: Path) -> None:
-    with ruled(write(tmp_path, "match: {tenants: [somebody]}\n" + BAN)) as (_, stub):
+    elsewhere = write(tmp_path, "match: {tenants: [somebody]}\n" + BAN)
+    with ruled(elsewhere, unmatched="warn") as (_, stub):
         assert rule_of(denied(stub, ask())) == "match"
 
 

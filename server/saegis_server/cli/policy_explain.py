@@ -18,7 +18,7 @@ from saegis_server.cli.output import USAGE, console, fail, print_json
 if TYPE_CHECKING:
     import saegis
     from saegis_server.policy.compiled import CompiledPolicy
-    from saegis_server.policy.decision import Decision, RequestFacts
+    from saegis_server.policy.decision import Decision, Denial, RequestFacts
 
 EPILOG = """
 [bold]Examples[/bold]
@@ -220,12 +220,17 @@ def _tell(decision: Decision, digest: str, json: bool) -> None:
         console().print(Text(line, "" if number else style), soft_wrap=True)
 
 
+def _denial(denial: Denial) -> dict[str, str]:
+    names = ("policy", "rule", "message", "field", "mode")
+    return {name: str(getattr(denial, name)) for name in names}
+
+
 def _plain(decision: Decision, digest: str, lines: list[str]) -> dict[str, Any]:
     return {
         "allowed": decision.allowed,
         "policy_revision": decision.policy_revision,
-        "denials": list(decision.denials),
-        "would_deny": list(decision.would_deny),
+        "denials": list(map(_denial, decision.denials)),
+        "would_deny": list(map(_denial, decision.would_deny)),
         "rules": [
             {
                 "policy": rule.policy,

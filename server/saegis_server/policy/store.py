@@ -20,6 +20,7 @@ from saegis_server.policy.disclosure import OPERATOR, Audience
 from saegis_server.policy.errors import PolicyError, Problem, SerialError
 from saegis_server.policy.history import DiskHistory, History, MemoryHistory
 from saegis_server.policy.in_force import InForce, Snapshot
+from saegis_server.policy.match_choices import Unmatched
 from saegis_server.policy.state import FEWEST_DIGITS, PolicyState, Revision, Standing
 from saegis_server.policy.store_errors import (
     HistoryError,
@@ -62,6 +63,7 @@ class PolicyStore:
     world: what they are compiled for. directory: where they survive a restart; None: they do not. keys: one
     of them must have signed a bundle; without any, none must be signed. record: told of each change before it
     takes effect, and of each bundle that was rejected; what it raises keeps a change from taking effect.
+    unmatched: what is done with a policy that can match nothing of the world.
 
     Changes are slow and come one after another; reads never wait. Raises HistoryError where the directory
     cannot be used.
@@ -74,9 +76,10 @@ class PolicyStore:
         directory: Path | None = None,
         keys: Sequence[Ed25519PublicKey] = (),
         record: Callable[[PolicyRecord], None] = lambda record: None,
+        unmatched: Unmatched = Unmatched.REFUSE,
     ) -> None:
         self._history: History = MemoryHistory() if directory is None else DiskHistory(directory)
-        self._checker = Checker(world, keys)
+        self._checker = Checker(world, keys, unmatched)
         self._metrics = metrics
         self._record = record
         self._lock = threading.Lock()
@@ -131,7 +134,8 @@ class PolicyStore:
         found = now.policies.get(bundle.policy.name)
         known = found is not None and audience.knows_of(found.active.bundle.policy)
         beside = [each for each in now.deciding.policies if audience.reads(each.policy)]
-        return self._checker.examine(bundle, found.standing if found is not None and known else None, beside)
+        standing = found.standing if found is not None and known else None
+        return self._checker.examine(bundle, standing, beside, tells_callers=audience.administers)
 
     def load_start(self, paths: Sequence[Path]) -> None:
         """Put the configured bundles and those that were in force last in force, whichever are newer.
@@ -149,6 +153,7 @@ class PolicyStore:
             before = self._history.standings()
             for name, each in opened.items():
                 self._keep_opened(each, before.get(name))
+                _warn(each.policy.active)
             self._show(Snapshot.of({name: each.policy for name, each in opened.items()}), urgent=False)
             if not failures:
                 self._metrics.policies_loaded()
@@ -172,6 +177,7 @@ class PolicyStore:
                 raise UnknownPolicyError(name, tuple(self._now.policies))
             standing = before.standing if before is not None else None
             checked = self._checker.check(bundle, standing, () if shadow else self._acting)
+            _warn(checked)
             change = _put(before, checked, by, bundle.archive(), shadow=shadow)
             return self._change(attempt, change)
 
@@ -188,6 +194,7 @@ class PolicyStore:
             known = _find(before.standing, digest)
             self._check_etag(name, etag)
             checked = load(self._checker, self._history, known, self._acting)
+            _warn(checked)
             attempt.bundle = checked.bundle
             revision = revision_of(checked, by)
             policy = InForce(before.standing.rolled_back(revision), checked)
@@ -302,6 +309,11 @@ class PolicyStore:
         except Exception:
             # Nothing takes effect, and what is wrong with the bundle is the more useful answer.
             log.exception("the rejection of %s could not be recorded", shown)
+
+
+def _warn(checked: CheckedBundle) -> None:
+    for problem in checked.warnings:
+        log.warning("%s: %s", checked.bundle.revision_name, problem)
 
 
 def _put(before: InForce | None, checked: CheckedBundle, by: str, archive: bytes, *, shadow: bool) -> _Change:

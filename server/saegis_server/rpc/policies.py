@@ -176,6 +176,7 @@ def _validate(store: PolicyStore, archive: bytes, audience: Audience) -> pb.Vali
             signed_by=found.signed_by,
         ),
         cases=map(convert.outcome, found.cases),
+        warnings=map(convert.problem, found.warnings),
     )
 
 
