@@ -84,8 +84,8 @@ def test_a_bundle_is_explained_without_a_server(world: Path) -> None:
 
 def test_what_goes_beyond_the_ordinary_is_explained(world: Path, target: str) -> None:
     at = ("--server", target, "--tenant", "acme")
-    for tell in (lambda *given: offline(world, *given), lambda *given: invoke(*at, *given)):
-        told = tell("--use", "text", "--use", "n=4", "--use", "temperature=1")
+    asked = ("--use", "text", "--use", "n=4", "--use", "temperature=1")
+    for told in (offline(world, *asked), invoke(*at, *asked)):
         assert "the policy does not allow the use text" in told
         assert "the policy does not allow the use n above 1" in told
         assert "temperature" not in told

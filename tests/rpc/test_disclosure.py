@@ -117,7 +117,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
             )
         (folder / f"{tenant}.tar.gz").write_bytes(bundle(tenant))
     (folder / "identities.yaml").write_text("\n".join(lines))
-    settings = {
+    settings: dict[str, Any] = {
         "identities": str(folder / "identities.yaml"),
         "policies": {"bundles": [str(folder / f"{tenant}.tar.gz") for tenant in TENANTS]},
         "audit": {"directory": str(folder / "audit"), "fsync": "never"},
@@ -193,7 +193,7 @@ def test_what_each_caller_learns(caller: Callers, role: str, tenant: str) -> Non
         assert bool(decision.program_digest) is (reads and decision.allowed)
     # Another tenant's.
     evaluated = pb.EvaluatePolicyRequest(tenant=other)
-    named = (
+    named: tuple[tuple[str, Any], ...] = (
         ("GetPolicy", pb.GetPolicyRequest(name=f"of-{other}", include_bundle=True)),
         ("ListPolicyRevisions", pb.ListPolicyRevisionsRequest(name=f"of-{other}")),
     )

@@ -41,8 +41,12 @@ def reach(bundle: Bundle, world: World, callers: Callers | None) -> Reach:
     models = frozenset((world.model,)) if world.named else None
     for key, known, unknown in (
         ("models", models, "is not the model of this server"),
-        ("tenants", callers and callers.tenants, "is the tenant of nobody who may call this server"),
-        ("roles", callers and callers.roles, "is a role of nobody who may call this server"),
+        (
+            "tenants",
+            None if callers is None else callers.tenants,
+            "is the tenant of nobody who may call this server",
+        ),
+        ("roles", None if callers is None else callers.roles, "is a role of nobody who may call this server"),
     ):
         names: Sequence[str] = getattr(match, key)
         if known is None or EVERY in names:
