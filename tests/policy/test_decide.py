@@ -78,6 +78,19 @@ def test_the_stricter_policy_says_when_text_is_told_and_what_is_done_at_the_firs
     assert "  rows move the first token too" in told
 
 
+def test_how_many_bans_fit_does_not_tell_which_are_in_force_already() -> None:
+    small = world(bans=3)
+    text = f"rules: [{ban(3)}]\nallow: [{{id: any, ops: [ban, watch]}}]"
+    concealing = policy(f"transparency: steered\n{text}", world=small)
+    full = [edit(index, Op.BAN, 0.0, place=place) for place, index in enumerate((5, 6))]
+    assert decide(concealing, *full).allowed
+    for index in (3, 7):
+        found = decide(concealing, *full, edit(index, Op.BAN, 0.0, place=2))
+        assert [(each.field, each.shared) for each in found.denials] == [("steering.edits[2]", True)]
+    telling = policy(text, world=small)
+    assert decide(telling, *full, edit(3, Op.BAN, 0.0, place=2)).allowed
+
+
 def test_two_policies_of_one_name_and_of_two_servers() -> None:
     with pytest.raises(ValueError, match="one name"):
         PolicySet([policy(), policy()])

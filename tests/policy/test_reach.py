@@ -96,7 +96,7 @@ def test_only_what_is_known_is_judged() -> None:
 
 WATCHED = """
 rules: [{id: no, ban: {features: [{sae: first, index: 3}]}}]
-allow: [{id: see, ops: [watch, clamp], ENTRY}]
+allow: [{id: see, ops: [watch, ban], ENTRY}]
 """
 
 
@@ -111,8 +111,11 @@ allow: [{id: see, ops: [watch, clamp], ENTRY}]
         ("labels", "directions: true", False),
     ],
 )
-def test_a_watch_that_tells_what_is_concealed_is_warned_of(
+def test_an_allowance_that_tells_what_is_concealed_is_warned_of(
     transparency: str, entry: str, warned: bool
 ) -> None:
     found = Checker(HERE).check(bundle(f"transparency: {transparency}\n{WATCHED.replace('ENTRY', entry)}"))
     assert [(each.path, each.line) for each in found.warnings] == ([("allow.see", 9)] if warned else [])
+    edits = WATCHED.replace("ENTRY", entry).replace("watch, ban", "clamp")
+    found = Checker(HERE).check(bundle(f"transparency: {transparency}\n{edits}"))
+    assert bool(found.warnings) is (warned and "directions" not in entry)

@@ -22,7 +22,7 @@ from saegis_server.policy.errors import (
     UnmatchedError,
 )
 from saegis_server.policy.match_choices import Unmatched
-from saegis_server.policy.reach import reach, told_by_watches
+from saegis_server.policy.reach import reach, told_by_allowances
 from saegis_server.policy.signing import verify
 from saegis_server.policy.state import Standing
 from saegis_server.policy.world import World
@@ -86,7 +86,7 @@ class Checker:
         cases = run_cases(compiled)
         _check_cases(bundle, cases)
         check_conflicts(bundle, compiled, beside)
-        warnings = (*self._check_reach(bundle), *told_by_watches(bundle, compiled))
+        warnings = (*self._check_reach(bundle), *told_by_allowances(bundle, compiled))
         return CheckedBundle(bundle, compiled, signed_by, cases, warnings)
 
     def examine(
@@ -120,7 +120,7 @@ class Checker:
             attempt(lambda: check_conflicts(bundle, compiled, beside))
         warnings = attempt(lambda: self._check_reach(bundle, tells_callers)) or ()
         if compiled is not None:
-            warnings = (*warnings, *told_by_watches(bundle, compiled))
+            warnings = (*warnings, *told_by_allowances(bundle, compiled))
         return Examination(bundle, signed_by, cases, tuple(problems), warnings)
 
     def _check_reach(self, bundle: Bundle, tells_callers: bool = True) -> tuple[Problem, ...]:

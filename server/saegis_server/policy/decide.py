@@ -13,7 +13,7 @@ from saegis_server.policy.compiled import CompiledPolicy
 from saegis_server.policy.decision import AppliedRule, Decision, Denial, RequestEdit, RequestFacts
 from saegis_server.policy.schema import Mode, Op, Told, Transparency
 from saegis_server.policy.world import World
-from saegis_server.steering.program import SteeringError
+from saegis_server.steering.program import SiteProgram, SteeringError
 
 log = logging.getLogger("saegis.policy")
 
@@ -156,11 +156,12 @@ def _judged(in_force: _InForce, facts: RequestFacts) -> Decision:
     decision = replace(plain, rules=(*plain.rules, *limits), would_deny=tuple(would_deny), asked=edits)
     if not denials:
         try:
-            bound = _bound(in_force.policies)
-            program = with_edits(combined, acting, bound, in_force.policies[0].world)
-            return replace(decision, program=program)
+            bound, world = _bound(in_force.policies), in_force.policies[0].world
+            if plain.concealed:
+                _check_room(edits, combined, world)
+            return replace(decision, program=with_edits(combined, acting, bound, world))
         except SteeringError as error:
-            denials.append(_does_not_fit(error, acting, combined))
+            denials.append(_does_not_fit(error, edits, combined))
         except Exception:
             log.exception("the program could not be made; the request is denied")
             denials.append(_not_evaluated(""))
@@ -210,6 +211,19 @@ def _bound(policies: Iterable[CompiledPolicy]) -> float | None:
     """The least of the enforced bounds on what a request's edits may move."""
     bounds = (each.policy.limits.max_relative_norm for each in policies if each.mode is Mode.ENFORCE)
     return min((bound for bound in bounds if bound is not None), default=None)
+
+
+def _check_room(edits: Sequence[RequestEdit], combined: Combined, world: World) -> None:
+    """Raise SteeringError unless a request's rows find room beside the rules', whatever they have in common.
+
+    Else a request could count how many of its own bans fit, and find which features are banned already.
+    """
+    for site in dict.fromkeys(edit.site for edit in edits):
+        at_site = combined.program.sites.get(site, SiteProgram())
+        own = {(edit.op is Op.BAN, edit.edit.probe.key): edit.edit for edit in edits if edit.site == site}
+        bans = tuple(own[each] for each in own if each[0])
+        watches = tuple(edit.edit.probe for edit in edits if edit.site == site and edit.op is Op.WATCH)
+        world.capacity.check(site, replace(at_site, bans=(*at_site.bans, *bans), watches=watches))
 
 
 def _limits(policies: Iterable[CompiledPolicy], candidate: bool = False) -> Iterator[AppliedRule]:

@@ -10,8 +10,10 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 
+from saegis_server.policy.authority import CompiledAllowance
 from saegis_server.policy.bundle import Bundle
 from saegis_server.policy.bundle_files import POLICY_FILE
+from saegis_server.policy.claims import Kind, Place
 from saegis_server.policy.compiled import CompiledPolicy
 from saegis_server.policy.errors import Problem
 from saegis_server.policy.schema import EVERY, Match, Mode, Op, Transparency
@@ -101,26 +103,35 @@ def _placed(problem: Problem, bundle: Bundle) -> Problem:
     return replace(problem, file=source.file, line=source.line)
 
 
-def told_by_watches(bundle: Bundle, compiled: CompiledPolicy) -> Iterator[Problem]:
-    """Allowances by which a request could read what the policy conceals, before and after its rules."""
+def told_by_allowances(bundle: Bundle, compiled: CompiledPolicy) -> Iterator[Problem]:
+    """Allowances by which a request could find out what the policy conceals."""
     if compiled.transparency is not Transparency.STEERED:
         return
-    ruled = {
-        target.key
+    claims = [
+        claim
         for rule in compiled.rules.values()
         if (rule.mode or compiled.mode) is Mode.ENFORCE
-        for target in (claim.target for claim in rule.claims)
-    }
+        for claim in rule.claims
+    ]
+    ruled = {claim.target.key for claim in claims}
+    banned = {claim.target.key for claim in claims if claim.kind is Kind.BAN}
     for allowance in compiled.allowances:
-        sites = {site for site, _ in ruled if allowance.sites is None or site in allowance.sites}
-        features = {key for key in ruled if key[0] in sites}
-        if allowance.features is not None:
-            features &= allowance.features
-        if Op.WATCH in allowance.ops and (features or (allowance.directions and sites)):
+        faults = []
+        if Op.WATCH in allowance.ops and _covers(allowance, ruled, directions=True):
+            faults.append("lets requests watch what the rules move, before and after it is moved")
+        if allowance.ops - {Op.WATCH, Op.BAN} and _covers(allowance, banned):
+            faults.append("allows edits of what the rules ban, and those are denied all the same")
+        for fault in faults:
             source = bundle.sources.get(allowance.id)
             problem = Problem(
-                "lets requests watch what the rules move, which tells that it is ruled; "
-                "the policy says transparency: steered",
+                f"{fault}: that tells what is ruled, and the policy says transparency: steered",
                 f"allow.{allowance.id}",
             )
             yield problem if source is None else replace(problem, file=source.file, line=source.line)
+
+
+def _covers(allowance: CompiledAllowance, places: Collection[Place], directions: bool = False) -> bool:
+    """Whether an allowance covers any of these features or, with `directions`, any vector at their sites."""
+    at_sites = {place for place in places if allowance.sites is None or place[0] in allowance.sites}
+    features = at_sites if allowance.features is None else at_sites & allowance.features
+    return bool(features) or (directions and allowance.directions and bool(at_sites))
