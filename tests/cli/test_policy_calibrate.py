@@ -247,7 +247,7 @@ def test_a_missing_strength_gets_a_line_of_its_own(folder: Path, target: str) ->
 
 def test_a_server_that_rules_already_is_warned_of(folder: Path, tmp_path: Path) -> None:
     free = """\
-allow: [{id: all, ops: [ban]}]
+allow: [{id: all, ops: [ban]}, {id: measured, uses: [score, text]}]
 rules: [{id: cap, cap: {features: [{sae: first, index: 5}], value: 9}}]
 """
     other = write_files(

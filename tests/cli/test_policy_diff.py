@@ -117,7 +117,8 @@ def test_a_replay_says_what_the_candidate_would_have_decided(world: Path) -> Non
         )
         for edits in asked:
             try:
-                client.generate("the red bridge", max_tokens=1, steering=edits)
+                messages: list[saegis.ChatMessage] = [{"role": "user", "content": "the red bridge"}]
+                client.generate(messages=messages, max_tokens=1, steering=edits)
             except saegis.PermissionDenied:
                 denied += 1
     assert denied == 3

@@ -49,7 +49,7 @@ def world(tmp_path: Path) -> Path:
 @pytest.fixture(scope="module")
 def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     bundle = write_files(tmp_path_factory.mktemp("served") / "policy", {"policy.yaml": POLICY.encode()})
-    with running(policies={"bundles": [str(bundle)]}) as server:
+    with running(policies={"bundles": [str(bundle)], "unmatched": "warn"}) as server:
         yield server.target
 
 
@@ -80,6 +80,16 @@ def test_a_bundle_is_explained_without_a_server(world: Path) -> None:
     assert invoke(str(world / "policy"), "--sae", str(world / "first"), "--site", tiny.FIRST_SITE) == (
         "denied: no policy matches\n  denied by match: no policy in force concerns this request\n"
     )
+
+
+def test_what_goes_beyond_the_ordinary_is_explained(world: Path, target: str) -> None:
+    at = ("--server", target, "--tenant", "acme")
+    asked = ("--use", "text", "--use", "n=4", "--use", "temperature=1")
+    for told in (offline(world, *asked), invoke(*at, *asked)):
+        assert "the policy does not allow the use text" in told
+        assert "the policy does not allow the use n above 1" in told
+        assert "temperature" not in told
+    assert "--use 'n' is no use" in offline(world, "--use", "n", code=2)
 
 
 def test_a_server_explains_what_is_in_force_and_a_bundle(world: Path, target: str) -> None:

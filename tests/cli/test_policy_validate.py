@@ -153,3 +153,17 @@ def test_what_is_no_bundle_is_told(world: Path) -> None:
     assert "policy.yaml" in run(world, code=1, path="sae")
     assert "No such file" in run(world, code=1, path="nowhere")
     assert run_json(world, code=1, path="nowhere")["valid"] is False
+
+
+def test_a_match_that_concerns_nobody_is_told_as_far_as_is_known(world: Path) -> None:
+    people = "apiVersion: saegis.dev/v1\nkind: Identities\nprincipals:\n"
+    people += f"- {{name: app, tenant: Acme, roles: [use], token_sha256: {'0' * 64}}}\n"
+    (world / "identities.yaml").write_text(people, encoding="utf-8")
+    known = ("--identities", str(world / "identities.yaml"))
+    (problem,) = run_json(world, *known, code=1)["problems"]
+    assert (problem["path"], problem["line"]) == ("match.tenants[0]", 8)
+    assert "did you mean 'Acme'?" in problem["message"]
+    warned = run_json(world, *known, "--unmatched-policies", "warn")
+    assert (warned["valid"], warned["warnings"]) == (True, [problem])
+    assert "did you mean 'Acme'?" in run(world, *known, "--unmatched-policies", "warn")
+    assert run_json(world, "--name", "whatever")["warnings"] == []

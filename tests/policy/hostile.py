@@ -175,7 +175,7 @@ class Client:
         op: Op | None = None,
         value: float | None = None,
     ) -> RequestEdit:
-        op = op or self._random.choice(tuple(Op))
+        op = op or self._random.choice([each for each in Op if each is not Op.WATCH])
         phase = self._random.choice((Phase.ALL, Phase.ALL, Phase.PROMPT, Phase.COMPLETION))
         if op in (Op.BAN, Op.ABLATE):
             told = 0.0 if op is Op.BAN else None

@@ -63,7 +63,7 @@ apiVersion: saegis.dev/v1
 kind: PolicyCases
 cases:
   - name: no edits
-    request: {{tenant: {tenants.strip("[]") if "*" not in tenants else "default"}, model: tiny}}
+    request: {{tenant: {tenants.strip("[]").split(",")[0] if "*" not in tenants else "default"}, model: tiny}}
     expect: {{decision: {expect}, rules: [ban-{serial}]}}
 """
     return {"policy.yaml": policy.encode(), "tests/cases.yaml": cases.encode()}

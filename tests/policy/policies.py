@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from textwrap import dedent, indent
 
 import torch
@@ -14,6 +15,7 @@ from saegis_server.policy.decide import PolicySet
 from saegis_server.policy.decision import Decision, Denial, RequestEdit, RequestFacts
 from saegis_server.policy.operations import row_of
 from saegis_server.policy.schema import Op, Unit
+from saegis_server.policy.uses import UseOfRequest
 from saegis_server.policy.world import World
 from saegis_server.sae.catalog import Catalog
 from saegis_server.steering.rows import Phase, Probe
@@ -99,17 +101,29 @@ def along(
     return RequestEdit(f"steering.edits[{place}]", site, op, made, None, value)
 
 
+def watch(index: int = 3, *, sae: str = "first", place: int = 0) -> RequestEdit:
+    """A request's watch of a feature."""
+    return replace(edit(index, Op.WATCH, None, sae=sae), path=f"steering.watches[{place}]")
+
+
 def ask(
-    *edits: RequestEdit, tenant: str = "acme", roles: tuple[str, ...] = ("use",), model: str = "tiny"
+    *asked: RequestEdit | UseOfRequest,
+    tenant: str = "acme",
+    roles: tuple[str, ...] = ("use",),
+    model: str = "tiny",
 ) -> RequestFacts:
     """A request."""
-    return RequestFacts(tenant, frozenset(roles), model, edits)
+    edits = tuple(each for each in asked if isinstance(each, RequestEdit))
+    uses = tuple(each for each in asked if isinstance(each, UseOfRequest))
+    return RequestFacts(tenant, frozenset(roles), model, edits, uses)
 
 
-def decide(policies: Iterable[CompiledPolicy] | CompiledPolicy, *edits: RequestEdit) -> Decision:
-    """What policies say to a request with these edits."""
+def decide(
+    policies: Iterable[CompiledPolicy] | CompiledPolicy, *asked: RequestEdit | UseOfRequest
+) -> Decision:
+    """What policies say to a request with these edits, watches and uses."""
     group = (policies,) if isinstance(policies, CompiledPolicy) else policies
-    return PolicySet(group).decide(ask(*edits))
+    return PolicySet(group).decide(ask(*asked))
 
 
 def reasons(denials: Iterable[Denial]) -> set[tuple[str, str, str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from saegis_server.policy.disclosure import OPERATOR
 from saegis_server.policy.state import PolicyState
 from saegis_server.policy.store import PolicyStore
 from saegis_server.telemetry.metrics import Metrics
@@ -28,4 +29,9 @@ def closed(directory: Path, *bundles: Path, keys: tuple[int, ...] = ()) -> tuple
     """What is in force after a start, which is ended again."""
     store, _ = opened(directory, *bundles, keys=keys)
     store.close()
-    return store.snapshot()[1]
+    return states(store)
+
+
+def states(store: PolicyStore) -> tuple[PolicyState, ...]:
+    """Each policy in force, by name."""
+    return tuple(each.state for each in store.all_for(OPERATOR))

@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 
 from saegis_server.policy.decision import RequestEdit
 from saegis_server.policy.schema import Op, Unit
+from saegis_server.policy.uses import ORDINARY, Use, UseOfRequest, beyond
 from saegis_server.steering.rows import Phase
-from tests.policy.policies import along, decide, edit, policy, reasons
+from tests.policy.policies import along, decide, edit, policy, reasons, watch
 from tests.rpc import tiny
 
 VECTOR = torch.randn(tiny.WIDTH, generator=torch.Generator().manual_seed(5))
-ALL_OPS = "[clamp, clamp_if_active, scale, add, cap, floor, ablate, ban]"
+ALL_OPS = "[clamp, clamp_if_active, scale, add, cap, floor, ablate, ban, watch]"
 ANYTHING = f"allow: [{{id: any, ops: {ALL_OPS}, directions: true}}]"
 
 
@@ -96,7 +97,7 @@ def test_an_edit_of_what_is_banned_is_refused_by_the_ban() -> None:
     banning = policy(f"{ANYTHING}\nrules: [{{id: no, ban: {{features: [{{sae: first, index: 3}}]}}}}]")
     for op in Op:
         decision = decide(banning, edit(3, op, 1.0))
-        expected = set() if op is Op.BAN else {("p", "no", "steering.edits[0]")}
+        expected = set() if op in (Op.BAN, Op.WATCH) else {("p", "no", "steering.edits[0]")}
         assert reasons(decision.denials) == expected
     assert decide(banning, edit(4)).allowed
 
@@ -125,6 +126,59 @@ def test_a_conditional_ban_closes_what_is_behind_it_too() -> None:
     when = "when: {if: {feature: {sae: first, index: 5}, above: 1}}"
     conditional = BANS_FIRST.replace("id: no,", f"id: no, {when},")
     assert reasons(decide(policy(f"{ANYTHING}\n{conditional}"), edit(4, sae="second")).denials) == BEHIND
+
+
+@pytest.mark.parametrize(
+    ("entry", "asked", "fits"),
+    [
+        ("ops: [watch]", watch(3), True),
+        ("ops: [clamp]", watch(3), False),
+        ("ops: [watch]", edit(3), False),
+        ("ops: [watch, clamp], min: 1, max: 2", watch(3), True),
+        ("ops: [watch], features: [{sae: first, index: 3}]", watch(3), True),
+        ("ops: [watch], features: [{sae: first, index: 3}]", watch(4), False),
+        ("ops: [watch], sites: [layers.1]", watch(3), False),
+        ("ops: [watch]", along(VECTOR, Op.WATCH, None), False),
+        ("ops: [watch], directions: true", along(VECTOR, Op.WATCH, None), True),
+    ],
+)
+def test_a_watch_needs_its_word(entry: str, asked: RequestEdit, fits: bool) -> None:
+    assert decide(policy(f"allow: [{{id: entry, {entry}}}]"), asked).allowed is fits
+    assert not decide([policy(f"allow: [{{id: entry, {entry}}}]"), policy(name="q")], asked).allowed
+
+
+def test_a_watch_is_no_edit() -> None:
+    reading = policy(f"allow: [{{id: w, ops: [watch]}}]\nlimits: {{max_edits: 0}}\n{BANS_FIRST}")
+    plain, found = decide(reading), decide(reading, watch(3), watch(4, sae="second", place=1))
+    assert (found.allowed, found.program, found.rules) == (True, plain.program, plain.rules)
+    assert plain.program.digest == found.program.digest
+
+
+@pytest.mark.parametrize("use", Use)
+def test_what_goes_beyond_the_ordinary_needs_its_word(use: Use) -> None:
+    value = 4.0 if use in ORDINARY else None
+    asked = UseOfRequest(use, "field", value)
+    (denial,) = decide(policy(ANYTHING), asked).denials
+    assert (denial.rule, denial.field) == ("allow", "field")
+    assert f"does not allow the use {use.value}" in denial.message
+    allowing = policy(f"allow: [{{id: words, uses: [{use.value}]}}]")
+    assert decide(allowing, asked).allowed
+    assert not decide(allowing, edit(3)).allowed
+    every = [allowing, policy(name="q")]
+    assert reasons(decide(every, asked).denials) == {("q", "allow", "field")}
+    others = ", ".join(other for other in Use if other is not use)
+    assert not decide(policy(f"allow: [{{id: words, uses: [{others}]}}]"), asked).allowed
+
+
+def test_a_word_with_a_value_has_a_bound() -> None:
+    bounded = policy("allow: [{id: few, uses: [n], max: 4}, {id: hot, uses: [temperature], max: 1.5}]")
+    for use, value, fits in ((Use.N, 4.0, True), (Use.N, 5.0, False), (Use.TEMPERATURE, 1.6, False)):
+        assert decide(bounded, UseOfRequest(use, "field", value)).allowed is fits
+    assert not decide(bounded, UseOfRequest(Use.TEMPERATURE, "field", math.nan)).allowed
+    (denial,) = decide(bounded, UseOfRequest(Use.N, "sampling.n", 5.0)).denials
+    assert denial.message == "n 5 is more than few allows: at most 4"
+    assert beyond(Use.N, 1.0, "") is None
+    assert beyond(Use.TEMPERATURE, math.nan, "") is not None
 
 
 _ops = st.sampled_from(list(Op))

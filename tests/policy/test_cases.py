@@ -151,6 +151,25 @@ def test_which_rules_the_cases_reach() -> None:
     }
 
 
+def test_cases_ask_for_what_goes_beyond_the_ordinary() -> None:
+    words = "allow: [{id: few, uses: [n], max: 4}, {id: see, ops: [watch]}]"
+    cases = """
+        - name: a few
+          request: {uses: [{word: n, value: 3}], edits: [{op: watch, feature: {sae: first, index: 4}}]}
+          expect: {decision: allow}
+        - name: too many, and text
+          request: {uses: [{word: n, value: 5}, {word: text}]}
+          expect: {decision: deny, rules: [allow], message: n 5 is more than few allows}
+        - name: one is ordinary
+          request: {uses: [{word: n, value: 1}]}
+          expect: {decision: allow}
+    """
+    asking = compile_policy(bundle(words, cases=cases), WORLD)
+    results = run_cases(asking)
+    assert [each.failures for each in results] == [()] * 3
+    assert coverage(asking, results) == {"few": True, "see": True}
+
+
 def test_a_policy_without_cases_reaches_nothing() -> None:
     policy = compiled("")
     assert run_cases(policy) == ()

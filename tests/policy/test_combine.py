@@ -18,15 +18,23 @@ from saegis_server.policy.decide import PolicySet
 from saegis_server.policy.decision import Decision, RequestEdit
 from saegis_server.policy.errors import CompileError
 from saegis_server.policy.schema import Op, Policy
+from saegis_server.policy.uses import Use, UseOfRequest
 from saegis_server.steering.program import SiteProgram, SteeringProgram
 from saegis_server.steering.rows import Edit, Phase
 from tests.policy.policies import WORLD, ask, edit, policy
 from tests.steering import reference
 
 Written = dict[str, Any]
+Asked = tuple[RequestEdit | UseOfRequest, ...]
 
 _FEATURES = [("first", 1), ("first", 2), ("second", 1)]
 _VALUES = st.sampled_from([-1.0, 0.0, 1.0, 2.0])
+_USES = [
+    UseOfRequest(Use.TEXT, "text"),
+    UseOfRequest(Use.N, "sampling.n", 4.0),
+    UseOfRequest(Use.TEMPERATURE, "sampling.temperature", 1.5),
+    UseOfRequest(Use.LOGIT_BIAS, "sampling.logit_bias"),
+]
 _PHASES = st.sampled_from(["all", "all", "prompt", "completion"])
 
 
@@ -61,6 +69,12 @@ def rules(draw: st.DrawFn) -> Written:
 def policies(draw: st.DrawFn, name: str = "p") -> Written:
     """A policy that concerns every request."""
     allowance = {"id": "any", "ops": tuple(Op), "max": draw(st.sampled_from([None, 1.0]))}
+    words: tuple[Written, ...] = ()
+    if draw(st.integers(0, 2)):
+        words = (
+            {"id": "words", "uses": tuple(draw(st.sets(st.sampled_from(Use), min_size=1)))},
+            {"id": "bounded", "uses": ("n", "temperature"), "max": draw(st.sampled_from([1.5, 4.0]))},
+        )
     limits: Written = {"after_bans": draw(st.booleans()), "max_edits": draw(st.sampled_from([None, 1]))}
     return {
         "apiVersion": "saegis.dev/v1",
@@ -72,23 +86,28 @@ def policies(draw: st.DrawFn, name: str = "p") -> Written:
         "rules": tuple(
             {**rule, "id": f"r{number}"} for number, rule in enumerate(draw(st.lists(rules(), max_size=3)))
         ),
-        "allow": (allowance,) if draw(st.integers(0, 3)) else (),
+        "allow": (*((allowance,) if draw(st.integers(0, 3)) else ()), *words),
+        "transparency": draw(st.sampled_from(["labels", "steered"])),
+        "told": draw(st.sampled_from(["at_once", "judged"])),
+        "first_token": {"conditions": draw(st.booleans()), "rows": draw(st.booleans())},
         "limits": limits,
     }
 
 
 @st.composite
-def requests(draw: st.DrawFn) -> tuple[RequestEdit, ...]:
-    """Edits of different features."""
+def requests(draw: st.DrawFn) -> Asked:
+    """Edits and watches of different features, and what goes beyond the ordinary."""
     chosen = draw(st.lists(st.sampled_from([*_FEATURES, ("first", 4)]), max_size=2, unique=True))
-    ops = st.sampled_from([Op.CLAMP, Op.BAN, Op.ABLATE])
+    ops = st.sampled_from([Op.CLAMP, Op.BAN, Op.ABLATE, Op.WATCH])
     phases = st.sampled_from(list(Phase))
-    return tuple(
+    uses = draw(st.lists(st.sampled_from(_USES), max_size=2, unique=True))
+    edits = (
         edit(
             index, draw(ops), draw(st.sampled_from([0.0, 1.0, 3.0])), sae=sae, place=place, phase=draw(phases)
         )
         for place, (sae, index) in enumerate(chosen)
     )
+    return (*edits, *uses)
 
 
 def compiled(written: Written) -> CompiledPolicy:
@@ -111,7 +130,11 @@ def shown(decision: Decision) -> object:
         (each.name, each.condition, each.reaction, each.message, SteeringProgram(each.rows).digest)
         for each in decision.guard.conditions
     ]
-    plain = replace(decision, program=SteeringProgram(), guard=type(decision.guard)())
+    plain = replace(
+        decision,
+        program=SteeringProgram(moves_first_token=decision.program.moves_first_token),
+        guard=replace(decision.guard, conditions=()),
+    )
     return plain, decision.program.digest, list(decision.program.sites), conditions
 
 
@@ -121,7 +144,7 @@ _settings = settings(max_examples=60, suppress_health_check=[HealthCheck.filter_
 @given(policies("p"), policies("q"), requests(), st.randoms(use_true_random=False))
 @_settings
 def test_the_order_of_rules_and_policies_changes_nothing(
-    one: Written, other: Written, edits: tuple[RequestEdit, ...], order: random.Random
+    one: Written, other: Written, edits: Asked, order: random.Random
 ) -> None:
     straight = PolicySet([holding(one), holding(other)])
     shuffled = [compiled(_shuffled(other, order)), compiled(_shuffled(one, order))]
@@ -145,23 +168,23 @@ def _shuffled(written: Written, order: random.Random) -> Written:
 
 @given(policies("p"), policies("q"), requests())
 @_settings
-def test_a_further_policy_never_permits_more(
-    one: Written, other: Written, edits: tuple[RequestEdit, ...]
-) -> None:
+def test_a_further_policy_never_permits_more(one: Written, other: Written, edits: Asked) -> None:
     first, second = holding(one), holding(other)
     before = PolicySet([first]).decide(ask(*edits))
     after = PolicySet([first, second]).decide(ask(*edits))
     assert after.allowed <= before.allowed
     assert set(before.denials) <= set(after.denials)
+    assert before.concealed <= after.concealed
     if before.allowed and after.allowed:
         _assert_no_weaker(before, after)
+        assert before.guard.hold_back <= after.guard.hold_back
+        assert before.guard.reads_first_token <= after.guard.reads_first_token
+        assert before.program.moves_first_token <= after.program.moves_first_token
 
 
 @given(policies("p"), rules(), requests())
 @_settings
-def test_a_further_rule_never_permits_more(
-    written: Written, rule: Written, edits: tuple[RequestEdit, ...]
-) -> None:
+def test_a_further_rule_never_permits_more(written: Written, rule: Written, edits: Asked) -> None:
     before = PolicySet([holding(written)]).decide(ask(*edits))
     more = {**written, "rules": (*written["rules"], {**rule, "id": "more"})}
     after = PolicySet([holding(more)]).decide(ask(*edits))
@@ -181,9 +204,7 @@ def _assert_no_weaker(before: Decision, after: Decision) -> None:
 
 @given(policies("p"), policies("q"), requests())
 @_settings
-def test_what_is_only_recorded_changes_nothing(
-    one: Written, other: Written, edits: tuple[RequestEdit, ...]
-) -> None:
+def test_what_is_only_recorded_changes_nothing(one: Written, other: Written, edits: Asked) -> None:
     first, second = holding(one), holding({**other, "mode": "shadow"})
     alone = PolicySet([first]).decide(ask(*edits))
     beside = PolicySet([first], candidates=[holding({**other, "name": "p"})]).decide(ask(*edits))
@@ -203,7 +224,7 @@ def _without_guards(decision: Decision) -> str:
 
 @given(policies("p"), policies("q"), requests())
 @_settings
-def test_no_two_rows_of_a_probe_add_up(one: Written, other: Written, edits: tuple[RequestEdit, ...]) -> None:
+def test_no_two_rows_of_a_probe_add_up(one: Written, other: Written, edits: Asked) -> None:
     decision = PolicySet([holding(one), holding(other)]).decide(ask(*edits))
     for site, program in decision.program.sites.items():
         own = [guarded.rows[site] for guarded in decision.guard.conditions if site in guarded.rows]

@@ -21,6 +21,7 @@ from saegis_server.telemetry.metrics import Metrics
 from tests.policy import made
 from tests.policy.bundles import write_files
 from tests.policy.policies import WORLD, bundle
+from tests.policy.stores import states
 
 NAMES = (EVERY, "a", "b")
 named = st.lists(st.sampled_from(NAMES), min_size=1, max_size=2, unique=True).map(tuple)
@@ -91,13 +92,13 @@ def test_at_the_start_a_contradiction_leaves_the_last_good_one_in_force_or_ends_
     one, two = configured(clamping("one", 1.0)), configured(clamping("two", 1.0))
     store = a_store(tmp_path / "state")
     store.load_start([one, two])
-    good = store.snapshot()[1]
+    good = states(store)
     store.close()
     configured(clamping("two", 2.0, serial=2))
     metrics = Metrics()
     store = a_store(tmp_path / "state", metrics)
     store.load_start([one, two])
-    assert store.snapshot()[1] == good
+    assert states(store) == good
     assert failed(metrics) == 1.0
     store.close()
     with pytest.raises(ConflictError) as raised:

@@ -12,6 +12,8 @@ import torch
 from saegis_server.engine.guard import Reaction
 from saegis_server.policy.compiled import CompiledPolicy, compile_policy
 from saegis_server.policy.decide import PolicySet
+from saegis_server.policy.decision import Decision
+from saegis_server.policy.explain import explain
 from saegis_server.policy.protection import CompiledProtection, Protections
 from saegis_server.policy.schema import Mode, Op
 from saegis_server.policy.selectors import Selected
@@ -53,6 +55,40 @@ def test_revisions_are_named_by_policy() -> None:
     policies = PolicySet([policy(name="z"), policy(name="a"), policy("mode: shadow", name="m")])
     assert policies.revision == "a@r1,z@r1"
     assert policies.decide(ask()).policy_revision == "a@r1,z@r1"
+
+
+def test_the_stricter_policy_says_when_text_is_told_and_what_is_done_at_the_first_token() -> None:
+    rule = f"rules: [{ban()}]\n{ALLOW}"
+    plain = policy(rule, name="a")
+    judged = policy(f"told: judged\nfirst_token: {{rows: true}}\n{rule.replace('no,', 'not,')}", name="b")
+    reading = policy("first_token: {conditions: true}", name="c")
+    recorded = policy("mode: audit\ntold: judged\nfirst_token: {conditions: true, rows: true}", name="d")
+
+    def said(decision: Decision) -> tuple[bool, bool, bool]:
+        guard = decision.guard
+        return guard.hold_back, guard.reads_first_token, decision.program.moves_first_token
+
+    assert said(decide([plain, recorded])) == (False, False, False)
+    assert said(decide([plain, judged])) == (True, False, True)
+    assert said(decide([judged, plain], edit(5))) == (True, False, True)
+    assert said(decide([plain, reading])) == (False, True, False)
+    told = explain(decide([judged, reading, plain]))
+    assert "  text is told only once its tokens have been judged" in told
+    assert "  conditions read the first token too" in told
+    assert "  rows move the first token too" in told
+
+
+def test_how_many_bans_fit_does_not_tell_which_are_in_force_already() -> None:
+    small = world(bans=3)
+    text = f"rules: [{ban(3)}]\nallow: [{{id: any, ops: [ban, watch]}}]"
+    concealing = policy(f"transparency: steered\n{text}", world=small)
+    full = [edit(index, Op.BAN, 0.0, place=place) for place, index in enumerate((5, 6))]
+    assert decide(concealing, *full).allowed
+    for index in (3, 7):
+        found = decide(concealing, *full, edit(index, Op.BAN, 0.0, place=2))
+        assert [(each.field, each.shared) for each in found.denials] == [("steering.edits[2]", True)]
+    telling = policy(text, world=small)
+    assert decide(telling, *full, edit(3, Op.BAN, 0.0, place=2)).allowed
 
 
 def test_two_policies_of_one_name_and_of_two_servers() -> None:

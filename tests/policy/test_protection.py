@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 from saegis_server.policy.protection import span_cosines, units
 from saegis_server.policy.schema import Op
 from saegis_server.steering.rows import Phase
-from tests.policy.policies import CATALOG, along, decide, edit, policy, reasons
+from tests.policy.policies import CATALOG, along, decide, edit, policy, reasons, watch
 from tests.rpc import tiny
 
 ALLOW = "allow: [{id: any, ops: [clamp, add, ablate, ban], directions: true}]\nlimits: {after_bans: true}"
@@ -48,6 +50,18 @@ def test_what_is_protected_may_not_be_touched() -> None:
     for op in (Op.CLAMP, Op.ABLATE, Op.BAN):
         assert reasons(decide(CLOSE, edit(7, op)).denials) == {("p", "keep", "steering.edits[0]")}
     assert not decide(policy(protecting(1.0)), edit(7)).allowed
+
+
+def test_what_is_protected_may_not_be_read_either_alone_or_as_a_sum() -> None:
+    reading = policy(protecting(0.5).replace("ops: [clamp", "ops: [watch, clamp"))
+    assert decide(reading, watch(4)).allowed
+    assert reasons(decide(reading, watch(7)).denials) == {("p", "keep", "steering.watches[0]")}
+    along_it = replace(along(PROBE.read, Op.WATCH, None), path="steering.watches[0]")
+    assert reasons(decide(reading, along_it).denials) == {("p", "keep", "steering.watches[0]")}
+    halves = [unit(unit(PROBE.read) + 3.0 * sign * apart(1)) for sign in (1.0, -1.0)]
+    assert all(decide(reading, along(half, Op.WATCH, None)).allowed for half in halves)
+    both = decide(reading, *(along(half, Op.WATCH, None, place=n) for n, half in enumerate(halves)))
+    assert reasons(both.denials) == {("p", "keep", "steering.watches")}
 
 
 @pytest.mark.parametrize("row", [PROBE.read, PROBE.write])

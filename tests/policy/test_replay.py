@@ -189,7 +189,7 @@ def _rest(each: RequestEdit) -> tuple[Any, ...]:
     return each.site, each.op, each.edit, each.feature, each.value, each.unit
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(
     st.lists(requests(), min_size=1, max_size=6),
     st.sampled_from([OLD, WIDER, NARROWER, FREE]),

@@ -162,6 +162,34 @@ def test_a_fault_in_a_condition_is_about_the_kind_that_was_meant(
     assert told in problem.message, str(problem)
 
 
+@pytest.mark.parametrize(
+    ("entry", "path", "told"),
+    [
+        ("uses: [txt]", "uses[0]", "inspect or unruled, not 'txt'; did you mean text?"),
+        ("uses: []", "uses", "must have at least an entry"),
+        ("uses: [text], ops: [clamp]", "", "give either ops, for edits and watches, or uses"),
+        ("max: 2", "", "give either ops, for edits and watches, or uses"),
+        ("uses: [n], min: 2", "", "min: is for ops; uses have at most a max"),
+        ("uses: [text], directions: true", "", "directions: is for ops"),
+        ("uses: [n, text], max: 4", "", "max: bounds n and temperature only"),
+        ("uses: [n], max: 0.5", "", "max: up to 1 needs no allowance"),
+        ("ops: [watch], max: 3", "", "a watch has no value"),
+    ],
+)  # fmt: skip
+def test_an_allowance_is_of_edits_or_of_uses(entry: str, path: str, told: str) -> None:
+    (problem,) = problems(f"{HEAD}allow:\n- {{id: a, {entry}}}\n")
+    assert problem.path == f"allow[0]{f'.{path}' if path else ''}"
+    assert told in problem.message, str(problem)
+
+
+def test_when_text_is_told_and_what_is_done_at_the_first_token() -> None:
+    found = policy(f"{HEAD}told: judged\nfirst_token: {{conditions: true}}\n")
+    assert (found.told, found.first_token.conditions, found.first_token.rows) == ("judged", True, False)
+    assert (policy(HEAD).told, policy(HEAD).first_token.conditions) == ("at_once", False)
+    (problem,) = problems(f"{HEAD}told: later\n")
+    assert problem.message == "must be at_once or judged, not 'later'"
+
+
 def test_all_faults_are_told_at_once_in_order() -> None:
     text = (
         POLICY.replace("index: 7", "index: x")

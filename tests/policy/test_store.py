@@ -23,6 +23,7 @@ from saegis_server.policy.store_errors import (
 )
 from saegis_server.telemetry.metrics import Metrics
 from tests.policy import made
+from tests.policy.stores import states
 
 ASKED = RequestFacts("default", frozenset({"use"}), "tiny")
 
@@ -212,8 +213,8 @@ def test_several_policies_are_in_force_together() -> None:
     store = a_store()
     store.put(made.archive(1), "", "alice")
     store.put(made.archive(1, name="other", target="{sae: first, index: 5}"), "", "alice")
-    deciding, states = store.snapshot()
-    assert [state.active.name for state in states] == ["harm", "other"]
+    deciding = store.active
+    assert [state.active.name for state in states(store)] == ["harm", "other"]
     assert deciding.revision == "harm@r1,other@r1"
     program = deciding.decide(ASKED).program
     assert sum(len(site.bans) for site in program.sites.values()) == 2
@@ -328,7 +329,7 @@ def test_a_store_without_a_directory_forgets_and_closes() -> None:
     store = a_store()
     store.put(made.archive(1), "", "alice")
     store.close()
-    assert a_store().snapshot()[1] == ()
+    assert states(a_store()) == ()
 
 
 def test_a_state_directory_that_is_a_file_is_refused(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from saegis_server.policy.errors import CasesError, PolicyError, SerialError
 from saegis_server.policy.store import PolicyStore
 from saegis_server.telemetry.metrics import Metrics
 from tests.policy import made
+from tests.policy.stores import states
 
 SERIALS = st.integers(1, 6)
 #: Compiled once; a store compiles them again.
@@ -95,10 +96,10 @@ class Changes(RuleBasedStateMachine):
     @rule()
     def restart(self) -> None:
         """Everything survives."""
-        before = self.store.snapshot()[1]
+        before = states(self.store)
         self.store.close()
         self._open()
-        assert self.store.snapshot()[1] == before
+        assert states(self.store) == before
 
     def refused(self, archive: bytes, kind: type[PolicyError], *, shadow: bool = False) -> None:
         """A put that must not change anything."""
@@ -114,12 +115,12 @@ class Changes(RuleBasedStateMachine):
     @invariant()
     def is_as_the_model_says(self) -> None:
         """What is in force, what is beside it, and what there was."""
-        deciding, states = self.store.snapshot()
+        deciding, found = self.store.active, states(self.store)
         assert len(set(self.etags)) == len(self.etags)
         if not self.active:
-            assert states == ()
+            assert found == ()
             return
-        (state,) = states
+        (state,) = found
         assert state.active.serial == self.active
         assert (state.shadow.serial if state.shadow is not None else 0) == self.beside
         assert [policy.serial for policy in deciding.policies] == [self.active]

@@ -18,7 +18,7 @@ from saegis_server.policy.store_errors import HistoryError
 from saegis_server.telemetry.metrics import Metrics
 from tests.policy import made
 from tests.policy.bundles import write_files
-from tests.policy.stores import closed, opened
+from tests.policy.stores import closed, opened, states
 
 
 def written(folder: Path, serial: int, **options: str) -> Path:
@@ -45,10 +45,10 @@ def test_everything_survives_a_restart(tmp_path: Path) -> None:
     two = store.put(made.archive(2), one.etag, "bob")
     store.put(made.archive(3), two.etag, "bob", shadow=True)
     store.put(made.archive(7, name="other"), "", "carol")
-    before, history = store.snapshot(), store.history("harm")
+    before, history = (store.active, states(store)), store.history("harm")
     store.close()
     again, metrics = opened(tmp_path)
-    assert again.snapshot()[1] == before[1]
+    assert states(again) == before[1]
     assert again.active.revision == before[0].revision == "harm@r2,other@r7"
     assert [each.name for each in again.active.candidates] == ["harm"]
     assert again.history("harm") == history
@@ -103,7 +103,7 @@ def test_a_broken_configured_bundle_leaves_the_last_good_in_force(
     with caplog.at_level(logging.ERROR, "saegis.policy"):
         store, metrics = opened(state, configured)
     store.close()
-    assert store.snapshot()[1] == (good,)
+    assert states(store) == (good,)
     assert failures(metrics) == {kind: 1.0, "successful": 0.0}
     assert f"kind={kind} by=start" in caplog.text
     assert told in caplog.text
@@ -186,7 +186,7 @@ def test_a_broken_candidate_is_left_out(tmp_path: Path) -> None:
     store.close()
     archives(tmp_path)[1].write_bytes(b"cut off")
     again, metrics = opened(tmp_path)
-    (state,) = again.snapshot()[1]
+    (state,) = states(again)
     assert (state.active, state.shadow) == (one.active, None)
     assert state.etag != beside.etag
     assert failures(metrics) == {"bundle": 1.0, "successful": 0.0}

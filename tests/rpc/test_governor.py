@@ -27,6 +27,8 @@ serial: {serial}
 revision: r{serial}
 """
 BAN = "rules: [{id: ban, reason: because, ban: {features: [{sae: first, index: 3}], strength: 2}}]\n"
+#: The requests of these tests are plain text, which is beyond the ordinary beside a chat template.
+USES = "apiVersion: saegis.dev/v1\nkind: PolicyPart\nallow: [{id: uses, uses: [text, n, score]}]\n"
 PROMPT = "the red bridge over the river"
 
 
@@ -35,6 +37,8 @@ def write(folder: Path, body: str, name: str = "p", serial: int = 1) -> Path:
     target = folder / f"{name}-{serial}"
     target.mkdir()
     (target / "policy.yaml").write_text(HEAD.format(name=name, serial=serial) + body)
+    (target / "rules").mkdir()
+    (target / "rules/uses.yaml").write_text(USES)
     return target
 
 
@@ -43,7 +47,8 @@ def ruled(
     *bundles: Path, **settings: Any
 ) -> Iterator[tuple[Running, generation_pb2_grpc.GenerationServiceStub]]:
     """A server under policies, and a stub."""
-    policies = {"bundles": [str(each) for each in bundles]}
+    unmatched = settings.pop("unmatched", "refuse")
+    policies = {"bundles": [str(each) for each in bundles], "unmatched": unmatched}
     with (
         running(max_running=8, policies=policies, **settings) as server,
         grpc.insecure_channel(server.target) as channel,
@@ -108,7 +113,7 @@ def test_the_receipt_tells_rules_or_only_that_there_are_some(tmp_path: Path) -> 
         assert list(receipt.rules[0].labels) == ["the red bridge"]
         assert receipt.ruled
         assert receipt.decision_id
-        assert receipt.sites[0].bans == 2
+        assert (list(receipt.sites), receipt.program_digest) == ([], "")
     with ruled(write(tmp_path, "transparency: steered\n" + BAN, "only")) as (_, stub):
         receipt = stub.Generate(ask()).receipt
         assert (list(receipt.rules), receipt.ruled) == ([], True)
@@ -146,7 +151,8 @@ def test_decisions_are_counted_by_policy_and_mode(tmp_path: Path) -> None:
 
 
 def test_whom_no_policy_concerns_is_denied(tmp_path: Path) -> None:
-    with ruled(write(tmp_path, "match: {tenants: [somebody]}\n" + BAN)) as (_, stub):
+    elsewhere = write(tmp_path, "match: {tenants: [somebody]}\n" + BAN)
+    with ruled(elsewhere, unmatched="warn") as (_, stub):
         assert rule_of(denied(stub, ask())) == "match"
 
 
@@ -231,13 +237,13 @@ def test_scores_are_under_the_policy_too(tmp_path: Path) -> None:
 def test_a_score_is_compared_with_the_rules_and_not_with_the_bare_model(tmp_path: Path) -> None:
     """By hand, on a server without policies: the same ban, and the clamp of a condition that holds."""
     when = "when: {if: {feature: {sae: first, index: 5}, above: -1000}, over: prompt}"
-    clamped = f"- {{id: moved, {when}, clamp: {{features: [{{sae: second, index: 12}}], value: 4}}}}\n"
-    rules = f"rules:\n- {{id: ban, ban: {{features: [{{sae: first, index: 3}}], strength: 2}}}}\n{clamped}"
-    allow = "allow: [{id: any, ops: [add]}]\nlimits: {after_bans: true}\n"
+    scaled = f"- {{id: moved, {when}, scale: {{features: [{{sae: second, index: 12}}], factor: 4}}}}\n"
+    rules = f"rules:\n- {{id: ban, ban: {{features: [{{sae: first, index: 3}}], strength: 2}}}}\n{scaled}"
+    allow = "allow: [{id: any, ops: [add]}, {id: scores, uses: [score]}]\nlimits: {after_bans: true}\n"
     second = steering_pb2.FeatureRef(sae="second", index=12)
     by_hand = [
         edit(3, 2.0, steering_pb2.OPERATION_BAN),
-        steering_pb2.Edit(operation=steering_pb2.OPERATION_CLAMP, value=4.0, feature=second),
+        steering_pb2.Edit(operation=steering_pb2.OPERATION_SCALE, value=4.0, feature=second),
     ]
     own = edit(20, 3.0, steering_pb2.OPERATION_ADD)
 
@@ -261,7 +267,8 @@ def test_a_score_is_compared_with_the_rules_and_not_with_the_bare_model(tmp_path
     assert max(difference) > 0.01, "the rules hardly changed anything"
     assert bare.plain_logprobs == bare.logprobs
     assert (refused.reason, refused.fields) == ("POLICY_DENIED", ["unruled"])
-    assert [each["unruled"] for each in decisions] == [False, False, True]
+    asked = [{use["use"] for use in each["uses"]} for each in decisions]
+    assert ["unruled" in uses for uses in asked] == [False, False, True]
 
 
 def test_what_the_rules_refuse_no_edit_makes_readable(tmp_path: Path) -> None:

@@ -13,9 +13,12 @@ from saegis.v1 import policy_pb2 as pb
 from saegis.v1 import policy_pb2_grpc, steering_pb2
 from saegis_server.policy.archive import write_archive
 from saegis_server.policy.bundle import Bundle
+from saegis_server.policy.errors import UnmatchedError
 from saegis_server.rpc.errors import DETAILS_KEY
 from saegis_server.rpc.listener import SERVICES
 from tests.policy import made
+from tests.policy.bundles import write_files
+from tests.rpc.callers import bearer, by_token
 from tests.rpc.harness import Failure, Running, failure, running
 
 Code = grpc.StatusCode
@@ -319,3 +322,61 @@ def test_a_state_that_cannot_be_written_is_told_and_nothing_changes(
     assert "cannot be written" in told.message
     assert stub.GetPolicy(pb.GetPolicyRequest(name="harm")).policy == state
     assert sample(governed, "saegis_policy_reload_failures_total", kind="state") == 1.0
+
+
+def people(*tenants: str) -> str:
+    entries = (
+        f"- {{name: of-{tenant}, tenant: {tenant}, roles: [use, inspect, administer], {by_token(tenant)}}}\n"
+        for tenant in tenants
+    )
+    return "apiVersion: saegis.dev/v1\nkind: Identities\nprincipals:\n" + "".join(entries)
+
+
+def test_a_policy_that_matches_nothing_here_is_never_in_force_unnoticed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    identities, bundle = tmp_path / "identities.yaml", tmp_path / "bundle.tar.gz"
+    identities.write_text(people("acme"))
+    bundle.write_bytes(made.archive(1, tenants="[acme]"))
+    settings: dict[str, Any] = {"identities": str(identities)}
+    # Another model than the policy names, at the start.
+    with (
+        pytest.raises(UnmatchedError, match="'Tiny' is not the model of this server: there is my-model"),
+        running(policies={"bundles": [str(in_model(tmp_path, "Tiny"))]}, name="my-model", **settings),
+    ):
+        pass
+    with (
+        running(policies={"bundles": [str(bundle)]}, **settings) as server,
+        grpc.insecure_channel(server.target) as channel,
+    ):
+        stub, metadata = Stub(channel), bearer("acme")
+        alike = made.archive(2, name="other", tenants="[Acme]")
+        told = failure(lambda: stub.PutPolicy(pb.PutPolicyRequest(bundle=alike), metadata=metadata))
+        assert (told.code, told.reason) == (Code.INVALID_ARGUMENT, "POLICY_INVALID")
+        assert dict(told.details["ErrorInfo"].metadata)["kind"] == "unmatched"
+        assert told.fields == ["policy.yaml:7 match.tenants[0]"]
+        assert "did you mean 'acme'?" in told.message
+        found = stub.ValidatePolicy(pb.ValidatePolicyRequest(bundle=alike), metadata=metadata)
+        assert [(each.path, each.line) for each in found.problems] == [("match.tenants[0]", 7)]
+        # Who may call is what the file says now.
+        later = made.archive(1, name="later", tenants="[acme, globex]")
+        found = stub.ValidatePolicy(pb.ValidatePolicyRequest(bundle=later), metadata=metadata)
+        assert (found.valid, [each.path for each in found.warnings]) == (True, ["match.tenants[1]"])
+        identities.write_text(people("acme", "globex"))
+        found = stub.ValidatePolicy(pb.ValidatePolicyRequest(bundle=later), metadata=metadata)
+        assert (found.valid, list(found.warnings)) == (True, [])
+        identities.write_text(people("acme"))
+        assert stub.PutPolicy(pb.PutPolicyRequest(bundle=later), metadata=metadata)
+        assert "later@r1: policy.yaml:7: match.tenants[1]: 'globex' is the tenant of nobody" in caplog.text
+    warned = {"bundles": [str(in_model(tmp_path, "large"))], "unmatched": "warn"}
+    with running(policies=warned, **settings):
+        assert "'large' is not the model of this server: there is tiny" in caplog.text
+
+
+def in_model(folder: Path, model: str) -> Path:
+    files = made.files(1)
+    files["policy.yaml"] = files["policy.yaml"].replace(
+        b"{tenants", b"{models: [%s], tenants" % model.encode()
+    )
+    files["tests/cases.yaml"] = files["tests/cases.yaml"].replace(b"model: tiny", b"model: " + model.encode())
+    return write_files(folder / model, files)

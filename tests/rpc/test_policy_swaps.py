@@ -10,7 +10,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from saegis.v1 import generation_pb2, generation_pb2_grpc, policy_pb2, policy_pb2_grpc
+from saegis.v1 import generation_pb2, generation_pb2_grpc, policy_pb2, policy_pb2_grpc, prompt_pb2
 from saegis_server.policy.decision import RequestFacts
 from saegis_server.rpc.identity import ANONYMOUS
 from tests.policy import made
@@ -37,7 +37,8 @@ class Traffic:
         with grpc.insecure_channel(self.target) as channel:
             stub = generation_pb2_grpc.GenerationServiceStub(channel)
             sampling = generation_pb2.SamplingParams(temperature=0.0, max_tokens=3)
-            request = generation_pb2.GenerateRequest(text="the river", sampling=sampling)
+            chat = prompt_pb2.Chat(messages=[prompt_pb2.ChatMessage(role="user", content="the river")])
+            request = generation_pb2.GenerateRequest(chat=chat, sampling=sampling)
             while not self.over.is_set():
                 asked = time.monotonic()
                 try:

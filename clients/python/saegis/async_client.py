@@ -6,9 +6,9 @@
 
 import asyncio
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Self, TypeVar, Unpack, cast
 
 import grpc
@@ -270,13 +270,15 @@ class AsyncClient(BaseClient):
         tenant: str = "",
         roles: Sequence[str] = (),
         bundle: bytes = b"",
+        uses: Mapping[str, float | None] = MappingProxyType({}),
         timeout: float | None = None,
     ) -> Decision:
         """Tell what would be decided on a request, by the policies in force or by a bundle.
 
-        tenant, roles: who would ask; by default the caller.
+        tenant, roles: who would ask; by default the caller. uses: what would be asked for beyond the
+        ordinary, by its word in policies, with the value of "n" and "temperature" and None for others.
         """
-        request = policy_requests.evaluate(steering, tenant=tenant, roles=roles, bundle=bundle)
+        request = policy_requests.evaluate(steering, tenant=tenant, roles=roles, bundle=bundle, uses=uses)
         answer = await self._call(self._stubs.policy.EvaluatePolicy, request, timeout)
         return policy_decode.decision(answer.decision)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from datetime import UTC
+from typing import Any
 
 from saegis import feature_results as features
 from saegis import model_results as models
@@ -232,7 +233,7 @@ def _usage(message: generation_pb2.Usage) -> results.Usage:
         prompt_tokens=message.prompt_tokens,
         completion_tokens=message.completion_tokens,
         cached_tokens=message.cached_tokens,
-        steered_tokens=message.steered_tokens,
+        steered_tokens=_told(message, "steered_tokens"),
     )
 
 
@@ -241,12 +242,12 @@ def _receipt(message: generation_pb2.Receipt) -> results.Receipt:
         results.SiteReceipt(
             site=site.site,
             edits=site.edits,
-            rules=site.rules,
-            bans=site.bans,
+            rules=_told(site, "rules"),
+            bans=_told(site, "bans"),
             watches=site.watches,
-            tokens_edited=site.tokens_edited,
-            bans_fired=site.bans_fired,
-            largest_relative_norm=site.largest_relative_norm,
+            tokens_edited=_told(site, "tokens_edited"),
+            bans_fired=_told(site, "bans_fired"),
+            largest_relative_norm=_told(site, "largest_relative_norm"),
         )
         for site in message.sites
     )
@@ -262,3 +263,8 @@ def _receipt(message: generation_pb2.Receipt) -> results.Receipt:
         ruled=message.ruled,
         decision_id=message.decision_id,
     )
+
+
+def _told(message: generation_pb2.Usage | generation_pb2.SiteReceipt, name: str) -> Any:
+    """A number, or None where it is not told."""
+    return getattr(message, name) if message.HasField(name) else None

@@ -38,14 +38,17 @@ def validation(message: pb.ValidatePolicyResponse) -> results.Validation:
     """The result of `validate_policy`."""
     return results.Validation(
         valid=message.valid,
-        problems=tuple(
-            results.PolicyProblem(each.file, each.line, each.path, each.message) for each in message.problems
-        ),
+        problems=_problems(message.problems),
         revision=_revision(message.revision) if message.HasField("revision") else None,
         cases=tuple(
             results.CaseOutcome(each.name, each.passed, tuple(each.failures)) for each in message.cases
         ),
+        warnings=_problems(message.warnings),
     )
+
+
+def _problems(messages: Iterable[pb.PolicyProblem]) -> tuple[results.PolicyProblem, ...]:
+    return tuple(results.PolicyProblem(each.file, each.line, each.path, each.message) for each in messages)
 
 
 def decision(message: pb.PolicyDecision) -> results.Decision:

@@ -122,11 +122,13 @@ class Validation:
     revision: PolicyRevision | None
     """What the bundle is; None where it cannot be read."""
     cases: tuple[CaseOutcome, ...]
+    warnings: tuple[PolicyProblem, ...] = ()
+    """What keeps nobody from taking it, and is hardly meant."""
 
 
 @dataclass(frozen=True, slots=True)
 class Denial:
-    """One reason for which a request may not run."""
+    """One reason for which a request may not run; policy and rule are empty where they are concealed."""
 
     policy: str
     rule: str
@@ -147,4 +149,4 @@ class Decision:
     rules: tuple[AppliedRule, ...]
     """The rules in force for it, and those that are only recorded."""
     program_digest: str
-    """Names the steering that it would get; empty where it may not run."""
+    """Names the steering that it would get; empty where it may not run, or a policy conceals its rules."""

@@ -54,8 +54,8 @@ class Usage:
     completion_tokens: int
     cached_tokens: int
     """Prompt tokens whose keys and values were reused."""
-    steered_tokens: int
-    """Tokens, of prompt and completions, that at least one edit or rule moved."""
+    steered_tokens: int | None
+    """Tokens, of prompt and completions, that at least one edit or rule moved; None where it is concealed."""
 
     @property
     def total_tokens(self) -> int:
@@ -79,15 +79,15 @@ class SiteReceipt:
     site: str
     edits: int
     """The request's own edits in force."""
-    rules: int
-    """The policy's clamps, caps, floors and scalings in force."""
-    bans: int
+    rules: int | None
+    """The policy's clamps, caps, floors and scalings in force; None where a policy conceals its rules."""
+    bans: int | None
     """Bans in force, the policy's and the request's."""
     watches: int
-    tokens_edited: int
-    bans_fired: int
+    tokens_edited: int | None
+    bans_fired: int | None
     """How often a banned feature was active at a token and was put out."""
-    largest_relative_norm: float
+    largest_relative_norm: float | None
     """The largest move of any token, as a fraction of its activation's norm."""
 
 
@@ -96,7 +96,8 @@ class Receipt:
     """What was done to the activations of a request, and by whose rule."""
 
     program_digest: str
-    """SHA-256 of the effective steering, the request's and the policy's together, in hexadecimal."""
+    """SHA-256 of the effective steering, the request's and the policy's together, in hexadecimal; empty where
+    a policy conceals its rules."""
     policy_revision: str
     """The policy revision in force at admission; empty where the server has no policy."""
     sites: tuple[SiteReceipt, ...]

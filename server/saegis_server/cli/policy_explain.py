@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,7 +18,7 @@ from saegis_server.cli.output import USAGE, console, fail, print_json
 if TYPE_CHECKING:
     import saegis
     from saegis_server.policy.compiled import CompiledPolicy
-    from saegis_server.policy.decision import Decision, RequestFacts
+    from saegis_server.policy.decision import Decision, Denial, RequestFacts
 
 EPILOG = """
 [bold]Examples[/bold]
@@ -64,6 +64,15 @@ Roles = Annotated[
         rich_help_panel=_REQUEST,
     ),
 ]
+Uses = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--use",
+        metavar="WORD[=VALUE]",
+        help="What it asks for beyond the ordinary, such as text or n=4. Again for another.",
+        rich_help_panel=_REQUEST,
+    ),
+]
 EditSae = Annotated[
     str,
     typer.Option(
@@ -78,6 +87,7 @@ def explain(
     bundle: Bundle = None,
     tenant: Tenant = "",
     role: Roles = None,
+    use: Uses = None,
     clamp: options.Clamp = None,
     scale: options.Scale = None,
     add: options.Add = None,
@@ -100,29 +110,53 @@ def explain(
         edits = parse_edits(written, sae=edit_sae)
     except EditSyntaxError as error:
         raise fail(str(error), "saegis generate --help shows how edits are written", USAGE) from error
-    digest = ""
+    uses, digest = _uses(use or ()), ""
     if bundle is not None and server is None:
         read = policy_world.read_bundle(bundle)
         compiled = policy_world.compiled(bundle, read, policy_world.offline_world(sae, site, name))
-        decision = _decided(compiled, edits, tenant or "default", role or ("use", "steer"))
+        decision = _decided(compiled, edits, uses, tenant or "default", role or ("use", "steer"))
         digest = decision.program.digest if decision.allowed else ""
     else:
         target = server or os.environ.get("SAEGIS_SERVER") or DEFAULT_SERVER
         archive = b"" if bundle is None else policy_world.read_bundle(bundle).archive()
         with connected(target, token, ca, insecure, timeout) as client:
-            told = client.evaluate_policy(edits, tenant=tenant, roles=role or (), bundle=archive)
+            told = client.evaluate_policy(edits, tenant=tenant, roles=role or (), bundle=archive, uses=uses)
         decision, digest = _of_server(told), told.program_digest
     _tell(decision, digest, json)
 
 
+def _uses(written: Sequence[str]) -> dict[str, float | None]:
+    """The words with their values; ends the command for one that is not written as it should be."""
+    from saegis_server.policy.uses import ORDINARY, Use
+
+    found: dict[str, float | None] = {}
+    for text in written:
+        word, _, value = text.partition("=")
+        if word not in list(Use) or (word in ORDINARY) != bool(value):
+            hint = ", ".join(f"{use.value}=VALUE" if use in ORDINARY else use.value for use in Use)
+            raise fail(f"--use {text!r} is no use", f"write {hint}", USAGE)
+        try:
+            found[word] = float(value) if value else None
+        except ValueError as error:
+            raise fail(f"--use {text!r}: {value!r} is no number", f"write {word}=2", USAGE) from error
+    return found
+
+
 def _decided(
-    compiled: CompiledPolicy, edits: Sequence[saegis.Edit], tenant: str, roles: Sequence[str]
+    compiled: CompiledPolicy,
+    edits: Sequence[saegis.Edit],
+    uses: Mapping[str, float | None],
+    tenant: str,
+    roles: Sequence[str],
 ) -> Decision:
     """What a policy by itself decides; ends the command for edits that no request could ask for."""
     from saegis_server.policy.decide import PolicySet
     from saegis_server.policy.decision import RequestFacts
+    from saegis_server.policy.uses import Use, beyond
 
-    request = RequestFacts(tenant, frozenset(roles), compiled.world.model)
+    beyonds = (beyond(Use(word), value, "") for word, value in uses.items())
+    asked = tuple(use for use in beyonds if use is not None)
+    request = RequestFacts(tenant, frozenset(roles), compiled.world.model, uses=asked)
     return PolicySet((compiled,)).decide(_with_edits(request, edits, compiled))
 
 
@@ -186,12 +220,17 @@ def _tell(decision: Decision, digest: str, json: bool) -> None:
         console().print(Text(line, "" if number else style), soft_wrap=True)
 
 
+def _denial(denial: Denial) -> dict[str, str]:
+    names = ("policy", "rule", "message", "field", "mode")
+    return {name: str(getattr(denial, name)) for name in names}
+
+
 def _plain(decision: Decision, digest: str, lines: list[str]) -> dict[str, Any]:
     return {
         "allowed": decision.allowed,
         "policy_revision": decision.policy_revision,
-        "denials": list(decision.denials),
-        "would_deny": list(decision.would_deny),
+        "denials": list(map(_denial, decision.denials)),
+        "would_deny": list(map(_denial, decision.would_deny)),
         "rules": [
             {
                 "policy": rule.policy,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,14 +13,16 @@ from rich.text import Text
 
 from saegis_server.cli import options, policy_world
 from saegis_server.cli.output import FAILURE, USAGE, console, fail, print_json
+from saegis_server.policy.match_choices import Unmatched
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
     from saegis_server.policy.bundle import Bundle
     from saegis_server.policy.cases import CaseResult
-    from saegis_server.policy.checking import Examination
+    from saegis_server.policy.checking import Checker, Examination
     from saegis_server.policy.errors import Problem
+    from saegis_server.policy.world import Callers
 
 EPILOG = """
 [bold]Examples[/bold]
@@ -34,13 +36,24 @@ saegis policy validate ./my-policy --sae ./my-sae --site layers.12.resid_post --
 [bold]What is checked[/bold]
 
 The files and their schema; the signature, where --keys are given; that every feature, direction and site
-exists and every ban can be proven; and that the bundle's own cases come out as they say. The exit code is 0
-if all holds.
+exists and every ban can be proven; that the bundle's own cases come out as they say; and that its match names
+the model, where --name is given, and somebody, where --identities are. The exit code is 0 if all holds.
 """
 
 Keys = Annotated[
     list[Path] | None,
     typer.Option(metavar="FILE", help="A public key that must have signed the bundle. Again for another."),
+]
+
+
+Identities = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="The server's file of identities, to tell whether the match concerns anybody."
+    ),
+]
+UnmatchedPolicies = Annotated[
+    Unmatched, typer.Option(help="As saegis serve: what a match that concerns nobody or nothing is.")
 ]
 
 
@@ -50,11 +63,13 @@ def validate(
     site: policy_world.Sites = None,
     name: policy_world.ModelName = None,
     keys: Keys = None,
+    identities: Identities = None,
+    unmatched_policies: UnmatchedPolicies = Unmatched.REFUSE,
     json: options.Json = False,
 ) -> None:
     """Check a bundle as a server would, and show every problem with its file and line."""
     trusted = load_keys(keys or ())
-    report = _report(bundle, sae, site, name, trusted)
+    report = _report(bundle, lambda: _checker(sae, site, name, trusted, identities, unmatched_policies))
     if json:
         print_json(report.plain())
     else:
@@ -83,12 +98,14 @@ class _Report:
     bundle: Bundle | None = None
     signed_by: str = ""
     cases: tuple[CaseResult, ...] = field(default=())
+    warnings: tuple[Problem, ...] = ()
 
     def plain(self) -> dict[str, Any]:
         """As JSON knows it."""
         told: dict[str, Any] = {
             "valid": not self.problems,
             "problems": [asdict(problem) for problem in self.problems],
+            "warnings": [asdict(problem) for problem in self.warnings],
         }
         if self.bundle is not None:
             policy = self.bundle.policy
@@ -118,16 +135,40 @@ class _Report:
             f"{self.bundle.revision_name}, serial {policy.serial}, digest {self.bundle.digest[:12]}{signed}; "
             f"{len(policy.rules)} rules, {len(self.cases)} cases passed",
         )
-        return [told]
+        warned = problem_table(self.warnings, "warnings", "bold yellow") if self.warnings else None
+        return [told] if warned is None else [told, warned]
 
 
-def _report(
-    path: Path,
+def _checker(
     sae: str | None,
     sites: Sequence[str] | None,
     name: str | None,
     keys: Sequence[Ed25519PublicKey],
-) -> _Report:
+    identities: Path | None,
+    unmatched: Unmatched,
+) -> Checker:
+    """What judges as a server of this world would; ends the command where there is no such world."""
+    from dataclasses import replace
+
+    from saegis_server.policy.checking import Checker
+
+    world = policy_world.offline_world(sae, sites, name)
+    if identities is not None:
+        world = replace(world, callers=_callers(identities))
+    return Checker(world, keys, unmatched)
+
+
+def _callers(identities: Path) -> Callable[[], Callers]:
+    from saegis_server.rpc.identities import IdentitiesError, read_identities
+
+    try:
+        known = read_identities(identities).callers
+    except IdentitiesError as error:
+        raise fail(str(error), "saegis token new --help shows what the file looks like", USAGE) from error
+    return lambda: known
+
+
+def _report(path: Path, checker: Callable[[], Checker]) -> _Report:
     from saegis_server.policy.bundle import Bundle
     from saegis_server.policy.errors import PolicyError
 
@@ -135,15 +176,13 @@ def _report(
         bundle = Bundle.read(path)
     except PolicyError as error:
         return _Report(error.problems)
-    from saegis_server.policy.checking import Checker
-
-    found: Examination = Checker(policy_world.offline_world(sae, sites, name), keys).examine(bundle, None)
-    return _Report(found.problems, bundle, found.signed_by, found.cases)
+    found: Examination = checker().examine(bundle, None)
+    return _Report(found.problems, bundle, found.signed_by, found.cases, found.warnings)
 
 
-def problem_table(problems: Sequence[Problem], title: str) -> Table:
+def problem_table(problems: Sequence[Problem], title: str, style: str = "bold red") -> Table:
     """One row for each problem: where, at which key, what."""
-    table = Table(title=Text(title), title_justify="left", title_style="bold red")
+    table = Table(title=Text(title), title_justify="left", title_style=style)
     table.add_column("where", overflow="fold")
     table.add_column("key", overflow="fold")
     table.add_column("problem", overflow="fold", ratio=1)

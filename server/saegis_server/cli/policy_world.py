@@ -82,7 +82,7 @@ def offline_world(sae: str | None, sites: Sequence[str] | None, name: str | None
     from saegis_server.sae.errors import SAEFileError
     from saegis_server.steering.table import Capacity
 
-    own_id = None
+    own_id, named = None, name is not None or sae is None
     if sae is None:
         source = reference()[1]
         sae, own_id, name = str(source["path"]), str(source["id"]), name or REFERENCE_NAME
@@ -101,6 +101,7 @@ def offline_world(sae: str | None, sites: Sequence[str] | None, name: str | None
         width=loaded.sae.width,
         catalog=Catalog([loaded]),
         capacity=Capacity(),
+        named=named,
     )
 
 

@@ -16,10 +16,12 @@ _SHOWN_DIGITS = 16
 
 def receipt_line(receipt: Receipt, usage: Usage) -> Text:
     """The receipt in one line: whether and how the answer was steered, and how long it took."""
-    if usage.steered_tokens:
-        edits, bans = sum(site.edits for site in receipt.sites), sum(site.bans for site in receipt.sites)
-        fired = sum(site.bans_fired for site in receipt.sites)
-        largest = max((site.largest_relative_norm for site in receipt.sites), default=0.0)
+    if usage.steered_tokens is None:
+        steering = "steered" if receipt.steered else "no token moved"
+    elif usage.steered_tokens:
+        edits, bans = sum(site.edits for site in receipt.sites), sum(site.bans or 0 for site in receipt.sites)
+        fired = sum(site.bans_fired or 0 for site in receipt.sites)
+        largest = max((site.largest_relative_norm or 0.0 for site in receipt.sites), default=0.0)
         steering = (
             f"steered {usage.steered_tokens} of {usage.total_tokens} tokens: {edits} edits, {bans} bans "
             f"(fired {fired} times), largest move {largest:.2f} of the norm"
@@ -30,9 +32,10 @@ def receipt_line(receipt: Receipt, usage: Usage) -> Text:
         steering = "unsteered"
     timings = receipt.timings
     seconds = timings.queue_seconds + timings.prefill_seconds + timings.decode_seconds
+    program = f" · program {receipt.program_digest[:_SHOWN_DIGITS]}" if receipt.program_digest else ""
     return Text(
         f"[{steering}{_by(receipt)} · {usage.prompt_tokens} + {usage.completion_tokens} tokens "
-        f"in {seconds:.2f} s · program {receipt.program_digest[:_SHOWN_DIGITS]}]",
+        f"in {seconds:.2f} s{program}]",
         style="dim",
     )
 
@@ -52,13 +55,15 @@ def receipt_table(receipt: Receipt, usage: Usage) -> Table:
         table.add_column(name, justify="left" if name == "site" else "right")
     for site in receipt.sites:
         counts = (site.edits, site.rules, site.bans, site.watches, site.tokens_edited, site.bans_fired)
-        table.add_row(Text(site.site), *map(str, counts), f"{site.largest_relative_norm:.3f}")
+        largest = "" if site.largest_relative_norm is None else f"{site.largest_relative_norm:.3f}"
+        table.add_row(Text(site.site), *("" if count is None else str(count) for count in counts), largest)
     timings = receipt.timings
     table.caption_justify = "left"
     table.caption = Text(
         f"model {receipt.model} · steered: {'yes' if receipt.steered else 'no'} · "
-        f"{usage.prompt_tokens} + {usage.completion_tokens} tokens, {usage.steered_tokens} steered\n"
-        f"program {receipt.program_digest}\n"
+        f"{usage.prompt_tokens} + {usage.completion_tokens} tokens, "
+        f"{'how many is not told' if usage.steered_tokens is None else usage.steered_tokens} steered\n"
+        f"program {receipt.program_digest or 'not told'}\n"
         f"policy {receipt.policy_revision or 'none'} · queue {timings.queue_seconds:.3f} s, "
         f"prefill {timings.prefill_seconds:.3f} s, decode {timings.decode_seconds:.3f} s"
     )

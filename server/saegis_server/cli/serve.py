@@ -16,6 +16,7 @@ from saegis_server.cli import serve_options as at
 from saegis_server.cli.output import USAGE, fail, notes, print_json_line
 from saegis_server.cli.stages import StageDisplay, stage_display
 from saegis_server.policy.audit_choices import Fsync, OnFailure
+from saegis_server.policy.match_choices import Unmatched
 
 if TYPE_CHECKING:
     from saegis_server.rpc.config import Address, ServerConfig
@@ -63,6 +64,7 @@ def serve(
     policy: at.Policies = None,
     policy_state: at.PolicyState = None,
     policy_key: at.PolicyKeys = None,
+    unmatched_policies: at.UnmatchedPolicies = Unmatched.REFUSE,
     audit: at.AuditDirectory = None,
     audit_fsync: at.AuditFsync = Fsync.ALWAYS,
     audit_key_file: at.AuditKeyFile = None,
@@ -96,7 +98,7 @@ def serve(
         metrics_port=None if metrics_port < 0 else metrics_port,
         tls=_tls(tls_cert, tls_key, client_ca),
         identities=identities,
-        policies=_policies(policy or [], policy_state, policy_key or []),
+        policies=_policies(policy or [], policy_state, policy_key or [], unmatched_policies),
         audit=_audit(audit, audit_fsync, audit_key_file, audit_prompts, audit_on_failure),
         reflection=reflection,
         max_running=max_running,
@@ -159,12 +161,14 @@ def _tls(cert: Path | None, key: Path | None, client_ca: Path | None) -> dict[st
     return {"cert": cert, "key": key, "client_ca": client_ca}
 
 
-def _policies(bundles: list[Path], state: Path | None, keys: list[Path]) -> dict[str, Any] | None:
+def _policies(
+    bundles: list[Path], state: Path | None, keys: list[Path], unmatched: Unmatched
+) -> dict[str, Any] | None:
     if not bundles and state is None:
         if keys:
             raise fail("a policy key without policies", "give a --policy or a --policy-state", USAGE)
         return None
-    return {"bundles": bundles, "state": state, "keys": keys}
+    return {"bundles": bundles, "state": state, "keys": keys, "unmatched": unmatched}
 
 
 def _audit(

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from saegis_server.policy.audit_choices import Fsync, OnFailure
+from saegis_server.policy.match_choices import Unmatched
 
 _PANEL_AUDIT = "Audit"
 _PANEL_LIMITS = "Limits"
@@ -85,6 +86,14 @@ PolicyKeys = Annotated[
     typer.Option(
         metavar="FILE.pub",
         help="A public key; bundles must be signed by it. Again for another.",
+        rich_help_panel=_PANEL_POLICIES,
+    ),
+]
+UnmatchedPolicies = Annotated[
+    Unmatched,
+    typer.Option(
+        help="What to do with a policy that can match no model, tenant or role here, or names one that only "
+        "looks alike.",
         rich_help_panel=_PANEL_POLICIES,
     ),
 ]

@@ -46,6 +46,8 @@ class Guard:
     """All conditions of a request. Their readings are the `guards` of its program, see `Condition`."""
 
     conditions: tuple[Guarded, ...] = ()
+    hold_back: bool = False
+    reads_first_token: bool = False
 
 
 #: The guard of a request that nobody watches over.

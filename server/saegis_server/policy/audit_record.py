@@ -75,10 +75,10 @@ class DeletionRecord(AuditRecord):
 class DecisionRecord(AuditRecord):
     """What was decided on a request, before anything is generated.
 
-    denials, would_deny: policy, rule, message, field and mode of each. rules: policy, rule, action and mode
-    of each that applies. edits: of each that was asked for, what a replay needs: path, site, op, sae, index,
-    value, unit, phase; no sae and index of a direction. unruled: whether a score was to be compared with the
-    model without the operator's rules. prompt: its text, written only where the settings say so.
+    denials, would_deny: policy, rule, message, field, mode and shared of each. rules: policy, rule, action
+    and mode of each that applies. edits: of each edit and watch that was asked for, what a replay needs:
+    path, site, op, sae, index, value, unit, phase; no sae and index of a direction. uses: of what it asks
+    for beyond the ordinary use, field and value. prompt: its text, written only where the settings say so.
     """
 
     kind: ClassVar[str] = "decision"
@@ -96,8 +96,8 @@ class DecisionRecord(AuditRecord):
     rules: tuple[Fields, ...] = ()
     program_digest: str = ""
     prompt_tokens: int = 0
-    unruled: bool = False
     edits: tuple[Fields, ...] = ()
+    uses: tuple[Fields, ...] = ()
     prompt: str | None = None
 
 

@@ -1,4 +1,4 @@
-"""Authority: which edits a request may make by itself, by a policy's allowances and limits."""
+"""Authority: what a request may do by itself, by a policy's allowances and limits."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from saegis_server.policy.errors import Problem
 from saegis_server.policy.operations import WITH_UNIT
 from saegis_server.policy.schema import Allowance, Limits, Op, Unit
 from saegis_server.policy.selectors import Faults, Selectors
+from saegis_server.policy.uses import ORDINARY, Use, UseOfRequest
 
 
 class Fit(Enum):
@@ -35,6 +36,7 @@ class CompiledAllowance:
     low: float
     high: float
     unit: Unit
+    uses: frozenset[Use] = frozenset()
 
     def fit(self, edit: RequestEdit) -> Fit:
         """How it fits an edit. An edit without a value (ablate, a plain ban) counts as one of 0."""
@@ -44,11 +46,17 @@ class CompiledAllowance:
             covered = self.directions
         else:
             covered = self.features is None or (edit.site, edit.edit.probe.key) in self.features
-        if not covered:
-            return Fit.NOT
+        if not covered or edit.op is Op.WATCH:
+            return Fit.FITS if covered else Fit.NOT
         value = 0.0 if edit.value is None else edit.value
         right_unit = edit.op not in WITH_UNIT or edit.unit is self.unit
         return Fit.FITS if right_unit and self.low <= value <= self.high else Fit.BUT_FOR_VALUE
+
+    def permits(self, asked: UseOfRequest) -> Fit:
+        """How it fits a use."""
+        if asked.use not in self.uses:
+            return Fit.NOT
+        return Fit.FITS if asked.value is None or asked.value <= self.high else Fit.BUT_FOR_VALUE
 
     @property
     def range(self) -> str:
@@ -94,13 +102,14 @@ def compile_allowance(allowance: Allowance, limits: Limits, selectors: Selectors
         low=-math.inf if allowance.min is None else allowance.min,
         high=math.inf if allowance.max is None else allowance.max,
         unit=allowance.unit,
+        uses=frozenset(allowance.uses),
     )
 
 
 def judge_allowances(
     policy: str, allowances: Sequence[CompiledAllowance], edits: Sequence[RequestEdit]
 ) -> Iterator[Denial]:
-    """A denial for each edit that no allowance covers; without allowances that is every edit."""
+    """A denial for each edit and watch that no allowance covers; without allowances that is every one."""
     for edit in edits:
         fits = {allowance.id: allowance.fit(edit) for allowance in allowances}
         if Fit.FITS in fits.values():
@@ -114,6 +123,22 @@ def judge_allowances(
         yield Denial(policy, "allow", message, edit.path)
 
 
+def judge_uses(
+    policy: str, allowances: Sequence[CompiledAllowance], uses: Sequence[UseOfRequest]
+) -> Iterator[Denial]:
+    """A denial for each use that no allowance permits."""
+    for asked in uses:
+        fits = {allowance.id: allowance.permits(asked) for allowance in allowances}
+        if Fit.FITS in fits.values():
+            continue
+        beyond = f" above {ORDINARY[asked.use]:g}" if asked.use in ORDINARY else ""
+        message = f"the policy does not allow the use {asked.use.value}{beyond}"
+        near = next((each for each in allowances if fits[each.id] is Fit.BUT_FOR_VALUE), None)
+        if near is not None:
+            message = f"{asked.shown} is more than {near.id} allows: at most {near.high:g}"
+        yield Denial(policy, "allow", message, asked.field)
+
+
 def judge_limits(
     policy: str, limits: Limits, edits: Sequence[RequestEdit], sites: Sequence[str], first_ban: str | None
 ) -> Iterator[Denial]:
@@ -123,6 +148,7 @@ def judge_limits(
     could be built again, and the first site with a ban is the last one of some feature; going by it, a
     further ban never permits more.
     """
+    edits = [edit for edit in edits if edit.op is not Op.WATCH]
     if limits.max_edits is not None and len(edits) > limits.max_edits:
         message = f"has {len(edits)} edits; the policy allows {limits.max_edits}"
         yield Denial(policy, "limits.max_edits", message, "steering.edits")
@@ -131,4 +157,4 @@ def judge_limits(
     for edit in edits:
         if sites.index(edit.site) > sites.index(first_ban):
             message = f"{edit.site} is behind {first_ban}, where features are banned"
-            yield Denial(policy, "limits.after_bans", message, edit.path)
+            yield Denial(policy, "limits.after_bans", message, edit.path, shared=True)

@@ -27,10 +27,10 @@ from saegis_server.policy.bundle_files import (
 from saegis_server.policy.cases_schema import Case, Cases
 from saegis_server.policy.directions import read_directions
 from saegis_server.policy.errors import BundleError, Problem, SchemaError, SyntaxProblem
-from saegis_server.policy.schema import Part, Policy, entries
+from saegis_server.policy.schema import Match, Part, Policy, entries
 from saegis_server.policy.signature import Signature
 from saegis_server.policy.validation import validated
-from saegis_server.policy.yaml_text import Document, read_yaml
+from saegis_server.policy.yaml_text import Document, path_of, read_yaml
 
 Content = TypeVar("Content", Policy, Part, Cases)
 
@@ -54,7 +54,8 @@ class Bundle:
     written has no meaning. cases: of tests/. directions: the vectors by file and name, float32 [d]. files:
     every file by its path inside, the signature excepted. digest: see `digest_of`. signature: None of a
     bundle that is not signed; whether it holds is for `signing.verify` to say. sources: where each rule,
-    allowance and protection stands, by id. case_sources: the same of each case, by name.
+    allowance and protection stands, by id. case_sources: the same of each case, by name. match_sources: the
+    same of each name in the match, such as "match.models[0]", and of the match as a whole.
     """
 
     policy: Policy = field(compare=False)
@@ -65,6 +66,7 @@ class Bundle:
     signature: Signature | None = None
     sources: Mapping[str, Source] = field(default_factory=dict, compare=False, repr=False)
     case_sources: Mapping[str, Source] = field(default_factory=dict, compare=False, repr=False)
+    match_sources: Mapping[str, Source] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -109,6 +111,7 @@ class Bundle:
             signature=None if signed is None else Signature.from_json(signed),
             sources=MappingProxyType(reading.sources),
             case_sources=MappingProxyType(reading.case_sources),
+            match_sources=MappingProxyType(reading.match_sources),
         )
 
     def archive(self) -> bytes:
@@ -136,6 +139,7 @@ class _Reading:
     def __init__(self) -> None:
         self.sources: dict[str, Source] = {}
         self.case_sources: dict[str, Source] = {}
+        self.match_sources: dict[str, Source] = {}
         self._errors: list[BundleError] = []
 
     def check(self) -> None:
@@ -206,6 +210,12 @@ class _Reading:
     def _note(self, made: Policy | Part | Cases, document: Document, file: str) -> None:
         """Note where each id and name stands. Raises SchemaError for those that stand elsewhere too."""
         problems = []
+        if isinstance(made, Policy):
+            places = [
+                (key, each) for key in Match.model_fields for each in range(len(getattr(made.match, key)))
+            ]
+            for place in (("match",), *(("match", *place) for place in places)):
+                self.match_sources[path_of(place)] = Source(file, document.line(place))
         for known, place, name in self._names(made):
             line = document.line((*place, "name" if known is self.case_sources else "id"))
             first = known.setdefault(name, source := Source(file, line))

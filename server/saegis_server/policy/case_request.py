@@ -14,6 +14,7 @@ from saegis_server.policy.errors import Problem
 from saegis_server.policy.operations import WITH_UNIT, row_of
 from saegis_server.policy.schema import DirectionSelector, FeatureSelector, Op, Unit
 from saegis_server.policy.selectors import Selected, SelectionError, Selectors
+from saegis_server.policy.uses import beyond
 from saegis_server.steering.rows import Edit
 
 
@@ -48,7 +49,14 @@ def facts_of(request: CaseRequest, compiled: CompiledPolicy) -> RequestFacts:
         for place, edit in enumerate(request.edits)
     )
     model = request.model or compiled.world.model
-    return RequestFacts(request.tenant, frozenset(request.roles), model, edits)
+    uses = tuple(beyond(each.word, each.value, f"uses[{place}]") for place, each in enumerate(request.uses))
+    return RequestFacts(
+        tenant=request.tenant,
+        roles=frozenset(request.roles),
+        model=model,
+        edits=edits,
+        uses=tuple(use for use in uses if use is not None),
+    )
 
 
 def readings_of_case(request: CaseRequest, compiled: CompiledPolicy) -> Readings:
@@ -107,11 +115,11 @@ def _row(edit: CaseEdit, target: Selected, path: str) -> Edit:
     value, has_unit = edit.value, edit.op in WITH_UNIT
     if not has_unit and edit.unit is not Unit.FEATURE:
         raise SelectionError(Problem(f"{edit.op} takes no unit", f"{path}.unit"))
-    if edit.op is Op.ABLATE and value is not None:
-        raise SelectionError(Problem("ablate takes no value", f"{path}.value"))
+    if edit.op in (Op.ABLATE, Op.WATCH) and value is not None:
+        raise SelectionError(Problem(f"{edit.op} takes no value", f"{path}.value"))
     if edit.op is Op.BAN and value is not None and value < 0.0:
         raise SelectionError(Problem("the strength of a ban must be at least 0", f"{path}.value"))
-    if value is None and edit.op not in (Op.ABLATE, Op.BAN):
+    if value is None and edit.op not in (Op.ABLATE, Op.BAN, Op.WATCH):
         raise SelectionError(Problem(f"{edit.op} needs a value", f"{path}.value"))
     scaled, relative = value or 0.0, False
     if has_unit:

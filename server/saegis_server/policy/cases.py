@@ -166,4 +166,7 @@ def _reached(
         found.update(
             each.id for each in compiled.allowances for edit in facts.edits if each.fit(edit) is Fit.FITS
         )
+        found.update(
+            each.id for each in compiled.allowances for use in facts.uses if each.permits(use) is Fit.FITS
+        )
     return frozenset(found)

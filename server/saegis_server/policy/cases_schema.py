@@ -18,7 +18,9 @@ from saegis_server.policy.schema import (
     Strict,
     Text,
     Unit,
+    Use,
 )
+from saegis_server.policy.uses import ORDINARY
 
 
 class CaseEdit(Strict):
@@ -54,13 +56,28 @@ class CaseReading(Strict):
         return self
 
 
+class CaseUse(Strict):
+    """What a case's request asks for beyond the ordinary. value: of n and temperature."""
+
+    word: Use
+    value: Number | None = None
+
+    @model_validator(mode="after")
+    def _has_its_value(self) -> Self:
+        if (self.word in ORDINARY) != (self.value is not None):
+            wanted = "give the value" if self.word in ORDINARY else "has no value"
+            raise ValueError(f"{self.word.value}: {wanted}")
+        return self
+
+
 class CaseRequest(Strict):
-    """The request of a case: who asks what model, with which edits, and what is read while it is answered."""
+    """The request of a case: who asks what model, what it asks for, and what is read while it is answered."""
 
     tenant: str = "default"
     roles: tuple[str, ...] = ("use", "steer")
     model: str = ""
     edits: tuple[CaseEdit, ...] = ()
+    uses: tuple[CaseUse, ...] = ()
     readings: tuple[CaseReading, ...] = ()
 
 

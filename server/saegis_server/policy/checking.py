@@ -13,7 +13,16 @@ from saegis_server.policy.bundle import Bundle
 from saegis_server.policy.cases import CaseResult, run_cases
 from saegis_server.policy.compiled import CompiledPolicy, compile_policy
 from saegis_server.policy.conflicts import conflicts
-from saegis_server.policy.errors import CasesError, ConflictError, PolicyError, Problem, SerialError
+from saegis_server.policy.errors import (
+    CasesError,
+    ConflictError,
+    PolicyError,
+    Problem,
+    SerialError,
+    UnmatchedError,
+)
+from saegis_server.policy.match_choices import Unmatched
+from saegis_server.policy.reach import reach, told_by_allowances
 from saegis_server.policy.signing import verify
 from saegis_server.policy.state import Standing
 from saegis_server.policy.world import World
@@ -23,12 +32,16 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class CheckedBundle:
-    """A bundle that may come in force. signed_by: the id of the key, or empty where none is asked for."""
+    """A bundle that may come in force. signed_by: the id of the key, or empty where none is asked for.
+
+    warnings: what is hardly meant in it.
+    """
 
     bundle: Bundle
     compiled: CompiledPolicy
     signed_by: str
     cases: tuple[CaseResult, ...]
+    warnings: tuple[Problem, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,21 +52,32 @@ class Examination:
     signed_by: str
     cases: tuple[CaseResult, ...]
     problems: tuple[Problem, ...]
+    warnings: tuple[Problem, ...] = ()
 
 
 class Checker:
-    """Checks bundles for a world. keys: those that the operator trusts; without any, none must be signed."""
+    """Checks bundles for a world. keys: those that the operator trusts; without any, none must be signed.
 
-    def __init__(self, world: World, keys: Sequence[Ed25519PublicKey] = ()) -> None:
+    unmatched: what is done with a policy that can match nothing of the world.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        keys: Sequence[Ed25519PublicKey] = (),
+        unmatched: Unmatched = Unmatched.REFUSE,
+    ) -> None:
         self.world = world
         self.keys = tuple(keys)
+        self.unmatched = unmatched
 
     def check(
         self, bundle: Bundle, standing: Standing | None = None, beside: Iterable[CompiledPolicy] = ()
     ) -> CheckedBundle:
         """The bundle, ready to come in force over `standing`, `beside` policies that are.
 
-        Raises SignatureError, SerialError, CompileError, CasesError or ConflictError, whichever comes first.
+        Raises SignatureError, SerialError, CompileError, CasesError, ConflictError or UnmatchedError,
+        whichever comes first.
         """
         signed_by = self.signed_by(bundle)
         if standing is not None:
@@ -62,12 +86,21 @@ class Checker:
         cases = run_cases(compiled)
         _check_cases(bundle, cases)
         check_conflicts(bundle, compiled, beside)
-        return CheckedBundle(bundle, compiled, signed_by, cases)
+        warnings = (*self._check_reach(bundle), *told_by_allowances(bundle, compiled))
+        return CheckedBundle(bundle, compiled, signed_by, cases, warnings)
 
     def examine(
-        self, bundle: Bundle, standing: Standing | None, beside: Iterable[CompiledPolicy] = ()
+        self,
+        bundle: Bundle,
+        standing: Standing | None,
+        beside: Iterable[CompiledPolicy] = (),
+        *,
+        tells_callers: bool = True,
     ) -> Examination:
-        """Everything that `check` would find, not only the first."""
+        """Everything that `check` would find, not only the first.
+
+        tells_callers: whether what it finds may tell of who may call.
+        """
         problems: list[Problem] = []
 
         def attempt(step: Callable[[], T]) -> T | None:
@@ -85,7 +118,18 @@ class Checker:
         attempt(lambda: _check_cases(bundle, cases))
         if compiled is not None:
             attempt(lambda: check_conflicts(bundle, compiled, beside))
-        return Examination(bundle, signed_by, cases, tuple(problems))
+        warnings = attempt(lambda: self._check_reach(bundle, tells_callers)) or ()
+        if compiled is not None:
+            warnings = (*warnings, *told_by_allowances(bundle, compiled))
+        return Examination(bundle, signed_by, cases, tuple(problems), warnings)
+
+    def _check_reach(self, bundle: Bundle, tells_callers: bool = True) -> tuple[Problem, ...]:
+        """What of the match reaches nothing, where that is only a warning. Raises UnmatchedError."""
+        ask = self.world.callers if tells_callers else None
+        found = reach(bundle, self.world, ask() if ask is not None else None)
+        if found.unmatched and self.unmatched is Unmatched.REFUSE:
+            raise UnmatchedError(found.unmatched)
+        return (*found.unmatched, *found.stray)
 
     def signed_by(self, bundle: Bundle) -> str:
         """The id of the key that signed it, empty where none is asked for. Raises SignatureError."""

@@ -253,7 +253,7 @@ def with_edits(
             found[edit.site] = replace(at_site, bans=_with_ban(at_site.bans, edit.edit))
         else:
             found[edit.site] = replace(at_site, edits=(*at_site.edits, edit.edit), max_relative_norm=bound)
-    program = SteeringProgram({site: found[site] for site in world.sites if site in found})
+    program = replace(combined.program, sites={site: found[site] for site in world.sites if site in found})
     for site in dict.fromkeys(edit.site for edit in edits):
         at_site = program.sites[site]
         world.capacity.check(site, at_site)

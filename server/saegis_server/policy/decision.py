@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from saegis_server.engine.guard import UNGUARDED, Guard
 from saegis_server.policy.schema import Mode, Op, Transparency, Unit
+from saegis_server.policy.uses import UseOfRequest
 from saegis_server.sae.catalog import FoundFeature
 from saegis_server.steering.program import UNSTEERED, SteeringProgram
 from saegis_server.steering.rows import Edit
@@ -13,7 +14,7 @@ from saegis_server.steering.rows import Edit
 
 @dataclass(frozen=True, slots=True)
 class RequestEdit:
-    """One edit that a request asks for: `path` is its field, such as "steering.edits[2]".
+    """One edit or watch that a request asks for: `path` is its field, such as "steering.edits[2]".
 
     feature: None for a direction of the request's own. value: as asked, in `unit`; None where there is none.
     edit: the row that it becomes at `site`.
@@ -30,19 +31,21 @@ class RequestEdit:
 
 @dataclass(frozen=True, slots=True)
 class RequestFacts:
-    """Who asks, in which roles, what model, and which edits."""
+    """Who asks, in which roles, what model, which edits and watches, and what beyond the ordinary."""
 
     tenant: str
     roles: frozenset[str]
     model: str
     edits: tuple[RequestEdit, ...] = ()
+    uses: tuple[UseOfRequest, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Denial:
     """Why a request may not run: policy, rule (or allowance, limit, protection), and field.
 
-    mode: of what says so; only what is enforced denies.
+    mode: of what says so; only what is enforced denies. shared: it rests on what several policies want
+    together, so that its message may tell of each of them.
     """
 
     policy: str
@@ -50,6 +53,7 @@ class Denial:
     message: str
     field: str = ""
     mode: Mode = Mode.ENFORCE
+    shared: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,12 +85,13 @@ class Decision:
     """What the policies say to a request.
 
     policy_revision: "name@revision" of each policy that matches, by name, with commas between. program and
-    guard are those to run with, the request's own edits included; of a denial they are empty. ruled_program:
-    that of the rules alone, as of a request without edits. rules: in force
+    guard are those to run with, the request's own edits included; of a denial they are empty. rules: in force
     and recorded only. would_deny: denials of policies that only audit or shadow. guard conditions are named
     `AppliedRule.name`; those in audit and shadow mode are there with Reaction.RECORD. peaks: which rows of
     the program's `guards`, in the order of `Literal.reading`, the rules of action "watch" read: name of the
-    rule and of the feature.
+    rule and of the feature. ruled_program: that of the rules alone, as of a request without edits. asked: the
+    request's own edits and watches. concealed: the names of the policies that concern it and tell only that
+    there are rules.
     """
 
     allowed: bool
@@ -98,3 +103,5 @@ class Decision:
     guard: Guard = UNGUARDED
     peaks: tuple[tuple[int, str, str], ...] = field(default=())
     ruled_program: SteeringProgram = UNSTEERED
+    asked: tuple[RequestEdit, ...] = ()
+    concealed: frozenset[str] = frozenset()

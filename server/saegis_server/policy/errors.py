@@ -75,6 +75,12 @@ class CompileError(PolicyError):
     kind = "compile"
 
 
+class UnmatchedError(PolicyError):
+    """A policy that can match no model, tenant or role of this server, or names one that looks alike."""
+
+    kind = "unmatched"
+
+
 class ConflictError(PolicyError):
     """A policy whose rules cannot hold together with those of another one in force."""
 

@@ -46,6 +46,12 @@ def _lines(decision: Decision, program_digest: str) -> Iterator[str]:
         bound = program.max_relative_norm
         moved = "" if bound is None else f"; own edits move a token by at most {bound:g} of its norm"
         yield f"  at {site}: {told}{moved}"
+    if decision.guard.hold_back:
+        yield "  text is told only once its tokens have been judged"
+    if decision.guard.reads_first_token:
+        yield "  conditions read the first token too"
+    if decision.program.moves_first_token:
+        yield "  rows move the first token too"
     if decision.allowed:
         yield f"  program {program_digest[:16]}"
 

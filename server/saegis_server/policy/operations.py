@@ -23,8 +23,10 @@ def row_of(op: Op, probe: Probe, value: float, phase: Phase, relative: bool = Fa
     """The row of an operation.
 
     value: in feature units or, with `relative`, a fraction of ‖x‖; the factor of a scale, the strength of a
-    ban; of no account for ablate.
+    ban; of no account for ablate and for watch, whose row changes nothing.
     """
+    if op is Op.WATCH:
+        return Edit(probe, phase=phase)
     if op is Op.SCALE:
         return rows.scale(probe, value, phase=phase)
     if op is Op.ABLATE:

@@ -76,7 +76,7 @@ class Protections:
             _ = self._owners, self._rows, self._bounds, self._places
 
     def judge(self, edits: Sequence[RequestEdit]) -> Iterator[Denial]:
-        """Denials of edits of what is protected, of vectors close to it, and of sums that come close."""
+        """Denials of edits and watches of what is protected, of vectors and sums of vectors close to it."""
         if not self.protections or not edits:
             return
         reads = units([edit.edit.probe.read for edit in edits])
@@ -89,7 +89,10 @@ class Protections:
         if not denied:
             # Edits move an activation along what they write; a ban's projection moves along its read too.
             bans = [edit.op is Op.BAN for edit in edits]
-            yield from self._sums(np.concatenate([writes, reads[bans]]))
+            watched = np.array([edit.op is Op.WATCH for edit in edits])
+            yield from self._sums(np.concatenate([writes[~watched], reads[bans]]), "edits")
+            # What is read of several vectors is read of every sum of them.
+            yield from self._sums(reads[watched], "watches")
 
     def _touched(self, edits: Sequence[RequestEdit]) -> Iterator[Denial]:
         for edit in edits:
@@ -102,19 +105,22 @@ class Protections:
         cosines = np.maximum(np.abs(reads @ self._rows.T), np.abs(writes @ self._rows.T))
         for place, row in np.argwhere(cosines > self._bounds):
             protection, target = self._owners[row]
-            message = _message("a vector of this edit has", cosines[place, row], protection, target)
+            what = "watch" if edits[place].op is Op.WATCH else "edit"
+            message = _message(f"a vector of this {what} has", cosines[place, row], protection, target)
             yield Denial(self.policy, protection.id, message, edits[place].path)
 
-    def _sums(self, vectors: Vectors) -> Iterator[Denial]:
+    def _sums(self, vectors: Vectors, what: str) -> Iterator[Denial]:
         """Denials of what vectors can add up to, at all sites: they add to one stream."""
+        if not len(vectors):
+            return
         cosines = span_cosines(vectors, self._rows)
         told: set[str] = set()
         for row in np.flatnonzero(cosines > self._bounds):
             protection, target = self._owners[row]
             if protection.id not in told:
                 told.add(protection.id)
-                message = _message("the edits together reach", cosines[row], protection, target)
-                yield Denial(self.policy, protection.id, message, "steering.edits")
+                message = _message(f"the {what} together reach", cosines[row], protection, target)
+                yield Denial(self.policy, protection.id, message, f"steering.{what}")
 
 
 def _message(what: str, cosine: float, protection: CompiledProtection, target: Selected) -> str:

@@ -14,7 +14,7 @@ from saegis_server.policy.audit_chain import UnreadableLineError, read_line
 from saegis_server.policy.audit_record import DecisionRecord, PlainJson
 from saegis_server.policy.audit_verify import files_of
 from saegis_server.policy.case_request import facts_of
-from saegis_server.policy.cases_schema import CaseEdit, CaseRequest
+from saegis_server.policy.cases_schema import CaseEdit, CaseRequest, CaseUse
 from saegis_server.policy.compiled import CompiledPolicy
 from saegis_server.policy.decide import PolicySet
 from saegis_server.policy.decision import Decision, Denial, RequestFacts
@@ -23,7 +23,7 @@ from saegis_server.policy.selectors import SelectionError
 Record = Mapping[str, PlainJson]
 
 #: What a replay reads of a record; one of which something is masked cannot be replayed.
-_NEEDED = ("tenant", "roles", "model", "policy_revision", "allowed", "denials", "edits")
+_NEEDED = ("tenant", "roles", "model", "policy_revision", "allowed", "denials", "edits", "uses")
 _NO_POLICY = ("", "match")
 
 
@@ -177,6 +177,7 @@ def _denials(record: Record) -> tuple[Denial, ...]:
 
 def _facts(record: Record, candidate: CompiledPolicy) -> RequestFacts:
     edits = list(_edits(_maps(record["edits"], "edits")))
+    uses = list(_uses(_maps(record["uses"], "uses")))
     roles = record["roles"]
     if not isinstance(roles, list):
         raise NotReplayableError("its roles are no list")
@@ -185,7 +186,7 @@ def _facts(record: Record, candidate: CompiledPolicy) -> RequestFacts:
     )
     try:
         # Cases are made of the same edits, so that they are judged in the same way.
-        return facts_of(request.model_copy(update={"edits": tuple(edits)}), candidate)
+        return facts_of(request.model_copy(update={"edits": tuple(edits), "uses": tuple(uses)}), candidate)
     except SelectionError as error:
         raise NotReplayableError("; ".join(problem.message for problem in error.problems)) from error
 
@@ -203,6 +204,14 @@ def _edits(recorded: Iterable[Record]) -> Iterator[CaseEdit]:
         except ValidationError as error:
             fields = ", ".join(".".join(map(str, problem["loc"])) for problem in error.errors())
             raise NotReplayableError(f"an edit is not as it should be: {fields}") from error
+
+
+def _uses(recorded: Iterable[Record]) -> Iterator[CaseUse]:
+    for each in recorded:
+        try:
+            yield CaseUse.model_validate({"word": each.get("use"), "value": each.get("value")})
+        except ValidationError as error:
+            raise NotReplayableError("a use is not as it should be") from error
 
 
 def _maps(value: PlainJson, name: str) -> list[dict[str, PlainJson]]:

@@ -28,6 +28,7 @@ from saegis_server.policy.selector_schema import (
     Unit,
     Where,
 )
+from saegis_server.policy.uses import ORDINARY, Use
 
 __all__ = [
     "ACTIONS",
@@ -43,6 +44,7 @@ __all__ = [
     "DirectionSelector",
     "Expression",
     "FeatureSelector",
+    "FirstToken",
     "Flag",
     "Floor",
     "Index",
@@ -68,8 +70,10 @@ __all__ = [
     "Strict",
     "Targets",
     "Text",
+    "Told",
     "Transparency",
     "Unit",
+    "Use",
     "Watch",
     "When",
     "Where",
@@ -90,10 +94,20 @@ class Mode(StrEnum):
 
 
 class Transparency(StrEnum):
-    """What a receipt tells of the rules: their ids, reasons and labels, or only that it was steered."""
+    """What is told of the policy to those who do not administer it (see `policy.disclosure`).
+
+    Its rules with their reasons and labels, and why it denies; or only that there are rules.
+    """
 
     LABELS = "labels"
     STEERED = "steered"
+
+
+class Told(StrEnum):
+    """When text is told: at once, or only when its tokens have been judged by every condition."""
+
+    AT_ONCE = "at_once"
+    JUDGED = "judged"
 
 
 class Ban(Targets):
@@ -214,21 +228,39 @@ class Match(Strict):
 
 
 class Allowance(Strict):
-    """Edits that a request may make: any of these operations on any of these targets within the range.
+    """What a request may do: any of these operations on any of these targets within the range; or these uses.
 
     features, sites: left out means every one. directions: whether the request's own vectors may be used.
     min, max: the range of the value, strength or factor, in `unit`; left out means no bound. An edit whose
-    value is in another unit than `unit` is not allowed by this entry.
+    value is in another unit than `unit` is not allowed by this entry. A watch has no value. uses: words for
+    what a request asks for beyond the ordinary; `max` then bounds n or temperature.
     """
 
     id: Name
-    ops: Annotated[tuple[Op, ...], Field(min_length=1)]
+    ops: Annotated[tuple[Op, ...], Field(min_length=1)] = ()
+    uses: Annotated[tuple[Use, ...], Field(min_length=1)] = ()
     features: tuple[FeatureSelector, ...] | None = None
     directions: Flag = False
     sites: tuple[str, ...] | None = None
     min: Number | None = None
     max: Number | None = None
     unit: Unit = Unit.FEATURE
+
+    @model_validator(mode="after")
+    def _is_of_one_kind(self) -> Self:
+        if bool(self.ops) == bool(self.uses):
+            raise ValueError("give either ops, for edits and watches, or uses")
+        if self.uses:
+            ranged = {"features", "directions", "sites", "min", "unit"} & self.model_fields_set
+            if ranged:
+                raise ValueError(f"{min(ranged)}: is for ops; uses have at most a max")
+            if self.max is not None and not set(self.uses) <= set(ORDINARY):
+                raise ValueError(f"max: bounds {' and '.join(ORDINARY)} only; write the other uses apart")
+            if self.max is not None and self.max < 1.0:
+                raise ValueError("max: up to 1 needs no allowance; give more")
+        elif set(self.ops) == {Op.WATCH} and {"min", "max", "unit"} & self.model_fields_set:
+            raise ValueError("a watch has no value, so watch alone takes no min, max and unit")
+        return self
 
     @model_validator(mode="after")
     def _has_a_range(self) -> Self:
@@ -263,11 +295,23 @@ class Protection(Targets):
     max_cosine: Annotated[float, Field(gt=0.0, le=1.0, strict=True)] = 0.5
 
 
+class FirstToken(Strict):
+    """What is done at a sequence's first token, where that is the model's own beginning-of-sequence token.
+
+    conditions: conditions read it. rows: rows move it. Nothing stands before it, so it says nothing of the
+    request, and most features fire on it. Any matching policy that says true wins.
+    """
+
+    conditions: Flag = False
+    rows: Flag = False
+
+
 class Policy(Strict):
     """A policy: who it is, whom it concerns, and its rules.
 
     serial: rises with every revision; a server takes no step back. revision: the author's name for it.
-    urgent: it also governs requests that were admitted before it, by ending them.
+    urgent: it also governs requests that were admitted before it, by ending them. told: when text is told;
+    `judged` wins where several policies match.
     """
 
     apiVersion: Literal["saegis.dev/v1"]
@@ -279,6 +323,8 @@ class Policy(Strict):
     urgent: Flag = False
     mode: Mode = Mode.ENFORCE
     transparency: Transparency = Transparency.LABELS
+    told: Told = Told.AT_ONCE
+    first_token: FirstToken = FirstToken()
     match: Match = Match()
     rules: tuple[Rule, ...] = ()
     allow: tuple[Allowance, ...] = ()

@@ -46,7 +46,7 @@ class Phase(StrEnum):
 
 
 class Op(StrEnum):
-    """The operations of a request's edits: the names of the contract's `Operation`, in lower case."""
+    """What a request does to a target: the contract's `Operation` in lower case, and `watch`, to read it."""
 
     CLAMP = "clamp"
     CLAMP_IF_ACTIVE = "clamp_if_active"
@@ -56,6 +56,7 @@ class Op(StrEnum):
     FLOOR = "floor"
     ABLATE = "ablate"
     BAN = "ban"
+    WATCH = "watch"
 
 
 class Where(Strict):

@@ -16,9 +16,11 @@ from saegis_server.policy.bundle import Bundle
 from saegis_server.policy.checking import CheckedBundle, Checker, Examination
 from saegis_server.policy.compiled import CompiledPolicy
 from saegis_server.policy.decide import PolicySet
+from saegis_server.policy.disclosure import OPERATOR, Audience
 from saegis_server.policy.errors import PolicyError, Problem, SerialError
 from saegis_server.policy.history import DiskHistory, History, MemoryHistory
 from saegis_server.policy.in_force import InForce, Snapshot
+from saegis_server.policy.match_choices import Unmatched
 from saegis_server.policy.state import FEWEST_DIGITS, PolicyState, Revision, Standing
 from saegis_server.policy.store_errors import (
     HistoryError,
@@ -61,6 +63,7 @@ class PolicyStore:
     world: what they are compiled for. directory: where they survive a restart; None: they do not. keys: one
     of them must have signed a bundle; without any, none must be signed. record: told of each change before it
     takes effect, and of each bundle that was rejected; what it raises keeps a change from taking effect.
+    unmatched: what is done with a policy that can match nothing of the world.
 
     Changes are slow and come one after another; reads never wait. Raises HistoryError where the directory
     cannot be used.
@@ -73,9 +76,10 @@ class PolicyStore:
         directory: Path | None = None,
         keys: Sequence[Ed25519PublicKey] = (),
         record: Callable[[PolicyRecord], None] = lambda record: None,
+        unmatched: Unmatched = Unmatched.REFUSE,
     ) -> None:
         self._history: History = MemoryHistory() if directory is None else DiskHistory(directory)
-        self._checker = Checker(world, keys)
+        self._checker = Checker(world, keys, unmatched)
         self._metrics = metrics
         self._record = record
         self._lock = threading.Lock()
@@ -92,19 +96,23 @@ class PolicyStore:
         """What the policies are compiled for."""
         return self._checker.world
 
-    def snapshot(self) -> tuple[PolicySet, tuple[PolicyState, ...]]:
-        """What decides, and each policy in force by name, at one moment."""
-        now = self._now
-        return now.deciding, tuple(each.state for each in now.policies.values())
+    def all_for(self, audience: Audience) -> tuple[InForce, ...]:
+        """The policies in force of which an audience knows, by name, at one moment."""
+        policies = self._now.policies.values()
+        return tuple(each for each in policies if audience.knows_of(each.active.bundle.policy))
 
-    def get(self, name: str) -> tuple[PolicyState, Bundle]:
-        """A policy in force and its bundle. Raises UnknownPolicyError."""
-        found = self._policy(name)
+    def get(self, name: str, audience: Audience = OPERATOR) -> tuple[PolicyState, Bundle]:
+        """A policy in force and its bundle.
+
+        Raises UnknownPolicyError, as the others that take a name do: also where the audience does not know
+        of it.
+        """
+        found = self._policy(name, audience)
         return found.state, found.active.bundle
 
-    def history(self, name: str) -> tuple[PolicyState, tuple[Revision, ...]]:
-        """A policy in force and all revisions that it had, newest first. Raises UnknownPolicyError."""
-        found = self._policy(name)
+    def history(self, name: str, audience: Audience = OPERATOR) -> tuple[PolicyState, tuple[Revision, ...]]:
+        """A policy in force and all revisions that it had, newest first."""
+        found = self._policy(name, audience)
         return found.state, found.standing.revisions[::-1]
 
     def on_change(self, listener: Listener) -> None:
@@ -116,10 +124,18 @@ class PolicyStore:
         found = self._now.policies.get(bundle.policy.name)
         return self._checker.check(bundle, found.standing if found is not None else None, self._acting)
 
-    def examine(self, bundle: Bundle) -> Examination:
-        """Everything that is wrong with a bundle, and how its cases went."""
-        found = self._now.policies.get(bundle.policy.name)
-        return self._checker.examine(bundle, found.standing if found is not None else None, self._acting)
+    def examine(self, bundle: Bundle, audience: Audience = OPERATOR) -> Examination:
+        """Everything that is wrong with a bundle, and how its cases went.
+
+        It is held against the policies of which the audience may learn what they say, and no others: a
+        conflict tells of both.
+        """
+        now = self._now
+        found = now.policies.get(bundle.policy.name)
+        known = found is not None and audience.knows_of(found.active.bundle.policy)
+        beside = [each for each in now.deciding.policies if audience.reads(each.policy)]
+        standing = found.standing if found is not None and known else None
+        return self._checker.examine(bundle, standing, beside, tells_callers=audience.administers)
 
     def load_start(self, paths: Sequence[Path]) -> None:
         """Put the configured bundles and those that were in force last in force, whichever are newer.
@@ -137,6 +153,7 @@ class PolicyStore:
             before = self._history.standings()
             for name, each in opened.items():
                 self._keep_opened(each, before.get(name))
+                _warn(each.policy.active)
             self._show(Snapshot.of({name: each.policy for name, each in opened.items()}), urgent=False)
             if not failures:
                 self._metrics.policies_loaded()
@@ -160,6 +177,7 @@ class PolicyStore:
                 raise UnknownPolicyError(name, tuple(self._now.policies))
             standing = before.standing if before is not None else None
             checked = self._checker.check(bundle, standing, () if shadow else self._acting)
+            _warn(checked)
             change = _put(before, checked, by, bundle.archive(), shadow=shadow)
             return self._change(attempt, change)
 
@@ -176,6 +194,7 @@ class PolicyStore:
             known = _find(before.standing, digest)
             self._check_etag(name, etag)
             checked = load(self._checker, self._history, known, self._acting)
+            _warn(checked)
             attempt.bundle = checked.bundle
             revision = revision_of(checked, by)
             policy = InForce(before.standing.rolled_back(revision), checked)
@@ -190,11 +209,11 @@ class PolicyStore:
         """The policies in force, beside which another one must be able to be."""
         return self._now.deciding.policies
 
-    def _policy(self, name: str) -> InForce:
-        policies = self._now.policies
-        if name not in policies:
-            raise UnknownPolicyError(name, tuple(policies))
-        return policies[name]
+    def _policy(self, name: str, audience: Audience = OPERATOR) -> InForce:
+        known = {each.standing.name: each for each in self.all_for(audience)}
+        if name not in known:
+            raise UnknownPolicyError(name, tuple(known))
+        return known[name]
 
     def _is_there(self, bundle: Bundle, before: InForce, *, shadow: bool) -> bool:
         """Whether the bundle, signed as it is, is in the place that it is put to. Raises SignatureError."""
@@ -290,6 +309,11 @@ class PolicyStore:
         except Exception:
             # Nothing takes effect, and what is wrong with the bundle is the more useful answer.
             log.exception("the rejection of %s could not be recorded", shown)
+
+
+def _warn(checked: CheckedBundle) -> None:
+    for problem in checked.warnings:
+        log.warning("%s: %s", checked.bundle.revision_name, problem)
 
 
 def _put(before: InForce | None, checked: CheckedBundle, by: str, archive: bytes, *, shadow: bool) -> _Change:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -10,9 +11,30 @@ from saegis_server.sae.catalog import Catalog
 from saegis_server.steering.table import Capacity
 
 
+@dataclass(frozen=True, slots=True)
+class Callers:
+    """Who may call: the tenant and the roles of each principal."""
+
+    principals: frozenset[tuple[str, frozenset[str]]]
+
+    @property
+    def tenants(self) -> frozenset[str]:
+        """All their tenants."""
+        return frozenset(tenant for tenant, _ in self.principals)
+
+    @property
+    def roles(self) -> frozenset[str]:
+        """All their roles."""
+        return frozenset[str]().union(*(roles for _, roles in self.principals))
+
+
 @dataclass(frozen=True)
 class World:
-    """model: its name, as matches name it. sites: in forward order. width: d at every site."""
+    """model: its name, as matches name it. sites: in forward order. width: d at every site.
+
+    callers: tells who may call now; None where that is not known. named: whether `model` is the name that
+    the model is served under, and no stand-in for it.
+    """
 
     model: str
     sites: tuple[str, ...]
@@ -20,3 +42,5 @@ class World:
     catalog: Catalog
     capacity: Capacity
     activations: torch.dtype = torch.float32
+    callers: Callable[[], Callers] | None = None
+    named: bool = True

@@ -14,7 +14,9 @@ from saegis_server.engine.requests import (
     TokenOutput,
     Usage,
 )
-from saegis_server.policy.schema import Mode, Transparency
+from saegis_server.policy.decision import Decision
+from saegis_server.policy.disclosure import own_sites, receipt_counts, receipt_rules
+from saegis_server.policy.schema import Mode
 from saegis_server.rpc import policy_convert
 from saegis_server.rpc.run import Governed
 from saegis_server.sae.catalog import FoundFeature
@@ -102,13 +104,13 @@ def choice(piece: Piece, details: TokenDetails) -> generation_pb2.Choice:
     )
 
 
-def usage(counted: Usage) -> generation_pb2.Usage:
-    """Token counts."""
+def usage(counted: Usage, decision: Decision) -> generation_pb2.Usage:
+    """Token counts, as far as the policies that decided let them be told."""
     return generation_pb2.Usage(
         prompt_tokens=counted.prompt_tokens,
         completion_tokens=counted.completion_tokens,
         cached_tokens=counted.cached_tokens,
-        steered_tokens=counted.steered_tokens,
+        steered_tokens=counted.steered_tokens if receipt_counts(decision) else None,
     )
 
 
@@ -120,13 +122,19 @@ def receipt(done: Receipt, timings: Timings, model: str, governed: Governed) -> 
         policy_revision=decision.policy_revision,
         decision_id=governed.id,
         ruled=any(rule.mode is Mode.ENFORCE for rule in decision.rules),
-        rules=[
-            policy_convert.applied(rule, held.get(rule.name, 0))
-            for rule in decision.rules
-            if rule.transparency is Transparency.LABELS and rule.mode is not Mode.SHADOW
-        ],
-        program_digest=done.program_digest,
-        sites=[
+        rules=[policy_convert.applied(rule, held.get(rule.name, 0)) for rule in receipt_rules(decision)],
+        program_digest=done.program_digest if receipt_counts(decision) else "",
+        sites=_sites(done, decision),
+        steered=done.steered,
+        model=model,
+        timings=_timings(timings),
+    )
+
+
+def _sites(done: Receipt, decision: Decision) -> list[generation_pb2.SiteReceipt]:
+    """What was done at each site; where a policy conceals, what the request itself asked for there."""
+    if receipt_counts(decision):
+        return [
             generation_pb2.SiteReceipt(
                 site=site.site,
                 edits=site.edits,
@@ -138,11 +146,13 @@ def receipt(done: Receipt, timings: Timings, model: str, governed: Governed) -> 
                 largest_relative_norm=site.largest_relative_norm,
             )
             for site in done.sites
-        ],
-        steered=done.steered,
-        model=model,
-        timings=_timings(timings),
-    )
+        ]
+    own = own_sites(decision)
+    return [
+        generation_pb2.SiteReceipt(site=site.site, edits=site.edits, watches=site.watches)
+        for site in done.sites
+        if site.site in own
+    ]
 
 
 def feature(found: FoundFeature) -> feature_pb2.Feature:

@@ -15,7 +15,9 @@ from saegis_server.engine import requests as engine
 from saegis_server.policy import errors as policy
 from saegis_server.policy import store_errors as store
 from saegis_server.policy.audit_errors import AuditUnavailableError
+from saegis_server.policy.disclosure import revisions_told
 from saegis_server.rpc import problems
+from saegis_server.rpc.identity import current_audience
 from saegis_server.sae import catalog
 from saegis_server.steering.program import SteeringError
 
@@ -179,21 +181,21 @@ def _in_flight(error: problems.InFlightError) -> Problem:
 
 
 def _denied(error: problems.PolicyDeniedError) -> Problem:
-    first, decision = error.decision.denials[0], error.decision
-    fields = [each for each in decision.denials if each.field]
-    return Problem(
-        grpc.StatusCode.PERMISSION_DENIED,
-        "POLICY_DENIED",
-        f"the operator's policy denies the request: {_first([each.message for each in decision.denials])}",
-        {
-            "policy": first.policy,
-            "rule": first.rule,
-            "revision": _shortened(decision.policy_revision),
-            "decision_id": error.decision_id,
-            "denials": str(len(decision.denials)),
-        },
-        _fitting([(each.field, f"{each.policy}/{each.rule}: {each.message}") for each in fields]),
-    )
+    audience = current_audience()
+    denials = audience.denials(error.decision)
+    told = [each for each in denials if each.rule]
+    message, metadata = "the operator's policy denies the request", {"decision_id": error.decision_id}
+    if told:
+        message += f": {_first([each.message for each in told])}"
+        metadata |= {"policy": told[0].policy, "rule": told[0].rule, "denials": str(len(told))}
+    if revision := revisions_told(error.decision, audience):
+        metadata["revision"] = _shortened(revision)
+    fields = [
+        (each.field, f"{each.policy}/{each.rule}: {each.message}" if each.rule else each.message)
+        for each in denials
+        if each.field
+    ]
+    return Problem(grpc.StatusCode.PERMISSION_DENIED, "POLICY_DENIED", message, metadata, _fitting(fields))
 
 
 def _policy(error: policy.PolicyError) -> Problem:

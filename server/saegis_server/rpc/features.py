@@ -15,9 +15,14 @@ from saegis_server.engine.sites import Site
 from saegis_server.rpc import convert
 from saegis_server.rpc.contrast import Side, contrast, side
 from saegis_server.rpc.feature_search import next_page_token, offset_of, search
+from saegis_server.rpc.interceptor import request_id
+from saegis_server.rpc.programs import RequestSteering
 from saegis_server.rpc.prompts import check_length
+from saegis_server.rpc.run import Asked
 from saegis_server.rpc.services import Services
+from saegis_server.rpc.uses import INSPECTION
 from saegis_server.sae.catalog import FoundFeature, LoadedSAE
+from saegis_server.steering.program import UNSTEERED
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 DEFAULT_TOP_K, LARGEST_TOP_K = 5, 1000
@@ -44,6 +49,7 @@ class FeatureServicer(feature_pb2_grpc.FeatureServiceServicer):
         kind = request.WhichOneof("input")
         tokens = await services.in_thread(services.prompts.read, request, kind, False)
         check_length(tokens, str(kind), services.engine.max_length, completion=0)
+        await self._decide("Inspect", tokens)
         x = await self._activations(tokens, loaded)
         strongest = await services.in_thread(_strongest, loaded, x, top_k)
         texts = await services.in_thread(services.prompts.pieces, tokens)
@@ -89,8 +95,11 @@ class FeatureServicer(feature_pb2_grpc.FeatureServiceServicer):
         if count > LARGEST_CONTRAST:
             raise FieldError("positive_texts", f"at most {LARGEST_CONTRAST} texts on both sides, not {count}")
         loaded = self.services.catalog.sae(request.sae, "sae")
-        positive = await self._side("positive_texts", request.positive_texts, loaded)
-        negative = await self._side("negative_texts", request.negative_texts, loaded)
+        positive_texts = await self._texts("positive_texts", request.positive_texts)
+        negative_texts = await self._texts("negative_texts", request.negative_texts)
+        await self._decide("ContrastFeatures", *positive_texts, *negative_texts)
+        positive = await self._side(positive_texts, loaded)
+        negative = await self._side(negative_texts, loaded)
         found = await self.services.in_thread(contrast, positive, negative, limit)
         return pb.ContrastFeaturesResponse(
             sae=loaded.id,
@@ -105,20 +114,37 @@ class FeatureServicer(feature_pb2_grpc.FeatureServiceServicer):
             ],
         )
 
-    async def _side(self, path: str, texts: Sequence[str], loaded: LoadedSAE) -> Side:
+    async def _texts(self, path: str, texts: Sequence[str]) -> list[tuple[int, ...]]:
+        """The tokens of one side's texts."""
         if not texts:
             raise FieldError(path, "must have at least one text")
         services = self.services
-        largest = []
         prompts = [await services.in_thread(services.prompts.text, text) for text in texts]
         for position, tokens in enumerate(prompts):
             if not tokens:
                 raise FieldError(f"{path}[{position}]", "must have at least one token")
             check_length(tokens, f"{path}[{position}]", services.engine.max_length, completion=0)
+        return prompts
+
+    async def _side(self, prompts: Sequence[tuple[int, ...]], loaded: LoadedSAE) -> Side:
+        largest = []
         for tokens in prompts:
             x = await self._activations(tokens, loaded)
-            largest.append(await services.in_thread(_largest, loaded, x))
+            largest.append(await self.services.in_thread(_largest, loaded, x))
         return side(torch.stack(largest))
+
+    async def _decide(self, method: str, *prompts: tuple[int, ...]) -> None:
+        """Let the policies decide whether activations without any rule may be told, and record it.
+
+        Raises PolicyDeniedError and AuditUnavailableError.
+        """
+
+        def text() -> str:
+            decode = self.services.prompts.decode
+            return "\n".join(decode(tokens, skip_special_tokens=False) for tokens in prompts)
+
+        asked = Asked(method, request_id.get(), sum(map(len, prompts)), text, INSPECTION)
+        await self.services.governor.permit(asked, RequestSteering(UNSTEERED))
 
     async def _activations(self, tokens: tuple[int, ...], loaded: LoadedSAE) -> Tensor:
         """The clean activations of some tokens at an SAE's site, [T, d]."""

@@ -26,6 +26,7 @@ from saegis_server.engine.requests import (
     Timings,
 )
 from saegis_server.engine.score import Score as Scored
+from saegis_server.policy.uses import UseOfRequest
 from saegis_server.rpc import convert
 from saegis_server.rpc.interceptor import LONGEST_REQUEST_ID, request_id, usable_request_id
 from saegis_server.rpc.mailbox import Mailbox, closing
@@ -35,6 +36,7 @@ from saegis_server.rpc.prompts import check_length
 from saegis_server.rpc.run import Asked, Governed, Run
 from saegis_server.rpc.sampling import sampling_params
 from saegis_server.rpc.services import Services
+from saegis_server.rpc.uses import of_generation, of_score
 from saegis_server.steering.program import SteeringError
 
 T = TypeVar("T")
@@ -63,7 +65,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         return pb.GenerateResponse(
             request_id=request_id.get(),
             choices=[convert.choice(found[index], running.details) for index in sorted(found)],
-            usage=convert.usage(ended.usage),
+            usage=convert.usage(ended.usage, running.governed.decision),
             receipt=self._receipt(ended.receipt, ended.timings, running.governed),
         )
 
@@ -88,7 +90,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             complete=pb.GenerationComplete(
                 request_id=request_id.get(),
                 outcomes=[convert.outcome(endings[index]) for index in sorted(endings)],
-                usage=convert.usage(ended.usage),
+                usage=convert.usage(ended.usage, running.governed.decision),
                 receipt=self._receipt(ended.receipt, ended.timings, running.governed),
             )
         )
@@ -101,7 +103,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         if request.steering.watches:
             raise FieldError("steering.watches", "Score reports no activations; watch with Generate")
         steering = self._steering(request.steering)
-        asked = self._asked("Score", tokens, request.unruled)
+        asked = self._asked("Score", tokens, of_score(request, services.prompts))
         async with services.governor.admit(asked, steering) as run:
             governed = run.governed
             score = services.engine.score
@@ -127,7 +129,8 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         check_length(prompt, kind, engine.max_length, completion=1)
         sampling = self._sampling(message, len(prompt))
         steering = self._steering(message.steering)
-        async with governor.admit(self._asked("Generate", prompt), steering) as run:
+        asked = self._asked("Generate", prompt, of_generation(message, services.prompts))
+        async with governor.admit(asked, steering) as run:
             governed = run.governed
             request = GenerationRequest(
                 request_id=governed.id,
@@ -203,9 +206,9 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         """A request's own edits and watches."""
         return request_steering(message, self.services.targets, self.services.engine.capacity)
 
-    def _asked(self, method: str, prompt: tuple[int, ...], unruled: bool = False) -> Asked:
+    def _asked(self, method: str, prompt: tuple[int, ...], uses: tuple[UseOfRequest, ...]) -> Asked:
         text = partial(self.services.prompts.decode, prompt, skip_special_tokens=False)
-        return Asked(method, request_id.get(), len(prompt), text, unruled)
+        return Asked(method, request_id.get(), len(prompt), text, uses)
 
     def _receipt(self, done: Receipt, timings: Timings, governed: Governed) -> pb.Receipt:
         return convert.receipt(done, timings, self.services.model.name, governed)

@@ -49,7 +49,7 @@ def _policies(
             audit.require_blocking(change)
 
     keys = [load_public_key(path) for path in settings.keys]
-    store = PolicyStore(world, metrics, settings.state, keys, record)
+    store = PolicyStore(world, metrics, settings.state, keys, record, settings.unmatched)
     try:
         store.load_start(settings.bundles)
     except BaseException:

@@ -80,6 +80,16 @@ class Governor:
                 raise
             await self._recorded(run)
 
+    async def permit(self, asked: Asked, steering: RequestSteering) -> None:
+        """Decide on what only reads, such as Inspect, and record it.
+
+        Raises PolicyDeniedError and AuditUnavailableError.
+        """
+        governed = await self._governed(asked, steering)
+        await self._record_decision(governed, steering)
+        if not governed.decision.allowed:
+            raise PolicyDeniedError(governed.id, governed.decision)
+
     @contextmanager
     def _named(self, asked: Asked) -> Iterator[None]:
         """Keep a request's name from being used again while it runs; each tenant has names of its own."""
@@ -116,15 +126,13 @@ class Governor:
 
     async def _decided(self, policies: PolicyStore, asked: Asked, steering: RequestSteering) -> Governed:
         identity, ended = current_identity(), self._ended
-        facts = RequestFacts(identity.tenant, identity.roles, self._model, steering.edits)
+        facts = RequestFacts(identity.tenant, identity.roles, self._model, steering.edits, asked.uses)
         deciding = policies.active
         if any(edit.op is Op.BAN for edit in steering.edits):
             # Whether a request's own bans can hold takes milliseconds to find out, or longer.
             decision = await in_own_thread(lambda: deciding.decide(facts))
         else:
             decision = deciding.decide(facts)
-        if asked.unruled:
-            decision = _with_unruled(decision)
         self._count(decision)
         program = self._with_watches(decision.program, steering.program)
         return Governed(_name(), identity.tenant, asked, program, ended, decision.guard, decision)
@@ -139,7 +147,7 @@ class Governor:
                 continue
             watches = own.sites[name].watches if name in own.sites else ()
             found[name] = replace(decided.sites.get(name, SiteProgram()), watches=watches)
-        return SteeringProgram({name: site for name, site in found.items() if site != SiteProgram()})
+        return replace(decided, sites={name: site for name, site in found.items() if site != SiteProgram()})
 
     async def _recorded(self, run: Run) -> None:
         """Wait until the log has how a request ended. Raises AuditUnavailableError."""
@@ -197,8 +205,8 @@ class Governor:
                 ),
                 program_digest=governed.program.digest,
                 prompt_tokens=asked.prompt_tokens,
-                unruled=asked.unruled,
                 edits=tuple(_edit_summary(steering)),
+                uses=tuple(asdict(use) for use in asked.uses),
                 prompt=asked.prompt() if self.audit.writes_prompts else None,
             )
         )
@@ -217,13 +225,6 @@ class Governor:
 
 def _name() -> str:
     return uuid4().hex
-
-
-def _with_unruled(decision: Decision) -> Decision:
-    """The decision on a score that is to be compared with the model without any rules."""
-    message = "the policies in force do not tell what the model would say without them"
-    denial = Denial("", "allow", message, "unruled")
-    return replace(decision, allowed=False, denials=(*decision.denials, denial))
 
 
 def _edit_summary(steering: RequestSteering) -> list[Fields]:

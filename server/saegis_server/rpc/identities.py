@@ -1,7 +1,7 @@
 """Identities: the principals that a server knows, by the credentials in a YAML file."""
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
 from saegis_server.policy.errors import PolicyError, Problem
+from saegis_server.policy.world import Callers
 from saegis_server.policy.yaml_text import Document, Place, path_of, read_yaml
 from saegis_server.rpc.identity import ANONYMOUS, Identity
 from saegis_server.rpc.principals import Principal, token_digest
@@ -63,9 +64,36 @@ class Identities:
         return frozenset(found for name in names if (found := self._certificates.get(name)) is not None)
 
     @property
+    def callers(self) -> Callers:
+        """The tenants and roles of all principals."""
+        known = (*self._tokens.values(), *self._certificates.values())
+        return Callers(frozenset((each.tenant, frozenset(map(str, each.roles))) for each in known))
+
+    @property
     def names_certificates(self) -> bool:
         """Whether some principal has a certificate."""
         return bool(self._certificates)
+
+
+def callers_of(path: Path | None) -> Callable[[], Callers]:
+    """What tells who may call by a file of identities; without one, anybody as ANONYMOUS.
+
+    The file is read at each call, since principals come and go. Where it cannot be read, whom it last named.
+    """
+    anybody = Callers(frozenset(((ANONYMOUS.tenant, frozenset(map(str, ANONYMOUS.roles))),)))
+    last: list[Callers] = []
+
+    def now() -> Callers:
+        if path is None:
+            return anybody
+        try:
+            last[:] = [read_identities(path).callers]
+        except IdentitiesError:
+            if not last:
+                raise
+        return last[0]
+
+    return now
 
 
 def read_identities(path: Path) -> Identities:

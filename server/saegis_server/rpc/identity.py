@@ -3,6 +3,7 @@
 from contextvars import ContextVar
 from dataclasses import dataclass
 
+from saegis_server.policy.disclosure import Audience
 from saegis_server.rpc.problems import RoleMissingError
 from saegis_server.rpc.roles import ALL_ROLES, Role
 
@@ -20,6 +21,11 @@ class Identity:
         if role not in self.roles:
             raise RoleMissingError(role, method, field)
 
+    @property
+    def audience(self) -> Audience:
+        """As whom the policies are told to it."""
+        return Audience(self.tenant, Role.ADMINISTER in self.roles)
+
 
 #: Whoever calls a server that asks nobody who they are.
 ANONYMOUS = Identity("anonymous", "default", ALL_ROLES)
@@ -31,6 +37,12 @@ identity: ContextVar[Identity] = ContextVar("identity")
 def current_identity() -> Identity:
     """Who calls the RPC that runs in this task. Raises LookupError outside of an RPC that needs a role."""
     return identity.get()
+
+
+def current_audience() -> Audience:
+    """As whom the caller is told of policies; outside of an RPC as one who may learn the least."""
+    caller = identity.get(None)
+    return Audience("") if caller is None else caller.audience
 
 
 def require_role(role: Role, field: str = "") -> None:

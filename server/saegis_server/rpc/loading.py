@@ -16,6 +16,7 @@ from saegis_server.engine.warmup import missing_compiler, warm_up
 from saegis_server.policy.world import World
 from saegis_server.rpc.config import ServerConfig
 from saegis_server.rpc.governing import govern
+from saegis_server.rpc.identities import callers_of
 from saegis_server.rpc.prompts import PromptReader
 from saegis_server.rpc.sae_sources import PlacedSAE, check_sae, read_sae
 from saegis_server.rpc.services import ModelFacts, Services
@@ -70,7 +71,13 @@ def services(
     metrics = Metrics()
     metrics.observe_load(engine.stats)
     world = World(
-        facts.name, targets.sites, facts.hidden_size, targets.catalog, engine.capacity, loaded.model.dtype
+        model=facts.name,
+        sites=targets.sites,
+        width=facts.hidden_size,
+        catalog=targets.catalog,
+        capacity=engine.capacity,
+        activations=loaded.model.dtype,
+        callers=callers_of(config.identities),
     )
     governor = govern(config, world, metrics)
     return Services(engine, facts, prompts, targets, metrics, governor, config.max_message_bytes)

@@ -1,5 +1,6 @@
 """PolicyService: which policies are in force, what they decide, and how they change."""
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import grpc
@@ -9,15 +10,18 @@ from saegis.v1 import policy_pb2_grpc, steering_pb2
 from saegis_server.engine.requests import FieldError
 from saegis_server.policy.bundle import Bundle
 from saegis_server.policy.compiled import compile_policy
-from saegis_server.policy.decide import PolicySet
+from saegis_server.policy.decide import PolicySet, revision_of
 from saegis_server.policy.decision import Decision, RequestFacts
+from saegis_server.policy.disclosure import Audience
 from saegis_server.policy.errors import PolicyError
 from saegis_server.policy.state import FEWEST_DIGITS
 from saegis_server.policy.store import PolicyStore
+from saegis_server.policy.uses import ORDINARY, Use, UseOfRequest, beyond
 from saegis_server.rpc import policy_convert as convert
 from saegis_server.rpc.identity import Identity, current_identity
 from saegis_server.rpc.problems import PreconditionError
 from saegis_server.rpc.programs import request_steering
+from saegis_server.rpc.roles import Role
 from saegis_server.rpc.services import Services
 
 _Context = grpc.aio.ServicerContext[Any, Any]
@@ -34,17 +38,23 @@ class PolicyServicer(policy_pb2_grpc.PolicyServiceServicer):
     async def GetPolicy(self, request: pb.GetPolicyRequest, context: _Context) -> pb.GetPolicyResponse:
         """One policy in force, with its bundle where asked for."""
         _need("name", request.name)
-        state, bundle = self._store().get(request.name)
+        caller = current_identity()
+        state, bundle = self._store().get(request.name, caller.audience)
+        reads = caller.audience.reads(bundle.policy)
+        if request.include_bundle and not reads:
+            caller.require(Role.ADMINISTER, field="include_bundle")
         sent = await self.services.in_thread(bundle.archive) if request.include_bundle else b""
-        return pb.GetPolicyResponse(policy=convert.state(state), bundle=sent)
+        return pb.GetPolicyResponse(policy=convert.state(state, reads), bundle=sent)
 
     async def ListPolicies(
         self, request: pb.ListPoliciesRequest, context: _Context
     ) -> pb.ListPoliciesResponse:
-        """All policies in force."""
-        deciding, states = self._store().snapshot()
+        """The policies in force of which the caller may know."""
+        audience = current_identity().audience
+        found = self._store().all_for(audience)
         return pb.ListPoliciesResponse(
-            policies=[convert.state(each) for each in states], policy_revision=deciding.revision
+            policies=[convert.state(each.state, audience.reads(each.active.bundle.policy)) for each in found],
+            policy_revision=revision_of([each.active.compiled for each in found]),
         )
 
     async def ValidatePolicy(
@@ -52,19 +62,20 @@ class PolicyServicer(policy_pb2_grpc.PolicyServiceServicer):
     ) -> pb.ValidatePolicyResponse:
         """What PutPolicy would say to a bundle."""
         _need("bundle", request.bundle)
-        return await self.services.in_thread(_validate, self._store(), request.bundle)
+        audience = current_identity().audience
+        return await self.services.in_thread(_validate, self._store(), request.bundle, audience)
 
     async def EvaluatePolicy(
         self, request: pb.EvaluatePolicyRequest, context: _Context
     ) -> pb.EvaluatePolicyResponse:
         """What would be decided on a request."""
-        store = self._store()
-        facts = facts_of(request, current_identity(), self.services)
+        store, caller = self._store(), current_identity()
+        facts = facts_of(request, caller, self.services)
         if request.bundle:
             decision = await self.services.in_thread(_evaluate, store, request.bundle, facts)
         else:
             decision = await self.services.in_thread(store.active.decide, facts)
-        return pb.EvaluatePolicyResponse(decision=convert.decided(decision))
+        return pb.EvaluatePolicyResponse(decision=convert.decided(decision, caller.audience))
 
     async def PutPolicy(self, request: pb.PutPolicyRequest, context: _Context) -> pb.PutPolicyResponse:
         """Put a bundle in force, or beside the revision that is."""
@@ -98,7 +109,7 @@ class PolicyServicer(policy_pb2_grpc.PolicyServiceServicer):
     ) -> pb.ListPolicyRevisionsResponse:
         """The revisions that a policy had, newest first."""
         _need("name", request.name)
-        state, revisions = self._store().history(request.name)
+        state, revisions = self._store().history(request.name, current_identity().audience)
         return pb.ListPolicyRevisionsResponse(revisions=[convert.revision(each, state) for each in revisions])
 
     def _store(self) -> PolicyStore:
@@ -116,8 +127,13 @@ class PolicyServicer(policy_pb2_grpc.PolicyServiceServicer):
 def facts_of(request: pb.EvaluatePolicyRequest, caller: Identity, services: Services) -> RequestFacts:
     """What the policies judge of a request: the caller's tenant and roles where it names none.
 
-    Raises FieldError and the catalog's errors for steering that no request could ask for.
+    Raises RoleMissingError where it may not ask as whom it names; FieldError and the catalog's errors for
+    steering that no request could ask for.
     """
+    if request.tenant not in ("", caller.tenant):
+        caller.require(Role.ADMINISTER, field="tenant")
+    if not caller.roles.issuperset(request.roles):
+        caller.require(Role.ADMINISTER, field="roles")
     message: steering_pb2.Steering = request.steering
     steering = request_steering(message, services.targets, services.engine.capacity)
     return RequestFacts(
@@ -125,12 +141,27 @@ def facts_of(request: pb.EvaluatePolicyRequest, caller: Identity, services: Serv
         roles=frozenset(request.roles) or frozenset(map(str, caller.roles)),
         model=services.model.name,
         edits=steering.edits,
+        uses=tuple(_uses(request.uses)),
     )
 
 
-def _validate(store: PolicyStore, archive: bytes) -> pb.ValidatePolicyResponse:
+def _uses(asked: Sequence[pb.RequestedUse]) -> Iterator[UseOfRequest]:
+    for place, each in enumerate(asked):
+        path = f"uses[{place}]"
+        if each.word not in list(Use):
+            raise FieldError(f"{path}.word", f"{each.word!r} is no use; there are {', '.join(Use)}")
+        use, value = Use(each.word), each.value if each.HasField("value") else None
+        if (use in ORDINARY) != (value is not None):
+            wanted = "must be given" if use in ORDINARY else "takes no value"
+            raise FieldError(f"{path}.value", f"{use.value}: {wanted}")
+        found = beyond(use, value, path)
+        if found is not None:
+            yield found
+
+
+def _validate(store: PolicyStore, archive: bytes, audience: Audience) -> pb.ValidatePolicyResponse:
     try:
-        found = store.examine(Bundle.from_archive(archive))
+        found = store.examine(Bundle.from_archive(archive), audience)
     except PolicyError as error:
         return pb.ValidatePolicyResponse(problems=map(convert.problem, error.problems))
     policy = found.bundle.policy
@@ -145,6 +176,7 @@ def _validate(store: PolicyStore, archive: bytes) -> pb.ValidatePolicyResponse:
             signed_by=found.signed_by,
         ),
         cases=map(convert.outcome, found.cases),
+        warnings=map(convert.problem, found.warnings),
     )
 
 

@@ -5,6 +5,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from saegis.v1 import policy_pb2 as pb
 from saegis_server.policy import decision
 from saegis_server.policy.cases import CaseResult
+from saegis_server.policy.disclosure import Audience
 from saegis_server.policy.errors import Problem
 from saegis_server.policy.schema import Mode
 from saegis_server.policy.state import PolicyState, Revision
@@ -33,14 +34,14 @@ def revision(found: Revision, state: PolicyState) -> pb.PolicyRevision:
     )
 
 
-def state(found: PolicyState) -> pb.PolicyState:
-    """A policy in force."""
+def state(found: PolicyState, reads: bool = True) -> pb.PolicyState:
+    """A policy in force. reads: whether what it says may be told."""
     return pb.PolicyState(
         active=revision(found.active, found),
         shadow=revision(found.shadow, found) if found.shadow is not None else None,
         etag=found.etag,
-        description=found.description,
-        rules=found.rules,
+        description=found.description if reads else "",
+        rules=found.rules if reads else (),
     )
 
 
@@ -68,15 +69,15 @@ def applied(rule: decision.AppliedRule, tokens: int = 0) -> pb.AppliedRule:
     )
 
 
-def decided(found: decision.Decision) -> pb.PolicyDecision:
-    """A decision, all of it: for those who may read the policies themselves."""
+def decided(found: decision.Decision, audience: Audience) -> pb.PolicyDecision:
+    """A decision, as far as the audience may learn it."""
     return pb.PolicyDecision(
         allowed=found.allowed,
         policy_revision=found.policy_revision,
         denials=[
             pb.Denial(policy=each.policy, rule=each.rule, field=each.field, message=each.message)
-            for each in found.denials
+            for each in audience.denials(found)
         ],
-        rules=[applied(rule) for rule in found.rules],
-        program_digest=found.program.digest if found.allowed else "",
+        rules=[applied(rule) for rule in audience.rules(found)],
+        program_digest=found.program.digest if found.allowed and not audience.conceals(found) else "",
     )

@@ -69,7 +69,7 @@ class RequestSteering:
 
     watches: for each watch of the program, in the order of its sites, its place in the request.
     paths: the field path of each row, by site, stage and place in that stage. edits: what the operator's
-    policies judge, in the order of the request.
+    policies judge, edits and then watches, in the order of the request.
     """
 
     program: SteeringProgram
@@ -100,6 +100,9 @@ def request_steering(message: pb.Steering, targets: Targets, capacity: Capacity)
     for place, watch in enumerate(message.watches):
         resolved = targets.resolve(watch, watch.WhichOneof("target"), f"steering.watches[{place}]")
         gathered[resolved.site].watches.append((place, resolved.probe))
+        row = row_of(Op.WATCH, resolved.probe, 0.0, Phase.ALL)
+        path = f"steering.watches[{place}]"
+        edits.append(RequestEdit(path, resolved.site, Op.WATCH, row, resolved.feature))
     used = {site: found for site, found in gathered.items() if found.places()}
     return _assemble(used, capacity, tuple(edits))
 

@@ -21,6 +21,7 @@ from saegis_server.engine.score import AS_IT_IS, Baseline
 from saegis_server.policy.audit_chain import Link
 from saegis_server.policy.audit_record import AnswerRecord, Fields, Json
 from saegis_server.policy.decision import Decision
+from saegis_server.policy.uses import Use, UseOfRequest
 from saegis_server.steering.program import SteeringProgram
 
 log = logging.getLogger("saegis.rpc")
@@ -33,16 +34,20 @@ CANCELLED, REFUSED, SCORED = "cancelled", "refused", "scored"
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What is asked: by which method, under which name, how long the prompt is, and how to get its text.
-
-    unruled: whether a score is to be compared with the model without the operator's rules.
+    """What is asked: by which method, under which name, how long the prompt is, how to get its text, and what
+    beyond the ordinary.
     """
 
     method: str
     request_id: str
     prompt_tokens: int
     prompt: Callable[[], str]
-    unruled: bool = False
+    uses: tuple[UseOfRequest, ...] = ()
+
+    @property
+    def unruled(self) -> bool:
+        """Whether a score is to be compared with the model without the operator's rules."""
+        return any(each.use is Use.UNRULED for each in self.uses)
 
 
 @dataclass(frozen=True, eq=False)

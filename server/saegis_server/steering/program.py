@@ -66,6 +66,7 @@ class SteeringProgram:
     """
 
     sites: Mapping[str, SiteProgram] = field(default_factory=dict)
+    moves_first_token: bool = False
 
     def __post_init__(self) -> None:
         for name, site in self.sites.items():

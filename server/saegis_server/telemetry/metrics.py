@@ -21,6 +21,7 @@ POLICY_FAILURES = (
     "compile",
     "cases",
     "conflict",
+    "unmatched",
     "state",
 )
 

@@ -93,16 +93,18 @@ class ValidatePolicyRequest(_message.Message):
     def __init__(self, bundle: _Optional[bytes] = ...) -> None: ...
 
 class ValidatePolicyResponse(_message.Message):
-    __slots__ = ("valid", "problems", "revision", "cases")
+    __slots__ = ("valid", "problems", "revision", "cases", "warnings")
     VALID_FIELD_NUMBER: _ClassVar[int]
     PROBLEMS_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
     CASES_FIELD_NUMBER: _ClassVar[int]
+    WARNINGS_FIELD_NUMBER: _ClassVar[int]
     valid: bool
     problems: _containers.RepeatedCompositeFieldContainer[PolicyProblem]
     revision: PolicyRevision
     cases: _containers.RepeatedCompositeFieldContainer[CaseOutcome]
-    def __init__(self, valid: _Optional[bool] = ..., problems: _Optional[_Iterable[_Union[PolicyProblem, _Mapping[str, object]]]] = ..., revision: _Optional[_Union[PolicyRevision, _Mapping[str, object]]] = ..., cases: _Optional[_Iterable[_Union[CaseOutcome, _Mapping[str, object]]]] = ...) -> None: ...
+    warnings: _containers.RepeatedCompositeFieldContainer[PolicyProblem]
+    def __init__(self, valid: _Optional[bool] = ..., problems: _Optional[_Iterable[_Union[PolicyProblem, _Mapping[str, object]]]] = ..., revision: _Optional[_Union[PolicyRevision, _Mapping[str, object]]] = ..., cases: _Optional[_Iterable[_Union[CaseOutcome, _Mapping[str, object]]]] = ..., warnings: _Optional[_Iterable[_Union[PolicyProblem, _Mapping[str, object]]]] = ...) -> None: ...
 
 class PolicyProblem(_message.Message):
     __slots__ = ("file", "line", "path", "message")
@@ -127,16 +129,26 @@ class CaseOutcome(_message.Message):
     def __init__(self, name: _Optional[str] = ..., passed: _Optional[bool] = ..., failures: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class EvaluatePolicyRequest(_message.Message):
-    __slots__ = ("tenant", "roles", "steering", "bundle")
+    __slots__ = ("tenant", "roles", "steering", "bundle", "uses")
     TENANT_FIELD_NUMBER: _ClassVar[int]
     ROLES_FIELD_NUMBER: _ClassVar[int]
     STEERING_FIELD_NUMBER: _ClassVar[int]
     BUNDLE_FIELD_NUMBER: _ClassVar[int]
+    USES_FIELD_NUMBER: _ClassVar[int]
     tenant: str
     roles: _containers.RepeatedScalarFieldContainer[str]
     steering: _steering_pb2.Steering
     bundle: bytes
-    def __init__(self, tenant: _Optional[str] = ..., roles: _Optional[_Iterable[str]] = ..., steering: _Optional[_Union[_steering_pb2.Steering, _Mapping[str, object]]] = ..., bundle: _Optional[bytes] = ...) -> None: ...
+    uses: _containers.RepeatedCompositeFieldContainer[RequestedUse]
+    def __init__(self, tenant: _Optional[str] = ..., roles: _Optional[_Iterable[str]] = ..., steering: _Optional[_Union[_steering_pb2.Steering, _Mapping[str, object]]] = ..., bundle: _Optional[bytes] = ..., uses: _Optional[_Iterable[_Union[RequestedUse, _Mapping[str, object]]]] = ...) -> None: ...
+
+class RequestedUse(_message.Message):
+    __slots__ = ("word", "value")
+    WORD_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    word: str
+    value: float
+    def __init__(self, word: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
 
 class EvaluatePolicyResponse(_message.Message):
     __slots__ = ("decision",)

@@ -32,6 +32,10 @@ class PolicyServiceStub:
     Several policies may be in force; a request is governed by all those that match it, whatever their order:
     what one of them denies is denied.
 
+    Whoever inspects sees and asks only the policies that concern its own tenant; another one is not there for it,
+    as if there were none. Of a policy with `transparency: steered` only a principal with the role administer, which
+    also sees every tenant's policies, is told more than that it is in force, and why it denies.
+
     Every method fails with FAILED_PRECONDITION (reason NO_POLICIES) on a server that governs no requests, and with
     NOT_FOUND (POLICY_NOT_FOUND, REVISION_NOT_FOUND) for a policy or revision that is not there.
     """
@@ -85,6 +89,10 @@ class PolicyServiceServicer:
 
     Several policies may be in force; a request is governed by all those that match it, whatever their order:
     what one of them denies is denied.
+
+    Whoever inspects sees and asks only the policies that concern its own tenant; another one is not there for it,
+    as if there were none. Of a policy with `transparency: steered` only a principal with the role administer, which
+    also sees every tenant's policies, is told more than that it is in force, and why it denies.
 
     Every method fails with FAILED_PRECONDITION (reason NO_POLICIES) on a server that governs no requests, and with
     NOT_FOUND (POLICY_NOT_FOUND, REVISION_NOT_FOUND) for a policy or revision that is not there.
@@ -199,6 +207,10 @@ class PolicyService:
 
     Several policies may be in force; a request is governed by all those that match it, whatever their order:
     what one of them denies is denied.
+
+    Whoever inspects sees and asks only the policies that concern its own tenant; another one is not there for it,
+    as if there were none. Of a policy with `transparency: steered` only a principal with the role administer, which
+    also sees every tenant's policies, is told more than that it is in force, and why it denies.
 
     Every method fails with FAILED_PRECONDITION (reason NO_POLICIES) on a server that governs no requests, and with
     NOT_FOUND (POLICY_NOT_FOUND, REVISION_NOT_FOUND) for a policy or revision that is not there.
