@@ -366,7 +366,7 @@ def test_the_words_let_it_through(tmp_path: Path) -> None:
 
 def test_a_bundle_is_not_held_against_what_its_author_may_not_read(caller: Callers) -> None:
     """By the conflicts of bundles made to order the rules of another tenant's policy could be read."""
-    cap, clash = "cap-river, cap: {", "clash, clamp: {unit: norm_fraction, "
+    cap, clash = "cap-river, cap: {", "clash, cap: {unit: norm_fraction, "
 
     def problems(role: str, of: str, about: str) -> list[str]:
         text = POLICY.format(name="mine", tenant=about, transparency="labels").replace(cap, clash)

@@ -28,7 +28,7 @@ rules:
 - {id: ban, ban: {features: [{sae: first, index: 3}]}}
 - {id: noted, when: {if: {feature: {sae: first, index: 5}, above: -1000}, over: token}, record: {}}
 - {id: peak, watch: {features: [{sae: first, index: 7}]}}
-allow: [{id: any, ops: [add]}]
+allow: [{id: any, ops: [add]}, {id: ids, uses: [token_ids]}]
 limits: {after_bans: true}
 """
 LONG_TEXT = pb.ScoreRequest(token_ids=prompt_pb2.TokenIds(ids=[7] * tiny.CONTEXT))
