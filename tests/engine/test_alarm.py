@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from saegis_server.engine.admission import Admission
 from saegis_server.engine.alarm import Alarms
+from saegis_server.engine.first_token import FirstToken
 from saegis_server.engine.guard import Guard, Guarded, Reaction
 from saegis_server.engine.guarding import Guarding
 from saegis_server.engine.plan import Plan
@@ -290,7 +291,7 @@ def _raise_all(alarms: Alarms, read: torch.Tensor) -> torch.Tensor:
 
 def test_what_was_admitted_once_has_its_plan_ready() -> None:
     step = tiny.step(tiny.model())
-    admission = Admission(step)
+    admission = Admission(step, FirstToken())
     case = guarded.random_case(16)
     request = GenerationRequest("r", tuple(case.prompt), case.sampling, case.program, guard=case.guard)
     (rows, first), (again, second) = admission.generation(request), admission.generation(request)

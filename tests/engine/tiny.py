@@ -10,6 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from saegis_server.engine.engine import Engine
+from saegis_server.engine.first_token import FirstToken
 from saegis_server.engine.guard import UNGUARDED, Guard
 from saegis_server.engine.load import Limits
 from saegis_server.engine.requests import (
@@ -148,8 +149,15 @@ class Answer:
 class RunningEngine(Engine):
     """An engine with helpers for tests; use as a context manager."""
 
-    def __init__(self, on: Step, max_running: int = 8, limits: Limits | None = None) -> None:
-        super().__init__(on, tokenizer(), (EOS,), max_running, limits or Limits(prefill_chunk=16))
+    def __init__(
+        self,
+        on: Step,
+        max_running: int = 8,
+        limits: Limits | None = None,
+        first_token: FirstToken | None = None,
+    ) -> None:
+        chosen = limits or Limits(prefill_chunk=16)
+        super().__init__(on, tokenizer(), (EOS,), max_running, chosen, first_token)
         self._made = 0
 
     def __enter__(self) -> "RunningEngine":

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from saegis_server.engine.admission import Admission
+from saegis_server.engine.first_token import FirstToken
 from saegis_server.engine.guard import UNGUARDED, Guard
 from saegis_server.engine.guarding import Ending, Guarding
 from saegis_server.engine.jobs import Job, Jobs, at_once
@@ -53,14 +54,17 @@ class Engine:
         eos_token_ids: Sequenced[int],
         max_running: int,
         limits: Limits | None = None,
+        first_token: FirstToken | None = None,
     ) -> None:
         """At most `max_running` sequences run at once; the step must have a slot for each of them."""
         self.step, self.tokenizer, self.limits = step, tokenizer, limits or Limits()
+        self.first_token = first_token or FirstToken()
         self.eos_token_ids = frozenset(eos_token_ids)
         self.max_running, self.max_length = max_running, step.slots.max_length
         self.capacity, self.sites, self.compiled = step.slots.capacity, step.sites, step.compiled
         self.error: BaseException | None = None
-        self._admission, self._schedule = Admission(step), Schedule(max_running, step.slots.move)
+        self._admission = Admission(step, self.first_token)
+        self._schedule = Schedule(max_running, step.slots.move)
         self._guarding = Guarding(step)
         self._in_flight: set[str] = set()
         self._active: dict[str, Running] = {}
@@ -90,7 +94,8 @@ class Engine:
         program, guard = self._admission.generation(request)
         sampling = request.sampling
         seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
-        running = Running(request, program, seed, on_events, guard)
+        unmoved = self.first_token.unmoved(request.prompt, request.program)
+        running = Running(request, program, seed, on_events, guard, unmoved)
         stops = frozenset(sampling.stop_token_ids) | (
             frozenset() if sampling.ignore_eos else self.eos_token_ids
         )
@@ -141,8 +146,8 @@ class Engine:
         as in `submit`.
         """
         rows, judged = self._admission.text(tokens, program, guard)
-        chunk = self.limits.prefill_chunk
-        return self._add_job(Scoring(self.step, tokens, program, rows, chunk, judged).job())
+        chunk, unmoved = self.limits.prefill_chunk, self.first_token.unmoved(tokens, program)
+        return self._add_job(Scoring(self.step, tokens, program, rows, chunk, judged, unmoved).job())
 
     def _add_job(self, job: Job[T]) -> "Future[T]":
         with self._wake:
@@ -250,7 +255,8 @@ class Engine:
         last = start + len(chunk) == len(sequence.prompt)
         sampled = last and not sequence.running.request.sampling.is_plain_greedy
         length = max(start + len(chunk), SMALLEST)
-        output = self.step.prefill(sequence.slot, chunk, start, extent_of(1, length, [sequence]), sampled)
+        extent, unmoved = extent_of(1, length, [sequence]), sequence.running.unmoved
+        output = self.step.prefill(sequence.slot, chunk, start, extent, sampled, unmoved=unmoved)
         self._steps += 1
         sequence.prefilled += len(chunk)
         finite, ending = bool(output.finite[0]), None

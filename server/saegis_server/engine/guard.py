@@ -43,9 +43,14 @@ class Guarded:
 
 @dataclass(frozen=True)
 class Guard:
-    """All conditions of a request. Their readings are the `guards` of its program, see `Condition`."""
+    """All conditions of a request. Their readings are the `guards` of its program, see `Condition`.
+
+    reads_first_token: whether they read a text's first token also where it is the model's own
+    beginning-of-sequence token.
+    """
 
     conditions: tuple[Guarded, ...] = ()
+    reads_first_token: bool = False
 
 
 #: The guard of a request that nobody watches over.

@@ -86,12 +86,15 @@ class Guarding:
         """
         guard, seat = _of(sequence)
         panel, row, plan = seat.panel, seat.row, guard.plan
-        values = plan.of_chunk(output.read.cpu().numpy(), count)
+        skipped = max(0, guard.unread - (sequence.prefilled - count))
+        values = plan.of_chunk(output.read.cpu().numpy(), count)[skipped:]
         if np.isnan(values).any():
             return _unreadable(sequence)
-        panel.peaks[row] = np.maximum(panel.peaks[row], values.max(0))
-        found, standing = panel.judge.read_prompt(panel.standing.of(slice(row, row + 1)), values, last)
-        panel.remember(row, standing)
+        found = np.zeros((1, len(plan.conditions)), dtype=np.bool_)
+        if len(values):  # of a prompt of which nothing is read nothing holds
+            panel.peaks[row] = np.maximum(panel.peaks[row], values.max(0))
+            found, standing = panel.judge.read_prompt(panel.standing.of(slice(row, row + 1)), values, last)
+            panel.remember(row, standing)
         if not last:
             return None
         holds = found[0] | seat.carried
@@ -198,7 +201,7 @@ class Guarding:
         extent = extent_of(1, max(position + 1, SMALLEST), [sequence])
         own = sampled and not sequence.running.request.sampling.is_plain_greedy
         fed = [sequence.last_token]
-        return self._step.prefill(sequence.slot, fed, position, extent, own, completion=True)
+        return self._step.prefill(sequence.slot, fed, position, extent, own, answer=position)
 
     def _steer(self, sequence: Sequence, on: Truths) -> Ending | None:
         """Put the rows of the conditions `on` in force; the failure of the request where that cannot be."""

@@ -193,7 +193,8 @@ class Receipt:
 
     conditions: those of its guard, in its order. guard_peaks: the largest value that each of the program's
     `guards` had on the clean activations, those of a step that was taken again among them, in the order of
-    `Literal.reading`.
+    `Literal.reading`. first_token_steered, first_token_read: whether rows, and whether conditions, act at the
+    text's first token as at every other; not where it is left out, see FirstToken.
     """
 
     program_digest: str
@@ -201,6 +202,8 @@ class Receipt:
     sites: tuple[SiteReceipt, ...]
     conditions: tuple[ConditionReceipt, ...] = ()
     guard_peaks: tuple[float, ...] = ()
+    first_token_steered: bool = False
+    first_token_read: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -95,10 +95,12 @@ class Scoring:
         rows: Mapping[Site, SiteProgram],
         chunk: int,
         guard: RequestGuard | None = None,
+        unmoved: int = 0,
     ) -> None:
-        """`rows` are the program's, by site; `chunk` is how many tokens are read at once."""
+        """`rows` are the program's, by site; `chunk` is how many tokens are read at once; `unmoved`: how many
+        of the text's first tokens no row moves."""
         self._step, self._tokens, self._program, self._chunk = step, list(tokens), program, chunk
-        self._tally = Tally(program, rows)
+        self._tally, self._unmoved = Tally(program, rows, unmoved), unmoved
         self._verdict = TextVerdict(guard, rows)
         self._submitted = time.monotonic()
 
@@ -127,7 +129,7 @@ class Scoring:
         plain, steered = slots.cache.apart(count), slots.cache.apart(count)
         room = (max(SMALLEST, number) for number in RowCounts.of(rows))
         views = slots.views(rows, *room)
-        self._tally = Tally(self._program, rows)
+        self._tally = Tally(self._program, rows, self._unmoved)
         parts: list[Comparison] = []
         for start in range(0, count, self._chunk):
             if start > 0:
@@ -142,12 +144,12 @@ class Scoring:
         step, tokens = self._step, self._tokens[start : start + self._chunk]
         expected = step.read(tokens, start, plain).logits
         _require_finite(expected, start, NonFiniteLogitsError, "the model's logits are not finite")
-        found = step.read(tokens, start, steered, views)
+        found = step.read(tokens, start, steered, views, self._unmoved)
         beyond = "the request's edits drove the activations beyond all bounds"
         _require_finite(found.logits, start, SteeringDivergedError, beyond)
         self._tally.add(step.sites, found.counts.tolist())
         following = self._tokens[start + 1 : start + 1 + len(tokens)]
-        self._verdict.hear(found.read, last=len(following) < len(tokens))
+        self._verdict.hear(found.read, start, last=len(following) < len(tokens))
         if not following:
             return []
         known = torch.tensor(following, device=step.device)

@@ -71,16 +71,20 @@ class Running:
         seed: int,
         sink: Sink,
         guard: RequestGuard | None = None,
+        unmoved: int = 0,
     ) -> None:
-        """`program` is the request's own, by site; `guard` None where nothing is to be judged."""
+        """`program` is the request's own, by site; `guard` None where nothing is to be judged; `unmoved`: how
+        many of the prompt's first tokens no row moves."""
         self.request, self.program, self.seed, self.sink, self.guard = request, program, seed, sink, guard
+        self.unmoved = unmoved
         self.rows = RowCounts.of(program)
         self.watches = any(site.watches for site in program.values())
         self.events: list[Event] = []
         self.sequences: list[Sequence] = []
         self.left = request.sampling.n
         self.completion_tokens = 0
-        self.tally = Tally(request.program, program if guard is None else guard.plan.everything)
+        everything = program if guard is None else guard.plan.everything
+        self.tally = Tally(request.program, everything, unmoved)
         self.submitted = time.monotonic()
         self.admitted: float | None = None
         self.first_token: float | None = None

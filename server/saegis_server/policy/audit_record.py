@@ -104,7 +104,8 @@ class DecisionRecord(AuditRecord):
 class AnswerRecord(AuditRecord):
     """What was done to an answer, before its end is told. peaks: by rule and feature, in feature units.
 
-    conditions: name of each that was judged, whether and at which token it held.
+    conditions: name of each that was judged, whether and at which token it held. first_token_steered,
+    first_token_read: whether rows, and whether conditions, acted at the text's first token.
     """
 
     kind: ClassVar[str] = "answer"
@@ -119,6 +120,8 @@ class AnswerRecord(AuditRecord):
     conditions: tuple[Fields, ...] = ()
     peaks: Fields = dataclasses.field(default_factory=dict)
     seconds: float = 0.0
+    first_token_steered: bool = False
+    first_token_read: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -140,6 +140,8 @@ def receipt(done: Receipt, timings: Timings, model: str, governed: Governed) -> 
             for site in done.sites
         ],
         steered=done.steered,
+        first_token_steered=done.first_token_steered,
+        first_token_read=done.first_token_read,
         model=model,
         timings=_timings(timings),
     )

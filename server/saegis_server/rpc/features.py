@@ -18,6 +18,7 @@ from saegis_server.rpc.feature_search import next_page_token, offset_of, search
 from saegis_server.rpc.prompts import check_length
 from saegis_server.rpc.services import Services
 from saegis_server.sae.catalog import FoundFeature, LoadedSAE
+from saegis_server.sae.left_out import left_out
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 DEFAULT_TOP_K, LARGEST_TOP_K = 5, 1000
@@ -46,13 +47,14 @@ class FeatureServicer(feature_pb2_grpc.FeatureServiceServicer):
         check_length(tokens, str(kind), services.engine.max_length, completion=0)
         x = await self._activations(tokens, loaded)
         strongest = await services.in_thread(_strongest, loaded, x, top_k)
+        left_out = self._left_out(tokens, loaded).tolist()
         texts = await services.in_thread(services.prompts.pieces, tokens)
         return pb.InspectResponse(
             sae=loaded.id,
             site=loaded.site,
             tokens=[
-                pb.TokenFeatures(token_id=token, text=text, features=features)
-                for token, text, features in zip(tokens, texts, strongest, strict=True)
+                pb.TokenFeatures(token_id=token, text=text, features=features, left_out=left)
+                for token, text, features, left in zip(tokens, texts, strongest, left_out, strict=True)
             ],
         )
 
@@ -112,13 +114,18 @@ class FeatureServicer(feature_pb2_grpc.FeatureServiceServicer):
         largest = []
         prompts = [await services.in_thread(services.prompts.text, text) for text in texts]
         for position, tokens in enumerate(prompts):
-            if not tokens:
-                raise FieldError(f"{path}[{position}]", "must have at least one token")
+            if bool(self._left_out(tokens, loaded).all()):
+                raise FieldError(f"{path}[{position}]", "must have at least one token that is read")
             check_length(tokens, f"{path}[{position}]", services.engine.max_length, completion=0)
         for tokens in prompts:
-            x = await self._activations(tokens, loaded)
+            x = (await self._activations(tokens, loaded)).cpu()[~self._left_out(tokens, loaded)]
             largest.append(await services.in_thread(_largest, loaded, x))
         return side(torch.stack(largest))
+
+    def _left_out(self, tokens: tuple[int, ...], loaded: LoadedSAE) -> Tensor:
+        """Which tokens of a text are left out of what its features tell, bool [T]."""
+        first = self.services.engine.first_token.left_out(tokens)
+        return left_out(tokens, loaded.sae, self.services.prompts.special, first)
 
     async def _activations(self, tokens: tuple[int, ...], loaded: LoadedSAE) -> Tensor:
         """The clean activations of some tokens at an SAE's site, [T, d]."""

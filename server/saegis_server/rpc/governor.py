@@ -271,4 +271,6 @@ def _answer(
         conditions=tuple(asdict(each) for each in receipt.conditions) if receipt else (),
         peaks={f"{rule}/{feature}": peaks[row] for row, rule, feature in decision.peaks if row < len(peaks)},
         seconds=seconds,
+        first_token_steered=receipt is not None and receipt.first_token_steered,
+        first_token_read=receipt is not None and receipt.first_token_read,
     )

@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from saegis.v1 import prompt_pb2
 from saegis_server.engine.requests import FieldError
 from saegis_server.rpc.problems import ContextLengthError, PreconditionError
+from saegis_server.sae.left_out import special_tokens
 
 
 class Prompt(Protocol):
@@ -28,6 +29,7 @@ class PromptReader:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
         self.tokenizer = tokenizer
         self.vocab_size = vocab_size
+        self.special = special_tokens(tokenizer)
 
     @property
     def has_chat_template(self) -> bool:
