@@ -93,7 +93,8 @@ class Player:
         asked = SteeringProgram({str(SITE): program[SITE]})
         request = GenerationRequest("r", (0,) * PROMPT, SamplingParams(temperature=0.0), asked, guard=guard)
         running = Running(request, program, 0, lambda _: None, self.guard)
-        made = [Sequence(running, index, frozenset(), 99, cast(Any, None)) for index in range(len(texts))]
+        none: frozenset[int] = frozenset()
+        made = [Sequence(running, index, none, none, 99, cast(Any, None)) for index in range(len(texts))]
         self.running: list[Sequence] = []
         self.told: list[object] = []
         for sequence in made:
@@ -105,8 +106,8 @@ class Player:
         self.step.again[sequence.slot] = text.again
         self.guarding.enter(sequence)
         ending = None
-        while sequence.prefilled == 0 and ending is None:
-            sequence.prefilled = PROMPT
+        while sequence.read == 0 and ending is None:
+            sequence.read = PROMPT
             ending = self.guarding.after_chunk(sequence, output([text.prompt]), PROMPT, True)
         if ending is not None:
             self.told.append(("prompt", sequence.index, repr(ending)))

@@ -179,13 +179,15 @@ class RunningEngine(Engine):
         request_id: str | None = None,
         deadline: float | None = None,
         guard: Guard = UNGUARDED,
+        prefilled: int = 0,
     ) -> Answer:
         """Submit a request, greedy with 24 tokens if not told otherwise."""
         self._made += 1
         chosen = sampling or SamplingParams(temperature=0.0, max_tokens=24, ignore_eos=True)
         answer = Answer()
         name = request_id or f"request-{self._made}"
-        self.submit(GenerationRequest(name, tuple(prompt), chosen, program, deadline, guard), answer)
+        request = GenerationRequest(name, tuple(prompt), chosen, program, deadline, guard, prefilled)
+        self.submit(request, answer)
         return answer
 
 

@@ -47,6 +47,8 @@ class Admission:
             raise FieldError(
                 "prompt", f"has {len(prompt)} tokens; at most {longest - 1} leave room for an answer"
             )
+        if not 0 <= request.prefilled < len(prompt):
+            raise FieldError("prompt", f"cannot end with {request.prefilled} tokens of the answer")
         self._check_tokens(
             {
                 "prompt": prompt,
@@ -79,7 +81,7 @@ class Admission:
                 self._known.clear()
             self._known[key] = known
         unread = self._first_token.unread(tokens, guard)
-        return known.rows, None if known.plan is None else RequestGuard(known.plan, unread)
+        return known.rows, None if known.plan is None else RequestGuard(known.plan, unread, guard.hold_back)
 
     def _plan(self, guard: Guard, program: Mapping[Site, SiteProgram]) -> Plan | None:
         readings = sum(len(rows.guards) for rows in program.values())

@@ -5,6 +5,8 @@ from collections.abc import Callable, Generator
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
+from saegis_server.engine.memory import own_failure
+
 T = TypeVar("T")
 #: Yields after each piece but the last, and returns its result.
 Job = Generator[None, None, T]
@@ -14,6 +16,14 @@ def at_once(work: Callable[[], T]) -> Job[T]:
     """A job of a single piece."""
     yield from ()
     return work()
+
+
+def _told(error: Exception) -> Exception:
+    """What is said of a failure: that there was no memory, or the failure itself."""
+    try:
+        return own_failure(error)
+    except Exception:
+        return error
 
 
 class Jobs:
@@ -51,7 +61,7 @@ class Jobs:
             except Exception as error:
                 self._waiting.popleft()
                 if result.set_running_or_notify_cancel():
-                    result.set_exception(error)
+                    result.set_exception(_told(error))
             return
 
     def fail(self, error: Exception) -> None:

@@ -104,7 +104,9 @@ class SamplingParams:
 class GenerationRequest:
     """One request: prompt token ids, how to sample and to steer, and until when (time.monotonic seconds).
 
-    guard: the conditions under which its operator steers it otherwise, stops it or refuses it.
+    guard: the conditions under which its operator steers it otherwise, stops it or refuses it. prefilled: how
+    many of the prompt's last tokens are the beginning of the answer, which the request gives: rows and
+    conditions take them for what they are.
     """
 
     request_id: str
@@ -113,6 +115,7 @@ class GenerationRequest:
     program: SteeringProgram = UNSTEERED
     deadline: float | None = None
     guard: Guard = UNGUARDED
+    prefilled: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,8 +181,8 @@ class ConditionReceipt:
     """A condition, over all sequences: at how many tokens it held, and at which it held first.
 
     held_tokens: how many tokens were chosen while it held: the first one of an answer is chosen at the end of
-    the prompt, and the one that it stopped counts too. first_token: counted from 0 over the answer's tokens;
-    -1 for the prompt, None where it never held.
+    the prompt, and the one that it stopped counts too. first_token: counted from 0 over the answer's tokens,
+    those that the request gave among them; -1 for the prompt, None where it never held.
     """
 
     name: str
@@ -266,6 +269,10 @@ class DeadlineExceededError(EngineError):
 
 class EngineStoppedError(EngineError):
     """The engine is stopping or has failed; nothing more is accepted."""
+
+
+class OutOfMemoryError(EngineError):
+    """There was no memory for a request's own work; the others go on."""
 
 
 class SteeringDivergedError(EngineError):

@@ -246,12 +246,13 @@ class Step:
     def _choose_tokens(self, logits: Tensor, slots: Tensor, live: Tensor) -> tuple[Tensor, Tensor]:
         """Choose the next token of each row by its own parameters; `slots` names the slot of each row."""
         table = SamplingTable(*(tensor.index_select(0, slots) for tensor in self.slots.sampling))
-        tokens = sample(logits, table)
+        # Nothing may fail once the counts are changed: the step could not be taken again.
+        tokens, logprobs = sample(logits, table), torch.log_softmax(logits, -1)
         token, sampling = self.slots.state.token, self.slots.sampling
         token.index_put_((slots,), torch.where(live, tokens, token.index_select(0, slots)))
         sampling.counts.index_put_((slots, tokens), live.to(torch.int32), accumulate=True)
         sampling.generated.index_put_((slots,), live.to(torch.int64), accumulate=True)
-        return tokens, torch.log_softmax(logits, -1)
+        return tokens, logprobs
 
     def _logits(self, tokens: Tensor, positions: Tensor, keep: Tensor | None) -> Tensor:
         """Logits of one position of each row, float32 [B, V]."""

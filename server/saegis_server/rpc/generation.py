@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 import grpc
+from google.protobuf.message import Message
 
 from saegis.v1 import generation_pb2 as pb
 from saegis.v1 import generation_pb2_grpc
@@ -174,8 +175,9 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         governed = await services.governor.admit(self._asked("Generate", prompt), steering)
         left = context.time_remaining()
         deadline = None if left is None else time.monotonic() + left
+        given = await self._off_loop(message, self.services.prompts.given, message, kind, prompt)
         request = GenerationRequest(
-            request_id.get(), prompt, sampling, governed.program, deadline, governed.guard
+            request_id.get(), prompt, sampling, governed.program, deadline, governed.guard, given
         )
         return request, steering, governed
 
@@ -198,11 +200,13 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             described = f"must have between 1 and {LONGEST_REQUEST_ID} printable characters"
             raise FieldError("request_id", described)
         prompts, kind = self.services.prompts, message.WhichOneof("prompt")
+        return await self._off_loop(message, prompts.read, message, kind, opens_turn), str(kind)
+
+    async def _off_loop(self, message: Message, work: Callable[..., T], *arguments: Any) -> T:
+        """Do what is done with a prompt, in a thread where it is long."""
         if message.ByteSize() > LONG_TEXT:
-            tokens = await self.services.in_thread(prompts.read, message, kind, opens_turn)
-        else:
-            tokens = prompts.read(message, kind, opens_turn)
-        return tokens, str(kind)
+            return await self.services.in_thread(work, *arguments)
+        return work(*arguments)
 
     def _count(self, ended: RequestFinished, tokens: Mapping[int, int]) -> None:
         self.services.metrics.count_generation(ended, list(tokens.values()))

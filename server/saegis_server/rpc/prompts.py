@@ -1,6 +1,7 @@
 """Prompts: text, token ids or a conversation to the token ids that the model reads."""
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, Protocol
 
 import jinja2
@@ -10,6 +11,9 @@ from saegis.v1 import prompt_pb2
 from saegis_server.engine.requests import FieldError
 from saegis_server.rpc.problems import ContextLengthError, PreconditionError
 from saegis_server.sae.left_out import special_tokens
+
+#: Roles of those who ask, or tell what was asked for: what they say is no part of the answer.
+_ASKING = frozenset({"system", "developer", "user", "tool"})
 
 
 class Prompt(Protocol):
@@ -73,14 +77,59 @@ class PromptReader:
             if not message.role:
                 raise FieldError(f"{path}.messages[{position}].role", "must not be empty")
         turns = [{"role": message.role, "content": message.content} for message in chat.messages]
-        tokens: Any
         try:
-            tokens = self.tokenizer.apply_chat_template(
-                turns, add_generation_prompt=opens_turn, tokenize=True, return_dict=False
-            )
+            return self._rendered(turns, opens_turn)
         except jinja2.TemplateError as error:
             # Templates refuse what they do not know, such as roles that do not alternate.
             raise FieldError(f"{path}.messages", f"the model's chat template refuses it: {error}") from error
+
+    def given(self, message: Prompt, kind: str | None, tokens: Sequence[int]) -> int:
+        """How many of a prompt's last tokens are the beginning of the assistant's answer: less than all.
+
+        Of a conversation, its last message where that is nobody's who asks, to the end of the prompt. Of text
+        and token ids, what comes after the last opening of an assistant's turn.
+        """
+        if not self.has_chat_template:
+            return 0
+        if kind == "chat":
+            start = self._last_turn(message.chat, tokens)
+        else:
+            opening, spaces = self._opening
+            start = _end_of_last(opening, tokens)
+            if tuple(tokens[start : start + len(spaces)]) == spaces:
+                start += len(spaces)
+        return len(tokens) - max(start, 1)
+
+    def _last_turn(self, chat: prompt_pb2.Chat, tokens: Sequence[int]) -> int:
+        """Where what the caller writes of the answer begins; where that is in doubt, not too late."""
+        if chat.messages[-1].role in _ASKING:
+            return len(tokens)
+        turns = [{"role": each.role, "content": each.content} for each in chat.messages[:-1]]
+        try:
+            before = self._rendered(turns, opens_turn=True) if turns else ()
+        except jinja2.TemplateError:
+            before = ()
+        pairs = enumerate(zip(before, tokens, strict=False))
+        return next((place for place, (one, other) in pairs if one != other), min(len(before), len(tokens)))
+
+    @cached_property
+    def _opening(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """What opens an assistant's turn, and white space behind it, which may merge with what follows."""
+        turns = [{"role": "user", "content": "a"}]
+        try:
+            closed, opened = self._rendered(turns, False), self._rendered(turns, True)
+        except jinja2.TemplateError:
+            return (), ()
+        opening = opened[len(closed) :] if opened[: len(closed)] == closed else ()
+        end = len(opening)
+        while end > 0 and not self.pieces(opening[end - 1 : end])[0].strip():
+            end -= 1
+        return opening[:end], opening[end:]
+
+    def _rendered(self, turns: list[dict[str, str]], opens_turn: bool) -> tuple[int, ...]:
+        tokens: Any = self.tokenizer.apply_chat_template(
+            turns, add_generation_prompt=opens_turn, tokenize=True, return_dict=False
+        )
         return tuple(int(token) for token in tokens)
 
     def _checked(self, tokens: Sequence[int], path: str) -> tuple[int, ...]:
@@ -102,6 +151,15 @@ class PromptReader:
             list(checked), skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False
         )
         return text if isinstance(text, str) else "".join(text)
+
+
+def _end_of_last(opening: Sequence[int], tokens: Sequence[int]) -> int:
+    """Behind the last place where `opening` stands in the tokens; their end where it does not."""
+    width, wanted = len(opening), tuple(opening)
+    if not width:
+        return len(tokens)
+    places = range(len(tokens) - width, -1, -1)
+    return next((at + width for at in places if tuple(tokens[at : at + width]) == wanted), len(tokens))
 
 
 def check_length(tokens: Sequence[int], field: str, max_length: int, completion: int) -> None:
