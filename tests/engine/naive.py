@@ -30,7 +30,8 @@ class Naive:
     """What a guarded request comes to: its tokens, how it ended, and when each condition held.
 
     held: for each condition, the tokens at which it held, -1 being the prompt. closest: how near the two best
-    logits, or a reading and a threshold, ever came; a test must not rest on less than rounding.
+    logits, or a reading and a threshold, ever came; a test must not rest on less than rounding. given: what
+    the request gives of its answer; told: what it is told of it, which with `hold_back` has all been judged.
     """
 
     model: PreTrainedModel
@@ -45,6 +46,14 @@ class Naive:
     closest: float = 1e9
     tries: int = 0
     values: list[list[float]] = field(default_factory=list)
+    given: list[int] = field(default_factory=list)
+    hold_back: bool = False
+
+    @property
+    def told(self) -> list[int]:
+        """The tokens that are told."""
+        own = self.tokens[len(self.given) :]
+        return own[:-1] if self.hold_back and self.ended == "stopped" else own
 
     def run(self) -> "Naive":
         """Answer the request."""
@@ -55,9 +64,10 @@ class Naive:
         programs = [self._program(latched)] * len(self.prompt)
         on = latched
         latched = {place for place in latched if self._stays(place)}
-        for token in range(self.sampling.max_tokens or 0):
-            self.tokens.append(self._pick())
-            if token + 1 == self.sampling.max_tokens:
+        length = len(self.given) + (self.sampling.max_tokens or 0)
+        for token in range(length):
+            self.tokens.append(self.given[token] if token < len(self.given) else self._pick())
+            if token + 1 == length and not self.hold_back:
                 return self
             held = set(latched)
             while True:
@@ -65,7 +75,8 @@ class Naive:
                 held |= self._holding(in_prompt, [*answered, values])
                 if self._reacting(held, Reaction.STOP, Reaction.REFUSE):
                     self._note(held, token)
-                    self.ended = "stopped"
+                    refused = token < len(self.given) and self._reacting(held, Reaction.REFUSE)
+                    self.ended = "refused" if refused else "stopped"
                     return self
                 wanted = on | self._reacting(held, Reaction.EDIT)
                 if wanted == on:
@@ -173,8 +184,9 @@ class Naive:
         table = sampling_table(1, tiny.VOCABULARY)
         table.temperature[0], table.top_p[0] = self.sampling.temperature, self.sampling.top_p
         table.frequency[0] = self.sampling.frequency_penalty
-        table.seed[0], table.generated[0] = self.sampling.seed or 0, len(self.tokens)
-        for token in self.tokens:
+        own = self.tokens[len(self.given) :]
+        table.seed[0], table.generated[0] = self.sampling.seed or 0, len(own)
+        for token in own:
             table.counts[0, token] += 1
-        table.in_prompt[0, self.prompt] = True
+        table.in_prompt[0, [*self.prompt, *self.given]] = True
         return int(sample(self._logits[None], table)[0])

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from saegis_server.engine.admission import Admission
 from saegis_server.engine.alarm import Alarms
+from saegis_server.engine.first_token import FirstToken
 from saegis_server.engine.guard import Guard, Guarded, Reaction
 from saegis_server.engine.guarding import Guarding
 from saegis_server.engine.plan import Plan
@@ -92,7 +93,8 @@ class Player:
         asked = SteeringProgram({str(SITE): program[SITE]})
         request = GenerationRequest("r", (0,) * PROMPT, SamplingParams(temperature=0.0), asked, guard=guard)
         running = Running(request, program, 0, lambda _: None, self.guard)
-        made = [Sequence(running, index, frozenset(), 99, cast(Any, None)) for index in range(len(texts))]
+        none: frozenset[int] = frozenset()
+        made = [Sequence(running, index, none, none, 99, cast(Any, None)) for index in range(len(texts))]
         self.running: list[Sequence] = []
         self.told: list[object] = []
         for sequence in made:
@@ -104,8 +106,8 @@ class Player:
         self.step.again[sequence.slot] = text.again
         self.guarding.enter(sequence)
         ending = None
-        while sequence.prefilled == 0 and ending is None:
-            sequence.prefilled = PROMPT
+        while sequence.read == 0 and ending is None:
+            sequence.read = PROMPT
             ending = self.guarding.after_chunk(sequence, output([text.prompt]), PROMPT, True)
         if ending is not None:
             self.told.append(("prompt", sequence.index, repr(ending)))
@@ -290,7 +292,7 @@ def _raise_all(alarms: Alarms, read: torch.Tensor) -> torch.Tensor:
 
 def test_what_was_admitted_once_has_its_plan_ready() -> None:
     step = tiny.step(tiny.model())
-    admission = Admission(step)
+    admission = Admission(step, FirstToken())
     case = guarded.random_case(16)
     request = GenerationRequest("r", tuple(case.prompt), case.sampling, case.program, guard=case.guard)
     (rows, first), (again, second) = admission.generation(request), admission.generation(request)

@@ -1,4 +1,4 @@
-"""Isolation: what one request does to itself never reaches the others, by a token or by a bit."""
+"""Isolation: what one request says and does to itself never reaches the others, by a token or by a bit."""
 
 import logging
 
@@ -88,6 +88,49 @@ def test_neighbours_keep_their_bits_in_the_very_step_that_diverges() -> None:
     assert not torch.isfinite(diverged[1]).all()
     for row in (0, 2, 3):
         assert torch.equal(plain[row], diverged[row])
+
+
+def victims_logits(
+    family: str, neighbours: list[list[int]], program: SteeringProgram = UNSTEERED
+) -> tuple[list[int], torch.Tensor]:
+    """The tokens of a request in the first slot, and its logits in every decode step, beside others."""
+    step = tiny.step(tiny.model(family))
+    engine, decode, seen = tiny.RunningEngine(step), step.decode, []
+
+    def watch(*arguments: object) -> object:
+        output = decode(*arguments)  # type: ignore[arg-type]
+        seen.append(output.logits[0].clone())
+        return output
+
+    step.decode = watch  # type: ignore[method-assign, assignment]
+    victim = engine.ask(tiny.prompt_of(1, 19), GREEDY)
+    for neighbour in neighbours:
+        engine.ask(neighbour, SamplingParams(temperature=0.0, max_tokens=16, ignore_eos=True), program)
+    with engine:
+        tokens = victim.wait().tokens()
+    return tokens, torch.stack(seen[: len(tokens) - 1])
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
+def test_a_neighbour_shows_by_its_shape_alone_and_in_the_last_bits(family: str) -> None:
+    """How many there are, and how long, may change the order of sums, within the bound in the README;
+    what they say and how they are steered changes not a bit."""
+
+    def beside(length: int, count: int, seed: int) -> list[list[int]]:
+        return [tiny.prompt_of(seed + place, length) for place in range(count)]
+
+    tokens, alone = victims_logits(family, [])
+    bound = 2.0**-16 * float(alone.std(-1).min())
+    for length, count in ((3, 1), (120, 1), (3, 3), (120, 3), (60, 7)):
+        written, logits = victims_logits(family, beside(length, count, 50))
+        assert written == tokens
+        assert float((logits - alone).abs().max()) <= bound
+    wanted = victims_logits(family, beside(60, 3, 50))[1]
+    for seed, strength in ((70, 0.0), (90, 5.0), (90, -300.0)):
+        along = torch.randn(tiny.WIDTH, generator=torch.Generator().manual_seed(seed))
+        edit = add(Probe.direction(along), strength)
+        program = SteeringProgram({"layers.1.resid_post": SiteProgram(edits=(edit,) if strength else ())})
+        assert torch.equal(victims_logits(family, beside(60, 3, seed), program)[1], wanted)
 
 
 def test_a_sibling_of_a_diverged_sequence_ends_with_its_request() -> None:

@@ -32,7 +32,7 @@ class Simulation:
     def submit(self) -> None:
         prompt = tuple(range(self.random.randint(1, 6)))
         running = Running(GenerationRequest(str(len(self.sequences)), prompt), {}, 0, lambda _: None)
-        sequence = Sequence(running, len(self.sequences), frozenset(), 99, TEXT)
+        sequence = Sequence(running, len(self.sequences), frozenset(), frozenset(), 99, TEXT)
         self.sequences.append(sequence)
         self.waiting.append(sequence)
         self.schedule.waiting.append(sequence)
@@ -49,9 +49,9 @@ class Simulation:
             assert sequence is self.waiting.popleft(), "first come, first served"
             self.held[sequence.slot] = []
         if sequence is not None:
-            self._hold(sequence, min(2, len(sequence.prompt) - sequence.prefilled))
-            sequence.prefilled = len(self.held[sequence.slot])
-            if sequence.prefilled == len(sequence.prompt):
+            self._hold(sequence, min(2, len(sequence.prompt) - sequence.read))
+            sequence.read = len(self.held[sequence.slot])
+            if sequence.read == len(sequence.prompt):
                 self.schedule.start_running()
                 sequence.generated = 1
 

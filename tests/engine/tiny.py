@@ -10,6 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from saegis_server.engine.engine import Engine
+from saegis_server.engine.first_token import FirstToken
 from saegis_server.engine.guard import UNGUARDED, Guard
 from saegis_server.engine.load import Limits
 from saegis_server.engine.requests import (
@@ -148,8 +149,15 @@ class Answer:
 class RunningEngine(Engine):
     """An engine with helpers for tests; use as a context manager."""
 
-    def __init__(self, on: Step, max_running: int = 8, limits: Limits | None = None) -> None:
-        super().__init__(on, tokenizer(), (EOS,), max_running, limits or Limits(prefill_chunk=16))
+    def __init__(
+        self,
+        on: Step,
+        max_running: int = 8,
+        limits: Limits | None = None,
+        first_token: FirstToken | None = None,
+    ) -> None:
+        chosen = limits or Limits(prefill_chunk=16)
+        super().__init__(on, tokenizer(), (EOS,), max_running, chosen, first_token)
         self._made = 0
 
     def __enter__(self) -> "RunningEngine":
@@ -171,13 +179,17 @@ class RunningEngine(Engine):
         request_id: str | None = None,
         deadline: float | None = None,
         guard: Guard = UNGUARDED,
+        prefilled: int = 0,
     ) -> Answer:
         """Submit a request, greedy with 24 tokens if not told otherwise."""
         self._made += 1
         chosen = sampling or SamplingParams(temperature=0.0, max_tokens=24, ignore_eos=True)
         answer = Answer()
         name = request_id or f"request-{self._made}"
-        self.submit(GenerationRequest(name, tuple(prompt), chosen, program, deadline, guard), answer)
+        request = GenerationRequest(
+            name, tuple(prompt), chosen, program, deadline, guard, prefilled=prefilled
+        )
+        self.submit(request, answer)
         return answer
 
 

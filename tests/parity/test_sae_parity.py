@@ -89,7 +89,7 @@ def _close(found: Tensor, wanted: Tensor) -> None:
 def _view(program: SiteProgram) -> TableView:
     table = SiteTable(1, WIDTH, Capacity(edits=4, rules=2, bans=2, watches=2))
     table.write(0, program)
-    return TableView(table.edits, table.rules, table.bans, table.watches, table.guards)
+    return TableView(table.edits, table.rules, table.bounds, table.watches, table.guards)
 
 
 @every_form

@@ -152,8 +152,9 @@ def test_a_ban_holds_and_the_receipt_tells(stubs: Stubs) -> None:
     (site,) = found.receipt.sites
     assert (site.site, site.edits, site.bans, site.watches) == (tiny.FIRST_SITE, 1, 1, 1)
     assert site.bans_fired > 0
-    # Every token passes the site but the last one, which is not fed back.
-    assert site.tokens_edited == found.usage.prompt_tokens + 59 == found.usage.steered_tokens
+    # Every token is moved but the first, which is the model's own BOS, and the last, which is not fed back.
+    assert site.tokens_edited == found.usage.prompt_tokens + 58 == found.usage.steered_tokens
+    assert not found.receipt.first_token_steered
     assert site.largest_relative_norm > 0.0
     assert found.receipt.steered
 

@@ -101,3 +101,31 @@ def test_decoding() -> None:
         READER.decode([1, 300], skip_special_tokens=True)
     assert "".join(READER.pieces(READER.text("the river", add_special_tokens=False))) == "the river"
     assert all("�" in piece for piece in READER.pieces(READER.text("Ж", add_special_tokens=False)))
+
+
+def test_what_a_caller_writes_of_the_answer_is_told_apart() -> None:
+    """The last message where it is the assistant's; in text and token ids, what follows the opening."""
+
+    def given(request: pb.GenerateRequest) -> str:
+        kind, tokens = request.WhichOneof("prompt"), read(request)
+        return READER.decode(tokens[len(tokens) - READER.given(request, kind, tokens) :], False)
+
+    assert given(chat(("user", "the river"))) == ""
+    assert given(chat(("user", "the river"), ("assistant", "is long"), ("user", "why?"))) == ""
+    begun = given(chat(("user", "the river"), ("assistant", "is long"), ("assistant", "is red")))
+    assert begun == "is red<|end|><|assistant|>"
+    assert given(chat(("assistant", "is long"))) == "<|assistant|>is long<|end|><|assistant|>"
+    opened = "<|user|>the river<|end|><|assistant|>"
+    for begun in ("", "is long", " is long. ", "<|end|>"):
+        text = pb.GenerateRequest(text=opened + begun)
+        assert given(text) == begun
+        ids = prompt_pb2.TokenIds(ids=read(text))
+        assert given(pb.GenerateRequest(token_ids=ids)) == begun
+    assert given(pb.GenerateRequest(text="the river")) == ""
+    # Never all of it: an answer has something before it.
+    alone = pb.GenerateRequest(token_ids=prompt_pb2.TokenIds(ids=(*read(chat(("user", "x")))[-1:], 7, 8)))
+    assert READER.given(alone, "token_ids", alone.token_ids.ids) == 2
+    plain = train_tokenizer([tiny.TEXT], tiny.VOCABULARY, tiny.CONTEXT)
+    plain.chat_template = None
+    text = pb.GenerateRequest(text=opened + "is long")
+    assert PromptReader(plain, tiny.VOCABULARY).given(text, "text", read(text)) == 0

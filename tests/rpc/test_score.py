@@ -50,6 +50,7 @@ def by_transformers(tokens: list[int], clamped: int | None = None, value: float 
         if clamped is None:
             return output
         moved = x + (value - FIRST.encode(x[0])[:, clamped, None]) * FIRST.W_dec[clamped]
+        moved[:, :1] = x[:, :1]  # the model's own BOS
         return (moved, *output[1:]) if isinstance(output, tuple) else moved
 
     model.model.layers[0].register_forward_hook(steer)
@@ -70,7 +71,7 @@ def test_a_score_is_what_transformers_says(stubs: Stubs) -> None:
     assert list(found.divergences) == pytest.approx(divergences.tolist(), abs=1e-4)
     assert max(found.divergences) > 0.01
     (site,) = found.receipt.sites
-    assert (site.site, site.edits, site.tokens_edited) == (tiny.FIRST_SITE, 1, len(tokens))
+    assert (site.site, site.edits, site.tokens_edited) == (tiny.FIRST_SITE, 1, len(tokens) - 1)
     assert (found.receipt.steered, found.receipt.model) == (True, "tiny")
     assert found.receipt.timings.prefill_seconds > 0.0
 

@@ -34,6 +34,7 @@ def test_inspect_shows_the_strongest_features(stubs: Stubs) -> None:
     expected = activations("the river")
     assert [token.token_id for token in found.tokens] == TOKENIZER("the river")["input_ids"]
     assert "".join(token.text for token in found.tokens).endswith("the river")
+    assert [token.left_out for token in found.tokens] == [True] + [False] * (len(expected) - 1)
     labels = {label.feature: label.label for label in tiny.LABELS}
     for row, token in zip(expected, found.tokens, strict=True):
         values, indices = row.topk(4)
@@ -142,7 +143,8 @@ def test_contrast_features(stubs: Stubs) -> None:
     found = stubs.features.ContrastFeatures(
         fpb.ContrastFeaturesRequest(positive_texts=positive, negative_texts=negative, sae="first", limit=10)
     )
-    largest = [torch.stack([activations(text).amax(0) for text in side]) for side in (positive, negative)]
+    # The first token, the model's own BOS, is left out.
+    largest = [torch.stack([activations(text)[1:].amax(0) for text in side]) for side in (positive, negative)]
     rates = [(side > 0).float().mean(0) for side in largest]
     means = [side.mean(0) for side in largest]
     score, lead = rates[0] - rates[1], means[0] - means[1]
@@ -163,6 +165,7 @@ def test_contrast_features(stubs: Stubs) -> None:
         ({"positive_texts": ["x"], "sae": "first"}, "negative_texts"),
         ({"positive_texts": ["x"] * 513, "negative_texts": ["x"], "sae": "first"}, "positive_texts"),
         ({"positive_texts": ["x"], "negative_texts": ["x"], "sae": "first", "limit": 1001}, "limit"),
+        ({"positive_texts": ["x", ""], "negative_texts": ["x"], "sae": "first"}, "positive_texts[1]"),
         (
             {"positive_texts": ["x"], "negative_texts": ["x", "y " * 5000], "sae": "first"},
             "negative_texts[1]",

@@ -74,7 +74,7 @@ def test_probe_reads_and_writes_its_feature(
     probes = tuple(sae.probe(feature) for feature in features)
     table = SiteTable(1, WIDTH, Capacity(edits=2, rules=2, bans=2, watches=2))
     table.write(0, SiteProgram(watches=probes))
-    view = TableView(table.edits, table.rules, table.bans, table.watches, table.guards)
+    view = TableView(table.edits, table.rules, table.bounds, table.watches, table.guards)
     _, readings = apply(x[None], view, torch.zeros(1, 8, dtype=torch.bool), frozenset(Norm))
     f = sae.encode(x)
     for index, feature in enumerate(features):

@@ -9,9 +9,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from saegis_server.sae.autoencoder import Architecture
+from saegis_server.sae.left_out import excluded_tokens, left_out, special_tokens
 from saegis_server.sae.saelens import SAEFileError, load_sae
 from saegis_server.sae.writer import save_sae
 from saegis_server.steering.rows import Norm
+from tests.engine import tiny
+from tests.polyglot.oracle import get_special_token_ids
 from tests.sae.sae_cases import FEATURES, WIDTH, random_activations, random_sae
 
 
@@ -52,6 +55,28 @@ def test_fields_are_read_as_written(folder: Path) -> None:
     assert (sae.stated_fvu, sae.stated_l0) == (0.07, 31.0)
     assert sae.metadata["hf_hook_name"] == "model.layers.1"
     assert load_sae(folder, name="house").name == "house"
+
+
+def test_the_tokens_that_it_was_not_trained_on(folder: Path) -> None:
+    """As SAELens writes them: true means the structural special tokens, those of chats are not among them."""
+    special = frozenset({256, 257})
+    tokens = [256, 7, 256, 5, 257]
+    for stated, excluded, wanted in (
+        (None, frozenset(), [True, False, False, False, False]),
+        (False, frozenset(), [True, False, False, False, False]),
+        ([5, 9], frozenset({5, 9}), [True, False, False, True, False]),
+        (True, special, [True, False, True, False, True]),
+    ):
+        _edit_metadata(folder, exclude_special_tokens=stated)
+        sae = load_sae(folder)
+        assert excluded_tokens(sae, special) == excluded
+        assert left_out(tokens, sae, special, first=1).tolist() == wanted
+    for bad in ("all", [1, "x"], [True], [-1], 3):
+        _edit_metadata(folder, exclude_special_tokens=bad)
+        assert "exclude_special_tokens" in _refusal(folder).reason
+    named = special_tokens(tiny.tokenizer())
+    assert named == frozenset(get_special_token_ids(tiny.tokenizer()))
+    assert len(named) == 2
 
 
 def test_digest_covers_weights_and_configuration(folder: Path) -> None:

@@ -79,6 +79,7 @@ def inspection(message: feature_pb2.InspectResponse) -> features.Inspection:
             features=tuple(
                 features.FeatureActivation(each.index, each.activation, each.label) for each in token.features
             ),
+            left_out=token.left_out,
         )
         for token in message.tokens
     )
@@ -262,6 +263,8 @@ def _receipt(message: generation_pb2.Receipt) -> results.Receipt:
         rules=applied_rules(message.rules),
         ruled=message.ruled,
         decision_id=message.decision_id,
+        first_token_steered=message.first_token_steered,
+        first_token_read=message.first_token_read,
     )
 
 

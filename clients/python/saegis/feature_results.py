@@ -44,6 +44,8 @@ class TokenFeatures:
     token_id: int
     text: str
     features: tuple[FeatureActivation, ...]
+    left_out: bool = False
+    """Whether contrasts and statistics leave the token out, since the SAE has hardly learnt it."""
 
 
 @dataclass(frozen=True, slots=True)

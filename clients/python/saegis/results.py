@@ -111,6 +111,11 @@ class Receipt:
     """Whether any of the operator's rules was in force, told or not."""
     decision_id: str
     """Names the decision, as the operator's audit log does; empty where the server has no policy."""
+    first_token_steered: bool = False
+    """Whether edits and rules acted at the text's first token; by default not where it is the model's own
+    beginning-of-sequence token."""
+    first_token_read: bool = False
+    """Whether the operator's conditions read that token."""
 
 
 @dataclass(frozen=True, slots=True)

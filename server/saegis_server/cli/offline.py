@@ -143,6 +143,7 @@ def load_subject(
     from transformers.utils import logging as transformers_logging
 
     from saegis_server.cli.start_errors import start_failed
+    from saegis_server.sae.left_out import excluded_tokens, special_tokens
 
     # The stages are shown here; a second bar would tear the display.
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -162,7 +163,7 @@ def load_subject(
         rows=[row[: loaded.max_context] for row in rows],
         cut=sum(len(row) > loaded.max_context for row in rows),
         truths=tuple(text.truth for text in texts),
-        excluded=_excluded(placed, loaded),
+        excluded=excluded_tokens(placed.loaded.sae, special_tokens(loaded.tokenizer)),
     )
 
 
@@ -174,6 +175,7 @@ def _load(
     from saegis_server.engine.loading import load_model
     from saegis_server.rpc.config import SAESource
     from saegis_server.rpc.sae_sources import check_sae, read_sae
+    from saegis_server.sae.left_out import special_tokens
     from saegis_server.training.activations import read_site
 
     display("loading the model", 0, 0)
@@ -185,15 +187,6 @@ def _load(
         lambda text: loaded.tokenizer.encode(text, verbose=False),
         lambda tokens: read_site(loaded.model, placed.site, torch.tensor([tokens], device=device))[0],
         loaded.max_context,
+        special_tokens(loaded.tokenizer),
     )
     return loaded, placed
-
-
-def _excluded(placed: PlacedSAE, loaded: LoadedModel) -> frozenset[int]:
-    """The tokens that the SAE's cfg.json says it was trained without: ids, or true for all special ones."""
-    stated = placed.loaded.sae.metadata.get("exclude_special_tokens")
-    if stated is True:
-        return frozenset(loaded.tokenizer.all_special_ids)
-    if isinstance(stated, list | tuple):
-        return frozenset(token for token in stated if isinstance(token, int))
-    return frozenset()

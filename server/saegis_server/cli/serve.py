@@ -75,6 +75,8 @@ def serve(
     max_length: at.MaxLength = None,
     queue_limit: at.QueueLimit = 256,
     grace: at.Grace = 30.0,
+    steer_first_token: at.SteerFirstToken = False,
+    read_first_token: at.ReadFirstToken = False,
     ready_file: at.ReadyFile = None,
     log_level: at.LogLevel = "warning",
     json: options.Json = False,
@@ -105,6 +107,8 @@ def serve(
         max_length=max_length,
         queue_limit=queue_limit,
         grace_seconds=grace,
+        steer_first_token=steer_first_token,
+        read_first_token=read_first_token,
         ready_file=ready_file,
     )
     _run(config, json)

@@ -143,6 +143,22 @@ Grace = Annotated[
         min=0.0, help="Seconds that running requests may take to end.", rich_help_panel=_PANEL_LIMITS
     ),
 ]
+SteerFirstToken = Annotated[
+    bool,
+    typer.Option(
+        "--steer-first-token",
+        help="Let edits and rules move a text's first token also where it is the model's own BOS.",
+        rich_help_panel=_PANEL_LIMITS,
+    ),
+]
+ReadFirstToken = Annotated[
+    bool,
+    typer.Option(
+        "--read-first-token",
+        help="Let conditions and contrasts read that token too.",
+        rich_help_panel=_PANEL_LIMITS,
+    ),
+]
 ReadyFile = Annotated[
     Path | None, typer.Option(help="Written as JSON (target, metrics_port, pid) once it serves.")
 ]

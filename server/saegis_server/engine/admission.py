@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from saegis_server.engine.first_token import FirstToken
 from saegis_server.engine.guard import Guard, Reaction
 from saegis_server.engine.plan import Plan
 from saegis_server.engine.request_guard import RequestGuard
@@ -28,8 +29,8 @@ class _Known(NamedTuple):
 class Admission:
     """Checks requests against what a step has: vocabulary, length, sites, room for rows."""
 
-    def __init__(self, step: Step) -> None:
-        self._step = step
+    def __init__(self, step: Step, first_token: FirstToken) -> None:
+        self._step, self._first_token = step, first_token
         self._known: dict[tuple[int, int], _Known] = {}
 
     def generation(self, request: GenerationRequest) -> tuple[dict[Site, SiteProgram], RequestGuard | None]:
@@ -46,6 +47,8 @@ class Admission:
             raise FieldError(
                 "prompt", f"has {len(prompt)} tokens; at most {longest - 1} leave room for an answer"
             )
+        if not 0 <= request.prefilled < len(prompt):
+            raise FieldError("prompt", f"cannot end with {request.prefilled} tokens of the answer")
         self._check_tokens(
             {
                 "prompt": prompt,
@@ -53,7 +56,7 @@ class Admission:
                 "sampling.logit_bias": tuple(sampling.logit_bias),
             }
         )
-        return self._admit(request.program, request.guard)
+        return self._admit(prompt, request.program, request.guard)
 
     def text(
         self, tokens: Sequence[int], program: SteeringProgram, guard: Guard
@@ -65,10 +68,10 @@ class Admission:
         if len(tokens) > longest:
             raise FieldError("prompt", f"has {len(tokens)} tokens; at most {longest} can be scored at once")
         self._check_tokens({"prompt": tokens})
-        return self._admit(program, guard)
+        return self._admit(tokens, program, guard)
 
     def _admit(
-        self, program: SteeringProgram, guard: Guard
+        self, tokens: Sequence[int], program: SteeringProgram, guard: Guard
     ) -> tuple[dict[Site, SiteProgram], RequestGuard | None]:
         key = id(program), id(guard)
         if (known := self._known.get(key)) is None:
@@ -77,7 +80,8 @@ class Admission:
             if len(self._known) >= _REMEMBERED:
                 self._known.clear()
             self._known[key] = known
-        return known.rows, None if known.plan is None else RequestGuard(known.plan)
+        unread = self._first_token.unread(tokens, guard)
+        return known.rows, None if known.plan is None else RequestGuard(known.plan, unread, guard.hold_back)
 
     def _plan(self, guard: Guard, program: Mapping[Site, SiteProgram]) -> Plan | None:
         readings = sum(len(rows.guards) for rows in program.values())

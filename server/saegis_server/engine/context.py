@@ -70,7 +70,8 @@ class StepContext:
     """Set when a step begins, read by attention and sites, emptied when it ends.
 
     positions: int64 [B, Q]; slot: int64 [1] in prefill; length: how much of the cache is read;
-    views: each site's table rows for this step; prompt: bool [B, Q].
+    views: each site's table rows for this step; prompt: bool [B, Q]; unmoved: bool [B, Q], the tokens that
+    no row moves, None where there can be none.
     """
 
     mode: Mode = Mode.IDLE
@@ -79,6 +80,7 @@ class StepContext:
     slot: Tensor | None = None
     length: int = 0
     prompt: Tensor | None = None
+    unmoved: Tensor | None = None
     views: dict[Site, TableView] = field(default_factory=dict)
     readings: dict[Site, Readings] = field(default_factory=dict)
     captured: dict[Site, Tensor] = field(default_factory=dict)

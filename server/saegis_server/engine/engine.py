@@ -15,10 +15,13 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from saegis_server.engine.admission import Admission
+from saegis_server.engine.first_token import FirstToken
 from saegis_server.engine.guard import UNGUARDED, Guard
 from saegis_server.engine.guarding import Ending, Guarding
 from saegis_server.engine.jobs import Ended, Job, Jobs, at_once
 from saegis_server.engine.load import EngineStats, Limits, Rate
+from saegis_server.engine.memory import own_failure
+from saegis_server.engine.prompt_reading import PromptReading
 from saegis_server.engine.requests import (
     Closing,
     DeadlineExceededError,
@@ -36,7 +39,7 @@ from saegis_server.engine.schedule import Schedule
 from saegis_server.engine.score import AS_IT_IS, Baseline, Reading, Score, Scoring
 from saegis_server.engine.sequence import Running, Sequence, Sink, extent_of
 from saegis_server.engine.sites import Site
-from saegis_server.engine.step import SMALLEST, Step, StepOutput
+from saegis_server.engine.step import Step, StepOutput
 from saegis_server.engine.text import TextStream
 from saegis_server.steering.program import UNSTEERED, SteeringProgram
 
@@ -54,15 +57,19 @@ class Engine:
         eos_token_ids: Sequenced[int],
         max_running: int,
         limits: Limits | None = None,
+        first_token: FirstToken | None = None,
     ) -> None:
         """At most `max_running` sequences run at once; the step must have a slot for each of them."""
         self.step, self.tokenizer, self.limits = step, tokenizer, limits or Limits()
+        self.first_token = first_token or FirstToken()
         self.eos_token_ids = frozenset(eos_token_ids)
         self.max_running, self.max_length = max_running, step.slots.max_length
         self.capacity, self.sites, self.compiled = step.slots.capacity, step.sites, step.compiled
         self.error: BaseException | None = None
-        self._admission, self._schedule = Admission(step), Schedule(max_running, step.slots.move)
+        self._admission = Admission(step, self.first_token)
+        self._schedule = Schedule(max_running, step.slots.move)
         self._guarding = Guarding(step)
+        self._reading = PromptReading(step, self._guarding, self.limits.prefill_chunk)
         self._in_flight: set[str] = set()
         self._active: dict[str, Running] = {}
         self._submitted: deque[Running] = deque()
@@ -91,7 +98,8 @@ class Engine:
         program, guard = self._admission.generation(request)
         sampling = request.sampling
         seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
-        running = Running(request, program, seed, on_events, guard)
+        unmoved = self.first_token.unmoved(request.prompt, request.program)
+        running = Running(request, program, seed, on_events, guard, unmoved)
         stops = frozenset(sampling.stop_token_ids) | (
             frozenset() if sampling.ignore_eos else self.eos_token_ids
         )
@@ -105,7 +113,8 @@ class Engine:
                 keep_stop=sampling.include_stop_str_in_output,
                 skip_special_tokens=sampling.skip_special_tokens,
             )
-            running.sequences.append(Sequence(running, index, stops, limit, text))
+            sequence = Sequence(running, index, stops, self.eos_token_ids, limit, text)
+            running.sequences.append(sequence)
         with self._wake:
             self._require_running()
             if request.request_id in self._in_flight:
@@ -148,7 +157,12 @@ class Engine:
         as in `submit`.
         """
         steered, other = (
-            Reading(self.step, one, *self._admission.text(tokens, one, judging))
+            Reading(
+                self.step,
+                one,
+                *self._admission.text(tokens, one, judging),
+                self.first_token.unmoved(tokens, one),
+            )
             for one, judging in ((program, guard), plain)
         )
         scoring = Scoring(tokens, steered, other, self.limits.prefill_chunk, on_end)
@@ -234,54 +248,48 @@ class Engine:
         """Read prompts, up to a bound, so that those who are decoding do not wait long."""
         left = self.limits.prefill_between_steps
         while left > 0 and (sequence := self._schedule.admit()) is not None:
-            if not sequence.loaded:
-                self._load(sequence)
-            left -= self._read_chunk(sequence)
+            try:
+                left -= self._read_on(sequence)
+            except Exception as error:
+                self._fail(sequence.running, own_failure(error))
 
-    def _load(self, sequence: Sequence) -> None:
-        running, sequence.loaded = sequence.running, True
-        with self._wake:
-            self._waiting_count -= 1
-        if running.admitted is None:
-            running.admitted = time.monotonic()
-        sampling = running.request.sampling
-        self.step.slots.load(
-            sequence.slot, sequence.prompt, sampling, sequence.seed, sequence.stops, running.program
-        )
-        self._guarding.enter(sequence)
-
-    def _read_chunk(self, sequence: Sequence) -> int:
-        """Read the next chunk of a prompt; with its last one the first token is there. Returns its length.
-
-        A condition that comes to hold in it may leave the prompt to be read again, with further rows.
-        """
-        start = sequence.prefilled
-        chunk = list(sequence.prompt[start : start + self.limits.prefill_chunk])
-        last = start + len(chunk) == len(sequence.prompt)
-        sampled = last and not sequence.running.request.sampling.is_plain_greedy
-        length = max(start + len(chunk), SMALLEST)
-        output = self.step.prefill(sequence.slot, chunk, start, extent_of(1, length, [sequence]), sampled)
+    def _read_on(self, sequence: Sequence) -> int:
+        """Read the next tokens of a prompt; with its last one the first token is there. Returns the cost."""
+        if not sequence.loaded:
+            running, sequence.loaded = sequence.running, True
+            with self._wake:
+                self._waiting_count -= 1
+            if running.admitted is None:
+                running.admitted = time.monotonic()
+            self._reading.load(sequence)
+        progress = self._reading.advance(sequence)
         self._steps += 1
-        sequence.prefilled += len(chunk)
-        finite, ending = bool(output.finite[0]), None
-        if finite and sequence.seat is not None:
-            ending = self._guarding.after_chunk(sequence, output, len(chunk), last)
-            last = last and sequence.prefilled > 0
-        if last or ending is not None or not finite:
+        if progress.output is not None:
             self._schedule.start_running()
-            self._hand_out([sequence], output, {} if ending is None else {0: ending})
-        return len(chunk)
+            endings = {} if progress.ending is None else {0: progress.ending}
+            self._hand_out([sequence], progress.output, endings)
+        return progress.cost
 
     def _decode(self) -> None:
-        running = list(self._schedule.running)
-        if not running:
+        while running := list(self._schedule.running):
+            length = max(sequence.length for sequence in running) + 1
+            sampled = any(not sequence.running.request.sampling.is_plain_greedy for sequence in running)
+            self.step.slots.remember()
+            try:
+                output = self.step.decode(extent_of(len(running), length, running), len(running), sampled)
+            except Exception as error:
+                self._make_room(running, own_failure(error))
+                continue
+            self._steps += 1
+            endings = {} if self._guarding.idle else self._guarding.after_decode(running, output, sampled)
+            self._hand_out(running, output, endings)
             return
-        length = max(sequence.length for sequence in running) + 1
-        sampled = any(not sequence.running.request.sampling.is_plain_greedy for sequence in running)
-        output = self.step.decode(extent_of(len(running), length, running), len(running), sampled)
-        self._steps += 1
-        endings = {} if self._guarding.idle else self._guarding.after_decode(running, output, sampled)
-        self._hand_out(running, output, endings)
+
+    def _make_room(self, running: list[Sequence], failure: EngineError) -> None:
+        """After a step that found no memory, go back before it and fail the request that came last."""
+        lengths = [sequence.length for sequence in running]
+        self.step.slots.rewind([sequence.last_token for sequence in running], lengths)
+        self._fail(max((each.running for each in running), key=lambda each: each.admitted or 0.0), failure)
 
     def _hand_out(self, sequences: list[Sequence], output: StepOutput, endings: Mapping[int, Ending]) -> None:
         """Give each sequence its token; row i of the output is the i-th sequence's.

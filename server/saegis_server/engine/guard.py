@@ -14,10 +14,10 @@ class Reaction(StrEnum):
     """What follows when a condition comes to hold.
 
     STOP ends the sequence before the token of that step is told; text that was held back, such as half a
-    character, is not told either. REFUSE fails the request before its first token; in the answer, where that
-    is too late, it is STOP. EDIT puts further rows in force from that very token on: the step is taken again
-    with them, so no token comes of a step without them; a prompt is read again from its start. The rows of a
-    condition that is not sticky leave after the first token at which it does not hold. RECORD counts.
+    character, is not told either. REFUSE fails the request before its first own token; in the answer, where
+    that is too late, it is STOP. EDIT puts further rows in force from that very token on: the step is taken
+    again with them, so no token comes of a step without them; a prompt is read again from its start. The rows
+    of a condition that is not sticky leave after the first token at which it does not hold. RECORD counts.
     """
 
     RECORD = "record"
@@ -43,11 +43,17 @@ class Guarded:
 
 @dataclass(frozen=True)
 class Guard:
-    """All conditions of a request. Their readings are the `guards` of its program, see `Condition`."""
+    """All conditions of a request. Their readings are the `guards` of its program, see `Condition`.
+
+    reads_first_token: whether they read a text's first token also where it is the model's own
+    beginning-of-sequence token. hold_back: whether a token is told only once it has been judged itself, by
+    being read: what stops an answer at a token then keeps that token back too. The model's own end tokens,
+    which are no text, are told at once.
+    """
 
     conditions: tuple[Guarded, ...] = ()
-    hold_back: bool = False
     reads_first_token: bool = False
+    hold_back: bool = False
 
 
 #: The guard of a request that nobody watches over.

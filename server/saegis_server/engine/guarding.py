@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from saegis_server.engine.guard import Reaction
+from saegis_server.engine.memory import own_failure
 from saegis_server.engine.panel import Panel, Seat
 from saegis_server.engine.request_guard import RequestGuard
 from saegis_server.engine.requests import (
@@ -86,12 +87,15 @@ class Guarding:
         """
         guard, seat = _of(sequence)
         panel, row, plan = seat.panel, seat.row, guard.plan
-        values = plan.of_chunk(output.read.cpu().numpy(), count)
+        skipped = max(0, guard.unread - (sequence.read - count))
+        values = plan.of_chunk(output.read.cpu().numpy(), count)[skipped:]
         if np.isnan(values).any():
             return _unreadable(sequence)
-        panel.peaks[row] = np.maximum(panel.peaks[row], values.max(0))
-        found, standing = panel.judge.read_prompt(panel.standing.of(slice(row, row + 1)), values, last)
-        panel.remember(row, standing)
+        found = np.zeros((1, len(plan.conditions)), dtype=np.bool_)
+        if len(values):  # of a prompt of which nothing is read nothing holds
+            panel.peaks[row] = np.maximum(panel.peaks[row], values.max(0))
+            found, standing = panel.judge.read_prompt(panel.standing.of(slice(row, row + 1)), values, last)
+            panel.remember(row, standing)
         if not last:
             return None
         holds = found[0] | seat.carried
@@ -101,10 +105,24 @@ class Guarding:
             seat.carried, panel.on[row] = holds, wanted
             panel.remember(row, panel.judge.latch(panel.judge.start(), holds[None]))
             self._step.slots.restart(sequence.slot)
-            sequence.prefilled = 0
+            sequence.read = 0
             return self._steer(sequence, wanted)
-        panel.count(np.array([row]), holds[None], np.array([-1]), np.array([sequence.prefilled]))
+        panel.count(np.array([row]), holds[None], np.array([-1]), np.array([sequence.read]))
         return (plan.refusal(holds, Reaction.REFUSE) or FinishReason.CONTENT_FILTER) if ends else None
+
+    def after_given(self, sequence: Sequence, output: StepOutput, sampled: bool) -> Ending | None:
+        """Judge the next token of the answer that the request itself gives, the only row of `output`, which
+        is replaced where the step is taken again.
+
+        Nothing has been told yet, so that what refuses a prompt refuses here too.
+        """
+        _, seat = _of(sequence)
+        panel, row, read = seat.panel, seat.row, output.read.cpu().numpy()
+        values = panel.plan.of_tokens(read, np.array([0]))
+        panel.peaks[row] = np.fmax(panel.peaks[row], values[0])
+        decoded = _Decoded([sequence], output, sampled, read, {})
+        self._judge(panel, np.array([0]), decoded)
+        return decoded.endings.get(0)
 
     # -- answers --------------------------------------------------------------------------------------
 
@@ -137,7 +155,7 @@ class Guarding:
             rows, values = rows[~bad], values[~bad]
         own = [decoded.sequences[row] for row in rows.tolist()]
         seats = np.array([_of(sequence)[1].row for sequence in own], dtype=np.intp)
-        tokens = np.array([sequence.generated - 1 for sequence in own], dtype=np.int64)
+        tokens = np.array([sequence.length - sequence.answer_start for sequence in own], dtype=np.int64)
         length = np.array([sequence.length for sequence in own], dtype=np.int64)
         panel.catch_up(seats, length)
         before = panel.standing.of(seats)
@@ -146,7 +164,10 @@ class Guarding:
         acts = (((holds & plan.edits) != panel.on[seats]) | (holds & plan.ends)).any(1)
         for place in np.flatnonzero(acts).tolist():
             past = before.of(slice(place, place + 1))
-            holds[place], ending = self._settle(int(rows[place]), decoded, holds[place], past)
+            try:
+                holds[place], ending = self._settle(int(rows[place]), decoded, holds[place], past)
+            except Exception as error:
+                ending = own_failure(error)
             if ending is not None:
                 decoded.endings[int(rows[place])] = ending
         panel.count(seats, holds, tokens, length + 1)
@@ -184,7 +205,9 @@ class Guarding:
             panel.remember(at, standing)
             holds = holds | more[0]
         if (holds & plan.ends).any():
-            return holds, FinishReason.CONTENT_FILTER
+            told = sequence.generated > 0
+            refusal = None if told else plan.refusal(holds, Reaction.REFUSE)
+            return holds, refusal or FinishReason.CONTENT_FILTER
         panel.on[at] = wanted = holds & plan.edits
         return holds, self._steer(sequence, wanted) if (wanted != on).any() else None
 
@@ -198,7 +221,7 @@ class Guarding:
         extent = extent_of(1, max(position + 1, SMALLEST), [sequence])
         own = sampled and not sequence.running.request.sampling.is_plain_greedy
         fed = [sequence.last_token]
-        return self._step.prefill(sequence.slot, fed, position, extent, own, completion=True)
+        return self._step.prefill(sequence.slot, fed, position, extent, own, answer=position)
 
     def _steer(self, sequence: Sequence, on: Truths) -> Ending | None:
         """Put the rows of the conditions `on` in force; the failure of the request where that cannot be."""

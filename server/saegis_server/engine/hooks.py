@@ -2,12 +2,13 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from saegis_server.engine.context import Mode, StepContext
 from saegis_server.engine.sites import Site, site_module
-from saegis_server.steering.apply import apply
+from saegis_server.steering.apply import Readings, apply
 from saegis_server.steering.rows import Norm
 
 
@@ -31,7 +32,10 @@ class _SiteHook:
         if context.mode is Mode.CAPTURE:
             context.captured[self.site] = x
         if context.prompt is not None:
-            x, context.readings[self.site] = apply(x, context.views[self.site], context.prompt, self.norms)
+            steered, readings = apply(x, context.views[self.site], context.prompt, self.norms)
+            if context.unmoved is not None:
+                steered, readings = _except_for(context.unmoved, x, steered, readings)
+            x, context.readings[self.site] = steered, readings
         return x
 
     def on_input(
@@ -45,3 +49,14 @@ class _SiteHook:
         if isinstance(output, tuple):
             return (self._pass(output[0]), *output[1:])
         return self._pass(output)
+
+
+def _except_for(unmoved: Tensor, x: Tensor, steered: Tensor, readings: Readings) -> tuple[Tensor, Readings]:
+    """What a site gives if the tokens `unmoved` [B, Q] stay what they are, and nothing is counted there."""
+    kept = unmoved[:, :, None]
+    return torch.where(kept, x, steered), readings._replace(
+        watched_after=torch.where(kept, readings.watched_before, readings.watched_after),
+        edited=readings.edited & ~unmoved,
+        bans_fired=torch.where(unmoved, 0.0, readings.bans_fired),
+        relative_norm=torch.where(unmoved, 0.0, readings.relative_norm),
+    )

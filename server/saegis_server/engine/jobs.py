@@ -5,6 +5,8 @@ from collections.abc import Callable, Generator
 from concurrent.futures import CancelledError, Future
 from typing import Any, NamedTuple, TypeVar
 
+from saegis_server.engine.memory import own_failure
+
 T = TypeVar("T")
 #: Yields after each piece but the last, and returns its result.
 Job = Generator[None, None, T]
@@ -37,6 +39,14 @@ def at_once(work: Callable[[], T]) -> Job[T]:
     """A job of a single piece."""
     yield from ()
     return work()
+
+
+def _told(error: Exception) -> Exception:
+    """What is said of a failure: that there was no memory, or the failure itself."""
+    try:
+        return own_failure(error)
+    except Exception:
+        return error
 
 
 class Jobs:
@@ -72,7 +82,7 @@ class Jobs:
             except StopIteration as end:
                 self._waiting.popleft().end(None, end.value)
             except Exception as error:
-                self._waiting.popleft().end(error)
+                self._waiting.popleft().end(_told(error))
             return
 
     def fail(self, error: Exception) -> None:

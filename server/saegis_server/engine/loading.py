@@ -35,6 +35,14 @@ class LoadedModel:
     eos_token_ids: tuple[int, ...]
     max_context: int
 
+    @property
+    def bos_token_id(self) -> int | None:
+        """The token that a text begins with: the tokenizer's or, where it names none, the model's own."""
+        named: object = self.tokenizer.bos_token_id
+        if named is None:
+            named = getattr(self.model.config.get_text_config(), "bos_token_id", None)
+        return named if isinstance(named, int) else None
+
 
 def load_model(
     spec: str, dtype: str = "auto", device: str = "cpu", revision: str | None = None

@@ -19,8 +19,11 @@ NEVER = int(np.iinfo(np.int64).max)
 class RequestGuard:
     """What came of the conditions of one request, over all of its sequences."""
 
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
+    def __init__(self, plan: Plan, unread: int = 0, hold_back: bool = False) -> None:
+        """`unread`: how many of the tokens that the request begins with its conditions do not read;
+        `hold_back`: whether tokens are told only once they are judged, where anything can end an answer."""
+        self.plan, self.unread = plan, unread
+        self.holds_back = hold_back and bool(plan.ends.any())
         self._held = np.zeros(len(plan.conditions), dtype=np.int64)
         self._first = np.full(len(plan.conditions), NEVER, dtype=np.int64)
         self._peaks = np.full(plan.readings, -np.inf, dtype=np.float32)
@@ -45,4 +48,5 @@ class RequestGuard:
             )
         )
         peaks = self._peaks.tolist() if (self._peaks > -np.inf).all() else ()  # if anything was read
-        return replace(receipt, conditions=conditions, guard_peaks=tuple(peaks))
+        read = bool(peaks) and not self.unread
+        return replace(receipt, conditions=conditions, guard_peaks=tuple(peaks), first_token_read=read)

@@ -104,8 +104,10 @@ class SamplingParams:
 class GenerationRequest:
     """One request: prompt token ids, how to sample and to steer, and until when (time.monotonic seconds).
 
-    request_id: unique among all that run, whoever asks. guard: the conditions under which its operator steers
-    it otherwise, stops it or refuses it. tenant: on whose account it runs.
+    request_id: unique among all that run, whoever asks. guard: the conditions under which its operator
+    steers it otherwise, stops it or refuses it. tenant: on whose account it runs. prefilled: how many of the
+    prompt's last tokens are the beginning of the answer, which the request gives: rows and conditions take
+    them for what they are.
     """
 
     request_id: str
@@ -115,6 +117,7 @@ class GenerationRequest:
     deadline: float | None = None
     guard: Guard = UNGUARDED
     tenant: str = ""
+    prefilled: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,8 +183,8 @@ class ConditionReceipt:
     """A condition, over all sequences: at how many tokens it held, and at which it held first.
 
     held_tokens: how many tokens were chosen while it held: the first one of an answer is chosen at the end of
-    the prompt, and the one that it stopped counts too. first_token: counted from 0 over the answer's tokens;
-    -1 for the prompt, None where it never held.
+    the prompt, and the one that it stopped counts too. first_token: counted from 0 over the answer's tokens,
+    those that the request gave among them; -1 for the prompt, None where it never held.
     """
 
     name: str
@@ -195,7 +198,8 @@ class Receipt:
 
     conditions: those of its guard, in its order. guard_peaks: the largest value that each of the program's
     `guards` had on the clean activations, those of a step that was taken again among them, in the order of
-    `Literal.reading`.
+    `Literal.reading`. first_token_steered, first_token_read: whether rows, and whether conditions, act at the
+    text's first token as at every other; not where it is left out, see FirstToken.
     """
 
     program_digest: str
@@ -203,6 +207,8 @@ class Receipt:
     sites: tuple[SiteReceipt, ...]
     conditions: tuple[ConditionReceipt, ...] = ()
     guard_peaks: tuple[float, ...] = ()
+    first_token_steered: bool = False
+    first_token_read: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,6 +278,10 @@ class DeadlineExceededError(EngineError):
 
 class EngineStoppedError(EngineError):
     """The engine is stopping or has failed; nothing more is accepted."""
+
+
+class OutOfMemoryError(EngineError):
+    """There was no memory for a request's own work; the others go on."""
 
 
 class SteeringDivergedError(EngineError):

@@ -114,11 +114,12 @@ class Reading:
         program: SteeringProgram,
         rows: Mapping[Site, SiteProgram],
         guard: RequestGuard | None,
+        unmoved: int = 0,
     ) -> None:
-        """`rows` are the program's, by site."""
-        self._step, self._program = step, program
+        """`rows` are the program's, by site; `unmoved`: how many of the text's first tokens no row moves."""
+        self._step, self._program, self._unmoved = step, program, unmoved
         self.verdict = TextVerdict(guard, rows)
-        self._tally = Tally(program, rows)
+        self._tally = Tally(program, rows, unmoved)
         self._cache: KVCache | None = None
         self._views: Mapping[Site, TableView] = {}
 
@@ -127,14 +128,14 @@ class Reading:
         slots, rows = self._step.slots, self.verdict.rows
         self._cache = slots.cache.apart(count)
         self._views = slots.views(rows, *(max(SMALLEST, number) for number in RowCounts.of(rows)))
-        self._tally = Tally(self._program, rows)
+        self._tally = Tally(self._program, rows, self._unmoved)
         self.verdict.begin()
 
     def read(self, tokens: Sequence[int], start: int) -> ReadOutput:
         """Read the next tokens, from place `start` on."""
         if self._cache is None:
             raise RuntimeError("a reading goes on that has not begun")
-        found = self._step.read(list(tokens), start, self._cache, self._views)
+        found = self._step.read(list(tokens), start, self._cache, self._views, self._unmoved)
         self._tally.add(self._step.sites, found.counts.tolist())
         return found
 
@@ -248,8 +249,8 @@ class Scoring:
         beyond = "the request's edits drove the activations beyond all bounds"
         _require_finite(steered.logits, start, SteeringDivergedError, beyond)
         self._read_tokens = max(self._read_tokens, start + len(tokens))
-        self._plain.verdict.hear(plain.read, last)
-        self._steered.verdict.hear(steered.read, last)
+        self._plain.verdict.hear(plain.read, start, last)
+        self._steered.verdict.hear(steered.read, start, last)
         if not following:
             return []
         known = torch.tensor(following, device=steered.logits.device)

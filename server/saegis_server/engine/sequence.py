@@ -71,16 +71,20 @@ class Running:
         seed: int,
         sink: Sink,
         guard: RequestGuard | None = None,
+        unmoved: int = 0,
     ) -> None:
-        """`program` is the request's own, by site; `guard` None where nothing is to be judged."""
+        """`program` is the request's own, by site; `guard` None where nothing is to be judged; `unmoved`: how
+        many of the prompt's first tokens no row moves."""
         self.request, self.program, self.seed, self.sink, self.guard = request, program, seed, sink, guard
+        self.unmoved = unmoved
         self.rows = RowCounts.of(program)
         self.watches = any(site.watches for site in program.values())
         self.events: list[Event] = []
         self.sequences: list[Sequence] = []
         self.left = request.sampling.n
         self.completion_tokens = 0
-        self.tally = Tally(request.program, program if guard is None else guard.plan.everything)
+        everything = program if guard is None else guard.plan.everything
+        self.tally = Tally(request.program, everything, unmoved)
         self.submitted = time.monotonic()
         self.admitted: float | None = None
         self.first_token: float | None = None
@@ -91,6 +95,13 @@ class Running:
     def expired(self) -> bool:
         """Whether its deadline has passed."""
         return self.request.deadline is not None and time.monotonic() >= self.request.deadline
+
+    def tell(self, delta: Delta) -> None:
+        """Tell new text and tokens, and count them."""
+        self.completion_tokens += len(delta.tokens)
+        if self.first_token is None:
+            self.first_token = time.monotonic()
+        self.events.append(delta)
 
     def fail(self, error: EngineError) -> None:
         """Let it end with an error, once all its sequences are finished."""
@@ -125,21 +136,26 @@ class Running:
 class Sequence:
     """One text of a request. Its tokens lie in the slot `slot` while it runs.
 
-    rows: how many its slot has in force. seat: where it is judged; None while it has no slot, or no guard.
+    stops: the tokens that end it; ends: those of them that are the model's own. read: how many tokens of its
+    prompt its slot holds. held: what will be told once its token has been judged, and `closing`, how it ends
+    then. rows: how many its slot has in force. seat: where it is judged; None while it has no slot or guard.
     """
 
     running: Running
     index: int
     stops: frozenset[int]
+    ends: frozenset[int]
     limit: int
     text: TextStream
     slot: int = -1
-    prefilled: int = 0
+    read: int = 0
     generated: int = 0
     last_token: int = -1
     reason: FinishReason | None = field(default=None)
     finished: bool = field(default=False)
     loaded: bool = field(default=False)
+    held: Delta | None = None
+    closing: SequenceFinished | None = None
     seat: Seat | None = None
     rows: RowCounts = field(init=False)
 
@@ -154,7 +170,18 @@ class Sequence:
     @property
     def length(self) -> int:
         """How many tokens its slot holds, the one about to be fed included."""
-        return self.prefilled + max(self.generated - 1, 0)
+        return self.read + max(self.generated - 1, 0)
+
+    @property
+    def answer_start(self) -> int:
+        """Where the answer begins: what the request gives of it belongs to the prompt's tokens."""
+        return len(self.prompt) - self.running.request.prefilled
+
+    @property
+    def judges_given(self) -> bool:
+        """Whether what the request gives of the answer is to be judged, token by token."""
+        guard = self.running.guard
+        return self.running.request.prefilled > 0 and guard is not None and bool(guard.plan.conditions)
 
     @property
     def seed(self) -> int:
@@ -164,33 +191,50 @@ class Sequence:
     def take(self, token: int, logprobs: Tensor | None, watched: list[list[list[float]]] | None) -> None:
         """Add a generated token; finishes the sequence if it ends here.
 
-        logprobs: float32 [V] of the model's distribution; watched: [sites][watches][before, after].
+        logprobs: float32 [V] of the model's distribution; watched: [sites][watches][before, after]. Where
+        tokens are held back, what is told is the token before, which has been judged by now; the last one is
+        told in a step of its own, whose token is nobody's.
         """
         self.generated, self.last_token = self.generated + 1, token
-        running, sampling = self.running, self.running.request.sampling
-        running.completion_tokens += 1
-        if running.first_token is None:
-            running.first_token = time.monotonic()
+        self._tell()
+        if self.closing is not None:
+            return self._close(self.closing)
         output = self._output(token, logprobs, watched)
-        if token in self.stops and self.generated > sampling.min_tokens:
-            running.events.append(Delta(self.index, self.text.finish(), (output,)))
-            return self.finish(FinishReason.STOP, stop_token=token)
-        text = self.text.push(token, may_stop=self.generated >= sampling.min_tokens)
-        if self.text.matched is not None:
-            running.events.append(Delta(self.index, text, (output,)))
-            return self.finish(FinishReason.STOP, stop_string=self.text.matched)
-        ended = self.generated >= self.limit
-        running.events.append(Delta(self.index, text + (self.text.finish() if ended else ""), (output,)))
-        return self.finish(FinishReason.LENGTH) if ended else None
+        text, ending = self._text_with(token)
+        self.held = Delta(self.index, text, (output,))
+        guard = self.running.guard
+        if guard is not None and guard.holds_back and not (ending and ending.stop_token in self.ends):
+            self.closing = ending
+            return None
+        self._tell()
+        return None if ending is None else self._close(ending)
 
-    def finish(
-        self, reason: FinishReason, stop_token: int | None = None, stop_string: str | None = None
-    ) -> None:
-        """End the sequence; it keeps its slot until the engine takes it out."""
-        if self.finished:
-            return
-        self.finished, self.reason = True, reason
-        self.running.events.append(SequenceFinished(self.index, reason, stop_token, stop_string))
+    def _text_with(self, token: int) -> tuple[str, SequenceFinished | None]:
+        """The text that is certain with a token, and how the sequence ends with it."""
+        sampling = self.running.request.sampling
+        if token in self.stops and self.generated > sampling.min_tokens:
+            return self.text.finish(), SequenceFinished(self.index, FinishReason.STOP, stop_token=token)
+        text = self.text.push(token, may_stop=self.generated >= sampling.min_tokens)
+        if (matched := self.text.matched) is not None:
+            return text, SequenceFinished(self.index, FinishReason.STOP, stop_string=matched)
+        if self.generated >= self.limit:
+            return text + self.text.finish(), SequenceFinished(self.index, FinishReason.LENGTH)
+        return text, None
+
+    def _tell(self) -> None:
+        """Tell what is held."""
+        if self.held is not None:
+            self.running.tell(self.held)
+            self.held = None
+
+    def finish(self, reason: FinishReason) -> None:
+        """End the sequence, with what is held untold; it keeps its slot until the engine takes it out."""
+        if not self.finished:
+            self._close(SequenceFinished(self.index, reason))
+
+    def _close(self, ending: SequenceFinished) -> None:
+        self.finished, self.reason, self.held = True, ending.reason, None
+        self.running.events.append(ending)
 
     def _output(
         self, token: int, logprobs: Tensor | None, watched: list[list[list[float]]] | None

@@ -64,6 +64,7 @@ class Slots:
             torch.zeros(rows, dtype=torch.int64, device=device),
             torch.zeros(len(sites), rows, COUNTED, device=device),
         )
+        self._counted_before = torch.zeros_like(self.state.counted)
         self.alarms = Alarms.allocate(len(sites), rows, capacity.watches + 1, device)
 
     @torch.inference_mode()
@@ -77,6 +78,9 @@ class Slots:
         program: Mapping[Site, SiteProgram],
     ) -> None:
         """Give `slot` to a new sequence. `seed` is its own; `stops` are the tokens that end its text."""
+        # First of all: should the rest fail, nothing that another sequence did is counted for this one.
+        self.state.position[slot] = 0
+        self.state.counted[:, slot] = 0.0
         table = self.sampling
         table.temperature[slot], table.top_p[slot] = sampling.temperature, sampling.top_p
         table.min_p[slot], table.top_k[slot] = sampling.min_p, sampling.top_k or self.vocabulary
@@ -93,8 +97,6 @@ class Slots:
             table.stops[slot, list(stops)] = True
             for token, bias in sampling.logit_bias.items():
                 table.bias[slot, token] = bias
-        self.state.position[slot] = 0
-        self.state.counted[:, slot] = 0.0
         self.steer(slot, program)
 
     @torch.inference_mode()
@@ -113,6 +115,18 @@ class Slots:
         self.sampling.counts[slot], self.sampling.generated[slot] = 0, 0
         self.state.position[slot] = 0
         self.state.counted[:, slot] = 0.0
+
+    @torch.inference_mode()
+    def remember(self) -> None:
+        """Keep what was counted until now, in case the step that comes fails."""
+        self._counted_before.copy_(self.state.counted)
+
+    @torch.inference_mode()
+    def rewind(self, tokens: list[int], positions: list[int]) -> None:
+        """Let the first slots be where they were before a step that failed, at their tokens and positions."""
+        for own, wanted in ((self.state.token, tokens), (self.state.position, positions)):
+            own[: len(wanted)] = torch.tensor(wanted, dtype=own.dtype)
+        self.state.counted.copy_(self._counted_before)
 
     @torch.inference_mode()
     def take_back(self, slot: int, token: int, counted: Tensor, sampled: bool) -> None:
@@ -155,10 +169,12 @@ class Slots:
         spare = torch.tensor([self.count], device=self.state.token.device)
         found = {}
         for site, table in self.tables.items():
-            if site in program:
-                table.write(self.count, program[site])
-            found[site] = table.view_one(spare, *rows)
-            table.clear(self.count)
+            try:
+                if site in program:
+                    table.write(self.count, program[site])
+                found[site] = table.view_one(spare, *rows)
+            finally:
+                table.clear(self.count)
         return found
 
     def counts(self, slot: int) -> list[list[float]]:

@@ -25,6 +25,8 @@ from saegis_server.steering.table import TableView
 Result = TypeVar("Result")
 #: Dimensions of size 0 or 1 would be compiled as constants; a batch of one runs beside an idle row.
 SMALLEST = 2
+#: A position that no text has.
+_NOWHERE = 2**40
 
 
 class Extent(NamedTuple):
@@ -115,7 +117,7 @@ class Step:
         Greedy for all of them, unless `sampled`: then each row's own sampling parameters hold.
         """
         rows = torch.arange(extent.batch, device=self.device)
-        output = self._decode(_varying(rows < live), *self._carriers(extent))
+        output = self._ended(self._decode, _varying(rows < live), *self._carriers(extent))
         return self._choose_for(output, rows, rows < live) if sampled else output
 
     @torch.inference_mode()
@@ -126,17 +128,19 @@ class Step:
         start: int,
         extent: Extent,
         sampled: bool,
-        completion: bool = False,
+        answer: int = _NOWHERE,
+        unmoved: int = 0,
     ) -> StepOutput:
-        """Run the prompt's tokens start .. start + len(tokens) through the model for one slot.
+        """Run the tokens start .. start + len(tokens) of a text through the model for one slot.
 
         The slot's next token is the likeliest one after them or, with `sampled`, chosen by its parameters.
-        With `completion` they are steered as tokens of the answer.
+        Tokens from the position `answer` on are steered as tokens of the answer, the others as those of the
+        prompt; the first `unmoved` tokens of the text are not steered.
         """
         padded = tokens if len(tokens) >= SMALLEST else [*tokens, tokens[-1]]
         chunk = torch.tensor([padded], dtype=torch.int64, device=self.device)
-        numbers = torch.tensor([slot, start, len(tokens), completion], device=self.device)
-        output = self._prefill(_varying(chunk, 1), numbers, *self._carriers(extent))
+        numbers = torch.tensor([slot, start, len(tokens), answer, unmoved], device=self.device)
+        output = self._ended(self._prefill, _varying(chunk, 1), numbers, *self._carriers(extent))
         if not sampled:
             return output
         # Beside an idle row: a batch of one would be another program.
@@ -144,6 +148,14 @@ class Step:
         twice = output._replace(logits=output.logits.repeat(SMALLEST, 1))
         chosen = self._choose_for(twice, slots, torch.arange(SMALLEST, device=self.device) < 1)
         return chosen._replace(tokens=chosen.tokens[:1], logits=output.logits)
+
+    def _ended(self, run: Callable[..., Result], *arguments: Tensor) -> Result:
+        """What `run` gives; where it fails, nothing of it is left behind for the next step."""
+        try:
+            return run(*arguments)
+        except BaseException:
+            self._finish()
+            raise
 
     def _choose_for(self, output: StepOutput, slots: Tensor, live: Tensor) -> StepOutput:
         tokens, logprobs = self._choose(_varying(output.logits), _varying(slots), _varying(live))
@@ -169,17 +181,20 @@ class Step:
         start: int,
         cache: KVCache,
         views: Mapping[Site, TableView] | None = None,
+        unmoved: int = 0,
     ) -> ReadOutput:
         """Read the next tokens of a text that has a cache of its own, of one slot, eagerly.
 
         cache: holds the text's first `start` tokens and has room for these; views: one slot's rows at every
-        site, by which they are steered as tokens of a prompt, or None.
+        site, by which they are steered as tokens of a prompt, or None; unmoved: how many of the text's first
+        tokens are not.
         """
         positions = torch.arange(start, start + len(tokens), device=self.device)[None]
         every, context = torch.ones_like(positions, dtype=torch.bool), self.context
         context.mode, context.cache, context.length = Mode.PREFILL, cache, start + len(tokens)
         context.positions, context.slot = positions, torch.zeros(1, dtype=torch.int64, device=self.device)
         context.prompt, context.views = (None, {}) if views is None else (every, dict(views))
+        context.unmoved = positions < unmoved
         try:
             ids = torch.tensor([tokens], device=self.device)
             output = self.model(input_ids=ids, position_ids=positions, use_cache=False, return_dict=True)
@@ -213,13 +228,13 @@ class Step:
 
     def _prefill_chunk(self, chunk: Tensor, numbers: Tensor, *carriers: Tensor) -> StepOutput:
         extent = Extent(self.slots.count, *(carrier.shape[0] for carrier in carriers))
-        slot, start, count, completion = numbers[0:1], numbers[1:2], numbers[2:3], numbers[3:4]
+        slot, start, count, answer, unmoved = (numbers[place : place + 1] for place in range(5))
         context, state = self.context, self.slots.state
         steps = torch.arange(chunk.shape[1], device=chunk.device)
         positions = (start + steps)[None]
         context.mode, context.cache, context.length = Mode.PREFILL, self.slots.cache, extent.length
         context.positions, context.slot = positions, slot
-        context.prompt = (completion == 0)[None].expand_as(positions)
+        context.prompt, context.unmoved = positions < answer, positions < unmoved
         context.views = {site: table.view_one(slot, *extent[2:]) for site, table in self.slots.tables.items()}
         logits = self._logits(chunk, positions, count - 1)
         output = self._output(logits, positions, (steps < count)[None], slot)
@@ -231,12 +246,13 @@ class Step:
     def _choose_tokens(self, logits: Tensor, slots: Tensor, live: Tensor) -> tuple[Tensor, Tensor]:
         """Choose the next token of each row by its own parameters; `slots` names the slot of each row."""
         table = SamplingTable(*(tensor.index_select(0, slots) for tensor in self.slots.sampling))
-        tokens = sample(logits, table)
+        # Nothing may fail once the counts are changed: the step could not be taken again.
+        tokens, logprobs = sample(logits, table), torch.log_softmax(logits, -1)
         token, sampling = self.slots.state.token, self.slots.sampling
         token.index_put_((slots,), torch.where(live, tokens, token.index_select(0, slots)))
         sampling.counts.index_put_((slots, tokens), live.to(torch.int32), accumulate=True)
         sampling.generated.index_put_((slots,), live.to(torch.int64), accumulate=True)
-        return tokens, torch.log_softmax(logits, -1)
+        return tokens, logprobs
 
     def _logits(self, tokens: Tensor, positions: Tensor, keep: Tensor | None) -> Tensor:
         """Logits of one position of each row, float32 [B, V]."""
@@ -283,5 +299,5 @@ class Step:
     def _finish(self) -> None:
         context = self.context
         context.mode, context.cache, context.length = Mode.IDLE, None, 0
-        context.positions = context.slot = context.prompt = None
+        context.positions = context.slot = context.prompt = context.unmoved = None
         context.views, context.readings = {}, {}

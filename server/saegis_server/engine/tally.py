@@ -10,9 +10,9 @@ from saegis_server.steering.program import SiteProgram, SteeringProgram
 class Tally:
     """Adds up what a step counts: at each site tokens edited, bans fired, the largest ‖Δx‖/‖x‖."""
 
-    def __init__(self, program: SteeringProgram, rows: Mapping[Site, SiteProgram]) -> None:
-        """Start at zero; `rows` are all that may come in force, by site."""
-        self._program = program
+    def __init__(self, program: SteeringProgram, rows: Mapping[Site, SiteProgram], unmoved: int = 0) -> None:
+        """Start at zero; `rows` are all that may come in force, by site; the first `unmoved` tokens stay."""
+        self._program, self._unmoved = program, unmoved
         self._counts = {site: [0.0, 0.0, 0.0] for site in rows}
 
     def add(self, sites: Sequence[Site], counts: Sequence[Sequence[float]]) -> None:
@@ -35,4 +35,5 @@ class Tally:
             kinds = (len(rows.edits), len(rows.rules), len(rows.bans), len(rows.watches))
             sites.append(SiteReceipt(str(site), *kinds, int(edited), int(fired), largest))
         steered = any(rows.changes_anything for rows in in_force.values())
-        return Receipt(self._program.digest, steered, tuple(sites))
+        first = steered and not self._unmoved
+        return Receipt(self._program.digest, steered, tuple(sites), first_token_steered=first)

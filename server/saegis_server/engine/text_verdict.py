@@ -30,14 +30,18 @@ class TextVerdict:
         if self._guard is not None:
             self._standing = self._judge.latch(self._judge.start(), self._holds[None])
 
-    def hear(self, read: Tensor, last: bool) -> None:
-        """Judge the next tokens by their readings, [sites, 1, Q, K]; conditions hold with the `last` ones.
+    def hear(self, read: Tensor, start: int, last: bool) -> None:
+        """Judge the tokens from `start` on by their readings, [sites, 1, Q, K]; conditions hold with the
+        `last` ones.
 
         Raises NonFiniteLogitsError where a reading is no number.
         """
         if self._guard is None:
             return
-        values = self._guard.plan.of_chunk(read.cpu().numpy(), read.shape[2])
+        skipped = max(0, self._guard.unread - start)
+        values = self._guard.plan.of_chunk(read.cpu().numpy(), read.shape[2])[skipped:]
+        if not len(values):
+            return
         if np.isnan(values).any():
             raise NonFiniteLogitsError("a guard's reading is no number, so its conditions cannot be judged")
         self._peaks = np.maximum(self._peaks, values.max(0))

@@ -108,6 +108,8 @@ class AnswerRecord(AuditRecord):
     finish_reasons: how each completion ended: its finish reason, "scored", "refused" by a condition,
     "cancelled" by the caller, or the error's name. conditions: name of each that was judged, whether and at
     which token it held. peaks: by rule and feature, in feature units; null for what is no finite number.
+    first_token_steered, first_token_read: whether rows, and whether conditions, acted at the text's first
+    token.
     """
 
     kind: ClassVar[str] = "answer"
@@ -122,6 +124,8 @@ class AnswerRecord(AuditRecord):
     conditions: tuple[Fields, ...] = ()
     peaks: Fields = dataclasses.field(default_factory=dict)
     seconds: float = 0.0
+    first_token_steered: bool = False
+    first_token_read: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

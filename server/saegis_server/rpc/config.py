@@ -46,11 +46,13 @@ class ServerConfig(_Strict):
     receipts call it; by default what `model` says. sites: further sites that requests may steer with
     directions, beside those of the SAEs. port and metrics_port: 0 means any free one, metrics_port None
     means no metrics endpoint. max_length: tokens of prompt and completion together; by default what the model
-    allows. identities: the file of those who may call and in which roles; without it the server is open to
-    every program of this machine, and cannot be reached from others. policies: what governs requests; without
-    it nothing does. audit: the log of decisions and answers; without it there is none. compile: "auto"
-    compiles where a C++ compiler is found. ready_file: written as JSON (target, metrics_port, pid) once the
-    server serves. Raises pydantic's ValidationError for unknown keys and values out of range.
+    allows. steer_first_token, read_first_token: whether rows move, and conditions, contrasts and statistics
+    read, a text's first token also where it is the model's own beginning-of-sequence token. identities: the
+    file of those who may call and in which roles; without it the server is open to every program of this
+    machine, and cannot be reached from others. policies: what governs requests; without it nothing does.
+    audit: the log of decisions and answers; without it there is none. compile: "auto" compiles where a C++
+    compiler is found. ready_file: written as JSON (target, metrics_port, pid) once the server serves. Raises
+    pydantic's ValidationError for unknown keys and values out of range.
     """
 
     model: str
@@ -70,6 +72,8 @@ class ServerConfig(_Strict):
     max_running: int = Field(default=16, ge=1, le=1024)
     max_length: int | None = Field(default=None, ge=2)
     queue_limit: int = Field(default=256, ge=1)
+    steer_first_token: bool = False
+    read_first_token: bool = False
     compile: Literal["auto", "always", "never"] = "auto"
     metrics_host: str = "127.0.0.1"
     metrics_port: int | None = Field(default=9464, ge=0, le=65535)

@@ -126,6 +126,8 @@ def receipt(done: Receipt, timings: Timings, model: str, governed: Governed) -> 
         program_digest=done.program_digest if receipt_counts(decision) else "",
         sites=_sites(done, decision),
         steered=done.steered,
+        first_token_steered=done.first_token_steered,
+        first_token_read=done.first_token_read,
         model=model,
         timings=_timings(timings),
     )

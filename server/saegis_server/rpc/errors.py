@@ -307,7 +307,7 @@ def _slow_reader(error: problems.SlowReaderError) -> Problem:
     return Problem(grpc.StatusCode.RESOURCE_EXHAUSTED, "SLOW_READER", str(error), limit)
 
 
-def _out_of_memory(_: torch.OutOfMemoryError) -> Problem:
+def _out_of_memory(_: BaseException) -> Problem:
     return Problem(
         grpc.StatusCode.RESOURCE_EXHAUSTED,
         "OUT_OF_MEMORY",
@@ -381,6 +381,7 @@ _TABLE: tuple[tuple[type[BaseException], Callable[..., Problem]], ...] = (
     (problems.RoleMissingError, _role_missing),
     (engine.QueueFullError, _queue_full),
     (problems.SlowReaderError, _slow_reader),
+    (engine.OutOfMemoryError, _out_of_memory),
     (torch.OutOfMemoryError, _out_of_memory),
     (problems.NotServingError, _not_serving),
     (AuditUnavailableError, _audit_unavailable),

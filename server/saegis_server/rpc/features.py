@@ -22,6 +22,7 @@ from saegis_server.rpc.run import Asked
 from saegis_server.rpc.services import Services
 from saegis_server.rpc.uses import INSPECTION
 from saegis_server.sae.catalog import FoundFeature, LoadedSAE
+from saegis_server.sae.left_out import left_out
 from saegis_server.steering.program import UNSTEERED
 
 _Context = grpc.aio.ServicerContext[Any, Any]
@@ -52,13 +53,14 @@ class FeatureServicer(feature_pb2_grpc.FeatureServiceServicer):
         await self._decide("Inspect", tokens)
         x = await self._activations(tokens, loaded)
         strongest = await services.in_thread(_strongest, loaded, x, top_k)
+        left_out = self._left_out(tokens, loaded).tolist()
         texts = await services.in_thread(services.prompts.pieces, tokens)
         return pb.InspectResponse(
             sae=loaded.id,
             site=loaded.site,
             tokens=[
-                pb.TokenFeatures(token_id=token, text=text, features=features)
-                for token, text, features in zip(tokens, texts, strongest, strict=True)
+                pb.TokenFeatures(token_id=token, text=text, features=features, left_out=left)
+                for token, text, features, left in zip(tokens, texts, strongest, left_out, strict=True)
             ],
         )
 
@@ -95,8 +97,8 @@ class FeatureServicer(feature_pb2_grpc.FeatureServiceServicer):
         if count > LARGEST_CONTRAST:
             raise FieldError("positive_texts", f"at most {LARGEST_CONTRAST} texts on both sides, not {count}")
         loaded = self.services.catalog.sae(request.sae, "sae")
-        positive_texts = await self._texts("positive_texts", request.positive_texts)
-        negative_texts = await self._texts("negative_texts", request.negative_texts)
+        positive_texts = await self._texts("positive_texts", request.positive_texts, loaded)
+        negative_texts = await self._texts("negative_texts", request.negative_texts, loaded)
         await self._decide("ContrastFeatures", *positive_texts, *negative_texts)
         positive = await self._side(positive_texts, loaded)
         negative = await self._side(negative_texts, loaded)
@@ -114,24 +116,29 @@ class FeatureServicer(feature_pb2_grpc.FeatureServiceServicer):
             ],
         )
 
-    async def _texts(self, path: str, texts: Sequence[str]) -> list[tuple[int, ...]]:
+    async def _texts(self, path: str, texts: Sequence[str], loaded: LoadedSAE) -> list[tuple[int, ...]]:
         """The tokens of one side's texts."""
         if not texts:
             raise FieldError(path, "must have at least one text")
         services = self.services
         prompts = [await services.in_thread(services.prompts.text, text) for text in texts]
         for position, tokens in enumerate(prompts):
-            if not tokens:
-                raise FieldError(f"{path}[{position}]", "must have at least one token")
+            if bool(self._left_out(tokens, loaded).all()):
+                raise FieldError(f"{path}[{position}]", "must have at least one token that is read")
             check_length(tokens, f"{path}[{position}]", services.engine.max_length, completion=0)
         return prompts
 
     async def _side(self, prompts: Sequence[tuple[int, ...]], loaded: LoadedSAE) -> Side:
         largest = []
         for tokens in prompts:
-            x = await self._activations(tokens, loaded)
+            x = (await self._activations(tokens, loaded)).cpu()[~self._left_out(tokens, loaded)]
             largest.append(await self.services.in_thread(_largest, loaded, x))
         return side(torch.stack(largest))
+
+    def _left_out(self, tokens: tuple[int, ...], loaded: LoadedSAE) -> Tensor:
+        """Which tokens of a text are left out of what its features tell, bool [T]."""
+        first = self.services.engine.first_token.left_out(tokens)
+        return left_out(tokens, loaded.sae, self.services.prompts.special, first)
 
     async def _decide(self, method: str, *prompts: tuple[int, ...]) -> None:
         """Let the policies decide whether activations without any rule may be told, and record it.

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 import grpc
+from google.protobuf.message import Message
 
 from saegis.v1 import generation_pb2 as pb
 from saegis.v1 import generation_pb2_grpc
@@ -127,6 +128,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         services, engine, governor = self.services, self.services.engine, self.services.governor
         prompt, kind = await self._prompt(message, opens_turn=True)
         check_length(prompt, kind, engine.max_length, completion=1)
+        given = await self._off_loop(message, services.prompts.given, message, kind, prompt)
         sampling = self._sampling(message, len(prompt))
         steering = self._steering(message.steering)
         asked = self._asked("Generate", prompt, of_generation(message, services.prompts))
@@ -140,6 +142,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
                 deadline=_deadline(context),
                 guard=governed.guard,
                 tenant=governed.tenant,
+                prefilled=given,
             )
             mailbox = Mailbox(services.unread_limit, lambda: run.end(SlowReaderError.__name__))
 
@@ -221,11 +224,13 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             described = f"must have between 1 and {LONGEST_REQUEST_ID} printable characters"
             raise FieldError("request_id", described)
         prompts, kind = self.services.prompts, message.WhichOneof("prompt")
+        return await self._off_loop(message, prompts.read, message, kind, opens_turn), str(kind)
+
+    async def _off_loop(self, message: Message, work: Callable[..., T], *arguments: Any) -> T:
+        """Do what is done with a prompt, in a thread where it is long."""
         if message.ByteSize() > LONG_TEXT:
-            tokens = await self.services.in_thread(prompts.read, message, kind, opens_turn)
-        else:
-            tokens = prompts.read(message, kind, opens_turn)
-        return tokens, str(kind)
+            return await self.services.in_thread(work, *arguments)
+        return work(*arguments)
 
     def _count(self, ended: RequestFinished, tokens: Mapping[int, int]) -> None:
         self.services.metrics.count_generation(ended, list(tokens.values()))

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from saegis_server.engine.engine import Engine
+from saegis_server.engine.first_token import FirstToken
 from saegis_server.engine.load import Limits
 from saegis_server.engine.loading import LoadedModel, load_model
 from saegis_server.engine.sites import Site, forward_order, site_module
@@ -52,7 +53,7 @@ def load_services(config: ServerConfig, progress: Progress) -> Services:
     for count, each in enumerate(placed):
         progress("checking SAEs", count, len(placed))
         capture = _capture_at(step, each.site)
-        checked.append(check_sae(each, prompts.text, capture, step.slots.max_length))
+        checked.append(check_sae(each, prompts.text, capture, step.slots.max_length, prompts.special))
     return services(config, loaded, step, prompts, checked)
 
 
@@ -65,7 +66,8 @@ def services(
 ) -> Services:
     """An engine on `step`, and what the servicers need beside it. Raises as `govern` does."""
     limits = Limits(queue=config.queue_limit)
-    engine = Engine(step, loaded.tokenizer, loaded.eos_token_ids, config.max_running, limits)
+    first = FirstToken(loaded.bos_token_id, moved=config.steer_first_token, read=config.read_first_token)
+    engine = Engine(step, loaded.tokenizer, loaded.eos_token_ids, config.max_running, limits, first)
     facts = _facts(config, loaded)
     targets = Targets(tuple(str(site) for site in step.sites), Catalog(saes), facts.hidden_size)
     metrics = Metrics()

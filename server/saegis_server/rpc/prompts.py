@@ -12,9 +12,13 @@ from saegis.v1 import prompt_pb2
 from saegis_server.engine.requests import FieldError
 from saegis_server.rpc.control_tokens import ControlTokens, ForgeryError
 from saegis_server.rpc.problems import ContextLengthError, PreconditionError
+from saegis_server.sae.left_out import special_tokens
+
+#: Roles of those who ask, or tell what was asked for: what they say is no part of the answer.
+_ASKING = frozenset({"system", "developer", "user", "tool", "function"})
 
 #: The usual roles.
-_ROLES = frozenset(("system", "developer", "user", "assistant", "tool", "function"))
+_ROLES = _ASKING | {"assistant"}
 #: Where a template compares a message's role with a name.
 _COMPARED = re.compile(r"""\brole\b['"]?\]?\s*[!=]=\s*['"]([^'"]+)['"]""")
 
@@ -36,6 +40,7 @@ class PromptReader:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
         self.tokenizer = tokenizer
         self.vocab_size = vocab_size
+        self.special = special_tokens(tokenizer)
         if self.has_chat_template:
             self._controls = ControlTokens(tokenizer)
 
@@ -81,19 +86,9 @@ class PromptReader:
             if message.role not in self.roles:
                 known = ", ".join(sorted(self.roles))
                 raise FieldError(f"{path}.messages[{position}].role", f"must be one of {known}")
-
-        def render(contents: Sequence[str]) -> str:
-            turns = [
-                {"role": message.role, "content": content}
-                for message, content in zip(chat.messages, contents, strict=True)
-            ]
-            text: Any = self.tokenizer.apply_chat_template(
-                turns, add_generation_prompt=opens_turn, tokenize=False
-            )
-            return str(text)
-
+        turns = [(message.role, message.content) for message in chat.messages]
         try:
-            return self._controls.tokens(render, [message.content for message in chat.messages])
+            return self._rendered(turns, opens_turn)
         except ForgeryError as error:
             raise FieldError(f"{path}.messages[{error.position}].content", str(error)) from error
         except jinja2.TemplateError as error:
@@ -107,6 +102,63 @@ class PromptReader:
         Others are refused: a template may make control tokens of them.
         """
         return _ROLES | frozenset(_COMPARED.findall(str(self.tokenizer.chat_template)))
+
+    def given(self, message: Prompt, kind: str | None, tokens: Sequence[int]) -> int:
+        """How many of a prompt's last tokens are the beginning of the assistant's answer: less than all.
+
+        Of a conversation, its last message where that is nobody's who asks, to the end of the prompt. Of text
+        and token ids, what comes after the last opening of an assistant's turn.
+        """
+        if not self.has_chat_template:
+            return 0
+        if kind == "chat":
+            start = self._last_turn(message.chat, tokens)
+        else:
+            opening, spaces = self._opening
+            start = _end_of_last(opening, tokens)
+            if tuple(tokens[start : start + len(spaces)]) == spaces:
+                start += len(spaces)
+        return len(tokens) - max(start, 1)
+
+    def _last_turn(self, chat: prompt_pb2.Chat, tokens: Sequence[int]) -> int:
+        """Where what the caller writes of the answer begins; where that is in doubt, not too late."""
+        if not begins_answer(chat):
+            return len(tokens)
+        turns = [(each.role, each.content) for each in chat.messages[:-1]]
+        try:
+            before = self._rendered(turns, opens_turn=True) if turns else ()
+        except (jinja2.TemplateError, ForgeryError):
+            before = ()
+        pairs = enumerate(zip(before, tokens, strict=False))
+        return next((place for place, (one, other) in pairs if one != other), min(len(before), len(tokens)))
+
+    @cached_property
+    def _opening(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """What opens an assistant's turn, and white space behind it, which may merge with what follows."""
+        turns = [("user", "a")]
+        try:
+            closed, opened = self._rendered(turns, False), self._rendered(turns, True)
+        except jinja2.TemplateError:
+            return (), ()
+        opening = opened[len(closed) :] if opened[: len(closed)] == closed else ()
+        end = len(opening)
+        while end > 0 and not self.pieces(opening[end - 1 : end])[0].strip():
+            end -= 1
+        return opening[:end], opening[end:]
+
+    def _rendered(self, turns: Sequence[tuple[str, str]], opens_turn: bool) -> tuple[int, ...]:
+        """The tokens of turns, (role, content) each. Raises ForgeryError and jinja2.TemplateError."""
+
+        def render(contents: Sequence[str]) -> str:
+            spoken = [
+                {"role": role, "content": content} for (role, _), content in zip(turns, contents, strict=True)
+            ]
+            text: Any = self.tokenizer.apply_chat_template(
+                spoken, add_generation_prompt=opens_turn, tokenize=False
+            )
+            return str(text)
+
+        return self._controls.tokens(render, [content for _, content in turns])
 
     def _checked(self, tokens: Sequence[int], path: str) -> tuple[int, ...]:
         for position, token in enumerate(tokens):
@@ -127,6 +179,20 @@ class PromptReader:
             list(checked), skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False
         )
         return text if isinstance(text, str) else "".join(text)
+
+
+def _end_of_last(opening: Sequence[int], tokens: Sequence[int]) -> int:
+    """Behind the last place where `opening` stands in the tokens; their end where it does not."""
+    width, wanted = len(opening), tuple(opening)
+    if not width:
+        return len(tokens)
+    places = range(len(tokens) - width, -1, -1)
+    return next((at + width for at in places if tuple(tokens[at : at + width]) == wanted), len(tokens))
+
+
+def begins_answer(chat: prompt_pb2.Chat) -> bool:
+    """Whether a conversation ends in words put into the model's mouth."""
+    return bool(chat.messages) and chat.messages[-1].role not in _ASKING
 
 
 def check_length(tokens: Sequence[int], field: str, max_length: int, completion: int) -> None:

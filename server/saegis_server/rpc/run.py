@@ -186,6 +186,8 @@ def _answer(governed: Governed, reasons: tuple[str, ...], done: RequestFinished 
             {f"{rule}/{feature}": peaks[row] for row, rule, feature in decision.peaks if row < len(peaks)}
         ),
         seconds=timings.queue + timings.prefill + timings.decode if timings else 0.0,
+        first_token_steered=receipt is not None and receipt.first_token_steered,
+        first_token_read=receipt is not None and receipt.first_token_read,
     )
 
 

@@ -14,6 +14,7 @@ from saegis_server.sae.checks import check_reconstruction
 from saegis_server.sae.errors import SAEFileError
 from saegis_server.sae.hub import resolve_sae
 from saegis_server.sae.labels import Labels
+from saegis_server.sae.left_out import left_out
 from saegis_server.sae.saelens import load_sae
 from saegis_server.sae.writer import SAMPLE_FILE
 
@@ -68,12 +69,15 @@ def check_sae(
     encode: Callable[[str], Sequence[int]],
     capture: Callable[[Sequence[int]], Tensor],
     max_length: int,
+    special: frozenset[int] = frozenset(),
 ) -> LoadedSAE:
-    """The SAE with what was measured at its site.
+    """The SAE with what was measured at its site, without the tokens that it was not trained on.
 
-    encode: a text's token ids; capture: tokens' activations at the SAE's site, [T, d]. Raises SAEMismatch.
+    encode: a text's token ids; capture: tokens' activations at the SAE's site, [T, d]; special: the
+    tokenizer's special tokens. Raises SAEMismatch.
     """
     tokens = list(encode(placed.sample))[: min(CHECKED_TOKENS, max_length)]
-    activations = capture(tokens)[1:].cpu()
+    sae = placed.loaded.sae
+    activations = capture(tokens).cpu()[~left_out(tokens, sae, special, first=1)]
     measured = check_reconstruction(placed.loaded.sae, activations, placed.loaded.site)
     return replace(placed.loaded, measured=measured)

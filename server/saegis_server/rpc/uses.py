@@ -4,10 +4,8 @@ from collections.abc import Iterator
 
 from saegis.v1 import generation_pb2
 from saegis_server.policy.uses import Use, UseOfRequest, beyond
-from saegis_server.rpc.prompts import PromptReader
+from saegis_server.rpc.prompts import PromptReader, begins_answer
 
-#: Who the model is called in conversations, by its template.
-_MODEL_ROLES = ("assistant", "model")
 #: What Inspect and ContrastFeatures are.
 INSPECTION = (UseOfRequest(Use.INSPECT),)
 
@@ -32,9 +30,8 @@ def _of_prompt(
 
 
 def _of_turns(message: generation_pb2.GenerateRequest) -> Iterator[UseOfRequest]:
-    turns = message.chat.messages
-    if turns and turns[-1].role.strip().casefold() in _MODEL_ROLES:
-        yield UseOfRequest(Use.PREFILL, f"chat.messages[{len(turns) - 1}]")
+    if begins_answer(message.chat):
+        yield UseOfRequest(Use.PREFILL, f"chat.messages[{len(message.chat.messages) - 1}]")
 
 
 def _of_sampling(sampling: generation_pb2.SamplingParams) -> Iterator[UseOfRequest]:

@@ -73,8 +73,10 @@ class SparseAutoencoder:
     b_gate, b_mag, r_mag [m] (gated). What the architecture does not have is None.
 
     hook_name, model_name: as the file states them, if it does. name: the id by which the server knows it.
-    digest: SHA-256 of the files it was read from; where there are none, of the tensors.
-    stated_fvu, stated_l0: the reconstruction that the file claims. metadata: whatever else it states.
+    digest: SHA-256 of the files it was read from; where there are none, of the tensors. stated_fvu,
+    stated_l0: the reconstruction that the file claims. excluded_tokens: on which tokens it was not trained,
+    so that readings and statistics leave them out; None: on the model's special ones. metadata: whatever else
+    it states.
     Raises ValueError, naming the tensor, for a missing or superfluous tensor, a shape that does not fit,
     a dtype other than float32 and numbers that are not finite.
     """
@@ -96,6 +98,7 @@ class SparseAutoencoder:
     digest: str = ""
     stated_fvu: float | None = None
     stated_l0: float | None = None
+    excluded_tokens: frozenset[int] | None = frozenset()
     metadata: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
 
     def __post_init__(self) -> None:

@@ -60,6 +60,7 @@ def _load(path: Path, name: str, norm_scaling_factor: float | None) -> SparseAut
             digest=_files_digest(weights_path, config_path),
             stated_fvu=config.stated_fvu,
             stated_l0=config.stated_l0,
+            excluded_tokens=config.excluded_tokens,
             metadata=MappingProxyType(dict(config.metadata)),
         )
     except ValueError as error:

@@ -45,7 +45,8 @@ class SAELensConfig:
     """What Saegis needs of a `cfg.json`; see SparseAutoencoder for the fields' meaning.
 
     average_norm: whether the weights expect activations scaled by the release's norm_scaling_factor,
-    which is then a number or, where the file does not state it, None.
+    which is then a number or, where the file does not state it, None. excluded_tokens: the file's
+    exclude_special_tokens, as SparseAutoencoder has it.
     """
 
     architecture: Architecture
@@ -59,6 +60,7 @@ class SAELensConfig:
     model_name: str | None
     stated_fvu: float | None
     stated_l0: float | None
+    excluded_tokens: frozenset[int] | None
     metadata: Mapping[str, object]
 
 
@@ -129,6 +131,7 @@ def read_config(path: Path) -> SAELensConfig:
         model_name=fields.text("model_name"),
         stated_fvu=fields.number("fvu"),
         stated_l0=fields.number("l0"),
+        excluded_tokens=_excluded_tokens(fields),
         metadata=fields.metadata,
     )
 
@@ -188,6 +191,17 @@ def _refuse_unsupported(fields: _Fields) -> None:
         raise fields.refuse(
             f"hook_name_out is {written!r}, another site than hook_name: a transcoder {_TRANSCODER}"
         )
+
+
+def _excluded_tokens(fields: _Fields) -> frozenset[int] | None:
+    value = fields.values.get("exclude_special_tokens")
+    if value is None or isinstance(value, bool):
+        return None if value else frozenset()
+    if not isinstance(value, list) or not all(type(token) is int and token >= 0 for token in value):
+        raise fields.refuse(
+            f"exclude_special_tokens is {value!r}, neither true or false nor a list of token ids"
+        )
+    return frozenset(value)
 
 
 def _normalisation(fields: _Fields) -> str:

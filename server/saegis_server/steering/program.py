@@ -63,6 +63,9 @@ class SteeringProgram:
     Raises SteeringError for numbers that are not finite or absurd, for two edits of one probe that
     contradict each other, for a ban or an operator's bound that cannot be proven (a normalising SAE), and for
     a bound on the edits that is not a share.
+
+    moves_first_token: whether rows move a text's first token also where it is the model's own
+    beginning-of-sequence token.
     """
 
     sites: Mapping[str, SiteProgram] = field(default_factory=dict)
@@ -102,6 +105,8 @@ class SteeringProgram:
                     state.update(probe.key.encode() + b"\0")
             if site.max_relative_norm is not None:
                 state.update(b"\0max_relative_norm" + struct.pack("<d", site.max_relative_norm))
+        if self.moves_first_token:
+            state.update(b"\0moves_first_token")
         return state.hexdigest()
 
 

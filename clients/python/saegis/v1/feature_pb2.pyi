@@ -77,14 +77,16 @@ class InspectResponse(_message.Message):
     def __init__(self, sae: _Optional[str] = ..., site: _Optional[str] = ..., tokens: _Optional[_Iterable[_Union[TokenFeatures, _Mapping[str, object]]]] = ...) -> None: ...
 
 class TokenFeatures(_message.Message):
-    __slots__ = ("token_id", "text", "features")
+    __slots__ = ("token_id", "text", "features", "left_out")
     TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     FEATURES_FIELD_NUMBER: _ClassVar[int]
+    LEFT_OUT_FIELD_NUMBER: _ClassVar[int]
     token_id: int
     text: str
     features: _containers.RepeatedCompositeFieldContainer[FeatureActivation]
-    def __init__(self, token_id: _Optional[int] = ..., text: _Optional[str] = ..., features: _Optional[_Iterable[_Union[FeatureActivation, _Mapping[str, object]]]] = ...) -> None: ...
+    left_out: bool
+    def __init__(self, token_id: _Optional[int] = ..., text: _Optional[str] = ..., features: _Optional[_Iterable[_Union[FeatureActivation, _Mapping[str, object]]]] = ..., left_out: _Optional[bool] = ...) -> None: ...
 
 class FeatureActivation(_message.Message):
     __slots__ = ("index", "activation", "label")
