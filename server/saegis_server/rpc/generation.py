@@ -30,7 +30,7 @@ from saegis_server.rpc.interceptor import LONGEST_REQUEST_ID, request_id, usable
 from saegis_server.rpc.mailbox import Mailbox, closing
 from saegis_server.rpc.problems import InFlightError
 from saegis_server.rpc.programs import RequestSteering, request_steering
-from saegis_server.rpc.prompts import check_length
+from saegis_server.rpc.prompts import check_length, check_size
 from saegis_server.rpc.sampling import sampling_params
 from saegis_server.rpc.services import Services
 from saegis_server.steering.program import SteeringError, SteeringProgram
@@ -150,7 +150,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         """
         if not any(site.bans for site in program.sites.values()):
             return submit()
-        submitting = asyncio.ensure_future(self.services.in_thread(submit))
+        submitting = asyncio.ensure_future(self.services.before_running(submit))
         try:
             return await asyncio.shield(submitting)
         except asyncio.CancelledError:
@@ -198,8 +198,10 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             described = f"must have between 1 and {LONGEST_REQUEST_ID} printable characters"
             raise FieldError("request_id", described)
         prompts, kind = self.services.prompts, message.WhichOneof("prompt")
-        if message.ByteSize() > LONG_TEXT:
-            tokens = await self.services.in_thread(prompts.read, message, kind, opens_turn)
+        check_size(message, kind, self.services.engine.max_length)
+        # A template is a program: what it does with a conversation may take its time.
+        if kind == "chat" or message.ByteSize() > LONG_TEXT:
+            tokens = await self.services.before_running(prompts.read, message, kind, opens_turn)
         else:
             tokens = prompts.read(message, kind, opens_turn)
         return tokens, str(kind)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from uuid import uuid4
@@ -80,6 +80,8 @@ class Governor:
         """
         self.policies, self.audit = policies, audit
         self._model, self._sites, self._metrics, self._cancel = model, tuple(sites), metrics, cancel
+        #: How work is done off the event loop.
+        self.in_thread: Callable[[Callable[[], Decision]], Awaitable[Decision]] = in_own_thread
         self._running: dict[str, Governed] = {}
         self._ended = 0
 
@@ -102,7 +104,7 @@ class Governor:
         deciding = policies.active
         if any(edit.op is Op.BAN for edit in steering.edits):
             # Whether a request's own bans can hold takes milliseconds to find out, or longer.
-            decision = await in_own_thread(lambda: deciding.decide(facts))
+            decision = await self.in_thread(lambda: deciding.decide(facts))
         else:
             decision = deciding.decide(facts)
         self._count(decision)

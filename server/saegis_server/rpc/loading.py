@@ -16,6 +16,7 @@ from saegis_server.engine.warmup import missing_compiler, warm_up
 from saegis_server.policy.world import World
 from saegis_server.rpc.config import ServerConfig
 from saegis_server.rpc.governing import govern
+from saegis_server.rpc.limits import Limiter
 from saegis_server.rpc.prompts import PromptReader
 from saegis_server.rpc.sae_sources import PlacedSAE, check_sae, read_sae
 from saegis_server.rpc.services import ModelFacts, Services
@@ -73,7 +74,18 @@ def services(
         facts.name, targets.sites, facts.hidden_size, targets.catalog, engine.capacity, loaded.model.dtype
     )
     governor = govern(config, world, metrics, engine.cancel)
-    return Services(engine, facts, prompts, targets, metrics, governor, config.max_message_bytes)
+    made = Services(
+        engine,
+        facts,
+        prompts,
+        targets,
+        metrics,
+        governor,
+        config.max_message_bytes,
+        limiter=Limiter(config.limits),
+    )
+    governor.in_thread = made.before_running
+    return made
 
 
 def warm_up_engine(made: Services, progress: Progress) -> None:

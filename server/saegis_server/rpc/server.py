@@ -7,6 +7,7 @@ import grpc
 
 from saegis_server.rpc.config import Address, ServerConfig
 from saegis_server.rpc.gate import Gate, Phase
+from saegis_server.rpc.intake import Intake
 from saegis_server.rpc.listener import SERVICES, listen
 from saegis_server.rpc.services import Services
 from saegis_server.telemetry.http import MetricsEndpoint
@@ -31,6 +32,7 @@ class SaegisServer:
         self.config = config
         self.services = services
         self.gate = Gate(SERVICES, services.metrics)
+        self.intake = Intake()
         self._listener: grpc.aio.Server | None = None
         self._metrics: MetricsEndpoint | None = None
         self._drained = False
@@ -39,7 +41,7 @@ class SaegisServer:
         """Listen, with health NOT_SERVING and every RPC refused. Raises OSError if a port is taken."""
         config = self.config
         await self.gate.set(Phase.STARTING)
-        self._listener, port = listen(config, self.services, self.gate)
+        self._listener, port = listen(config, self.services, self.gate, self.intake)
         if config.metrics_port is not None:
             registry = self.services.metrics.registry
             self._metrics = MetricsEndpoint(registry, config.metrics_host, config.metrics_port)
