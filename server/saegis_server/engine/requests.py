@@ -104,7 +104,8 @@ class SamplingParams:
 class GenerationRequest:
     """One request: prompt token ids, how to sample and to steer, and until when (time.monotonic seconds).
 
-    guard: the conditions under which its operator steers it otherwise, stops it or refuses it.
+    guard: the conditions under which its operator steers it otherwise, stops it or refuses it. tenant: with
+    whose other requests it shares its turns.
     """
 
     request_id: str
@@ -113,6 +114,7 @@ class GenerationRequest:
     program: SteeringProgram = UNSTEERED
     deadline: float | None = None
     guard: Guard = UNGUARDED
+    tenant: str = ""
 
 
 @dataclass(frozen=True, slots=True)

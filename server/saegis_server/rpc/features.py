@@ -15,6 +15,7 @@ from saegis_server.engine.sites import Site
 from saegis_server.rpc import convert
 from saegis_server.rpc.contrast import Side, contrast, side
 from saegis_server.rpc.feature_search import next_page_token, offset_of, search
+from saegis_server.rpc.identity import current_identity
 from saegis_server.rpc.prompts import PromptReader, check_characters, check_length, check_size
 from saegis_server.rpc.services import Services
 from saegis_server.rpc.threads import stop_if_unwanted
@@ -139,7 +140,9 @@ class FeatureServicer(feature_pb2_grpc.FeatureServiceServicer):
 
     async def _activations(self, tokens: tuple[int, ...], loaded: LoadedSAE) -> Tensor:
         """The clean activations of some tokens at an SAE's site, [T, d]."""
-        captured = await asyncio.wrap_future(self.services.engine.capture(tokens))
+        caller = current_identity()
+        self.services.limiter.spend(caller, "tokens", len(tokens))
+        captured = await asyncio.wrap_future(self.services.engine.capture(tokens, caller.tenant))
         x: Tensor = captured[Site.parse(loaded.site)]
         return x
 

@@ -26,6 +26,7 @@ from saegis_server.engine.requests import (
 )
 from saegis_server.rpc import convert
 from saegis_server.rpc.governor import Asked, Governed
+from saegis_server.rpc.identity import current_identity
 from saegis_server.rpc.interceptor import LONGEST_REQUEST_ID, request_id, usable_request_id
 from saegis_server.rpc.mailbox import Mailbox, closing
 from saegis_server.rpc.problems import InFlightError
@@ -106,8 +107,10 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         governed = await services.governor.admit(self._asked("Score", tokens), steering)
         with services.governor.watching(governed):
             with _explained(kind, steering):
-                submit = partial(services.engine.score, tokens, governed.program, governed.guard)
+                score = services.engine.score
+                submit = partial(score, tokens, governed.program, governed.guard, governed.tenant)
                 reading = await self._submit(governed.program, submit, Future.cancel)
+                services.limiter.spend(current_identity(), "tokens", len(tokens))
             found = await asyncio.wrap_future(reading)
             await services.governor.scored(governed, found)
         return pb.ScoreResponse(
@@ -126,10 +129,12 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         request, steering, governed = await self._translate(message, context)
         name = request.request_id
         mailbox = Mailbox(self.services.unread_limit, lambda: engine.cancel(name))
+        sink = self.services.limiter.metered(current_identity(), mailbox.put)
         with governor.watching(governed):
             with _explained(str(message.WhichOneof("prompt")), steering):
-                submit = partial(engine.submit, request, mailbox.put)
+                submit = partial(engine.submit, request, sink)
                 await self._submit(request.program, submit, lambda _: engine.cancel(name))
+                self.services.limiter.spend(current_identity(), "tokens", len(request.prompt))
             if governor.is_outdated(governed):
                 # What an urgent policy ended may not have been the engine's yet.
                 engine.cancel(name)
@@ -175,7 +180,13 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         left = context.time_remaining()
         deadline = None if left is None else time.monotonic() + left
         request = GenerationRequest(
-            request_id.get(), prompt, sampling, governed.program, deadline, governed.guard
+            request_id.get(),
+            prompt,
+            sampling,
+            governed.program,
+            deadline,
+            governed.guard,
+            governed.tenant,
         )
         return request, steering, governed
 

@@ -9,6 +9,8 @@ from threading import Lock
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from saegis_server.engine.requests import Delta, Event
+from saegis_server.engine.sequence import Sink
 from saegis_server.rpc.identity import Identity
 from saegis_server.rpc.problems import BusyError
 
@@ -131,6 +133,19 @@ class Limiter:
             for party in self._parties(caller):
                 if (budget := self._budget(party, unit)) is not None:
                     budget.left -= amount
+
+    def metered(self, caller: Identity, sink: Sink) -> Sink:
+        """A sink of a request's events by which its tokens are spent."""
+        if all(party.limits.tokens_per_minute is None for party in self._parties(caller)):
+            return sink
+
+        def take(events: list[Event]) -> None:
+            self.spend(
+                caller, "tokens", sum(len(event.tokens) for event in events if isinstance(event, Delta))
+            )
+            sink(events)
+
+        return take
 
     def _hold(self, caller: Identity, size: int) -> None:
         """Note that a request's bytes are held. Raises BusyError."""

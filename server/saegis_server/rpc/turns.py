@@ -18,7 +18,7 @@ class _Waiter:
 class Turns:
     """So many turns at once, and so many callers who wait for one. To be used on the event loop.
 
-    A free turn goes to the owner who holds the fewest, and among those to the one who waits longest.
+    A free turn goes to the owner who holds the fewest, and among those to whoever did not just have one.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Turns:
             due = [each for each in self._waiting.owners if self._held[each] < self._most_each]
             if not due:
                 return
-            waiter = self._waiting.pop(min(due, key=self._held.__getitem__))
+            waiter = self._waiting.pop(min(due, key=lambda each: (self._held[each], each == owner)))
             self._hold(waiter.owner)
             waiter.turn.set_result(None)
 
