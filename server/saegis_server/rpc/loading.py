@@ -85,6 +85,7 @@ def services(
         limiter=Limiter(config.limits),
     )
     governor.in_thread = made.before_running
+    metrics.observe_work(made.work)
     return made
 
 

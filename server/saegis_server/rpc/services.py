@@ -69,6 +69,15 @@ class Services:
         """How many characters a text may have that is to be read whole."""
         return most_characters(self.engine.max_length)
 
+    def work(self) -> dict[str, float]:
+        """What is inside, by the name of its metric."""
+        return {
+            "saegis_requests_inside": self.limiter.inside,
+            "saegis_request_bytes_held": self.limiter.held_bytes,
+            "saegis_admission_waiting": self.admission.waiting,
+            "saegis_heavy_work_waiting": self.heavy.waiting,
+        }
+
     async def in_thread(self, function: Callable[..., T], *args: Any) -> T:
         """Run heavy work off the event loop, fairly among tenants. Raises BusyError."""
         return await self.heavy.run(identity.get(ANONYMOUS).tenant, function, *args)
