@@ -101,12 +101,13 @@ class _Reader:
 
     def _next(self) -> yaml.Event:
         try:
-            event: yaml.Event = self._events.get_event()  # type: ignore[no-untyped-call]
+            event: yaml.Event | None = self._events.get_event()
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
             # The end of the text has a line of its own.
             line = min(mark.line, len(self._text) - 1) if mark else 0
             self._end(line + 1, self._told(error, self._text[line][mark.column :] if mark else ""))
+        assert event is not None  # noqa: S101 - nobody asks after the last one
         return event
 
     def _told(self, error: yaml.MarkedYAMLError, rest: str) -> str:

@@ -84,6 +84,10 @@ def services(
         config.max_message_bytes,
         limiter=Limiter(config.limits),
     )
+    for entry in saes:
+        entry.labels.by_label(
+            ""
+        )  # makes the index now: the first request would wait for it on the event loop
     governor.in_thread = made.before_running
     metrics.observe_work(made.work)
     return made

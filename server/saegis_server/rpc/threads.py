@@ -63,7 +63,11 @@ async def _start(function: Callable[[], T], ended: Callable[[], None]) -> T:
             # The loop has closed: nobody waits.
             return
 
-    Thread(target=run, name="saegis-work", daemon=True).start()
+    try:
+        Thread(target=run, name="saegis-work", daemon=True).start()
+    except BaseException:
+        ended()
+        raise
     try:
         return await done
     except asyncio.CancelledError:
