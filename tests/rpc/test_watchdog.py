@@ -173,3 +173,14 @@ def test_files_that_others_can_read_or_change_are_warned_about(
 def test_a_state_that_is_nested_without_end_is_told_in_a_sentence() -> None:
     with pytest.raises(ValueError, match="too deep"):
         Standing.from_json(b'{"format": ' + b"[" * 200_000)
+
+
+def test_a_long_answer_does_not_hold_up_the_loop(watched: Running) -> None:
+    metrics = watched.services.metrics
+    sampling = pb.SamplingParams(n=64, max_tokens=60, logprobs=20, ignore_eos=True)
+    with grpc.insecure_channel(watched.target) as channel:
+        metrics._largest = 0.0
+        stub = generation_pb2_grpc.GenerationServiceStub(channel)
+        answer = stub.Generate(pb.GenerateRequest(text="the river", sampling=sampling))
+    assert sum(len(choice.token_ids) for choice in answer.choices) == 64 * 60
+    assert metrics._largest < 0.25

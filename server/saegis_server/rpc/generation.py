@@ -34,12 +34,15 @@ from saegis_server.rpc.programs import RequestSteering, request_steering
 from saegis_server.rpc.prompts import check_length, check_size
 from saegis_server.rpc.sampling import sampling_params
 from saegis_server.rpc.services import Services
+from saegis_server.rpc.threads import in_own_thread
 from saegis_server.steering.program import SteeringError, SteeringProgram
 
 T = TypeVar("T")
 _Context = grpc.aio.ServicerContext[Any, Any]
 #: Texts longer than this are tokenized in a thread, so that the event loop goes on.
 LONG_TEXT = 4096
+#: Answers of more tokens than this are put together in a thread.
+LONG_ANSWER = 512
 
 
 class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
@@ -63,10 +66,22 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         self._count(ended, {index: len(piece.tokens) for index, piece in found.items()})
         return pb.GenerateResponse(
             request_id=request_id.get(),
-            choices=[convert.choice(found[index], running.details) for index in sorted(found)],
+            choices=await self._choices(found, running.details),
             usage=convert.usage(ended.usage),
             receipt=self._receipt(ended.receipt, ended.timings, running.governed),
         )
+
+    async def _choices(
+        self, found: Mapping[int, convert.Piece], details: convert.TokenDetails
+    ) -> list[pb.Choice]:
+        """The choices of an answer; made in a thread where they are long, so that the event loop goes on."""
+
+        def make() -> list[pb.Choice]:
+            return [convert.choice(found[index], details) for index in sorted(found)]
+
+        if sum(len(piece.tokens) for piece in found.values()) > LONG_ANSWER:
+            return await in_own_thread(make)
+        return make()
 
     async def StreamGenerate(
         self, request: pb.StreamGenerateRequest, context: _Context
