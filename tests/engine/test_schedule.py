@@ -110,6 +110,79 @@ def test_check_tells_of_a_gap_and_of_a_waiting_sequence_with_a_slot() -> None:
         simulation.schedule.check()
     simulation.schedule.running[1].slot = 1
     simulation.submit()
-    simulation.schedule.waiting[0].slot = 2
+    next(iter(simulation.schedule.waiting)).slot = 2
     with pytest.raises(RuntimeError, match="waiting"):
         simulation.schedule.check()
+
+
+class Clock:
+    """A clock that stands still until it is set."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def submit(schedule: Schedule, tenant: str, count: int) -> list[Sequence]:
+    running = Running(GenerationRequest(tenant, (1,), tenant=tenant), {}, 0, lambda _: None)
+    made = [Sequence(running, index, frozenset(), frozenset(), 99, TEXT) for index in range(count)]
+    schedule.waiting.extend(made)
+    return made
+
+
+def admitted(schedule: Schedule) -> list[str]:
+    """Whose sequences get slots now, in their order."""
+    found = []
+    while (sequence := schedule.admit()) is not None:
+        found.append(sequence.tenant)
+        schedule.start_running()
+    return found
+
+
+def remove_one(schedule: Schedule, tenant: str) -> None:
+    schedule.remove(next(sequence for sequence in schedule.running if sequence.tenant == tenant))
+
+
+def test_who_has_the_fewest_slots_comes_first_and_no_slot_stays_empty() -> None:
+    schedule = Schedule(16, lambda source, target, length: None)
+    submit(schedule, "flood", 5 * 64)
+    assert admitted(schedule) == ["flood"] * 16, "alone it has everything"
+    quiet = submit(schedule, "quiet", 2)
+    remove_one(schedule, "flood")
+    assert admitted(schedule) == ["quiet"], "the next slot, not the one after 300 others"
+    remove_one(schedule, "flood")
+    assert admitted(schedule) == ["quiet"]
+    remove_one(schedule, "flood")
+    assert admitted(schedule) == ["flood"]
+    assert all(sequence.slot >= 0 for sequence in quiet)
+    schedule.check()
+
+
+def test_shares_are_equal_where_all_want_more() -> None:
+    schedule = Schedule(12, lambda source, target, length: None)
+    for tenant in "abc":
+        submit(schedule, tenant, 50)
+    assert sorted(admitted(schedule)) == sorted("abc" * 4)
+    rng = random.Random(0)
+    for _ in range(30):
+        schedule.remove(rng.choice(schedule.running))
+        admitted(schedule)
+    held = [sequence.tenant for sequence in schedule.running]
+    assert {tenant: held.count(tenant) for tenant in "abc"} == dict.fromkeys("abc", 4)
+
+
+def test_a_slot_is_kept_for_who_was_here_lately() -> None:
+    clock = Clock()
+    schedule = Schedule(16, lambda source, target, length: None, clock)
+    (visit,) = submit(schedule, "quiet", 1)
+    admitted(schedule)
+    schedule.remove(visit)
+    submit(schedule, "flood", 100)
+    assert len(admitted(schedule)) == 15
+    submit(schedule, "quiet", 1)
+    assert admitted(schedule) == ["quiet"], "it waits for nobody"
+    schedule.remove(schedule.running[-1])
+    assert admitted(schedule) == []
+    clock.now = 61.0
+    assert admitted(schedule) == ["flood"], "nothing is kept for long"

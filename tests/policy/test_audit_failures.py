@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -221,21 +222,56 @@ for number in range(20):
     except AuditUnavailableError as error:
         assert "File too large" in str(error), error
         refused += 1
-assert Path(sys.argv[1], "audit.jsonl").stat().st_size == 2000
-resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
-log.append(IdentityRecord(method="m", peer="p", reason="after")).result()
+assert log.is_failing and log.refuses
+assert Path(sys.argv[1], "audit.jsonl").read_bytes().endswith(b"\\n"), "no half a line stays"
+if sys.argv[2] == "frees":
+    resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    log.append(IdentityRecord(method="m", peer="p", reason="after")).result()
+    assert not log.is_failing
 log.close()
 print(written, refused)
 """
 
 
-def test_a_full_disk_refuses_and_recovers(tmp_path: Path) -> None:
-    """The system itself ends a write in the middle of a line, and lets it through later."""
-    done = subprocess.run(
-        [sys.executable, "-c", FULL_DISK, str(tmp_path)], capture_output=True, text=True, check=False
-    )
+def fill_the_disk(directory: Path, then: str) -> tuple[int, int]:
+    """How many records were written and refused in a process whose files may not grow beyond a size."""
+    command = [sys.executable, "-c", FULL_DISK, str(directory), then]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     written, refused = map(int, done.stdout.split())
+    return written, refused
+
+
+def test_a_log_that_ends_on_a_full_disk_is_whole(tmp_path: Path) -> None:
+    written, _ = fill_the_disk(tmp_path, "ends")
+    found = verify(tmp_path)
+    assert (found.problems, found.records) == ((), written + 1)
+    AuditLog(audit_logs.settings(tmp_path)).close()
+    assert [record["kind"] for record in lines(tmp_path)][-3:] == ["identity", "start", "stop"]
+
+
+def test_a_log_finds_out_by_itself_that_it_can_be_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("saegis_server.policy.audit_log.RETRY_SECONDS", 0.02)
+    disk = FailingDisk()
+    log = AuditLog(audit_logs.settings(tmp_path), disk=disk)
+    disk.failing = "write"
+    with pytest.raises(AuditUnavailableError):
+        log.append(refusal()).result()
+    assert (log.is_failing, log.refuses) == (True, True)
+    disk.failing = ""
+    until = time.monotonic() + 5.0
+    while log.is_failing and time.monotonic() < until:
+        time.sleep(0.01)
+    assert (log.is_failing, log.refuses) == (False, False), "nobody asked it to write anything"
+    log.close()
+    assert [record["kind"] for record in lines(tmp_path)] == ["start", "lost", "stop"]
+
+
+def test_a_full_disk_refuses_and_recovers(tmp_path: Path) -> None:
+    """The system itself ends a write in the middle of a line, and lets it through later."""
+    written, refused = fill_the_disk(tmp_path, "frees")
     assert written > 2
     assert refused > 10
     found = lines(tmp_path)

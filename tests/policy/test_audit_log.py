@@ -121,7 +121,7 @@ def test_what_waits_is_forced_to_the_disk_together(tmp_path: Path) -> None:
 def test_a_full_queue_refuses(tmp_path: Path) -> None:
     disk, metrics = SlowDisk(), Metrics()
     log = AuditLog(settings(tmp_path, queue=3), metrics, disk)
-    metrics.observe_audit(lambda: log.waiting, lambda: log.head.seq)
+    metrics.observe_audit(lambda: log.waiting, lambda: log.head.seq, lambda: log.is_failing)
     disk.go.clear()
     first = log.append(refusal())
     while log.waiting:

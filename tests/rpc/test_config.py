@@ -4,9 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from pydantic import ValidationError
 
+from saegis_server.cli.serve import _config, _limits
 from saegis_server.rpc.config import Address, ServerConfig
+from saegis_server.rpc.limits import Limits
 
 
 def test_the_defaults_are_safe() -> None:
@@ -67,3 +70,27 @@ def test_where_it_listens(host: str, loopback: bool, target: str) -> None:
     config = ServerConfig(model="m", host=host, identities=Path("identities.yaml"))
     assert config.is_loopback is loopback
     assert Address(host=host, port=7, metrics_port=None).target == target
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("tenant.requests", "sets no limit"),
+        ("tenant.rubbish=3", "sets no limit"),
+        ("tenant=3", "sets no limit"),
+        ("user.requests=3", "sets no limit"),
+        ("tenant.requests=many", "limits.tenant.requests"),
+        ("tenant.requests=0", "limits.tenant.requests"),
+    ],
+)
+def test_a_limit_that_is_none_is_told(given: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(typer.Exit):
+        _config(model="tiny", sae=[], site=[], name=None, limits=_limits([given]))
+    assert told in capsys.readouterr().err
+
+
+def test_limits_are_set_by_name() -> None:
+    given = ["tenant.tokens_per_minute=60000", "principal.requests=8", "requests=100"]
+    limits = _config(model="tiny", sae=[], site=[], name=None, limits=_limits(given)).limits
+    assert (limits.tenant.tokens_per_minute, limits.principal.requests, limits.requests) == (60000, 8, 100)
+    assert limits.tenant.requests == Limits().tenant.requests

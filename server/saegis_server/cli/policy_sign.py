@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +10,7 @@ import typer
 from rich.text import Text
 
 from saegis_server.cli import options, policy_world
-from saegis_server.cli.output import USAGE, console, fail, print_json
+from saegis_server.cli.output import USAGE, console, fail, notes, print_json
 
 SIGN_EPILOG = """
 [bold]Examples[/bold]
@@ -54,6 +55,8 @@ def sign(
         private = load_private_key(key)
     except KeyFileError as error:
         raise fail(str(error), "make a key with: saegis policy keygen", USAGE) from error
+    if key.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+        notes().print(f"[yellow]the private key can be read or changed by others: chmod 600 {key}[/yellow]")
     found = signed_by(policy_world.read_bundle(bundle), private)
     signature = found.signature
     assert signature is not None  # noqa: S101 - it was signed

@@ -41,6 +41,11 @@ in SAELens's layout (cfg.json and sae_weights.safetensors). Without --model the 
 which ships with the package. The n-th --site belongs to the n-th --sae; without --site an SAE goes where its
 file says. Further sites may be steered with directions.
 
+[bold]Limits[/bold]
+
+--limit takes principal.NAME and tenant.NAME with requests (at once), tokens_per_minute and bytes_per_minute,
+and requests and held_bytes of all callers together. Callers beyond a limit are told when to try again.
+
 SIGTERM and Ctrl-C let running requests finish within --grace seconds.
 """
 REFERENCE_SAE_ID = "polyglot"
@@ -74,6 +79,8 @@ def serve(
     max_running: at.MaxRunning = 16,
     max_length: at.MaxLength = None,
     queue_limit: at.QueueLimit = 256,
+    limit: at.Limit = None,
+    stall: at.Stall = 10.0,
     grace: at.Grace = 30.0,
     steer_first_token: at.SteerFirstToken = False,
     read_first_token: at.ReadFirstToken = False,
@@ -106,6 +113,8 @@ def serve(
         max_running=max_running,
         max_length=max_length,
         queue_limit=queue_limit,
+        limits=_limits(limit or []),
+        stall_seconds=stall,
         grace_seconds=grace,
         steer_first_token=steer_first_token,
         read_first_token=read_first_token,
@@ -155,6 +164,25 @@ def reference() -> tuple[str, dict[str, Any]]:
                 "install the package again, or serve a model of your own with --model and --sae",
             )
     return str(shipped.model_path()), {"path": str(shipped.sae_path()), "id": REFERENCE_SAE_ID}
+
+
+def _limits(given: list[str]) -> dict[str, Any]:
+    """Limits by principal, tenant and server, from NAME=NUMBER; what is unset keeps its default."""
+    from saegis_server.rpc.limits import Limits
+
+    found: dict[str, Any] = Limits().model_dump()
+    for each in given:
+        name, equals, number = each.partition("=")
+        *scope, key = name.split(".")
+        place = found
+        for part in scope:
+            place = place[part] if isinstance(place.get(part), dict) else {}
+        if not equals or key not in place or isinstance(place[key], dict):
+            names = [f"{who}.{what}" for who in ("principal", "tenant") for what in found[who]]
+            known = ", ".join((*names, "requests", "held_bytes"))
+            raise fail(f"--limit {each!r} sets no limit", f"give NAME=NUMBER of {known}", USAGE)
+        place[key] = number
+    return found
 
 
 def _tls(cert: Path | None, key: Path | None, client_ca: Path | None) -> dict[str, Path | None] | None:

@@ -137,6 +137,22 @@ MaxLength = Annotated[
 QueueLimit = Annotated[
     int, typer.Option(min=0, help="Sequences that may wait.", rich_help_panel=_PANEL_LIMITS)
 ]
+Limit = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=NUMBER",
+        help="What a caller may have, such as tenant.tokens_per_minute=60000. Again for another.",
+        rich_help_panel=_PANEL_LIMITS,
+    ),
+]
+Stall = Annotated[
+    float,
+    typer.Option(
+        min=0.0,
+        help="Seconds that the event loop may be stuck before /livez says no; 0 is for ever.",
+        rich_help_panel=_PANEL_LIMITS,
+    ),
+]
 Grace = Annotated[
     float,
     typer.Option(

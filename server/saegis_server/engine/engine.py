@@ -4,7 +4,7 @@ import logging
 import secrets
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Sequenced
 from concurrent.futures import Future
@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from saegis_server.engine.admission import Admission
+from saegis_server.engine.fair import has_room
 from saegis_server.engine.first_token import FirstToken
 from saegis_server.engine.guard import UNGUARDED, Guard
 from saegis_server.engine.guarding import Ending, Guarding
@@ -75,7 +76,7 @@ class Engine:
         self._submitted: deque[Running] = deque()
         self._cancelled: deque[str] = deque()
         self._jobs = Jobs()
-        self._waiting_count = 0
+        self._waiting: Counter[str] = Counter()
         self._steps = 0
         self._rate = Rate()
         self._stopping = False
@@ -119,9 +120,10 @@ class Engine:
             self._require_running()
             if request.request_id in self._in_flight:
                 raise DuplicateRequestError(f"request {request.request_id!r} is in flight")
-            if self._waiting_count + sampling.n > self.limits.queue:
-                raise QueueFullError(self._waiting_count, retry_after=1.0)
-            self._waiting_count += sampling.n
+            waiting, own = self._waiting.total(), self._waiting[request.tenant]
+            if not has_room(waiting, own, sampling.n, self.limits.queue):
+                raise QueueFullError(waiting, retry_after=1.0)
+            self._waiting[request.tenant] += sampling.n
             self._in_flight.add(request.request_id)
             self._submitted.append(running)
             self._wake.notify()
@@ -132,12 +134,12 @@ class Engine:
             self._cancelled.append(request_id)
             self._wake.notify()
 
-    def capture(self, tokens: Sequenced[int]) -> "Future[dict[Site, Tensor]]":
+    def capture(self, tokens: Sequenced[int], tenant: str = "") -> "Future[dict[Site, Tensor]]":
         """The clean activations [T, d] of a text at every site, between two steps.
 
         Raises QueueFullError, EngineStoppedError.
         """
-        return self._add_job(at_once(lambda: self.step.capture(list(tokens))))
+        return self._add_job(at_once(lambda: self.step.capture(list(tokens))), tenant)
 
     def score(
         self,
@@ -146,6 +148,7 @@ class Engine:
         guard: Guard = UNGUARDED,
         plain: Baseline = AS_IT_IS,
         on_end: Callable[[Closing], None] | None = None,
+        tenant: str = "",
     ) -> "Future[Score]":
         """How likely a text is, steered by a program and plainly, read chunk by chunk between steps.
 
@@ -166,15 +169,20 @@ class Engine:
             for one, judging in ((program, guard), plain)
         )
         scoring = Scoring(tokens, steered, other, self.limits.prefill_chunk, on_end)
-        return self._add_job(scoring.job(), scoring.ended)
+        return self._add_job(scoring.job(), tenant, scoring.ended)
 
-    def _add_job(self, job: Job[T], ended: Ended | None = None) -> "Future[T]":
+    def _add_job(self, job: Job[T], tenant: str, ended: Ended | None = None) -> "Future[T]":
         with self._wake:
             self._require_running()
-            if len(self._jobs) >= self.limits.queue:
+            if not self._jobs_have_room(tenant):
+                self._jobs.drop_cancelled()
+            if not self._jobs_have_room(tenant):
                 raise QueueFullError(len(self._jobs), retry_after=1.0)
             self._wake.notify()
-            return self._jobs.add(job, ended)
+            return self._jobs.add(job, tenant, ended)
+
+    def _jobs_have_room(self, tenant: str) -> bool:
+        return has_room(len(self._jobs), self._jobs.count(tenant), 1, self.limits.queue)
 
     def _require_running(self) -> None:
         if self._stopping or self.error is not None:
@@ -185,7 +193,7 @@ class Engine:
         schedule = self._schedule
         return EngineStats(
             running=len(schedule.running) + (schedule.reading is not None),
-            waiting=self._waiting_count,
+            waiting=self._waiting.total(),
             used_tokens=schedule.used_tokens,
             max_total_tokens=self.max_running * self.max_length,
             tokens_per_second=self._rate.per_second(),
@@ -258,7 +266,7 @@ class Engine:
         if not sequence.loaded:
             running, sequence.loaded = sequence.running, True
             with self._wake:
-                self._waiting_count -= 1
+                self._waiting[sequence.tenant] -= 1
             if running.admitted is None:
                 running.admitted = time.monotonic()
             self._reading.load(sequence)
@@ -364,7 +372,7 @@ class Engine:
         else:
             self._schedule.remove(sequence)
             with self._wake:
-                self._waiting_count -= 1
+                self._waiting[sequence.tenant] -= 1
         running.left -= 1
         if running.left == 0:
             running.close()
@@ -404,7 +412,8 @@ class Engine:
 
     def _fail_all(self, error: EngineError) -> None:
         with self._wake:
-            self._stopping, self._waiting_count = True, 0
+            self._stopping = True
+            self._waiting.clear()
             submitted, self._submitted = self._submitted, deque()
         self._active |= {running.request.request_id: running for running in submitted}
         for running in self._active.values():

@@ -5,19 +5,37 @@ tensor; the one whose prompt is being read has the slot after them. A slot holds
 sequence that was admitted can always go on: there is nothing to run out of and no preemption.
 """
 
-from collections import deque
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 
+from saegis_server.engine.fair import FairQueue
 from saegis_server.engine.sequence import Sequence
+
+#: For how many seconds a slot is kept for a tenant after its last sequence has left.
+_KEPT_SECONDS = 60.0
 
 
 class Schedule:
-    """Waiting, reading and running sequences over a fixed number of slots."""
+    """Waiting, reading and running sequences over a fixed number of slots.
 
-    def __init__(self, slots: int, move: Callable[[int, int, int], None]) -> None:
+    A slot goes to the tenant who holds the fewest; within a tenant, first come, first served. A few slots are
+    kept free for tenants that had one lately and have none now, so that they need not wait until another
+    tenant's long sequences end.
+    """
+
+    def __init__(
+        self,
+        slots: int,
+        move: Callable[[int, int, int], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         """`move(source, target, length)` moves what a slot holds."""
         self.slots = slots
-        self.waiting: deque[Sequence] = deque()
+        self.waiting: FairQueue[Sequence] = FairQueue(lambda sequence: sequence.tenant)
+        self._kept = slots // 8 if slots >= 8 else int(slots >= 4)
+        self._seen: dict[str, float] = {}
+        self._clock = clock
         self.reading: Sequence | None = None
         self.running: list[Sequence] = []
         self._move = move
@@ -44,11 +62,21 @@ class Schedule:
         yield from self.waiting
 
     def admit(self) -> Sequence | None:
-        """The sequence to read from: the one begun, or the first in the queue if there is a slot for it."""
+        """The sequence to read from: the one begun, or the next in the queue if there is a slot for it."""
         if self.reading is None and self.waiting and len(self.running) < self.slots:
-            self.reading = self.waiting.popleft()
-            self.reading.slot = len(self.running)
+            held = Counter(sequence.tenant for sequence in self.running)
+            tenant = min(self.waiting.owners, key=held.__getitem__)
+            if held[tenant] == 0 or self.slots - len(self.running) > self._kept_from(tenant, held):
+                self.reading = self.waiting.pop(tenant)
+                self.reading.slot = len(self.running)
+                self._seen[tenant] = self._clock()
         return self.reading
+
+    def _kept_from(self, tenant: str, held: Counter[str]) -> int:
+        """How many slots are kept for others than `tenant`, of those who had one lately and have none."""
+        lately = self._clock() - _KEPT_SECONDS
+        self._seen = {name: seen for name, seen in self._seen.items() if seen > lately or held[name]}
+        return min(self._kept, sum(not held[name] for name in self._seen if name != tenant))
 
     def start_running(self) -> None:
         """The prompt has been read: decode from now on."""
@@ -65,6 +93,7 @@ class Schedule:
             self.waiting.remove(sequence)
             return None
         gap, sequence.slot = sequence.slot, -1
+        self._seen[sequence.tenant] = self._clock()
         if sequence is self.reading:
             self.reading = None
             return gap

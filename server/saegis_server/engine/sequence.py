@@ -168,6 +168,11 @@ class Sequence:
         return self.running.request.prompt
 
     @property
+    def tenant(self) -> str:
+        """Whose it is."""
+        return self.running.request.tenant
+
+    @property
     def length(self) -> int:
         """How many tokens its slot holds, the one about to be fed included."""
         return self.read + max(self.generated - 1, 0)

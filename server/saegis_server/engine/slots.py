@@ -95,8 +95,9 @@ class Slots:
                 grid[slot] = 0
             table.in_prompt[slot, list(prompt)] = True
             table.stops[slot, list(stops)] = True
-            for token, bias in sampling.logit_bias.items():
-                table.bias[slot, token] = bias
+            if sampling.logit_bias:
+                biases = torch.tensor(list(sampling.logit_bias.values()), dtype=table.bias.dtype)
+                table.bias[slot, list(sampling.logit_bias)] = biases.to(table.bias.device)
         self.steer(slot, program)
 
     @torch.inference_mode()

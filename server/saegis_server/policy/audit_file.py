@@ -64,6 +64,9 @@ class ActiveFile:
             if sync:
                 self._disk.fsync(descriptor)
         except OSError:
+            # At once where that goes: the process may end before the next write.
+            with suppress(OSError):
+                self._disk.truncate(descriptor, self.size)
             self.close()
             raise
         self.size += len(lines)

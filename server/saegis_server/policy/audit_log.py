@@ -26,6 +26,8 @@ from saegis_server.policy.audit_writer import Pending, Writer
 
 logger = logging.getLogger(__name__)
 Place = TypeVar("Place", Link, Link | None)
+#: How often a log that cannot be written is tried again where nobody asks for it.
+RETRY_SECONDS = 1.0
 
 
 class AuditObserver(Protocol):
@@ -51,6 +53,7 @@ class AuditLog:
         self._changed = threading.Condition()
         self._is_closing = self._is_closed = False
         self._lost, self._reason = 0, ""
+        self._is_failing = False
         key, disk = read_key(settings.key_file), disk or Disk()
         try:
             self._lock = audit_repair.lock(settings.directory)
@@ -87,6 +90,16 @@ class AuditLog:
     def waiting(self) -> int:
         """How many records wait to be written."""
         return len(self._waiting)
+
+    @property
+    def is_failing(self) -> bool:
+        """Whether the last record could not be written; it tries again by itself."""
+        return self._is_failing
+
+    @property
+    def refuses(self) -> bool:
+        """Whether what needs a record is refused now."""
+        return self._is_failing and self._settings.on_failure is OnFailure.REFUSE
 
     @property
     def directory(self) -> Path:
@@ -186,10 +199,15 @@ class AuditLog:
         while True:
             with self._changed:
                 due = self._writer.seconds_until_sync()
+                if self._is_failing:
+                    due = min(RETRY_SECONDS, RETRY_SECONDS if due is None else due)
                 self._changed.wait_for(lambda: self._waiting or self._is_closing, due)
                 batch, self._waiting = self._waiting, deque()
                 if batch or self._is_closing:
                     return batch
+            if self._is_failing:
+                # Those who would ask are sent elsewhere while it fails: it must find out by itself.
+                self._write(deque())
             self._sync()
 
     def _sync(self) -> None:
@@ -205,13 +223,17 @@ class AuditLog:
             if lost:
                 batch.appendleft(self._pending(LostRecord(records=lost, reason=self._reason)))
             while batch:
-                for each, place in self._writer.write(batch):
+                written = self._writer.write(batch)
+                self._is_failing = False
+                for each, place in written:
                     if each.kind == LostRecord.kind:
                         self._recover(lost)
                     self._acknowledge(each, place)
         except (OSError, AuditUnavailableError) as error:
+            self._is_failing = True
             self._refuse(batch, _unavailable(error))
         except Exception as error:
+            self._is_failing = True
             logger.exception("audit log: the writer failed")
             self._refuse(batch, _unavailable(error))
 

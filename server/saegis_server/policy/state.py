@@ -111,6 +111,8 @@ class Standing:
                 isinstance(each, str) for each in (found.name, found.active, found.shadow, found.source)
             )
             numbers = all(type(each) is int and each >= 0 for each in (found.highest, found.changes))
+        except RecursionError:
+            raise ValueError("its maps and lists lie too deep within each other") from None
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"it lacks or misstates a key: {error}") from error
         if not (texts and numbers):

@@ -7,6 +7,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from saegis_server.policy.audit_settings import AuditSettings
+from saegis_server.rpc.limits import Limits
 from saegis_server.rpc.policy_config import PolicySettings
 
 #: gRPC's own default; prompts of a model with a context of a million tokens fit.
@@ -46,13 +47,16 @@ class ServerConfig(_Strict):
     receipts call it; by default what `model` says. sites: further sites that requests may steer with
     directions, beside those of the SAEs. port and metrics_port: 0 means any free one, metrics_port None
     means no metrics endpoint. max_length: tokens of prompt and completion together; by default what the model
-    allows. steer_first_token, read_first_token: whether rows move, and conditions, contrasts and statistics
-    read, a text's first token also where it is the model's own beginning-of-sequence token. identities: the
-    file of those who may call and in which roles; without it the server is open to every program of this
-    machine, and cannot be reached from others. policies: what governs requests; without it nothing does.
-    audit: the log of decisions and answers; without it there is none. compile: "auto" compiles where a C++
-    compiler is found. ready_file: written as JSON (target, metrics_port, pid) once the server serves. Raises
-    pydantic's ValidationError for unknown keys and values out of range.
+    allows. queue_limit: sequences that may wait; a tenant that has few of them finds room beyond it.
+    steer_first_token, read_first_token: whether rows move, and conditions, contrasts and statistics read, a
+    text's first token also where it is the model's own beginning-of-sequence token. limits: what each
+    principal and tenant may have. identities: the file of those who may call and in which roles; without it
+    the server is open to every program of this machine, and cannot be reached from others. policies: what
+    governs requests; without it nothing does. audit: the log of decisions and answers; without it there is
+    none. compile: "auto" compiles where a C++ compiler is found. stall_seconds: an event loop that does not
+    answer for so long makes the server not live, and one that does not for six times as long ends the
+    process; 0 turns both off. ready_file: written as JSON (target, metrics_port, pid) once the server serves.
+    Raises pydantic's ValidationError for unknown keys and values out of range.
     """
 
     model: str
@@ -74,10 +78,12 @@ class ServerConfig(_Strict):
     queue_limit: int = Field(default=256, ge=1)
     steer_first_token: bool = False
     read_first_token: bool = False
+    limits: Limits = Limits()
     compile: Literal["auto", "always", "never"] = "auto"
     metrics_host: str = "127.0.0.1"
     metrics_port: int | None = Field(default=9464, ge=0, le=65535)
     grace_seconds: float = Field(default=30.0, ge=0.0, le=3600.0)
+    stall_seconds: float = Field(default=10.0, ge=0.0, le=3600.0)
     ready_file: Path | None = None
 
     @field_validator("host", "metrics_host")

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from uuid import uuid4
 
 import grpc
@@ -28,6 +28,8 @@ DETAILS_KEY = "grpc-status-details-bin"
 RETRY_SECONDS = 1.0
 #: Trailers have little room (8 KiB): how much of a bundle's problems they tell, in bytes, each and together.
 LONGEST_PROBLEM, MOST_PROBLEM_BYTES = 400, 2500
+#: How much of any message they tell: a message may quote what the caller sent.
+LONGEST_MESSAGE = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,8 @@ def describe(error: BaseException) -> Problem:
     """
     for kind, row in _TABLE:
         if isinstance(error, kind):
-            return row(error)
+            problem = row(error)
+            return replace(problem, message=_shortened(problem.message, LONGEST_MESSAGE))
     return Problem(
         grpc.StatusCode.INTERNAL,
         "INTERNAL_ERROR",
@@ -68,7 +71,8 @@ def status(problem: Problem, request_id: str) -> status_pb2.Status:
     if problem.violations:
         fields = error_details_pb2.BadRequest()
         for path, description in problem.violations:
-            fields.field_violations.add(field=path, description=description)
+            told = _shortened(path), _shortened(description, LONGEST_MESSAGE)
+            fields.field_violations.add(field=told[0], description=told[1])
         details.append(fields)
     if problem.retry_after is not None:
         retry = error_details_pb2.RetryInfo()
@@ -133,7 +137,9 @@ def _diverged(error: engine.SteeringDivergedError) -> Problem:
 
 def _unknown_sae(error: catalog.UnknownSAEError) -> Problem:
     resource = error_details_pb2.ResourceInfo(
-        resource_type="saegis.dev/Sae", resource_name=error.sae, description=error.description
+        resource_type="saegis.dev/Sae",
+        resource_name=_shortened(error.sae),
+        description=_shortened(error.description),
     )
     return Problem(
         grpc.StatusCode.NOT_FOUND,
@@ -145,7 +151,7 @@ def _unknown_sae(error: catalog.UnknownSAEError) -> Problem:
 
 
 def _not_at_site(error: catalog.SAENotAtSiteError) -> Problem:
-    details = _precondition("SAE_NOT_AT_SITE", error.sae, error.description)
+    details = _precondition("SAE_NOT_AT_SITE", _shortened(error.sae), _shortened(error.description))
     return Problem(
         grpc.StatusCode.FAILED_PRECONDITION,
         "SAE_NOT_AT_SITE",
@@ -240,10 +246,10 @@ def _fitting(violations: Sequence[tuple[str, str]]) -> tuple[tuple[str, str], ..
     return tuple(found)
 
 
-def _shortened(text: str) -> str:
-    if len(text.encode()) <= LONGEST_PROBLEM:
+def _shortened(text: str, most: int = LONGEST_PROBLEM) -> str:
+    if len(text) * 4 <= most or len(text.encode()) <= most:
         return text
-    return text.encode()[: LONGEST_PROBLEM - 3].decode(errors="ignore") + "..."
+    return text[:most].encode()[: most - 3].decode(errors="ignore") + "..."
 
 
 def _stale_etag(error: store.StaleEtagError) -> Problem:
@@ -300,6 +306,33 @@ def _queue_full(error: engine.QueueFullError) -> Problem:
         retry_after=error.retry_after,
         details=(quota,),
     )
+
+
+def _busy(error: problems.BusyError) -> Problem:
+    quota = error_details_pb2.QuotaFailure()
+    quota.violations.add(subject=error.subject, description=str(error))
+    return Problem(
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        error.reason,
+        str(error),
+        retry_after=error.retry_after,
+        details=(quota,),
+    )
+
+
+def _too_large(error: problems.MessageTooLargeError) -> Problem:
+    limit = {"limit_bytes": str(error.most)}
+    return Problem(grpc.StatusCode.RESOURCE_EXHAUSTED, "MESSAGE_TOO_LARGE", str(error), limit)
+
+
+def _stalled_reader(error: problems.StalledReaderError) -> Problem:
+    limit = {"limit_seconds": f"{error.seconds:g}"}
+    return Problem(grpc.StatusCode.RESOURCE_EXHAUSTED, "SLOW_READER", str(error), limit)
+
+
+def _unsent(error: problems.UnsentRequestError) -> Problem:
+    limit = {"limit_seconds": f"{error.seconds:g}"}
+    return Problem(grpc.StatusCode.DEADLINE_EXCEEDED, "REQUEST_NOT_SENT", str(error), limit)
 
 
 def _slow_reader(error: problems.SlowReaderError) -> Problem:
@@ -380,8 +413,12 @@ _TABLE: tuple[tuple[type[BaseException], Callable[..., Problem]], ...] = (
     (problems.UnauthenticatedError, _unauthenticated),
     (problems.RoleMissingError, _role_missing),
     (engine.QueueFullError, _queue_full),
+    (problems.BusyError, _busy),
+    (problems.MessageTooLargeError, _too_large),
     (problems.SlowReaderError, _slow_reader),
     (engine.OutOfMemoryError, _out_of_memory),
+    (problems.StalledReaderError, _stalled_reader),
+    (problems.UnsentRequestError, _unsent),
     (torch.OutOfMemoryError, _out_of_memory),
     (problems.NotServingError, _not_serving),
     (AuditUnavailableError, _audit_unavailable),

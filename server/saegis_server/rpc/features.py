@@ -1,7 +1,7 @@
 """FeatureService: where features fire, what is known of them, and which ones tell texts apart."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import grpc
@@ -15,11 +15,13 @@ from saegis_server.engine.sites import Site
 from saegis_server.rpc import convert
 from saegis_server.rpc.contrast import Side, contrast, side
 from saegis_server.rpc.feature_search import next_page_token, offset_of, search
+from saegis_server.rpc.identity import current_identity
 from saegis_server.rpc.interceptor import request_id
 from saegis_server.rpc.programs import RequestSteering
-from saegis_server.rpc.prompts import check_length
+from saegis_server.rpc.prompts import PromptReader, check_characters, check_length, check_size
 from saegis_server.rpc.run import Asked
 from saegis_server.rpc.services import Services
+from saegis_server.rpc.threads import stop_if_unwanted
 from saegis_server.rpc.uses import INSPECTION
 from saegis_server.sae.catalog import FoundFeature, LoadedSAE
 from saegis_server.sae.left_out import left_out
@@ -30,6 +32,12 @@ DEFAULT_TOP_K, LARGEST_TOP_K = 5, 1000
 DEFAULT_PAGE, LARGEST_PAGE = 20, 1000
 #: The most texts that one contrast compares, both sides together.
 LARGEST_CONTRAST = 512
+#: The most characters of one side's texts, where a single text may not have more.
+LONGEST_CONTRAST = 2**20
+#: The most features that one Inspect tells, over all tokens.
+LARGEST_INSPECT = 100_000
+#: The most characters and words of a search.
+LONGEST_QUERY, MOST_QUERY_WORDS = 1024, 32
 #: How many tokens are encoded at once: at a million features this takes 256 MB.
 ENCODED_AT_ONCE = 64
 
@@ -48,21 +56,25 @@ class FeatureServicer(feature_pb2_grpc.FeatureServiceServicer):
         site = services.targets.site(request.site, "site") if request.site else ""
         loaded = services.catalog.sae(request.sae, "sae", site, "site")
         kind = request.WhichOneof("input")
+        check_size(request, kind, services.engine.max_length)
         tokens = await services.in_thread(services.prompts.read, request, kind, False)
         check_length(tokens, str(kind), services.engine.max_length, completion=0)
+        if len(tokens) * top_k > LARGEST_INSPECT:
+            told = f"at most {LARGEST_INSPECT // len(tokens)} for each of {len(tokens)} tokens, not {top_k}"
+            raise FieldError("top_k", told)
         await self._decide("Inspect", tokens)
         x = await self._activations(tokens, loaded)
-        strongest = await services.in_thread(_strongest, loaded, x, top_k)
-        left_out = self._left_out(tokens, loaded).tolist()
-        texts = await services.in_thread(services.prompts.pieces, tokens)
-        return pb.InspectResponse(
-            sae=loaded.id,
-            site=loaded.site,
-            tokens=[
-                pb.TokenFeatures(token_id=token, text=text, features=features, left_out=left)
-                for token, text, features, left in zip(tokens, texts, strongest, left_out, strict=True)
-            ],
-        )
+        return await services.in_thread(self._inspected, tokens, loaded, x, top_k)
+
+    def _inspected(
+        self, tokens: tuple[int, ...], loaded: LoadedSAE, x: Tensor, top_k: int
+    ) -> pb.InspectResponse:
+        strongest = _strongest(loaded, x, top_k)
+        left_out, texts = self._left_out(tokens, loaded).tolist(), self.services.prompts.pieces(tokens)
+        found = pb.InspectResponse(sae=loaded.id, site=loaded.site)
+        for token, text, features, left in zip(tokens, texts, strongest, left_out, strict=True):
+            found.tokens.add(token_id=token, text=text, features=features, left_out=left)
+        return found
 
     async def GetFeature(self, request: pb.GetFeatureRequest, context: _Context) -> pb.GetFeatureResponse:
         """What is known of one feature."""
@@ -75,6 +87,9 @@ class FeatureServicer(feature_pb2_grpc.FeatureServiceServicer):
         """One page of the features whose labels fit."""
         size = request.page_size or DEFAULT_PAGE
         _check_range("page_size", size, 1, LARGEST_PAGE)
+        if len(request.query) > LONGEST_QUERY or len(request.query.split()) > MOST_QUERY_WORDS:
+            described = f"at most {LONGEST_QUERY} characters and {MOST_QUERY_WORDS} words"
+            raise FieldError("query", described)
         catalog = self.services.catalog
         entries = (catalog.sae(request.sae, "sae"),) if request.sae else catalog.entries
         begin = offset_of(request.page_token, request.query, request.sae)
@@ -121,7 +136,9 @@ class FeatureServicer(feature_pb2_grpc.FeatureServiceServicer):
         if not texts:
             raise FieldError(path, "must have at least one text")
         services = self.services
-        prompts = [await services.in_thread(services.prompts.text, text) for text in texts]
+        characters = sum(map(len, texts))
+        check_characters(path, characters, max(services.longest_text, LONGEST_CONTRAST))
+        prompts = await services.in_thread(_tokenized, services.prompts, texts)
         for position, tokens in enumerate(prompts):
             if bool(self._left_out(tokens, loaded).all()):
                 raise FieldError(f"{path}[{position}]", "must have at least one token that is read")
@@ -155,7 +172,9 @@ class FeatureServicer(feature_pb2_grpc.FeatureServiceServicer):
 
     async def _activations(self, tokens: tuple[int, ...], loaded: LoadedSAE) -> Tensor:
         """The clean activations of some tokens at an SAE's site, [T, d]."""
-        captured = await asyncio.wrap_future(self.services.engine.capture(tokens))
+        caller = current_identity()
+        self.services.limiter.spend(caller, "tokens", len(tokens))
+        captured = await asyncio.wrap_future(self.services.engine.capture(tokens, caller.tenant))
         x: Tensor = captured[Site.parse(loaded.site)]
         return x
 
@@ -165,10 +184,25 @@ def _check_range(path: str, value: int, least: int, most: int) -> None:
         raise FieldError(path, f"must be between {least} and {most}, not {value}")
 
 
+def _tokenized(prompts: PromptReader, texts: Sequence[str]) -> list[tuple[int, ...]]:
+    found = []
+    for text in texts:
+        stop_if_unwanted()
+        found.append(prompts.text(text))
+    return found
+
+
+def _parts(x: Tensor) -> Iterator[Tensor]:
+    """Activations [T, d] in parts, as long as somebody waits for what is made of them."""
+    for part in torch.split(x.cpu(), ENCODED_AT_ONCE):
+        stop_if_unwanted()
+        yield part
+
+
 @torch.inference_mode()
 def _largest(loaded: LoadedSAE, x: Tensor) -> Tensor:
     """The largest activation of each feature over tokens x [T, d]: [m]."""
-    parts = [loaded.sae.encode(part).amax(0) for part in torch.split(x.cpu(), ENCODED_AT_ONCE)]
+    parts = [loaded.sae.encode(part).amax(0) for part in _parts(x)]
     return torch.stack(parts).amax(0)
 
 
@@ -177,7 +211,7 @@ def _strongest(loaded: LoadedSAE, x: Tensor, top_k: int) -> list[list[pb.Feature
     """The active features of each token of x [T, d], strongest first, at most `top_k`."""
     count = min(top_k, loaded.sae.features)
     found = []
-    for part in torch.split(x.cpu(), ENCODED_AT_ONCE):
+    for part in _parts(x):
         values, indices = loaded.sae.encode(part).topk(count, dim=-1)
         for strengths, features in zip(values.tolist(), indices.tolist(), strict=True):
             active = [pair for pair in zip(features, strengths, strict=True) if pair[1] > 0.0]

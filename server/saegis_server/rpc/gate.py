@@ -1,6 +1,7 @@
 """The gate: whether RPCs are let in now, how many are inside, and what health tells of it."""
 
 import asyncio
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
@@ -10,6 +11,8 @@ from grpc_health.v1.health import aio as health_aio  # type: ignore[import-untyp
 
 from saegis_server.rpc.problems import NotServingError
 from saegis_server.telemetry.metrics import Metrics
+
+log = logging.getLogger("saegis.rpc")
 
 
 class Phase(Enum):
@@ -33,6 +36,7 @@ class Gate:
         self._services = ("", *services)
         self._metrics = metrics
         self._retry_seconds = retry_seconds
+        self._unavailable = ""
         self._inside = 0
         self._empty = asyncio.Event()
         self._empty.set()
@@ -40,7 +44,21 @@ class Gate:
     async def set(self, phase: Phase) -> None:
         """Go on to a phase. Health tells it before anything else happens."""
         self.phase = phase
-        serving = phase is Phase.SERVING
+        await self._tell()
+
+    async def set_unavailable(self, reason: str) -> None:
+        """Tell that the server can answer nobody though it serves, and why; an empty reason takes it back.
+
+        Requests are still let in: each is told by itself what keeps it from being answered.
+        """
+        if reason == self._unavailable:
+            return
+        self._unavailable = reason
+        log.warning("the server is not healthy: %s" if reason else "the server is healthy again%s", reason)
+        await self._tell()
+
+    async def _tell(self) -> None:
+        serving = self.phase is Phase.SERVING and not self._unavailable
         told = (
             health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
         )
@@ -61,6 +79,11 @@ class Gate:
             self._inside -= 1
             if self._inside == 0:
                 self._empty.set()
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether the server takes requests and can answer them. Any thread may ask."""
+        return self.phase is Phase.SERVING and not self._unavailable
 
     @property
     def is_empty(self) -> bool:

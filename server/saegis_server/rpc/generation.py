@@ -29,14 +29,16 @@ from saegis_server.engine.requests import (
 from saegis_server.engine.score import Score as Scored
 from saegis_server.policy.uses import UseOfRequest
 from saegis_server.rpc import convert
+from saegis_server.rpc.identity import current_identity
 from saegis_server.rpc.interceptor import LONGEST_REQUEST_ID, request_id, usable_request_id
 from saegis_server.rpc.mailbox import Mailbox, closing
 from saegis_server.rpc.problems import SlowReaderError
 from saegis_server.rpc.programs import RequestSteering, request_steering
-from saegis_server.rpc.prompts import check_length
+from saegis_server.rpc.prompts import check_length, check_size
 from saegis_server.rpc.run import Asked, Governed, Run
 from saegis_server.rpc.sampling import sampling_params
 from saegis_server.rpc.services import Services
+from saegis_server.rpc.threads import in_own_thread
 from saegis_server.rpc.uses import of_generation, of_score
 from saegis_server.steering.program import SteeringError
 
@@ -44,6 +46,8 @@ T = TypeVar("T")
 _Context = grpc.aio.ServicerContext[Any, Any]
 #: Texts longer than this are tokenized in a thread, so that the event loop goes on.
 LONG_TEXT = 4096
+#: Answers of more tokens than this are put together in a thread.
+LONG_ANSWER = 512
 
 
 class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
@@ -65,10 +69,22 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         self._count(ended, {index: len(piece.tokens) for index, piece in found.items()})
         return pb.GenerateResponse(
             request_id=request_id.get(),
-            choices=[convert.choice(found[index], running.details) for index in sorted(found)],
+            choices=await self._choices(found, running.details),
             usage=convert.usage(ended.usage, running.governed.decision),
             receipt=self._receipt(ended.receipt, ended.timings, running.governed),
         )
+
+    async def _choices(
+        self, found: Mapping[int, convert.Piece], details: convert.TokenDetails
+    ) -> list[pb.Choice]:
+        """The choices of an answer; made in a thread where they are long, so that the event loop goes on."""
+
+        def make() -> list[pb.Choice]:
+            return [convert.choice(found[index], details) for index in sorted(found)]
+
+        if sum(len(piece.tokens) for piece in found.values()) > LONG_ANSWER:
+            return await in_own_thread(make)
+        return make()
 
     async def StreamGenerate(
         self, request: pb.StreamGenerateRequest, context: _Context
@@ -108,9 +124,18 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         async with services.governor.admit(asked, steering) as run:
             governed = run.governed
             score = services.engine.score
-            submit = partial(score, tokens, governed.program, governed.guard, governed.baseline, run.ended)
+            submit = partial(
+                score,
+                tokens,
+                governed.program,
+                governed.guard,
+                plain=governed.baseline,
+                on_end=run.ended,
+                tenant=governed.tenant,
+            )
             with _explained(kind, steering):
                 reading = await self._submit(run, submit, Future.cancel)
+                services.limiter.spend(current_identity(), "tokens", len(tokens))
             run.hand_over(reading.cancel)
             found = await self._read(run, reading)
         return pb.ScoreResponse(
@@ -154,8 +179,9 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
 
             run.hand_over(partial(engine.cancel, governed.id))
             with _explained(kind, steering):
-                submit = partial(engine.submit, request, hear)
+                submit = partial(engine.submit, request, services.limiter.metered(current_identity(), hear))
                 await self._submit(run, submit, lambda _: engine.cancel(governed.id))
+                services.limiter.spend(current_identity(), "tokens", len(prompt))
             if governor.is_outdated(governed):
                 # What an urgent policy ended may not have been the engine's yet.
                 run.end()
@@ -184,7 +210,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         try:
             if not any(site.held for site in run.governed.program.sites.values()):
                 return submit()
-            submitting = asyncio.ensure_future(self.services.in_thread(submit))
+            submitting = asyncio.ensure_future(self.services.before_running(submit))
             try:
                 return await asyncio.shield(submitting)
             except asyncio.CancelledError:
@@ -224,12 +250,16 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             described = f"must have between 1 and {LONGEST_REQUEST_ID} printable characters"
             raise FieldError("request_id", described)
         prompts, kind = self.services.prompts, message.WhichOneof("prompt")
+        check_size(message, kind, self.services.engine.max_length)
         return await self._off_loop(message, prompts.read, message, kind, opens_turn), str(kind)
 
     async def _off_loop(self, message: Message, work: Callable[..., T], *arguments: Any) -> T:
-        """Do what is done with a prompt, in a thread where it is long."""
-        if message.ByteSize() > LONG_TEXT:
-            return await self.services.in_thread(work, *arguments)
+        """Do what is done with a prompt, in a thread where it is long.
+
+        So is what is done with a conversation: a template is a program, which may take its time.
+        """
+        if message.WhichOneof("prompt") == "chat" or message.ByteSize() > LONG_TEXT:
+            return await self.services.before_running(work, *arguments)
         return work(*arguments)
 
     def _count(self, ended: RequestFinished, tokens: Mapping[int, int]) -> None:

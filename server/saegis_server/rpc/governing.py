@@ -19,7 +19,7 @@ def govern(config: ServerConfig, world: World, metrics: Metrics) -> Governor:
     """
     audit = None if config.audit is None else AuditLog(config.audit, metrics)
     if audit is not None:
-        metrics.observe_audit(lambda: audit.waiting, lambda: audit.head.seq)
+        metrics.observe_audit(lambda: audit.waiting, lambda: audit.head.seq, lambda: audit.is_failing)
     try:
         policies = _policies(config, world, metrics, audit)
     except BaseException:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict, replace
 from threading import Condition
@@ -43,6 +43,8 @@ class Governor:
         """Without policies every request may do what it asks. sites: the server's, in forward order."""
         self.policies, self.audit = policies, audit
         self._model, self._sites, self._metrics = model, tuple(sites), metrics
+        #: How work is done off the event loop.
+        self.in_thread: Callable[[Callable[[], Decision]], Awaitable[Decision]] = in_own_thread
         self._names: set[tuple[str, str]] = set()
         self._changed = Condition()
         self._runs: set[Run] = set()
@@ -130,7 +132,7 @@ class Governor:
         deciding = policies.active
         if any(edit.op is Op.BAN for edit in steering.edits):
             # Whether a request's own bans can hold takes milliseconds to find out, or longer.
-            decision = await in_own_thread(lambda: deciding.decide(facts))
+            decision = await self.in_thread(lambda: deciding.decide(facts))
         else:
             decision = deciding.decide(facts)
         self._count(decision)

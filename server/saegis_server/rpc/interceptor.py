@@ -5,7 +5,7 @@ import inspect
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import aclosing, nullcontext
+from contextlib import ExitStack, aclosing
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +18,12 @@ from saegis_server.engine.requests import EngineStoppedError
 from saegis_server.rpc.authorization import Authorization
 from saegis_server.rpc.errors import Problem, describe, trailers
 from saegis_server.rpc.gate import Gate, Phase
+from saegis_server.rpc.identity import ANONYMOUS, Identity, identity
+from saegis_server.rpc.intake import Intake
+from saegis_server.rpc.limits import Limiter
 from saegis_server.rpc.problems import MalformedRequestError, NotServingError
+from saegis_server.rpc.roles import EVERYBODY
+from saegis_server.rpc.wire import check_message
 from saegis_server.telemetry.metrics import OTHER_METHOD, Metrics
 
 log = logging.getLogger("saegis.rpc")
@@ -28,15 +33,6 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 
 #: The id of the RPC that runs in this task: the caller's if it gave a usable one.
 request_id: ContextVar[str] = ContextVar("request_id")
-
-
-#: What makes a handler, by whether requests and whether answers are streams.
-_HANDLERS: dict[tuple[bool, bool], Callable[..., Any]] = {
-    (False, False): grpc.unary_unary_rpc_method_handler,
-    (False, True): grpc.unary_stream_rpc_method_handler,
-    (True, False): grpc.stream_unary_rpc_method_handler,
-    (True, True): grpc.stream_stream_rpc_method_handler,
-}
 
 
 @dataclass(slots=True)
@@ -57,10 +53,19 @@ class OutermostInterceptor(grpc.aio.ServerInterceptor):
     """Maps exceptions to statuses, counts, logs one line an RPC (never a prompt), and asks who may and when.
 
     Every handler gets its requests through here, as bytes, so that no RPC can be served unasked and nothing
-    of a request is read before its caller is known.
+    of a request is read, or received at all, before its caller is known.
     """
 
-    def __init__(self, gate: Gate, metrics: Metrics, authorization: Authorization) -> None:
+    def __init__(
+        self,
+        gate: Gate,
+        metrics: Metrics,
+        authorization: Authorization,
+        limiter: Limiter,
+        intake: Intake,
+    ) -> None:
+        """`limiter` says how much each caller may have; `intake` reads the requests."""
+        self._limiter, self._intake = limiter, intake
         self.gate = gate
         self.metrics = metrics
         self.authorization = authorization
@@ -70,12 +75,17 @@ class OutermostInterceptor(grpc.aio.ServerInterceptor):
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
-        """The method's handler, wrapped; None for a method that does not exist."""
+        """The method's handler, wrapped; None for a method that does not exist.
+
+        To grpc its requests are a stream, whatever they are, since only of a stream it reads nothing by
+        itself; on the wire that is the same.
+        """
         handler = await continuation(handler_call_details)
         if handler is None:
             self.metrics.count_rpc(OTHER_METHOD, grpc.StatusCode.UNIMPLEMENTED.name, 0.0)
             return None
-        make = _HANDLERS[handler.request_streaming, handler.response_streaming]
+        streams = handler.response_streaming
+        make = grpc.stream_stream_rpc_method_handler if streams else grpc.stream_unary_rpc_method_handler
         return make(
             self._wrapped(handler, handler_call_details.method),
             response_serializer=handler.response_serializer,
@@ -93,18 +103,24 @@ class OutermostInterceptor(grpc.aio.ServerInterceptor):
             # Written here and not yielded on, so that a cancellation while writing reaches `inner` at once.
             async with aclosing(inner(request, context)) as messages:
                 async for message in messages:
-                    await context.write(message)
+                    await self._intake.write(context, message)
             return None
 
-        async def behaviour(sent: Any, context: _Context) -> Any:
+        async def behaviour(sent: AsyncIterator[bytes], context: _Context) -> Any:
             call = _Call(method)
             try:
                 self.authorization.admit(method, context)
-                request = _each(sent, read) if handler.request_streaming else read(sent)
-                call.id = _request_id(request) or call.id
-                request_id.set(call.id)
-                self.authorization.check(method, request)
-                with self.gate.enter() if method.startswith(OWN_PREFIX) else nullcontext():
+                with ExitStack() as inside:
+                    if method.startswith(OWN_PREFIX):
+                        inside.enter_context(self.gate.enter())
+                    holding = inside.enter_context(self._limiter.enter(_caller(method, context)))
+                    if handler.request_streaming:
+                        request = _each(sent, method, read)
+                    else:
+                        request = read(await self._intake.receive(method, context, holding))
+                    call.id = _request_id(request) or call.id
+                    request_id.set(call.id)
+                    self.authorization.check(method, request)
                     answer = await run(request, context)
             except BaseException as error:
                 await self._fail(error, call, context)
@@ -150,6 +166,14 @@ def _request_id(request: Any) -> str:
     return given if isinstance(given, str) and usable_request_id(given) else ""
 
 
+def _caller(method: str, context: _Context) -> Identity:
+    """Whose limits an RPC counts for; where nobody is asked who they are, those of the address."""
+    if method not in EVERYBODY:
+        return identity.get(ANONYMOUS)
+    address = context.peer().rpartition(":")[0]
+    return Identity(address, address, frozenset())
+
+
 def _reader(deserializer: Callable[[bytes], Any] | None) -> Callable[[bytes], Any]:
     """What reads a message's bytes and raises MalformedRequestError, which grpc would report as UNKNOWN."""
 
@@ -164,6 +188,7 @@ def _reader(deserializer: Callable[[bytes], Any] | None) -> Callable[[bytes], An
     return read
 
 
-async def _each(sent: AsyncIterator[bytes], read: Callable[[bytes], Any]) -> AsyncIterator[Any]:
+async def _each(sent: AsyncIterator[bytes], method: str, read: Callable[[bytes], Any]) -> AsyncIterator[Any]:
     async for data in sent:
+        check_message(method, data)
         yield read(data)

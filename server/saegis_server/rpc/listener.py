@@ -24,6 +24,7 @@ from saegis_server.rpc.features import FeatureServicer
 from saegis_server.rpc.gate import Gate
 from saegis_server.rpc.generation import GenerationServicer
 from saegis_server.rpc.identities import IdentitiesFile
+from saegis_server.rpc.intake import Intake
 from saegis_server.rpc.interceptor import OutermostInterceptor
 from saegis_server.rpc.models import ModelServicer
 from saegis_server.rpc.policies import PolicyServicer
@@ -42,12 +43,15 @@ SERVICES: tuple[str, ...] = tuple(
 )
 
 
-def listen(config: ServerConfig, services: Services, gate: Gate) -> tuple[grpc.aio.Server, int]:
+def listen(
+    config: ServerConfig, services: Services, gate: Gate, intake: Intake
+) -> tuple[grpc.aio.Server, int]:
     """A server that is bound but not started, and its port.
 
     Raises OSError if the address is taken or a certificate cannot be read, IdentitiesError.
     """
-    interceptor = OutermostInterceptor(gate, services.metrics, _authorization(config, services))
+    authorization = _authorization(config, services)
+    interceptor = OutermostInterceptor(gate, services.metrics, authorization, services.limiter, intake)
     server = grpc.aio.server(interceptors=[interceptor], options=_options(config))
     register(server, services, gate, config.reflection)
     return server, _bind(server, config)
@@ -84,6 +88,15 @@ def _options(config: ServerConfig) -> list[tuple[str, int]]:
         ("grpc.max_receive_message_length", config.max_message_bytes),
         # Answers are bounded by the requests' own limits.
         ("grpc.max_send_message_length", -1),
+        # What is not read yet of a connection is bounded by its streams.
+        ("grpc.max_concurrent_streams", 256),
+        # A stream that nobody reads yet holds a window of bytes; it would grow to megabytes by itself.
+        ("grpc.http2.bdp_probe", 0),
+        ("grpc.http2.lookahead_bytes", 64 * 1024),
+        ("grpc.server_handshake_timeout_ms", 10_000),
+        ("grpc.max_connection_idle_ms", 10 * 60_000),
+        # Clients then connect again, and are asked for their certificate again; what runs is not cut off.
+        ("grpc.max_connection_age_ms", 60 * 60_000),
         # Without it a second server on the same port would silently share its calls.
         ("grpc.so_reuseport", 0),
         # A unary call sends no data while it generates: clients must be allowed to ping meanwhile.

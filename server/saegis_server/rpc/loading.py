@@ -18,6 +18,7 @@ from saegis_server.policy.world import World
 from saegis_server.rpc.config import ServerConfig
 from saegis_server.rpc.governing import govern
 from saegis_server.rpc.identities import callers_of
+from saegis_server.rpc.limits import Limiter
 from saegis_server.rpc.prompts import PromptReader
 from saegis_server.rpc.sae_sources import PlacedSAE, check_sae, read_sae
 from saegis_server.rpc.services import ModelFacts, Services
@@ -82,7 +83,22 @@ def services(
         callers=callers_of(config.identities),
     )
     governor = govern(config, world, metrics)
-    return Services(engine, facts, prompts, targets, metrics, governor, config.max_message_bytes)
+    made = Services(
+        engine,
+        facts,
+        prompts,
+        targets,
+        metrics,
+        governor,
+        config.max_message_bytes,
+        limiter=Limiter(config.limits),
+    )
+    for entry in saes:
+        # Makes the index now: the first request would wait for it on the event loop.
+        entry.labels.by_label("")
+    governor.in_thread = made.before_running
+    metrics.observe_work(made.work)
+    return made
 
 
 def warm_up_engine(made: Services, progress: Progress) -> None:

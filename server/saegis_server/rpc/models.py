@@ -10,8 +10,10 @@ from saegis.v1 import model_pb2_grpc
 from saegis_server import __version__
 from saegis_server.engine.requests import MAX_LOGPROBS, FieldError
 from saegis_server.engine.sites import Site
-from saegis_server.rpc.sampling import LARGEST_N
+from saegis_server.rpc.prompts import MOST_MESSAGES, check_text
+from saegis_server.rpc.sampling import LARGEST_N, MOST_BIASES, MOST_STOP_TOKENS
 from saegis_server.rpc.services import Services
+from saegis_server.rpc.wire import MOST_FIELDS
 from saegis_server.sae.catalog import LoadedSAE
 
 _Context = grpc.aio.ServicerContext[Any, Any]
@@ -63,6 +65,11 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
                 max_running_requests=load.max_running,
                 max_logprobs=MAX_LOGPROBS,
                 max_message_bytes=self.services.max_message_bytes,
+                max_logit_bias=MOST_BIASES,
+                max_stop_token_ids=MOST_STOP_TOKENS,
+                max_messages=MOST_MESSAGES,
+                max_text_characters=self.services.longest_text,
+                max_fields=MOST_FIELDS,
             ),
         )
         message.start_time.FromNanoseconds(int(self.services.started * 1e9))
@@ -83,10 +90,10 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
 
     async def Tokenize(self, request: pb.TokenizeRequest, context: _Context) -> pb.TokenizeResponse:
         """A text's or a conversation's token ids; an empty text has none."""
-        tokens, texts = await self.services.in_thread(self._tokenize, request)
-        return pb.TokenizeResponse(token_ids=tokens, tokens=texts)
+        check_text(request, request.WhichOneof("input"), self.services.engine.max_length)
+        return await self.services.in_thread(self._tokenize, request)
 
-    def _tokenize(self, request: pb.TokenizeRequest) -> tuple[tuple[int, ...], list[str]]:
+    def _tokenize(self, request: pb.TokenizeRequest) -> pb.TokenizeResponse:
         prompts = self.services.prompts
         special = request.add_special_tokens if request.HasField("add_special_tokens") else True
         match request.WhichOneof("input"):
@@ -98,11 +105,14 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
                 tokens = prompts.chat(request.chat, "chat", opens_turn=True)
             case _:
                 raise FieldError("text", "one of text and chat must be given")
-        return tokens, prompts.pieces(tokens)
+        return pb.TokenizeResponse(token_ids=tokens, tokens=prompts.pieces(tokens))
 
     async def Detokenize(self, request: pb.DetokenizeRequest, context: _Context) -> pb.DetokenizeResponse:
         """The text of token ids."""
         skip = request.skip_special_tokens if request.HasField("skip_special_tokens") else True
+        most = self.services.longest_text
+        if len(request.token_ids) > most:
+            raise FieldError("token_ids", f"at most {most} tokens, not {len(request.token_ids)}")
         tokens = tuple(request.token_ids)
         return pb.DetokenizeResponse(
             text=await self.services.in_thread(self.services.prompts.decode, tokens, skip)

@@ -91,3 +91,40 @@ class RoleMissingError(Exception):
         self.role = role
         self.method = method
         self.field = field
+
+
+class MessageTooLargeError(Exception):
+    """The request has more bytes than its method takes."""
+
+    def __init__(self, method: str, size: int, most: int) -> None:
+        super().__init__(f"the request has {size} bytes; {method} takes at most {most}")
+        self.most = most
+
+
+class BusyError(Exception):
+    """The caller, its tenant or the server has more to do than it may; `subject` says whose limit it is.
+
+    reason: WORK_QUEUE_FULL, TENANT_LIMIT, PRINCIPAL_LIMIT, SERVER_LIMIT or RATE_LIMITED.
+    """
+
+    def __init__(self, reason: str, subject: str, description: str, retry_after: float) -> None:
+        super().__init__(description)
+        self.reason = reason
+        self.subject = subject
+        self.retry_after = retry_after
+
+
+class StalledReaderError(Exception):
+    """The client has read nothing of its stream for as long as the server waits."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"nothing of the stream was read for {seconds:g} s; the request was ended")
+        self.seconds = seconds
+
+
+class UnsentRequestError(Exception):
+    """The client has opened an RPC and not sent its request."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"the request did not come within {seconds:g} s")
+        self.seconds = seconds

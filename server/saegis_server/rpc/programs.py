@@ -45,6 +45,8 @@ class _SiteRows:
     edits: list[tuple[int, Edit]] = field(default_factory=list)
     bans: list[tuple[int, Edit]] = field(default_factory=list)
     watches: list[tuple[int, Probe]] = field(default_factory=list)
+    #: By kind (a ban or not), probe and phase, the place of the first edit: what is looked up, not searched.
+    first: dict[tuple[bool, str, Phase], int] = field(default_factory=dict)
 
     def places(self) -> list[tuple[str, int, int]]:
         """Of each row its stage, its number in that stage, and its place in the request."""
@@ -87,6 +89,7 @@ def request_steering(message: pb.Steering, targets: Targets, capacity: Capacity)
 
     Raises FieldError, ConflictError and the catalog's errors, with paths from `steering.`.
     """
+    _check_counts(message, len(targets.sites), capacity)
     gathered = {site: _SiteRows() for site in targets.sites}
     edits = []
     for place, edit in enumerate(message.edits):
@@ -210,12 +213,24 @@ def _value_in_unit(message: pb.Edit, target: Resolved, path: str) -> tuple[float
 
 def _check_conflicts(place: int, row: Edit, at_site: _SiteRows, is_ban: bool) -> None:
     """A feature that is banned can have no other edit or ban at the same tokens."""
-    others = [*at_site.bans, *at_site.edits] if is_ban else at_site.bans
-    for other, before in others:
-        together = before.phase == row.phase or Phase.ALL in (before.phase, row.phase)
-        if together and before.probe.key == row.probe.key:
-            raise ConflictError(
-                f"steering.edits[{place}]",
-                (f"steering.edits[{other}]",),
-                "one of the two bans what the other one edits, at the same tokens",
+    phases = tuple(Phase) if row.phase == Phase.ALL else (Phase.ALL, row.phase)
+    for banned in (True, False) if is_ban else (True,):
+        for phase in phases:
+            other = at_site.first.get((banned, row.probe.key, phase))
+            if other is not None:
+                raise ConflictError(
+                    f"steering.edits[{place}]",
+                    (f"steering.edits[{other}]",),
+                    "one of the two bans what the other one edits, at the same tokens",
+                )
+    at_site.first.setdefault((is_ban, row.probe.key, row.phase), place)
+
+
+def _check_counts(message: pb.Steering, sites: int, capacity: Capacity) -> None:
+    """Whether all sites together have room for as many edits and watches; checked before any is read."""
+    rooms = (("edits", capacity.edits + capacity.bans), ("watches", capacity.watches))
+    for name, room in rooms:
+        if (count := len(getattr(message, name))) > room * max(sites, 1):
+            raise FieldError(
+                f"steering.{name}", f"at most {room * max(sites, 1)} at all sites together, not {count}"
             )

@@ -12,26 +12,35 @@ from saegis.v1 import prompt_pb2
 from saegis_server.engine.requests import FieldError
 from saegis_server.rpc.control_tokens import ControlTokens, ForgeryError
 from saegis_server.rpc.problems import ContextLengthError, PreconditionError
+from saegis_server.rpc.threads import stop_if_unwanted
 from saegis_server.sae.left_out import special_tokens
 
 #: Roles of those who ask, or tell what was asked for: what they say is no part of the answer.
 _ASKING = frozenset({"system", "developer", "user", "tool", "function"})
-
 #: The usual roles.
 _ROLES = _ASKING | {"assistant"}
 #: Where a template compares a message's role with a name.
 _COMPARED = re.compile(r"""\brole\b['"]?\]?\s*[!=]=\s*['"]([^'"]+)['"]""")
+#: The most messages that a conversation may have.
+MOST_MESSAGES = 1024
+#: No prompt has more characters than this, or than so many for each token of the context.
+SMALLEST_TEXT_BOUND, LONGEST_TOKEN = 64 * 1024, 32
 
 
-class Prompt(Protocol):
-    """Any message with a choice between text, token ids and a conversation."""
+class Spoken(Protocol):
+    """Any message with a choice between text and a conversation."""
 
     text: str
 
     @property
-    def token_ids(self) -> prompt_pb2.TokenIds: ...
-    @property
     def chat(self) -> prompt_pb2.Chat: ...
+
+
+class Prompt(Spoken, Protocol):
+    """Any message with a choice between text, token ids and a conversation."""
+
+    @property
+    def token_ids(self) -> prompt_pb2.TokenIds: ...
 
 
 class PromptReader:
@@ -80,8 +89,9 @@ class PromptReader:
                 "tokenizer",
                 "the model's tokenizer has no chat template; send text instead",
             )
-        if not chat.messages:
-            raise FieldError(f"{path}.messages", "must have at least one message")
+        if not 0 < len(chat.messages) <= MOST_MESSAGES:
+            asked = f"at most {MOST_MESSAGES} messages, not {len(chat.messages)}"
+            raise FieldError(f"{path}.messages", asked if chat.messages else "must have at least one message")
         for position, message in enumerate(chat.messages):
             if message.role not in self.roles:
                 known = ", ".join(sorted(self.roles))
@@ -170,7 +180,12 @@ class PromptReader:
 
     def pieces(self, tokens: Sequence[int]) -> list[str]:
         """Each token's text by itself; bytes that are no whole character show as U+FFFD."""
-        return [self.decode([token], skip_special_tokens=False) for token in tokens]
+        found: dict[int, str] = {}
+        for token in tokens:
+            if token not in found:
+                stop_if_unwanted()
+                found[token] = self.decode([token], skip_special_tokens=False)
+        return [found[token] for token in tokens]
 
     def decode(self, tokens: Sequence[int], skip_special_tokens: bool, path: str = "token_ids") -> str:
         """The text of some tokens. Raises FieldError for ids that the model does not know."""
@@ -193,6 +208,39 @@ def _end_of_last(opening: Sequence[int], tokens: Sequence[int]) -> int:
 def begins_answer(chat: prompt_pb2.Chat) -> bool:
     """Whether a conversation ends in words put into the model's mouth."""
     return bool(chat.messages) and chat.messages[-1].role not in _ASKING
+
+
+def check_size(message: Prompt, kind: str | None, max_length: int) -> None:
+    """Refuse a prompt that cannot fit into the context, before it is turned into tokens.
+
+    Raises ContextLengthError and FieldError.
+    """
+    if kind == "token_ids":
+        check_length(message.token_ids.ids, kind, max_length, completion=0)
+    else:
+        check_text(message, kind, max_length)
+
+
+def check_text(message: Spoken, kind: str | None, max_length: int) -> None:
+    """Refuse a text or a conversation of far more characters than fit into the context. Raises FieldError."""
+    most = most_characters(max_length)
+    if kind == "text":
+        check_characters("text", len(message.text), most)
+    elif kind == "chat":
+        turns = message.chat.messages
+        if len(turns) <= MOST_MESSAGES:
+            check_characters("chat.messages", sum(len(turn.content) + len(turn.role) for turn in turns), most)
+
+
+def most_characters(max_length: int) -> int:
+    """How many characters may be read for a context of `max_length` tokens: far more than fit into it."""
+    return max(SMALLEST_TEXT_BOUND, LONGEST_TOKEN * max_length)
+
+
+def check_characters(field: str, count: int, most: int) -> None:
+    """Raise FieldError for a text of more than `most` characters."""
+    if count > most:
+        raise FieldError(field, f"has {count} characters; this server reads at most {most}")
 
 
 def check_length(tokens: Sequence[int], field: str, max_length: int, completion: int) -> None:

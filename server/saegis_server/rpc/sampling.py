@@ -6,6 +6,8 @@ from saegis_server.engine.requests import FieldError, SamplingParams
 DEFAULT_MAX_TOKENS = 128
 #: The largest n that the engine's SamplingParams accept.
 LARGEST_N = 64
+#: The most tokens that one request may bias, and may stop at.
+MOST_BIASES, MOST_STOP_TOKENS = 1024, 1024
 _OPTIONAL = (
     "temperature",
     "top_p",
@@ -25,6 +27,9 @@ def sampling_params(message: generation_pb2.SamplingParams, vocab_size: int, roo
 
     room: how many tokens the context has left after the prompt, at least 1. Raises FieldError.
     """
+    for name, most in (("logit_bias", MOST_BIASES), ("stop_token_ids", MOST_STOP_TOKENS)):
+        if (count := len(getattr(message, name))) > most:
+            raise FieldError(f"sampling.{name}", f"at most {most} tokens, not {count}")
     given = {name: getattr(message, name) for name in _OPTIONAL if message.HasField(name)}
     for position, token in enumerate(message.stop_token_ids):
         _check_token(f"sampling.stop_token_ids[{position}]", token, vocab_size)

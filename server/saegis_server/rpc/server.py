@@ -6,15 +6,19 @@ import logging
 import grpc
 
 from saegis_server.rpc.config import Address, ServerConfig
+from saegis_server.rpc.file_modes import warn_of_modes
 from saegis_server.rpc.gate import Gate, Phase
+from saegis_server.rpc.intake import Intake
 from saegis_server.rpc.listener import SERVICES, listen
 from saegis_server.rpc.services import Services
+from saegis_server.rpc.watchdog import Watchdog
 from saegis_server.telemetry.http import MetricsEndpoint
 
 log = logging.getLogger("saegis.rpc")
 #: How long answers that are ready may take to leave, after the engine has stopped.
 LAST_WORDS_SECONDS = 2.0
 _ENGINE_POLL_SECONDS = 0.1
+_AUDIT_POLL_SECONDS = 0.25
 
 
 class EngineDiedError(RuntimeError):
@@ -31,18 +35,28 @@ class SaegisServer:
         self.config = config
         self.services = services
         self.gate = Gate(SERVICES, services.metrics)
+        self.intake = Intake()
         self._listener: grpc.aio.Server | None = None
         self._metrics: MetricsEndpoint | None = None
+        self._watchdog: Watchdog | None = None
+        self._following: asyncio.Future[None] | None = None
         self._drained = False
 
     async def start(self) -> Address:
         """Listen, with health NOT_SERVING and every RPC refused. Raises OSError if a port is taken."""
         config = self.config
         await self.gate.set(Phase.STARTING)
-        self._listener, port = listen(config, self.services, self.gate)
+        warn_of_modes(config)
+        watchdog = self._watchdog = Watchdog(self.services.metrics.observe_stall, config.stall_seconds)
+        self._listener, port = listen(config, self.services, self.gate, self.intake)
         if config.metrics_port is not None:
-            registry = self.services.metrics.registry
-            self._metrics = MetricsEndpoint(registry, config.metrics_host, config.metrics_port)
+            self._metrics = MetricsEndpoint(
+                self.services.metrics.registry,
+                config.metrics_host,
+                config.metrics_port,
+                live=lambda: watchdog.is_live,
+                ready=lambda: watchdog.is_live and self.gate.is_healthy,
+            )
         await self._listener.start()
         if config.tls is None and not config.is_loopback:
             log.warning(
@@ -55,6 +69,14 @@ class SaegisServer:
     async def open(self) -> None:
         """Take requests: health becomes SERVING."""
         await self.gate.set(Phase.SERVING)
+        self._following = asyncio.ensure_future(self._follow_audit())
+
+    async def _follow_audit(self) -> None:
+        """Let health tell while the audit log cannot be written, since then nothing is answered."""
+        audit = self.services.governor.audit
+        while audit is not None:
+            await self.gate.set_unavailable("the audit log cannot be written" if audit.refuses else "")
+            await asyncio.sleep(_AUDIT_POLL_SECONDS)
 
     async def engine_death(self) -> BaseException:
         """Wait until the engine's thread has died by itself; what it died of."""
@@ -70,6 +92,8 @@ class SaegisServer:
         if self._drained:
             return
         self._drained = True
+        if self._following is not None:
+            self._following.cancel()
         await self.gate.set(Phase.ENGINE_RESTARTING if died else Phase.DRAINING)
         if not died and not await self._emptied(hurry):
             log.warning("the grace period is over; what still runs is ended")
@@ -80,6 +104,8 @@ class SaegisServer:
         if self._metrics is not None:
             await asyncio.to_thread(self._metrics.close)
         await asyncio.to_thread(self.services.governor.close)
+        if self._watchdog is not None:
+            await asyncio.to_thread(self._watchdog.close)
 
     async def _emptied(self, hurry: asyncio.Event | None) -> bool:
         """Whether all RPCs ended by themselves, within the grace period and before anyone hurries."""

@@ -1,6 +1,5 @@
 """What all servicers share: the engine, the model, the catalog, and how they are asked."""
 
-import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -9,9 +8,11 @@ from typing import Any, TypeVar
 from saegis_server.engine.engine import Engine
 from saegis_server.policy.store import PolicyStore
 from saegis_server.rpc.governor import Governor
-from saegis_server.rpc.prompts import PromptReader
+from saegis_server.rpc.identity import ANONYMOUS, identity
+from saegis_server.rpc.limits import Limiter, Limits
+from saegis_server.rpc.prompts import PromptReader, most_characters
 from saegis_server.rpc.targets import Targets
-from saegis_server.rpc.threads import in_own_thread
+from saegis_server.rpc.threads import WorkPool
 from saegis_server.sae.catalog import Catalog
 from saegis_server.telemetry.metrics import Metrics
 
@@ -34,7 +35,11 @@ class ModelFacts:
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """Everything that the servicers need. `unread_limit`: how many tokens may wait for a stream's reader."""
+    """Everything that the servicers need.
+
+    unread_limit: how many tokens may wait for a stream's reader. admission: what a generation needs before it
+    can run. heavy: all other work, which can make no generation wait.
+    """
 
     engine: Engine
     model: ModelFacts
@@ -45,7 +50,9 @@ class Services:
     max_message_bytes: int
     unread_limit: int = 4096
     started: float = field(default_factory=time.time)
-    _at_once: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(2))
+    limiter: Limiter = field(default_factory=lambda: Limiter(Limits()))
+    admission: WorkPool = field(default_factory=lambda: WorkPool("admission", 2, most_waiting=256))
+    heavy: WorkPool = field(default_factory=lambda: WorkPool("heavy work", 1, most_waiting=64))
 
     @property
     def policies(self) -> PolicyStore | None:
@@ -57,7 +64,24 @@ class Services:
         """The loaded SAEs."""
         return self.targets.catalog
 
+    @property
+    def longest_text(self) -> int:
+        """How many characters a text may have that is to be read whole."""
+        return most_characters(self.engine.max_length)
+
+    def work(self) -> dict[str, float]:
+        """What is inside, by the name of its metric."""
+        return {
+            "saegis_requests_inside": self.limiter.inside,
+            "saegis_request_bytes_held": self.limiter.held_bytes,
+            "saegis_admission_waiting": self.admission.waiting,
+            "saegis_heavy_work_waiting": self.heavy.waiting,
+        }
+
     async def in_thread(self, function: Callable[..., T], *args: Any) -> T:
-        """Run what takes long off the event loop, two at once, each in a thread that ends with it."""
-        async with self._at_once:
-            return await in_own_thread(lambda: function(*args))
+        """Run heavy work off the event loop, fairly among tenants. Raises BusyError."""
+        return await self.heavy.run(identity.get(ANONYMOUS).tenant, function, *args)
+
+    async def before_running(self, function: Callable[..., T], *args: Any) -> T:
+        """Run what a generation waits for off the event loop, fairly among tenants. Raises BusyError."""
+        return await self.admission.run(identity.get(ANONYMOUS).tenant, function, *args)

@@ -11,6 +11,9 @@ from saegis_server.engine.sites import Site, SiteError
 from saegis_server.sae.catalog import Catalog, FoundFeature
 from saegis_server.steering.rows import Probe
 
+#: The most characters of a label that a feature is looked up by.
+LONGEST_LABEL = 1024
+
 
 class Target(Protocol):
     """Any message that names a feature or a direction, and a site: an edit or a watch."""
@@ -74,6 +77,9 @@ class Targets:
             case "index":
                 return self.catalog.by_index(loaded, message.index, f"{path}.index")
             case "label":
+                if len(message.label) > LONGEST_LABEL:
+                    described = f"at most {LONGEST_LABEL} characters, not {len(message.label)}"
+                    raise FieldError(f"{path}.label", described)
                 return self.catalog.by_label(loaded, message.label, f"{path}.label")
         raise FieldError(path, "one of index and label must be given")
 

@@ -109,11 +109,10 @@ class Labels:
 
     @cached_property
     def _by_words(self) -> dict[tuple[str, ...], tuple[FeatureLabel, ...]]:
-        found: dict[tuple[str, ...], tuple[FeatureLabel, ...]] = {}
+        found: dict[tuple[str, ...], list[FeatureLabel]] = {}
         for label in self:
-            words = _words(label.label)
-            found[words] = (*found.get(words, ()), label)
-        return found
+            found.setdefault(_words(label.label), []).append(label)
+        return {words: tuple(labels) for words, labels in found.items()}
 
     @cached_property
     def _search_index(self) -> list[tuple[FeatureLabel, tuple[tuple[float, tuple[str, ...]], ...]]]:

@@ -134,20 +134,36 @@ def _is_bound(edit: Edit) -> bool:
 
 
 def _check_contradictions(site: str, edits: tuple[Edit, ...]) -> None:
-    """Two edits of one probe at the same tokens: only a cap and a floor that leave room go together."""
+    """Two edits of one probe at the same tokens: only a cap and a floor that leave room go together.
+
+    Of the edits that go together the highest floor and the lowest cap stand for all, so that any number of
+    them is checked in one pass.
+    """
+    tightest: dict[tuple[str, Phase], tuple[int, int]] = {}
     for later, edit in enumerate(edits):
-        for earlier, other in enumerate(edits[:later]):
-            if edit.probe.key != other.probe.key or not _overlap(edit.phase, other.phase):
+        for phase in Phase:
+            known = tightest.get((edit.probe.key, phase))
+            if known is None or not _overlap(edit.phase, phase):
                 continue
-            bounds = _is_bound(edit) and _is_bound(other)
-            same_unit = edit.relative_to_norm == other.relative_to_norm
-            if bounds and same_unit and max(edit.lo, other.lo) <= min(edit.hi, other.hi):
-                continue
-            raise SteeringError(
-                f"two edits of {edit.probe.key} contradict each other",
-                site,
-                (("edits", earlier), ("edits", later)),
-            )
+            against = next((one for one in known if not _go_together(edits[one], edit)), None)
+            if against is not None:
+                raise SteeringError(
+                    f"two edits of {edit.probe.key} contradict each other",
+                    site,
+                    (("edits", against), ("edits", later)),
+                )
+        floor, cap = tightest.get((edit.probe.key, edit.phase), (later, later))
+        tightest[edit.probe.key, edit.phase] = (
+            later if edit.lo > edits[floor].lo else floor,
+            later if edit.hi < edits[cap].hi else cap,
+        )
+
+
+def _go_together(one: Edit, other: Edit) -> bool:
+    """Whether two edits of one probe at the same tokens leave room for each other."""
+    bounds = _is_bound(one) and _is_bound(other)
+    same_unit = one.relative_to_norm == other.relative_to_norm
+    return bounds and same_unit and max(one.lo, other.lo) <= min(one.hi, other.hi)
 
 
 def _check_bans(site: str, bans: tuple[Edit, ...]) -> None:

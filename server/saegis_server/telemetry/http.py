@@ -1,22 +1,120 @@
-"""The metrics endpoint: Prometheus's own HTTP server over the server's registry."""
+"""The metrics endpoint: Prometheus's text, and whether the server lives and is ready, over plain HTTP."""
 
-from threading import Thread
-from wsgiref.simple_server import WSGIServer
+import asyncio
+import socket
+import threading
+from collections.abc import Callable
+from contextlib import suppress
 
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import choose_encoder
+
+#: How many connections are held; with one more, the oldest is closed.
+MOST_CONNECTIONS = 64
+#: How long a client may take to ask, and to take its answer.
+CONNECTION_SECONDS = 5.0
+LARGEST_HEAD = 8192
+_REASONS = {200: "OK", 400: "Bad Request", 404: "Not Found", 405: "Method Not Allowed", 503: "Unavailable"}
+_PLAIN = "text/plain; charset=utf-8"
+
+
+def _always() -> bool:
+    return True
 
 
 class MetricsEndpoint:
-    """Serves `/metrics` in a thread of its own. Raises OSError if the port is taken."""
+    """Serves `/metrics`, `/livez` and `/readyz` in one thread, on a loop of its own.
 
-    def __init__(self, registry: CollectorRegistry, host: str, port: int) -> None:
-        self._server: WSGIServer
-        self._thread: Thread
-        self._server, self._thread = start_http_server(port, addr=host, registry=registry)
-        self.port: int = self._server.server_port
+    live, ready: asked from that thread. Raises OSError if the port is taken.
+    """
+
+    def __init__(
+        self,
+        registry: CollectorRegistry,
+        host: str,
+        port: int,
+        live: Callable[[], bool] = _always,
+        ready: Callable[[], bool] = _always,
+    ) -> None:
+        self._registry = registry
+        self._probes = {"/livez": live, "/readyz": ready}
+        self._connections: dict[asyncio.StreamWriter, asyncio.Task[None]] = {}
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._socket = socket.create_server((host, port), family=family, backlog=128)
+        self.port: int = self._socket.getsockname()[1]
+        self._loop = asyncio.new_event_loop()
+        self._serving = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="saegis-metrics", daemon=True)
+        self._thread.start()
+        self._serving.wait()
 
     def close(self) -> None:
         """Stop answering and free the port."""
-        self._server.shutdown()
-        self._server.server_close()
+        self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
+
+    def _run(self) -> None:
+        server = self._loop.run_until_complete(self._start())
+        self._loop.call_soon(self._serving.set)
+        self._loop.run_forever()
+        self._loop.run_until_complete(self._end(server))
+        self._loop.close()
+
+    async def _start(self) -> asyncio.Server:
+        return await asyncio.start_server(self._serve, sock=self._socket, limit=LARGEST_HEAD)
+
+    async def _end(self, server: asyncio.Server) -> None:
+        server.close()
+        tasks = list(self._connections.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        # Connections that are closed are let go of a turn later.
+        await asyncio.sleep(0)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - start_server makes one
+        while len(self._connections) >= MOST_CONNECTIONS:
+            oldest = next(iter(self._connections))
+            self._connections.pop(oldest).cancel()
+        self._connections[writer] = task
+        try:
+            async with asyncio.timeout(CONNECTION_SECONDS):
+                head = await reader.readuntil(b"\r\n\r\n")
+                writer.write(self._answer(head.decode("latin-1")))
+                await writer.drain()
+        except (TimeoutError, asyncio.CancelledError, OSError, asyncio.IncompleteReadError):
+            # It never asked, or never took what it asked for.
+            pass
+        except asyncio.LimitOverrunError:
+            writer.write(_response(400, _PLAIN, b"the request is too long\n"))
+        finally:
+            self._connections.pop(writer, None)
+            with suppress(OSError):
+                writer.close()
+
+    def _answer(self, head: str) -> bytes:
+        first, _, rest = head.partition("\r\n")
+        method, _, target = first.partition(" ")
+        path = target.partition(" ")[0].partition("?")[0]
+        if method not in ("GET", "HEAD"):
+            return _response(405, _PLAIN, b"ask with GET\n")
+        if path in self._probes:
+            holds = self._probes[path]()
+            found = _response(200 if holds else 503, _PLAIN, b"yes\n" if holds else b"no\n")
+        elif path in ("/", "/metrics"):
+            headers = dict(line.lower().split(":", 1) for line in rest.split("\r\n") if ":" in line)
+            encode, kind = choose_encoder(headers.get("accept", "").strip())
+            found = _response(200, kind, encode(self._registry))
+        else:
+            found = _response(404, _PLAIN, b"there are /metrics, /livez and /readyz\n")
+        return found.partition(b"\r\n\r\n")[0] + b"\r\n\r\n" if method == "HEAD" else found
+
+
+def _response(status: int, kind: str, body: bytes) -> bytes:
+    head = (
+        f"HTTP/1.1 {status} {_REASONS[status]}\r\nContent-Type: {kind}\r\n"
+        f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+    )
+    return head.encode("latin-1") + body

@@ -1,6 +1,6 @@
 """The Prometheus series of the server, in a registry of their own."""
 
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -96,6 +96,39 @@ class Metrics:
             registry=registry,
         )
         self.serving = Gauge("saegis_serving", "1 while the server takes requests.", registry=registry)
+        self._loop_series()
+
+    def _loop_series(self) -> None:
+        self.largest_stall = Gauge(
+            "saegis_event_loop_stall_seconds_max",
+            "The longest time, since the start, for which the event loop did not answer.",
+            registry=self.registry,
+        )
+        self.stalls = Histogram(
+            "saegis_event_loop_stall_seconds",
+            "For how long the event loop did not answer, asked twenty times a second.",
+            buckets=(0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0),
+            registry=self.registry,
+        )
+        self._largest = 0.0
+
+    def observe_stall(self, seconds: float) -> None:
+        """Note for how long the event loop did not answer. To be called by one thread."""
+        self.stalls.observe(seconds)
+        if seconds > self._largest:
+            self._largest = seconds
+            self.largest_stall.set(seconds)
+
+    def observe_work(self, read: Callable[[], Mapping[str, float]]) -> None:
+        """Let the gauges read what is inside: names and numbers as `read` gives them. Call it once."""
+        for name, description in (
+            ("saegis_requests_inside", "RPCs that run or wait."),
+            ("saegis_request_bytes_held", "Bytes of requests that are held."),
+            ("saegis_admission_waiting", "Requests that wait for a thread before they can run."),
+            ("saegis_heavy_work_waiting", "Requests for heavy work that wait for a thread."),
+        ):
+            gauge = Gauge(name, description, registry=self.registry)
+            gauge.set_function(lambda name=name: float(read()[name]))  # type: ignore[misc]
 
     def _steering_series(self) -> None:
         registry = self.registry
@@ -198,8 +231,16 @@ class Metrics:
             "saegis_audit_errors", "Records that could not be written to the audit log.", registry=registry
         )
 
-    def observe_audit(self, waiting: Callable[[], int], last: Callable[[], int]) -> None:
-        """Let the gauges read how many records wait, and the last one's number. Call it once."""
+    def observe_audit(
+        self, waiting: Callable[[], int], last: Callable[[], int], is_failing: Callable[[], bool]
+    ) -> None:
+        """Let the gauges read how many records wait, the last one's number, and how it goes. Call it once."""
+        available = Gauge(
+            "saegis_audit_available",
+            "0 while the audit log cannot be written, and requests that need it are refused.",
+            registry=self.registry,
+        )
+        available.set_function(lambda: float(not is_failing()))
         buffer = Gauge(
             "saegis_audit_buffer_records",
             "Records that wait to be written to the audit log.",
