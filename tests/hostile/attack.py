@@ -27,23 +27,30 @@ SLOTS, GRACE_SECONDS = 8, 10.0
 #: Principals, which are their own tenants and whose tokens are their names, and their roles.
 PRINCIPALS = {
     "hostile": "use, steer, inspect",
+    "wild": "use, steer, inspect, unruled",
     "quiet": "use",
     "ops": "operate",
 }
-_POLICY = f"""
-apiVersion: saegis.dev/v1
-kind: Policy
-name: held
-serial: 1
-revision: "1"
+_RULES = f"""
 rules:
   - {{id: ban, ban: {{features: [{{sae: {SAE}, index: {BANNED}}}]}}}}
   - {{id: cap, cap: {{features: [{{sae: {SAE}, index: {CAPPED}}}], value: 0.5}}}}
   - {{id: floor, floor: {{features: [{{sae: {SAE}, index: {FLOORED}}}], value: 0.25}}}}
   - {{id: clamp, clamp: {{features: [{{sae: {SAE}, index: {CLAMPED}}}], value: 0.75}}}}
 allow:
-  - {{id: everything, ops: [clamp, clamp_if_active, scale, add, cap, floor, ablate, ban], directions: true}}
+  - id: every-edit
+    ops: [clamp, clamp_if_active, scale, add, cap, floor, ablate, ban, watch]
+    directions: true
 """
+_USES = """
+  - id: every-use
+    uses: [logit_bias, n, temperature, token_ids, text, prefill, score, inspect, unruled]
+"""
+#: The policies by name: all hold the same, of which none of these allowances may undo anything.
+_POLICIES = {
+    "held": ("[hostile, quiet, ops]", _RULES),
+    "held-of-wild": ("[wild]", _RULES + _USES),
+}
 #: What grpc itself says, before a call reaches the server's code, and what the client brought about.
 _OF_GRPC = {grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDED}
 _CALL_SECONDS = 60.0
@@ -60,7 +67,7 @@ def bearer(name: str) -> tuple[tuple[str, str], ...]:
 
 @contextmanager
 def attacked(folder: Path) -> Iterator[Serving]:
-    """A server with two tenants, an operator, a policy that holds features in each way, and an audit log."""
+    """A server with hostile and quiet tenants, an operator, policies that hold features, and an audit log."""
     lines = ["apiVersion: saegis.dev/v1", "kind: Identities", "principals:"]
     for name, roles in PRINCIPALS.items():
         lines.append(
@@ -68,9 +75,13 @@ def attacked(folder: Path) -> Iterator[Serving]:
         )
     (folder / "identities.yaml").write_text("\n".join(lines), encoding="utf-8")
     (folder / "identities.yaml").chmod(0o600)
-    (folder / "held").mkdir()
-    (folder / "held/policy.yaml").write_text(_POLICY, encoding="utf-8")
-    options = ("--identities", str(folder / "identities.yaml"), "--policy", str(folder / "held"))
+    options: tuple[str, ...] = ("--identities", str(folder / "identities.yaml"))
+    for name, (tenants, rules) in _POLICIES.items():
+        head = f'apiVersion: saegis.dev/v1\nkind: Policy\nname: {name}\nserial: 1\nrevision: "1"\n'
+        (folder / name).mkdir()
+        text = f"{head}match: {{tenants: {tenants}}}\n{rules}"
+        (folder / name / "policy.yaml").write_text(text, encoding="utf-8")
+        options += ("--policy", str(folder / name))
     options += ("--policy-state", str(folder / "state"), "--audit", str(folder / "audit"))
     options += ("--max-running", str(SLOTS), "--queue-limit", "64", "--grace", str(GRACE_SECONDS))
     options += ("--log-level", "error")
@@ -137,7 +148,7 @@ async def flood(
 
 
 async def _make(channel: grpc.aio.Channel, call: Call, outcomes: Outcomes) -> None:
-    name = {Manner.NOBODY: "", Manner.FORGED: "nobody"}.get(call.manner, "hostile")
+    name = {Manner.NOBODY: "", Manner.FORGED: "nobody"}.get(call.manner, call.caller)
     metadata = bearer(name) if name else ()
     make: Any = channel.unary_stream if call.streams else channel.unary_unary
     running = make(call.method)(call.data, metadata=metadata, timeout=_CALL_SECONDS)

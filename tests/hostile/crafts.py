@@ -6,7 +6,7 @@ import io
 import random
 import tarfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 from functools import cache
 
@@ -21,6 +21,8 @@ from saegis.v1 import (
     steering_pb2,
 )
 
+#: The tenants that attack: under a policy that allows edits alone, and under one that allows everything.
+HOSTILE = ("hostile", "wild")
 SAE, FEATURES, VOCABULARY = "tiny-sae", 64, 300
 BANNED, CAPPED, FLOORED, CLAMPED = 7, 11, 12, 13
 _GENERATION = "/saegis.v1.GenerationService/"
@@ -46,12 +48,13 @@ class Manner(Enum):
 
 @dataclass(frozen=True)
 class Call:
-    """One call as bytes; `streams` says that its answers are a stream."""
+    """One call as bytes. streams: whether its answers are a stream; caller: who makes it, or nobody."""
 
     method: str
     data: bytes
     manner: Manner = Manner.PLAIN
     streams: bool = False
+    caller: str = HOSTILE[0]
 
 
 Craft = Callable[[random.Random], Call]
@@ -119,8 +122,7 @@ def score_as_a_baseline_probe(pick: random.Random) -> Call:
     request = generation_pb2.ScoreRequest(
         token_ids=prompt_pb2.TokenIds(ids=[pick.randrange(256) for _ in range(pick.randint(2, 12))])
     )
-    if "unruled" in request.DESCRIPTOR.fields_by_name and pick.random() < 0.5:
-        setattr(request, "unruled", True)  # noqa: B010 - not in every version of the contract
+    request.unruled = pick.random() < 0.5
     return _call(f"{_GENERATION}Score", request)
 
 
@@ -362,4 +364,4 @@ def drawn(seed: int, count: int) -> list[Call]:
     crafts = list(CRAFTS)
     chosen = crafts[:count] + pick.choices(crafts, list(CRAFTS.values()), k=max(0, count - len(crafts)))
     pick.shuffle(chosen)
-    return [craft(pick) for craft in chosen]
+    return [replace(craft(pick), caller=pick.choice(HOSTILE)) for craft in chosen]

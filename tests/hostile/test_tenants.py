@@ -54,7 +54,7 @@ class Flood:
         request = asked(n=1 if number % 2 else SLOTS)
         while not self._over.is_set():
             try:
-                self._stub.Generate(request, metadata=bearer("hostile"), timeout=60.0)
+                self._stub.Generate(request, metadata=bearer("wild"), timeout=60.0)
             except grpc.RpcError:
                 with self._lock:
                     self.refused += 1
