@@ -17,12 +17,13 @@ from tests.engine.test_parity import differs, generate, random_program
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(1200),
+    pytest.mark.usefixtures("unmeasured"),
     pytest.mark.skipif(missing_compiler() is not None, reason=missing_compiler() or ""),
 ]
 
 
 @pytest.fixture(scope="module")
-def compiled() -> Iterator[tiny.RunningEngine]:
+def compiled(unmeasured: None) -> Iterator[tiny.RunningEngine]:
     """An engine whose step is compiled and warm."""
     torch._dynamo.reset()
     counters.clear()

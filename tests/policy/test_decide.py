@@ -226,6 +226,20 @@ def test_what_a_condition_leads_to() -> None:
     assert not decision.program.steers
 
 
+def test_a_request_cannot_ban_away_a_value_that_a_rule_holds() -> None:
+    """Where a feature is banned, what else is held of it says nothing: a floor or a clamp would be undone."""
+    held = policy(f"""
+        rules:
+        - {{id: up, floor: {{features: [{{sae: first, index: 3}}], value: 1}}}}
+        - {{id: at, clamp: {{features: [{{sae: first, index: 5}}], value: 2}}}}
+        - {{id: under, cap: {{features: [{{sae: first, index: 7}}], value: 3}}}}
+        {ALLOW}
+    """)
+    for index, rule in ((3, "up"), (5, "at")):
+        assert reasons(decide(held, edit(index, Op.BAN)).denials) == {("p", rule, "steering.edits[0]")}
+    assert decide(held, edit(7, Op.BAN)).allowed, "a ban is stricter than a cap"
+
+
 def test_a_conditional_ban_of_what_is_banned_always_makes_that_ban_stricter() -> None:
     always = policy(f"rules: [{ban(3, strength=0.5)}]")
     conditional = policy(

@@ -57,6 +57,14 @@ class Claim:
         """Whether it concerns any token of a phase."""
         return Phase.ALL in (self.phase, phase) or self.phase is phase
 
+    @property
+    def outlives_no_ban(self) -> bool:
+        """Whether a ban of the same probe would take away what it holds: a value that may have to be above 0,
+        or, of a direction, below."""
+        if self.kind is Kind.CAP:
+            return self.target.probe.linear
+        return self.kind in (Kind.FLOOR, Kind.CLAMP)
+
     def same_effect(self, other: Claim) -> bool:
         """Whether both do the same where they act."""
         mine, theirs = (self.kind, self.value, self.relative), (other.kind, other.value, other.relative)

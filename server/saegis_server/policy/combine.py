@@ -81,13 +81,15 @@ class Combined:
     """What rules come to, whatever a request's own edits are. With faults there is no program.
 
     faults: what cannot be evaluated. bans: the enforced ban rules by what they ban. recorded_bans: likewise
-    those that are only recorded. program: rows and guard readings by site, in forward order.
+    those that are only recorded. unbannable: the enforced bounds that a ban would break, by what they hold.
+    program: rows and guard readings by site, in forward order.
     """
 
     faults: tuple[Fault, ...] = ()
     applied: tuple[AppliedRule, ...] = ()
     bans: Mapping[Place, tuple[Owner, ...]] = field(default_factory=dict)
     recorded_bans: Mapping[Place, tuple[Owner, ...]] = field(default_factory=dict)
+    unbannable: Mapping[Place, tuple[Owner, ...]] = field(default_factory=dict)
     program: SteeringProgram = UNSTEERED
     guard: Guard = UNGUARDED
     peaks: tuple[tuple[int, str, str], ...] = ()
@@ -102,6 +104,7 @@ def combine(standing: Iterable[StandingRule], world: World) -> Combined:
         applied=tuple(each.applied() for each in ordered),
         bans=_bans(enforced),
         recorded_bans=_bans(each for each in ordered if not each.enforced),
+        unbannable=_owners(claim for claim in claims if claim.outlives_no_ban),
     )
     clashes = list(contradictions(claims))
     if clashes:
@@ -126,7 +129,10 @@ def combine(standing: Iterable[StandingRule], world: World) -> Combined:
 
 
 def _bans(standing: Iterable[StandingRule]) -> dict[Place, tuple[Owner, ...]]:
-    claims = (claim for each in standing for claim in each.rule.claims if claim.kind is Kind.BAN)
+    return _owners(claim for each in standing for claim in each.rule.claims if claim.kind is Kind.BAN)
+
+
+def _owners(claims: Iterable[Claim]) -> dict[Place, tuple[Owner, ...]]:
     return {place: tuple(claim.owner for claim in group) for place, group in by_place(claims).items()}
 
 

@@ -142,6 +142,7 @@ def _judged(in_force: _InForce, facts: RequestFacts) -> Decision:
     """The decision on a request with edits, watches or uses."""
     plain, combined, edits = in_force.plain, in_force.combined, facts.edits
     denials = [*plain.denials, *_edits_of_banned(edits, combined.bans)]
+    denials += _bans_of_held(edits, combined.unbannable)
     modes = {(rule.policy, rule.rule): rule.mode for rule in combined.applied}
     would_deny = [
         replace(each, mode=modes[each.policy, each.rule])
@@ -206,6 +207,14 @@ def _edits_of_banned(
         if edit.op not in (Op.BAN, Op.WATCH):
             for policy, rule in bans.get((edit.site, edit.edit.probe.key), ()):
                 yield Denial(policy, rule, "this feature is banned", edit.path)
+
+
+def _bans_of_held(edits: Sequence[RequestEdit], held: Mapping[Place, tuple[Owner, ...]]) -> Iterator[Denial]:
+    """Denials of bans of what a rule holds at a value: the ban, which comes first, would undo the rule."""
+    for edit in edits:
+        if edit.op is Op.BAN:
+            for policy, rule in held.get((edit.site, edit.edit.probe.key), ()):
+                yield Denial(policy, rule, "a rule holds the value of this feature", edit.path)
 
 
 def _bound(policies: Iterable[CompiledPolicy]) -> float | None:

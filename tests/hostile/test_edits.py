@@ -1,7 +1,8 @@
-"""A hostile client: whatever it asks, no banned feature wakes, and every refusal has a name."""
+"""Hostile edits: whatever a request asks, bans, caps, floors and clamps hold, and refusals have names."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -23,25 +24,47 @@ from saegis_server.sae.catalog import Catalog
 from saegis_server.steering.rows import Norm
 from saegis_server.steering.table import Capacity
 from tests.engine.tiny import Answer
-from tests.policy.hostile import Banned, Client, Try, Witness
+from tests.hostile.edits import Bound, Client, Held, Try
+from tests.hostile.witness import Witness
 from tests.rpc import tiny
 
 SITES = (tiny.FIRST_SITE, "layers.1.mlp_out", tiny.SECOND_SITE)
-BANNED = (
-    Banned(tiny.FIRST_SITE, "first", (3, 7, 8, 9, 21, 30)),
-    Banned(tiny.SECOND_SITE, "second", (0, 1, 2, 3, 40)),
+HELD = (
+    Held(
+        tiny.FIRST_SITE,
+        "first",
+        (3, 7, 8, 9, 21, 30),
+        (Bound(12, high=2.0), Bound(15, low=1.5), Bound(18, 1.25, 1.25)),
+    ),
+    Held(
+        tiny.SECOND_SITE,
+        "second",
+        (0, 1, 2, 3, 40),
+        (Bound(25, high=0.75), Bound(33, low=3.0), Bound(44, 6.0, 6.0), Bound(47, low=0.5, high=4.0)),
+    ),
 )
-#: Lets a request do anything that can be allowed: what holds then, the bans alone hold.
-PERMISSIVE = """
+RULES = """
+rules:
+  - {id: ban-first, ban: {features: [{sae: first, indices: [3, 7, 8, 9, 21, 30]}], strength: 1.5}}
+  - {id: ban-second, ban: {features: [{sae: second, indices: [0, 1, 2, 3, 40]}]}}
+  - {id: cap-first, cap: {features: [{sae: first, index: 12}], value: 2}}
+  - {id: floor-first, floor: {features: [{sae: first, index: 15}], value: 1.5}}
+  - {id: clamp-first, clamp: {features: [{sae: first, index: 18}], value: 1.25}}
+  - {id: cap-second, cap: {features: [{sae: second, index: 25}], value: 0.75}}
+  - {id: floor-second, floor: {features: [{sae: second, index: 33}], value: 3}}
+  - {id: clamp-second, clamp: {features: [{sae: second, index: 44}], value: 6}}
+  - {id: between, cap: {features: [{sae: second, index: 47}], value: 4}}
+  - {id: and-between, floor: {features: [{sae: second, index: 47}], value: 0.5}}
+"""
+#: Lets a request do anything that can be allowed: what holds then, the rules alone hold.
+PERMISSIVE = f"""
 apiVersion: saegis.dev/v1
 kind: Policy
 name: permissive
 serial: 1
 revision: "1"
-match: {tenants: [lab]}
-rules:
-  - {id: ban-first, ban: {features: [{sae: first, indices: [3, 7, 8, 9, 21, 30]}], strength: 1.5}}
-  - {id: ban-second, ban: {features: [{sae: second, indices: [0, 1, 2, 3, 40]}]}}
+match: {{tenants: [lab]}}
+{RULES}
 allow:
   - id: everything
     ops: [clamp, clamp_if_active, scale, add, cap, floor, ablate, ban]
@@ -50,27 +73,27 @@ allow:
     ops: [clamp, clamp_if_active, add, cap, floor]
     directions: true
     unit: norm_fraction
-limits: {after_bans: true}
+limits: {{after_bans: true}}
 """
-STRICT = """
+STRICT = f"""
 apiVersion: saegis.dev/v1
 kind: Policy
 name: strict
 serial: 1
 revision: "1"
-match: {tenants: [public]}
-rules:
-  - {id: ban-first, ban: {features: [{sae: first, indices: [3, 7, 8, 9, 21, 30]}], strength: 1.5}}
-  - {id: ban-second, ban: {features: [{sae: second, indices: [0, 1, 2, 3, 40]}]}}
+match: {{tenants: [public]}}
+{RULES}
 allow:
-  - {id: small, ops: [clamp, add], min: -80, max: 80, directions: true}
-limits: {max_edits: 3, max_relative_norm: 0.5}
+  - {{id: small, ops: [clamp, add], min: -80, max: 80, directions: true}}
+limits: {{max_edits: 3, max_relative_norm: 0.5}}
 protect:
-  - {id: keep-away, features: [{sae: first, indices: [3, 7, 8, 9, 21, 30]}], max_cosine: 0.6}
+  - {{id: keep-away, features: [{{sae: first, indices: [3, 7, 8, 9, 21, 30]}}], max_cosine: 0.6}}
 """
-#: What a denial may name: the rules above, and what every policy has.
-RULES = {"ban-first", "ban-second", "allow", "limits.max_edits", "limits.after_bans", "keep-away"}
-TRIES, AT_ONCE = 20_000, 256
+#: What a denial may name beside the rules above.
+OTHERS = {"allow", "limits.max_edits", "limits.after_bans", "keep-away"}
+NAMED = OTHERS | set(re.findall(r"id: ([a-z-]+),", RULES))
+#: The server's own attack makes up the rest of the twenty thousand: see test_server.py.
+TRIES, AT_ONCE = 12_000, 256
 
 
 @pytest.fixture(autouse=True)
@@ -91,7 +114,8 @@ class Attack:
         slots = Slots(model, tuple(sites), 32, 64, Capacity())
         self.step = Step(model, sites, slots, compiled=False)
         self.catalog = Catalog([each for each in tiny.catalog().entries if each.id != "explosive"])
-        self.witness = Witness(model, self.step, self.catalog, BANNED)
+        self.bos = int(model.config.bos_token_id)
+        self.witness = Witness(model, self.step, self.catalog, HELD, self.bos)
         world = World("tiny", SITES, tiny.WIDTH, self.catalog, slots.capacity)
         bundles = [Bundle.from_files({"policy.yaml": text.encode()}) for text in (PERMISSIVE, STRICT)]
         self.policies = PolicySet(tuple(compile_policy(bundle, world) for bundle in bundles))
@@ -108,7 +132,7 @@ class Attack:
                 self.refused += 1
                 assert decision.denials
                 assert {denial.policy for denial in decision.denials} == {_policy_of(each.tenant)}
-                assert {denial.rule for denial in decision.denials} <= RULES
+                assert {denial.rule for denial in decision.denials} <= NAMED
                 continue
             request = GenerationRequest(
                 str(number), each.prompt, each.sampling, decision.program, guard=decision.guard
@@ -130,9 +154,9 @@ def _policy_of(tenant: str) -> str:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-def test_twenty_thousand_tries_wake_no_banned_feature() -> None:
+def test_twelve_thousand_tries_undo_nothing_that_is_held(unmeasured: None) -> None:
     attack = Attack()
-    client = Client(attack.catalog, SITES, BANNED, seed=20261124)
+    client = Client(attack.catalog, SITES, HELD, attack.bos, seed=20261124)
     attack.engine.start()
     try:
         left = TRIES
@@ -140,6 +164,7 @@ def test_twenty_thousand_tries_wake_no_banned_feature() -> None:
             count = min(AT_ONCE, left)
             attack.run(list(client.tries(count)))
             assert not attack.witness.awake, attack.witness.awake[:5]
+            assert not attack.witness.beyond, attack.witness.beyond[:5]
             left -= count
     finally:
         attack.engine.stop()
@@ -148,19 +173,21 @@ def test_twenty_thousand_tries_wake_no_banned_feature() -> None:
     assert attack.answered > TRIES // 2
     assert attack.diverged < TRIES // 10
     assert attack.witness.tokens > 2 * TRIES
+    assert attack.witness.left_out > TRIES // 20
 
 
-def test_without_its_ban_the_witness_sees_the_features_awake() -> None:
-    """The witness is not blind: beside bans of other features it sees those that are awake by themselves."""
+def test_the_witness_is_not_blind() -> None:
+    """Beside what is held, it sees features that are awake by themselves and values beyond bounds."""
     attack = Attack()
-    catalog = attack.catalog
-    other = (Banned(tiny.FIRST_SITE, "first", (0, 1, 2, 4, 5, 6)),)
-    witness = Witness(attack.step.model, attack.step, catalog, other)
+    other = (Held(tiny.FIRST_SITE, "first", (0, 1, 2, 4, 5, 6), (Bound(10, high=1.0), Bound(11, low=1.0))),)
+    witness = Witness(attack.step.model, attack.step, attack.catalog, other, attack.bos)
     attack.engine.start()
     try:
-        client = Client(catalog, SITES, BANNED, seed=1)
+        client = Client(attack.catalog, SITES, HELD, attack.bos, seed=1)
         attack.run([replace(each, tenant="lab") for each in client.tries(64)])
     finally:
         attack.engine.stop()
-    assert len(set(witness.awake)) == len(other[0].features)
+    assert {told.split(" at ")[0] for told in witness.awake} == {f"feature {i}" for i in other[0].banned}
+    assert {told.split(" at ")[0] for told in witness.beyond} == {"feature 10", "feature 11"}
     assert not attack.witness.awake
+    assert not attack.witness.beyond

@@ -1,26 +1,20 @@
-"""A hostile client's requests, random and crafted, and a witness of what is awake behind every ban."""
+"""A hostile client's edits, random and crafted: they try to undo what the operator bans and bounds."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from saegis_server.engine.requests import SamplingParams
-from saegis_server.engine.sites import Site, site_module
-from saegis_server.engine.step import Step
 from saegis_server.policy.decision import RequestEdit
 from saegis_server.policy.operations import WITH_UNIT, row_of
 from saegis_server.policy.schema import Op, Unit
-from saegis_server.sae.autoencoder import SparseAutoencoder
 from saegis_server.sae.catalog import Catalog, FoundFeature
-from saegis_server.steering.bounds import NO_LIMIT
-from saegis_server.steering.rows import Phase, Probe
+from saegis_server.steering.rows import INFINITY, Phase, Probe
 
 #: Stands for an edit's field until its place in the request is known.
 _PATH = ""
@@ -28,12 +22,27 @@ _VALUES = (0.0, 0.1, -0.1, 1.0, -1.0, 5.0, -5.0, 80.0, -80.0, 1e4, -1e4, 1e6, -1
 
 
 @dataclass(frozen=True)
-class Banned:
-    """The banned features of one SAE."""
+class Bound:
+    """Between which values the operator holds a feature; a clamp holds it at one."""
+
+    feature: int
+    low: float = -INFINITY
+    high: float = INFINITY
+
+
+@dataclass(frozen=True)
+class Held:
+    """What the operator holds of one SAE: banned features, and bounds of others."""
 
     site: str
     sae: str
-    features: tuple[int, ...]
+    banned: tuple[int, ...]
+    bounds: tuple[Bound, ...] = ()
+
+    @property
+    def features(self) -> tuple[int, ...]:
+        """All that is held in some way."""
+        return (*self.banned, *(bound.feature for bound in self.bounds))
 
 
 @dataclass(frozen=True)
@@ -47,20 +56,20 @@ class Try:
 
 
 class Client:
-    """Makes requests that try to bring back what is banned, the same ones for the same seed."""
+    """Makes requests that try to undo what is held, the same ones for the same seed."""
 
     def __init__(
-        self, catalog: Catalog, sites: tuple[str, ...], banned: tuple[Banned, ...], seed: int
+        self, catalog: Catalog, sites: tuple[str, ...], held: tuple[Held, ...], bos: int, seed: int
     ) -> None:
-        self._catalog, self._sites, self._banned = catalog, sites, banned
+        self._catalog, self._sites, self._held, self._bos = catalog, sites, held, bos
         self._random = random.Random(seed)
         self._torch = torch.Generator().manual_seed(seed)
         self._crafts = (
-            self._clamp_banned,
+            self._clamp_held,
             self._clamp_neighbours,
-            self._along_banned,
-            self._nearly_along_banned,
-            self._sum_to_banned,
+            self._along_held,
+            self._nearly_along_held,
+            self._sum_to_held,
             self._later_site,
             self._many_small,
             self._anything,
@@ -71,7 +80,7 @@ class Client:
         pick = self._random
         for _ in range(count):
             edits = tuple(pick.choice(self._crafts)()) if pick.random() < 0.95 else ()
-            length = pick.choice((1, 2, 3, 3, 4, 5, 8, 40))
+            length = pick.choice((1, 2, 3, 3, 4, 5, 8, 8, 12, 40))
             sampling = SamplingParams(
                 temperature=pick.choice((0.0, 0.0, 1.0)),
                 seed=pick.randrange(100),
@@ -79,60 +88,61 @@ class Client:
                 n=pick.choice((1, 1, 1, 1, 2)),
                 ignore_eos=True,
             )
-            prompt = tuple(pick.randrange(256) for _ in range(length))
+            first = self._bos if pick.random() < 0.3 else pick.randrange(256)
+            prompt = (first, *(pick.randrange(256) for _ in range(length - 1)))
             named = tuple(replace(edit, path=f"steering.edits[{index}]") for index, edit in enumerate(edits))
             yield Try(pick.choice(("lab", "lab", "public")), prompt, sampling, named)
 
     # -- what it tries --------------------------------------------------------------------------------
 
-    def _clamp_banned(self) -> list[RequestEdit]:
-        banned = self._random.choice(self._banned)
-        return [self._on_feature(banned.sae, self._random.choice(banned.features))]
+    def _clamp_held(self) -> list[RequestEdit]:
+        held = self._random.choice(self._held)
+        return [self._on_feature(held.sae, self._random.choice(held.features))]
 
     def _clamp_neighbours(self) -> list[RequestEdit]:
-        """The features whose decoder rows lie closest to a banned feature's encoder row."""
-        banned = self._random.choice(self._banned)
-        sae = self._catalog.sae(banned.sae, "sae").sae
-        read = sae.probe(self._random.choice(banned.features)).read
+        """The features whose decoder rows lie closest to a held feature's encoder row."""
+        held = self._random.choice(self._held)
+        sae = self._catalog.sae(held.sae, "sae").sae
+        read = sae.probe(self._random.choice(held.features)).read
         near = (sae.W_dec @ read).topk(10).indices.tolist()
-        chosen = [index for index in near if index not in banned.features]
+        chosen = [index for index in near if index not in held.features]
         count = self._random.randint(1, 4)
-        return self._distinct([self._on_feature(banned.sae, index) for index in chosen[:count]])
+        return self._distinct([self._on_feature(held.sae, index) for index in chosen[:count]])
 
-    def _along_banned(self) -> list[RequestEdit]:
-        banned = self._random.choice(self._banned)
-        probe = self._banned_probe(banned)
+    def _along_held(self) -> list[RequestEdit]:
+        held = self._random.choice(self._held)
+        probe = self._held_probe(held)
         vector = self._random.choice((probe.read, probe.write)) * self._random.choice((1.0, -1.0))
-        return [self._on_vector(banned.site, vector)]
+        return [self._on_vector(held.site, vector)]
 
-    def _nearly_along_banned(self) -> list[RequestEdit]:
-        banned = self._random.choice(self._banned)
-        vector = self._banned_probe(banned).read
+    def _nearly_along_held(self) -> list[RequestEdit]:
+        held = self._random.choice(self._held)
+        vector = self._held_probe(held).read
         noise = self._noise() * float(vector.norm()) * self._random.choice((1e-4, 1e-2, 0.1, 0.5))
-        return [self._on_vector(banned.site, vector + noise)]
+        return [self._on_vector(held.site, vector + noise)]
 
-    def _sum_to_banned(self) -> list[RequestEdit]:
-        """Vectors that are far from a banned one, each by itself, and add up to it."""
-        banned = self._random.choice(self._banned)
-        vector = self._banned_probe(banned).read
+    def _sum_to_held(self) -> list[RequestEdit]:
+        """Vectors that are far from a held one, each by itself, and add up to it."""
+        held = self._random.choice(self._held)
+        vector = self._held_probe(held).read
         unit = vector / vector.norm()
         apart = 3.0 * self._noise()
         return [
-            self._on_vector(banned.site, unit + apart, Op.ADD, 40.0),
-            self._on_vector(banned.site, unit - apart, Op.ADD, 40.0),
+            self._on_vector(held.site, unit + apart, Op.ADD, 40.0),
+            self._on_vector(held.site, unit - apart, Op.ADD, 40.0),
         ]
 
     def _later_site(self) -> list[RequestEdit]:
-        banned = self._random.choice(self._banned)
-        later = [site for site in self._sites if self._sites.index(site) > self._sites.index(banned.site)]
+        held = self._random.choice(self._held)
+        later = [site for site in self._sites if self._sites.index(site) > self._sites.index(held.site)]
         site = self._random.choice(later or list(self._sites))
-        return [self._on_vector(site, self._banned_probe(banned).write)]
+        return [self._on_vector(site, self._held_probe(held).write)]
 
     def _many_small(self) -> list[RequestEdit]:
-        banned = self._random.choice(self._banned)
-        vector = self._banned_probe(banned).read
+        held = self._random.choice(self._held)
+        vector = self._held_probe(held).read
         return [
-            self._on_vector(banned.site, vector + (0.05 * index + 0.01) * self._noise(), Op.ADD, 0.5)
+            self._on_vector(held.site, vector + (0.05 * index + 0.01) * self._noise(), Op.ADD, 0.5)
             for index in range(8)
         ]
 
@@ -148,8 +158,8 @@ class Client:
 
     # -- its parts ------------------------------------------------------------------------------------
 
-    def _banned_probe(self, banned: Banned) -> Probe:
-        return self._catalog.sae(banned.sae, "sae").sae.probe(self._random.choice(banned.features))
+    def _held_probe(self, held: Held) -> Probe:
+        return self._catalog.sae(held.sae, "sae").sae.probe(self._random.choice(held.features))
 
     def _noise(self) -> Tensor:
         width = self._catalog.entries[0].sae.W_dec.shape[1]
@@ -189,46 +199,3 @@ class Client:
     def _distinct(found: list[RequestEdit]) -> list[RequestEdit]:
         """Without a second edit of the same probe, which the server refuses as a contradiction."""
         return list({(each.site, each.edit.probe.key): each for each in found}.values())
-
-
-class Witness:
-    """Sees the activations behind every banned site, after all edits, and encodes them in float64."""
-
-    def __init__(
-        self, model: PreTrainedModel, step: Step, catalog: Catalog, banned: tuple[Banned, ...]
-    ) -> None:
-        """Hook `model`, on whose sites `step` has its own hooks already, so that these come after."""
-        self.tokens = 0
-        self.awake: list[str] = []
-        self._step = step
-        for each in banned:
-            module, _ = site_module(model, Site.parse(each.site))
-            sae = catalog.sae(each.sae, "sae").sae
-            module.register_forward_hook(self._hook(each, sae))
-
-    def _hook(self, banned: Banned, sae: SparseAutoencoder) -> Callable[[object, object, Any], None]:
-        features = list(banned.features)
-        assert sae.b_enc is not None
-        assert sae.threshold is not None
-        w_enc, b_enc = sae.W_enc[:, features].double(), sae.b_enc[features].double()
-        b_dec, threshold = sae.b_dec.double(), sae.threshold[features].double()
-
-        def look(module: object, args: object, output: Any) -> None:
-            if self._step.context.prompt is None:
-                return
-            x = output[0] if isinstance(output, tuple) else output
-            slots = self._slots(x)
-            ranges = self._step.slots.tables[Site.parse(banned.site)].bounds.ranges[slots]
-            held = (ranges[:, 1] < NO_LIMIT).any(-1)
-            x = x[held].double()
-            x = x[torch.isfinite(x).all(-1)]
-            self.tokens += len(x)
-            active = ((x - b_dec) @ w_enc + b_enc > threshold).any(0)
-            for place in active.nonzero().flatten().tolist():
-                self.awake.append(f"feature {features[place]} at {banned.site}")
-
-        return look
-
-    def _slots(self, x: Tensor) -> Tensor:
-        slot = self._step.context.slot
-        return torch.arange(x.shape[0]) if slot is None else slot
