@@ -173,6 +173,11 @@ def server_info(message: model_pb2.GetServerInfoResponse) -> models.ServerInfo:
             max_running_requests=limits.max_running_requests,
             max_logprobs=limits.max_logprobs,
             max_message_bytes=limits.max_message_bytes,
+            max_logit_bias=limits.max_logit_bias,
+            max_stop_token_ids=limits.max_stop_token_ids,
+            max_messages=limits.max_messages,
+            max_text_characters=limits.max_text_characters,
+            max_fields=limits.max_fields,
         ),
     )
 

@@ -64,6 +64,11 @@ class Limits:
     max_running_requests: int
     max_logprobs: int
     max_message_bytes: int
+    max_logit_bias: int
+    max_stop_token_ids: int
+    max_messages: int
+    max_text_characters: int
+    max_fields: int
 
 
 @dataclass(frozen=True, slots=True)
