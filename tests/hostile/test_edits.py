@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from saegis_server.engine.engine import Engine
+from saegis_server.engine.first_token import FirstToken
 from saegis_server.engine.load import Limits
 from saegis_server.engine.requests import GenerationRequest, RequestFinished
 from saegis_server.engine.sites import Site
@@ -119,7 +120,8 @@ class Attack:
         world = World("tiny", SITES, tiny.WIDTH, self.catalog, slots.capacity)
         bundles = [Bundle.from_files({"policy.yaml": text.encode()}) for text in (PERMISSIVE, STRICT)]
         self.policies = PolicySet(tuple(compile_policy(bundle, world) for bundle in bundles))
-        self.engine = Engine(self.step, tiny.tokenizer(), (), 32, Limits(queue=2 * AT_ONCE, prefill_chunk=16))
+        limits = Limits(queue=2 * AT_ONCE, prefill_chunk=16)
+        self.engine = Engine(self.step, tiny.tokenizer(), (), 32, limits, FirstToken(self.bos))
         self.refused = self.answered = self.diverged = 0
 
     def run(self, tries: list[Try]) -> None:
@@ -177,10 +179,11 @@ def test_twelve_thousand_tries_undo_nothing_that_is_held(unmeasured: None) -> No
 
 
 def test_the_witness_is_not_blind() -> None:
-    """Beside what is held, it sees features that are awake by themselves and values beyond bounds."""
+    """It sees features that are awake by themselves, values beyond bounds, and what no row moves."""
     attack = Attack()
     other = (Held(tiny.FIRST_SITE, "first", (0, 1, 2, 4, 5, 6), (Bound(10, high=1.0), Bound(11, low=1.0))),)
     witness = Witness(attack.step.model, attack.step, attack.catalog, other, attack.bos)
+    of_first_tokens = Witness(attack.step.model, attack.step, attack.catalog, HELD, bos=-1)
     attack.engine.start()
     try:
         client = Client(attack.catalog, SITES, HELD, attack.bos, seed=1)
@@ -191,3 +194,4 @@ def test_the_witness_is_not_blind() -> None:
     assert {told.split(" at ")[0] for told in witness.beyond} == {"feature 10", "feature 11"}
     assert not attack.witness.awake
     assert not attack.witness.beyond
+    assert of_first_tokens.awake, "no row moves the model's own BOS, where features are awake"

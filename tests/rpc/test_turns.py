@@ -22,6 +22,7 @@ from saegis_server.rpc.principals import token_digest
 from saegis_server.rpc.problems import BusyError
 from saegis_server.rpc.roles import ALL_ROLES
 from saegis_server.rpc.threads import UnwantedError, WorkPool, stop_if_unwanted
+from saegis_server.rpc.turns import Turns
 from tests.rpc import tiny
 from tests.rpc.callers import bearer
 from tests.rpc.harness import Running, eventually, failure, running
@@ -112,6 +113,28 @@ def test_work_whose_caller_has_left_is_not_begun_and_ends_soon() -> None:
         assert ended.is_set()
         await asyncio.sleep(0)
         assert (pool.running, pool.waiting) == (0, 0)
+
+    asyncio.run(scenario())
+
+
+def test_a_turn_that_comes_as_its_caller_leaves_goes_to_the_next() -> None:
+    """The caller is cancelled, and a turn is given back before its task has heard of it."""
+
+    async def scenario() -> None:
+        turns = Turns(1, 8, lambda: AssertionError("it is full"))
+        await turns.take("a")
+        leaving, next_one = asyncio.ensure_future(turns.take("b")), asyncio.ensure_future(turns.take("c"))
+        await asyncio.sleep(0)
+        leaving.cancel()
+        turns.give_back("a")
+        await asyncio.wait_for(next_one, 1.0)
+        assert (turns.held, turns.waiting) == (1, 0)
+        late = asyncio.ensure_future(turns.take("d"))
+        await asyncio.sleep(0)
+        turns.give_back("c")
+        late.cancel()
+        await asyncio.gather(leaving, late, return_exceptions=True)
+        assert (turns.held, turns.waiting) == (0, 0)
 
     asyncio.run(scenario())
 

@@ -13,8 +13,9 @@ from saegis_server.rpc.problems import (
     UnsentRequestError,
 )
 from saegis_server.rpc.roles import EVERYBODY
+from saegis_server.rpc.threads import WorkPool
 from saegis_server.rpc.turns import Turns
-from saegis_server.rpc.wire import check_message
+from saegis_server.rpc.wire import check_message, needs_counting
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -36,6 +37,8 @@ class Intake:
         self._receive_seconds, self._write_seconds = receive_seconds, write_seconds
         self._known = Turns(at_once, most_waiting, self._full, max(1, at_once // 2))
         self._unknown = Turns(at_once, most_waiting, self._full, max(1, at_once // 8))
+        # One at a time: threads that compute in Python keep the event loop waiting, the more the longer.
+        self._counting = WorkPool("large requests", 1, most_waiting)
 
     async def receive(self, method: str, context: _Context, holding: Holding) -> bytes:
         """The one message of a request, which `holding` counts.
@@ -56,7 +59,10 @@ class Intake:
                 f"{method} takes one request message, not {'more' if more else 'none'}"
             )
         holding.add(len(data))
-        check_message(method, data)
+        if needs_counting(method, data):
+            await self._counting.run(holding.caller.tenant, check_message, method, data)
+        else:
+            check_message(method, data)
         return data
 
     async def write(self, context: _Context, message: Any) -> None:

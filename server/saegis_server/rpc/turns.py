@@ -54,9 +54,9 @@ class Turns:
         try:
             await waiter.turn
         except asyncio.CancelledError:
-            if waiter.turn.done() and not waiter.turn.cancelled():
+            if not waiter.turn.cancelled():
                 self.give_back(owner)
-            else:
+            elif waiter in self._waiting:
                 self._waiting.remove(waiter)
             raise
 
@@ -71,8 +71,9 @@ class Turns:
             if not due:
                 return
             waiter = self._waiting.pop(min(due, key=lambda each: (self._held[each], each == owner)))
-            self._hold(waiter.owner)
-            waiter.turn.set_result(None)
+            if not waiter.turn.cancelled():  # by a caller who has left, and whose task has not run since
+                self._hold(waiter.owner)
+                waiter.turn.set_result(None)
 
     @asynccontextmanager
     async def turn(self, owner: str) -> AsyncIterator[None]:
