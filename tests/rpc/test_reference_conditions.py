@@ -18,6 +18,8 @@ from saegis_server.evaluation.ban_file import BanFile
 from saegis_server.evaluation.word_lists import WordLists
 from saegis_server.polyglot.shipped import WEIGHTS
 from saegis_server.rpc.features import FeatureServicer
+from saegis_server.rpc.identity import ANONYMOUS, identity
+from saegis_server.rpc.interceptor import request_id
 from saegis_server.rpc.loading import load_services
 from saegis_server.rpc.services import Services
 from saegis_server.steering.conditions import AnyOf, Condition, Literal
@@ -65,7 +67,13 @@ def test_contrast_finds_the_banned_features(services: Services) -> None:
     asked = fpb.ContrastFeaturesRequest(
         positive_texts=some(harmful, 19), negative_texts=some(harmless, 60), limit=40
     )
-    answer = asyncio.run(FeatureServicer(services).ContrastFeatures(asked, ANY))
+
+    async def contrast() -> fpb.ContrastFeaturesResponse:
+        request_id.set("contrast")
+        identity.set(ANONYMOUS)
+        return await FeatureServicer(services).ContrastFeatures(asked, ANY)
+
+    answer = asyncio.run(contrast())
     found = {each.feature.index for each in answer.features}
     assert found >= {367, 3815, 3204}
     assert len(found & set(BANNED)) >= 6

@@ -190,9 +190,9 @@ def test_a_client_that_leaves_while_its_bans_are_worked_out(
     engine, go = served.services.engine, Event()
     score, read, submitted = engine.score, engine.step.read, list[Future[Any]]()
 
-    def slowly(*args: Any) -> Any:
+    def slowly(*args: Any, **named: Any) -> Any:
         time.sleep(0.3)
-        submitted.append(score(*args))
+        submitted.append(score(*args, **named))
         return submitted[0]
 
     def held(*args: Any) -> Any:
