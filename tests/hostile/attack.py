@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 import time
 import urllib.request
@@ -22,6 +23,7 @@ from saegis_server.rpc.errors import DETAILS_KEY
 from saegis_server.rpc.principals import token_digest
 from tests.e2e.serving import Serving, serving, write_tiny_files
 from tests.hostile.crafts import BANNED, CAPPED, CLAMPED, FLOORED, SAE, Call, Manner
+from tests.rpc.half_open import HalfOpen
 
 SLOTS, GRACE_SECONDS = 8, 10.0
 #: Principals, which are their own tenants and whose tokens are their names, and their roles.
@@ -208,6 +210,45 @@ class Prober:
     def __exit__(self, *_: object) -> None:
         self._over.set()
         self._thread.join()
+
+
+class HalfOpenFlood:
+    """Opens large requests without a token that it never ends, and holds idle connections to the metrics port,
+    while its block lasts."""
+
+    def __init__(self, server: Serving) -> None:
+        self.opened = 0
+        self._server = server
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._idle: list[socket.socket] = []
+
+    def _run(self) -> None:
+        while not self._over.is_set():
+            connection = HalfOpen(self._server.target, 3_900_000)
+            try:
+                for number in range(20):
+                    connection.open(number, "/saegis.v1.ModelService/Tokenize")
+                    self.opened += 1
+                for _ in range(3):
+                    connection.push()
+            except OSError:
+                pass  # the server has had enough of it
+            finally:
+                connection.close()
+            self._over.wait(0.2)
+
+    def __enter__(self) -> HalfOpenFlood:
+        address = ("127.0.0.1", self._server.ready["metrics_port"])
+        self._idle = [socket.create_connection(address, timeout=5.0) for _ in range(100)]
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+        for connection in self._idle:
+            connection.close()
 
 
 def metric(server: Serving, name: str) -> float:
