@@ -213,8 +213,10 @@ class Prober:
 
 
 class HalfOpenFlood:
-    """Opens large requests without a token that it never ends, and holds idle connections to the metrics port,
-    while its block lasts."""
+    """Opens large requests without a token that it never ends, and holds idle connections to the metrics.
+
+    In a thread of its own, while its block lasts.
+    """
 
     def __init__(self, server: Serving) -> None:
         self.opened = 0
