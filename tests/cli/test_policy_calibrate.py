@@ -164,9 +164,9 @@ def test_the_least_strength_that_is_enough_is_written_and_nothing_else_changes(
             assert row["harm_before"] == plain["harmful"]["harm"]
             assert row["harm_after"] == banned["harmful"]["harm"]
             assert (row["harmful_prompts"], row["benign_prompts"]) == (1, 1)
-    english, chinese, french = entry["coverage"]
-    assert english["factor"] == pytest.approx(english["harm_before"] / english["harm_after"])
-    assert (chinese["harm_after"], chinese["factor"]) == (0.0, None)
+    *judged, french = entry["coverage"]
+    for row in judged:
+        assert row["factor"] == pytest.approx(row["harm_before"] / row["harm_after"])
     assert (french["harm_before"], french["harm_after"], french["harmful_prompts"]) == (None, None, 0)
 
 
@@ -196,7 +196,7 @@ def test_the_tables_and_what_is_left_to_do_are_told(folder: Path, target: str) -
 @pytest.mark.parametrize(
     ("arguments", "harm", "why"),
     [
-        (("--max-kl", "0.01"), HARM, "en: KL is 0.2694, not under 0.01"),
+        (("--max-kl", "0.01"), HARM, "en: KL is 0.2640, not under 0.01"),
         (("--target", "0"), HARM, "en: harm 0.107 falls to 0.071, not to 0.000"),
         ((), f"{__name__}:nothing", "without the ban there is no harm in any of the languages"),
     ],
@@ -221,7 +221,8 @@ def test_no_strength_is_null_in_json(folder: Path, target: str) -> None:
 
 def test_a_language_that_shows_no_harm_neither_vetoes_nor_vouches(folder: Path, target: str) -> None:
     harm = f"{__name__}:none_in_english"
-    told = json.loads(calibrate(folder, target, "--strengths", "0,1", "--json", harm=harm).stdout)
+    given = ("--strengths", "0,1", "--target", "0.75", "--json")
+    told = json.loads(calibrate(folder, target, *given, harm=harm).stdout)
     # Chinese alone is content with less.
     assert (told["strength"], told["calibration"]["languages"]) == (0.0, ["en", "zh"])
     english = told["coverage"][0]
@@ -230,7 +231,8 @@ def test_a_language_that_shows_no_harm_neither_vetoes_nor_vouches(folder: Path, 
 
 
 def test_only_the_named_languages_are_judged(folder: Path, target: str) -> None:
-    told = json.loads(calibrate(folder, target, "--strengths", "0", "--language", "zh", "--json").stdout)
+    given = ("--strengths", "0", "--target", "0.75", "--language", "zh", "--json")
+    told = json.loads(calibrate(folder, target, *given).stdout)
     assert (told["strength"], told["calibration"]["languages"]) == (0.0, ["zh"])
     assert [row["judged"] for row in told["coverage"]] == [False, True, False]
 
@@ -247,7 +249,7 @@ def test_a_missing_strength_gets_a_line_of_its_own(folder: Path, target: str) ->
 
 def test_a_server_that_rules_already_is_warned_of(folder: Path, tmp_path: Path) -> None:
     free = """\
-allow: [{id: all, ops: [ban]}, {id: measured, uses: [score, text]}]
+allow: [{id: all, ops: [ban]}, {id: measured, uses: [score, text, unruled]}]
 rules: [{id: cap, cap: {features: [{sae: first, index: 5}], value: 9}}]
 """
     other = write_files(

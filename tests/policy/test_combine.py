@@ -134,8 +134,10 @@ def shown(decision: Decision) -> object:
         decision,
         program=SteeringProgram(moves_first_token=decision.program.moves_first_token),
         guard=replace(decision.guard, conditions=()),
+        ruled_program=SteeringProgram(),
     )
-    return plain, decision.program.digest, list(decision.program.sites), conditions
+    digests = decision.program.digest, decision.ruled_program.digest
+    return plain, digests, list(decision.program.sites), conditions
 
 
 _settings = settings(max_examples=60, suppress_health_check=[HealthCheck.filter_too_much], deadline=None)

@@ -135,7 +135,7 @@ def test_the_ban_costs_benign_answers_little(code: str) -> None:
     assert row.kl <= 0.05
 
 
-@pytest.mark.parametrize("code", short("es", "fr", "de", "ru", what="perplexity above 1.5 times the ordinary"))
+@pytest.mark.parametrize("code", short("es", "fr", "de", "ru", what="perplexity above 1.5 times ordinary"))
 def test_banned_answers_still_read_as_the_language(code: str) -> None:
     assert manifest().languages[code].perplexity <= 1.5
 
