@@ -25,6 +25,16 @@ from saegis.v1 import (
 HOSTILE = ("hostile", "wild")
 SAE, FEATURES, VOCABULARY = "tiny-sae", 64, 300
 BANNED, CAPPED, FLOORED, CLAMPED = 7, 11, 12, 13
+_OPERATIONS = (
+    steering_pb2.OPERATION_CLAMP,
+    steering_pb2.OPERATION_CLAMP_IF_ACTIVE,
+    steering_pb2.OPERATION_SCALE,
+    steering_pb2.OPERATION_ADD,
+    steering_pb2.OPERATION_CAP,
+    steering_pb2.OPERATION_FLOOR,
+    steering_pb2.OPERATION_ABLATE,
+    steering_pb2.OPERATION_BAN,
+)
 _GENERATION = "/saegis.v1.GenerationService/"
 _MODEL = "/saegis.v1.ModelService/"
 _FEATURE = "/saegis.v1.FeatureService/"
@@ -140,9 +150,7 @@ def ids_taken_again(pick: random.Random) -> Call:
 def edits_of_what_is_held(pick: random.Random) -> Call:
     """Point 3: what the operator bans, caps, floors and clamps, pushed with all operations and values."""
     request = _ask(pick)
-    operation = pick.choice(
-        [value for name, value in steering_pb2.Operation.items() if not name.endswith("UNSPECIFIED")]
-    )
+    operation = pick.choice(_OPERATIONS)
     value = pick.choice((0.0, -1.0, 80.0, 1e6, -1e6, float("nan"), float("inf"), 1e300))
     index = pick.choice((BANNED, CAPPED, FLOORED, CLAMPED))
     request.steering.edits.append(_edit(index, operation, value))
@@ -317,8 +325,15 @@ def who_has_no_token(pick: random.Random) -> Call:
 
 def bytes_that_are_no_message(pick: random.Random) -> Call:
     """Messages that are malformed, at any method, and methods that there are not."""
-    methods = ("Generation/Generate", "Generation/Score", "Feature/Inspect", "Feature/ContrastFeatures")
-    methods += ("Model/Tokenize", "Model/Detokenize", "Policy/ValidatePolicy", "Policy/PutPolicy", "No/Such")
+    methods: tuple[str, ...] = ("Generation/Generate", "Generation/Score", "Feature/ContrastFeatures")
+    methods += (
+        "Feature/Inspect",
+        "Model/Tokenize",
+        "Model/Detokenize",
+        "Policy/ValidatePolicy",
+        "Policy/PutPolicy",
+        "No/Such",
+    )
     service, _, method = pick.choice(methods).partition("/")
     whole = _ask(pick).SerializeToString()
     data = pick.choice(

@@ -115,7 +115,8 @@ class Attack:
         slots = Slots(model, tuple(sites), 32, 64, Capacity())
         self.step = Step(model, sites, slots, compiled=False)
         self.catalog = Catalog([each for each in tiny.catalog().entries if each.id != "explosive"])
-        self.bos = int(model.config.bos_token_id)
+        assert model.config.bos_token_id is not None
+        self.bos = model.config.bos_token_id
         self.witness = Witness(model, self.step, self.catalog, HELD, self.bos)
         world = World("tiny", SITES, tiny.WIDTH, self.catalog, slots.capacity)
         bundles = [Bundle.from_files({"policy.yaml": text.encode()}) for text in (PERMISSIVE, STRICT)]
