@@ -21,8 +21,10 @@ help: ## Show this.
 demo: .venv/.server ## Install the server and show what steering does, live.
 	@$(BIN)/saegis demo
 
+# Two at a time, but for the slow ones, which measure time or want the machine for themselves.
 test: .venv/.dev ## Install everything and run the tests, with coverage.
-	@$(BIN)/python -m pytest --cov --cov-report=term $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadfile --cov --cov-report= $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -m slow --cov --cov-append --cov-report=term $(PYTEST_ARGS)
 
 lint: .venv/.dev ## Check style, types, the contract and its stubs.
 	$(BIN)/ruff check .
