@@ -124,8 +124,9 @@ class Clock:
         return self.now
 
 
-def submit(schedule: Schedule, tenant: str, count: int) -> list[Sequence]:
-    running = Running(GenerationRequest(tenant, (1,), tenant=tenant), {}, 0, lambda _: None)
+def submit(schedule: Schedule, tenant: str, count: int, principal: str = "") -> list[Sequence]:
+    request = GenerationRequest(tenant, (1,), tenant=tenant, principal=principal)
+    running = Running(request, {}, 0, lambda _: None)
     made = [Sequence(running, index, frozenset(), frozenset(), 99, TEXT) for index in range(count)]
     schedule.waiting.extend(made)
     return made
@@ -170,6 +171,20 @@ def test_shares_are_equal_where_all_want_more() -> None:
         admitted(schedule)
     held = [sequence.tenant for sequence in schedule.running]
     assert {tenant: held.count(tenant) for tenant in "abc"} == dict.fromkeys("abc", 4)
+
+
+def test_principals_of_a_tenant_take_turns() -> None:
+    schedule = Schedule(4, lambda source, target, length: None)
+    submit(schedule, "acme", 5 * 64, "flood")
+    assert len(admitted(schedule)) == 4
+    submit(schedule, "acme", 2, "quiet")
+    got = []
+    for _ in range(5):
+        schedule.remove(schedule.running[0])
+        admitted(schedule)
+        got.append(schedule.running[-1].principal)
+    assert got[:4] in (["quiet", "flood", "quiet", "flood"], ["flood", "quiet", "flood", "quiet"])
+    assert got[4] == "flood"
 
 
 def test_a_slot_is_kept_for_who_was_here_lately() -> None:

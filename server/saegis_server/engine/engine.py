@@ -76,7 +76,7 @@ class Engine:
         self._submitted: deque[Running] = deque()
         self._cancelled: deque[str] = deque()
         self._jobs = Jobs()
-        self._waiting: Counter[str] = Counter()
+        self._waiting: Counter[tuple[str, str]] = Counter()
         self._steps = 0
         self._rate = Rate()
         self._stopping = False
@@ -120,10 +120,10 @@ class Engine:
             self._require_running()
             if request.request_id in self._in_flight:
                 raise DuplicateRequestError(f"request {request.request_id!r} is in flight")
-            waiting, own = self._waiting.total(), self._waiting[request.tenant]
-            if not has_room(waiting, own, sampling.n, self.limits.queue):
+            waiting, caller = self._waiting.total(), (request.tenant, request.principal)
+            if not has_room(waiting, self._waiting[caller], sampling.n, self.limits.queue):
                 raise QueueFullError(waiting, retry_after=1.0)
-            self._waiting[request.tenant] += sampling.n
+            self._waiting[caller] += sampling.n
             self._in_flight.add(request.request_id)
             self._submitted.append(running)
             self._wake.notify()
@@ -266,7 +266,7 @@ class Engine:
         if not sequence.loaded:
             running, sequence.loaded = sequence.running, True
             with self._wake:
-                self._waiting[sequence.tenant] -= 1
+                self._waiting[sequence.caller] -= 1
             if running.admitted is None:
                 running.admitted = time.monotonic()
             self._reading.load(sequence)
@@ -372,7 +372,7 @@ class Engine:
         else:
             self._schedule.remove(sequence)
             with self._wake:
-                self._waiting[sequence.tenant] -= 1
+                self._waiting[sequence.caller] -= 1
         running.left -= 1
         if running.left == 0:
             running.close()

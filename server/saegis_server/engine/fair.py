@@ -8,22 +8,24 @@ T = TypeVar("T")
 
 
 class FairQueue(Generic[T]):
-    """Items in the order of their arrival for each owner, the owners in turn."""
+    """Items in the order of their arrival for each party; an owner's parties take turns, and so do owners."""
 
-    def __init__(self, owner: Callable[[T], str]) -> None:
-        self._owner = owner
-        self._items: OrderedDict[str, deque[T]] = OrderedDict()
+    def __init__(self, owner: Callable[[T], str], party: Callable[[T], str] = lambda _: "") -> None:
+        """`party`: who of the owner's an item is; by default an owner is one party."""
+        self._owner, self._party = owner, party
+        self._items: OrderedDict[str, OrderedDict[str, deque[T]]] = OrderedDict()
 
     def __len__(self) -> int:
-        return sum(map(len, self._items.values()))
+        return sum(map(self.count, self._items))
 
     def __bool__(self) -> bool:
         return bool(self._items)
 
     def __iter__(self) -> Iterator[T]:
-        """Every item, owner by owner."""
-        for items in list(self._items.values()):
-            yield from items
+        """Every item, owner by owner and party by party."""
+        for parties in list(self._items.values()):
+            for items in list(parties.values()):
+                yield from items
 
     @property
     def owners(self) -> tuple[str, ...]:
@@ -32,11 +34,12 @@ class FairQueue(Generic[T]):
 
     def count(self, owner: str) -> int:
         """How much an owner has here."""
-        return len(self._items.get(owner, ()))
+        return sum(map(len, self._items.get(owner, {}).values()))
 
     def append(self, item: T) -> None:
-        """Queue an item behind those of its owner."""
-        self._items.setdefault(self._owner(item), deque()).append(item)
+        """Queue an item behind those of its party."""
+        parties = self._items.setdefault(self._owner(item), OrderedDict())
+        parties.setdefault(self._party(item), deque()).append(item)
 
     def extend(self, items: Iterable[T]) -> None:
         """Queue several items."""
@@ -44,21 +47,26 @@ class FairQueue(Generic[T]):
             self.append(item)
 
     def pop(self, owner: str) -> T:
-        """Take an owner's first item; it is everyone else's turn before its next one."""
-        items = self._items[owner]
-        item = items.popleft()
-        if items:
-            self._items.move_to_end(owner)
-        else:
-            del self._items[owner]
+        """Take an owner's next item; it is everyone else's turn before the one after it."""
+        party = next(iter(self._items[owner]))
+        item = self._items[owner][party].popleft()
+        self._items[owner].move_to_end(party)
+        self._items.move_to_end(owner)
+        self._tidy(owner, party)
         return item
 
     def remove(self, item: T) -> None:
         """Take an item out. Raises ValueError if it is not here."""
-        owner = self._owner(item)
-        if owner not in self._items:
+        owner, party = self._owner(item), self._party(item)
+        if party not in self._items.get(owner, ()):
             raise ValueError("the item is not in the queue")
-        self._items[owner].remove(item)
+        self._items[owner][party].remove(item)
+        self._tidy(owner, party)
+
+    def _tidy(self, owner: str, party: str) -> None:
+        """Forget who has nothing here any more."""
+        if not self._items[owner][party]:
+            del self._items[owner][party]
         if not self._items[owner]:
             del self._items[owner]
 
@@ -68,7 +76,7 @@ class FairQueue(Generic[T]):
 
 
 def has_room(waiting: int, own: int, more: int, most: int) -> bool:
-    """Whether `more` items of one owner, who has `own` of the `waiting` ones, may be queued.
+    """Whether `more` items of one party, who has `own` of the `waiting` ones, may be queued.
 
     A queue that others have filled still takes what little one asks for: up to a quarter of it for each.
     """

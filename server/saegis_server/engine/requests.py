@@ -105,9 +105,9 @@ class GenerationRequest:
     """One request: prompt token ids, how to sample and to steer, and until when (time.monotonic seconds).
 
     request_id: unique among all that run, whoever asks. guard: the conditions under which its operator
-    steers it otherwise, stops it or refuses it. tenant: on whose account it runs. prefilled: how many of the
-    prompt's last tokens are the beginning of the answer, which the request gives: rows and conditions take
-    them for what they are.
+    steers it otherwise, stops it or refuses it. tenant, principal: on whose account it runs, with whose
+    others it takes turns. prefilled: how many of the prompt's last tokens are the beginning of the answer,
+    which the request gives: rows and conditions take them for what they are.
     """
 
     request_id: str
@@ -117,6 +117,7 @@ class GenerationRequest:
     deadline: float | None = None
     guard: Guard = UNGUARDED
     tenant: str = ""
+    principal: str = ""
     prefilled: int = 0
 
 

@@ -19,7 +19,7 @@ _KEPT_SECONDS = 60.0
 class Schedule:
     """Waiting, reading and running sequences over a fixed number of slots.
 
-    A slot goes to the tenant who holds the fewest; within a tenant, first come, first served. A few slots are
+    A slot goes to the tenant who holds the fewest; within a tenant its principals take turns. A few slots are
     kept free for tenants that had one lately and have none now, so that they need not wait until another
     tenant's long sequences end.
     """
@@ -32,7 +32,9 @@ class Schedule:
     ) -> None:
         """`move(source, target, length)` moves what a slot holds."""
         self.slots = slots
-        self.waiting: FairQueue[Sequence] = FairQueue(lambda sequence: sequence.tenant)
+        self.waiting: FairQueue[Sequence] = FairQueue(
+            lambda sequence: sequence.tenant, lambda sequence: sequence.principal
+        )
         self._kept = slots // 8 if slots >= 8 else int(slots >= 4)
         self._seen: dict[str, float] = {}
         self._clock = clock

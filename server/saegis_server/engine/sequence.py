@@ -173,6 +173,16 @@ class Sequence:
         return self.running.request.tenant
 
     @property
+    def principal(self) -> str:
+        """Who of the tenant's asked for it."""
+        return self.running.request.principal
+
+    @property
+    def caller(self) -> tuple[str, str]:
+        """Its tenant and its principal."""
+        return self.tenant, self.principal
+
+    @property
     def length(self) -> int:
         """How many tokens its slot holds, the one about to be fed included."""
         return self.read + max(self.generated - 1, 0)

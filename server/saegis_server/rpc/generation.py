@@ -167,6 +167,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
                 deadline=_deadline(context),
                 guard=governed.guard,
                 tenant=governed.tenant,
+                principal=current_identity().name,
                 prefilled=given,
             )
             mailbox = Mailbox(services.unread_limit, lambda: run.end(SlowReaderError.__name__))
