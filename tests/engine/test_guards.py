@@ -38,13 +38,13 @@ def answered(seed: int) -> tuple[Case, Naive]:
 
 
 def agrees(answer: tiny.Answer, case: Case, wanted: Naive) -> None:
-    """The tokens, the ending, and the receipt's conditions and peaks."""
+    """The tokens that are told, the ending, and the receipt's conditions and peaks."""
     assert wanted.closest > 1e-4, "the case rests on rounding"
-    assert answer.tokens() == wanted.tokens
+    assert answer.tokens() == wanted.told
     reason = {"length": FinishReason.LENGTH, "stopped": FinishReason.CONTENT_FILTER}[wanted.ended]
     assert answer.ending().reason is reason
     receipt, usage = answer.finished.receipt, answer.finished.usage
-    assert usage.completion_tokens == len(wanted.tokens)
+    assert usage.completion_tokens == len(wanted.told)
     for found, each, held in zip(receipt.conditions, case.guard.conditions, wanted.held, strict=True):
         assert (found.name, found.held_tokens) == (each.name, len(held))
         assert found.first_token == (held[0] if held else None)

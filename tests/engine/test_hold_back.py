@@ -22,7 +22,7 @@ from saegis_server.steering.rows import Phase
 from tests.engine import guarded, tiny
 from tests.engine.guarded import READ_ONLY, SITES, Case, probe
 from tests.engine.naive import Naive
-from tests.engine.test_guards import literal, rising
+from tests.engine.test_guards import agrees, literal, rising
 
 #: Those in which something happens early or in what is given; see `test_the_cases_cover_what_can_happen`.
 SEEDS = (5, 11, 12, 24, 27, 33)
@@ -42,20 +42,6 @@ def answered(seed: int) -> tuple[Case, Naive]:
     case = replace(case, guard=Guard(tuple(conditions), hold_back=True))
     naive = Naive(tiny.model(), prompt, case.program, case.guard, case.sampling, given=own, hold_back=held)
     return case, naive.run()
-
-
-def agrees(answer: tiny.Answer, case: Case, wanted: Naive) -> None:
-    """The tokens that are told, the ending, and the receipt."""
-    assert wanted.closest > 1e-4, "the case rests on rounding"
-    assert answer.tokens() == wanted.told
-    reason = {"length": FinishReason.LENGTH, "stopped": FinishReason.CONTENT_FILTER}[wanted.ended]
-    assert answer.ending().reason is reason
-    receipt, usage = answer.finished.receipt, answer.finished.usage
-    assert usage.completion_tokens == len(wanted.told)
-    for found, held in zip(receipt.conditions, wanted.held, strict=True):
-        assert found.held_tokens == len(held)
-        assert found.first_token == (held[0] if held else None)
-    assert receipt.guard_peaks == pytest.approx(wanted.peaks, abs=1e-4, rel=1e-4)
 
 
 def test_the_cases_cover_what_can_happen() -> None:

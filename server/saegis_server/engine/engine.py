@@ -281,7 +281,7 @@ class Engine:
     def _decode(self) -> None:
         while running := list(self._schedule.running):
             length = max(sequence.length for sequence in running) + 1
-            sampled = any(not sequence.running.request.sampling.is_plain_greedy for sequence in running)
+            sampled = any(sequence.samples for sequence in running)
             self.step.slots.remember()
             try:
                 output = self.step.decode(extent_of(len(running), length, running), len(running), sampled)

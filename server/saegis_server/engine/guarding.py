@@ -219,7 +219,7 @@ class Guarding:
         slots, position = self._step.slots, sequence.length
         slots.take_back(sequence.slot, token, counted, sampled)
         extent = extent_of(1, max(position + 1, SMALLEST), [sequence])
-        own = sampled and not sequence.running.request.sampling.is_plain_greedy
+        own = sampled and sequence.samples
         fed = [sequence.last_token]
         return self._step.prefill(sequence.slot, fed, position, extent, own, answer=position)
 

@@ -67,7 +67,7 @@ class PromptReading:
         output = self._run(sequence, [sequence.last_token], last)
         ending = None
         if bool(output.finite[0]):
-            ending = self._guarding.after_given(sequence, output, last and _samples(sequence))
+            ending = self._guarding.after_given(sequence, output, last and sequence.samples)
         sequence.read += 1
         return self._progress(output, ending, last, max(1, self._chunk // _SINGLE_SHARE))
 
@@ -79,7 +79,7 @@ class PromptReading:
             tokens,
             start,
             extent,
-            last and _samples(sequence),
+            last and sequence.samples,
             sequence.answer_start,
             sequence.running.unmoved,
         )
@@ -88,7 +88,3 @@ class PromptReading:
     def _progress(output: StepOutput, ending: Ending | None, whole: bool, cost: int) -> Progress:
         ended = whole or ending is not None or not bool(output.finite[0])
         return Progress(output if ended else None, ending, cost)
-
-
-def _samples(sequence: Sequence) -> bool:
-    return not sequence.running.request.sampling.is_plain_greedy

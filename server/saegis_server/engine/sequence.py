@@ -168,6 +168,11 @@ class Sequence:
         return self.running.request.prompt
 
     @property
+    def samples(self) -> bool:
+        """Whether its tokens are more than the likeliest ones, so that the sampler has to run."""
+        return not self.running.request.sampling.is_plain_greedy
+
+    @property
     def tenant(self) -> str:
         """Whose it is."""
         return self.running.request.tenant
