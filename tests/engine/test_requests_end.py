@@ -2,6 +2,7 @@
 
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -149,3 +150,22 @@ def test_a_repetition_penalty_is_that_of_generate() -> None:
     with tiny.RunningEngine(tiny.step(model)) as engine:
         assert engine.ask(prompt, sampling).wait().tokens() == wanted
         assert engine.ask(prompt).wait().tokens()[:20] != wanted
+
+
+def test_a_cancelled_answer_has_the_text_of_its_tokens() -> None:
+    """What was held back for a stop string or a character is told with the end."""
+    forced = replace(LONG, logit_bias={33: 100.0}, stop=(9 * tiny.tokenizer().decode([33]),))
+    with tiny.RunningEngine(tiny.step(tiny.model())) as engine:
+        decode, steps = engine.step.decode, [0]
+
+        def watch(*arguments: object) -> object:
+            steps[0] += 1
+            if steps[0] == 4:
+                engine.cancel("gone")
+            return decode(*arguments)  # type: ignore[arg-type]
+
+        engine.step.decode = watch  # type: ignore[method-assign, assignment]
+        answer = engine.ask([1, 2], forced, request_id="gone").wait()
+    assert answer.ending().reason is FinishReason.ABORT
+    assert 4 <= len(answer.tokens()) < 9
+    assert answer.text() == tiny.tokenizer().decode(answer.tokens())

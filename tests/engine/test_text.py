@@ -1,6 +1,6 @@
 """Text as it comes: whatever the tokens, the pieces are the text, up to the stop string."""
 
-from typing import Any
+from typing import Any, cast
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,7 +15,21 @@ TOKENIZER = tiny.tokenizer()
 letters_of_bytes: Any = bytes_to_unicode
 LETTERS: dict[int, str] = letters_of_bytes()
 VOCABULARY = TOKENIZER.get_vocab()
+MERGED_TOKEN = 260
 words = st.text(alphabet="ab·é中", max_size=30)
+
+
+def merged() -> PreTrainedTokenizerFast:
+    """The same bytes, and a token that is two letters and the first byte of a Cyrillic one."""
+    letters = LETTERS[0xD0]
+    vocabulary = {**VOCABULARY, "ab": 259, f"ab{letters}": MERGED_TOKEN}
+    backend = Tokenizer(models.BPE(vocabulary, [("a", "b"), ("ab", letters)]))
+    backend.decoder = decoders.ByteLevel()
+    make: Any = PreTrainedTokenizerFast
+    return cast(PreTrainedTokenizerFast, make(tokenizer_object=backend))
+
+
+MERGED = merged()
 
 
 def encode(text: str) -> list[int]:
@@ -78,10 +92,45 @@ def test_bytes_of_any_kind_make_the_text_that_they_make_at_once(prompt: str, ans
     before, after = byte_tokens(prompt.encode()), byte_tokens(answer)
     stream = TextStream(TOKENIZER, before)
     got = "".join(stream.push(token) for token in after) + stream.finish()
-    wanted = decode([*before, *after]).removeprefix(prompt)
-    # Bytes at the end that are no character yet are left out.
-    assert wanted.startswith(got)
-    assert not wanted[len(got) :].strip("\ufffd")
+    assert got == decode([*before, *after]).removeprefix(prompt)
+
+
+def test_an_end_amid_a_character_loses_nothing_of_the_token_that_began_it() -> None:
+    """A token of most vocabularies may hold several characters and the first byte of another."""
+    stream = TextStream(MERGED, [])
+    assert stream.push(MERGED_TOKEN) == "ab"
+    assert stream.finish() == "\ufffd"
+
+
+def test_a_stop_string_is_found_before_a_character_that_is_not_whole_yet() -> None:
+    stream = TextStream(MERGED, [], ["b"])
+    assert (stream.push(MERGED_TOKEN), stream.matched) == ("a", "b")
+    assert stream.finish() == ""
+
+
+def test_a_stop_string_may_be_what_a_broken_character_reads_as() -> None:
+    stream = TextStream(TOKENIZER, [], ["\ufffd"])
+    assert stream.push(byte_tokens(b"\xd0")[0]) == ""
+    assert (stream.finish(), stream.matched) == ("", "\ufffd")
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    run=st.lists(st.sampled_from([b"\xff", b"\xf0\x9f\x98", b"\xe4\xb8", b"\x80"]), min_size=1, max_size=3),
+    times=st.integers(10, 60),
+    end=st.sampled_from([b"", b"a", "\u044f".encode()]),
+)
+def test_bytes_that_never_become_a_character_are_told_in_time(
+    run: list[bytes], times: int, end: bytes
+) -> None:
+    tokens = byte_tokens(b"".join(run) * times + end)
+    stream, got, latest = TextStream(TOKENIZER, []), "", 0
+    for count, token in enumerate(tokens):
+        if new := stream.push(token):
+            got, latest = got + new, count
+        assert count - latest <= 40
+        assert len(stream._ids) <= 64
+    assert got + stream.finish() == decode(tokens)
 
 
 @given(text=st.text(min_size=1, max_size=12), data=st.data())

@@ -273,6 +273,8 @@ class Engine:
         progress = self._reading.advance(sequence)
         self._steps += 1
         if progress.output is not None:
+            if sequence.running.request.sampling.n > 1:
+                sequence.prompt_counts = self.step.slots.counts(sequence.slot)
             self._schedule.start_running()
             endings = {} if progress.ending is None else {0: progress.ending}
             self._hand_out([sequence], progress.output, endings)
@@ -381,7 +383,8 @@ class Engine:
         """Add what was done to a sequence to what was done to its request."""
         self._guarding.leave(sequence)
         if sequence.loaded and sequence.slot >= 0:
-            sequence.running.tally.add(self.sites, self.step.slots.counts(sequence.slot))
+            counts = self.step.slots.counts(sequence.slot)
+            sequence.running.tally.add(self.sites, counts, sequence.prompt_counts or counts)
 
     def _abort(self, running: Running) -> None:
         for sequence in running.sequences:

@@ -214,7 +214,7 @@ class Guarding:
     def _retake(self, sequence: Sequence, token: int, counted: Tensor, sampled: bool) -> StepOutput:
         """Take the last step again for one sequence, which chose `token`, as if it had not been.
 
-        counted: float32 [sites, COUNTED], before that step.
+        counted: float32 [sites + 1, COUNTED], before that step.
         """
         slots, position = self._step.slots, sequence.length
         slots.take_back(sequence.slot, token, counted, sampled)

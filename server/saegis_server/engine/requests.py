@@ -166,6 +166,7 @@ class SequenceFinished:
 class SiteReceipt:
     """What was done at one site: rows by kind, tokens edited, bans fired, the largest ‖Δx‖/‖x‖.
 
+    The prompt's tokens count once, however many completions there are.
     Rows of conditions that never held are not counted.
     """
 
@@ -195,7 +196,7 @@ class ConditionReceipt:
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """What was done to a request: its program's digest and one entry for each site with rows.
+    """What was done to a request: its program's digest, whether a token was moved, each site with rows.
 
     conditions: those of its guard, in its order. guard_peaks: the largest value that each of the program's
     `guards` had on the clean activations, those of a step that was taken again among them, in the order of
@@ -214,7 +215,10 @@ class Receipt:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Token counts; `steered_tokens` is the largest number edited at any one site."""
+    """Token counts; `steered_tokens`: those of prompt and completions that were moved at any site.
+
+    The prompt's count once, however many completions there are.
+    """
 
     prompt_tokens: int
     completion_tokens: int

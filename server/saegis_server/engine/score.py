@@ -145,7 +145,7 @@ class Reading:
 
     @property
     def steered_tokens(self) -> int:
-        """The largest number of tokens edited at any one site."""
+        """How many tokens were moved at any site."""
         return self._tally.steered_tokens
 
 

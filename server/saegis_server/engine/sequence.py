@@ -137,8 +137,9 @@ class Sequence:
     """One text of a request. Its tokens lie in the slot `slot` while it runs.
 
     stops: the tokens that end it; ends: those of them that are the model's own. read: how many tokens of its
-    prompt its slot holds. held: what will be told once its token has been judged, and `closing`, how it ends
-    then. rows: how many its slot has in force. seat: where it is judged; None while it has no slot or guard.
+    prompt its slot holds. held: what will be told once its token has been judged, and `closing`, how it
+    ends then. prompt_counts: what was counted at its prompt, where others have the same one. rows: how many
+    its slot has in force. seat: where it is judged; None while it has no slot or guard.
     """
 
     running: Running
@@ -155,6 +156,7 @@ class Sequence:
     finished: bool = field(default=False)
     loaded: bool = field(default=False)
     held: Delta | None = None
+    prompt_counts: list[list[float]] | None = None
     closing: SequenceFinished | None = None
     seat: Seat | None = None
     rows: RowCounts = field(init=False)
@@ -233,13 +235,16 @@ class Sequence:
         """The text that is certain with a token, and how the sequence ends with it."""
         sampling = self.running.request.sampling
         if token in self.stops and self.generated > sampling.min_tokens:
-            return self.text.finish(), SequenceFinished(self.index, FinishReason.STOP, stop_token=token)
-        text = self.text.push(token, may_stop=self.generated >= sampling.min_tokens)
-        if (matched := self.text.matched) is not None:
-            return text, SequenceFinished(self.index, FinishReason.STOP, stop_string=matched)
+            ending = SequenceFinished(self.index, FinishReason.STOP, stop_token=token)
+            return self.text.finish(may_stop=False), ending
+        may_stop = self.generated >= sampling.min_tokens
+        text, ending = self.text.push(token, may_stop), None
         if self.generated >= self.limit:
-            return text + self.text.finish(), SequenceFinished(self.index, FinishReason.LENGTH)
-        return text, None
+            text += self.text.finish(may_stop)
+            ending = SequenceFinished(self.index, FinishReason.LENGTH)
+        if (matched := self.text.matched) is not None:
+            ending = SequenceFinished(self.index, FinishReason.STOP, stop_string=matched)
+        return text, ending
 
     def _tell(self) -> None:
         """Tell what is held."""
@@ -248,8 +253,14 @@ class Sequence:
             self.held = None
 
     def finish(self, reason: FinishReason) -> None:
-        """End the sequence, with what is held untold; it keeps its slot until the engine takes it out."""
+        """End the sequence, with what is held untold; it keeps its slot until the engine takes it out.
+
+        Nor is text let out that was held back where a condition ends it; what else ends it loses none.
+        """
         if not self.finished:
+            loses = reason is FinishReason.CONTENT_FILTER or self.held is not None
+            if not loses and (text := self.text.finish(may_stop=False)):
+                self.running.tell(Delta(self.index, text, ()))
             self._close(SequenceFinished(self.index, reason))
 
     def _close(self, ending: SequenceFinished) -> None:

@@ -15,14 +15,15 @@ from saegis_server.engine.sites import Site
 from saegis_server.steering.program import SiteProgram
 from saegis_server.steering.table import Capacity, SiteTable, TableView
 
-#: What is counted for each slot at each site: tokens edited, bans fired, the largest ‖Δx‖/‖x‖.
+#: What is counted for each slot at each site: tokens edited, bans fired, the largest ‖Δx‖/‖x‖. After the sites,
+#: for all of them together: tokens that any of them edited, 0, 0.
 COUNTED = 3
 
 
 class SlotState(NamedTuple):
     """What every slot carries from step to step: its last token and its position, int64 [S], and its counts.
 
-    counted: float32 [sites, S, COUNTED].
+    counted: float32 [sites + 1, S, COUNTED].
     """
 
     token: Tensor
@@ -62,7 +63,7 @@ class Slots:
         self.state = SlotState(
             torch.zeros(rows, dtype=torch.int64, device=device),
             torch.zeros(rows, dtype=torch.int64, device=device),
-            torch.zeros(len(sites), rows, COUNTED, device=device),
+            torch.zeros(len(sites) + 1, rows, COUNTED, device=device),
         )
         self._counted_before = torch.zeros_like(self.state.counted)
         self.alarms = Alarms.allocate(len(sites), rows, capacity.watches + 1, device)
@@ -133,7 +134,7 @@ class Slots:
     def take_back(self, slot: int, token: int, counted: Tensor, sampled: bool) -> None:
         """Undo a step of `slot` that chose `token`, by its own parameters if `sampled`, to take it again.
 
-        counted: float32 [sites, COUNTED], what was counted before the step. What the step wrote into the
+        counted: float32 [sites + 1, COUNTED], what was counted before the step. What the step wrote into the
         cache is written over when it is taken again.
         """
         if sampled:
@@ -179,6 +180,6 @@ class Slots:
         return found
 
     def counts(self, slot: int) -> list[list[float]]:
-        """What was counted for a slot at each site: tokens edited, bans fired, largest relative norm."""
+        """What was counted for a slot at each site and at all together, [sites + 1][COUNTED]."""
         counted: list[list[float]] = self.state.counted[:, slot].tolist()
         return counted

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from transformers import PreTrainedModel
 
 from saegis_server.engine.attention import install_attention
@@ -48,7 +49,7 @@ class StepOutput(NamedTuple):
     of the model's own distribution, if the sampler ran; watched float32 [sites, B, watches, 2], before and
     after steering at the last position; read float32 [sites, B, Q, guards], before it at every position;
     alarm bool [B], whether what was read is to be judged, if `finite` (see Alarms; of a chunk always);
-    counted float32 [sites, B, COUNTED], what was counted before the step.
+    counted float32 [sites + 1, B, COUNTED], what was counted before the step.
     """
 
     tokens: Tensor
@@ -64,8 +65,8 @@ class StepOutput(NamedTuple):
 class ReadOutput(NamedTuple):
     """What reading Q tokens of a text gives: logits [Q, V] after each of them, in the model's dtype.
 
-    counts float32 [sites, COUNTED], what the sites did; read float32 [sites, 1, Q, guards], before steering
-    (no guards where there were no views).
+    counts float32 [sites + 1, COUNTED], what the sites did; read float32 [sites, 1, Q, guards], before
+    steering (no guards where there were no views).
     """
 
     logits: Tensor
@@ -80,11 +81,16 @@ def _varying(tensor: Tensor, dimension: int = 0) -> Tensor:
 
 
 def _counted(readings: list[Readings], counted: Tensor) -> Tensor:
-    """What the sites did at the tokens where `counted` [B, Q]: float32 [sites, B, COUNTED]."""
+    """What the sites did at the tokens where `counted` [B, Q]: float32 [sites + 1, B, COUNTED].
+
+    Last, how many tokens any of them edited.
+    """
     edited = torch.stack([one.edited for one in readings]) & counted
     fired = torch.where(counted, torch.stack([one.bans_fired for one in readings]), 0.0)
     moved = torch.where(counted, torch.stack([one.relative_norm for one in readings]), 0.0)
-    return torch.stack((edited.sum(-1, dtype=torch.float32), fired.sum(-1), moved.amax(-1)), -1)
+    each = torch.stack((edited.sum(-1, dtype=torch.float32), fired.sum(-1), moved.amax(-1)), -1)
+    anywhere = edited.any(0).sum(-1, dtype=torch.float32)
+    return torch.cat((each, functional.pad(anywhere[None, :, None], (0, COUNTED - 1))))
 
 
 class Step:
@@ -199,7 +205,7 @@ class Step:
             ids = torch.tensor([tokens], device=self.device)
             output = self.model(input_ids=ids, position_ids=positions, use_cache=False, return_dict=True)
             done = [context.readings[site] for site in self.sites] if views is not None else []
-            counts = _counted(done, every)[:, 0] if done else torch.zeros(len(self.sites), COUNTED)
+            counts = _counted(done, every)[:, 0] if done else torch.zeros(len(self.sites) + 1, COUNTED)
             none = torch.zeros(len(self.sites), 1, len(tokens), 0)
             read = torch.stack([one.guarded for one in done]) if done else none
             return ReadOutput(output.logits[0], counts, read)
@@ -268,7 +274,7 @@ class Step:
         readings = [self.context.readings[site] for site in self.sites]
         watched = logits.new_zeros(0, logits.shape[0], SMALLEST, 2)
         read = logits.new_zeros(0, *counted.shape, SMALLEST)
-        before = logits.new_zeros(0, logits.shape[0], COUNTED)
+        before = logits.new_zeros(1, logits.shape[0], COUNTED)
         if readings:
             before = self._count(readings, counted, slot)
             read = torch.stack([one.guarded for one in readings])

@@ -7,33 +7,66 @@ from saegis_server.engine.sites import Site
 from saegis_server.steering.program import SiteProgram, SteeringProgram
 
 
+class _Count:
+    """What was counted at one place: tokens edited, bans fired, the largest ‖Δx‖/‖x‖."""
+
+    def __init__(self) -> None:
+        self._prompt, self._answers, self.largest = (0.0, 0.0), (0.0, 0.0), 0.0
+
+    def add(self, all_in_all: Sequence[float], prompt: Sequence[float]) -> None:
+        """Add what was counted for one sequence, and what of it at its prompt, which others may share."""
+        edited, fired, largest = all_in_all
+        self._prompt = max(self._prompt[0], prompt[0]), max(self._prompt[1], prompt[1])
+        self._answers = self._answers[0] + edited - prompt[0], self._answers[1] + fired - prompt[1]
+        self.largest = max(self.largest, largest)
+
+    @property
+    def edited(self) -> int:
+        """Tokens edited."""
+        return int(self._prompt[0] + self._answers[0])
+
+    @property
+    def fired(self) -> int:
+        """Bans fired."""
+        return int(self._prompt[1] + self._answers[1])
+
+
 class Tally:
-    """Adds up what a step counts: at each site tokens edited, bans fired, the largest ‖Δx‖/‖x‖."""
+    """Adds up what a step counts: at each site, and at all of them together."""
 
     def __init__(self, program: SteeringProgram, rows: Mapping[Site, SiteProgram], unmoved: int = 0) -> None:
         """Start at zero; `rows` are all that may come in force, by site; the first `unmoved` tokens stay."""
         self._program, self._unmoved = program, unmoved
-        self._counts = {site: [0.0, 0.0, 0.0] for site in rows}
+        self._counts, self._anywhere = {site: _Count() for site in rows}, _Count()
 
-    def add(self, sites: Sequence[Site], counts: Sequence[Sequence[float]]) -> None:
-        """Add what was counted at each of the step's sites."""
-        for site, (edited, fired, largest) in zip(sites, counts, strict=True):
-            if site in self._counts:
-                total = self._counts[site]
-                self._counts[site] = [total[0] + edited, total[1] + fired, max(total[2], largest)]
+    def add(
+        self,
+        sites: Sequence[Site],
+        counts: Sequence[Sequence[float]],
+        prompt: Sequence[Sequence[float]] | None = None,
+    ) -> None:
+        """Add what was counted for a sequence at each of the step's sites, and at all together.
+
+        prompt: what of that was counted at its prompt, if the request has other sequences: a prompt's tokens
+        count once.
+        """
+        shared = [(0.0, 0.0)] * len(counts) if prompt is None else prompt
+        for site, count, of_prompt in zip((*sites, None), counts, shared, strict=True):
+            place = self._anywhere if site is None else self._counts.get(site)
+            if place is not None:
+                place.add(count, of_prompt)
 
     @property
     def steered_tokens(self) -> int:
-        """The largest number of tokens edited at any one site."""
-        return int(max((counts[0] for counts in self._counts.values()), default=0.0))
+        """How many tokens were edited at any site."""
+        return self._anywhere.edited
 
     def receipt(self, in_force: Mapping[Site, SiteProgram]) -> Receipt:
         """What was done, as the request is told; `in_force` are the rows that ever were."""
         sites = []
         for site, rows in in_force.items():
-            edited, fired, largest = self._counts[site]
+            count = self._counts[site]
             kinds = (len(rows.edits), len(rows.rules), len(rows.bans), len(rows.watches))
-            sites.append(SiteReceipt(str(site), *kinds, int(edited), int(fired), largest))
-        steered = any(rows.changes_anything for rows in in_force.values())
-        first = steered and not self._unmoved
-        return Receipt(self._program.digest, steered, tuple(sites), first_token_steered=first)
+            sites.append(SiteReceipt(str(site), *kinds, count.edited, count.fired, count.largest))
+        first = any(rows.changes_anything for rows in in_force.values()) and not self._unmoved
+        return Receipt(self._program.digest, self.steered_tokens > 0, tuple(sites), first_token_steered=first)

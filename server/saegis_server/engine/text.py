@@ -6,10 +6,18 @@ from transformers import PreTrainedTokenizerFast
 
 #: What bytes that are no character, or not yet, decode to.
 _UNREADABLE = "\ufffd"
+#: A character has at most so many bytes, so only so many signs at the end of a text may yet become another.
+_LONGEST_CHARACTER = 4
+#: So many tokens without a readable character are no beginning of one, and are not waited for any longer.
+_MOST_UNREADABLE = 32
 
 
 class TextStream:
-    """The text of one sequence. Text that may yet become part of a stop string is held back."""
+    """The text of one sequence: all pieces together are what its tokens decode to at once.
+
+    Text that may yet become part of a stop string is held back, and so are bytes that may yet become a
+    character, until there is more or the sequence ends.
+    """
 
     def __init__(
         self,
@@ -24,7 +32,8 @@ class TextStream:
         self._backend = tokenizer.backend_tokenizer
         self._skip_special_tokens = skip_special_tokens
         self._ids = list(prompt[-8:])
-        self._known, self._read = self._decode(), len(self._ids)
+        self._text = self._known = self._decode(self._ids)
+        self._read = len(self._ids)
         self._stops, self._keep_stop = tuple(stops), keep_stop
         self._pending = ""
         self.matched: str | None = None
@@ -32,44 +41,75 @@ class TextStream:
     def push(self, token: int, may_stop: bool = True) -> str:
         """Add a token; returns the text that is certain now. `matched` is set when a stop string is complete.
 
-        Without `may_stop` stop strings are not looked for, and nothing is held back.
+        Without `may_stop` stop strings are not looked for, and nothing is held back for them.
         """
         self._pending += self._text_of(token)
         if not self._stops or not may_stop:
             return self._release(len(self._pending))
-        found = [(self._pending.find(stop), stop) for stop in self._stops if stop in self._pending]
-        if found:
-            start, self.matched = min(found)
-            return self._release(start + len(self.matched) if self._keep_stop else start)
+        if (text := self._up_to_stop()) is not None:
+            return text
         return self._release(len(self._pending) - self._held_back())
 
-    def finish(self) -> str:
-        """The text that was held back, once nothing more can come; empty after a stop string."""
-        return "" if self.matched is not None else self._release(len(self._pending))
+    def finish(self, may_stop: bool = True) -> str:
+        """The text that was held back, once nothing more can come; empty after a stop string.
 
-    def _decode(self) -> str:
-        text: str = self._backend.decode(self._ids, skip_special_tokens=self._skip_special_tokens)
+        A character that the sequence's end cuts in two is told as U+FFFD, as the tokens decode at once.
+        """
+        if self.matched is not None:
+            return ""
+        self._pending, self._known = self._pending + self._new(self._text), self._text
+        text = self._up_to_stop() if may_stop else None
+        return self._release(len(self._pending)) if text is None else text
+
+    def _decode(self, ids: list[int]) -> str:
+        text: str = self._backend.decode(ids, skip_special_tokens=self._skip_special_tokens)
         return text
 
-    def _text_of(self, token: int) -> str:
-        """What `token` adds to the text; nothing while it ends amid a character.
+    def _new(self, text: str) -> str:
+        """What `text` has beyond what is known, from the first character on that reads differently now.
 
-        Decoded after the last tokens that gave text. What those now read as may differ from before: a prompt
-        may end amid a character, and a run of byte tokens may become invalid as a whole.
+        A prompt may end amid a character, and a run of byte tokens may become invalid as a whole.
         """
-        self._ids.append(token)
-        text, known = self._decode(), self._known
-        if text == known or text.endswith(_UNREADABLE):
-            return ""
-        del self._ids[: self._read]
-        self._known, self._read = self._decode(), len(self._ids)
-        pairs = zip(known, text, strict=False)
+        pairs = zip(self._known, text, strict=False)
         changed = (place for place, (old, new) in enumerate(pairs) if old != new)
-        return text[next(changed, len(known)) :]
+        return text[next(changed, len(self._known)) :]
+
+    def _text_of(self, token: int) -> str:
+        """What `token` adds to the text that can be read, decoded after the last tokens that gave text."""
+        self._ids.append(token)
+        self._text = self._decode(self._ids)
+        waiting = len(self._text) - len(self._text.rstrip(_UNREADABLE))
+        hopeless = len(self._ids) - self._read > _MOST_UNREADABLE
+        if hopeless:
+            waiting = min(waiting, _LONGEST_CHARACTER)
+        certain = self._text[: len(self._text) - waiting]
+        new = self._new(certain)
+        if new:
+            self._known = certain
+        if not waiting:
+            self._forget(self._ids[self._read :], 0)
+        elif hopeless:
+            self._forget(self._ids[-(_LONGEST_CHARACTER**2) :], waiting)
+        return new
+
+    def _forget(self, kept: list[int], waiting: int) -> None:
+        """Go on from the tokens `kept` alone, whose last `waiting` characters were not given yet."""
+        text = self._decode(kept)
+        if text.endswith(_UNREADABLE * waiting):
+            self._ids, self._text, self._known = kept, text, text[: len(text) - waiting]
+            self._read = len(kept)
 
     def _release(self, length: int) -> str:
         text, self._pending = self._pending[:length], self._pending[length:]
         return text
+
+    def _up_to_stop(self) -> str | None:
+        """The text up to the first stop string, if there is one."""
+        found = [(self._pending.find(stop), stop) for stop in self._stops if stop in self._pending]
+        if not found:
+            return None
+        start, self.matched = min(found)
+        return self._release(start + len(self.matched) if self._keep_stop else start)
 
     def _held_back(self) -> int:
         """The length of the longest end of the pending text with which a stop string begins."""

@@ -234,6 +234,7 @@ def apply(
     result = steered.to(x.dtype)
     final = result.to(torch.float32)
     after = _watch(final, view.watches, norms)
-    moved = (final - clean).norm(dim=-1)
-    relative = moved / norm[..., 0].clamp(min=1e-30)
-    return result, Readings(before, after, guarded, moved > 0.0, fired, relative)
+    # Bit for bit: the square of a small move may be zero.
+    edited = (final != clean).any(-1)
+    relative = (final - clean).norm(dim=-1) / norm[..., 0].clamp(min=1e-30)
+    return result, Readings(before, after, guarded, edited, fired, relative)
