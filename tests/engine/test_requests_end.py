@@ -154,7 +154,7 @@ def test_a_repetition_penalty_is_that_of_generate() -> None:
 
 def test_a_cancelled_answer_has_the_text_of_its_tokens() -> None:
     """What was held back for a stop string or a character is told with the end."""
-    forced = replace(LONG, logit_bias={33: 100.0}, stop=(9 * tiny.tokenizer().decode([33]),))
+    forced = replace(LONG, logit_bias={33: 100.0}, stop=(9 * str(tiny.tokenizer().decode([33])),))
     with tiny.RunningEngine(tiny.step(tiny.model())) as engine:
         decode, steps = engine.step.decode, [0]
 

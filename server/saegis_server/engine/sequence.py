@@ -235,10 +235,11 @@ class Sequence:
         """The text that is certain with a token, and how the sequence ends with it."""
         sampling = self.running.request.sampling
         if token in self.stops and self.generated > sampling.min_tokens:
-            ending = SequenceFinished(self.index, FinishReason.STOP, stop_token=token)
-            return self.text.finish(may_stop=False), ending
+            ended = SequenceFinished(self.index, FinishReason.STOP, stop_token=token)
+            return self.text.finish(may_stop=False), ended
         may_stop = self.generated >= sampling.min_tokens
-        text, ending = self.text.push(token, may_stop), None
+        text = self.text.push(token, may_stop)
+        ending: SequenceFinished | None = None
         if self.generated >= self.limit:
             text += self.text.finish(may_stop)
             ending = SequenceFinished(self.index, FinishReason.LENGTH)

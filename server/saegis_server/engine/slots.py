@@ -15,8 +15,8 @@ from saegis_server.engine.sites import Site
 from saegis_server.steering.program import SiteProgram
 from saegis_server.steering.table import Capacity, SiteTable, TableView
 
-#: What is counted for each slot at each site: tokens edited, bans fired, the largest ‖Δx‖/‖x‖. After the sites,
-#: for all of them together: tokens that any of them edited, 0, 0.
+#: What is counted for each slot at each site: tokens edited, bans fired, the largest ‖Δx‖/‖x‖. After the
+#: sites, for all of them together: tokens that any of them edited, 0, 0.
 COUNTED = 3
 
 
