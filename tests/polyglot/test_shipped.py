@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from saegis_server.engine.loading import LoadedModel
+from saegis_server.engine.site_reading import read_site
 from saegis_server.engine.sites import Site
 from saegis_server.evaluation.ban_file import BanFile
 from saegis_server.evaluation.clamp_file import ClampFile
@@ -31,7 +32,6 @@ from saegis_server.polyglot.shipped import (
 from saegis_server.polyglot.steps import held_out_figures, load
 from saegis_server.sae.labels import Labels
 from saegis_server.sae.saelens import load_sae
-from saegis_server.training.activations import read_site
 from tests.polyglot.oracle import SAE
 
 UNSEEN = [code for code in LANGUAGES if code not in CHOSEN_FROM]
