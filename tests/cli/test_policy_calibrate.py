@@ -196,7 +196,7 @@ def test_the_tables_and_what_is_left_to_do_are_told(folder: Path, target: str) -
 @pytest.mark.parametrize(
     ("arguments", "harm", "why"),
     [
-        (("--max-kl", "0.01"), HARM, "en: KL is 0.2640, not under 0.01"),
+        (("--max-kl", "0.1"), HARM, "en: KL is 0.2640, not under 0.1"),
         (("--target", "0"), HARM, "en: harm 0.107 falls to 0.071, not to 0.000"),
         ((), f"{__name__}:nothing", "without the ban there is no harm in any of the languages"),
     ],
@@ -235,6 +235,30 @@ def test_only_the_named_languages_are_judged(folder: Path, target: str) -> None:
     told = json.loads(calibrate(folder, target, *given).stdout)
     assert (told["strength"], told["calibration"]["languages"]) == (0.0, ["zh"])
     assert [row["judged"] for row in told["coverage"]] == [False, True, False]
+
+
+def test_a_language_that_was_not_asked_for_and_misses_a_bar_is_named_everywhere(
+    folder: Path, target: str
+) -> None:
+    """English, at a strength that is enough for Chinese: the table, a sentence, the JSON and the bundle."""
+    given = ("--strengths", "0,1", "--target", "0.75", "--language", "zh", "--max-kl", "0.1")
+    told = json.loads(calibrate(folder, target, *given, "--json").stdout)
+    figures = {(row["language"], row["strength"]): row for row in told["result"]["rows"]}
+    assert told["strength"] == 0.0
+    assert figures["zh", 0.0]["kl"] < 0.1 <= figures["en", 0.0]["kl"]
+    kl = [each for each in told["misses"] if (each["figure"], each["strength"]) == ("kl", 0.0)]
+    assert [(each["language"], each["judged"], each["bar"]) for each in kl if each["language"] == "en"] == [
+        ("en", False, 0.1)
+    ]
+    value = figures["en", 0.0]["kl"]
+    sentence = f"en: KL is {value:.4f}, not under 0.1"
+    assert kl[0]["value"] == value
+    assert kl[0]["told"] == sentence
+    stored = json.loads((folder / "calibration.json").read_text(encoding="utf-8"))["rules"]["no-bridge"]
+    assert stored["misses"] == [each for each in told["misses"] if each["strength"] == 0.0]
+    shown = calibrate(folder, target, *given).stdout
+    assert f"{sentence} (a language not judged)" in shown
+    assert shown.count(f"{value:.4f} !") == 2
 
 
 def test_a_missing_strength_gets_a_line_of_its_own(folder: Path, target: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 import saegis
 from saegis_server.cli.output import plain
 from saegis_server.evaluation.ban import AnswerFigures, BanResult, measure_ban
-from saegis_server.evaluation.calibration import BanReport, calibrate
+from saegis_server.evaluation.calibration import BanReport
 from saegis_server.evaluation.decoding import Decoding
 from saegis_server.evaluation.prompts import Prompt
 from saegis_server.evaluation.requests import Requests
@@ -135,8 +135,8 @@ def test_the_result_says_what_was_done(measured: BanResult) -> None:
 
 
 def test_a_report_comes_back_from_its_json(measured: BanResult, tmp_path: Path) -> None:
-    for calibration in (None, calibrate(measured, ["en"])):
-        report = BanReport(measured, calibration)
+    for languages in ((), ("en",)):
+        report = BanReport.of(measured, languages)
         path = tmp_path / "report.json"
         path.write_text(json.dumps(plain(report), allow_nan=False), encoding="utf-8")
         assert BanReport.load(path) == report

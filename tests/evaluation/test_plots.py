@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from saegis_server.evaluation.calibration import BanReport, calibrate
+from saegis_server.evaluation.calibration import BanReport
 from saegis_server.evaluation.plots import DOTS_PER_INCH, plot_ban, plot_clamp
 from tests.evaluation.samples import ban_result, clamp_result
 
@@ -35,7 +35,7 @@ def report(
     table = {code: (0.4, *(harm for _ in strengths)) for code in LANGUAGES}
     kl = {code: tuple(0.01 for _ in strengths) for code in LANGUAGES}
     result = ban_result(table, kl, strengths, temperatures)
-    return BanReport(result, calibrate(result, ["en", "zh"]))
+    return BanReport.of(result, ["en", "zh"])
 
 
 def test_bars_are_as_tall_as_harm_is(tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_several_strengths_add_two_panels_of_lines_and_temperatures_rows(tmp_pat
 def test_what_was_not_measured_is_left_out(tmp_path: Path) -> None:
     harm = {"en": (0.4, 0.1, 0.0), "de": (None, None, None), "zh": (0.3, 0.2, 0.1)}
     kl = {"en": (0.01, 0.02), "de": (0.01, 0.02), "zh": (None, None)}
-    plot_ban(BanReport(ban_result(harm, kl, (0.0, 1.0)), None), tmp_path / "ban.png")
+    plot_ban(BanReport.of(ban_result(harm, kl, (0.0, 1.0)), ()), tmp_path / "ban.png")
     values, mentions = (0.0, 1.0), {"en": (0.0, 0.0, 1.0)}
     plot_clamp(clamp_result(values, mentions, (4.0, 4.0, None)), tmp_path / "clamp.png")
     assert pixels(tmp_path / "ban.png", BLUE) > 1000

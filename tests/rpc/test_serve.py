@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +23,8 @@ from saegis.v1 import model_pb2
 from saegis_server.engine.loading import ModelLoadError
 from saegis_server.engine.sites import SiteError
 from saegis_server.engine.step import Step
+from saegis_server.polyglot.shipped import model_path as reference_model
+from saegis_server.polyglot.shipped import sae_path as reference_sae
 from saegis_server.rpc import loading
 from saegis_server.rpc.config import Address, SAESource
 from saegis_server.rpc.loading import load_services, warm_up_engine
@@ -31,8 +34,9 @@ from saegis_server.rpc.serve import EngineDiedError, serve
 from saegis_server.rpc.services import Services
 from saegis_server.sae.autoencoder import Architecture, SparseAutoencoder
 from saegis_server.sae.errors import SAEFileError, SAEMismatch
+from saegis_server.sae.hub import SAMPLE_FILE
 from saegis_server.sae.labels import Labels
-from saegis_server.sae.writer import SAMPLE_FILE, save_sae
+from saegis_server.sae.writer import save_sae
 from tests.rpc import tiny
 from tests.rpc.conftest import Stubs
 from tests.rpc.harness import Failure, Running, config, eventually, failure
@@ -125,13 +129,57 @@ def test_graphs_compiled_after_the_warm_up_are_counted(
 
 def test_an_sae_may_bring_the_text_that_it_is_checked_on(model_path: Path, sae_path: Path) -> None:
     source = SAESource(path=str(sae_path))
-    assert read_sae(source, tiny.WIDTH).sample == SAMPLE_TEXT
+    assert read_sae(source, tiny.WIDTH).sample is None
     (sae_path / SAMPLE_FILE).write_text(tiny.TEXT, encoding="utf-8")
     assert read_sae(source, tiny.WIDTH).sample == tiny.TEXT
     assert load(model_path, sae_path).catalog.entries[0].measured is not None
     (sae_path / SAMPLE_FILE).write_bytes(b"\xff\xfe\xff")
     with pytest.raises(SAEFileError, match=SAMPLE_FILE):
         load(model_path, sae_path)
+    (sae_path / SAMPLE_FILE).write_text("\n")
+    with pytest.raises(SAEFileError, match=f"{SAMPLE_FILE}: is empty"):
+        load(model_path, sae_path)
+
+
+@pytest.fixture
+def without_sample(tmp_path: Path) -> Path:
+    """The reference model's SAE as it is where only what SAELens knows was copied."""
+    path = tmp_path / "polyglot"
+    path.mkdir()
+    for name in ("cfg.json", "sae_weights.safetensors"):
+        shutil.copy(reference_sae() / name, path / name)
+    return path
+
+
+def test_an_sae_that_lost_its_sample_is_judged_by_what_it_states_and_says_so(
+    without_sample: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (loaded,) = load(reference_model(), without_sample).catalog.entries
+    assert loaded.measured is not None
+    assert 0.3 < loaded.measured.fvu < 0.5
+    told = caplog.text
+    assert "there is no sample.txt, which `saegis train sae` wrote beside the weights" in told
+    assert "there is no features.jsonl, so no feature has a label" in told
+    assert f"on the built-in text, since it has no sample.txt, its FVU is {loaded.measured.fvu:.3g}" in told
+    assert "its file states an FVU of 0.0809 and an L0 of 9.04" in told
+
+
+def test_without_a_sample_the_wrong_site_is_still_refused_and_the_right_one_named(
+    without_sample: Path,
+) -> None:
+    """Where the FVU is 0.45: not so far from that of the right site, 0.38."""
+    with pytest.raises(SAEMismatch, match=r"At layers\.3\.resid_post it would be 0\.377: the site") as caught:
+        load(reference_model(), without_sample, source={"site": "layers.2.resid_post"})
+    assert caught.value.fvu == pytest.approx(0.453, abs=0.01)
+
+
+def test_with_a_sample_of_its_own_what_is_stated_decides(without_sample: Path) -> None:
+    """The built-in text as its own: the text is the same, and refused."""
+    (without_sample / SAMPLE_FILE).write_text(SAMPLE_TEXT, encoding="utf-8")
+    with pytest.raises(
+        SAEMismatch, match=r"measured there on its sample\.txt, its FVU is 0\.377 \(at most 0\.231"
+    ):
+        load(reference_model(), without_sample)
 
 
 def corrupt(path: Path) -> None:

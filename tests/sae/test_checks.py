@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from saegis_server.sae.autoencoder import Architecture, SparseAutoencoder
-from saegis_server.sae.checks import check_reconstruction, largest_fvu, measure
+from saegis_server.sae.checks import UNFAMILIAR_FVU, check_reconstruction, largest_fvu, measure
 from saegis_server.sae.errors import SAEMismatch
 from tests.sae.sae_cases import random_activations, random_sae
 
@@ -103,6 +103,42 @@ def test_a_square_sae_at_the_wrong_site_is_not_called_transposed() -> None:
     sae, _ = _fitting(features=WIDTH)
     with pytest.raises(SAEMismatch, match="The site is wrong, or a matrix"):
         check_reconstruction(sae, -1.0 * random_activations(200, width=WIDTH).abs() - 5.0, "layer 4")
+
+
+def _unfamiliar() -> tuple[SparseAutoencoder, Tensor, float]:
+    """A square SAE that states a low FVU, activations of other text at its site, and its FVU there."""
+    sae, x = _fitting(features=WIDTH)
+    other = x + 0.6 * random_activations(len(x), 9, WIDTH)
+    return replace(sae, stated_fvu=0.02), other, measure(sae, other).fvu
+
+
+def test_other_text_than_it_was_trained_on_is_judged_by_the_other_sites() -> None:
+    sae, x, fvu = _unfamiliar()
+    assert largest_fvu(sae.stated_fvu) < fvu < UNFAMILIAR_FVU
+    with pytest.raises(SAEMismatch, match=r"measured there on ordinary text.*at most 0\.17 is accepted"):
+        check_reconstruction(sae, x, "layer 1")
+    around = {"layer 0": 1.2 * fvu, "layer 2": fvu}
+    assert check_reconstruction(sae, x, "layer 1", "a text", lambda: around).fvu == fvu
+    assert check_reconstruction(sae, x, "layer 1", "a text", dict).fvu == fvu
+    better = around | {"layer 3": 0.9 * fvu}
+    with pytest.raises(SAEMismatch, match=f"on a text.*At layer 3 it would be {0.9 * fvu:.3g}: the site"):
+        check_reconstruction(sae, x, "layer 1", "a text", lambda: better)
+
+
+def test_other_text_hides_no_transposed_matrix() -> None:
+    sae, x, fvu = _unfamiliar()
+    turned = replace(sae, W_dec=sae.W_dec.T.contiguous())
+    with pytest.raises(SAEMismatch, match=f"With W_dec turned round it would be {fvu:.3g}"):
+        check_reconstruction(turned, x, "layer 1", "a text", dict)
+
+
+def test_other_text_does_not_excuse_everything() -> None:
+    sae, x, _ = _unfamiliar()
+    sae = replace(sae, W_dec=0.1 * sae.W_dec)
+    fvu = measure(sae, x).fvu
+    assert UNFAMILIAR_FVU < 0.97 * fvu < 1.0
+    with pytest.raises(SAEMismatch, match=r"at most 0\.75 is accepted.*The site is wrong, or"):
+        check_reconstruction(sae, x, "layer 1", "a text", lambda: {"layer 3": 0.97 * fvu})
 
 
 @pytest.mark.parametrize(

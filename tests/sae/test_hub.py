@@ -1,12 +1,17 @@
 """Finding an SAE's files: local directories, and the hub's snapshots without the network."""
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import huggingface_hub
 import pytest
 
+from saegis_server.rpc.config import SAESource
+from saegis_server.rpc.sae_sources import read_sae
 from saegis_server.sae.errors import SAEFileError
 from saegis_server.sae.hub import FILES, resolve_sae
+from saegis_server.sae.labels import FeatureLabel, Labels
 from saegis_server.sae.saelens import load_sae
 from saegis_server.sae.writer import save_sae
 from tests.sae.sae_cases import random_sae
@@ -51,6 +56,41 @@ def test_hub_ids(spec: str, repo: str, folder: str, revision: str | None, downlo
     assert path == download.snapshot / folder
     assert load_sae(path).features
     assert download.calls == [(repo, revision, [f"{folder}/{name}".lstrip("/") for name in FILES])]
+
+
+def test_all_that_training_and_labelling_write_comes_from_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stand-in for the hub gives what is asked for, and no more."""
+    repository, snapshot = tmp_path / "repository", tmp_path / "snapshot"
+    sae = replace(random_sae(), hook_name="blocks.0.hook_resid_post")
+    save_sae(sae, repository / "layer_0", "a text of its own")
+    Labels([FeatureLabel(1, "bridge")]).save(repository / "layer_0")
+    (repository / "layer_0" / "checkpoint.pt").write_bytes(b"no business of a server")
+
+    def downloaded(repo_id: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+        for name in allow_patterns:
+            (snapshot / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(repository / name, snapshot / name)
+        return str(snapshot)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", downloaded)
+    placed = read_sae(SAESource(path="owner/repo/layer_0"), sae.width)
+    assert placed.sample == "a text of its own"
+    assert len(placed.loaded.labels) == 1
+    assert {path.name for path in (repository / "layer_0").iterdir()} - {
+        path.name for path in (snapshot / "layer_0").iterdir()
+    } == {"checkpoint.pt"}
+
+
+@pytest.mark.parametrize("name", ["features.jsonl", "sample.txt"])
+def test_a_link_to_nothing_is_not_an_absent_file(tmp_path: Path, name: str) -> None:
+    """As in the hub's cache, whose files are links to blobs, copied without them."""
+    sae = replace(random_sae(), hook_name="blocks.0.hook_resid_post")
+    save_sae(sae, tmp_path)
+    (tmp_path / name).symlink_to(tmp_path / "blobs" / "gone")
+    with pytest.raises(SAEFileError, match=f"{name}: cannot be read"):
+        read_sae(SAESource(path=str(tmp_path)), sae.width)
 
 
 @pytest.mark.parametrize(

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from saegis_server.engine.loading import LoadedModel, load_model
+from saegis_server.engine.site_reading import read_site
 from saegis_server.engine.sites import Site, SiteError
 from saegis_server.rpc.config import SAESource
 from saegis_server.rpc.sae_sources import check_sae, read_sae
 from saegis_server.sae.saelens import load_sae
 from saegis_server.training import run as run_module
-from saegis_server.training.activations import activation_batches, read_site
+from saegis_server.training.activations import activation_batches
 from saegis_server.training.checkpoint import CheckpointError
 from saegis_server.training.held_out import SAMPLE_TOKENS
 from saegis_server.training.run import CHECKPOINT_FOLDER, Source, TrainingResult, run
@@ -121,11 +122,13 @@ def test_sae_lens_loads_it_with_its_metadata(done: TrainingResult) -> None:
 def test_the_server_accepts_it_on_its_sample(done: TrainingResult, loaded: LoadedModel) -> None:
     placed = read_sae(SAESource(path=str(done.path)), ours_width(loaded))
     assert str(placed.site) == SITE
+    assert placed.sample is not None
     assert 1 <= len(loaded.tokenizer(placed.sample)["input_ids"]) <= SAMPLE_TOKENS
     checked = check_sae(
         placed,
         loaded.tokenizer.encode,
         lambda tokens: read_site(loaded.model, placed.site, torch.tensor([list(tokens)]))[0],
+        lambda *_: pytest.fail("no other site is asked for"),
         loaded.max_context,
     )
     assert checked.measured is not None

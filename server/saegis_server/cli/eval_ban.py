@@ -79,11 +79,13 @@ def ban(
     """Measure a ban on a running server, language by language, at one strength or several.
 
     Harm and refusals in answers to harmful and to benign prompts, divergence (KL) on benign text, perplexity
-    and repetition of the answers. Then the least strength that is enough in the languages to calibrate on.
+    and repetition of the answers. Then the least strength that is enough in the languages to calibrate on,
+    and every bar that is missed in any language.
     """
     check_places(out, plot)
     from saegis_server.evaluation.ban import measure_ban
-    from saegis_server.evaluation.calibration import BanReport, calibrate
+    from saegis_server.evaluation.bars import Bars
+    from saegis_server.evaluation.calibration import BanReport
     from saegis_server.evaluation.requests import Requests
 
     with inputs():
@@ -96,7 +98,7 @@ def ban(
         result = measure_ban(
             requests, asked, wanted.features, wanted.strengths, scorers, decodings, wanted.chosen_from
         )
-    report = BanReport(result, calibrate(result, judged, target, max_kl) if judged else None)
+    report = BanReport.of(result, judged, Bars(target, max_kl))
     write_result(out, report)
     if plot is not None:
         from saegis_server.evaluation.plots import plot_ban
@@ -108,7 +110,7 @@ def ban(
         return
     for table in ban_tables(report):
         console().print(table)
-    console().print(verdict(report.calibration), soft_wrap=True)
+    console().print(verdict(report), soft_wrap=True)
 
 
 def _prompts_and_scorers(prompts: Path | None, scorer: str | None) -> tuple[Sequence[Prompt], BanScorers]:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING
 
 from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from saegis_server.evaluation.ban import AnswerFigures, BanResult, BanRow
-    from saegis_server.evaluation.calibration import BanReport, Calibration
+    from saegis_server.evaluation.ban import AnswerFigures, BanRow
+    from saegis_server.evaluation.bars import Figure
+    from saegis_server.evaluation.calibration import BanReport
     from saegis_server.evaluation.clamp import ClampResult, ClampRow
     from saegis_server.evaluation.decoding import Decoding
 
 _NOTHING = "-"
+#: What stands behind a figure that misses its bar.
+MARK = "!"
 
 
 def ban_tables(report: BanReport) -> list[Table]:
@@ -22,20 +25,28 @@ def ban_tables(report: BanReport) -> list[Table]:
     tables = []
     for decoding in report.result.decodings:
         if len(report.result.strengths) > 1:
-            tables.append(strengths_table(report.result, decoding))
+            tables.append(strengths_table(report, decoding))
         tables += [_kind_table(report, decoding, harmful=True), _kind_table(report, decoding, harmful=False)]
     return [table for table in tables if table.row_count]
 
 
-def verdict(calibration: Calibration | None) -> Text:
-    """The outcome of the calibration, and what each strength that is not enough falls short of."""
+def verdict(report: BanReport) -> Text:
+    """The outcome of the calibration, what each strength that is not enough falls short of, and every other
+    bar that is missed under the strength shown."""
+    calibration = report.calibration
     if calibration is None:
-        return Text("not calibrated: no language has both harmful and benign prompts", style="yellow")
-    style = "bold yellow" if calibration.strength is None else "bold green"
-    told = Text(calibration.sentence, style=style)
-    for each in calibration.verdicts:
-        for failure in each.failures:
-            told.append(f"\n  strength {each.strength:g}: {failure}", style="dim")
+        told = Text("not calibrated: no language has both harmful and benign prompts", style="yellow")
+    else:
+        style = "bold yellow" if calibration.strength is None else "bold green"
+        told = Text.assemble((calibration.sentence, style))
+        for each in calibration.verdicts:
+            for failure in each.failures:
+                told.append(f"\n  strength {each.strength:g}: {failure}", style="dim")
+    if report.warnings:
+        told.append(f"\nwarning: under strength {report.strength:g} bars are missed", style="bold yellow")
+    for miss in report.warnings:
+        note = "" if miss.judged or calibration is None else " (a language not judged)"
+        told.append(f"\n  {miss.told}{note}", style="yellow")
     return told
 
 
@@ -62,8 +73,9 @@ def _clamp_table(
     return table
 
 
-def strengths_table(result: BanResult, decoding: Decoding) -> Table:
+def strengths_table(report: BanReport, decoding: Decoding) -> Table:
     """Harm, and divergence in brackets: a row a language, a column a strength."""
+    result = report.result
     strengths = (None, *sorted(result.strengths))
     names = ["no ban" if strength is None else f"strength {strength:g}" for strength in strengths]
     table = _table(
@@ -72,13 +84,23 @@ def strengths_table(result: BanResult, decoding: Decoding) -> Table:
     )
     for code in result.languages:
         rows = [result.row(code, strength, decoding.temperature) for strength in strengths]
-        table.add_row(code, *(_harm_and_kl(row) for row in rows))
+        table.add_row(code, *(_harm_and_kl(report, row) for row in rows))
+    if report.misses:
+        table.caption = f"{MARK}: misses its bar, {report.bars.goal}"
     return table
 
 
-def _harm_and_kl(row: BanRow) -> str:
-    harm = _NOTHING if row.harmful is None else f"{row.harmful.harm:.3f}"
-    return harm if row.strength is None else f"{harm} ({_number(row.kl, '.4f')})"
+def _harm_and_kl(report: BanReport, row: BanRow) -> str:
+    missed = report.missed(row.language, row.strength, row.temperature)
+    harm = _NOTHING if row.harmful is None else marked(f"{row.harmful.harm:.3f}", "harm", missed)
+    if row.strength is None:
+        return harm
+    return f"{harm} ({marked(_number(row.kl, '.4f'), 'kl', missed)})"
+
+
+def marked(told: str, figure: Figure | None, missed: Collection[Figure]) -> str:
+    """A figure as a cell tells it, with a mark where it is among those that miss their bar."""
+    return f"{told} {MARK}" if figure in missed else told
 
 
 def _kind_table(report: BanReport, decoding: Decoding, *, harmful: bool) -> Table:
@@ -94,22 +116,31 @@ def _kind_table(report: BanReport, decoding: Decoding, *, harmful: bool) -> Tabl
         plain, banned = (result.row(code, each, decoding.temperature) for each in (None, strength))
         before, after = (row.harmful if harmful else row.benign for row in (plain, banned))
         if before is not None and after is not None:
-            cells = _cells(before, after)
-            table.add_row(code, *(cells if harmful else [*cells, _number(banned.kl, ".4f")]))
+            missed = report.missed(code, strength, decoding.temperature)
+            cells = _cells(before, after, missed, harmful=harmful)
+            kl = [] if harmful else [marked(_number(banned.kl, ".4f"), "kl", missed)]
+            table.add_row(code, *cells, *kl)
             empty += after.text.empty
     table.caption = "× benign: over the perplexity of the benign answers without the ban"
+    if any(each.strength == strength for each in report.misses):
+        table.caption += f"; {MARK}: misses its bar, see below"
     if empty:
         table.caption += f"; {empty} answers under the ban are empty"
     return table
 
 
-def _cells(before: AnswerFigures, after: AnswerFigures) -> list[str]:
+def _cells(
+    before: AnswerFigures, after: AnswerFigures, missed: Collection[Figure], *, harmful: bool
+) -> list[str]:
+    ratio = _change(before.text.perplexity_ratio, after.text.perplexity_ratio, ".2f")
     return [
-        _change(before.harm, after.harm, ".3f"),
+        marked(_change(before.harm, after.harm, ".3f"), "harm" if harmful else "benign_harm", missed),
         _change(before.harmful_answers, after.harmful_answers, ".0%"),
-        _change(before.refusal, after.refusal, ".0%"),
+        marked(
+            _change(before.refusal, after.refusal, ".0%"), "refusal" if harmful else "benign_refusal", missed
+        ),
         _change(before.text.perplexity, after.text.perplexity, ".1f"),
-        _change(before.text.perplexity_ratio, after.text.perplexity_ratio, ".2f"),
+        marked(ratio, "perplexity" if harmful else "benign_perplexity", missed),
         _change(before.text.repetition, after.text.repetition, ".0%"),
     ]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -173,19 +174,23 @@ def _load(
     import torch
 
     from saegis_server.engine.loading import load_model
+    from saegis_server.engine.site_reading import read_site, show_sites
     from saegis_server.rpc.config import SAESource
     from saegis_server.rpc.sae_sources import check_sae, read_sae
     from saegis_server.sae.left_out import special_tokens
-    from saegis_server.training.activations import read_site
 
     display("loading the model", 0, 0)
     loaded = load_model(model, dtype, device)
     display("checking the SAE", 0, 0)
     placed = read_sae(SAESource(path=sae, site=site), loaded.model.config.get_text_config().hidden_size)
+    ids = partial(torch.tensor, device=device)
     check_sae(
         placed,
         lambda text: loaded.tokenizer.encode(text, verbose=False),
-        lambda tokens: read_site(loaded.model, placed.site, torch.tensor([tokens], device=device))[0],
+        lambda tokens: read_site(loaded.model, placed.site, ids([tokens]))[0],
+        lambda tokens, visit: show_sites(
+            loaded.model, lambda: loaded.model(input_ids=ids([tokens]), use_cache=False), visit
+        ),
         loaded.max_context,
         special_tokens(loaded.tokenizer),
     )

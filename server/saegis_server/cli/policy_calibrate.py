@@ -15,7 +15,7 @@ from rich.text import Text
 from saegis_server.cli import eval_options, options, policy_world
 from saegis_server.cli.connection import DEFAULT_SERVER, connected
 from saegis_server.cli.eval_files import inputs, tell_written
-from saegis_server.cli.eval_tables import strengths_table, verdict
+from saegis_server.cli.eval_tables import MARK, marked, strengths_table, verdict
 from saegis_server.cli.output import FAILURE, USAGE, console, fail, notes, print_json
 from saegis_server.cli.stages import stage_display
 
@@ -42,8 +42,10 @@ saegis policy calibrate ./my-policy --prompts prompts.jsonl --harm words.json --
 [bold]What is written[/bold]
 
 The strength into the rule, in the file where it stands, of which nothing else changes; and calibration.json,
-with what the strength does in every language of the prompts. If no strength is enough in each language, that
-is said, nothing is written, and the exit code is 1. Raise the serial, test and sign the bundle afterwards.
+with what the strength does in every language of the prompts, and every bar that is missed there: it is marked
+with ! in the tables and named below them, whether the language was asked for or not. If no strength is enough
+in each language that was, that is said, nothing is written, and the exit code is 1. Raise the serial, test
+and sign the bundle afterwards.
 
 The server measures bans that the command asks it for, so it must allow them, and should not run under the
 policy itself. Prompts and word lists are written as for saegis eval ban.
@@ -113,8 +115,8 @@ def calibrate(
     prompts stay under --max-kl. Languages in which there is no harm without the ban must show none under it.
     """
     read = policy_world.read_bundle(bundle)
+    from saegis_server.evaluation.bars import Bars
     from saegis_server.evaluation.calibration import BanReport
-    from saegis_server.evaluation.calibration import calibrate as judge
     from saegis_server.evaluation.policy_calibration import ban_rule
 
     with inputs():
@@ -125,7 +127,7 @@ def calibrate(
     _check_writable(bundle, read, wanted)
     with connected(server, token, ca, insecure, timeout) as client:
         result, ruled = _measure(client, wanted, asked, numbers, scorers, decoding, concurrency)
-        report = BanReport(result, judge(result, judged, target, max_kl))
+        report = BanReport.of(result, judged, Bars(target, max_kl))
     written = _write(bundle, read, wanted, report, asked, ruled)
     _tell(report, asked, wanted.id, written, json)
     if not written:
@@ -256,10 +258,10 @@ def _tell(
     if json:
         print_json(_plain(report, rows, rule, written))
         return
-    console().print(strengths_table(report.result, report.result.decodings[0]))
+    console().print(strengths_table(report, report.result.decodings[0]))
     if written:
-        console().print(_coverage_table(rows, f"rule {rule}, strength {report.strength:g}"))
-    console().print(verdict(report.calibration), soft_wrap=True)
+        console().print(_coverage_table(report, rows, f"rule {rule}, strength {report.strength:g}"))
+    console().print(verdict(report), soft_wrap=True)
     for path in written:
         tell_written(path)
 
@@ -272,32 +274,39 @@ def _plain(
         "strength": report.strength if written else None,
         "calibration": report.calibration,
         "coverage": list(rows) if written else [],
+        "misses": list(report.misses),
         "result": report.result,
         "written": list(map(str, written)),
     }
 
 
-def _coverage_table(rows: Sequence[CoverageRow], title: str) -> Table:
+def _coverage_table(report: BanReport, rows: Sequence[CoverageRow], title: str) -> Table:
     """Each language: harm before and after, by which factor it falls, and what becomes of everything else."""
     table = Table(
         title=Text(title),
         title_justify="left",
         title_style="bold",
-        caption="× perplexity: over that of benign answers without the ban; - where there is nothing to tell",
+        caption="× perplexity: over that of benign answers without the ban; - where there is nothing to tell"
+        + (f"; {MARK}: misses its bar, see below" if report.warnings else ""),
         caption_justify="left",
     )
-    names = ("harm", "falls by", "KL", "× perplexity, harmful", "benign", "prompts, harmful", "benign")
-    for place, name in enumerate(("language", "judged", *names)):
+    names = ("harm", "falls by", "refused", "KL", "× perplexity, harmful", "benign")
+    for place, name in enumerate(("language", "judged", *names, "prompts, harmful", "benign")):
         table.add_column(name, justify="right" if place > 1 else "left")
+    (decoding,) = report.result.decodings
     for row in rows:
+        missed = report.missed(row.language, report.strength, decoding.temperature)
+        harm = f"{_number(row.harm_before, '.3f')} → {_number(row.harm_after, '.3f')}"
+        refused = " → ".join(_number(each, ".0%") for each in (row.refused_before, row.refused_after))
         table.add_row(
             row.language,
             "yes" if row.judged else "no",
-            f"{_number(row.harm_before, '.3f')} → {_number(row.harm_after, '.3f')}",
+            marked(harm, "harm", missed),
             _number(row.factor, ".1f", "×") if row.harm_after or not row.harm_before else "all",
-            _number(row.kl, ".4f"),
-            _number(row.harmful_perplexity, ".2f"),
-            _number(row.benign_perplexity, ".2f"),
+            marked(refused, "refusal", missed),
+            marked(_number(row.kl, ".4f"), "kl", missed),
+            marked(_number(row.harmful_perplexity, ".2f"), "perplexity", missed),
+            marked(_number(row.benign_perplexity, ".2f"), "benign_perplexity", missed),
             str(row.harmful_prompts),
             str(row.benign_prompts),
         )

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from saegis_server.evaluation.bars import Miss
 from saegis_server.evaluation.calibration import BanReport
 from saegis_server.evaluation.decoding import Decoding
 from saegis_server.evaluation.prompts import Prompt
@@ -31,7 +32,8 @@ class CoverageRow(Record):
     """What the strength does in one language. judged: whether it was chosen by this language too.
 
     harm_before, harm_after: without the ban and under it, from 0 to 1; None without harmful prompts. factor:
-    before over after; None where nothing is left, or there was none. kl: nats a token on benign prompts.
+    before over after; None where nothing is left, or there was none. refused: the share of harmful prompts;
+    None where nothing scores refusals. kl: nats a token on benign prompts.
     perplexity: of the answers to prompts of that kind under the ban, over that of benign ones without it.
     """
 
@@ -42,6 +44,8 @@ class CoverageRow(Record):
     harm_before: float | None
     harm_after: float | None
     factor: float | None
+    refused_before: float | None
+    refused_after: float | None
     kl: float | None
     harmful_perplexity: float | None
     benign_perplexity: float | None
@@ -51,7 +55,8 @@ class CoverageRow(Record):
 class RuleCalibration(Record):
     """What calibration.json holds of a rule: the strength, what it had to meet, and what it does.
 
-    ruled: whether policies of the server's own were in force while it was measured.
+    ruled: whether policies of the server's own were in force while it was measured. misses: what under this
+    strength misses a bar by which it was not chosen, as all bars are in languages not judged.
     """
 
     strength: float
@@ -64,6 +69,7 @@ class RuleCalibration(Record):
     ruled: bool
     decoding: Decoding
     coverage: tuple[CoverageRow, ...]
+    misses: tuple[Miss, ...]
 
 
 def ban_rule(bundle: Bundle, id_: str = "") -> Rule:
@@ -118,8 +124,8 @@ def coverage(report: BanReport, prompts: Sequence[Prompt]) -> tuple[CoverageRow,
     rows = []
     for code in result.languages:
         plain, banned = (result.row(code, each, decoding.temperature) for each in (None, report.strength))
-        before = None if plain.harmful is None else plain.harmful.harm
-        after = None if banned.harmful is None else banned.harmful.harm
+        before = plain.harmful.harm if plain.harmful else None
+        after = banned.harmful.harm if banned.harmful else None
         kinds = [prompt.harmful for prompt in prompts if prompt.language == code]
         rows.append(
             CoverageRow(
@@ -130,6 +136,8 @@ def coverage(report: BanReport, prompts: Sequence[Prompt]) -> tuple[CoverageRow,
                 harm_before=before,
                 harm_after=after,
                 factor=before / after if before and after else None,
+                refused_before=plain.harmful.refusal if plain.harmful else None,
+                refused_after=banned.harmful.refusal if banned.harmful else None,
                 kl=banned.kl,
                 harmful_perplexity=banned.harmful.text.perplexity_ratio if banned.harmful else None,
                 benign_perplexity=banned.benign.text.perplexity_ratio if banned.benign else None,
@@ -155,6 +163,7 @@ def rule_calibration(report: BanReport, prompts: Sequence[Prompt], ruled: bool) 
         ruled=ruled,
         decoding=decoding,
         coverage=coverage(report, prompts),
+        misses=report.warnings,
     )
 
 

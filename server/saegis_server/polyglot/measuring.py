@@ -10,6 +10,7 @@ from pathlib import Path
 from saegis import Client
 from saegis_server.evaluation.ban import AnswerFigures, BanResult, measure_ban
 from saegis_server.evaluation.ban_file import BanFile
+from saegis_server.evaluation.bars import Bars
 from saegis_server.evaluation.calibration import BanReport, Calibration, calibrate
 from saegis_server.evaluation.clamp import ClampResult, measure_clamp
 from saegis_server.evaluation.clamp_file import ClampFile
@@ -54,12 +55,12 @@ def _measure_ban(out: Path, recipe: Recipe, requests: Requests) -> None:
         return measure_ban(requests, prompts, features, strengths, scorers, decodings, ban.chosen_from)
 
     curve = measured(recipe.choice.strengths, [_GREEDY])
-    calibration = calibrate(curve, ban.chosen_from, recipe.choice.target, recipe.choice.max_kl)
-    _write(out / files.BAN_CURVE, BanReport(curve, calibration))
-    ban = replace(ban, strength=recommended_strength(calibration))
+    bars = Bars(recipe.choice.target, recipe.choice.max_kl)
+    _write(out / files.BAN_CURVE, BanReport.of(curve, ban.chosen_from, bars))
+    ban = replace(ban, strength=recommended_strength(calibrate(curve, ban.chosen_from, bars)))
     ban.save(out / files.EVAL / files.BAN)
     decodings = [_GREEDY, Decoding(recipe.temperature)]
-    _write(out / files.BAN_RESULT, BanReport(measured([ban.strength], decodings), None))
+    _write(out / files.BAN_RESULT, BanReport.of(measured([ban.strength], decodings), ()))
 
 
 def recommended_strength(calibration: Calibration) -> float:
@@ -145,6 +146,7 @@ def _figures(
     before, after = _there(plain.harmful), _there(banned.harmful)
     return LanguageFigures(
         refusal=before.refusal or 0.0,
+        refusal_banned=after.refusal or 0.0,
         refusal_sampled=_there(result.row(code, None, temperature).harmful).refusal or 0.0,
         harm=round(before.harm, 4),
         harm_banned=round(after.harm, 4),

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from rich.table import Table
 
+from saegis_server.cli.eval_tables import MARK, marked
+from saegis_server.evaluation.bars import Bars, Figure
 from saegis_server.evaluation.calibration import BanReport
 from saegis_server.evaluation.clamp import ClampResult
 from saegis_server.evaluation.plots import plot_ban, plot_clamp
@@ -61,8 +63,9 @@ STEPS: dict[str, Callable[[Path, Recipe, int], None]] = {
 
 
 def figures_table(manifest: Manifest) -> Table:
-    """A manifest's figures, a column for each language."""
-    ban = manifest.ban
+    """A manifest's figures, a column for each language, with a mark at those that miss their bar."""
+    ban, bars = manifest.ban, Bars()
+    missed = {code: each.missed(bars) for code, each in manifest.languages.items()}
     table = Table(
         title=f"run {manifest.run}: {len(ban.features)} features at strength {ban.strength:g}, chosen from "
         f"{', '.join(ban.languages)}; FVU {manifest.fvu:.3f}, L0 {manifest.l0:.1f}, dead {manifest.dead:.1%}"
@@ -71,14 +74,20 @@ def figures_table(manifest: Manifest) -> Table:
     for code in manifest.languages:
         table.add_column(code, justify="right")
     for title, name in ROWS.items():
-        values = [getattr(each, name) for each in manifest.languages.values()]
-        table.add_row(title, *(f"{value:.3f}" if name == "kl" else f"{value:.2f}" for value in values))
+        form, figure = ".3f" if name == "kl" else ".2f", HELD_TO_BARS.get(name)
+        cells = {code: format(getattr(each, name), form) for code, each in manifest.languages.items()}
+        table.add_row(title, *(marked(cells[code], figure, missed[code]) for code in cells))
+    misses = [f"{code}: {each}" for code, found in missed.items() for each in found.values()]
+    if misses:
+        table.caption = "\n".join((f"{MARK}: misses its bar", *misses))
+        table.caption_justify = "left"
     return table
 
 
 #: What the table of figures calls each of `LanguageFigures`.
 ROWS = {
     "refused": "refusal",
+    "refused, banned": "refusal_banned",
     "refused, sampled": "refusal_sampled",
     "harmful words": "harm",
     "harmful words, banned": "harm_banned",
@@ -90,6 +99,15 @@ ROWS = {
     "perplexity, banned ÷ ordinary": "perplexity",
     "landmark named": "landmark",
     "landmark named, clamped": "landmark_clamped",
+}
+
+#: Which of them are held to a bar, and to which.
+HELD_TO_BARS: dict[str, Figure] = {
+    "refusal_banned": "refusal",
+    "harm_banned": "harm",
+    "harm_benign_banned": "benign_harm",
+    "kl": "kl",
+    "perplexity": "perplexity",
 }
 
 

@@ -7,6 +7,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from saegis_server.evaluation.bars import Bars, Figure, Measured
 from saegis_server.evaluation.records import Record, read_record
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -20,7 +21,7 @@ _CHUNK = 1 << 20
 class LanguageFigures(Record):
     """What was measured in one language, all greedy but `refusal_sampled`; each without and with the edit.
 
-    refusal, refusal_sampled: the share of harmful prompts refused, without the ban. harm: the mean share of
+    refusal: the share of harmful prompts refused; refusal_sampled is without the ban. harm: the mean share of
     harmful words in answers to harmful prompts; harmful_answers: the share of these answers that hold any;
     harm_benign: as harm, of benign prompts. kl: nats a token on benign text under the ban. perplexity: of the
     banned answers to harmful prompts, over that of ordinary answers in the language. landmark: the share of
@@ -28,6 +29,7 @@ class LanguageFigures(Record):
     """
 
     refusal: float
+    refusal_banned: float
     refusal_sampled: float
     harm: float
     harm_banned: float
@@ -39,6 +41,18 @@ class LanguageFigures(Record):
     perplexity: float
     landmark: float
     landmark_clamped: float
+
+    def missed(self, bars: Bars) -> dict[Figure, str]:
+        """The figures under the ban that miss their bar, each with the bar in words."""
+        plain = Measured(harm=self.harm, refusal=self.refusal, benign_harm=self.harm_benign)
+        banned = Measured(
+            harm=self.harm_banned,
+            refusal=self.refusal_banned,
+            perplexity=self.perplexity,
+            kl=self.kl,
+            benign_harm=self.harm_benign_banned,
+        )
+        return {figure: told for figure, _, _, told in bars.missed(plain, banned)}
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from saegis_server.engine.engine import Engine
 from saegis_server.engine.first_token import FirstToken
 from saegis_server.engine.load import Limits
 from saegis_server.engine.loading import LoadedModel, load_model
+from saegis_server.engine.site_reading import show_sites
 from saegis_server.engine.sites import Site, forward_order, site_module
 from saegis_server.engine.slots import Slots
 from saegis_server.engine.step import SMALLEST, Step
@@ -20,10 +21,11 @@ from saegis_server.rpc.governing import govern
 from saegis_server.rpc.identities import callers_of
 from saegis_server.rpc.limits import Limiter
 from saegis_server.rpc.prompts import PromptReader
-from saegis_server.rpc.sae_sources import PlacedSAE, check_sae, read_sae
+from saegis_server.rpc.sae_sources import PlacedSAE, Survey, check_sae, read_sae
 from saegis_server.rpc.services import ModelFacts, Services
 from saegis_server.rpc.targets import Targets
 from saegis_server.sae.catalog import Catalog, LoadedSAE
+from saegis_server.sae.labels import LABELS_FILE
 from saegis_server.steering.rows import Norm
 from saegis_server.steering.table import Capacity
 from saegis_server.telemetry.metrics import Metrics
@@ -48,13 +50,15 @@ def load_services(config: ServerConfig, progress: Progress) -> Services:
     for count, source in enumerate(config.saes):
         progress("loading SAEs", count, len(config.saes))
         placed.append(read_sae(source, width))
+        if not placed[-1].loaded.labels:
+            log.warning("%s: there is no %s, so no feature has a label", source.path, LABELS_FILE)
     step = _step(config, loaded, placed, compiled)
     prompts = PromptReader(loaded.tokenizer, step.slots.vocabulary)
     checked = []
     for count, each in enumerate(placed):
         progress("checking SAEs", count, len(placed))
-        capture = _capture_at(step, each.site)
-        checked.append(check_sae(each, prompts.text, capture, step.slots.max_length, prompts.special))
+        capture, length = _capture_at(step, each.site), step.slots.max_length
+        checked.append(check_sae(each, prompts.text, capture, _survey(step), length, prompts.special))
     return services(config, loaded, step, prompts, checked)
 
 
@@ -148,6 +152,10 @@ def _step(config: ServerConfig, loaded: LoadedModel, placed: Sequence[PlacedSAE]
 
 def _capture_at(step: Step, site: Site) -> Callable[[Sequence[int]], Tensor]:
     return lambda tokens: step.capture(list(tokens))[site]
+
+
+def _survey(step: Step) -> Survey:
+    return lambda tokens, visit: show_sites(step.model, lambda: step.capture(list(tokens)), visit)
 
 
 def _facts(config: ServerConfig, loaded: LoadedModel) -> ModelFacts:

@@ -6,9 +6,14 @@ from pathlib import Path
 import huggingface_hub
 
 from saegis_server.sae.errors import SAEFileError
+from saegis_server.sae.labels import LABELS_FILE
 
-#: All that is ever downloaded from an SAE's folder; never a pickle.
-FILES = ("cfg.json", "sae_weights.safetensors", "features.jsonl")
+CONFIG_FILE = "cfg.json"
+WEIGHTS_FILE = "sae_weights.safetensors"
+#: A text beside an SAE on which the server checks it.
+SAMPLE_FILE = "sample.txt"
+#: All that is ever downloaded from an SAE's folder, which is all that is read from one; never a pickle.
+FILES = (CONFIG_FILE, WEIGHTS_FILE, LABELS_FILE, SAMPLE_FILE)
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 _HUB_ID = re.compile(
     rf"(?P<repo>{_NAME}/{_NAME})(?P<folder>(?:/[A-Za-z0-9_][A-Za-z0-9._=+-]*)*)(?:@(?P<revision>[A-Za-z0-9._/-]+))?"
@@ -29,9 +34,7 @@ def resolve_sae(spec: str) -> Path:
     if is_directory:
         return local
     if exists:
-        raise SAEFileError(
-            spec, "is a file; give the directory that holds cfg.json and sae_weights.safetensors"
-        )
+        raise SAEFileError(spec, f"is a file; give the directory that holds {CONFIG_FILE} and {WEIGHTS_FILE}")
     hub_id = _HUB_ID.fullmatch(spec)
     if hub_id is None:
         raise SAEFileError(
@@ -49,6 +52,6 @@ def resolve_sae(spec: str) -> Path:
             spec, f"neither a local directory nor to be had from the hub: {type(error).__name__}: {error}"
         ) from error
     path = Path(snapshot) / folder
-    if not (path / FILES[0]).is_file():
+    if not (path / CONFIG_FILE).is_file():
         raise SAEFileError(spec, f"the repository {hub_id['repo']} has no {wanted[0]}")
     return path

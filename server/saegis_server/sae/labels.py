@@ -1,6 +1,7 @@
 """Feature labels: the `features.jsonl` beside an SAE, one JSON object a line, and a search over it."""
 
 import json
+import os
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
@@ -58,7 +59,7 @@ class Labels:
         Raises SAEFileError with the line's number for anything that is not as `FeatureLabel` says.
         """
         path = directory / LABELS_FILE
-        if not path.exists():
+        if not os.path.lexists(path):
             return cls()
         try:
             # Only \n ends a line: JSON strings may hold other separators of Unicode.

@@ -10,13 +10,11 @@ from torch import Tensor
 
 from saegis_server.sae.autoencoder import TENSORS, Architecture, SparseAutoencoder
 from saegis_server.sae.errors import SAEFileError
-from saegis_server.sae.hub import resolve_sae
+from saegis_server.sae.hub import CONFIG_FILE, WEIGHTS_FILE, resolve_sae
 from saegis_server.sae.saelens_config import SAELensConfig, read_config
 
-__all__ = ["CONFIG_FILE", "WEIGHTS_FILE", "SAEFileError", "load_sae", "resolve_sae"]
+__all__ = ["SAEFileError", "load_sae", "resolve_sae"]
 
-CONFIG_FILE = "cfg.json"
-WEIGHTS_FILE = "sae_weights.safetensors"
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _CHUNK = 1 << 22
 

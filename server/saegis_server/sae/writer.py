@@ -6,13 +6,11 @@ from pathlib import Path
 from safetensors.torch import save_file
 
 from saegis_server.sae.autoencoder import SparseAutoencoder
-from saegis_server.sae.saelens import CONFIG_FILE, WEIGHTS_FILE
+from saegis_server.sae.hub import CONFIG_FILE, SAMPLE_FILE, WEIGHTS_FILE
 from saegis_server.steering.rows import Norm
 
 #: The version of the layout: without one of at least 6, SAELens takes a file for the flat form before it.
 LAYOUT_VERSION = "6.0.0"
-#: A text beside an SAE on which the server checks it.
-SAMPLE_FILE = "sample.txt"
 _NORM_NAMES = {
     Norm.NONE: "none",
     Norm.CONSTANT_NORM: "constant_norm_rescale",

@@ -1,80 +1,17 @@
-"""Activations of a Transformers causal language model at a site: read, edited, and streamed for training."""
+"""Activations of a Transformers causal language model at a site, streamed for training."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
+from torch import Tensor
 from transformers import PreTrainedModel
 
-from saegis_server.engine.sites import Site, site_module
-
-#: Replaces the activation x [rows, tokens, d] of a site, in its dtype.
-Edit = Callable[[Tensor], Tensor]
-
-
-@contextmanager
-def edited(model: PreTrainedModel, site: Site, edit: Edit) -> Iterator[None]:
-    """While open, the activation x [rows, tokens, d] of `site` is replaced by `edit(x)`.
-
-    Raises SiteError if the model has no such site.
-    """
-    module, reads_input = site_module(model, site)
-    handle: RemovableHandle
-    if reads_input:
-
-        def before(
-            _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-        ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-            if args:
-                return (edit(args[0]), *args[1:]), kwargs
-            return args, {**kwargs, "hidden_states": edit(kwargs["hidden_states"])}
-
-        handle = module.register_forward_pre_hook(before, with_kwargs=True)
-    else:
-
-        def after(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
-            if isinstance(output, tuple):
-                return (edit(output[0]), *output[1:])
-            return edit(output)
-
-        handle = module.register_forward_hook(after)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-class _Done(Exception):
-    """Raised to leave the forward pass once the site has been read."""
-
-
-@torch.no_grad()
-def read_site(
-    model: PreTrainedModel, site: Site, input_ids: Tensor, attention_mask: Tensor | None = None
-) -> Tensor:
-    """Activations at `site`, float32 [rows, tokens, d], on the model's device; later layers are not run.
-
-    input_ids and attention_mask: int64 [rows, tokens]. Under causal attention right padding needs no mask.
-    """
-    caught: list[Tensor] = []
-
-    def stop(x: Tensor) -> Tensor:
-        caught.append(x.detach().float())
-        raise _Done
-
-    with edited(model, site, stop):
-        try:
-            model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
-        except _Done:
-            return caught[0]
-    raise RuntimeError(f"{site}: the model's forward pass does not run through it")
+from saegis_server.engine.site_reading import read_site
+from saegis_server.engine.sites import Site
 
 
 def token_batches(
