@@ -34,9 +34,9 @@ def show_landmark(console: Console, scene: Landmark) -> None:
         "A feature is a direction that a sparse autoencoder has found in the model's activations; it is "
         f"active where a text is about one thing. Feature {scene.feature.index}, labelled "
         f"{scene.feature.label!r}, is set to {scene.value:.1f} at every token: {scene.times:g} times the "
-        "most that its activation reached in training text. Of the answers to everyday questions about something "
-        f"else {named} then name the bridge; one of each is shown. More names it more often, and breaks more "
-        "sentences: saegis eval clamp.",
+        "most that its activation reached in training text. Of the answers to everyday questions about "
+        f"something else {named} then name the bridge; one of each is shown. More names it more often, "
+        "and breaks more sentences: saegis eval clamp.",
     )
     table = Table(show_lines=True)
     for name in ("question", "unsteered", "clamped"):
