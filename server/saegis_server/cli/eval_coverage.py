@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from saegis_server.cli import eval_options, offline, options, serve_options
+from saegis_server.cli import eval_options, offline, options
 from saegis_server.cli.eval_files import check_places, codes, inputs, tell_written, write_result
 from saegis_server.cli.output import USAGE, console, fail, print_json
 from saegis_server.cli.stages import StageDisplay, stage_display
@@ -51,8 +51,8 @@ def coverage(
     ] = None,
     site: offline.SiteName = None,
     raw: offline.Raw = False,
-    dtype: serve_options.Dtype = "auto",
-    device: serve_options.Device = "cpu",
+    dtype: options.Dtype = options.DtypeName.AUTO,
+    device: options.Device = "cpu",
     out: eval_options.Out = None,
     plot: eval_options.Plot = None,
     json: options.Json = False,

@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from saegis_server.cli import offline, options, serve_options
+from saegis_server.cli import offline, options
 from saegis_server.cli.eval_files import check_places, codes, tell_written
 from saegis_server.cli.output import USAGE, console, fail, print_json
 from saegis_server.cli.stages import StageDisplay, stage_display
@@ -55,8 +55,8 @@ def choose(
         Path | None, typer.Option(metavar="FILE", help="Write the ban file for saegis eval ban.")
     ] = None,
     raw: offline.Raw = False,
-    dtype: serve_options.Dtype = "auto",
-    device: serve_options.Device = "cpu",
+    dtype: options.Dtype = options.DtypeName.AUTO,
+    device: options.Device = "cpu",
     json: options.Json = False,
 ) -> None:
     """Choose the features that fire on wanted texts in every one of some languages; no server is needed.

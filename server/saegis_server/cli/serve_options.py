@@ -23,6 +23,15 @@ class Compile(enum.StrEnum):
     NEVER = "never"
 
 
+class Level(enum.StrEnum):
+    """From which level on the log tells of what happens."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
 Model = Annotated[
     str | None,
     typer.Option(metavar="PATH_OR_HUB_ID", help="The language model; by default the reference model."),
@@ -33,8 +42,6 @@ Sites = Annotated[
     typer.Option(metavar="SITE", help="Where the SAE belongs, such as layers.12.resid_post."),
 ]
 Name = Annotated[str | None, typer.Option(help="What the model is called in answers.")]
-Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16; auto is float32 on a CPU.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")]
 CompileWhen = Annotated[
     Compile, typer.Option(help="Compile the forward pass; auto does where a C++ compiler is found.")
 ]
@@ -178,4 +185,4 @@ ReadFirstToken = Annotated[
 ReadyFile = Annotated[
     Path | None, typer.Option(help="Written as JSON (target, metrics_port, pid) once it serves.")
 ]
-LogLevel = Annotated[str, typer.Option(help="debug, info, warning or error.")]
+LogLevel = Annotated[Level, typer.Option(case_sensitive=False, help="What the log tells on standard error.")]

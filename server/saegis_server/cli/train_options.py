@@ -16,10 +16,6 @@ SiteName = Annotated[
     str, typer.Option("--site", metavar="SITE", help="Where to read, such as layers.12.resid_post.")
 ]
 Out = Annotated[Path, typer.Option(metavar="DIR", file_okay=False, help="Where the SAE is written.")]
-Dtype = Annotated[
-    str, typer.Option(help="The model's: float32, bfloat16, float16; auto is float32 on a CPU.")
-]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")]
 
 Text = Annotated[
     list[Path],
