@@ -72,7 +72,7 @@ def test_verify_with_a_key(tmp_path: Path) -> None:
     key = tmp_path / "key"
     key.write_text("k" * 40)
     AuditLog(settings(tmp_path / "log", key_file=key)).close()
-    assert invoke("verify", str(tmp_path / "log"), "--key-file", str(key)).exit_code == 0
+    assert invoke("verify", str(tmp_path / "log"), "--audit-key-file", str(key)).exit_code == 0
     result = invoke("verify", str(tmp_path / "log"))
     assert result.exit_code == 1
     assert "another key" in result.output
@@ -82,7 +82,7 @@ def test_what_cannot_be_verified_is_a_usage_error(tmp_path: Path) -> None:
     result = invoke("verify", str(tmp_path))
     assert result.exit_code == 2
     assert "holds no audit log" in result.stderr
-    result = invoke("verify", str(tmp_path), "--key-file", str(tmp_path / "none"))
+    result = invoke("verify", str(tmp_path), "--audit-key-file", str(tmp_path / "none"))
     assert result.exit_code == 2
     assert "No such file" in result.stderr
     assert invoke("show", str(tmp_path / "none")).exit_code == 2

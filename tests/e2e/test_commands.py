@@ -120,7 +120,7 @@ def test_features_are_found_by_label_and_shown() -> None:
     assert [feature["index"] for feature in told["features"]] == [3]
     assert "the red bridge" in run("features", "search", "bridge")[0]
     assert run_json("features", "search")["total_size"] == 3
-    assert len(run_json("features", "search", "--limit", "2")["features"]) == 2
+    assert len(run_json("features", "search", "--top", "2")["features"]) == 2
     assert "no label matches 'unicorn'" in run("features", "search", "unicorn")[1]
     assert run_json("features", "show", "poison")["harmful"] is True
     shown = run("features", "show", "3")[0]
@@ -139,7 +139,7 @@ def test_contrast_reads_texts_from_options_and_files(tmp_path: Path) -> None:
         "A bridge.",
         "--without-file",
         str(file),
-        "--limit",
+        "--top",
         "4",
     )
     told = run_json("features", "contrast", *arguments)

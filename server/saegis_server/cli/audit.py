@@ -27,7 +27,7 @@ VERIFY_EPILOG = """
 
 saegis audit verify /var/lib/saegis/audit
 
-saegis audit verify /var/lib/saegis/audit --key-file audit.key --json
+saegis audit verify /var/lib/saegis/audit --audit-key-file audit.key --json
 
 saegis audit verify /var/lib/saegis/audit --expect-head 5f1c...
 
@@ -74,7 +74,7 @@ _TOLD = (
 @app.command(epilog=VERIFY_EPILOG)
 def verify(
     path: Place,
-    key_file: Annotated[
+    audit_key_file: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The key of a keyed log, as the server's setting.")
     ] = None,
     expect_head: Annotated[
@@ -87,7 +87,7 @@ def verify(
     from saegis_server.policy.audit_verify import verify as verify_log
 
     with _log_errors():
-        found = verify_log(path, read_key(key_file), expect_head)
+        found = verify_log(path, read_key(audit_key_file), expect_head)
     if json:
         print_json(_as_json(found))
     else:

@@ -38,7 +38,7 @@ def chat(
     ban: options.Ban = None,
     watch: options.Watch = None,
     sae: options.EditSae = "",
-    system: Annotated[str | None, typer.Option(help="System message.")] = None,
+    system: Annotated[str | None, typer.Option(metavar="TEXT", help="System message.")] = None,
     max_tokens: options.MaxTokens = 128,
     temperature: options.Temperature = None,
     seed: options.Seed = None,

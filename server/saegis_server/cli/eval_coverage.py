@@ -42,11 +42,11 @@ def coverage(
     ],
     label: offline.LabelWanted = None,
     harmful: offline.HarmfulWanted = False,
-    found_in: Annotated[
+    chosen_from: Annotated[
         str | None,
         typer.Option(
             metavar="CODE,CODE...",
-            help="The languages that the features were found in. By default those of the ban file.",
+            help="The languages that the features were chosen from. By default those of the ban file.",
         ),
     ] = None,
     site: offline.SiteName = None,
@@ -70,7 +70,7 @@ def coverage(
         subject = offline.load_subject(model, sae, site, known, raw, dtype, device, display)
         counter = _counted(subject, wanted_features, wanted, display)
     with inputs():
-        result = counter.result(words, codes(found_in) if found_in is not None else stated)
+        result = counter.result(words, codes(chosen_from) if chosen_from is not None else stated)
     if out is not None:
         write_result(out, result)
     if plot is not None:

@@ -43,7 +43,9 @@ of the activation's norm.
 def generate(
     prompt: Annotated[str, typer.Argument(help="The text to continue; - reads it from standard input.")],
     chat: Annotated[bool, typer.Option("--chat", help="The prompt is a user's message to answer.")] = False,
-    system: Annotated[str | None, typer.Option(help="System message; implies --chat.")] = None,
+    system: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="System message; implies --chat.")
+    ] = None,
     stream: Annotated[bool, typer.Option("--stream", help="Print the text as it comes.")] = False,
     show_receipt: Annotated[
         bool, typer.Option("--receipt", help="Show the whole receipt, site by site and rule by rule.")

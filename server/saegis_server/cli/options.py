@@ -86,7 +86,9 @@ Dtype = Annotated[DtypeName, typer.Option(help="The model's dtype; auto is float
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
 Sae = Annotated[
     str,
-    typer.Option(metavar="ID", help="The SAE that features belong to; may be left out where there is one."),
+    typer.Option(
+        "--sae-id", metavar="ID", help="The SAE that features belong to; may be left out where there is one."
+    ),
 ]
 
 Clamp = Annotated[
@@ -150,6 +152,7 @@ EditSite = Annotated[
 EditSae = Annotated[
     str,
     typer.Option(
+        "--sae-id",
         metavar="ID",
         help="The SAE that features belong to; may be left out where there is one.",
         rich_help_panel=_STEERING,

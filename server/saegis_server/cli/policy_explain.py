@@ -54,7 +54,9 @@ Server = Annotated[
 Tenant = Annotated[
     str,
     typer.Option(
-        help="Who asks. By default 'default' or, of a server, the caller.", rich_help_panel=_REQUEST
+        metavar="NAME",
+        help="Who asks. By default 'default' or, of a server, the caller.",
+        rich_help_panel=_REQUEST,
     ),
 ]
 Roles = Annotated[
@@ -74,14 +76,6 @@ Uses = Annotated[
         rich_help_panel=_REQUEST,
     ),
 ]
-EditSae = Annotated[
-    str,
-    typer.Option(
-        metavar="ID",
-        help="The SAE that features belong to; may be left out where there is one.",
-        rich_help_panel="Steering",
-    ),
-]
 
 
 def explain(
@@ -94,7 +88,7 @@ def explain(
     add: options.Add = None,
     cap: options.Cap = None,
     ban: options.Ban = None,
-    edit_sae: EditSae = "",
+    edit_sae: options.EditSae = "",
     sae: policy_world.Sae = None,
     site: policy_world.Sites = None,
     name: policy_world.ModelName = None,

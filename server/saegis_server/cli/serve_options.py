@@ -41,11 +41,13 @@ Sites = Annotated[
     list[str] | None,
     typer.Option(metavar="SITE", help="Where the SAE belongs, such as layers.12.resid_post."),
 ]
-Name = Annotated[str | None, typer.Option(help="What the model is called in answers.")]
+Name = Annotated[str | None, typer.Option(metavar="NAME", help="What the model is called in answers.")]
 CompileWhen = Annotated[
     Compile, typer.Option(help="Compile the forward pass; auto does where a C++ compiler is found.")
 ]
-Host = Annotated[str, typer.Option(help="Address to listen on.", rich_help_panel=_PANEL_NETWORK)]
+Host = Annotated[
+    str, typer.Option(metavar="ADDRESS", help="Address to listen on.", rich_help_panel=_PANEL_NETWORK)
+]
 Port = Annotated[
     int, typer.Option(min=0, max=65535, help="0 takes a free one.", rich_help_panel=_PANEL_NETWORK)
 ]
@@ -116,7 +118,7 @@ AuditFsync = Annotated[
 ]
 AuditKeyFile = Annotated[
     Path | None,
-    typer.Option(help="A key for the chain of records.", rich_help_panel=_PANEL_AUDIT),
+    typer.Option(metavar="FILE", help="A key for the chain of records.", rich_help_panel=_PANEL_AUDIT),
 ]
 AuditPrompts = Annotated[
     bool, typer.Option(help="Write the text of prompts too.", rich_help_panel=_PANEL_AUDIT)

@@ -17,7 +17,7 @@ SiteName = Annotated[
 ]
 Out = Annotated[Path, typer.Option(metavar="DIR", file_okay=False, help="Where the SAE is written.")]
 
-Text = Annotated[
+Texts = Annotated[
     list[Path],
     typer.Option(
         metavar="FILE",
@@ -33,7 +33,7 @@ HeldOut = Annotated[
         metavar="FILE",
         exists=True,
         dir_okay=False,
-        help="Texts to measure on; by default a share of those of --text.",
+        help="Texts to measure on; by default a share of those of --texts.",
         rich_help_panel=_TEXTS,
     ),
 ]
@@ -59,7 +59,7 @@ Raw = Annotated[
 Architecture = Annotated[
     TrainedArchitecture, typer.Option(help="How features are made sparse.", rich_help_panel=_AUTOENCODER)
 ]
-Features = Annotated[
+FeatureCount = Annotated[
     int | None,
     typer.Option(
         metavar="M", help="How many; by default 8 times the model's width.", rich_help_panel=_AUTOENCODER
