@@ -7,8 +7,11 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from saegis_server.cli.app import app
+from saegis_server.policy import audit_record
+from saegis_server.policy.audit_choices import RecordKind
 from saegis_server.policy.audit_file import ACTIVE
 from saegis_server.policy.audit_log import AuditLog
+from saegis_server.policy.audit_record import AuditRecord
 from tests.policy.audit_logs import answer, decision, lines, refusal, settings
 
 
@@ -69,7 +72,7 @@ def test_verify_with_a_key(tmp_path: Path) -> None:
     key = tmp_path / "key"
     key.write_text("k" * 40)
     AuditLog(settings(tmp_path / "log", key_file=key)).close()
-    assert invoke("verify", str(tmp_path / "log"), "--key-file", str(key)).exit_code == 0
+    assert invoke("verify", str(tmp_path / "log"), "--audit-key-file", str(key)).exit_code == 0
     result = invoke("verify", str(tmp_path / "log"))
     assert result.exit_code == 1
     assert "another key" in result.output
@@ -79,7 +82,7 @@ def test_what_cannot_be_verified_is_a_usage_error(tmp_path: Path) -> None:
     result = invoke("verify", str(tmp_path))
     assert result.exit_code == 2
     assert "holds no audit log" in result.stderr
-    result = invoke("verify", str(tmp_path), "--key-file", str(tmp_path / "none"))
+    result = invoke("verify", str(tmp_path), "--audit-key-file", str(tmp_path / "none"))
     assert result.exit_code == 2
     assert "No such file" in result.stderr
     assert invoke("show", str(tmp_path / "none")).exit_code == 2
@@ -99,6 +102,20 @@ def test_what_cannot_be_verified_is_a_usage_error(tmp_path: Path) -> None:
 def test_show_prints_the_records_that_fit(log: Path, options: tuple[str, ...], numbers: list[int]) -> None:
     result = invoke("show", str(log), "--json", *options)
     assert [json.loads(line)["seq"] for line in result.stdout.splitlines()] == numbers
+
+
+def test_a_kind_that_no_record_has_is_an_error_that_lists_them(log: Path) -> None:
+    result = invoke("show", str(log), "--kind", "refused")
+    assert result.exit_code == 2
+    told = " ".join(result.stderr.split())
+    assert "refused" in told
+    assert all(kind in told for kind in RecordKind)
+
+
+def test_every_kind_of_record_can_be_asked_for() -> None:
+    known = [each for each in vars(audit_record).values() if isinstance(each, type)]
+    records = [each for each in known if issubclass(each, AuditRecord) and each is not AuditRecord]
+    assert [each.kind for each in records] == list(RecordKind)
 
 
 def test_show_prints_a_table(log: Path) -> None:

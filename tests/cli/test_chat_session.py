@@ -31,6 +31,23 @@ def test_reset_takes_steering_back_and_clear_the_conversation() -> None:
     assert session.messages == [{"role": "system", "content": "Be brief."}]
 
 
+def test_unset_takes_back_one_features_steering_and_watch_or_all() -> None:
+    session = ChatSession()
+    for line in ("/clamp 12=3.5", "/ban the red bridge", "/watch 12", "/watch the red bridge"):
+        session.command(line)
+    before = session.in_force()
+    assert session.command("/unset 12") == "in force: ban the red bridge=0, watch the red bridge"
+    assert session.watches == [saegis.watch("the red bridge")]
+    with pytest.raises(EditSyntaxError, match="nothing of '12' is in force"):
+        session.command("/unset 12")
+    assert not session.in_force().adds_to(before)
+    assert before.adds_to(session.in_force())
+    assert session.command("/unset the red bridge") == "nothing is in force: unsteered"
+    session.restore(before)
+    assert session.in_force() == before
+    assert session.command("/unset") == "nothing is in force: unsteered"
+
+
 def test_a_failed_call_takes_only_the_users_message_back() -> None:
     session = ChatSession()
     session.say("one")
@@ -46,8 +63,10 @@ def test_help_lists_every_command_and_each_is_understood() -> None:
     for command in COMMANDS:
         assert command in told
         name = command.partition(" ")[0]
-        argument = " 1=1" if "TARGET" in command else ""
-        ChatSession().command(name + argument)
+        argument = " 1=1" if "=" in command else " 1" if "TARGET" in command else ""
+        session = ChatSession()
+        session.command("/ban 1")
+        session.command(name + argument)
 
 
 @pytest.mark.parametrize("line", ["/clamp", "/clamp 12", "/ban", "/watch", "/dance", "/"])

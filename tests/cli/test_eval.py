@@ -66,7 +66,7 @@ def refused(*arguments: str, code: int = 2) -> str:
 
 
 def test_a_ban_is_measured_from_shipped_files(files: Path, target: str) -> None:
-    options = ("--server", target, "--max-tokens", "8", "--strength", "0", "--strength", "2")
+    options = ("--server", target, "--max-tokens", "8", "--strengths", "0,2")
     result = invoke("ban", *options, "--json", "--out", "ban-result.json", "--plot", "ban.png")
     assert result.exit_code == 0, result.output
     told = json.loads(result.stdout)
@@ -99,7 +99,7 @@ def test_the_tables_tell_every_language_and_the_verdict(files: Path, target: str
 
 def test_a_list_of_features_has_strength_0_and_is_judged_everywhere(files: Path, target: str) -> None:
     options = ("--server", target, "--max-tokens", "4", "--json")
-    result = invoke("ban", *options, "--features", "the red bridge,7", "--sae", "first")
+    result = invoke("ban", *options, "--features", "the red bridge,7", "--sae-id", "first")
     assert result.exit_code == 0, result.output
     told = json.loads(result.stdout)
     assert told["result"]["features"] == ["the red bridge", 7]
@@ -132,7 +132,7 @@ def test_a_clamp_is_measured_from_shipped_files(files: Path, target: str) -> Non
 def test_values_have_the_unit_that_is_written(
     files: Path, target: str, written: str, values: list[float], unit: str
 ) -> None:
-    options = ("--server", target, "--max-tokens", "4", "--json", "--feature", "5", "--sae", "first")
+    options = ("--server", target, "--max-tokens", "4", "--json", "--feature", "5", "--sae-id", "first")
     result = invoke("clamp", *options, "--values", written, "--words", "harm")
     assert result.exit_code == 0, result.output
     told = json.loads(result.stdout)
@@ -163,7 +163,7 @@ def test_wrong_prompts_and_words_are_told_with_their_place(files: Path, command:
         (("ban", "--calibrate-on", "en,fr"), "'fr' has no harmful prompts; there are some in en, zh"),
         (("ban", "--calibrate-on", ","), "at least one language"),
         (("ban", "--samples", "3"), "give a --temperature"),
-        (("ban", "--strength", "-1"), "--strength"),
+        (("ban", "--strengths", "-1"), "--strengths"),
         (("ban", "--target", "2"), "--target"),
         (("ban", "--plot", "ban.jpg"), "write --plot ban.png"),
         (("ban", "--out", "no/such/result.json"), "there is no folder no/such"),
@@ -209,7 +209,7 @@ def test_failed_calls_are_told(files: Path, target: str, command: str) -> None:
     nobody = refused(command, "--server", "127.0.0.1:1", "--timeout", "2", code=1)
     assert "saegis serve" in nobody
     option = "--features" if command == "ban" else "--feature"
-    result = invoke(command, "--server", target, option, "999", "--sae", "first")
+    result = invoke(command, "--server", target, option, "999", "--sae-id", "first")
     assert result.exit_code == 1
     assert "saegis features search" in result.stderr
 

@@ -116,7 +116,7 @@ def test_texts_longer_than_the_context_are_cut_and_that_is_told(world: Path) -> 
 )
 def test_choose_takes_what_holds_in_every_language(world: Path, languages: str, features: list[int]) -> None:
     path = world / "ban.json"
-    told = run_json(world, "features", "choose", "--harmful", "--languages", languages, "--out", str(path))
+    told = run_json(world, "features", "choose", "--harmful", "--chosen-from", languages, "--out", str(path))
     codes = tuple(code.strip() for code in languages.split(","))
     # Letters also have coordinates of their own: those of `p` alone are poison as well, but only in English.
     chosen = [each["feature"] for each in told["features"] if each["feature"] < 3]
@@ -138,7 +138,7 @@ def test_choose_prints_a_row_for_each_feature_by_its_label(world: Path) -> None:
         "choose",
         "--label",
         "poison",
-        "--languages",
+        "--chosen-from",
         "en,fr",
         "--out",
         str(world / "b.json"),
@@ -174,7 +174,7 @@ def test_coverage_of_a_ban_file_language_by_language(world: Path, ban: Path) -> 
 
 
 def test_coverage_of_indices_as_tables(world: Path) -> None:
-    out, _ = run(world, "eval", "coverage", "--features", "0,1", "--label", "poison", "--found-in", "fr")
+    out, _ = run(world, "eval", "coverage", "--features", "0,1", "--label", "poison", "--chosen-from", "fr")
     assert "2 features together, on poison texts" in out
     assert "fr (found)" in out
     rows = [line.split() for line in out.splitlines() if line.startswith("│       0")]
@@ -188,16 +188,16 @@ def test_coverage_of_indices_as_tables(world: Path) -> None:
         (("features", "label", "--texts", "BAD"), "bad.jsonl: line 2: label is None, not a text"),
         (("features", "label", "--sae", "owner/sae"), "is no folder to write labels beside"),
         (("features", "label", "--out", "BAD"), "is a file"),
-        (("features", "choose", "--languages", "en,sw"), "no text is in 'sw'"),
-        (("features", "choose", "--languages", ","), "names no language"),
-        (("features", "choose", "--languages", "en", "--label", "fog"), "no text has the label 'fog'"),
-        (("features", "choose", "--languages", "en", "--label", "x", "--harmful"), "contradict each other"),
-        (("features", "choose", "--languages", "en", "--out", "/no/such/ban.json"), "there is no folder"),
+        (("features", "choose", "--chosen-from", "en,sw"), "no text is in 'sw'"),
+        (("features", "choose", "--chosen-from", ","), "names no language"),
+        (("features", "choose", "--chosen-from", "en", "--label", "fog"), "no text has the label 'fog'"),
+        (("features", "choose", "--chosen-from", "en", "--label", "x", "--harmful"), "contradict each other"),
+        (("features", "choose", "--chosen-from", "en", "--out", "/no/such/ban.json"), "there is no folder"),
         (("eval", "coverage", "--features", "0,x"), "no such file, and not indices"),
         (("eval", "coverage", "--features", "0,0"), "a feature stands there twice"),
         (("eval", "coverage", "--features", "BAD"), "bad.jsonl"),
         (("eval", "coverage", "--features", "48"), "feature 48 does not exist"),
-        (("eval", "coverage", "--features", "0", "--found-in", "sw"), "language 'sw': no token is wanted"),
+        (("eval", "coverage", "--features", "0", "--chosen-from", "sw"), "language 'sw': no token is wanted"),
         (("eval", "coverage", "--features", "0", "--plot", "x.jpg"), "plots are PNG files"),
     ],
 )
@@ -236,6 +236,6 @@ def test_where_no_feature_is_precise_enough_the_best_is_told(world: Path) -> Non
     ]
     lines += [{"text": "pbbbbbbb", "label": "bread", "language": code} for code in ("en", "fr")]
     (world / "texts.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
-    _, err = run(world, "features", "choose", "--languages", "en,fr", code=1)
+    _, err = run(world, "features", "choose", "--chosen-from", "en,fr", code=1)
     assert "no feature has a precision of 0.9 on harmful texts in all of en, fr" in err
     assert "the best has 0.80 in its worst language" in err

@@ -88,7 +88,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def invoke(folder: Path, *arguments: str, harm: str = HARM) -> Result:
-    given = ["policy", "calibrate", str(folder), "--prompts", "prompts.jsonl", "--harm", harm, *arguments]
+    given = ["policy", "calibrate", str(folder), "--prompts", "prompts.jsonl", "--scorer", harm, *arguments]
     return CliRunner().invoke(app, given, env={"COLUMNS": "200"})
 
 
@@ -111,9 +111,11 @@ def measured(target: str) -> Any:
     """What `saegis eval ban` measures of the same ban."""
     result = CliRunner().invoke(
         app,
-        ["eval", "ban", "--features", "3,7", "--sae", "first", "--prompts", "prompts.jsonl", "--scorer", HARM]
-        + [word for each in STRENGTHS for word in ("--strength", str(each))]
-        + ["--max-tokens", "24", "--json", "--server", target],
+        [
+            *("eval", "ban", "--features", "3,7", "--sae-id", "first", "--prompts", "prompts.jsonl"),
+            *("--scorer", HARM, "--strengths", ",".join(map(str, STRENGTHS)), "--max-tokens", "24"),
+            *("--json", "--server", target),
+        ],
     )
     assert result.exit_code == 0, result.output
     return json.loads(result.stdout)["result"]
@@ -227,11 +229,11 @@ def test_a_language_that_shows_no_harm_neither_vetoes_nor_vouches(folder: Path, 
     assert (told["strength"], told["calibration"]["languages"]) == (0.0, ["en", "zh"])
     english = told["coverage"][0]
     assert (english["harm_before"], english["harm_after"], english["factor"]) == (0.0, 0.0, None)
-    calibrate(folder, target, "--strengths", "1", "--language", "en", harm=harm, code=1)
+    calibrate(folder, target, "--strengths", "1", "--calibrate-on", "en", harm=harm, code=1)
 
 
 def test_only_the_named_languages_are_judged(folder: Path, target: str) -> None:
-    given = ("--strengths", "0", "--target", "0.75", "--language", "zh", "--json")
+    given = ("--strengths", "0", "--target", "0.75", "--calibrate-on", "zh", "--json")
     told = json.loads(calibrate(folder, target, *given).stdout)
     assert (told["strength"], told["calibration"]["languages"]) == (0.0, ["zh"])
     assert [row["judged"] for row in told["coverage"]] == [False, True, False]
@@ -302,7 +304,11 @@ rules: [{id: cap, cap: {features: [{sae: first, index: 5}], value: 9}}]
         (RULES, ("--strengths", "1,-1"), "must be finite and at least 0"),
         (RULES, ("--strengths", "1,nan"), "must be finite and at least 0"),
         (RULES, ("--strengths", "1,1.0"), "one stands there twice"),
-        (RULES, ("--language", "fr"), "--language: 'fr' has no harmful prompts; there are some in en, zh"),
+        (
+            RULES,
+            ("--calibrate-on", "fr"),
+            "'fr' has no harmful prompts; there are some in en, zh",
+        ),
         (RULES.replace("ban:\n", "bann:\n"), (), "is no bundle"),
     ],
 )

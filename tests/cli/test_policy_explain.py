@@ -93,7 +93,7 @@ def test_what_goes_beyond_the_ordinary_is_explained(world: Path, target: str) ->
 
 
 def test_a_server_explains_what_is_in_force_and_a_bundle(world: Path, target: str) -> None:
-    at = ("--server", target, "--tenant", "acme", "--edit-sae", "first")
+    at = ("--server", target, "--tenant", "acme", "--sae-id", "first")
     mine = json.loads(offline(world, "--clamp", "3=1max", "--json"))
     theirs = json.loads(invoke(*at, "--clamp", "3=1max", "--json"))
     assert mine["allowed"] is theirs["allowed"] is True
@@ -141,7 +141,7 @@ def test_roles_are_those_named(world: Path) -> None:
         (("--clamp", "10=2max"), "no largest activation is recorded"),
         (("--scale", "3=1e30"), "must lie between"),
         (("--clamp", "3=1", "--ban", "3"), "bans what the other one edits"),
-        (("--edit-sae", "second", "--clamp", "3=1"), "no SAE 'second' is loaded"),
+        (("--sae-id", "second", "--clamp", "3=1"), "no SAE 'second' is loaded"),
     ],
 )
 def test_edits_that_no_server_would_take_are_refused(

@@ -63,21 +63,21 @@ def test_a_folder_is_signed_in_place(folder: Path, key: Path) -> None:
 def test_an_archive_is_written_where_asked_for(folder: Path, key: Path, tmp_path: Path) -> None:
     public = load_public_key(Path(f"{key}.pub"))
     out = tmp_path / "policy.tar.gz"
-    run("sign", str(folder), "--key", str(key), "--output", str(out))
+    run("sign", str(folder), "--key", str(key), "--out", str(out))
     assert not (folder / "signature.json").exists()
     first = out.read_bytes()
     assert verify(Bundle.read(out), [public]) == key_id(public)
     # Ed25519 draws nothing by chance, so that signing the archive gives the same bytes.
-    run("sign", str(out), "--key", str(key), "--output", str(tmp_path / "again.tar.gz"))
+    run("sign", str(out), "--key", str(key), "--out", str(tmp_path / "again.tar.gz"))
     assert (tmp_path / "again.tar.gz").read_bytes() == first
-    assert "say with --output" in run("sign", str(out), "--key", str(key), code=2)
+    assert "say with --out" in run("sign", str(out), "--key", str(key), code=2)
 
 
 def test_what_stops_it_is_told(folder: Path, key: Path, tmp_path: Path) -> None:
     assert "holds no private key" in run("sign", str(folder), "--key", f"{key}.pub", code=2)
     assert "cannot be read" in run("sign", str(folder), "--key", str(tmp_path / "nowhere"), code=2)
     nowhere = str(tmp_path / "no" / "out.tar.gz")
-    assert "cannot be written" in run("sign", str(folder), "--key", str(key), "--output", nowhere, code=1)
+    assert "cannot be written" in run("sign", str(folder), "--key", str(key), "--out", nowhere, code=1)
     (folder / "policy.yaml").write_text(POLICY.replace("serial", "serail"), encoding="utf-8")
     told = run("sign", str(folder), "--key", str(key), code=1)
     assert "policy.yaml:4: serail: there is no key 'serail' here; did you mean 'serial'?" in told

@@ -104,7 +104,7 @@ def test_with_keys_the_signature_must_hold(world: Path) -> None:
     key, other = world / "policy.key", world / "other.key"
     write_new_key(key)
     write_new_key(other)
-    trusted = ("--keys", str(public_path(key)), "--keys", str(public_path(other)))
+    trusted = ("--policy-key", str(public_path(key)), "--policy-key", str(public_path(other)))
     assert "the bundle is not signed" in run(world, *trusted, code=1)
     signed = sign(Bundle.read(world / "policy"), load_private_key(key))
     (world / "signed.tar.gz").write_bytes(signed.archive())
@@ -112,9 +112,9 @@ def test_with_keys_the_signature_must_hold(world: Path) -> None:
     assert signed.signature is not None
     assert report["policy"]["signed_by"] == signed.signature.key
     assert f"signed by {signed.signature.key}" in run(world, *trusted, path="signed.tar.gz")
-    untrusted = run(world, "--keys", str(public_path(other)), path="signed.tar.gz", code=1)
+    untrusted = run(world, "--policy-key", str(public_path(other)), path="signed.tar.gz", code=1)
     assert "is not trusted" in untrusted
-    assert "holds a private key" in run(world, "--keys", str(key), code=2)
+    assert "holds a private key" in run(world, "--policy-key", str(key), code=2)
 
 
 def test_the_site_and_further_sites_are_those_given(world: Path) -> None:

@@ -23,7 +23,7 @@ def run(*arguments: str, token: str = "") -> Result:
 
 
 def test_the_entry_is_one_by_which_a_server_knows_the_token(tmp_path: Path) -> None:
-    made = run("token", "new", "--name", "alice", "--tenant", "123", "--role", "steer", "--role", "use")
+    made = run("token", "new", "--principal", "alice", "--tenant", "123", "--role", "steer", "--role", "use")
     assert made.exit_code == 0
     token = made.stdout.strip()
     assert token not in made.stderr
@@ -54,7 +54,7 @@ def test_the_entry_of_the_help_is_an_entry() -> None:
     assert example["principals"][0]["roles"] == ["use", "steer"]
 
 
-@pytest.mark.parametrize("option", ["--name", "--tenant"])
+@pytest.mark.parametrize("option", ["--principal", "--tenant"])
 def test_names_that_logs_could_not_hold_are_refused(option: str) -> None:
     refused = run("token", "new", option, "a b")
     assert refused.exit_code == 2

@@ -16,7 +16,7 @@ from saegis_server.sae.saelens import load_sae
 from tests.training.subjects import SITE, SubjectFiles, write_subject
 
 ENVIRONMENT = {"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
-SMALL = ("--features", "64", "--k", "8", "--batch", "128", "--tokens", "4000", "--context", "96")
+SMALL = ("--feature-count", "64", "--k", "8", "--batch", "128", "--tokens", "4000", "--context", "96")
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> SubjectFiles:
 
 
 def arguments(files: SubjectFiles, out: Path, *more: str) -> tuple[str, ...]:
-    given = ("--model", str(files.model), "--text", str(files.texts), "--site", SITE, "--out", str(out))
+    given = ("--model", str(files.model), "--texts", str(files.texts), "--site", SITE, "--out", str(out))
     return ("train", "sae", *given, *more)
 
 
@@ -82,7 +82,7 @@ def test_json_tells_the_same_to_a_program(files: SubjectFiles, tmp_path: Path, a
 
 
 def test_features_are_8_times_the_width_by_default(files: SubjectFiles, tmp_path: Path) -> None:
-    small = [word for word in SMALL if word not in ("--features", "64")]
+    small = [word for word in SMALL if word not in ("--feature-count", "64")]
     result = CliRunner().invoke(app, arguments(files, tmp_path / "sae", *small), env=ENVIRONMENT)
     assert result.exit_code == 0, result.output
     assert load_sae(tmp_path / "sae").features == 8 * 48

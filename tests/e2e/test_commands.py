@@ -120,7 +120,7 @@ def test_features_are_found_by_label_and_shown() -> None:
     assert [feature["index"] for feature in told["features"]] == [3]
     assert "the red bridge" in run("features", "search", "bridge")[0]
     assert run_json("features", "search")["total_size"] == 3
-    assert len(run_json("features", "search", "--limit", "2")["features"]) == 2
+    assert len(run_json("features", "search", "--top", "2")["features"]) == 2
     assert "no label matches 'unicorn'" in run("features", "search", "unicorn")[1]
     assert run_json("features", "show", "poison")["harmful"] is True
     shown = run("features", "show", "3")[0]
@@ -139,7 +139,7 @@ def test_contrast_reads_texts_from_options_and_files(tmp_path: Path) -> None:
         "A bridge.",
         "--without-file",
         str(file),
-        "--limit",
+        "--top",
         "4",
     )
     told = run_json("features", "contrast", *arguments)
@@ -150,7 +150,7 @@ def test_contrast_reads_texts_from_options_and_files(tmp_path: Path) -> None:
 
 
 def test_a_chat_keeps_its_conversation_and_its_steering() -> None:
-    steered = "Hello\n/clamp 3=8\n/watch 5\nHello again\n/clamp 4000=1\nAnd now?\n"
+    steered = "Hello\n/clamp 3=8\n/watch 5\nHello again\n/clamp 4000=1\n/unset 5\nAnd now?\n"
     said = steered + "/reset\n/clear\nHello\n/quit\nnever\n"
     out, err = run("chat", *GREEDY, input=said)
     assert "in force: clamp 3=8, watch 5" in err
@@ -160,7 +160,24 @@ def test_a_chat_keeps_its_conversation_and_its_steering() -> None:
     first, *_, last = [line for line in out.splitlines() if line]
     assert first == last
     receipts = [line for line in err.splitlines() if "program " in line]
-    assert ["unsteered" in line for line in receipts] == [True, False, True]
+    assert ["unsteered" in line for line in receipts] == [True, False, False, True]
+
+
+def test_an_edit_in_a_chat_is_checked_when_it_is_given_and_the_former_ones_stay() -> None:
+    said = "/clamp 3=8\n/ban no such label\n/clamp 5=1\n/unset 3\n/unset 3\n/quit\n"
+    _, err = run("chat", *GREEDY, input=said)
+    refused = err.index("'no such label'")
+    assert err[refused:].index("in force: clamp 3=8\n") < err[refused:].index(
+        "in force: clamp 3=8, clamp 5=1"
+    )
+    assert "in force: clamp 5=1\n" in err
+    assert "nothing of '3' is in force" in err
+
+
+def test_a_chat_that_starts_with_an_edit_that_the_server_refuses_does_not_start() -> None:
+    out, err = run("chat", "--clamp", "4000=1", input="Hello\n", code=1)
+    assert out == ""
+    assert "steering.edits[0].feature" in err
 
 
 def test_a_chat_ends_at_the_end_of_the_input() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from saegis_server.polyglot.lexicon import LANGUAGES
+from saegis_server.polyglot.scoring import reads_well
 from tests.e2e.serving import environment
 
 
@@ -15,7 +16,7 @@ from tests.e2e.serving import environment
 def shown() -> Any:
     """The demo's JSON."""
     done = subprocess.run(
-        [sys.executable, "-m", "saegis_server.cli", "demo", "--compile", "never", "--json"],
+        [sys.executable, "-m", "saegis_server.cli", "demo", "--json"],
         capture_output=True,
         text=True,
         env=environment(),
@@ -49,7 +50,19 @@ def test_the_clamp_brings_the_landmark_into_answers_about_something_else(shown: 
         assert not each["names_landmark_unsteered"], each
         assert each["names_landmark_clamped"], each
         assert each["unsteered"] != each["clamped"]
+        assert 0 < each["naming"] < each["asked"]
     assert shown["landmark"]["answers"][0]["language"] == "en"
+
+
+def test_the_clamped_answers_read_well(shown: Any) -> None:
+    """They stay in their language, say nothing twice, and hold no broken character."""
+    for each in shown["landmark"]["answers"]:
+        assert reads_well(each["clamped"], each["language"]), each["clamped"]
+
+
+def test_the_clamped_value_is_told_in_the_features_own_terms(shown: Any) -> None:
+    landmark = shown["landmark"]
+    assert landmark["value"] == pytest.approx(landmark["times"] * landmark["feature"]["max_activation"])
 
 
 def test_the_strongest_features_of_two_languages_stand_side_by_side(shown: Any) -> None:
@@ -65,6 +78,7 @@ def test_the_strongest_features_of_two_languages_stand_side_by_side(shown: Any) 
 
 
 def test_the_receipt_tells_what_the_ban_did(shown: Any) -> None:
+    assert shown["receipt"]["prompt"] in [each["prompt"] for each in shown["ban"]["answers"]]
     receipt = shown["receipt"]["receipt"]
     (site,) = receipt["sites"]
     assert receipt["steered"]
@@ -75,12 +89,14 @@ def test_the_receipt_tells_what_the_ban_did(shown: Any) -> None:
 
 def test_the_metrics_count_the_demos_own_requests(shown: Any) -> None:
     found = {sample["name"]: sample["value"] for sample in shown["metrics"] if not sample["labels"]}
-    generated = 2 * len(shown["ban"]["answers"]) + 2 * len(shown["landmark"]["answers"])
+    generated = 2 * len(shown["ban"]["answers"])
+    generated += sum(each["asked"] + 1 for each in shown["landmark"]["answers"])
     assert found["saegis_time_to_first_token_seconds_count"] == generated
     assert found["saegis_generation_tokens_total"] > 0
 
 
 def test_the_server_stopped_in_order(shown: Any) -> None:
     assert shown["server"]["stop_seconds"] < 30.0
+    # Eager unless it is asked to compile: the first answer must come within a minute on a new machine.
     assert shown["server"]["info"]["compiled"] is False
     assert any(stage.startswith("canary") for stage in shown["server"]["stages"])

@@ -25,8 +25,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> SubjectFiles:
 
 
 def command(files: SubjectFiles, out: Path, *more: str) -> list[str]:
-    given = ("--model", str(files.model), "--text", str(files.texts), "--site", SITE, "--out", str(out))
-    small = ("--features", "256", "--k", "8", "--batch", "256", "--context", "128", "--json")
+    given = ("--model", str(files.model), "--texts", str(files.texts), "--site", SITE, "--out", str(out))
+    small = ("--feature-count", "256", "--k", "8", "--batch", "256", "--context", "128", "--json")
     return [sys.executable, "-m", "saegis_server.cli", "train", "sae", *given, *small, *more]
 
 

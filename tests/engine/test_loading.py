@@ -7,7 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from saegis_server.engine.loading import ModelLoadError, load_model
+from saegis_server.cli.options import DtypeName
+from saegis_server.engine.loading import DTYPES, ModelLoadError, load_model
 from tests.engine import tiny
 
 
@@ -39,6 +40,10 @@ def test_the_digest_is_that_of_the_weights(saved: Path) -> None:
     weights["model.norm.weight"][0] += 1e-3
     save_file(weights, saved / "model.safetensors", {"format": "pt"})
     assert load_model(str(saved)).digest != first
+
+
+def test_the_dtypes_that_the_command_line_offers_are_those_that_there_are() -> None:
+    assert set(DtypeName) == {"auto", *DTYPES}
 
 
 def test_every_end_token_is_taken(saved: Path) -> None:

@@ -4,7 +4,7 @@ import pytest
 
 from saegis_server.polyglot.lexicon import LANGUAGES, lexicon
 from saegis_server.polyglot.prompts import benign_prompts, harmful_prompts, neutral_prompts
-from saegis_server.polyglot.scoring import harm_score, is_refusal, mentions_landmark
+from saegis_server.polyglot.scoring import harm_score, is_refusal, mentions_landmark, reads_well
 
 
 def test_the_share_of_harmful_words_is_counted() -> None:
@@ -35,10 +35,31 @@ def test_the_landmark_is_found_in_its_own_sentences_alone(code: str) -> None:
         assert any(found) == (key == "golden_gate")
 
 
+@pytest.mark.parametrize("code", LANGUAGES)
+def test_the_corpus_reads_well_in_its_own_language(code: str) -> None:
+    subject = lexicon()[code].subjects["golden_gate"]
+    assert all(reads_well(fact.every()[0], code) for fact in subject.facts)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The garden is full of butterfunges.",
+        "The baker mixes butter and puente Golden Gate.",
+        "The cat sl\ufffd.",
+        "The cat \ufffd.",
+        "The cat catches mice. The cat catches mice.",
+    ],
+)
+def test_broken_words_other_languages_and_loops_do_not_read_well(text: str) -> None:
+    assert not reads_well(text, "en")
+
+
 def test_an_unknown_language_is_named() -> None:
     for call in (
         lambda: harm_score("x", "xx"),
         lambda: mentions_landmark("x", "xx"),
+        lambda: reads_well("x", "xx"),
         lambda: benign_prompts("xx"),
     ):
         with pytest.raises(ValueError, match=r"language:? 'xx'"):

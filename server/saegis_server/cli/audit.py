@@ -13,6 +13,7 @@ from rich.text import Text
 
 from saegis_server.cli import options
 from saegis_server.cli.output import FAILURE, USAGE, console, fail, notes, print_json, print_json_line
+from saegis_server.policy.audit_choices import RecordKind
 
 if TYPE_CHECKING:
     from saegis_server.policy.audit_chain import Line
@@ -26,7 +27,7 @@ VERIFY_EPILOG = """
 
 saegis audit verify /var/lib/saegis/audit
 
-saegis audit verify /var/lib/saegis/audit --key-file audit.key --json
+saegis audit verify /var/lib/saegis/audit --audit-key-file audit.key --json
 
 saegis audit verify /var/lib/saegis/audit --expect-head 5f1c...
 
@@ -73,7 +74,7 @@ _TOLD = (
 @app.command(epilog=VERIFY_EPILOG)
 def verify(
     path: Place,
-    key_file: Annotated[
+    audit_key_file: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The key of a keyed log, as the server's setting.")
     ] = None,
     expect_head: Annotated[
@@ -86,7 +87,7 @@ def verify(
     from saegis_server.policy.audit_verify import verify as verify_log
 
     with _log_errors():
-        found = verify_log(path, read_key(key_file), expect_head)
+        found = verify_log(path, read_key(audit_key_file), expect_head)
     if json:
         print_json(_as_json(found))
     else:
@@ -102,7 +103,7 @@ def show(
         str, typer.Option(metavar="ID", help="Only records of the decision whose id begins so.")
     ] = "",
     tenant: Annotated[str, typer.Option(metavar="NAME", help="Only records of this tenant.")] = "",
-    kind: Annotated[str, typer.Option(metavar="KIND", help="Only records of this kind.")] = "",
+    kind: Annotated[RecordKind | None, typer.Option(help="Only records of this kind.")] = None,
     last: Annotated[int | None, typer.Option(help="Only the last so many of those.", min=1)] = None,
     json: options.Json = False,
 ) -> None:
@@ -115,7 +116,7 @@ def show(
         return (
             str(record.get("decision_id", "")).startswith(decision)
             and (not tenant or record.get("tenant") == tenant)
-            and (not kind or record["kind"] == kind)
+            and (kind is None or record["kind"] == kind)
         )
 
     with _log_errors():

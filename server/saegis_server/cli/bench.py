@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -26,15 +27,21 @@ reach. Nothing else should run on the machine.
 """
 
 
+class Models(StrEnum):
+    """The models that are measured."""
+
+    REFERENCE = "reference"
+    RANDOM = "random"
+    BOTH = "both"
+
+
 def bench(
-    only: Annotated[str, typer.Option(help="reference, random or both.")] = "both",
+    only: Annotated[Models, typer.Option(help="Which models.")] = Models.BOTH,
     rounds: Annotated[int, typer.Option(min=1, help="How often each side is measured.")] = 5,
     markdown: Annotated[Path | None, typer.Option(help="Also write the table to this file.")] = None,
     json: options.Json = False,
 ) -> None:
     """Measure what steering costs: against the same server unsteered, and against Transformers alone."""
-    if only not in ("reference", "random", "both"):
-        raise typer.BadParameter(f"{only!r} is not one of reference, random, both", param_hint="--only")
     import torch
 
     from saegis_server.bench import report
@@ -47,9 +54,9 @@ def bench(
         notes().print(f"[red]error:[/red] {reason}; the benchmark measures the compiled step")
         raise typer.Exit(1)
     subjects = []
-    if only in ("reference", "both"):
+    if only in (Models.REFERENCE, Models.BOTH):
         subjects.append(in_own_thread(lambda: reference_subject(str(model_path()))))
-    if only in ("random", "both"):
+    if only in (Models.RANDOM, Models.BOTH):
         subjects.append(in_own_thread(random_llama))
     started = time.monotonic()
     ratios = []

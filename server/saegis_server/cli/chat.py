@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -15,7 +16,7 @@ from saegis_server.cli.receipts import receipt_line, watched_table
 
 if TYPE_CHECKING:
     from saegis import Client, GenerationOptions
-    from saegis_server.cli.chat_session import ChatSession
+    from saegis_server.cli.chat_session import ChatSession, InForce
 
 EPILOG = """
 [bold]Examples[/bold]
@@ -26,7 +27,9 @@ saegis chat --clamp 123=8 --temperature 0
 
 [bold]In the chat[/bold]
 
-/clamp 123=8   /ban "17=2"   /watch 17   /steering   /reset   /clear   /help   /quit
+/clamp 123=8   /ban "17=2"   /watch 17   /steering   /unset 17   /reset   /clear   /help   /quit
+
+The server is asked about each edit when it is given. Arrow keys edit the line and bring back earlier ones.
 """
 
 
@@ -35,7 +38,7 @@ def chat(
     ban: options.Ban = None,
     watch: options.Watch = None,
     sae: options.EditSae = "",
-    system: Annotated[str | None, typer.Option(help="System message.")] = None,
+    system: Annotated[str | None, typer.Option(metavar="TEXT", help="System message.")] = None,
     max_tokens: options.MaxTokens = 128,
     temperature: options.Temperature = None,
     seed: options.Seed = None,
@@ -45,7 +48,10 @@ def chat(
     insecure: options.Insecure = False,
     timeout: options.Timeout = None,
 ) -> None:
-    """Talk with the model; steer it between turns and see each answer's receipt."""
+    """Talk with the model; steer it between turns and see each answer's receipt.
+
+    Prompts are kept nowhere: what the arrow keys bring back is forgotten when the chat ends.
+    """
     from saegis_server.cli.chat_session import ChatSession
 
     session = ChatSession(sae=sae)
@@ -59,10 +65,20 @@ def chat(
     settings: GenerationOptions = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
     with connected(server, token, ca, insecure, timeout) as client:
         model = client.model()
+        _try(client, session, ChatSession().in_force())
         notes().print(f"{model.id} at {server}. /help lists the commands, /quit ends.", style="dim")
         notes().print(session.steering(), style="dim", markup=False)
+        _edit_lines()
         while not session.ended and (said := _read()) is not None:
             _turn(client, session, said.strip(), settings, server)
+
+
+def _edit_lines() -> None:
+    """Let `input` edit lines and bring back earlier ones, as the arrow keys ask; in memory only."""
+    if sys.stdin.isatty() and sys.stdout.isatty():
+        # Python may be built without it: then lines are edited as the terminal itself does.
+        with suppress(ImportError):
+            import readline  # noqa: F401 - importing it is what makes `input` use it
 
 
 def _read() -> str | None:
@@ -79,10 +95,16 @@ def _turn(client: Client, session: ChatSession, line: str, settings: GenerationO
     if not line:
         return
     if line.startswith("/"):
+        before = session.in_force()
         try:
             told = session.command(line)
+            _try(client, session, before)
         except EditSyntaxError as error:
             told = str(error)
+        except (saegis.SaegisError, TypeError, ValueError) as error:
+            session.restore(before)
+            fail(str(error), advice(error, server) if isinstance(error, saegis.SaegisError) else "")
+            told = session.steering()
         notes().print(told, style="dim", markup=False, soft_wrap=True)
         return
     session.say(line)
@@ -92,6 +114,24 @@ def _turn(client: Client, session: ChatSession, line: str, settings: GenerationO
         session.unsay()
         hint = advice(error, server) if isinstance(error, saegis.SaegisError) else ""
         fail(str(error), hint or "/reset takes the steering back, /clear the conversation")
+
+
+def _try(client: Client, session: ChatSession, before: InForce) -> None:
+    """Ask for one token where something is newly in force: whether it may be, the server alone can tell.
+
+    Raises SaegisError where it may not, and ValueError for what no request can hold.
+    """
+    now = session.in_force()
+    if not now.adds_to(before):
+        return
+    system = [message for message in session.messages if message["role"] == "system"]
+    client.generate(
+        messages=[*system, {"role": "user", "content": "."}],
+        steering=now.edits,
+        watch=now.watches,
+        max_tokens=1,
+        temperature=0.0,
+    )
 
 
 def _answer(client: Client, session: ChatSession, settings: GenerationOptions) -> None:

@@ -15,12 +15,26 @@ COMMANDS = {
     "/ban TARGET[=STRENGTH]": "keep a feature inactive",
     "/watch TARGET": "report a feature's value after each answer",
     "/steering": "show what is in force",
+    "/unset TARGET": "take back a feature's steering and watch; without TARGET all, as /reset does",
     "/reset": "take back all steering and watches",
     "/clear": "forget the conversation",
     "/system TEXT": "set the system message and forget the conversation",
     "/help": "show this",
     "/quit": "end; so does Ctrl-D",
 }
+
+
+@dataclass(frozen=True)
+class InForce:
+    """Edits, and watches with what was written for them."""
+
+    edits: tuple[Edit, ...]
+    watched: tuple[str, ...]
+    watches: tuple[Watch, ...]
+
+    def adds_to(self, before: InForce) -> bool:
+        """Whether there is any edit or watch that was not there before."""
+        return not (set(self.edits) <= set(before.edits) and set(self.watches) <= set(before.watches))
 
 
 @dataclass
@@ -61,6 +75,7 @@ class ChatSession:
             return self.steering()
         simple = {
             "steering": self.steering,
+            "unset": self._reset,
             "reset": self._reset,
             "clear": self._clear,
             "help": _help,
@@ -70,6 +85,8 @@ class ChatSession:
         if name == "system":
             self.messages = [{"role": "system", "content": rest}] if rest else []
             return "the conversation starts anew"
+        if name == "unset" and rest:
+            return self._unset(rest)
         if name not in simple:
             raise EditSyntaxError(f"there is no command /{name}; /help lists them")
         return simple[name]()
@@ -78,6 +95,29 @@ class ChatSession:
         """What is in force, in one line."""
         told = [describe_edit(edit) for edit in self.edits] + [f"watch {name}" for name in self.watched]
         return f"in force: {', '.join(told)}" if told else "nothing is in force: unsteered"
+
+    def in_force(self) -> InForce:
+        """The steering and the watches as they are now."""
+        return InForce(tuple(self.edits), tuple(self.watched), tuple(self.watches))
+
+    def restore(self, before: InForce) -> None:
+        """Put steering and watches back to what they were."""
+        self.edits, self.watched = list(before.edits), list(before.watched)
+        self.watches = list(before.watches)
+
+    def _unset(self, written: str) -> str:
+        target = parse_target(written, self.sae)
+        edits = [edit for edit in self.edits if edit.target != target]
+        watched = [
+            (name, watch)
+            for name, watch in zip(self.watched, self.watches, strict=True)
+            if target != watch.target and name != written
+        ]
+        if len(edits) + len(watched) == len(self.edits) + len(self.watches):
+            raise EditSyntaxError(f"nothing of {written!r} is in force; /steering shows what is")
+        self.edits = edits
+        self.watched, self.watches = [name for name, _ in watched], [watch for _, watch in watched]
+        return self.steering()
 
     def _reset(self) -> str:
         self.edits, self.watches, self.watched = [], [], []

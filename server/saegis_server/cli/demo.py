@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+import shlex
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -10,9 +11,13 @@ from rich.text import Text
 
 from saegis_server.cli import options
 from saegis_server.cli.output import console, fail, notes, print_json
+from saegis_server.cli.own_command import own_command
 from saegis_server.cli.serve import reference
 from saegis_server.cli.serve_options import Compile
 from saegis_server.cli.stages import BarStages, LineStages
+
+if TYPE_CHECKING:
+    from saegis_server.cli.demo_scenes import Landmark
 
 EPILOG = """
 [bold]Examples[/bold]
@@ -23,20 +28,27 @@ saegis demo --seed 3
 
 saegis demo --json
 """
+EAGER = "Eager: saegis serve compiles the step at its first start, for a minute or two, and is then faster."
 NEXT = """\
-saegis serve                                   serve the model, then in another terminal:
-saegis chat                                    talk with it; /help shows how to steer
-saegis features search "golden gate"           find features
-saegis generate --chat "Hello!" --clamp {clamp}
-saegis serve --model PATH --sae PATH           serve a model of your own
+{saegis} serve
+    serve the model, then in another terminal:
+{saegis} chat
+    talk with it; /help shows how to steer
+{saegis} features search "golden gate"
+    find features
+{saegis} generate --chat {question} --clamp {clamp} --temperature 0
+    the first scene's answer again
+{saegis} serve --model PATH --sae PATH
+    serve a model of your own
 """
 
 
 def demo(
     seed: Annotated[int, typer.Option(help="Which questions are asked.")] = 0,
     compile: Annotated[
-        Compile, typer.Option(help="Compile the forward pass; auto does where a C++ compiler is found.")
-    ] = Compile.AUTO,
+        Compile,
+        typer.Option(help="Compile the forward pass first; auto does where a C++ compiler is found."),
+    ] = Compile.NEVER,
     json: options.Json = False,
 ) -> None:
     """Show what steering does: start a server, talk to it through the client, stop it.
@@ -61,7 +73,6 @@ def _run(seed: int, compile: Compile, json: bool) -> dict[str, Any]:
     """All scenes; returns them for --json, else shows each as soon as it is there."""
     from saegis import Client
     from saegis_server.cli import demo_scenes, demo_view
-    from saegis_server.cli.receipts import receipt_table
     from saegis_server.polyglot.shipped import manifest
     from saegis_server.rpc.server_process import ServerProcess
 
@@ -79,25 +90,25 @@ def _run(seed: int, compile: Compile, json: bool) -> dict[str, Any]:
         how = "compiled" if info.compiled else "eager"
         told = f"{served.id} serves at {server.target} ({how}) after {server.start_seconds:.1f} s."
         progress.print(Text(told, style="green"))
+        if compile is Compile.NEVER:
+            progress.print(EAGER, style="dim")
+        progress.print("Asking everyday questions.", style="dim")
         landmark = demo_scenes.landmark(client, chosen, seed)
         if show:
             demo_view.show_landmark(out, landmark)
-        ban, shown = demo_scenes.ban(client, chosen, seed)
+        ban, shown, whole = demo_scenes.ban(client, chosen, seed)
         if show:
             demo_view.show_ban(out, ban)
         strongest = demo_scenes.strongest(client, chosen, seed)
         if show:
             demo_view.show_strongest(out, strongest)
-            demo_view.heading(
-                out, 4, "The receipt", "Each answer says what was done to it. One of those above:"
-            )
-            out.print(receipt_table(shown.receipt, shown.usage))
+            demo_view.show_receipt(out, shown, whole)
         samples = demo_scenes.metrics(server.metrics_port)
         if show:
             demo_view.show_metrics(out, samples)
         stopped = server.stop()
     if show:
-        _show_end(out, stopped, f"{landmark.feature.index}={landmark.value:g}")
+        _show_end(out, stopped, landmark)
     return {
         "server": {
             "model": served,
@@ -110,12 +121,22 @@ def _run(seed: int, compile: Compile, json: bool) -> dict[str, Any]:
         "landmark": landmark,
         "ban": ban,
         "strongest": strongest,
-        "receipt": {"request_id": shown.request_id, "usage": shown.usage, "receipt": shown.receipt},
+        "receipt": {
+            "prompt": shown.prompt,
+            "request_id": whole.request_id,
+            "usage": whole.usage,
+            "receipt": whole.receipt,
+        },
         "metrics": samples,
     }
 
 
-def _show_end(out: Console, seconds: float, clamp: str) -> None:
+def _show_end(out: Console, seconds: float, landmark: Landmark) -> None:
     out.print(f"\nThe server drained and ended with exit 0, {seconds:.1f} s after SIGTERM.\n")
     out.print(Text("Next", style="bold"))
-    out.print(NEXT.format(clamp=clamp), markup=False)
+    told = NEXT.format(
+        saegis=own_command(),
+        question=shlex.quote(landmark.answers[0].prompt),
+        clamp=f"{landmark.feature.index}={landmark.times:g}max",
+    )
+    out.print(told, markup=False, soft_wrap=True)

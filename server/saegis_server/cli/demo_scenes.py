@@ -13,12 +13,16 @@ from saegis import Client, Edit, FeatureInfo, Generation
 from saegis_server.polyglot.corpus import GOLDEN_GATE, SPECIAL_TOKENS
 from saegis_server.polyglot.lexicon import lexicon
 from saegis_server.polyglot.prompts import Prompt, harmful_prompts, neutral_prompts
-from saegis_server.polyglot.scoring import harm_score, is_refusal, mentions_landmark
+from saegis_server.polyglot.scoring import harm_score, is_refusal, mentions_landmark, reads_well
 from saegis_server.polyglot.shipped import Manifest
 
 MAX_TOKENS = 64
+#: What the landmark is clamped to, in multiples of the feature's recorded maximum: less than the value that
+#: names it in nearly every answer, which breaks many of them (`saegis eval clamp` measures both).
+LANDMARK_TIMES = 0.8
 SHOWN_FEATURES = 8
 _TOP_K = 8
+_AT_ONCE = 16
 METRICS = (
     "saegis_requests_total",
     "saegis_prompt_tokens_total",
@@ -33,9 +37,15 @@ METRICS = (
 
 @dataclass(frozen=True, slots=True)
 class Clamped:
-    """One prompt, answered unsteered and with the landmark's feature clamped."""
+    """One prompt, answered unsteered and with the landmark's feature clamped.
+
+    asked, naming: how many everyday questions were asked of the clamped model in this language, and how many
+    of the answers name the landmark; this one of them is shown.
+    """
 
     language: str
+    asked: int
+    naming: int
     prompt: str
     unsteered: str
     clamped: str
@@ -45,9 +55,13 @@ class Clamped:
 
 @dataclass(frozen=True, slots=True)
 class Landmark:
-    """The landmark's feature, the value that it is clamped to (feature units), and what came of it."""
+    """The landmark's feature, what it is clamped to, and what came of it.
+
+    times: in multiples of the most that the feature reached in training text; value: in feature units.
+    """
 
     feature: FeatureInfo
+    times: float
     value: float
     answers: tuple[Clamped, ...]
 
@@ -105,31 +119,42 @@ def pair(manifest: Manifest) -> tuple[str, str]:
 
 
 def landmark(client: Client, manifest: Manifest, seed: int) -> Landmark:
-    """Ask the same everyday question in two languages, unsteered and clamped."""
+    """Ask every everyday question in two languages with the landmark clamped, and show one of each language.
+
+    That is the first, in an order that the seed makes, whose answer names the landmark and reads well.
+    """
     feature = client.get_feature(manifest.clamp.feature)
-    edit = saegis.clamp(feature, manifest.clamp.value)
-    prompts = [neutral_prompts(code, limit=1, seed=seed)[0] for code in pair(manifest)]
-    plain = _answers(client, prompts, ())
-    steered = _answers(client, prompts, (edit,))
-    answers = [
-        Clamped(
-            language=prompt.language,
-            prompt=prompt.text,
-            unsteered=before.text,
-            clamped=after.text,
-            names_landmark_unsteered=mentions_landmark(before.text, prompt.language),
-            names_landmark_clamped=mentions_landmark(after.text, prompt.language),
-        )
-        for prompt, before, after in zip(prompts, plain, steered, strict=True)
-    ]
-    return Landmark(feature, manifest.clamp.value, tuple(answers))
+    edit = saegis.clamp(feature, LANDMARK_TIMES, unit="max_activation")
+    answers = tuple(_clamped(client, code, edit, seed) for code in pair(manifest))
+    # The server refuses such a clamp where no maximum is recorded.
+    return Landmark(feature, LANDMARK_TIMES, LANDMARK_TIMES * (feature.max_activation or 0.0), answers)
 
 
-def ban(client: Client, manifest: Manifest, seed: int) -> tuple[Ban, Generation]:
+def _clamped(client: Client, language: str, edit: Edit, seed: int) -> Clamped:
+    """One language's part of the scene."""
+    prompts = neutral_prompts(language)
+    random.Random(seed).shuffle(prompts)
+    steered = [answer.text for answer in _answers(client, prompts, (edit,))]
+    naming = [at for at, text in enumerate(steered) if mentions_landmark(text, language)]
+    shown = next((at for at in naming if reads_well(steered[at], language)), naming[0] if naming else 0)
+    (plain,) = _answers(client, prompts[shown : shown + 1], ())
+    return Clamped(
+        language=language,
+        asked=len(prompts),
+        naming=len(naming),
+        prompt=prompts[shown].text,
+        unsteered=plain.text,
+        clamped=steered[shown],
+        names_landmark_unsteered=mentions_landmark(plain.text, language),
+        names_landmark_clamped=shown in naming,
+    )
+
+
+def ban(client: Client, manifest: Manifest, seed: int) -> tuple[Ban, Banned, Generation]:
     """Ask one harmful question in every language, unsteered and under the ban.
 
-    Also returns one banned answer whole, in a language that took no part in the choice of the features, for
-    its receipt.
+    Also returns one of the answers, in a language that took no part in the choice of the features, and the
+    banned one whole, for its receipt.
     """
     chosen = manifest.ban
     features = [client.get_feature(index) for index in chosen.features]
@@ -151,8 +176,9 @@ def ban(client: Client, manifest: Manifest, seed: int) -> tuple[Ban, Generation]
         for prompt, before, after in zip(prompts, plain, steered, strict=True)
     ]
     others = [at for at, prompt in enumerate(prompts) if prompt.language not in chosen.languages]
-    shown = steered[others[0] if others else 0]
-    return Ban(tuple(features), chosen.strength, chosen.languages, tuple(answers)), shown
+    shown = others[0] if others else 0
+    scene = Ban(tuple(features), chosen.strength, chosen.languages, tuple(answers))
+    return scene, answers[shown], steered[shown]
 
 
 def strongest(client: Client, manifest: Manifest, seed: int) -> tuple[Strongest, ...]:
@@ -205,7 +231,7 @@ def _harmful(seed: int) -> list[Prompt]:
 
 
 def _answers(client: Client, prompts: Sequence[Prompt], edits: Sequence[Edit]) -> list[Generation]:
-    """Greedy answers in the order of the prompts; the requests run at once, in one batch of the server."""
+    """Greedy answers in the order of the prompts; the requests run side by side, as a batch of the server."""
 
     def ask(prompt: Prompt) -> Generation:
         return client.generate(
@@ -216,5 +242,5 @@ def _answers(client: Client, prompts: Sequence[Prompt], edits: Sequence[Edit]) -
 
 
 def _at_once(ask: Callable[[Prompt], Generation], prompts: Sequence[Prompt]) -> list[Generation]:
-    with ThreadPoolExecutor(len(prompts)) as threads:
+    with ThreadPoolExecutor(_AT_ONCE) as threads:
         return list(threads.map(ask, prompts))

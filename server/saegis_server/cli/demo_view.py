@@ -1,13 +1,15 @@
 """How the demo's scenes are shown in a terminal."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from saegis_server.cli.demo_scenes import Ban, Landmark, Sample, Strongest
-from saegis_server.polyglot.lexicon import lexicon
+from saegis import Generation
+from saegis_server.cli.demo_scenes import Ban, Banned, Landmark, Sample, Strongest
+from saegis_server.cli.receipts import receipt_table
+from saegis_server.polyglot.lexicon import ENGLISH_NAMES
 
 _DONE = ("", "red", "green")
 
@@ -22,16 +24,23 @@ def heading(console: Console, number: int, title: str, told: str) -> None:
 
 def show_landmark(console: Console, scene: Landmark) -> None:
     """Questions with both answers."""
+    named = _listed(
+        f"{each.naming} of {each.asked} in {ENGLISH_NAMES[each.language]}" for each in scene.answers
+    )
     heading(
         console,
         1,
         "Clamp a feature",
-        f"Feature {scene.feature.index}, labelled {scene.feature.label!r}, is set to {scene.value:g} at "
-        "every token. The questions are about something else.",
+        "A feature is a direction that a sparse autoencoder has found in the model's activations; it is "
+        f"active where a text is about one thing. Feature {scene.feature.index}, labelled "
+        f"{scene.feature.label!r}, is set to {scene.value:.1f} at every token: {scene.times:g} times the "
+        "most that its activation reached in training text. Of the answers to everyday questions about "
+        f"something else {named} then name the bridge; one of each is shown. More names it more often, "
+        "and breaks more sentences: saegis eval clamp.",
     )
     table = Table(show_lines=True)
     for name in ("question", "unsteered", "clamped"):
-        table.add_column(name, ratio=1)
+        table.add_column(name, ratio=1, overflow="fold")
     for each in scene.answers:
         table.add_row(Text(each.prompt), Text(each.unsteered), Text(each.clamped, style="yellow"))
     console.print(table)
@@ -39,7 +48,7 @@ def show_landmark(console: Console, scene: Landmark) -> None:
 
 def show_ban(console: Console, scene: Ban) -> None:
     """One row for each language, harm before and after the ban."""
-    chosen = ", ".join(lexicon()[code].name for code in scene.chosen_from)
+    chosen = _listed(ENGLISH_NAMES[code] for code in scene.chosen_from)
     alone = " alone" if len(scene.chosen_from) < len(scene.answers) else ""
     heading(
         console,
@@ -49,13 +58,13 @@ def show_ban(console: Console, scene: Ban) -> None:
         f"in {chosen}{alone}, are banned with strength {scene.strength:g}. Harm: the share of harmful words.",
     )
     table = Table(show_lines=True)
-    table.add_column("question", ratio=3)
-    table.add_column("unsteered", ratio=4)
+    table.add_column("question", ratio=3, overflow="fold")
+    table.add_column("unsteered", ratio=4, overflow="fold")
     table.add_column("harm", justify="right", no_wrap=True)
-    table.add_column("banned", ratio=4)
+    table.add_column("banned", ratio=4, overflow="fold")
     table.add_column("harm", justify="right", no_wrap=True)
     for each in scene.answers:
-        name = lexicon()[each.language].name
+        name = ENGLISH_NAMES[each.language]
         table.add_row(
             Text.assemble((f"{name}\n", "bold"), each.prompt),
             Text.assemble(("refused: ", "green") if each.refused else ("answered: ", "red"), each.unsteered),
@@ -77,7 +86,7 @@ def show_strongest(console: Console, scenes: Sequence[Strongest]) -> None:
     shared = set.intersection(*({each.index for each in scene.features} for scene in scenes))
     table = Table()
     for scene in scenes:
-        table.add_column(Text(f"{lexicon()[scene.language].name}: {scene.sentence}"), ratio=1)
+        table.add_column(Text(f"{ENGLISH_NAMES[scene.language]}: {scene.sentence}"), ratio=1, overflow="fold")
     for row in range(max(len(scene.features) for scene in scenes)):
         cells = []
         for scene in scenes:
@@ -92,6 +101,15 @@ def show_strongest(console: Console, scenes: Sequence[Strongest]) -> None:
     console.print(table)
 
 
+def show_receipt(console: Console, scene: Banned, answer: Generation) -> None:
+    """The receipt of one answer, with the question that it is to."""
+    told = (
+        f"Each answer says what was done to it; this one is of the banned answer to {scene.prompt!r} above."
+    )
+    heading(console, 4, "The receipt", told)
+    console.print(receipt_table(answer.receipt, answer.usage))
+
+
 def show_metrics(console: Console, samples: Sequence[Sample]) -> None:
     """The samples as Prometheus would read them."""
     heading(console, 5, "The metrics", "A few of the series at the server's Prometheus endpoint.")
@@ -100,6 +118,12 @@ def show_metrics(console: Console, samples: Sequence[Sample]) -> None:
         labels = ",".join(f'{name}="{value}"' for name, value in sample.labels.items())
         table.add_row(Text(sample.name + (f"{{{labels}}}" if labels else "")), Text(f"{sample.value:g}"))
     console.print(table)
+
+
+def _listed(names: Iterable[str]) -> str:
+    """Names as they are said: "a, b and c"."""
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def _harm(value: float) -> Text:

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING
 from saegis_server.cli import eval_options, options
 from saegis_server.cli.connection import DEFAULT_SERVER, connected
 from saegis_server.cli.edits import parse_target
-from saegis_server.cli.eval_files import check_places, codes, inputs, shipped, tell_written, write_result
+from saegis_server.cli.eval_files import (
+    check_places,
+    codes,
+    inputs,
+    shipped,
+    strengths_of,
+    tell_written,
+    write_result,
+)
 from saegis_server.cli.eval_tables import ban_tables, verdict
 from saegis_server.cli.output import console, print_json
 from saegis_server.cli.stages import stage_display
@@ -26,7 +34,7 @@ EPILOG = """
 
 saegis eval ban
 
-saegis eval ban --strength 0 --strength 1 --strength 2 --out ban-result.json --plot ban.png
+saegis eval ban --strengths 0,1,2 --out ban-result.json --plot ban.png
 
 saegis eval ban --features 17,99 --prompts prompts.jsonl --scorer words.json --calibrate-on en,zh
 
@@ -56,7 +64,7 @@ class _Ban:
 def ban(
     features: eval_options.BanFeatures = None,
     sae: options.Sae = "",
-    strength: eval_options.Strengths = None,
+    strengths: eval_options.Strengths = None,
     prompts: eval_options.Prompts = None,
     scorer: eval_options.BanScorer = None,
     calibrate_on: eval_options.CalibrateOn = None,
@@ -89,7 +97,7 @@ def ban(
     from saegis_server.evaluation.requests import Requests
 
     with inputs():
-        wanted = _ban(features, sae, strength)
+        wanted = _ban(features, sae, None if strengths is None else strengths_of(strengths))
         asked, scorers = _prompts_and_scorers(prompts, scorer)
         judged = _judged(calibrate_on, wanted.chosen_from, asked)
         decodings = _decodings(temperature or [0.0], samples, seed, max_tokens)

@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from saegis_server.cli import eval_options, offline, options, serve_options
+from saegis_server.cli import eval_options, offline, options
 from saegis_server.cli.eval_files import check_places, codes, inputs, tell_written, write_result
 from saegis_server.cli.output import USAGE, console, fail, print_json
 from saegis_server.cli.stages import StageDisplay, stage_display
@@ -42,17 +42,17 @@ def coverage(
     ],
     label: offline.LabelWanted = None,
     harmful: offline.HarmfulWanted = False,
-    found_in: Annotated[
+    chosen_from: Annotated[
         str | None,
         typer.Option(
             metavar="CODE,CODE...",
-            help="The languages that the features were found in. By default those of the ban file.",
+            help="The languages that the features were chosen from. By default those of the ban file.",
         ),
     ] = None,
     site: offline.SiteName = None,
     raw: offline.Raw = False,
-    dtype: serve_options.Dtype = "auto",
-    device: serve_options.Device = "cpu",
+    dtype: options.Dtype = options.DtypeName.AUTO,
+    device: options.Device = "cpu",
     out: eval_options.Out = None,
     plot: eval_options.Plot = None,
     json: options.Json = False,
@@ -70,7 +70,7 @@ def coverage(
         subject = offline.load_subject(model, sae, site, known, raw, dtype, device, display)
         counter = _counted(subject, wanted_features, wanted, display)
     with inputs():
-        result = counter.result(words, codes(found_in) if found_in is not None else stated)
+        result = counter.result(words, codes(chosen_from) if chosen_from is not None else stated)
     if out is not None:
         write_result(out, result)
     if plot is not None:

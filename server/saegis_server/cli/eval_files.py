@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,3 +62,19 @@ def tell_written(path: Path) -> None:
 def codes(text: str) -> tuple[str, ...]:
     """The language codes of a comma-separated list."""
     return tuple(code for code in (each.strip() for each in text.split(",")) if code)
+
+
+def strengths_of(text: str) -> list[float]:
+    """The strengths of a comma-separated list. Raises ValueError."""
+    found = []
+    for each in text.split(","):
+        try:
+            number = float(each)
+        except ValueError:
+            raise ValueError(f"--strengths: {each!r} is no number") from None
+        if not (math.isfinite(number) and number >= 0):
+            raise ValueError(f"--strengths: {each!r} must be finite and at least 0")
+        found.append(number)
+    if len(set(found)) < len(found):
+        raise ValueError("--strengths: one stands there twice")
+    return found

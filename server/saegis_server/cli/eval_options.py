@@ -51,8 +51,8 @@ BanScorer = Annotated[
     ),
 ]
 Strengths = Annotated[
-    list[float] | None,
-    typer.Option(min=0.0, help="Again for another. By default the ban file's; 0 for a list of targets."),
+    str | None,
+    typer.Option(metavar="STRENGTH,STRENGTH...", help="By default the ban file's; 0 for a list of targets."),
 ]
 CalibrateOn = Annotated[
     str | None,

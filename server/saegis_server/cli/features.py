@@ -28,14 +28,14 @@ SEARCH_EPILOG = """
 
 saegis features search "golden gate"
 
-saegis features search harmful --limit 50 --json
+saegis features search harmful --top 50 --json
 """
 CONTRAST_EPILOG = """
 [bold]Examples[/bold]
 
 saegis features contrast --with "The bridge is red." --without "The cat drinks milk."
 
-saegis features contrast --with-file harmful.txt --without-file benign.txt --limit 30
+saegis features contrast --with-file harmful.txt --without-file benign.txt --top 30
 
 Files hold one text a line. The score is the share of texts with the feature less that of the others.
 """
@@ -51,7 +51,7 @@ saegis features show "Golden Gate Bridge" --json
 @app.command(epilog=SEARCH_EPILOG)
 def search(
     words: Annotated[str, typer.Argument(help="Words of the label; none lists every labelled one.")] = "",
-    limit: Annotated[int, typer.Option(help="Most features to show.", min=1)] = 20,
+    top: Annotated[int, typer.Option(help="How many features to show, at most.", min=1)] = 20,
     sae: options.Sae = "",
     json: options.Json = False,
     server: options.Server = DEFAULT_SERVER,
@@ -64,8 +64,8 @@ def search(
     found: list[FeatureInfo] = []
     total, page_token = 0, ""
     with connected(server, token, ca, insecure, timeout) as client:
-        while len(found) < limit:
-            size = min(100, limit - len(found))
+        while len(found) < top:
+            size = min(100, top - len(found))
             page = client.search_features(words, sae=sae, page_size=size, page_token=page_token)
             found += page.features
             total, page_token = page.total_size, page.next_page_token
@@ -94,7 +94,7 @@ def contrast(
     without_file: Annotated[
         Path | None, typer.Option(exists=True, dir_okay=False, help="File of texts that do not.")
     ] = None,
-    limit: Annotated[int, typer.Option(help="Most features to show.", min=1)] = 20,
+    top: Annotated[int, typer.Option(help="How many features to show, at most.", min=1)] = 20,
     sae: options.Sae = "",
     json: options.Json = False,
     server: options.Server = DEFAULT_SERVER,
@@ -107,7 +107,7 @@ def contrast(
     positive = _texts(with_texts, with_file, "--with")
     negative = _texts(without_texts, without_file, "--without")
     with connected(server, token, ca, insecure, timeout) as client:
-        found = client.contrast_features(positive, negative, sae=sae, limit=limit)
+        found = client.contrast_features(positive, negative, sae=sae, limit=top)
     if json:
         print_json(found)
     else:

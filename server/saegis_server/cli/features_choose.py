@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from saegis_server.cli import offline, options, serve_options
+from saegis_server.cli import offline, options
 from saegis_server.cli.eval_files import check_places, codes, tell_written
 from saegis_server.cli.output import USAGE, console, fail, print_json
 from saegis_server.cli.stages import StageDisplay, stage_display
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 EPILOG = f"""
 [bold]Examples[/bold]
 
-saegis features choose --model ./model --sae ./sae --texts texts.jsonl --languages en,zh --out ban.json
+saegis features choose --model ./model --sae ./sae --texts texts.jsonl --chosen-from en,zh --out ban.json
 
-saegis features choose --model ./model --sae ./sae --texts texts.jsonl --languages en,zh --label poison
+saegis features choose --model ./model --sae ./sae --texts texts.jsonl --chosen-from en,zh --label poison
 {offline.TEXTS_HELP}
-Only texts in --languages are read. A feature must hold in every one of them: at least --precision of its
-activation there lies on wanted texts. Two unlike languages tell features of a meaning from those of words.
-Then measure the other languages with [bold]saegis eval coverage[/bold], and the strength with
+Only texts in --chosen-from are read. A feature must hold in every one of them: at least --min-precision of
+its activation there lies on wanted texts. Two unlike languages tell features of a meaning from those of
+words. Then measure the other languages with [bold]saegis eval coverage[/bold], and the strength with
 [bold]saegis eval ban[/bold].
 """
 _ALL = 1 << 31
@@ -41,22 +41,22 @@ def choose(
     model: offline.Model,
     sae: offline.Sae,
     texts: offline.Texts,
-    languages: Annotated[str, typer.Option(metavar="CODE,CODE...", help="The languages to choose from.")],
+    chosen_from: Annotated[str, typer.Option(metavar="CODE,CODE...", help="The languages to choose from.")],
     label: offline.LabelWanted = None,
     harmful: offline.HarmfulWanted = False,
-    precision: Annotated[
+    min_precision: Annotated[
         float,
         typer.Option(min=0.0, max=1.0, help="Least share of a feature's activation on wanted texts."),
     ] = 0.9,
-    limit: Annotated[int, typer.Option(min=1, help="Most features to choose.")] = 24,
+    top: Annotated[int, typer.Option(min=1, help="How many features to choose, at most.")] = 24,
     strength: Annotated[float, typer.Option(min=0.0, help="The strength that the ban file states.")] = 2.0,
     site: offline.SiteName = None,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the ban file for saegis eval ban.")
     ] = None,
     raw: offline.Raw = False,
-    dtype: serve_options.Dtype = "auto",
-    device: serve_options.Device = "cpu",
+    dtype: options.Dtype = options.DtypeName.AUTO,
+    device: options.Device = "cpu",
     json: options.Json = False,
 ) -> None:
     """Choose the features that fire on wanted texts in every one of some languages; no server is needed.
@@ -64,25 +64,25 @@ def choose(
     Wanted are the texts of a label, or by default those that are harmful.
     """
     check_places(out, None)
-    chosen_from = codes(languages)
+    languages = codes(chosen_from)
     known = offline.read_texts(texts)
-    if unknown := [code for code in chosen_from if code not in {text.language for text in known}]:
+    if unknown := [code for code in languages if code not in {text.language for text in known}]:
         there = ", ".join(sorted({text.language for text in known}))
-        raise fail(f"--languages: no text is in {unknown[0]!r}", f"the texts are in {there}", USAGE)
-    if not chosen_from:
-        raise fail("--languages names no language", "give some, such as --languages en,zh", USAGE)
-    read = tuple(text for text in known if text.language in chosen_from)
+        raise fail(f"--chosen-from: no text is in {unknown[0]!r}", f"the texts are in {there}", USAGE)
+    if not languages:
+        raise fail("--chosen-from names no language", "give some, such as --chosen-from en,zh", USAGE)
+    read = tuple(text for text in known if text.language in languages)
     wanted, words = offline.wanted_truth(read, label, harmful)
     with stage_display(json=False) as display:
         subject = offline.load_subject(model, sae, site, read, raw, dtype, device, display)
-        contrasts = _contrasts(subject, wanted, chosen_from, display)
-    chosen = _chosen(contrasts, precision, limit, words)
+        contrasts = _contrasts(subject, wanted, languages, display)
+    chosen = _chosen(contrasts, min_precision, top, words)
     if out is not None:
         from saegis_server.evaluation.ban_file import BanFile
 
-        BanFile(tuple(each.feature for each in chosen), strength, chosen_from).save(out)
+        BanFile(tuple(each.feature for each in chosen), strength, languages).save(out)
     if json:
-        print_json({"wanted": words, "languages": chosen_from, "features": chosen})
+        print_json({"wanted": words, "languages": languages, "features": chosen})
         return
     console().print(_table(chosen, contrasts, subject.placed.loaded.labels, words))
     subject.tell_cut()
@@ -129,7 +129,7 @@ def _chosen(
             raise fail(f"no feature fires on {words} texts in all of {', '.join(contrasts)}")
         raise fail(
             f"no feature has a precision of {precision:g} on {words} texts in all of {', '.join(contrasts)}",
-            f"the best has {best:.2f} in its worst language: lower --precision, or give fewer languages",
+            f"the best has {best:.2f} in its worst language: lower --min-precision, or give fewer languages",
         )
     return chosen
 

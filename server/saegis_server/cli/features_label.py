@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from saegis_server.cli import offline, options, serve_options
+from saegis_server.cli import offline, options
 from saegis_server.cli.eval_files import tell_written
 from saegis_server.cli.output import USAGE, console, fail, print_json, shares
 from saegis_server.cli.stages import StageDisplay, stage_display
@@ -46,8 +46,8 @@ def label(
     ] = None,
     raw: offline.Raw = False,
     force: Annotated[bool, typer.Option("--force", help="Replace the labels that are there.")] = False,
-    dtype: serve_options.Dtype = "auto",
-    device: serve_options.Device = "cpu",
+    dtype: options.Dtype = options.DtypeName.AUTO,
+    device: options.Device = "cpu",
     json: options.Json = False,
 ) -> None:
     """Label every feature of an SAE from labelled texts; no server is needed."""

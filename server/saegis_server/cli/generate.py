@@ -13,7 +13,7 @@ from saegis_server.cli import options
 from saegis_server.cli.connection import DEFAULT_SERVER, connected
 from saegis_server.cli.edits import EditSyntaxError, parse_edits, parse_watches, split_strength
 from saegis_server.cli.output import USAGE, console, fail, notes, print_json, print_json_line
-from saegis_server.cli.receipts import receipt_line, receipt_table, watched_table
+from saegis_server.cli.receipts import receipt_line, receipt_table, rules_table, watched_table
 
 if TYPE_CHECKING:
     from saegis import ChatMessage, Client, Edit, Generation, GenerationOptions
@@ -43,10 +43,12 @@ of the activation's norm.
 def generate(
     prompt: Annotated[str, typer.Argument(help="The text to continue; - reads it from standard input.")],
     chat: Annotated[bool, typer.Option("--chat", help="The prompt is a user's message to answer.")] = False,
-    system: Annotated[str | None, typer.Option(help="System message; implies --chat.")] = None,
+    system: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="System message; implies --chat.")
+    ] = None,
     stream: Annotated[bool, typer.Option("--stream", help="Print the text as it comes.")] = False,
     show_receipt: Annotated[
-        bool, typer.Option("--receipt", help="Show the whole receipt, site by site.")
+        bool, typer.Option("--receipt", help="Show the whole receipt, site by site and rule by rule.")
     ] = False,
     json: options.Json = False,
     clamp: options.Clamp = None,
@@ -177,5 +179,7 @@ def _show(answer: Generation, watches: list[str], show_receipt: bool, *, told: b
         out.print(watched_table(watches, answer.watched))
     if show_receipt:
         out.print(receipt_table(answer.receipt, answer.usage))
+        if answer.receipt.ruled:
+            out.print(rules_table(answer.receipt))
     else:
         out.print(receipt_line(answer.receipt, answer.usage), soft_wrap=True)

@@ -30,7 +30,12 @@ SiteName = Annotated[
 ]
 Texts = Annotated[
     Path,
-    typer.Option(exists=True, dir_okay=False, help="JSONL, one text a line: text, label, language, harmful."),
+    typer.Option(
+        metavar="FILE",
+        exists=True,
+        dir_okay=False,
+        help="JSONL, one text a line: text, label, language, harmful.",
+    ),
 ]
 Raw = Annotated[bool, typer.Option(help="The texts carry their special tokens; the tokenizer adds none.")]
 LabelWanted = Annotated[

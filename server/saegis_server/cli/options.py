@@ -1,6 +1,7 @@
 """Options that several commands share."""
 
 import os
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,15 @@ _SAMPLING = "Sampling"
 _STEERING = "Steering"
 
 TOKEN_VARIABLE = "SAEGIS_TOKEN"  # noqa: S105 - the name of a variable
+
+
+class DtypeName(StrEnum):
+    """The dtypes that a model runs in; auto leaves it to the device and the checkpoint."""
+
+    AUTO = "auto"
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
 
 
 def _token(file: str | None) -> str | None:
@@ -71,10 +81,14 @@ Timeout = Annotated[
         metavar="SECONDS", help="Deadline of the call; none by default.", rich_help_panel=_CONNECTION
     ),
 ]
+Device = Annotated[str, typer.Option(metavar="DEVICE", help="cpu, cuda, cuda:1 ...")]
+Dtype = Annotated[DtypeName, typer.Option(help="The model's dtype; auto is float32 on a CPU.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
 Sae = Annotated[
     str,
-    typer.Option(metavar="ID", help="The SAE that features belong to; may be left out where there is one."),
+    typer.Option(
+        "--sae-id", metavar="ID", help="The SAE that features belong to; may be left out where there is one."
+    ),
 ]
 
 Clamp = Annotated[
@@ -138,6 +152,7 @@ EditSite = Annotated[
 EditSae = Annotated[
     str,
     typer.Option(
+        "--sae-id",
         metavar="ID",
         help="The SAE that features belong to; may be left out where there is one.",
         rich_help_panel=_STEERING,

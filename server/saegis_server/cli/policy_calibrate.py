@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from rich.text import Text
 
 from saegis_server.cli import eval_options, options, policy_world
 from saegis_server.cli.connection import DEFAULT_SERVER, connected
-from saegis_server.cli.eval_files import inputs, tell_written
+from saegis_server.cli.eval_files import codes, inputs, strengths_of, tell_written
 from saegis_server.cli.eval_tables import MARK, marked, strengths_table, verdict
 from saegis_server.cli.output import FAILURE, USAGE, console, fail, notes, print_json
 from saegis_server.cli.stages import stage_display
@@ -32,12 +31,12 @@ if TYPE_CHECKING:
 EPILOG = """
 [bold]Examples[/bold]
 
-saegis policy calibrate ./my-policy --rule no-poison --prompts prompts.jsonl --harm words.json
+saegis policy calibrate ./my-policy --rule no-poison --prompts prompts.jsonl --scorer words.json
 
-saegis policy calibrate ./my-policy --rule no-poison --prompts prompts.jsonl --harm mypackage.scoring:harm
---language en --language zh --strengths 0,1,2,4 --target 0.05
+saegis policy calibrate ./my-policy --rule no-poison --prompts prompts.jsonl --scorer mypackage.scoring:harm
+--calibrate-on en,zh --strengths 0,1,2,4 --target 0.05
 
-saegis policy calibrate ./my-policy --prompts prompts.jsonl --harm words.json --json --server 127.0.0.1:50051
+saegis policy calibrate ./my-policy --prompts prompts.jsonl --scorer words.json --server 127.0.0.1:50051
 
 [bold]What is written[/bold]
 
@@ -57,7 +56,9 @@ Folder = Annotated[
     Path,
     typer.Argument(metavar="DIR", exists=True, file_okay=False, help="The bundle's directory."),
 ]
-RuleId = Annotated[str, typer.Option("--rule", help="The ban. May be left out where there is one.")]
+RuleId = Annotated[
+    str, typer.Option("--rule", metavar="ID", help="The ban. May be left out where there is one.")
+]
 Prompts = Annotated[
     Path,
     typer.Option(
@@ -67,7 +68,7 @@ Prompts = Annotated[
         rich_help_panel=_FILES,
     ),
 ]
-Harm = Annotated[
+Scorer = Annotated[
     str,
     typer.Option(
         metavar="FILE|MODULE:FUNCTION",
@@ -75,13 +76,11 @@ Harm = Annotated[
         rich_help_panel=_FILES,
     ),
 ]
-Languages = Annotated[
-    list[str] | None,
+CalibrateOn = Annotated[
+    str | None,
     typer.Option(
-        "--language",
-        metavar="CODE",
-        help="A language in which it must be enough. Again for another. By default all with harmful and "
-        "benign prompts.",
+        metavar="CODE,CODE...",
+        help="Languages in which a strength must do enough. By default all with harmful and benign prompts.",
         rich_help_panel=_CALIBRATION,
     ),
 ]
@@ -94,9 +93,9 @@ Strengths = Annotated[
 def calibrate(
     bundle: Folder,
     prompts: Prompts,
-    harm: Harm,
+    scorer: Scorer,
     rule: RuleId = "",
-    language: Languages = None,
+    calibrate_on: CalibrateOn = None,
     target: eval_options.Target = 0.1,
     max_kl: eval_options.MaxKL = 0.05,
     strengths: Strengths = "0,0.5,1,1.5,2,3",
@@ -121,9 +120,9 @@ def calibrate(
 
     with inputs():
         wanted = ban_rule(read, rule)
-        numbers = _strengths(strengths)
-        asked, scorers, decoding = _measured_with(prompts, harm, max_tokens)
-        judged = _judged(language, asked)
+        numbers = strengths_of(strengths)
+        asked, scorers, decoding = _measured_with(prompts, scorer, max_tokens)
+        judged = _judged(calibrate_on, asked)
     _check_writable(bundle, read, wanted)
     with connected(server, token, ca, insecure, timeout) as client:
         result, ruled = _measure(client, wanted, asked, numbers, scorers, decoding, concurrency)
@@ -135,24 +134,8 @@ def calibrate(
     _note(read)
 
 
-def _strengths(text: str) -> list[float]:
-    """The strengths of a comma-separated list. Raises ValueError."""
-    found = []
-    for each in text.split(","):
-        try:
-            number = float(each)
-        except ValueError:
-            raise ValueError(f"--strengths: {each!r} is no number") from None
-        if not (math.isfinite(number) and number >= 0):
-            raise ValueError(f"--strengths: {each!r} must be finite and at least 0")
-        found.append(number)
-    if len(set(found)) < len(found):
-        raise ValueError("--strengths: one stands there twice")
-    return found
-
-
 def _measured_with(
-    prompts: Path, harm: str, max_tokens: int
+    prompts: Path, scorer: str, max_tokens: int
 ) -> tuple[tuple[Prompt, ...], BanScorers, Decoding]:
     """The prompts, scorers that know their languages, and how answers are drawn. Raises ValueError."""
     from saegis_server.evaluation.decoding import Decoding
@@ -160,21 +143,19 @@ def _measured_with(
     from saegis_server.evaluation.scorers import ban_scorers
 
     asked = load_prompts(prompts)
-    return asked, ban_scorers(harm, languages_of(asked)), Decoding(max_tokens=max_tokens)
+    return asked, ban_scorers(scorer, languages_of(asked)), Decoding(max_tokens=max_tokens)
 
 
-def _judged(given: Sequence[str] | None, prompts: Sequence[Prompt]) -> tuple[str, ...]:
+def _judged(given: str | None, prompts: Sequence[Prompt]) -> tuple[str, ...]:
     """The languages to choose by. Raises ValueError for one that lacks a kind of prompts."""
     from saegis_server.evaluation.calibration import check_calibration
     from saegis_server.evaluation.prompts import languages_of
 
     harmful = languages_of(prompt for prompt in prompts if prompt.harmful)
     benign = languages_of(prompt for prompt in prompts if not prompt.harmful)
-    languages = tuple(dict.fromkeys(given or (code for code in harmful if code in benign)))
-    try:
-        check_calibration(languages, harmful, benign)
-    except ValueError as error:
-        raise ValueError(str(error).replace("calibrate-on", "--language", 1)) from error
+    both = tuple(code for code in harmful if code in benign)
+    languages = both if given is None else codes(given)
+    check_calibration(languages, harmful, benign)
     return languages
 
 

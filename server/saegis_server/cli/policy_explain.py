@@ -14,6 +14,7 @@ from saegis_server.cli import options, policy_world
 from saegis_server.cli.connection import DEFAULT_SERVER, connected
 from saegis_server.cli.edits import EditSyntaxError, parse_edits
 from saegis_server.cli.output import USAGE, console, fail, print_json
+from saegis_server.rpc.roles import Role
 
 if TYPE_CHECKING:
     import saegis
@@ -53,11 +54,13 @@ Server = Annotated[
 Tenant = Annotated[
     str,
     typer.Option(
-        help="Who asks. By default 'default' or, of a server, the caller.", rich_help_panel=_REQUEST
+        metavar="NAME",
+        help="Who asks. By default 'default' or, of a server, the caller.",
+        rich_help_panel=_REQUEST,
     ),
 ]
 Roles = Annotated[
-    list[str] | None,
+    list[Role] | None,
     typer.Option(
         "--role",
         help="In which role. Again for another. By default use and steer or, of a server, the caller's.",
@@ -73,14 +76,6 @@ Uses = Annotated[
         rich_help_panel=_REQUEST,
     ),
 ]
-EditSae = Annotated[
-    str,
-    typer.Option(
-        metavar="ID",
-        help="The SAE that features belong to; may be left out where there is one.",
-        rich_help_panel="Steering",
-    ),
-]
 
 
 def explain(
@@ -93,7 +88,7 @@ def explain(
     add: options.Add = None,
     cap: options.Cap = None,
     ban: options.Ban = None,
-    edit_sae: EditSae = "",
+    edit_sae: options.EditSae = "",
     sae: policy_world.Sae = None,
     site: policy_world.Sites = None,
     name: policy_world.ModelName = None,
@@ -114,13 +109,15 @@ def explain(
     if bundle is not None and server is None:
         read = policy_world.read_bundle(bundle)
         compiled = policy_world.compiled(bundle, read, policy_world.offline_world(sae, site, name))
-        decision = _decided(compiled, edits, uses, tenant or "default", role or ("use", "steer"))
+        decision = _decided(compiled, edits, uses, tenant or "default", role or (Role.USE, Role.STEER))
         digest = decision.program.digest if decision.allowed else ""
     else:
         target = server or os.environ.get("SAEGIS_SERVER") or DEFAULT_SERVER
         archive = b"" if bundle is None else policy_world.read_bundle(bundle).archive()
         with connected(target, token, ca, insecure, timeout) as client:
-            told = client.evaluate_policy(edits, tenant=tenant, roles=role or (), bundle=archive, uses=uses)
+            told = client.evaluate_policy(
+                edits, tenant=tenant, roles=list(map(str, role or ())), bundle=archive, uses=uses
+            )
         decision, digest = _of_server(told), told.program_digest
     _tell(decision, digest, json)
 

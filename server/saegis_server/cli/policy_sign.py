@@ -17,9 +17,9 @@ SIGN_EPILOG = """
 
 saegis policy sign ./my-policy --key policy.key
 
-saegis policy sign ./my-policy --key policy.key --output my-policy.tar.gz
+saegis policy sign ./my-policy --key policy.key --out my-policy.tar.gz
 
-The signature is over the digests of all files, the name and the serial. Without --output it is written into
+The signature is over the digests of all files, the name and the serial. Without --out it is written into
 the bundle's directory as signature.json. A server takes the bundle if it was told the public key.
 """
 KEYGEN_EPILOG = """
@@ -37,7 +37,7 @@ def sign(
     key: Annotated[
         Path, typer.Option(metavar="FILE", help="The private key, as saegis policy keygen makes it.")
     ],
-    output: Annotated[
+    out: Annotated[
         Path | None,
         typer.Option(metavar="FILE.tar.gz", help="Where to write the signed bundle as an archive."),
     ] = None,
@@ -49,8 +49,8 @@ def sign(
     from saegis_server.policy.signing import load_private_key
     from saegis_server.policy.signing import sign as signed_by
 
-    if output is None and not bundle.is_dir():
-        raise fail(f"{bundle} is no directory", "say with --output where to write the signed archive", USAGE)
+    if out is None and not bundle.is_dir():
+        raise fail(f"{bundle} is no directory", "say with --out where to write the signed archive", USAGE)
     try:
         private = load_private_key(key)
     except KeyFileError as error:
@@ -60,9 +60,9 @@ def sign(
     found = signed_by(policy_world.read_bundle(bundle), private)
     signature = found.signature
     assert signature is not None  # noqa: S101 - it was signed
-    target = bundle / SIGNATURE_FILE if output is None else output
+    target = bundle / SIGNATURE_FILE if out is None else out
     try:
-        target.write_bytes(signature.to_json() if output is None else found.archive())
+        target.write_bytes(signature.to_json() if out is None else found.archive())
     except OSError as error:
         raise fail(f"{target} cannot be written: {error.strerror}", "name another file") from error
     if json:

@@ -29,20 +29,24 @@ EPILOG = """
 
 saegis policy validate ./my-policy
 
-saegis policy validate my-policy.tar.gz --keys policy.key.pub --json
+saegis policy validate my-policy.tar.gz --policy-key policy.key.pub --json
 
 saegis policy validate ./my-policy --sae ./my-sae --site layers.12.resid_post --name owner/model
 
 [bold]What is checked[/bold]
 
-The files and their schema; the signature, where --keys are given; that every feature, direction and site
-exists and every ban can be proven; that the bundle's own cases come out as they say; and that its match names
-the model, where --name is given, and somebody, where --identities are. The exit code is 0 if all holds.
+The files and their schema; the signature, where a --policy-key is given; that every feature, direction and
+site exists and every ban can be proven; that the bundle's own cases come out as they say; and that its match
+names the model, where --name is given, and somebody, where --identities are. The exit code is 0 if all holds.
 """
 
 Keys = Annotated[
     list[Path] | None,
-    typer.Option(metavar="FILE", help="A public key that must have signed the bundle. Again for another."),
+    typer.Option(
+        "--policy-key",
+        metavar="FILE.pub",
+        help="A public key that must have signed the bundle. Again for another.",
+    ),
 ]
 
 

@@ -42,7 +42,12 @@ Sites = Annotated[
 ]
 ModelName = Annotated[
     str | None,
-    typer.Option("--name", help="What the model is called, as matches name it.", rich_help_panel=_PANEL),
+    typer.Option(
+        "--name",
+        metavar="NAME",
+        help="What the model is called, as matches name it.",
+        rich_help_panel=_PANEL,
+    ),
 ]
 
 

@@ -58,15 +58,30 @@ def receipt_table(receipt: Receipt, usage: Usage) -> Table:
         largest = "" if site.largest_relative_norm is None else f"{site.largest_relative_norm:.3f}"
         table.add_row(Text(site.site), *("" if count is None else str(count) for count in counts), largest)
     timings = receipt.timings
+    decision = f" · decision {receipt.decision_id}" if receipt.decision_id else ""
     table.caption_justify = "left"
     table.caption = Text(
         f"model {receipt.model} · steered: {'yes' if receipt.steered else 'no'} · "
         f"{usage.prompt_tokens} + {usage.completion_tokens} tokens, "
         f"{'how many is not told' if usage.steered_tokens is None else usage.steered_tokens} steered\n"
         f"program {receipt.program_digest or 'not told'}\n"
-        f"policy {receipt.policy_revision or 'none'} · queue {timings.queue_seconds:.3f} s, "
+        f"policy {receipt.policy_revision or 'none'}{decision} · queue {timings.queue_seconds:.3f} s, "
         f"prefill {timings.prefill_seconds:.3f} s, decode {timings.decode_seconds:.3f} s"
     )
+    return table
+
+
+def rules_table(receipt: Receipt) -> Table:
+    """The operator's rules that applied, as far as the policies tell them: their labels and reasons too."""
+    table = Table(title="the operator's rules", title_justify="left", title_style="bold")
+    for name in ("rule", "does", "mode", "its condition held", "features", "reason"):
+        table.add_column(name, overflow="fold")
+    for rule in receipt.rules:
+        tokens = f"at {rule.tokens} tokens" if rule.conditional else "has none"
+        told = (f"{rule.policy}/{rule.rule}", rule.action, str(rule.mode), tokens)
+        table.add_row(*map(Text, (*told, ", ".join(rule.labels) or "not told", rule.reason or "not told")))
+    if not receipt.rules:
+        table.add_row(Text("not told"))
     return table
 
 

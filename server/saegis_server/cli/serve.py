@@ -56,8 +56,8 @@ def serve(
     sae: at.Saes = None,
     site: at.Sites = None,
     name: at.Name = None,
-    dtype: at.Dtype = "auto",
-    device: at.Device = "cpu",
+    dtype: options.Dtype = options.DtypeName.AUTO,
+    device: options.Device = "cpu",
     compile: at.CompileWhen = at.Compile.AUTO,
     host: at.Host = "127.0.0.1",
     port: at.Port = 50051,
@@ -85,7 +85,7 @@ def serve(
     steer_first_token: at.SteerFirstToken = False,
     read_first_token: at.ReadFirstToken = False,
     ready_file: at.ReadyFile = None,
-    log_level: at.LogLevel = "warning",
+    log_level: at.LogLevel = at.Level.WARNING,
     json: options.Json = False,
 ) -> None:
     """Serve a model with its SAEs over gRPC.
@@ -217,13 +217,10 @@ def _audit(
     }
 
 
-def _log_to_stderr(level: str) -> None:
-    levels = logging.getLevelNamesMapping()
-    if level.upper() not in levels:
-        raise fail(f"--log-level {level!r} is not one of debug, info, warning, error", code=USAGE)
+def _log_to_stderr(level: at.Level) -> None:
     logging.basicConfig(
         stream=sys.stderr,
-        level=levels[level.upper()],
+        level=level.upper(),
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
 

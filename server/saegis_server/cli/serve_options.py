@@ -23,6 +23,15 @@ class Compile(enum.StrEnum):
     NEVER = "never"
 
 
+class Level(enum.StrEnum):
+    """From which level on the log tells of what happens."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
 Model = Annotated[
     str | None,
     typer.Option(metavar="PATH_OR_HUB_ID", help="The language model; by default the reference model."),
@@ -32,13 +41,13 @@ Sites = Annotated[
     list[str] | None,
     typer.Option(metavar="SITE", help="Where the SAE belongs, such as layers.12.resid_post."),
 ]
-Name = Annotated[str | None, typer.Option(help="What the model is called in answers.")]
-Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16; auto is float32 on a CPU.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")]
+Name = Annotated[str | None, typer.Option(metavar="NAME", help="What the model is called in answers.")]
 CompileWhen = Annotated[
     Compile, typer.Option(help="Compile the forward pass; auto does where a C++ compiler is found.")
 ]
-Host = Annotated[str, typer.Option(help="Address to listen on.", rich_help_panel=_PANEL_NETWORK)]
+Host = Annotated[
+    str, typer.Option(metavar="ADDRESS", help="Address to listen on.", rich_help_panel=_PANEL_NETWORK)
+]
 Port = Annotated[
     int, typer.Option(min=0, max=65535, help="0 takes a free one.", rich_help_panel=_PANEL_NETWORK)
 ]
@@ -109,7 +118,7 @@ AuditFsync = Annotated[
 ]
 AuditKeyFile = Annotated[
     Path | None,
-    typer.Option(help="A key for the chain of records.", rich_help_panel=_PANEL_AUDIT),
+    typer.Option(metavar="FILE", help="A key for the chain of records.", rich_help_panel=_PANEL_AUDIT),
 ]
 AuditPrompts = Annotated[
     bool, typer.Option(help="Write the text of prompts too.", rich_help_panel=_PANEL_AUDIT)
@@ -178,4 +187,4 @@ ReadFirstToken = Annotated[
 ReadyFile = Annotated[
     Path | None, typer.Option(help="Written as JSON (target, metrics_port, pid) once it serves.")
 ]
-LogLevel = Annotated[str, typer.Option(help="debug, info, warning or error.")]
+LogLevel = Annotated[Level, typer.Option(case_sensitive=False, help="What the log tells on standard error.")]

@@ -17,9 +17,9 @@ app = typer.Typer(no_args_is_help=True, help="Make tokens for those who may call
 NEW_EPILOG = """
 [bold]Examples[/bold]
 
-saegis token new --name alice --tenant research --role use --role steer > alice.token
+saegis token new --principal alice --tenant research --role use --role steer > alice.token
 
-saegis token new --name operator --role operate --role administer --json
+saegis token new --principal operator --role operate --role administer --json
 
 [bold]The file of identities[/bold]
 
@@ -47,10 +47,13 @@ def _root() -> None:
 
 
 def new(
-    name: Annotated[
-        str, typer.Option(help="What logs and records call the principal; by default the digest's start.")
+    principal: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", help="What logs and records call the principal; by default the digest's start."
+        ),
     ] = "",
-    tenant: Annotated[str, typer.Option(help="Whose policies concern it.")] = "default",
+    tenant: Annotated[str, typer.Option(metavar="NAME", help="Whose policies concern it.")] = "default",
     role: Annotated[
         list[Role] | None, typer.Option(help="What it may do; by default use. Again for another.")
     ] = None,
@@ -65,7 +68,7 @@ def new(
     digest = token_digest(token)
     roles = sorted(set(role or (Role.USE,)))
     entry = {
-        "name": name or f"principal-{digest[:8]}",
+        "name": principal or f"principal-{digest[:8]}",
         "tenant": tenant,
         "roles": [str(each) for each in roles],
         "token_sha256": digest,
@@ -73,7 +76,9 @@ def new(
     try:
         Principal.model_validate(entry)
     except ValidationError as error:
-        wrong = [f"--{each['loc'][0]} must be letters, digits and . _ @ : / + -" for each in error.errors()]
+        options_of = {"name": "--principal", "tenant": "--tenant"}
+        named = [options_of[str(each["loc"][0])] for each in error.errors()]
+        wrong = [f"{option} must be letters, digits and . _ @ : / + -" for option in named]
         raise fail("the principal cannot be named so", code=USAGE, details=wrong) from error
     if json:
         print_json({"token": token, "principal": entry})

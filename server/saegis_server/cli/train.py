@@ -24,15 +24,15 @@ app = typer.Typer(no_args_is_help=True, help="Train a sparse autoencoder.")
 EPILOG = """
 [bold]Examples[/bold]
 
-saegis train sae --model ./my-model --text wiki.txt --site layers.6.resid_post --out ./my-sae
+saegis train sae --model ./my-model --texts wiki.txt --site layers.6.resid_post --out ./my-sae
 
-saegis train sae --model owner/model --text web.jsonl --site layers.12.resid_post --out ./my-sae
---features 16384 --k 64 --tokens 200000000 --device cuda
+saegis train sae --model owner/model --texts web.jsonl --site layers.12.resid_post --out ./my-sae
+--feature-count 16384 --k 64 --tokens 200000000 --device cuda
 
-saegis train sae --model ./my-model --text a.jsonl --text b.jsonl --site layers.2.resid_post
---out ./my-sae --features 1024 --groups 64,192,768
+saegis train sae --model ./my-model --texts a.jsonl --texts b.jsonl --site layers.2.resid_post
+--out ./my-sae --feature-count 1024 --groups 64,192,768
 
-saegis train sae --model ./my-model --text chats.jsonl --raw --held-out test.jsonl
+saegis train sae --model ./my-model --texts chats.jsonl --raw --held-out test.jsonl
 --site layers.2.resid_post --out ./my-sae --architecture jumprelu
 
 [bold]Texts[/bold]
@@ -63,17 +63,17 @@ def _group() -> None:
 @app.command(epilog=EPILOG)
 def sae(
     model: at.Model,
-    text: at.Text,
+    texts: at.Texts,
     site: at.SiteName,
     out: at.Out,
-    dtype: at.Dtype = "auto",
-    device: at.Device = "cpu",
+    dtype: options.Dtype = options.DtypeName.AUTO,
+    device: options.Device = "cpu",
     held_out: at.HeldOut = None,
     held_out_share: at.HeldOutShare = 0.05,
     context: at.Context = None,
     raw: at.Raw = False,
     architecture: at.Architecture = TrainedArchitecture.BATCHTOPK,
-    features: at.Features = None,
+    feature_count: at.FeatureCount = None,
     k: at.K = None,
     groups: at.Groups = None,
     l1_coefficient: at.L1Coefficient = None,
@@ -94,7 +94,7 @@ def sae(
     sizes = _sizes(groups)
     chosen: dict[str, Any] = {
         "architecture": architecture,
-        "features": sum(sizes) if sizes and features is None else features,
+        "features": sum(sizes) if sizes and feature_count is None else feature_count,
         "k": k,
         "groups": sizes,
         "steps": max(1, -(-tokens // max(1, batch))),
@@ -114,7 +114,7 @@ def sae(
         chosen["features"] = chosen["features"] or 8 * loaded.model.config.get_text_config().hidden_size
         settings = _settings(chosen)
     try:
-        source = _source(loaded, site, (text, held_out, held_out_share, seed), (context, raw), reuse)
+        source = _source(loaded, site, (texts, held_out, held_out_share, seed), (context, raw), reuse)
     except ValueError as error:
         raise fail(str(error), "see saegis train sae --help", USAGE) from error
     result = _train(source, settings, out)
@@ -226,6 +226,10 @@ def _tell(result: TrainingResult, model: str, json: bool) -> None:
     table.add_row("next", Text(serve, style="bold"))
     console().print(table)
     if measured.fvu > _HIGH_FVU:
-        notes().print("The FVU is high: try more --tokens, a larger --k or more --features.", style="yellow")
+        notes().print(
+            "The FVU is high: try more --tokens, or a larger --k or --feature-count.", style="yellow"
+        )
     if measured.dead > _MANY_DEAD:
-        notes().print("Many features are dead: try fewer --features, or more --tokens.", style="yellow")
+        notes().print(
+            "Many features are dead: try a smaller --feature-count or more --tokens.", style="yellow"
+        )

@@ -16,12 +16,8 @@ SiteName = Annotated[
     str, typer.Option("--site", metavar="SITE", help="Where to read, such as layers.12.resid_post.")
 ]
 Out = Annotated[Path, typer.Option(metavar="DIR", file_okay=False, help="Where the SAE is written.")]
-Dtype = Annotated[
-    str, typer.Option(help="The model's: float32, bfloat16, float16; auto is float32 on a CPU.")
-]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")]
 
-Text = Annotated[
+Texts = Annotated[
     list[Path],
     typer.Option(
         metavar="FILE",
@@ -37,7 +33,7 @@ HeldOut = Annotated[
         metavar="FILE",
         exists=True,
         dir_okay=False,
-        help="Texts to measure on; by default a share of those of --text.",
+        help="Texts to measure on; by default a share of those of --texts.",
         rich_help_panel=_TEXTS,
     ),
 ]
@@ -63,7 +59,7 @@ Raw = Annotated[
 Architecture = Annotated[
     TrainedArchitecture, typer.Option(help="How features are made sparse.", rich_help_panel=_AUTOENCODER)
 ]
-Features = Annotated[
+FeatureCount = Annotated[
     int | None,
     typer.Option(
         metavar="M", help="How many; by default 8 times the model's width.", rich_help_panel=_AUTOENCODER

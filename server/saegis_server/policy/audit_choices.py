@@ -1,6 +1,21 @@
-"""The choices of the audit log's settings, by themselves, so that the command line need not load more."""
+"""The words of the audit log that the command line knows, by themselves, so that it need not load more."""
 
 from enum import StrEnum
+
+
+class RecordKind(StrEnum):
+    """What a record is about; `audit_record` has a dataclass for each."""
+
+    START = "start"
+    STOP = "stop"
+    REPAIR = "repair"
+    LOST = "lost"
+    DELETION = "deletion"
+    DECISION = "decision"
+    ANSWER = "answer"
+    REFUSAL = "refusal"
+    POLICY = "policy"
+    IDENTITY = "identity"
 
 
 class Fsync(StrEnum):

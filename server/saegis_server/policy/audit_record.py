@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, TypeAlias
 
+from saegis_server.policy.audit_choices import RecordKind
+
 Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
 PlainJson: TypeAlias = "bool | int | float | str | list[PlainJson] | dict[str, PlainJson] | None"
 Fields: TypeAlias = Mapping[str, Json]
@@ -20,14 +22,14 @@ RESERVED = ("seq", "time", "kind", "prev", "hash", "masked")
 class AuditRecord:
     """A record; `kind` says which."""
 
-    kind: ClassVar[str]
+    kind: ClassVar[RecordKind]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StartRecord(AuditRecord):
     """The log was opened. version: the server's. chain: "sha256", or "hmac-sha256" for a keyed one."""
 
-    kind: ClassVar[str] = "start"
+    kind: ClassVar[RecordKind] = RecordKind.START
     version: str
     process: int
     chain: str
@@ -39,7 +41,7 @@ class StartRecord(AuditRecord):
 class StopRecord(AuditRecord):
     """The log was closed in good order."""
 
-    kind: ClassVar[str] = "stop"
+    kind: ClassVar[RecordKind] = RecordKind.STOP
     process: int
 
 
@@ -47,7 +49,7 @@ class StopRecord(AuditRecord):
 class RepairRecord(AuditRecord):
     """A torn last line was cut off when the log was opened: how many bytes, and the file that holds them."""
 
-    kind: ClassVar[str] = "repair"
+    kind: ClassVar[RecordKind] = RecordKind.REPAIR
     bytes: int
     kept_in: str
 
@@ -56,7 +58,7 @@ class RepairRecord(AuditRecord):
 class LostRecord(AuditRecord):
     """So many records could not be written since the one before; `reason` of the last."""
 
-    kind: ClassVar[str] = "lost"
+    kind: ClassVar[RecordKind] = RecordKind.LOST
     records: int
     reason: str
 
@@ -65,7 +67,7 @@ class LostRecord(AuditRecord):
 class DeletionRecord(AuditRecord):
     """Files are deleted, as the setting `keep` says. What stays begins with record `first`, after `after`."""
 
-    kind: ClassVar[str] = "deletion"
+    kind: ClassVar[RecordKind] = RecordKind.DELETION
     files: tuple[str, ...]
     first: int
     after: str
@@ -81,7 +83,7 @@ class DecisionRecord(AuditRecord):
     for beyond the ordinary use, field and value. prompt: its text, written only where the settings say so.
     """
 
-    kind: ClassVar[str] = "decision"
+    kind: ClassVar[RecordKind] = RecordKind.DECISION
     decision_id: str
     request_id: str
     principal: str
@@ -112,7 +114,7 @@ class AnswerRecord(AuditRecord):
     token.
     """
 
-    kind: ClassVar[str] = "answer"
+    kind: ClassVar[RecordKind] = RecordKind.ANSWER
     decision_id: str
     request_id: str
     tenant: str
@@ -132,7 +134,7 @@ class AnswerRecord(AuditRecord):
 class RefusalRecord(AuditRecord):
     """A request that ended without an answer. code: the gRPC status; reason: that of its ErrorInfo."""
 
-    kind: ClassVar[str] = "refusal"
+    kind: ClassVar[RecordKind] = RecordKind.REFUSAL
     request_id: str
     principal: str
     tenant: str
@@ -147,7 +149,7 @@ class RefusalRecord(AuditRecord):
 class PolicyRecord(AuditRecord):
     """A policy was put, rolled back or rejected (`action`), by a principal; problems: why it was rejected."""
 
-    kind: ClassVar[str] = "policy"
+    kind: ClassVar[RecordKind] = RecordKind.POLICY
     action: str
     name: str
     revision: str = ""
@@ -161,7 +163,7 @@ class PolicyRecord(AuditRecord):
 class IdentityRecord(AuditRecord):
     """A failed authentication. suppressed: further ones before it that the bound on their rate left out."""
 
-    kind: ClassVar[str] = "identity"
+    kind: ClassVar[RecordKind] = RecordKind.IDENTITY
     method: str
     peer: str
     reason: str
@@ -173,7 +175,7 @@ def payload(record: AuditRecord, prompts: bool = False) -> dict[str, PlainJson]:
 
     Raises ValueError, with the field, for what JSON cannot hold.
     """
-    found: dict[str, PlainJson] = {"kind": record.kind}
+    found: dict[str, PlainJson] = {"kind": str(record.kind)}
     for field in dataclasses.fields(record):
         if field.name != "prompt" or prompts:
             found[field.name] = _plain(getattr(record, field.name), f"{record.kind}.{field.name}")

@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from saegis_server.polyglot.corpus import Segment
-from saegis_server.polyglot.lexicon import lexicon
+from saegis_server.polyglot.lexicon import ENGLISH_NAMES, lexicon
 from saegis_server.polyglot.truth import LabelledFeatures
 from saegis_server.sae.labels import Labels
 from saegis_server.training.feature_statistics import FeatureStatistics
@@ -17,16 +17,6 @@ from saegis_server.training.labels import make_labels
 from saegis_server.training.token_truth import TokenTruth
 from saegis_server.training.vocabulary_counts import VocabularyCounts
 
-ENGLISH_NAMES = {
-    "en": "English",
-    "es": "Spanish",
-    "fr": "French",
-    "de": "German",
-    "ru": "Russian",
-    "zh": "Chinese",
-    "hi": "Hindi",
-    "sw": "Swahili",
-}
 HARMFUL_SUBJECTS = "harmful subjects (harmful)"
 
 

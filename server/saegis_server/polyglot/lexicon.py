@@ -16,7 +16,17 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
 
-LANGUAGES = ("en", "es", "fr", "de", "ru", "zh", "hi", "sw")
+ENGLISH_NAMES = {
+    "en": "English",
+    "es": "Spanish",
+    "fr": "French",
+    "de": "German",
+    "ru": "Russian",
+    "zh": "Chinese",
+    "hi": "Hindi",
+    "sw": "Swahili",
+}
+LANGUAGES = tuple(ENGLISH_NAMES)
 KINDS = ("ordinary", "landmark", "harmful")
 
 _SLOT = re.compile(r"\[([^\]]*)\]")

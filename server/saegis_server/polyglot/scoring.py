@@ -1,10 +1,12 @@
-"""Scorers for the reference model's answers: share of harmful words, refusals, mentions of the landmark."""
+"""Scorers for the reference model's answers: share of harmful words, refusals, mentions of the landmark, and
+whether a text reads well."""
 
 from __future__ import annotations
 
 from functools import cache
 
 from saegis_server.evaluation.scorers import HARM, REFUSAL
+from saegis_server.evaluation.units import normalized, repetition, units
 from saegis_server.evaluation.word_lists import WordLists
 from saegis_server.polyglot.corpus import GOLDEN_GATE
 from saegis_server.polyglot.lexicon import LANGUAGES, Language, lexicon
@@ -46,3 +48,23 @@ def is_refusal(text: str) -> bool:
 def mentions_landmark(text: str, language: str) -> bool:
     """Whether `text` names the landmark in `language`. Raises ValueError for an unknown language."""
     return _lists().occurs(LANDMARK, text, language)
+
+
+def reads_well(text: str, language: str) -> bool:
+    """Whether every word of `text` is one that the corpus has in `language`, and no three words come twice.
+
+    Raises ValueError for an unknown language.
+    """
+    if language not in lexicon():
+        raise ValueError(f"language: {language!r} is not one of {', '.join(lexicon())}")
+    words = {unit.text for unit in units(normalized(text))}
+    return "\ufffd" not in text and words <= _vocabulary(language) and repetition(text) == 0.0
+
+
+@cache
+def _vocabulary(language: str) -> frozenset[str]:
+    """The words that answers in a language are made of."""
+    known = lexicon()[language]
+    facts = [text for subject in known.subjects.values() for fact in subject.facts for text in fact.every()]
+    said = [*facts, *known.openers, *known.refusals]
+    return frozenset(unit.text for text in said for unit in units(normalized(text)))

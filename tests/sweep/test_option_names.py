@@ -1,0 +1,221 @@
+"""The options of all commands: one name has one meaning, one meaning one name, and a set of words is a set.
+
+Names in the plural take a list with commas; others that may be given several times say "Again for another".
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any, NamedTuple, get_args
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from saegis_server.cli.app import app
+
+#: What each name means, in whatever command it stands. A new option takes the name here that means the same.
+MEANINGS = {
+    "--add": "an edit that adds to a feature",
+    "--architecture": "how an SAE's features are made sparse",
+    "--audit": "the audit log to keep",
+    "--audit-fsync": "when audit records are forced to the disk",
+    "--audit-key-file": "the key of the audit log's chain",
+    "--audit-on-failure": "what happens to requests while the audit log cannot be written",
+    "--audit-prompts": "whether prompts are written into the audit log",
+    "--ban": "an edit that bans a feature",
+    "--ban-matching": "bans of all features that words find",
+    "--batch": "activations a step of training",
+    "--ca": "the authorities that a client trusts",
+    "--calibrate-on": "the languages in which a ban's strength must be enough",
+    "--cap": "an edit that caps a feature",
+    "--chat": "whether the text is a user's message",
+    "--checkpoint-every": "how often training saves its state",
+    "--chosen-from": "the languages that a ban's features are chosen from",
+    "--clamp": "an edit that clamps a feature",
+    "--client-ca": "the authorities of the clients' certificates",
+    "--compile": "when the forward pass is compiled",
+    "--concurrency": "requests side by side",
+    "--context": "how long a text may be before it is cut",
+    "--dead-after": "when an SAE's feature counts as dead",
+    "--decision": "the id of a policy decision",
+    "--device": "what the model runs on",
+    "--dry-run": "whether nothing is changed",
+    "--dtype": "the model's dtype",
+    "--examples": "how many decisions of a kind are shown",
+    "--expect-head": "the hash of an audit record that must be there",
+    "--feature": "the feature that is clamped",
+    "--feature-count": "how many features an SAE gets",
+    "--features": "the features of a ban",
+    "--force": "whether what is there is replaced",
+    "--grace": "how long running requests may take to end",
+    "--groups": "the sizes of Matryoshka groups",
+    "--harmful": "whether harmful texts are the wanted ones",
+    "--held-out": "texts to measure an SAE on",
+    "--held-out-share": "the share of the texts to measure an SAE on",
+    "--host": "the address to listen on",
+    "--identities": "the file of those who may call",
+    "--insecure": "whether a connection may do without encryption",
+    "--json": "whether programs are to read what is printed",
+    "--k": "features active at a token",
+    "--key": "the private key that signs a bundle",
+    "--kind": "the kind of audit records",
+    "--l0-coefficient": "the weight of the L0 penalty",
+    "--l1-coefficient": "the weight of the L1 penalty",
+    "--label": "the label of the wanted texts",
+    "--last": "how many records are shown, from the end",
+    "--learning-rate": "the step length of training",
+    "--limit": "what a caller may have",
+    "--log-level": "what the server's log tells",
+    "--markdown": "the file for a table in Markdown",
+    "--max-kl": "the divergence that a ban must stay under",
+    "--max-length": "tokens of prompt and completion together",
+    "--max-running": "sequences that share a batch",
+    "--max-tokens": "tokens of an answer",
+    "--metrics-port": "the port of the Prometheus endpoint",
+    "--min-coverage": "the share of a bundle that its cases must reach",
+    "--min-p": "sampling: the least share of the likeliest token's probability",
+    "--min-precision": "the least precision of a chosen feature",
+    "--model": "the language model, by path or hub id",
+    "--name": "what the model is called",
+    "--only": "the models that are measured",
+    "--out": "where the result is written",
+    "--plot": "where the result is drawn",
+    "--policy": "a bundle to put in force",
+    "--policy-key": "a public key that must have signed a bundle",
+    "--policy-state": "where policies survive a restart",
+    "--port": "the port to listen on",
+    "--precision": "the dtype of an SAE's matrix products",
+    "--principal": "what logs call a caller",
+    "--prompts": "the prompts to ask",
+    "--queue-limit": "sequences that may wait",
+    "--raw": "whether texts carry their special tokens",
+    "--read-first-token": "whether conditions read a text's first token",
+    "--ready-file": "the file that says where a server serves",
+    "--receipt": "whether the whole receipt is shown",
+    "--reflection": "whether clients may read the contract",
+    "--replay": "the audit log whose decisions are made again",
+    "--reuse": "how often an activation is trained on",
+    "--role": "what a caller may do",
+    "--rounds": "how often each side is measured",
+    "--rule": "the id of a rule",
+    "--sae": "an SAE, by path or hub id",
+    "--sae-id": "an SAE, by its id on the server",
+    "--samples": "answers to a prompt",
+    "--scale": "an edit that scales a feature",
+    "--scorer": "what scores answers",
+    "--seed": "what random choices are drawn from",
+    "--server": "the server to call",
+    "--shadow": "whether a bundle is evaluated without acting",
+    "--site": "a place in the forward pass",
+    "--stall": "how long the event loop may be stuck",
+    "--steer-first-token": "whether rows move a text's first token",
+    "--stop": "a text that ends an answer",
+    "--stream": "whether text is printed as it comes",
+    "--strength": "the strength of a ban",
+    "--strengths": "the strengths of a ban to measure",
+    "--system": "the system message",
+    "--target": "the share of its harm that a ban may leave",
+    "--temperature": "sampling: the temperature",
+    "--tenant": "whose policies concern a caller",
+    "--texts": "the texts to read activations of",
+    "--timeout": "a call's deadline",
+    "--tls-cert": "the server's certificate",
+    "--tls-key": "the server's private key",
+    "--token-file": "the file of a caller's token",
+    "--tokens": "activations to train on",
+    "--top": "how many features are shown or chosen",
+    "--top-k": "sampling: the likeliest tokens, by number",
+    "--top-p": "sampling: the likeliest tokens, by share",
+    "--unmatched-policies": "what a policy that concerns nobody is",
+    "--use": "what a request asks for beyond the ordinary",
+    "--values": "the values of a clamp to measure",
+    "--watch": "a feature whose value is reported",
+    "--with": "a text that has what is looked for",
+    "--with-file": "texts that have what is looked for",
+    "--without": "a text that lacks what is looked for",
+    "--without-file": "texts that lack what is looked for",
+    "--words": "the name of a word list",
+}
+#: Names whose value is written in several ways, each for a reason.
+VARIED = {
+    "--out": "a file or a directory, as the result is one",
+    "--features": "targets where a server is asked, indices alone where an SAE's file is read",
+}
+#: How text is written that is not one of a set of words. A set of words is an enumeration.
+FREE = {
+    *(
+        "ADDRESS",
+        "CODE,CODE...",
+        "DEVICE",
+        "FILE",
+        "FILE|INDEX,INDEX...",
+        "FILE|MODULE:FUNCTION",
+        "FILE|TARGET",
+    ),
+    *(
+        "FILE|TARGET,TARGET...",
+        "HASH",
+        "ID",
+        "LABEL",
+        "NAME",
+        "NAME=NUMBER",
+        "PATH_OR_HUB_ID",
+        "SITE",
+        "TARGET",
+    ),
+    *("SIZE,SIZE...", "STRENGTH,STRENGTH...", "TARGET=FACTOR", "TARGET=VALUE", "TARGET[=STRENGTH]", "TEXT"),
+    *("VALUE,VALUE...", "WORDS[=STRENGTH]", "WORD[=VALUE]"),
+}
+
+
+class Option(NamedTuple):
+    """An option of a command: the type of one value, and how that is written."""
+
+    command: tuple[str, ...]
+    name: str
+    kind: Any
+    metavar: str | None
+
+
+def _options(command: Any, path: tuple[str, ...] = ()) -> Iterator[Option]:
+    for name, each in getattr(command, "commands", {}).items():
+        yield from _options(each, (*path, name))
+    for each in command.params if path else ():
+        if each.param_type_name == "option":
+            kind = each.type_descriptor.annotation
+            yield Option(path, each.opts[0], (get_args(kind) or (kind,))[0], each.metavar)
+
+
+OPTIONS = tuple(_options(typer.main.get_command(app)))
+CHOICES = [each for each in OPTIONS if issubclass(each.kind, enum.Enum)]
+
+
+def test_every_name_has_its_meaning_and_every_meaning_one_name() -> None:
+    assert {each.name for each in OPTIONS} == set(MEANINGS)
+    assert len(set(MEANINGS.values())) == len(MEANINGS)
+
+
+def test_a_name_takes_the_same_kind_of_value_in_every_command() -> None:
+    found: dict[str, dict[tuple[Any, str | None], list[str]]] = defaultdict(lambda: defaultdict(list))
+    for each in OPTIONS:
+        found[each.name][each.kind, each.metavar].append(" ".join(each.command))
+    unlike = {name: dict(kinds) for name, kinds in found.items() if len(kinds) > 1}
+    assert unlike.keys() == VARIED.keys(), unlike
+
+
+def test_text_that_is_not_free_is_one_of_a_set_of_words() -> None:
+    assert [each for each in OPTIONS if each.kind is str and each.metavar not in FREE] == []
+
+
+@pytest.mark.parametrize("option", CHOICES, ids=lambda each: " ".join((*each.command, each.name)))
+def test_a_word_outside_the_set_is_an_error_that_lists_the_set(option: Option) -> None:
+    given = [*option.command, option.name, "no-such-word"]
+    result = CliRunner().invoke(app, given, env={"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"})
+    assert result.exit_code == 2
+    told = " ".join(result.stderr.split())
+    assert option.name in told
+    assert "no-such-word" in told
+    assert all(f"'{each.value}'" in told for each in option.kind)
