@@ -97,6 +97,7 @@ def explain(
     sae: policy_world.Sae = None,
     site: policy_world.Sites = None,
     name: policy_world.ModelName = None,
+    rows: policy_world.Rows = None,
     json: options.Json = False,
     server: Server = None,
     token: options.Token = None,
@@ -113,7 +114,7 @@ def explain(
     uses, digest = _uses(use or ()), ""
     if bundle is not None and server is None:
         read = policy_world.read_bundle(bundle)
-        compiled = policy_world.compiled(bundle, read, policy_world.offline_world(sae, site, name))
+        compiled = policy_world.compiled(bundle, read, policy_world.offline_world(sae, site, name, rows))
         decision = _decided(compiled, edits, uses, tenant or "default", role or ("use", "steer"))
         digest = decision.program.digest if decision.allowed else ""
     else:
