@@ -10,6 +10,7 @@ import typer
 from saegis_server.cli import options
 from saegis_server.cli.connection import DEFAULT_SERVER, advice, connected
 from saegis_server.cli.edits import EditSyntaxError
+from saegis_server.cli.labels import on_server, settled
 from saegis_server.cli.output import USAGE, console, fail, notes
 from saegis_server.cli.receipts import receipt_line, watched_table
 
@@ -59,6 +60,7 @@ def chat(
     settings: GenerationOptions = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
     with connected(server, token, ca, insecure, timeout) as client:
         model = client.model()
+        _settle(client, session)
         notes().print(f"{model.id} at {server}. /help lists the commands, /quit ends.", style="dim")
         notes().print(session.steering(), style="dim", markup=False)
         while not session.ended and (said := _read()) is not None:
@@ -81,6 +83,7 @@ def _turn(client: Client, session: ChatSession, line: str, settings: GenerationO
     if line.startswith("/"):
         try:
             told = session.command(line)
+            _settle(client, session)
         except EditSyntaxError as error:
             told = str(error)
         notes().print(told, style="dim", markup=False, soft_wrap=True)
@@ -92,6 +95,13 @@ def _turn(client: Client, session: ChatSession, line: str, settings: GenerationO
         session.unsay()
         hint = advice(error, server) if isinstance(error, saegis.SaegisError) else ""
         fail(str(error), hint or "/reset takes the steering back, /clear the conversation")
+
+
+def _settle(client: Client, session: ChatSession) -> None:
+    """Let every label name one feature; of two edits of one the later holds."""
+    edits = settled(session.edits, on_server(client))
+    session.edits = list({edit.target: edit for edit in edits}.values())
+    session.watches = settled(session.watches, on_server(client))
 
 
 def _answer(client: Client, session: ChatSession, settings: GenerationOptions) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
 from saegis import ChatMessage, Edit, Watch
@@ -21,6 +22,10 @@ COMMANDS = {
     "/help": "show this",
     "/quit": "end; so does Ctrl-D",
 }
+
+
+#: What is quoted as a shell wants it; in a chat the quotes would be read as part of a label.
+_QUOTED = re.compile(r"""^(["'])(.*)\1(=\S*)?$""")
 
 
 @dataclass
@@ -51,13 +56,14 @@ class ChatSession:
         """Do what a line that begins with `/` says; returns what to tell. Raises EditSyntaxError."""
         name, _, rest = line.strip().removeprefix("/").partition(" ")
         rest = rest.strip()
+        named = _QUOTED.sub(r"\2\3", rest)
         if name in OPERATIONS:
-            edit = parse_edit(name, rest, sae=self.sae)
+            edit = parse_edit(name, named, sae=self.sae)
             self.edits = [each for each in self.edits if each.target != edit.target] + [edit]
             return self.steering()
         if name == "watch":
-            self.watches.append(Watch(parse_target(rest, self.sae)))
-            self.watched.append(rest)
+            self.watches.append(Watch(parse_target(named, self.sae)))
+            self.watched.append(named)
             return self.steering()
         simple = {
             "steering": self.steering,

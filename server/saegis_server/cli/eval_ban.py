@@ -12,6 +12,7 @@ from saegis_server.cli.connection import DEFAULT_SERVER, connected
 from saegis_server.cli.edits import parse_target
 from saegis_server.cli.eval_files import check_places, codes, inputs, shipped, tell_written, write_result
 from saegis_server.cli.eval_tables import ban_tables, verdict
+from saegis_server.cli.labels import on_server, settled_target
 from saegis_server.cli.output import console, print_json
 from saegis_server.cli.stages import stage_display
 
@@ -93,8 +94,9 @@ def ban(
         decodings = _decodings(temperature or [0.0], samples, seed, max_tokens)
     with connected(server, token, ca, insecure, timeout) as client, stage_display(json=False) as display:
         requests = Requests(client, concurrency, display)
+        targets = tuple(settled_target(each, on_server(client)) for each in wanted.features)
         result = measure_ban(
-            requests, asked, wanted.features, wanted.strengths, scorers, decodings, wanted.chosen_from
+            requests, asked, targets, wanted.strengths, scorers, decodings, wanted.chosen_from
         )
     report = BanReport(result, calibrate(result, judged, target, max_kl) if judged else None)
     write_result(out, report)

@@ -16,6 +16,7 @@ from rich.text import Text
 from saegis_server.cli import features_choose, features_label, options
 from saegis_server.cli.connection import DEFAULT_SERVER, connected
 from saegis_server.cli.edits import EditSyntaxError, parse_target
+from saegis_server.cli.labels import on_server, settled_target
 from saegis_server.cli.output import USAGE, console, fail, notes, print_json, shares
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ def show(
     except EditSyntaxError as error:
         raise fail(str(error), code=USAGE) from error
     with connected(server, token, ca, insecure, timeout) as client:
-        found = client.get_feature(target)
+        found = client.get_feature(settled_target(target, on_server(client)))
     if json:
         print_json(found)
         return

@@ -12,6 +12,7 @@ import typer
 from saegis_server.cli import options
 from saegis_server.cli.connection import DEFAULT_SERVER, connected
 from saegis_server.cli.edits import EditSyntaxError, parse_edits, parse_watches, split_strength
+from saegis_server.cli.labels import on_server, settled
 from saegis_server.cli.output import USAGE, console, fail, notes, print_json, print_json_line
 from saegis_server.cli.receipts import receipt_line, receipt_table, watched_table
 
@@ -88,16 +89,16 @@ def generate(
         "min_p": min_p,
         "seed": seed,
         "stop": stop or [],
-        "steering": edits,
-        "watch": watches,
     }
     text = sys.stdin.read() if prompt == "-" else prompt
     chats = chat or system is not None
     if chats:
         request["messages"] = _conversation(system, text)
     with connected(server, token, ca, insecure, timeout) as client:
+        edits, watches = settled(edits, on_server(client)), settled(watches, on_server(client))
         for words, strength in matching:
             edits += bans_matching(client, words, strength, sae=sae, site=site)
+        request |= {"steering": edits, "watch": watches}
         answer = _ask(client, None if chats else text, request, stream, json)
     _tell(answer, watch or [], json, stream, show_receipt)
 

@@ -13,6 +13,7 @@ from rich.text import Text
 from saegis_server.cli import options, policy_world
 from saegis_server.cli.connection import DEFAULT_SERVER, connected
 from saegis_server.cli.edits import EditSyntaxError, parse_edits
+from saegis_server.cli.labels import in_catalog, on_server, settled
 from saegis_server.cli.output import USAGE, console, fail, print_json
 
 if TYPE_CHECKING:
@@ -121,6 +122,7 @@ def explain(
         target = server or os.environ.get("SAEGIS_SERVER") or DEFAULT_SERVER
         archive = b"" if bundle is None else policy_world.read_bundle(bundle).archive()
         with connected(target, token, ca, insecure, timeout) as client:
+            edits = settled(edits, on_server(client))
             told = client.evaluate_policy(edits, tenant=tenant, roles=role or (), bundle=archive, uses=uses)
         decision, digest = _of_server(told), told.program_digest
     _tell(decision, digest, json)
@@ -174,6 +176,7 @@ def _with_edits(
     from saegis_server.sae.catalog import CatalogError
 
     world = compiled.world
+    edits = settled(edits, in_catalog(world.catalog))
     targets = Targets(world.sites, world.catalog, world.width)
     try:
         steering = request_steering(steering_message(edits), targets, world.capacity)
