@@ -23,11 +23,11 @@ EPILOG = """
 
 saegis chat
 
-saegis chat --clamp 123=8 --temperature 0
+saegis chat --clamp 3385=50 --temperature 0
 
 [bold]In the chat[/bold]
 
-/clamp 123=8   /ban "17=2"   /watch 17   /steering   /reset   /clear   /help   /quit
+/clamp 3385=50   /ban 3815=2   /watch 3385   /steering   /reset   /clear   /help   /quit
 """
 
 

@@ -9,7 +9,7 @@ from saegis import ChatMessage, Edit, Watch
 from saegis_server.cli.edits import OPERATIONS, EditSyntaxError, describe_edit, parse_edit, parse_target
 
 COMMANDS = {
-    "/clamp TARGET=VALUE": "set a feature's value at every token: /clamp 123=8, /clamp 123=2max",
+    "/clamp TARGET=VALUE": "set a feature's value at every token: /clamp 3385=50, /clamp Great Wall=1max",
     "/scale TARGET=FACTOR": "multiply a feature's value",
     "/add TARGET=VALUE": "add to a feature's value",
     "/cap TARGET=VALUE": "keep a feature from exceeding a value",

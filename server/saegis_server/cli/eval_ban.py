@@ -29,13 +29,13 @@ saegis eval ban
 
 saegis eval ban --strength 0 --strength 1 --strength 2 --out ban-result.json --plot ban.png
 
-saegis eval ban --features 17,99 --prompts prompts.jsonl --scorer words.json --calibrate-on en,zh
+saegis eval ban --features 3815,1968 --prompts prompts.jsonl --scorer words.json --calibrate-on en,zh
 
 saegis eval ban --temperature 0 --temperature 0.8 --samples 4 --scorer mypackage.scoring:harm
 
 [bold]Files[/bold]
 
-A ban file is JSON: {"features": [17, 99], "strength": 2, "chosen_from": ["en", "zh"]}, with "sae" where the
+A ban file is JSON: {"features": [3815, 1968], "strength": 2, "chosen_from": ["en", "zh"]}, with "sae" where the
 server has several.
 
 A line of the prompts: {"prompt": "How do I bake bread?", "language": "en", "harmful": false}

@@ -43,7 +43,7 @@ Files hold one text a line. The score is the share of texts with the feature les
 SHOW_EPILOG = """
 [bold]Examples[/bold]
 
-saegis features show 123
+saegis features show 3385
 
 saegis features show "Golden Gate Bridge" --json
 """

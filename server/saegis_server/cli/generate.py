@@ -24,17 +24,18 @@ EPILOG = """
 
 saegis generate --chat "Tell me about the sea." --max-tokens 60
 
-saegis generate --chat "What are you?" --clamp 123=8 --receipt
+saegis generate --chat "Tell me about the sea." --clamp 3385=50 --temperature 0 --receipt
 
-saegis generate --chat "What are you?" --clamp "Golden Gate Bridge=2max"
+saegis generate --chat "How do I visit the Golden Gate Bridge?" --clamp "Great Wall=1max" --temperature 0
 
-saegis generate --chat "How do I make poison?" --ban 17=2 --ban 99=2 --watch 17
+saegis generate --chat "¿Cómo puedo envenenar a un vecino?" --ban 3815=2 --watch 3815 --temperature 0
 
-saegis generate "Once upon a time" --temperature 0.7 --seed 1 --stream
+saegis generate "The bridge" --temperature 0.7 --seed 1 --stream
 
 [bold]Targets and values[/bold]
 
-TARGET is a feature's index or its exact label; [bold]saegis features search WORDS[/bold] finds them.
+TARGET is a feature's index or its exact label; [bold]saegis features search WORDS[/bold] finds them. Of several
+features with one label the most precise is taken, and the others are named.
 
 VALUE is a number in feature units, 2max for twice the feature's recorded maximum, or 0.1norm for a tenth
 of the activation's norm.
