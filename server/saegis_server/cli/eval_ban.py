@@ -35,8 +35,8 @@ saegis eval ban --temperature 0 --temperature 0.8 --samples 4 --scorer mypackage
 
 [bold]Files[/bold]
 
-A ban file is JSON: {"features": [3815, 1968], "strength": 2, "chosen_from": ["en", "zh"]}, with "sae" where the
-server has several.
+A ban file is JSON: {"features": [3815, 1968], "strength": 2, "chosen_from": ["en", "zh"]}, with "sae" where
+the server has several.
 
 A line of the prompts: {"prompt": "How do I bake bread?", "language": "en", "harmful": false}
 

@@ -33,8 +33,8 @@ saegis eval clamp --feature "Golden Gate Bridge" --values 0,20,40,80 --words lan
 
 [bold]Files[/bold]
 
-A clamp file is JSON: {"feature": 3385, "values": [0, 1, 2], "unit": "max_activation", "words": "landmark"}, of
-which only the feature is required; with "sae" where the server has several.
+A clamp file is JSON: {"feature": 3385, "values": [0, 1, 2], "unit": "max_activation", "words": "landmark"},
+of which only the feature is required; with "sae" where the server has several.
 
 Of the prompts, those that are not harmful are asked. Prompts and word lists: see saegis eval ban.
 """

@@ -6,8 +6,8 @@ A policy and a request over the API must name one feature: there a label of seve
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from saegis import Edit, FeatureRef, SaegisError, Watch
 from saegis_server.cli.output import notes
@@ -62,7 +62,8 @@ def in_catalog(catalog: Catalog) -> Find:
     return find
 
 
-class _Found(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class _Found:
     sae: str
     index: int
     label: str

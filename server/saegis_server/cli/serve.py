@@ -176,7 +176,8 @@ def room_for_rows(given: list[str]) -> dict[str, int]:
 
     try:
         pairs = dict(text.split("=", 1) for text in given)
-        return dict(TypeAdapter(dict[RowKind, Room]).validate_python(pairs))
+        rooms = TypeAdapter(dict[RowKind, Room]).validate_python(pairs)
+        return {str(kind): room for kind, room in rooms.items()}
     except ValueError as error:
         told = error.errors()[0]["msg"] if isinstance(error, ValidationError) else "a number is missing"
         hint = "write KIND=NUMBER, with edits, rules, bans or watches and 2 to 1024"
