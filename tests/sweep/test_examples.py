@@ -197,7 +197,8 @@ def test_a_command_runs(example: Example, here: World) -> None:
     result = run(example, here, *(word for pair in pairs if pair[0] not in have for word in pair))
     codes = next((codes for pattern, codes in ANSWERS.items() if re.match(pattern, example.text)), (0,))
     assert result.exit_code in codes, result.output
-    if "--clamp" in have and "--temperature" in have:
+    if example.text.startswith("saegis generate") and "--clamp" in have:
+        assert "--temperature" in have, "what is drawn at random may be unreadable"
         assert repetition(result.stdout) < 0.2, result.stdout
 
 
