@@ -88,3 +88,19 @@ def test_features_belong_to_the_sae_of_the_session() -> None:
     session = ChatSession(sae="second")
     session.command("/ban 3")
     assert session.edits[0].target == saegis.feature(3, sae="second")
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ('/ban "17=2"', saegis.ban(17, 2.0)),
+        ("/ban '17'", saegis.ban(17)),
+        ('/clamp "the red bridge=2max"', saegis.clamp("the red bridge", 2, unit="max_activation")),
+        ('/clamp "the red bridge"=2', saegis.clamp("the red bridge", 2, unit="feature")),
+        ("/ban token ','=2", saegis.ban("token ','", 2.0)),
+    ],
+)
+def test_quotes_as_a_shell_wants_them_are_no_part_of_a_label(written: str, meant: saegis.Edit) -> None:
+    session = ChatSession()
+    session.command(written)
+    assert session.edits == [meant]

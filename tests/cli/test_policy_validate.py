@@ -1,6 +1,7 @@
 """`saegis policy validate` on an SAE in a folder, and on the one that ships."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -167,3 +168,24 @@ def test_a_match_that_concerns_nobody_is_told_as_far_as_is_known(world: Path) ->
     assert (warned["valid"], warned["warnings"]) == (True, [problem])
     assert "did you mean 'Acme'?" in run(world, *known, "--unmatched-policies", "warn")
     assert run_json(world, "--name", "whatever")["warnings"] == []
+
+
+def test_room_for_rows_is_asked_for_as_of_the_server(tmp_path: Path) -> None:
+    """41 features of the reference model's SAE, more than there is room for unless it is made."""
+    indices = ", ".join(map(str, range(41)))
+    rules = f"rules: [{{id: many, ban: {{features: [{{sae: polyglot, indices: [{indices}]}}]}}}}]"
+    head = "apiVersion: saegis.dev/v1\nkind: Policy\nname: many\nserial: 1\nrevision: r1\n"
+    write_files(tmp_path / "policy", {"policy.yaml": (head + rules).encode()})
+
+    def told(*arguments: str, code: int = 0) -> str:
+        given = ["policy", "validate", str(tmp_path / "policy"), *arguments]
+        result = CliRunner().invoke(app, given, env={"COLUMNS": "200"})
+        assert result.exit_code == code, result.output
+        return " ".join(re.sub("[│╭╮╰╯─]", " ", result.output).split())
+
+    refused = told(code=1)
+    assert "41 bans at layers.3.resid_post; this server has room for 32" in refused
+    assert "saegis serve --rows bans=41" in refused
+    assert "valid: many@r1" in told("--rows", "bans=41")
+    for wrong in ("bans", "bans=1", "bans=x", "heads=4"):
+        assert "write KIND=NUMBER" in told("--rows", wrong, code=2)

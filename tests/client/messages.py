@@ -90,7 +90,7 @@ def stream_of_two() -> list[generation_pb2.StreamGenerateResponse]:
             text="a",
             token_ids=[7],
             logprobs=logprobs,
-            watched=[generation_pb2.WatchedActivations(watch=0, before=[1.5], after=[0.0])],
+            watched=[generation_pb2.WatchedActivations(watch=0, before=[1.5], after=[0.0], set_to=[3.0])],
         ),
         generation_pb2.GenerationChunk(index=1, text="c", token_ids=[10]),
         generation_pb2.GenerationChunk(
@@ -101,7 +101,7 @@ def stream_of_two() -> list[generation_pb2.StreamGenerateResponse]:
             text="b",
             token_ids=[7],
             logprobs=logprobs,
-            watched=[generation_pb2.WatchedActivations(watch=0, before=[2.5], after=[0.5])],
+            watched=[generation_pb2.WatchedActivations(watch=0, before=[2.5], after=[0.5], set_to=[4.0])],
             finish_reason=generation_pb2.FINISH_REASON_CONTENT_FILTER,
         ),
     ]

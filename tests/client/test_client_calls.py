@@ -81,7 +81,7 @@ def test_stream_of_several_completions_collects_to_a_generation(loopback: Loopba
     assert first.logprobs is not None
     assert first.logprobs.token_logprobs == (-0.5, -0.5)
     assert len(first.logprobs.top) == 2
-    assert first.watched == (saegis.Watched(0, (1.5, 2.5), (0.0, 0.5)),)
+    assert first.watched == (saegis.Watched(0, (1.5, 2.5), (0.0, 0.5), (3.0, 4.0)),)
     # Token 0 is a token, not an absent one.
     assert (first.matched_stop, second.matched_stop) == (None, 0)
     assert as_plain(result.receipt) == plain(receipt())

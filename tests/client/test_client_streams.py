@@ -35,7 +35,7 @@ def test_chunks_then_final(loopback: Loopback) -> None:
             (1, "d", "stop"),
             (0, "b", "content_filter"),
         ]
-        assert chunks[0].watched == (saegis.Watched(0, (1.5,), (0.0,)),)
+        assert chunks[0].watched == (saegis.Watched(0, (1.5,), (0.0,), (3.0,)),)
         assert stream.final.request_id == "r1"
         assert stream.final.usage == saegis.Usage(3, 4, 1, 2)
         assert stream.final.outcomes[1] == saegis.Outcome(1, saegis.FinishReason.STOP, 0)

@@ -66,10 +66,14 @@ def test_generate_bans_by_words_and_says_which_features() -> None:
 def test_generate_reports_watches_and_the_whole_receipt() -> None:
     _, err = run("generate", "The bridge", *GREEDY, "--watch", "a river", "--clamp", "5=2.5", "--receipt")
     assert "a river" in err
+    assert "mean set to" in err
     assert SITE in err
     told = run_json("generate", "The bridge", *GREEDY, "--watch", "5", "--clamp", "5=2.5")
     (watched,) = told["choices"][0]["watched"]
     assert len(watched["before"]) == len(watched["after"]) == 12
+    assert watched["set_to"] == [2.5] * 12
+    unset = run("generate", "The bridge", *GREEDY, "--watch", "a river")[1]
+    assert "set to" not in unset
     # Where the feature was inactive its pre-activation was below 0, and a clamp does not make up for that.
     active = [after for before, after in zip(watched["before"], watched["after"], strict=True) if before > 0]
     assert len(active) > 6

@@ -83,7 +83,8 @@ def edit(
     """A request's edit of a feature."""
     found = CATALOG.by_index(CATALOG.sae(sae, "sae"), index, "index")
     value = None if op is Op.ABLATE else value
-    made = row_of(op, found.probe(), value or 0.0, phase, unit is Unit.NORM_FRACTION)
+    times = (found.max_activation or 1.0) if unit is Unit.MAX_ACTIVATION else 1.0
+    made = row_of(op, found.probe(), (value or 0.0) * times, phase, unit is Unit.NORM_FRACTION)
     return RequestEdit(f"steering.edits[{place}]", found.site, op, made, found, value, unit)
 
 

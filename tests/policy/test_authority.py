@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from fractions import Fraction
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from saegis_server.policy.authority import CompiledAllowance, Fit
+from saegis_server.policy.cases import run_cases
+from saegis_server.policy.compiled import compile_policy
 from saegis_server.policy.decision import RequestEdit
 from saegis_server.policy.schema import Op, Unit
 from saegis_server.policy.uses import ORDINARY, Use, UseOfRequest, beyond
+from saegis_server.sae.catalog import FoundFeature
+from saegis_server.sae.labels import FeatureLabel, Labels
 from saegis_server.steering.rows import Phase
-from tests.policy.policies import along, decide, edit, policy, reasons, watch
+from tests.policy.policies import CATALOG, WORLD, along, bundle, decide, edit, policy, reasons, watch
 from tests.rpc import tiny
 
 VECTOR = torch.randn(tiny.WIDTH, generator=torch.Generator().manual_seed(5))
@@ -56,7 +63,20 @@ def test_an_edit_of_a_part_of_the_tokens_is_an_edit(phase: Phase) -> None:
         ("ops: [clamp]", edit(3, value=math.nan), False),
         ("ops: [clamp], unit: norm_fraction", edit(3, unit=Unit.NORM_FRACTION), True),
         ("ops: [clamp], unit: norm_fraction", edit(3), False),
-        ("ops: [clamp]", edit(3, unit=Unit.MAX_ACTIVATION), False),
+        # Feature 3's recorded maximum is 4, that of 10 is not known.
+        ("ops: [clamp]", edit(3, unit=Unit.MAX_ACTIVATION), True),
+        ("ops: [clamp], max: 1.2, unit: max_activation", edit(3, value=4.8), True),
+        ("ops: [clamp], max: 1.2, unit: max_activation", edit(3, value=4.9), False),
+        ("ops: [clamp], min: -1, unit: max_activation", edit(3, value=-4.1), False),
+        ("ops: [clamp], max: 5", edit(3, value=1.25, unit=Unit.MAX_ACTIVATION), True),
+        ("ops: [clamp], max: 5", edit(3, value=1.26, unit=Unit.MAX_ACTIVATION), False),
+        ("ops: [clamp], min: -5", edit(3, value=-2.0, unit=Unit.MAX_ACTIVATION), False),
+        ("ops: [clamp], unit: max_activation", edit(3, value=math.nan), False),
+        ("ops: [clamp], max: 1.2, unit: max_activation", edit(10, value=0.1), False),
+        ("ops: [clamp], unit: max_activation", edit(10, value=0.1), False),
+        ("ops: [clamp]", edit(3, value=0.1, unit=Unit.NORM_FRACTION), False),
+        ("ops: [clamp], unit: max_activation", edit(3, value=0.1, unit=Unit.NORM_FRACTION), False),
+        ("ops: [add], unit: max_activation, directions: true", along(VECTOR), False),
         ("ops: [scale], unit: norm_fraction, max: 2", edit(3, Op.SCALE, 1.5), True),
         ("ops: [ablate], min: 1", edit(3, Op.ABLATE), False),
         ("ops: [ablate], max: 1", edit(3, Op.ABLATE), True),
@@ -77,6 +97,85 @@ def test_an_allowance_covers_what_it_says(entry: str, asked: RequestEdit, fits: 
 def test_a_value_out_of_range_is_told_with_the_entry() -> None:
     (denial,) = decide(policy("allow: [{id: small, ops: [clamp], max: 2}]"), edit(3, value=5.0)).denials
     assert denial.message == "5 in unit feature is not in the range of small: at most 2, in unit feature"
+
+
+IN_MAXIMA = policy(
+    "allow: [{id: small, ops: [clamp, add], max: 1.2, unit: max_activation, directions: true}]"
+)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (
+            edit(3, value=5.0),
+            "5 in unit feature, that is 1.25 in unit max_activation, is not in the range of small: "
+            "at most 1.2, in unit max_activation",
+        ),
+        (
+            edit(3, value=0.1, unit=Unit.NORM_FRACTION),
+            "0.1 in unit norm_fraction cannot be held against small: at most 1.2, in unit max_activation; "
+            "a fraction of ‖x‖ is another value at every token",
+        ),
+        (
+            edit(10),
+            "1 in unit feature cannot be held against small: at most 1.2, in unit max_activation; "
+            "no largest activation is recorded for feature 10",
+        ),
+        (
+            along(VECTOR),
+            "1 in unit feature cannot be held against small: at most 1.2, in unit max_activation; "
+            "a direction has no maximum",
+        ),
+    ],
+)
+def test_a_value_in_another_unit_is_told_in_both_or_why_not(asked: RequestEdit, message: str) -> None:
+    (denial,) = decide(IN_MAXIMA, asked).denials
+    assert denial.message == message
+
+
+_positive = st.floats(1e-3, 1e4)
+
+
+@given(st.floats(-1e3, 1e3), st.floats(-1e3, 1e3), _positive, st.booleans())
+def test_no_conversion_lets_through_what_is_over(bound: float, value: float, most: float, near: bool) -> None:
+    """Against exact arithmetic, and in particular for values that only rounding puts on the bound."""
+    label = FeatureLabel(3, "a", max_activation=most)
+    first = replace(CATALOG.entries[0], labels=Labels([label]))
+    for unit, other, per_unit in (
+        (Unit.MAX_ACTIVATION, Unit.FEATURE, Fraction(most)),
+        (Unit.FEATURE, Unit.MAX_ACTIVATION, 1 / Fraction(most)),
+    ):
+        asked_value = float(Fraction(bound) * per_unit) if near else value
+        asked = replace(
+            edit(3, value=asked_value, unit=other), feature=FoundFeature(first, 3, label), value=asked_value
+        )
+        allowance = CompiledAllowance("a", frozenset(Op), None, False, None, -math.inf, bound, unit)
+        inside = Fraction(asked_value) / per_unit <= Fraction(bound)
+        assert (allowance.fit(asked) is Fit.FITS) is inside
+        floor = replace(allowance, low=bound, high=math.inf)
+        assert (floor.fit(asked) is Fit.FITS) is (Fraction(asked_value) / per_unit >= Fraction(bound))
+
+
+def test_a_case_and_a_rule_compare_across_units() -> None:
+    """What `policy test` judges, and rules of two policies, one bound each, in two units."""
+    case = """
+        - name: inside
+          request: {edits: [{op: clamp, feature: {sae: first, index: 3}, value: 4.5}]}
+          expect: {decision: allow}
+        - name: outside
+          request: {edits: [{op: clamp, feature: {sae: first, index: 3}, value: 5}]}
+          expect: {decision: deny, message: that is 1.25 in unit max_activation}
+    """
+    text = "allow: [{id: small, ops: [clamp], max: 1.2, unit: max_activation}]"
+    results = run_cases(compile_policy(bundle(text, cases=case), WORLD))
+    assert [result.failures for result in results] == [(), ()]
+    cap = "rules: [{{id: c, cap: {{features: [{{sae: first, index: 3}}], value: {}, unit: {}}}}}]"
+    lower, higher = cap.format(1, "max_activation"), cap.format(4.5, "feature")
+    for pair in ((lower, higher), (higher, lower)):
+        both = [policy(text, name=name) for text, name in zip(pair, "ab", strict=True)]
+        (row,) = decide(both).program.sites[tiny.FIRST_SITE].rules
+        assert row.hi == 4.0
 
 
 def test_every_policy_must_cover_an_edit() -> None:

@@ -137,6 +137,48 @@ def test_watches_are_told_in_the_requests_order(stubs: Stubs) -> None:
     assert list(found.watched[1].before) != list(found.watched[1].after)
 
 
+def test_what_edits_set_is_told_beside_what_is_read(stubs: Stubs) -> None:
+    watched = [watch(index) for index in (3, 4, 5, 6, 7, 8)]
+
+    def edit(index: int, operation: steering_pb2.Operation, value: float, **fields: Any) -> steering_pb2.Edit:
+        reference = steering_pb2.FeatureRef(sae="first", index=index)
+        return steering_pb2.Edit(operation=operation, feature=reference, value=value, **fields)
+
+    edits = [
+        edit(3, steering_pb2.OPERATION_CLAMP, 1.0, unit=steering_pb2.UNIT_MAX_ACTIVATION),
+        edit(4, steering_pb2.OPERATION_SCALE, 2.0),
+        edit(5, steering_pb2.OPERATION_CLAMP, 2.5, phase=steering_pb2.PHASE_COMPLETION),
+        edit(6, steering_pb2.OPERATION_CLAMP, 0.1, unit=steering_pb2.UNIT_NORM_FRACTION),
+        edit(7, steering_pb2.OPERATION_FLOOR, 0.5),
+        edit(7, steering_pb2.OPERATION_CAP, 0.75),
+    ]
+    steering = steering_pb2.Steering(edits=edits, watches=watched)
+    message = request(steering=steering, sampling={"max_tokens": 6})
+    clamped, scaled, later, relative, bounded, free = stubs.generation.Generate(message).choices[0].watched
+    assert list(clamped.set_to) == [4.0] * 6
+    assert list(clamped.after) != pytest.approx([4.0] * 6, abs=1e-2), "re-encoding gives another value"
+    assert list(scaled.set_to) == pytest.approx([2.0 * value for value in scaled.before], rel=1e-6)
+    assert list(later.set_to) == [later.before[0], *[2.5] * 5]
+    assert (list(relative.set_to), list(free.set_to)) == ([], [])
+    assert list(bounded.set_to) == pytest.approx(
+        [min(max(value, 0.5), 0.75) for value in bounded.before], rel=1e-6
+    )
+    chunks, _ = stream(stubs, message)
+    told = [value for chunk in chunks for value in chunk.watched[2].set_to]
+    assert told == list(later.set_to)
+
+
+def test_a_first_token_that_no_row_moves_is_set_to_nothing(stubs: Stubs) -> None:
+    steering = steering_pb2.Steering(edits=[clamp(3, 4.0)], watches=[watch(3)])
+    bos = prompt_pb2.TokenIds(ids=[TOKENIZER.bos_token_id])
+    message = request(steering=steering, sampling={"max_tokens": 3})
+    message.ClearField("text")
+    message.token_ids.CopyFrom(bos)
+    (found,) = stubs.generation.Generate(message).choices[0].watched
+    assert list(found.set_to) == [found.before[0], 4.0, 4.0]
+    assert found.after[0] == found.before[0]
+
+
 def test_a_ban_holds_and_the_receipt_tells(stubs: Stubs) -> None:
     banned = steering_pb2.FeatureRef(sae="first", label="poison")
     ban = steering_pb2.Edit(operation=steering_pb2.OPERATION_BAN, feature=banned, value=1.0)

@@ -251,7 +251,7 @@ def test_what_is_wrong_is_told_with_its_field(edit: pb.Edit, field: str, words: 
             ),
             UnknownFeatureError,
             "feature.label",
-            "2 features of the SAE first are labelled 'twins': 8, 9",
+            "2 features of the SAE first are labelled 'twins': 8, 9; give one's index",
         ),
         (
             pb.Edit(operation=pb.OPERATION_CLAMP, value=1.0, feature=pb.FeatureRef(sae="second", label="x")),

@@ -17,6 +17,7 @@ import grpc
 import pytest
 import torch
 from google.protobuf.message import Message
+from pydantic import ValidationError
 
 from saegis.v1 import generation_pb2 as pb
 from saegis.v1 import model_pb2
@@ -86,6 +87,14 @@ def sae_path(tmp_path: Path) -> Path:
 def load(model_path: Path, *saes: Path, **settings: Any) -> Services:
     sources = tuple(SAESource(path=str(path), **settings.pop("source", {})) for path in saes)
     return load_services(config(model=str(model_path), saes=sources, **settings), lambda *_: None)
+
+
+def test_room_for_rows_is_a_setting(model_path: Path, sae_path: Path) -> None:
+    given = load(model_path, sae_path, rows={"bans": 41, "rules": 12}).engine.capacity
+    assert (given.edits, given.rules, given.bans, given.watches) == (32, 12, 41, 64)
+    for wrong in ({"bans": 1}, {"heads": 4}):
+        with pytest.raises(ValidationError):
+            config(rows=wrong)
 
 
 def test_what_is_loaded_is_measured_and_described(model_path: Path, sae_path: Path) -> None:

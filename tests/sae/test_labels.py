@@ -28,7 +28,7 @@ def _write(folder: Path, *lines: str) -> Path:
 
 def test_an_absent_file_is_no_labels(tmp_path: Path) -> None:
     labels = Labels.load(tmp_path)
-    assert (len(labels), labels.get(0), labels.by_label("x"), labels.search("x", 5)) == (0, None, None, [])
+    assert (len(labels), labels.get(0), labels.by_label("x"), labels.search("x", 5)) == (0, None, (), [])
 
 
 def test_fields_are_read(tmp_path: Path) -> None:
@@ -116,16 +116,29 @@ def test_two_labels_of_one_feature_are_refused() -> None:
 
 @pytest.mark.parametrize("label", ["Golden Gate Bridge", "golden  gate bridge", "GOLDEN GATE BRÍDGE"])
 def test_by_label_ignores_case_and_accents(label: str) -> None:
-    assert LABELS.by_label(label) == BRIDGE
-    assert LABELS.by_label("golden gate") is None
+    assert LABELS.by_label(label) == (BRIDGE,)
+    assert LABELS.by_label("golden gate") == ()
 
 
-def test_by_label_gives_the_first_and_all() -> None:
-    labels = Labels([FeatureLabel(9, "fog"), FeatureLabel(4, "Fog"), FeatureLabel(5, "foggy")])
-    first = labels.by_label("fog")
-    assert first is not None
-    assert first.feature == 4
-    assert [label.feature for label in labels.all_by_label("fog")] == [4, 9]
+SEVERAL = Labels(
+    [
+        FeatureLabel(1, "the fog horn", ("fog", "horn"), precision=1.0),
+        FeatureLabel(4, "Fog", precision=0.5),
+        FeatureLabel(5, "foggy"),
+        FeatureLabel(6, "fog"),
+        FeatureLabel(9, "fog", precision=0.8),
+    ]
+)
+
+
+def test_by_label_gives_all_the_most_precise_first() -> None:
+    assert [label.feature for label in SEVERAL.by_label("fog")] == [9, 4, 6]
+
+
+def test_search_puts_the_label_itself_first_and_of_equal_ones_the_most_precise() -> None:
+    for query in ("fog", " FOG "):
+        assert [label.feature for label, _ in SEVERAL.search(query, 10)] == [9, 4, 6, 1, 5]
+    assert [label.feature for label, _ in SEVERAL.search("horn", 10)] == [1]
 
 
 @pytest.mark.parametrize(
@@ -140,7 +153,7 @@ def test_by_label_gives_the_first_and_all() -> None:
         ("hindi", [12]),
         ("कहानी", [12]),
         ("大桥", [20]),
-        ("fr", [1, 3]),
+        ("fr", [3, 1]),
         ("nothing", []),
         ("", []),
         ("!?", []),

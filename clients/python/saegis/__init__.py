@@ -3,11 +3,12 @@
     import saegis
 
     with saegis.Client("127.0.0.1:50051") as client:
-        bridge = client.search_features("golden gate bridge").features[0]
+        wall = client.search_features("great wall").features[0]
         answer = client.generate(
-            messages=[{"role": "user", "content": "What are you?"}],
+            messages=[{"role": "user", "content": "How do I visit the Golden Gate Bridge?"}],
             max_tokens=64,
-            steering=[saegis.clamp(bridge, 10, unit="max_activation")],
+            temperature=0.0,
+            steering=[saegis.clamp(wall, 1.0, unit="max_activation")],
         )
         print(answer.text)
         print(answer.receipt)

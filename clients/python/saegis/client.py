@@ -61,7 +61,9 @@ class Client(BaseClient):
     """Talks to a Saegis server; every method waits for its answer.
 
         with Client("127.0.0.1:50051") as client:
-            answer = client.generate("The bridge", steering=[clamp("the Golden Gate Bridge", 8.0)])
+            asked = [{"role": "user", "content": "How do I visit the Golden Gate Bridge?"}]
+            wall = clamp("Great Wall", 1.0, unit="max_activation")
+            answer = client.generate(messages=asked, steering=[wall], temperature=0.0)
             print(answer.text, answer.receipt.steered)
 
     Safe to share between threads. `timeout` is a call's deadline in seconds; None means the client's,

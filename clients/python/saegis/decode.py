@@ -231,7 +231,10 @@ def _logprobs(
 
 
 def _watched(messages: Iterable[generation_pb2.WatchedActivations]) -> tuple[results.Watched, ...]:
-    return tuple(results.Watched(each.watch, tuple(each.before), tuple(each.after)) for each in messages)
+    return tuple(
+        results.Watched(each.watch, tuple(each.before), tuple(each.after), tuple(each.set_to))
+        for each in messages
+    )
 
 
 def _usage(message: generation_pb2.Usage) -> results.Usage:

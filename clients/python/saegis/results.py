@@ -43,7 +43,10 @@ class Watched:
     before: tuple[float, ...]
     """Values before edits and rules, read in the step that chose the token."""
     after: tuple[float, ...]
-    """Values after edits and rules."""
+    """Values after edits and rules, read from the whole activation: not always what an edit set."""
+    set_to: tuple[float, ...] = ()
+    """What the request's own edits of the target set the values to; `before` where none of them acts. Empty
+    where it has no such edit, or one in fractions of the norm."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,5 +236,10 @@ def _join_watched(pieces: Sequence[Watched]) -> tuple[Watched, ...]:
     joined: dict[int, Watched] = {}
     for piece in pieces:
         so_far = joined.get(piece.watch, Watched(piece.watch, (), ()))
-        joined[piece.watch] = Watched(piece.watch, so_far.before + piece.before, so_far.after + piece.after)
+        joined[piece.watch] = Watched(
+            piece.watch,
+            so_far.before + piece.before,
+            so_far.after + piece.after,
+            so_far.set_to + piece.set_to,
+        )
     return tuple(joined[watch] for watch in sorted(joined))

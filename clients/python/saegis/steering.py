@@ -1,6 +1,6 @@
 """How to say what a request should change or watch: edits, watches, features and directions.
 
-A target is a feature or a direction: an index (`123`), a label (`"the Golden Gate Bridge"`), a feature of
+A target is a feature or a direction: an index (`123`), a label (`"Great Wall"`), a feature of
 a named SAE (`feature(123, sae="res-12")`), a feature found by `search_features`, or `direction([...])`.
 The index or label alone is enough where the server has one SAE.
 """

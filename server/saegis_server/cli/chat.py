@@ -11,6 +11,7 @@ import typer
 from saegis_server.cli import options
 from saegis_server.cli.connection import DEFAULT_SERVER, advice, connected
 from saegis_server.cli.edits import EditSyntaxError
+from saegis_server.cli.labels import on_server, settled
 from saegis_server.cli.output import USAGE, console, fail, notes
 from saegis_server.cli.receipts import receipt_line, watched_table
 
@@ -23,11 +24,11 @@ EPILOG = """
 
 saegis chat
 
-saegis chat --clamp 123=8 --temperature 0
+saegis chat --clamp 3385=50 --temperature 0
 
 [bold]In the chat[/bold]
 
-/clamp 123=8   /ban "17=2"   /watch 17   /steering   /unset 17   /reset   /clear   /help   /quit
+/clamp 3385=50   /ban 3815=2   /watch 3385   /steering   /unset 3385   /reset   /clear   /help   /quit
 
 The server is asked about each edit when it is given. Arrow keys edit the line and bring back earlier ones.
 """
@@ -65,6 +66,7 @@ def chat(
     settings: GenerationOptions = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
     with connected(server, token, ca, insecure, timeout) as client:
         model = client.model()
+        _settle(client, session)
         _try(client, session, ChatSession().in_force())
         notes().print(f"{model.id} at {server}. /help lists the commands, /quit ends.", style="dim")
         notes().print(session.steering(), style="dim", markup=False)
@@ -98,6 +100,7 @@ def _turn(client: Client, session: ChatSession, line: str, settings: GenerationO
         before = session.in_force()
         try:
             told = session.command(line)
+            _settle(client, session)
             _try(client, session, before)
         except EditSyntaxError as error:
             told = str(error)
@@ -132,6 +135,13 @@ def _try(client: Client, session: ChatSession, before: InForce) -> None:
         max_tokens=1,
         temperature=0.0,
     )
+
+
+def _settle(client: Client, session: ChatSession) -> None:
+    """Let every label name one feature; of two edits of one the later holds."""
+    edits = settled(session.edits, on_server(client))
+    session.edits = list({edit.target: edit for edit in edits}.values())
+    session.watches = settled(session.watches, on_server(client))
 
 
 def _answer(client: Client, session: ChatSession, settings: GenerationOptions) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
 from saegis import ChatMessage, Edit, Watch
 from saegis_server.cli.edits import OPERATIONS, EditSyntaxError, describe_edit, parse_edit, parse_target
 
 COMMANDS = {
-    "/clamp TARGET=VALUE": "set a feature's value at every token: /clamp 123=8, /clamp 123=2max",
+    "/clamp TARGET=VALUE": "set a feature's value at every token: /clamp 3385=50, /clamp Great Wall=1max",
     "/scale TARGET=FACTOR": "multiply a feature's value",
     "/add TARGET=VALUE": "add to a feature's value",
     "/cap TARGET=VALUE": "keep a feature from exceeding a value",
@@ -22,6 +23,8 @@ COMMANDS = {
     "/help": "show this",
     "/quit": "end; so does Ctrl-D",
 }
+#: What is quoted as a shell wants it; in a chat the quotes would be read as part of a label.
+_QUOTED = re.compile(r"""^(["'])(.*)\1(=\S*)?$""")
 
 
 @dataclass(frozen=True)
@@ -65,13 +68,14 @@ class ChatSession:
         """Do what a line that begins with `/` says; returns what to tell. Raises EditSyntaxError."""
         name, _, rest = line.strip().removeprefix("/").partition(" ")
         rest = rest.strip()
+        named = _QUOTED.sub(r"\2\3", rest)
         if name in OPERATIONS:
-            edit = parse_edit(name, rest, sae=self.sae)
+            edit = parse_edit(name, named, sae=self.sae)
             self.edits = [each for each in self.edits if each.target != edit.target] + [edit]
             return self.steering()
         if name == "watch":
-            self.watches.append(Watch(parse_target(rest, self.sae)))
-            self.watched.append(rest)
+            self.watches.append(Watch(parse_target(named, self.sae)))
+            self.watched.append(named)
             return self.steering()
         simple = {
             "steering": self.steering,
@@ -86,7 +90,7 @@ class ChatSession:
             self.messages = [{"role": "system", "content": rest}] if rest else []
             return "the conversation starts anew"
         if name == "unset" and rest:
-            return self._unset(rest)
+            return self._unset(named)
         if name not in simple:
             raise EditSyntaxError(f"there is no command /{name}; /help lists them")
         return simple[name]()

@@ -20,6 +20,7 @@ from saegis_server.cli.eval_files import (
     write_result,
 )
 from saegis_server.cli.eval_tables import ban_tables, verdict
+from saegis_server.cli.labels import on_server, settled_target
 from saegis_server.cli.output import console, print_json
 from saegis_server.cli.stages import stage_display
 
@@ -36,14 +37,14 @@ saegis eval ban
 
 saegis eval ban --strengths 0,1,2 --out ban-result.json --plot ban.png
 
-saegis eval ban --features 17,99 --prompts prompts.jsonl --scorer words.json --calibrate-on en,zh
+saegis eval ban --features 3815,1968 --prompts prompts.jsonl --scorer words.json --calibrate-on en,zh
 
 saegis eval ban --temperature 0 --temperature 0.8 --samples 4 --scorer mypackage.scoring:harm
 
 [bold]Files[/bold]
 
-A ban file is JSON: {"features": [17, 99], "strength": 2, "chosen_from": ["en", "zh"]}, with "sae" where the
-server has several.
+A ban file is JSON: {"features": [3815, 1968], "strength": 2, "chosen_from": ["en", "zh"]}, with "sae" where
+the server has several.
 
 A line of the prompts: {"prompt": "How do I bake bread?", "language": "en", "harmful": false}
 
@@ -103,8 +104,9 @@ def ban(
         decodings = _decodings(temperature or [0.0], samples, seed, max_tokens)
     with connected(server, token, ca, insecure, timeout) as client, stage_display(json=False) as display:
         requests = Requests(client, concurrency, display)
+        targets = tuple(settled_target(each, on_server(client)) for each in wanted.features)
         result = measure_ban(
-            requests, asked, wanted.features, wanted.strengths, scorers, decodings, wanted.chosen_from
+            requests, asked, targets, wanted.strengths, scorers, decodings, wanted.chosen_from
         )
     report = BanReport.of(result, judged, Bars(target, max_kl))
     write_result(out, report)

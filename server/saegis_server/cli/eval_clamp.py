@@ -12,6 +12,7 @@ from saegis_server.cli.connection import DEFAULT_SERVER, connected
 from saegis_server.cli.edits import parse_edit, parse_target
 from saegis_server.cli.eval_files import check_places, inputs, shipped, tell_written, write_result
 from saegis_server.cli.eval_tables import clamp_tables
+from saegis_server.cli.labels import on_server, settled_target
 from saegis_server.cli.output import console, print_json
 from saegis_server.cli.stages import stage_display
 
@@ -26,14 +27,14 @@ EPILOG = """
 
 saegis eval clamp
 
-saegis eval clamp --feature 123 --values 0,0.5max,1max,2max,4max --plot clamp.png
+saegis eval clamp --feature 3385 --values 0,0.5max,1max,2max,4max --plot clamp.png
 
 saegis eval clamp --feature "Golden Gate Bridge" --values 0,20,40,80 --words landmark --scorer words.json
 
 [bold]Files[/bold]
 
-A clamp file is JSON: {"feature": 123, "values": [0, 1, 2], "unit": "max_activation", "words": "landmark"}, of
-which only the feature is required; with "sae" where the server has several.
+A clamp file is JSON: {"feature": 3385, "values": [0, 1, 2], "unit": "max_activation", "words": "landmark"},
+of which only the feature is required; with "sae" where the server has several.
 
 Of the prompts, those that are not harmful are asked. Prompts and word lists: see saegis eval ban.
 """
@@ -86,8 +87,9 @@ def clamp(
         decoding = Decoding(temperature, samples, seed, max_tokens)
     with connected(server, token, ca, insecure, timeout) as client, stage_display(json=False) as display:
         requests = Requests(client, concurrency, display)
+        target = settled_target(wanted.feature, on_server(client))
         result = measure_clamp(
-            requests, asked, wanted.feature, wanted.values, wanted.unit, mention, wanted.words, decoding
+            requests, asked, target, wanted.values, wanted.unit, mention, wanted.words, decoding
         )
     write_result(out, result)
     if plot is not None:

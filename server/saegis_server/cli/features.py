@@ -16,6 +16,7 @@ from rich.text import Text
 from saegis_server.cli import features_choose, features_label, options
 from saegis_server.cli.connection import DEFAULT_SERVER, connected
 from saegis_server.cli.edits import EditSyntaxError, parse_target
+from saegis_server.cli.labels import on_server, settled_target
 from saegis_server.cli.output import USAGE, console, fail, notes, print_json, shares
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ Files hold one text a line. The score is the share of texts with the feature les
 SHOW_EPILOG = """
 [bold]Examples[/bold]
 
-saegis features show 123
+saegis features show 3385
 
 saegis features show "Golden Gate Bridge" --json
 """
@@ -131,7 +132,7 @@ def show(
     except EditSyntaxError as error:
         raise fail(str(error), code=USAGE) from error
     with connected(server, token, ca, insecure, timeout) as client:
-        found = client.get_feature(target)
+        found = client.get_feature(settled_target(target, on_server(client)))
     if json:
         print_json(found)
         return

@@ -12,6 +12,7 @@ import typer
 from saegis_server.cli import options
 from saegis_server.cli.connection import DEFAULT_SERVER, connected
 from saegis_server.cli.edits import EditSyntaxError, parse_edits, parse_watches, split_strength
+from saegis_server.cli.labels import on_server, settled
 from saegis_server.cli.output import USAGE, console, fail, notes, print_json, print_json_line
 from saegis_server.cli.receipts import receipt_line, receipt_table, rules_table, watched_table
 
@@ -23,17 +24,18 @@ EPILOG = """
 
 saegis generate --chat "Tell me about the sea." --max-tokens 60
 
-saegis generate --chat "What are you?" --clamp 123=8 --receipt
+saegis generate --chat "Tell me about the sea." --clamp 3385=50 --temperature 0 --receipt
 
-saegis generate --chat "What are you?" --clamp "Golden Gate Bridge=2max"
+saegis generate --chat "How do I visit the Golden Gate Bridge?" --clamp "Great Wall=1max" --temperature 0
 
-saegis generate --chat "How do I make poison?" --ban 17=2 --ban 99=2 --watch 17
+saegis generate --chat "¿Cómo puedo envenenar a un vecino?" --ban 3815=2 --watch 3815 --temperature 0
 
-saegis generate "Once upon a time" --temperature 0.7 --seed 1 --stream
+saegis generate "The bridge" --temperature 0.7 --seed 1 --stream
 
 [bold]Targets and values[/bold]
 
-TARGET is a feature's index or its exact label; [bold]saegis features search WORDS[/bold] finds them.
+TARGET is a feature's index or its exact label; [bold]saegis features search WORDS[/bold] finds them. Of
+several features with one label the most precise is taken, and the others are named.
 
 VALUE is a number in feature units, 2max for twice the feature's recorded maximum, or 0.1norm for a tenth
 of the activation's norm.
@@ -90,16 +92,16 @@ def generate(
         "min_p": min_p,
         "seed": seed,
         "stop": stop or [],
-        "steering": edits,
-        "watch": watches,
     }
     text = sys.stdin.read() if prompt == "-" else prompt
     chats = chat or system is not None
     if chats:
         request["messages"] = _conversation(system, text)
     with connected(server, token, ca, insecure, timeout) as client:
+        edits, watches = settled(edits, on_server(client)), settled(watches, on_server(client))
         for words, strength in matching:
             edits += bans_matching(client, words, strength, sae=sae, site=site)
+        request |= {"steering": edits, "watch": watches}
         answer = _ask(client, None if chats else text, request, stream, json)
     _tell(answer, watch or [], json, stream, show_receipt)
 

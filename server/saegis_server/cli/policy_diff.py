@@ -55,6 +55,7 @@ def diff(
     sae: policy_world.Sae = None,
     site: policy_world.Sites = None,
     name: policy_world.ModelName = None,
+    rows: policy_world.Rows = None,
     json: options.Json = False,
 ) -> None:
     """Show what NEW says otherwise than OLD and, with --replay, what it would have decided otherwise."""
@@ -64,7 +65,7 @@ def diff(
     changes = differences(before, after)
     found = None
     if replay is not None:
-        candidate = policy_world.compiled(new, after, policy_world.offline_world(sae, site, name))
+        candidate = policy_world.compiled(new, after, policy_world.offline_world(sae, site, name, rows))
         found = _replay(replay, candidate, before, examples)
     if json:
         print_json(_plain(before, after, changes, found))

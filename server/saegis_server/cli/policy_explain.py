@@ -13,6 +13,7 @@ from rich.text import Text
 from saegis_server.cli import options, policy_world
 from saegis_server.cli.connection import DEFAULT_SERVER, connected
 from saegis_server.cli.edits import EditSyntaxError, parse_edits
+from saegis_server.cli.labels import in_catalog, on_server, settled
 from saegis_server.cli.output import USAGE, console, fail, print_json
 from saegis_server.rpc.roles import Role
 
@@ -26,11 +27,11 @@ EPILOG = """
 
 saegis policy explain ./my-policy
 
-saegis policy explain ./my-policy --tenant acme --role use --role steer --clamp 123=8 --ban 17=2
+saegis policy explain ./my-policy --tenant acme --role use --role steer --clamp 3385=50 --ban 3815=2
 
 saegis policy explain --server 127.0.0.1:50051 --tenant acme --clamp "Golden Gate Bridge=2max"
 
-saegis policy explain ./my-candidate --server 127.0.0.1:50051 --clamp 123=8 --json
+saegis policy explain ./my-candidate --server 127.0.0.1:50051 --clamp 3385=50 --json
 
 [bold]Who decides[/bold]
 
@@ -92,6 +93,7 @@ def explain(
     sae: policy_world.Sae = None,
     site: policy_world.Sites = None,
     name: policy_world.ModelName = None,
+    rows: policy_world.Rows = None,
     json: options.Json = False,
     server: Server = None,
     token: options.Token = None,
@@ -108,13 +110,14 @@ def explain(
     uses, digest = _uses(use or ()), ""
     if bundle is not None and server is None:
         read = policy_world.read_bundle(bundle)
-        compiled = policy_world.compiled(bundle, read, policy_world.offline_world(sae, site, name))
+        compiled = policy_world.compiled(bundle, read, policy_world.offline_world(sae, site, name, rows))
         decision = _decided(compiled, edits, uses, tenant or "default", role or (Role.USE, Role.STEER))
         digest = decision.program.digest if decision.allowed else ""
     else:
         target = server or os.environ.get("SAEGIS_SERVER") or DEFAULT_SERVER
         archive = b"" if bundle is None else policy_world.read_bundle(bundle).archive()
         with connected(target, token, ca, insecure, timeout) as client:
+            edits = settled(edits, on_server(client))
             told = client.evaluate_policy(
                 edits, tenant=tenant, roles=list(map(str, role or ())), bundle=archive, uses=uses
             )
@@ -170,6 +173,7 @@ def _with_edits(
     from saegis_server.sae.catalog import CatalogError
 
     world = compiled.world
+    edits = settled(edits, in_catalog(world.catalog))
     targets = Targets(world.sites, world.catalog, world.width)
     try:
         steering = request_steering(steering_message(edits), targets, world.capacity)

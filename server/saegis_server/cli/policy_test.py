@@ -51,11 +51,12 @@ def run(
     sae: policy_world.Sae = None,
     site: policy_world.Sites = None,
     name: policy_world.ModelName = None,
+    rows: policy_world.Rows = None,
     json: options.Json = False,
 ) -> None:
     """Run a bundle's own cases without a server, and show which of its rules they reach."""
     read = policy_world.read_bundle(bundle)
-    compiled = policy_world.compiled(bundle, read, policy_world.offline_world(sae, site, name))
+    compiled = policy_world.compiled(bundle, read, policy_world.offline_world(sae, site, name, rows))
     from saegis_server.policy.cases import run_cases
 
     report = _Report(read, run_cases(compiled), min_coverage)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from saegis_server.policy.cases import CaseResult
     from saegis_server.policy.checking import Checker, Examination
     from saegis_server.policy.errors import Problem
-    from saegis_server.policy.world import Callers
+    from saegis_server.policy.world import Callers, World
 
 EPILOG = """
 [bold]Examples[/bold]
@@ -66,6 +67,7 @@ def validate(
     sae: policy_world.Sae = None,
     site: policy_world.Sites = None,
     name: policy_world.ModelName = None,
+    rows: policy_world.Rows = None,
     keys: Keys = None,
     identities: Identities = None,
     unmatched_policies: UnmatchedPolicies = Unmatched.REFUSE,
@@ -73,7 +75,8 @@ def validate(
 ) -> None:
     """Check a bundle as a server would, and show every problem with its file and line."""
     trusted = load_keys(keys or ())
-    report = _report(bundle, lambda: _checker(sae, site, name, trusted, identities, unmatched_policies))
+    world = partial(policy_world.offline_world, sae, site, name, rows)
+    report = _report(bundle, lambda: _checker(world(), trusted, identities, unmatched_policies))
     if json:
         print_json(report.plain())
     else:
@@ -144,19 +147,13 @@ class _Report:
 
 
 def _checker(
-    sae: str | None,
-    sites: Sequence[str] | None,
-    name: str | None,
-    keys: Sequence[Ed25519PublicKey],
-    identities: Path | None,
-    unmatched: Unmatched,
+    world: World, keys: Sequence[Ed25519PublicKey], identities: Path | None, unmatched: Unmatched
 ) -> Checker:
-    """What judges as a server of this world would; ends the command where there is no such world."""
+    """What judges as a server of this world would."""
     from dataclasses import replace
 
     from saegis_server.policy.checking import Checker
 
-    world = policy_world.offline_world(sae, sites, name)
     if identities is not None:
         world = replace(world, callers=_callers(identities))
     return Checker(world, keys, unmatched)

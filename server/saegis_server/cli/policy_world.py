@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from saegis_server.cli.output import USAGE, fail
-from saegis_server.cli.serve import reference
+from saegis_server.cli.serve import reference, room_for_rows
 
 if TYPE_CHECKING:
     from saegis_server.policy.bundle import Bundle
@@ -51,6 +51,16 @@ ModelName = Annotated[
 ]
 
 
+Rows = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="KIND=NUMBER",
+        help="Room for rows, as the server is started with it. Again for another kind.",
+        rich_help_panel=_PANEL,
+    ),
+]
+
+
 def read_bundle(path: Path) -> Bundle:
     """The bundle at `path`; ends the command, with every problem, where it cannot be read."""
     from saegis_server.policy.bundle import Bundle
@@ -76,10 +86,12 @@ def compiled(path: Path, bundle: Bundle, world: World) -> CompiledPolicy:
         raise fail(f"{path} does not fit what it is for", hint, details=problems) from error
 
 
-def offline_world(sae: str | None, sites: Sequence[str] | None, name: str | None) -> World:
+def offline_world(
+    sae: str | None, sites: Sequence[str] | None, name: str | None, rows: list[str] | None = None
+) -> World:
     """A server of one SAE, as far as a policy is concerned; ends the command where there is none.
 
-    sites: the first is the SAE's, as with `saegis serve`.
+    sites: the first is the SAE's, as with `saegis serve`; rows likewise.
     """
     from saegis_server.engine.sites import Site, SiteError, forward_order
     from saegis_server.policy.world import World
@@ -105,7 +117,7 @@ def offline_world(sae: str | None, sites: Sequence[str] | None, name: str | None
         sites=tuple(map(str, sorted(steered, key=forward_order))),
         width=loaded.sae.width,
         catalog=Catalog([loaded]),
-        capacity=Capacity(),
+        capacity=Capacity(**room_for_rows(rows or [])),
         named=named,
     )
 

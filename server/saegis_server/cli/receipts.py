@@ -86,17 +86,23 @@ def rules_table(receipt: Receipt) -> Table:
 
 
 def watched_table(names: Sequence[str], watched: Sequence[Watched]) -> Table:
-    """One completion's watched values, in feature units: mean and largest, before and after the edits."""
+    """One completion's watched values, in feature units: mean and largest, before and after the edits, and
+    what the request's own edits set them to, where it has any."""
     table = Table(title="watched", title_justify="left", title_style="bold")
     table.add_column("feature")
-    for name in ("tokens", "mean before", "mean after", "max before", "max after"):
+    told = ("before", "set to", "after") if any(each.set_to for each in watched) else ("before", "after")
+    for name in ("tokens", *(f"{what} {name}" for what in ("mean", "max") for name in told)):
         table.add_column(name, justify="right")
     for each in watched:
-        count = len(each.before)
-        figures = (
-            (sum(each.before) / count, sum(each.after) / count, max(each.before), max(each.after))
-            if count
-            else ()
-        )
-        table.add_row(Text(names[each.watch]), str(count), *(f"{figure:.2f}" for figure in figures))
+        values = {"before": each.before, "set to": each.set_to, "after": each.after}
+        means = [_figure(sum(values[name]) / max(len(values[name]), 1), values[name]) for name in told]
+        largest = [_figure(max(values[name], default=0.0), values[name]) for name in told]
+        table.add_row(Text(names[each.watch]), str(len(each.before)), *means, *largest)
+    if "set to" in told:
+        table.caption_justify = "left"
+        table.caption = "after: what the whole activation reads, so it need not be what was set"
     return table
+
+
+def _figure(figure: float, of: Sequence[float]) -> str:
+    return f"{figure:.2f}" if of else "-"

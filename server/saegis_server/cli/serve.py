@@ -78,6 +78,7 @@ def serve(
     reflection: at.Reflection = True,
     max_running: at.MaxRunning = 16,
     max_length: at.MaxLength = None,
+    rows: at.Rows = None,
     queue_limit: at.QueueLimit = 256,
     limit: at.Limit = None,
     stall: at.Stall = 10.0,
@@ -112,6 +113,7 @@ def serve(
         reflection=reflection,
         max_running=max_running,
         max_length=max_length,
+        rows=room_for_rows(rows or []),
         queue_limit=queue_limit,
         limits=_limits(limit or []),
         stall_seconds=stall,
@@ -164,6 +166,22 @@ def reference() -> tuple[str, dict[str, Any]]:
                 "install the package again, or serve a model of your own with --model and --sae",
             )
     return str(shipped.model_path()), {"path": str(shipped.sae_path()), "id": REFERENCE_SAE_ID}
+
+
+def room_for_rows(given: list[str]) -> dict[str, int]:
+    """Room for rows by kind, from KIND=NUMBER; what is not named keeps its default."""
+    from pydantic import TypeAdapter, ValidationError
+
+    from saegis_server.rpc.config import Room, RowKind
+
+    try:
+        pairs = dict(text.split("=", 1) for text in given)
+        rooms = TypeAdapter(dict[RowKind, Room]).validate_python(pairs)
+        return {str(kind): room for kind, room in rooms.items()}
+    except ValueError as error:
+        told = error.errors()[0]["msg"] if isinstance(error, ValidationError) else "a number is missing"
+        hint = "write KIND=NUMBER, with edits, rules, bans or watches and 2 to 1024"
+        raise fail(f"--rows {' '.join(given)}: {told}", hint, USAGE) from error
 
 
 def _limits(given: list[str]) -> dict[str, Any]:

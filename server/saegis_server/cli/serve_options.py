@@ -143,6 +143,15 @@ MaxLength = Annotated[
         rich_help_panel=_PANEL_LIMITS,
     ),
 ]
+Rows = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="KIND=NUMBER",
+        help="How many edits, rules, bans or watches a sequence has room for at each site, such as bans=64; "
+        "by default edits=32, rules=8, bans=32, watches=64. Again for another.",
+        rich_help_panel=_PANEL_LIMITS,
+    ),
+]
 QueueLimit = Annotated[
     int, typer.Option(min=0, help="Sequences that may wait.", rich_help_panel=_PANEL_LIMITS)
 ]

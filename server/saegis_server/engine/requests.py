@@ -123,10 +123,15 @@ class GenerationRequest:
 
 @dataclass(frozen=True, slots=True)
 class Watched:
-    """A watched feature or direction at one token: before and after steering, in feature units."""
+    """A watched feature or direction at one token: before and after steering, in feature units.
+
+    set_to: what the request's own edits of it make of `before`; None where it has none, or one in fractions
+    of the norm.
+    """
 
     before: float
     after: float
+    set_to: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

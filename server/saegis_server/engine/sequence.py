@@ -29,6 +29,7 @@ from saegis_server.engine.step import SMALLEST, Extent
 from saegis_server.engine.tally import Tally
 from saegis_server.engine.text import TextStream
 from saegis_server.steering.program import SiteProgram
+from saegis_server.steering.rows import Edit, Phase
 
 #: Takes a request's events, in order; runs on the engine's thread and must not block.
 Sink = Callable[[list[Event]], None]
@@ -79,6 +80,12 @@ class Running:
         self.unmoved = unmoved
         self.rows = RowCounts.of(program)
         self.watches = any(site.watches for site in program.values())
+        # For each watch, the request's own edits of what it reads.
+        self.watched_edits = tuple(
+            tuple(edit for edit in site.edits if edit.probe.key == probe.key)
+            for site in program.values()
+            for probe in site.watches
+        )
         self.events: list[Event] = []
         self.sequences: list[Sequence] = []
         self.left = request.sampling.n
@@ -274,7 +281,12 @@ class Sequence:
         wanted = self.running.request.sampling.logprobs
         readings: tuple[Watched, ...] = ()
         if watched is not None:
-            readings = tuple(Watched(before, after) for site in watched for before, after in site)
+            both = (tuple(pair) for site in watched for pair in site)
+            edits = self.running.watched_edits
+            readings = tuple(
+                Watched(before, after, self._set_to(before, own))
+                for (before, after), own in zip(both, edits, strict=True)
+            )
         if wanted is None or logprobs is None:
             return TokenOutput(token, watched=readings)
         top = logprobs.topk(wanted) if wanted else None
@@ -282,6 +294,17 @@ class Sequence:
             () if top is None else tuple(zip(top.indices.tolist(), top.values.tolist(), strict=True))
         )
         return TokenOutput(token, float(logprobs[token]), alternatives, readings)
+
+    def _set_to(self, value: float, edits: tuple[Edit, ...]) -> float | None:
+        """What edits of one probe make of its value where the last token was predicted; None if not known."""
+        if not edits or any(edit.relative_to_norm for edit in edits):
+            return None
+        if self.length <= self.running.unmoved:
+            return value
+        phase = Phase.PROMPT if self.generated == 1 else Phase.COMPLETION
+        found = [edit.sets(value) for edit in edits if edit.phase in (Phase.ALL, phase)]
+        # All read the same value, and what they change adds up.
+        return found[0] if len(found) == 1 else value + sum(each - value for each in found)
 
 
 def extent_of(batch: int, length: int, sequences: list[Sequence]) -> Extent:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
+from fractions import Fraction
 
 from saegis_server.policy.claims import Place
 from saegis_server.policy.decision import Denial, RequestEdit
@@ -14,6 +15,7 @@ from saegis_server.policy.operations import WITH_UNIT
 from saegis_server.policy.schema import Allowance, Limits, Op, Unit
 from saegis_server.policy.selectors import Faults, Selectors
 from saegis_server.policy.uses import ORDINARY, Use, UseOfRequest
+from saegis_server.sae.catalog import FoundFeature
 
 
 class Fit(Enum):
@@ -48,9 +50,41 @@ class CompiledAllowance:
             covered = self.features is None or (edit.site, edit.edit.probe.key) in self.features
         if not covered or edit.op is Op.WATCH:
             return Fit.FITS if covered else Fit.NOT
+        return Fit.FITS if self._holds(edit) else Fit.BUT_FOR_VALUE
+
+    def _holds(self, edit: RequestEdit) -> bool:
+        """Whether an edit's value lies in the range. Units are converted without rounding: what is over, if
+        only by the last digit, is over in every unit."""
         value = 0.0 if edit.value is None else edit.value
-        right_unit = edit.op not in WITH_UNIT or edit.unit is self.unit
-        return Fit.FITS if right_unit and self.low <= value <= self.high else Fit.BUT_FOR_VALUE
+        if edit.op not in WITH_UNIT or edit.unit is self.unit:
+            return self.low <= value <= self.high
+        asked, allowed = (feature_units(unit, edit.feature) for unit in (edit.unit, self.unit))
+        if asked is None or allowed is None or not math.isfinite(value):
+            return False
+        exact = Fraction(value) * Fraction(asked)
+        return (math.isinf(self.low) or Fraction(self.low) * Fraction(allowed) <= exact) and (
+            math.isinf(self.high) or exact <= Fraction(self.high) * Fraction(allowed)
+        )
+
+    def outside(self, edit: RequestEdit) -> str:
+        """Why the value of an edit that fits otherwise is not allowed, in words."""
+        unit = edit.unit.value
+        shown = f"{0.0 if edit.value is None else edit.value:g}"
+        if edit.op not in WITH_UNIT:
+            return f"{shown} is not in the range of {self.id}: {self.range}"
+        if edit.unit is self.unit:
+            return f"{shown} in unit {unit} is not in the range of {self.id}: {self.range}"
+        asked, allowed = (feature_units(each, edit.feature) for each in (edit.unit, self.unit))
+        if asked is None or allowed is None:
+            why = _no_measure(edit, self.unit)
+            return f"{shown} in unit {unit} cannot be held against {self.id}: {self.range}; {why}"
+        exact = (edit.value or 0.0) * asked / allowed
+        # All digits where fewer would make it look as if it were not over.
+        same = f"{exact:.6g}" if not self.low <= float(f"{exact:.6g}") <= self.high else repr(exact)
+        return (
+            f"{shown} in unit {unit}, that is {same} in unit {self.unit.value}, is not in the range of "
+            f"{self.id}: {self.range}"
+        )
 
     def permits(self, asked: UseOfRequest) -> Fit:
         """How it fits a use."""
@@ -70,6 +104,25 @@ class CompiledAllowance:
             case False, True:
                 return f"at most {self.high:g}, in unit {unit}"
         return f"any value in unit {unit}"
+
+
+def feature_units(unit: Unit, feature: FoundFeature | None) -> float | None:
+    """How many feature units one of `unit` is, of a feature or, with None, of a direction; None where that
+    cannot be told: a fraction of ‖x‖ is another value at every token."""
+    if unit is Unit.FEATURE:
+        return 1.0
+    if unit is Unit.NORM_FRACTION or feature is None:
+        return None
+    return feature.max_activation or None
+
+
+def _no_measure(edit: RequestEdit, allowed: Unit) -> str:
+    """Why an edit's value cannot be converted to an allowance's other unit."""
+    if Unit.NORM_FRACTION in (edit.unit, allowed):
+        return "a fraction of ‖x‖ is another value at every token"
+    if edit.feature is None:
+        return "a direction has no maximum"
+    return f"no largest activation is recorded for feature {edit.feature.index}"
 
 
 def compile_allowance(allowance: Allowance, limits: Limits, selectors: Selectors) -> CompiledAllowance:
@@ -118,8 +171,7 @@ def judge_allowances(
         message = f"the policy does not allow {edit.op.value} of {what} at {edit.site}"
         near = next((each for each in allowances if fits[each.id] is Fit.BUT_FOR_VALUE), None)
         if near is not None:
-            shown = "0" if edit.value is None else f"{edit.value:g} in unit {edit.unit.value}"
-            message = f"{shown} is not in the range of {near.id}: {near.range}"
+            message = near.outside(edit)
         yield Denial(policy, "allow", message, edit.path)
 
 

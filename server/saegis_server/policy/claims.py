@@ -186,7 +186,9 @@ def _is_stricter(other: Claim, fixed: Claim) -> bool:
     if other.kind not in _BOUNDS or not other.acts_in(fixed.phase):
         return False
     sign = 1.0 if other.kind is Kind.CAP else -1.0
-    return fixed.kind is Kind.SCALE or sign * other.value < sign * fixed.value
+    if fixed.kind is Kind.SCALE:
+        return True
+    return other.relative == fixed.relative and sign * other.value < sign * fixed.value
 
 
 def merge(claims: Iterable[Claim]) -> Merged:

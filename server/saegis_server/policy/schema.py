@@ -231,9 +231,10 @@ class Allowance(Strict):
     """What a request may do: any of these operations on any of these targets within the range; or these uses.
 
     features, sites: left out means every one. directions: whether the request's own vectors may be used.
-    min, max: the range of the value, strength or factor, in `unit`; left out means no bound. An edit whose
-    value is in another unit than `unit` is not allowed by this entry. A watch has no value. uses: words for
-    what a request asks for beyond the ordinary; `max` then bounds n or temperature.
+    min, max: the range of the value, strength or factor, in `unit`; left out means no bound. A value in
+    another unit is converted, without rounding, where the feature has a recorded maximum; a fraction of ‖x‖
+    is no other unit's value, so an edit in it is allowed by an entry in it alone. A watch has no value. uses:
+    words for what a request asks for beyond the ordinary; `max` then bounds n or temperature.
     """
 
     id: Name

@@ -2,7 +2,7 @@
 
 import ipaddress
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -13,6 +13,9 @@ from saegis_server.rpc.policy_config import PolicySettings
 #: gRPC's own default; prompts of a model with a context of a million tokens fit.
 DEFAULT_MAX_MESSAGE_BYTES = 4 * 2**20
 LARGEST_MESSAGE_BYTES = 64 * 2**20
+#: Room for rows of each kind (see steering.table.Capacity), within reason: what is held costs its square.
+RowKind = Literal["edits", "rules", "bans", "watches"]
+Room = Annotated[int, Field(ge=2, le=1024)]
 
 
 class _Strict(BaseModel):
@@ -47,7 +50,8 @@ class ServerConfig(_Strict):
     receipts call it; by default what `model` says. sites: further sites that requests may steer with
     directions, beside those of the SAEs. port and metrics_port: 0 means any free one, metrics_port None
     means no metrics endpoint. max_length: tokens of prompt and completion together; by default what the model
-    allows. queue_limit: sequences that may wait; a tenant that has few of them finds room beyond it.
+    allows. rows: for how many rows of a kind a sequence has room at each site, where that is not the default.
+    queue_limit: sequences that may wait; a tenant that has few of them finds room beyond it.
     steer_first_token, read_first_token: whether rows move, and conditions, contrasts and statistics read, a
     text's first token also where it is the model's own beginning-of-sequence token. limits: what each
     principal and tenant may have. identities: the file of those who may call and in which roles; without it
@@ -75,6 +79,7 @@ class ServerConfig(_Strict):
     max_message_bytes: int = Field(default=DEFAULT_MAX_MESSAGE_BYTES, ge=1024, le=LARGEST_MESSAGE_BYTES)
     max_running: int = Field(default=16, ge=1, le=1024)
     max_length: int | None = Field(default=None, ge=2)
+    rows: dict[RowKind, Room] = {}
     queue_limit: int = Field(default=256, ge=1)
     steer_first_token: bool = False
     read_first_token: bool = False

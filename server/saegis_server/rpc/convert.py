@@ -209,6 +209,7 @@ def _watched(
             watch=place,
             before=[token.watched[row].before for token in tokens],
             after=[token.watched[row].after for token in tokens],
+            set_to=[each for token in tokens if (each := token.watched[row].set_to) is not None],
         )
         for row, place in enumerate(watches)
     ]

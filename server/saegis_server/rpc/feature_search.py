@@ -5,29 +5,30 @@ from collections.abc import Sequence
 
 from saegis_server.engine.requests import FieldError
 from saegis_server.sae.catalog import FoundFeature, LoadedSAE
+from saegis_server.sae.labels import FeatureLabel, rank
 
 
 def search(entries: Sequence[LoadedSAE], query: str) -> list[FoundFeature]:
     """The labelled features in which every word of the query is found, best match first.
 
-    An empty query finds every labelled feature. Equal matches stand in the order of SAEs and features.
+    Labels that are the query itself stand first, and of equal matches the most precise (see labels.rank).
+    An empty query finds every labelled feature, in the order of SAEs and features.
     """
     words = [word for word in query.split() if any(character.isalnum() for character in word)]
     if not words and query.strip():
         return []
-    found: list[tuple[float, FoundFeature]] = []
+    if not words:
+        return [FoundFeature(loaded, label.feature, label) for loaded in entries for label in loaded.labels]
+    found: list[tuple[float, FeatureLabel, LoadedSAE]] = []
     for loaded in entries:
         labels = loaded.labels
-        scored = [(label, 1.0) for label in labels] if not words else labels.search(query, len(labels))
-        with_all = {label.feature for label, _ in scored}
+        with_all = {label.feature for label in labels}
         for word in words:
             with_all &= {label.feature for label, _ in labels.search(word, len(labels))}
-        found += [
-            (score, FoundFeature(loaded, label.feature, label))
-            for label, score in scored
-            if label.feature in with_all
-        ]
-    return [feature for _, feature in sorted(found, key=lambda pair: -pair[0])]
+        scored = labels.search(query, len(labels))
+        found += [(score, label, loaded) for label, score in scored if label.feature in with_all]
+    found.sort(key=lambda each: rank(query, each[1], each[0]))
+    return [FoundFeature(loaded, label.feature, label) for _, label, loaded in found]
 
 
 def next_page_token(offset: int, query: str, sae: str) -> str:

@@ -146,7 +146,8 @@ def _step(config: ServerConfig, loaded: LoadedModel, placed: Sequence[PlacedSAE]
     length = config.max_length or loaded.max_context
     if length > loaded.max_context:
         raise ValueError(f"max_length is {length}; the model's context has {loaded.max_context} tokens")
-    slots = Slots(loaded.model, tuple(in_order), max(config.max_running, SMALLEST), length, Capacity())
+    room = Capacity(**config.rows)
+    slots = Slots(loaded.model, tuple(in_order), max(config.max_running, SMALLEST), length, room)
     return Step(loaded.model, in_order, slots, compiled)
 
 

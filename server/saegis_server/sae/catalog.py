@@ -122,15 +122,16 @@ class Catalog:
     def by_label(self, loaded: LoadedSAE, label: str, path: str) -> FoundFeature:
         """The feature of a label, whatever its case and accents. Raises UnknownFeatureError if it has none,
         or several and not exactly one in the spelling given."""
-        found = loaded.labels.all_by_label(label)
-        exact = [each for each in found if each.label == label]
-        chosen = exact if len(exact) == 1 else found
+        found = loaded.labels.by_label(label)
+        chosen = [each for each in found if each.label == label] or found
         if len(chosen) == 1:
             return FoundFeature(loaded, chosen[0].feature, chosen[0])
         if chosen:
-            several = ", ".join(str(each.feature) for each in chosen[:8])
+            several = ", ".join(map(_with_precision, chosen[:8])) + (", ..." if len(chosen) > 8 else "")
             raise UnknownFeatureError(
-                path, f"{len(chosen)} features of the SAE {loaded.id} are labelled {label!r}: {several}"
+                path,
+                f"{len(chosen)} features of the SAE {loaded.id} are labelled {label!r}: {several}; "
+                "give one's index",
             )
         unlabelled = "" if len(loaded.labels) else "; none of them is labelled"
         raise UnknownFeatureError(path, f"the SAE {loaded.id} has no feature labelled {label!r}{unlabelled}")
@@ -139,3 +140,7 @@ class Catalog:
         if not self._by_id:
             return "this server has no SAE"
         return "this server has " + ", ".join(f"{entry.id} at {entry.site}" for entry in self.entries)
+
+
+def _with_precision(label: FeatureLabel) -> str:
+    return str(label.feature) + ("" if label.precision is None else f" (precision {label.precision:.2f})")

@@ -99,13 +99,8 @@ class Labels:
         """The label of one feature, if it has one."""
         return self._by_feature.get(feature)
 
-    def by_label(self, label: str) -> FeatureLabel | None:
-        """The first feature with this label, whatever its case and accents; None if there is none."""
-        found = self.all_by_label(label)
-        return found[0] if found else None
-
-    def all_by_label(self, label: str) -> tuple[FeatureLabel, ...]:
-        """All features with this label, whatever its case and accents, in order."""
+    def by_label(self, label: str) -> tuple[FeatureLabel, ...]:
+        """All features with this label, whatever its case and accents, the most precise first."""
         return self._by_words.get(_words(label), ())
 
     @cached_property
@@ -113,7 +108,7 @@ class Labels:
         found: dict[tuple[str, ...], list[FeatureLabel]] = {}
         for label in self:
             found.setdefault(_words(label.label), []).append(label)
-        return {words: tuple(labels) for words, labels in found.items()}
+        return {words: tuple(sorted(labels, key=_less_precise)) for words, labels in found.items()}
 
     @cached_property
     def _search_index(self) -> list[tuple[FeatureLabel, tuple[tuple[float, tuple[str, ...]], ...]]]:
@@ -133,7 +128,7 @@ class Labels:
         """The labels that fit the query's words best, with a score above 0 and at most 1, best first.
 
         Words match without regard to case and accents in the label, the subjects and the languages. The
-        score is the mean over the query's words. Equal scores stand in the order of the features.
+        score is the mean over the query's words. For the order see `rank`.
         """
         wanted = _words(query)
         if not wanted or limit <= 0:
@@ -143,7 +138,18 @@ class Labels:
             for label, places in self._search_index
         ]
         found = [(label, score) for label, score in scored if score > 0.0]
-        return sorted(found, key=lambda pair: -pair[1])[:limit]
+        return sorted(found, key=lambda pair: rank(query, *pair))[:limit]
+
+
+def rank(query: str, label: FeatureLabel, score: float) -> tuple[bool, float, float]:
+    """Where a label stands among those found, the least first: labels that are the query itself, whatever
+    their case, then by score, and of equal ones the most precise."""
+    return label.label.casefold() != query.strip().casefold(), -score, _less_precise(label)
+
+
+def _less_precise(label: FeatureLabel) -> float:
+    """Less for the more precise; most where no precision was recorded."""
+    return 1.0 if label.precision is None else -label.precision
 
 
 def _words(text: str) -> tuple[str, ...]:

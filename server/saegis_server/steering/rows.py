@@ -106,6 +106,12 @@ class Edit:
         """Whether it leaves f a bound, an upper or a lower one: as an operator's rule it is then held."""
         return self.a == 0.0 or self.lo > -INFINITY or self.hi < INFINITY
 
+    def sets(self, value: float) -> float:
+        """What becomes of a value of the probe. Not for edits that are relative to the norm."""
+        if self.only_if_active and value <= 0.0:
+            return value
+        return min(max(self.a * value + self.b, self.lo), self.hi)
+
     def numbers(self) -> tuple[float, ...]:
         """What distinguishes this edit from others of the same probe, for digests."""
         flags = (float(self.only_if_active), float(self.relative_to_norm), float(self.phase))

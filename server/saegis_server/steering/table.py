@@ -5,7 +5,7 @@ step, the sooner the step is compiled and the faster it runs.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import IntEnum
 from functools import lru_cache
 from typing import NamedTuple
@@ -67,20 +67,27 @@ class Capacity:
 
     def check(self, site: str, program: SiteProgram) -> None:
         """Raise SteeringError if `program` asks for more rows than there is room for."""
-        for kind in ("edits", "rules", "bans", "watches"):
+        for kind in (field.name for field in fields(self)):
             wanted, room = len(getattr(program, kind)), getattr(self, kind)
             if wanted > room:
                 raise SteeringError(
-                    f"{wanted} {kind} at {site}; this server has room for {room}", site, ((kind, room),)
+                    f"{wanted} {kind} at {site}; this server has room for {room} ({_more(kind, wanted)})",
+                    site,
+                    ((kind, room),),
                 )
         wanted = len(program.watches) + len(program.guards)
         if wanted > self.watches:
             raise SteeringError(
                 f"{len(program.watches)} watches and {len(program.guards)} guards at {site}; "
-                f"this server has room for {self.watches} together",
+                f"this server has room for {self.watches} together ({_more('watches', wanted)})",
                 site,
                 (("guards", self.watches - len(program.watches)),),
             )
+
+
+def _more(kind: str, wanted: int) -> str:
+    """How the operator makes room."""
+    return f"its operator makes more with saegis serve --rows {kind}={wanted}"
 
 
 class Rows(NamedTuple):

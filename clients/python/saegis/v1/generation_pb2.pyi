@@ -191,14 +191,16 @@ class TopLogProbs(_message.Message):
     def __init__(self, values: _Optional[_Iterable[float]] = ..., token_ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class WatchedActivations(_message.Message):
-    __slots__ = ("watch", "before", "after")
+    __slots__ = ("watch", "before", "after", "set_to")
     WATCH_FIELD_NUMBER: _ClassVar[int]
     BEFORE_FIELD_NUMBER: _ClassVar[int]
     AFTER_FIELD_NUMBER: _ClassVar[int]
+    SET_TO_FIELD_NUMBER: _ClassVar[int]
     watch: int
     before: _containers.RepeatedScalarFieldContainer[float]
     after: _containers.RepeatedScalarFieldContainer[float]
-    def __init__(self, watch: _Optional[int] = ..., before: _Optional[_Iterable[float]] = ..., after: _Optional[_Iterable[float]] = ...) -> None: ...
+    set_to: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, watch: _Optional[int] = ..., before: _Optional[_Iterable[float]] = ..., after: _Optional[_Iterable[float]] = ..., set_to: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class Usage(_message.Message):
     __slots__ = ("prompt_tokens", "completion_tokens", "cached_tokens", "steered_tokens")
