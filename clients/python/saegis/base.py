@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from google.protobuf.wrappers_pb2 import Int32Value, StringValue
 
-from saegis.channel import TLS, channel_credentials, channel_options
+from saegis.channel import TLS, channel_credentials, channel_options, checked_target
 from saegis.errors import DeadlineExceeded, NotFound, SaegisError, Unavailable
 
 HEALTH_CHECK = "/grpc.health.v1.Health/Check"
@@ -41,17 +41,18 @@ class BaseClient:
             token: a bearer token, sent with every call.
             timeout: the default deadline of a call in seconds. None: calls wait as long as the server works.
             max_attempts: how often to try a call that fails with UNAVAILABLE, from 1 to 5.
-            keepalive_seconds: how often to ping a silent connection. Servers may refuse less than 10.
+            keepalive_seconds: how often to ping a silent connection. Proxies may refuse less than 10.
 
         Raises:
-            ValueError: for settings that contradict each other or lie outside their range.
+            ValueError: for a target that can be none, settings that contradict each other or lie outside
+                their range.
             OSError: for a certificate file that cannot be read.
         """
-        self.target = target
+        self.target = checked_target(target)
         self._timeout = checked_timeout(timeout)
         self._metadata = (("authorization", f"Bearer {token}"),) if token is not None else ()
         self._options = channel_options(
-            max_attempts=max_attempts, keepalive_seconds=keepalive_seconds, tls=tls
+            target, max_attempts=max_attempts, keepalive_seconds=keepalive_seconds, tls=tls
         )
         self._credentials = channel_credentials(target, tls, insecure)
         self._open()
