@@ -103,12 +103,14 @@ def checked_target(target: str) -> str:
 
 
 def _host_and_port(target: str) -> tuple[str, str | None]:
-    """The host of a gRPC target without brackets, empty where there is none, and the port where it has one."""
+    """The host of a gRPC target without brackets, empty where there is none, and the port if it has one."""
     scheme, _, rest = target.partition(":")
     found = _ADDRESS.fullmatch(rest.lstrip("/") if scheme in ("dns", "ipv4", "ipv6") else target)
     if found is None:
         return "", None
-    return found["bracketed"] or found["name"] or found["bare"] or "", found["port"] if found["bracketed"] else found["port_of_name"]
+    return found["bracketed"] or found["name"] or found["bare"] or "", found["port"] if found[
+        "bracketed"
+    ] else found["port_of_name"]
 
 
 def channel_options(

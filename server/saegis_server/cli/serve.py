@@ -32,6 +32,8 @@ saegis serve --model owner/model --sae owner/sae/folder --dtype bfloat16
 
 saegis serve --policy ./my-policy --policy-state ./policy-state --policy-key operator.key.pub
 
+saegis serve --unix /run/saegis/saegis.sock
+
 saegis serve --host 0.0.0.0 --tls-cert server.pem --tls-key server.key --identities identities.yaml
 
 [bold]Models and SAEs[/bold]
@@ -61,6 +63,7 @@ def serve(
     compile: at.CompileWhen = at.Compile.AUTO,
     host: at.Host = "127.0.0.1",
     port: at.Port = 50051,
+    unix: at.Unix = None,
     metrics_port: at.MetricsPort = 9464,
     tls_cert: at.TlsCert = None,
     tls_key: at.TlsKey = None,
@@ -104,6 +107,7 @@ def serve(
         compile=compile.value,
         host=host,
         port=port,
+        unix=unix,
         metrics_port=None if metrics_port < 0 else metrics_port,
         tls=_tls(tls_cert, tls_key, client_ca),
         identities=identities,
@@ -236,15 +240,11 @@ def _run(config: ServerConfig, json: bool) -> None:
         from transformers.utils import logging as transformers_logging
 
         from saegis_server.cli.start_errors import start_failed
-        from saegis_server.rpc.identities import read_identities
         from saegis_server.rpc.serve import serve as serve_until_signalled
 
         # The stages are shown here; a second bar would tear the display.
         transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         try:
-            if config.identities is not None:
-                # Here too, so that a fault is told before the model is loaded.
-                read_identities(config.identities)
             asyncio.run(
                 serve_until_signalled(config, display, lambda address: _ready(address, config, display, json))
             )

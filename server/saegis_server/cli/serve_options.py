@@ -42,6 +42,14 @@ Host = Annotated[str, typer.Option(help="Address to listen on.", rich_help_panel
 Port = Annotated[
     int, typer.Option(min=0, max=65535, help="0 takes a free one.", rich_help_panel=_PANEL_NETWORK)
 ]
+Unix = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="PATH",
+        help="Listen on a Unix socket of this user's alone instead; clients say unix:PATH.",
+        rich_help_panel=_PANEL_NETWORK,
+    ),
+]
 MetricsPort = Annotated[
     int,
     typer.Option(
@@ -135,7 +143,7 @@ MaxLength = Annotated[
     ),
 ]
 QueueLimit = Annotated[
-    int, typer.Option(min=0, help="Sequences that may wait.", rich_help_panel=_PANEL_LIMITS)
+    int, typer.Option(min=1, help="Sequences that may wait.", rich_help_panel=_PANEL_LIMITS)
 ]
 Limit = Annotated[
     list[str] | None,
