@@ -254,7 +254,7 @@ def test_a_dead_engine_ends_serving_with_an_error(
 
     found: list[Failure] = []
 
-    def ready(address: Address) -> None:
+    def ready(address: Address, _: Services) -> None:
         monkeypatch.setattr(Step, "decode", broken)
         callers.append(Thread(target=call, args=(address,)))
         callers[0].start()
@@ -293,7 +293,7 @@ def test_a_second_signal_ends_the_grace_period(model_path: Path) -> None:
             os.kill(os.getpid(), signal.SIGINT)
             found.append(failure(lambda: stream))
 
-    def ready(address: Address) -> None:
+    def ready(address: Address, _: Services) -> None:
         streams.append(Thread(target=hurry, args=(address,)))
         streams[0].start()
 

@@ -20,6 +20,7 @@ from saegis_server.policy.match_choices import Unmatched
 
 if TYPE_CHECKING:
     from saegis_server.rpc.config import Address, ServerConfig
+    from saegis_server.rpc.services import Services
 
 EPILOG = """
 [bold]Examples[/bold]
@@ -211,6 +212,9 @@ def _audit(
     directory: Path | None, fsync: Fsync, key_file: Path | None, prompts: bool, on_failure: OnFailure
 ) -> dict[str, Any] | None:
     if directory is None:
+        if key_file is not None or prompts:
+            told = "--audit-prompts" if prompts else "--audit-key-file"
+            raise fail(f"{told} without an audit log", "give --audit its directory", USAGE)
         return None
     return {
         "directory": directory,
@@ -246,7 +250,11 @@ def _run(config: ServerConfig, json: bool) -> None:
         transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         try:
             asyncio.run(
-                serve_until_signalled(config, display, lambda address: _ready(address, config, display, json))
+                serve_until_signalled(
+                    config,
+                    display,
+                    lambda address, services: _ready(address, services, config, display, json),
+                )
             )
         except Exception as error:
             display.close()
@@ -260,11 +268,18 @@ def _run(config: ServerConfig, json: bool) -> None:
         notes().print("stopped")
 
 
-def _ready(address: Address, config: ServerConfig, display: StageDisplay, json: bool) -> None:
-    """Tell that the server serves, and where."""
+def _ready(
+    address: Address, services: Services, config: ServerConfig, display: StageDisplay, json: bool
+) -> None:
+    """Tell that the server serves, where, and by which rules."""
     import os
 
+    from saegis_server.policy.disclosure import OPERATOR
+
     display.close()
+    store = services.policies
+    policies = [] if store is None else [each.state.active for each in store.all_for(OPERATOR)]
+    audit = config.audit.directory.absolute() if config.audit else None
     if json:
         print_json_line(
             {
@@ -272,6 +287,10 @@ def _ready(address: Address, config: ServerConfig, display: StageDisplay, json: 
                 "target": address.target,
                 "metrics_port": address.metrics_port,
                 "pid": os.getpid(),
+                "policies": [
+                    {"name": each.name, "revision": each.revision, "serial": each.serial} for each in policies
+                ],
+                "audit": None if audit is None else str(audit),
                 "seconds": {stage: round(seconds, 3) for stage, seconds in display.seconds.items()},
             }
         )
@@ -282,12 +301,15 @@ def _ready(address: Address, config: ServerConfig, display: StageDisplay, json: 
         table.add_row("SAE", Text(f"{source.id or source.path} {source.site or ''}"))
     if address.metrics_port is not None:
         table.add_row("metrics", Text(f"http://{config.metrics_host}:{address.metrics_port}/metrics"))
+    everybody = "every program of this user" if config.unix else "every program of this machine"
     table.add_row(
-        "open to",
-        Text(
-            f"the principals of {config.identities}" if config.identities else "every program of this machine"
-        ),
+        "open to", Text(f"the principals of {config.identities}" if config.identities else everybody)
     )
+    for each in policies:
+        table.add_row("policy", Text(f"{each.name}, revision {each.revision}, serial {each.serial}"))
+    if not policies:
+        table.add_row("policies", Text("none" if store is None else "none: every request is denied"))
+    table.add_row("audit log", Text("none" if audit is None else str(audit)))
     table.add_row("try", Text(f"saegis chat --server {address.target}"))
     table.add_row("stop", Text("Ctrl-C or SIGTERM"))
     notes().print(table)

@@ -15,6 +15,13 @@ _PANEL_NETWORK = "Network"
 _PANEL_POLICIES = "Policies"
 
 
+def _path(text: str) -> Path:
+    """A path. An empty one is most often a variable that is not set, and would mean the current folder."""
+    if not text:
+        raise typer.BadParameter("the path is empty")
+    return Path(text)
+
+
 class Compile(enum.StrEnum):
     """When to compile the forward pass."""
 
@@ -45,6 +52,7 @@ Port = Annotated[
 Unix = Annotated[
     Path | None,
     typer.Option(
+        parser=_path,
         metavar="PATH",
         help="Listen on a Unix socket of this user's alone instead; clients say unix:PATH.",
         rich_help_panel=_PANEL_NETWORK,
@@ -59,15 +67,27 @@ MetricsPort = Annotated[
         rich_help_panel=_PANEL_NETWORK,
     ),
 ]
-TlsCert = Annotated[Path | None, typer.Option(help="PEM certificate chain.", rich_help_panel=_PANEL_NETWORK)]
-TlsKey = Annotated[Path | None, typer.Option(help="PEM private key.", rich_help_panel=_PANEL_NETWORK)]
+TlsCert = Annotated[
+    Path | None,
+    typer.Option(parser=_path, metavar="FILE", help="PEM certificate chain.", rich_help_panel=_PANEL_NETWORK),
+]
+TlsKey = Annotated[
+    Path | None,
+    typer.Option(parser=_path, metavar="FILE", help="PEM private key.", rich_help_panel=_PANEL_NETWORK),
+]
 ClientCa = Annotated[
     Path | None,
-    typer.Option(help="PEM authorities; clients then need a certificate.", rich_help_panel=_PANEL_NETWORK),
+    typer.Option(
+        parser=_path,
+        metavar="FILE",
+        help="PEM authorities; clients then need a certificate.",
+        rich_help_panel=_PANEL_NETWORK,
+    ),
 ]
 Identities = Annotated[
     Path | None,
     typer.Option(
+        parser=_path,
         metavar="FILE",
         help="YAML file of those who may call, needed beyond loopback; see saegis token new --help.",
         rich_help_panel=_PANEL_NETWORK,
@@ -76,6 +96,7 @@ Identities = Annotated[
 Policies = Annotated[
     list[Path] | None,
     typer.Option(
+        parser=_path,
         metavar="DIR_OR_TAR",
         help="A policy to put in force, as a bundle. Again for another.",
         rich_help_panel=_PANEL_POLICIES,
@@ -84,6 +105,7 @@ Policies = Annotated[
 PolicyState = Annotated[
     Path | None,
     typer.Option(
+        parser=_path,
         metavar="DIR",
         help="Where policies and their history survive a restart.",
         rich_help_panel=_PANEL_POLICIES,
@@ -92,6 +114,7 @@ PolicyState = Annotated[
 PolicyKeys = Annotated[
     list[Path] | None,
     typer.Option(
+        parser=_path,
         metavar="FILE.pub",
         help="A public key; bundles must be signed by it. Again for another.",
         rich_help_panel=_PANEL_POLICIES,
@@ -108,7 +131,10 @@ UnmatchedPolicies = Annotated[
 AuditDirectory = Annotated[
     Path | None,
     typer.Option(
-        metavar="DIR", help="Keep an audit log of decisions and answers.", rich_help_panel=_PANEL_AUDIT
+        parser=_path,
+        metavar="DIR",
+        help="Keep an audit log of decisions and answers.",
+        rich_help_panel=_PANEL_AUDIT,
     ),
 ]
 AuditFsync = Annotated[
@@ -117,7 +143,9 @@ AuditFsync = Annotated[
 ]
 AuditKeyFile = Annotated[
     Path | None,
-    typer.Option(help="A key for the chain of records.", rich_help_panel=_PANEL_AUDIT),
+    typer.Option(
+        parser=_path, metavar="FILE", help="A key for the chain of records.", rich_help_panel=_PANEL_AUDIT
+    ),
 ]
 AuditPrompts = Annotated[
     bool, typer.Option(help="Write the text of prompts too.", rich_help_panel=_PANEL_AUDIT)
@@ -132,7 +160,7 @@ Reflection = Annotated[
     bool, typer.Option(help="Let clients read the contract.", rich_help_panel=_PANEL_NETWORK)
 ]
 MaxRunning = Annotated[
-    int, typer.Option(min=1, help="Sequences that share a batch.", rich_help_panel=_PANEL_LIMITS)
+    int, typer.Option(min=1, max=1024, help="Sequences that share a batch.", rich_help_panel=_PANEL_LIMITS)
 ]
 MaxLength = Annotated[
     int | None,
@@ -143,7 +171,7 @@ MaxLength = Annotated[
     ),
 ]
 QueueLimit = Annotated[
-    int, typer.Option(min=1, help="Sequences that may wait.", rich_help_panel=_PANEL_LIMITS)
+    int, typer.Option(min=1, max=1_000_000, help="Sequences that may wait.", rich_help_panel=_PANEL_LIMITS)
 ]
 Limit = Annotated[
     list[str] | None,
@@ -157,6 +185,7 @@ Stall = Annotated[
     float,
     typer.Option(
         min=0.0,
+        max=3600.0,
         help="Seconds that the event loop may be stuck before /livez says no; 0 is for ever.",
         rich_help_panel=_PANEL_LIMITS,
     ),
@@ -164,7 +193,10 @@ Stall = Annotated[
 Grace = Annotated[
     float,
     typer.Option(
-        min=0.0, help="Seconds that running requests may take to end.", rich_help_panel=_PANEL_LIMITS
+        min=0.0,
+        max=3600.0,
+        help="Seconds that running requests may take to end.",
+        rich_help_panel=_PANEL_LIMITS,
     ),
 ]
 SteerFirstToken = Annotated[
@@ -184,6 +216,9 @@ ReadFirstToken = Annotated[
     ),
 ]
 ReadyFile = Annotated[
-    Path | None, typer.Option(help="Written as JSON (target, metrics_port, pid) once it serves.")
+    Path | None,
+    typer.Option(
+        parser=_path, metavar="FILE", help="Written as JSON (target, metrics_port, pid) once it serves."
+    ),
 ]
 LogLevel = Annotated[str, typer.Option(help="debug, info, warning or error.")]

@@ -26,6 +26,10 @@ class ModelLoadError(ValueError):
     """A model that cannot be loaded or served, and why."""
 
 
+class MachineError(ModelLoadError):
+    """A device or a dtype that is none, or that this machine does not have."""
+
+
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
     """A causal language model ready to serve. `digest` is the SHA-256 over its weights, names included."""
@@ -84,23 +88,23 @@ def load_model(
 
 
 def check_dtype(dtype: str) -> None:
-    """Raise ModelLoadError for a dtype that the engine does not run in."""
+    """Raise MachineError for a dtype that the engine does not run in."""
     if dtype not in (*DTYPES, "auto"):
-        raise ModelLoadError(f"dtype {dtype!r} is not one of auto, {', '.join(DTYPES)}")
+        raise MachineError(f"dtype {dtype!r} is not one of auto, {', '.join(DTYPES)}")
 
 
 def check_device(device: str) -> None:
-    """Raise ModelLoadError for a device that is none, or that this machine or this torch does not have."""
+    """Raise MachineError for a device that is none, or that this machine or this torch does not have."""
     if device == "cpu":
         return
     found = _CUDA.fullmatch(device)
     if found is None:
-        raise ModelLoadError(f"device {device!r} is none; devices are cpu, cuda, cuda:1 ...")
+        raise MachineError(f"device {device!r} is none; devices are cpu, cuda, cuda:1 ...")
     if not torch.cuda.is_available():
         built = "no driver or no GPU is found" if torch.backends.cuda.is_built() else "this torch has no CUDA"
-        raise ModelLoadError(f"device {device!r} cannot be used: {built}; cpu can")
+        raise MachineError(f"device {device!r} cannot be used: {built}; cpu can")
     if int(found["number"] or 0) >= torch.cuda.device_count():
-        raise ModelLoadError(
+        raise MachineError(
             f"device {device!r} is not there: there are cuda:0 to cuda:{torch.cuda.device_count() - 1}"
         )
 

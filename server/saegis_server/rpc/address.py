@@ -55,7 +55,12 @@ class UnixSocket:
         if len(os.fsencode(path)) > LONGEST_PATH:
             raise OSError(errno.ENAMETOOLONG, f"a socket's path has at most {LONGEST_PATH} bytes", str(path))
         lock = path.with_name(f"{path.name}.lock")
-        self._held = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            self._held = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError as error:
+            raise OSError(
+                error.errno, f"no socket can be made in this folder: {error.strerror}", str(path.parent)
+            ) from error
         try:
             fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._take_away_stale()

@@ -26,7 +26,7 @@ class SAESource(_Strict):
     know it; by default the directory's name. norm_scaling_factor: for an SAE whose file does not state it.
     """
 
-    path: str
+    path: str = Field(min_length=1)
     site: str | None = None
     id: str | None = None
     norm_scaling_factor: float | None = Field(default=None, gt=0.0)
@@ -60,8 +60,8 @@ class ServerConfig(_Strict):
     Raises pydantic's ValidationError for unknown keys and values out of range.
     """
 
-    model: str
-    name: str | None = None
+    model: str = Field(min_length=1)
+    name: str | None = Field(default=None, min_length=1)
     saes: tuple[SAESource, ...] = ()
     sites: tuple[str, ...] = ()
     dtype: str = "auto"
@@ -77,7 +77,7 @@ class ServerConfig(_Strict):
     max_message_bytes: int = Field(default=DEFAULT_MAX_MESSAGE_BYTES, ge=1024, le=LARGEST_MESSAGE_BYTES)
     max_running: int = Field(default=16, ge=1, le=1024)
     max_length: int | None = Field(default=None, ge=2)
-    queue_limit: int = Field(default=256, ge=1)
+    queue_limit: int = Field(default=256, ge=1, le=1_000_000)
     steer_first_token: bool = False
     read_first_token: bool = False
     limits: Limits = Limits()

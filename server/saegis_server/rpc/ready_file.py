@@ -29,8 +29,13 @@ class ReadyFile:
         self._held = -1
         if path is not None:
             self._take_away_stale(path)
-            with tempfile.TemporaryFile(dir=path.parent):
-                pass
+            try:
+                with tempfile.TemporaryFile(dir=path.parent):
+                    pass
+            except OSError as error:
+                raise OSError(
+                    error.errno, f"no ready file can be written here: {error.strerror}", str(path.parent)
+                ) from error
 
     def write(self, address: Address) -> None:
         """Write it, whole or not at all. Raises OSError."""

@@ -10,13 +10,14 @@ from saegis_server.rpc.loading import Progress, load_services, warm_up_engine
 from saegis_server.rpc.premises import prepare
 from saegis_server.rpc.ready_file import ReadyFile
 from saegis_server.rpc.server import EngineDiedError, SaegisServer
+from saegis_server.rpc.services import Services
 from saegis_server.rpc.threads import in_own_thread
 
 __all__ = ["EngineDiedError", "Progress", "serve"]
 
 
 async def serve(
-    config: ServerConfig, progress: Progress, ready: Callable[[Address], None] | None = None
+    config: ServerConfig, progress: Progress, ready: Callable[[Address, Services], None] | None = None
 ) -> None:
     """Listen, load, warm up, and serve until SIGTERM or SIGINT; then drain and return.
 
@@ -43,7 +44,7 @@ async def serve(
             await server.open()
             ready_file.write(address)
             if ready is not None:
-                ready(address)
+                ready(address, services)
             cause = await _first_of(signals.first, server)
             await server.drain(signals.second, died=cause is not None)
     except BaseException:
