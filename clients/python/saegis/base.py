@@ -44,13 +44,13 @@ class BaseClient:
             keepalive_seconds: how often to ping a silent connection. Proxies may refuse less than 10.
 
         Raises:
-            ValueError: for a target that can be none, settings that contradict each other or lie outside
-                their range.
+            ValueError: for a target or a token that can be none, settings that contradict each other or lie
+                outside their range.
             OSError: for a certificate file that cannot be read.
         """
         self.target = checked_target(target)
         self._timeout = checked_timeout(timeout)
-        self._metadata = (("authorization", f"Bearer {token}"),) if token is not None else ()
+        self._metadata = (("authorization", f"Bearer {checked_token(token)}"),) if token is not None else ()
         self._options = channel_options(
             target, max_attempts=max_attempts, keepalive_seconds=keepalive_seconds, tls=tls
         )
@@ -64,6 +64,13 @@ class BaseClient:
         """The call's own timeout or the client's, in seconds; infinity means none."""
         seconds = self._timeout if timeout is None else checked_timeout(timeout)
         return None if seconds is None or math.isinf(seconds) else seconds
+
+
+def checked_token(token: str) -> str:
+    """The token. Raises ValueError, which does not tell it, for what no header can hold."""
+    if not token.isascii() or not token.isprintable() or " " in token:
+        raise ValueError("the token is none: tokens are printable ASCII without spaces, on one line")
+    return token
 
 
 def checked_timeout(timeout: float | None) -> float | None:

@@ -101,7 +101,7 @@ def check_device(device: str) -> None:
     if found is None:
         raise MachineError(f"device {device!r} is none; devices are cpu, cuda, cuda:1 ...")
     if not torch.cuda.is_available():
-        built = "no driver or no GPU is found" if torch.backends.cuda.is_built() else "this torch has no CUDA"
+        built = "no driver or no GPU is found" if torch.version.cuda is not None else "this torch has no CUDA"
         raise MachineError(f"device {device!r} cannot be used: {built}; cpu can")
     if int(found["number"] or 0) >= torch.cuda.device_count():
         raise MachineError(
