@@ -12,7 +12,7 @@ import pytest
 from grpc_health.v1 import health_pb2  # type: ignore[import-untyped]
 
 import saegis
-from saegis.channel import channel_credentials, is_loopback
+from saegis.channel import channel_credentials, channel_options, is_loopback
 from saegis.v1 import model_pb2
 from tests.client.conftest import Caller
 from tests.client.loopback import Failure, Loopback, start
@@ -51,6 +51,8 @@ def test_loopback_targets_need_no_tls(target: str) -> None:
         "dns:///example.org:1",
         "[2001:db8::1]:1",
         "0.0.0.0:1",
+        "dns://192.0.2.1/localhost:1",
+        "ipv4:127.0.0.1:1,192.0.2.1:1",
     ],
 )
 def test_all_others_are_encrypted_unless_told_otherwise(target: str) -> None:
@@ -58,6 +60,60 @@ def test_all_others_are_encrypted_unless_told_otherwise(target: str) -> None:
     assert isinstance(channel_credentials(target, None, insecure=False), grpc.ChannelCredentials)
     assert channel_credentials(target, None, insecure=True) is None
     assert isinstance(channel_credentials("127.0.0.1:1", saegis.TLS(), False), grpc.ChannelCredentials)
+
+
+@pytest.mark.parametrize(
+    ("target", "complaint"),
+    [
+        ("", "is empty"),
+        (" ", "is empty"),
+        ("a host:1", "has a space"),
+        ("host\n:1", "cannot be printed"),
+        ("\udcff:1", "cannot be printed"),
+        ("http://localhost:50051", "is a URL"),
+        (":50051", "names no host"),
+        ("[::1", "names no host"),
+        ("127.0.0.1:80@example.org:1", "names no host"),
+        ("localhost:", "no port"),
+        ("localhost:0", "no port"),
+        ("localhost:99999", "no port"),
+        ("localhost:http", "no port"),
+        ("unix:", "names no socket"),
+        ("unix:///", "names no socket"),
+    ],
+)
+@pytest.mark.parametrize("client", [saegis.Client, saegis.AsyncClient])
+def test_a_target_that_can_be_none_is_refused(client: Any, target: str, complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint) as caught:
+        client(target)
+    assert "host:port" in str(caught.value)
+
+
+@pytest.mark.parametrize("variable", ["http_proxy", "https_proxy", "grpc_proxy"])
+def test_no_proxy_stands_before_this_machine(
+    loopback: Loopback, call: Caller, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    """A proxy, which would say that nobody is there, is not asked for what is on this machine."""
+    for name in ("no_proxy", "no_grpc_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, "http://127.0.0.1:1")
+    loopback.answers["GetLoad"] = model_pb2.GetLoadResponse(num_running_reqs=3)
+    assert call("load", settings={"max_attempts": 1}).num_running_reqs == 3
+
+
+def test_other_machines_are_reached_through_the_proxy() -> None:
+    def options(target: str) -> dict[str, str | int]:
+        return dict(channel_options(target, max_attempts=1, keepalive_seconds=30.0, tls=None))
+
+    assert options("unix:/run/saegis.sock")["grpc.enable_http_proxy"] == 0
+    assert "grpc.enable_http_proxy" not in options("example.org:443")
+    assert "grpc.enable_http_proxy" not in options("dns://192.0.2.1/localhost:443")
+
+
+@pytest.mark.parametrize("seconds", [1e-9, 1e300])
+def test_any_keepalive_is_one_of_grpc(loopback: Loopback, call: Caller, seconds: float) -> None:
+    loopback.answers["GetLoad"] = model_pb2.GetLoadResponse(num_running_reqs=3)
+    assert call("load", settings={"keepalive_seconds": seconds}).num_running_reqs == 3
 
 
 @pytest.mark.parametrize(
@@ -69,6 +125,9 @@ def test_all_others_are_encrypted_unless_told_otherwise(target: str) -> None:
         ({"keepalive_seconds": 0}, "keepalive_seconds must be positive, not 0"),
         ({"keepalive_seconds": float("nan")}, "keepalive_seconds"),
         ({"timeout": -1}, "timeout must be positive, not -1"),
+        ({"token": "one\ntwo"}, "the token is none"),
+        ({"token": "schlüssel"}, "the token is none"),
+        ({"token": "two words"}, "the token is none"),
     ],
 )
 @pytest.mark.parametrize("client", [saegis.Client, saegis.AsyncClient])

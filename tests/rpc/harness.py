@@ -5,7 +5,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Thread
 from typing import Any, TypeVar, cast
 
@@ -21,6 +21,7 @@ from saegis_server.engine.step import Step
 from saegis_server.rpc.config import Address, ServerConfig
 from saegis_server.rpc.errors import DETAILS_KEY
 from saegis_server.rpc.loading import services
+from saegis_server.rpc.premises import Premises, prepare
 from saegis_server.rpc.prompts import PromptReader
 from saegis_server.rpc.server import SaegisServer
 from saegis_server.rpc.services import Services
@@ -49,7 +50,7 @@ def config(**settings: Any) -> ServerConfig:
     return ServerConfig.model_validate({**defaults, **settings})
 
 
-def tiny_services(settings: ServerConfig) -> Services:
+def tiny_services(settings: ServerConfig, premises: Premises) -> Services:
     """An engine over the tiny model, not started, with everything around it."""
     sites = {Site.parse(name): frozenset((Norm.NONE,)) for name in tiny.SITES}
     model, tokenizer = tiny.model(), tiny.tokenizer()
@@ -58,7 +59,8 @@ def tiny_services(settings: ServerConfig) -> Services:
     slots = Slots(model, tuple(sites), max(2, settings.max_running), tiny.CONTEXT, capacity)
     prompts = PromptReader(tokenizer, tiny.VOCABULARY)
     entries = tiny.catalog().entries
-    return services(settings, loaded, Step(model, sites, slots, compiled=False), prompts, entries)
+    step = Step(model, sites, slots, compiled=False)
+    return services(settings, premises, loaded, step, prompts, entries)
 
 
 class Running:
@@ -72,13 +74,10 @@ class Running:
         self.server = self.on_loop(self._make(unread_limit))
         try:
             self.address: Address = self.on_loop(self.server.start())
+            self.server.add(self.services)
         except BaseException:
             self.close()
             raise
-
-    @property
-    def services(self) -> Services:
-        return self.server.services
 
     @property
     def target(self) -> str:
@@ -106,9 +105,14 @@ class Running:
         return load.running == load.waiting == load.used_tokens == 0
 
     async def _make(self, unread_limit: int) -> SaegisServer:
-        made = tiny_services(self.config)
-        changed = {name: getattr(made, name) for name in Services.__dataclass_fields__}
-        return SaegisServer(self.config, Services(**changed | {"unread_limit": unread_limit}))
+        premises = prepare(self.config)
+        try:
+            made = tiny_services(self.config, premises)
+        except BaseException:
+            premises.close()
+            raise
+        self.services = replace(made, unread_limit=unread_limit)
+        return SaegisServer(self.config, premises)
 
     def _run(self) -> None:
         torch.set_num_threads(1)

@@ -20,7 +20,7 @@ from saegis import v1
 from saegis.v1 import generation_pb2, model_pb2, steering_pb2
 from saegis_server.rpc.authorization import token_of
 from saegis_server.rpc.identity import ANONYMOUS, Identity, current_identity, require_role
-from saegis_server.rpc.listener import register
+from saegis_server.rpc.listener import register, register_open
 from saegis_server.rpc.principals import new_token, token_digest
 from saegis_server.rpc.problems import RoleMissingError
 from saegis_server.rpc.roles import EVERYBODY, NEEDED, Role, steering_field
@@ -73,7 +73,8 @@ class _Recorder:
 def registered(guarded: Running) -> Mapping[str, Any]:
     """The handler of every RPC that the server registers, by full method name."""
     recorder = _Recorder()
-    register(recorder, guarded.services, guarded.server.gate, reflects=True)
+    register(recorder, guarded.services)
+    register_open(recorder, guarded.server.gate, reflects=True)
     return recorder.handlers
 
 

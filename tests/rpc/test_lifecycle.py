@@ -1,5 +1,6 @@
 """Starting, health, reflection, draining, the engine's death and slow readers, over real sockets."""
 
+import socket
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +11,7 @@ import grpc
 import pytest
 from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
+from grpc_reflection.v1alpha import reflection_pb2  # type: ignore[import-untyped]
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (  # type: ignore[import-untyped]
     ProtoReflectionDescriptorDatabase,
 )
@@ -20,7 +22,7 @@ from saegis_server.rpc.errors import PUSHBACK_KEY
 from saegis_server.rpc.listener import SERVICES
 from tests.rpc import tiny
 from tests.rpc.conftest import Stubs
-from tests.rpc.harness import Failure, Running, config, eventually, failure, running, told
+from tests.rpc.harness import Failure, Running, config, eventually, failure, running
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -85,12 +87,55 @@ def test_reflection_tells_the_contract(stubs: Stubs) -> None:
     assert {method.name for method in described.methods} == {"Generate", "StreamGenerate", "Score"}
 
 
-def test_reflection_can_be_turned_off() -> None:
+def reflected(channel: grpc.Channel, version: str) -> set[str]:
+    """The services that reflection of a version lists; its versions are alike on the wire."""
+    ask: Any = channel.stream_stream(
+        f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo",
+        request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
+        response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
+    )
+    (answer,) = ask(iter([reflection_pb2.ServerReflectionRequest(list_services="")]), timeout=20)
+    return {service.name for service in answer.list_services_response.service}
+
+
+@pytest.mark.parametrize("version", ["v1", "v1alpha"])
+def test_both_versions_of_reflection_are_served(stubs: Stubs, version: str) -> None:
+    assert set(SERVICES) <= reflected(stubs.channel, version)
+
+
+@pytest.mark.parametrize("version", ["v1", "v1alpha"])
+def test_reflection_can_be_turned_off(version: str) -> None:
     with running(reflection=False) as server, grpc.insecure_channel(server.target) as channel:
-        database = ProtoReflectionDescriptorDatabase(channel)
-        with pytest.raises(grpc.RpcError) as caught:
-            database.get_services()
-    assert told(caught.value).code is grpc.StatusCode.UNIMPLEMENTED
+        found = failure(lambda: reflected(channel, version))
+    assert found.code is grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_pings_that_come_all_at_once_end_no_calls(own: tuple[Running, Stubs]) -> None:
+    """So a server reads them that had to wait: a good client's connection must live on."""
+    server, stubs = own
+    host, _, port = server.target.rpartition(":")
+    ping = b"\0\0\x08\x06\0\0\0\0\0" + bytes(8)
+    empty_settings = b"\0\0\0\x04\0\0\0\0\0"
+    with socket.create_connection((host, int(port)), timeout=10.0) as connection:
+        connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + empty_settings)
+        for _ in range(4):
+            connection.sendall(5 * ping)
+            answered = 0
+            while answered < 5:
+                head = receive(connection, 9)
+                receive(connection, int.from_bytes(head[:3], "big"))
+                assert head[3] != 7, "GOAWAY"
+                answered += head[3:5] == b"\x06\x01"
+    assert stubs.generation.Generate(generate(stubs)).choices
+
+
+def receive(connection: socket.socket, size: int) -> bytes:
+    """So many bytes; fails where the connection ends before."""
+    found = b""
+    while len(found) < size:
+        found += (more := connection.recv(size - len(found)))
+        assert more, "the connection has ended"
+    return found
 
 
 def test_draining_finishes_what_runs_and_takes_nothing_new(own: tuple[Running, Stubs]) -> None:
@@ -162,7 +207,7 @@ def test_a_reader_that_does_not_read_is_ended_and_slows_nobody() -> None:
 
 
 def test_two_servers_do_not_share_a_port(served: Running) -> None:
-    with pytest.raises(OSError, match="cannot listen"):
+    with pytest.raises(OSError, match=f"port {served.address.port} .* is taken"):
         Running(config(port=served.address.port))
 
 

@@ -66,6 +66,26 @@ def test_what_cannot_be_read(request_: pb.GenerateRequest, field: str, words: st
     assert words in caught.value.description
 
 
+@pytest.mark.parametrize(
+    ("template", "told"),
+    [
+        ("{{ messages[0].content + 1 }}", "TypeError"),
+        ("{{ messages[0].content | int // 0 }}", "ZeroDivisionError"),
+        ("{{ messages[0].content.nothing() }}", "has no attribute"),
+        ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
+        ("{% for message in messages %}", "Unexpected end of template"),
+    ],
+)
+def test_a_template_that_fails_in_any_way_is_named(template: str, told: str) -> None:
+    tokenizer = train_tokenizer([tiny.TEXT] * 4, tiny.VOCABULARY, tiny.CONTEXT)
+    tokenizer.chat_template = template
+    reader = PromptReader(tokenizer, tiny.VOCABULARY)
+    request = chat(("user", "the river"))
+    with pytest.raises(FieldError, match=f"the model's chat template refuses it: .*{told}") as caught:
+        reader.read(request, "chat", opens_turn=True)
+    assert caught.value.field == "chat.messages"
+
+
 def test_without_a_chat_template_conversations_are_refused() -> None:
     tokenizer = train_tokenizer([tiny.TEXT], tiny.VOCABULARY)
     tokenizer.chat_template = None

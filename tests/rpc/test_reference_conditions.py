@@ -21,6 +21,7 @@ from saegis_server.rpc.features import FeatureServicer
 from saegis_server.rpc.identity import ANONYMOUS, identity
 from saegis_server.rpc.interceptor import request_id
 from saegis_server.rpc.loading import load_services
+from saegis_server.rpc.premises import prepare
 from saegis_server.rpc.services import Services
 from saegis_server.steering.conditions import AnyOf, Condition, Literal
 from saegis_server.steering.program import SiteProgram, SteeringProgram
@@ -48,7 +49,8 @@ STOP = Guard(
 def services() -> Iterator[Services]:
     """The reference model with its SAE, its engine running."""
     model, source = reference()
-    made = load_services(config(model=model, saes=[source], max_running=24), lambda *_: None)
+    settings = config(model=model, saes=[source], max_running=24)
+    made = load_services(settings, prepare(settings), lambda *_: None)
     made.engine.start()
     yield made
     made.engine.stop()

@@ -27,8 +27,9 @@ from saegis_server.engine.step import Step
 from saegis_server.polyglot.shipped import model_path as reference_model
 from saegis_server.polyglot.shipped import sae_path as reference_sae
 from saegis_server.rpc import loading
-from saegis_server.rpc.config import Address, SAESource
-from saegis_server.rpc.loading import load_services, warm_up_engine
+from saegis_server.rpc.config import Address, SAESource, ServerConfig
+from saegis_server.rpc.loading import Progress, load_services, warm_up_engine
+from saegis_server.rpc.premises import prepare
 from saegis_server.rpc.sae_sources import read_sae
 from saegis_server.rpc.sample_text import SAMPLE_TEXT
 from saegis_server.rpc.serve import EngineDiedError, serve
@@ -84,9 +85,13 @@ def sae_path(tmp_path: Path) -> Path:
     return path
 
 
+def loaded_from(settings: ServerConfig, progress: Progress = lambda *_: None) -> Services:
+    return load_services(settings, prepare(settings), progress)
+
+
 def load(model_path: Path, *saes: Path, **settings: Any) -> Services:
     sources = tuple(SAESource(path=str(path), **settings.pop("source", {})) for path in saes)
-    return load_services(config(model=str(model_path), saes=sources, **settings), lambda *_: None)
+    return loaded_from(config(model=str(model_path), saes=sources, **settings))
 
 
 def test_room_for_rows_is_a_setting(model_path: Path, sae_path: Path) -> None:
@@ -101,7 +106,7 @@ def test_what_is_loaded_is_measured_and_described(model_path: Path, sae_path: Pa
     stages: list[tuple[str, int, int]] = []
     sources = (SAESource(path=str(sae_path)),)
     settings = config(model=str(model_path), saes=sources, sites=("layers.1.mlp_out",), max_length=64)
-    found = load_services(settings, lambda *stage: stages.append(stage))
+    found = loaded_from(settings, lambda *stage: stages.append(stage))
     (loaded,) = found.catalog.entries
     assert (loaded.id, loaded.site, len(loaded.labels)) == ("mirror", tiny.FIRST_SITE, len(tiny.LABELS))
     assert loaded.measured is not None
@@ -251,7 +256,7 @@ def test_without_a_compiler_it_says_so(model_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(loading, "missing_compiler", lambda: "no C++ compiler was found")
     stages: list[str] = []
     settings = config(model=str(model_path), compile="auto")
-    assert not load_services(settings, lambda name, *_: stages.append(name)).engine.compiled
+    assert not loaded_from(settings, lambda name, *_: stages.append(name)).engine.compiled
     assert "no C++ compiler was found: the model runs eagerly" in stages
     with pytest.raises(ValueError, match="compile is 'always', but no C\\+\\+ compiler"):
         load(model_path, compile="always")
@@ -306,7 +311,7 @@ def test_a_dead_engine_ends_serving_with_an_error(
 
     found: list[Failure] = []
 
-    def ready(address: Address) -> None:
+    def ready(address: Address, _: Services) -> None:
         monkeypatch.setattr(Step, "decode", broken)
         callers.append(Thread(target=call, args=(address,)))
         callers[0].start()
@@ -345,7 +350,7 @@ def test_a_second_signal_ends_the_grace_period(model_path: Path) -> None:
             os.kill(os.getpid(), signal.SIGINT)
             found.append(failure(lambda: stream))
 
-    def ready(address: Address) -> None:
+    def ready(address: Address, _: Services) -> None:
         streams.append(Thread(target=hurry, args=(address,)))
         streams[0].start()
 
@@ -355,5 +360,5 @@ def test_a_second_signal_ends_the_grace_period(model_path: Path) -> None:
 
 
 def test_an_address_that_is_taken_stops_the_start(model_path: Path, served: Running) -> None:
-    with pytest.raises(OSError, match="cannot listen"):
+    with pytest.raises(OSError, match=f"port {served.address.port} .* is taken"):
         asyncio.run(serve(config(model=str(model_path), port=served.address.port), lambda *_: None))

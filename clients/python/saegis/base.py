@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from google.protobuf.wrappers_pb2 import Int32Value, StringValue
 
-from saegis.channel import TLS, channel_credentials, channel_options
+from saegis.channel import TLS, channel_credentials, channel_options, checked_target
 from saegis.errors import DeadlineExceeded, NotFound, SaegisError, Unavailable
 
 HEALTH_CHECK = "/grpc.health.v1.Health/Check"
@@ -41,17 +41,18 @@ class BaseClient:
             token: a bearer token, sent with every call.
             timeout: the default deadline of a call in seconds. None: calls wait as long as the server works.
             max_attempts: how often to try a call that fails with UNAVAILABLE, from 1 to 5.
-            keepalive_seconds: how often to ping a silent connection. Servers may refuse less than 10.
+            keepalive_seconds: how often to ping a silent connection. Proxies may refuse less than 10.
 
         Raises:
-            ValueError: for settings that contradict each other or lie outside their range.
+            ValueError: for a target or a token that can be none, settings that contradict each other or lie
+                outside their range.
             OSError: for a certificate file that cannot be read.
         """
-        self.target = target
+        self.target = checked_target(target)
         self._timeout = checked_timeout(timeout)
-        self._metadata = (("authorization", f"Bearer {token}"),) if token is not None else ()
+        self._metadata = (("authorization", f"Bearer {checked_token(token)}"),) if token is not None else ()
         self._options = channel_options(
-            max_attempts=max_attempts, keepalive_seconds=keepalive_seconds, tls=tls
+            target, max_attempts=max_attempts, keepalive_seconds=keepalive_seconds, tls=tls
         )
         self._credentials = channel_credentials(target, tls, insecure)
         self._open()
@@ -63,6 +64,13 @@ class BaseClient:
         """The call's own timeout or the client's, in seconds; infinity means none."""
         seconds = self._timeout if timeout is None else checked_timeout(timeout)
         return None if seconds is None or math.isinf(seconds) else seconds
+
+
+def checked_token(token: str) -> str:
+    """The token. Raises ValueError, which does not tell it, for what no header can hold."""
+    if not token.isascii() or not token.isprintable() or " " in token:
+        raise ValueError("the token is none: tokens are printable ASCII without spaces, on one line")
+    return token
 
 
 def checked_timeout(timeout: float | None) -> float | None:

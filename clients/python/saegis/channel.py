@@ -3,6 +3,7 @@
 import ipaddress
 import json
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,13 @@ from saegis.version import __version__
 
 SERVICES = ("saegis.v1.GenerationService", "saegis.v1.FeatureService", "saegis.v1.ModelService")
 MAX_RECEIVE_BYTES = 64 * 2**20
+_LONGEST_MS = 2**31 - 1
+_FORMS = "give host:port, such as 127.0.0.1:50051, or unix:/path"
+_ADDRESS = re.compile(
+    r"\[(?P<bracketed>[^\[\]]+)\](?::(?P<port>.*))?"
+    r"|(?P<name>[^:\[\]/]+)(?::(?P<port_of_name>[^:]*))?"
+    r"|(?P<bare>[0-9A-Fa-f.:]*:[0-9A-Fa-f.:]*:[0-9A-Fa-f.:]*)"
+)
 ChannelOptions = list[tuple[str, str | int]]
 
 
@@ -48,10 +56,7 @@ def is_loopback(target: str) -> bool:
     """Whether a gRPC target surely lies on this machine: a loopback address, localhost or a Unix socket."""
     if target.startswith(("unix:", "unix-abstract:")):
         return True
-    scheme, _, rest = target.partition(":")
-    address = rest.lstrip("/") if scheme in ("dns", "ipv4", "ipv6") else target
-    host = address.rpartition(":")[0] if not address.endswith("]") else address
-    host = (host or address).strip("[]")
+    host, _ = _host_and_port(target)
     if host == "localhost":
         return True
     try:
@@ -73,8 +78,48 @@ def channel_credentials(target: str, tls: TLS | None, insecure: bool) -> grpc.Ch
     return (tls or TLS()).credentials()
 
 
-def channel_options(*, max_attempts: int, keepalive_seconds: float, tls: TLS | None) -> ChannelOptions:
-    """gRPC channel options.
+def checked_target(target: str) -> str:
+    """The target. Raises ValueError for what can be none, before gRPC waits for a name that nobody has."""
+    if not target.strip():
+        raise ValueError(f"the target is empty: {_FORMS}")
+    scheme, _, rest = target.partition(":")
+    is_path = scheme in ("unix", "unix-abstract")
+    if not target.isprintable() or (" " in target and not is_path):
+        raise ValueError(f"the target {target!a} has a space or what cannot be printed: {_FORMS}")
+    if is_path:
+        if not rest.strip("/"):
+            raise ValueError(f"the target {target!r} names no socket: {_FORMS}")
+        return target
+    if rest.startswith("//") and scheme.lower() in ("http", "https", "grpc", "grpcs", "tcp"):
+        raise ValueError(f"the target {target!r} is a URL: {_FORMS}")
+    if scheme in ("vsock", "xds") or "," in rest or re.match("dns://[^/]", target):
+        return target  # What gRPC knows beside these, and rarely meets.
+    host, port = _host_and_port(target)
+    if not host:
+        raise ValueError(f"the target {target!r} names no host: {_FORMS}")
+    if port is not None and not (port.isascii() and port.isdigit() and 0 < int(port[:6]) < 2**16):
+        raise ValueError(f"the target {target!r} has no port from 1 to 65535: {_FORMS}")
+    return target
+
+
+def _host_and_port(target: str) -> tuple[str, str | None]:
+    """The host of a gRPC target without brackets, empty where there is none, and the port if it has one."""
+    scheme, _, rest = target.partition(":")
+    found = _ADDRESS.fullmatch(rest.lstrip("/") if scheme in ("dns", "ipv4", "ipv6") else target)
+    if found is None:
+        return "", None
+    return found["bracketed"] or found["name"] or found["bare"] or "", found["port"] if found[
+        "bracketed"
+    ] else found["port_of_name"]
+
+
+def channel_options(
+    target: str, *, max_attempts: int, keepalive_seconds: float, tls: TLS | None
+) -> ChannelOptions:
+    """gRPC channel options for a target.
+
+    A target on this machine is never reached through a proxy, whatever http_proxy says; for others no_proxy
+    names those that are not.
 
     Calls that fail with UNAVAILABLE before the answer has begun are tried up to `max_attempts` times, after
     a growing delay or after what the server asks for (`grpc-retry-pushback-ms`). gRPC itself makes at most 5
@@ -88,8 +133,9 @@ def channel_options(*, max_attempts: int, keepalive_seconds: float, tls: TLS | N
         ("grpc.enable_retries", int(max_attempts > 1)),
         ("grpc.service_config", json.dumps(_service_config(max_attempts))),
         # An answer that is being computed sends no data: without pings a middlebox would drop the connection.
-        ("grpc.keepalive_time_ms", round(keepalive_seconds * 1000)),
-        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.keepalive_time_ms", min(_LONGEST_MS, max(1, round(keepalive_seconds * 1000)))),
+        # A server on a busy machine may take seconds to answer a ping, and its calls would be lost.
+        ("grpc.keepalive_timeout_ms", 20_000),
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.max_receive_message_length", MAX_RECEIVE_BYTES),
         ("grpc.max_send_message_length", -1),
@@ -98,6 +144,8 @@ def channel_options(*, max_attempts: int, keepalive_seconds: float, tls: TLS | N
         ("grpc.max_reconnect_backoff_ms", 2_000),
         ("grpc.primary_user_agent", f"saegis-python/{__version__}"),
     ]
+    if is_loopback(target):
+        options.append(("grpc.enable_http_proxy", 0))
     if tls is not None and tls.server_name is not None:
         options.append(("grpc.ssl_target_name_override", tls.server_name))
     return options

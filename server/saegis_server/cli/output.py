@@ -29,7 +29,8 @@ def notes() -> Console:
 
 
 def _widened(console: Console) -> Console:
-    if not console.is_terminal and "COLUMNS" not in os.environ:
+    # With a width of 0 nothing at all would be printed.
+    if console.width < 1 or (not console.is_terminal and "COLUMNS" not in os.environ):
         console.width = FILE_WIDTH
     return console
 

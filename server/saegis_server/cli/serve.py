@@ -20,6 +20,7 @@ from saegis_server.policy.match_choices import Unmatched
 
 if TYPE_CHECKING:
     from saegis_server.rpc.config import Address, ServerConfig
+    from saegis_server.rpc.services import Services
 
 EPILOG = """
 [bold]Examples[/bold]
@@ -31,6 +32,8 @@ saegis serve --model ./my-model --sae ./my-sae --site blocks.12.hook_resid_post
 saegis serve --model owner/model --sae owner/sae/folder --dtype bfloat16
 
 saegis serve --policy ./my-policy --policy-state ./policy-state --policy-key operator.key.pub
+
+saegis serve --unix /run/saegis/saegis.sock
 
 saegis serve --host 0.0.0.0 --tls-cert server.pem --tls-key server.key --identities identities.yaml
 
@@ -61,6 +64,7 @@ def serve(
     compile: at.CompileWhen = at.Compile.AUTO,
     host: at.Host = "127.0.0.1",
     port: at.Port = 50051,
+    unix: at.Unix = None,
     metrics_port: at.MetricsPort = 9464,
     tls_cert: at.TlsCert = None,
     tls_key: at.TlsKey = None,
@@ -105,6 +109,7 @@ def serve(
         compile=compile.value,
         host=host,
         port=port,
+        unix=unix,
         metrics_port=None if metrics_port < 0 else metrics_port,
         tls=_tls(tls_cert, tls_key, client_ca),
         identities=identities,
@@ -225,6 +230,9 @@ def _audit(
     directory: Path | None, fsync: Fsync, key_file: Path | None, prompts: bool, on_failure: OnFailure
 ) -> dict[str, Any] | None:
     if directory is None:
+        if key_file is not None or prompts:
+            told = "--audit-prompts" if prompts else "--audit-key-file"
+            raise fail(f"{told} without an audit log", "give --audit its directory", USAGE)
         return None
     return {
         "directory": directory,
@@ -251,17 +259,17 @@ def _run(config: ServerConfig, json: bool) -> None:
         from transformers.utils import logging as transformers_logging
 
         from saegis_server.cli.start_errors import start_failed
-        from saegis_server.rpc.identities import read_identities
         from saegis_server.rpc.serve import serve as serve_until_signalled
 
         # The stages are shown here; a second bar would tear the display.
         transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         try:
-            if config.identities is not None:
-                # Here too, so that a fault is told before the model is loaded.
-                read_identities(config.identities)
             asyncio.run(
-                serve_until_signalled(config, display, lambda address: _ready(address, config, display, json))
+                serve_until_signalled(
+                    config,
+                    display,
+                    lambda address, services: _ready(address, services, config, display, json),
+                )
             )
         except Exception as error:
             display.close()
@@ -275,11 +283,18 @@ def _run(config: ServerConfig, json: bool) -> None:
         notes().print("stopped")
 
 
-def _ready(address: Address, config: ServerConfig, display: StageDisplay, json: bool) -> None:
-    """Tell that the server serves, and where."""
+def _ready(
+    address: Address, services: Services, config: ServerConfig, display: StageDisplay, json: bool
+) -> None:
+    """Tell that the server serves, where, and by which rules."""
     import os
 
+    from saegis_server.policy.disclosure import OPERATOR
+
     display.close()
+    store = services.policies
+    policies = [] if store is None else [each.state.active for each in store.all_for(OPERATOR)]
+    audit = config.audit.directory.absolute() if config.audit else None
     if json:
         print_json_line(
             {
@@ -287,6 +302,10 @@ def _ready(address: Address, config: ServerConfig, display: StageDisplay, json: 
                 "target": address.target,
                 "metrics_port": address.metrics_port,
                 "pid": os.getpid(),
+                "policies": [
+                    {"name": each.name, "revision": each.revision, "serial": each.serial} for each in policies
+                ],
+                "audit": None if audit is None else str(audit),
                 "seconds": {stage: round(seconds, 3) for stage, seconds in display.seconds.items()},
             }
         )
@@ -297,12 +316,15 @@ def _ready(address: Address, config: ServerConfig, display: StageDisplay, json: 
         table.add_row("SAE", Text(f"{source.id or source.path} {source.site or ''}"))
     if address.metrics_port is not None:
         table.add_row("metrics", Text(f"http://{config.metrics_host}:{address.metrics_port}/metrics"))
+    everybody = "every program of this user" if config.unix else "every program of this machine"
     table.add_row(
-        "open to",
-        Text(
-            f"the principals of {config.identities}" if config.identities else "every program of this machine"
-        ),
+        "open to", Text(f"the principals of {config.identities}" if config.identities else everybody)
     )
+    for each in policies:
+        table.add_row("policy", Text(f"{each.name}, revision {each.revision}, serial {each.serial}"))
+    if not policies:
+        table.add_row("policies", Text("none" if store is None else "none: every request is denied"))
+    table.add_row("audit log", Text("none" if audit is None else str(audit)))
     table.add_row("try", Text(f"saegis chat --server {address.target}"))
     table.add_row("stop", Text("Ctrl-C or SIGTERM"))
     notes().print(table)

@@ -15,6 +15,13 @@ _PANEL_NETWORK = "Network"
 _PANEL_POLICIES = "Policies"
 
 
+def _path(text: str) -> Path:
+    """A path. An empty one is most often a variable that is not set, and would mean the current folder."""
+    if not text:
+        raise typer.BadParameter("the path is empty")
+    return Path(text)
+
+
 class Compile(enum.StrEnum):
     """When to compile the forward pass."""
 
@@ -51,6 +58,15 @@ Host = Annotated[
 Port = Annotated[
     int, typer.Option(min=0, max=65535, help="0 takes a free one.", rich_help_panel=_PANEL_NETWORK)
 ]
+Unix = Annotated[
+    Path | None,
+    typer.Option(
+        parser=_path,
+        metavar="PATH",
+        help="Listen on a Unix socket of this user's alone instead; clients say unix:PATH.",
+        rich_help_panel=_PANEL_NETWORK,
+    ),
+]
 MetricsPort = Annotated[
     int,
     typer.Option(
@@ -60,15 +76,27 @@ MetricsPort = Annotated[
         rich_help_panel=_PANEL_NETWORK,
     ),
 ]
-TlsCert = Annotated[Path | None, typer.Option(help="PEM certificate chain.", rich_help_panel=_PANEL_NETWORK)]
-TlsKey = Annotated[Path | None, typer.Option(help="PEM private key.", rich_help_panel=_PANEL_NETWORK)]
+TlsCert = Annotated[
+    Path | None,
+    typer.Option(parser=_path, metavar="FILE", help="PEM certificate chain.", rich_help_panel=_PANEL_NETWORK),
+]
+TlsKey = Annotated[
+    Path | None,
+    typer.Option(parser=_path, metavar="FILE", help="PEM private key.", rich_help_panel=_PANEL_NETWORK),
+]
 ClientCa = Annotated[
     Path | None,
-    typer.Option(help="PEM authorities; clients then need a certificate.", rich_help_panel=_PANEL_NETWORK),
+    typer.Option(
+        parser=_path,
+        metavar="FILE",
+        help="PEM authorities; clients then need a certificate.",
+        rich_help_panel=_PANEL_NETWORK,
+    ),
 ]
 Identities = Annotated[
     Path | None,
     typer.Option(
+        parser=_path,
         metavar="FILE",
         help="YAML file of those who may call, needed beyond loopback; see saegis token new --help.",
         rich_help_panel=_PANEL_NETWORK,
@@ -77,6 +105,7 @@ Identities = Annotated[
 Policies = Annotated[
     list[Path] | None,
     typer.Option(
+        parser=_path,
         metavar="DIR_OR_TAR",
         help="A policy to put in force, as a bundle. Again for another.",
         rich_help_panel=_PANEL_POLICIES,
@@ -85,6 +114,7 @@ Policies = Annotated[
 PolicyState = Annotated[
     Path | None,
     typer.Option(
+        parser=_path,
         metavar="DIR",
         help="Where policies and their history survive a restart.",
         rich_help_panel=_PANEL_POLICIES,
@@ -93,6 +123,7 @@ PolicyState = Annotated[
 PolicyKeys = Annotated[
     list[Path] | None,
     typer.Option(
+        parser=_path,
         metavar="FILE.pub",
         help="A public key; bundles must be signed by it. Again for another.",
         rich_help_panel=_PANEL_POLICIES,
@@ -109,7 +140,10 @@ UnmatchedPolicies = Annotated[
 AuditDirectory = Annotated[
     Path | None,
     typer.Option(
-        metavar="DIR", help="Keep an audit log of decisions and answers.", rich_help_panel=_PANEL_AUDIT
+        parser=_path,
+        metavar="DIR",
+        help="Keep an audit log of decisions and answers.",
+        rich_help_panel=_PANEL_AUDIT,
     ),
 ]
 AuditFsync = Annotated[
@@ -118,7 +152,9 @@ AuditFsync = Annotated[
 ]
 AuditKeyFile = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="A key for the chain of records.", rich_help_panel=_PANEL_AUDIT),
+    typer.Option(
+        parser=_path, metavar="FILE", help="A key for the chain of records.", rich_help_panel=_PANEL_AUDIT
+    ),
 ]
 AuditPrompts = Annotated[
     bool, typer.Option(help="Write the text of prompts too.", rich_help_panel=_PANEL_AUDIT)
@@ -133,7 +169,7 @@ Reflection = Annotated[
     bool, typer.Option(help="Let clients read the contract.", rich_help_panel=_PANEL_NETWORK)
 ]
 MaxRunning = Annotated[
-    int, typer.Option(min=1, help="Sequences that share a batch.", rich_help_panel=_PANEL_LIMITS)
+    int, typer.Option(min=1, max=1024, help="Sequences that share a batch.", rich_help_panel=_PANEL_LIMITS)
 ]
 MaxLength = Annotated[
     int | None,
@@ -153,7 +189,7 @@ Rows = Annotated[
     ),
 ]
 QueueLimit = Annotated[
-    int, typer.Option(min=0, help="Sequences that may wait.", rich_help_panel=_PANEL_LIMITS)
+    int, typer.Option(min=1, max=1_000_000, help="Sequences that may wait.", rich_help_panel=_PANEL_LIMITS)
 ]
 Limit = Annotated[
     list[str] | None,
@@ -167,6 +203,7 @@ Stall = Annotated[
     float,
     typer.Option(
         min=0.0,
+        max=3600.0,
         help="Seconds that the event loop may be stuck before /livez says no; 0 is for ever.",
         rich_help_panel=_PANEL_LIMITS,
     ),
@@ -174,7 +211,10 @@ Stall = Annotated[
 Grace = Annotated[
     float,
     typer.Option(
-        min=0.0, help="Seconds that running requests may take to end.", rich_help_panel=_PANEL_LIMITS
+        min=0.0,
+        max=3600.0,
+        help="Seconds that running requests may take to end.",
+        rich_help_panel=_PANEL_LIMITS,
     ),
 ]
 SteerFirstToken = Annotated[
@@ -194,6 +234,9 @@ ReadFirstToken = Annotated[
     ),
 ]
 ReadyFile = Annotated[
-    Path | None, typer.Option(help="Written as JSON (target, metrics_port, pid) once it serves.")
+    Path | None,
+    typer.Option(
+        parser=_path, metavar="FILE", help="Written as JSON (target, metrics_port, pid) once it serves."
+    ),
 ]
 LogLevel = Annotated[Level, typer.Option(case_sensitive=False, help="What the log tells on standard error.")]

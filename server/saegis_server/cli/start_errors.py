@@ -1,6 +1,6 @@
 """What stops a start, in words: each exception with its message and what to do next."""
 
-from saegis_server.engine.loading import ModelLoadError
+from saegis_server.engine.loading import MachineError, ModelLoadError
 from saegis_server.engine.sites import SiteError
 from saegis_server.engine.warmup import CanaryError
 from saegis_server.policy.audit_errors import AuditError
@@ -18,6 +18,7 @@ _ADVICE: tuple[tuple[type[Exception], str, str], ...] = (
     ),
     (SAEMismatch, "", "give the --site at which the SAE was trained, or the SAE that belongs to this model"),
     (SiteError, "", "sites are written layers.NUMBER.resid_post; give another --site"),
+    (MachineError, "", "--dtype and --device say on what the model runs; see saegis serve --help"),
     (ModelLoadError, "the model cannot be loaded: ", "give --model a directory or hub id with safetensors"),
     (
         IdentitiesError,
@@ -38,7 +39,7 @@ _ADVICE: tuple[tuple[type[Exception], str, str], ...] = (
     (CanaryError, "steering does not do what it must: ", "try --compile never, and report the defect"),
     (EngineDiedError, "the engine has died: ", "the log above has the cause; start the server again"),
     (ValueError, "", "saegis serve --help explains the settings"),
-    (OSError, "", "is the port taken? Choose another with --port and --metrics-port, or 0 for a free one"),
+    (OSError, "", "saegis serve --help explains the settings"),
 )
 
 
@@ -46,5 +47,12 @@ def start_failed(error: Exception) -> tuple[str, str] | None:
     """The message and the advice for an error that is foreseen; None for a defect."""
     for kind, prefix, advice in _ADVICE:
         if isinstance(error, kind):
-            return f"{prefix}{error}", advice
+            return f"{prefix}{_said(error)}", advice
     return None
+
+
+def _said(error: Exception) -> str:
+    """The error's words, without the number that the system has for it."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error)

@@ -1,6 +1,7 @@
 """Loading: a model and its tokenizer from a local directory or a hub id, safetensors only."""
 
 import hashlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,15 @@ from transformers import (
 
 #: The names under which `--dtype` offers the dtypes that the engine runs in.
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_CUDA = re.compile("cuda(:(?P<number>[0-9]{1,3}))?")
 
 
 class ModelLoadError(ValueError):
     """A model that cannot be loaded or served, and why."""
+
+
+class MachineError(ModelLoadError):
+    """A device or a dtype that is none, or that this machine does not have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +57,8 @@ def load_model(
 
     No code of the checkpoint is run, and only safetensors are read. Raises ModelLoadError.
     """
-    if dtype not in (*DTYPES, "auto"):
-        raise ModelLoadError(f"dtype {dtype!r} is not one of auto, {', '.join(DTYPES)}")
+    check_dtype(dtype)
+    check_device(device)
     wanted = DTYPES.get(dtype, torch.float32 if device == "cpu" else "auto")
     options = {"revision": revision, "trust_remote_code": False}
     try:
@@ -79,6 +85,28 @@ def load_model(
         eos_token_ids=_eos(model, tokenizer),
         max_context=int(getattr(text, "max_position_embeddings", 2048)),
     )
+
+
+def check_dtype(dtype: str) -> None:
+    """Raise MachineError for a dtype that the engine does not run in."""
+    if dtype not in (*DTYPES, "auto"):
+        raise MachineError(f"dtype {dtype!r} is not one of auto, {', '.join(DTYPES)}")
+
+
+def check_device(device: str) -> None:
+    """Raise MachineError for a device that is none, or that this machine or this torch does not have."""
+    if device == "cpu":
+        return
+    found = _CUDA.fullmatch(device)
+    if found is None:
+        raise MachineError(f"device {device!r} is none; devices are cpu, cuda, cuda:1 ...")
+    if not torch.cuda.is_available():
+        built = "no driver or no GPU is found" if torch.version.cuda is not None else "this torch has no CUDA"
+        raise MachineError(f"device {device!r} cannot be used: {built}; cpu can")
+    if int(found["number"] or 0) >= torch.cuda.device_count():
+        raise MachineError(
+            f"device {device!r} is not there: there are cuda:0 to cuda:{torch.cuda.device_count() - 1}"
+        )
 
 
 def _eos(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> tuple[int, ...]:

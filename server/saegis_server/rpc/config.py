@@ -29,7 +29,7 @@ class SAESource(_Strict):
     know it; by default the directory's name. norm_scaling_factor: for an SAE whose file does not state it.
     """
 
-    path: str
+    path: str = Field(min_length=1)
     site: str | None = None
     id: str | None = None
     norm_scaling_factor: float | None = Field(default=None, gt=0.0)
@@ -60,17 +60,19 @@ class ServerConfig(_Strict):
     none. compile: "auto" compiles where a C++ compiler is found. stall_seconds: an event loop that does not
     answer for so long makes the server not live, and one that does not for six times as long ends the
     process; 0 turns both off. ready_file: written as JSON (target, metrics_port, pid) once the server serves.
+    unix: the path of a Unix socket to listen on in the place of host and port, open to its owner alone.
     Raises pydantic's ValidationError for unknown keys and values out of range.
     """
 
-    model: str
-    name: str | None = None
+    model: str = Field(min_length=1)
+    name: str | None = Field(default=None, min_length=1)
     saes: tuple[SAESource, ...] = ()
     sites: tuple[str, ...] = ()
     dtype: str = "auto"
     device: str = "cpu"
     host: str = "127.0.0.1"
     port: int = Field(default=50051, ge=0, le=65535)
+    unix: Path | None = None
     tls: TLSFiles | None = None
     identities: Path | None = None
     policies: PolicySettings | None = None
@@ -80,7 +82,7 @@ class ServerConfig(_Strict):
     max_running: int = Field(default=16, ge=1, le=1024)
     max_length: int | None = Field(default=None, ge=2)
     rows: dict[RowKind, Room] = {}
-    queue_limit: int = Field(default=256, ge=1)
+    queue_limit: int = Field(default=256, ge=1, le=1_000_000)
     steer_first_token: bool = False
     read_first_token: bool = False
     limits: Limits = Limits()
@@ -110,6 +112,12 @@ class ServerConfig(_Strict):
         return self
 
     @model_validator(mode="after")
+    def _listens_in_one_place(self) -> Self:
+        if self.unix is not None and self.host != "127.0.0.1":
+            raise ValueError(f"unix: the server listens on a Unix socket or on {self.host}, not on both")
+        return self
+
+    @model_validator(mode="after")
     def _asks_who_calls_from_elsewhere(self) -> Self:
         if self.identities is None and not self.is_loopback:
             raise ValueError(
@@ -121,19 +129,27 @@ class ServerConfig(_Strict):
     @property
     def is_loopback(self) -> bool:
         """Whether only programs of this machine can reach the server."""
-        return self.host == "localhost" or ipaddress.ip_address(self.host).is_loopback
+        if self.unix is not None or self.host == "localhost":
+            return True
+        return ipaddress.ip_address(self.host).is_loopback
 
 
 class Address(_Strict):
-    """Where a running server listens; `metrics_port` is None where there is no metrics endpoint."""
+    """Where a running server listens; `metrics_port` is None where there is no metrics endpoint.
+
+    unix: the path of the Unix socket, in the place of host and port.
+    """
 
     host: str
     port: int
     metrics_port: int | None
+    unix: Path | None = None
 
     @property
     def target(self) -> str:
         """The gRPC target, for clients on this machine also where the server listens on every address."""
+        if self.unix is not None:
+            return f"unix:{self.unix.absolute()}"
         if self.host == "localhost":
             return f"localhost:{self.port}"
         address = ipaddress.ip_address(self.host)

@@ -8,24 +8,19 @@ from saegis_server.policy.store import PolicyStore
 from saegis_server.policy.world import World
 from saegis_server.rpc.config import ServerConfig
 from saegis_server.rpc.governor import Governor
+from saegis_server.rpc.premises import Premises
 from saegis_server.telemetry.metrics import Metrics
 
 
-def govern(config: ServerConfig, world: World, metrics: Metrics) -> Governor:
+def govern(config: ServerConfig, premises: Premises, world: World) -> Governor:
     """The governor of a configuration, its policies in force.
 
-    Raises PolicyError, KeyFileError and HistoryError for policies that cannot come in force,
-    AuditBrokenError, AuditKeyError and AuditUnavailableError for a log that cannot be written.
+    Raises PolicyError, KeyFileError and HistoryError for policies that cannot come in force.
     """
-    audit = None if config.audit is None else AuditLog(config.audit, metrics)
+    metrics, audit = premises.metrics, premises.audit
     if audit is not None:
         metrics.observe_audit(lambda: audit.waiting, lambda: audit.head.seq, lambda: audit.is_failing)
-    try:
-        policies = _policies(config, world, metrics, audit)
-    except BaseException:
-        if audit is not None:
-            audit.close()
-        raise
+    policies = _policies(config, world, metrics, audit)
     governor = Governor(world.model, world.sites, metrics, policies, audit)
     if policies is not None:
 

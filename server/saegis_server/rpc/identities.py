@@ -155,6 +155,8 @@ def _problem(error: ErrorDetails, document: Document, file: str) -> Problem:
         message = "is missing"
     elif error["type"] == "extra_forbidden":
         message = f"is no key here; the keys are {', '.join(_keys(place))}"
+    elif error["type"] in ("model_type", "model_attributes_type"):
+        message = f"must be a map of {', '.join(_keys(place))}"
     elif keys and keys[-1] in _WANTED:
         message = _WANTED[keys[-1]]
     return Problem(message, path_of(place), file, document.line(place))

@@ -1,11 +1,12 @@
 """The listener: the gRPC server with its services, health, reflection, limits and keepalive."""
 
 import logging
+from collections.abc import Iterable
 from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
-from grpc_reflection.v1alpha import reflection  # type: ignore[import-untyped]
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc  # type: ignore[import-untyped]
 
 from saegis.v1 import (
     feature_pb2,
@@ -18,6 +19,7 @@ from saegis.v1 import (
     policy_pb2_grpc,
 )
 from saegis_server.policy.audit_identity import IdentityFailures
+from saegis_server.rpc.address import UnixSocket, check_port
 from saegis_server.rpc.authorization import Authorization
 from saegis_server.rpc.config import ServerConfig, TLSFiles
 from saegis_server.rpc.features import FeatureServicer
@@ -25,9 +27,11 @@ from saegis_server.rpc.gate import Gate
 from saegis_server.rpc.generation import GenerationServicer
 from saegis_server.rpc.identities import IdentitiesFile
 from saegis_server.rpc.intake import Intake
-from saegis_server.rpc.interceptor import OutermostInterceptor
+from saegis_server.rpc.interceptor import OWN_PREFIX, OutermostInterceptor
 from saegis_server.rpc.models import ModelServicer
 from saegis_server.rpc.policies import PolicyServicer
+from saegis_server.rpc.premises import Premises
+from saegis_server.rpc.roles import NEEDED
 from saegis_server.rpc.services import Services
 
 log = logging.getLogger("saegis.rpc")
@@ -41,36 +45,106 @@ SERVICES: tuple[str, ...] = tuple(
         (policy_pb2.DESCRIPTOR, "PolicyService"),
     )
 )
+#: The name under which newer clients ask for the contract.
+REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
 
 
-def listen(
-    config: ServerConfig, services: Services, gate: Gate, intake: Intake
-) -> tuple[grpc.aio.Server, int]:
-    """A server that is bound but not started, and its port.
+class Listener:
+    """A gRPC server that is bound, and its port. Its own services can be added while it serves others.
 
     Raises OSError if the address is taken or a certificate cannot be read, IdentitiesError.
     """
-    authorization = _authorization(config, services)
-    interceptor = OutermostInterceptor(gate, services.metrics, authorization, services.limiter, intake)
-    server = grpc.aio.server(interceptors=[interceptor], options=_options(config))
-    register(server, services, gate, config.reflection)
-    return server, _bind(server, config)
+
+    def __init__(self, config: ServerConfig, premises: Premises, gate: Gate, intake: Intake) -> None:
+        authorization = _authorization(config, premises)
+        interceptor = OutermostInterceptor(gate, premises.metrics, authorization, premises.limiter, intake)
+        self.server = grpc.aio.server(interceptors=[interceptor], options=_options(config))
+        register_open(self.server, gate, config.reflection)
+        self.services = _OwnHandlers()
+        self.server.add_generic_rpc_handlers((self.services,))
+        self._socket = None if config.unix is None else UnixSocket(config.unix)
+        try:
+            self.port = _bind(self.server, config, self._socket)
+        except BaseException:
+            self._release()
+            raise
+
+    async def stop(self, grace: float) -> None:
+        """End what runs after `grace` seconds, and free the address."""
+        await self.server.stop(grace)
+        self._release()
+
+    def _release(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
 
 
-def register(server: Any, services: Services, gate: Gate, reflects: bool) -> None:
-    """Add all services to a server of grpc. reflects: whether clients may read the contract."""
+def register(server: Any, services: Services) -> None:
+    """Add the services of the contract to a server of grpc."""
     generation_pb2_grpc.add_GenerationServiceServicer_to_server(GenerationServicer(services), server)
     feature_pb2_grpc.add_FeatureServiceServicer_to_server(FeatureServicer(services), server)
     model_pb2_grpc.add_ModelServiceServicer_to_server(ModelServicer(services), server)
     policy_pb2_grpc.add_PolicyServiceServicer_to_server(PolicyServicer(services), server)
+
+
+def register_open(server: Any, gate: Gate, reflects: bool) -> None:
+    """Add the services that need no model. reflects: whether clients may read the contract."""
     health_pb2_grpc.add_HealthServicer_to_server(gate.health, server)
-    if reflects:
-        health = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
-        reflection.enable_server_reflection((*SERVICES, health, reflection.SERVICE_NAME), server)
+    if not reflects:
+        return
+    health = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+    servicer = reflection.aio.ReflectionServicer((*SERVICES, health, reflection.SERVICE_NAME))
+    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, server)
+    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, _UnderName(server, REFLECTION_V1))
 
 
-def _authorization(config: ServerConfig, services: Services) -> Authorization:
-    metrics, audit = services.metrics, services.governor.audit
+class _UnderName:
+    """Registers a service under another name: reflection v1 is v1alpha on the wire, message by message,
+    and grpcio-reflection has v1alpha alone.
+    """
+
+    def __init__(self, server: Any, name: str) -> None:
+        self._server, self._name = server, name
+
+    def add_generic_rpc_handlers(self, _: object) -> None:
+        """They hold the same methods, under the name that is not wanted."""
+
+    def add_registered_method_handlers(self, _: str, handlers: dict[str, Any]) -> None:
+        handler = grpc.method_handlers_generic_handler(self._name, handlers)
+        self._server.add_generic_rpc_handlers((handler,))
+        self._server.add_registered_method_handlers(self._name, handlers)
+
+
+class _OwnHandlers(grpc.GenericRpcHandler):
+    """The handlers of the server's own services, which may be registered after it has started.
+
+    Until then each RPC has one that is never reached, since the gate lets nobody in.
+    """
+
+    def __init__(self) -> None:
+        self._handlers: list[grpc.GenericRpcHandler] = []
+
+    def add_generic_rpc_handlers(self, handlers: Iterable[grpc.GenericRpcHandler]) -> None:
+        self._handlers += handlers
+
+    def add_registered_method_handlers(self, service: str, handlers: object) -> None:
+        """The generic handlers hold the same."""
+
+    def service(self, details: grpc.HandlerCallDetails) -> Any:
+        """The handler of a method, None for one that there is not."""
+        found = (handler.service(details) for handler in self._handlers)
+        handler = next((each for each in found if each is not None), None)
+        known = details.method in NEEDED and details.method.startswith(OWN_PREFIX)
+        return grpc.unary_unary_rpc_method_handler(_not_loaded) if handler is None and known else handler
+
+
+async def _not_loaded(_: object, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+    await context.abort(grpc.StatusCode.UNAVAILABLE, "the server is starting")
+
+
+def _authorization(config: ServerConfig, premises: Premises) -> Authorization:
+    metrics, audit = premises.metrics, premises.audit
     if config.identities is None:
         log.info("no identities: every program of this machine may do everything")
         return Authorization(None, metrics)
@@ -102,21 +176,34 @@ def _options(config: ServerConfig) -> list[tuple[str, int]]:
         # A unary call sends no data while it generates: clients must be allowed to ping meanwhile.
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
         ("grpc.keepalive_permit_without_calls", 1),
+        # A process that had to wait reads several pings at once, and would end a good client's calls for it.
+        # What answers to a flood of pings may hold is bounded by grpc itself.
+        ("grpc.http2.max_ping_strikes", 0),
         # Find clients that have vanished: their requests hold slots.
         ("grpc.keepalive_time_ms", 60_000),
         ("grpc.keepalive_timeout_ms", 20_000),
     ]
 
 
-def _bind(server: grpc.aio.Server, config: ServerConfig) -> int:
+def _bind(server: grpc.aio.Server, config: ServerConfig, unix: UnixSocket | None) -> int:
+    """Bind the server; its port, which a Unix socket does not have: 0."""
+    if unix is not None:
+        with unix.for_its_owner():
+            _bind_to(server, f"unix:{unix.path.absolute()}", config.tls)
+        return 0
+    check_port(config.host, config.port, "--port")
     host = f"[{config.host}]" if ":" in config.host else config.host
-    address = f"{host}:{config.port}"
+    return _bind_to(server, f"{host}:{config.port}", config.tls)
+
+
+def _bind_to(server: grpc.aio.Server, address: str, tls: TLSFiles | None) -> int:
+    credentials = None if tls is None else _credentials(tls)
     try:
-        if config.tls is None:
+        if credentials is None:
             return server.add_insecure_port(address)
-        return server.add_secure_port(address, _credentials(config.tls))
+        return server.add_secure_port(address, credentials)
     except RuntimeError as error:
-        raise OSError(f"cannot listen on {address}: the port is taken, or a certificate is no PEM") from error
+        raise OSError(f"cannot listen on {address}: it is taken, or a certificate is no PEM") from error
 
 
 def _credentials(tls: TLSFiles) -> grpc.ServerCredentials:

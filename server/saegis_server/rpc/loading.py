@@ -19,7 +19,7 @@ from saegis_server.policy.world import World
 from saegis_server.rpc.config import ServerConfig
 from saegis_server.rpc.governing import govern
 from saegis_server.rpc.identities import callers_of
-from saegis_server.rpc.limits import Limiter
+from saegis_server.rpc.premises import Premises
 from saegis_server.rpc.prompts import PromptReader
 from saegis_server.rpc.sae_sources import PlacedSAE, Survey, check_sae, read_sae
 from saegis_server.rpc.services import ModelFacts, Services
@@ -28,23 +28,22 @@ from saegis_server.sae.catalog import Catalog, LoadedSAE
 from saegis_server.sae.labels import LABELS_FILE
 from saegis_server.steering.rows import Norm
 from saegis_server.steering.table import Capacity
-from saegis_server.telemetry.metrics import Metrics
 
 log = logging.getLogger("saegis.rpc")
 #: Told how far a stage of the start has come: its name, what is done, out of how much (0: not known).
 Progress = Callable[[str, int, int], None]
 
 
-def load_services(config: ServerConfig, progress: Progress) -> Services:
+def load_services(config: ServerConfig, premises: Premises, progress: Progress) -> Services:
     """Load the model and its SAEs, check them, and make an engine, which is not started yet.
 
     Raises ModelLoadError, SAEFileError, SAEMismatch, SiteError for a site that the model does not have,
-    what `govern` raises for policies and an audit log that cannot be used, and ValueError for settings that
+    what `govern` raises for policies that cannot come in force, and ValueError for settings that
     do not fit the model or this machine.
     """
+    compiled = _compiles(config, progress)
     progress("loading the model", 0, 0)
     loaded = load_model(config.model, config.dtype, config.device)
-    compiled = _compiles(config, progress)
     width = loaded.model.config.get_text_config().hidden_size
     placed = []
     for count, source in enumerate(config.saes):
@@ -59,11 +58,12 @@ def load_services(config: ServerConfig, progress: Progress) -> Services:
         progress("checking SAEs", count, len(placed))
         capture, length = _capture_at(step, each.site), step.slots.max_length
         checked.append(check_sae(each, prompts.text, capture, _survey(step), length, prompts.special))
-    return services(config, loaded, step, prompts, checked)
+    return services(config, premises, loaded, step, prompts, checked)
 
 
 def services(
     config: ServerConfig,
+    premises: Premises,
     loaded: LoadedModel,
     step: Step,
     prompts: PromptReader,
@@ -75,7 +75,7 @@ def services(
     engine = Engine(step, loaded.tokenizer, loaded.eos_token_ids, config.max_running, limits, first)
     facts = _facts(config, loaded)
     targets = Targets(tuple(str(site) for site in step.sites), Catalog(saes), facts.hidden_size)
-    metrics = Metrics()
+    metrics = premises.metrics
     metrics.observe_load(engine.stats)
     world = World(
         model=facts.name,
@@ -86,7 +86,7 @@ def services(
         activations=loaded.model.dtype,
         callers=callers_of(config.identities),
     )
-    governor = govern(config, world, metrics)
+    governor = govern(config, premises, world)
     made = Services(
         engine,
         facts,
@@ -95,7 +95,7 @@ def services(
         metrics,
         governor,
         config.max_message_bytes,
-        limiter=Limiter(config.limits),
+        limiter=premises.limiter,
     )
     for entry in saes:
         # Makes the index now: the first request would wait for it on the event loop.

@@ -163,9 +163,15 @@ class PromptReader:
             spoken = [
                 {"role": role, "content": content} for (role, _), content in zip(turns, contents, strict=True)
             ]
-            text: Any = self.tokenizer.apply_chat_template(
-                spoken, add_generation_prompt=opens_turn, tokenize=False
-            )
+            try:
+                text: Any = self.tokenizer.apply_chat_template(
+                    spoken, add_generation_prompt=opens_turn, tokenize=False
+                )
+            except jinja2.TemplateError:
+                raise
+            except Exception as error:
+                # A template is a program of the model's: what it may raise is not known.
+                raise jinja2.TemplateRuntimeError(f"{type(error).__name__}: {error}") from error
             return str(text)
 
         return self._controls.tokens(render, [content for _, content in turns])

@@ -53,6 +53,7 @@ _NEEDED: Mapping[str, Mapping[str, Role]] = {
         "PutPolicy": Role.ADMINISTER,
         "RollBackPolicy": Role.ADMINISTER,
     },
+    "grpc.reflection.v1.ServerReflection": {"ServerReflectionInfo": Role.INSPECT},
     "grpc.reflection.v1alpha.ServerReflection": {"ServerReflectionInfo": Role.INSPECT},
 }
 #: The table by full method name, such as "/saegis.v1.ModelService/GetLoad".

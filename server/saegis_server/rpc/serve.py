@@ -1,52 +1,58 @@
-"""Serving, from configuration to exit: load, listen, warm up, serve until a signal comes, drain."""
+"""Serving, from configuration to exit: listen, load, warm up, serve until a signal comes, drain."""
 
 import asyncio
 import gc
-import json
-import os
 import signal
 from collections.abc import Callable
-from pathlib import Path
 
 from saegis_server.rpc.config import Address, ServerConfig
 from saegis_server.rpc.loading import Progress, load_services, warm_up_engine
+from saegis_server.rpc.premises import prepare
+from saegis_server.rpc.ready_file import ReadyFile
 from saegis_server.rpc.server import EngineDiedError, SaegisServer
+from saegis_server.rpc.services import Services
 from saegis_server.rpc.threads import in_own_thread
 
 __all__ = ["EngineDiedError", "Progress", "serve"]
 
 
 async def serve(
-    config: ServerConfig, progress: Progress, ready: Callable[[Address], None] | None = None
+    config: ServerConfig, progress: Progress, ready: Callable[[Address, Services], None] | None = None
 ) -> None:
-    """Load, listen, warm up, and serve until SIGTERM or SIGINT; then drain and return.
+    """Listen, load, warm up, and serve until SIGTERM or SIGINT; then drain and return.
+
+    Whatever can be known to be wrong without the model is found before it is loaded.
 
     progress: called from other threads. ready: called on the loop once requests are taken, after the ready
     file is written. A second signal ends the grace period. Before the server is ready signals act as usual.
 
-    Raises SAEFileError and SAEMismatch for SAEs that cannot be served, ValueError and OSError for a model
-    that cannot be loaded or an address that is taken, CanaryError if the compiled path does not steer
-    exactly, EngineDiedError if the engine ended by itself.
+    Raises what `prepare` and `load_services` do, OSError for an address that is taken or a ready file that
+    cannot be written, CanaryError if the compiled path does not steer exactly, EngineDiedError if the engine
+    ended by itself.
     """
-    services = await in_own_thread(lambda: load_services(config, progress))
-    server = SaegisServer(config, services)
+    premises = prepare(config)
+    server = SaegisServer(config, premises)
+    ready_file = None
     try:
         address = await server.start()
+        ready_file = ReadyFile(config.ready_file)
+        services = await in_own_thread(lambda: load_services(config, premises, progress))
+        server.add(services)
         await in_own_thread(lambda: warm_up_engine(services, progress))
         _leave_loaded_objects_alone()
         with _Signals() as signals:
             await server.open()
-            _write_ready_file(config.ready_file, address)
+            ready_file.write(address)
             if ready is not None:
-                ready(address)
+                ready(address, services)
             cause = await _first_of(signals.first, server)
             await server.drain(signals.second, died=cause is not None)
     except BaseException:
         await server.drain(died=True)
         raise
     finally:
-        if config.ready_file is not None:
-            config.ready_file.unlink(missing_ok=True)
+        if ready_file is not None:
+            ready_file.remove()
     if cause is not None:
         raise EngineDiedError(f"the engine ended by itself: {type(cause).__name__}") from cause
 
@@ -87,13 +93,3 @@ def _leave_loaded_objects_alone() -> None:
     """Keep the collector of garbage from what was loaded: going through it stops every thread for 0.3 s."""
     gc.collect()
     gc.freeze()
-
-
-def _write_ready_file(path: Path | None, address: Address) -> None:
-    """Write where the server listens, whole or not at all."""
-    if path is None:
-        return
-    content = {"target": address.target, "metrics_port": address.metrics_port, "pid": os.getpid()}
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(json.dumps(content) + "\n", encoding="utf-8")
-    partial.replace(path)

@@ -3,13 +3,13 @@
 import asyncio
 import logging
 
-import grpc
-
+from saegis_server.rpc.address import check_port
 from saegis_server.rpc.config import Address, ServerConfig
 from saegis_server.rpc.file_modes import warn_of_modes
 from saegis_server.rpc.gate import Gate, Phase
 from saegis_server.rpc.intake import Intake
-from saegis_server.rpc.listener import SERVICES, listen
+from saegis_server.rpc.listener import SERVICES, Listener, register
+from saegis_server.rpc.premises import Premises
 from saegis_server.rpc.services import Services
 from saegis_server.rpc.watchdog import Watchdog
 from saegis_server.telemetry.http import MetricsEndpoint
@@ -28,15 +28,19 @@ class EngineDiedError(RuntimeError):
 class SaegisServer:
     """gRPC, health and metrics over an engine. Made and used on the event loop.
 
-    Listens from `start`, takes requests from `open` and ends with `drain`, whatever came before.
+    Listens from `start`, has its services from `add`, takes requests from `open` and ends with `drain`,
+    whatever came before.
     """
 
-    def __init__(self, config: ServerConfig, services: Services) -> None:
+    services: Services
+    """What its requests are answered with; there from `add` on."""
+
+    def __init__(self, config: ServerConfig, premises: Premises) -> None:
         self.config = config
-        self.services = services
-        self.gate = Gate(SERVICES, services.metrics)
+        self.gate = Gate(SERVICES, premises.metrics)
         self.intake = Intake()
-        self._listener: grpc.aio.Server | None = None
+        self._premises = premises
+        self._listener: Listener | None = None
         self._metrics: MetricsEndpoint | None = None
         self._watchdog: Watchdog | None = None
         self._following: asyncio.Future[None] | None = None
@@ -44,27 +48,38 @@ class SaegisServer:
 
     async def start(self) -> Address:
         """Listen, with health NOT_SERVING and every RPC refused. Raises OSError if a port is taken."""
-        config = self.config
+        config, metrics = self.config, self._premises.metrics
         await self.gate.set(Phase.STARTING)
         warn_of_modes(config)
-        watchdog = self._watchdog = Watchdog(self.services.metrics.observe_stall, config.stall_seconds)
-        self._listener, port = listen(config, self.services, self.gate, self.intake)
+        watchdog = self._watchdog = Watchdog(metrics.observe_stall, config.stall_seconds)
         if config.metrics_port is not None:
+            check_port(config.metrics_host, config.metrics_port, "--metrics-port")
             self._metrics = MetricsEndpoint(
-                self.services.metrics.registry,
+                metrics.registry,
                 config.metrics_host,
                 config.metrics_port,
                 live=lambda: watchdog.is_live,
                 ready=lambda: watchdog.is_live and self.gate.is_healthy,
             )
-        await self._listener.start()
+        self._listener = Listener(config, self._premises, self.gate, self.intake)
+        await self._listener.server.start()
         if config.tls is None and not config.is_loopback:
             log.warning(
                 "listening on %s without TLS: whoever is on the way reads prompts and tokens", config.host
             )
         return Address(
-            host=config.host, port=port, metrics_port=self._metrics.port if self._metrics else None
+            host=config.host,
+            port=self._listener.port,
+            metrics_port=self._metrics.port if self._metrics else None,
+            unix=config.unix,
         )
+
+    def add(self, services: Services) -> None:
+        """Have the services that answer requests, once they are loaded and the server has started."""
+        if self._listener is None:
+            raise RuntimeError("the server listens nowhere: start it first")
+        self.services = services
+        register(self._listener.services, services)
 
     async def open(self) -> None:
         """Take requests: health becomes SERVING."""
@@ -73,7 +88,7 @@ class SaegisServer:
 
     async def _follow_audit(self) -> None:
         """Let health tell while the audit log cannot be written, since then nothing is answered."""
-        audit = self.services.governor.audit
+        audit = self._premises.audit
         while audit is not None:
             await self.gate.set_unavailable("the audit log cannot be written" if audit.refuses else "")
             await asyncio.sleep(_AUDIT_POLL_SECONDS)
@@ -97,13 +112,17 @@ class SaegisServer:
         await self.gate.set(Phase.ENGINE_RESTARTING if died else Phase.DRAINING)
         if not died and not await self._emptied(hurry):
             log.warning("the grace period is over; what still runs is ended")
-        await asyncio.to_thread(self.services.engine.stop)
+        services = getattr(self, "services", None)
+        if services is not None:
+            await asyncio.to_thread(services.engine.stop)
         await self.gate.emptied(LAST_WORDS_SECONDS)
         if self._listener is not None:
             await self._listener.stop(LAST_WORDS_SECONDS)
         if self._metrics is not None:
             await asyncio.to_thread(self._metrics.close)
-        await asyncio.to_thread(self.services.governor.close)
+        if services is not None:
+            await asyncio.to_thread(services.governor.close)
+        await asyncio.to_thread(self._premises.close)
         if self._watchdog is not None:
             await asyncio.to_thread(self._watchdog.close)
 

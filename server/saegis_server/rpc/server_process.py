@@ -32,7 +32,8 @@ class ServerProcess:
         self.metrics_port = 0
         self.start_seconds = 0.0
         self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
-        command = [sys.executable, "-m", "saegis_server.cli", "serve", "--json", "--port", "0"]
+        # -P: Python would take modules from the current folder, such as a `secrets.py` of the user's.
+        command = [sys.executable, "-P", "-m", "saegis_server.cli", "serve", "--json", "--port", "0"]
         # A session of its own: Ctrl-C reaches this process alone, which then stops the server in order.
         self._process = subprocess.Popen(  # noqa: S603 - the command is made here
             [*command, "--metrics-port", "0", *options],

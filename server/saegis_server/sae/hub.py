@@ -26,6 +26,28 @@ def resolve_sae(spec: str) -> Path:
 
     Raises SAEFileError if there is no such directory, or the hub does not give it.
     """
+    found = check_spec(spec)
+    if isinstance(found, Path):
+        return found
+    folder = found["folder"].lstrip("/")
+    # Whole names and no pattern: in huggingface_hub's patterns * crosses folders.
+    wanted = [f"{folder}/{name}" if folder else name for name in FILES]
+    try:
+        snapshot = huggingface_hub.snapshot_download(
+            found["repo"], revision=found["revision"], allow_patterns=wanted
+        )
+    except (OSError, ValueError) as error:
+        raise SAEFileError(
+            spec, f"neither a local directory nor to be had from the hub: {type(error).__name__}: {error}"
+        ) from error
+    path = Path(snapshot) / folder
+    if not (path / CONFIG_FILE).is_file():
+        raise SAEFileError(spec, f"the repository {found['repo']} has no {wanted[0]}")
+    return path
+
+
+def check_spec(spec: str) -> Path | re.Match[str]:
+    """The directory that `spec` is, or the parts of a hub id; downloads nothing. Raises SAEFileError."""
     try:
         local = Path(spec).expanduser()
         is_directory, exists = local.is_dir(), local.exists()
@@ -40,18 +62,4 @@ def resolve_sae(spec: str) -> Path:
         raise SAEFileError(
             spec, "no such directory, and not a hub id of the form owner/repo[/folder][@revision]"
         )
-    folder = hub_id["folder"].lstrip("/")
-    # Whole names and no pattern: in huggingface_hub's patterns * crosses folders.
-    wanted = [f"{folder}/{name}" if folder else name for name in FILES]
-    try:
-        snapshot = huggingface_hub.snapshot_download(
-            hub_id["repo"], revision=hub_id["revision"], allow_patterns=wanted
-        )
-    except (OSError, ValueError) as error:
-        raise SAEFileError(
-            spec, f"neither a local directory nor to be had from the hub: {type(error).__name__}: {error}"
-        ) from error
-    path = Path(snapshot) / folder
-    if not (path / CONFIG_FILE).is_file():
-        raise SAEFileError(spec, f"the repository {hub_id['repo']} has no {wanted[0]}")
-    return path
+    return hub_id
