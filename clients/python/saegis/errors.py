@@ -2,7 +2,7 @@
 
     SaegisError
     ├── InvalidArgument      a field of the request is wrong: see .violations. Do not retry
-    ├── NotFound             no such feature, SAE, site or request
+    ├── NotFound             no such feature, SAE, site, policy or revision: see .violations. Do not retry
     ├── AlreadyExists        a request of this request_id is running
     ├── FailedPrecondition   the server is not set up for this, such as chat without a chat template
     ├── Aborted              something was changed meanwhile: read it again
@@ -63,11 +63,17 @@ class SaegisError(Exception):
         self.metadata = dict(metadata or {})
         """More about the reason, such as the policy's rule."""
         self.violations = list(violations)
-        """The request's wrong fields; with InvalidArgument only."""
+        """The request's wrong fields; most errors have none."""
 
     def __str__(self) -> str:
-        untold = [f"{field}: {text}" for field, text in self.violations if text not in self.message]
-        return f"{self.message} ({'; '.join(untold)})" if untold else self.message
+        return f"{self.message} ({'; '.join(self.untold)})" if self.untold else self.message
+
+    @property
+    def untold(self) -> list[str]:
+        """The wrong fields that `message` does not tell of, each with what is wrong with it."""
+        # The server cuts long texts, and the message later than the fields.
+        fields = [f"{field}: {text}" for field, text in self.violations]
+        return [each for each in fields if each.removesuffix("...") not in self.message]
 
 
 class InvalidArgument(SaegisError):
@@ -75,7 +81,11 @@ class InvalidArgument(SaegisError):
 
 
 class NotFound(SaegisError):
-    """The request names something that does not exist."""
+    """The request names a feature, SAE, site, policy or revision that the server does not have.
+
+    By index or label, in whichever call: `metadata` and `violations` say which field names it. A name that
+    leaves open what is meant, such as a label of two features, is InvalidArgument.
+    """
 
 
 class AlreadyExists(SaegisError):

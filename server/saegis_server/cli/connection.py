@@ -42,9 +42,7 @@ def connected(
 
 def call_failed(error: SaegisError, server: str) -> typer.Exit:
     """Tell how a call failed and what to do next; raise what is returned to end the command."""
-    fields = [f"{field}: {text}" for field, text in error.violations]
-    untold = [each for each in fields if each not in error.message]
-    return fail(error.message, advice(error, server), FAILURE, untold)
+    return fail(error.message, advice(error, server), FAILURE, error.untold)
 
 
 def advice(error: SaegisError, server: str) -> str:
