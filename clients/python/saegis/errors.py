@@ -9,7 +9,7 @@
     ├── PermissionDenied     the operator's policy or the caller's role forbids it
     ├── Unauthenticated      no token or certificate, or a wrong one
     ├── ResourceExhausted    the queue or a quota is full: wait .retry_after seconds
-    ├── Unavailable          the server cannot be reached, starts or stops: retry
+    ├── Unavailable          the server starts or stops: retry; or it cannot be reached: .reason says why
     ├── DeadlineExceeded     the timeout passed
     ├── Cancelled            the call was cancelled or its stream closed
     ├── Unimplemented        the server does not know the call
@@ -25,6 +25,9 @@ import grpc
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 
+from saegis.unreached import Reach, why_unreached
+
+_UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
 _DETAILS_KEY = "grpc-status-details-bin"
 _PUSHBACK_KEY = "grpc-retry-pushback-ms"
 
@@ -55,7 +58,8 @@ class SaegisError(Exception):
         self.message = message
         """What happened, in a sentence."""
         self.reason = reason
-        """What happened, for programs: a constant such as "QUEUE_FULL". Empty where the server gave none."""
+        """What happened, for programs: a constant such as "QUEUE_FULL", or one of `saegis.Unreached` where
+        there was no connection. Empty where the server gave none."""
         self.retry_after = retry_after
         """How long to wait before a retry, in seconds. None where the server gave no advice."""
         self.request_id = request_id
@@ -152,8 +156,14 @@ _BY_STATUS: dict[grpc.StatusCode, type[SaegisError]] = {
 }
 
 
-def from_rpc_error(error: grpc.RpcError) -> SaegisError:
-    """The exception for an error of grpc or grpc.aio, with the google.rpc details of its trailers."""
+def from_rpc_error(error: grpc.RpcError, reach: Reach) -> SaegisError:
+    """The exception for an error of grpc or grpc.aio, with the google.rpc details of its trailers.
+
+    reach: how the server was to be reached, to tell why it was not.
+    """
+    unreached = why_unreached(error.details() or "", reach) if error.code() is _UNAVAILABLE else None
+    if unreached is not None:
+        return Unavailable(unreached[1], reason=unreached[0])
     # The stubs describe another type than the pairs that both kinds of grpc give.
     trailers = dict(cast(Iterable[tuple[str, str | bytes]], error.trailing_metadata() or ()))
     info = error_details_pb2.ErrorInfo()
