@@ -12,6 +12,7 @@ from saegis_server.cli.connection import DEFAULT_SERVER, advice, connected
 from saegis_server.cli.edits import EditSyntaxError
 from saegis_server.cli.output import USAGE, console, fail, notes
 from saegis_server.cli.receipts import receipt_line, watched_table
+from saegis_server.cli.streams import sentence
 
 if TYPE_CHECKING:
     from saegis import Client, GenerationOptions
@@ -91,7 +92,7 @@ def _turn(client: Client, session: ChatSession, line: str, settings: GenerationO
     except (saegis.SaegisError, TypeError, ValueError) as error:
         session.unsay()
         hint = advice(error, server) if isinstance(error, saegis.SaegisError) else ""
-        fail(str(error), hint or "/reset takes the steering back, /clear the conversation")
+        fail(sentence(error), hint or "/reset takes the steering back, /clear the conversation")
 
 
 def _answer(client: Client, session: ChatSession, settings: GenerationOptions) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from saegis_server.cli.output import FAILURE, USAGE, fail
+from saegis_server.cli.streams import sentence
 
 if TYPE_CHECKING:
     from saegis import Client, SaegisError
@@ -27,8 +28,6 @@ def connected(
 
     Raises typer.Exit: code 1 where a call failed, 2 where a value cannot be written into a request.
     """
-    # gRPC would write its own lines about certificates beside the command's one.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     import saegis
 
     cert, key = os.environ.get(CERT_VARIABLE) or None, os.environ.get(KEY_VARIABLE) or None
@@ -43,7 +42,7 @@ def connected(
         except saegis.SaegisError as error:
             raise call_failed(error, server) from error
         except (TypeError, ValueError) as error:
-            raise fail(str(error), "see the command's --help", code=USAGE) from error
+            raise fail(sentence(error), "see the command's --help", code=USAGE) from error
 
 
 def call_failed(error: SaegisError, server: str) -> typer.Exit:

@@ -14,6 +14,7 @@ from saegis_server.cli.connection import DEFAULT_SERVER, connected
 from saegis_server.cli.edits import EditSyntaxError, parse_edits, parse_watches, split_strength
 from saegis_server.cli.output import USAGE, console, fail, notes, print_json, print_json_line
 from saegis_server.cli.receipts import receipt_line, receipt_table, watched_table
+from saegis_server.cli.streams import read_input
 
 if TYPE_CHECKING:
     from saegis import ChatMessage, Client, Edit, Generation, GenerationOptions
@@ -91,7 +92,7 @@ def generate(
         "steering": edits,
         "watch": watches,
     }
-    text = sys.stdin.read() if prompt == "-" else prompt
+    text = read_input() if prompt == "-" else prompt
     chats = chat or system is not None
     if chats:
         request["messages"] = _conversation(system, text)
