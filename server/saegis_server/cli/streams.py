@@ -12,6 +12,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO, cast
 
+#: What becomes of bytes that are not of the input's encoding, and of characters that the output's has not.
+_READING, _WRITING = "surrogateescape", "backslashreplace"
+
 
 class StreamError(Exception):
     """Standard output takes nothing: `str` says so in a sentence.
@@ -34,9 +37,9 @@ def guarded() -> Iterator[None]:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for as long as the process runs
         raise StreamError("standard output is closed: redirect it, if only to /dev/null")
     before = sys.stdin, sys.stdout, sys.stderr
-    sys.stdin = cast(TextIO, _fit(before[0] or io.StringIO(), "surrogateescape"))
-    sys.stdout = cast(TextIO, _Output(_fit(before[1], "backslashreplace")))
-    sys.stderr = cast(TextIO, _Notes(_fit(before[2] or io.StringIO(), "backslashreplace")))
+    sys.stdin = cast(TextIO, _fit(before[0] or io.StringIO(), _READING))
+    sys.stdout = cast(TextIO, _Output(_fit(before[1], _WRITING)))
+    sys.stderr = cast(TextIO, _Notes(_fit(before[2] or io.StringIO(), _WRITING)))
     try:
         yield
     finally:
@@ -76,7 +79,7 @@ def sentence(error: Exception) -> str:
 def _fit(stream: Any, errors: str) -> Any:
     """The stream, which now fails at no character; one that knows ASCII alone reads UTF-8."""
     if isinstance(stream, io.TextIOWrapper):
-        reads_ascii = stream.readable() and codecs.lookup(stream.encoding).name == "ascii"
+        reads_ascii = errors == _READING and codecs.lookup(stream.encoding).name == "ascii"
         # What has been read from already stays as it is.
         with suppress(io.UnsupportedOperation):
             stream.reconfigure(encoding="utf-8" if reads_ascii else None, errors=errors)
