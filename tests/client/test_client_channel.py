@@ -69,6 +69,8 @@ def test_all_others_are_encrypted_unless_told_otherwise(target: str) -> None:
         ({"keepalive_seconds": 0}, "keepalive_seconds must be positive, not 0"),
         ({"keepalive_seconds": float("nan")}, "keepalive_seconds"),
         ({"timeout": -1}, "timeout must be positive, not -1"),
+        ({"token": "gehe\u00efm"}, "^token must be printable ASCII in one line$"),
+        ({"token": "two\nlines"}, "^token must be printable ASCII in one line$"),
     ],
 )
 @pytest.mark.parametrize("client", [saegis.Client, saegis.AsyncClient])

@@ -49,6 +49,9 @@ class BaseClient:
             OSError: for a certificate file that cannot be read.
         """
         self.target = target
+        # Without the token: it is a secret. gRPC would call it a defect.
+        if token is not None and not (token.isascii() and token.isprintable()):
+            raise ValueError("token must be printable ASCII in one line")
         self._timeout = checked_timeout(timeout)
         self._metadata = (("authorization", f"Bearer {token}"),) if token is not None else ()
         self._options = channel_options(

@@ -35,7 +35,7 @@ def connected(
         tls = saegis.TLS(ca=ca, cert=cert, key=key) if ca or cert or key else None
         client = saegis.Client(server, tls=tls, insecure=insecure, token=token, timeout=timeout)
     except (ValueError, OSError) as error:
-        raise fail(f"cannot connect to {server}: {error}", code=USAGE) from error
+        raise fail(f"cannot connect to {server}: {sentence(error)}", code=USAGE) from error
     with client:
         try:
             yield client
