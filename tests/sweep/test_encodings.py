@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import pytest
+import typer
 import typer.main
 
 from saegis_server.cli.app import app
+from saegis_server.cli.eval_files import write_result
 from tests.rpc.harness import running
 
 NOT_UTF8 = "caf\udce9"
@@ -243,6 +245,15 @@ def test_a_file_that_is_no_text_is_told_in_words(
     assert "Traceback" not in found.told
     assert "cannot encode" not in found.told
     assert found.told or found.out
+
+
+def test_a_result_that_cannot_be_written_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(typer.Exit) as end:
+        write_result(Path("/dev/full"), {"share": 0.5, "name": "café"})
+    shown = capsys.readouterr()
+    assert end.value.exit_code == 1
+    assert json.loads(shown.out) == {"share": 0.5, "name": "café"}
+    assert "error: /dev/full cannot be written: No space left on device" in shown.err
 
 
 def _process(arguments: Sequence[str], redirect: str, **variables: str) -> subprocess.CompletedProcess[bytes]:
