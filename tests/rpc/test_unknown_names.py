@@ -70,7 +70,7 @@ RIGHT: dict[str, Message] = {
 
 def named(field: FieldDescriptor) -> str | None:
     """The row of UNKNOWN that a field is of; None for a field that names nothing."""
-    own = f"{field.containing_type.name}.{field.name}"
+    own = f"{field.containing_type.name if field.containing_type else ''}.{field.name}"
     return own if own in UNKNOWN else field.name if field.name in UNKNOWN else None
 
 
