@@ -96,6 +96,11 @@ def test_a_model_that_does_not_exist_stops_the_start(tmp_path: Path) -> None:
     ("error", "hint"),
     [
         (saegis.Unavailable("down"), "saegis serve"),
+        (saegis.Unavailable("gone", reason=saegis.Unreached.NO_SERVER), "saegis serve"),
+        (saegis.Unavailable("x", reason=saegis.Unreached.SERVER_NOT_TRUSTED), "--ca"),
+        (saegis.Unavailable("x", reason=saegis.Unreached.TLS_EXPECTED), "--ca"),
+        (saegis.Unavailable("x", reason=saegis.Unreached.TLS_NOT_OFFERED), "--insecure"),
+        (saegis.Unavailable("x", reason=saegis.Unreached.CLIENT_CERTIFICATE_MISSING), "SAEGIS_CERT"),
         (saegis.Unavailable("draining", reason="DRAINING", retry_after=1.5), "try again in 1.5 s"),
         (saegis.ResourceExhausted("full", retry_after=2.0), "try again in 2 s"),
         (

@@ -12,6 +12,7 @@ from google.rpc import error_details_pb2  # type: ignore[import-untyped]
 
 import saegis
 from saegis import errors
+from saegis.unreached import Reach
 from saegis.v1 import generation_pb2, model_pb2
 from tests.client.conftest import Caller
 from tests.client.loopback import Failure, Loopback
@@ -119,7 +120,7 @@ def test_unreadable_details_do_not_hide_the_error(loopback: Loopback) -> None:
         def trailing_metadata(self) -> Any:
             return (("grpc-status-details-bin", b"\xff\xff"), ("grpc-retry-pushback-ms", "soon"))
 
-    error = errors.from_rpc_error(Odd())
+    error = errors.from_rpc_error(Odd(), Reach("a server", encrypted=False, certified=False))
     assert type(error) is saegis.NotFound
     assert (error.message, error.retry_after) == ("NOT_FOUND", None)
 

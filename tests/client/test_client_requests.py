@@ -225,3 +225,17 @@ def test_get_feature_refuses_contradictions() -> None:
         requests.get_feature(INFO, "t")
     with pytest.raises(TypeError, match="a direction is no feature"):
         requests.get_feature(saegis.direction([1.0]), "")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        ({"prompt": "caf\udce9"}, "text"),
+        ({"prompt": None, "messages": [{"role": "user", "content": "\ud800"}]}, "messages.content"),
+        ({"stop": ["ok", "\ud800"]}, "stop"),
+        ({"steering": [saegis.clamp("\ud800", 1.0)]}, "label"),
+    ],
+)
+def test_text_that_is_none_is_named(options: dict[str, Any], field: str) -> None:
+    with pytest.raises(ValueError, match=rf"^{field}: no Unicode text: half of a character stands at"):
+        build(**options)

@@ -1,5 +1,6 @@
 """PolicyService over a socket: what comes in force, what does not, and how that is told."""
 
+import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -85,8 +86,8 @@ def test_a_server_without_policies_says_what_to_do(served: Running, method: str)
         ("ListPolicyRevisions", pb.ListPolicyRevisionsRequest(), "name"),
         (
             "EvaluatePolicy",
-            pb.EvaluatePolicyRequest(steering=steering_pb2.Steering(edits=[edit(480, 1.0)])),
-            "steering.edits[0].feature.index",
+            pb.EvaluatePolicyRequest(steering=steering_pb2.Steering(edits=[edit(3, math.nan)])),
+            "steering.edits[0].value",
         ),
     ],
 )

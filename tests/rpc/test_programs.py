@@ -13,6 +13,7 @@ from saegis_server.rpc.problems import ConflictError
 from saegis_server.rpc.programs import RequestSteering, request_steering
 from saegis_server.rpc.targets import Targets
 from saegis_server.sae.catalog import (
+    AmbiguousFeatureError,
     Catalog,
     CatalogError,
     LoadedSAE,
@@ -225,7 +226,7 @@ def test_what_is_wrong_is_told_with_its_field(edit: pb.Edit, field: str, words: 
         ),
         (
             feature(3, "", operation=pb.OPERATION_CLAMP, value=1.0),
-            UnknownFeatureError,
+            AmbiguousFeatureError,
             "feature.sae",
             "name one of the 3 SAEs",
         ),
@@ -249,7 +250,7 @@ def test_what_is_wrong_is_told_with_its_field(edit: pb.Edit, field: str, words: 
             pb.Edit(
                 operation=pb.OPERATION_CLAMP, value=1.0, feature=pb.FeatureRef(sae="first", label="twins")
             ),
-            UnknownFeatureError,
+            AmbiguousFeatureError,
             "feature.label",
             "2 features of the SAE first are labelled 'twins': 8, 9; give one's index",
         ),

@@ -125,7 +125,6 @@ def test_a_text_as_long_as_the_context(stubs: Stubs) -> None:
         (by_ids(5, 999), "token_ids.ids[1]"),
         (pb.ScoreRequest(chat=prompt_pb2.Chat()), "chat.messages"),
         (pb.ScoreRequest(text=TEXT, request_id=""), "request_id"),
-        (steered(clamp(48, 1.0)), "steering.edits[0].feature.index"),
         (steered(clamp(3, 1.0), clamp(3, 1.0, site="here")), "steering.edits[1].site"),
         (steered(*(clamp(index, 1.0) for index in range(9))), "steering.edits[8]"),
         (

@@ -104,7 +104,7 @@ def test_get_feature(stubs: Stubs) -> None:
     bare = get(index=40)
     assert (bare.label, bare.HasField("max_activation"), bare.HasField("density")) == ("", False, False)
     missing = failure(lambda: get(index=99))
-    assert (missing.code, missing.fields) == (grpc.StatusCode.INVALID_ARGUMENT, ["feature.index"])
+    assert (missing.code, missing.fields) == (grpc.StatusCode.NOT_FOUND, ["feature.index"])
 
 
 def test_search_features_page_by_page(stubs: Stubs) -> None:

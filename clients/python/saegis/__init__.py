@@ -99,6 +99,7 @@ from saegis.steering import (
     watch,
 )
 from saegis.streams import AsyncStream, Stream
+from saegis.unreached import Unreached
 from saegis.version import __version__
 
 __all__ = [
@@ -168,6 +169,7 @@ __all__ = [
     "Unavailable",
     "Unimplemented",
     "Unit",
+    "Unreached",
     "Usage",
     "Validation",
     "Watch",

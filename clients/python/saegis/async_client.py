@@ -19,12 +19,11 @@ from saegis.base import (
     GENERATION_SERVICE,
     HEALTH_CHECK,
     HEALTH_TIMEOUT_SECONDS,
-    SERVING,
     BaseClient,
     HealthRequest,
     HealthResponse,
     Patience,
-    is_not_ready,
+    why_not_ready,
 )
 from saegis.errors import SaegisError, from_rpc_error
 from saegis.feature_results import Contrast, FeatureInfo, FeaturePage, Inspection
@@ -120,7 +119,7 @@ class AsyncClient(BaseClient):
         request = generation_pb2.StreamGenerateRequest(request=requests.generate(prompt, options))
         method = self._stubs.generation.StreamGenerate
         call = method(request, timeout=self._deadline(timeout), metadata=self._metadata)
-        return AsyncStream(call, loop)
+        return AsyncStream(call, loop, self._reach)
 
     async def score(
         self,
@@ -305,19 +304,21 @@ class AsyncClient(BaseClient):
         self, service: str = GENERATION_SERVICE, *, timeout: float | None = HEALTH_TIMEOUT_SECONDS
     ) -> bool:
         """Whether the server says that it serves; False where it cannot be reached. Never retried."""
+        return not await self._why_not_ready(service, timeout)
+
+    async def _why_not_ready(self, service: str, timeout: float | None) -> str:
         try:
             answer = await self._call(self._stubs.health, HealthRequest(value=service), timeout)
         except SaegisError as error:
-            if is_not_ready(error):
-                return False
-            raise
-        return bool(answer.value == SERVING)
+            return why_not_ready(error)
+        return why_not_ready(answer)
 
     async def wait_until_ready(self, timeout: float = 120.0) -> None:
         """Wait until the server says that it serves. Raises DeadlineExceeded after `timeout` seconds."""
         patience = Patience(self.target, deadline=time.monotonic() + timeout)
-        while not await self.healthy(timeout=min(timeout, HEALTH_TIMEOUT_SECONDS)):
-            await asyncio.sleep(patience.pause(time.monotonic()))
+        once = min(timeout, HEALTH_TIMEOUT_SECONDS)
+        while why := await self._why_not_ready(GENERATION_SERVICE, once):
+            await asyncio.sleep(patience.pause(time.monotonic(), why))
 
     async def close(self) -> None:
         """Close the connection; calls that still run end with Cancelled."""
@@ -340,4 +341,4 @@ class AsyncClient(BaseClient):
         try:
             return await method(request, timeout=self._deadline(timeout), metadata=self._metadata)
         except grpc.RpcError as error:
-            raise from_rpc_error(error) from error
+            raise from_rpc_error(error, self._reach) from error

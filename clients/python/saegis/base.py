@@ -7,6 +7,7 @@ from google.protobuf.wrappers_pb2 import Int32Value, StringValue
 
 from saegis.channel import TLS, channel_credentials, channel_options, checked_target
 from saegis.errors import DeadlineExceeded, NotFound, SaegisError, Unavailable
+from saegis.unreached import Reach
 
 HEALTH_CHECK = "/grpc.health.v1.Health/Check"
 # grpc.health.v1's messages each hold one field, number 1, of these types; the wire format is the same.
@@ -55,6 +56,8 @@ class BaseClient:
             target, max_attempts=max_attempts, keepalive_seconds=keepalive_seconds, tls=tls
         )
         self._credentials = channel_credentials(target, tls, insecure)
+        certified = tls is not None and tls.cert is not None
+        self._reach = Reach(target, self._credentials is not None, certified)
         self._open()
 
     def _open(self) -> None:
@@ -80,9 +83,16 @@ def checked_timeout(timeout: float | None) -> float | None:
     return timeout
 
 
-def is_not_ready(error: SaegisError) -> bool:
-    """Whether a failed health check means that the server is not ready, rather than that it cannot tell."""
-    return isinstance(error, Unavailable | NotFound | DeadlineExceeded)
+def why_not_ready(answer: HealthResponse | SaegisError) -> str:
+    """Why a server is not ready, from its answer or from a failed check; empty where it is.
+
+    Raises the error where it means that the server cannot tell.
+    """
+    if not isinstance(answer, SaegisError):
+        return "" if answer.value == SERVING else "it does not serve yet"
+    if isinstance(answer, Unavailable | NotFound | DeadlineExceeded):
+        return str(answer)
+    raise answer
 
 
 @dataclass(slots=True)
@@ -94,10 +104,13 @@ class Patience:
     """When to give up, on the clock that `pause` is given, in seconds."""
     pause_seconds: float = 0.05
 
-    def pause(self, now: float) -> float:
-        """How long to pause now, in seconds. Raises DeadlineExceeded once the deadline has passed."""
+    def pause(self, now: float, why: str) -> float:
+        """How long to pause now, in seconds; why: the server is not ready.
+
+        Raises DeadlineExceeded once the deadline has passed.
+        """
         if now >= self.deadline:
-            raise DeadlineExceeded(f"the server at {self.target} did not become ready in time")
+            raise DeadlineExceeded(f"the server at {self.target} did not become ready in time: {why}")
         pause = min(self.pause_seconds, self.deadline - now)
         self.pause_seconds = min(1.0, self.pause_seconds * 2)
         return pause

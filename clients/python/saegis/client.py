@@ -12,12 +12,11 @@ from saegis.base import (
     GENERATION_SERVICE,
     HEALTH_CHECK,
     HEALTH_TIMEOUT_SECONDS,
-    SERVING,
     BaseClient,
     HealthRequest,
     HealthResponse,
     Patience,
-    is_not_ready,
+    why_not_ready,
 )
 from saegis.errors import SaegisError, from_rpc_error
 from saegis.feature_results import Contrast, FeatureInfo, FeaturePage, Inspection
@@ -101,7 +100,7 @@ class Client(BaseClient):
         request = generation_pb2.StreamGenerateRequest(request=requests.generate(prompt, options))
         method = self._stubs.generation.StreamGenerate
         call = method(request, timeout=self._deadline(timeout), metadata=self._metadata)
-        return Stream(call)
+        return Stream(call, self._reach)
 
     def score(
         self,
@@ -280,19 +279,21 @@ class Client(BaseClient):
         self, service: str = GENERATION_SERVICE, *, timeout: float | None = HEALTH_TIMEOUT_SECONDS
     ) -> bool:
         """Whether the server says that it serves; False where it cannot be reached. Never retried."""
+        return not self._why_not_ready(service, timeout)
+
+    def _why_not_ready(self, service: str, timeout: float | None) -> str:
         try:
             answer = self._call(self._stubs.health, HealthRequest(value=service), timeout)
         except SaegisError as error:
-            if is_not_ready(error):
-                return False
-            raise
-        return bool(answer.value == SERVING)
+            return why_not_ready(error)
+        return why_not_ready(answer)
 
     def wait_until_ready(self, timeout: float = 120.0) -> None:
         """Wait until the server says that it serves. Raises DeadlineExceeded after `timeout` seconds."""
         patience = Patience(self.target, deadline=time.monotonic() + timeout)
-        while not self.healthy(timeout=min(timeout, HEALTH_TIMEOUT_SECONDS)):
-            time.sleep(patience.pause(time.monotonic()))
+        once = min(timeout, HEALTH_TIMEOUT_SECONDS)
+        while why := self._why_not_ready(GENERATION_SERVICE, once):
+            time.sleep(patience.pause(time.monotonic(), why))
 
     def close(self) -> None:
         """Close the connection; calls that still run end with Cancelled."""
@@ -315,4 +316,4 @@ class Client(BaseClient):
         try:
             return method(request, timeout=self._deadline(timeout), metadata=self._metadata)
         except grpc.RpcError as error:
-            raise from_rpc_error(error) from error
+            raise from_rpc_error(error, self._reach) from error

@@ -2,14 +2,14 @@
 
     SaegisError
     ├── InvalidArgument      a field of the request is wrong: see .violations. Do not retry
-    ├── NotFound             no such feature, SAE, site or request
+    ├── NotFound             no such feature, SAE, site, policy or revision: see .violations. Do not retry
     ├── AlreadyExists        a request of this request_id is running
     ├── FailedPrecondition   the server is not set up for this, such as chat without a chat template
     ├── Aborted              something was changed meanwhile: read it again
     ├── PermissionDenied     the operator's policy or the caller's role forbids it
     ├── Unauthenticated      no token or certificate, or a wrong one
     ├── ResourceExhausted    the queue or a quota is full: wait .retry_after seconds
-    ├── Unavailable          the server cannot be reached, starts or stops: retry
+    ├── Unavailable          the server starts or stops: retry; or it cannot be reached: .reason says why
     ├── DeadlineExceeded     the timeout passed
     ├── Cancelled            the call was cancelled or its stream closed
     ├── Unimplemented        the server does not know the call
@@ -25,6 +25,9 @@ import grpc
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 
+from saegis.unreached import Reach, why_unreached
+
+_UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
 _DETAILS_KEY = "grpc-status-details-bin"
 _PUSHBACK_KEY = "grpc-retry-pushback-ms"
 
@@ -55,7 +58,8 @@ class SaegisError(Exception):
         self.message = message
         """What happened, in a sentence."""
         self.reason = reason
-        """What happened, for programs: a constant such as "QUEUE_FULL". Empty where the server gave none."""
+        """What happened, for programs: a constant such as "QUEUE_FULL", or one of `saegis.Unreached` where
+        there was no connection. Empty where the server gave none."""
         self.retry_after = retry_after
         """How long to wait before a retry, in seconds. None where the server gave no advice."""
         self.request_id = request_id
@@ -63,11 +67,17 @@ class SaegisError(Exception):
         self.metadata = dict(metadata or {})
         """More about the reason, such as the policy's rule."""
         self.violations = list(violations)
-        """The request's wrong fields; with InvalidArgument only."""
+        """The request's wrong fields; most errors have none."""
 
     def __str__(self) -> str:
-        untold = [f"{field}: {text}" for field, text in self.violations if text not in self.message]
-        return f"{self.message} ({'; '.join(untold)})" if untold else self.message
+        return f"{self.message} ({'; '.join(self.untold)})" if self.untold else self.message
+
+    @property
+    def untold(self) -> list[str]:
+        """The wrong fields that `message` does not tell of, each with what is wrong with it."""
+        # The server cuts long texts, and the message later than the fields.
+        fields = [f"{field}: {text}" for field, text in self.violations]
+        return [each for each in fields if each.removesuffix("...") not in self.message]
 
 
 class InvalidArgument(SaegisError):
@@ -75,7 +85,11 @@ class InvalidArgument(SaegisError):
 
 
 class NotFound(SaegisError):
-    """The request names something that does not exist."""
+    """The request names a feature, SAE, site, policy or revision that the server does not have.
+
+    By index or label, in whichever call: `metadata` and `violations` say which field names it. A name that
+    leaves open what is meant, such as a label of two features, is InvalidArgument.
+    """
 
 
 class AlreadyExists(SaegisError):
@@ -142,8 +156,14 @@ _BY_STATUS: dict[grpc.StatusCode, type[SaegisError]] = {
 }
 
 
-def from_rpc_error(error: grpc.RpcError) -> SaegisError:
-    """The exception for an error of grpc or grpc.aio, with the google.rpc details of its trailers."""
+def from_rpc_error(error: grpc.RpcError, reach: Reach) -> SaegisError:
+    """The exception for an error of grpc or grpc.aio, with the google.rpc details of its trailers.
+
+    reach: how the server was to be reached, to tell why it was not.
+    """
+    unreached = why_unreached(error.details() or "", reach) if error.code() is _UNAVAILABLE else None
+    if unreached is not None:
+        return Unavailable(unreached[1], reason=unreached[0])
     # The stubs describe another type than the pairs that both kinds of grpc give.
     trailers = dict(cast(Iterable[tuple[str, str | bytes]], error.trailing_metadata() or ()))
     info = error_details_pb2.ErrorInfo()

@@ -249,5 +249,7 @@ def _set(message: Message, name: str, value: object, *, shown_as: str = "") -> N
             field.update(value)
         else:
             field.extend(value)
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{shown}: no Unicode text: half of a character stands at {error.start}") from error
     except (TypeError, ValueError) as error:
         raise type(error)(f"{shown}: {error}") from error

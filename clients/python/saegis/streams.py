@@ -12,6 +12,7 @@ import grpc.aio
 from saegis import decode
 from saegis.errors import Cancelled, InternalError, from_rpc_error
 from saegis.results import Chunk, Final, Generation, assemble
+from saegis.unreached import Reach
 from saegis.v1 import generation_pb2
 
 _Response = generation_pb2.StreamGenerateResponse
@@ -66,9 +67,10 @@ class Stream(_Progress):
     `with` block, or by letting go of it, cancels the generation. Raises subclasses of SaegisError.
     """
 
-    def __init__(self, call: Call) -> None:
+    def __init__(self, call: Call, reach: Reach) -> None:
         super().__init__()
         self._call = call
+        self._reach = reach
 
     def __iter__(self) -> Iterator[Chunk]:
         return self
@@ -81,7 +83,7 @@ class Stream(_Progress):
                 self._check_end()
                 raise
             except grpc.RpcError as error:
-                raise from_rpc_error(error) from error
+                raise from_rpc_error(error, self._reach) from error
             chunk = self._accept(message)
             if chunk is not None:
                 return chunk
@@ -112,9 +114,10 @@ class Stream(_Progress):
 class AsyncStream(_Progress):
     """Chunks of one request, in the order in which they come: the asyncio twin of `Stream`."""
 
-    def __init__(self, call: AsyncCall, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, call: AsyncCall, loop: asyncio.AbstractEventLoop, reach: Reach) -> None:
         super().__init__()
         self._call = call
+        self._reach = reach
         self._loop = loop
 
     def __aiter__(self) -> Self:
@@ -125,7 +128,7 @@ class AsyncStream(_Progress):
             try:
                 message = await self._call.read()
             except grpc.RpcError as error:
-                raise from_rpc_error(error) from error
+                raise from_rpc_error(error, self._reach) from error
             except asyncio.CancelledError:
                 if self._closed:
                     raise Cancelled("the stream was closed") from None

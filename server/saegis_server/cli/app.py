@@ -1,8 +1,11 @@
 """The application `saegis`: its subcommands, each in a module of its own that loads only what it needs."""
 
-from typing import Annotated
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from saegis.version import __version__
 from saegis_server.cli import (
@@ -19,6 +22,24 @@ from saegis_server.cli import (
     token,
     train,
 )
+from saegis_server.cli.output import FAILURE, USAGE, fail
+from saegis_server.cli.streams import NotTextError, StreamError, checked, guarded, sentence
+
+
+class Commands(TyperGroup):
+    """All commands, with one answer to what can befall each: no text, no room, nobody who reads."""
+
+    def main(self, args: Sequence[str] | None = None, *further: Any, **settings: Any) -> Any:
+        """Run a command, as typer does."""
+        try:
+            with guarded():
+                given = sys.argv[1:] if args is None else args
+                arguments = [checked(each, f"argument {number}") for number, each in enumerate(given, 1)]
+                return super().main(arguments, *further, **settings)
+        except (StreamError, OSError, UnicodeError) as error:
+            wrong = isinstance(error, NotTextError | UnicodeError)
+            sys.exit(fail(sentence(error), code=USAGE if wrong else FAILURE).exit_code)
+
 
 EPILOG = """
 [bold]Start here[/bold]
@@ -35,6 +56,7 @@ saegis generate --chat "Tell me about the sea." --clamp 3385=50 --temperature 0
 """
 
 app = typer.Typer(
+    cls=Commands,
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,

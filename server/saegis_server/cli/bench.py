@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from saegis_server.cli import options
+from saegis_server.cli.eval_files import write_or_show
 from saegis_server.cli.output import console, notes, print_json
 
 EPILOG = """
@@ -69,7 +70,7 @@ def bench(
             ratios += compare(subject, rounds, progress)
     machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     if markdown is not None:
-        markdown.write_text(f"{report.markdown(ratios)}\n\n{machine}\n", encoding="utf-8")
+        write_or_show(markdown, f"{report.markdown(ratios)}\n\n{machine}\n")
     if json:
         print_json({"machine": machine, "ratios": report.as_json(ratios)})
     else:

@@ -14,6 +14,7 @@ from saegis_server.cli.edits import EditSyntaxError
 from saegis_server.cli.labels import on_server, settled
 from saegis_server.cli.output import USAGE, console, fail, notes
 from saegis_server.cli.receipts import receipt_line, watched_table
+from saegis_server.cli.streams import sentence
 
 if TYPE_CHECKING:
     from saegis import Client, GenerationOptions
@@ -116,7 +117,7 @@ def _turn(client: Client, session: ChatSession, line: str, settings: GenerationO
     except (saegis.SaegisError, TypeError, ValueError) as error:
         session.unsay()
         hint = advice(error, server) if isinstance(error, saegis.SaegisError) else ""
-        fail(str(error), hint or "/reset takes the steering back, /clear the conversation")
+        fail(sentence(error), hint or "/reset takes the steering back, /clear the conversation")
 
 
 def _try(client: Client, session: ChatSession, before: InForce) -> None:

@@ -50,8 +50,18 @@ def write_result(path: Path | None, result: object) -> None:
     if path is None:
         return
     text = json.dumps(plain(result), ensure_ascii=False, indent=2, allow_nan=False)
-    path.write_text(text + "\n", encoding="utf-8")
+    write_or_show(path, text + "\n")
     tell_written(path)
+
+
+def write_or_show(path: Path, text: str) -> None:
+    """Write what took long to measure; where that fails, show it rather than lose it, and end the command."""
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        print(text, flush=True)
+        told = f"{path} cannot be written: {error.strerror}"
+        raise fail(told, "what was to be written is on standard output") from error
 
 
 def tell_written(path: Path) -> None:

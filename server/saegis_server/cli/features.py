@@ -18,6 +18,7 @@ from saegis_server.cli.connection import DEFAULT_SERVER, connected
 from saegis_server.cli.edits import EditSyntaxError, parse_target
 from saegis_server.cli.labels import on_server, settled_target
 from saegis_server.cli.output import USAGE, console, fail, notes, print_json, shares
+from saegis_server.cli.streams import sentence
 
 if TYPE_CHECKING:
     from saegis import Contrast, FeatureInfo
@@ -209,7 +210,11 @@ def _texts(given: list[str] | None, file: Path | None, name: str) -> list[str]:
     """The texts of an option and its file, blank lines left out; ends the command where there are none."""
     texts = list(given or ())
     if file is not None:
-        texts += [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        try:
+            lines = file.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise fail(f"{file} cannot be read: {sentence(error)}", code=USAGE) from error
+        texts += [line for line in lines if line.strip()]
     if not texts:
         raise fail(f"no texts are given with {name}", f"give {name} TEXT or {name}-file FILE", USAGE)
     return texts

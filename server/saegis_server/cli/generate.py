@@ -15,6 +15,7 @@ from saegis_server.cli.edits import EditSyntaxError, parse_edits, parse_watches,
 from saegis_server.cli.labels import on_server, settled
 from saegis_server.cli.output import USAGE, console, fail, notes, print_json, print_json_line
 from saegis_server.cli.receipts import receipt_line, receipt_table, rules_table, watched_table
+from saegis_server.cli.streams import read_input
 
 if TYPE_CHECKING:
     from saegis import ChatMessage, Client, Edit, Generation, GenerationOptions
@@ -93,7 +94,7 @@ def generate(
         "seed": seed,
         "stop": stop or [],
     }
-    text = sys.stdin.read() if prompt == "-" else prompt
+    text = read_input() if prompt == "-" else prompt
     chats = chat or system is not None
     if chats:
         request["messages"] = _conversation(system, text)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,6 +11,7 @@ from rich.text import Text
 from saegis_server.cli import options
 from saegis_server.cli.connection import DEFAULT_SERVER, connected
 from saegis_server.cli.output import console, print_json
+from saegis_server.cli.streams import read_input
 
 if TYPE_CHECKING:
     from saegis import Inspection
@@ -41,7 +41,7 @@ def inspect(
     timeout: options.Timeout = None,
 ) -> None:
     """Show the strongest features of each token, in feature units, with their labels."""
-    read = sys.stdin.read() if text == "-" else text
+    read = read_input() if text == "-" else text
     with connected(server, token, ca, insecure, timeout) as client:
         found = (
             client.inspect(messages=[{"role": "user", "content": read}], sae=sae, site=site, top_k=top)

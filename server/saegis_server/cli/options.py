@@ -64,7 +64,11 @@ Token = Annotated[
 CaFile = Annotated[
     str | None,
     typer.Option(
-        "--ca", metavar="FILE", help="PEM file of the authorities to trust.", rich_help_panel=_CONNECTION
+        "--ca",
+        metavar="FILE",
+        help="PEM file of the authorities to trust. Your own certificate, where the server asks for one, and "
+        "its key are the files in SAEGIS_CERT and SAEGIS_KEY.",
+        rich_help_panel=_CONNECTION,
     ),
 ]
 Insecure = Annotated[

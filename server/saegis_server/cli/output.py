@@ -37,12 +37,23 @@ def _widened(console: Console) -> Console:
 
 def print_json(value: object) -> None:
     """Print one JSON document on standard output; dataclasses become objects."""
-    print(json.dumps(plain(value), ensure_ascii=False, indent=2), flush=True)
+    print(_json(value, indent=2), flush=True)
 
 
 def print_json_line(value: object) -> None:
     """Print one JSON object on one line of standard output, at once."""
-    print(json.dumps(plain(value), ensure_ascii=False), flush=True)
+    print(_json(value), flush=True)
+
+
+def _json(value: object, indent: int | None = None) -> str:
+    """`value` as JSON, in ASCII where the output's encoding cannot show all of it."""
+    told = plain(value)
+    text = json.dumps(told, ensure_ascii=False, indent=indent)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        return json.dumps(told, indent=indent)
+    return text
 
 
 def plain(value: object) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Self, TypeVar
 
 from torch import Tensor
 
+from saegis_server.json_text import parse_json
 from saegis_server.policy.archive import MOST_TAR_BYTES, read_archive, write_archive
 from saegis_server.policy.bundle_files import (
     CALIBRATION_FILE,
@@ -187,7 +187,7 @@ class _Reading:
         if CALIBRATION_FILE not in files:
             return
         try:
-            if not isinstance(json.loads(files[CALIBRATION_FILE].decode("utf-8")), dict):
+            if not isinstance(parse_json(files[CALIBRATION_FILE].decode("utf-8")), dict):
                 raise ValueError("an object is wanted")
         except (ValueError, RecursionError) as error:
             message = f"is no JSON object: {error}"

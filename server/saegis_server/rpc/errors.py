@@ -1,13 +1,20 @@
-"""The status table: which gRPC status, with which google.rpc details, each exception becomes."""
+"""The status table: which gRPC status, with which google.rpc details, each exception becomes.
+
+What a request names and what does not exist here (an SAE, a feature by index or label, a site, a policy, a
+revision) is NOT_FOUND, with its ResourceInfo and the field that names it. A value that is malformed, out of
+its range or leaves open what is meant is INVALID_ARGUMENT. Two things that exist and do not belong together
+(an SAE and a site) are FAILED_PRECONDITION.
+"""
 
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from itertools import accumulate
 from uuid import uuid4
 
 import grpc
 import torch
-from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 
@@ -26,10 +33,10 @@ PUSHBACK_KEY = "grpc-retry-pushback-ms"
 DETAILS_KEY = "grpc-status-details-bin"
 #: How long to wait before a retry after what ends by itself soon: a restart, another request's memory.
 RETRY_SECONDS = 1.0
-#: Trailers have little room (8 KiB): how much of a bundle's problems they tell, in bytes, each and together.
-LONGEST_PROBLEM, MOST_PROBLEM_BYTES = 400, 2500
-#: How much of any message they tell: a message may quote what the caller sent.
-LONGEST_MESSAGE = 1000
+#: Trailers have little room, and a message may quote what the caller sent: beyond 8 KiB a client sees
+#: RESOURCE_EXHAUSTED and nothing else. So much is told of a message, in bytes as it is sent, where each byte
+#: beyond printable ASCII takes three; of each text of the details; and of the status with all its details.
+LONGEST_MESSAGE, LONGEST_DETAIL, MOST_STATUS_BYTES = 1000, 300, 3600
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +51,9 @@ class Problem:
     retry_after: float | None = None
     details: tuple[Message, ...] = ()
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "message", shortened(self.message, LONGEST_MESSAGE, escaped=3))
+
 
 def describe(error: BaseException) -> Problem:
     """The problem that an exception stands for; what nobody foresaw becomes INTERNAL with an error_id.
@@ -52,8 +62,7 @@ def describe(error: BaseException) -> Problem:
     """
     for kind, row in _TABLE:
         if isinstance(error, kind):
-            problem = row(error)
-            return replace(problem, message=_shortened(problem.message, LONGEST_MESSAGE))
+            return row(error)
     return Problem(
         grpc.StatusCode.INTERNAL,
         "INTERNAL_ERROR",
@@ -63,27 +72,53 @@ def describe(error: BaseException) -> Problem:
 
 
 def status(problem: Problem, request_id: str) -> status_pb2.Status:
-    """The google.rpc.Status of a problem, with ErrorInfo, RequestInfo and whatever else applies."""
+    """The google.rpc.Status of a problem, with ErrorInfo, RequestInfo and whatever else applies.
+
+    Each text is shortened, and of many violations only the first are told, so that it fits into trailers.
+    """
+    metadata = {key: shortened(value) for key, value in problem.metadata.items()}
     details: list[Message] = [
-        error_details_pb2.ErrorInfo(reason=problem.reason, domain=DOMAIN, metadata=dict(problem.metadata)),
+        error_details_pb2.ErrorInfo(reason=problem.reason, domain=DOMAIN, metadata=metadata),
         error_details_pb2.RequestInfo(request_id=request_id),
     ]
-    if problem.violations:
-        fields = error_details_pb2.BadRequest()
-        for path, description in problem.violations:
-            told = _shortened(path), _shortened(description, LONGEST_MESSAGE)
-            fields.field_violations.add(field=told[0], description=told[1])
-        details.append(fields)
     if problem.retry_after is not None:
         retry = error_details_pb2.RetryInfo()
         retry.retry_delay.FromNanoseconds(round(problem.retry_after * 1e9))
         details.append(retry)
     message = status_pb2.Status(code=problem.code.value[0], message=problem.message)
     for detail in (*details, *problem.details):
-        packed = AnyMessage()
-        packed.Pack(detail)
-        message.details.append(packed)
+        message.details.add().Pack(detail)
+    if problem.violations:
+        room = MOST_STATUS_BYTES - message.ByteSize()
+        message.details.add().Pack(_bad_request(problem.violations, room))
     return message
+
+
+def _bad_request(violations: Sequence[tuple[str, str]], room: int) -> Message:
+    """The first violations, as many as there is room for, and at least one."""
+    fields = error_details_pb2.BadRequest()
+    for path, description in violations:
+        fields.field_violations.add(field=shortened(path), description=shortened(description))
+        if fields.ByteSize() > room and len(fields.field_violations) > 1:
+            fields.field_violations.pop()
+            break
+    message: Message = fields
+    return message
+
+
+def shortened(text: str, most: int = LONGEST_DETAIL, escaped: int = 1) -> str:
+    """As much of a text as fits into `most` bytes, with "..." where something is left out.
+
+    escaped: how many bytes each byte takes that is not printable ASCII. A lone surrogate, which no message
+    can hold, is told as its escape.
+    """
+    text = text[: most + 1].encode(errors="backslashreplace").decode()
+    plain = [" " <= char <= "~" and char != "%" for char in text]
+    sizes = [1 if each else escaped * len(char.encode()) for char, each in zip(text, plain, strict=True)]
+    ends = list(accumulate(sizes))
+    if not ends or ends[-1] <= most:
+        return text
+    return text[: bisect_right(ends, most - len("..."))] + "..."
 
 
 def trailers(problem: Problem, request_id: str) -> tuple[tuple[str, str | bytes], ...]:
@@ -136,22 +171,23 @@ def _diverged(error: engine.SteeringDivergedError) -> Problem:
 
 
 def _unknown_sae(error: catalog.UnknownSAEError) -> Problem:
-    resource = error_details_pb2.ResourceInfo(
-        resource_type="saegis.dev/Sae",
-        resource_name=_shortened(error.sae),
-        description=_shortened(error.description),
-    )
-    return Problem(
-        grpc.StatusCode.NOT_FOUND,
-        "SAE_NOT_FOUND",
-        f"{error.field}: {error.description}",
-        violations=((error.field, error.description),),
-        details=(resource,),
-    )
+    return _not_found("SAE", "Sae", error.sae, error.description, error.field)
+
+
+def _unknown_feature(error: catalog.UnknownFeatureError) -> Problem:
+    return _not_found("FEATURE", "Feature", f"{error.sae}/{error.feature}", error.description, error.field)
+
+
+def _unknown_site(error: problems.UnknownSiteError) -> Problem:
+    return _not_found("SITE", "Site", error.site, error.description, error.field)
+
+
+def _ambiguous(error: catalog.AmbiguousFeatureError) -> Problem:
+    return _invalid("FIELD_INVALID", error.field, error.description)
 
 
 def _not_at_site(error: catalog.SAENotAtSiteError) -> Problem:
-    details = _precondition("SAE_NOT_AT_SITE", _shortened(error.sae), _shortened(error.description))
+    details = _precondition("SAE_NOT_AT_SITE", error.sae, error.description)
     return Problem(
         grpc.StatusCode.FAILED_PRECONDITION,
         "SAE_NOT_AT_SITE",
@@ -161,10 +197,6 @@ def _not_at_site(error: catalog.SAENotAtSiteError) -> Problem:
     )
 
 
-def _unknown_feature(error: catalog.UnknownFeatureError) -> Problem:
-    return _invalid("FIELD_INVALID", error.field, error.description)
-
-
 def _unprepared(error: problems.PreconditionError) -> Problem:
     details = _precondition(error.kind, error.subject, error.description)
     return Problem(grpc.StatusCode.FAILED_PRECONDITION, error.kind, error.description, details=(details,))
@@ -172,15 +204,13 @@ def _unprepared(error: problems.PreconditionError) -> Problem:
 
 def _precondition(kind: str, subject: str, description: str) -> Message:
     failure = error_details_pb2.PreconditionFailure()
-    failure.violations.add(type=kind, subject=subject, description=description)
+    failure.violations.add(type=kind, subject=shortened(subject), description=shortened(description))
     message: Message = failure
     return message
 
 
 def _in_flight(error: problems.InFlightError) -> Problem:
-    resource = error_details_pb2.ResourceInfo(
-        resource_type="saegis.dev/Request", resource_name=error.request_id, description=str(error)
-    )
+    resource = _resource("Request", error.request_id, str(error))
     return Problem(
         grpc.StatusCode.ALREADY_EXISTS, "REQUEST_IN_FLIGHT", f"request_id: {error}", details=(resource,)
     )
@@ -195,13 +225,13 @@ def _denied(error: problems.PolicyDeniedError) -> Problem:
         message += f": {_first([each.message for each in told])}"
         metadata |= {"policy": told[0].policy, "rule": told[0].rule, "denials": str(len(told))}
     if revision := revisions_told(error.decision, audience):
-        metadata["revision"] = _shortened(revision)
+        metadata["revision"] = revision
     fields = [
         (each.field, f"{each.policy}/{each.rule}: {each.message}" if each.rule else each.message)
         for each in denials
         if each.field
     ]
-    return Problem(grpc.StatusCode.PERMISSION_DENIED, "POLICY_DENIED", message, metadata, _fitting(fields))
+    return Problem(grpc.StatusCode.PERMISSION_DENIED, "POLICY_DENIED", message, metadata, tuple(fields))
 
 
 def _policy(error: policy.PolicyError) -> Problem:
@@ -225,31 +255,13 @@ def _rejected(error: policy.PolicyError, code: grpc.StatusCode, reason: str) -> 
         violations.append((path, each.message))
     metadata = {"kind": error.kind, "problems": str(len(error.problems))}
     message = f"the bundle is not taken: {_first(list(map(str, error.problems)))}"
-    return Problem(code, reason, message, metadata, _fitting(violations))
+    return Problem(code, reason, message, metadata, tuple(violations))
 
 
 def _first(messages: Sequence[str]) -> str:
+    """The first message, short enough that its end is told too, and how many more there are."""
     more = len(messages) - 1
-    return _shortened(messages[0]) + (f" (and {more} more)" if more else "")
-
-
-def _fitting(violations: Sequence[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
-    """The first violations, as many as there is room for, and at least one."""
-    found: list[tuple[str, str]] = []
-    room = MOST_PROBLEM_BYTES
-    for path, message in violations:
-        violation = _shortened(path), _shortened(message)
-        room -= sum(len(part.encode()) for part in violation)
-        if room < 0 and found:
-            break
-        found.append(violation)
-    return tuple(found)
-
-
-def _shortened(text: str, most: int = LONGEST_PROBLEM) -> str:
-    if len(text) * 4 <= most or len(text.encode()) <= most:
-        return text
-    return text[:most].encode()[: most - 3].decode(errors="ignore") + "..."
+    return shortened(messages[0], LONGEST_MESSAGE // 2, escaped=3) + (f" (and {more} more)" if more else "")
 
 
 def _stale_etag(error: store.StaleEtagError) -> Problem:
@@ -263,19 +275,29 @@ def _stale_etag(error: store.StaleEtagError) -> Problem:
 
 
 def _unknown_policy(error: store.UnknownPolicyError) -> Problem:
-    return _not_found("POLICY_NOT_FOUND", "saegis.dev/Policy", error.name, str(error))
+    return _not_found("POLICY", "Policy", error.name, str(error))
 
 
 def _unknown_revision(error: store.UnknownRevisionError) -> Problem:
-    name = f"{error.name}@{error.digest}"
-    return _not_found("REVISION_NOT_FOUND", "saegis.dev/PolicyRevision", name, str(error))
+    return _not_found("REVISION", "PolicyRevision", f"{error.name}@{error.digest}", str(error))
 
 
-def _not_found(reason: str, kind: str, name: str, description: str) -> Problem:
-    resource = error_details_pb2.ResourceInfo(
-        resource_type=kind, resource_name=_shortened(name), description=_shortened(description)
+def _not_found(what: str, kind: str, name: str, description: str, field: str = "") -> Problem:
+    """What a request names, in its field where one is told, and what does not exist here."""
+    return Problem(
+        grpc.StatusCode.NOT_FOUND,
+        f"{what}_NOT_FOUND",
+        f"{field}: {description}" if field else description,
+        violations=((field, description),) if field else (),
+        details=(_resource(kind, name, description),),
     )
-    return Problem(grpc.StatusCode.NOT_FOUND, reason, _shortened(description), details=(resource,))
+
+
+def _resource(kind: str, name: str, description: str) -> Message:
+    resource: Message = error_details_pb2.ResourceInfo(
+        resource_type=f"{DOMAIN}/{kind}", resource_name=shortened(name), description=shortened(description)
+    )
+    return resource
 
 
 def _policy_state(error: store.HistoryError) -> Problem:
@@ -297,27 +319,30 @@ def _role_missing(error: problems.RoleMissingError) -> Problem:
 
 
 def _queue_full(error: engine.QueueFullError) -> Problem:
-    quota = error_details_pb2.QuotaFailure()
-    quota.violations.add(subject="queue", description=str(error))
     return Problem(
         grpc.StatusCode.RESOURCE_EXHAUSTED,
         "QUEUE_FULL",
         f"the queue is full: {error}",
         retry_after=error.retry_after,
-        details=(quota,),
+        details=(_quota("queue", error),),
     )
 
 
 def _busy(error: problems.BusyError) -> Problem:
-    quota = error_details_pb2.QuotaFailure()
-    quota.violations.add(subject=error.subject, description=str(error))
     return Problem(
         grpc.StatusCode.RESOURCE_EXHAUSTED,
         error.reason,
         str(error),
         retry_after=error.retry_after,
-        details=(quota,),
+        details=(_quota(error.subject, error),),
     )
+
+
+def _quota(subject: str, error: Exception) -> Message:
+    failure = error_details_pb2.QuotaFailure()
+    failure.violations.add(subject=shortened(subject), description=shortened(str(error)))
+    message: Message = failure
+    return message
 
 
 def _too_large(error: problems.MessageTooLargeError) -> Problem:
@@ -394,12 +419,14 @@ _TABLE: tuple[tuple[type[BaseException], Callable[..., Problem]], ...] = (
     (problems.MalformedRequestError, _malformed),
     (problems.ContextLengthError, _context_length),
     (problems.ConflictError, _conflict),
+    (problems.UnknownSiteError, _unknown_site),
     (engine.FieldError, _field),
     (SteeringError, _steering),
     (engine.SteeringDivergedError, _diverged),
     (catalog.UnknownSAEError, _unknown_sae),
     (catalog.SAENotAtSiteError, _not_at_site),
     (catalog.UnknownFeatureError, _unknown_feature),
+    (catalog.AmbiguousFeatureError, _ambiguous),
     (problems.PreconditionError, _unprepared),
     (problems.InFlightError, _in_flight),
     (problems.PolicyDeniedError, _denied),

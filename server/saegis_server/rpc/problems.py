@@ -27,6 +27,14 @@ class ConflictError(FieldError):
         self.others = others
 
 
+class UnknownSiteError(FieldError):
+    """The server offers no site of the name `site`."""
+
+    def __init__(self, field: str, description: str, site: str) -> None:
+        super().__init__(field, description)
+        self.site = site
+
+
 class InFlightError(Exception):
     """A request of the same request_id is running."""
 

@@ -8,6 +8,7 @@ import torch
 from saegis.v1 import steering_pb2
 from saegis_server.engine.requests import FieldError
 from saegis_server.engine.sites import Site, SiteError
+from saegis_server.rpc.problems import UnknownSiteError
 from saegis_server.sae.catalog import Catalog, FoundFeature
 from saegis_server.steering.rows import Probe
 
@@ -58,14 +59,17 @@ class Targets:
         raise FieldError(path, "one of feature and direction must be given")
 
     def site(self, name: str, path: str) -> str:
-        """The site of a name, in any spelling that `Site.parse` reads. Raises FieldError."""
+        """The site of a name, in any spelling that `Site.parse` reads.
+
+        Raises FieldError for what is no site's name, UnknownSiteError for a site that is not offered.
+        """
         try:
             site = str(Site.parse(name))
         except SiteError as error:
             raise FieldError(path, str(error)) from error
         if site not in self.sites:
             known = ", ".join(self.sites) or "none"
-            raise FieldError(path, f"{name!r} is no site of this server; its sites: {known}")
+            raise UnknownSiteError(path, f"{name!r} is no site of this server; its sites: {known}", name)
         return site
 
     def feature(

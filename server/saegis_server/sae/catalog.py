@@ -27,7 +27,16 @@ class UnknownSAEError(CatalogError):
 
 
 class UnknownFeatureError(CatalogError):
-    """The SAE has no such feature, or the reference leaves open which one is meant."""
+    """The SAE of the id `sae` has no such feature; `feature` is the index or label that was given."""
+
+    def __init__(self, field: str, description: str, sae: str, feature: int | str) -> None:
+        super().__init__(field, description)
+        self.sae = sae
+        self.feature = feature
+
+
+class AmbiguousFeatureError(CatalogError):
+    """The reference leaves open which SAE or feature is meant."""
 
 
 class SAENotAtSiteError(CatalogError):
@@ -93,7 +102,7 @@ class Catalog:
         """The SAE of an id; an empty id means the only one (at `site`, where that is given).
 
         `path` and `site_path` name the fields in errors. Raises UnknownSAEError, SAENotAtSiteError if the
-        SAE, or any, is not loaded at `site`, and UnknownFeatureError if an empty id may mean several.
+        SAE, or any, is not loaded at `site`, and AmbiguousFeatureError if an empty id may mean several.
         """
         if sae:
             found = self._by_id.get(sae)
@@ -110,31 +119,33 @@ class Catalog:
         if not candidates:
             where = f" at {site}" if site else ""
             raise SAENotAtSiteError(path, f"no SAE is loaded{where}; {self._known()}", sae)
-        raise UnknownFeatureError(path, f"name one of the {len(candidates)} SAEs; {self._known()}")
+        raise AmbiguousFeatureError(path, f"name one of the {len(candidates)} SAEs; {self._known()}")
 
     def by_index(self, loaded: LoadedSAE, index: int, path: str) -> FoundFeature:
         """The feature of an index. Raises UnknownFeatureError."""
         if not 0 <= index < loaded.sae.features:
             last = loaded.sae.features - 1
-            raise UnknownFeatureError(path, f"the SAE {loaded.id} has features 0 to {last}, not {index}")
+            told = f"the SAE {loaded.id} has features 0 to {last}, not {index}"
+            raise UnknownFeatureError(path, told, loaded.id, index)
         return FoundFeature(loaded, index, loaded.labels.get(index))
 
     def by_label(self, loaded: LoadedSAE, label: str, path: str) -> FoundFeature:
         """The feature of a label, whatever its case and accents. Raises UnknownFeatureError if it has none,
-        or several and not exactly one in the spelling given."""
+        AmbiguousFeatureError if it has several and not exactly one in the spelling given."""
         found = loaded.labels.by_label(label)
         chosen = [each for each in found if each.label == label] or found
         if len(chosen) == 1:
             return FoundFeature(loaded, chosen[0].feature, chosen[0])
         if chosen:
             several = ", ".join(map(_with_precision, chosen[:8])) + (", ..." if len(chosen) > 8 else "")
-            raise UnknownFeatureError(
+            raise AmbiguousFeatureError(
                 path,
                 f"{len(chosen)} features of the SAE {loaded.id} are labelled {label!r}: {several}; "
                 "give one's index",
             )
         unlabelled = "" if len(loaded.labels) else "; none of them is labelled"
-        raise UnknownFeatureError(path, f"the SAE {loaded.id} has no feature labelled {label!r}{unlabelled}")
+        told = f"the SAE {loaded.id} has no feature labelled {label!r}{unlabelled}"
+        raise UnknownFeatureError(path, told, loaded.id, label)
 
     def _known(self) -> str:
         if not self._by_id:

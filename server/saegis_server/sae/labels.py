@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 
+from saegis_server.json_text import parse_json
 from saegis_server.sae.errors import SAEFileError
 
 LABELS_FILE = "features.jsonl"
@@ -181,16 +182,9 @@ def _entry(label: FeatureLabel) -> dict[str, object]:
     return entry | {name: dict(entry[name]) for name in _BY_LANGUAGE}
 
 
-def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    entry = dict(pairs)
-    if len(entry) < len(pairs):
-        raise ValueError("a field stands twice in one object")
-    return entry
-
-
 def _parse(line: str) -> FeatureLabel:
     """One line of the file. Raises ValueError that names the field."""
-    entry = json.loads(line, object_pairs_hook=_once)
+    entry = parse_json(line)
     if not isinstance(entry, dict):
         raise ValueError("not a JSON object")
     unknown = sorted(entry.keys() - set(_KEYS))

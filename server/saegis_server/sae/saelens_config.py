@@ -1,10 +1,10 @@
 """The `cfg.json` of an SAE in SAELens's layout, of version 6 and of the flat form before it."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from saegis_server.json_text import parse_json
 from saegis_server.sae.autoencoder import Architecture
 from saegis_server.sae.errors import SAEFileError
 from saegis_server.steering.rows import Norm
@@ -146,7 +146,7 @@ def _read_json(path: Path) -> dict[str, object]:
     except (OSError, UnicodeDecodeError) as error:
         raise SAEFileError(path, f"cannot be read: {error}") from error
     try:
-        config = json.loads(content)
+        config = parse_json(content)
     except (ValueError, RecursionError) as error:
         raise SAEFileError(path, f"not JSON: {error}") from error
     if not isinstance(config, dict):

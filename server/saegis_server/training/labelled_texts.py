@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from saegis_server.json_text import parse_json
 from saegis_server.training.token_truth import TokenTruth
 
 #: The label of a feature that fires on harmful texts of whatever label.
@@ -61,7 +61,7 @@ def read_labelled_texts(path: Path) -> tuple[LabelledText, ...]:
 
 def _parse(line: str) -> LabelledText:
     """One line of the file. Raises ValueError that names the field."""
-    entry = json.loads(line, object_pairs_hook=_once)
+    entry = parse_json(line)
     if not isinstance(entry, dict):
         raise ValueError("not a JSON object")
     unknown = sorted(entry.keys() - set(_KEYS))
@@ -78,10 +78,3 @@ def _words(entry: dict[str, object], name: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"{name} is {value!r}, not a text")
     return value
-
-
-def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    entry = dict(pairs)
-    if len(entry) < len(pairs):
-        raise ValueError("a field stands twice in one object")
-    return entry

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerFast
+
+from saegis_server.json_text import parse_json
 
 #: How many texts are encoded at a time.
 _AT_A_TIME = 256
@@ -61,7 +62,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 def _text_field(path: Path, number: int, line: str) -> str:
     try:
-        value = json.loads(line)
+        value = parse_json(line)
     except (ValueError, RecursionError) as error:
         raise TextError(path, f"is not JSON: {error}", number) from error
     text = value.get("text") if isinstance(value, dict) else None

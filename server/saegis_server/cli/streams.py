@@ -1,0 +1,130 @@
+"""Standard input and output of a command, whatever their encoding, and whether or not somebody reads.
+
+What the output's encoding cannot show is shown as its escape, so no answer is lost to it. What standard error
+does not take is left out: notes must not cost the answer.
+"""
+
+import codecs
+import io
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, TextIO, cast
+
+#: What becomes of bytes that are not of the input's encoding, and of characters that the output's has not.
+_READING, _WRITING = "surrogateescape", "backslashreplace"
+
+
+class StreamError(Exception):
+    """Standard output takes nothing: `str` says so in a sentence.
+
+    No OSError and no ValueError, so that nothing on the way takes it for a file's or a value's.
+    """
+
+
+class NotTextError(StreamError):
+    """An argument or standard input is not text."""
+
+
+@contextmanager
+def guarded() -> Iterator[None]:
+    """Let texts of any kind through the standard streams. Raises StreamError for output that is not taken.
+
+    In the end all output has been taken.
+    """
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for as long as the process runs
+        raise StreamError("standard output is closed: redirect it, if only to /dev/null")
+    before = sys.stdin, sys.stdout, sys.stderr
+    sys.stdin = cast(TextIO, _fit(before[0] or io.StringIO(), _READING))
+    sys.stdout = cast(TextIO, _Output(_fit(before[1], _WRITING)))
+    sys.stderr = cast(TextIO, _Notes(_fit(before[2] or io.StringIO(), _WRITING)))
+    try:
+        yield
+    finally:
+        try:
+            sys.stdout.flush()
+        finally:
+            sys.stdin, sys.stdout, sys.stderr = before
+
+
+def read_input() -> str:
+    """All of standard input. Raises NotTextError where it is not text."""
+    return checked(sys.stdin.read(), "standard input")
+
+
+def checked(text: str, name: str) -> str:
+    """The text itself. Raises NotTextError where it holds bytes that are no UTF-8, or half a character."""
+    try:
+        text.encode()
+    except UnicodeError:
+        try:
+            # Bytes that the locale's encoding did not know may be UTF-8 nevertheless.
+            return os.fsencode(text).decode()
+        except UnicodeError:
+            raise NotTextError(f"{name} is not UTF-8 text: {text[:200]!a}") from None
+    return text
+
+
+def sentence(error: Exception) -> str:
+    """What an error says, also for one of encodings, whose own words quote a whole text."""
+    if not isinstance(error, UnicodeEncodeError | UnicodeDecodeError):
+        return str(error)
+    if isinstance(error, UnicodeEncodeError):
+        return f"a text is not Unicode: {error.object[max(0, error.start - 20) : error.end + 20]!a}"
+    return f"not {error.encoding.upper()} text: the byte 0x{error.object[error.start]:02x} at {error.start}"
+
+
+def _fit(stream: Any, errors: str) -> Any:
+    """The stream, which now fails at no character; one that knows ASCII alone reads UTF-8."""
+    if isinstance(stream, io.TextIOWrapper):
+        reads_ascii = errors == _READING and codecs.lookup(stream.encoding).name == "ascii"
+        # What has been read from already stays as it is.
+        with suppress(io.UnsupportedOperation):
+            stream.reconfigure(encoding="utf-8" if reads_ascii else None, errors=errors)
+    return stream
+
+
+class _Stream:
+    """A stream with another answer to what it does not take; all else is the stream's own."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Write a text."""
+        try:
+            return int(self._stream.write(text))
+        except OSError as error:
+            return self._refused(error, len(text))
+
+    def flush(self) -> None:
+        """Write what is held back."""
+        try:
+            self._stream.flush()
+        except OSError as error:
+            self._refused(error, 0)
+
+    def _refused(self, error: OSError, length: int) -> int:
+        """What a write returns that was not taken; here and in the interpreter's end nothing fails again."""
+        with suppress(OSError, ValueError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
+        return length
+
+
+class _Notes(_Stream):
+    """Standard error: what it does not take is left out."""
+
+
+class _Output(_Stream):
+    """Standard output: what it does not take ends the command."""
+
+    def _refused(self, error: OSError, length: int) -> int:
+        super()._refused(error, length)
+        raise StreamError(f"the output cannot be written: {error.strerror or error}") from error
