@@ -125,9 +125,9 @@ def test_any_keepalive_is_one_of_grpc(loopback: Loopback, call: Caller, seconds:
         ({"keepalive_seconds": 0}, "keepalive_seconds must be positive, not 0"),
         ({"keepalive_seconds": float("nan")}, "keepalive_seconds"),
         ({"timeout": -1}, "timeout must be positive, not -1"),
-        ({"token": "one\ntwo"}, "the token is none"),
-        ({"token": "schlüssel"}, "the token is none"),
-        ({"token": "two words"}, "the token is none"),
+        ({"token": "one\ntwo"}, "the token cannot be sent"),
+        ({"token": "schlüssel"}, "the token cannot be sent"),
+        ({"token": "two words"}, "the token cannot be sent"),
     ],
 )
 @pytest.mark.parametrize("client", [saegis.Client, saegis.AsyncClient])

@@ -72,7 +72,7 @@ class BaseClient:
 def checked_token(token: str) -> str:
     """The token. Raises ValueError, which does not tell it, for what no header can hold."""
     if not token.isascii() or not token.isprintable() or " " in token:
-        raise ValueError("the token is none: tokens are printable ASCII without spaces, on one line")
+        raise ValueError("the token cannot be sent: a token is printable ASCII on one line, without spaces")
     return token
 
 

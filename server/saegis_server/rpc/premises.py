@@ -17,8 +17,7 @@ from saegis_server.rpc.config import ServerConfig, TLSFiles
 from saegis_server.rpc.identities import read_identities
 from saegis_server.rpc.limits import Limiter
 from saegis_server.rpc.policy_config import PolicySettings
-from saegis_server.sae.hub import check_spec
-from saegis_server.sae.saelens import CONFIG_FILE
+from saegis_server.sae.hub import CONFIG_FILE, check_spec
 from saegis_server.sae.saelens_config import read_config
 from saegis_server.telemetry.metrics import Metrics
 
