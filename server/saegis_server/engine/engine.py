@@ -340,7 +340,7 @@ class Engine:
     def _end(self, sequence: Sequence, ending: Ending) -> None:
         """End a sequence whose token a condition keeps from being told, or fail its request."""
         if isinstance(ending, EngineError):
-            self._fail(sequence.running, ending, poisoned=not isinstance(ending, RefusedByPolicyError))
+            self._fail(sequence.running, ending)
         else:
             sequence.finish(ending)
             self._retire(sequence)
@@ -355,17 +355,15 @@ class Engine:
             error = SteeringDivergedError(message)
         else:
             error = NonFiniteLogitsError(f"the model's logits are not finite at token {sequence.length}")
-        self._fail(running, error, poisoned=True)
+        self._fail(running, error)
 
     # -- endings --------------------------------------------------------------------------------------
 
-    def _retire(self, sequence: Sequence, poisoned: bool = False) -> None:
+    def _retire(self, sequence: Sequence) -> None:
         """Take a finished sequence out of its slot, and end its request with the last one."""
         running, slots = sequence.running, self.step.slots
         self._add_up(sequence)
         if sequence.slot >= 0:
-            if poisoned:
-                slots.release(sequence.slot, poisoned=True)
             empty = self._schedule.remove(sequence)
             if empty is not None:
                 slots.release(empty)
@@ -389,12 +387,12 @@ class Engine:
                 sequence.finish(FinishReason.ABORT)
                 self._retire(sequence)
 
-    def _fail(self, running: Running, error: EngineError, poisoned: bool = False) -> None:
+    def _fail(self, running: Running, error: EngineError) -> None:
         running.fail(error)
         for sequence in running.sequences:
             if not sequence.finished:
                 sequence.finished = True
-                self._retire(sequence, poisoned)
+                self._retire(sequence)
 
     def _deliver(self) -> None:
         for request_id, running in list(self._active.items()):
