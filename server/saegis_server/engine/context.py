@@ -69,8 +69,8 @@ class KVCache:
 class StepContext:
     """Set when a step begins, read by attention and sites, emptied when it ends.
 
-    positions: int64 [B, Q]; places: int64 [B, Q], where in the cache the tokens are written, which for what is
-    no token of a text is a place that nothing reads; slot: int64 [1] in prefill; length: how much is read;
+    positions: int64 [B, Q]; places: int64 [B, Q], where in the cache they are written: what is no token of a
+    text, where nothing is read; slot: int64 [1] in prefill; length: how much of the cache is read;
     views: each site's table rows for this step; prompt: bool [B, Q]; unmoved: bool [B, Q], the tokens that
     no row moves, None where there can be none.
     """

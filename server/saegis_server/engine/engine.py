@@ -33,7 +33,6 @@ from saegis_server.engine.requests import (
     GenerationRequest,
     NonFiniteLogitsError,
     QueueFullError,
-    RefusedByPolicyError,
     SteeringDivergedError,
 )
 from saegis_server.engine.schedule import Schedule
@@ -65,7 +64,7 @@ class Engine:
         self.first_token = first_token or FirstToken()
         self.eos_token_ids = frozenset(eos_token_ids)
         self.max_running, self.max_length = max_running, step.slots.max_length
-        self.capacity, self.sites, self.compiled = step.slots.capacity, step.sites, step.compiled
+        self.capacity, self.sites = step.slots.capacity, step.sites
         self.error: BaseException | None = None
         self._admission = Admission(step, self.first_token)
         self._schedule = Schedule(max_running, step.slots.move)
@@ -85,6 +84,11 @@ class Engine:
         self._thread = threading.Thread(target=self._run, name="saegis-engine", daemon=True)
 
     # -- from any thread ------------------------------------------------------------------------------
+
+    @property
+    def compiled(self) -> bool:
+        """Whether its step is compiled."""
+        return self.step.compiled
 
     def start(self) -> None:
         """Start the engine's thread."""

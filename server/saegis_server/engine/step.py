@@ -95,10 +95,18 @@ class Step:
     ) -> None:
         """Install attention and hooks in `model`; `sites` gives the normalisations used at each."""
         self.model, self.sites, self.slots, self.compiled = model, tuple(sites), slots, compiled
-        self.device = model.device
+        self.norms, self.device = sites, model.device
         self.context = StepContext()
         install_attention(model, self.context)
         install_hooks(model, sites, self.context)
+        self._make()
+
+    def run_eagerly(self) -> None:
+        """Do without the compiler from now on."""
+        self.compiled = False
+        self._make()
+
+    def _make(self) -> None:
         self._decode = self._compile(self._decode_rows)
         self._prefill = self._compile(self._prefill_chunk)
         self._choose = self._compile(self._choose_tokens)

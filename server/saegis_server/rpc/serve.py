@@ -32,7 +32,7 @@ async def serve(
     server = SaegisServer(config, services)
     try:
         address = await server.start()
-        await in_own_thread(lambda: warm_up_engine(services, progress))
+        await in_own_thread(lambda: warm_up_engine(services, progress, config.compile == "always"))
         _leave_loaded_objects_alone()
         with _Signals() as signals:
             await server.open()
