@@ -100,14 +100,14 @@ class Engine:
         Raises FieldError or SteeringError for what cannot be run, DuplicateRequestError, QueueFullError,
         EngineStoppedError. Bans that were not seen before are worked out here, which takes milliseconds.
         """
-        program, guard = self._admission.generation(request)
         sampling = request.sampling
-        seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
-        unmoved = self.first_token.unmoved(request.prompt, request.program)
-        running = Running(request, program, seed, on_events, guard, unmoved)
         stops = frozenset(sampling.stop_token_ids) | (
             frozenset() if sampling.ignore_eos else self.eos_token_ids
         )
+        program, guard = self._admission.generation(request, stops)
+        seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
+        unmoved = self.first_token.unmoved(request.prompt, request.program)
+        running = Running(request, program, seed, on_events, guard, unmoved)
         room = self.max_length - len(request.prompt)
         limit = min(room, sampling.max_tokens or room)
         for index in range(sampling.n):
