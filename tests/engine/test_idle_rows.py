@@ -102,11 +102,6 @@ def _rows(phase: Phase) -> SiteProgram:
     return rows
 
 
-def _rows(phase: Phase) -> SiteProgram:
-    (rows,) = destructive(phase).sites.values()
-    return rows
-
-
 def diverge(step: Step, slot: int, length: int) -> None:
     """Read a prompt whose activations are beyond all bounds into a slot."""
     tokens = tiny.prompt_of(slot, length)
