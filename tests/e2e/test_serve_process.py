@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import saegis
 from saegis_server.cli.demo_scenes import metrics
+from saegis_server.engine.compile_cache import SETTING
 from tests.e2e.serving import SITE, Serving, TinyFiles, command, environment, serving
 
 WEIGHTS, CONFIG = "sae_weights.safetensors", "cfg.json"
@@ -64,6 +65,23 @@ def test_without_a_compiler_it_says_so_and_serves_eagerly(tiny_files: TinyFiles,
         assert client.generate("The bridge", max_tokens=2, ignore_eos=True).usage.completion_tokens == 2
         server.terminate()
         assert server.wait() == 0
+
+
+@pytest.mark.parametrize("when", ["never", "auto"])
+def test_where_nothing_can_be_kept_it_serves_eagerly(
+    tiny_files: TinyFiles, tmp_path: Path, when: str
+) -> None:
+    """Importing torch would make its folder, and end the process where that cannot be."""
+    (tmp_path / "home").mkdir()
+    places = {"TORCHINDUCTOR_CACHE_DIR": "/dev/null/cache", "XDG_CACHE_HOME": str(tmp_path / "home")}
+    env = {key: value for key, value in environment(**places).items() if key != SETTING}
+    options = (*tiny_files.options, "--compile", when)
+    with serving(tmp_path / "stderr", *options, env=env) as server:
+        said = [stage for stage in server.stages if "cannot be kept in /dev/null/cache" in stage]
+        assert len(said) == (1 if when == "auto" else 0)
+        server.terminate()
+        assert server.wait() == 0
+    assert not list((tmp_path / "home").iterdir())
 
 
 def _truncate(sae: Path) -> None:

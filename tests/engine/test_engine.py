@@ -89,6 +89,37 @@ def test_a_seed_gives_the_same_texts_alone_and_in_company() -> None:
     assert alone.finished.usage.completion_tokens == 36
 
 
+def test_completions_of_a_seed_are_not_those_of_the_next() -> None:
+    """The first one is what the seed gives alone; the others have streams of their own."""
+    prompt = tiny.prompt_of(5, 7)
+    with tiny.RunningEngine(tiny.step(tiny.model())) as engine:
+
+        def texts(seed: int, n: int) -> list[tuple[int, ...]]:
+            sampling = SamplingParams(n=n, seed=seed, max_tokens=12, ignore_eos=True)
+            answer = engine.ask(prompt, sampling).wait()
+            return [tuple(answer.tokens(index)) for index in range(n)]
+
+        seeds = (0, 9, 10, 11, 2**63 - 1, 2**63, 2**64 - 1)
+        found = {seed: texts(seed, 4) for seed in seeds}
+        assert all(found[seed][:1] == texts(seed, 1) for seed in seeds)
+    every = [text for several in found.values() for text in several]
+    assert len(set(every)) == len(every)
+
+
+def test_no_token_left_to_choose_is_refused() -> None:
+    """Every token ends the text, and none may before so many are written."""
+    stops = tuple(range(tiny.VOCABULARY))
+    with tiny.RunningEngine(tiny.step(tiny.model())) as engine:
+        for given, ignore_eos in ((stops, True), (stops[: tiny.EOS] + stops[tiny.EOS + 1 :], False)):
+            sampling = SamplingParams(min_tokens=2, max_tokens=4, stop_token_ids=given, ignore_eos=ignore_eos)
+            with pytest.raises(FieldError, match="every token of the vocabulary ends the text") as refused:
+                engine.ask([1, 2], sampling)
+            assert refused.value.field == "sampling.min_tokens"
+        for fewer in (greedy(stop_token_ids=stops), greedy(stop_token_ids=stops[1:], min_tokens=3)):
+            answer = engine.ask([1, 2], fewer).wait()
+            assert answer.tokens()[:-1] == [0] * fewer.min_tokens
+
+
 def test_refusals_name_the_field() -> None:
     engine = tiny.RunningEngine(tiny.step(tiny.model()), limits=Limits(queue=2, prefill_chunk=16))
     for prompt, field in (([], "prompt"), ([1] * 160, "prompt"), ([1, 9999], "prompt[1]")):

@@ -36,6 +36,17 @@ def test_a_token_of_no_probability_is_never_chosen(temperature: float, top_p: fl
     assert (40 in chosen) == (temperature >= 1.0 and top_p == 1.0)
 
 
+@pytest.mark.parametrize("top_p", [1e-30, 1e-45, 1e-300])
+def test_of_next_to_no_mass_the_likeliest_token_is_left(top_p: float) -> None:
+    """Also where as a float32 it is 0; temperatures and min-p as extreme leave it too."""
+    logits = torch.randn(6, VOCABULARY, generator=torch.Generator().manual_seed(8))
+    temperatures = [1e-45, 1e-6, 1.0, 100.0, 1.0, 1.0]
+    made = table(
+        6, top_p=[top_p] * 6, temperature=temperatures, min_p=[0.0] * 4 + [1.0] * 2, seed=list(range(6))
+    )
+    assert torch.equal(sample(logits, made), logits.argmax(-1))
+
+
 def test_temperature_zero_is_the_likeliest_whatever_the_filters_say() -> None:
     logits = torch.randn(4, VOCABULARY, generator=torch.Generator().manual_seed(8))
     made = table(4, top_p=[0.1, 0.5, 1.0, 1.0], top_k=[1, 60, 2, 60], min_p=[0.0, 1.0, 0.3, 0.0])

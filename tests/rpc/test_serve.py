@@ -21,9 +21,12 @@ from pydantic import ValidationError
 
 from saegis.v1 import generation_pb2 as pb
 from saegis.v1 import model_pb2
+from saegis_server.cli.start_errors import start_failed
+from saegis_server.engine.compile_cache import SETTING
 from saegis_server.engine.loading import ModelLoadError
 from saegis_server.engine.sites import SiteError
 from saegis_server.engine.step import Step
+from saegis_server.engine.warmup import NotCompiledError
 from saegis_server.polyglot.shipped import model_path as reference_model
 from saegis_server.polyglot.shipped import sae_path as reference_sae
 from saegis_server.rpc import loading
@@ -122,11 +125,12 @@ def test_what_is_loaded_is_measured_and_described(model_path: Path, sae_path: Pa
 
 
 def test_graphs_compiled_after_the_warm_up_are_counted(
-    model_path: Path, monkeypatch: pytest.MonkeyPatch
+    model_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    monkeypatch.setenv(SETTING, str(tmp_path))
     found = load(model_path)
     # Torch counts the graphs; the tiny model runs eagerly, and another function is compiled in its stead.
-    found.engine.compiled = True
+    found.engine.step.compiled = True
     warm_up_engine(found, lambda *_: None)
     found.engine.stop()
 
@@ -260,6 +264,62 @@ def test_without_a_compiler_it_says_so(model_path: Path, monkeypatch: pytest.Mon
     assert "no C++ compiler was found: the model runs eagerly" in stages
     with pytest.raises(ValueError, match="compile is 'always', but no C\\+\\+ compiler"):
         load(model_path, compile="always")
+
+
+def _unusable_cache(services: Services, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv(SETTING, "/dev/null/cache")
+    return "compiled programs cannot be kept in /dev/null/cache (Not a directory)"
+
+
+def _dynamo_fails(services: Services, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What cannot be in one graph is refused before anything is compiled."""
+    model = services.engine.step.model
+    layer = model.get_submodule("model.layers.0")
+    layer.register_forward_pre_hook(lambda *_: torch._dynamo.graph_break())
+    return "the step cannot be compiled ("
+
+
+def _inductor_fails(services: Services, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A backend that fails with pages of text, as one does whose C++ compiler is broken."""
+
+    def broken(*_: object) -> object:
+        raise RuntimeError("C++ compile error\n" + "\n".join(["Command:"] * 90))
+
+    step = services.engine.step
+    monkeypatch.setattr(step, "_prefill", torch.compile(step._prefill_chunk, backend=broken))
+    return "the step cannot be compiled ("
+
+
+@pytest.mark.parametrize("fault", [_unusable_cache, _dynamo_fails, _inductor_fails])
+def test_what_cannot_be_compiled_runs_eagerly_or_ends_the_start_with_a_sentence(
+    model_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    fault: Callable[[Services, pytest.MonkeyPatch], str],
+) -> None:
+    monkeypatch.setenv(SETTING, str(tmp_path))
+    stages: list[str] = []
+    for must in (True, False):
+        found = load(model_path, compile="always" if must else "auto")
+        step = found.engine.step
+        assert step.compiled
+        said = fault(found, monkeypatch)
+        if must:
+            with pytest.raises(NotCompiledError) as failed:
+                warm_up_engine(found, lambda *_: None, must_compile=True)
+            message, advice = start_failed(failed.value) or ("", "")
+            assert message.startswith(said)
+            assert len(message) < 300
+            assert "\n" not in message
+            assert "--compile auto" in advice
+            continue
+        warm_up_engine(found, lambda name, *_: stages.append(name))
+        found.engine.stop()
+        assert found.engine.compiled is False
+        (told,) = [name for name in stages if name.endswith(": the model runs eagerly")]
+        assert told.startswith(said)
+        assert "running prefill" in stages
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith("saegis-")]
 
 
 def start(model_path: Path, sae_path: Path, ready: Path, **settings: Any) -> subprocess.Popen[str]:

@@ -12,7 +12,7 @@ import typer
 
 from saegis_server.cli import options
 from saegis_server.cli.eval_files import write_or_show
-from saegis_server.cli.output import console, notes, print_json
+from saegis_server.cli.output import console, fail, notes, print_json
 
 EPILOG = """
 [bold]Examples[/bold]
@@ -48,12 +48,17 @@ def bench(
     from saegis_server.bench import report
     from saegis_server.bench.run import compare, in_own_thread
     from saegis_server.bench.subjects import random_llama, reference_subject
+    from saegis_server.engine.compile_cache import CompileCacheError, settle
     from saegis_server.engine.warmup import missing_compiler
     from saegis_server.polyglot.shipped import model_path
 
     if (reason := missing_compiler()) is not None:
         notes().print(f"[red]error:[/red] {reason}; the benchmark measures the compiled step")
         raise typer.Exit(1)
+    try:
+        settle()
+    except CompileCacheError as error:
+        raise fail(str(error), "name another folder with SAEGIS_COMPILE_CACHE") from error
     subjects = []
     if only in (Models.REFERENCE, Models.BOTH):
         subjects.append(in_own_thread(lambda: reference_subject(str(model_path()))))

@@ -6,6 +6,9 @@ import sys
 def main() -> None:
     """Run the command line."""
     try:
+        from saegis_server.engine.compile_cache import keep_out
+
+        keep_out()
         from saegis_server.cli.app import app
     except ModuleNotFoundError as error:
         if error.name not in ("typer", "rich"):

@@ -2,7 +2,7 @@
 
 from saegis_server.engine.loading import MachineError, ModelLoadError
 from saegis_server.engine.sites import SiteError
-from saegis_server.engine.warmup import CanaryError
+from saegis_server.engine.warmup import CanaryError, NotCompiledError
 from saegis_server.policy.audit_errors import AuditError
 from saegis_server.policy.errors import PolicyError
 from saegis_server.policy.store_errors import HistoryError
@@ -37,6 +37,12 @@ _ADVICE: tuple[tuple[type[Exception], str, str], ...] = (
     ),
     (AuditError, "the audit log cannot be used: ", "see --audit, or move the directory's files away"),
     (CanaryError, "steering does not do what it must: ", "try --compile never, and report the defect"),
+    (
+        NotCompiledError,
+        "",
+        "--compile auto runs eagerly where it must; SAEGIS_COMPILE_CACHE names another folder; "
+        "--log-level debug shows the whole cause",
+    ),
     (EngineDiedError, "the engine has died: ", "the log above has the cause; start the server again"),
     (ValueError, "", "saegis serve --help explains the settings"),
     (OSError, "", "saegis serve --help explains the settings"),

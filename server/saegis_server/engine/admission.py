@@ -1,6 +1,6 @@
 """Admission: what a request must be for the engine to take it, checked before anything is queued."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from saegis_server.engine.first_token import FirstToken
@@ -33,9 +33,12 @@ class Admission:
         self._step, self._first_token = step, first_token
         self._known: dict[tuple[int, int], _Known] = {}
 
-    def generation(self, request: GenerationRequest) -> tuple[dict[Site, SiteProgram], RequestGuard | None]:
+    def generation(
+        self, request: GenerationRequest, stops: Collection[int]
+    ) -> tuple[dict[Site, SiteProgram], RequestGuard | None]:
         """The program of a generation, by site, and its guard; None where there is nothing to judge.
 
+        stops: the tokens that end its text.
         The program must fit, and its bans and bounds hold, with the rows of all conditions too. Those that
         were not seen before are worked out here, which takes milliseconds; a guard beside a program that were
         seen before take next to no time. Raises FieldError or SteeringError for what cannot be run.
@@ -56,6 +59,12 @@ class Admission:
                 "sampling.logit_bias": tuple(sampling.logit_bias),
             }
         )
+        vocabulary = self._step.slots.vocabulary
+        if sampling.min_tokens > 0 and len(set(stops).intersection(range(vocabulary))) == vocabulary:
+            raise FieldError(
+                "sampling.min_tokens",
+                f"is {sampling.min_tokens}, but every token of the vocabulary ends the text: none is left",
+            )
         return self._admit(prompt, request.program, request.guard)
 
     def text(

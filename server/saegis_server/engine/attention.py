@@ -66,24 +66,24 @@ def attend(
 
 def _write_decode(context: StepContext, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     """Write one token of each of the first B slots; returns what those slots hold, [B·Hkv, length, D]."""
-    slots, positions = context.begun()
+    slots, places = context.begun()
     batch, heads = key.shape[0], key.shape[1]
     rows = torch.arange(batch, device=key.device)
     held = []
     for cache, new in ((slots.keys[layer], key), (slots.values[layer], value)):
-        cache[rows, :, positions[:, 0]] = new[:, :, 0]
+        cache[rows, :, places[:, 0]] = new[:, :, 0]
         held.append(cache.view(-1, *cache.shape[2:])[: batch * heads, : context.length])
     return held[0], held[1]
 
 
 def _write_prefill(context: StepContext, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     """Write a chunk of one slot's prompt; returns what that slot holds, [Hkv, length, D]."""
-    slots, positions = context.begun()
+    slots, places = context.begun()
     held, slot = [], context.slot
     if slot is None:
         raise RuntimeError("a chunk of prompt needs its slot")
     for cache, new in ((slots.keys[layer], key), (slots.values[layer], value)):
-        cache[slot, :, positions[0]] = new[0].transpose(0, 1)
+        cache[slot, :, places[0]] = new[0].transpose(0, 1)
         held.append(cache[:, :, : context.length].index_select(0, slot)[0])
     return held[0], held[1]
 

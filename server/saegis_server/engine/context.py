@@ -59,17 +59,18 @@ class KVCache:
         for tensor in (*self.keys, *self.values):
             tensor[target, :, :length] = tensor[source, :, :length]
 
-    def clear(self, slot: int) -> None:
-        """Forget a slot's tokens: needed where they are not finite, since 0 · NaN is NaN."""
+    def clear(self, slot: int, start: int, end: int) -> None:
+        """Forget the places `start` to `end` of a slot."""
         for tensor in (*self.keys, *self.values):
-            tensor[slot] = 0.0
+            tensor[slot, :, start:end] = 0.0
 
 
 @dataclass(slots=True)
 class StepContext:
     """Set when a step begins, read by attention and sites, emptied when it ends.
 
-    positions: int64 [B, Q]; slot: int64 [1] in prefill; length: how much of the cache is read;
+    positions: int64 [B, Q]; places: int64 [B, Q], where in the cache they are written: what is no token of a
+    text, where nothing is read; slot: int64 [1] in prefill; length: how much of the cache is read;
     views: each site's table rows for this step; prompt: bool [B, Q]; unmoved: bool [B, Q], the tokens that
     no row moves, None where there can be none.
     """
@@ -77,6 +78,7 @@ class StepContext:
     mode: Mode = Mode.IDLE
     cache: KVCache | None = None
     positions: Tensor | None = None
+    places: Tensor | None = None
     slot: Tensor | None = None
     length: int = 0
     prompt: Tensor | None = None
@@ -86,7 +88,7 @@ class StepContext:
     captured: dict[Site, Tensor] = field(default_factory=dict)
 
     def begun(self) -> tuple[KVCache, Tensor]:
-        """The cache and the positions of the running step. Raises RuntimeError if none is running."""
-        if self.cache is None or self.positions is None:
+        """The cache of the running step, and where it writes. Raises RuntimeError if none is running."""
+        if self.cache is None or self.places is None:
             raise RuntimeError("attention was called outside a step")
-        return self.cache, self.positions
+        return self.cache, self.places

@@ -33,7 +33,6 @@ from saegis_server.engine.requests import (
     GenerationRequest,
     NonFiniteLogitsError,
     QueueFullError,
-    RefusedByPolicyError,
     SteeringDivergedError,
 )
 from saegis_server.engine.schedule import Schedule
@@ -65,7 +64,7 @@ class Engine:
         self.first_token = first_token or FirstToken()
         self.eos_token_ids = frozenset(eos_token_ids)
         self.max_running, self.max_length = max_running, step.slots.max_length
-        self.capacity, self.sites, self.compiled = step.slots.capacity, step.sites, step.compiled
+        self.capacity, self.sites = step.slots.capacity, step.sites
         self.error: BaseException | None = None
         self._admission = Admission(step, self.first_token)
         self._schedule = Schedule(max_running, step.slots.move)
@@ -86,6 +85,11 @@ class Engine:
 
     # -- from any thread ------------------------------------------------------------------------------
 
+    @property
+    def compiled(self) -> bool:
+        """Whether its step is compiled."""
+        return self.step.compiled
+
     def start(self) -> None:
         """Start the engine's thread."""
         self._thread.start()
@@ -96,14 +100,14 @@ class Engine:
         Raises FieldError or SteeringError for what cannot be run, DuplicateRequestError, QueueFullError,
         EngineStoppedError. Bans that were not seen before are worked out here, which takes milliseconds.
         """
-        program, guard = self._admission.generation(request)
         sampling = request.sampling
-        seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
-        unmoved = self.first_token.unmoved(request.prompt, request.program)
-        running = Running(request, program, seed, on_events, guard, unmoved)
         stops = frozenset(sampling.stop_token_ids) | (
             frozenset() if sampling.ignore_eos else self.eos_token_ids
         )
+        program, guard = self._admission.generation(request, stops)
+        seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
+        unmoved = self.first_token.unmoved(request.prompt, request.program)
+        running = Running(request, program, seed, on_events, guard, unmoved)
         room = self.max_length - len(request.prompt)
         limit = min(room, sampling.max_tokens or room)
         for index in range(sampling.n):
@@ -342,7 +346,7 @@ class Engine:
     def _end(self, sequence: Sequence, ending: Ending) -> None:
         """End a sequence whose token a condition keeps from being told, or fail its request."""
         if isinstance(ending, EngineError):
-            self._fail(sequence.running, ending, poisoned=not isinstance(ending, RefusedByPolicyError))
+            self._fail(sequence.running, ending)
         else:
             sequence.finish(ending)
             self._retire(sequence)
@@ -357,17 +361,15 @@ class Engine:
             error = SteeringDivergedError(message)
         else:
             error = NonFiniteLogitsError(f"the model's logits are not finite at token {sequence.length}")
-        self._fail(running, error, poisoned=True)
+        self._fail(running, error)
 
     # -- endings --------------------------------------------------------------------------------------
 
-    def _retire(self, sequence: Sequence, poisoned: bool = False) -> None:
+    def _retire(self, sequence: Sequence) -> None:
         """Take a finished sequence out of its slot, and end its request with the last one."""
         running, slots = sequence.running, self.step.slots
         self._add_up(sequence)
         if sequence.slot >= 0:
-            if poisoned:
-                slots.release(sequence.slot, poisoned=True)
             empty = self._schedule.remove(sequence)
             if empty is not None:
                 slots.release(empty)
@@ -392,12 +394,12 @@ class Engine:
                 sequence.finish(FinishReason.ABORT)
                 self._retire(sequence)
 
-    def _fail(self, running: Running, error: EngineError, poisoned: bool = False) -> None:
+    def _fail(self, running: Running, error: EngineError) -> None:
         running.fail(error)
         for sequence in running.sequences:
             if not sequence.finished:
                 sequence.finished = True
-                self._retire(sequence, poisoned)
+                self._retire(sequence)
 
     def _deliver(self) -> None:
         for request_id, running in list(self._active.items()):

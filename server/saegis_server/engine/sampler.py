@@ -12,6 +12,7 @@ from torch import Tensor
 #: Rounds of four bits that find a float32 exactly.
 _ROUNDS = 8
 _LOWEST = -(2**31)
+_TINY = torch.finfo(torch.float32).tiny
 
 
 class SamplingTable(NamedTuple):
@@ -107,7 +108,8 @@ def filtered(logits: Tensor, table: SamplingTable) -> Tensor:
     wanted = table.top_k[:, None].to(torch.float32)
     by_rank = _largest_threshold(keys, torch.ones_like(scaled), wanted)
     weights = torch.where(keys >= by_rank, torch.exp(scaled - top), 0.0)
-    mass = table.top_p[:, None] * weights.sum(-1, keepdim=True)
+    # However little of it is asked for, the likeliest token is, whose weight is 1.
+    mass = (table.top_p[:, None] * weights.sum(-1, keepdim=True)).clamp(min=_TINY)
     # With top_p 1 nothing may be lost to the rounding of the sum.
     by_mass = _largest_threshold(keys, weights, torch.where(table.top_p[:, None] < 1.0, mass, 0.0))
     by_mass = torch.where(table.top_p[:, None] < 1.0, by_mass, _LOWEST)

@@ -1,5 +1,6 @@
 """Sequences: what the engine knows of each text that it is writing, and of the request that it belongs to."""
 
+import hashlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -214,8 +215,12 @@ class Sequence:
 
     @property
     def seed(self) -> int:
-        """Its own seed: those of a request's sequences follow each other."""
-        return (self.running.seed + self.index) % 2**64
+        """Its own seed: the request's for the first one, for the others one made from it and their index, so
+        that they do not meet those of the next seed."""
+        if self.index == 0:
+            return self.running.seed
+        of_both = f"{self.running.seed} {self.index}".encode()
+        return int.from_bytes(hashlib.blake2b(of_both, digest_size=8).digest())
 
     def take(self, token: int, logprobs: Tensor | None, watched: list[list[list[float]]] | None) -> None:
         """Add a generated token; finishes the sequence if it ends here.

@@ -44,9 +44,9 @@ class Slots:
     ) -> None:
         """Allocate `count` slots of `max_length` tokens on the model's device.
 
-        One position is left spare beyond `max_length`, for the padding of one-token prompts, and one slot
-        beyond `count`, for idle rows; so a step never takes the whole of a tensor, which to the compiler
-        would be another program.
+        One place is left spare beyond `max_length`, where idle rows and the padding of one-token prompts are
+        written and nothing is read, and one slot beyond `count`, for idle rows; so a step never takes the
+        whole of a tensor, which to the compiler would be another program.
         """
         config, device = model.config.get_text_config(), model.device
         width = config.hidden_size
@@ -65,6 +65,8 @@ class Slots:
             torch.zeros(rows, dtype=torch.int64, device=device),
             torch.zeros(len(sites) + 1, rows, COUNTED, device=device),
         )
+        # How much of each slot's cache may have been written since it was last empty.
+        self._written = [0] * rows
         self._counted_before = torch.zeros_like(self.state.counted)
         self.alarms = Alarms.allocate(len(sites), rows, capacity.watches + 1, device)
 
@@ -80,6 +82,7 @@ class Slots:
     ) -> None:
         """Give `slot` to a new sequence. `seed` is its own; `stops` are the tokens that end its text."""
         # First of all: should the rest fail, nothing that another sequence did is counted for this one.
+        self._forget(slot)
         self.state.position[slot] = 0
         self.state.counted[:, slot] = 0.0
         table = self.sampling
@@ -145,7 +148,9 @@ class Slots:
     @torch.inference_mode()
     def move(self, source: int, target: int, length: int) -> None:
         """Let `target` hold what `source` holds: `length` tokens, parameters, program and counts."""
+        self._forget(target, length)
         self.cache.move(source, target, length)
+        self._written[target] = length
         for table in self.tables.values():
             table.move(source, target)
         for tensor in (*self.sampling, self.state.token, self.state.position):
@@ -154,12 +159,23 @@ class Slots:
         self.alarms.move(source, target)
 
     @torch.inference_mode()
-    def release(self, slot: int, *, poisoned: bool = False) -> None:
-        """Leave `slot` unsteered; if its numbers were not finite, forget them, since 0 · NaN is NaN."""
+    def release(self, slot: int) -> None:
+        """Leave `slot` unsteered and empty."""
         for table in self.tables.values():
             table.clear(slot)
-        if poisoned:
-            self.cache.clear(slot)
+        self._forget(slot)
+
+    def writes(self, slots: Iterable[int], end: int) -> None:
+        """Take note that a step writes into the cache of `slots`, nowhere from the place `end` on."""
+        for slot in slots:
+            self._written[slot] = max(self._written[slot], end)
+
+    def _forget(self, slot: int, kept: int = 0) -> None:
+        """Forget what lies in a slot's cache beyond `kept` tokens: attention multiplies what a row does not
+        see by 0, and 0 · NaN is NaN."""
+        if kept < self._written[slot]:
+            self.cache.clear(slot, kept, self._written[slot])
+            self._written[slot] = kept
 
     @torch.inference_mode()
     def views(self, program: Mapping[Site, SiteProgram], *rows: int) -> dict[Site, TableView]:

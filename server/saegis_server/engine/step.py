@@ -101,10 +101,18 @@ class Step:
     ) -> None:
         """Install attention and hooks in `model`; `sites` gives the normalisations used at each."""
         self.model, self.sites, self.slots, self.compiled = model, tuple(sites), slots, compiled
-        self.device = model.device
+        self.norms, self.device = sites, model.device
         self.context = StepContext()
         install_attention(model, self.context)
         install_hooks(model, sites, self.context)
+        self._make()
+
+    def run_eagerly(self) -> None:
+        """Do without the compiler from now on."""
+        self.compiled = False
+        self._make()
+
+    def _make(self) -> None:
         self._decode = self._compile(self._decode_rows)
         self._prefill = self._compile(self._prefill_chunk)
         self._choose = self._compile(self._choose_tokens)
@@ -120,9 +128,11 @@ class Step:
     def decode(self, extent: Extent, live: int, sampled: bool) -> StepOutput:
         """One token for each of the first `live` slots; rows beyond them, up to the extent, are idle.
 
+        An idle row has the position 0, so that it sees something whatever the window, and leaves no trace.
         Greedy for all of them, unless `sampled`: then each row's own sampling parameters hold.
         """
         rows = torch.arange(extent.batch, device=self.device)
+        self.slots.writes(range(live), extent.length)
         output = self._ended(self._decode, _varying(rows < live), *self._carriers(extent))
         return self._choose_for(output, rows, rows < live) if sampled else output
 
@@ -146,6 +156,7 @@ class Step:
         padded = tokens if len(tokens) >= SMALLEST else [*tokens, tokens[-1]]
         chunk = torch.tensor([padded], dtype=torch.int64, device=self.device)
         numbers = torch.tensor([slot, start, len(tokens), answer, unmoved], device=self.device)
+        self.slots.writes((slot,), start + len(tokens))
         output = self._ended(self._prefill, _varying(chunk, 1), numbers, *self._carriers(extent))
         if not sampled:
             return output
@@ -198,7 +209,8 @@ class Step:
         positions = torch.arange(start, start + len(tokens), device=self.device)[None]
         every, context = torch.ones_like(positions, dtype=torch.bool), self.context
         context.mode, context.cache, context.length = Mode.PREFILL, cache, start + len(tokens)
-        context.positions, context.slot = positions, torch.zeros(1, dtype=torch.int64, device=self.device)
+        context.positions = context.places = positions
+        context.slot = torch.zeros(1, dtype=torch.int64, device=self.device)
         context.prompt, context.views = (None, {}) if views is None else (every, dict(views))
         context.unmoved = positions < unmoved
         try:
@@ -221,9 +233,10 @@ class Step:
     def _decode_rows(self, live: Tensor, *carriers: Tensor) -> StepOutput:
         extent = Extent(live.shape[0], *(carrier.shape[0] for carrier in carriers))
         batch, context, state = extent.batch, self.context, self.slots.state
-        positions = state.position[:batch, None]
+        positions, places = self._placed(state.position[:batch, None], live[:, None], 0)
         context.mode, context.cache, context.length = Mode.DECODE, self.slots.cache, extent.length
-        context.positions, context.prompt = positions, torch.zeros_like(positions, dtype=torch.bool)
+        context.positions, context.places = positions, places
+        context.prompt = torch.zeros_like(positions, dtype=torch.bool)
         context.views = {site: table.view(batch, *extent[2:]) for site, table in self.slots.tables.items()}
         logits = self._logits(state.token[:batch, None], positions, None)
         output = self._output(logits, positions, live[:, None], None)
@@ -237,13 +250,14 @@ class Step:
         slot, start, count, answer, unmoved = (numbers[place : place + 1] for place in range(5))
         context, state = self.context, self.slots.state
         steps = torch.arange(chunk.shape[1], device=chunk.device)
-        positions = (start + steps)[None]
+        given = (steps < count)[None]
+        positions, places = self._placed((start + steps)[None], given, start)
         context.mode, context.cache, context.length = Mode.PREFILL, self.slots.cache, extent.length
-        context.positions, context.slot = positions, slot
+        context.positions, context.places, context.slot = positions, places, slot
         context.prompt, context.unmoved = positions < answer, positions < unmoved
         context.views = {site: table.view_one(slot, *extent[2:]) for site, table in self.slots.tables.items()}
         logits = self._logits(chunk, positions, count - 1)
-        output = self._output(logits, positions, (steps < count)[None], slot)
+        output = self._output(logits, positions, given, slot)
         state.token.index_put_((slot,), output.tokens)
         state.position.index_put_((slot,), start + count)
         self._finish()
@@ -259,6 +273,13 @@ class Step:
         sampling.counts.index_put_((slots, tokens), live.to(torch.int32), accumulate=True)
         sampling.generated.index_put_((slots,), live.to(torch.int64), accumulate=True)
         return tokens, logprobs
+
+    def _placed(self, at: Tensor, given: Tensor, otherwise: Tensor | int) -> tuple[Tensor, Tensor]:
+        """Positions of tokens and their places in the cache, int64 [B, Q] both: `at`, where `given`.
+
+        What is no token of a text has the position `otherwise`, and the place that nothing reads.
+        """
+        return torch.where(given, at, otherwise), torch.where(given, at, self.slots.max_length)
 
     def _logits(self, tokens: Tensor, positions: Tensor, keep: Tensor | None) -> Tensor:
         """Logits of one position of each row, float32 [B, V]."""
@@ -305,5 +326,5 @@ class Step:
     def _finish(self) -> None:
         context = self.context
         context.mode, context.cache, context.length = Mode.IDLE, None, 0
-        context.positions = context.slot = context.prompt = context.unmoved = None
+        context.positions = context.places = context.slot = context.prompt = context.unmoved = None
         context.views, context.readings = {}, {}

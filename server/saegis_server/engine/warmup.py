@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -19,9 +20,16 @@ Progress = Callable[[str, int, int], None]
 #: How far the canary's readings and logits may lie from the reference, relative to their size.
 TOLERANCE = {torch.float32: 2e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 
+#: How many characters of a compiler's message are told.
+_BRIEF = 200
+
 
 class CanaryError(RuntimeError):
     """Steering does not do what it must at a site; the server must not serve."""
+
+
+class NotCompiledError(RuntimeError):
+    """The step cannot be compiled; the message is one sentence, without the compiler's own pages."""
 
 
 def missing_compiler() -> str | None:
@@ -36,12 +44,14 @@ def missing_compiler() -> str | None:
     return None if shutil.which(compiler) else f"the C++ compiler {compiler} does not exist"
 
 
-def warm_up(step: Step, progress: Progress) -> None:
-    """Compile the three programs, then run the canary at every site. Raises CanaryError.
+def warm_up(step: Step, progress: Progress, kept: bool = False) -> None:
+    """Compile the three programs, then run the canary at every site.
 
-    Compiling takes a minute or two on two cores the first time, and seconds from the compiler's cache.
+    kept: whether they were compiled before, so that they are but traced again and taken from the compiler's
+    cache; the first time takes minutes on two cores. Raises NotCompiledError whatever it is that fails in
+    compiling, and CanaryError.
     """
-    verb = "compiling" if step.compiled else "running"
+    verb = "running" if not step.compiled else "loading compiled" if kept else "compiling"
     stages: list[tuple[str, Callable[[], object]]] = [
         (f"{verb} prefill", lambda: step.prefill(0, [0, 1, 2], 0, Extent(SMALLEST, 3), False)),
         (f"{verb} decode", lambda: step.decode(Extent(SMALLEST, 4), 1, False)),
@@ -50,8 +60,19 @@ def warm_up(step: Step, progress: Progress) -> None:
     ]
     for done, (name, run) in enumerate(stages):
         progress(name, done, len(stages))
-        run()
+        try:
+            run()
+        except Exception as error:
+            if not step.compiled or isinstance(error, CanaryError):
+                raise
+            raise NotCompiledError(f"the step cannot be compiled ({_in_brief(error)})") from error
     progress("ready", len(stages), len(stages))
+
+
+def _in_brief(error: Exception) -> str:
+    """The first line of what a compiler says, which may be pages."""
+    first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return shorten(first or type(error).__name__, _BRIEF, placeholder=" ...")
 
 
 @torch.inference_mode()

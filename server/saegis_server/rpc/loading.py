@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from saegis_server.engine.compile_cache import CompileCacheError, Kept, settle
 from saegis_server.engine.engine import Engine
 from saegis_server.engine.first_token import FirstToken
 from saegis_server.engine.load import Limits
@@ -14,7 +15,7 @@ from saegis_server.engine.site_reading import show_sites
 from saegis_server.engine.sites import Site, forward_order, site_module
 from saegis_server.engine.slots import Slots
 from saegis_server.engine.step import SMALLEST, Step
-from saegis_server.engine.warmup import missing_compiler, warm_up
+from saegis_server.engine.warmup import NotCompiledError, missing_compiler, warm_up
 from saegis_server.policy.world import World
 from saegis_server.rpc.config import ServerConfig
 from saegis_server.rpc.governing import govern
@@ -105,13 +106,53 @@ def services(
     return made
 
 
-def warm_up_engine(made: Services, progress: Progress) -> None:
-    """Compile, run the canary, and start the engine. Raises CanaryError."""
-    warm_up(made.engine.step, progress)
+def warm_up_engine(made: Services, progress: Progress, must_compile: bool = False) -> None:
+    """Compile, run the canary, and start the engine.
+
+    A step that cannot be compiled runs eagerly, which is told. Raises CanaryError, and NotCompiledError if it
+    must be compiled.
+    """
+    step = made.engine.step
+    try:
+        _warm_up(step, progress)
+    except NotCompiledError as error:
+        if must_compile:
+            raise
+        log.debug("the step cannot be compiled", exc_info=error)
+        _tell_eager(str(error), progress)
+        step.run_eagerly()
+        warm_up(step, progress)
     if made.engine.compiled:
         before = _graphs_compiled()
         made.metrics.recompilations.set_function(lambda: float(_graphs_compiled() - before))
     made.engine.start()
+
+
+def _warm_up(step: Step, progress: Progress) -> None:
+    if not step.compiled:
+        return warm_up(step, progress)
+    try:
+        kept = Kept(settle(), _kind(step))
+    except CompileCacheError as error:
+        raise NotCompiledError(str(error)) from error
+    if not kept:
+        progress(f"compiling, once on this machine, for some minutes; kept in {kept.folder}", 0, 0)
+    warm_up(step, progress, bool(kept))
+    kept.note()
+    return None
+
+
+def _kind(step: Step) -> tuple[object, ...]:
+    """What tells a step's compiled programs from those of others."""
+    model, slots = step.model, step.slots
+    sites = sorted(f"{site} {sorted(norm.name for norm in norms)}" for site, norms in step.norms.items())
+    sizes = (slots.count, slots.max_length, slots.capacity, torch.get_num_threads())
+    return (model.config.to_json_string(), model.dtype, model.device, *sites, *sizes)
+
+
+def _tell_eager(reason: str, progress: Progress) -> None:
+    progress(f"{reason}: the model runs eagerly", 0, 0)
+    log.warning("%s: the model runs eagerly, which is slower", reason)
 
 
 def _graphs_compiled() -> int:
@@ -130,8 +171,7 @@ def _compiles(config: ServerConfig, progress: Progress) -> bool:
         return True
     if config.compile == "always":
         raise ValueError(f"compile is 'always', but {reason}")
-    progress(f"{reason}: the model runs eagerly", 0, 0)
-    log.warning("%s: the model runs eagerly, which is slower", reason)
+    _tell_eager(reason, progress)
     return False
 
 

@@ -38,7 +38,7 @@ async def serve(
         ready_file = ReadyFile(config.ready_file)
         services = await in_own_thread(lambda: load_services(config, premises, progress))
         server.add(services)
-        await in_own_thread(lambda: warm_up_engine(services, progress))
+        await in_own_thread(lambda: warm_up_engine(services, progress, config.compile == "always"))
         _leave_loaded_objects_alone()
         with _Signals() as signals:
             await server.open()
