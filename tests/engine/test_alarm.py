@@ -295,14 +295,14 @@ def test_what_was_admitted_once_has_its_plan_ready() -> None:
     admission = Admission(step, FirstToken())
     case = guarded.random_case(16)
     request = GenerationRequest("r", tuple(case.prompt), case.sampling, case.program, guard=case.guard)
-    (rows, first), (again, second) = admission.generation(request), admission.generation(request)
+    (rows, first), (again, second) = admission.generation(request, ()), admission.generation(request, ())
     assert first is not None
     assert second is not None
     assert (again, second.plan) == (rows, first.plan)
     assert first is not second, "what conditions come to is each request's own"
     other = guarded.random_case(16)
     request = GenerationRequest("r", tuple(case.prompt), case.sampling, case.program, guard=other.guard)
-    _, third = admission.generation(request)
+    _, third = admission.generation(request, ())
     assert third is not None
     assert third.plan is not first.plan
     assert third.plan.key == first.plan.key, "equal guards are judged together"

@@ -136,12 +136,12 @@ ASKED: tuple[tuple[str, ...], ...] = (
     ("generate", "the river", "--temperature", "0", "--max-tokens", "24", "--stream"),
     ("generate", "the river", "--temperature", "0", "--max-tokens", "24", "--json"),
     ("generate", "the river", "--temperature", "0", "--max-tokens", "24", "--json", "--stream"),
-    ("inspect", "die Brücke 中文", "--sae", "first"),
-    ("inspect", "die Brücke 中文", "--sae", "first", "--json"),
+    ("inspect", "die Brücke 中文", "--sae-id", "first"),
+    ("inspect", "die Brücke 中文", "--sae-id", "first", "--json"),
     ("features", "search", "bridge", "--json"),
     ("features", "search", "bridge"),
-    ("features", "show", "3", "--sae", "first"),
-    ("features", "contrast", "--with", "Brücke", "--without", "river", "--sae", "first"),
+    ("features", "show", "3", "--sae-id", "first"),
+    ("features", "contrast", "--with", "Brücke", "--without", "river", "--sae-id", "first"),
 )
 
 
@@ -207,7 +207,7 @@ def test_a_prompt_that_is_no_text(server: str, command: tuple[str, ...]) -> None
     assert (found.code, found.errors) == (2, ["error: standard input is not UTF-8 text: 'caf\\udce9'"])
     # A locale that knows ASCII alone does not keep a command from reading UTF-8.
     read = ran(
-        "inspect", "-", "--sae", "first", "--json", "--server", server, given=b"\xc3\xa9", encoding="ascii"
+        "inspect", "-", "--sae-id", "first", "--json", "--server", server, given=b"\xc3\xa9", encoding="ascii"
     )
     assert read.code == 0, read.told
 
@@ -216,7 +216,7 @@ def test_a_prompt_that_is_no_text(server: str, command: tuple[str, ...]) -> None
 READERS: tuple[tuple[str, ...], ...] = (
     ("features", "contrast", "--with-file", "{}", "--without", "b", *NOBODY),
     ("features", "label", "--model", "m", "--sae", "s", "--texts", "{}"),
-    ("features", "choose", "--model", "m", "--sae", "s", "--texts", "{}", "--languages", "en"),
+    ("features", "choose", "--model", "m", "--sae", "s", "--texts", "{}", "--chosen-from", "en"),
     ("eval", "coverage", "--model", "m", "--sae", "s", "--texts", "{}", "--features", "1"),
     ("eval", "ban", "--prompts", "{}", *NOBODY),
     ("eval", "ban", "--features", "{}", *NOBODY),
@@ -225,7 +225,7 @@ READERS: tuple[tuple[str, ...], ...] = (
     ("policy", "test", "{}"),
     ("policy", "diff", "{}", "{}"),
     ("policy", "apply", "{}", *NOBODY),
-    ("policy", "calibrate", "{}", "--prompts", "{}", "--harm", "{}", *NOBODY),
+    ("policy", "calibrate", "{}", "--prompts", "{}", "--scorer", "{}", *NOBODY),
     ("policy", "sign", "{}", "--key", "{}"),
     ("audit", "verify", "{}"),
     ("generate", "x", "--token-file", "{}", *NOBODY),

@@ -133,7 +133,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     write_files(folder)
     for words in (
         ("keygen", "policy.key"),
-        ("sign", "my-policy", "--key", "policy.key", "--output", "signed"),
+        ("sign", "my-policy", "--key", "policy.key", "--out", "signed"),
     ):
         paths = [
             str(folder / word) if word in ("policy.key", "my-policy", "signed") else word for word in words
@@ -252,7 +252,7 @@ def test_policies_are_put_listed_and_rolled_back_as_shown(here: World) -> None:
         result = run(each, here)
         assert result.exit_code == 0, result.output
     later = here.folder / "my-candidate"
-    sign = ("policy", "sign", str(later), "--key", "policy.key", "--output", "my-policy.tar.gz")
+    sign = ("policy", "sign", str(later), "--key", "policy.key", "--out", "my-policy.tar.gz")
     (here.folder / "my-policy.tar.gz").unlink()
     assert CliRunner().invoke(app, sign).exit_code == 0
     (shadow,) = (each for each in shown if "--shadow" in each.text)
