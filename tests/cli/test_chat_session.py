@@ -48,6 +48,14 @@ def test_unset_takes_back_one_features_steering_and_watch_or_all() -> None:
     assert session.command("/unset") == "nothing is in force: unsteered"
 
 
+def test_a_label_takes_back_the_feature_that_it_stood_for() -> None:
+    session = ChatSession()
+    for line in ("/clamp the red bridge=3.5", "/watch the red bridge", "/ban 12"):
+        session.command(line)
+    session.settle([saegis.clamp(17, 3.5), saegis.ban(12)], [saegis.watch(17)])
+    assert session.command("/unset the red bridge") == "in force: ban 12=0"
+
+
 def test_a_failed_call_takes_only_the_users_message_back() -> None:
     session = ChatSession()
     session.say("one")

@@ -139,10 +139,9 @@ def _try(client: Client, session: ChatSession, before: InForce) -> None:
 
 
 def _settle(client: Client, session: ChatSession) -> None:
-    """Let every label name one feature; of two edits of one the later holds."""
-    edits = settled(session.edits, on_server(client))
-    session.edits = list({edit.target: edit for edit in edits}.values())
-    session.watches = settled(session.watches, on_server(client))
+    """Let every label name one feature."""
+    find = on_server(client)
+    session.settle(settled(session.edits, find), settled(session.watches, find))
 
 
 def _answer(client: Client, session: ChatSession, settings: GenerationOptions) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-from saegis import ChatMessage, Edit, Watch
+from saegis import ChatMessage, Edit, FeatureRef, Watch
 from saegis_server.cli.edits import OPERATIONS, EditSyntaxError, describe_edit, parse_edit, parse_target
 
 COMMANDS = {
@@ -50,6 +50,7 @@ class ChatSession:
     watched: list[str] = field(default_factory=list)
     watches: list[Watch] = field(default_factory=list)
     ended: bool = False
+    _stand_for: dict[FeatureRef, FeatureRef] = field(default_factory=dict)
 
     def say(self, text: str) -> None:
         """Add the user's message."""
@@ -109,8 +110,21 @@ class ChatSession:
         self.edits, self.watched = list(before.edits), list(before.watched)
         self.watches = list(before.watches)
 
+    def settle(self, edits: list[Edit], watches: list[Watch]) -> None:
+        """Let features stand for the labels that named them: one edit or watch for each that there is.
+
+        Of two edits of one feature the later holds. A label still takes back what it named.
+        """
+        targets = [(old.target, new.target) for old, new in zip(self.edits, edits, strict=True)]
+        targets += [(old.target, new.target) for old, new in zip(self.watches, watches, strict=True)]
+        for before, now in targets:
+            if isinstance(before, FeatureRef) and isinstance(now, FeatureRef):
+                self._stand_for[before] = now
+        self.edits, self.watches = list({edit.target: edit for edit in edits}.values()), watches
+
     def _unset(self, written: str) -> str:
         target = parse_target(written, self.sae)
+        target = self._stand_for.get(target, target)
         edits = [edit for edit in self.edits if edit.target != target]
         watched = [
             (name, watch)
