@@ -118,6 +118,14 @@ def test_every_kind_of_record_can_be_asked_for() -> None:
     assert [each.kind for each in records] == list(RecordKind)
 
 
+def test_a_file_that_is_no_log_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text("buy milk\n")
+    shown = invoke("show", str(path))
+    assert shown.exit_code == 2
+    assert "no line of it is an audit record" in shown.stderr
+
+
 def test_show_prints_a_table(log: Path) -> None:
     shown = invoke("show", str(log), "--kind", "refusal").output
     assert "globex" in shown

@@ -105,6 +105,16 @@ def test_room_for_rows_is_a_setting(model_path: Path, sae_path: Path) -> None:
             config(rows=wrong)
 
 
+def test_more_than_there_is_memory_for_is_told_by_its_settings(model_path: Path, tmp_path: Path) -> None:
+    shutil.copytree(model_path, tmp_path / "long")
+    told = tmp_path / "long" / "config.json"
+    told.write_text(json.dumps(json.loads(told.read_text()) | {"max_position_embeddings": 2**40}))
+    with pytest.raises(
+        ValueError, match=r"no memory for 16 sequences of 1099511627776 tokens: lower max_run"
+    ):
+        load(tmp_path / "long")
+
+
 def test_what_is_loaded_is_measured_and_described(model_path: Path, sae_path: Path) -> None:
     stages: list[tuple[str, int, int]] = []
     sources = (SAESource(path=str(sae_path)),)

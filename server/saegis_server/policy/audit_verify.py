@@ -68,14 +68,22 @@ def files_of(place: Path | Sequence[Path]) -> list[Path]:
 
 
 def records(files: Iterable[Path]) -> Iterator[Line]:
-    """The records of files that can be read as such, whether genuine or not. Raises OSError."""
+    """The records of files that can be read as such, whether genuine or not.
+
+    Raises OSError, and AuditError for a file that has lines but no record.
+    """
     for path in files:
+        found = 0
         with path.open("rb") as file:
             for text in file:
                 try:
-                    yield read_line(text, None)
+                    line = read_line(text, None)
                 except UnreadableLineError:
                     continue
+                found += 1
+                yield line
+        if not found and path.stat().st_size:
+            raise AuditError(f"{path}: no line of it is an audit record")
 
 
 class _Walk:

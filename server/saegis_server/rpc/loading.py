@@ -11,6 +11,7 @@ from saegis_server.engine.engine import Engine
 from saegis_server.engine.first_token import FirstToken
 from saegis_server.engine.load import Limits
 from saegis_server.engine.loading import LoadedModel, load_model
+from saegis_server.engine.memory import is_want_of_memory
 from saegis_server.engine.site_reading import show_sites
 from saegis_server.engine.sites import Site, forward_order, site_module
 from saegis_server.engine.slots import Slots
@@ -186,8 +187,15 @@ def _step(config: ServerConfig, loaded: LoadedModel, placed: Sequence[PlacedSAE]
     length = config.max_length or loaded.max_context
     if length > loaded.max_context:
         raise ValueError(f"max_length is {length}; the model's context has {loaded.max_context} tokens")
-    room = Capacity(**config.rows)
-    slots = Slots(loaded.model, tuple(in_order), max(config.max_running, SMALLEST), length, room)
+    count, room = max(config.max_running, SMALLEST), Capacity(**config.rows)
+    try:
+        slots = Slots(loaded.model, tuple(in_order), count, length, room)
+    except Exception as error:
+        if not is_want_of_memory(error):
+            raise
+        raise ValueError(
+            f"there is no memory for {count} sequences of {length} tokens: lower max_running or max_length"
+        ) from error
     return Step(loaded.model, in_order, slots, compiled)
 
 
