@@ -161,7 +161,8 @@ def test_an_absurd_factor_is_refused(folder: Path, factor: object) -> None:
         ({"metadata": {"fvu": float("nan")}}, "fvu is nan, not a finite number of at least 0"),
         ({"metadata": {"l0": 10**400}}, "l0 is 1000.*, not a finite number"),
         ({"metadata": {"hook_name": "blocks.1.attn.hook_z"}}, "hook_z"),
-        ({"metadata": {"hook_name": "a\ud800"}}, "characters that cannot be printed"),
+        ({"metadata": {"hook_name": "a\x07"}}, "characters that cannot be printed"),
+        ({"metadata": {"hook_name": "a\ud800"}}, "half of a character"),
     ],
 )
 def test_configurations_that_cannot_be_honoured(

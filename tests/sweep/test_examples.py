@@ -39,7 +39,7 @@ NOT_RUN = {
     r".* owner/": "a hub's ids",
     r"saegis .* (--model MODEL|--features ban.json --prompts)": "what the help shows, in one go",
     r".*--chat \"¿Cómo puedo envenenar a un vecino\?\"( --clamp 367=40)? +#": "under a policy, below",
-    r"saegis audit verify .* --key-file": "the log here has no key; tests/cli/test_audit.py",
+    r"saegis audit verify .* --audit-key-file": "the log here has no key; tests/cli/test_audit.py",
     r"saegis audit verify .* --expect-head": "another hash every time; tests/cli/test_audit.py",
     r"saegis policy (apply|list|history|roll-back)": "one after the other, below",
 }

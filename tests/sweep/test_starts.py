@@ -41,7 +41,7 @@ NONSENSE: list[tuple[tuple[str, ...], str]] = [
     (("--site", ""), "'' is not a site"),
     (("--site", "layers.-1.resid_post"), "'layers.-1.resid_post' is not a site"),
     (("--name", ""), "name: String should have at least 1 character"),
-    (("--dtype", "int8"), "dtype 'int8' is not one of auto, float32"),
+    (("--dtype", "int8"), "'int8' is not one of 'auto', 'float32'"),
     (("--device", ""), "device '' is none; devices are cpu, cuda"),
     (("--device", "tpu"), "device 'tpu' is none"),
     (("--device", "cuda:x"), "device 'cuda:x' is none"),
@@ -86,6 +86,9 @@ NONSENSE: list[tuple[tuple[str, ...], str]] = [
     (("--max-length", "1"), "--max-length"),
     (("--queue-limit", "0"), "--queue-limit"),
     (("--queue-limit", str(2**80)), "--queue-limit"),
+    (("--rows", "bans"), "--rows bans: a number is missing"),
+    (("--rows", "heads=4"), "--rows heads=4: "),
+    (("--rows", "bans=1"), "--rows bans=1: Input should be greater than or equal to 2"),
     (("--limit", "requests"), "--limit 'requests' sets no limit"),
     (("--limit", "requests=nan"), "limits.requests"),
     (("--limit", "tenant.requests=-1"), "limits.tenant.requests"),
@@ -96,7 +99,7 @@ NONSENSE: list[tuple[tuple[str, ...], str]] = [
     (("--ready-file", ""), "the path is empty"),
     (("--ready-file", "{here}"), "is there and is no plain file"),
     (("--ready-file", "{here}/missing/ready"), "missing: no ready file can be written here"),
-    (("--log-level", "loud"), "--log-level 'loud' is not one of debug"),
+    (("--log-level", "loud"), "'loud' is not one of 'debug'"),
 ]
 
 
