@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
+from saegis_server.audit import records as audit_record
+from saegis_server.audit.choices import RecordKind
+from saegis_server.audit.files import ACTIVE
+from saegis_server.audit.log import AuditLog
+from saegis_server.audit.records import AuditRecord
 from saegis_server.cli.app import app
-from saegis_server.policy import audit_record
-from saegis_server.policy.audit_choices import RecordKind
-from saegis_server.policy.audit_file import ACTIVE
-from saegis_server.policy.audit_log import AuditLog
-from saegis_server.policy.audit_record import AuditRecord
-from tests.policy.audit_logs import answer, decision, lines, refusal, settings
+from tests.audit.logs import answer, decision, lines, refusal, settings
 
 
 def invoke(*arguments: str) -> Result:

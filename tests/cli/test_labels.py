@@ -3,7 +3,7 @@
 import pytest
 
 import saegis
-from saegis_server.cli.labels import Find, in_catalog, settled, settled_target
+from saegis_server.cli.client.labels import Find, in_catalog, settled, settled_target
 from saegis_server.sae.catalog import Catalog, LoadedSAE
 from saegis_server.sae.labels import FeatureLabel, Labels
 from tests.rpc import tiny

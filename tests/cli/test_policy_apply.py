@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 
 import saegis
 from saegis_server.cli.app import app
-from saegis_server.policy.bundle import Bundle
-from saegis_server.policy.changes import Change, Changed, changes
+from saegis_server.policy.bundle.bundle import Bundle
+from saegis_server.policy.bundle.changes import Change, Changed, changes
 from tests.policy import made
 from tests.policy.bundles import write_files
 from tests.rpc.harness import Running, running

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from saegis_server.cli.app import app
-from saegis_server.policy.bundle import Bundle
+from saegis_server.policy.bundle.bundle import Bundle
 from saegis_server.sae.labels import Labels
 from saegis_server.sae.writer import save_sae
 from tests.policy.bundles import write_files

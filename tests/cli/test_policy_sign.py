@@ -8,8 +8,8 @@ import pytest
 from typer.testing import CliRunner
 
 from saegis_server.cli.app import app
-from saegis_server.policy.bundle import Bundle
-from saegis_server.policy.signing import key_id, load_public_key, verify
+from saegis_server.policy.bundle.bundle import Bundle
+from saegis_server.policy.bundle.signing import key_id, load_public_key, verify
 from tests.policy.bundles import POLICY, bundle_files, write_files
 
 

@@ -9,9 +9,9 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from saegis_server.cli.app import app
-from saegis_server.rpc.identities import read_identities
-from saegis_server.rpc.principals import new_token, token_digest
-from saegis_server.rpc.roles import Role
+from saegis_server.rpc.auth.identities import read_identities
+from saegis_server.rpc.auth.principals import new_token, token_digest
+from saegis_server.rpc.auth.roles import Role
 from tests.rpc.harness import Running, running
 
 HEAD = "apiVersion: saegis.dev/v1\nkind: Identities\nprincipals:\n"

@@ -11,8 +11,8 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 import saegis
-from saegis_server.cli.demo_scenes import metrics
-from saegis_server.engine.compile_cache import SETTING
+from saegis_server.cli.serve.demo_scenes import metrics
+from saegis_server.engine.torch.compile_cache import SETTING
 from tests.e2e.serving import SITE, Serving, TinyFiles, command, environment, serving
 
 WEIGHTS, CONFIG = "sae_weights.safetensors", "cfg.json"

@@ -11,16 +11,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saegis_server.engine.admission import Admission
-from saegis_server.engine.alarm import Alarms
-from saegis_server.engine.first_token import FirstToken
 from saegis_server.engine.guard import Guard, Guarded, Reaction
-from saegis_server.engine.guarding import Guarding
-from saegis_server.engine.plan import Plan
-from saegis_server.engine.request_guard import RequestGuard
 from saegis_server.engine.requests import GenerationRequest, Receipt, SamplingParams
-from saegis_server.engine.sequence import Running, Sequence
-from saegis_server.engine.step import Step, StepOutput
+from saegis_server.engine.torch.admission import Admission
+from saegis_server.engine.torch.alarm import Alarms
+from saegis_server.engine.torch.first_token import FirstToken
+from saegis_server.engine.torch.guarding import Guarding
+from saegis_server.engine.torch.plan import Plan
+from saegis_server.engine.torch.request_guard import RequestGuard
+from saegis_server.engine.torch.sequence import Running, Sequence
+from saegis_server.engine.torch.step import Step, StepOutput
 from saegis_server.steering import rows
 from saegis_server.steering.conditions import AnyOf, Condition, Literal, Negation, Scope
 from saegis_server.steering.judge import Judge

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from saegis_server.engine import compile_cache
-from saegis_server.engine.compile_cache import SETTING, CompileCacheError, Kept, keep_out, settle
+from saegis_server.engine.torch import compile_cache
+from saegis_server.engine.torch.compile_cache import SETTING, CompileCacheError, Kept, keep_out, settle
 
 OF_TORCH = "TORCHINDUCTOR_CACHE_DIR"
 

@@ -7,7 +7,7 @@ import torch
 from torch._dynamo.utils import counters
 
 from saegis_server.engine.requests import SamplingParams
-from saegis_server.engine.warmup import missing_compiler, warm_up
+from saegis_server.engine.torch.warmup import missing_compiler, warm_up
 from saegis_server.steering.program import SteeringProgram
 from tests.engine import tiny
 from tests.engine.test_guards import agrees, answered

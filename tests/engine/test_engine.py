@@ -20,8 +20,8 @@ from saegis_server.engine.requests import (
     RequestFinished,
     SamplingParams,
 )
-from saegis_server.engine.step import Extent, StepOutput
-from saegis_server.engine.text import TextStream
+from saegis_server.engine.torch.step import Extent, StepOutput
+from saegis_server.engine.torch.text import TextStream
 from saegis_server.steering import rows
 from saegis_server.steering.program import SiteProgram, SteeringError, SteeringProgram
 from tests.engine import tiny

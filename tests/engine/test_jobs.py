@@ -2,7 +2,7 @@
 
 import pytest
 
-from saegis_server.engine.jobs import Job, Jobs, at_once
+from saegis_server.engine.torch.jobs import Job, Jobs, at_once
 
 
 def counting(name: str, pieces: int, done: list[str]) -> Job[str]:

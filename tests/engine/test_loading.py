@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from saegis_server.cli.options import DtypeName
-from saegis_server.engine.loading import DTYPES, ModelLoadError, load_model
+from saegis_server.engine.torch.loading import DTYPES, ModelLoadError, load_model
 from tests.engine import tiny
 
 

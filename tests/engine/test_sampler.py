@@ -14,7 +14,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from saegis_server.engine.sampler import (
+from saegis_server.engine.torch.sampler import (
     SamplingTable,
     draw,
     filtered,

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from saegis_server.engine.sampler import SamplingTable, penalised, sample, sampling_table, uniform
+from saegis_server.engine.torch.sampler import SamplingTable, penalised, sample, sampling_table, uniform
 
 VOCABULARY = 60
 

@@ -6,9 +6,9 @@ from collections import deque
 import pytest
 
 from saegis_server.engine.requests import GenerationRequest
-from saegis_server.engine.schedule import Schedule
-from saegis_server.engine.sequence import Running, Sequence
-from saegis_server.engine.text import TextStream
+from saegis_server.engine.torch.schedule import Schedule
+from saegis_server.engine.torch.sequence import Running, Sequence
+from saegis_server.engine.torch.text import TextStream
 from tests.engine import tiny
 
 SLOTS = 5

@@ -13,7 +13,7 @@ from saegis_server.engine.requests import (
     SamplingParams,
     SteeringDivergedError,
 )
-from saegis_server.engine.score import POSITIONS_AT_ONCE, Score, compare
+from saegis_server.engine.torch.score import POSITIONS_AT_ONCE, Score, compare
 from saegis_server.steering import rows
 from saegis_server.steering.program import UNSTEERED, SiteProgram, SteeringError, SteeringProgram
 from saegis_server.steering.rows import Edit, Norm, Phase

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 
-from saegis_server.engine.context import KVCache
 from saegis_server.engine.load import Limits
 from saegis_server.engine.requests import (
     EngineStoppedError,
@@ -16,7 +15,8 @@ from saegis_server.engine.requests import (
     SteeringDivergedError,
     TokenOutput,
 )
-from saegis_server.engine.step import Step
+from saegis_server.engine.torch.context import KVCache
+from saegis_server.engine.torch.step import Step
 from saegis_server.steering.rows import Phase
 from tests.engine import tiny
 from tests.engine.test_isolation import destructive

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from saegis_server.engine.sites import Place, Site, SiteError, all_sites, decoder_layers, site_module
-from saegis_server.engine.slots import Slots
-from saegis_server.engine.step import Step
+from saegis_server.engine.torch.slots import Slots
+from saegis_server.engine.torch.step import Step
 from saegis_server.steering.table import Capacity
 from tests.engine import tiny
 

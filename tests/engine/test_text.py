@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from saegis_server.engine.text import TextStream
+from saegis_server.engine.torch.text import TextStream
 from tests.engine import tiny
 
 TOKENIZER = tiny.tokenizer()

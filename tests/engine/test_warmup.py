@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from torch import nn
 
-from saegis_server.engine import hooks
 from saegis_server.engine.sites import Place, Site, site_module
-from saegis_server.engine.warmup import CanaryError, warm_up
+from saegis_server.engine.torch import hooks
+from saegis_server.engine.torch.warmup import CanaryError, warm_up
 from saegis_server.steering.apply import apply
 from tests.engine import tiny
 
@@ -87,8 +87,8 @@ def test_a_hook_in_the_wrong_place_is_noticed(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("variables", [{"PATH": "/nowhere", "CXX": "g++"}, {"CXX": "no-such-compiler"}])
 def test_without_a_compiler_the_reason_is_told(variables: dict[str, str]) -> None:
-    ask = "from saegis_server.engine.warmup import missing_compiler as why; print(why())"
-    path = str(Path(hooks.__file__).parents[2])
+    ask = "from saegis_server.engine.torch.warmup import missing_compiler as why; print(why())"
+    path = str(Path(hooks.__file__).parents[3])
     environment = {**os.environ, "PYTHONPATH": path, **variables}
     output = subprocess.run(
         [sys.executable, "-c", ask], env=environment, capture_output=True, text=True, check=True

@@ -9,8 +9,6 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from saegis_server.engine.engine import Engine
-from saegis_server.engine.first_token import FirstToken
 from saegis_server.engine.guard import UNGUARDED, Guard
 from saegis_server.engine.load import Limits
 from saegis_server.engine.requests import (
@@ -24,8 +22,10 @@ from saegis_server.engine.requests import (
     TokenOutput,
 )
 from saegis_server.engine.sites import Site
-from saegis_server.engine.slots import Slots
-from saegis_server.engine.step import Step
+from saegis_server.engine.torch.engine import Engine
+from saegis_server.engine.torch.first_token import FirstToken
+from saegis_server.engine.torch.slots import Slots
+from saegis_server.engine.torch.step import Step
 from saegis_server.steering.program import UNSTEERED, SteeringProgram
 from saegis_server.steering.rows import Norm
 from saegis_server.steering.table import Capacity

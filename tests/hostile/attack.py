@@ -19,8 +19,8 @@ from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-unty
 from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
 
 from saegis.v1 import model_pb2, model_pb2_grpc
-from saegis_server.rpc.errors import DETAILS_KEY
-from saegis_server.rpc.principals import token_digest
+from saegis_server.rpc.auth.principals import token_digest
+from saegis_server.rpc.wire.errors import DETAILS_KEY
 from tests.e2e.serving import Serving, serving, write_tiny_files
 from tests.hostile.crafts import BANNED, CAPPED, CLAMPED, FLOORED, SAE, Call, Manner
 from tests.rpc.half_open import HalfOpen

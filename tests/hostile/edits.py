@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from saegis_server.engine.requests import SamplingParams
-from saegis_server.policy.decision import RequestEdit
-from saegis_server.policy.operations import WITH_UNIT, row_of
-from saegis_server.policy.schema import Op, Unit
+from saegis_server.policy.decide.decision import RequestEdit
+from saegis_server.policy.decide.operations import WITH_UNIT, row_of
+from saegis_server.policy.schema.policy import Op, Unit
 from saegis_server.sae.catalog import Catalog, FoundFeature
 from saegis_server.steering.rows import INFINITY, Phase, Probe
 

@@ -9,18 +9,18 @@ from dataclasses import replace
 import pytest
 import torch
 
-from saegis_server.engine.engine import Engine
-from saegis_server.engine.first_token import FirstToken
 from saegis_server.engine.load import Limits
 from saegis_server.engine.requests import GenerationRequest, RequestFinished
 from saegis_server.engine.sites import Site
-from saegis_server.engine.slots import Slots
-from saegis_server.engine.step import Step
-from saegis_server.policy.bundle import Bundle
-from saegis_server.policy.compiled import compile_policy
-from saegis_server.policy.decide import PolicySet
-from saegis_server.policy.decision import RequestFacts
-from saegis_server.policy.world import World
+from saegis_server.engine.torch.engine import Engine
+from saegis_server.engine.torch.first_token import FirstToken
+from saegis_server.engine.torch.slots import Slots
+from saegis_server.engine.torch.step import Step
+from saegis_server.policy.bundle.bundle import Bundle
+from saegis_server.policy.decide.compiled import compile_policy
+from saegis_server.policy.decide.decide import PolicySet
+from saegis_server.policy.decide.decision import RequestFacts
+from saegis_server.policy.decide.world import World
 from saegis_server.sae.catalog import Catalog
 from saegis_server.steering.rows import Norm
 from saegis_server.steering.table import Capacity

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from saegis_server.engine.sites import Site, site_module
-from saegis_server.engine.step import Step
+from saegis_server.engine.torch.step import Step
 from saegis_server.sae.autoencoder import SparseAutoencoder
 from saegis_server.sae.catalog import Catalog
 from saegis_server.steering.bounds import NO_LIMIT

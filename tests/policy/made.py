@@ -7,9 +7,9 @@ from functools import cache
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from saegis_server.policy.bundle import Bundle
-from saegis_server.policy.signing import sign
-from saegis_server.policy.world import World
+from saegis_server.policy.bundle.bundle import Bundle
+from saegis_server.policy.bundle.signing import sign
+from saegis_server.policy.decide.world import World
 from saegis_server.steering.table import Capacity
 from tests.rpc import tiny
 
@@ -81,7 +81,7 @@ def archive(serial: int = 1, *, signed: int | None = None, **options: str) -> by
 
 
 def _with(path: str, old: bytes, new: bytes, serial: int) -> bytes:
-    from saegis_server.policy.archive import write_archive
+    from saegis_server.policy.bundle.archive import write_archive
 
     made = files(serial)
     assert old in made[path]

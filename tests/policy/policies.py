@@ -9,14 +9,14 @@ from textwrap import dedent, indent
 import torch
 from safetensors.torch import save
 
-from saegis_server.policy.bundle import Bundle
-from saegis_server.policy.compiled import CompiledPolicy, compile_policy
-from saegis_server.policy.decide import PolicySet
-from saegis_server.policy.decision import Decision, Denial, RequestEdit, RequestFacts
-from saegis_server.policy.operations import row_of
-from saegis_server.policy.schema import Op, Unit
-from saegis_server.policy.uses import UseOfRequest
-from saegis_server.policy.world import World
+from saegis_server.policy.bundle.bundle import Bundle
+from saegis_server.policy.decide.compiled import CompiledPolicy, compile_policy
+from saegis_server.policy.decide.decide import PolicySet
+from saegis_server.policy.decide.decision import Decision, Denial, RequestEdit, RequestFacts
+from saegis_server.policy.decide.operations import row_of
+from saegis_server.policy.decide.uses import UseOfRequest
+from saegis_server.policy.decide.world import World
+from saegis_server.policy.schema.policy import Op, Unit
 from saegis_server.sae.catalog import Catalog
 from saegis_server.steering.rows import Phase, Probe
 from saegis_server.steering.table import Capacity

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from saegis_server.policy.disclosure import OPERATOR
-from saegis_server.policy.state import PolicyState
-from saegis_server.policy.store import PolicyStore
+from saegis_server.policy.decide.disclosure import OPERATOR
+from saegis_server.policy.store.state import PolicyState
+from saegis_server.policy.store.store import PolicyStore
 from saegis_server.telemetry.metrics import Metrics
 from tests.policy import made
 

@@ -11,12 +11,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saegis_server.policy.authority import CompiledAllowance, Fit
-from saegis_server.policy.cases import run_cases
-from saegis_server.policy.compiled import compile_policy
-from saegis_server.policy.decision import RequestEdit
-from saegis_server.policy.schema import Op, Unit
-from saegis_server.policy.uses import ORDINARY, Use, UseOfRequest, beyond
+from saegis_server.policy.decide.authority import CompiledAllowance, Fit
+from saegis_server.policy.decide.cases import run_cases
+from saegis_server.policy.decide.compiled import compile_policy
+from saegis_server.policy.decide.decision import RequestEdit
+from saegis_server.policy.decide.uses import ORDINARY, Use, UseOfRequest, beyond
+from saegis_server.policy.schema.policy import Op, Unit
 from saegis_server.sae.catalog import FoundFeature
 from saegis_server.sae.labels import FeatureLabel, Labels
 from saegis_server.steering.rows import Phase

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from saegis_server.policy.bundle import MOST_PROBLEMS, Bundle
-from saegis_server.policy.bundle_files import MOST_BYTES, MOST_FILES, MOST_YAML_BYTES, read_folder, read_plain
+from saegis_server.policy.bundle.bundle import MOST_PROBLEMS, Bundle
+from saegis_server.policy.bundle.files import MOST_BYTES, MOST_FILES, MOST_YAML_BYTES, read_folder, read_plain
 from saegis_server.policy.errors import BundleError, PolicyError, SchemaError, SyntaxProblem
 from tests.policy.bundles import CASES, PART, POLICY, bundle_files, write_files
 

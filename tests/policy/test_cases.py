@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from saegis_server.policy.cases import CaseResult, coverage, run_cases
-from saegis_server.policy.compiled import CompiledPolicy, compile_policy
-from saegis_server.policy.explain import explain
+from saegis_server.policy.decide.cases import CaseResult, coverage, run_cases
+from saegis_server.policy.decide.compiled import CompiledPolicy, compile_policy
+from saegis_server.policy.decide.explain import explain
 from tests.policy.policies import WORLD, bundle, decide, edit, policy
 
 TEXT = """

@@ -12,13 +12,13 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from saegis_server.engine.guard import Reaction
-from saegis_server.policy.bundle import Bundle
-from saegis_server.policy.compiled import CompiledPolicy, compile_policy
-from saegis_server.policy.decide import PolicySet
-from saegis_server.policy.decision import Decision, RequestEdit
+from saegis_server.policy.bundle.bundle import Bundle
+from saegis_server.policy.decide.compiled import CompiledPolicy, compile_policy
+from saegis_server.policy.decide.decide import PolicySet
+from saegis_server.policy.decide.decision import Decision, RequestEdit
+from saegis_server.policy.decide.uses import Use, UseOfRequest
 from saegis_server.policy.errors import CompileError
-from saegis_server.policy.schema import Op, Policy
-from saegis_server.policy.uses import Use, UseOfRequest
+from saegis_server.policy.schema.policy import Op, Policy
 from saegis_server.steering.program import SiteProgram, SteeringProgram
 from saegis_server.steering.rows import Edit, Phase
 from tests.policy.policies import WORLD, ask, edit, policy

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from saegis_server.policy.compiled import compile_policy
+from saegis_server.policy.decide.compiled import compile_policy
+from saegis_server.policy.decide.world import World
 from saegis_server.policy.errors import CompileError
-from saegis_server.policy.world import World
 from saegis_server.sae.catalog import Catalog, LoadedSAE
 from saegis_server.steering.rows import Norm
 from tests.policy.policies import CATALOG, WORLD, bundle, policy, world

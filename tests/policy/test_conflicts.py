@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saegis_server.policy.bundle import Bundle
-from saegis_server.policy.compiled import compile_policy
-from saegis_server.policy.conflicts import conflicts, may_meet
-from saegis_server.policy.decide import PolicySet
-from saegis_server.policy.decision import RequestFacts
+from saegis_server.policy.bundle.bundle import Bundle
+from saegis_server.policy.decide.compiled import compile_policy
+from saegis_server.policy.decide.conflicts import conflicts, may_meet
+from saegis_server.policy.decide.decide import PolicySet
+from saegis_server.policy.decide.decision import RequestFacts
 from saegis_server.policy.errors import ConflictError, PolicyError
-from saegis_server.policy.schema import EVERY, Match
-from saegis_server.policy.store import PolicyStore
+from saegis_server.policy.schema.policy import EVERY, Match
+from saegis_server.policy.store.store import PolicyStore
 from saegis_server.telemetry.metrics import Metrics
 from tests.policy import made
 from tests.policy.bundles import write_files

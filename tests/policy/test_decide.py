@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from saegis_server.engine.guard import Reaction
-from saegis_server.policy.compiled import CompiledPolicy, compile_policy
-from saegis_server.policy.decide import PolicySet
-from saegis_server.policy.decision import Decision
-from saegis_server.policy.explain import explain
-from saegis_server.policy.protection import CompiledProtection, Protections
-from saegis_server.policy.schema import Mode, Op
-from saegis_server.policy.selectors import Selected
+from saegis_server.policy.decide.compiled import CompiledPolicy, compile_policy
+from saegis_server.policy.decide.decide import PolicySet
+from saegis_server.policy.decide.decision import Decision
+from saegis_server.policy.decide.explain import explain
+from saegis_server.policy.decide.protection import CompiledProtection, Protections
+from saegis_server.policy.decide.selectors import Selected
+from saegis_server.policy.schema.policy import Mode, Op
 from saegis_server.steering import rows
 from saegis_server.steering.conditions import AllOf, AnyOf, Condition, Literal, Negation, Scope
 from saegis_server.steering.rows import Phase, Probe

@@ -3,8 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saegis_server.policy.bundle import Bundle
-from saegis_server.policy.difference import Change, differences
+from saegis_server.policy.bundle.bundle import Bundle
+from saegis_server.policy.bundle.difference import Change, differences
 from tests.policy.bundles import CASES, POLICY, bundle_files, direction
 
 

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from saegis_server.policy.checking import Checker
+from saegis_server.policy.decide.world import Callers
 from saegis_server.policy.errors import UnmatchedError
-from saegis_server.policy.match_choices import Unmatched
-from saegis_server.policy.world import Callers
+from saegis_server.policy.schema.match_choices import Unmatched
+from saegis_server.policy.store.checking import Checker
 from tests.policy.policies import WORLD, bundle
 
 CALLERS = Callers(

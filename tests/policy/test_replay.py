@@ -11,17 +11,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saegis_server.policy.audit_errors import AuditError
-from saegis_server.policy.audit_file import ACTIVE
-from saegis_server.policy.audit_log import AuditLog
-from saegis_server.policy.audit_record import DecisionRecord
-from saegis_server.policy.compiled import CompiledPolicy
-from saegis_server.policy.decide import PolicySet
-from saegis_server.policy.decision import Decision, Denial, RequestEdit, RequestFacts
-from saegis_server.policy.replay import Outcome, Replay, replay
-from saegis_server.policy.schema import Op, Unit
+from saegis_server.audit.errors import AuditError
+from saegis_server.audit.files import ACTIVE
+from saegis_server.audit.log import AuditLog
+from saegis_server.audit.records import DecisionRecord
+from saegis_server.policy.decide.compiled import CompiledPolicy
+from saegis_server.policy.decide.decide import PolicySet
+from saegis_server.policy.decide.decision import Decision, Denial, RequestEdit, RequestFacts
+from saegis_server.policy.decide.replay import Outcome, Replay, replay
+from saegis_server.policy.schema.policy import Op, Unit
 from saegis_server.steering.rows import Phase
-from tests.policy.audit_logs import settings as log_settings
+from tests.audit.logs import settings as log_settings
 from tests.policy.policies import along, ask, edit, policy
 from tests.rpc import tiny
 

@@ -12,11 +12,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from saegis_server.policy.cases_schema import Cases
 from saegis_server.policy.errors import BundleError, Problem, SchemaError
-from saegis_server.policy.schema import ACTIONS, All, Any_, Expression, Not, Part, Policy, Reading, When
-from saegis_server.policy.validation import validated
-from saegis_server.policy.yaml_text import read_yaml
+from saegis_server.policy.schema.cases import Cases
+from saegis_server.policy.schema.policy import (
+    ACTIONS,
+    All,
+    Any_,
+    Expression,
+    Not,
+    Part,
+    Policy,
+    Reading,
+    When,
+)
+from saegis_server.policy.schema.validation import validated
+from saegis_server.policy.schema.yaml_text import read_yaml
 from tests.policy.bundles import CASES, PART, POLICY
 
 HEAD = "apiVersion: saegis.dev/v1\nkind: Policy\nname: p\nserial: 1\nrevision: a\n"

@@ -22,11 +22,10 @@ from cryptography.hazmat.primitives.serialization import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saegis_server.policy.bundle import Bundle
-from saegis_server.policy.bundle_files import SIGNATURE_FILE
-from saegis_server.policy.errors import KeyFileError, PolicyError, SignatureError
-from saegis_server.policy.signature import Signature, payload
-from saegis_server.policy.signing import (
+from saegis_server.policy.bundle.bundle import Bundle
+from saegis_server.policy.bundle.files import SIGNATURE_FILE
+from saegis_server.policy.bundle.signature import Signature, payload
+from saegis_server.policy.bundle.signing import (
     key_id,
     load_private_key,
     load_public_key,
@@ -35,6 +34,7 @@ from saegis_server.policy.signing import (
     verify,
     write_new_key,
 )
+from saegis_server.policy.errors import KeyFileError, PolicyError, SignatureError
 from tests.policy.bundles import POLICY, bundle_files
 
 PRIVATE = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))

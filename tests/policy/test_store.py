@@ -10,17 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from saegis_server.policy.audit_record import PolicyRecord
-from saegis_server.policy.decide import PolicySet
-from saegis_server.policy.decision import RequestFacts
+from saegis_server.audit.records import PolicyRecord
+from saegis_server.policy.decide.decide import PolicySet
+from saegis_server.policy.decide.decision import RequestFacts
 from saegis_server.policy.errors import CompileError, PolicyError, SerialError, SignatureError
-from saegis_server.policy.store import PolicyStore
-from saegis_server.policy.store_errors import (
+from saegis_server.policy.store.errors import (
     HistoryError,
     StaleEtagError,
     UnknownPolicyError,
     UnknownRevisionError,
 )
+from saegis_server.policy.store.store import PolicyStore
 from saegis_server.telemetry.metrics import Metrics
 from tests.policy import made
 from tests.policy.stores import states

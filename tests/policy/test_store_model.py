@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from saegis_server.policy.errors import CasesError, PolicyError, SerialError
-from saegis_server.policy.store import PolicyStore
+from saegis_server.policy.store.store import PolicyStore
 from saegis_server.telemetry.metrics import Metrics
 from tests.policy import made
 from tests.policy.stores import states

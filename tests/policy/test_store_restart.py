@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from saegis_server.policy.errors import BundleError, CompileError, PolicyError, SerialError, SignatureError
-from saegis_server.policy.history import DiskHistory
-from saegis_server.policy.state import Standing
-from saegis_server.policy.store import PolicyStore
-from saegis_server.policy.store_errors import HistoryError
+from saegis_server.policy.store.errors import HistoryError
+from saegis_server.policy.store.history import DiskHistory
+from saegis_server.policy.store.state import Standing
+from saegis_server.policy.store.store import PolicyStore
 from saegis_server.telemetry.metrics import Metrics
 from tests.policy import made
 from tests.policy.bundles import write_files
@@ -255,7 +255,7 @@ def test_a_put_that_cannot_be_kept_does_not_come_in_force(
         return write(descriptor, data)
 
     with monkeypatch.context() as patched:
-        patched.setattr("saegis_server.policy.history.os.write", full)
+        patched.setattr("saegis_server.policy.store.history.os.write", full)
         for writes in range(2):
             left[0] = writes
             with pytest.raises(HistoryError, match="No space left"):

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saegis_server.policy.errors import Problem, SyntaxProblem
-from saegis_server.policy.yaml_text import DEEPEST, LARGEST, MOST_PROBLEMS, path_of, read_yaml
+from saegis_server.policy.schema.yaml_text import DEEPEST, LARGEST, MOST_PROBLEMS, path_of, read_yaml
 from tests.policy.bundles import CASES, PART, POLICY
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from saegis_server.engine.loading import load_model
 from saegis_server.engine.sites import Site
+from saegis_server.engine.torch.loading import load_model
 from saegis_server.polyglot.corpus import Corpus
 from saegis_server.polyglot.labels import reference_labels, truth_of
 from saegis_server.polyglot.recipe import CHOSEN_FROM, Recipe, Seeds

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from saegis_server.engine.loading import LoadedModel
-from saegis_server.engine.site_reading import read_site
 from saegis_server.engine.sites import Site
+from saegis_server.engine.torch.loading import LoadedModel
+from saegis_server.engine.torch.site_reading import read_site
 from saegis_server.evaluation.ban_file import BanFile
 from saegis_server.evaluation.clamp_file import ClampFile
 from saegis_server.evaluation.errors import EvaluationFileError

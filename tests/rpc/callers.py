@@ -7,9 +7,9 @@ from typing import Any
 import grpc
 import pytest
 
-from saegis_server.rpc.identity import Identity, current_identity
-from saegis_server.rpc.principals import token_digest
-from saegis_server.rpc.roles import Role
+from saegis_server.rpc.auth.identity import Identity, current_identity
+from saegis_server.rpc.auth.principals import token_digest
+from saegis_server.rpc.auth.roles import Role
 from tests.rpc.harness import Failure, Running
 
 

@@ -14,17 +14,17 @@ import torch
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 
-from saegis_server.engine.loading import LoadedModel
 from saegis_server.engine.sites import Site
-from saegis_server.engine.slots import Slots
-from saegis_server.engine.step import Step
-from saegis_server.rpc.config import Address, ServerConfig
-from saegis_server.rpc.errors import DETAILS_KEY
-from saegis_server.rpc.loading import services
-from saegis_server.rpc.premises import Premises, prepare
-from saegis_server.rpc.prompts import PromptReader
-from saegis_server.rpc.server import SaegisServer
-from saegis_server.rpc.services import Services
+from saegis_server.engine.torch.loading import LoadedModel
+from saegis_server.engine.torch.slots import Slots
+from saegis_server.engine.torch.step import Step
+from saegis_server.rpc.server.config import Address, ServerConfig
+from saegis_server.rpc.server.loading import services
+from saegis_server.rpc.server.premises import Premises, prepare
+from saegis_server.rpc.server.server import SaegisServer
+from saegis_server.rpc.services.shared import Services
+from saegis_server.rpc.wire.errors import DETAILS_KEY
+from saegis_server.rpc.wire.prompts import PromptReader
 from saegis_server.steering.rows import Norm
 from saegis_server.steering.table import Capacity
 from tests.rpc import tiny

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import saegis
-from saegis_server.rpc.address import LONGEST_PATH, UnixSocket, check_port
+from saegis_server.rpc.server.address import LONGEST_PATH, UnixSocket, check_port
 from tests.rpc.harness import Running, config, running
 
 

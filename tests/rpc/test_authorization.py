@@ -18,12 +18,12 @@ from hypothesis import strategies as st
 import saegis
 from saegis import v1
 from saegis.v1 import generation_pb2, model_pb2, steering_pb2
-from saegis_server.rpc.authorization import token_of
-from saegis_server.rpc.identity import ANONYMOUS, Identity, current_identity, require_role
-from saegis_server.rpc.listener import register, register_open
-from saegis_server.rpc.principals import new_token, token_digest
-from saegis_server.rpc.problems import RoleMissingError
-from saegis_server.rpc.roles import EVERYBODY, NEEDED, Role, steering_field
+from saegis_server.rpc.auth.authorization import token_of
+from saegis_server.rpc.auth.identity import ANONYMOUS, Identity, current_identity, require_role
+from saegis_server.rpc.auth.principals import new_token, token_digest
+from saegis_server.rpc.auth.roles import EVERYBODY, NEEDED, Role, steering_field
+from saegis_server.rpc.server.listener import register, register_open
+from saegis_server.rpc.wire.problems import RoleMissingError
 from tests.rpc.callers import bearer, by_token, expect, identities, outcome, spied
 from tests.rpc.conftest import Stubs
 from tests.rpc.harness import Running, eventually, failure, running

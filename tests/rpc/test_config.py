@@ -7,9 +7,9 @@ import pytest
 import typer
 from pydantic import ValidationError
 
-from saegis_server.cli.serve import _config, _limits
-from saegis_server.rpc.config import Address, ServerConfig
-from saegis_server.rpc.limits import Limits
+from saegis_server.cli.serve.command import _config, _limits
+from saegis_server.rpc.server.config import Address, ServerConfig
+from saegis_server.rpc.server.limits import Limits
 
 
 def test_the_defaults_are_safe() -> None:

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from saegis.v1 import prompt_pb2
 from saegis_server.engine.requests import FieldError
-from saegis_server.rpc.prompts import PromptReader
+from saegis_server.rpc.wire.prompts import PromptReader
 from tests.rpc import tiny
 
 TEXTS = [tiny.TEXT, "user\nassistant system <|im_start|> [INST] x < y > z", "a b  c\n\nd"] * 3

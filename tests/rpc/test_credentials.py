@@ -10,8 +10,8 @@ import pytest
 from cryptography import x509
 
 from saegis.v1 import model_pb2
-from saegis_server.rpc.principals import new_token
-from saegis_server.rpc.roles import Role
+from saegis_server.rpc.auth.principals import new_token
+from saegis_server.rpc.auth.roles import Role
 from tests.rpc.callers import bearer, by_token, expect, identities, outcome, spied
 from tests.rpc.certificates import Certificate, authority
 from tests.rpc.conftest import Stubs

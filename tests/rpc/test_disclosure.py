@@ -17,7 +17,7 @@ from saegis.v1 import feature_pb2, feature_pb2_grpc, generation_pb2_grpc, policy
 from saegis.v1 import generation_pb2 as gpb
 from saegis.v1 import policy_pb2 as pb
 from saegis.v1 import steering_pb2 as spb
-from saegis_server.policy.archive import write_archive
+from saegis_server.policy.bundle.archive import write_archive
 from tests.rpc import tiny
 from tests.rpc.callers import bearer, by_token
 from tests.rpc.harness import Failure, Running, failure, running

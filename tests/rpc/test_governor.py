@@ -15,8 +15,8 @@ import pytest
 
 from saegis.v1 import generation_pb2 as pb
 from saegis.v1 import generation_pb2_grpc, policy_pb2, policy_pb2_grpc, steering_pb2
-from saegis_server.policy.audit_verify import verify
-from saegis_server.policy.bundle import Bundle
+from saegis_server.audit.verify import verify
+from saegis_server.policy.bundle.bundle import Bundle
 from tests.rpc.harness import Failure, Running, eventually, failure, running
 
 HEAD = """

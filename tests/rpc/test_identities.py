@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from saegis_server.policy.errors import Problem
-from saegis_server.rpc.identities import IdentitiesError, IdentitiesFile, read_identities
-from saegis_server.rpc.identity import Identity
-from saegis_server.rpc.principals import new_token, token_digest
-from saegis_server.rpc.roles import Role
+from saegis_server.rpc.auth.identities import IdentitiesError, IdentitiesFile, read_identities
+from saegis_server.rpc.auth.identity import Identity
+from saegis_server.rpc.auth.principals import new_token, token_digest
+from saegis_server.rpc.auth.roles import Role
 from saegis_server.telemetry.metrics import Metrics
 
 ALICE, BOB = new_token(), new_token()

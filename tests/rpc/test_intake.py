@@ -10,8 +10,8 @@ import grpc
 import pytest
 
 from saegis.v1 import generation_pb2 as pb
-from saegis_server.rpc.intake import Intake
-from saegis_server.rpc.roles import ALL_ROLES
+from saegis_server.rpc.auth.roles import ALL_ROLES
+from saegis_server.rpc.server.intake import Intake
 from tests.rpc import tiny
 from tests.rpc.callers import bearer, by_token, identities
 from tests.rpc.conftest import Stubs

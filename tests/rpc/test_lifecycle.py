@@ -18,8 +18,8 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (  # ty
 
 from saegis.v1 import generation_pb2 as pb
 from saegis.v1 import model_pb2
-from saegis_server.rpc.errors import PUSHBACK_KEY
-from saegis_server.rpc.listener import SERVICES
+from saegis_server.rpc.server.listener import SERVICES
+from saegis_server.rpc.wire.errors import PUSHBACK_KEY
 from tests.rpc import tiny
 from tests.rpc.conftest import Stubs
 from tests.rpc.harness import Failure, Running, config, eventually, failure, running

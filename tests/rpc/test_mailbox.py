@@ -16,8 +16,8 @@ from saegis_server.engine.requests import (
     TokenOutput,
     Usage,
 )
-from saegis_server.rpc.mailbox import Mailbox, closing
-from saegis_server.rpc.problems import SlowReaderError
+from saegis_server.rpc.wire.mailbox import Mailbox, closing
+from saegis_server.rpc.wire.problems import SlowReaderError
 
 FINISHED = RequestFinished(Usage(1, 1, 0, 0), Receipt("", False, ()), Timings(0.0, 0.0, 0.0))
 

@@ -12,11 +12,11 @@ import pytest
 import saegis
 from saegis.v1 import policy_pb2 as pb
 from saegis.v1 import policy_pb2_grpc, steering_pb2
-from saegis_server.policy.archive import write_archive
-from saegis_server.policy.bundle import Bundle
+from saegis_server.policy.bundle.archive import write_archive
+from saegis_server.policy.bundle.bundle import Bundle
 from saegis_server.policy.errors import UnmatchedError
-from saegis_server.rpc.errors import DETAILS_KEY
-from saegis_server.rpc.listener import SERVICES
+from saegis_server.rpc.server.listener import SERVICES
+from saegis_server.rpc.wire.errors import DETAILS_KEY
 from tests.policy import made
 from tests.policy.bundles import write_files
 from tests.rpc.callers import bearer, by_token

@@ -11,8 +11,8 @@ import grpc
 import pytest
 
 from saegis.v1 import generation_pb2, generation_pb2_grpc, policy_pb2, policy_pb2_grpc, prompt_pb2
-from saegis_server.policy.decision import RequestFacts
-from saegis_server.rpc.identity import ANONYMOUS
+from saegis_server.policy.decide.decision import RequestFacts
+from saegis_server.rpc.auth.identity import ANONYMOUS
 from tests.policy import made
 from tests.rpc.harness import Running, running
 

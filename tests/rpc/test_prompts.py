@@ -6,8 +6,8 @@ from saegis.v1 import generation_pb2 as pb
 from saegis.v1 import prompt_pb2
 from saegis_server.engine.requests import FieldError
 from saegis_server.polyglot.tokenizer import train_tokenizer
-from saegis_server.rpc.problems import ContextLengthError, PreconditionError
-from saegis_server.rpc.prompts import PromptReader, check_length
+from saegis_server.rpc.wire.problems import ContextLengthError, PreconditionError
+from saegis_server.rpc.wire.prompts import PromptReader, check_length
 from tests.rpc import tiny
 
 READER = PromptReader(tiny.tokenizer(), tiny.VOCABULARY)

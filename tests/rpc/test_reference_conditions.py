@@ -10,19 +10,19 @@ import pytest
 
 from saegis.v1 import feature_pb2 as fpb
 from saegis.v1.prompt_pb2 import Chat, ChatMessage
-from saegis_server.cli.serve import reference
+from saegis_server.cli.serve.command import reference
 from saegis_server.engine.guard import Guard, Guarded, Reaction
 from saegis_server.engine.requests import FinishReason, GenerationRequest, SamplingParams
 from saegis_server.engine.sites import Site
 from saegis_server.evaluation.ban_file import BanFile
 from saegis_server.evaluation.word_lists import WordLists
 from saegis_server.polyglot.shipped import WEIGHTS
-from saegis_server.rpc.features import FeatureServicer
-from saegis_server.rpc.identity import ANONYMOUS, identity
-from saegis_server.rpc.interceptor import request_id
-from saegis_server.rpc.loading import load_services
-from saegis_server.rpc.premises import prepare
-from saegis_server.rpc.services import Services
+from saegis_server.rpc.auth.identity import ANONYMOUS, identity
+from saegis_server.rpc.server.interceptor import request_id
+from saegis_server.rpc.server.loading import load_services
+from saegis_server.rpc.server.premises import prepare
+from saegis_server.rpc.services.features import FeatureServicer
+from saegis_server.rpc.services.shared import Services
 from saegis_server.steering.conditions import AnyOf, Condition, Literal
 from saegis_server.steering.program import SiteProgram, SteeringProgram
 from saegis_server.training.labelled_texts import read_labelled_texts

@@ -6,7 +6,7 @@ import pytest
 
 from saegis.v1 import generation_pb2 as pb
 from saegis_server.engine.requests import FieldError, SamplingParams
-from saegis_server.rpc.sampling import LARGEST_N, sampling_params
+from saegis_server.rpc.wire.sampling import LARGEST_N, sampling_params
 
 
 def params(**fields: object) -> SamplingParams:

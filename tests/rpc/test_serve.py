@@ -21,22 +21,22 @@ from pydantic import ValidationError
 
 from saegis.v1 import generation_pb2 as pb
 from saegis.v1 import model_pb2
-from saegis_server.cli.start_errors import start_failed
-from saegis_server.engine.compile_cache import SETTING
-from saegis_server.engine.loading import ModelLoadError
+from saegis_server.cli.serve.start_errors import start_failed
 from saegis_server.engine.sites import SiteError
-from saegis_server.engine.step import Step
-from saegis_server.engine.warmup import NotCompiledError
+from saegis_server.engine.torch.compile_cache import SETTING
+from saegis_server.engine.torch.loading import ModelLoadError
+from saegis_server.engine.torch.step import Step
+from saegis_server.engine.torch.warmup import NotCompiledError
 from saegis_server.polyglot.shipped import model_path as reference_model
 from saegis_server.polyglot.shipped import sae_path as reference_sae
-from saegis_server.rpc import loading
-from saegis_server.rpc.config import Address, SAESource, ServerConfig
-from saegis_server.rpc.loading import Progress, load_services, warm_up_engine
-from saegis_server.rpc.premises import prepare
-from saegis_server.rpc.sae_sources import read_sae
-from saegis_server.rpc.sample_text import SAMPLE_TEXT
-from saegis_server.rpc.serve import EngineDiedError, serve
-from saegis_server.rpc.services import Services
+from saegis_server.rpc.server import loading
+from saegis_server.rpc.server.config import Address, SAESource, ServerConfig
+from saegis_server.rpc.server.loading import Progress, load_services, warm_up_engine
+from saegis_server.rpc.server.premises import prepare
+from saegis_server.rpc.server.sae_sources import read_sae
+from saegis_server.rpc.server.sample_text import SAMPLE_TEXT
+from saegis_server.rpc.server.serve import EngineDiedError, serve
+from saegis_server.rpc.services.shared import Services
 from saegis_server.sae.autoencoder import Architecture, SparseAutoencoder
 from saegis_server.sae.errors import SAEFileError, SAEMismatch
 from saegis_server.sae.hub import SAMPLE_FILE
@@ -48,8 +48,8 @@ from tests.rpc.harness import Failure, Running, config, eventually, failure
 
 SERVE = """
 import asyncio, json, sys
-from saegis_server.rpc.config import ServerConfig
-from saegis_server.rpc.serve import serve
+from saegis_server.rpc.server.config import ServerConfig
+from saegis_server.rpc.server.serve import serve
 asyncio.run(serve(ServerConfig.model_validate_json(sys.argv[1]), lambda *stage: print(stage, flush=True)))
 """
 

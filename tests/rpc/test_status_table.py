@@ -9,7 +9,7 @@ import grpc
 import pytest
 
 from saegis.v1 import feature_pb2, generation_pb2, model_pb2, prompt_pb2, steering_pb2
-from saegis_server.rpc.errors import DOMAIN, PUSHBACK_KEY
+from saegis_server.rpc.wire.errors import DOMAIN, PUSHBACK_KEY
 from tests.rpc import tiny
 from tests.rpc.conftest import Stubs
 from tests.rpc.harness import Failure, Running, eventually, failure, running, send_bytes

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from saegis_server.engine import requests as engine
 from saegis_server.policy import errors as policy
-from saegis_server.policy import store_errors as store
-from saegis_server.policy.decision import Decision, Denial
-from saegis_server.rpc import problems
-from saegis_server.rpc.errors import DETAILS_KEY, LONGEST_MESSAGE, describe, shortened, trailers
+from saegis_server.policy.decide.decision import Decision, Denial
+from saegis_server.policy.store import errors as store
+from saegis_server.rpc.wire import problems
+from saegis_server.rpc.wire.errors import DETAILS_KEY, LONGEST_MESSAGE, describe, shortened, trailers
 from saegis_server.sae import catalog
 from saegis_server.steering.program import SteeringError
 from tests.rpc.harness import told

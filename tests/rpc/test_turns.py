@@ -15,14 +15,14 @@ import pytest
 
 from saegis.v1 import generation_pb2 as pb
 from saegis.v1 import generation_pb2_grpc, model_pb2, model_pb2_grpc
-from saegis_server.engine.fair import FairQueue
-from saegis_server.rpc.identity import Identity
-from saegis_server.rpc.limits import Limiter, Limits, RequestLimits
-from saegis_server.rpc.principals import token_digest
-from saegis_server.rpc.problems import BusyError
-from saegis_server.rpc.roles import ALL_ROLES
-from saegis_server.rpc.threads import UnwantedError, WorkPool, stop_if_unwanted
-from saegis_server.rpc.turns import Turns
+from saegis_server.engine.torch.fair import FairQueue
+from saegis_server.rpc.auth.identity import Identity
+from saegis_server.rpc.auth.principals import token_digest
+from saegis_server.rpc.auth.roles import ALL_ROLES
+from saegis_server.rpc.server.limits import Limiter, Limits, RequestLimits
+from saegis_server.rpc.server.threads import UnwantedError, WorkPool, stop_if_unwanted
+from saegis_server.rpc.server.turns import Turns
+from saegis_server.rpc.wire.problems import BusyError
 from tests.rpc import tiny
 from tests.rpc.callers import bearer
 from tests.rpc.harness import Running, eventually, failure, running

@@ -20,11 +20,11 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-un
 
 from saegis.v1 import generation_pb2 as pb
 from saegis.v1 import generation_pb2_grpc
-from saegis_server.policy.state import Standing
-from saegis_server.rpc.roles import ALL_ROLES
-from saegis_server.rpc.watchdog import STUCK_STATUS
+from saegis_server.policy.store.state import Standing
+from saegis_server.rpc.auth.roles import ALL_ROLES
+from saegis_server.rpc.server.watchdog import STUCK_STATUS
 from saegis_server.telemetry.http import MOST_CONNECTIONS
-from tests.policy.test_audit_failures import FailingDisk
+from tests.audit.test_failures import FailingDisk
 from tests.rpc.callers import by_token, identities
 from tests.rpc.harness import Running, eventually, failure, running
 
@@ -81,7 +81,7 @@ def test_a_stuck_loop_is_not_live_and_is_measured(watched: Running, caplog: pyte
 
 STUCK = """
 import asyncio, time
-from saegis_server.rpc.watchdog import Watchdog
+from saegis_server.rpc.server.watchdog import Watchdog
 
 async def main():
     Watchdog(lambda seconds: None, 0.1)

@@ -7,8 +7,8 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 
-from saegis_server.rpc.config import SAESource
-from saegis_server.rpc.sae_sources import read_sae
+from saegis_server.rpc.server.config import SAESource
+from saegis_server.rpc.server.sae_sources import read_sae
 from saegis_server.sae.errors import SAEFileError
 from saegis_server.sae.hub import FILES, resolve_sae
 from saegis_server.sae.labels import FeatureLabel, Labels

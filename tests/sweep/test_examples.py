@@ -22,7 +22,7 @@ from saegis_server.evaluation.ban_file import BanFile
 from saegis_server.evaluation.clamp_file import ClampFile
 from saegis_server.evaluation.prompts import load_prompts
 from saegis_server.evaluation.units import repetition
-from saegis_server.policy.schema import Policy
+from saegis_server.policy.schema.policy import Policy
 from saegis_server.polyglot.shipped import WEIGHTS
 from tests.e2e.serving import Serving, serving
 from tests.sweep import examples

@@ -19,10 +19,10 @@ from typer.testing import CliRunner, Result
 import saegis
 from saegis_server.cli.app import app
 from saegis_server.cli.output import notes
-from saegis_server.cli.serve import _ready
+from saegis_server.cli.serve.command import _ready
 from saegis_server.cli.stages import LineStages
-from saegis_server.rpc.config import Address
-from saegis_server.rpc.ready_file import ReadyFile
+from saegis_server.rpc.server.config import Address
+from saegis_server.rpc.server.ready_file import ReadyFile
 from tests.e2e.serving import TinyFiles, serving, write_tiny_files
 from tests.rpc.harness import running
 

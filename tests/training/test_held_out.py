@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from saegis_server.engine.loading import LoadedModel
-from saegis_server.engine.site_reading import read_site
 from saegis_server.engine.sites import Site
+from saegis_server.engine.torch.loading import LoadedModel
+from saegis_server.engine.torch.site_reading import read_site
 from saegis_server.sae.autoencoder import Architecture, SparseAutoencoder
 from saegis_server.sae.checks import measure
 from saegis_server.sae.errors import SAEMismatch

@@ -8,7 +8,6 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from saegis_server.bench.subjects import Subject
-from saegis_server.engine.engine import Engine
 from saegis_server.engine.guard import UNGUARDED, Guard, Guarded, Reaction
 from saegis_server.engine.requests import (
     Event,
@@ -18,9 +17,10 @@ from saegis_server.engine.requests import (
     SamplingParams,
 )
 from saegis_server.engine.sites import Site
-from saegis_server.engine.slots import Slots
-from saegis_server.engine.step import Step
-from saegis_server.engine.warmup import Progress, warm_up
+from saegis_server.engine.torch.engine import Engine
+from saegis_server.engine.torch.slots import Slots
+from saegis_server.engine.torch.step import Step
+from saegis_server.engine.torch.warmup import Progress, warm_up
 from saegis_server.sae.autoencoder import SparseAutoencoder
 from saegis_server.steering.conditions import AllOf, AnyOf, Condition, Literal, Scope
 from saegis_server.steering.program import UNSTEERED, SiteProgram, SteeringProgram

@@ -8,22 +8,15 @@ import typer
 from typer.core import TyperGroup
 
 from saegis.version import __version__
-from saegis_server.cli import (
-    audit,
-    bench,
-    chat,
-    demo,
-    eval,
-    features,
-    generate,
-    inspect,
-    policy,
-    serve,
-    token,
-    train,
-)
+from saegis_server.cli.client import chat, generate, inspect
+from saegis_server.cli.eval import app as eval
+from saegis_server.cli.features import app as features
 from saegis_server.cli.output import FAILURE, USAGE, fail
+from saegis_server.cli.policy import app as policy
+from saegis_server.cli.serve import audit, bench, demo, token
+from saegis_server.cli.serve import command as serve
 from saegis_server.cli.streams import NotTextError, StreamError, checked, guarded, sentence
+from saegis_server.cli.train import command as train
 
 
 class Commands(TyperGroup):

@@ -6,7 +6,7 @@ import sys
 def main() -> None:
     """Run the command line."""
     try:
-        from saegis_server.engine.compile_cache import keep_out
+        from saegis_server.engine.torch.compile_cache import keep_out
 
         keep_out()
         from saegis_server.cli.app import app

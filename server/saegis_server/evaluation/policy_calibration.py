@@ -13,13 +13,13 @@ from saegis_server.evaluation.calibration import BanReport
 from saegis_server.evaluation.decoding import Decoding
 from saegis_server.evaluation.prompts import Prompt
 from saegis_server.evaluation.records import Record
-from saegis_server.policy.bundle import Bundle
-from saegis_server.policy.bundle_files import CALIBRATION_FILE
-from saegis_server.policy.schema import Ban, FeatureSelector, Phase, Rule
-from saegis_server.policy.selector_schema import Where
-from saegis_server.policy.selectors import fits
-from saegis_server.policy.yaml_edit import with_number
-from saegis_server.policy.yaml_text import read_yaml
+from saegis_server.policy.bundle.bundle import Bundle
+from saegis_server.policy.bundle.files import CALIBRATION_FILE
+from saegis_server.policy.decide.selectors import fits
+from saegis_server.policy.schema.policy import Ban, FeatureSelector, Phase, Rule
+from saegis_server.policy.schema.selectors import Where
+from saegis_server.policy.schema.yaml_edit import with_number
+from saegis_server.policy.schema.yaml_text import read_yaml
 
 if TYPE_CHECKING:
     from saegis import Client, FeatureInfo, FeatureRef

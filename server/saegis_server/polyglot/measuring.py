@@ -24,7 +24,7 @@ from saegis_server.polyglot.lexicon import LANGUAGES
 from saegis_server.polyglot.recipe import CHOSEN_FROM, Recipe, Seeds
 from saegis_server.polyglot.shipped import Ban, Clamp, LanguageFigures, Manifest, digests
 from saegis_server.polyglot.steps import held_out_figures, load
-from saegis_server.rpc.server_process import ServerProcess
+from saegis_server.rpc.server.process import ServerProcess
 from saegis_server.sae.labels import Labels
 from saegis_server.sae.saelens import load_sae
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from saegis_server.cli.eval_tables import MARK, marked
+from saegis_server.cli.eval.tables import MARK, marked
 from saegis_server.evaluation.bars import Bars, Figure
 from saegis_server.evaluation.calibration import BanReport
 from saegis_server.evaluation.clamp import ClampResult

@@ -10,8 +10,8 @@ import torch
 from rich.console import Console
 from transformers import AutoTokenizer
 
-from saegis_server.engine.loading import LoadedModel, load_model
 from saegis_server.engine.sites import Site
+from saegis_server.engine.torch.loading import LoadedModel, load_model
 from saegis_server.evaluation.ban_file import BanFile
 from saegis_server.evaluation.clamp_file import ClampFile
 from saegis_server.polyglot import files

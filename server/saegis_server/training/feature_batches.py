@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from saegis_server.engine.site_reading import read_site
 from saegis_server.engine.sites import Site
+from saegis_server.engine.torch.site_reading import read_site
 from saegis_server.sae.autoencoder import SparseAutoencoder
 
 #: Activations of features that are held at once.

@@ -11,8 +11,8 @@ from pathlib import Path
 from rich.console import Console
 
 from saegis.version import __version__
-from saegis_server.engine.loading import LoadedModel
 from saegis_server.engine.sites import Place, Site, site_module
+from saegis_server.engine.torch.loading import LoadedModel
 from saegis_server.sae.writer import save_sae
 from saegis_server.training.activations import Buffer, activation_batches
 from saegis_server.training.checkpoint import plain_settings

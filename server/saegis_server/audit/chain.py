@@ -1,0 +1,103 @@
+"""The chain of the audit log: every record holds the hash of the one before it, and its own.
+
+Records are lines of canonical JSON: keys sorted, no spaces, UTF-8. A record's hash is the SHA-256 of its
+canonical JSON without `hash`; with a key it is the HMAC-SHA-256.
+
+What the chain proves: a record that was changed, left out, moved or put in shows, as long as the hash of a
+later record is trusted. Who can write the files can make up a whole new chain of plain hashes; without the
+key they cannot do so for a keyed one. Neither shows that whole records were cut off at the end: for this the
+hash of the newest record (`AuditLog.head`) must be noted elsewhere and given to `saegis audit verify
+--expect-head`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from saegis_server.audit.records import PlainJson
+
+#: What the first record holds as the hash of the one before it.
+NO_HASH = "0" * 64
+_HASH = re.compile(r"[0-9a-f]{64}\Z")
+_encode = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A place in the chain: a record's number, from 1, and its hash in hexadecimal."""
+
+    seq: int
+    hash: str
+
+
+#: Before the first record.
+BEGINNING = Link(0, NO_HASH)
+
+
+class UnreadableLineError(ValueError):
+    """A line that is no record: `str` says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line of a log: the record, its place, the hash of the one before, and what it should hash to."""
+
+    record: Mapping[str, PlainJson]
+    link: Link
+    prev: str
+    expected_hash: str
+
+    @property
+    def is_genuine(self) -> bool:
+        """Whether its content is what its hash was made of."""
+        return hmac.compare_digest(self.link.hash, self.expected_hash)
+
+    def follows(self, before: Link) -> bool:
+        """Whether it is the record after `before`."""
+        return self.link.seq == before.seq + 1 and self.prev == before.hash
+
+
+def seal(payload: Mapping[str, PlainJson], before: Link, key: bytes | None) -> tuple[bytes, Link]:
+    """The line of the record after `before`, with its newline, and its place in the chain."""
+    record = {**payload, "seq": before.seq + 1, "prev": before.hash}
+    link = Link(before.seq + 1, _digest(_encode(record).encode(), key))
+    record["hash"] = link.hash
+    return _encode(record).encode() + b"\n", link
+
+
+def read_line(line: bytes, key: bytes | None) -> Line:
+    """The record of a line. Raises UnreadableLineError where it is not one, down to its last byte."""
+    if not line.endswith(b"\n"):
+        raise UnreadableLineError("the line is cut off")
+    try:
+        record = json.loads(line[:-1].decode())
+        if not isinstance(record, dict):
+            raise UnreadableLineError("the line is no JSON object")
+        seq, prev, own = (record.get(name) for name in ("seq", "prev", "hash"))
+        if type(seq) is not int or seq < 1 or not _is_hash(prev) or not _is_hash(own):
+            raise UnreadableLineError("the record lacks its seq, prev or hash")
+        if not isinstance(record.get("kind"), str) or not isinstance(record.get("time"), str):
+            raise UnreadableLineError("the record lacks its kind or time")
+        if _encode(record).encode() + b"\n" != line:
+            raise UnreadableLineError("the line is not in the form in which records are written")
+        content = {name: value for name, value in record.items() if name != "hash"}
+        return Line(record, Link(seq, str(own)), str(prev), _digest(_encode(content).encode(), key))
+    except UnreadableLineError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise UnreadableLineError("the line is no JSON") from error
+
+
+def _is_hash(value: object) -> bool:
+    return isinstance(value, str) and _HASH.match(value) is not None
+
+
+def _digest(content: bytes, key: bytes | None) -> str:
+    if key is None:
+        return hashlib.sha256(content).hexdigest()
+    return hmac.new(key, content, hashlib.sha256).hexdigest()

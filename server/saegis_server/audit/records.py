@@ -1,0 +1,204 @@
+"""What the audit log records: one dataclass for each kind of record, and its form as plain JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, TypeAlias
+
+from saegis_server.audit.choices import RecordKind
+
+Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
+PlainJson: TypeAlias = "bool | int | float | str | list[PlainJson] | dict[str, PlainJson] | None"
+Fields: TypeAlias = Mapping[str, Json]
+
+#: The keys that the log itself gives to every record; `masked` only where something is.
+RESERVED = ("seq", "time", "kind", "prev", "hash", "masked")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditRecord:
+    """A record; `kind` says which."""
+
+    kind: ClassVar[RecordKind]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartRecord(AuditRecord):
+    """The log was opened. version: the server's. chain: "sha256", or "hmac-sha256" for a keyed one."""
+
+    kind: ClassVar[RecordKind] = RecordKind.START
+    version: str
+    process: int
+    chain: str
+    fsync: str
+    prompts: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StopRecord(AuditRecord):
+    """The log was closed in good order."""
+
+    kind: ClassVar[RecordKind] = RecordKind.STOP
+    process: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RepairRecord(AuditRecord):
+    """A torn last line was cut off when the log was opened: how many bytes, and the file that holds them."""
+
+    kind: ClassVar[RecordKind] = RecordKind.REPAIR
+    bytes: int
+    kept_in: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LostRecord(AuditRecord):
+    """So many records could not be written since the one before; `reason` of the last."""
+
+    kind: ClassVar[RecordKind] = RecordKind.LOST
+    records: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeletionRecord(AuditRecord):
+    """Files are deleted, as the setting `keep` says. What stays begins with record `first`, after `after`."""
+
+    kind: ClassVar[RecordKind] = RecordKind.DELETION
+    files: tuple[str, ...]
+    first: int
+    after: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecisionRecord(AuditRecord):
+    """What was decided on a request, before anything is generated.
+
+    denials, would_deny: policy, rule, message, field, mode and shared of each. rules: policy, rule, action
+    and mode of each that applies. edits: of each edit and watch that was asked for, what a replay needs:
+    path, site, op, sae, index, value, unit, phase; no sae and index of a direction. uses: of what it asks
+    for beyond the ordinary use, field and value. prompt: its text, written only where the settings say so.
+    """
+
+    kind: ClassVar[RecordKind] = RecordKind.DECISION
+    decision_id: str
+    request_id: str
+    principal: str
+    tenant: str
+    roles: tuple[str, ...]
+    method: str
+    model: str
+    policy_revision: str
+    allowed: bool
+    denials: tuple[Fields, ...] = ()
+    would_deny: tuple[Fields, ...] = ()
+    rules: tuple[Fields, ...] = ()
+    program_digest: str = ""
+    prompt_tokens: int = 0
+    edits: tuple[Fields, ...] = ()
+    uses: tuple[Fields, ...] = ()
+    prompt: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerRecord(AuditRecord):
+    """What was done for a request until it ended, however that was, before its end is told.
+
+    finish_reasons: how each completion ended: its finish reason, "scored", "refused" by a condition,
+    "cancelled" by the caller, or the error's name. conditions: name of each that was judged, whether and at
+    which token it held. peaks: by rule and feature, in feature units; null for what is no finite number.
+    first_token_steered, first_token_read: whether rows, and whether conditions, acted at the text's first
+    token.
+    """
+
+    kind: ClassVar[RecordKind] = RecordKind.ANSWER
+    decision_id: str
+    request_id: str
+    tenant: str
+    program_digest: str
+    policy_revision: str
+    finish_reasons: tuple[str, ...]
+    usage: Mapping[str, int]
+    sites: tuple[Fields, ...] = ()
+    conditions: tuple[Fields, ...] = ()
+    peaks: Fields = dataclasses.field(default_factory=dict)
+    seconds: float = 0.0
+    first_token_steered: bool = False
+    first_token_read: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RefusalRecord(AuditRecord):
+    """A request that ended without an answer. code: the gRPC status; reason: that of its ErrorInfo."""
+
+    kind: ClassVar[RecordKind] = RecordKind.REFUSAL
+    request_id: str
+    principal: str
+    tenant: str
+    method: str
+    code: str
+    reason: str
+    message: str = ""
+    decision_id: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyRecord(AuditRecord):
+    """A policy was put, rolled back or rejected (`action`), by a principal; problems: why it was rejected."""
+
+    kind: ClassVar[RecordKind] = RecordKind.POLICY
+    action: str
+    name: str
+    revision: str = ""
+    serial: int = 0
+    digest: str = ""
+    by: str = ""
+    problems: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IdentityRecord(AuditRecord):
+    """A failed authentication. suppressed: further ones before it that the bound on their rate left out."""
+
+    kind: ClassVar[RecordKind] = RecordKind.IDENTITY
+    method: str
+    peer: str
+    reason: str
+    suppressed: int = 0
+
+
+def payload(record: AuditRecord, prompts: bool = False) -> dict[str, PlainJson]:
+    """A record's kind and fields as plain JSON; the prompt is left out unless `prompts`.
+
+    Raises ValueError, with the field, for what JSON cannot hold.
+    """
+    found: dict[str, PlainJson] = {"kind": str(record.kind)}
+    for field in dataclasses.fields(record):
+        if field.name != "prompt" or prompts:
+            found[field.name] = _plain(getattr(record, field.name), f"{record.kind}.{field.name}")
+    return found
+
+
+def _plain(value: Json, path: str) -> PlainJson:
+    if value is None or isinstance(value, bool | int):
+        return value
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"{path}: has no form in UTF-8: {error.reason}") from error
+        return str(value)
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError(f"{path}: {value} has no form in JSON")
+        return value
+    if isinstance(value, Mapping):
+        if not all(isinstance(key, str) for key in value):
+            raise ValueError(f"{path}: keys must be strings")
+        return {str(key): _plain(each, f"{path}.{key}") for key, each in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, bytes | bytearray):
+        return [_plain(each, f"{path}[{index}]") for index, each in enumerate(value)]
+    raise ValueError(f"{path}: {type(value).__name__} has no form in JSON")

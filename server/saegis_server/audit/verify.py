@@ -1,0 +1,189 @@
+"""Verifying an audit log: what was changed, left out, moved, put in or cut off, by file and line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from saegis_server.audit.chain import NO_HASH, Line, Link, UnreadableLineError, read_line
+from saegis_server.audit.errors import AuditError
+from saegis_server.audit.files import ACTIVE, ClosedFile, closed_files, log_files
+from saegis_server.audit.records import DeletionRecord, PlainJson
+from saegis_server.policy.errors import Problem
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What was found. records: lines that are records; first, last: the places of the first and last of them.
+
+    problems: none where the log is whole. notes: what a reader should know though it is no problem.
+    """
+
+    records: int
+    first: Link | None
+    last: Link | None
+    problems: tuple[Problem, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def head(self) -> str:
+        """The hash of the last record; empty where there is none."""
+        return self.last.hash if self.last else ""
+
+
+def verify(
+    place: Path | Sequence[Path], key: bytes | None = None, expect_head: str | None = None
+) -> Verification:
+    """Verify a log's directory, or files of one in their order.
+
+    expect_head: the hash of a record that was noted elsewhere, and that the log must still hold. Raises
+    AuditError where there is nothing to verify, and OSError.
+    """
+    files = files_of(place)
+    walk = _Walk(key, expect_head)
+    for path in files:
+        walk.read(path)
+    if isinstance(place, Path) and place.is_dir():
+        walk.check_beginning(files[0].name)
+        walk.check_names(closed_files(place))
+    elif walk.first is not None and walk.first.link.seq > 1:
+        walk.notes.append(f"what came before record {walk.first.link.seq} was not looked at")
+    walk.check_head(files[-1].name)
+    first = walk.first.link if walk.first else None
+    return Verification(walk.records, first, walk.last, tuple(walk.problems), tuple(walk.notes))
+
+
+def files_of(place: Path | Sequence[Path]) -> list[Path]:
+    """The files of a log's directory, oldest first, or those given. Raises AuditError for none."""
+    if not isinstance(place, Path):
+        files = list(place)
+    elif place.is_dir():
+        files = log_files(place)
+    else:
+        files = [place]
+    if not files:
+        raise AuditError(f"{place}: holds no audit log: neither {ACTIVE} nor closed files")
+    return files
+
+
+def records(files: Iterable[Path]) -> Iterator[Line]:
+    """The records of files that can be read as such, whether genuine or not.
+
+    Raises OSError, and AuditError for a file that has lines but no record.
+    """
+    for path in files:
+        found = 0
+        with path.open("rb") as file:
+            for text in file:
+                try:
+                    line = read_line(text, None)
+                except UnreadableLineError:
+                    continue
+                found += 1
+                yield line
+        if not found and path.stat().st_size:
+            raise AuditError(f"{path}: no line of it is an audit record")
+
+
+class _Walk:
+    """The walk over the lines of a log: what was found, and the place that the next record must follow."""
+
+    def __init__(self, key: bytes | None, expected: str | None) -> None:
+        self.records = 0
+        self.first: Line | None = None
+        self.last: Link | None = None
+        self.problems: list[Problem] = []
+        self.notes: list[str] = []
+        self._key = key
+        self._expected = expected
+        self._expected_at: int | None = None
+        # The record there could not be read where the hash is empty.
+        self._before: Link | None = None
+        self._deletions: dict[tuple[PlainJson, PlainJson], int] = {}
+        self._ends: dict[str, tuple[int, int]] = {}
+
+    def read(self, path: Path) -> None:
+        """Read one file, the next."""
+        with path.open("rb") as file:
+            for number, text in enumerate(file, 1):
+                try:
+                    line = read_line(text, self._key)
+                except UnreadableLineError as error:
+                    self._tell(path.name, number, str(error))
+                    if self._before is not None:
+                        self._before = Link(self._before.seq + 1, "")
+                else:
+                    self._take(line, path.name, number)
+
+    def check_beginning(self, file: str) -> None:
+        """Whether the log begins with its first record, or with one before which files were deleted."""
+        if self.first is None:
+            self.notes.append("there is no record")
+            return
+        seq = self.first.link.seq
+        if seq == 1:
+            return
+        said_by = self._deletions.get((seq, self.first.prev))
+        if said_by is None:
+            self._tell(
+                file, 1, f"the log begins with record {seq}, and no record tells of a deletion before it"
+            )
+        else:
+            self.notes.append(f"what came before record {seq} was deleted, as record {said_by} says")
+
+    def check_names(self, closed: Sequence[ClosedFile]) -> None:
+        """Whether closed files hold the records that their names say."""
+        for each in closed:
+            held = self._ends.get(each.path.name)
+            if held != (each.first, each.last):
+                what = f"records {held[0]} to {held[1]}" if held else "no record"
+                self._tell(each.path.name, 0, f"holds {what}, not {each.first} to {each.last}")
+
+    def check_head(self, file: str) -> None:
+        """Whether the record that was expected is there."""
+        if self._expected is None:
+            return
+        if self._expected_at is None:
+            self._tell(
+                file,
+                0,
+                f"no record has the hash {self._expected}: the end was cut off, or the log made anew",
+            )
+        elif self.last is not None and self.last.hash != self._expected:
+            self.notes.append(f"the expected record is {self._expected_at}; later ones follow it")
+
+    def _take(self, line: Line, file: str, number: int) -> None:
+        seq = line.link.seq
+        if not line.is_genuine:
+            hint = ", or written with another key" if not self.records else ""
+            self._tell(file, number, f"record {seq} was changed{hint}: its hash is not that of its content")
+        if self._before is not None:
+            self._follow(line, self._before, file, number)
+        elif seq == 1 and line.prev != NO_HASH:
+            self._tell(file, number, "record 1 names a record before it")
+        self.records += 1
+        self.first = self.first or line
+        self.last = self._before = line.link
+        self._ends[file] = (self._ends.get(file, (seq, seq))[0], seq)
+        if line.is_genuine and line.link.hash == self._expected:
+            self._expected_at = seq
+        if line.is_genuine and line.record["kind"] == DeletionRecord.kind:
+            self._deletions[line.record.get("first"), line.record.get("after")] = seq
+
+    def _follow(self, line: Line, before: Link, file: str, number: int) -> None:
+        seq, expected = line.link.seq, before.seq + 1
+        if seq == before.seq:
+            self._tell(file, number, f"record {seq} is there twice")
+        elif seq < expected:
+            self._tell(file, number, f"record {seq} follows record {before.seq}: they are not in order")
+        elif seq > expected:
+            gap = f"record {expected}" if seq == expected + 1 else f"records {expected} to {seq - 1}"
+            self._tell(file, number, f"record {seq} follows record {before.seq}: {gap} is missing here")
+        elif before.hash and line.prev != before.hash:
+            self._tell(
+                file, number, f"record {seq} does not follow this record {before.seq}: one was replaced"
+            )
+
+    def _tell(self, file: str, line: int, message: str) -> None:
+        self.problems.append(Problem(message, file=file, line=line))

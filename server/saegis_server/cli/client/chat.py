@@ -1,0 +1,173 @@
+"""The command `saegis chat`: a conversation in the terminal, steered as it goes."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import suppress
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from saegis_server.cli import options
+from saegis_server.cli.client.connection import DEFAULT_SERVER, advice, connected
+from saegis_server.cli.client.edits import EditSyntaxError
+from saegis_server.cli.client.labels import on_server, settled
+from saegis_server.cli.client.receipts import receipt_line, watched_table
+from saegis_server.cli.output import USAGE, console, fail, notes
+from saegis_server.cli.streams import sentence
+
+if TYPE_CHECKING:
+    from saegis import Client, GenerationOptions
+    from saegis_server.cli.client.chat_session import ChatSession, InForce
+
+EPILOG = """
+[bold]Examples[/bold]
+
+saegis chat
+
+saegis chat --clamp 3385=50 --temperature 0
+
+[bold]In the chat[/bold]
+
+/clamp 3385=50   /ban 3815=2   /watch 3385   /steering   /unset 3385   /reset   /clear   /help   /quit
+
+The server is asked about each edit when it is given. Arrow keys edit the line and bring back earlier ones.
+"""
+
+
+def chat(
+    clamp: options.Clamp = None,
+    ban: options.Ban = None,
+    watch: options.Watch = None,
+    sae: options.EditSae = "",
+    system: Annotated[str | None, typer.Option(metavar="TEXT", help="System message.")] = None,
+    max_tokens: options.MaxTokens = 128,
+    temperature: options.Temperature = None,
+    seed: options.Seed = None,
+    server: options.Server = DEFAULT_SERVER,
+    token: options.Token = None,
+    ca: options.CaFile = None,
+    insecure: options.Insecure = False,
+    timeout: options.Timeout = None,
+) -> None:
+    """Talk with the model; steer it between turns and see each answer's receipt.
+
+    Prompts are kept nowhere: what the arrow keys bring back is forgotten when the chat ends.
+    """
+    from saegis_server.cli.client.chat_session import ChatSession
+
+    session = ChatSession(sae=sae)
+    lines = [f"/clamp {each}" for each in clamp or ()] + [f"/ban {each}" for each in ban or ()]
+    lines += [f"/watch {each}" for each in watch or ()] + ([f"/system {system}"] if system else [])
+    try:
+        for line in lines:
+            session.command(line)
+    except EditSyntaxError as error:
+        raise fail(str(error), "saegis chat --help shows examples", USAGE) from error
+    settings: GenerationOptions = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
+    with connected(server, token, ca, insecure, timeout) as client:
+        model = client.model()
+        _settle(client, session)
+        _try(client, session, ChatSession().in_force())
+        notes().print(f"{model.id} at {server}. /help lists the commands, /quit ends.", style="dim")
+        notes().print(session.steering(), style="dim", markup=False)
+        _edit_lines()
+        while not session.ended and (said := _read()) is not None:
+            _turn(client, session, said.strip(), settings, server)
+
+
+def _edit_lines() -> None:
+    """Let `input` edit lines and bring back earlier ones, as the arrow keys ask; in memory only."""
+    if sys.stdin.isatty() and sys.stdout.isatty():
+        # Python may be built without it: then lines are edited as the terminal itself does.
+        with suppress(ImportError):
+            import readline  # noqa: F401 - importing it is what makes `input` use it
+
+
+def _read() -> str | None:
+    """The next line; None at the end of the input."""
+    try:
+        return input("> " if sys.stdin.isatty() else "")
+    except (EOFError, KeyboardInterrupt):
+        return None
+
+
+def _turn(client: Client, session: ChatSession, line: str, settings: GenerationOptions, server: str) -> None:
+    import saegis
+
+    if not line:
+        return
+    if line.startswith("/"):
+        before = session.in_force()
+        try:
+            told = session.command(line)
+            _settle(client, session)
+            _try(client, session, before)
+        except EditSyntaxError as error:
+            told = str(error)
+        except (saegis.SaegisError, TypeError, ValueError) as error:
+            session.restore(before)
+            fail(str(error), advice(error, server) if isinstance(error, saegis.SaegisError) else "")
+            told = session.steering()
+        notes().print(told, style="dim", markup=False, soft_wrap=True)
+        return
+    session.say(line)
+    try:
+        _answer(client, session, settings)
+    except (saegis.SaegisError, TypeError, ValueError) as error:
+        session.unsay()
+        hint = advice(error, server) if isinstance(error, saegis.SaegisError) else ""
+        fail(sentence(error), hint or "/reset takes the steering back, /clear the conversation")
+
+
+def _try(client: Client, session: ChatSession, before: InForce) -> None:
+    """Ask for one token where something is newly in force: whether it may be, the server alone can tell.
+
+    Raises SaegisError where it may not, and ValueError for what no request can hold.
+    """
+    now = session.in_force()
+    if not now.adds_to(before):
+        return
+    system = [message for message in session.messages if message["role"] == "system"]
+    client.generate(
+        messages=[*system, {"role": "user", "content": "."}],
+        steering=now.edits,
+        watch=now.watches,
+        max_tokens=1,
+        temperature=0.0,
+    )
+
+
+def _settle(client: Client, session: ChatSession) -> None:
+    """Let every label name one feature."""
+    find = on_server(client)
+    session.settle(settled(session.edits, find), settled(session.watches, find))
+
+
+def _answer(client: Client, session: ChatSession, settings: GenerationOptions) -> None:
+    """Stream one answer; Ctrl-C cancels it and takes the message back."""
+    from saegis.results import assemble
+
+    seen = []
+    request: GenerationOptions = {
+        **settings,
+        "messages": session.messages,
+        "steering": session.edits,
+        "watch": session.watches,
+    }
+    with client.stream(None, **request) as chunks:
+        try:
+            for chunk in chunks:
+                seen.append(chunk)
+                sys.stdout.write(chunk.text)
+                sys.stdout.flush()
+        except KeyboardInterrupt:
+            session.unsay()
+            notes().print("\nstopped; your last message is taken back", style="dim")
+            return
+        answer = assemble(seen, chunks.final)
+    console().print()
+    session.answered(answer.text)
+    if answer.watched:
+        notes().print(watched_table(session.watched, answer.watched))
+    notes().print(receipt_line(answer.receipt, answer.usage), soft_wrap=True)

@@ -1,0 +1,161 @@
+"""A conversation and the steering in force: what `saegis chat` keeps between turns."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+from saegis import ChatMessage, Edit, FeatureRef, Watch
+from saegis_server.cli.client.edits import (
+    OPERATIONS,
+    EditSyntaxError,
+    describe_edit,
+    parse_edit,
+    parse_target,
+)
+
+COMMANDS = {
+    "/clamp TARGET=VALUE": "set a feature's value at every token: /clamp 3385=50, /clamp Great Wall=1max",
+    "/scale TARGET=FACTOR": "multiply a feature's value",
+    "/add TARGET=VALUE": "add to a feature's value",
+    "/cap TARGET=VALUE": "keep a feature from exceeding a value",
+    "/ban TARGET[=STRENGTH]": "keep a feature inactive",
+    "/watch TARGET": "report a feature's value after each answer",
+    "/steering": "show what is in force",
+    "/unset TARGET": "take back a feature's steering and watch; without TARGET all, as /reset does",
+    "/reset": "take back all steering and watches",
+    "/clear": "forget the conversation",
+    "/system TEXT": "set the system message and forget the conversation",
+    "/help": "show this",
+    "/quit": "end; so does Ctrl-D",
+}
+#: What is quoted as a shell wants it; in a chat the quotes would be read as part of a label.
+_QUOTED = re.compile(r"""^(["'])(.*)\1(=\S*)?$""")
+
+
+@dataclass(frozen=True)
+class InForce:
+    """Edits, and watches with what was written for them."""
+
+    edits: tuple[Edit, ...]
+    watched: tuple[str, ...]
+    watches: tuple[Watch, ...]
+
+    def adds_to(self, before: InForce) -> bool:
+        """Whether there is any edit or watch that was not there before."""
+        return not (set(self.edits) <= set(before.edits) and set(self.watches) <= set(before.watches))
+
+
+@dataclass
+class ChatSession:
+    """The conversation so far, its steering and its watches."""
+
+    sae: str = ""
+    messages: list[ChatMessage] = field(default_factory=list)
+    edits: list[Edit] = field(default_factory=list)
+    watched: list[str] = field(default_factory=list)
+    watches: list[Watch] = field(default_factory=list)
+    ended: bool = False
+    _stand_for: dict[FeatureRef, FeatureRef] = field(default_factory=dict)
+
+    def say(self, text: str) -> None:
+        """Add the user's message."""
+        self.messages.append({"role": "user", "content": text})
+
+    def answered(self, text: str) -> None:
+        """Add the model's answer."""
+        self.messages.append({"role": "assistant", "content": text})
+
+    def unsay(self) -> None:
+        """Take the user's last message back, after a call that failed."""
+        if self.messages and self.messages[-1]["role"] == "user":
+            self.messages.pop()
+
+    def command(self, line: str) -> str:
+        """Do what a line that begins with `/` says; returns what to tell. Raises EditSyntaxError."""
+        name, _, rest = line.strip().removeprefix("/").partition(" ")
+        rest = rest.strip()
+        named = _QUOTED.sub(r"\2\3", rest)
+        if name in OPERATIONS:
+            edit = parse_edit(name, named, sae=self.sae)
+            self.edits = [each for each in self.edits if each.target != edit.target] + [edit]
+            return self.steering()
+        if name == "watch":
+            self.watches.append(Watch(parse_target(named, self.sae)))
+            self.watched.append(named)
+            return self.steering()
+        simple = {
+            "steering": self.steering,
+            "unset": self._reset,
+            "reset": self._reset,
+            "clear": self._clear,
+            "help": _help,
+            "quit": self._quit,
+            "exit": self._quit,
+        }
+        if name == "system":
+            self.messages = [{"role": "system", "content": rest}] if rest else []
+            return "the conversation starts anew"
+        if name == "unset" and rest:
+            return self._unset(named)
+        if name not in simple:
+            raise EditSyntaxError(f"there is no command /{name}; /help lists them")
+        return simple[name]()
+
+    def steering(self) -> str:
+        """What is in force, in one line."""
+        told = [describe_edit(edit) for edit in self.edits] + [f"watch {name}" for name in self.watched]
+        return f"in force: {', '.join(told)}" if told else "nothing is in force: unsteered"
+
+    def in_force(self) -> InForce:
+        """The steering and the watches as they are now."""
+        return InForce(tuple(self.edits), tuple(self.watched), tuple(self.watches))
+
+    def restore(self, before: InForce) -> None:
+        """Put steering and watches back to what they were."""
+        self.edits, self.watched = list(before.edits), list(before.watched)
+        self.watches = list(before.watches)
+
+    def settle(self, edits: list[Edit], watches: list[Watch]) -> None:
+        """Let features stand for the labels that named them: one edit or watch for each that there is.
+
+        Of two edits of one feature the later holds. A label still takes back what it named.
+        """
+        targets = [(old.target, new.target) for old, new in zip(self.edits, edits, strict=True)]
+        targets += [(old.target, new.target) for old, new in zip(self.watches, watches, strict=True)]
+        for before, now in targets:
+            if isinstance(before, FeatureRef) and isinstance(now, FeatureRef):
+                self._stand_for[before] = now
+        self.edits, self.watches = list({edit.target: edit for edit in edits}.values()), watches
+
+    def _unset(self, written: str) -> str:
+        target = parse_target(written, self.sae)
+        target = self._stand_for.get(target, target)
+        edits = [edit for edit in self.edits if edit.target != target]
+        watched = [
+            (name, watch)
+            for name, watch in zip(self.watched, self.watches, strict=True)
+            if target != watch.target and name != written
+        ]
+        if len(edits) + len(watched) == len(self.edits) + len(self.watches):
+            raise EditSyntaxError(f"nothing of {written!r} is in force; /steering shows what is")
+        self.edits = edits
+        self.watched, self.watches = [name for name, _ in watched], [watch for _, watch in watched]
+        return self.steering()
+
+    def _reset(self) -> str:
+        self.edits, self.watches, self.watched = [], [], []
+        return self.steering()
+
+    def _clear(self) -> str:
+        self.messages = [message for message in self.messages if message["role"] == "system"]
+        return "the conversation starts anew"
+
+    def _quit(self) -> str:
+        self.ended = True
+        return ""
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    return "\n".join(f"{command:<{width}}  {what}" for command, what in COMMANDS.items())

@@ -1,0 +1,194 @@
+"""The command `saegis policy validate`: everything that is wrong with a bundle, found without a server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from saegis_server.cli import options
+from saegis_server.cli.output import FAILURE, USAGE, console, fail, print_json
+from saegis_server.cli.policy import world as policy_world
+from saegis_server.policy.schema.match_choices import Unmatched
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+    from saegis_server.policy.bundle.bundle import Bundle
+    from saegis_server.policy.decide.cases import CaseResult
+    from saegis_server.policy.decide.world import Callers, World
+    from saegis_server.policy.errors import Problem
+    from saegis_server.policy.store.checking import Checker, Examination
+
+EPILOG = """
+[bold]Examples[/bold]
+
+saegis policy validate ./my-policy
+
+saegis policy validate my-policy.tar.gz --policy-key policy.key.pub --json
+
+saegis policy validate ./my-policy --sae ./my-sae --site layers.12.resid_post --name owner/model
+
+[bold]What is checked[/bold]
+
+The files and their schema; the signature, where a --policy-key is given; that every feature, direction and
+site exists and every ban can be proven; that the bundle's own cases come out as they say; and that its match
+names the model, where --name is given, and somebody, where --identities are. The exit code is 0 if all holds.
+"""
+
+Keys = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--policy-key",
+        metavar="FILE.pub",
+        help="A public key that must have signed the bundle. Again for another.",
+    ),
+]
+
+
+Identities = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="The server's file of identities, to tell whether the match concerns anybody."
+    ),
+]
+UnmatchedPolicies = Annotated[
+    Unmatched, typer.Option(help="As saegis serve: what a match that concerns nobody or nothing is.")
+]
+
+
+def validate(
+    bundle: policy_world.BundlePath,
+    sae: policy_world.Sae = None,
+    site: policy_world.Sites = None,
+    name: policy_world.ModelName = None,
+    rows: policy_world.Rows = None,
+    keys: Keys = None,
+    identities: Identities = None,
+    unmatched_policies: UnmatchedPolicies = Unmatched.REFUSE,
+    json: options.Json = False,
+) -> None:
+    """Check a bundle as a server would, and show every problem with its file and line."""
+    trusted = load_keys(keys or ())
+    world = partial(policy_world.offline_world, sae, site, name, rows)
+    report = _report(bundle, lambda: _checker(world(), trusted, identities, unmatched_policies))
+    if json:
+        print_json(report.plain())
+    else:
+        for line in report.lines(bundle):
+            console().print(line, soft_wrap=isinstance(line, Text))
+    if report.problems:
+        raise typer.Exit(FAILURE)
+
+
+def load_keys(paths: Sequence[Path]) -> list[Ed25519PublicKey]:
+    """The public keys of these files; ends the command where one holds none."""
+    from saegis_server.policy.bundle.signing import load_public_key
+    from saegis_server.policy.errors import KeyFileError
+
+    try:
+        return [load_public_key(path) for path in paths]
+    except KeyFileError as error:
+        raise fail(str(error), "make a key with: saegis policy keygen", USAGE) from error
+
+
+@dataclass(frozen=True, slots=True)
+class _Report:
+    """What was found. bundle: None where it cannot be read. signed_by: empty where no key was asked for."""
+
+    problems: tuple[Problem, ...]
+    bundle: Bundle | None = None
+    signed_by: str = ""
+    cases: tuple[CaseResult, ...] = field(default=())
+    warnings: tuple[Problem, ...] = ()
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON knows it."""
+        told: dict[str, Any] = {
+            "valid": not self.problems,
+            "problems": [asdict(problem) for problem in self.problems],
+            "warnings": [asdict(problem) for problem in self.warnings],
+        }
+        if self.bundle is not None:
+            policy = self.bundle.policy
+            told["policy"] = {
+                "name": policy.name,
+                "serial": policy.serial,
+                "revision": policy.revision,
+                "digest": self.bundle.digest,
+                "signed_by": self.signed_by,
+            }
+            told["cases"] = [
+                {"name": case.name, "passed": case.passed, "failures": list(case.failures)}
+                for case in self.cases
+            ]
+        return told
+
+    def lines(self, path: Path) -> list[Table | Text]:
+        """For people: what is wrong, or what the bundle is."""
+        if self.problems:
+            count = len(self.problems)
+            return [problem_table(self.problems, f"{path}: {count} problem{'' if count == 1 else 's'}")]
+        assert self.bundle is not None  # noqa: S101 - without a bundle there is a problem
+        policy = self.bundle.policy
+        signed = f", signed by {self.signed_by}" if self.signed_by else ""
+        told = Text.assemble(
+            ("valid: ", "bold green"),
+            f"{self.bundle.revision_name}, serial {policy.serial}, digest {self.bundle.digest[:12]}{signed}; "
+            f"{len(policy.rules)} rules, {len(self.cases)} cases passed",
+        )
+        warned = problem_table(self.warnings, "warnings", "bold yellow") if self.warnings else None
+        return [told] if warned is None else [told, warned]
+
+
+def _checker(
+    world: World, keys: Sequence[Ed25519PublicKey], identities: Path | None, unmatched: Unmatched
+) -> Checker:
+    """What judges as a server of this world would."""
+    from dataclasses import replace
+
+    from saegis_server.policy.store.checking import Checker
+
+    if identities is not None:
+        world = replace(world, callers=_callers(identities))
+    return Checker(world, keys, unmatched)
+
+
+def _callers(identities: Path) -> Callable[[], Callers]:
+    from saegis_server.rpc.auth.identities import IdentitiesError, read_identities
+
+    try:
+        known = read_identities(identities).callers
+    except IdentitiesError as error:
+        raise fail(str(error), "saegis token new --help shows what the file looks like", USAGE) from error
+    return lambda: known
+
+
+def _report(path: Path, checker: Callable[[], Checker]) -> _Report:
+    from saegis_server.policy.bundle.bundle import Bundle
+    from saegis_server.policy.errors import PolicyError
+
+    try:
+        bundle = Bundle.read(path)
+    except PolicyError as error:
+        return _Report(error.problems)
+    found: Examination = checker().examine(bundle, None)
+    return _Report(found.problems, bundle, found.signed_by, found.cases, found.warnings)
+
+
+def problem_table(problems: Sequence[Problem], title: str, style: str = "bold red") -> Table:
+    """One row for each problem: where, at which key, what."""
+    table = Table(title=Text(title), title_justify="left", title_style=style)
+    table.add_column("where", overflow="fold")
+    table.add_column("key", overflow="fold")
+    table.add_column("problem", overflow="fold", ratio=1)
+    for each in problems:
+        place = f"{each.file}:{each.line}" if each.line else each.file
+        table.add_row(Text(place or "-"), Text(each.path or "-"), Text(each.message))
+    return table

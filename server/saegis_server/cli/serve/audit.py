@@ -1,0 +1,185 @@
+"""The commands `saegis audit verify | show`: whether an audit log is whole, and what it says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from saegis_server.audit.choices import RecordKind
+from saegis_server.cli import options
+from saegis_server.cli.output import FAILURE, USAGE, console, fail, notes, print_json, print_json_line
+
+if TYPE_CHECKING:
+    from saegis_server.audit.chain import Line
+    from saegis_server.audit.records import PlainJson
+    from saegis_server.audit.verify import Verification
+
+app = typer.Typer(no_args_is_help=True, help="Verify and read the audit log.")
+
+VERIFY_EPILOG = """
+[bold]Examples[/bold]
+
+saegis audit verify /var/lib/saegis/audit
+
+saegis audit verify /var/lib/saegis/audit --audit-key-file audit.key --json
+
+saegis audit verify /var/lib/saegis/audit --expect-head 5f1c...
+
+A record that was changed, left out, moved or put in is told with its file and line, and the exit code is 1.
+Who can write the files could make up a whole new log, unless it is keyed; and that whole records were cut off
+at the end shows only with --expect-head, the hash of a record noted earlier: the server logs it at its start
+and stop and with every new file, and this command prints it.
+"""
+SHOW_EPILOG = """
+[bold]Examples[/bold]
+
+saegis audit show /var/lib/saegis/audit --last 20
+
+saegis audit show /var/lib/saegis/audit --tenant acme --kind refusal
+
+saegis audit show /var/lib/saegis/audit --decision 0b6e --json
+
+Nothing is verified here; `saegis audit verify` does that.
+"""
+Place = Annotated[
+    Path, typer.Argument(metavar="PATH", exists=True, help="The log's directory, or one of its files.")
+]
+#: The fields that a table shows of a record's own, in this order, where it has them.
+_TOLD = (
+    "decision_id",
+    "tenant",
+    "principal",
+    "method",
+    "allowed",
+    "code",
+    "reason",
+    "action",
+    "name",
+    "revision",
+    "policy_revision",
+    "finish_reasons",
+    "message",
+    "records",
+    "bytes",
+    "files",
+)
+
+
+@app.command(epilog=VERIFY_EPILOG)
+def verify(
+    path: Place,
+    audit_key_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The key of a keyed log, as the server's setting.")
+    ] = None,
+    expect_head: Annotated[
+        str | None, typer.Option(metavar="HASH", help="Hash of a record that must still be there.")
+    ] = None,
+    json: options.Json = False,
+) -> None:
+    """Find changed, missing, moved and cut off records of an audit log."""
+    from saegis_server.audit.settings import read_key
+    from saegis_server.audit.verify import verify as verify_log
+
+    with _log_errors():
+        found = verify_log(path, read_key(audit_key_file), expect_head)
+    if json:
+        print_json(_as_json(found))
+    else:
+        _tell(found)
+    if found.problems:
+        raise typer.Exit(FAILURE)
+
+
+@app.command(epilog=SHOW_EPILOG)
+def show(
+    path: Place,
+    decision: Annotated[
+        str, typer.Option(metavar="ID", help="Only records of the decision whose id begins so.")
+    ] = "",
+    tenant: Annotated[str, typer.Option(metavar="NAME", help="Only records of this tenant.")] = "",
+    kind: Annotated[RecordKind | None, typer.Option(help="Only records of this kind.")] = None,
+    last: Annotated[int | None, typer.Option(help="Only the last so many of those.", min=1)] = None,
+    json: options.Json = False,
+) -> None:
+    """Print records of an audit log, oldest first; with --json one a line."""
+    from collections import deque
+
+    from saegis_server.audit.verify import files_of, records
+
+    def fits(record: Mapping[str, PlainJson]) -> bool:
+        return (
+            str(record.get("decision_id", "")).startswith(decision)
+            and (not tenant or record.get("tenant") == tenant)
+            and (kind is None or record["kind"] == kind)
+        )
+
+    with _log_errors():
+        wanted: Iterator[Line] = (line for line in records(files_of(path)) if fits(line.record))
+        found = deque(wanted, maxlen=last)
+    if json:
+        for line in found:
+            print_json_line(line.record)
+    elif found:
+        console().print(_records_table(line.record for line in found))
+    else:
+        notes().print("no record fits")
+
+
+@contextmanager
+def _log_errors() -> Iterator[None]:
+    from saegis_server.audit.errors import AuditError
+
+    try:
+        yield
+    except (AuditError, OSError) as error:
+        raise fail(str(error), "see `saegis audit --help`", USAGE) from error
+
+
+def _as_json(found: Verification) -> dict[str, object]:
+    return {
+        "whole": not found.problems,
+        "records": found.records,
+        "first": found.first.seq if found.first else None,
+        "last": found.last.seq if found.last else None,
+        "head": found.head,
+        "problems": list(found.problems),
+        "notes": list(found.notes),
+    }
+
+
+def _tell(found: Verification) -> None:
+    out = console()
+    for problem in found.problems:
+        out.print(Text(str(problem), style="red"), soft_wrap=True)
+    for note in found.notes:
+        out.print(Text(f"note: {note}", style="dim"), soft_wrap=True)
+    if found.problems:
+        number = len(found.problems)
+        out.print(Text(f"not whole: {number} {'problem' if number == 1 else 'problems'}", style="bold red"))
+        return
+    if found.first is None or found.last is None:
+        return
+    out.print(
+        Text(f"whole: {found.records} records, {found.first.seq} to {found.last.seq}", style="bold green")
+    )
+    out.print(Text(f"head:  {found.head}"), soft_wrap=True)
+
+
+def _records_table(found: Iterator[Mapping[str, PlainJson]]) -> Table:
+    table = Table("record", "time", "kind", "what")
+    for record in found:
+        what = Text()
+        for name in _TOLD:
+            value = record.get(name)
+            if value in (None, "", []):
+                continue
+            told = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+            what.append(f"{name} ", style="dim").append(f"{told}  ")
+        table.add_row(str(record["seq"]), Text(str(record["time"])), Text(str(record["kind"])), what)
+    return table

@@ -1,0 +1,64 @@
+"""What stops a start, in words: each exception with its message and what to do next."""
+
+from saegis_server.audit.errors import AuditError
+from saegis_server.engine.sites import SiteError
+from saegis_server.engine.torch.loading import MachineError, ModelLoadError
+from saegis_server.engine.torch.warmup import CanaryError, NotCompiledError
+from saegis_server.policy.errors import PolicyError
+from saegis_server.policy.store.errors import HistoryError
+from saegis_server.rpc.auth.identities import IdentitiesError
+from saegis_server.rpc.server.server import EngineDiedError
+from saegis_server.sae.errors import SAEFileError, SAEMismatch
+
+_ADVICE: tuple[tuple[type[Exception], str, str], ...] = (
+    (
+        SAEFileError,
+        "the SAE cannot be read: ",
+        "give --sae a directory in SAELens's layout that fits the model",
+    ),
+    (SAEMismatch, "", "give the --site at which the SAE was trained, or the SAE that belongs to this model"),
+    (SiteError, "", "sites are written layers.NUMBER.resid_post; give another --site"),
+    (MachineError, "", "--dtype and --device say on what the model runs; see saegis serve --help"),
+    (ModelLoadError, "the model cannot be loaded: ", "give --model a directory or hub id with safetensors"),
+    (
+        IdentitiesError,
+        "the identities cannot be read: ",
+        "saegis token new --help shows what the file looks like",
+    ),
+    (
+        PolicyError,
+        "a policy cannot come in force: ",
+        "saegis policy validate shows what is wrong with a bundle",
+    ),
+    (
+        HistoryError,
+        "the state of the policies is of no use: ",
+        "the message says which file; see --policy-state",
+    ),
+    (AuditError, "the audit log cannot be used: ", "see --audit, or move the directory's files away"),
+    (CanaryError, "steering does not do what it must: ", "try --compile never, and report the defect"),
+    (
+        NotCompiledError,
+        "",
+        "--compile auto runs eagerly where it must; SAEGIS_COMPILE_CACHE names another folder; "
+        "--log-level debug shows the whole cause",
+    ),
+    (EngineDiedError, "the engine has died: ", "the log above has the cause; start the server again"),
+    (ValueError, "", "saegis serve --help explains the settings"),
+    (OSError, "", "saegis serve --help explains the settings"),
+)
+
+
+def start_failed(error: Exception) -> tuple[str, str] | None:
+    """The message and the advice for an error that is foreseen; None for a defect."""
+    for kind, prefix, advice in _ADVICE:
+        if isinstance(error, kind):
+            return f"{prefix}{_said(error)}", advice
+    return None
+
+
+def _said(error: Exception) -> str:
+    """The error's words, without the number that the system has for it."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error)

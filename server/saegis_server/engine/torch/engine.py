@@ -1,0 +1,436 @@
+"""The engine: one thread that admits requests, runs steps, and hands out tokens, readings and receipts."""
+
+import logging
+import secrets
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
+from collections.abc import Sequence as Sequenced
+from concurrent.futures import Future
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from saegis_server.engine.guard import UNGUARDED, Guard
+from saegis_server.engine.load import EngineStats, Limits, Rate
+from saegis_server.engine.requests import (
+    Closing,
+    DeadlineExceededError,
+    DuplicateRequestError,
+    EngineError,
+    EngineStoppedError,
+    FinishReason,
+    GenerationRequest,
+    NonFiniteLogitsError,
+    QueueFullError,
+    SteeringDivergedError,
+)
+from saegis_server.engine.sites import Site
+from saegis_server.engine.torch.admission import Admission
+from saegis_server.engine.torch.fair import has_room
+from saegis_server.engine.torch.first_token import FirstToken
+from saegis_server.engine.torch.guarding import Ending, Guarding
+from saegis_server.engine.torch.jobs import Ended, Job, Jobs, at_once
+from saegis_server.engine.torch.memory import own_failure
+from saegis_server.engine.torch.prompt_reading import PromptReading
+from saegis_server.engine.torch.schedule import Schedule
+from saegis_server.engine.torch.score import AS_IT_IS, Baseline, Reading, Score, Scoring
+from saegis_server.engine.torch.sequence import Running, Sequence, Sink, extent_of
+from saegis_server.engine.torch.step import Step, StepOutput
+from saegis_server.engine.torch.text import TextStream
+from saegis_server.steering.program import UNSTEERED, SteeringProgram
+
+T = TypeVar("T")
+_LOG = logging.getLogger(__name__)
+
+
+class Engine:
+    """Runs requests on a step. All public methods may be called from any thread."""
+
+    def __init__(
+        self,
+        step: Step,
+        tokenizer: PreTrainedTokenizerFast,
+        eos_token_ids: Sequenced[int],
+        max_running: int,
+        limits: Limits | None = None,
+        first_token: FirstToken | None = None,
+    ) -> None:
+        """At most `max_running` sequences run at once; the step must have a slot for each of them."""
+        self.step, self.tokenizer, self.limits = step, tokenizer, limits or Limits()
+        self.first_token = first_token or FirstToken()
+        self.eos_token_ids = frozenset(eos_token_ids)
+        self.max_running, self.max_length = max_running, step.slots.max_length
+        self.capacity, self.sites = step.slots.capacity, step.sites
+        self.error: BaseException | None = None
+        self._admission = Admission(step, self.first_token)
+        self._schedule = Schedule(max_running, step.slots.move)
+        self._guarding = Guarding(step)
+        self._reading = PromptReading(step, self._guarding, self.limits.prefill_chunk)
+        self._in_flight: set[str] = set()
+        self._active: dict[str, Running] = {}
+        self._submitted: deque[Running] = deque()
+        self._cancelled: deque[str] = deque()
+        self._jobs = Jobs()
+        self._waiting: Counter[tuple[str, str]] = Counter()
+        self._steps = 0
+        self._rate = Rate()
+        self._stopping = False
+        self._cpu_threads = torch.get_num_threads()
+        self._wake = threading.Condition()
+        self._thread = threading.Thread(target=self._run, name="saegis-engine", daemon=True)
+
+    # -- from any thread ------------------------------------------------------------------------------
+
+    @property
+    def compiled(self) -> bool:
+        """Whether its step is compiled."""
+        return self.step.compiled
+
+    def start(self) -> None:
+        """Start the engine's thread."""
+        self._thread.start()
+
+    def submit(self, request: GenerationRequest, on_events: Sink) -> None:
+        """Queue a request; `on_events` gets its events, on the engine's thread, and must not block.
+
+        Raises FieldError or SteeringError for what cannot be run, DuplicateRequestError, QueueFullError,
+        EngineStoppedError. Bans that were not seen before are worked out here, which takes milliseconds.
+        """
+        sampling = request.sampling
+        stops = frozenset(sampling.stop_token_ids) | (
+            frozenset() if sampling.ignore_eos else self.eos_token_ids
+        )
+        program, guard = self._admission.generation(request, stops)
+        seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
+        unmoved = self.first_token.unmoved(request.prompt, request.program)
+        running = Running(request, program, seed, on_events, guard, unmoved)
+        room = self.max_length - len(request.prompt)
+        limit = min(room, sampling.max_tokens or room)
+        for index in range(sampling.n):
+            text = TextStream(
+                self.tokenizer,
+                request.prompt,
+                sampling.stop,
+                keep_stop=sampling.include_stop_str_in_output,
+                skip_special_tokens=sampling.skip_special_tokens,
+            )
+            sequence = Sequence(running, index, stops, self.eos_token_ids, limit, text)
+            running.sequences.append(sequence)
+        with self._wake:
+            self._require_running()
+            if request.request_id in self._in_flight:
+                raise DuplicateRequestError(f"request {request.request_id!r} is in flight")
+            waiting, caller = self._waiting.total(), (request.tenant, request.principal)
+            if not has_room(waiting, self._waiting[caller], sampling.n, self.limits.queue):
+                raise QueueFullError(waiting, retry_after=1.0)
+            self._waiting[caller] += sampling.n
+            self._in_flight.add(request.request_id)
+            self._submitted.append(running)
+            self._wake.notify()
+
+    def cancel(self, request_id: str) -> None:
+        """Abort a request; its sequences end with FinishReason.ABORT. Unknown ids are ignored."""
+        with self._wake:
+            self._cancelled.append(request_id)
+            self._wake.notify()
+
+    def capture(self, tokens: Sequenced[int], tenant: str = "") -> "Future[dict[Site, Tensor]]":
+        """The clean activations [T, d] of a text at every site, between two steps.
+
+        Raises QueueFullError, EngineStoppedError.
+        """
+        return self._add_job(at_once(lambda: self.step.capture(list(tokens))), tenant)
+
+    def score(
+        self,
+        tokens: Sequenced[int],
+        program: SteeringProgram = UNSTEERED,
+        guard: Guard = UNGUARDED,
+        plain: Baseline = AS_IT_IS,
+        on_end: Callable[[Closing], None] | None = None,
+        tenant: str = "",
+    ) -> "Future[Score]":
+        """How likely a text is, steered by a program and plainly, read chunk by chunk between steps.
+
+        The text is steered and judged as a prompt, so edits of the completion act nowhere, and what would
+        stop an answer refuses the text. `on_end` hears on the engine's thread how it ended, before the future
+        does, and must not raise. Cancelling the future ends the reading. Raises FieldError or
+        SteeringError for what cannot be scored, QueueFullError, EngineStoppedError; the future,
+        SteeringDivergedError, NonFiniteLogitsError or RefusedByPolicyError. New bans take milliseconds here,
+        as in `submit`.
+        """
+        steered, other = (
+            Reading(
+                self.step,
+                one,
+                *self._admission.text(tokens, one, judging),
+                self.first_token.unmoved(tokens, one),
+            )
+            for one, judging in ((program, guard), plain)
+        )
+        scoring = Scoring(tokens, steered, other, self.limits.prefill_chunk, on_end)
+        return self._add_job(scoring.job(), tenant, scoring.ended)
+
+    def _add_job(self, job: Job[T], tenant: str, ended: Ended | None = None) -> "Future[T]":
+        with self._wake:
+            self._require_running()
+            if not self._jobs_have_room(tenant):
+                self._jobs.drop_cancelled()
+            if not self._jobs_have_room(tenant):
+                raise QueueFullError(len(self._jobs), retry_after=1.0)
+            self._wake.notify()
+            return self._jobs.add(job, tenant, ended)
+
+    def _jobs_have_room(self, tenant: str) -> bool:
+        return has_room(len(self._jobs), self._jobs.count(tenant), 1, self.limits.queue)
+
+    def _require_running(self) -> None:
+        if self._stopping or self.error is not None:
+            raise EngineStoppedError("the engine is not running")
+
+    def stats(self) -> EngineStats:
+        """What the engine is doing now."""
+        schedule = self._schedule
+        return EngineStats(
+            running=len(schedule.running) + (schedule.reading is not None),
+            waiting=self._waiting.total(),
+            used_tokens=schedule.used_tokens,
+            max_total_tokens=self.max_running * self.max_length,
+            tokens_per_second=self._rate.per_second(),
+            max_running=self.max_running,
+            queue_limit=self.limits.queue,
+            steps=self._steps,
+        )
+
+    def stop(self) -> None:
+        """Fail what is in flight with EngineStoppedError and end the thread."""
+        with self._wake:
+            self._stopping = True
+            self._wake.notify()
+        if self._thread.ident is None:
+            self._fail_all(EngineStoppedError("the server is stopping"))
+        elif self._thread.is_alive() and self._thread is not threading.current_thread():
+            self._thread.join()
+
+    # -- the engine's thread --------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        # A compiled step is made for one number of threads, and a new thread may start with another.
+        torch.set_num_threads(self._cpu_threads)
+        try:
+            while self._take_inbox():
+                self._jobs.advance()
+                self._drop_expired()
+                self._read_prompts()
+                self._decode()
+                self._deliver()
+            self._fail_all(EngineStoppedError("the server is stopping"))
+        except BaseException as error:
+            self.error = error
+            self._fail_all(EngineStoppedError("the engine has failed"))
+            raise
+
+    def _take_inbox(self) -> bool:
+        """Wait until there is something to do and take it over; False when the engine is to stop."""
+        with self._wake:
+            while not (self._stopping or self._submitted or self._cancelled or self._jobs):
+                if not self._schedule.idle:
+                    break
+                self._wake.wait()
+            submitted, self._submitted = self._submitted, deque()
+            cancelled, self._cancelled = self._cancelled, deque()
+            stopping = self._stopping
+        for running in submitted:
+            self._active[running.request.request_id] = running
+            self._schedule.waiting.extend(running.sequences)
+        for request_id in cancelled:
+            if (found := self._active.get(request_id)) is not None:
+                self._abort(found)
+        return not stopping
+
+    def _drop_expired(self) -> None:
+        for running in [one for one in self._active.values() if one.expired]:
+            self._fail(running, DeadlineExceededError("the deadline passed"))
+
+    def _read_prompts(self) -> None:
+        """Read prompts, up to a bound, so that those who are decoding do not wait long."""
+        left = self.limits.prefill_between_steps
+        while left > 0 and (sequence := self._schedule.admit()) is not None:
+            try:
+                left -= self._read_on(sequence)
+            except Exception as error:
+                self._fail(sequence.running, own_failure(error))
+
+    def _read_on(self, sequence: Sequence) -> int:
+        """Read the next tokens of a prompt; with its last one the first token is there. Returns the cost."""
+        if not sequence.loaded:
+            running, sequence.loaded = sequence.running, True
+            with self._wake:
+                self._waiting[sequence.caller] -= 1
+            if running.admitted is None:
+                running.admitted = time.monotonic()
+            self._reading.load(sequence)
+        progress = self._reading.advance(sequence)
+        self._steps += 1
+        if progress.output is not None:
+            if sequence.running.request.sampling.n > 1:
+                sequence.prompt_counts = self.step.slots.counts(sequence.slot)
+            self._schedule.start_running()
+            endings = {} if progress.ending is None else {0: progress.ending}
+            self._hand_out([sequence], progress.output, endings)
+        return progress.cost
+
+    def _decode(self) -> None:
+        while running := list(self._schedule.running):
+            length = max(sequence.length for sequence in running) + 1
+            sampled = any(sequence.samples for sequence in running)
+            self.step.slots.remember()
+            try:
+                output = self.step.decode(extent_of(len(running), length, running), len(running), sampled)
+            except Exception as error:
+                self._make_room(running, own_failure(error))
+                continue
+            self._steps += 1
+            endings = {} if self._guarding.idle else self._guarding.after_decode(running, output, sampled)
+            self._hand_out(running, output, endings)
+            return
+
+    def _make_room(self, running: list[Sequence], failure: EngineError) -> None:
+        """After a step that found no memory, go back before it and fail the request that came last."""
+        lengths = [sequence.length for sequence in running]
+        self.step.slots.rewind([sequence.last_token for sequence in running], lengths)
+        self._fail(max((each.running for each in running), key=lambda each: each.admitted or 0.0), failure)
+
+    def _hand_out(self, sequences: list[Sequence], output: StepOutput, endings: Mapping[int, Ending]) -> None:
+        """Give each sequence its token; row i of the output is the i-th sequence's.
+
+        endings: how conditions end some of the rows, whose tokens nobody is told.
+        """
+        tokens, finite = output.tokens.tolist(), output.finite.tolist()
+        watching = any(sequence.running.watches for sequence in sequences)
+        watched = output.watched.tolist() if watching else None
+        self._rate.add(len(sequences))
+        undecodable: list[Running] = []
+        for row, sequence in enumerate(sequences):
+            if not finite[row] or sequence.finished or row in endings:
+                continue
+            logprobs = None if output.logprobs is None else output.logprobs[row]
+            readings = None if watched is None else self._readings(sequence, row, watched)
+            try:
+                sequence.take(tokens[row], logprobs, readings)
+            except Exception:
+                _LOG.exception("request %s is dropped: no text", sequence.running.request.request_id)
+                undecodable.append(sequence.running)
+        # Only now: taking a sequence out moves others, whose lengths must count this token.
+        for running in undecodable:
+            self._fail(running, EngineError("the answer's tokens could not be decoded"))
+        for row, sequence in enumerate(sequences):
+            if not finite[row] and not sequence.finished:
+                self._diverged(sequence)
+            elif not sequence.finished and (ending := endings.get(row)) is not None:
+                self._end(sequence, ending)
+            elif sequence.finished and sequence.slot >= 0:
+                self._retire(sequence)
+
+    def _readings(
+        self, sequence: Sequence, row: int, watched: list[list[list[list[float]]]]
+    ) -> list[list[list[float]]]:
+        program = sequence.running.program
+        order = {site: index for index, site in enumerate(self.sites)}
+        return [watched[order[site]][row][: len(rows.watches)] for site, rows in program.items()]
+
+    def _end(self, sequence: Sequence, ending: Ending) -> None:
+        """End a sequence whose token a condition keeps from being told, or fail its request."""
+        if isinstance(ending, EngineError):
+            self._fail(sequence.running, ending)
+        else:
+            sequence.finish(ending)
+            self._retire(sequence)
+
+    def _diverged(self, sequence: Sequence) -> None:
+        running = sequence.running
+        error: EngineError
+        if sequence.rows.steer:
+            message = (
+                f"the request's edits drove the activations beyond all bounds at token {sequence.length}"
+            )
+            error = SteeringDivergedError(message)
+        else:
+            error = NonFiniteLogitsError(f"the model's logits are not finite at token {sequence.length}")
+        self._fail(running, error)
+
+    # -- endings --------------------------------------------------------------------------------------
+
+    def _retire(self, sequence: Sequence) -> None:
+        """Take a finished sequence out of its slot, and end its request with the last one."""
+        running, slots = sequence.running, self.step.slots
+        self._add_up(sequence)
+        if sequence.slot >= 0:
+            empty = self._schedule.remove(sequence)
+            if empty is not None:
+                slots.release(empty)
+        else:
+            self._schedule.remove(sequence)
+            with self._wake:
+                self._waiting[sequence.caller] -= 1
+        running.left -= 1
+        if running.left == 0:
+            running.close()
+
+    def _add_up(self, sequence: Sequence) -> None:
+        """Add what was done to a sequence to what was done to its request."""
+        self._guarding.leave(sequence)
+        if sequence.loaded and sequence.slot >= 0:
+            counts = self.step.slots.counts(sequence.slot)
+            sequence.running.tally.add(self.sites, counts, sequence.prompt_counts or counts)
+
+    def _abort(self, running: Running) -> None:
+        for sequence in running.sequences:
+            if not sequence.finished:
+                sequence.finish(FinishReason.ABORT)
+                self._retire(sequence)
+
+    def _fail(self, running: Running, error: EngineError) -> None:
+        running.fail(error)
+        for sequence in running.sequences:
+            if not sequence.finished:
+                sequence.finished = True
+                self._retire(sequence)
+
+    def _deliver(self) -> None:
+        for request_id, running in list(self._active.items()):
+            if running.closed:
+                del self._active[request_id]
+                with self._wake:
+                    self._in_flight.discard(request_id)
+            if running.events:
+                events, running.events = running.events, []
+                try:
+                    running.sink(events)
+                except Exception:
+                    _LOG.exception("request %s is dropped: its sink failed", request_id)
+                    self.cancel(request_id)
+
+    def _fail_all(self, error: EngineError) -> None:
+        with self._wake:
+            self._stopping = True
+            self._waiting.clear()
+            submitted, self._submitted = self._submitted, deque()
+        self._active |= {running.request.request_id: running for running in submitted}
+        for running in self._active.values():
+            running.fail(error)
+            try:
+                for sequence in running.sequences:
+                    self._add_up(sequence)
+            except Exception:
+                # A device that has failed may tell no more what was counted.
+                _LOG.exception("request %s: what was done to it is not known", running.request.request_id)
+            running.close()
+        self._schedule.clear()
+        self._guarding.clear()
+        self._jobs.fail(error)
+        self._deliver()

@@ -1,0 +1,266 @@
+"""Score: how likely a text is, as steered and under a baseline, and how far the two differ."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import CancelledError
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from saegis_server.engine.guard import UNGUARDED, Guard
+from saegis_server.engine.requests import (
+    Closing,
+    EngineError,
+    FinishReason,
+    NonFiniteLogitsError,
+    Receipt,
+    RequestFailed,
+    RequestFinished,
+    SteeringDivergedError,
+    Timings,
+    Usage,
+)
+from saegis_server.engine.sites import Site
+from saegis_server.engine.torch.context import KVCache
+from saegis_server.engine.torch.jobs import Job
+from saegis_server.engine.torch.request_guard import RequestGuard
+from saegis_server.engine.torch.sequence import RowCounts
+from saegis_server.engine.torch.step import SMALLEST, ReadOutput, Step
+from saegis_server.engine.torch.tally import Tally
+from saegis_server.engine.torch.text_verdict import TextVerdict
+from saegis_server.steering.program import UNSTEERED, SiteProgram, SteeringProgram
+from saegis_server.steering.table import TableView
+
+#: How many positions are compared at once: with 256 000 tokens in the vocabulary, 33 MB for each of some
+#: five float32 tensors.
+POSITIONS_AT_ONCE = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """How likely the tokens of a text of T tokens are; natural logarithms, T − 1 numbers in each tuple.
+
+    Entry i is of token i + 1, given tokens 0 to i: its log probability as steered and plainly, which is under
+    the baseline, and KL(plain ‖ steered) of the two distributions in nats. The receipt is of the steered
+    reading of all T.
+    """
+
+    logprobs: tuple[float, ...]
+    plain_logprobs: tuple[float, ...]
+    divergences: tuple[float, ...]
+    receipt: Receipt
+    timings: Timings
+
+
+class Comparison(NamedTuple):
+    """Q predictions compared: log probabilities of what followed, steered and plain, and divergences.
+
+    All float32 [Q], natural logarithms.
+    """
+
+    logprobs: Tensor
+    plain_logprobs: Tensor
+    divergences: Tensor
+
+    @classmethod
+    def join(cls, parts: "Sequence[Comparison]") -> "Comparison":
+        """Several of them as one, in their order."""
+        return cls(*(torch.cat(numbers) for numbers in zip(*parts, strict=True)))
+
+
+@torch.inference_mode()
+def compare(steered: Tensor, plain: Tensor, following: Tensor) -> Comparison:
+    """Compare two readings by their logits [Q, V], any float dtype; following int64 [Q] is what came.
+
+    The divergence is KL(p ‖ q) = Σ p·(log p − log q) over the vocabulary, p plain and q steered, in float32.
+    """
+    slices = [slice(at, at + POSITIONS_AT_ONCE) for at in range(0, len(following), POSITIONS_AT_ONCE)]
+    return Comparison.join([_compare(steered[part], plain[part], following[part]) for part in slices])
+
+
+def _compare(steered: Tensor, plain: Tensor, following: Tensor) -> Comparison:
+    log_q = torch.log_softmax(steered.to(torch.float32), -1)
+    log_p = torch.log_softmax(plain.to(torch.float32), -1)
+    p = log_p.exp()
+    # What the model never says counts for nothing, even where steering makes it infinitely unlikely.
+    terms = torch.where(p > 0.0, p * (log_p - log_q), 0.0)
+    chosen = following[:, None]
+    return Comparison(
+        log_q.gather(-1, chosen)[:, 0],
+        log_p.gather(-1, chosen)[:, 0],
+        terms.sum(-1).clamp(min=0.0),  # it is never negative, but a rounded sum may be
+    )
+
+
+class Baseline(NamedTuple):
+    """What the plain reading of a text is under: a program, and a guard beside it. By default, nothing."""
+
+    program: SteeringProgram = UNSTEERED
+    guard: Guard = UNGUARDED
+
+
+#: The model as it is.
+AS_IT_IS = Baseline()
+
+
+class Reading:
+    """One of the readings of a text: under a program and the verdict of a guard, with a cache of its own."""
+
+    def __init__(
+        self,
+        step: Step,
+        program: SteeringProgram,
+        rows: Mapping[Site, SiteProgram],
+        guard: RequestGuard | None,
+        unmoved: int = 0,
+    ) -> None:
+        """`rows` are the program's, by site; `unmoved`: how many of the text's first tokens no row moves."""
+        self._step, self._program, self._unmoved = step, program, unmoved
+        self.verdict = TextVerdict(guard, rows)
+        self._tally = Tally(program, rows, unmoved)
+        self._cache: KVCache | None = None
+        self._views: Mapping[Site, TableView] = {}
+
+    def begin(self, count: int) -> None:
+        """Read a text of so many tokens from its beginning, under the rows that are in force now."""
+        slots, rows = self._step.slots, self.verdict.rows
+        self._cache = slots.cache.apart(count)
+        self._views = slots.views(rows, *(max(SMALLEST, number) for number in RowCounts.of(rows)))
+        self._tally = Tally(self._program, rows, self._unmoved)
+        self.verdict.begin()
+
+    def read(self, tokens: Sequence[int], start: int) -> ReadOutput:
+        """Read the next tokens, from place `start` on."""
+        if self._cache is None:
+            raise RuntimeError("a reading goes on that has not begun")
+        found = self._step.read(list(tokens), start, self._cache, self._views, self._unmoved)
+        self._tally.add(self._step.sites, found.counts.tolist())
+        return found
+
+    def receipt(self) -> Receipt:
+        """What was done in it. To be called once."""
+        return self.verdict.complete(self._tally.receipt(self.verdict.rows))
+
+    @property
+    def steered_tokens(self) -> int:
+        """How many tokens were moved at any site."""
+        return self._tally.steered_tokens
+
+
+class Scoring:
+    """A text that is scored a chunk at a time, as a prompt is read, each chunk plainly and as steered.
+
+    Both readings have a cache of their own; the slots of running sequences are not touched. Where in one of
+    them a condition comes to hold whose rows were not in force, the text is read again with them.
+    """
+
+    def __init__(
+        self,
+        tokens: Sequence[int],
+        steered: Reading,
+        plain: Reading,
+        chunk: int,
+        on_end: Callable[[Closing], None] | None = None,
+    ) -> None:
+        """`chunk`: how many tokens are read at once. `on_end` hears, before the result is told, how it ended.
+
+        It is told the usage and the receipt of the steered reading, and runs on the engine's thread.
+        """
+        self._tokens, self._steered, self._plain, self._chunk = list(tokens), steered, plain, chunk
+        self._on_end = on_end
+        self._read_tokens = 0
+        self._submitted = time.monotonic()
+        self._began: float | None = None
+        self._receipt: Receipt | None = None
+
+    def job(self) -> Job[Score]:
+        """Read the text, a piece for each chunk.
+
+        Raises SteeringDivergedError or NonFiniteLogitsError where the logits of a reading are not finite, or
+        what conditions look at; RefusedByPolicyError where one refuses the text or would stop an answer.
+        """
+        self._began = time.monotonic()
+        whole = yield from self._reading()
+        while self._changed():
+            yield
+            whole = yield from self._reading()
+        done = self._done()
+        return Score(
+            logprobs=tuple(whole.logprobs.tolist()),
+            plain_logprobs=tuple(whole.plain_logprobs.tolist()),
+            divergences=tuple(whole.divergences.tolist()),
+            receipt=done.receipt,
+            timings=done.timings,
+        )
+
+    def ended(self, error: BaseException | None) -> None:
+        """It has ended: with its result, with an error, or, if it is a CancelledError, unwanted."""
+        if self._on_end is None:
+            return
+        done = self._done()
+        if isinstance(error, EngineError):
+            self._on_end(RequestFailed(error, done))
+        elif isinstance(error, CancelledError):
+            self._on_end(replace(done, reasons=(FinishReason.ABORT,)))
+        elif error is not None:
+            self._on_end(RequestFailed(EngineError(f"the text could not be read: {error}"), done))
+        else:
+            self._on_end(done)
+
+    def _done(self) -> RequestFinished:
+        """What was done so far."""
+        if self._receipt is None:
+            self._receipt = self._steered.receipt()
+        now = time.monotonic()
+        began = now if self._began is None else self._began
+        usage = Usage(self._read_tokens, 0, 0, self._steered.steered_tokens)
+        return RequestFinished(usage, self._receipt, Timings(began - self._submitted, now - began, 0.0))
+
+    def _changed(self) -> bool:
+        """Whether the text is to be read again.
+
+        What the rules refuse without the request's edits is refused, whatever the edits do about it.
+        """
+        changed = [each.verdict.changed() for each in (self._plain, self._steered)]
+        return any(changed)
+
+    def _reading(self) -> Job[Comparison]:
+        """Read the whole text under the rows that are in force now."""
+        count = len(self._tokens)
+        self._plain.begin(count)
+        self._steered.begin(count)
+        parts: list[Comparison] = []
+        for start in range(0, count, self._chunk):
+            if start > 0:
+                yield
+            parts += self._read(start)
+        return Comparison.join(parts)
+
+    def _read(self, start: int) -> list[Comparison]:
+        """Read a chunk both ways and compare; nothing to compare where it is the last token alone."""
+        tokens = self._tokens[start : start + self._chunk]
+        following = self._tokens[start + 1 : start + 1 + len(tokens)]
+        last = len(following) < len(tokens)
+        plain = self._plain.read(tokens, start)
+        _require_finite(plain.logits, start, NonFiniteLogitsError, "the model's logits are not finite")
+        steered = self._steered.read(tokens, start)
+        beyond = "the request's edits drove the activations beyond all bounds"
+        _require_finite(steered.logits, start, SteeringDivergedError, beyond)
+        self._read_tokens = max(self._read_tokens, start + len(tokens))
+        self._plain.verdict.hear(plain.read, start, last)
+        self._steered.verdict.hear(steered.read, start, last)
+        if not following:
+            return []
+        known = torch.tensor(following, device=steered.logits.device)
+        return [compare(steered.logits[: len(known)], plain.logits[: len(known)], known)]
+
+
+def _require_finite(
+    logits: Tensor, start: int, error: type[NonFiniteLogitsError | SteeringDivergedError], what: str
+) -> None:
+    # Which token began it cannot be told: within a chunk, attention multiplies what comes later by zero, and
+    # 0 · NaN is NaN.
+    if not bool(torch.isfinite(logits).all()):
+        raise error(f"{what} in tokens {start} to {start + len(logits) - 1}")

@@ -1,0 +1,318 @@
+"""Sequences: what the engine knows of each text that it is writing, and of the request that it belongs to."""
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from torch import Tensor
+
+from saegis_server.engine.requests import (
+    Delta,
+    EngineError,
+    Event,
+    FinishReason,
+    GenerationRequest,
+    Receipt,
+    RequestFailed,
+    RequestFinished,
+    SequenceFinished,
+    Timings,
+    TokenOutput,
+    Usage,
+    Watched,
+)
+from saegis_server.engine.sites import Site
+from saegis_server.engine.torch.panel import Seat
+from saegis_server.engine.torch.request_guard import RequestGuard
+from saegis_server.engine.torch.step import SMALLEST, Extent
+from saegis_server.engine.torch.tally import Tally
+from saegis_server.engine.torch.text import TextStream
+from saegis_server.steering.program import SiteProgram
+from saegis_server.steering.rows import Edit, Phase
+
+#: Takes a request's events, in order; runs on the engine's thread and must not block.
+Sink = Callable[[list[Event]], None]
+
+
+class RowCounts(NamedTuple):
+    """The largest number of rows of each kind that a program has at any site."""
+
+    edits: int
+    rules: int
+    held: int
+    watches: int
+    guards: int
+
+    @property
+    def steer(self) -> bool:
+        """Whether any of them may change an activation."""
+        return max(self.edits, self.rules, self.held) > 0
+
+    @classmethod
+    def of(cls, program: Mapping[Site, SiteProgram]) -> "RowCounts":
+        """Count the rows of a program."""
+        sites = program.values()
+        return cls(
+            max((len(site.edits) for site in sites), default=0),
+            max((len(site.rules) for site in sites), default=0),
+            max((site.held for site in sites), default=0),
+            max((len(site.watches) for site in sites), default=0),
+            max((len(site.guards) for site in sites), default=0),
+        )
+
+
+class Running:
+    """A request in flight: its sequences, its events, and what was done to it so far."""
+
+    def __init__(
+        self,
+        request: GenerationRequest,
+        program: dict[Site, SiteProgram],
+        seed: int,
+        sink: Sink,
+        guard: RequestGuard | None = None,
+        unmoved: int = 0,
+    ) -> None:
+        """`program` is the request's own, by site; `guard` None where nothing is to be judged; `unmoved`: how
+        many of the prompt's first tokens no row moves."""
+        self.request, self.program, self.seed, self.sink, self.guard = request, program, seed, sink, guard
+        self.unmoved = unmoved
+        self.rows = RowCounts.of(program)
+        self.watches = any(site.watches for site in program.values())
+        # For each watch, the request's own edits of what it reads.
+        self.watched_edits = tuple(
+            tuple(edit for edit in site.edits if edit.probe.key == probe.key)
+            for site in program.values()
+            for probe in site.watches
+        )
+        self.events: list[Event] = []
+        self.sequences: list[Sequence] = []
+        self.left = request.sampling.n
+        self.completion_tokens = 0
+        everything = program if guard is None else guard.plan.everything
+        self.tally = Tally(request.program, everything, unmoved)
+        self.submitted = time.monotonic()
+        self.admitted: float | None = None
+        self.first_token: float | None = None
+        self.closed = False
+        self._error: EngineError | None = None
+
+    @property
+    def expired(self) -> bool:
+        """Whether its deadline has passed."""
+        return self.request.deadline is not None and time.monotonic() >= self.request.deadline
+
+    def tell(self, delta: Delta) -> None:
+        """Tell new text and tokens, and count them."""
+        self.completion_tokens += len(delta.tokens)
+        if self.first_token is None:
+            self.first_token = time.monotonic()
+        self.events.append(delta)
+
+    def fail(self, error: EngineError) -> None:
+        """Let it end with an error, once all its sequences are finished."""
+        self._error = self._error or error
+
+    def close(self) -> None:
+        """End it, all its sequences being finished and what was done to them added up."""
+        if self.closed:
+            return
+        self.closed = True
+        now = time.monotonic()
+        admitted = self.admitted or now
+        first = self.first_token or now
+        usage = Usage(
+            prompt_tokens=len(self.request.prompt),
+            completion_tokens=self.completion_tokens,
+            cached_tokens=0,
+            steered_tokens=self.tally.steered_tokens,
+        )
+        timings = Timings(admitted - self.submitted, first - admitted, now - first)
+        reasons = tuple(sequence.reason for sequence in self.sequences)
+        done = RequestFinished(usage, self._receipt(), timings, reasons)
+        self.events.append(done if self._error is None else RequestFailed(self._error, done))
+
+    def _receipt(self) -> Receipt:
+        if self.guard is None:
+            return self.tally.receipt(self.program)
+        return self.guard.complete(self.tally.receipt(self.guard.came_in_force))
+
+
+@dataclass(eq=False)
+class Sequence:
+    """One text of a request. Its tokens lie in the slot `slot` while it runs.
+
+    stops: the tokens that end it; ends: those of them that are the model's own. read: how many tokens of its
+    prompt its slot holds. held: what will be told once its token has been judged, and `closing`, how it
+    ends then. prompt_counts: what was counted at its prompt, where others have the same one. rows: how many
+    its slot has in force. seat: where it is judged; None while it has no slot or guard.
+    """
+
+    running: Running
+    index: int
+    stops: frozenset[int]
+    ends: frozenset[int]
+    limit: int
+    text: TextStream
+    slot: int = -1
+    read: int = 0
+    generated: int = 0
+    last_token: int = -1
+    reason: FinishReason | None = field(default=None)
+    finished: bool = field(default=False)
+    loaded: bool = field(default=False)
+    held: Delta | None = None
+    prompt_counts: list[list[float]] | None = None
+    closing: SequenceFinished | None = None
+    seat: Seat | None = None
+    rows: RowCounts = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.rows = self.running.rows
+
+    @property
+    def prompt(self) -> tuple[int, ...]:
+        """The prompt's token ids."""
+        return self.running.request.prompt
+
+    @property
+    def samples(self) -> bool:
+        """Whether its tokens are more than the likeliest ones, so that the sampler has to run."""
+        return not self.running.request.sampling.is_plain_greedy
+
+    @property
+    def tenant(self) -> str:
+        """Whose it is."""
+        return self.running.request.tenant
+
+    @property
+    def principal(self) -> str:
+        """Who of the tenant's asked for it."""
+        return self.running.request.principal
+
+    @property
+    def caller(self) -> tuple[str, str]:
+        """Its tenant and its principal."""
+        return self.tenant, self.principal
+
+    @property
+    def length(self) -> int:
+        """How many tokens its slot holds, the one about to be fed included."""
+        return self.read + max(self.generated - 1, 0)
+
+    @property
+    def answer_start(self) -> int:
+        """Where the answer begins: what the request gives of it belongs to the prompt's tokens."""
+        return len(self.prompt) - self.running.request.prefilled
+
+    @property
+    def judges_given(self) -> bool:
+        """Whether what the request gives of the answer is to be judged, token by token."""
+        guard = self.running.guard
+        return self.running.request.prefilled > 0 and guard is not None and bool(guard.plan.conditions)
+
+    @property
+    def seed(self) -> int:
+        """Its own seed: the request's for the first one, for the others one made from it and their index, so
+        that they do not meet those of the next seed."""
+        if self.index == 0:
+            return self.running.seed
+        of_both = f"{self.running.seed} {self.index}".encode()
+        return int.from_bytes(hashlib.blake2b(of_both, digest_size=8).digest())
+
+    def take(self, token: int, logprobs: Tensor | None, watched: list[list[list[float]]] | None) -> None:
+        """Add a generated token; finishes the sequence if it ends here.
+
+        logprobs: float32 [V] of the model's distribution; watched: [sites][watches][before, after]. Where
+        tokens are held back, what is told is the token before, which has been judged by now; the last one is
+        told in a step of its own, whose token is nobody's.
+        """
+        self.generated, self.last_token = self.generated + 1, token
+        self._tell()
+        if self.closing is not None:
+            return self._close(self.closing)
+        output = self._output(token, logprobs, watched)
+        text, ending = self._text_with(token)
+        self.held = Delta(self.index, text, (output,))
+        guard = self.running.guard
+        if guard is not None and guard.holds_back and not (ending and ending.stop_token in self.ends):
+            self.closing = ending
+            return None
+        self._tell()
+        return None if ending is None else self._close(ending)
+
+    def _text_with(self, token: int) -> tuple[str, SequenceFinished | None]:
+        """The text that is certain with a token, and how the sequence ends with it."""
+        sampling = self.running.request.sampling
+        if token in self.stops and self.generated > sampling.min_tokens:
+            ended = SequenceFinished(self.index, FinishReason.STOP, stop_token=token)
+            return self.text.finish(may_stop=False), ended
+        may_stop = self.generated >= sampling.min_tokens
+        text = self.text.push(token, may_stop)
+        ending: SequenceFinished | None = None
+        if self.generated >= self.limit:
+            text += self.text.finish(may_stop)
+            ending = SequenceFinished(self.index, FinishReason.LENGTH)
+        if (matched := self.text.matched) is not None:
+            ending = SequenceFinished(self.index, FinishReason.STOP, stop_string=matched)
+        return text, ending
+
+    def _tell(self) -> None:
+        """Tell what is held."""
+        if self.held is not None:
+            self.running.tell(self.held)
+            self.held = None
+
+    def finish(self, reason: FinishReason) -> None:
+        """End the sequence, with what is held untold; it keeps its slot until the engine takes it out.
+
+        Nor is text let out that was held back where a condition ends it; what else ends it loses none.
+        """
+        if not self.finished:
+            loses = reason is FinishReason.CONTENT_FILTER or self.held is not None
+            if not loses and (text := self.text.finish(may_stop=False)):
+                self.running.tell(Delta(self.index, text, ()))
+            self._close(SequenceFinished(self.index, reason))
+
+    def _close(self, ending: SequenceFinished) -> None:
+        self.finished, self.reason, self.held = True, ending.reason, None
+        self.running.events.append(ending)
+
+    def _output(
+        self, token: int, logprobs: Tensor | None, watched: list[list[list[float]]] | None
+    ) -> TokenOutput:
+        wanted = self.running.request.sampling.logprobs
+        readings: tuple[Watched, ...] = ()
+        if watched is not None:
+            both = (tuple(pair) for site in watched for pair in site)
+            edits = self.running.watched_edits
+            readings = tuple(
+                Watched(before, after, self._set_to(before, own))
+                for (before, after), own in zip(both, edits, strict=True)
+            )
+        if wanted is None or logprobs is None:
+            return TokenOutput(token, watched=readings)
+        top = logprobs.topk(wanted) if wanted else None
+        alternatives = (
+            () if top is None else tuple(zip(top.indices.tolist(), top.values.tolist(), strict=True))
+        )
+        return TokenOutput(token, float(logprobs[token]), alternatives, readings)
+
+    def _set_to(self, value: float, edits: tuple[Edit, ...]) -> float | None:
+        """What edits of one probe make of its value where the last token was predicted; None if not known."""
+        if not edits or any(edit.relative_to_norm for edit in edits):
+            return None
+        if self.length <= self.running.unmoved:
+            return value
+        phase = Phase.PROMPT if self.generated == 1 else Phase.COMPLETION
+        found = [edit.sets(value) for edit in edits if edit.phase in (Phase.ALL, phase)]
+        # All read the same value, and what they change adds up.
+        return found[0] if len(found) == 1 else value + sum(each - value for each in found)
+
+
+def extent_of(batch: int, length: int, sequences: list[Sequence]) -> Extent:
+    """How much a step of some sequences reads: `batch` rows, `length` tokens, as many rows as they have."""
+    kinds = zip(*{sequence.rows for sequence in sequences}, strict=True)
+    return Extent(max(batch, SMALLEST), max(length, SMALLEST), *(max(SMALLEST, *kind) for kind in kinds))

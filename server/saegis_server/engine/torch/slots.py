@@ -1,0 +1,201 @@
+"""Slots: everything that a running sequence owns on the device, as rows of tensors of a fixed size."""
+
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from saegis_server.engine.requests import SamplingParams
+from saegis_server.engine.sites import Site
+from saegis_server.engine.torch.alarm import Alarms
+from saegis_server.engine.torch.context import KVCache
+from saegis_server.engine.torch.sampler import sampling_table
+from saegis_server.steering.program import SiteProgram
+from saegis_server.steering.table import Capacity, SiteTable, TableView
+
+#: What is counted for each slot at each site: tokens edited, bans fired, the largest ‖Δx‖/‖x‖. After the
+#: sites, for all of them together: tokens that any of them edited, 0, 0.
+COUNTED = 3
+
+
+class SlotState(NamedTuple):
+    """What every slot carries from step to step: its last token and its position, int64 [S], and its counts.
+
+    counted: float32 [sites + 1, S, COUNTED].
+    """
+
+    token: Tensor
+    position: Tensor
+    counted: Tensor
+
+
+class Slots:
+    """The KV cache, the steering tables, the sampling parameters, the state and the alarm of every slot."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        sites: tuple[Site, ...],
+        count: int,
+        max_length: int,
+        capacity: Capacity,
+    ) -> None:
+        """Allocate `count` slots of `max_length` tokens on the model's device.
+
+        One place is left spare beyond `max_length`, where idle rows and the padding of one-token prompts are
+        written and nothing is read, and one slot beyond `count`, for idle rows; so a step never takes the
+        whole of a tensor, which to the compiler would be another program.
+        """
+        config, device = model.config.get_text_config(), model.device
+        width = config.hidden_size
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        head_width = getattr(config, "head_dim", None) or width // config.num_attention_heads
+        layers = [(heads, head_width)] * config.num_hidden_layers
+        self.count, self.max_length, self.capacity = count, max_length, capacity
+        self.vocabulary: int = config.vocab_size
+        self.sites = sites
+        rows = count + 1
+        self.cache = KVCache.allocate(layers, rows, max_length + 1, model.dtype, device)
+        self.tables = {site: SiteTable(rows, width, capacity, device, model.dtype) for site in sites}
+        self.sampling = sampling_table(rows, self.vocabulary, device)
+        self.state = SlotState(
+            torch.zeros(rows, dtype=torch.int64, device=device),
+            torch.zeros(rows, dtype=torch.int64, device=device),
+            torch.zeros(len(sites) + 1, rows, COUNTED, device=device),
+        )
+        # How much of each slot's cache may have been written since it was last empty.
+        self._written = [0] * rows
+        self._counted_before = torch.zeros_like(self.state.counted)
+        self.alarms = Alarms.allocate(len(sites), rows, capacity.watches + 1, device)
+
+    @torch.inference_mode()
+    def load(
+        self,
+        slot: int,
+        prompt: Iterable[int],
+        sampling: SamplingParams,
+        seed: int,
+        stops: Iterable[int],
+        program: Mapping[Site, SiteProgram],
+    ) -> None:
+        """Give `slot` to a new sequence. `seed` is its own; `stops` are the tokens that end its text."""
+        # First of all: should the rest fail, nothing that another sequence did is counted for this one.
+        self._forget(slot)
+        self.state.position[slot] = 0
+        self.state.counted[:, slot] = 0.0
+        table = self.sampling
+        table.temperature[slot], table.top_p[slot] = sampling.temperature, sampling.top_p
+        table.min_p[slot], table.top_k[slot] = sampling.min_p, sampling.top_k or self.vocabulary
+        table.presence[slot], table.frequency[slot] = sampling.presence_penalty, sampling.frequency_penalty
+        table.repetition[slot], table.min_tokens[slot] = sampling.repetition_penalty, sampling.min_tokens
+        table.seed[slot] = seed - 2**64 if seed >= 2**63 else seed
+        table.generated[slot] = 0
+        # A plain greedy row beside sampled ones goes through the sampler too.
+        table.bias[slot] = 0.0
+        if not sampling.is_plain_greedy:
+            for grid in (table.counts, table.in_prompt, table.stops):
+                grid[slot] = 0
+            table.in_prompt[slot, list(prompt)] = True
+            table.stops[slot, list(stops)] = True
+            if sampling.logit_bias:
+                biases = torch.tensor(list(sampling.logit_bias.values()), dtype=table.bias.dtype)
+                table.bias[slot, list(sampling.logit_bias)] = biases.to(table.bias.device)
+        self.steer(slot, program)
+
+    @torch.inference_mode()
+    def steer(self, slot: int, program: Mapping[Site, SiteProgram]) -> None:
+        """Let `slot` run `program` from its next step on. Raises SteeringError if its bans cannot hold; the
+        sequence in the slot must not go on then.
+        """
+        for steering in self.tables.values():
+            steering.clear(slot)
+        for site, rows in program.items():
+            self.tables[site].write(slot, rows)
+
+    @torch.inference_mode()
+    def restart(self, slot: int) -> None:
+        """Let the sequence of `slot` begin again with its prompt: nothing chosen, nothing counted."""
+        self.sampling.counts[slot], self.sampling.generated[slot] = 0, 0
+        self.state.position[slot] = 0
+        self.state.counted[:, slot] = 0.0
+
+    @torch.inference_mode()
+    def remember(self) -> None:
+        """Keep what was counted until now, in case the step that comes fails."""
+        self._counted_before.copy_(self.state.counted)
+
+    @torch.inference_mode()
+    def rewind(self, tokens: list[int], positions: list[int]) -> None:
+        """Let the first slots be where they were before a step that failed, at their tokens and positions."""
+        for own, wanted in ((self.state.token, tokens), (self.state.position, positions)):
+            own[: len(wanted)] = torch.tensor(wanted, dtype=own.dtype)
+        self.state.counted.copy_(self._counted_before)
+
+    @torch.inference_mode()
+    def take_back(self, slot: int, token: int, counted: Tensor, sampled: bool) -> None:
+        """Undo a step of `slot` that chose `token`, by its own parameters if `sampled`, to take it again.
+
+        counted: float32 [sites + 1, COUNTED], what was counted before the step. What the step wrote into the
+        cache is written over when it is taken again.
+        """
+        if sampled:
+            self.sampling.counts[slot, token] -= 1
+            self.sampling.generated[slot] -= 1
+        self.state.counted[:, slot] = counted
+
+    @torch.inference_mode()
+    def move(self, source: int, target: int, length: int) -> None:
+        """Let `target` hold what `source` holds: `length` tokens, parameters, program and counts."""
+        self._forget(target, length)
+        self.cache.move(source, target, length)
+        self._written[target] = length
+        for table in self.tables.values():
+            table.move(source, target)
+        for tensor in (*self.sampling, self.state.token, self.state.position):
+            tensor[target] = tensor[source]
+        self.state.counted[:, target] = self.state.counted[:, source]
+        self.alarms.move(source, target)
+
+    @torch.inference_mode()
+    def release(self, slot: int) -> None:
+        """Leave `slot` unsteered and empty."""
+        for table in self.tables.values():
+            table.clear(slot)
+        self._forget(slot)
+
+    def writes(self, slots: Iterable[int], end: int) -> None:
+        """Take note that a step writes into the cache of `slots`, nowhere from the place `end` on."""
+        for slot in slots:
+            self._written[slot] = max(self._written[slot], end)
+
+    def _forget(self, slot: int, kept: int = 0) -> None:
+        """Forget what lies in a slot's cache beyond `kept` tokens: attention multiplies what a row does not
+        see by 0, and 0 · NaN is NaN."""
+        if kept < self._written[slot]:
+            self.cache.clear(slot, kept, self._written[slot])
+            self._written[slot] = kept
+
+    @torch.inference_mode()
+    def views(self, program: Mapping[Site, SiteProgram], *rows: int) -> dict[Site, TableView]:
+        """The first rows of each kind of a program that no slot runs, at every site, as a step sees one slot.
+
+        rows: how many of each kind, in the order of TableView. What is given are copies, made by way of the
+        spare slot, which is left empty.
+        """
+        spare = torch.tensor([self.count], device=self.state.token.device)
+        found = {}
+        for site, table in self.tables.items():
+            try:
+                if site in program:
+                    table.write(self.count, program[site])
+                found[site] = table.view_one(spare, *rows)
+            finally:
+                table.clear(self.count)
+        return found
+
+    def counts(self, slot: int) -> list[list[float]]:
+        """What was counted for a slot at each site and at all together, [sites + 1][COUNTED]."""
+        counted: list[list[float]] = self.state.counted[:, slot].tolist()
+        return counted

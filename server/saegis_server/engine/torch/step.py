@@ -1,0 +1,330 @@
+"""The step: one pass through the model for every running slot, steering and sampling inside, compiled whole.
+
+Three programs are compiled: decode, which chooses greedily; a chunk of prompt, likewise; and the sampler,
+which chooses again for the rows that ask for more. Every size that varies (batch, used cache, rows in use)
+is a symbolic dimension, so that after the warm-up nothing is compiled again.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from saegis_server.engine.sites import Site
+from saegis_server.engine.torch.attention import install_attention
+from saegis_server.engine.torch.context import KVCache, Mode, StepContext
+from saegis_server.engine.torch.hooks import install_hooks
+from saegis_server.engine.torch.sampler import SamplingTable, sample
+from saegis_server.engine.torch.slots import COUNTED, Slots
+from saegis_server.steering.apply import Readings
+from saegis_server.steering.rows import Norm
+from saegis_server.steering.table import TableView
+
+Result = TypeVar("Result")
+#: Dimensions of size 0 or 1 would be compiled as constants; a batch of one runs beside an idle row.
+SMALLEST = 2
+#: A position that no text has.
+_NOWHERE = 2**40
+
+
+class Extent(NamedTuple):
+    """How much of the tables and of the cache a step reads; every number is at least SMALLEST."""
+
+    batch: int
+    length: int
+    edits: int = SMALLEST
+    rules: int = SMALLEST
+    held: int = SMALLEST
+    watches: int = SMALLEST
+    guards: int = SMALLEST
+
+
+class StepOutput(NamedTuple):
+    """What a step gives for B rows (one in prefill).
+
+    tokens int64 [B]; finite bool [B], whether all logits are; logits float32 [B, V]; logprobs float32 [B, V]
+    of the model's own distribution, if the sampler ran; watched float32 [sites, B, watches, 2], before and
+    after steering at the last position; read float32 [sites, B, Q, guards], before it at every position;
+    alarm bool [B], whether what was read is to be judged, if `finite` (see Alarms; of a chunk always);
+    counted float32 [sites + 1, B, COUNTED], what was counted before the step.
+    """
+
+    tokens: Tensor
+    finite: Tensor
+    logits: Tensor
+    logprobs: Tensor | None
+    watched: Tensor
+    read: Tensor
+    alarm: Tensor
+    counted: Tensor
+
+
+class ReadOutput(NamedTuple):
+    """What reading Q tokens of a text gives: logits [Q, V] after each of them, in the model's dtype.
+
+    counts float32 [sites + 1, COUNTED], what the sites did; read float32 [sites, 1, Q, guards], before
+    steering (no guards where there were no views).
+    """
+
+    logits: Tensor
+    counts: Tensor
+    read: Tensor
+
+
+def _varying(tensor: Tensor, dimension: int = 0) -> Tensor:
+    """The same tensor, one dimension of which the compiler must not take for a constant."""
+    torch._dynamo.mark_dynamic(tensor, dimension)
+    return tensor
+
+
+def _counted(readings: list[Readings], counted: Tensor) -> Tensor:
+    """What the sites did at the tokens where `counted` [B, Q]: float32 [sites + 1, B, COUNTED].
+
+    Last, how many tokens any of them edited.
+    """
+    edited = torch.stack([one.edited for one in readings]) & counted
+    fired = torch.where(counted, torch.stack([one.bans_fired for one in readings]), 0.0)
+    moved = torch.where(counted, torch.stack([one.relative_norm for one in readings]), 0.0)
+    each = torch.stack((edited.sum(-1, dtype=torch.float32), fired.sum(-1), moved.amax(-1)), -1)
+    anywhere = edited.any(0).sum(-1, dtype=torch.float32)
+    return torch.cat((each, functional.pad(anywhere[None, :, None], (0, COUNTED - 1))))
+
+
+class Step:
+    """The model and everything that a step reads and writes, with its two entry points."""
+
+    def __init__(
+        self, model: PreTrainedModel, sites: dict[Site, frozenset[Norm]], slots: Slots, compiled: bool
+    ) -> None:
+        """Install attention and hooks in `model`; `sites` gives the normalisations used at each."""
+        self.model, self.sites, self.slots, self.compiled = model, tuple(sites), slots, compiled
+        self.norms, self.device = sites, model.device
+        self.context = StepContext()
+        install_attention(model, self.context)
+        install_hooks(model, sites, self.context)
+        self._make()
+
+    def run_eagerly(self) -> None:
+        """Do without the compiler from now on."""
+        self.compiled = False
+        self._make()
+
+    def _make(self) -> None:
+        self._decode = self._compile(self._decode_rows)
+        self._prefill = self._compile(self._prefill_chunk)
+        self._choose = self._compile(self._choose_tokens)
+
+    def _compile(self, function: Callable[..., Result]) -> Callable[..., Result]:
+        if not self.compiled:
+            return function
+        return torch.compile(function, fullgraph=True, dynamic=False)
+
+    # -- entry points ---------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def decode(self, extent: Extent, live: int, sampled: bool) -> StepOutput:
+        """One token for each of the first `live` slots; rows beyond them, up to the extent, are idle.
+
+        An idle row has the position 0, so that it sees something whatever the window, and leaves no trace.
+        Greedy for all of them, unless `sampled`: then each row's own sampling parameters hold.
+        """
+        rows = torch.arange(extent.batch, device=self.device)
+        self.slots.writes(range(live), extent.length)
+        output = self._ended(self._decode, _varying(rows < live), *self._carriers(extent))
+        return self._choose_for(output, rows, rows < live) if sampled else output
+
+    @torch.inference_mode()
+    def prefill(
+        self,
+        slot: int,
+        tokens: list[int],
+        start: int,
+        extent: Extent,
+        sampled: bool,
+        answer: int = _NOWHERE,
+        unmoved: int = 0,
+    ) -> StepOutput:
+        """Run the tokens start .. start + len(tokens) of a text through the model for one slot.
+
+        The slot's next token is the likeliest one after them or, with `sampled`, chosen by its parameters.
+        Tokens from the position `answer` on are steered as tokens of the answer, the others as those of the
+        prompt; the first `unmoved` tokens of the text are not steered.
+        """
+        padded = tokens if len(tokens) >= SMALLEST else [*tokens, tokens[-1]]
+        chunk = torch.tensor([padded], dtype=torch.int64, device=self.device)
+        numbers = torch.tensor([slot, start, len(tokens), answer, unmoved], device=self.device)
+        self.slots.writes((slot,), start + len(tokens))
+        output = self._ended(self._prefill, _varying(chunk, 1), numbers, *self._carriers(extent))
+        if not sampled:
+            return output
+        # Beside an idle row: a batch of one would be another program.
+        slots = torch.tensor([slot, self.slots.count], device=self.device)
+        twice = output._replace(logits=output.logits.repeat(SMALLEST, 1))
+        chosen = self._choose_for(twice, slots, torch.arange(SMALLEST, device=self.device) < 1)
+        return chosen._replace(tokens=chosen.tokens[:1], logits=output.logits)
+
+    def _ended(self, run: Callable[..., Result], *arguments: Tensor) -> Result:
+        """What `run` gives; where it fails, nothing of it is left behind for the next step."""
+        try:
+            return run(*arguments)
+        except BaseException:
+            self._finish()
+            raise
+
+    def _choose_for(self, output: StepOutput, slots: Tensor, live: Tensor) -> StepOutput:
+        tokens, logprobs = self._choose(_varying(output.logits), _varying(slots), _varying(live))
+        return output._replace(tokens=tokens, logprobs=logprobs)
+
+    @torch.inference_mode()
+    def capture(self, tokens: list[int]) -> dict[Site, Tensor]:
+        """The clean activations [T, d] of a text at every site, unsteered and uncached, run eagerly."""
+        self.context.mode = Mode.CAPTURE
+        try:
+            self.model(
+                input_ids=torch.tensor([tokens], device=self.device), use_cache=False, logits_to_keep=1
+            )
+            return {site: x[0].clone() for site, x in self.context.captured.items()}
+        finally:
+            self.context.mode = Mode.IDLE
+            self.context.captured = {}
+
+    @torch.inference_mode()
+    def read(
+        self,
+        tokens: list[int],
+        start: int,
+        cache: KVCache,
+        views: Mapping[Site, TableView] | None = None,
+        unmoved: int = 0,
+    ) -> ReadOutput:
+        """Read the next tokens of a text that has a cache of its own, of one slot, eagerly.
+
+        cache: holds the text's first `start` tokens and has room for these; views: one slot's rows at every
+        site, by which they are steered as tokens of a prompt, or None; unmoved: how many of the text's first
+        tokens are not.
+        """
+        positions = torch.arange(start, start + len(tokens), device=self.device)[None]
+        every, context = torch.ones_like(positions, dtype=torch.bool), self.context
+        context.mode, context.cache, context.length = Mode.PREFILL, cache, start + len(tokens)
+        context.positions = context.places = positions
+        context.slot = torch.zeros(1, dtype=torch.int64, device=self.device)
+        context.prompt, context.views = (None, {}) if views is None else (every, dict(views))
+        context.unmoved = positions < unmoved
+        try:
+            ids = torch.tensor([tokens], device=self.device)
+            output = self.model(input_ids=ids, position_ids=positions, use_cache=False, return_dict=True)
+            done = [context.readings[site] for site in self.sites] if views is not None else []
+            counts = _counted(done, every)[:, 0] if done else torch.zeros(len(self.sites) + 1, COUNTED)
+            none = torch.zeros(len(self.sites), 1, len(tokens), 0)
+            read = torch.stack([one.guarded for one in done]) if done else none
+            return ReadOutput(output.logits[0], counts, read)
+        finally:
+            self._finish()
+
+    def _carriers(self, extent: Extent) -> list[Tensor]:
+        """Empty tensors whose first dimension carries a size into the compiled program."""
+        return [_varying(torch.empty(size, 0, device=self.device)) for size in extent[1:]]
+
+    # -- compiled -------------------------------------------------------------------------------------
+
+    def _decode_rows(self, live: Tensor, *carriers: Tensor) -> StepOutput:
+        extent = Extent(live.shape[0], *(carrier.shape[0] for carrier in carriers))
+        batch, context, state = extent.batch, self.context, self.slots.state
+        positions, places = self._placed(state.position[:batch, None], live[:, None], 0)
+        context.mode, context.cache, context.length = Mode.DECODE, self.slots.cache, extent.length
+        context.positions, context.places = positions, places
+        context.prompt = torch.zeros_like(positions, dtype=torch.bool)
+        context.views = {site: table.view(batch, *extent[2:]) for site, table in self.slots.tables.items()}
+        logits = self._logits(state.token[:batch, None], positions, None)
+        output = self._output(logits, positions, live[:, None], None)
+        state.token[:batch] = torch.where(live, output.tokens, state.token[:batch])
+        state.position[:batch] += live.to(torch.int64)
+        self._finish()
+        return output
+
+    def _prefill_chunk(self, chunk: Tensor, numbers: Tensor, *carriers: Tensor) -> StepOutput:
+        extent = Extent(self.slots.count, *(carrier.shape[0] for carrier in carriers))
+        slot, start, count, answer, unmoved = (numbers[place : place + 1] for place in range(5))
+        context, state = self.context, self.slots.state
+        steps = torch.arange(chunk.shape[1], device=chunk.device)
+        given = (steps < count)[None]
+        positions, places = self._placed((start + steps)[None], given, start)
+        context.mode, context.cache, context.length = Mode.PREFILL, self.slots.cache, extent.length
+        context.positions, context.places, context.slot = positions, places, slot
+        context.prompt, context.unmoved = positions < answer, positions < unmoved
+        context.views = {site: table.view_one(slot, *extent[2:]) for site, table in self.slots.tables.items()}
+        logits = self._logits(chunk, positions, count - 1)
+        output = self._output(logits, positions, given, slot)
+        state.token.index_put_((slot,), output.tokens)
+        state.position.index_put_((slot,), start + count)
+        self._finish()
+        return output
+
+    def _choose_tokens(self, logits: Tensor, slots: Tensor, live: Tensor) -> tuple[Tensor, Tensor]:
+        """Choose the next token of each row by its own parameters; `slots` names the slot of each row."""
+        table = SamplingTable(*(tensor.index_select(0, slots) for tensor in self.slots.sampling))
+        # Nothing may fail once the counts are changed: the step could not be taken again.
+        tokens, logprobs = sample(logits, table), torch.log_softmax(logits, -1)
+        token, sampling = self.slots.state.token, self.slots.sampling
+        token.index_put_((slots,), torch.where(live, tokens, token.index_select(0, slots)))
+        sampling.counts.index_put_((slots, tokens), live.to(torch.int32), accumulate=True)
+        sampling.generated.index_put_((slots,), live.to(torch.int64), accumulate=True)
+        return tokens, logprobs
+
+    def _placed(self, at: Tensor, given: Tensor, otherwise: Tensor | int) -> tuple[Tensor, Tensor]:
+        """Positions of tokens and their places in the cache, int64 [B, Q] both: `at`, where `given`.
+
+        What is no token of a text has the position `otherwise`, and the place that nothing reads.
+        """
+        return torch.where(given, at, otherwise), torch.where(given, at, self.slots.max_length)
+
+    def _logits(self, tokens: Tensor, positions: Tensor, keep: Tensor | None) -> Tensor:
+        """Logits of one position of each row, float32 [B, V]."""
+        kept: Any = 1 if keep is None else keep
+        output = self.model(
+            input_ids=tokens, position_ids=positions, use_cache=False, logits_to_keep=kept, return_dict=True
+        )
+        logits: Tensor = output.logits[:, -1].to(torch.float32)
+        return logits
+
+    def _output(self, logits: Tensor, positions: Tensor, counted: Tensor, slot: Tensor | None) -> StepOutput:
+        """Gather the output, and count what the sites did at the tokens where `counted` [B, Q]."""
+        readings = [self.context.readings[site] for site in self.sites]
+        watched = logits.new_zeros(0, logits.shape[0], SMALLEST, 2)
+        read = logits.new_zeros(0, *counted.shape, SMALLEST)
+        before = logits.new_zeros(1, logits.shape[0], COUNTED)
+        if readings:
+            before = self._count(readings, counted, slot)
+            read = torch.stack([one.guarded for one in readings])
+            clean = torch.stack([one.watched_before for one in readings])
+            final = torch.stack([one.watched_after for one in readings])
+            last = (counted.sum(-1) - 1).clamp(min=0) if slot is not None else slice(0, 1)
+            watched = torch.stack((clean[:, :, last], final[:, :, last]), -1)[:, :, 0]
+        finite = torch.isfinite(logits).all(-1)
+        alarm = finite
+        if slot is None:
+            alarm = finite & self.slots.alarms.raised(read[:, :, 0], positions[:, 0], counted[:, 0])
+        return StepOutput(logits.argmax(-1), finite, logits, None, watched, read, alarm, before)
+
+    def _count(self, readings: list[Readings], counted: Tensor, slot: Tensor | None) -> Tensor:
+        """Count what the sites did, and return what was counted before."""
+        new = _counted(readings, counted)
+        counts = self.slots.state.counted
+        before = counts[:, : counted.shape[0]].clone() if slot is None else counts.index_select(1, slot)
+        sums = before[..., :2] + new[..., :2]
+        largest = torch.maximum(before[..., 2:], new[..., 2:])
+        updated = torch.cat((sums, largest), -1)
+        if slot is None:
+            counts[:, : counted.shape[0]] = updated
+        else:
+            counts.index_copy_(1, slot, updated)
+        return before
+
+    def _finish(self) -> None:
+        context = self.context
+        context.mode, context.cache, context.length = Mode.IDLE, None, 0
+        context.positions = context.places = context.slot = context.prompt = context.unmoved = None
+        context.views, context.readings = {}, {}

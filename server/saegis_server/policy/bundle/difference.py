@@ -1,0 +1,121 @@
+"""Differences: what one bundle says otherwise than another, entry by entry and key by key."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from pydantic import BaseModel
+
+from saegis_server.policy.bundle.bundle import Bundle
+from saegis_server.policy.bundle.files import DIRECTIONS, in_folder
+
+Value: TypeAlias = "bool | int | float | str | list[Value] | dict[str, Value] | None"
+
+#: The lists of a policy whose entries have an id.
+_LISTS = ("rules", "allow", "protect")
+#: Keys whose value a name or a kind gives; they are the same in all bundles.
+_CONSTANT = ("apiVersion", "kind")
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One thing that differs.
+
+    section: "policy" for the policy's own keys, or "rules", "allow", "protect", "cases", "directions". id: of
+    the entry; empty for the policy's own keys. key: which of its keys, such as "ban.strength"; empty where
+    the whole entry is new or gone. before, after: None where it is not there.
+    """
+
+    section: str
+    id: str
+    key: str
+    before: Value
+    after: Value
+
+    @property
+    def kind(self) -> str:
+        """ "added", "removed" or "changed"."""
+        if self.before is None:
+            return "added"
+        return "removed" if self.after is None else "changed"
+
+
+def differences(old: Bundle, new: Bundle) -> tuple[Change, ...]:
+    """What differs, defaults filled in, by section and id; the order of entries and lists has no meaning."""
+    before, after = _plain(old.policy), _plain(new.policy)
+    found = list(_keys("policy", "", _rest(before), _rest(after)))
+    for section in _LISTS:
+        found += _entries(section, _by(before[section], "id"), _by(after[section], "id"))
+    cases = [_by([_plain(case) for case in bundle.cases], "name") for bundle in (old, new)]
+    found += _entries("cases", *cases)
+    found += _files(in_folder(old.files, DIRECTIONS), in_folder(new.files, DIRECTIONS))
+    return tuple(found)
+
+
+def _plain(model: BaseModel) -> dict[str, Any]:
+    return model.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+def _rest(policy: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in policy.items() if key not in (*_LISTS, *_CONSTANT)}
+
+
+def _by(entries: Sequence[Mapping[str, Any]], name: str) -> dict[str, dict[str, Any]]:
+    return {entry[name]: {key: value for key, value in entry.items() if key != name} for entry in entries}
+
+
+def _entries(
+    section: str, old: Mapping[str, dict[str, Any]], new: Mapping[str, dict[str, Any]]
+) -> Iterator[Change]:
+    for each in sorted({*old, *new}):
+        before, after = old.get(each), new.get(each)
+        if before is None or after is None:
+            yield Change(section, each, "", before, after)
+        else:
+            yield from _keys(section, each, before, after)
+
+
+def _keys(section: str, id_: str, before: Any, after: Any, path: str = "") -> Iterator[Change]:
+    """The keys in which two values differ; `path` is where they stand."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        for key in dict.fromkeys((*before, *after)):
+            yield from _keys(
+                section, id_, before.get(key), after.get(key), f"{path}.{key}" if path else str(key)
+            )
+    elif isinstance(before, list) and isinstance(after, list):
+        gone, come = _without(before, after), _without(after, before)
+        if len(gone) == len(come) == 1 and isinstance(gone[0], dict) and isinstance(come[0], dict):
+            yield from _keys(section, id_, gone[0], come[0], f"{path}[]")
+        elif gone or come:
+            yield Change(section, id_, path, gone or None, come or None)
+    elif before != after:
+        yield Change(section, id_, path, before, after)
+
+
+def _without(values: list[Any], others: list[Any]) -> list[Any]:
+    """What is in a list and not in the other, where the other holds each as often as it does."""
+    left = [json.dumps(each, sort_keys=True) for each in others]
+    found = []
+    for value in values:
+        text = json.dumps(value, sort_keys=True)
+        if text in left:
+            left.remove(text)
+        else:
+            found.append(value)
+    return found
+
+
+def _files(old: Mapping[str, bytes], new: Mapping[str, bytes]) -> Iterator[Change]:
+    for path in sorted({*old, *new}):
+        if old.get(path) != new.get(path):
+            before, after = _digest(old.get(path)), _digest(new.get(path))
+            key = "content" if before and after else ""
+            yield Change("directions", path.removeprefix(f"{DIRECTIONS}/"), key, before, after)
+
+
+def _digest(data: bytes | None) -> str | None:
+    return None if data is None else f"sha256 {hashlib.sha256(data).hexdigest()[:16]}"

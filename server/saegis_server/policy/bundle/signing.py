@@ -1,0 +1,148 @@
+"""Signing: Ed25519 over a bundle's name, serial and digest, and the keys for it, in PEM files."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_pem_private_key,
+    load_pem_public_key,
+)
+
+from saegis_server.policy.bundle.bundle import Bundle
+from saegis_server.policy.bundle.files import SIGNATURE_FILE
+from saegis_server.policy.bundle.signature import KEY_DIGITS, Signature, payload
+from saegis_server.policy.errors import KeyFileError, Problem, SignatureError
+
+_LARGEST_KEY_FILE = 16 * 1024
+
+
+def new_key() -> tuple[bytes, bytes]:
+    """A new private key and its public key, both PEM."""
+    key = Ed25519PrivateKey.generate()
+    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    return private, key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+
+
+def key_id(key: Ed25519PublicKey) -> str:
+    """The name of a key: the first digits of the SHA-256 of its 32 bytes."""
+    raw = key.public_bytes(Encoding.Raw, PublicFormat.Raw)
+    return hashlib.sha256(raw).hexdigest()[:KEY_DIGITS]
+
+
+def sign(bundle: Bundle, key: Ed25519PrivateKey) -> Bundle:
+    """The bundle with a signature, in the place of one that it may have had."""
+    value = key.sign(payload(bundle.policy.name, bundle.policy.serial, bundle.digest))
+    return replace(bundle, signature=Signature(key_id(key.public_key()), bundle.digest, value))
+
+
+def verify(bundle: Bundle, keys: Sequence[Ed25519PublicKey]) -> str:
+    """The id of the key that signed the bundle, one of `keys`.
+
+    Raises SignatureError for a bundle that is not signed, or by another key, or that was changed since.
+    """
+    found = bundle.signature
+    if found is None:
+        raise _refusal("the bundle is not signed; sign it with: saegis policy sign")
+    candidates = [key for key in keys if key_id(key) == found.key]
+    if not candidates:
+        known = ", ".join(map(key_id, keys)) or "none"
+        raise _refusal(f"signed by the key {found.key}, which is not trusted; trusted: {known}")
+    if found.digest != bundle.digest:
+        raise _refusal(
+            f"signed were files of the digest {found.digest[:KEY_DIGITS]}, these have "
+            f"{bundle.digest[:KEY_DIGITS]}: they were changed; sign the bundle again"
+        )
+    signed = payload(bundle.policy.name, bundle.policy.serial, bundle.digest)
+    for key in candidates:
+        with suppress(InvalidSignature):
+            key.verify(found.value, signed)
+            return found.key
+    raise _refusal(f"the signature is not one of the key {found.key} for this bundle; sign it again")
+
+
+def _refusal(message: str) -> SignatureError:
+    return SignatureError([Problem(message, file=SIGNATURE_FILE)])
+
+
+def write_new_key(path: Path) -> Ed25519PublicKey:
+    """Make a key: the private one at `path`, for its owner alone to read, the public one beside it in .pub.
+
+    Raises KeyFileError where either file exists or cannot be written; nothing is overwritten.
+    """
+    private, public = new_key()
+    beside = public_path(path)
+    _create(path, private, 0o600)
+    try:
+        _create(beside, public, 0o644)
+    except KeyFileError:
+        path.unlink()
+        raise
+    return load_public_key(beside)
+
+
+def public_path(path: Path) -> Path:
+    """Where the public key of a private one at `path` is written."""
+    return path.with_name(f"{path.name}.pub")
+
+
+def load_private_key(path: Path) -> Ed25519PrivateKey:
+    """The private key of a PEM file. Raises KeyFileError, which never quotes the file."""
+    data = _read(path)
+    try:
+        key = load_pem_private_key(data, password=None)
+    except TypeError as error:
+        raise _no_key(path, "its private key has a password; take that off first") from error
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise _no_key(path, "holds no private key in PEM; make one with: saegis policy keygen") from error
+    if not isinstance(key, Ed25519PrivateKey):
+        raise _no_key(path, "holds a private key that is not of Ed25519")
+    return key
+
+
+def load_public_key(path: Path) -> Ed25519PublicKey:
+    """The public key of a PEM file. Raises KeyFileError, also for a private key, which no server needs."""
+    data = _read(path)
+    if b"PRIVATE KEY" in data:
+        raise _no_key(path, f"holds a private key; give the public one, {public_path(path).name}")
+    try:
+        key = load_pem_public_key(data)
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise _no_key(path, "holds no public key in PEM") from error
+    if not isinstance(key, Ed25519PublicKey):
+        raise _no_key(path, "holds a public key that is not of Ed25519")
+    return key
+
+
+def _no_key(path: Path, message: str) -> KeyFileError:
+    return KeyFileError([Problem(message, file=str(path))])
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(_LARGEST_KEY_FILE)
+    except OSError as error:
+        raise _no_key(path, f"cannot be read: {error.strerror}") from error
+
+
+def _create(path: Path, data: bytes, mode: int) -> None:
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+    except FileExistsError as error:
+        raise _no_key(path, "exists; keys are never overwritten, name another file") from error
+    except OSError as error:
+        raise _no_key(path, f"cannot be written: {error.strerror}") from error

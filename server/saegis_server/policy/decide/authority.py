@@ -1,0 +1,212 @@
+"""Authority: what a request may do by itself, by a policy's allowances and limits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import Enum, auto
+from fractions import Fraction
+
+from saegis_server.policy.decide.claims import Place
+from saegis_server.policy.decide.decision import Denial, RequestEdit
+from saegis_server.policy.decide.operations import WITH_UNIT
+from saegis_server.policy.decide.selectors import Faults, Selectors
+from saegis_server.policy.decide.uses import ORDINARY, Use, UseOfRequest
+from saegis_server.policy.errors import Problem
+from saegis_server.policy.schema.policy import Allowance, Limits, Op, Unit
+from saegis_server.sae.catalog import FoundFeature
+
+
+class Fit(Enum):
+    """How an allowance fits an edit: not at all, but for the value, or altogether."""
+
+    NOT = auto()
+    BUT_FOR_VALUE = auto()
+    FITS = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledAllowance:
+    """An allowance with its features resolved; `features` and `sites` are None for every one."""
+
+    id: str
+    ops: frozenset[Op]
+    features: frozenset[Place] | None
+    directions: bool
+    sites: frozenset[str] | None
+    low: float
+    high: float
+    unit: Unit
+    uses: frozenset[Use] = frozenset()
+
+    def fit(self, edit: RequestEdit) -> Fit:
+        """How it fits an edit. An edit without a value (ablate, a plain ban) counts as one of 0."""
+        if edit.op not in self.ops or (self.sites is not None and edit.site not in self.sites):
+            return Fit.NOT
+        if edit.feature is None:
+            covered = self.directions
+        else:
+            covered = self.features is None or (edit.site, edit.edit.probe.key) in self.features
+        if not covered or edit.op is Op.WATCH:
+            return Fit.FITS if covered else Fit.NOT
+        return Fit.FITS if self._holds(edit) else Fit.BUT_FOR_VALUE
+
+    def _holds(self, edit: RequestEdit) -> bool:
+        """Whether an edit's value lies in the range. Units are converted without rounding: what is over, if
+        only by the last digit, is over in every unit."""
+        value = 0.0 if edit.value is None else edit.value
+        if edit.op not in WITH_UNIT or edit.unit is self.unit:
+            return self.low <= value <= self.high
+        asked, allowed = (feature_units(unit, edit.feature) for unit in (edit.unit, self.unit))
+        if asked is None or allowed is None or not math.isfinite(value):
+            return False
+        exact = Fraction(value) * Fraction(asked)
+        return (math.isinf(self.low) or Fraction(self.low) * Fraction(allowed) <= exact) and (
+            math.isinf(self.high) or exact <= Fraction(self.high) * Fraction(allowed)
+        )
+
+    def outside(self, edit: RequestEdit) -> str:
+        """Why the value of an edit that fits otherwise is not allowed, in words."""
+        unit = edit.unit.value
+        shown = f"{0.0 if edit.value is None else edit.value:g}"
+        if edit.op not in WITH_UNIT:
+            return f"{shown} is not in the range of {self.id}: {self.range}"
+        if edit.unit is self.unit:
+            return f"{shown} in unit {unit} is not in the range of {self.id}: {self.range}"
+        asked, allowed = (feature_units(each, edit.feature) for each in (edit.unit, self.unit))
+        if asked is None or allowed is None:
+            why = _no_measure(edit, self.unit)
+            return f"{shown} in unit {unit} cannot be held against {self.id}: {self.range}; {why}"
+        exact = (edit.value or 0.0) * asked / allowed
+        # All digits where fewer would make it look as if it were not over.
+        same = f"{exact:.6g}" if not self.low <= float(f"{exact:.6g}") <= self.high else repr(exact)
+        return (
+            f"{shown} in unit {unit}, that is {same} in unit {self.unit.value}, is not in the range of "
+            f"{self.id}: {self.range}"
+        )
+
+    def permits(self, asked: UseOfRequest) -> Fit:
+        """How it fits a use."""
+        if asked.use not in self.uses:
+            return Fit.NOT
+        return Fit.FITS if asked.value is None or asked.value <= self.high else Fit.BUT_FOR_VALUE
+
+    @property
+    def range(self) -> str:
+        """The values that it allows, in words."""
+        unit = self.unit.value
+        match math.isfinite(self.low), math.isfinite(self.high):
+            case True, True:
+                return f"{self.low:g} to {self.high:g}, in unit {unit}"
+            case True, False:
+                return f"at least {self.low:g}, in unit {unit}"
+            case False, True:
+                return f"at most {self.high:g}, in unit {unit}"
+        return f"any value in unit {unit}"
+
+
+def feature_units(unit: Unit, feature: FoundFeature | None) -> float | None:
+    """How many feature units one of `unit` is, of a feature or, with None, of a direction; None where that
+    cannot be told: a fraction of ‖x‖ is another value at every token."""
+    if unit is Unit.FEATURE:
+        return 1.0
+    if unit is Unit.NORM_FRACTION or feature is None:
+        return None
+    return feature.max_activation or None
+
+
+def _no_measure(edit: RequestEdit, allowed: Unit) -> str:
+    """Why an edit's value cannot be converted to an allowance's other unit."""
+    if Unit.NORM_FRACTION in (edit.unit, allowed):
+        return "a fraction of ‖x‖ is another value at every token"
+    if edit.feature is None:
+        return "a direction has no maximum"
+    return f"no largest activation is recorded for feature {edit.feature.index}"
+
+
+def compile_allowance(allowance: Allowance, limits: Limits, selectors: Selectors) -> CompiledAllowance:
+    """The allowance in the world of `selectors`. Raises SelectionError with all that is wrong with it."""
+    path = f"allow.{allowance.id}"
+    faults = Faults()
+    if Op.BAN in allowance.ops and limits.max_relative_norm is not None:
+        faults.problems.append(
+            Problem(
+                "cannot allow ban together with limits.max_relative_norm: what a ban moves is not bounded",
+                f"{path}.ops",
+            )
+        )
+    features: set[Place] = set()
+    for place, selector in enumerate(allowance.features or ()):
+        with faults.gathered():
+            found = selectors.features(selector, f"{path}.features[{place}]")
+            features.update(each.key for each in found)
+    sites: set[str] = set()
+    for place, name in enumerate(allowance.sites or ()):
+        with faults.gathered():
+            sites.add(selectors.site(name, f"{path}.sites[{place}]"))
+    faults.raise_any()
+    return CompiledAllowance(
+        id=allowance.id,
+        ops=frozenset(allowance.ops),
+        features=None if allowance.features is None else frozenset(features),
+        directions=allowance.directions,
+        sites=None if allowance.sites is None else frozenset(sites),
+        low=-math.inf if allowance.min is None else allowance.min,
+        high=math.inf if allowance.max is None else allowance.max,
+        unit=allowance.unit,
+        uses=frozenset(allowance.uses),
+    )
+
+
+def judge_allowances(
+    policy: str, allowances: Sequence[CompiledAllowance], edits: Sequence[RequestEdit]
+) -> Iterator[Denial]:
+    """A denial for each edit and watch that no allowance covers; without allowances that is every one."""
+    for edit in edits:
+        fits = {allowance.id: allowance.fit(edit) for allowance in allowances}
+        if Fit.FITS in fits.values():
+            continue
+        what = "a direction" if edit.feature is None else f"feature {edit.feature.index}"
+        message = f"the policy does not allow {edit.op.value} of {what} at {edit.site}"
+        near = next((each for each in allowances if fits[each.id] is Fit.BUT_FOR_VALUE), None)
+        if near is not None:
+            message = near.outside(edit)
+        yield Denial(policy, "allow", message, edit.path)
+
+
+def judge_uses(
+    policy: str, allowances: Sequence[CompiledAllowance], uses: Sequence[UseOfRequest]
+) -> Iterator[Denial]:
+    """A denial for each use that no allowance permits."""
+    for asked in uses:
+        fits = {allowance.id: allowance.permits(asked) for allowance in allowances}
+        if Fit.FITS in fits.values():
+            continue
+        beyond = f" above {ORDINARY[asked.use]:g}" if asked.use in ORDINARY else ""
+        message = f"the policy does not allow the use {asked.use.value}{beyond}"
+        near = next((each for each in allowances if fits[each.id] is Fit.BUT_FOR_VALUE), None)
+        if near is not None:
+            message = f"{asked.shown} is more than {near.id} allows: at most {near.high:g}"
+        yield Denial(policy, "allow", message, asked.field)
+
+
+def judge_limits(
+    policy: str, limits: Limits, edits: Sequence[RequestEdit], sites: Sequence[str], first_ban: str | None
+) -> Iterator[Denial]:
+    """Denials of too many edits, and of edits at `sites` (in forward order) behind one that has a ban.
+
+    first_ban: the first site with a ban, None if there is no ban. Behind the last ban of any feature it
+    could be built again, and the first site with a ban is the last one of some feature; going by it, a
+    further ban never permits more.
+    """
+    edits = [edit for edit in edits if edit.op is not Op.WATCH]
+    if limits.max_edits is not None and len(edits) > limits.max_edits:
+        message = f"has {len(edits)} edits; the policy allows {limits.max_edits}"
+        yield Denial(policy, "limits.max_edits", message, "steering.edits")
+    if limits.after_bans or first_ban is None:
+        return
+    for edit in edits:
+        if sites.index(edit.site) > sites.index(first_ban):
+            message = f"{edit.site} is behind {first_ban}, where features are banned"
+            yield Denial(policy, "limits.after_bans", message, edit.path, shared=True)

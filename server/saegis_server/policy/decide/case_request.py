@@ -1,0 +1,127 @@
+"""Case requests: a case's request as what is decided on, and its readings as the values that are judged."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from saegis_server.policy.decide.claims import Place
+from saegis_server.policy.decide.compiled import CompiledPolicy
+from saegis_server.policy.decide.compiled_rule import PHASES
+from saegis_server.policy.decide.decision import RequestEdit, RequestFacts
+from saegis_server.policy.decide.operations import WITH_UNIT, row_of
+from saegis_server.policy.decide.selectors import Selected, SelectionError, Selectors
+from saegis_server.policy.decide.uses import beyond
+from saegis_server.policy.errors import Problem
+from saegis_server.policy.schema.cases import CaseEdit, CaseRequest
+from saegis_server.policy.schema.policy import DirectionSelector, FeatureSelector, Op, Unit
+from saegis_server.steering.rows import Edit
+
+
+@dataclass(frozen=True)
+class Readings:
+    """What is read while a case is answered: by place the value at each token; 0 where nothing is said.
+
+    prompt, answer: how many tokens both have; a prompt has at least one.
+    """
+
+    prompt: int
+    answer: int
+    values: Mapping[Place, tuple[tuple[float, ...], tuple[float, ...]]]
+
+    def at_prompt(self, place: Place, token: int) -> float:
+        """The value at a token of the prompt."""
+        return _at(self.values.get(place, ((), ()))[0], token)
+
+    def at_answer(self, place: Place, token: int) -> float:
+        """The value at a token of the answer."""
+        return _at(self.values.get(place, ((), ()))[1], token)
+
+
+def _at(values: tuple[float, ...], token: int) -> float:
+    return values[token] if token < len(values) else 0.0
+
+
+def facts_of(request: CaseRequest, compiled: CompiledPolicy) -> RequestFacts:
+    """The request as policies judge it. Raises SelectionError for an edit that no request could make."""
+    edits = tuple(
+        _edit(edit, compiled.selectors, f"steering.edits[{place}]")
+        for place, edit in enumerate(request.edits)
+    )
+    model = request.model or compiled.world.model
+    uses = tuple(beyond(each.word, each.value, f"uses[{place}]") for place, each in enumerate(request.uses))
+    return RequestFacts(
+        tenant=request.tenant,
+        roles=frozenset(request.roles),
+        model=model,
+        edits=edits,
+        uses=tuple(use for use in uses if use is not None),
+    )
+
+
+def readings_of_case(request: CaseRequest, compiled: CompiledPolicy) -> Readings:
+    """The values of a case's readings. Raises SelectionError for what no rule of the policy reads."""
+    read = {
+        reading.key
+        for rule in compiled.rules.values()
+        for reading in (*rule.readings, *(rule.targets if rule.action == "watch" else ()))
+    }
+    values: dict[Place, tuple[tuple[float, ...], tuple[float, ...]]] = {}
+    for number, reading in enumerate(request.readings):
+        path = f"request.readings[{number}]"
+        for selected in _targets(reading.feature, reading.direction, compiled.selectors, path):
+            if selected.key not in read:
+                raise SelectionError(Problem(f"no rule reads {selected.name}", path))
+            if selected.key in values:
+                raise SelectionError(Problem(f"the values of {selected.name} stand there twice", path))
+            values[selected.key] = (reading.prompt, reading.answer)
+    return Readings(
+        prompt=max([1, *(len(prompt) for prompt, _ in values.values())]),
+        answer=max([0, *(len(answer) for _, answer in values.values())]),
+        values=values,
+    )
+
+
+def _targets(
+    feature: FeatureSelector | None, direction: DirectionSelector | None, selectors: Selectors, path: str
+) -> tuple[Selected, ...]:
+    if feature is not None:
+        return selectors.features(feature, f"{path}.feature")
+    if direction is not None:
+        return (selectors.direction(direction, f"{path}.direction"),)
+    raise SelectionError(Problem("give one of feature and direction", path))
+
+
+def _edit(edit: CaseEdit, selectors: Selectors, path: str) -> RequestEdit:
+    found = _targets(edit.feature, edit.direction, selectors, path)
+    if len(found) > 1:
+        raise SelectionError(Problem(f"must name one feature; it names {len(found)}", f"{path}.feature"))
+    (target,) = found
+    site = selectors.site(edit.site, f"{path}.site") if edit.site else target.site
+    if target.feature is not None and site != target.site:
+        raise SelectionError(Problem(f"{target.name} is at {target.site}, not at {site}", f"{path}.site"))
+    return RequestEdit(
+        path=path,
+        site=site,
+        op=edit.op,
+        edit=_row(edit, target, path),
+        feature=target.feature,
+        value=edit.value,
+        unit=edit.unit,
+    )
+
+
+def _row(edit: CaseEdit, target: Selected, path: str) -> Edit:
+    value, has_unit = edit.value, edit.op in WITH_UNIT
+    if not has_unit and edit.unit is not Unit.FEATURE:
+        raise SelectionError(Problem(f"{edit.op} takes no unit", f"{path}.unit"))
+    if edit.op in (Op.ABLATE, Op.WATCH) and value is not None:
+        raise SelectionError(Problem(f"{edit.op} takes no value", f"{path}.value"))
+    if edit.op is Op.BAN and value is not None and value < 0.0:
+        raise SelectionError(Problem("the strength of a ban must be at least 0", f"{path}.value"))
+    if value is None and edit.op not in (Op.ABLATE, Op.BAN, Op.WATCH):
+        raise SelectionError(Problem(f"{edit.op} needs a value", f"{path}.value"))
+    scaled, relative = value or 0.0, False
+    if has_unit:
+        scaled, relative = target.scaled(scaled, edit.unit, f"{path}.unit")
+    return row_of(edit.op, target.probe, scaled, PHASES[edit.phase], relative)

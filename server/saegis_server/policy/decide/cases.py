@@ -1,0 +1,172 @@
+"""Cases: the requests that a bundle's author tried, decided and played through, and what they reach."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from saegis_server.engine.guard import Guarded, Reaction
+from saegis_server.policy.decide.authority import Fit
+from saegis_server.policy.decide.case_request import Readings, facts_of, readings_of_case
+from saegis_server.policy.decide.claims import Place
+from saegis_server.policy.decide.compiled import CompiledPolicy
+from saegis_server.policy.decide.decide import PolicySet
+from saegis_server.policy.decide.decision import Decision, Denial, RequestFacts
+from saegis_server.policy.decide.selectors import SelectionError
+from saegis_server.policy.schema.cases import Case, Expectation
+from saegis_server.policy.schema.policy import Mode
+from saegis_server.steering.judge import judge_of
+
+
+@dataclass(frozen=True, slots=True)
+class Played:
+    """What comes of a case.
+
+    fires: the rules whose condition came to hold. stopped_at: how many tokens of the answer are told before
+    a rule stops it; None if none does. refusal: of a condition over the prompt.
+    """
+
+    decision: Decision
+    fires: frozenset[str] = frozenset()
+    stopped_at: int | None = None
+    refusal: Denial | None = None
+
+    @property
+    def outcome(self) -> str:
+        """ "allow", "deny" or "no_policy", as cases expect it."""
+        if any(denial.rule == "match" and not denial.policy for denial in self.decision.denials):
+            return "no_policy"
+        return "allow" if self.decision.allowed and self.refusal is None else "deny"
+
+    @property
+    def denials(self) -> tuple[Denial, ...]:
+        """Why it may not run."""
+        return self.decision.denials if self.refusal is None else (self.refusal,)
+
+    @property
+    def rules(self) -> frozenset[str]:
+        """The rules that decided it: those that deny or, where it may run, those in force."""
+        if self.outcome == "allow":
+            return frozenset(rule.rule for rule in self.decision.rules if rule.mode is Mode.ENFORCE)
+        return frozenset(denial.rule for denial in self.denials)
+
+
+@dataclass(frozen=True, slots=True)
+class CaseResult:
+    """How a case went. failures: what came otherwise than expected, in words.
+
+    reached: the rules, allowances and protections on which its outcome rests: that denied or would deny,
+    whose condition came to hold, that covered an edit, or that it expects to be in force.
+    """
+
+    name: str
+    failures: tuple[str, ...] = ()
+    reached: frozenset[str] = frozenset()
+
+    @property
+    def passed(self) -> bool:
+        """Whether all that it expects came."""
+        return not self.failures
+
+
+def run_cases(compiled: CompiledPolicy) -> tuple[CaseResult, ...]:
+    """How the policy's own cases go, in the order of the bundle."""
+    alone = PolicySet((compiled,))
+    return tuple(_run(case, compiled, alone) for case in compiled.cases)
+
+
+def coverage(compiled: CompiledPolicy, results: Sequence[CaseResult]) -> Mapping[str, bool]:
+    """Of each rule, allowance and protection, by id, whether a case reaches it."""
+    reached = frozenset[str]().union(*(result.reached for result in results))
+    protections = (each.id for each in compiled.protections.protections)
+    ids = [*compiled.rules, *(each.id for each in compiled.allowances), *protections]
+    return {each: each in reached for each in sorted(ids)}
+
+
+def _run(case: Case, compiled: CompiledPolicy, alone: PolicySet) -> CaseResult:
+    try:
+        facts = facts_of(case.request, compiled)
+        readings = readings_of_case(case.request, compiled)
+    except SelectionError as error:
+        return CaseResult(case.name, tuple(map(str, error.problems)))
+    played = play(alone.decide(facts), readings, compiled)
+    failures = tuple(_failures(case.expect, played))
+    return CaseResult(case.name, failures, _reached(case.expect, played, facts, compiled))
+
+
+def play(decision: Decision, readings: Readings, compiled: CompiledPolicy) -> Played:
+    """A decision played through over readings, token by token as the engine judges them."""
+    conditions = decision.guard.conditions
+    if not decision.allowed or not conditions:
+        return Played(decision)
+    judge = judge_of(tuple(each.condition for each in conditions))
+    places = _places(decision, compiled)
+    prompt = [[readings.at_prompt(place, token) for place in places] for token in range(readings.prompt)]
+    holds, standing = judge.read_prompt(judge.start(), np.array(prompt, dtype=np.float64))
+    fires = set[str]()
+    for told in range(readings.answer + 1):
+        if told:
+            values = [[readings.at_answer(place, told - 1) for place in places]]
+            holds, standing = judge.read_tokens(standing, np.array(values, dtype=np.float64))
+        held = [each for each, truth in zip(conditions, holds[0], strict=True) if truth]
+        fires.update(_rule(each) for each in held)
+        refusing = next((each for each in held if each.reaction is Reaction.REFUSE), None)
+        if refusing is not None:
+            refusal = Denial(compiled.name, _rule(refusing), refusing.message)
+            return Played(decision, frozenset(fires), refusal=refusal)
+        if any(each.reaction is Reaction.STOP for each in held):
+            return Played(decision, frozenset(fires), stopped_at=told)
+    return Played(decision, frozenset(fires))
+
+
+def _places(decision: Decision, compiled: CompiledPolicy) -> list[Place]:
+    """What each reading of the guard is, in the order of the forward pass."""
+    sites = decision.program.sites
+    return [
+        (site, probe.key) for site in compiled.world.sites if site in sites for probe in sites[site].guards
+    ]
+
+
+def _rule(guarded: Guarded) -> str:
+    return guarded.name.partition("/")[2]
+
+
+def _failures(expect: Expectation, played: Played) -> Iterator[str]:
+    if played.outcome != expect.decision:
+        why = "; ".join(f"{denial.rule}: {denial.message}" for denial in played.denials)
+        yield f"decision: expected {expect.decision}, came {played.outcome}{f' ({why})' if why else ''}"
+    if expect.rules is not None:
+        missing = sorted(set(expect.rules) - played.rules)
+        if missing or (not expect.rules and played.rules):
+            wanted = ", ".join(missing) or "none"
+            yield f"rules: expected {wanted}, came {_listed(played.rules)}"
+    if expect.fires is not None and set(expect.fires) != played.fires:
+        yield f"fires: expected {_listed(expect.fires)}, came {_listed(played.fires)}"
+    if expect.stopped_at is not None and expect.stopped_at != played.stopped_at:
+        came = "it is not stopped" if played.stopped_at is None else f"it is stopped at {played.stopped_at}"
+        yield f"stopped_at: expected {expect.stopped_at}, but {came}"
+    if expect.message is not None and not any(expect.message in each.message for each in played.denials):
+        came = "; ".join(denial.message for denial in played.denials) or "no message"
+        yield f"message: expected {expect.message!r}, came {came!r}"
+
+
+def _listed(ids: Sequence[str] | frozenset[str]) -> str:
+    return ", ".join(sorted(ids)) or "none"
+
+
+def _reached(
+    expect: Expectation, played: Played, facts: RequestFacts, compiled: CompiledPolicy
+) -> frozenset[str]:
+    found = set(played.fires)
+    found.update(denial.rule for denial in (*played.denials, *played.decision.would_deny))
+    if played.outcome == "allow":
+        found.update(set(expect.rules or ()) & played.rules)
+        found.update(
+            each.id for each in compiled.allowances for edit in facts.edits if each.fit(edit) is Fit.FITS
+        )
+        found.update(
+            each.id for each in compiled.allowances for use in facts.uses if each.permits(use) is Fit.FITS
+        )
+    return frozenset(found)

@@ -1,0 +1,275 @@
+"""Claims: what rules want of one probe, which of them contradict each other, and the rows they become."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from itertools import combinations
+
+from saegis_server.policy.decide.selectors import Selected
+from saegis_server.steering import rows
+from saegis_server.steering.rows import Edit, Phase
+
+#: A site and the key of a probe: what one claim is about.
+Place = tuple[str, str]
+#: A policy and its rule.
+Owner = tuple[str, str]
+
+
+class Kind(StrEnum):
+    """What a claim does to the value of its probe."""
+
+    BAN = "ban"
+    CLAMP = "clamp"
+    CLAMP_IF_ACTIVE = "clamp_if_active"
+    CAP = "cap"
+    FLOOR = "floor"
+    SCALE = "scale"
+
+
+#: Kinds that leave a value as it is between bounds.
+_BOUNDS = frozenset((Kind.CAP, Kind.FLOOR))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Claim:
+    """What one rule wants of one feature or direction.
+
+    value: a ban's strength, a scale's factor, else the value, in feature units or as a fraction of ‖x‖.
+    conditional: it acts only while a condition holds.
+    """
+
+    owner: Owner
+    target: Selected
+    kind: Kind
+    value: float
+    relative: bool = False
+    phase: Phase = Phase.ALL
+    conditional: bool = False
+
+    @property
+    def name(self) -> str:
+        """ "policy/rule"."""
+        return "/".join(self.owner)
+
+    def acts_in(self, phase: Phase) -> bool:
+        """Whether it concerns any token of a phase."""
+        return Phase.ALL in (self.phase, phase) or self.phase is phase
+
+    @property
+    def outlives_no_ban(self) -> bool:
+        """Whether a ban of the same probe would take away what it holds: a value that may have to be above 0,
+        or, of a direction, below."""
+        if self.kind is Kind.CAP:
+            return self.target.probe.linear
+        return self.kind in (Kind.FLOOR, Kind.CLAMP)
+
+    def same_effect(self, other: Claim) -> bool:
+        """Whether both do the same where they act."""
+        mine, theirs = (self.kind, self.value, self.relative), (other.kind, other.value, other.relative)
+        return mine == theirs
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Contradiction:
+    """Two claims that cannot both be met, and why."""
+
+    one: Claim
+    other: Claim
+    reason: str
+
+    def __str__(self) -> str:
+        names = f"{self.one.name} and {self.other.name}"
+        return f"{names} contradict each other on {self.one.target.name}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class SiteRows:
+    """Rows of one site: of the stage of rules and of the stage of bans."""
+
+    rules: tuple[Edit, ...] = ()
+    bans: tuple[Edit, ...] = ()
+
+
+@dataclass(frozen=True)
+class Merged:
+    """Claims as rows, by site: those in force always, and those of each rule while its condition holds."""
+
+    always: Mapping[str, SiteRows] = field(default_factory=dict)
+    conditional: Mapping[Owner, Mapping[str, SiteRows]] = field(default_factory=dict)
+
+    def all_on(self) -> Mapping[str, SiteRows]:
+        """All rows together, as if every condition held."""
+        together: dict[str, SiteRows] = dict(self.always)
+        for by_site in self.conditional.values():
+            for site, more in by_site.items():
+                have = together.get(site, SiteRows())
+                together[site] = SiteRows(have.rules + more.rules, have.bans + more.bans)
+        return together
+
+
+def by_place(claims: Iterable[Claim]) -> dict[Place, list[Claim]]:
+    """Claims by what they are about."""
+    found: dict[Place, list[Claim]] = {}
+    for claim in claims:
+        found.setdefault(claim.target.key, []).append(claim)
+    return found
+
+
+def contradictions(claims: Iterable[Claim]) -> Iterator[Contradiction]:
+    """Every pair of claims that contradict each other. Bans never do.
+
+    A pair is judged by itself, so further claims never resolve a contradiction.
+    """
+    for group in by_place(claim for claim in claims if claim.kind is not Kind.BAN).values():
+        for one, other in combinations(sorted(group, key=lambda claim: claim.owner), 2):
+            if one.acts_in(other.phase) and (reason := _why_not(one, other)):
+                yield Contradiction(one, other, reason)
+
+
+def _why_not(one: Claim, other: Claim) -> str:
+    """Why two claims of the same probe at the same tokens cannot both be met; empty if they can."""
+    if one.conditional and other.conditional:
+        return "both have a condition, and while both hold their changes would add up"
+    pair, kinds = (one, other), {one.kind, other.kind}
+    if not kinds & _BOUNDS:
+        return "" if one.same_effect(other) else f"{_words(one)} and {_words(other)}"
+    if Kind.SCALE not in kinds and one.relative != other.relative:
+        return "their values are in different units"
+    if kinds == _BOUNDS:
+        cap, floor = sorted(pair, key=lambda claim: claim.kind)
+        if floor.value > cap.value:
+            return f"a floor of {floor.value:g} lies above a cap of {cap.value:g}"
+        return "only one of them has a condition" if one.conditional or other.conditional else ""
+    if Kind.CLAMP_IF_ACTIVE in kinds and any(_acts_on_inactive(claim) for claim in pair):
+        return "one acts where the feature is not active too, a clamp where it is active does not"
+    conditional = one if one.conditional else other
+    if conditional.conditional and conditional.kind not in _BOUNDS:
+        return f"{conditional.name} has a condition, and while it holds their changes would add up"
+    return ""
+
+
+def _acts_on_inactive(claim: Claim) -> bool:
+    """Whether it is a bound that 0 lies beyond."""
+    return claim.value < 0.0 if claim.kind is Kind.CAP else claim.kind is Kind.FLOOR and claim.value > 0.0
+
+
+def _words(claim: Claim) -> str:
+    if claim.kind is Kind.SCALE:
+        return f"scale by {claim.value:g}"
+    where = " where active" if claim.kind is Kind.CLAMP_IF_ACTIVE else ""
+    return f"clamp to {claim.value:g}{' of the norm' if claim.relative else ''}{where}"
+
+
+def needless_conditions(claims: Sequence[Claim]) -> Iterator[Contradiction]:
+    """Pairs of a claim in force always and a stricter one with a condition, which would then act always.
+
+    Across policies that is how they combine; inside one policy it is not what its author meant.
+    """
+    for group in by_place(claims).values():
+        for fixed in (claim for claim in group if not claim.conditional):
+            for other in (claim for claim in group if claim.conditional):
+                if _is_stricter(other, fixed):
+                    yield Contradiction(
+                        fixed,
+                        other,
+                        "the first acts always and the second, which has a condition, is stricter, so it "
+                        "would act always too; give both a condition, or leave one out",
+                    )
+
+
+def _is_stricter(other: Claim, fixed: Claim) -> bool:
+    if Kind.BAN in (other.kind, fixed.kind):
+        wider = fixed.phase is not Phase.ALL and other.phase is not fixed.phase
+        return other.kind is fixed.kind and (other.value > fixed.value or wider)
+    if other.kind not in _BOUNDS or not other.acts_in(fixed.phase):
+        return False
+    sign = 1.0 if other.kind is Kind.CAP else -1.0
+    if fixed.kind is Kind.SCALE:
+        return True
+    return other.relative == fixed.relative and sign * other.value < sign * fixed.value
+
+
+def merge(claims: Iterable[Claim]) -> Merged:
+    """The rows of claims without contradictions; in no stage two rows of one probe for the same tokens.
+
+    Bans take the greatest strength, and all tokens where their phases differ; caps take the minimum, floors
+    the maximum, and both also bound what clamps and scales of the same probe set. A conditional ban, cap or
+    floor of a probe that has such a row always is folded into that row: the stricter one counts. Conditional
+    bans of one probe stay apart: while both conditions hold, the pushes add up to more than the greater.
+    """
+    always: dict[str, tuple[list[Edit], list[Edit]]] = {}
+    conditional: dict[Owner, dict[str, tuple[list[Edit], list[Edit]]]] = {}
+    for (site, _), group in sorted(by_place(claims).items(), key=lambda item: item[0]):
+        bans = [claim for claim in group if claim.kind is Kind.BAN]
+        for owner, edit in _merged_rules([claim for claim in group if claim.kind is not Kind.BAN]):
+            target = always if owner is None else conditional.setdefault(owner, {})
+            target.setdefault(site, ([], []))[0].append(edit)
+        for owner, edit in _merged_bans(bans):
+            target = always if owner is None else conditional.setdefault(owner, {})
+            target.setdefault(site, ([], []))[1].append(edit)
+    return Merged(_frozen(always), {owner: _frozen(found) for owner, found in sorted(conditional.items())})
+
+
+def _frozen(found: Mapping[str, tuple[list[Edit], list[Edit]]]) -> dict[str, SiteRows]:
+    return {site: SiteRows(tuple(rules), tuple(bans)) for site, (rules, bans) in found.items()}
+
+
+def _merged_bans(bans: Sequence[Claim]) -> Iterator[tuple[Owner | None, Edit]]:
+    """The rows of one probe's bans: one in force always, or one of each rule with a condition."""
+    if any(not ban.conditional for ban in bans):
+        yield None, _ban(bans)
+        return
+    for ban in sorted(bans, key=lambda claim: claim.owner):
+        yield ban.owner, _ban([ban])
+
+
+def _ban(bans: Sequence[Claim]) -> Edit:
+    phases = {ban.phase for ban in bans}
+    phase = phases.pop() if len(phases) == 1 else Phase.ALL
+    return rows.ban(_probe(bans).target.probe, max(ban.value for ban in bans), phase=phase)
+
+
+def _probe(claims: Sequence[Claim]) -> Claim:
+    """Whose probe is used: of equal ones that of the first policy, so that the order does not matter."""
+    return min(claims, key=lambda claim: claim.owner)
+
+
+def _merged_rules(claims: Sequence[Claim]) -> Iterator[tuple[Owner | None, Edit]]:
+    """The rows of one probe in the stage of rules, for the prompt and the completion each."""
+    found: dict[Owner | None, dict[Phase, Edit]] = {}
+    for phase in (Phase.PROMPT, Phase.COMPLETION):
+        acting = [claim for claim in claims if claim.acts_in(phase)]
+        if any(not claim.conditional for claim in acting):
+            found.setdefault(None, {})[phase] = _bounded(acting)
+        else:
+            for claim in acting:
+                found.setdefault(claim.owner, {})[phase] = _bounded([claim])
+    for owner, edits in found.items():
+        for edit in _joined(edits):
+            yield owner, edit
+
+
+def _joined(edits: Mapping[Phase, Edit]) -> Iterator[Edit]:
+    """One row for all tokens where those of both phases do the same."""
+    values = list(edits.values())
+    if len(values) == 2 and values[0].numbers() == values[1].numbers():
+        yield values[0]
+        return
+    for phase, edit in edits.items():
+        yield replace(edit, phase=phase)
+
+
+def _bounded(claims: Sequence[Claim]) -> Edit:
+    """One row for what is set, if anything is, under the least cap and above the greatest floor."""
+    probe = _probe(claims).target.probe
+    bounds = [claim for claim in claims if claim.kind in _BOUNDS]
+    cap = min((claim.value for claim in bounds if claim.kind is Kind.CAP), default=rows.INFINITY)
+    floor = max((claim.value for claim in bounds if claim.kind is Kind.FLOOR), default=-rows.INFINITY)
+    sets = next((claim for claim in claims if claim.kind not in _BOUNDS), None)
+    if sets is None or sets.kind is Kind.SCALE:
+        factor, relative = 1.0 if sets is None else sets.value, any(claim.relative for claim in bounds)
+        return Edit(probe, a=factor, lo=floor, hi=cap, relative_to_norm=relative)
+    make = rows.clamp if sets.kind is Kind.CLAMP else rows.clamp_if_active
+    return make(probe, max(min(sets.value, cap), floor), relative=sets.relative)

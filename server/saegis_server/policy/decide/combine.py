@@ -1,0 +1,276 @@
+"""Combination: the rules of all policies that match a request, in no order, as one program and guard."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from saegis_server.engine.guard import UNGUARDED, Guard, Guarded, Reaction
+from saegis_server.policy.decide.claims import (
+    Claim,
+    Kind,
+    Merged,
+    Owner,
+    Place,
+    SiteRows,
+    by_place,
+    contradictions,
+    merge,
+)
+from saegis_server.policy.decide.compiled_rule import CompiledRule
+from saegis_server.policy.decide.decision import AppliedRule, RequestEdit
+from saegis_server.policy.decide.selectors import Selected
+from saegis_server.policy.decide.world import World
+from saegis_server.policy.schema.policy import Mode, Op, Transparency
+from saegis_server.steering import rows
+from saegis_server.steering.program import UNSTEERED, SiteProgram, SteeringError, SteeringProgram
+from saegis_server.steering.projection import held_geometry
+from saegis_server.steering.rows import Edit, Phase
+
+log = logging.getLogger("saegis.policy")
+
+_REACTIONS = {"stop": Reaction.STOP, "refuse": Reaction.REFUSE, "record": Reaction.RECORD}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StandingRule:
+    """A rule as it stands for a request: of which policy, in which mode."""
+
+    policy: str
+    rule: CompiledRule
+    mode: Mode
+    transparency: Transparency = Transparency.LABELS
+    candidate: bool = False
+
+    @property
+    def owner(self) -> Owner:
+        """Its policy and its id."""
+        return self.policy, self.rule.id
+
+    @property
+    def enforced(self) -> bool:
+        """Whether it acts."""
+        return self.mode is Mode.ENFORCE
+
+    def applied(self) -> AppliedRule:
+        """The rule as decisions and receipts tell it."""
+        return AppliedRule(
+            policy=self.policy,
+            rule=self.rule.id,
+            action=self.rule.action,
+            mode=self.mode,
+            transparency=self.transparency,
+            reason=self.rule.reason,
+            labels=self.rule.labels,
+            conditional=self.rule.condition is not None,
+            candidate=self.candidate,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Why rules cannot be in force together: the rules and the reason."""
+
+    owners: tuple[Owner, ...]
+    message: str
+
+
+@dataclass(frozen=True, eq=False)
+class Combined:
+    """What rules come to, whatever a request's own edits are. With faults there is no program.
+
+    faults: what cannot be evaluated. bans: the enforced ban rules by what they ban. recorded_bans: likewise
+    those that are only recorded. unbannable: the enforced bounds that a ban would break, by what they hold.
+    program: rows and guard readings by site, in forward order.
+    """
+
+    faults: tuple[Fault, ...] = ()
+    applied: tuple[AppliedRule, ...] = ()
+    bans: Mapping[Place, tuple[Owner, ...]] = field(default_factory=dict)
+    recorded_bans: Mapping[Place, tuple[Owner, ...]] = field(default_factory=dict)
+    unbannable: Mapping[Place, tuple[Owner, ...]] = field(default_factory=dict)
+    program: SteeringProgram = UNSTEERED
+    guard: Guard = UNGUARDED
+    peaks: tuple[tuple[int, str, str], ...] = ()
+
+
+def combine(standing: Iterable[StandingRule], world: World) -> Combined:
+    """Everything that follows from rules alone. The order of `standing` makes no difference."""
+    ordered = sorted(standing, key=lambda each: (each.owner, each.candidate))
+    enforced = [each for each in ordered if each.enforced]
+    claims = [claim for each in enforced for claim in each.rule.claims]
+    known = Combined(
+        applied=tuple(each.applied() for each in ordered),
+        bans=_bans(enforced),
+        recorded_bans=_bans(each for each in ordered if not each.enforced),
+        unbannable=_owners(claim for claim in claims if claim.outlives_no_ban),
+    )
+    clashes = list(contradictions(claims))
+    if clashes:
+        faults = tuple(Fault((clash.one.owner, clash.other.owner), str(clash)) for clash in clashes)
+        return replace(known, faults=faults)
+    merged = merge(claims)
+    layout = _Layout(ordered, world)
+    faults = tuple(_prove(merged, layout, enforced, claims, world))
+    if faults:
+        return replace(known, faults=faults)
+    return replace(
+        known,
+        program=_program(merged.always, layout, world),
+        guard=Guard(tuple(_guarded(ordered, merged, layout))),
+        peaks=tuple(
+            (layout.number(target), each.applied().name, target.name)
+            for each in ordered
+            if each.rule.action == "watch" and each not in layout.left_out
+            for target in each.rule.targets
+        ),
+    )
+
+
+def _bans(standing: Iterable[StandingRule]) -> dict[Place, tuple[Owner, ...]]:
+    return _owners(claim for each in standing for claim in each.rule.claims if claim.kind is Kind.BAN)
+
+
+def _owners(claims: Iterable[Claim]) -> dict[Place, tuple[Owner, ...]]:
+    return {place: tuple(claim.owner for claim in group) for place, group in by_place(claims).items()}
+
+
+class _Layout:
+    """Which reading is at which row: by site in forward order, then by key.
+
+    What is only recorded gives way where there is no room: it must not change what is decided.
+    left_out: the rules that could not be read.
+    """
+
+    def __init__(self, ordered: Sequence[StandingRule], world: World) -> None:
+        self.left_out: list[StandingRule] = []
+        self.by_site: dict[str, dict[str, Selected]] = {site: {} for site in world.sites}
+        for each in sorted(ordered, key=lambda each: not each.enforced):
+            wanted = {site: dict(found) for site, found in self.by_site.items()}
+            for reading in readings_of(each):
+                wanted[reading.site].setdefault(reading.probe.key, reading)
+            full = any(len(found) > world.capacity.watches for found in wanted.values())
+            if full and not each.enforced:
+                self.left_out.append(each)
+                log.warning("rule %s is not recorded: no room for its readings", each.applied().name)
+            else:
+                self.by_site = wanted
+        self.by_site = {site: dict(sorted(found.items())) for site, found in self.by_site.items()}
+        keys = [(site, key) for site, found in self.by_site.items() for key in found]
+        self._numbers = {place: number for number, place in enumerate(keys)}
+
+    def number(self, reading: Selected) -> int:
+        return self._numbers[reading.key]
+
+
+def readings_of(standing: StandingRule) -> tuple[Selected, ...]:
+    """What has to be read for a rule: by its condition, or to be recorded."""
+    return standing.rule.targets if standing.rule.action == "watch" else standing.rule.readings
+
+
+def _program(by_site: Mapping[str, SiteRows], layout: _Layout, world: World) -> SteeringProgram:
+    found = {}
+    for site in world.sites:
+        own = by_site.get(site, SiteRows())
+        guards = tuple(reading.probe for reading in layout.by_site[site].values())
+        found[site] = SiteProgram(rules=own.rules, bans=own.bans, guards=guards)
+    return SteeringProgram({site: program for site, program in found.items() if program != SiteProgram()})
+
+
+def _guarded(ordered: Sequence[StandingRule], merged: Merged, layout: _Layout) -> Iterator[Guarded]:
+    for each in ordered:
+        condition = None if each in layout.left_out else each.rule.renumbered(layout.number)
+        if condition is None:
+            continue
+        by_site = merged.conditional.get(each.owner, {}) if each.enforced else {}
+        found = {site: SiteProgram(rules=own.rules, bans=own.bans) for site, own in by_site.items()}
+        reaction = _REACTIONS.get(each.rule.action, Reaction.EDIT if found else Reaction.RECORD)
+        yield Guarded(
+            name=each.applied().name,
+            condition=condition,
+            reaction=reaction if each.enforced else Reaction.RECORD,
+            message=each.rule.message,
+            rows=found,
+        )
+
+
+def _prove(
+    merged: Merged, layout: _Layout, enforced: Sequence[StandingRule], claims: Sequence[Claim], world: World
+) -> Iterator[Fault]:
+    """What keeps the rows from being in force, always or with every condition holding."""
+    every = merged.all_on()
+    try:
+        program = _program(every, layout, world)
+    except SteeringError as error:
+        yield _fault(error, every, enforced, claims)
+        return
+    for site, at_site in program.sites.items():
+        try:
+            world.capacity.check(site, at_site)
+        except SteeringError as error:
+            # All rows of the kind are too many; which of them comes last means nothing.
+            crowded = SteeringError(str(error), site, tuple((stage, -1) for stage, _ in error.rows))
+            yield _fault(crowded, every, enforced, claims)
+            continue
+        try:
+            always = merged.always.get(site, SiteRows())
+            held_geometry(SiteProgram(rules=always.rules, bans=always.bans), site, world.activations)
+            held_geometry(at_site, site, world.activations)
+        except SteeringError as error:
+            yield _fault(error, every, enforced, claims)
+
+
+def _fault(
+    error: SteeringError,
+    every: Mapping[str, SiteRows],
+    enforced: Sequence[StandingRule],
+    claims: Sequence[Claim],
+) -> Fault:
+    """An error of the steering with the rules that its rows came from; a row −1 stands for all."""
+    stages = {stage for stage, _ in error.rows}
+    if stages & {"watches", "guards"}:
+        readers = [each for each in enforced if any(one.site == error.site for one in readings_of(each))]
+        return Fault(tuple(each.owner for each in readers), str(error))
+    edits = {stage: getattr(every.get(error.site, SiteRows()), stage, ()) for stage in stages}
+    named = [edits[stage][row].probe.key for stage, row in error.rows if 0 <= row < len(edits[stage])]
+    owners = dict.fromkeys(
+        claim.owner
+        for claim in claims
+        if claim.target.site == error.site
+        and ("bans" if claim.kind is Kind.BAN else "rules") in stages
+        and (not named or claim.target.probe.key in named)
+    )
+    return Fault(tuple(owners), str(error))
+
+
+def with_edits(
+    combined: Combined, edits: Sequence[RequestEdit], bound: float | None, world: World
+) -> SteeringProgram:
+    """The program of the rules and a request's own edits and bans.
+
+    bound: the largest ‖Δx‖/‖x‖ that the edits may make at a site. A ban of what is banned already counts
+    with the greater strength. Raises SteeringError if it does not fit or its bans cannot hold.
+    """
+    found: dict[str, SiteProgram] = dict(combined.program.sites)
+    for edit in edits:
+        at_site = found.get(edit.site, SiteProgram())
+        if edit.op is Op.BAN:
+            found[edit.site] = replace(at_site, bans=_with_ban(at_site.bans, edit.edit))
+        else:
+            found[edit.site] = replace(at_site, edits=(*at_site.edits, edit.edit), max_relative_norm=bound)
+    program = replace(combined.program, sites={site: found[site] for site in world.sites if site in found})
+    for site in dict.fromkeys(edit.site for edit in edits):
+        at_site = program.sites[site]
+        world.capacity.check(site, at_site)
+        held_geometry(at_site, site, world.activations)
+    return program
+
+
+def _with_ban(bans: tuple[Edit, ...], own: Edit) -> tuple[Edit, ...]:
+    for place, ban in enumerate(bans):
+        if ban.probe.key == own.probe.key:
+            phase = ban.phase if ban.phase is own.phase else Phase.ALL
+            both = rows.ban(ban.probe, max(-ban.a, -own.a), phase=phase)
+            return (*bans[:place], both, *bans[place + 1 :])
+    return (*bans, own)

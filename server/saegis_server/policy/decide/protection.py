@@ -1,0 +1,152 @@
+"""Protection: features and directions that no vector of a request, nor any sum of them, may come close to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from saegis_server.policy.decide.claims import Place
+from saegis_server.policy.decide.decision import Denial, RequestEdit
+from saegis_server.policy.decide.selectors import Selected, Selectors
+from saegis_server.policy.schema.policy import Op, Protection
+
+Vectors = NDArray[np.float64]
+
+#: A combination of unit vectors that cancel to less than this is rounding: requests' vectors are float32,
+#: exact in float64, and their values are bounded, so anything greater can be blown up to a real move.
+RANK_TOLERANCE = 1e-12
+#: A cosine this close to the bound is beyond it: the arithmetic is float64, the vectors are not.
+COSINE_TOLERANCE = 1e-9
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CompiledProtection:
+    """A protection with its targets resolved."""
+
+    id: str
+    max_cosine: float
+    targets: tuple[Selected, ...]
+
+
+def compile_protection(protection: Protection, selectors: Selectors) -> CompiledProtection:
+    """The protection in the world of `selectors`. Raises SelectionError with all that is wrong with it."""
+    targets = selectors.targets(protection, f"protect.{protection.id}")
+    return CompiledProtection(protection.id, protection.max_cosine, targets)
+
+
+@dataclass(frozen=True, eq=False)
+class Protections:
+    """All protections of a policy, ready to judge edits."""
+
+    policy: str
+    protections: tuple[CompiledProtection, ...] = ()
+
+    @cached_property
+    def _owners(self) -> tuple[tuple[CompiledProtection, Selected], ...]:
+        """Whose rows `_rows` are: the encoder row and the decoder row of each target."""
+        return tuple(
+            (each, target) for each in self.protections for target in each.targets for _ in ("read", "write")
+        )
+
+    @cached_property
+    def _rows(self) -> Vectors:
+        """The protected unit vectors, [p, d]."""
+        pairs = [
+            (target.probe.read, target.probe.write) for each in self.protections for target in each.targets
+        ]
+        return units([vector for pair in pairs for vector in pair])
+
+    @cached_property
+    def _bounds(self) -> Vectors:
+        """The largest cosine with each row, [p]."""
+        return np.array([each.max_cosine for each, _ in self._owners]) - COSINE_TOLERANCE
+
+    @cached_property
+    def _places(self) -> dict[Place, CompiledProtection]:
+        return {target.key: each for each in self.protections for target in each.targets}
+
+    def prepare(self) -> None:
+        """Work out what depends on the policy alone, so that the first decision need not."""
+        if self.protections:
+            _ = self._owners, self._rows, self._bounds, self._places
+
+    def judge(self, edits: Sequence[RequestEdit]) -> Iterator[Denial]:
+        """Denials of edits and watches of what is protected, of vectors and sums of vectors close to it."""
+        if not self.protections or not edits:
+            return
+        reads = units([edit.edit.probe.read for edit in edits])
+        writes = units([edit.edit.probe.write for edit in edits])
+        denied: set[tuple[str, str]] = set()
+        for denial in (*self._touched(edits), *self._close(edits, reads, writes)):
+            if (denial.rule, denial.field) not in denied:
+                denied.add((denial.rule, denial.field))
+                yield denial
+        if not denied:
+            # Edits move an activation along what they write; a ban's projection moves along its read too.
+            bans = [edit.op is Op.BAN for edit in edits]
+            watched = np.array([edit.op is Op.WATCH for edit in edits])
+            yield from self._sums(np.concatenate([writes[~watched], reads[bans]]), "edits")
+            # What is read of several vectors is read of every sum of them.
+            yield from self._sums(reads[watched], "watches")
+
+    def _touched(self, edits: Sequence[RequestEdit]) -> Iterator[Denial]:
+        for edit in edits:
+            found = self._places.get((edit.site, edit.edit.probe.key))
+            if found is not None:
+                yield Denial(self.policy, found.id, "this is protected", edit.path)
+
+    def _close(self, edits: Sequence[RequestEdit], reads: Vectors, writes: Vectors) -> Iterator[Denial]:
+        """Denials of single vectors, read or written."""
+        cosines = np.maximum(np.abs(reads @ self._rows.T), np.abs(writes @ self._rows.T))
+        for place, row in np.argwhere(cosines > self._bounds):
+            protection, target = self._owners[row]
+            what = "watch" if edits[place].op is Op.WATCH else "edit"
+            message = _message(f"a vector of this {what} has", cosines[place, row], protection, target)
+            yield Denial(self.policy, protection.id, message, edits[place].path)
+
+    def _sums(self, vectors: Vectors, what: str) -> Iterator[Denial]:
+        """Denials of what vectors can add up to, at all sites: they add to one stream."""
+        if not len(vectors):
+            return
+        cosines = span_cosines(vectors, self._rows)
+        told: set[str] = set()
+        for row in np.flatnonzero(cosines > self._bounds):
+            protection, target = self._owners[row]
+            if protection.id not in told:
+                told.add(protection.id)
+                message = _message(f"the {what} together reach", cosines[row], protection, target)
+                yield Denial(self.policy, protection.id, message, f"steering.{what}")
+
+
+def _message(what: str, cosine: float, protection: CompiledProtection, target: Selected) -> str:
+    # Which feature is protected is the operator's business; the site and the numbers are enough to act on.
+    return (
+        f"{what} a cosine of {cosine:.3f} with what is protected at {target.site}; "
+        f"at most {protection.max_cosine:g} is allowed"
+    )
+
+
+def units(vectors: Sequence[Tensor]) -> Vectors:
+    """Vectors as float64 rows [n, d] of length 1; a zero vector stays zero."""
+    rows: Vectors = np.stack([vector.detach().cpu().numpy().astype(np.float64) for vector in vectors])
+    # By the largest entry first, so that no square overflows or vanishes.
+    rows = rows / np.maximum(np.abs(rows).max(axis=1, keepdims=True), 1e-300)
+    found: Vectors = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-300)
+    return found
+
+
+def span_cosines(vectors: Vectors, protected: Vectors) -> Vectors:
+    """The cosine of each protected unit vector [p, d] with the nearest one in the span of `vectors` [n, d].
+
+    That is the length of its projection onto the span: vectors that are far from it, each by itself, are
+    found where they add up to it. Returns [p].
+    """
+    _, singular, right = np.linalg.svd(vectors, full_matrices=False)
+    basis = right[singular > RANK_TOLERANCE * max(float(singular.max(initial=0.0)), 1e-300)]
+    found: Vectors = np.linalg.norm(protected @ basis.T, axis=1)
+    return found

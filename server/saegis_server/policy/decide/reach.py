@@ -1,0 +1,137 @@
+"""Reach: what of a policy can match no model, tenant or role of this server, and what it tells unmeant.
+
+A policy that matches nothing is in force and governs nobody, so that requests go on under another one.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+
+from saegis_server.policy.bundle.bundle import Bundle
+from saegis_server.policy.bundle.files import POLICY_FILE
+from saegis_server.policy.decide.authority import CompiledAllowance
+from saegis_server.policy.decide.claims import Kind, Place
+from saegis_server.policy.decide.compiled import CompiledPolicy
+from saegis_server.policy.decide.world import Callers, World
+from saegis_server.policy.errors import Problem
+from saegis_server.policy.schema.policy import EVERY, Match, Mode, Op, Transparency
+
+#: Letters that look like Latin ones, beside those that Unicode's own equivalence finds.
+_ALIKE = str.maketrans("авекмнорстухіјѕԁԛԝһӏαβγεηικνορτυχ01ıɡ", "abekmhopctyxijsdqwhlabyenikvoptuxolig")
+_MOST_NAMES = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """What was found.
+
+    unmatched: what the policy cannot be meant to say. stray: names that match nothing beside others that do.
+    """
+
+    unmatched: tuple[Problem, ...] = ()
+    stray: tuple[Problem, ...] = ()
+
+
+def reach(bundle: Bundle, world: World, callers: Callers | None) -> Reach:
+    """Whom a bundle's policy can concern here. callers: None where it is not known who may call."""
+    match = bundle.policy.match
+    unmatched: list[Problem] = []
+    stray: list[Problem] = []
+    models = frozenset((world.model,)) if world.named else None
+    for key, known, unknown in (
+        ("models", models, "is not the model of this server"),
+        (
+            "tenants",
+            None if callers is None else callers.tenants,
+            "is the tenant of nobody who may call this server",
+        ),
+        ("roles", None if callers is None else callers.roles, "is a role of nobody who may call this server"),
+    ):
+        names: Sequence[str] = getattr(match, key)
+        if known is None or EVERY in names:
+            continue
+        found = list(_strays(key, names, known, unknown))
+        nothing = len(found) == len(names)
+        for problem, alike in found:
+            placed = _placed(problem, bundle)
+            (unmatched if nothing or alike else stray).append(placed)
+    if not unmatched and callers is not None and not _concerns_somebody(match, callers):
+        message = "nobody who may call this server has one of these tenants and one of these roles"
+        unmatched.append(_placed(Problem(message, "match"), bundle))
+    return Reach(tuple(unmatched), tuple(stray))
+
+
+def _strays(
+    key: str, names: Sequence[str], known: Collection[str], unknown: str
+) -> Iterator[tuple[Problem, bool]]:
+    """Each name that is none of the known ones, and whether it looks like one."""
+    shown = ", ".join(sorted(known)[:_MOST_NAMES]) + (" ..." if len(known) > _MOST_NAMES else "")
+    shapes = {_shape(each): each for each in sorted(known, reverse=True)}
+    for place, name in enumerate(names):
+        if name in known:
+            continue
+        alike = shapes.get(_shape(name))
+        near = alike or next(iter(get_close_matches(name, known, 1)), None)
+        hint = f"; did you mean {near!r}?" if near else ""
+        message = f"{name!r} {unknown}: there is {shown or 'none'}{hint}"
+        yield Problem(message, f"match.{key}[{place}]"), alike is not None
+
+
+def _shape(name: str) -> str:
+    """The same for names that differ in case, spaces, what is not seen, accents or look-alike letters."""
+    plain = unicodedata.normalize("NFKD", name).casefold().translate(_ALIKE)
+    # Control and format characters, separators, and marks.
+    seen = (each for each in plain if unicodedata.category(each)[0] not in "CZM")
+    return "".join(seen).replace("l", "i")
+
+
+def _concerns_somebody(match: Match, callers: Callers) -> bool:
+    return any(
+        (EVERY in match.tenants or tenant in match.tenants)
+        and (EVERY in match.roles or not roles.isdisjoint(match.roles))
+        for tenant, roles in callers.principals
+    )
+
+
+def _placed(problem: Problem, bundle: Bundle) -> Problem:
+    source = bundle.match_sources.get(problem.path)
+    if source is None:
+        return replace(problem, file=POLICY_FILE)
+    return replace(problem, file=source.file, line=source.line)
+
+
+def told_by_allowances(bundle: Bundle, compiled: CompiledPolicy) -> Iterator[Problem]:
+    """Allowances by which a request could find out what the policy conceals."""
+    if compiled.transparency is not Transparency.STEERED:
+        return
+    claims = [
+        claim
+        for rule in compiled.rules.values()
+        if (rule.mode or compiled.mode) is Mode.ENFORCE
+        for claim in rule.claims
+    ]
+    ruled = {claim.target.key for claim in claims}
+    banned = {claim.target.key for claim in claims if claim.kind is Kind.BAN}
+    for allowance in compiled.allowances:
+        faults = []
+        if Op.WATCH in allowance.ops and _covers(allowance, ruled, directions=True):
+            faults.append("lets requests watch what the rules move, before and after it is moved")
+        if allowance.ops - {Op.WATCH, Op.BAN} and _covers(allowance, banned):
+            faults.append("allows edits of what the rules ban, and those are denied all the same")
+        for fault in faults:
+            source = bundle.sources.get(allowance.id)
+            problem = Problem(
+                f"{fault}: that tells what is ruled, and the policy says transparency: steered",
+                f"allow.{allowance.id}",
+            )
+            yield problem if source is None else replace(problem, file=source.file, line=source.line)
+
+
+def _covers(allowance: CompiledAllowance, places: Collection[Place], directions: bool = False) -> bool:
+    """Whether an allowance covers any of these features or, with `directions`, any vector at their sites."""
+    at_sites = {place for place in places if allowance.sites is None or place[0] in allowance.sites}
+    features = at_sites if allowance.features is None else at_sites & allowance.features
+    return bool(features) or (directions and allowance.directions and bool(at_sites))

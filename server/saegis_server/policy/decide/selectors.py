@@ -1,0 +1,244 @@
+"""Selectors: the features and directions that a policy names, resolved to probes at their sites."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from saegis_server.engine.sites import Site, SiteError
+from saegis_server.policy.decide.world import World
+from saegis_server.policy.errors import Problem
+from saegis_server.policy.schema.policy import DirectionSelector, FeatureSelector, Targets, Unit, Where
+from saegis_server.sae.catalog import CatalogError, FoundFeature, LoadedSAE
+from saegis_server.steering.program import LARGEST_VALUE
+from saegis_server.steering.rows import Probe
+
+#: The tensors of a bundle's files of directions, by path and by name.
+Directions = Mapping[str, Mapping[str, Tensor]]
+
+
+class SelectionError(LookupError):
+    """Selectors or values that mean nothing in the world: one problem for each, with its key as the path."""
+
+    def __init__(self, *problems: Problem) -> None:
+        super().__init__("; ".join(map(str, problems)))
+        self.problems = problems
+
+
+class Faults:
+    """What is wrong in several places, so that all of it is told and not only the first."""
+
+    def __init__(self) -> None:
+        self.problems: list[Problem] = []
+
+    @contextmanager
+    def gathered(self) -> Iterator[None]:
+        """Keep what goes wrong in a block, and go on behind it."""
+        try:
+            yield
+        except SelectionError as error:
+            self.problems += error.problems
+
+    def raise_any(self) -> None:
+        """Raise SelectionError with all that went wrong, if anything did."""
+        if self.problems:
+            raise SelectionError(*self.problems)
+
+
+def _fault(path: str, message: str) -> SelectionError:
+    return SelectionError(Problem(message, path))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Selected:
+    """One feature or direction at its site. name: how people are told of it."""
+
+    site: str
+    probe: Probe
+    name: str
+    feature: FoundFeature | None = None
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What tells it apart: its site and its probe's key."""
+        return self.site, self.probe.key
+
+    def scaled(self, value: float, unit: Unit, path: str) -> tuple[float, bool]:
+        """A value in feature units or, with True, as a fraction of ‖x‖. Raises SelectionError."""
+        if unit is not Unit.MAX_ACTIVATION:
+            return value, unit is Unit.NORM_FRACTION
+        if self.feature is None:
+            raise _fault(path, "unit max_activation is for features; a direction has no maximum")
+        largest = self.feature.max_activation
+        if not largest:
+            raise _fault(path, f"no largest activation is recorded for {self.name}; use unit feature")
+        if abs(value * largest) > LARGEST_VALUE:
+            raise _fault(
+                path, f"{value:g} times the largest activation of {self.name} is beyond ±{LARGEST_VALUE:g}"
+            )
+        return value * largest, False
+
+
+class Selectors:
+    """Resolves selectors in one world. The same feature always gives the same `Probe` object.
+
+    directions: what the bundle holds under `directions/`, float32 [d] each.
+    """
+
+    def __init__(self, world: World, directions: Directions) -> None:
+        self._world, self._directions = world, directions
+        self._known: dict[tuple[str, str], Selected] = {}
+
+    def targets(self, targets: Targets, path: str) -> tuple[Selected, ...]:
+        """All features and directions, each once, by site in forward order and key. Raises SelectionError."""
+        distinct: dict[tuple[str, str], Selected] = {}
+        faults = Faults()
+        for place, feature in enumerate(targets.features):
+            with faults.gathered():
+                found = self.features(feature, f"{path}.features[{place}]")
+                distinct.update((each.key, each) for each in found)
+        for place, direction in enumerate(targets.directions):
+            with faults.gathered():
+                one = self.direction(direction, f"{path}.directions[{place}]")
+                distinct[one.key] = one
+        faults.raise_any()
+        return tuple(sorted(distinct.values(), key=lambda each: (self.order(each.site), each.probe.key)))
+
+    def features(self, selector: FeatureSelector, path: str) -> tuple[Selected, ...]:
+        """The features that a selector names, at least one. Raises SelectionError."""
+        catalog = self._world.catalog
+        try:
+            loaded = catalog.sae(selector.sae, f"{path}.sae")
+            if selector.index is not None:
+                found = [catalog.by_index(loaded, selector.index, f"{path}.index")]
+            elif selector.indices is not None:
+                found = [catalog.by_index(loaded, index, f"{path}.indices") for index in selector.indices]
+            elif selector.label is not None:
+                found = [catalog.by_label(loaded, selector.label, f"{path}.label")]
+            elif selector.where is not None:
+                found = _labelled(loaded, selector.where, f"{path}.where")
+            else:
+                raise _fault(path, "must give one of index, indices, label and where")
+        except CatalogError as error:
+            raise _fault(error.field, error.description) from error
+        return tuple(self._feature(each, path) for each in found)
+
+    def feature(self, selector: FeatureSelector, path: str) -> Selected:
+        """The one feature that a selector names. Raises SelectionError for several."""
+        found = self.features(selector, path)
+        if len(found) > 1:
+            raise _fault(path, f"must name one feature; it names {len(found)}")
+        return found[0]
+
+    def direction(self, selector: DirectionSelector, path: str) -> Selected:
+        """A direction of the bundle. Raises SelectionError for one that is not there or does not fit."""
+        tensors = self._directions.get(selector.file)
+        if tensors is None:
+            known = ", ".join(sorted(self._directions)) or "none"
+            raise _fault(f"{path}.file", f"{selector.file} is not in the bundle; its files: {known}")
+        vector = tensors[_tensor_name(tensors, selector, path)]
+        if vector.shape != (self._world.width,):
+            wanted = f"[{self._world.width}], as the model's activations"
+            raise _fault(path, f"has the shape {list(vector.shape)}, not {wanted}")
+        site = self._direction_site(selector.site, f"{path}.site")
+        try:
+            probe = Probe.direction(vector)
+        except ValueError as error:
+            raise _fault(path, str(error)) from error
+        file = selector.file.removeprefix("directions/")
+        name = f"{file}:{selector.tensor}" if selector.tensor else file
+        return self._known.setdefault((site, probe.key), Selected(site, probe, name))
+
+    def site(self, name: str, path: str) -> str:
+        """A site of the world, in any spelling. Raises SelectionError."""
+        try:
+            site = str(Site.parse(name))
+        except SiteError as error:
+            raise _fault(path, str(error)) from error
+        if site not in self._world.sites:
+            raise _fault(path, f"{name!r} is no site of this server; its sites: {self._sites()}")
+        return site
+
+    def order(self, site: str) -> int:
+        """The place of a site in the forward pass."""
+        return self._world.sites.index(site)
+
+    def _feature(self, found: FoundFeature, path: str) -> Selected:
+        probe = found.loaded.sae.probe(found.index)
+        key = (found.site, probe.key)
+        if key not in self._known:
+            if found.site not in self._world.sites:
+                raise _fault(
+                    path,
+                    f"the SAE {found.loaded.id} is at {found.site}, no site of this server: {self._sites()}",
+                )
+            if probe.read.shape != (self._world.width,):
+                width = f"{len(probe.read)}, not the model's {self._world.width}"
+                raise _fault(path, f"the SAE {found.loaded.id} has the width {width}")
+            label = f" ({found.label.label})" if found.label else ""
+            self._known[key] = Selected(found.site, probe, f"{found.loaded.id}:{found.index}{label}", found)
+        return self._known[key]
+
+    def _direction_site(self, name: str, path: str) -> str:
+        if name:
+            return self.site(name, path)
+        if len(self._world.sites) != 1:
+            raise _fault(path, f"must be given for a direction; this server's sites: {self._sites()}")
+        return self._world.sites[0]
+
+    def _sites(self) -> str:
+        return ", ".join(self._world.sites) or "none"
+
+
+def _tensor_name(tensors: Mapping[str, Tensor], selector: DirectionSelector, path: str) -> str:
+    if selector.tensor in tensors:
+        return selector.tensor
+    if not selector.tensor and len(tensors) == 1:
+        return next(iter(tensors))
+    known = ", ".join(sorted(tensors)) or "none"
+    fault = f"has no tensor {selector.tensor!r}" if selector.tensor else "holds several tensors; name one"
+    raise _fault(f"{path}.tensor", f"{selector.file} {fault}; it holds {known}")
+
+
+def _labelled(loaded: LoadedSAE, where: Where, path: str) -> list[FoundFeature]:
+    found = [FoundFeature(loaded, label.feature, label) for label in loaded.labels if fits(label, where)]
+    if not found:
+        wanted = ", ".join(f"{name} {value}" for name, value in where if value is not None)
+        labelled = "" if len(loaded.labels) else "; none of its features is labelled"
+        raise _fault(path, f"the SAE {loaded.id} has no feature with {wanted}{labelled}")
+    return found
+
+
+class Labelled(Protocol):
+    """What is recorded of a labelled feature, wherever it is told."""
+
+    @property
+    def harmful(self) -> bool: ...
+    @property
+    def subjects(self) -> Sequence[str]: ...
+    @property
+    def languages(self) -> Sequence[str]: ...
+    @property
+    def precision(self) -> float | None: ...
+
+
+def fits(label: Labelled, where: Where) -> bool:
+    """Whether a feature's label is of a set."""
+    wanted: Sequence[bool] = (
+        where.harmful is None or label.harmful == where.harmful,
+        where.subject is None or where.subject in label.subjects,
+        where.language is None or where.language in label.languages,
+        where.min_precision is None
+        or (label.precision is not None and label.precision >= where.min_precision),
+    )
+    return all(wanted)
+
+
+def names(selected: Sequence[Selected]) -> str:
+    """The names of a few, for messages."""
+    shown = ", ".join(each.name for each in selected[:4])
+    return shown if len(selected) <= 4 else f"{shown} and {len(selected) - 4} more"

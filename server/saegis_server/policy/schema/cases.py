@@ -1,0 +1,124 @@
+"""The schema of a bundle's cases: requests that its author tried, and what must come of them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from saegis_server.policy.decide.uses import ORDINARY
+from saegis_server.policy.schema.policy import (
+    Count,
+    DirectionSelector,
+    FeatureSelector,
+    Name,
+    Number,
+    Op,
+    Phase,
+    Strict,
+    Text,
+    Unit,
+    Use,
+)
+
+
+class CaseEdit(Strict):
+    """An edit of a case's request; exactly one target."""
+
+    op: Op
+    feature: FeatureSelector | None = None
+    direction: DirectionSelector | None = None
+    site: str = ""
+    value: Number | None = None
+    unit: Unit = Unit.FEATURE
+    phase: Phase = Phase.ALL
+
+    @model_validator(mode="after")
+    def _is_one(self) -> Self:
+        if (self.feature is None) == (self.direction is None):
+            raise ValueError("give one of feature and direction")
+        return self
+
+
+class CaseReading(Strict):
+    """The values that one feature or direction has in a case: a number for each token."""
+
+    feature: FeatureSelector | None = None
+    direction: DirectionSelector | None = None
+    prompt: tuple[Number, ...] = ()
+    answer: tuple[Number, ...] = ()
+
+    @model_validator(mode="after")
+    def _is_one(self) -> Self:
+        if (self.feature is None) == (self.direction is None):
+            raise ValueError("give one of feature and direction")
+        return self
+
+
+class CaseUse(Strict):
+    """What a case's request asks for beyond the ordinary. value: of n and temperature."""
+
+    word: Use
+    value: Number | None = None
+
+    @model_validator(mode="after")
+    def _has_its_value(self) -> Self:
+        if (self.word in ORDINARY) != (self.value is not None):
+            wanted = "give the value" if self.word in ORDINARY else "has no value"
+            raise ValueError(f"{self.word.value}: {wanted}")
+        return self
+
+
+class CaseRequest(Strict):
+    """The request of a case: who asks what model, what it asks for, and what is read while it is answered."""
+
+    tenant: str = "default"
+    roles: tuple[str, ...] = ("use", "steer")
+    model: str = ""
+    edits: tuple[CaseEdit, ...] = ()
+    uses: tuple[CaseUse, ...] = ()
+    readings: tuple[CaseReading, ...] = ()
+
+
+class Expectation(Strict):
+    """What a case's request must meet; what is left out is not looked at.
+
+    rules: the ids that decided it (denials) or that are in force. fires: the rules whose condition comes to
+    hold with the readings. stopped_at: the number of the answer's tokens that are told before it is stopped.
+    """
+
+    decision: Literal["allow", "deny", "no_policy"]
+    rules: tuple[Name, ...] | None = None
+    fires: tuple[Name, ...] | None = None
+    stopped_at: Count | None = None
+    message: str | None = None
+
+
+class Case(Strict):
+    """One case of a bundle: a request, and what must come of it."""
+
+    name: Text
+    request: CaseRequest = CaseRequest()
+    expect: Expectation
+
+
+class Cases(Strict):
+    """A file of cases, `tests/*.yaml`."""
+
+    apiVersion: Literal["saegis.dev/v1"]
+    kind: Literal["PolicyCases"]
+    cases: Annotated[tuple[Case, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _has_distinct_names(self) -> Self:
+        seen: set[str] = set()
+        for place, case in enumerate(self.cases):
+            if case.name in seen:
+                raise PydanticCustomError(
+                    "twice",
+                    "two cases have the name '{name}'",
+                    {"name": case.name, "path": ("cases", place, "name")},
+                )
+            seen.add(case.name)
+        return self

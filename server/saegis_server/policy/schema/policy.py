@@ -1,0 +1,371 @@
+"""The schema of a policy: every key that a bundle's YAML may have, with its type, range and default."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from enum import StrEnum
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, StringConstraints, model_validator
+from pydantic_core import PydanticCustomError
+
+from saegis_server.policy.decide.uses import ORDINARY, Use
+from saegis_server.policy.schema.conditions import All, Any_, Expression, Not, Over, Reading, When
+from saegis_server.policy.schema.selectors import (
+    Count,
+    DirectionSelector,
+    FeatureSelector,
+    Flag,
+    Index,
+    Name,
+    Number,
+    Op,
+    Phase,
+    Strength,
+    Strict,
+    Targets,
+    Text,
+    Unit,
+    Where,
+)
+
+__all__ = [
+    "ACTIONS",
+    "API_VERSION",
+    "EVERY",
+    "All",
+    "Allowance",
+    "Any_",
+    "Ban",
+    "Cap",
+    "Clamp",
+    "Count",
+    "DirectionSelector",
+    "Expression",
+    "FeatureSelector",
+    "FirstToken",
+    "Flag",
+    "Floor",
+    "Index",
+    "Limits",
+    "Match",
+    "Mode",
+    "Name",
+    "Not",
+    "Number",
+    "Op",
+    "Over",
+    "Part",
+    "Phase",
+    "Policy",
+    "Protection",
+    "Reading",
+    "Record",
+    "Refuse",
+    "Rule",
+    "Scale",
+    "Stop",
+    "Strength",
+    "Strict",
+    "Targets",
+    "Text",
+    "Told",
+    "Transparency",
+    "Unit",
+    "Use",
+    "Watch",
+    "When",
+    "Where",
+]
+
+API_VERSION = "saegis.dev/v1"
+#: Stands for every tenant, role or model in a match.
+EVERY = "*"
+REVISION_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,63}$"
+
+
+class Mode(StrEnum):
+    """What is done with a rule that applies: act; record, but not act; or only count beside the others."""
+
+    ENFORCE = "enforce"
+    AUDIT = "audit"
+    SHADOW = "shadow"
+
+
+class Transparency(StrEnum):
+    """What is told of the policy to those who do not administer it (see `policy.disclosure`).
+
+    Its rules with their reasons and labels, and why it denies; or only that there are rules.
+    """
+
+    LABELS = "labels"
+    STEERED = "steered"
+
+
+class Told(StrEnum):
+    """When text is told: at once, or only when its tokens have been judged by every condition."""
+
+    AT_ONCE = "at_once"
+    JUDGED = "judged"
+
+
+class Ban(Targets):
+    """Push down where active by the strength, then keep from re-encoding (see steering.rows.ban)."""
+
+    strength: Strength = 0.0
+    phase: Phase = Phase.ALL
+
+
+class Clamp(Targets):
+    """Set to a value, everywhere or where active."""
+
+    value: Number
+    unit: Unit = Unit.FEATURE
+    if_active: Flag = False
+    phase: Phase = Phase.ALL
+
+
+class Cap(Targets):
+    """Let the value be at most `value`."""
+
+    value: Number
+    unit: Unit = Unit.FEATURE
+    phase: Phase = Phase.ALL
+
+
+class Floor(Targets):
+    """Let the value be at least `value`."""
+
+    value: Number
+    unit: Unit = Unit.FEATURE
+    phase: Phase = Phase.ALL
+
+
+class Scale(Targets):
+    """Multiply by a factor."""
+
+    factor: Number
+    phase: Phase = Phase.ALL
+
+
+class Watch(Targets):
+    """Read, and put into the audit record: the largest value over the answer of each feature."""
+
+
+class Stop(Strict):
+    """End the answer before another token is told, with finish_reason CONTENT_FILTER."""
+
+
+class Refuse(Strict):
+    """Refuse the request, when its prompt is read, with a message; for conditions over the prompt alone."""
+
+    message: Text
+
+
+class Record(Strict):
+    """Only record that the condition held."""
+
+
+class Rule(Strict):
+    """One rule: an action, which where there is a `when` acts only while that holds. Exactly one action.
+
+    reason: told to the one who is steered, where labels are told. mode: the policy's where it is left out.
+    """
+
+    id: Name
+    reason: Text | None = None
+    mode: Mode | None = None
+    when: When | None = None
+    ban: Ban | None = None
+    clamp: Clamp | None = None
+    cap: Cap | None = None
+    floor: Floor | None = None
+    scale: Scale | None = None
+    watch: Watch | None = None
+    stop: Stop | None = None
+    refuse: Refuse | None = None
+    record: Record | None = None
+
+    @model_validator(mode="after")
+    def _is_one_action(self) -> Self:
+        given = [name for name in ACTIONS if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(
+                f"give exactly one action of {', '.join(ACTIONS)}, not {' and '.join(given) or 'none'}"
+            )
+        if self.when is None and given[0] in ("stop", "refuse", "record"):
+            raise ValueError(f"{given[0]}: needs a `when`")
+        if self.when is not None and given[0] == "watch":
+            raise ValueError("watch: takes no `when`")
+        if self.refuse is not None and self.when is not None and self.when.over is not Over.PROMPT:
+            raise ValueError("refuse: needs a condition `over: prompt`; later there is an answer to stop")
+        return self
+
+    @property
+    def action(self) -> str:
+        """Which of ACTIONS it is."""
+        return next(name for name in ACTIONS if getattr(self, name) is not None)
+
+
+#: The actions that a rule may have.
+ACTIONS = ("ban", "clamp", "cap", "floor", "scale", "watch", "stop", "refuse", "record")
+
+
+class Match(Strict):
+    """Whom a policy concerns: requests whose tenant, one of whose roles, and whose model are named."""
+
+    tenants: Annotated[tuple[Text, ...], Field(min_length=1)] = (EVERY,)
+    roles: Annotated[tuple[Text, ...], Field(min_length=1)] = (EVERY,)
+    models: Annotated[tuple[Text, ...], Field(min_length=1)] = (EVERY,)
+
+    @model_validator(mode="after")
+    def _has_no_patterns(self) -> Self:
+        for each in (*self.tenants, *self.roles, *self.models):
+            if EVERY in each and each != EVERY:
+                raise ValueError(f"{each!r}: a * stands for every one, alone; there are no patterns")
+        return self
+
+
+class Allowance(Strict):
+    """What a request may do: any of these operations on any of these targets within the range; or these uses.
+
+    features, sites: left out means every one. directions: whether the request's own vectors may be used.
+    min, max: the range of the value, strength or factor, in `unit`; left out means no bound. A value in
+    another unit is converted, without rounding, where the feature has a recorded maximum; a fraction of ‖x‖
+    is no other unit's value, so an edit in it is allowed by an entry in it alone. A watch has no value. uses:
+    words for what a request asks for beyond the ordinary; `max` then bounds n or temperature.
+    """
+
+    id: Name
+    ops: Annotated[tuple[Op, ...], Field(min_length=1)] = ()
+    uses: Annotated[tuple[Use, ...], Field(min_length=1)] = ()
+    features: tuple[FeatureSelector, ...] | None = None
+    directions: Flag = False
+    sites: tuple[str, ...] | None = None
+    min: Number | None = None
+    max: Number | None = None
+    unit: Unit = Unit.FEATURE
+
+    @model_validator(mode="after")
+    def _is_of_one_kind(self) -> Self:
+        if bool(self.ops) == bool(self.uses):
+            raise ValueError("give either ops, for edits and watches, or uses")
+        if self.uses:
+            ranged = {"features", "directions", "sites", "min", "unit"} & self.model_fields_set
+            if ranged:
+                raise ValueError(f"{min(ranged)}: is for ops; uses have at most a max")
+            if self.max is not None and not set(self.uses) <= set(ORDINARY):
+                raise ValueError(f"max: bounds {' and '.join(ORDINARY)} only; write the other uses apart")
+            if self.max is not None and self.max < 1.0:
+                raise ValueError("max: up to 1 needs no allowance; give more")
+        elif set(self.ops) == {Op.WATCH} and {"min", "max", "unit"} & self.model_fields_set:
+            raise ValueError("a watch has no value, so watch alone takes no min, max and unit")
+        return self
+
+    @model_validator(mode="after")
+    def _has_a_range(self) -> Self:
+        low = -math.inf if self.min is None else self.min
+        if low > (math.inf if self.max is None else self.max):
+            raise ValueError("min: is above max")
+        return self
+
+
+class Limits(Strict):
+    """Bounds on all edits of a request together.
+
+    max_edits: how many. max_relative_norm: the largest ‖Δx‖/‖x‖ that they may make at a token of a site;
+    what goes beyond is scaled down to it. after_bans: whether edits are allowed at sites behind the last
+    ban, where what is banned could be built again.
+    """
+
+    max_edits: Count | None = None
+    max_relative_norm: Annotated[float, Field(gt=0.0, allow_inf_nan=False, strict=True)] | None = None
+    after_bans: Flag = False
+
+
+class Protection(Targets):
+    """Features and directions that no request may touch, nor any vector or sum of vectors close to them.
+
+    max_cosine: how close a request's vectors, or anything in their span, may come to a protected one's
+    encoder or decoder row.
+    """
+
+    id: Name
+    reason: Text | None = None
+    max_cosine: Annotated[float, Field(gt=0.0, le=1.0, strict=True)] = 0.5
+
+
+class FirstToken(Strict):
+    """What is done at a sequence's first token, where that is the model's own beginning-of-sequence token.
+
+    conditions: conditions read it. rows: rows move it. Nothing stands before it, so it says nothing of the
+    request, and most features fire on it. Any matching policy that says true wins.
+    """
+
+    conditions: Flag = False
+    rows: Flag = False
+
+
+class Policy(Strict):
+    """A policy: who it is, whom it concerns, and its rules.
+
+    serial: rises with every revision; a server takes no step back. revision: the author's name for it.
+    urgent: it also governs requests that were admitted before it, by ending them. told: when text is told;
+    `judged` wins where several policies match.
+    """
+
+    apiVersion: Literal["saegis.dev/v1"]
+    kind: Literal["Policy"]
+    name: Name
+    serial: Annotated[int, Field(ge=1, strict=True)]
+    revision: Annotated[str, StringConstraints(pattern=REVISION_PATTERN)]
+    description: str = ""
+    urgent: Flag = False
+    mode: Mode = Mode.ENFORCE
+    transparency: Transparency = Transparency.LABELS
+    told: Told = Told.AT_ONCE
+    first_token: FirstToken = FirstToken()
+    match: Match = Match()
+    rules: tuple[Rule, ...] = ()
+    allow: tuple[Allowance, ...] = ()
+    limits: Limits = Limits()
+    protect: tuple[Protection, ...] = ()
+
+    @model_validator(mode="after")
+    def _has_distinct_ids(self) -> Self:
+        check_distinct_ids(self)
+        return self
+
+
+class Part(Strict):
+    """A further file of a bundle, `rules/*.yaml`: more rules, allowances and protections of its policy."""
+
+    apiVersion: Literal["saegis.dev/v1"]
+    kind: Literal["PolicyPart"]
+    rules: tuple[Rule, ...] = ()
+    allow: tuple[Allowance, ...] = ()
+    protect: tuple[Protection, ...] = ()
+
+    @model_validator(mode="after")
+    def _has_distinct_ids(self) -> Self:
+        check_distinct_ids(self)
+        return self
+
+
+def entries(part: Policy | Part) -> Iterable[tuple[tuple[str, int], str]]:
+    """The key and place of every rule, allowance and protection, such as ("rules", 2), with its id."""
+    for key in ("rules", "allow", "protect"):
+        for place, entry in enumerate(getattr(part, key)):
+            yield (key, place), entry.id
+
+
+def check_distinct_ids(part: Policy | Part) -> None:
+    """Raise PydanticCustomError, which tells where, for an id that stands there twice."""
+    seen: set[str] = set()
+    for place, each in entries(part):
+        if each in seen:
+            raise PydanticCustomError(
+                "twice", "two entries have the id '{id}'", {"id": each, "path": (*place, "id")}
+            )
+        seen.add(each)

@@ -1,0 +1,1 @@
+"""Which policies are in force, how they change, and how they survive a restart."""

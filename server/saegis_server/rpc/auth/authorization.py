@@ -1,0 +1,101 @@
+"""Authorization: before an RPC is let in, who calls it is found out, and whether they may."""
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import grpc
+
+from saegis_server.rpc.auth.certificate import certificate_names
+from saegis_server.rpc.auth.identities import IdentitiesFile
+from saegis_server.rpc.auth.identity import ANONYMOUS, Identity, identity
+from saegis_server.rpc.auth.roles import EVERYBODY, NEEDED, further_roles
+from saegis_server.rpc.wire.problems import RoleMissingError, UnauthenticatedError
+from saegis_server.telemetry.metrics import Metrics
+
+log = logging.getLogger("saegis.rpc")
+TOKEN_KEY = "authorization"  # noqa: S105 - the name of a header
+_SCHEME = "bearer"
+_Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class Authorization:
+    """Lets callers in by the table of roles. Without `identities` all are anonymous and have every role."""
+
+    def __init__(
+        self,
+        identities: IdentitiesFile | None,
+        metrics: Metrics,
+        failed: Callable[[str, str, str], None] = lambda method, peer, reason: None,
+    ) -> None:
+        """`failed` is told of each failed authentication: the method, the peer, the reason."""
+        self._identities = identities
+        self._metrics = metrics
+        self._failed = failed
+        if identities is None:
+            metrics.open_to_all.set(1.0)
+
+    def admit(self, method: str, context: _Context) -> None:
+        """Find out who calls, and make them the RPC's identity; nothing of the request is read for it.
+
+        Raises UnauthenticatedError, and RoleMissingError for a role that they lack and for a method that the
+        table lacks.
+        """
+        if method in EVERYBODY:
+            return
+        caller = self._caller(method, context)
+        needed = NEEDED.get(method)
+        if needed is None:
+            raise RoleMissingError("", method)
+        caller.require(needed, method)
+        identity.set(caller)
+
+    def check(self, method: str, request: Any) -> None:
+        """Whether the caller may also ask what a request asks. Raises RoleMissingError."""
+        for role, field in further_roles(method, request):
+            identity.get().require(role, method, field)
+
+    def _caller(self, method: str, context: _Context) -> Identity:
+        if self._identities is None:
+            return ANONYMOUS
+        try:
+            return self._authenticated(context, self._identities)
+        except UnauthenticatedError as error:
+            self._metrics.count_authentication_failure(error.kind)
+            log.warning(
+                "authentication failed: method=%s peer=%s reason=%s", method, context.peer(), error.kind
+            )
+            self._failed(method, context.peer(), error.kind)
+            raise
+
+    def _authenticated(self, context: _Context, file: IdentitiesFile) -> Identity:
+        """Who calls: by the token, or where none is sent, by the certificate."""
+        known = file.current()
+        sent = [value for key, value in context.invocation_metadata() or () if key == TOKEN_KEY]
+        if sent:
+            found = known.of_token(token_of(sent))
+            if found is None:
+                raise UnauthenticatedError("token", "the bearer token is nobody's whom this server knows")
+            return found
+        names = certificate_names(context.auth_context())
+        if not names:
+            raise UnauthenticatedError(
+                "missing", "say who you are: send a bearer token, or connect with a client certificate"
+            )
+        named = known.of_certificate(names)
+        if len(named) != 1:
+            raise UnauthenticatedError(
+                "certificate",
+                "the client certificate names several principals"
+                if named
+                else "the client certificate names nobody whom this server knows",
+            )
+        return next(iter(named))
+
+
+def token_of(sent: Sequence[str | bytes]) -> str:
+    """The token that `authorization` headers give, or "", which is no token, where they give none."""
+    header = sent[0] if len(sent) == 1 else ""
+    text = header.decode("latin-1") if isinstance(header, bytes) else header
+    scheme, _, token = text.strip().partition(" ")
+    return token.strip() if scheme.lower() == _SCHEME else ""

@@ -1,0 +1,1 @@
+"""The server's life: configured, listening, loaded, open, drained."""

@@ -1,0 +1,158 @@
+"""The server's configuration: what it serves, where it listens, and its limits."""
+
+import ipaddress
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from saegis_server.audit.settings import AuditSettings
+from saegis_server.rpc.server.limits import Limits
+from saegis_server.rpc.server.policy_config import PolicySettings
+
+#: gRPC's own default; prompts of a model with a context of a million tokens fit.
+DEFAULT_MAX_MESSAGE_BYTES = 4 * 2**20
+LARGEST_MESSAGE_BYTES = 64 * 2**20
+#: Room for rows of each kind (see steering.table.Capacity), within reason: what is held costs its square.
+RowKind = Literal["edits", "rules", "bans", "watches"]
+Room = Annotated[int, Field(ge=2, le=1024)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SAESource(_Strict):
+    """One SAE to load: `path` is a directory or a hub id (owner/repo[/folder][@revision]).
+
+    site: where it belongs; by default the hook point that its file states. id: the name by which requests
+    know it; by default the directory's name. norm_scaling_factor: for an SAE whose file does not state it.
+    """
+
+    path: str = Field(min_length=1)
+    site: str | None = None
+    id: str | None = None
+    norm_scaling_factor: float | None = Field(default=None, gt=0.0)
+
+
+class TLSFiles(_Strict):
+    """PEM files: the server's certificate chain and key; with `client_ca`, clients need a certificate."""
+
+    cert: Path
+    key: Path
+    client_ca: Path | None = None
+
+
+class ServerConfig(_Strict):
+    """Everything that `serve` needs to know.
+
+    model: a local directory or hub id of a Transformers causal language model. name: what GetModel and
+    receipts call it; by default what `model` says. sites: further sites that requests may steer with
+    directions, beside those of the SAEs. port and metrics_port: 0 means any free one, metrics_port None
+    means no metrics endpoint. max_length: tokens of prompt and completion together; by default what the model
+    allows. rows: for how many rows of a kind a sequence has room at each site, where that is not the default.
+    queue_limit: sequences that may wait; a tenant that has few of them finds room beyond it.
+    steer_first_token, read_first_token: whether rows move, and conditions, contrasts and statistics read, a
+    text's first token also where it is the model's own beginning-of-sequence token. limits: what each
+    principal and tenant may have. identities: the file of those who may call and in which roles; without it
+    the server is open to every program of this machine, and cannot be reached from others. policies: what
+    governs requests; without it nothing does. audit: the log of decisions and answers; without it there is
+    none. compile: "auto" compiles where a C++ compiler is found. stall_seconds: an event loop that does not
+    answer for so long makes the server not live, and one that does not for six times as long ends the
+    process; 0 turns both off. ready_file: written as JSON (target, metrics_port, pid) once the server serves.
+    unix: the path of a Unix socket to listen on in the place of host and port, open to its owner alone.
+    Raises pydantic's ValidationError for unknown keys and values out of range.
+    """
+
+    model: str = Field(min_length=1)
+    name: str | None = Field(default=None, min_length=1)
+    saes: tuple[SAESource, ...] = ()
+    sites: tuple[str, ...] = ()
+    dtype: str = "auto"
+    device: str = "cpu"
+    host: str = "127.0.0.1"
+    port: int = Field(default=50051, ge=0, le=65535)
+    unix: Path | None = None
+    tls: TLSFiles | None = None
+    identities: Path | None = None
+    policies: PolicySettings | None = None
+    audit: AuditSettings | None = None
+    reflection: bool = True
+    max_message_bytes: int = Field(default=DEFAULT_MAX_MESSAGE_BYTES, ge=1024, le=LARGEST_MESSAGE_BYTES)
+    max_running: int = Field(default=16, ge=1, le=1024)
+    max_length: int | None = Field(default=None, ge=2)
+    rows: dict[RowKind, Room] = {}
+    queue_limit: int = Field(default=256, ge=1, le=1_000_000)
+    steer_first_token: bool = False
+    read_first_token: bool = False
+    limits: Limits = Limits()
+    compile: Literal["auto", "always", "never"] = "auto"
+    metrics_host: str = "127.0.0.1"
+    metrics_port: int | None = Field(default=9464, ge=0, le=65535)
+    grace_seconds: float = Field(default=30.0, ge=0.0, le=3600.0)
+    stall_seconds: float = Field(default=10.0, ge=0.0, le=3600.0)
+    ready_file: Path | None = None
+
+    @field_validator("host", "metrics_host")
+    @classmethod
+    def _is_host(cls, host: str) -> str:
+        if host == "localhost":
+            return host
+        try:
+            ipaddress.ip_address(host)
+        except ValueError:
+            raise ValueError(f"{host!r} is neither an IP address nor localhost") from None
+        return host
+
+    @model_validator(mode="after")
+    def _has_distinct_sae_ids(self) -> Self:
+        named = [source.id for source in self.saes if source.id is not None]
+        if len(set(named)) < len(named):
+            raise ValueError("saes: two SAEs have the same id")
+        return self
+
+    @model_validator(mode="after")
+    def _listens_in_one_place(self) -> Self:
+        if self.unix is not None and self.host != "127.0.0.1":
+            raise ValueError(f"unix: the server listens on a Unix socket or on {self.host}, not on both")
+        return self
+
+    @model_validator(mode="after")
+    def _asks_who_calls_from_elsewhere(self) -> Self:
+        if self.identities is None and not self.is_loopback:
+            raise ValueError(
+                f"identities: other machines can reach {self.host}, so a file must name those who may call"
+                " (make its entries with 'saegis token new'); or listen on 127.0.0.1"
+            )
+        return self
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only programs of this machine can reach the server."""
+        if self.unix is not None or self.host == "localhost":
+            return True
+        return ipaddress.ip_address(self.host).is_loopback
+
+
+class Address(_Strict):
+    """Where a running server listens; `metrics_port` is None where there is no metrics endpoint.
+
+    unix: the path of the Unix socket, in the place of host and port.
+    """
+
+    host: str
+    port: int
+    metrics_port: int | None
+    unix: Path | None = None
+
+    @property
+    def target(self) -> str:
+        """The gRPC target, for clients on this machine also where the server listens on every address."""
+        if self.unix is not None:
+            return f"unix:{self.unix.absolute()}"
+        if self.host == "localhost":
+            return f"localhost:{self.port}"
+        address = ipaddress.ip_address(self.host)
+        if address.is_unspecified:
+            return f"127.0.0.1:{self.port}" if address.version == 4 else f"[::1]:{self.port}"
+        return f"{self.host}:{self.port}" if address.version == 4 else f"[{self.host}]:{self.port}"

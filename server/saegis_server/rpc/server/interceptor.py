@@ -1,0 +1,194 @@
+"""The outermost interceptor: it authorizes, counts and logs each RPC and maps each exception to a status."""
+
+import asyncio
+import inspect
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import ExitStack, aclosing
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import uuid4
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from saegis_server.engine.requests import EngineStoppedError
+from saegis_server.rpc.auth.authorization import Authorization
+from saegis_server.rpc.auth.identity import ANONYMOUS, Identity, identity
+from saegis_server.rpc.auth.roles import EVERYBODY
+from saegis_server.rpc.server.gate import Gate, Phase
+from saegis_server.rpc.server.intake import Intake
+from saegis_server.rpc.server.limits import Limiter
+from saegis_server.rpc.wire.errors import Problem, describe, trailers
+from saegis_server.rpc.wire.problems import MalformedRequestError, NotServingError
+from saegis_server.rpc.wire.sizes import check_message
+from saegis_server.telemetry.metrics import OTHER_METHOD, Metrics
+
+log = logging.getLogger("saegis.rpc")
+OWN_PREFIX = "/saegis.v1."
+LONGEST_REQUEST_ID = 128
+_Context = grpc.aio.ServicerContext[Any, Any]
+
+#: The id of the RPC that runs in this task: the caller's if it gave a usable one.
+request_id: ContextVar[str] = ContextVar("request_id")
+
+
+@dataclass(slots=True)
+class _Call:
+    """One RPC while it runs."""
+
+    method: str
+    id: str = field(default_factory=lambda: uuid4().hex)
+    began: float = field(default_factory=time.monotonic)
+
+
+def usable_request_id(name: str) -> bool:
+    """Whether a caller's request_id can be taken: not empty, not too long, and printable in one line."""
+    return 0 < len(name) <= LONGEST_REQUEST_ID and name.isprintable()
+
+
+class OutermostInterceptor(grpc.aio.ServerInterceptor):
+    """Maps exceptions to statuses, counts, logs one line an RPC (never a prompt), and asks who may and when.
+
+    Every handler gets its requests through here, as bytes, so that no RPC can be served unasked and nothing
+    of a request is read, or received at all, before its caller is known.
+    """
+
+    def __init__(
+        self,
+        gate: Gate,
+        metrics: Metrics,
+        authorization: Authorization,
+        limiter: Limiter,
+        intake: Intake,
+    ) -> None:
+        """`limiter` says how much each caller may have; `intake` reads the requests."""
+        self._limiter, self._intake = limiter, intake
+        self.gate = gate
+        self.metrics = metrics
+        self.authorization = authorization
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        """The method's handler, wrapped; None for a method that does not exist.
+
+        To grpc its requests are a stream, whatever they are, since only of a stream it reads nothing by
+        itself; on the wire that is the same.
+        """
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            self.metrics.count_rpc(OTHER_METHOD, grpc.StatusCode.UNIMPLEMENTED.name, 0.0)
+            return None
+        streams = handler.response_streaming
+        make = grpc.stream_stream_rpc_method_handler if streams else grpc.stream_unary_rpc_method_handler
+        return make(
+            self._wrapped(handler, handler_call_details.method),
+            response_serializer=handler.response_serializer,
+        )
+
+    def _wrapped(self, handler: Any, method: str) -> Any:
+        kinds = (handler.unary_unary, handler.unary_stream, handler.stream_unary, handler.stream_stream)
+        (inner,) = (each for each in kinds if each is not None)
+        read = _reader(handler.request_deserializer)
+        writes = inspect.isasyncgenfunction(inner)
+
+        async def run(request: Any, context: _Context) -> Any:
+            if not writes:
+                return await inner(request, context)
+            # Written here and not yielded on, so that a cancellation while writing reaches `inner` at once.
+            async with aclosing(inner(request, context)) as messages:
+                async for message in messages:
+                    await self._intake.write(context, message)
+            return None
+
+        async def behaviour(sent: AsyncIterator[bytes], context: _Context) -> Any:
+            call = _Call(method)
+            try:
+                self.authorization.admit(method, context)
+                with ExitStack() as inside:
+                    if method.startswith(OWN_PREFIX):
+                        inside.enter_context(self.gate.enter())
+                    holding = inside.enter_context(self._limiter.enter(_caller(method, context)))
+                    if handler.request_streaming:
+                        request = _each(sent, method, read)
+                    else:
+                        request = read(await self._intake.receive(method, context, holding))
+                    call.id = _request_id(request) or call.id
+                    request_id.set(call.id)
+                    self.authorization.check(method, request)
+                    answer = await run(request, context)
+            except BaseException as error:
+                await self._fail(error, call, context)
+                raise
+            self._end(call, grpc.StatusCode.OK.name)
+            return answer
+
+        return behaviour
+
+    async def _fail(self, error: BaseException, call: _Call, context: _Context) -> None:
+        """Give the RPC the status of `error`; returns where it has one already."""
+        if isinstance(error, grpc.aio.AbortError):
+            self._end(call, str(context.code()))
+            return
+        if isinstance(error, asyncio.CancelledError):
+            # The client has gone or its deadline has passed: nobody hears an answer.
+            left = context.time_remaining()
+            late = left is not None and left <= 0.0
+            self._end(
+                call, grpc.StatusCode.DEADLINE_EXCEEDED.name if late else grpc.StatusCode.CANCELLED.name
+            )
+            return
+        if isinstance(error, EngineStoppedError) and self.gate.phase is Phase.DRAINING:
+            error = NotServingError("DRAINING", "the server stopped before the request was done", 1.0)
+        problem = describe(error)
+        if "error_id" in problem.metadata:
+            log.error("error_id=%s method=%s", problem.metadata["error_id"], call.method, exc_info=error)
+        self._end(call, problem.code.name, problem)
+        await context.abort(problem.code, problem.message, trailers(problem, call.id))
+
+    def _end(self, call: _Call, code: str, problem: Problem | None = None) -> None:
+        seconds = time.monotonic() - call.began
+        self.metrics.count_rpc(call.method, code, seconds)
+        reason = f" reason={problem.reason}" if problem else ""
+        log.info(
+            "method=%s request_id=%s code=%s%s seconds=%.4f", call.method, call.id, code, reason, seconds
+        )
+
+
+def _request_id(request: Any) -> str:
+    """The caller's name for a request, or of the request within it; empty where none can be taken."""
+    given = getattr(getattr(request, "request", request), "request_id", "")
+    return given if isinstance(given, str) and usable_request_id(given) else ""
+
+
+def _caller(method: str, context: _Context) -> Identity:
+    """Whose limits an RPC counts for; where nobody is asked who they are, those of the address."""
+    if method not in EVERYBODY:
+        return identity.get(ANONYMOUS)
+    address = context.peer().rpartition(":")[0]
+    return Identity(address, address, frozenset())
+
+
+def _reader(deserializer: Callable[[bytes], Any] | None) -> Callable[[bytes], Any]:
+    """What reads a message's bytes and raises MalformedRequestError, which grpc would report as UNKNOWN."""
+
+    def read(data: bytes) -> Any:
+        if deserializer is None:
+            return data
+        try:
+            return deserializer(data)
+        except DecodeError as error:
+            raise MalformedRequestError(f"the request is no message of the method's type: {error}") from error
+
+    return read
+
+
+async def _each(sent: AsyncIterator[bytes], method: str, read: Callable[[bytes], Any]) -> AsyncIterator[Any]:
+    async for data in sent:
+        check_message(method, data)
+        yield read(data)

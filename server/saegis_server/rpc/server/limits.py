@@ -1,0 +1,211 @@
+"""Limits: how much a principal, a tenant and all callers together may have the server do."""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from threading import Lock
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from saegis_server.engine.requests import Delta, Event
+from saegis_server.engine.torch.sequence import Sink
+from saegis_server.rpc.auth.identity import Identity
+from saegis_server.rpc.wire.problems import BusyError
+
+RETRY_SECONDS = 1.0
+_MINUTE = 60.0
+
+
+class RequestLimits(BaseModel):
+    """What one principal, or one tenant, may have; None is no limit.
+
+    requests: RPCs at once, those that wait included. tokens_per_minute: of prompts and completions together.
+    bytes_per_minute: of requests. Both may be saved up for a minute, and what a request took beyond them is
+    paid back before the next one.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    requests: int | None = Field(default=None, ge=1)
+    tokens_per_minute: int | None = Field(default=None, ge=1)
+    bytes_per_minute: int | None = Field(default=None, ge=1)
+
+
+class Limits(BaseModel):
+    """Whose limits are which. requests, held_bytes: of all callers together, RPCs and bytes of requests."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    principal: RequestLimits = RequestLimits(requests=512)
+    tenant: RequestLimits = RequestLimits(requests=1024)
+    requests: int = Field(default=4096, ge=1)
+    held_bytes: int = Field(default=256 * 2**20, ge=1024)
+
+
+@dataclass(slots=True)
+class _Budget:
+    """What may be spent: it fills within a minute and not beyond; it may be owed."""
+
+    per_minute: int
+    left: float
+    filled: float
+
+    def settle(self, now: float) -> None:
+        self.left = min(self.per_minute, self.left + (now - self.filled) * self.per_minute / _MINUTE)
+        self.filled = now
+
+    def seconds_until_paid(self) -> float:
+        return max(0.0, (1.0 - self.left) * _MINUTE / self.per_minute)
+
+
+@dataclass(frozen=True, slots=True)
+class _Party:
+    """A principal or a tenant, and its limits."""
+
+    kind: str
+    name: str
+    limits: RequestLimits
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.kind, self.name
+
+
+@dataclass(slots=True)
+class _Books:
+    """Who has how many requests inside, and what is left of each one's tokens and bytes."""
+
+    inside: Counter[tuple[str, str]] = field(default_factory=Counter)
+    held: Counter[tuple[str, str]] = field(default_factory=Counter)
+    budgets: dict[tuple[str, str, str], _Budget] = field(default_factory=dict)
+
+
+class Limiter:
+    """Keeps the books of who has how much. `spend` may be called from any thread, all else on the loop."""
+
+    def __init__(self, limits: Limits, clock: Callable[[], float] = time.monotonic) -> None:
+        self._limits = limits
+        self._clock = clock
+        self._books = _Books()
+        self._lock = Lock()
+        self._inside = self._held = 0
+
+    @property
+    def inside(self) -> int:
+        """How many RPCs are inside."""
+        return self._inside
+
+    @property
+    def held_bytes(self) -> int:
+        """How many bytes of requests are held."""
+        return self._held
+
+    @contextmanager
+    def enter(self, caller: Identity) -> Iterator["Holding"]:
+        """Be inside for the length of one RPC. Raises BusyError where the caller or the server has enough."""
+        parties = self._parties(caller)
+        for party in parties:
+            most = party.limits.requests
+            if most is not None and self._books.inside[party.key] >= most:
+                raise self._full(party, f"has {most} requests running or waiting already")
+            self._require_budget(party)
+        # What others fill still has room for who asks for little.
+        if self._inside >= self._limits.requests and self._books.inside[parties[1].key] > 0:
+            described = f"{self._inside} requests are running or waiting already"
+            raise BusyError("SERVER_LIMIT", "requests", described, RETRY_SECONDS)
+        self._inside += 1
+        for party in parties:
+            self._books.inside[party.key] += 1
+        holding = Holding(self, caller)
+        try:
+            yield holding
+        finally:
+            self._inside -= 1
+            for party in parties:
+                _lower(self._books.inside, party.key, 1)
+            self._release(caller, holding.size)
+
+    def spend(self, caller: Identity, unit: str, amount: int) -> None:
+        """Take `tokens` or `bytes` from what the caller and its tenant have left; they may owe some then."""
+        with self._lock:
+            for party in self._parties(caller):
+                if (budget := self._budget(party, unit)) is not None:
+                    budget.left -= amount
+
+    def metered(self, caller: Identity, sink: Sink) -> Sink:
+        """A sink of a request's events by which its tokens are spent."""
+        if all(party.limits.tokens_per_minute is None for party in self._parties(caller)):
+            return sink
+
+        def take(events: list[Event]) -> None:
+            self.spend(
+                caller, "tokens", sum(len(event.tokens) for event in events if isinstance(event, Delta))
+            )
+            sink(events)
+
+        return take
+
+    def _hold(self, caller: Identity, size: int) -> None:
+        """Note that a request's bytes are held. Raises BusyError."""
+        tenant = self._parties(caller)[1]
+        own = self._books.held[tenant.key]
+        if self._held + size > self._limits.held_bytes and own + size > self._limits.held_bytes // 4:
+            described = f"{self._held} bytes of requests are held already"
+            raise BusyError("SERVER_LIMIT", "bytes", described, RETRY_SECONDS)
+        self._held += size
+        self._books.held[tenant.key] += size
+        self.spend(caller, "bytes", size)
+
+    def _release(self, caller: Identity, size: int) -> None:
+        self._held -= size
+        _lower(self._books.held, self._parties(caller)[1].key, size)
+
+    def _parties(self, caller: Identity) -> tuple[_Party, _Party]:
+        return (
+            _Party("principal", caller.name, self._limits.principal),
+            _Party("tenant", caller.tenant, self._limits.tenant),
+        )
+
+    def _require_budget(self, party: _Party) -> None:
+        with self._lock:
+            for unit in ("tokens", "bytes"):
+                budget = self._budget(party, unit)
+                if budget is not None and (seconds := budget.seconds_until_paid()) > 0.0:
+                    described = f"the {party.kind} has had its {budget.per_minute} {unit} a minute"
+                    raise BusyError("RATE_LIMITED", party.kind, described, seconds)
+
+    def _budget(self, party: _Party, unit: str) -> _Budget | None:
+        per_minute: int | None = getattr(party.limits, f"{unit}_per_minute")
+        if per_minute is None:
+            return None
+        now = self._clock()
+        key = (*party.key, unit)
+        budget = self._books.budgets.setdefault(key, _Budget(per_minute, per_minute, now))
+        budget.settle(now)
+        return budget
+
+    def _full(self, party: _Party, described: str) -> BusyError:
+        reason = f"{party.kind.upper()}_LIMIT"
+        return BusyError(reason, party.kind, f"the {party.kind} {described}", RETRY_SECONDS)
+
+
+class Holding:
+    """An RPC that is inside, and the bytes that it holds."""
+
+    def __init__(self, limiter: Limiter, caller: Identity) -> None:
+        self.size = 0
+        self._limiter = limiter
+        self.caller = caller
+
+    def add(self, size: int) -> None:
+        """Note bytes of the request. Raises BusyError where the server holds enough."""
+        self._limiter._hold(self.caller, size)
+        self.size += size
+
+
+def _lower(counter: Counter[tuple[str, str]], key: tuple[str, str], by: int) -> None:
+    counter[key] -= by
+    if counter[key] <= 0:
+        del counter[key]

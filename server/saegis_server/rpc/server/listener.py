@@ -1,0 +1,242 @@
+"""The listener: the gRPC server with its services, health, reflection, limits and keepalive."""
+
+import logging
+from collections.abc import Iterable
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc  # type: ignore[import-untyped]
+
+from saegis.v1 import (
+    feature_pb2,
+    feature_pb2_grpc,
+    generation_pb2,
+    generation_pb2_grpc,
+    model_pb2,
+    model_pb2_grpc,
+    policy_pb2,
+    policy_pb2_grpc,
+)
+from saegis_server.audit.identity import IdentityFailures
+from saegis_server.rpc.auth.authorization import Authorization
+from saegis_server.rpc.auth.identities import IdentitiesFile
+from saegis_server.rpc.auth.roles import NEEDED
+from saegis_server.rpc.server.address import UnixSocket, check_port
+from saegis_server.rpc.server.config import ServerConfig, TLSFiles
+from saegis_server.rpc.server.gate import Gate
+from saegis_server.rpc.server.intake import Intake
+from saegis_server.rpc.server.interceptor import OWN_PREFIX, OutermostInterceptor
+from saegis_server.rpc.server.premises import Premises
+from saegis_server.rpc.services.features import FeatureServicer
+from saegis_server.rpc.services.generation import GenerationServicer
+from saegis_server.rpc.services.models import ModelServicer
+from saegis_server.rpc.services.policies import PolicyServicer
+from saegis_server.rpc.services.shared import Services
+
+log = logging.getLogger("saegis.rpc")
+
+SERVICES: tuple[str, ...] = tuple(
+    descriptor.services_by_name[name].full_name
+    for descriptor, name in (
+        (generation_pb2.DESCRIPTOR, "GenerationService"),
+        (feature_pb2.DESCRIPTOR, "FeatureService"),
+        (model_pb2.DESCRIPTOR, "ModelService"),
+        (policy_pb2.DESCRIPTOR, "PolicyService"),
+    )
+)
+#: The name under which newer clients ask for the contract.
+REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
+
+
+class Listener:
+    """A gRPC server that is bound, and its port. Its own services can be added while it serves others.
+
+    Raises OSError if the address is taken or a certificate cannot be read, IdentitiesError.
+    """
+
+    def __init__(self, config: ServerConfig, premises: Premises, gate: Gate, intake: Intake) -> None:
+        authorization = _authorization(config, premises)
+        interceptor = OutermostInterceptor(gate, premises.metrics, authorization, premises.limiter, intake)
+        self.server = grpc.aio.server(interceptors=[interceptor], options=_options(config))
+        register_open(self.server, gate, config.reflection)
+        self.services = _OwnHandlers()
+        self.server.add_generic_rpc_handlers((self.services,))
+        self._socket = None if config.unix is None else UnixSocket(config.unix)
+        try:
+            self.port = _bind(self.server, config, self._socket)
+        except BaseException:
+            self._release()
+            raise
+
+    async def stop(self, grace: float) -> None:
+        """End what runs after `grace` seconds, and free the address."""
+        await self.server.stop(grace)
+        self._release()
+
+    def _release(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+
+def register(server: Any, services: Services) -> None:
+    """Add the services of the contract to a server of grpc."""
+    generation_pb2_grpc.add_GenerationServiceServicer_to_server(GenerationServicer(services), server)
+    feature_pb2_grpc.add_FeatureServiceServicer_to_server(FeatureServicer(services), server)
+    model_pb2_grpc.add_ModelServiceServicer_to_server(ModelServicer(services), server)
+    policy_pb2_grpc.add_PolicyServiceServicer_to_server(PolicyServicer(services), server)
+
+
+def register_open(server: Any, gate: Gate, reflects: bool) -> None:
+    """Add the services that need no model. reflects: whether clients may read the contract."""
+    health_pb2_grpc.add_HealthServicer_to_server(gate.health, server)
+    if not reflects:
+        return
+    health = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+    servicer = reflection.aio.ReflectionServicer((*SERVICES, health, reflection.SERVICE_NAME))
+    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, server)
+    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, _UnderName(server, REFLECTION_V1))
+
+
+class _UnderName:
+    """Registers a service under another name: reflection v1 is v1alpha on the wire, message by message,
+    and grpcio-reflection has v1alpha alone.
+    """
+
+    def __init__(self, server: Any, name: str) -> None:
+        self._server, self._name = server, name
+
+    def add_generic_rpc_handlers(self, _: object) -> None:
+        """They hold the same methods, under the name that is not wanted."""
+
+    def add_registered_method_handlers(self, _: str, handlers: dict[str, Any]) -> None:
+        handler = grpc.method_handlers_generic_handler(self._name, handlers)
+        self._server.add_generic_rpc_handlers((handler,))
+        self._server.add_registered_method_handlers(self._name, handlers)
+
+
+class _OwnHandlers(grpc.GenericRpcHandler):
+    """The handlers of the server's own services, which may be registered after it has started.
+
+    Until then each RPC has one that is never reached, since the gate lets nobody in.
+    """
+
+    def __init__(self) -> None:
+        self._handlers: list[grpc.GenericRpcHandler] = []
+
+    def add_generic_rpc_handlers(self, handlers: Iterable[grpc.GenericRpcHandler]) -> None:
+        self._handlers += handlers
+
+    def add_registered_method_handlers(self, service: str, handlers: object) -> None:
+        """The generic handlers hold the same."""
+
+    def service(self, details: grpc.HandlerCallDetails) -> Any:
+        """The handler of a method, None for one that there is not."""
+        found = (handler.service(details) for handler in self._handlers)
+        handler = next((each for each in found if each is not None), None)
+        known = details.method in NEEDED and details.method.startswith(OWN_PREFIX)
+        return grpc.unary_unary_rpc_method_handler(_not_loaded) if handler is None and known else handler
+
+
+async def _not_loaded(_: object, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+    await context.abort(grpc.StatusCode.UNAVAILABLE, "the server is starting")
+
+
+def _authorization(config: ServerConfig, premises: Premises) -> Authorization:
+    metrics, audit = premises.metrics, premises.audit
+    if config.identities is None:
+        log.info("no identities: every program of this machine may do everything")
+        return Authorization(None, metrics)
+    file = IdentitiesFile(config.identities, metrics)
+    if file.current().names_certificates and (config.tls is None or config.tls.client_ca is None):
+        log.warning("the identities name certificates, but without a client CA nobody is asked for one")
+    if audit is None or config.audit is None or config.audit.identity_per_minute == 0:
+        return Authorization(file, metrics)
+    failures = IdentityFailures(audit, config.audit.identity_per_minute)
+    return Authorization(file, metrics, failures.tell)
+
+
+def _options(config: ServerConfig) -> list[tuple[str, int]]:
+    return [
+        ("grpc.max_receive_message_length", config.max_message_bytes),
+        # Answers are bounded by the requests' own limits.
+        ("grpc.max_send_message_length", -1),
+        # What is not read yet of a connection is bounded by its streams.
+        ("grpc.max_concurrent_streams", 256),
+        # A stream that nobody reads yet holds a window of bytes; it would grow to megabytes by itself.
+        ("grpc.http2.bdp_probe", 0),
+        ("grpc.http2.lookahead_bytes", 64 * 1024),
+        ("grpc.server_handshake_timeout_ms", 10_000),
+        ("grpc.max_connection_idle_ms", 10 * 60_000),
+        # Clients then connect again, and are asked for their certificate again; what runs is not cut off.
+        ("grpc.max_connection_age_ms", 60 * 60_000),
+        # Without it a second server on the same port would silently share its calls.
+        ("grpc.so_reuseport", 0),
+        # A unary call sends no data while it generates: clients must be allowed to ping meanwhile.
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        # A process that had to wait reads several pings at once, and would end a good client's calls for it.
+        # What answers to a flood of pings may hold is bounded by grpc itself.
+        ("grpc.http2.max_ping_strikes", 0),
+        # Find clients that have vanished: their requests hold slots.
+        ("grpc.keepalive_time_ms", 60_000),
+        ("grpc.keepalive_timeout_ms", 20_000),
+    ]
+
+
+def _bind(server: grpc.aio.Server, config: ServerConfig, unix: UnixSocket | None) -> int:
+    """Bind the server; its port, which a Unix socket does not have: 0."""
+    if unix is not None:
+        with unix.for_its_owner():
+            _bind_to(server, f"unix:{unix.path.absolute()}", config.tls)
+        return 0
+    check_port(config.host, config.port, "--port")
+    host = f"[{config.host}]" if ":" in config.host else config.host
+    return _bind_to(server, f"{host}:{config.port}", config.tls)
+
+
+def _bind_to(server: grpc.aio.Server, address: str, tls: TLSFiles | None) -> int:
+    credentials = None if tls is None else _credentials(tls)
+    try:
+        if credentials is None:
+            return server.add_insecure_port(address)
+        return server.add_secure_port(address, credentials)
+    except RuntimeError as error:
+        raise OSError(f"cannot listen on {address}: it is taken, or a certificate is no PEM") from error
+
+
+def _credentials(tls: TLSFiles) -> grpc.ServerCredentials:
+    certificates = _Certificates(tls)
+    needed = tls.client_ca is not None
+    return grpc.dynamic_ssl_server_credentials(certificates.read(), certificates.current, needed)
+
+
+class _Certificates:
+    """The files' contents, read again when they have changed, so that they are renewed without a restart."""
+
+    def __init__(self, tls: TLSFiles) -> None:
+        self._tls = tls
+        self._seen = self._times()
+        self._good = self.read()
+
+    def _times(self) -> tuple[int, ...]:
+        paths = (self._tls.cert, self._tls.key, self._tls.client_ca)
+        return tuple(path.stat().st_mtime_ns for path in paths if path is not None)
+
+    def read(self) -> grpc.ServerCertificateConfiguration:
+        """The files as they are. Raises OSError."""
+        tls = self._tls
+        return grpc.ssl_server_certificate_configuration(
+            [(tls.key.read_bytes(), tls.cert.read_bytes())],
+            root_certificates=tls.client_ca.read_bytes() if tls.client_ca else None,
+        )
+
+    def current(self) -> grpc.ServerCertificateConfiguration:
+        """Called for each new connection. Files that cannot be read leave the last good ones in force."""
+        try:
+            if (times := self._times()) != self._seen:
+                self._good, self._seen = self.read(), times
+        except OSError as error:
+            log.error("certificates could not be renewed: %s", error)
+        return self._good

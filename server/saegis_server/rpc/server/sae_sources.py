@@ -1,0 +1,128 @@
+"""SAE sources: the SAEs of a configuration read from their files, put at their sites, and checked there."""
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torch import Tensor
+
+from saegis_server.engine.sites import Site, SiteError
+from saegis_server.rpc.server.config import SAESource
+from saegis_server.rpc.server.sample_text import SAMPLE_TEXT
+from saegis_server.sae.catalog import LoadedSAE
+from saegis_server.sae.checks import check_reconstruction, largest_fvu, measure, stated_fit
+from saegis_server.sae.errors import SAEFileError
+from saegis_server.sae.hub import SAMPLE_FILE, resolve_sae
+from saegis_server.sae.labels import Labels
+from saegis_server.sae.left_out import left_out
+from saegis_server.sae.saelens import load_sae
+
+log = logging.getLogger("saegis.rpc")
+
+#: Shows a function the activations [1, T, d] of tokens at each of the model's sites.
+Survey = Callable[[Sequence[int], Callable[[Site, Tensor], None]], None]
+#: What the metadata of an SAE holds that `saegis train sae` made.
+TRAINED_BY = "saegis_version"
+#: Tokens on which an SAE is checked; the first is left out, whose norm is a model's outlier.
+CHECKED_TOKENS = 512
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PlacedSAE:
+    """An SAE read from its files, not yet checked; `sample` is its own text to check it on, if it has one."""
+
+    loaded: LoadedSAE
+    site: Site
+    sample: str | None
+
+
+def read_sae(source: SAESource, width: int) -> PlacedSAE:
+    """Read one SAE; `width` is that of the model's activations.
+
+    Raises SAEFileError, which names the file and the reason, for anything that cannot be read, does not say
+    its site, or is of another width.
+    """
+    path = resolve_sae(source.path)
+    sae = load_sae(path, name=source.id, norm_scaling_factor=source.norm_scaling_factor)
+    if sae.width != width:
+        raise SAEFileError(
+            path, f"the SAE reads activations of width {sae.width}; the model's are {width} wide"
+        )
+    name = source.site or sae.hook_name
+    if name is None:
+        raise SAEFileError(path, "its cfg.json states no hook_name; say at which site it belongs")
+    try:
+        site = Site.parse(name)
+    except SiteError as error:
+        stated = "the site given" if source.site else "the hook_name of its cfg.json"
+        raise SAEFileError(path, f"{stated} cannot be used: {error}") from error
+    labels = Labels.load(path, sae.features)
+    sample = _sample(path)
+    if sample is None and TRAINED_BY in sae.metadata:
+        log.warning(
+            "%s: there is no %s, which `saegis train sae` wrote beside the weights; copy it too",
+            path,
+            SAMPLE_FILE,
+        )
+    return PlacedSAE(LoadedSAE(sae, str(site), labels), site, sample)
+
+
+def _sample(path: Path) -> str | None:
+    file = path / SAMPLE_FILE
+    if not os.path.lexists(file):
+        return None
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SAEFileError(file, f"cannot be read: {error}") from error
+    if not text.strip():
+        raise SAEFileError(file, "is empty; copy it again, or take it away for the built-in text")
+    return text
+
+
+def check_sae(
+    placed: PlacedSAE,
+    encode: Callable[[str], Sequence[int]],
+    capture: Callable[[Sequence[int]], Tensor],
+    survey: Survey,
+    max_length: int,
+    special: frozenset[int] = frozenset(),
+) -> LoadedSAE:
+    """The SAE with what was measured at its site, without the tokens that it was not trained on.
+
+    It is checked on its own sample or, without one, on the built-in text. There what its file states need not
+    hold, so a higher FVU is taken, with a warning, if no other site of the model has a lower one.
+
+    encode: a text's token ids; capture: tokens' activations at the SAE's site, [T, d]; special: the
+    tokenizer's special tokens. Raises SAEMismatch.
+    """
+    sae, site = placed.loaded.sae, placed.loaded.site
+    own = placed.sample is not None
+    text = placed.sample if placed.sample is not None else SAMPLE_TEXT
+    tokens = list(encode(text))[: min(CHECKED_TOKENS, max_length)]
+    kept = ~left_out(tokens, sae, special, first=1)
+
+    def elsewhere() -> dict[str, float]:
+        found: dict[str, float] = {}
+
+        def visit(other: Site, x: Tensor) -> None:
+            with suppress(ValueError):  # Numbers that tell nothing are no better fit.
+                found[str(other)] = measure(sae, x[0].cpu()[kept]).fvu
+
+        survey(tokens, visit)
+        found.pop(site, None)
+        return found
+
+    name = f"its {SAMPLE_FILE}" if own else f"the built-in text, since it has no {SAMPLE_FILE}"
+    activations = capture(tokens).cpu()[kept]
+    measured = check_reconstruction(sae, activations, site, name, None if own else elsewhere)
+    if measured.fvu > largest_fvu(sae.stated_fvu):
+        log.warning(
+            "the SAE %s: measured at %s on %s, its FVU is %.3g and its L0 %.3g; %s, which is of other text. "
+            "It is taken, since at every other site of the model its FVU on the built-in text is no lower",
+            *(sae.name, site, name, measured.fvu, measured.l0, stated_fit(sae)),
+        )
+    return replace(placed.loaded, measured=measured)

@@ -1,0 +1,138 @@
+"""The server around a loaded engine: it listens, opens, drains, and dies with its engine."""
+
+import asyncio
+import logging
+
+from saegis_server.rpc.auth.file_modes import warn_of_modes
+from saegis_server.rpc.server.address import check_port
+from saegis_server.rpc.server.config import Address, ServerConfig
+from saegis_server.rpc.server.gate import Gate, Phase
+from saegis_server.rpc.server.intake import Intake
+from saegis_server.rpc.server.listener import SERVICES, Listener, register
+from saegis_server.rpc.server.premises import Premises
+from saegis_server.rpc.server.watchdog import Watchdog
+from saegis_server.rpc.services.shared import Services
+from saegis_server.telemetry.http import MetricsEndpoint
+
+log = logging.getLogger("saegis.rpc")
+#: How long answers that are ready may take to leave, after the engine has stopped.
+LAST_WORDS_SECONDS = 2.0
+_ENGINE_POLL_SECONDS = 0.1
+_AUDIT_POLL_SECONDS = 0.25
+
+
+class EngineDiedError(RuntimeError):
+    """The engine's thread ended by itself; the cause is this error's `__cause__`."""
+
+
+class SaegisServer:
+    """gRPC, health and metrics over an engine. Made and used on the event loop.
+
+    Listens from `start`, has its services from `add`, takes requests from `open` and ends with `drain`,
+    whatever came before.
+    """
+
+    services: Services
+    """What its requests are answered with; there from `add` on."""
+
+    def __init__(self, config: ServerConfig, premises: Premises) -> None:
+        self.config = config
+        self.gate = Gate(SERVICES, premises.metrics)
+        self.intake = Intake()
+        self._premises = premises
+        self._listener: Listener | None = None
+        self._metrics: MetricsEndpoint | None = None
+        self._watchdog: Watchdog | None = None
+        self._following: asyncio.Future[None] | None = None
+        self._drained = False
+
+    async def start(self) -> Address:
+        """Listen, with health NOT_SERVING and every RPC refused. Raises OSError if a port is taken."""
+        config, metrics = self.config, self._premises.metrics
+        await self.gate.set(Phase.STARTING)
+        warn_of_modes(config)
+        watchdog = self._watchdog = Watchdog(metrics.observe_stall, config.stall_seconds)
+        if config.metrics_port is not None:
+            check_port(config.metrics_host, config.metrics_port, "--metrics-port")
+            self._metrics = MetricsEndpoint(
+                metrics.registry,
+                config.metrics_host,
+                config.metrics_port,
+                live=lambda: watchdog.is_live,
+                ready=lambda: watchdog.is_live and self.gate.is_healthy,
+            )
+        self._listener = Listener(config, self._premises, self.gate, self.intake)
+        await self._listener.server.start()
+        if config.tls is None and not config.is_loopback:
+            log.warning(
+                "listening on %s without TLS: whoever is on the way reads prompts and tokens", config.host
+            )
+        return Address(
+            host=config.host,
+            port=self._listener.port,
+            metrics_port=self._metrics.port if self._metrics else None,
+            unix=config.unix,
+        )
+
+    def add(self, services: Services) -> None:
+        """Have the services that answer requests, once they are loaded and the server has started."""
+        if self._listener is None:
+            raise RuntimeError("the server listens nowhere: start it first")
+        self.services = services
+        register(self._listener.services, services)
+
+    async def open(self) -> None:
+        """Take requests: health becomes SERVING."""
+        await self.gate.set(Phase.SERVING)
+        self._following = asyncio.ensure_future(self._follow_audit())
+
+    async def _follow_audit(self) -> None:
+        """Let health tell while the audit log cannot be written, since then nothing is answered."""
+        audit = self._premises.audit
+        while audit is not None:
+            await self.gate.set_unavailable("the audit log cannot be written" if audit.refuses else "")
+            await asyncio.sleep(_AUDIT_POLL_SECONDS)
+
+    async def engine_death(self) -> BaseException:
+        """Wait until the engine's thread has died by itself; what it died of."""
+        while (error := self.services.engine.error) is None:  # noqa: ASYNC110 - set by another thread
+            await asyncio.sleep(_ENGINE_POLL_SECONDS)
+        return error
+
+    async def drain(self, hurry: asyncio.Event | None = None, died: bool = False) -> None:
+        """Stop: health first, then what runs may finish within the grace period, then everything ends.
+
+        `hurry` ends the grace period when it is set; `died` says that the engine has stopped already.
+        """
+        if self._drained:
+            return
+        self._drained = True
+        if self._following is not None:
+            self._following.cancel()
+        await self.gate.set(Phase.ENGINE_RESTARTING if died else Phase.DRAINING)
+        if not died and not await self._emptied(hurry):
+            log.warning("the grace period is over; what still runs is ended")
+        services = getattr(self, "services", None)
+        if services is not None:
+            await asyncio.to_thread(services.engine.stop)
+        await self.gate.emptied(LAST_WORDS_SECONDS)
+        if self._listener is not None:
+            await self._listener.stop(LAST_WORDS_SECONDS)
+        if self._metrics is not None:
+            await asyncio.to_thread(self._metrics.close)
+        if services is not None:
+            await asyncio.to_thread(services.governor.close)
+        await asyncio.to_thread(self._premises.close)
+        if self._watchdog is not None:
+            await asyncio.to_thread(self._watchdog.close)
+
+    async def _emptied(self, hurry: asyncio.Event | None) -> bool:
+        """Whether all RPCs ended by themselves, within the grace period and before anyone hurries."""
+        waits = [asyncio.ensure_future(self.gate.emptied(self.config.grace_seconds))]
+        if hurry is not None:
+            waits.append(asyncio.ensure_future(hurry.wait()))
+        _, pending = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for wait in pending:
+            wait.cancel()
+        await asyncio.gather(*pending, return_exceptions=True)
+        return self.gate.is_empty

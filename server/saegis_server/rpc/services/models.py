@@ -1,0 +1,134 @@
+"""ModelService: what is served, how it is set up, how busy it is, and the tokenizer."""
+
+from typing import Any
+
+import grpc
+import torch
+
+from saegis.v1 import model_pb2 as pb
+from saegis.v1 import model_pb2_grpc
+from saegis_server import __version__
+from saegis_server.engine.requests import MAX_LOGPROBS, FieldError
+from saegis_server.engine.sites import Site
+from saegis_server.rpc.services.shared import Services
+from saegis_server.rpc.wire.prompts import MOST_MESSAGES, check_text
+from saegis_server.rpc.wire.sampling import LARGEST_N, MOST_BIASES, MOST_STOP_TOKENS
+from saegis_server.rpc.wire.sizes import MOST_FIELDS
+from saegis_server.sae.catalog import LoadedSAE
+
+_Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class ModelServicer(model_pb2_grpc.ModelServiceServicer):
+    """Describes the model and the server. Errors are exceptions, which the interceptor maps."""
+
+    def __init__(self, services: Services) -> None:
+        self.services = services
+
+    async def GetModel(self, request: pb.GetModelRequest, context: _Context) -> pb.GetModelResponse:
+        """The model, its sites and SAEs."""
+        model, engine = self.services.model, self.services.engine
+        return pb.GetModelResponse(
+            id=model.name,
+            architectures=model.architectures,
+            vocab_size=model.vocab_size,
+            max_context_length=engine.max_length,
+            eos_token_ids=model.eos_token_ids,
+            has_chat_template=self.services.prompts.has_chat_template,
+            hidden_size=model.hidden_size,
+            num_layers=model.num_layers,
+            dtype=model.dtype,
+            sites=[
+                pb.Site(name=site, layer=Site.parse(site).layer, width=model.hidden_size)
+                for site in self.services.targets.sites
+            ],
+            saes=[_sae(loaded) for loaded in self.services.catalog.entries],
+        )
+
+    async def GetServerInfo(
+        self, request: pb.GetServerInfoRequest, context: _Context
+    ) -> pb.GetServerInfoResponse:
+        """Versions, device and limits."""
+        engine, load = self.services.engine, self.services.engine.stats()
+        capacity = engine.capacity
+        message = pb.GetServerInfoResponse(
+            version=__version__,
+            execution_mode=pb.EXECUTION_MODE_COMPILED if engine.compiled else pb.EXECUTION_MODE_EAGER,
+            torch_version=torch.__version__,
+            device=self.services.model.device,
+            limits=pb.Limits(
+                max_n=LARGEST_N,
+                max_edits_per_site=capacity.edits,
+                max_bans_per_site=capacity.bans,
+                max_watches_per_site=capacity.watches,
+                max_queue=load.queue_limit,
+                max_running_requests=load.max_running,
+                max_logprobs=MAX_LOGPROBS,
+                max_message_bytes=self.services.max_message_bytes,
+                max_logit_bias=MOST_BIASES,
+                max_stop_token_ids=MOST_STOP_TOKENS,
+                max_messages=MOST_MESSAGES,
+                max_text_characters=self.services.longest_text,
+                max_fields=MOST_FIELDS,
+            ),
+        )
+        message.start_time.FromNanoseconds(int(self.services.started * 1e9))
+        return message
+
+    async def GetLoad(self, request: pb.GetLoadRequest, context: _Context) -> pb.GetLoadResponse:
+        """How busy the engine is."""
+        load = self.services.engine.stats()
+        return pb.GetLoadResponse(
+            num_running_reqs=load.running,
+            num_waiting_reqs=load.waiting,
+            num_used_tokens=load.used_tokens,
+            max_total_num_tokens=load.max_total_tokens,
+            token_usage=load.used_tokens / load.max_total_tokens,
+            gen_throughput=load.tokens_per_second,
+            max_running_requests=load.max_running,
+        )
+
+    async def Tokenize(self, request: pb.TokenizeRequest, context: _Context) -> pb.TokenizeResponse:
+        """A text's or a conversation's token ids; an empty text has none."""
+        check_text(request, request.WhichOneof("input"), self.services.engine.max_length)
+        return await self.services.in_thread(self._tokenize, request)
+
+    def _tokenize(self, request: pb.TokenizeRequest) -> pb.TokenizeResponse:
+        prompts = self.services.prompts
+        special = request.add_special_tokens if request.HasField("add_special_tokens") else True
+        match request.WhichOneof("input"):
+            case "text":
+                tokens = prompts.text(request.text, special)
+            case "chat":
+                if request.HasField("add_special_tokens"):
+                    raise FieldError("add_special_tokens", "is for text only")
+                tokens = prompts.chat(request.chat, "chat", opens_turn=True)
+            case _:
+                raise FieldError("text", "one of text and chat must be given")
+        return pb.TokenizeResponse(token_ids=tokens, tokens=prompts.pieces(tokens))
+
+    async def Detokenize(self, request: pb.DetokenizeRequest, context: _Context) -> pb.DetokenizeResponse:
+        """The text of token ids."""
+        skip = request.skip_special_tokens if request.HasField("skip_special_tokens") else True
+        most = self.services.longest_text
+        if len(request.token_ids) > most:
+            raise FieldError("token_ids", f"at most {most} tokens, not {len(request.token_ids)}")
+        tokens = tuple(request.token_ids)
+        return pb.DetokenizeResponse(
+            text=await self.services.in_thread(self.services.prompts.decode, tokens, skip)
+        )
+
+
+def _sae(loaded: LoadedSAE) -> pb.Sae:
+    sae, measured = loaded.sae, loaded.measured
+    return pb.Sae(
+        id=loaded.id,
+        digest=sae.digest,
+        site=loaded.site,
+        width=sae.width,
+        feature_count=sae.features,
+        architecture=str(sae.architecture),
+        fvu=measured.fvu if measured else None,
+        l0=measured.l0 if measured else None,
+        labelled_count=len(loaded.labels),
+    )

@@ -1,0 +1,191 @@
+"""PolicyService: which policies are in force, what they decide, and how they change."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import grpc
+
+from saegis.v1 import policy_pb2 as pb
+from saegis.v1 import policy_pb2_grpc, steering_pb2
+from saegis_server.engine.requests import FieldError
+from saegis_server.policy.bundle.bundle import Bundle
+from saegis_server.policy.decide.compiled import compile_policy
+from saegis_server.policy.decide.decide import PolicySet, revision_of
+from saegis_server.policy.decide.decision import Decision, RequestFacts
+from saegis_server.policy.decide.disclosure import Audience
+from saegis_server.policy.decide.uses import ORDINARY, Use, UseOfRequest, beyond
+from saegis_server.policy.errors import PolicyError
+from saegis_server.policy.store.state import FEWEST_DIGITS
+from saegis_server.policy.store.store import PolicyStore
+from saegis_server.rpc.auth.identity import Identity, current_identity
+from saegis_server.rpc.auth.roles import Role
+from saegis_server.rpc.services.shared import Services
+from saegis_server.rpc.wire import policy_convert as convert
+from saegis_server.rpc.wire.problems import PreconditionError
+from saegis_server.rpc.wire.programs import request_steering
+
+_Context = grpc.aio.ServicerContext[Any, Any]
+#: Why every method fails on a server without policies.
+NO_POLICIES = "NO_POLICIES"
+
+
+class PolicyServicer(policy_pb2_grpc.PolicyServiceServicer):
+    """Tells and changes the policies in force. Errors are exceptions, which the interceptor maps."""
+
+    def __init__(self, services: Services) -> None:
+        self.services = services
+
+    async def GetPolicy(self, request: pb.GetPolicyRequest, context: _Context) -> pb.GetPolicyResponse:
+        """One policy in force, with its bundle where asked for."""
+        _need("name", request.name)
+        caller = current_identity()
+        state, bundle = self._store().get(request.name, caller.audience)
+        reads = caller.audience.reads(bundle.policy)
+        if request.include_bundle and not reads:
+            caller.require(Role.ADMINISTER, field="include_bundle")
+        sent = await self.services.in_thread(bundle.archive) if request.include_bundle else b""
+        return pb.GetPolicyResponse(policy=convert.state(state, reads), bundle=sent)
+
+    async def ListPolicies(
+        self, request: pb.ListPoliciesRequest, context: _Context
+    ) -> pb.ListPoliciesResponse:
+        """The policies in force of which the caller may know."""
+        audience = current_identity().audience
+        found = self._store().all_for(audience)
+        return pb.ListPoliciesResponse(
+            policies=[convert.state(each.state, audience.reads(each.active.bundle.policy)) for each in found],
+            policy_revision=revision_of([each.active.compiled for each in found]),
+        )
+
+    async def ValidatePolicy(
+        self, request: pb.ValidatePolicyRequest, context: _Context
+    ) -> pb.ValidatePolicyResponse:
+        """What PutPolicy would say to a bundle."""
+        _need("bundle", request.bundle)
+        audience = current_identity().audience
+        return await self.services.in_thread(_validate, self._store(), request.bundle, audience)
+
+    async def EvaluatePolicy(
+        self, request: pb.EvaluatePolicyRequest, context: _Context
+    ) -> pb.EvaluatePolicyResponse:
+        """What would be decided on a request."""
+        store, caller = self._store(), current_identity()
+        facts = facts_of(request, caller, self.services)
+        if request.bundle:
+            decision = await self.services.in_thread(_evaluate, store, request.bundle, facts)
+        else:
+            decision = await self.services.in_thread(store.active.decide, facts)
+        return pb.EvaluatePolicyResponse(decision=convert.decided(decision, caller.audience))
+
+    async def PutPolicy(self, request: pb.PutPolicyRequest, context: _Context) -> pb.PutPolicyResponse:
+        """Put a bundle in force, or beside the revision that is."""
+        _need("bundle", request.bundle)
+        store, by = self._store(), current_identity().name
+
+        def put() -> pb.PutPolicyResponse:
+            state = store.put(request.bundle, request.etag, by, shadow=request.shadow)
+            return pb.PutPolicyResponse(policy=convert.state(state))
+
+        return await self.services.in_thread(put)
+
+    async def RollBackPolicy(
+        self, request: pb.RollBackPolicyRequest, context: _Context
+    ) -> pb.RollBackPolicyResponse:
+        """Put an earlier revision in force again."""
+        for field in ("name", "digest", "etag"):
+            _need(field, getattr(request, field))
+        if len(request.digest) < FEWEST_DIGITS:
+            raise FieldError("digest", f"give at least {FEWEST_DIGITS} digits, not {len(request.digest)}")
+        store, by = self._store(), current_identity().name
+
+        def roll_back() -> pb.RollBackPolicyResponse:
+            state = store.roll_back(request.name, request.digest, request.etag, by)
+            return pb.RollBackPolicyResponse(policy=convert.state(state))
+
+        return await self.services.in_thread(roll_back)
+
+    async def ListPolicyRevisions(
+        self, request: pb.ListPolicyRevisionsRequest, context: _Context
+    ) -> pb.ListPolicyRevisionsResponse:
+        """The revisions that a policy had, newest first."""
+        _need("name", request.name)
+        state, revisions = self._store().history(request.name, current_identity().audience)
+        return pb.ListPolicyRevisionsResponse(revisions=[convert.revision(each, state) for each in revisions])
+
+    def _store(self) -> PolicyStore:
+        store = self.services.policies
+        if store is None:
+            raise PreconditionError(
+                NO_POLICIES,
+                "policies",
+                "this server governs no requests: start it with saegis serve --policy BUNDLE, or with "
+                "--policy-state DIRECTORY to put bundles later",
+            )
+        return store
+
+
+def facts_of(request: pb.EvaluatePolicyRequest, caller: Identity, services: Services) -> RequestFacts:
+    """What the policies judge of a request: the caller's tenant and roles where it names none.
+
+    Raises RoleMissingError where it may not ask as whom it names; FieldError and the catalog's errors for
+    steering that no request could ask for.
+    """
+    if request.tenant not in ("", caller.tenant):
+        caller.require(Role.ADMINISTER, field="tenant")
+    if not caller.roles.issuperset(request.roles):
+        caller.require(Role.ADMINISTER, field="roles")
+    message: steering_pb2.Steering = request.steering
+    steering = request_steering(message, services.targets, services.engine.capacity)
+    return RequestFacts(
+        tenant=request.tenant or caller.tenant,
+        roles=frozenset(request.roles) or frozenset(map(str, caller.roles)),
+        model=services.model.name,
+        edits=steering.edits,
+        uses=tuple(_uses(request.uses)),
+    )
+
+
+def _uses(asked: Sequence[pb.RequestedUse]) -> Iterator[UseOfRequest]:
+    for place, each in enumerate(asked):
+        path = f"uses[{place}]"
+        if each.word not in list(Use):
+            raise FieldError(f"{path}.word", f"{each.word!r} is no use; there are {', '.join(Use)}")
+        use, value = Use(each.word), each.value if each.HasField("value") else None
+        if (use in ORDINARY) != (value is not None):
+            wanted = "must be given" if use in ORDINARY else "takes no value"
+            raise FieldError(f"{path}.value", f"{use.value}: {wanted}")
+        found = beyond(use, value, path)
+        if found is not None:
+            yield found
+
+
+def _validate(store: PolicyStore, archive: bytes, audience: Audience) -> pb.ValidatePolicyResponse:
+    try:
+        found = store.examine(Bundle.from_archive(archive), audience)
+    except PolicyError as error:
+        return pb.ValidatePolicyResponse(problems=map(convert.problem, error.problems))
+    policy = found.bundle.policy
+    return pb.ValidatePolicyResponse(
+        valid=not found.problems,
+        problems=map(convert.problem, found.problems),
+        revision=pb.PolicyRevision(
+            name=policy.name,
+            serial=policy.serial,
+            revision=policy.revision,
+            digest=found.bundle.digest,
+            signed_by=found.signed_by,
+        ),
+        cases=map(convert.outcome, found.cases),
+        warnings=map(convert.problem, found.warnings),
+    )
+
+
+def _evaluate(store: PolicyStore, archive: bytes, facts: RequestFacts) -> Decision:
+    """What a bundle by itself would decide; its signature and serial do not matter for that."""
+    compiled = compile_policy(Bundle.from_archive(archive), store.world)
+    return PolicySet((compiled,)).decide(facts)
+
+
+def _need(field: str, value: str | bytes) -> None:
+    if not value:
+        raise FieldError(field, "must be given")

@@ -1,0 +1,87 @@
+"""What all servicers share: the engine, the model, the catalog, and how they are asked."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from saegis_server.engine.torch.engine import Engine
+from saegis_server.policy.store.store import PolicyStore
+from saegis_server.rpc.auth.governor import Governor
+from saegis_server.rpc.auth.identity import ANONYMOUS, identity
+from saegis_server.rpc.server.limits import Limiter, Limits
+from saegis_server.rpc.server.threads import WorkPool
+from saegis_server.rpc.wire.prompts import PromptReader, most_characters
+from saegis_server.rpc.wire.targets import Targets
+from saegis_server.sae.catalog import Catalog
+from saegis_server.telemetry.metrics import Metrics
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What GetModel tells of the model beside its sites and SAEs."""
+
+    name: str
+    architectures: tuple[str, ...]
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+    eos_token_ids: tuple[int, ...]
+    dtype: str
+    device: str
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """Everything that the servicers need.
+
+    unread_limit: how many tokens may wait for a stream's reader. admission: what a generation needs before it
+    can run. heavy: all other work, which can make no generation wait.
+    """
+
+    engine: Engine
+    model: ModelFacts
+    prompts: PromptReader
+    targets: Targets
+    metrics: Metrics
+    governor: Governor
+    max_message_bytes: int
+    unread_limit: int = 4096
+    started: float = field(default_factory=time.time)
+    limiter: Limiter = field(default_factory=lambda: Limiter(Limits()))
+    admission: WorkPool = field(default_factory=lambda: WorkPool("admission", 2, most_waiting=256))
+    heavy: WorkPool = field(default_factory=lambda: WorkPool("heavy work", 1, most_waiting=64))
+
+    @property
+    def policies(self) -> PolicyStore | None:
+        """The operator's policies; None where nothing governs requests."""
+        return self.governor.policies
+
+    @property
+    def catalog(self) -> Catalog:
+        """The loaded SAEs."""
+        return self.targets.catalog
+
+    @property
+    def longest_text(self) -> int:
+        """How many characters a text may have that is to be read whole."""
+        return most_characters(self.engine.max_length)
+
+    def work(self) -> dict[str, float]:
+        """What is inside, by the name of its metric."""
+        return {
+            "saegis_requests_inside": self.limiter.inside,
+            "saegis_request_bytes_held": self.limiter.held_bytes,
+            "saegis_admission_waiting": self.admission.waiting,
+            "saegis_heavy_work_waiting": self.heavy.waiting,
+        }
+
+    async def in_thread(self, function: Callable[..., T], *args: Any) -> T:
+        """Run heavy work off the event loop, fairly among tenants. Raises BusyError."""
+        return await self.heavy.run(identity.get(ANONYMOUS).tenant, function, *args)
+
+    async def before_running(self, function: Callable[..., T], *args: Any) -> T:
+        """Run what a generation waits for off the event loop, fairly among tenants. Raises BusyError."""
+        return await self.admission.run(identity.get(ANONYMOUS).tenant, function, *args)

@@ -1,0 +1,255 @@
+"""Prompts: text, token ids or a conversation to the token ids that the model reads."""
+
+import re
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any, Protocol
+
+import jinja2
+from transformers import PreTrainedTokenizerBase
+
+from saegis.v1 import prompt_pb2
+from saegis_server.engine.requests import FieldError
+from saegis_server.rpc.server.threads import stop_if_unwanted
+from saegis_server.rpc.wire.control_tokens import ControlTokens, ForgeryError
+from saegis_server.rpc.wire.problems import ContextLengthError, PreconditionError
+from saegis_server.sae.left_out import special_tokens
+
+#: Roles of those who ask, or tell what was asked for: what they say is no part of the answer.
+_ASKING = frozenset({"system", "developer", "user", "tool", "function"})
+#: The usual roles.
+_ROLES = _ASKING | {"assistant"}
+#: Where a template compares a message's role with a name.
+_COMPARED = re.compile(r"""\brole\b['"]?\]?\s*[!=]=\s*['"]([^'"]+)['"]""")
+#: The most messages that a conversation may have.
+MOST_MESSAGES = 1024
+#: No prompt has more characters than this, or than so many for each token of the context.
+SMALLEST_TEXT_BOUND, LONGEST_TOKEN = 64 * 1024, 32
+
+
+class Spoken(Protocol):
+    """Any message with a choice between text and a conversation."""
+
+    text: str
+
+    @property
+    def chat(self) -> prompt_pb2.Chat: ...
+
+
+class Prompt(Spoken, Protocol):
+    """Any message with a choice between text, token ids and a conversation."""
+
+    @property
+    def token_ids(self) -> prompt_pb2.TokenIds: ...
+
+
+class PromptReader:
+    """Reads prompts with a model's tokenizer. Safe to use from several threads."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
+        self.tokenizer = tokenizer
+        self.vocab_size = vocab_size
+        self.special = special_tokens(tokenizer)
+        if self.has_chat_template:
+            self._controls = ControlTokens(tokenizer)
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether conversations are accepted."""
+        return bool(self.tokenizer.chat_template)
+
+    def read(self, message: Prompt, kind: str | None, opens_turn: bool, path: str = "") -> tuple[int, ...]:
+        """The token ids of a prompt, never empty.
+
+        kind: which of `text`, `token_ids` and `chat` is set; opens_turn: whether a conversation is rendered
+        with the opening of the assistant's next turn; path: stands before the field in errors.
+        Raises FieldError, and PreconditionError for a conversation without a chat template.
+        """
+        if kind == "text":
+            tokens = self.text(message.text)
+        elif kind == "token_ids":
+            tokens = self._checked(message.token_ids.ids, f"{path}token_ids.ids")
+        elif kind == "chat":
+            tokens = self.chat(message.chat, f"{path}chat", opens_turn)
+        else:
+            raise FieldError(f"{path}text", "one of text, token_ids and chat must be given")
+        if not tokens:
+            raise FieldError(f"{path}{kind}", "must have at least one token")
+        return tokens
+
+    def text(self, text: str, add_special_tokens: bool = True) -> tuple[int, ...]:
+        """The token ids of plain text, with the special tokens that the tokenizer adds by itself, or not."""
+        return tuple(self.tokenizer.encode(text, add_special_tokens=add_special_tokens, verbose=False))
+
+    def chat(self, chat: prompt_pb2.Chat, path: str, opens_turn: bool) -> tuple[int, ...]:
+        """The token ids of a conversation in the model's own template; contents are text and no more."""
+        if not self.has_chat_template:
+            raise PreconditionError(
+                "NO_CHAT_TEMPLATE",
+                "tokenizer",
+                "the model's tokenizer has no chat template; send text instead",
+            )
+        if not 0 < len(chat.messages) <= MOST_MESSAGES:
+            asked = f"at most {MOST_MESSAGES} messages, not {len(chat.messages)}"
+            raise FieldError(f"{path}.messages", asked if chat.messages else "must have at least one message")
+        for position, message in enumerate(chat.messages):
+            if message.role not in self.roles:
+                known = ", ".join(sorted(self.roles))
+                raise FieldError(f"{path}.messages[{position}].role", f"must be one of {known}")
+        turns = [(message.role, message.content) for message in chat.messages]
+        try:
+            return self._rendered(turns, opens_turn)
+        except ForgeryError as error:
+            raise FieldError(f"{path}.messages[{error.position}].content", str(error)) from error
+        except jinja2.TemplateError as error:
+            # Templates refuse what they do not know, such as roles that do not alternate.
+            raise FieldError(f"{path}.messages", f"the model's chat template refuses it: {error}") from error
+
+    @cached_property
+    def roles(self) -> frozenset[str]:
+        """Who may speak in a conversation: the usual ones, and whom the chat template knows beside them.
+
+        Others are refused: a template may make control tokens of them.
+        """
+        return _ROLES | frozenset(_COMPARED.findall(str(self.tokenizer.chat_template)))
+
+    def given(self, message: Prompt, kind: str | None, tokens: Sequence[int]) -> int:
+        """How many of a prompt's last tokens are the beginning of the assistant's answer: less than all.
+
+        Of a conversation, its last message where that is nobody's who asks, to the end of the prompt. Of text
+        and token ids, what comes after the last opening of an assistant's turn.
+        """
+        if not self.has_chat_template:
+            return 0
+        if kind == "chat":
+            start = self._last_turn(message.chat, tokens)
+        else:
+            opening, spaces = self._opening
+            start = _end_of_last(opening, tokens)
+            if tuple(tokens[start : start + len(spaces)]) == spaces:
+                start += len(spaces)
+        return len(tokens) - max(start, 1)
+
+    def _last_turn(self, chat: prompt_pb2.Chat, tokens: Sequence[int]) -> int:
+        """Where what the caller writes of the answer begins; where that is in doubt, not too late."""
+        if not begins_answer(chat):
+            return len(tokens)
+        turns = [(each.role, each.content) for each in chat.messages[:-1]]
+        try:
+            before = self._rendered(turns, opens_turn=True) if turns else ()
+        except (jinja2.TemplateError, ForgeryError):
+            before = ()
+        pairs = enumerate(zip(before, tokens, strict=False))
+        return next((place for place, (one, other) in pairs if one != other), min(len(before), len(tokens)))
+
+    @cached_property
+    def _opening(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """What opens an assistant's turn, and white space behind it, which may merge with what follows."""
+        turns = [("user", "a")]
+        try:
+            closed, opened = self._rendered(turns, False), self._rendered(turns, True)
+        except jinja2.TemplateError:
+            return (), ()
+        opening = opened[len(closed) :] if opened[: len(closed)] == closed else ()
+        end = len(opening)
+        while end > 0 and not self.pieces(opening[end - 1 : end])[0].strip():
+            end -= 1
+        return opening[:end], opening[end:]
+
+    def _rendered(self, turns: Sequence[tuple[str, str]], opens_turn: bool) -> tuple[int, ...]:
+        """The tokens of turns, (role, content) each. Raises ForgeryError and jinja2.TemplateError."""
+
+        def render(contents: Sequence[str]) -> str:
+            spoken = [
+                {"role": role, "content": content} for (role, _), content in zip(turns, contents, strict=True)
+            ]
+            try:
+                text: Any = self.tokenizer.apply_chat_template(
+                    spoken, add_generation_prompt=opens_turn, tokenize=False
+                )
+            except jinja2.TemplateError:
+                raise
+            except Exception as error:
+                # A template is a program of the model's: what it may raise is not known.
+                raise jinja2.TemplateRuntimeError(f"{type(error).__name__}: {error}") from error
+            return str(text)
+
+        return self._controls.tokens(render, [content for _, content in turns])
+
+    def _checked(self, tokens: Sequence[int], path: str) -> tuple[int, ...]:
+        for position, token in enumerate(tokens):
+            if token >= self.vocab_size:
+                raise FieldError(
+                    f"{path}[{position}]", f"the model's tokens are 0 to {self.vocab_size - 1}, not {token}"
+                )
+        return tuple(tokens)
+
+    def pieces(self, tokens: Sequence[int]) -> list[str]:
+        """Each token's text by itself; bytes that are no whole character show as U+FFFD."""
+        found: dict[int, str] = {}
+        for token in tokens:
+            if token not in found:
+                stop_if_unwanted()
+                found[token] = self.decode([token], skip_special_tokens=False)
+        return [found[token] for token in tokens]
+
+    def decode(self, tokens: Sequence[int], skip_special_tokens: bool, path: str = "token_ids") -> str:
+        """The text of some tokens. Raises FieldError for ids that the model does not know."""
+        checked = self._checked(tokens, path)
+        text = self.tokenizer.decode(
+            list(checked), skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False
+        )
+        return text if isinstance(text, str) else "".join(text)
+
+
+def _end_of_last(opening: Sequence[int], tokens: Sequence[int]) -> int:
+    """Behind the last place where `opening` stands in the tokens; their end where it does not."""
+    width, wanted = len(opening), tuple(opening)
+    if not width:
+        return len(tokens)
+    places = range(len(tokens) - width, -1, -1)
+    return next((at + width for at in places if tuple(tokens[at : at + width]) == wanted), len(tokens))
+
+
+def begins_answer(chat: prompt_pb2.Chat) -> bool:
+    """Whether a conversation ends in words put into the model's mouth."""
+    return bool(chat.messages) and chat.messages[-1].role not in _ASKING
+
+
+def check_size(message: Prompt, kind: str | None, max_length: int) -> None:
+    """Refuse a prompt that cannot fit into the context, before it is turned into tokens.
+
+    Raises ContextLengthError and FieldError.
+    """
+    if kind == "token_ids":
+        check_length(message.token_ids.ids, kind, max_length, completion=0)
+    else:
+        check_text(message, kind, max_length)
+
+
+def check_text(message: Spoken, kind: str | None, max_length: int) -> None:
+    """Refuse a text or a conversation of far more characters than fit into the context. Raises FieldError."""
+    most = most_characters(max_length)
+    if kind == "text":
+        check_characters("text", len(message.text), most)
+    elif kind == "chat":
+        turns = message.chat.messages
+        if len(turns) <= MOST_MESSAGES:
+            check_characters("chat.messages", sum(len(turn.content) + len(turn.role) for turn in turns), most)
+
+
+def most_characters(max_length: int) -> int:
+    """How many characters may be read for a context of `max_length` tokens: far more than fit into it."""
+    return max(SMALLEST_TEXT_BOUND, LONGEST_TOKEN * max_length)
+
+
+def check_characters(field: str, count: int, most: int) -> None:
+    """Raise FieldError for a text of more than `most` characters."""
+    if count > most:
+        raise FieldError(field, f"has {count} characters; this server reads at most {most}")
+
+
+def check_length(tokens: Sequence[int], field: str, max_length: int, completion: int) -> None:
+    """Raise ContextLengthError unless `completion` more tokens fit into the context after the prompt."""
+    if len(tokens) + completion > max_length:
+        raise ContextLengthError(field, len(tokens), max_length)

@@ -1,0 +1,105 @@
+"""Targets: what an edit or a watch of a request names, a feature or a direction, resolved to a probe."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from saegis.v1 import steering_pb2
+from saegis_server.engine.requests import FieldError
+from saegis_server.engine.sites import Site, SiteError
+from saegis_server.rpc.wire.problems import UnknownSiteError
+from saegis_server.sae.catalog import Catalog, FoundFeature
+from saegis_server.steering.rows import Probe
+
+#: The most characters of a label that a feature is looked up by.
+LONGEST_LABEL = 1024
+
+
+class Target(Protocol):
+    """Any message that names a feature or a direction, and a site: an edit or a watch."""
+
+    site: str
+
+    @property
+    def feature(self) -> steering_pb2.FeatureRef: ...
+    @property
+    def direction(self) -> steering_pb2.Direction: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """A target: where it is, how to read and write it, and which feature it is; None for a direction."""
+
+    site: str
+    probe: Probe
+    feature: FoundFeature | None = None
+
+
+class Targets:
+    """Resolves targets against the sites of the engine and the catalog of SAEs; width: d of every site."""
+
+    def __init__(self, sites: tuple[str, ...], catalog: Catalog, width: int) -> None:
+        self.sites = sites
+        self.catalog = catalog
+        self.width = width
+
+    def resolve(self, message: Target, kind: str | None, path: str) -> Resolved:
+        """What a target means; `kind` is which of `feature` and `direction` is set.
+
+        Raises FieldError and the catalog's errors, with field paths that begin with `path`.
+        """
+        site = self.site(message.site, f"{path}.site") if message.site else ""
+        if kind == "feature":
+            found = self.feature(message.feature, f"{path}.feature", site, f"{path}.site")
+            return Resolved(found.site, found.probe(), found)
+        if kind == "direction":
+            site = site or self._only_site(f"{path}.site")
+            return Resolved(site, self._direction(message.direction, f"{path}.direction"))
+        raise FieldError(path, "one of feature and direction must be given")
+
+    def site(self, name: str, path: str) -> str:
+        """The site of a name, in any spelling that `Site.parse` reads.
+
+        Raises FieldError for what is no site's name, UnknownSiteError for a site that is not offered.
+        """
+        try:
+            site = str(Site.parse(name))
+        except SiteError as error:
+            raise FieldError(path, str(error)) from error
+        if site not in self.sites:
+            known = ", ".join(self.sites) or "none"
+            raise UnknownSiteError(path, f"{name!r} is no site of this server; its sites: {known}", name)
+        return site
+
+    def feature(
+        self, message: steering_pb2.FeatureRef, path: str, site: str = "", site_path: str = "site"
+    ) -> FoundFeature:
+        """The feature of a reference. Raises FieldError and the catalog's errors."""
+        loaded = self.catalog.sae(message.sae, f"{path}.sae", site, site_path)
+        match message.WhichOneof("selector"):
+            case "index":
+                return self.catalog.by_index(loaded, message.index, f"{path}.index")
+            case "label":
+                if len(message.label) > LONGEST_LABEL:
+                    described = f"at most {LONGEST_LABEL} characters, not {len(message.label)}"
+                    raise FieldError(f"{path}.label", described)
+                return self.catalog.by_label(loaded, message.label, f"{path}.label")
+        raise FieldError(path, "one of index and label must be given")
+
+    def _only_site(self, path: str) -> str:
+        if len(self.sites) == 1:
+            return self.sites[0]
+        known = ", ".join(self.sites) or "none"
+        raise FieldError(path, f"must be given for a direction; this server's sites: {known}")
+
+    def _direction(self, message: steering_pb2.Direction, path: str) -> Probe:
+        if len(message.values) != self.width:
+            raise FieldError(
+                f"{path}.values",
+                f"must have {self.width} numbers, as the model's activations, not {len(message.values)}",
+            )
+        try:
+            return Probe.direction(torch.tensor(message.values, dtype=torch.float32))
+        except ValueError as error:
+            raise FieldError(f"{path}.values", str(error)) from error
