@@ -1,6 +1,6 @@
 """What stops a start, in words: each exception with its message and what to do next."""
 
-from saegis_server.audit.errors import AuditError
+from saegis_server.audit import AuditError
 from saegis_server.engine.sites import SiteError
 from saegis_server.engine.torch.loading import MachineError, ModelLoadError
 from saegis_server.engine.torch.warmup import CanaryError, NotCompiledError

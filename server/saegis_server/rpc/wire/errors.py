@@ -18,7 +18,7 @@ import torch
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 
-from saegis_server.audit.errors import AuditUnavailableError
+from saegis_server.audit import AuditUnavailableError
 from saegis_server.engine import requests as engine
 from saegis_server.policy import errors as policy
 from saegis_server.policy.decide.disclosure import revisions_told
