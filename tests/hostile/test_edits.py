@@ -9,11 +9,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from saegis_server.engine.load import Limits
-from saegis_server.engine.requests import GenerationRequest, RequestFinished
+from saegis_server.engine.api import FirstToken, GenerationRequest, Limits, RequestFinished
 from saegis_server.engine.sites import Site
 from saegis_server.engine.torch.engine import Engine
-from saegis_server.engine.torch.first_token import FirstToken
 from saegis_server.engine.torch.slots import Slots
 from saegis_server.engine.torch.step import Step
 from saegis_server.policy.bundle.bundle import Bundle

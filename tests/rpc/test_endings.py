@@ -15,7 +15,7 @@ import pytest
 
 from saegis.v1 import generation_pb2 as pb
 from saegis.v1 import generation_pb2_grpc, policy_pb2, policy_pb2_grpc, prompt_pb2, steering_pb2
-from saegis_server.engine.requests import QueueFullError
+from saegis_server.engine.api import QueueFullError
 from saegis_server.policy.bundle.bundle import Bundle
 from tests.rpc import tiny
 from tests.rpc.harness import Running, eventually, failure

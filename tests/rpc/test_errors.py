@@ -5,7 +5,7 @@ import pytest
 import torch
 from google.rpc import error_details_pb2  # type: ignore[import-untyped]
 
-from saegis_server.engine import requests as engine
+from saegis_server.engine import api as engine
 from saegis_server.rpc.wire.errors import PUSHBACK_KEY, describe, status, trailers
 from saegis_server.rpc.wire.problems import NotServingError, PreconditionError
 from saegis_server.steering.program import SteeringError

@@ -8,10 +8,13 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from saegis_server.bench.subjects import Subject
-from saegis_server.engine.guard import UNGUARDED, Guard, Guarded, Reaction
-from saegis_server.engine.requests import (
+from saegis_server.engine.api import (
+    UNGUARDED,
     Event,
     GenerationRequest,
+    Guard,
+    Guarded,
+    Reaction,
     RequestFailed,
     RequestFinished,
     SamplingParams,

@@ -14,31 +14,38 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from saegis_server.engine.guard import UNGUARDED, Guard
-from saegis_server.engine.load import EngineStats, Limits, Rate
-from saegis_server.engine.requests import (
+from saegis_server.engine.api import (
+    AS_IT_IS,
+    UNGUARDED,
+    Baseline,
     Closing,
     DeadlineExceededError,
     DuplicateRequestError,
     EngineError,
+    EngineStats,
     EngineStoppedError,
     FinishReason,
+    FirstToken,
     GenerationRequest,
+    Guard,
+    Limits,
     NonFiniteLogitsError,
     QueueFullError,
+    Score,
+    Sink,
     SteeringDivergedError,
 )
 from saegis_server.engine.sites import Site
 from saegis_server.engine.torch.admission import Admission
 from saegis_server.engine.torch.fair import has_room
-from saegis_server.engine.torch.first_token import FirstToken
 from saegis_server.engine.torch.guarding import Ending, Guarding
 from saegis_server.engine.torch.jobs import Ended, Job, Jobs, at_once
 from saegis_server.engine.torch.memory import own_failure
 from saegis_server.engine.torch.prompt_reading import PromptReading
+from saegis_server.engine.torch.rate import Rate
 from saegis_server.engine.torch.schedule import Schedule
-from saegis_server.engine.torch.score import AS_IT_IS, Baseline, Reading, Score, Scoring
-from saegis_server.engine.torch.sequence import Running, Sequence, Sink, extent_of
+from saegis_server.engine.torch.score import Reading, Scoring
+from saegis_server.engine.torch.sequence import Running, Sequence, extent_of
 from saegis_server.engine.torch.step import Step, StepOutput
 from saegis_server.engine.torch.text import TextStream
 from saegis_server.steering.program import UNSTEERED, SteeringProgram

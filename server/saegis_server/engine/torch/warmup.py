@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saegis_server.engine.requests import SamplingParams
+from saegis_server.engine.api import SamplingParams
 from saegis_server.engine.sites import Site, site_module
 from saegis_server.engine.torch.step import SMALLEST, Extent, Step
 from saegis_server.steering.program import SiteProgram

@@ -6,11 +6,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from saegis_server.engine.load import Limits
+from saegis_server.engine.api import FirstToken, Limits
 from saegis_server.engine.sites import Site, forward_order, site_module
 from saegis_server.engine.torch.compile_cache import CompileCacheError, Kept, settle
 from saegis_server.engine.torch.engine import Engine
-from saegis_server.engine.torch.first_token import FirstToken
 from saegis_server.engine.torch.loading import LoadedModel, load_model
 from saegis_server.engine.torch.memory import is_want_of_memory
 from saegis_server.engine.torch.site_reading import show_sites

@@ -1,12 +1,18 @@
-"""What goes into the engine and what comes out: requests, sampling parameters, events, errors."""
+"""What an engine is: its requests, events, receipts, limits and errors, and the protocol that it meets.
+
+Whoever uses an engine imports this module and nothing else of `engine`.
+"""
+
+from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import NamedTuple
 
-from saegis_server.engine.guard import UNGUARDED, Guard
-from saegis_server.steering.program import UNSTEERED, SteeringProgram
+from saegis_server.steering.conditions import Condition
+from saegis_server.steering.program import UNSTEERED, SiteProgram, SteeringProgram
 
 #: The most alternatives that a token's logprobs may carry.
 MAX_LOGPROBS = 20
@@ -98,6 +104,56 @@ class SamplingParams:
             and self.min_tokens == 0
             and self.logprobs is None
         )
+
+
+class Reaction(StrEnum):
+    """What follows when a condition comes to hold.
+
+    STOP ends the sequence before the token of that step is told; text that was held back, such as half a
+    character, is not told either. REFUSE fails the request before its first own token; in the answer, where
+    that is too late, it is STOP. EDIT puts further rows in force from that very token on: the step is taken
+    again with them, so no token comes of a step without them; a prompt is read again from its start. The rows
+    of a condition that is not sticky leave after the first token at which it does not hold. RECORD counts.
+    """
+
+    RECORD = "record"
+    STOP = "stop"
+    REFUSE = "refuse"
+    EDIT = "edit"
+
+
+@dataclass(frozen=True)
+class Guarded:
+    """One condition and what follows from it.
+
+    name: tells it apart from others of the request in receipts, such as "policy/rule". message: of REFUSE.
+    rows: of EDIT, by site; only `rules` and `bans` of them are used, in addition to the program's own.
+    """
+
+    name: str
+    condition: Condition
+    reaction: Reaction
+    message: str = ""
+    rows: Mapping[str, SiteProgram] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Guard:
+    """All conditions of a request. Their readings are the `guards` of its program, see `Condition`.
+
+    reads_first_token: whether they read a text's first token also where it is the model's own
+    beginning-of-sequence token. hold_back: whether a token is told only once it has been judged itself, by
+    being read: what stops an answer at a token then keeps that token back too. The model's own end tokens,
+    which are no text, are told at once.
+    """
+
+    conditions: tuple[Guarded, ...] = ()
+    reads_first_token: bool = False
+    hold_back: bool = False
+
+
+#: The guard of a request that nobody watches over.
+UNGUARDED = Guard()
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,13 +313,96 @@ class RequestFinished:
 class RequestFailed:
     """The last event of a request that could not be completed; `done` is what was done until then."""
 
-    error: "EngineError"
+    error: EngineError
     done: RequestFinished
 
 
 #: How a request ended: its last event.
 Closing = RequestFinished | RequestFailed
 Event = Delta | SequenceFinished | Closing
+#: Takes a request's events, in order; runs on a thread of the engine's and must neither block nor raise.
+Sink = Callable[[list[Event]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """How likely the tokens of a text of T tokens are; natural logarithms, T − 1 numbers in each tuple.
+
+    Entry i is of token i + 1, given tokens 0 to i: its log probability as steered and plainly, which is under
+    the baseline, and KL(plain ‖ steered) of the two distributions in nats. The receipt is of the steered
+    reading of all T.
+    """
+
+    logprobs: tuple[float, ...]
+    plain_logprobs: tuple[float, ...]
+    divergences: tuple[float, ...]
+    receipt: Receipt
+    timings: Timings
+
+
+class Baseline(NamedTuple):
+    """What the plain reading of a text is under: a program, and a guard beside it. By default, nothing."""
+
+    program: SteeringProgram = UNSTEERED
+    guard: Guard = UNGUARDED
+
+
+#: The model as it is.
+AS_IT_IS = Baseline()
+
+
+@dataclass(frozen=True, slots=True)
+class FirstToken:
+    """Where a text begins with `bos`, that one token is left out, unless the server or a request asks for it.
+
+    It sees nothing before it, so it is the same in every text and says nothing of any; and an SAE has hardly
+    learnt it, so that a large share of its features fires there.
+
+    bos: the model's own; None for one that has none, all of whose tokens are alike. moved: rows move it, for
+    everybody; read: conditions, contrasts and statistics read it.
+    """
+
+    bos: int | None = None
+    moved: bool = False
+    read: bool = False
+
+    def unmoved(self, tokens: Sequence[int], program: SteeringProgram) -> int:
+        """How many of the tokens that a text begins with no row moves: 0 or 1."""
+        return 0 if self.moved or program.moves_first_token else self._begins(tokens)
+
+    def unread(self, tokens: Sequence[int], guard: Guard) -> int:
+        """How many of the tokens that a text begins with no condition reads: 0 or 1."""
+        return 0 if guard.reads_first_token else self.left_out(tokens)
+
+    def left_out(self, tokens: Sequence[int]) -> int:
+        """How many of the tokens that a text begins with are left out of statistics: 0 or 1."""
+        return 0 if self.read else self._begins(tokens)
+
+    def _begins(self, tokens: Sequence[int]) -> int:
+        return int(len(tokens) > 0 and tokens[0] == self.bos)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much the engine takes on: sequences that may wait, prompt tokens a chunk and between two steps."""
+
+    queue: int = 256
+    prefill_chunk: int = 256
+    prefill_between_steps: int = 512
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """What the engine is doing now. Token counts are of the KV cache; the rate is of the last seconds."""
+
+    running: int
+    waiting: int
+    used_tokens: int
+    max_total_tokens: int
+    tokens_per_second: float
+    max_running: int
+    queue_limit: int
+    steps: int
 
 
 class EngineError(Exception):
