@@ -24,7 +24,7 @@ from saegis_server.engine.api import (
     TokenOutput,
 )
 from saegis_server.engine.sites import Site
-from saegis_server.engine.torch.engine import Engine
+from saegis_server.engine.torch.engine import TorchEngine
 from saegis_server.engine.torch.slots import Slots
 from saegis_server.engine.torch.step import Step
 from saegis_server.steering.program import UNSTEERED, SteeringProgram
@@ -147,7 +147,7 @@ class Answer:
         return last
 
 
-class RunningEngine(Engine):
+class RunningEngine(TorchEngine):
     """An engine with helpers for tests; use as a context manager."""
 
     def __init__(

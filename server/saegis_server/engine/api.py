@@ -7,12 +7,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
+from torch import Tensor
+
+from saegis_server.engine.sites import Site
 from saegis_server.steering.conditions import Condition
 from saegis_server.steering.program import UNSTEERED, SiteProgram, SteeringProgram
+from saegis_server.steering.table import Capacity
 
 #: The most alternatives that a token's logprobs may carry.
 MAX_LOGPROBS = 20
@@ -320,8 +325,10 @@ class RequestFailed:
 #: How a request ended: its last event.
 Closing = RequestFinished | RequestFailed
 Event = Delta | SequenceFinished | Closing
-#: Takes a request's events, in order; runs on a thread of the engine's and must neither block nor raise.
+#: Takes a request's events, in order; runs on the engine's thread and must not block.
 Sink = Callable[[list[Event]], None]
+#: Told how far a stage of a start has come: its name, what is done, out of how much (0: not known).
+Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -393,7 +400,10 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """What the engine is doing now. Token counts are of the KV cache; the rate is of the last seconds."""
+    """What the engine is doing now. Token counts are of the KV cache; the rate is of the last seconds.
+
+    recompilations: what was compiled since the warm-up, which should be nothing.
+    """
 
     running: int
     waiting: int
@@ -403,6 +413,7 @@ class EngineStats:
     max_running: int
     queue_limit: int
     steps: int
+    recompilations: int = 0
 
 
 class EngineError(Exception):
@@ -448,3 +459,111 @@ class RefusedByPolicyError(EngineError):
         super().__init__(message)
         self.name = name
         self.message = message
+
+
+class CanaryError(RuntimeError):
+    """Steering does not do what it must at a site; the server must not serve."""
+
+
+class Engine(Protocol):
+    """Writes answers, scores texts and reads activations, each request steered by a program of its own.
+
+    Threads: every method may be called from any thread. `submit`, `score` and `capture` check what they are
+    given, queue it and return, without waiting for the model. Sinks and `on_end` are called on a thread of
+    the engine, where nothing may block.
+
+    Errors: what cannot be accepted is raised by the call, and then no event comes of it. FieldError and
+    SteeringError are the request's fault, QueueFullError and DuplicateRequestError pass, EngineStoppedError
+    does not. What goes wrong later is the error of the RequestFailed that ends the request, or the future's:
+    DeadlineExceededError, OutOfMemoryError, SteeringDivergedError, NonFiniteLogitsError, RefusedByPolicyError
+    or EngineStoppedError, and another EngineError for what fits none of them. It is that request's alone.
+
+    Events: a sink gets lists that are not empty. Of each sequence Deltas come in the order of its tokens, and
+    then one SequenceFinished, unless an error cut it off; those of several sequences are mixed. Last comes
+    one RequestFinished or RequestFailed, whatever happens, with the receipt of all that was done, and nothing
+    after it; from then on the request's id is free again. The first events may come before `submit` returns.
+    A sink that raises has its request cancelled.
+
+    Company: what others ask changes neither a request's tokens nor its receipt, beyond the rounding of sums
+    of another shape; a seed gives the same tokens alone and in company.
+
+    A life is `warm_up`, `start`, requests, `stop`; what is submitted before the start waits for it. Every
+    engine is held to this by tests/engine/conformance.
+    """
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """Where programs may act and read, in the order of the forward pass."""
+
+    @property
+    def capacity(self) -> Capacity:
+        """How many rows of each kind a program may have at a site."""
+
+    @property
+    def max_length(self) -> int:
+        """How many tokens a prompt and its answer may have together."""
+
+    @property
+    def limits(self) -> Limits:
+        """How much it takes on."""
+
+    @property
+    def first_token(self) -> FirstToken:
+        """What it does at a text's first token."""
+
+    @property
+    def compiled(self) -> bool:
+        """Whether what it runs is compiled; settled by the warm-up."""
+
+    @property
+    def error(self) -> BaseException | None:
+        """What the engine died of by itself; None while it has not."""
+
+    def warm_up(self, progress: Progress) -> None:
+        """Do once, before the start, what the first requests would wait for; prove that steering is exact.
+
+        Raises CanaryError where it is not, and whatever else keeps the engine from being ready.
+        """
+
+    def start(self) -> None:
+        """Begin to serve."""
+
+    def stop(self) -> None:
+        """Serve no more; return once what is in flight has failed with EngineStoppedError."""
+
+    def submit(self, request: GenerationRequest, on_events: Sink) -> None:
+        """Queue a request, whose events `on_events` gets.
+
+        Raises FieldError or SteeringError for what cannot be run, DuplicateRequestError, QueueFullError,
+        EngineStoppedError. Bans that were not seen before are worked out here, which takes milliseconds.
+        """
+
+    def cancel(self, request_id: str) -> None:
+        """Abort a request; its sequences end with FinishReason.ABORT. Unknown ids are ignored."""
+
+    def score(
+        self,
+        tokens: Sequence[int],
+        program: SteeringProgram = UNSTEERED,
+        guard: Guard = UNGUARDED,
+        plain: Baseline = AS_IT_IS,
+        on_end: Callable[[Closing], None] | None = None,
+        tenant: str = "",
+    ) -> Future[Score]:
+        """How likely a text of at least two tokens is, steered by a program and under a baseline.
+
+        The text is steered and judged as a prompt, so edits of the completion act nowhere, and what would
+        stop an answer refuses the text. `on_end` hears how it ended before the future does, and must not
+        raise. Cancelling the future ends the reading. Raises as `submit` does; the future,
+        SteeringDivergedError, NonFiniteLogitsError, OutOfMemoryError, RefusedByPolicyError or
+        EngineStoppedError.
+        """
+
+    def capture(self, tokens: Sequence[int], tenant: str = "") -> Future[dict[Site, Tensor]]:
+        """The clean activations [T, d] of a text at every site, float of the model's dtype.
+
+        Raises QueueFullError, EngineStoppedError.
+        """
+
+    def stats(self) -> EngineStats:
+        """What it is doing now."""
