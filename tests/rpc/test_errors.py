@@ -6,7 +6,7 @@ import torch
 from google.rpc import error_details_pb2  # type: ignore[import-untyped]
 
 from saegis_server.audit import AuditUnavailableError
-from saegis_server.engine import requests as engine
+from saegis_server.engine import api as engine
 from saegis_server.policy.store import errors as store
 from saegis_server.rpc.wire import problems
 from saegis_server.rpc.wire.errors import PUSHBACK_KEY, describe, status, trailers

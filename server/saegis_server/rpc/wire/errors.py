@@ -20,7 +20,7 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 
 from saegis_server.audit import AuditUnavailableError
-from saegis_server.engine import requests as engine
+from saegis_server.engine import api as engine
 from saegis_server.policy import errors as policy
 from saegis_server.policy.decide.decision import Denial
 from saegis_server.policy.decide.disclosure import revisions_told
