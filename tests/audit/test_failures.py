@@ -18,7 +18,7 @@ from saegis_server.audit.files import Disk
 from saegis_server.audit.log import AuditLog
 from saegis_server.audit.verify import verify
 from tests.audit import logs
-from tests.audit.logs import is_chain, lines, refusal
+from tests.audit.logs import is_chain, lines, put
 
 OPERATIONS = ("open", "write", "half", "fsync", "truncate", "rename", "remove", "sync_directory")
 
@@ -68,20 +68,20 @@ class FailingDisk(Disk):
 def test_a_failed_write_is_refused_and_the_next_goes_on(tmp_path: Path, operation: str) -> None:
     disk = FailingDisk()
     log = AuditLog(logs.settings(tmp_path), disk=disk)
-    log.append(refusal(1)).result()
+    log.append(put(1)).result()
     disk.failing = operation
     for number in (2, 3):
         with pytest.raises(AuditUnavailableError, match="No space left on device"):
-            log.append(refusal(number)).result()
+            log.append(put(number)).result()
     disk.failing = ""
-    assert log.append(refusal(4)).result().seq == 4
+    assert log.append(put(4)).result().seq == 4
     log.close()
     found = lines(tmp_path)
     assert is_chain(found)
-    assert [record["kind"] for record in found] == ["start", "refusal", "lost", "refusal", "stop"]
+    assert [record["kind"] for record in found] == ["start", "policy", "lost", "policy", "stop"]
     assert found[2]["records"] == 2
     assert "No space left" in found[2]["reason"]
-    assert [record.get("request_id") for record in found[1:4:2]] == ["request-1", "request-4"]
+    assert [record["name"] for record in found[1:4:2]] == ["policy-1", "policy-4"]
 
 
 @settings(max_examples=40, deadline=None)
@@ -101,24 +101,18 @@ def test_whatever_fails_the_acknowledged_records_are_one_chain(
         refused: set[str] = set()
         for number, (failing, records) in enumerate(steps):
             disk.failing = failing
-            futures = {
-                f"{number}-{each}": log.append(refusal(message=f"{number}-{each}")) for each in range(records)
-            }
+            futures = {f"{number}-{each}": log.append(put(by=f"{number}-{each}")) for each in range(records)}
             for message, future in futures.items():
                 try:
                     written[message] = future.result()
                 except AuditUnavailableError:
                     refused.add(message)
         disk.failing = ""
-        log.append(refusal()).result()
+        log.append(put(by="")).result()
         log.close()
         assert verify(directory).problems == ()
         found = lines(directory)
-        told = {
-            record["message"]: Link(record["seq"], record["hash"])
-            for record in found
-            if record.get("message")
-        }
+        told = {record["by"]: Link(record["seq"], record["hash"]) for record in found if record.get("by")}
         assert told.items() <= written.items()
         assert not told.keys() & refused
         if keep is None:
@@ -196,7 +190,7 @@ def test_a_log_finds_out_by_itself_that_it_can_be_written_again(
     log = AuditLog(logs.settings(tmp_path), disk=disk)
     disk.failing = "write"
     with pytest.raises(AuditUnavailableError):
-        log.append(refusal()).result()
+        log.append(put()).result()
     assert (log.is_failing, log.refuses) == (True, True)
     disk.failing = ""
     until = time.monotonic() + 5.0

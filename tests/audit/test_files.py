@@ -109,7 +109,7 @@ def test_a_file_that_somebody_else_touches_is_not_written(
     change(tmp_path / ACTIVE)
     for _ in range(2):
         with pytest.raises(AuditUnavailableError, match=message):
-            log.append(logs.refusal()).result()
+            log.append(logs.put()).result()
     log.close()
 
 
@@ -123,12 +123,12 @@ def test_a_file_in_the_way_of_rotation_is_not_overwritten(tmp_path: Path) -> Non
     log = AuditLog(logs.settings(tmp_path, max_bytes=1024))
     for last in range(1, 9):
         (tmp_path / f"audit-{1:012}-{last:012}.jsonl").write_text("in the way")
-    futures = [log.append(logs.refusal()) for _ in range(8)]
+    futures = [log.append(logs.put()) for _ in range(8)]
     with pytest.raises(AuditUnavailableError, match="there already"):
         futures[-1].result()
     for each in closed_files(tmp_path):
         assert each.path.read_text() == "in the way"
         each.path.unlink()
-    log.append(logs.refusal()).result()
+    log.append(logs.put()).result()
     log.close()
     assert logs.is_chain(logs.lines(tmp_path))
