@@ -1,17 +1,21 @@
 """Random guarded requests, whose conditions come to hold in the prompt, amid the answer, or never."""
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
+import pytest
 import torch
 
-from saegis_server.engine.api import UNGUARDED, Guard, Guarded, Reaction, SamplingParams
+from saegis_server.engine.api import UNGUARDED, FinishReason, Guard, Guarded, Reaction, SamplingParams
 from saegis_server.steering import rows
 from saegis_server.steering.conditions import AllOf, AnyOf, Condition, Expression, Literal, Negation, Scope
 from saegis_server.steering.program import SiteProgram, SteeringProgram
 from saegis_server.steering.rows import Norm, Phase
 from tests.engine import tiny
 from tests.engine.naive import Naive
+from tests.engine.serving import Answer
 from tests.steering import cases
 
 SITES = [str(site) for site in tiny.SITES]
@@ -117,3 +121,67 @@ def always(name: str, reaction: Reaction, **values: object) -> Guarded:
 
 #: A request that reads a little and is steered by nobody.
 READ_ONLY = SteeringProgram({SITES[0]: SiteProgram(guards=(probe(77),))})
+
+_LONG = SamplingParams(temperature=0.0, max_tokens=30, ignore_eos=True)
+
+
+@cache
+def answered(seed: int) -> tuple[Case, Naive]:
+    """A random case and what the loop makes of it."""
+    case = random_case(seed)
+    return case, case.naive()
+
+
+def agrees(answer: Answer, case: Case, wanted: Naive) -> None:
+    """The tokens that are told, the ending, and the receipt's conditions and peaks."""
+    assert wanted.closest > 1e-4, "the case rests on rounding"
+    assert answer.tokens() == wanted.told
+    reason = {"length": FinishReason.LENGTH, "stopped": FinishReason.CONTENT_FILTER}[wanted.ended]
+    assert answer.ending().reason is reason
+    receipt, usage = answer.finished.receipt, answer.finished.usage
+    assert usage.completion_tokens == len(wanted.told)
+    for found, each, held in zip(receipt.conditions, case.guard.conditions, wanted.held, strict=True):
+        assert (found.name, found.held_tokens) == (each.name, len(held))
+        assert found.first_token == (held[0] if held else None)
+    assert receipt.guard_peaks == pytest.approx(wanted.peaks, abs=1e-4, rel=1e-4)
+    assert all(len(output.watched) == 3 for output in answer.outputs()), "guards are not told"
+
+
+def literal(answer: Sequence[float], token: int) -> Condition:
+    """A condition on the first reading that holds first at a token of an answer, by its values there."""
+    level = max(answer[:token])
+    assert answer[token] > level + 1e-3
+    return Condition(Literal(0, (level + answer[token]) / 2.0), sticky=False)
+
+
+def rising(prompt: list[int]) -> tuple[list[float], int]:
+    """The first reading at the tokens of a plain answer, and a token after the third with the largest yet."""
+    run = Naive(tiny.model(), prompt, READ_ONLY, Guard(), _LONG).run()
+    values = [row[0] for row in run.values]
+    in_prompt, answer = max(values[: len(prompt)]), values[len(prompt) :]
+    for token in range(3, len(answer)):
+        if answer[token] > max(in_prompt, *answer[:token]) + 1e-3:
+            return [in_prompt, *answer], token
+    raise AssertionError("choose another prompt")
+
+
+@cache
+def late() -> tuple[list[int], list[int], Condition, int]:
+    """A prompt, its plain answer, and a condition that holds first at a token of it."""
+    for seed in range(50):
+        prompt = tiny.prompt_of(seed, 6)
+        try:
+            values, token = rising(prompt)
+        except AssertionError:
+            continue
+        answer = Naive(tiny.model(), prompt, READ_ONLY, Guard(), _LONG).run().tokens
+        return prompt, answer, literal(values, token + 1), token
+    raise AssertionError("no prompt will do")
+
+
+def flickering() -> tuple[SteeringProgram, Guard]:
+    """A request whose rows come and go, for half of its tokens or so."""
+    added = {SITES[1]: SiteProgram(rules=(rows.add(probe(5), 4.0),))}
+    condition = Condition(Literal(0, 0.0), sticky=False)
+    edit = Guarded("p/edit", condition, Reaction.EDIT, rows=added)
+    return READ_ONLY, Guard((edit, always("p/count", Reaction.RECORD)))

@@ -10,9 +10,8 @@ from saegis_server.engine.api import SamplingParams
 from saegis_server.engine.torch.warmup import missing_compiler, warm_up
 from saegis_server.steering.program import SteeringProgram
 from tests.engine import tiny
-from tests.engine.test_guards import agrees, answered
-from tests.engine.test_guards_apart import flickering
-from tests.engine.test_parity import differs, generate, random_program
+from tests.engine.guarded import agrees, answered, flickering
+from tests.engine.hooked import differs, generate, random_program
 
 pytestmark = [
     pytest.mark.slow,

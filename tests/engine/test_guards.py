@@ -1,256 +1,90 @@
-"""Guards against the loop: what comes of conditions in every company is what the loop says."""
+"""Guards in the embedded engine: what is read when, and what they leave behind."""
 
-from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache
-
-import pytest
+from itertools import pairwise
 
 from saegis_server.engine.api import (
-    Delta,
-    FieldError,
-    FinishReason,
     Guard,
     Guarded,
     Limits,
     Reaction,
-    RefusedByPolicyError,
     SamplingParams,
 )
 from saegis_server.steering import rows
-from saegis_server.steering.conditions import Condition, Literal, Negation, Scope
-from saegis_server.steering.program import SiteProgram, SteeringError, SteeringProgram
-from saegis_server.steering.table import Capacity
-from tests.engine import guarded, tiny
-from tests.engine.guarded import READ_ONLY, SITES, Case, always, probe
-from tests.engine.naive import Naive
+from saegis_server.steering.conditions import Condition, Literal
+from saegis_server.steering.program import SiteProgram
+from tests.engine import tiny
+from tests.engine.guarded import (
+    READ_ONLY,
+    SITES,
+    always,
+    answered,
+    late,
+    probe,
+)
 
-#: Those in which the most happens; see `test_the_cases_cover_what_can_happen`.
-SEEDS = (4, 6, 7, 8, 11, 15, 16, 21, 24, 25, 26, 27, 28, 32, 33)
-GREEDY = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True)
-#: Reads in chunks that most prompts do not fit in.
-CHUNKED = Limits(prefill_chunk=5)
-
-
-@cache
-def answered(seed: int) -> tuple[Case, Naive]:
-    """A random case and what the loop makes of it."""
-    case = guarded.random_case(seed)
-    return case, case.naive()
+LONG = SamplingParams(temperature=0.0, max_tokens=30, ignore_eos=True)
+ADDED = {SITES[1]: SiteProgram(rules=(rows.add(probe(5), 4.0),))}
 
 
-def agrees(answer: tiny.Answer, case: Case, wanted: Naive) -> None:
-    """The tokens that are told, the ending, and the receipt's conditions and peaks."""
-    assert wanted.closest > 1e-4, "the case rests on rounding"
-    assert answer.tokens() == wanted.told
-    reason = {"length": FinishReason.LENGTH, "stopped": FinishReason.CONTENT_FILTER}[wanted.ended]
-    assert answer.ending().reason is reason
-    receipt, usage = answer.finished.receipt, answer.finished.usage
-    assert usage.completion_tokens == len(wanted.told)
-    for found, each, held in zip(receipt.conditions, case.guard.conditions, wanted.held, strict=True):
-        assert (found.name, found.held_tokens) == (each.name, len(held))
-        assert found.first_token == (held[0] if held else None)
-    assert receipt.guard_peaks == pytest.approx(wanted.peaks, abs=1e-4, rel=1e-4)
-    assert all(len(output.watched) == 3 for output in answer.outputs()), "guards are not told"
+def test_a_prompt_that_is_read_again_waits_its_turn_like_any_other() -> None:
+    """Between two steps no more is read than the limit, and the reader is first in line again."""
+    limits = Limits(prefill_chunk=8, prefill_between_steps=8)
+    guard = Guard((always("p/edit", Reaction.EDIT, rows=ADDED),))
+    step = tiny.step(tiny.model())
+    taken: list[int] = []
+    prefill, decode = step.prefill, step.decode
 
+    def reading(slot: int, tokens: list[int], start: int, *others: object, **named: object) -> object:
+        taken.append(start)
+        return prefill(slot, tokens, start, *others, **named)  # type: ignore[arg-type]
 
-def ask(engine: tiny.RunningEngine, case: Case) -> tiny.Answer:
-    return engine.ask(case.prompt, case.sampling, case.program, guard=case.guard)
+    def decoding(*arguments: object) -> object:
+        taken.append(-1)
+        return decode(*arguments)  # type: ignore[arg-type]
 
-
-def test_the_cases_cover_what_can_happen() -> None:
-    """Rows that come amid the answer, that leave again, and come again; stops; several tries for a token."""
-    cases = [answered(seed) for seed in SEEDS]
-    edits = [
-        (each, held)
-        for case, wanted in cases
-        for each, held in zip(case.guard.conditions, wanted.held, strict=True)
-        if each.reaction is Reaction.EDIT and held
-    ]
-    assert sum(held[0] >= 0 for _, held in edits) >= 6
-    assert sum(held[0] == -1 for _, held in edits) >= 6
-    assert sum(held != list(range(held[0], held[-1] + 1)) for _, held in edits) >= 3
-    assert sum(held[-1] < 12 for _, held in edits) >= 4
-    assert {wanted.ended for _, wanted in cases} == {"length", "stopped"}
-    assert any(0 < len(wanted.tokens) < 14 for _, wanted in cases)
-    assert any(site.bans for each, _ in edits for site in each.rows.values())
-
-
-def test_alone_and_in_chunks_it_is_what_the_loop_says() -> None:
-    with tiny.RunningEngine(tiny.step(tiny.model()), limits=CHUNKED) as engine:
-        for seed in SEEDS:
-            case, wanted = answered(seed)
-            agrees(ask(engine, case).wait(), case, wanted)
-
-
-def test_all_at_once_it_is_what_the_loop_says() -> None:
-    """In few slots, which change hands and move, beside requests that nobody guards."""
-    engine = tiny.RunningEngine(tiny.step(tiny.model(), slots=5), max_running=5)
-    answers, plain = [], []
-    for seed in SEEDS:
-        answers.append(ask(engine, answered(seed)[0]))
-        sampling = replace(GREEDY, max_tokens=1 + seed % 9)
-        plain.append(engine.ask(tiny.prompt_of(seed, 9), sampling))
+    step.prefill, step.decode = reading, decoding  # type: ignore[method-assign, assignment]
+    engine = tiny.RunningEngine(step, limits=limits)
+    engine.ask([1, 2, 3], LONG)
+    long = engine.ask(tiny.prompt_of(1, 24), replace(LONG, max_tokens=2), READ_ONLY, guard=guard)
+    short = engine.ask([4, 5], replace(LONG, max_tokens=1))
     with engine:
-        for seed, answer in zip(SEEDS, answers, strict=True):
-            agrees(answer.wait(), *answered(seed))
-        together = [answer.wait().tokens() for answer in plain]
-        alone = [engine.ask(tiny.prompt_of(seed, 9), GREEDY).wait().tokens() for seed in SEEDS]
-        assert together == [tokens[: 1 + seed % 9] for seed, tokens in zip(SEEDS, alone, strict=True)]
+        for answer in (long, short):
+            answer.wait()
+    reads = [start for start in taken if start >= 0]
+    assert reads == [0, 0, 8, 16, 0, 8, 16, 0]
+    assert all(-1 in pair for pair in pairwise(taken[1:]) if max(pair) > 0)
+
+
+def test_what_is_held_back_is_not_told_where_the_request_is_cancelled() -> None:
+    prompt, plain, _, _ = late()
+    never = Guard((Guarded("p/stop", Condition(Literal(0, 1e6)), Reaction.STOP),), hold_back=True)
+    engine = tiny.RunningEngine(tiny.step(tiny.model()))
+    fed: list[int] = []
+    decode = engine.step.decode
+
+    def watch(*arguments: object) -> object:
+        fed.append(len(fed))
+        if len(fed) == 4:
+            engine.cancel("gone")
+        return decode(*arguments)  # type: ignore[arg-type]
+
+    engine.step.decode = watch  # type: ignore[method-assign, assignment]
+    with engine:
+        answer = engine.ask(prompt, LONG, READ_ONLY, "gone", guard=never).wait()
+    assert answer.tokens() == plain[: len(answer.tokens())]
+    # Each step told the token that it was fed; the one chosen last was never fed.
+    assert len(answer.tokens()) == len(fed) == answer.finished.usage.completion_tokens
+
+
+def test_nothing_is_left_in_the_tables() -> None:
+    engine = tiny.RunningEngine(tiny.step(tiny.model(), slots=2), max_running=2)
+    answers = []
+    for seed in (4, 6, 7, 8):
+        case, _ = answered(seed)
+        answers.append(engine.ask(case.prompt, case.sampling, case.program, guard=case.guard))
+    with engine:
+        for answer in answers:
+            answer.wait()
         tables = engine.step.slots.tables.values()
         assert not any(bool(rows.vectors.any()) for table in tables for rows in (table.rules, table.bounds))
-
-
-def literal(answer: Sequence[float], token: int) -> Condition:
-    """A condition on the first reading that holds first at a token of an answer, by its values there."""
-    level = max(answer[:token])
-    assert answer[token] > level + 1e-3
-    return Condition(Literal(0, (level + answer[token]) / 2.0), sticky=False)
-
-
-def rising(prompt: list[int]) -> tuple[list[float], int]:
-    """The first reading at the tokens of a plain answer, and a token after the third with the largest yet."""
-    run = Naive(tiny.model(), prompt, READ_ONLY, Guard(), replace(GREEDY, max_tokens=30)).run()
-    values = [row[0] for row in run.values]
-    in_prompt, answer = max(values[: len(prompt)]), values[len(prompt) :]
-    for token in range(3, len(answer)):
-        if answer[token] > max(in_prompt, *answer[:token]) + 1e-3:
-            return [in_prompt, *answer], token
-    raise AssertionError("choose another prompt")
-
-
-@pytest.fixture(scope="module")
-def late() -> tuple[list[int], Condition, int]:
-    """A prompt, and a condition that holds first at a token of its plain answer."""
-    for seed in range(50):
-        prompt = tiny.prompt_of(seed, 6)
-        try:
-            values, token = rising(prompt)
-        except AssertionError:
-            continue
-        return prompt, literal(values, token + 1), token
-    raise AssertionError("no prompt will do")
-
-
-def test_a_stop_lets_no_further_token_and_no_held_back_text_out(
-    late: tuple[list[int], Condition, int],
-) -> None:
-    prompt, condition, token = late
-    stop = Guard((Guarded("p/stop", condition, Reaction.STOP),))
-    long = replace(GREEDY, max_tokens=40)
-    with tiny.RunningEngine(tiny.step(tiny.model())) as engine:
-        plain = engine.ask(prompt, long, READ_ONLY).wait()
-        stopped = engine.ask(prompt, long, READ_ONLY, guard=stop).wait()
-        assert stopped.tokens() == plain.tokens()[: token + 1]
-        assert stopped.ending().reason is FinishReason.CONTENT_FILTER
-        assert stopped.finished.usage.completion_tokens == token + 1
-        assert plain.text().startswith(stopped.text())
-        # The end of the text told so far, with more behind it, is a stop string that may yet come.
-        waits = replace(long, stop=(stopped.text()[-1:] + "\u2603never",))
-        held = engine.ask(prompt, waits, READ_ONLY, guard=stop).wait()
-        assert (held.tokens(), held.text()) == (stopped.tokens(), stopped.text()[:-1])
-        assert held.ending().stop_string is None
-        receipt = stopped.finished.receipt
-        assert [(each.held_tokens, each.first_token) for each in receipt.conditions] == [(1, token)]
-
-
-def test_each_of_several_sequences_stops_by_itself(late: tuple[list[int], Condition, int]) -> None:
-    prompt, condition, _ = late
-    sampling = SamplingParams(n=6, seed=4, max_tokens=6, ignore_eos=True)
-    guard = Guard((Guarded("p/stop", condition, Reaction.STOP),))
-    with tiny.RunningEngine(tiny.step(tiny.model())) as engine:
-        plain = engine.ask(prompt, sampling, READ_ONLY).wait()
-        answer = engine.ask(prompt, sampling, READ_ONLY, guard=guard).wait()
-    reasons = [answer.ending(index).reason for index in range(6)]
-    assert {FinishReason.CONTENT_FILTER} < set(reasons) <= {FinishReason.CONTENT_FILTER, FinishReason.LENGTH}
-    for index, reason in enumerate(reasons):
-        tokens = answer.tokens(index)
-        assert tokens == plain.tokens(index)[: len(tokens)]
-        assert (reason is FinishReason.LENGTH) is (len(tokens) == 6)
-    (found,) = answer.finished.receipt.conditions
-    assert found.held_tokens == reasons.count(FinishReason.CONTENT_FILTER)
-    filtered = [index for index, reason in enumerate(reasons) if reason is FinishReason.CONTENT_FILTER]
-    assert found.first_token == min(len(answer.tokens(index)) for index in filtered) - 1
-
-
-def test_a_refusal_lets_nothing_out_of_any_sequence() -> None:
-    guard = Guard((always("p/note", Reaction.RECORD), always("p/no", Reaction.REFUSE, message="not here")))
-    with tiny.RunningEngine(tiny.step(tiny.model()), limits=CHUNKED) as engine:
-        for n in (1, 3):
-            sampling = SamplingParams(n=n, seed=1, max_tokens=5, ignore_eos=True)
-            answer = engine.ask(tiny.prompt_of(2, 12), sampling, READ_ONLY, guard=guard).wait()
-            error = answer.failed.error
-            assert isinstance(error, RefusedByPolicyError)
-            assert (error.name, str(error)) == ("p/no", "not here")
-            assert not any(isinstance(event, Delta) for event in answer.events)
-        assert engine.stats().used_tokens == 0
-
-
-def test_what_would_refuse_a_prompt_stops_an_answer(late: tuple[list[int], Condition, int]) -> None:
-    prompt, condition, token = late
-    guard = Guard((Guarded("p/no", condition, Reaction.REFUSE, "no"),))
-    with tiny.RunningEngine(tiny.step(tiny.model())) as engine:
-        answer = engine.ask(prompt, replace(GREEDY, max_tokens=40), READ_ONLY, guard=guard).wait()
-        assert (len(answer.tokens()), answer.ending().reason) == (token + 1, FinishReason.CONTENT_FILTER)
-
-
-def test_rows_that_came_in_force_in_the_prompt_are_as_good_as_there_from_the_start() -> None:
-    """Bit for bit, with the receipt: a condition that always holds against the same rows without one."""
-    told = SamplingParams(seed=3, max_tokens=10, ignore_eos=True, logprobs=3, frequency_penalty=0.5)
-    added = SiteProgram(rules=(rows.add(probe(5), 4.0),), bans=(rows.ban(probe(6, "relu"), 2.0),))
-    site = SITES[1]
-    guard = Guard((always("p/edit", Reaction.EDIT, rows={site: added}),))
-    given = SteeringProgram({**READ_ONLY.sites, site: added})
-    with tiny.RunningEngine(tiny.step(tiny.model()), limits=CHUNKED) as engine:
-        wanted = engine.ask(tiny.prompt_of(4, 17), told, given).wait()
-        got = engine.ask(tiny.prompt_of(4, 17), told, READ_ONLY, guard=guard).wait()
-        plain = engine.ask(tiny.prompt_of(4, 17), told, READ_ONLY).wait()
-    assert got.outputs() == wanted.outputs() != plain.outputs()
-    assert got.finished.receipt.sites == wanted.finished.receipt.sites
-    assert got.finished.usage == wanted.finished.usage
-    assert (plain.finished.receipt.steered, got.finished.receipt.steered) == (False, True)
-
-
-def test_a_guard_that_does_not_fit_is_not_admitted() -> None:
-    engine = tiny.RunningEngine(tiny.step(tiny.model()))
-    beyond = Guard((Guarded("p/far", Condition(Negation(Literal(1, 0.0))), Reaction.STOP),))
-    with pytest.raises(FieldError, match=r"p/far looks at reading 1; the program has 1 guards") as error:
-        engine.ask([1], GREEDY, READ_ONLY, guard=beyond)
-    assert error.value.field == "guard.conditions[0]"
-    for bad in (
-        always("p/none", Reaction.EDIT),
-        always("p/idle", Reaction.STOP, rows={SITES[0]: SiteProgram()}),
-    ):
-        with pytest.raises(FieldError, match=bad.name):
-            engine.ask([1], GREEDY, READ_ONLY, guard=Guard((bad,)))
-    crowded = SiteProgram(rules=tuple(rows.add(probe(row), 1.0) for row in range(Capacity().rules + 1)))
-    opposed = tuple(
-        rows.ban(rows.Probe(f"{sign}", sign * probe(1).read, probe(1).read, gate_bias=5.0, value_bias=5.0))
-        for sign in (1.0, -1.0)
-    )
-    for added, message in ((crowded, "room for 8"), (SiteProgram(bans=opposed), "oppose each other")):
-        edit = always("p/edit", Reaction.EDIT, rows={SITES[0]: added})
-        with pytest.raises(SteeringError, match=message):
-            engine.ask([1], GREEDY, READ_ONLY, guard=Guard((edit,)))
-    for name, message in (("layers.9", "not a site of this server"), ("nowhere", "is not a site")):
-        edit = always("p/edit", Reaction.EDIT, rows={name: SiteProgram(rules=(rows.add(probe(1), 1.0),))})
-        with pytest.raises(SteeringError, match=message):
-            engine.ask([1], GREEDY, READ_ONLY, guard=Guard((edit,)))
-    narrow = SteeringProgram({SITES[0]: SiteProgram(guards=(rows.Probe.direction(probe(1).read[:5]),))})
-    with pytest.raises(SteeringError, match="width"):
-        engine.ask([1], GREEDY, narrow)
-
-
-def test_a_prompt_is_judged_once() -> None:
-    prompt = tiny.prompt_of(8, 11)
-    plain = Naive(tiny.model(), prompt, READ_ONLY, Guard(), GREEDY).run()
-    highest = max(row[0] for row in plain.values[: len(prompt)])
-    edit = {SITES[2]: SiteProgram(rules=(rows.add(probe(5), 4.0),))}
-    for level, held in ((highest - 1e-3, 12), (highest + 1e-3, 0)):
-        condition = Condition(Literal(0, level), Scope.PROMPT, sticky=False)
-        guard = Guard((Guarded("p/prompt", condition, Reaction.EDIT, rows=edit),))
-        with tiny.RunningEngine(tiny.step(tiny.model()), limits=CHUNKED) as engine:
-            answer = engine.ask(prompt, GREEDY, READ_ONLY, guard=guard).wait()
-            (found,) = answer.finished.receipt.conditions
-            assert (found.held_tokens, found.first_token) == (held, -1 if held else None)
-            assert answer.finished.receipt.steered is bool(held)

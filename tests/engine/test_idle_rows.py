@@ -11,7 +11,7 @@ from saegis_server.engine.torch.step import SMALLEST, Extent, Step, StepOutput
 from saegis_server.steering.program import UNSTEERED, SiteProgram, SteeringProgram
 from saegis_server.steering.rows import Phase, Probe, add
 from tests.engine import tiny
-from tests.engine.test_isolation import destructive
+from tests.engine.hooked import destructive
 
 #: Their sliding windows are of twelve tokens, in every layer and in every other one.
 WINDOWED = ("mistral", "gemma2")

@@ -13,16 +13,14 @@ from saegis_server.engine.api import Guard, Guarded, OutOfMemoryError, Reaction,
 from saegis_server.steering import rows
 from saegis_server.steering.program import SiteProgram
 from tests.engine import tiny
-from tests.engine.guarded import READ_ONLY, SITES, probe
-from tests.engine.test_hold_back import late
+from tests.engine.guarded import READ_ONLY, SITES, late, probe
 
 #: Runs where the process may not have more memory than it has, and a little.
 _LIMITED = """
 import resource
 import torch
 from tests.engine import tiny
-from saegis_server.engine.api import Limits
-from saegis_server.engine.api import OutOfMemoryError, SamplingParams
+from saegis_server.engine.api import Limits, OutOfMemoryError, SamplingParams
 
 torch.set_num_threads(1)
 model = tiny.model()

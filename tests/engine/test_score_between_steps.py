@@ -19,8 +19,8 @@ from saegis_server.engine.torch.context import KVCache
 from saegis_server.engine.torch.step import Step
 from saegis_server.steering.rows import Phase
 from tests.engine import tiny
-from tests.engine.test_isolation import destructive
-from tests.engine.test_parity import random_program
+from tests.engine.hooked import destructive, random_program
+from tests.engine.serving import Answer
 
 LONG_TEXT = tiny.prompt_of(8, 150)
 
@@ -56,7 +56,7 @@ def engine() -> tiny.RunningEngine:
     return tiny.RunningEngine(tiny.step(tiny.model()))
 
 
-def four_requests(engine: tiny.RunningEngine) -> list[tiny.Answer]:
+def four_requests(engine: tiny.RunningEngine) -> list[Answer]:
     sampling = [
         SamplingParams(temperature=0.9, seed=seed, max_tokens=40, ignore_eos=True, logprobs=2)
         for seed in range(4)

@@ -1,8 +1,6 @@
 """Tiny random models of several families, a byte-level tokenizer, and engines on them."""
 
 import copy
-import threading
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,26 +8,16 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from saegis_server.engine.api import (
-    UNGUARDED,
-    Delta,
-    Event,
     FirstToken,
-    GenerationRequest,
-    Guard,
     Limits,
-    RequestFailed,
-    RequestFinished,
-    SamplingParams,
-    SequenceFinished,
-    TokenOutput,
 )
 from saegis_server.engine.sites import Site
 from saegis_server.engine.torch.engine import TorchEngine
 from saegis_server.engine.torch.slots import Slots
 from saegis_server.engine.torch.step import Step
-from saegis_server.steering.program import UNSTEERED, SteeringProgram
 from saegis_server.steering.rows import Norm
 from saegis_server.steering.table import Capacity
+from tests.engine.serving import Asked
 
 VOCABULARY = 260
 WIDTH = 48
@@ -93,62 +81,10 @@ def step(on: PreTrainedModel, slots: int = 8, length: int = 160, compiled: bool 
     return Step(on, SITES, Slots(on, tuple(SITES), slots, length, Capacity()), compiled)
 
 
-class Answer:
-    """The events of one request, gathered."""
+class RunningEngine(Asked):
+    """The embedded engine with helpers for tests, and what it is made of."""
 
-    def __init__(self) -> None:
-        self.events: list[Event] = []
-        self._done = threading.Event()
-
-    def __call__(self, events: list[Event]) -> None:
-        self.events.extend(events)
-        if isinstance(self.events[-1], RequestFinished | RequestFailed):
-            self._done.set()
-
-    def wait(self, seconds: float = 60.0) -> "Answer":
-        """Wait for the last event."""
-        assert self._done.wait(seconds), "the request did not end"
-        return self
-
-    def outputs(self, index: int = 0) -> list[TokenOutput]:
-        """The tokens of one sequence."""
-        deltas = [event for event in self.events if isinstance(event, Delta) and event.index == index]
-        return [output for delta in deltas for output in delta.tokens]
-
-    def tokens(self, index: int = 0) -> list[int]:
-        """The token ids of one sequence."""
-        return [output.token_id for output in self.outputs(index)]
-
-    def text(self, index: int = 0) -> str:
-        """The text of one sequence."""
-        return "".join(
-            event.text for event in self.events if isinstance(event, Delta) and event.index == index
-        )
-
-    def ending(self, index: int = 0) -> SequenceFinished:
-        """How one sequence ended."""
-        (ending,) = [
-            event for event in self.events if isinstance(event, SequenceFinished) and event.index == index
-        ]
-        return ending
-
-    @property
-    def finished(self) -> RequestFinished:
-        """The last event of a request that was served."""
-        last = self.events[-1]
-        assert isinstance(last, RequestFinished), last
-        return last
-
-    @property
-    def failed(self) -> RequestFailed:
-        """The last event of a request that was not."""
-        last = self.events[-1]
-        assert isinstance(last, RequestFailed), last
-        return last
-
-
-class RunningEngine(TorchEngine):
-    """An engine with helpers for tests; use as a context manager."""
+    engine: TorchEngine
 
     def __init__(
         self,
@@ -156,42 +92,17 @@ class RunningEngine(TorchEngine):
         max_running: int = 8,
         limits: Limits | None = None,
         first_token: FirstToken | None = None,
+        eos: int = EOS,
     ) -> None:
         chosen = limits or Limits(prefill_chunk=16)
-        super().__init__(on, tokenizer(), (EOS,), max_running, chosen, first_token)
-        self._made = 0
-
-    def __enter__(self) -> "RunningEngine":
-        self.start()
-        return self
+        super().__init__(TorchEngine(on, tokenizer(), (eos,), max_running, chosen, first_token))
+        self.step = on
 
     def __exit__(self, *_: object) -> None:
-        self.stop()
-        self._schedule.check()
-        assert self._guarding.idle
-        assert self._schedule.idle
-        assert self.stats().waiting == 0
-
-    def ask(
-        self,
-        prompt: Sequence[int],
-        sampling: SamplingParams | None = None,
-        program: SteeringProgram = UNSTEERED,
-        request_id: str | None = None,
-        deadline: float | None = None,
-        guard: Guard = UNGUARDED,
-        prefilled: int = 0,
-    ) -> Answer:
-        """Submit a request, greedy with 24 tokens if not told otherwise."""
-        self._made += 1
-        chosen = sampling or SamplingParams(temperature=0.0, max_tokens=24, ignore_eos=True)
-        answer = Answer()
-        name = request_id or f"request-{self._made}"
-        request = GenerationRequest(
-            name, tuple(prompt), chosen, program, deadline, guard, prefilled=prefilled
-        )
-        self.submit(request, answer)
-        return answer
+        super().__exit__()
+        self.engine._schedule.check()
+        assert self.engine._guarding.idle
+        assert self.engine._schedule.idle
 
 
 def prompt_of(seed: int, length: int) -> list[int]:

@@ -22,7 +22,7 @@ from saegis_server.policy.decide.world import World
 from saegis_server.sae.catalog import Catalog
 from saegis_server.steering.rows import Norm
 from saegis_server.steering.table import Capacity
-from tests.engine.tiny import Answer
+from tests.engine.serving import Answer
 from tests.hostile.edits import Bound, Client, Held, Try
 from tests.hostile.witness import Witness
 from tests.rpc import tiny

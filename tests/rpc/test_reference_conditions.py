@@ -25,7 +25,7 @@ from saegis_server.rpc.services.shared import Services
 from saegis_server.steering.conditions import AnyOf, Condition, Literal
 from saegis_server.steering.program import SiteProgram, SteeringProgram
 from saegis_server.training.labelled_texts import read_labelled_texts
-from tests.engine.tiny import Answer
+from tests.engine.serving import Answer
 from tests.rpc.harness import config
 
 BANNED = BanFile.load(WEIGHTS / "eval/ban.json").features

@@ -493,7 +493,7 @@ class Engine(Protocol):
 
     @property
     def sites(self) -> tuple[Site, ...]:
-        """Where programs may act and read, in the order of the forward pass."""
+        """Where programs may act and read."""
 
     @property
     def capacity(self) -> Capacity:

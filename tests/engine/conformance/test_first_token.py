@@ -21,6 +21,7 @@ from saegis_server.steering import rows
 from saegis_server.steering.conditions import Condition, Literal, Negation, Scope
 from saegis_server.steering.program import SiteProgram, SteeringProgram
 from tests.engine import tiny
+from tests.engine.serving import Serving
 
 BOS, SITE, STRENGTH = 256, "layers.1.resid_post", 2.0
 FIRST = FirstToken(BOS)
@@ -47,13 +48,13 @@ def hooked(prompt: list[int], unmoved: int, tokens: int = 8) -> list[int]:
 
 
 @pytest.mark.parametrize("chunk", [1, 5, 64])
-def test_rows_move_the_first_token_only_if_asked(chunk: int) -> None:
+def test_rows_move_the_first_token_only_if_asked(serving: Serving, chunk: int) -> None:
     prompt = [BOS, *tiny.prompt_of(2, 9), BOS, *tiny.prompt_of(3, 2)]
     wanted = {unmoved: hooked(prompt, unmoved) for unmoved in (0, 1)}
     assert wanted[0] != wanted[1], "choose another prompt"
     asked, limits = replace(ADDED, moves_first_token=True), Limits(prefill_chunk=chunk)
     assert asked.digest != ADDED.digest
-    with tiny.RunningEngine(tiny.step(tiny.model()), limits=limits, first_token=FIRST) as engine:
+    with serving(tiny.model(), limits=limits, first_token=FIRST) as engine:
         for program, unmoved, text in ((ADDED, 1, prompt), (asked, 0, prompt), (ADDED, 0, prompt[1:])):
             answer = engine.ask(text, GREEDY, program).wait()
             assert answer.tokens() == (wanted[unmoved] if text is prompt else hooked(text, 0))
@@ -67,7 +68,7 @@ def test_rows_move_the_first_token_only_if_asked(chunk: int) -> None:
             assert sum(score.logprobs[-8:]) > sum(score.plain_logprobs[-8:])
         assert not engine.ask(prompt, GREEDY).wait().finished.receipt.first_token_steered
     everybody = FirstToken(BOS, moved=True)
-    with tiny.RunningEngine(tiny.step(tiny.model()), first_token=everybody) as engine:
+    with serving(tiny.model(), first_token=everybody) as engine:
         assert engine.ask(prompt, GREEDY, ADDED).wait().tokens() == wanted[0]
 
 
@@ -83,14 +84,14 @@ def bos_probe() -> tuple[rows.Probe, float]:
 
 
 @pytest.mark.parametrize("chunk", [1, 64])
-def test_conditions_read_the_first_token_only_if_asked(chunk: int) -> None:
+def test_conditions_read_the_first_token_only_if_asked(serving: Serving, chunk: int) -> None:
     found, level = bos_probe()
     prompt = [BOS, *tiny.prompt_of(3, 12)]
     program = SteeringProgram({SITE: SiteProgram(guards=(found,))})
     stop = Guard((Guarded("p/stop", Condition(Literal(0, level)), Reaction.STOP),))
     one = replace(GREEDY, max_tokens=1)
     asked, limits = replace(stop, reads_first_token=True), Limits(prefill_chunk=chunk)
-    with tiny.RunningEngine(tiny.step(tiny.model()), limits=limits, first_token=FIRST) as engine:
+    with serving(tiny.model(), limits=limits, first_token=FIRST) as engine:
         quiet = engine.ask(prompt, one, program, guard=stop).wait()
         assert (len(quiet.tokens()), quiet.ending().reason) == (1, FinishReason.LENGTH)
         receipt = quiet.finished.receipt
@@ -104,17 +105,17 @@ def test_conditions_read_the_first_token_only_if_asked(chunk: int) -> None:
         with pytest.raises(RefusedByPolicyError):
             engine.score(prompt, program, asked).result(30)
     everybody = FirstToken(BOS, read=True)
-    with tiny.RunningEngine(tiny.step(tiny.model()), first_token=everybody) as engine:
+    with serving(tiny.model(), first_token=everybody) as engine:
         assert engine.ask(prompt, one, program, guard=stop).wait().tokens() == []
 
 
-def test_of_a_prompt_that_is_the_first_token_alone_nothing_holds() -> None:
+def test_of_a_prompt_that_is_the_first_token_alone_nothing_holds(serving: Serving) -> None:
     """Not even what holds where a reading is not above a threshold: nothing has been read."""
     found, _ = bos_probe()
     program = SteeringProgram({SITE: SiteProgram(guards=(found,))})
     never = Condition(Negation(Literal(0, 1e6)), Scope.PROMPT)
     guard = Guard((Guarded("p/no", never, Reaction.REFUSE), Guarded("p/note", never, Reaction.RECORD)))
-    with tiny.RunningEngine(tiny.step(tiny.model()), first_token=FIRST) as engine:
+    with serving(tiny.model(), first_token=FIRST) as engine:
         answer = engine.ask([BOS], GREEDY, program, guard=guard).wait()
         assert len(answer.tokens()) == 8
         receipt = answer.finished.receipt

@@ -22,9 +22,16 @@ from saegis_server.steering.conditions import Condition, Literal
 from saegis_server.steering.program import SiteProgram, SteeringProgram
 from saegis_server.steering.rows import Phase
 from tests.engine import guarded, tiny
-from tests.engine.guarded import READ_ONLY, SITES, Case, probe
+from tests.engine.guarded import (
+    READ_ONLY,
+    SITES,
+    Case,
+    agrees,
+    late,
+    probe,
+)
 from tests.engine.naive import Naive
-from tests.engine.test_guards import agrees, literal, rising
+from tests.engine.serving import Serving
 
 #: Those in which something happens early or in what is given; see `test_the_cases_cover_what_can_happen`.
 SEEDS = (5, 11, 12, 24, 27, 33)
@@ -55,11 +62,9 @@ def test_the_cases_cover_what_can_happen() -> None:
     assert any(tokens == given + 1 for given, tokens in ends), "a stop at the first token that is written"
 
 
-def test_it_is_what_the_loop_says() -> None:
+def test_it_is_what_the_loop_says(serving: Serving) -> None:
     """All at once in few slots, whose prompts are read in chunks."""
-    engine = tiny.RunningEngine(
-        tiny.step(tiny.model(), slots=4), max_running=4, limits=Limits(prefill_chunk=5)
-    )
+    engine = serving(tiny.model(), max_running=4, limits=Limits(prefill_chunk=5))
     answers = []
     for seed in SEEDS:
         case, wanted = answered(seed)
@@ -72,29 +77,15 @@ def test_it_is_what_the_loop_says() -> None:
             agrees(answer.wait(), *answered(seed))
 
 
-@cache
-def late() -> tuple[list[int], list[int], Condition, int]:
-    """A prompt, its plain answer, and a condition that holds first at a token of it."""
-    for seed in range(50):
-        prompt = tiny.prompt_of(seed, 6)
-        try:
-            values, token = rising(prompt)
-        except AssertionError:
-            continue
-        answer = Naive(tiny.model(), prompt, READ_ONLY, Guard(), replace(LONG, max_tokens=30)).run().tokens
-        return prompt, answer, literal(values, token + 1), token
-    raise AssertionError("no prompt will do")
-
-
 def stops(hold_back: bool = True, reaction: Reaction = Reaction.STOP) -> Guard:
     return Guard((Guarded("p/stop", late()[2], reaction),), hold_back=hold_back)
 
 
-def test_the_token_that_stops_an_answer_is_not_told_and_neither_is_its_text() -> None:
+def test_the_token_that_stops_an_answer_is_not_told_and_neither_is_its_text(serving: Serving) -> None:
     """Nor what comes after it; with and without logprobs, whatever ends the answer there."""
     prompt, plain, _, token = late()
     told = replace(LONG, logprobs=2)
-    with tiny.RunningEngine(tiny.step(tiny.model())) as engine:
+    with serving(tiny.model()) as engine:
         at_once = engine.ask(prompt, told, READ_ONLY, guard=stops(hold_back=False)).wait()
         assert at_once.tokens() == plain[: token + 1]
         whole = engine.ask(prompt, told, READ_ONLY).wait().text()
@@ -114,17 +105,14 @@ def test_the_token_that_stops_an_answer_is_not_told_and_neither_is_its_text() ->
             assert (found.held_tokens, found.first_token) == (1, token)
 
 
-def test_what_is_quiet_is_told_as_it_would_be_one_token_later() -> None:
+def test_what_is_quiet_is_told_as_it_would_be_one_token_later(serving: Serving) -> None:
     """The same pieces, for all of n: to the length's end, a stop string, a stop token, an end token."""
     prompt, plain, _, _ = late()
     never = Guard((Guarded("p/stop", Condition(Literal(0, 1e6)), Reaction.STOP),))
     sampled = SamplingParams(n=3, seed=5, max_tokens=9, logprobs=1, stop=("e", "a"), ignore_eos=True)
-    end = frozenset({plain[5]})
     for sampling in (replace(LONG, max_tokens=7), replace(LONG, stop_token_ids=(plain[4],)), LONG, sampled):
         answers = []
-        engine = tiny.RunningEngine(tiny.step(tiny.model()))
-        engine.eos_token_ids = end
-        with engine:
+        with serving(tiny.model(), eos=plain[5]) as engine:
             for guard in (never, replace(never, hold_back=True)):
                 chosen = replace(sampling, ignore_eos=sampling is not LONG)
                 answers.append(engine.ask(prompt, chosen, READ_ONLY, guard=guard).wait())
@@ -141,29 +129,10 @@ def test_what_is_quiet_is_told_as_it_would_be_one_token_later() -> None:
         assert held.finished.usage.completion_tokens == at_once.finished.usage.completion_tokens
 
 
-def test_what_is_held_back_is_not_told_where_the_request_is_cancelled() -> None:
-    prompt, plain, _, _ = late()
-    never = Guard((Guarded("p/stop", Condition(Literal(0, 1e6)), Reaction.STOP),), hold_back=True)
-    engine = tiny.RunningEngine(tiny.step(tiny.model()))
-    fed: list[int] = []
-    decode = engine.step.decode
-
-    def watch(*arguments: object) -> object:
-        fed.append(len(fed))
-        if len(fed) == 4:
-            engine.cancel("gone")
-        return decode(*arguments)  # type: ignore[arg-type]
-
-    engine.step.decode = watch  # type: ignore[method-assign, assignment]
-    with engine:
-        answer = engine.ask(prompt, LONG, READ_ONLY, "gone", guard=never).wait()
-    assert answer.tokens() == plain[: len(answer.tokens())]
-    # Each step told the token that it was fed; the one chosen last was never fed.
-    assert len(answer.tokens()) == len(fed) == answer.finished.usage.completion_tokens
-
-
 @pytest.mark.parametrize("reaction", [Reaction.STOP, Reaction.REFUSE, Reaction.EDIT])
-def test_what_is_given_of_an_answer_is_judged_as_its_own_tokens_are(reaction: Reaction) -> None:
+def test_what_is_given_of_an_answer_is_judged_as_its_own_tokens_are(
+    serving: Serving, reaction: Reaction
+) -> None:
     """A condition that holds at a token of what is given acts there, and not a token later."""
     prompt, plain, condition, token = late()
     given = plain[: token + 2]
@@ -172,7 +141,7 @@ def test_what_is_given_of_an_answer_is_judged_as_its_own_tokens_are(reaction: Re
     guard, few = Guard((rule,), hold_back=True), replace(LONG, max_tokens=6)
     naive = Naive(tiny.model(), prompt, READ_ONLY, guard, few, given=given).run()
     assert naive.closest > 1e-4
-    with tiny.RunningEngine(tiny.step(tiny.model())) as engine:
+    with serving(tiny.model()) as engine:
         whole = [*prompt, *given]
         answer = engine.ask(whole, few, READ_ONLY, guard=guard, prefilled=len(given)).wait()
         if reaction is Reaction.REFUSE:
@@ -188,7 +157,7 @@ def test_what_is_given_of_an_answer_is_judged_as_its_own_tokens_are(reaction: Re
             assert answer.tokens() != engine.ask(whole, few, READ_ONLY).wait().tokens()
 
 
-def test_rows_of_a_phase_hold_for_what_is_given_by_position() -> None:
+def test_rows_of_a_phase_hold_for_what_is_given_by_position(serving: Serving) -> None:
     """Without a guard too, in chunks that hold both of the prompt and of the answer."""
     whole, given = tiny.prompt_of(9, 12), 7
     for phase in (Phase.PROMPT, Phase.COMPLETION):
@@ -198,15 +167,15 @@ def test_rows_of_a_phase_hold_for_what_is_given_by_position() -> None:
         wanted = Naive(tiny.model(), prompt, program, Guard(), few, given=own).run()
         assert wanted.closest > 1e-4
         limits = Limits(prefill_chunk=8)
-        with tiny.RunningEngine(tiny.step(tiny.model()), limits=limits) as engine:
+        with serving(tiny.model(), limits=limits) as engine:
             answer = engine.ask(whole, few, program, prefilled=given).wait()
         assert answer.tokens() == wanted.told
         (site,) = answer.finished.receipt.sites
         assert site.tokens_edited == (12 - given if phase is Phase.PROMPT else given + 5)
 
 
-def test_an_answer_that_is_all_of_a_prompt_is_none() -> None:
-    with tiny.RunningEngine(tiny.step(tiny.model())) as engine:
+def test_an_answer_that_is_all_of_a_prompt_is_none(serving: Serving) -> None:
+    with serving(tiny.model()) as engine:
         for prefilled in (3, 4, -1):
             with pytest.raises(FieldError, match="answer"):
                 engine.submit(GenerationRequest("r", (1, 2, 3), LONG, prefilled=prefilled), lambda _: None)

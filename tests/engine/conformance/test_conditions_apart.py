@@ -1,7 +1,6 @@
-"""Guards apart: what conditions do to one request reaches no other, and nothing of them is left behind."""
+"""Conditions apart: what they do to one request reaches no other, and nothing of them is left behind."""
 
 from dataclasses import replace
-from itertools import pairwise
 
 import pytest
 import torch
@@ -12,7 +11,6 @@ from saegis_server.engine.api import (
     GenerationRequest,
     Guard,
     Guarded,
-    Limits,
     NonFiniteLogitsError,
     Reaction,
     RefusedByPolicyError,
@@ -24,26 +22,25 @@ from saegis_server.steering.conditions import Condition, Literal, Scope
 from saegis_server.steering.program import SiteProgram, SteeringProgram
 from saegis_server.steering.rows import Phase, Probe
 from tests.engine import guarded, tiny
-from tests.engine.guarded import READ_ONLY, SITES, always, probe
-from tests.engine.test_isolation import destructive
-from tests.engine.test_parity import random_program
+from tests.engine.guarded import (
+    READ_ONLY,
+    SITES,
+    always,
+    flickering,
+    probe,
+)
+from tests.engine.hooked import destructive, random_program
+from tests.engine.serving import Answer, Serving
 
 TOLD = SamplingParams(seed=1, max_tokens=14, ignore_eos=True, logprobs=3)
 LONG = SamplingParams(temperature=0.0, max_tokens=30, ignore_eos=True)
 ADDED = {SITES[1]: SiteProgram(rules=(rows.add(probe(5), 4.0),))}
 
 
-def flickering() -> tuple[SteeringProgram, Guard]:
-    """A request whose rows come and go, for half of its tokens or so."""
-    condition = Condition(Literal(0, 0.0), sticky=False)
-    edit = Guarded("p/edit", condition, Reaction.EDIT, rows=ADDED)
-    return READ_ONLY, Guard((edit, always("p/count", Reaction.RECORD)))
-
-
-def test_neighbours_keep_their_bits() -> None:
+def test_neighbours_keep_their_bits(serving: Serving) -> None:
     wanted = None
     for guarding in (False, True):
-        engine = tiny.RunningEngine(tiny.step(tiny.model()))
+        engine = serving(tiny.model())
         answers = []
         for seed in range(6):
             program, guard = (
@@ -60,7 +57,7 @@ def test_neighbours_keep_their_bits() -> None:
         assert [outputs[seed] for seed in (0, 2, 4)] == [wanted[seed] for seed in (0, 2, 4)]
 
 
-def test_requests_one_after_the_other_in_a_slot_are_each_as_on_a_fresh_engine() -> None:
+def test_requests_one_after_the_other_in_a_slot_are_each_as_on_a_fresh_engine(serving: Serving) -> None:
     """With the same prompt and different programs: neither keys and values nor rows go over to the next."""
     prompt = tiny.prompt_of(3, 23)
     guarded_program, guard = flickering()
@@ -68,9 +65,9 @@ def test_requests_one_after_the_other_in_a_slot_are_each_as_on_a_fresh_engine() 
     asked[1:1] = [(guarded_program, guard), (SteeringProgram(), Guard())]
     fresh = []
     for program, conditions in asked:
-        with tiny.RunningEngine(tiny.step(tiny.model(), slots=2), max_running=1) as engine:
+        with serving(tiny.model(), max_running=1) as engine:
             fresh.append(engine.ask(prompt, TOLD, program, guard=conditions).wait())
-    with tiny.RunningEngine(tiny.step(tiny.model(), slots=2), max_running=1) as engine:
+    with serving(tiny.model(), max_running=1) as engine:
         for (program, conditions), wanted in zip(asked * 2, fresh * 2, strict=True):
             answer = engine.ask(prompt, TOLD, program, guard=conditions).wait()
             assert answer.outputs() == wanted.outputs()
@@ -80,11 +77,11 @@ def test_requests_one_after_the_other_in_a_slot_are_each_as_on_a_fresh_engine() 
 
 
 @pytest.mark.parametrize("where", ["prompt", "answer"])
-def test_rows_that_destroy_fail_their_own_request(where: str) -> None:
+def test_rows_that_destroy_fail_their_own_request(serving: Serving, where: str) -> None:
     phase = Phase.ALL if where == "prompt" else Phase.COMPLETION
     huge = {name: SiteProgram(rules=site.edits) for name, site in destructive(phase).sites.items()}
     guard = Guard((always("p/edit", Reaction.EDIT, rows=huge),))
-    with tiny.RunningEngine(tiny.step(tiny.model())) as engine:
+    with serving(tiny.model()) as engine:
         wanted = engine.ask(tiny.prompt_of(1, 8), LONG).wait().tokens()
         beside = engine.ask(tiny.prompt_of(1, 8), LONG)
         failed = engine.ask(tiny.prompt_of(2, 8), LONG, READ_ONLY, guard=guard).wait()
@@ -101,10 +98,10 @@ def unreadable() -> SteeringProgram:
     return SteeringProgram({SITES[0]: SiteProgram(guards=(probe(77), overflowing))})
 
 
-def test_what_cannot_be_judged_does_not_go_on() -> None:
+def test_what_cannot_be_judged_does_not_go_on(serving: Serving) -> None:
     """Whatever the conditions look at: a guard that is only recorded must be a number too."""
     guard = Guard((Guarded("p/stop", Condition(Literal(1, 1e6)), Reaction.STOP),))
-    with tiny.RunningEngine(tiny.step(tiny.model())) as engine:
+    with serving(tiny.model()) as engine:
         for conditions in (guard, Guard()):
             failed = engine.ask(tiny.prompt_of(2, 8), LONG, unreadable(), guard=conditions).wait()
             assert isinstance(failed.failed.error, NonFiniteLogitsError)
@@ -114,11 +111,11 @@ def test_what_cannot_be_judged_does_not_go_on() -> None:
             engine.score(tiny.prompt_of(2, 8), unreadable(), guard).result(30)
 
 
-def test_a_cancelled_request_leaves_no_rows_behind() -> None:
+def test_a_cancelled_request_leaves_no_rows_behind(serving: Serving) -> None:
     program, guard = flickering()
-    with tiny.RunningEngine(tiny.step(tiny.model(), slots=2), max_running=2) as engine:
+    with serving(tiny.model(), max_running=2) as engine:
 
-        class CancelAfterFive(tiny.Answer):
+        class CancelAfterFive(Answer):
             def __call__(self, events: list[Event]) -> None:
                 super().__call__(events)
                 if len(self.tokens()) == 5:
@@ -137,8 +134,8 @@ def test_a_cancelled_request_leaves_no_rows_behind() -> None:
         assert engine.ask(tiny.prompt_of(1, 8), TOLD, READ_ONLY).wait().outputs() == wanted
 
 
-def test_more_guards_at_once_than_a_panel_begins_with_and_different_ones() -> None:
-    with tiny.RunningEngine(tiny.step(tiny.model(), slots=16), max_running=16) as engine:
+def test_more_guards_at_once_than_a_panel_begins_with_and_different_ones(serving: Serving) -> None:
+    with serving(tiny.model(), max_running=16) as engine:
         answers = []
         for index in range(24):
             count = Guarded(f"p/{index % 3}", Condition(Literal(0, -1e6 + index % 3)), Reaction.RECORD)
@@ -151,9 +148,9 @@ def test_more_guards_at_once_than_a_panel_begins_with_and_different_ones() -> No
 
 
 @pytest.mark.parametrize("reaction", [Reaction.REFUSE, Reaction.STOP])
-def test_a_score_is_refused_by_what_would_refuse_or_stop(reaction: Reaction) -> None:
+def test_a_score_is_refused_by_what_would_refuse_or_stop(serving: Serving, reaction: Reaction) -> None:
     text = tiny.prompt_of(3, 40)
-    with tiny.RunningEngine(tiny.step(tiny.model())) as engine:
+    with serving(tiny.model()) as engine:
         guard = Guard((always("p/no", reaction, message="not this"),))
         with pytest.raises(RefusedByPolicyError, match="not this") as error:
             engine.score(text, READ_ONLY, guard).result(30)
@@ -164,7 +161,7 @@ def test_a_score_is_refused_by_what_would_refuse_or_stop(reaction: Reaction) -> 
         assert free.receipt.conditions[0].first_token is None
 
 
-def test_a_scored_text_is_read_again_with_the_rows_of_its_conditions() -> None:
+def test_a_scored_text_is_read_again_with_the_rows_of_its_conditions(serving: Serving) -> None:
     """Both the condition that holds at first, and the one that its rows make hold."""
     text, pushed = tiny.prompt_of(3, 40), Probe.direction(probe(77).read)
     program = SteeringProgram({SITES[0]: SiteProgram(guards=(pushed,))})
@@ -176,7 +173,7 @@ def test_a_scored_text_is_read_again_with_the_rows_of_its_conditions() -> None:
             for place, (level, added) in enumerate(zip(levels, (first, ADDED, ADDED), strict=True))
         )
     )
-    with tiny.RunningEngine(tiny.step(tiny.model())) as engine:
+    with serving(tiny.model()) as engine:
         found = engine.score(text, program, guard).result(30)
         once = SteeringProgram({**first, SITES[1]: first["layers.0.mlp_out"]})
         both = SiteProgram(rules=first["layers.0.mlp_out"].rules + ADDED[SITES[1]].rules)
@@ -195,39 +192,10 @@ def test_a_scored_text_is_read_again_with_the_rows_of_its_conditions() -> None:
     assert found.receipt.guard_peaks[0] > 25.0
 
 
-def test_a_prompt_that_is_read_again_waits_its_turn_like_any_other() -> None:
-    """Between two steps no more is read than the limit, and the reader is first in line again."""
-    limits = Limits(prefill_chunk=8, prefill_between_steps=8)
-    guard = Guard((always("p/edit", Reaction.EDIT, rows=ADDED),))
-    step = tiny.step(tiny.model())
-    taken: list[int] = []
-    prefill, decode = step.prefill, step.decode
-
-    def reading(slot: int, tokens: list[int], start: int, *others: object, **named: object) -> object:
-        taken.append(start)
-        return prefill(slot, tokens, start, *others, **named)  # type: ignore[arg-type]
-
-    def decoding(*arguments: object) -> object:
-        taken.append(-1)
-        return decode(*arguments)  # type: ignore[arg-type]
-
-    step.prefill, step.decode = reading, decoding  # type: ignore[method-assign, assignment]
-    engine = tiny.RunningEngine(step, limits=limits)
-    engine.ask([1, 2, 3], LONG)
-    long = engine.ask(tiny.prompt_of(1, 24), replace(LONG, max_tokens=2), READ_ONLY, guard=guard)
-    short = engine.ask([4, 5], replace(LONG, max_tokens=1))
-    with engine:
-        for answer in (long, short):
-            answer.wait()
-    reads = [start for start in taken if start >= 0]
-    assert reads == [0, 0, 8, 16, 0, 8, 16, 0]
-    assert all(-1 in pair for pair in pairwise(taken[1:]) if max(pair) > 0)
-
-
-def test_random_cases_are_the_same_in_every_company() -> None:
+def test_random_cases_are_the_same_in_every_company(serving: Serving) -> None:
     """A guarded request alone, and twice beside its like, is told the same to the last bit."""
     case = guarded.random_case(16)
-    with tiny.RunningEngine(tiny.step(tiny.model())) as engine:
+    with serving(tiny.model()) as engine:
         alone = engine.ask(case.prompt, case.sampling, case.program, guard=case.guard).wait()
         pair = [engine.ask(case.prompt, case.sampling, case.program, guard=case.guard) for _ in range(2)]
         for answer in pair:

@@ -1,0 +1,175 @@
+"""Scores: what Transformers says with plain hooks, and what a request that is steered alike is told."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from saegis_server.engine.api import (
+    FieldError,
+    NonFiniteLogitsError,
+    SamplingParams,
+    Score,
+    SteeringDivergedError,
+)
+from saegis_server.steering import rows
+from saegis_server.steering.program import UNSTEERED, SiteProgram, SteeringError, SteeringProgram
+from saegis_server.steering.rows import Edit, Norm, Phase
+from tests.engine import tiny
+from tests.engine.hooked import destructive, hook_program, random_program
+from tests.engine.serving import Serving
+from tests.steering import cases
+
+CLAMPED, BANNED = "layers.1.resid_post", "layers.0.mlp_out"
+
+
+def clamp_and_ban(phase: Phase = Phase.ALL) -> SteeringProgram:
+    """A clamp at one site and a ban at another; one ban alone, whose projection is exact."""
+    rng = torch.Generator().manual_seed(5)
+    clamped = cases.random_probe(rng, tiny.WIDTH, "jumprelu", Norm.NONE, "clamped")
+    banned = cases.random_probe(rng, tiny.WIDTH, "relu", Norm.NONE, "banned")
+    return SteeringProgram(
+        {
+            CLAMPED: SiteProgram(edits=(rows.clamp(clamped, 4.0, phase=phase),)),
+            BANNED: SiteProgram(bans=(rows.ban(banned, 1.5, phase=phase),)),
+        }
+    )
+
+
+def by_transformers(model: PreTrainedModel, tokens: list[int], program: SteeringProgram) -> Tensor:
+    """Log probabilities [T − 1, V] in float64, by the model's own code with plain hooks."""
+    handles = hook_program(model, program)
+    try:
+        with torch.no_grad():
+            logits: Tensor = model(torch.tensor([tokens])).logits[0, :-1]
+    finally:
+        for handle in handles:
+            handle.remove()
+    return torch.log_softmax(logits.double(), -1)
+
+
+def agrees(score: Score, tokens: list[int], steered: Tensor, plain: Tensor) -> None:
+    following = torch.tensor(tokens[1:])[:, None]
+    divergences = torch.nn.functional.kl_div(steered, plain, reduction="none", log_target=True).sum(-1)
+    assert score.logprobs == pytest.approx(steered.gather(-1, following)[:, 0].tolist(), abs=1e-4)
+    assert score.plain_logprobs == pytest.approx(plain.gather(-1, following)[:, 0].tolist(), abs=1e-4)
+    assert score.divergences == pytest.approx(divergences.tolist(), abs=1e-4)
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_every_family_scores_what_transformers_scores(serving: Serving, family: str) -> None:
+    """In chunks of 16: within one, exactly one, one and the last token alone, and several."""
+    program, model = clamp_and_ban(), tiny.model(family)
+    with serving(tiny.model(family)) as engine:
+        for length in (2, 16, 17, 40):
+            tokens = tiny.prompt_of(length, length)
+            plain, steered = (by_transformers(model, tokens, each) for each in (UNSTEERED, program))
+            found = engine.score(tokens, program).result(30)
+            agrees(found, tokens, steered, plain)
+            assert max(found.divergences) > 0.01, "the program hardly changed anything"
+            agrees(engine.score(tokens).result(30), tokens, plain, plain)
+
+
+def test_random_edits_score_what_hooks_score(serving: Serving) -> None:
+    model = tiny.model()
+    with serving(tiny.model()) as engine:
+        for seed in range(1, 8):
+            program = random_program(seed, 3 * seed)
+            # Only one ban alone is projected exactly; the others come near the least move.
+            edits = {name: replace(site, bans=site.bans[:1]) for name, site in program.sites.items()}
+            program, tokens = SteeringProgram(edits), tiny.prompt_of(seed, 20)
+            plain, steered = (by_transformers(model, tokens, each) for each in (UNSTEERED, program))
+            agrees(engine.score(tokens, program).result(30), tokens, steered, plain)
+
+
+def test_a_score_is_what_a_request_of_the_same_program_is_told(serving: Serving) -> None:
+    """Of one token more than the prompt: its logprob, and the receipt of those before it."""
+    told = SamplingParams(temperature=0.0, max_tokens=1, ignore_eos=True, logprobs=0)
+    with serving(tiny.model()) as engine:
+        for seed in range(1, 10):
+            program, prompt = random_program(seed, 4 * seed), tiny.prompt_of(seed, 7 + 5 * seed)
+            answer = engine.ask(prompt, told, program).wait()
+            (output,) = answer.outputs()
+            found = engine.score([*prompt, output.token_id], program).result(30)
+            assert found.logprobs[-1] == pytest.approx(output.logprob, abs=1e-5)
+            receipt, wanted = engine.score(prompt, program).result(30).receipt, answer.finished.receipt
+            norms = [site.largest_relative_norm for site in wanted.sites]
+            assert [site.largest_relative_norm for site in receipt.sites] == pytest.approx(norms, rel=1e-4)
+            assert [replace(site, largest_relative_norm=0.0) for site in receipt.sites] == [
+                replace(site, largest_relative_norm=0.0) for site in wanted.sites
+            ]
+            assert (receipt.program_digest, receipt.steered) == (program.digest, True)
+            assert max(site.tokens_edited for site in receipt.sites) == len(prompt)
+
+
+def test_every_token_is_one_of_the_prompt(serving: Serving) -> None:
+    tokens = tiny.prompt_of(3, 40)
+    with serving(tiny.model()) as engine:
+        by_phase = {phase: engine.score(tokens, clamp_and_ban(phase)).result(30) for phase in Phase}
+        plain = engine.score(tokens).result(30)
+    assert by_phase[Phase.PROMPT].logprobs == by_phase[Phase.ALL].logprobs != plain.logprobs
+    idle = by_phase[Phase.COMPLETION]
+    assert idle.logprobs == idle.plain_logprobs == plain.logprobs == plain.plain_logprobs
+    assert set(idle.divergences) == {0.0}
+    assert [(site.edits, site.bans, site.tokens_edited) for site in idle.receipt.sites] == [
+        (1, 0, 0),
+        (0, 1, 0),
+    ]
+    assert (plain.receipt.steered, plain.receipt.sites) == (False, ())
+
+
+def test_timings_add_up(serving: Serving) -> None:
+    engine = serving(tiny.model())
+    first, second = engine.score(tiny.prompt_of(0, 150)), engine.score([1, 2])
+    with engine:
+        one, other = first.result(30).timings, second.result(30).timings
+    assert one.prefill > 0.0
+    assert other.queue >= one.queue + one.prefill - 1e-3, "the second waited for the whole of the first"
+    assert one.decode == other.decode == 0.0
+
+
+def test_a_score_that_diverges_blames_the_edits_and_fails_alone(serving: Serving) -> None:
+    tokens = tiny.prompt_of(1, 40)
+    with serving(tiny.model()) as engine:
+        wanted = engine.score(tokens).result(30)
+        with pytest.raises(SteeringDivergedError, match="in tokens 0 to 15"):
+            engine.score(tokens, destructive(Phase.ALL)).result(30)
+        again = engine.score(tokens).result(30)
+    assert (again.logprobs, again.receipt) == (wanted.logprobs, wanted.receipt)
+
+
+@pytest.mark.parametrize("program", [UNSTEERED, clamp_and_ban()])
+def test_a_model_that_is_broken_is_blamed_itself(serving: Serving, program: SteeringProgram) -> None:
+    broken = tiny.model()
+    with torch.no_grad():
+        broken.get_parameter("model.embed_tokens.weight")[3] = torch.nan
+    with serving(broken) as engine:
+        with pytest.raises(NonFiniteLogitsError, match="in tokens 16 to 27"):
+            engine.score([5] * 18 + [3] + [5] * 9, program).result(30)
+        assert len(engine.score([5] * 20, program).result(30).logprobs) == 19
+
+
+def test_refusals_name_the_field(serving: Serving) -> None:
+    probe = rows.Probe.direction(torch.ones(tiny.WIDTH))
+
+    def adds(site: str, *more: Edit) -> SteeringProgram:
+        return SteeringProgram({site: SiteProgram(edits=(rows.add(probe, 1.0),), bans=more)})
+
+    with serving(tiny.model()) as engine:
+        for tokens, field, message in (
+            ([], "prompt", "at least 2 tokens to be scored, not 0"),
+            ([1], "prompt", "at least 2 tokens to be scored, not 1"),
+            ([1] * 161, "prompt", "has 161 tokens; at most 160"),
+            ([1, 9999], "prompt[1]", "9999 is not a token id below 260"),
+        ):
+            with pytest.raises(FieldError, match=message) as error:
+                engine.score(tokens)
+            assert error.value.field == field
+        with pytest.raises(SteeringError, match="not a site of this server"):
+            engine.score([1, 2], adds("layers.0.resid_post"))
+        nothing = rows.ban(rows.Probe("nothing", torch.zeros(tiny.WIDTH), torch.zeros(tiny.WIDTH)))
+        with pytest.raises(SteeringError, match="reads nothing"):
+            engine.score([1, 2], adds(CLAMPED, nothing))
+        assert len(engine.score([1] * 160, adds(CLAMPED)).result(30).logprobs) == 159
