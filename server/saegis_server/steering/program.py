@@ -96,7 +96,10 @@ class SteeringProgram:
             for stage, rows in site.stages():
                 state.update(stage.encode() + struct.pack("<I", len(rows)))
                 for edit in rows:
-                    state.update(edit.probe.key.encode() + b"\0" + struct.pack("<7d", *edit.numbers()))
+                    *numbers, phase = edit.numbers()
+                    state.update(
+                        edit.probe.key.encode() + b"\0" + struct.pack("<6d", *numbers) + phase.encode()
+                    )
             for probe in site.watches:
                 state.update(probe.key.encode() + b"\0")
             if site.guards:  # only where there are any: other digests stay what they were

@@ -11,7 +11,7 @@ Everything that Saegis does at a site is one form (x is one token's activation, 
 import hashlib
 import math
 from dataclasses import dataclass, field
-from enum import IntEnum
+from enum import IntEnum, StrEnum
 
 import torch
 from torch import Tensor
@@ -27,12 +27,12 @@ class Norm(IntEnum):
     LAYER_NORM = 2
 
 
-class Phase(IntEnum):
+class Phase(StrEnum):
     """Which tokens an edit applies to: all, those of the prompt, or those that were generated."""
 
-    ALL = 0
-    PROMPT = 1
-    COMPLETION = 2
+    ALL = "all"
+    PROMPT = "prompt"
+    COMPLETION = "completion"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -112,10 +112,9 @@ class Edit:
             return value
         return min(max(self.a * value + self.b, self.lo), self.hi)
 
-    def numbers(self) -> tuple[float, ...]:
-        """What distinguishes this edit from others of the same probe, for digests."""
-        flags = (float(self.only_if_active), float(self.relative_to_norm), float(self.phase))
-        return (self.a, self.b, self.lo, self.hi, *flags)
+    def numbers(self) -> tuple[float, float, float, float, bool, bool, Phase]:
+        """What distinguishes this edit from others of the same probe."""
+        return (self.a, self.b, self.lo, self.hi, self.only_if_active, self.relative_to_norm, self.phase)
 
 
 def clamp(probe: Probe, value: float, *, phase: Phase = Phase.ALL, relative: bool = False) -> Edit:

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 
 from saegis_server.engine.guard import UNGUARDED, Guard
 from saegis_server.policy.decide.uses import UseOfRequest
-from saegis_server.policy.schema.policy import Mode, Op, Transparency, Unit
+from saegis_server.policy.schema.policy import Mode, Transparency
 from saegis_server.sae.catalog import FoundFeature
+from saegis_server.steering.operations import Op, Unit
 from saegis_server.steering.program import UNSTEERED, SteeringProgram
 from saegis_server.steering.rows import Edit
 

@@ -12,8 +12,9 @@ from torch import Tensor
 from saegis_server.engine.sites import Site, SiteError
 from saegis_server.policy.decide.world import World
 from saegis_server.policy.errors import Problem
-from saegis_server.policy.schema.policy import DirectionSelector, FeatureSelector, Targets, Unit, Where
+from saegis_server.policy.schema.policy import DirectionSelector, FeatureSelector, Targets, Where
 from saegis_server.sae.catalog import CatalogError, FoundFeature, LoadedSAE
+from saegis_server.steering.operations import Unit
 from saegis_server.steering.program import LARGEST_VALUE
 from saegis_server.steering.rows import Probe
 

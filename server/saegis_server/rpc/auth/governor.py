@@ -13,13 +13,14 @@ from saegis_server.audit.log import AuditLog
 from saegis_server.audit.records import DecisionRecord, Fields
 from saegis_server.engine.requests import FinishReason, RefusedByPolicyError
 from saegis_server.policy.decide.decision import Decision, Denial, RequestFacts
-from saegis_server.policy.schema.policy import Mode, Op
+from saegis_server.policy.schema.policy import Mode
 from saegis_server.policy.store.store import PolicyStore
 from saegis_server.rpc.auth.identity import current_identity
 from saegis_server.rpc.server.threads import in_own_thread
 from saegis_server.rpc.services.run import CANCELLED, Asked, Governed, Run
 from saegis_server.rpc.wire.problems import InFlightError, NotServingError, PolicyDeniedError
 from saegis_server.rpc.wire.programs import RequestSteering
+from saegis_server.steering.operations import Op
 from saegis_server.steering.program import SiteProgram, SteeringProgram
 from saegis_server.telemetry.metrics import Metrics
 
