@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cached_property
 
 from saegis_server.steering.conditions import Condition
-from saegis_server.steering.program import SiteProgram
+from saegis_server.steering.digest import digest_of
+from saegis_server.steering.program import SiteProgram, SteeringProgram
 
 
 class Reaction(StrEnum):
@@ -54,6 +56,16 @@ class Guard:
     conditions: tuple[Guarded, ...] = ()
     reads_first_token: bool = False
     hold_back: bool = False
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of every condition, with its thresholds and its rows, and of what else it says."""
+        return digest_of(self)
+
+    def digest_beside(self, program: SteeringProgram) -> str:
+        """What names all that may act on a request with this program: the program's own digest without a
+        guard, with one that of both."""
+        return program.digest if self == UNGUARDED else digest_of((program.digest, self.digest))
 
 
 #: The guard of a request that nobody watches over.

@@ -166,7 +166,6 @@ class Engine:
         steered, other = (
             Reading(
                 self.step,
-                one,
                 *self._admission.text(tokens, one, judging),
                 self.first_token.unmoved(tokens, one),
             )

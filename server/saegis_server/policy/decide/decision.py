@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from saegis_server.engine.guard import UNGUARDED, Guard
 from saegis_server.policy.decide.uses import UseOfRequest
@@ -106,3 +107,8 @@ class Decision:
     ruled_program: SteeringProgram = UNSTEERED
     asked: tuple[RequestEdit, ...] = ()
     concealed: frozenset[str] = frozenset()
+
+    @cached_property
+    def digest(self) -> str:
+        """What names all that may act on the request: its program, and the conditions beside it."""
+        return self.guard.digest_beside(self.program)

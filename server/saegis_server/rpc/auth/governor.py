@@ -206,7 +206,7 @@ class Governor:
                     {"policy": rule.policy, "rule": rule.rule, "action": rule.action, "mode": rule.mode}
                     for rule in decision.rules
                 ),
-                program_digest=governed.program.digest,
+                program_digest=governed.digest,
                 prompt_tokens=asked.prompt_tokens,
                 edits=tuple(_edit_summary(steering)),
                 uses=tuple(asdict(use) for use in asked.uses),
