@@ -9,11 +9,11 @@ from torch import Tensor
 from saegis_server.engine.guard import Guard, Guarded, Reaction
 from saegis_server.engine.load import Limits
 from saegis_server.engine.requests import FinishReason, RefusedByPolicyError, SamplingParams
-from saegis_server.engine.sites import Site
 from saegis_server.engine.torch.first_token import FirstToken
 from saegis_server.steering import rows
 from saegis_server.steering.conditions import Condition, Literal, Negation, Scope
 from saegis_server.steering.program import SiteProgram, SteeringProgram
+from saegis_server.steering.site import Site
 from tests.engine import tiny
 
 BOS, SITE, STRENGTH = 256, "layers.1.resid_post", 2.0

@@ -15,7 +15,7 @@ from saegis_server.engine.requests import (
     GenerationRequest,
     SamplingParams,
 )
-from saegis_server.engine.sites import Site
+from saegis_server.steering.site import Site
 from tests.engine import tiny
 
 LONG = SamplingParams(temperature=0.0, max_tokens=150, ignore_eos=True)

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from saegis_server.engine.sites import Place, Site
 from saegis_server.engine.torch import hooks
 from saegis_server.engine.torch.site_reading import hook
 from saegis_server.engine.torch.warmup import CanaryError, warm_up
 from saegis_server.steering.apply import apply
+from saegis_server.steering.site import Place, Site
 from tests.engine import tiny
 
 BROKEN = Site(0, Place.MLP_OUT)

@@ -21,13 +21,13 @@ from saegis_server.engine.requests import (
     SequenceFinished,
     TokenOutput,
 )
-from saegis_server.engine.sites import Site
 from saegis_server.engine.torch.engine import Engine
 from saegis_server.engine.torch.first_token import FirstToken
 from saegis_server.engine.torch.slots import Slots
 from saegis_server.engine.torch.step import Step
 from saegis_server.steering.program import UNSTEERED, SteeringProgram
 from saegis_server.steering.rows import Norm
+from saegis_server.steering.site import Site
 from saegis_server.steering.table import Capacity
 
 VOCABULARY = 260

@@ -11,7 +11,6 @@ import torch
 
 from saegis_server.engine.load import Limits
 from saegis_server.engine.requests import GenerationRequest, RequestFinished
-from saegis_server.engine.sites import Site
 from saegis_server.engine.torch.engine import Engine
 from saegis_server.engine.torch.first_token import FirstToken
 from saegis_server.engine.torch.slots import Slots
@@ -23,6 +22,7 @@ from saegis_server.policy.decide.decision import RequestFacts
 from saegis_server.policy.decide.world import World
 from saegis_server.sae.catalog import Catalog
 from saegis_server.steering.rows import Norm
+from saegis_server.steering.site import Site
 from saegis_server.steering.table import Capacity
 from tests.engine.tiny import Answer
 from tests.hostile.edits import Bound, Client, Held, Try

@@ -8,9 +8,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from saegis_server.bench.loads import NEW_TOKENS, ROWS
-from saegis_server.engine.sites import Site
 from saegis_server.engine.torch.site_reading import edited
 from saegis_server.sae.autoencoder import SparseAutoencoder
+from saegis_server.steering.site import Site
 
 
 def generate(model: PreTrainedModel, prompts: list[list[int]]) -> float:

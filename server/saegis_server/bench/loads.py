@@ -16,7 +16,6 @@ from saegis_server.engine.requests import (
     RequestFinished,
     SamplingParams,
 )
-from saegis_server.engine.sites import Site
 from saegis_server.engine.torch.engine import Engine
 from saegis_server.engine.torch.slots import Slots
 from saegis_server.engine.torch.step import Step
@@ -25,6 +24,7 @@ from saegis_server.sae.autoencoder import SparseAutoencoder
 from saegis_server.steering.conditions import AllOf, AnyOf, Condition, Literal, Scope
 from saegis_server.steering.program import UNSTEERED, SiteProgram, SteeringProgram
 from saegis_server.steering.rows import Norm, clamp, scale
+from saegis_server.steering.site import Site
 from saegis_server.steering.table import Capacity
 
 PROMPT_TOKENS, NEW_TOKENS = 64, 96

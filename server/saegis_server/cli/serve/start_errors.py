@@ -1,7 +1,6 @@
 """What stops a start, in words: each exception with its message and what to do next."""
 
 from saegis_server.audit.errors import AuditError
-from saegis_server.engine.sites import SiteError
 from saegis_server.engine.torch.loading import MachineError, ModelLoadError
 from saegis_server.engine.torch.warmup import CanaryError, NotCompiledError
 from saegis_server.policy.errors import PolicyError
@@ -9,6 +8,7 @@ from saegis_server.policy.store.errors import HistoryError
 from saegis_server.rpc.auth.identities import IdentitiesError
 from saegis_server.rpc.server.server import EngineDiedError
 from saegis_server.sae.errors import SAEFileError, SAEMismatch
+from saegis_server.steering.site import SiteError
 
 _ADVICE: tuple[tuple[type[Exception], str, str], ...] = (
     (

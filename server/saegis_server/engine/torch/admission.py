@@ -5,13 +5,13 @@ from dataclasses import dataclass
 
 from saegis_server.engine.guard import Guard, Reaction
 from saegis_server.engine.requests import FieldError, GenerationRequest
-from saegis_server.engine.sites import Site, SiteError
 from saegis_server.engine.torch.first_token import FirstToken
 from saegis_server.engine.torch.plan import Plan
 from saegis_server.engine.torch.request_guard import RequestGuard
 from saegis_server.engine.torch.step import Step
 from saegis_server.steering.program import SiteProgram, SteeringError, SteeringProgram
 from saegis_server.steering.projection import held_geometry
+from saegis_server.steering.site import Site, SiteError
 
 #: How many admitted programs are kept.
 _REMEMBERED = 64

@@ -28,7 +28,6 @@ from saegis_server.engine.requests import (
     QueueFullError,
     SteeringDivergedError,
 )
-from saegis_server.engine.sites import Site
 from saegis_server.engine.torch.admission import Admission
 from saegis_server.engine.torch.fair import has_room
 from saegis_server.engine.torch.first_token import FirstToken
@@ -42,6 +41,7 @@ from saegis_server.engine.torch.sequence import Running, Sequence, Sink, extent_
 from saegis_server.engine.torch.step import Step, StepOutput
 from saegis_server.engine.torch.text import TextStream
 from saegis_server.steering.program import UNSTEERED, SteeringProgram
+from saegis_server.steering.site import Site
 
 T = TypeVar("T")
 _LOG = logging.getLogger(__name__)

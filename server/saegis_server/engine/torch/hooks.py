@@ -4,11 +4,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from saegis_server.engine.sites import Site
 from saegis_server.engine.torch.context import Mode, StepContext
 from saegis_server.engine.torch.site_reading import hook
 from saegis_server.steering.apply import Readings, apply
 from saegis_server.steering.rows import Norm
+from saegis_server.steering.site import Site
 
 
 def install_hooks(model: PreTrainedModel, sites: dict[Site, frozenset[Norm]], context: StepContext) -> None:

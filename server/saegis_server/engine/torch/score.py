@@ -22,7 +22,6 @@ from saegis_server.engine.requests import (
     Timings,
     Usage,
 )
-from saegis_server.engine.sites import Site
 from saegis_server.engine.torch.admission import AdmittedProgram
 from saegis_server.engine.torch.context import KVCache
 from saegis_server.engine.torch.jobs import Job
@@ -32,6 +31,7 @@ from saegis_server.engine.torch.step import SMALLEST, ReadOutput, Step
 from saegis_server.engine.torch.tally import Tally
 from saegis_server.engine.torch.text_verdict import TextVerdict
 from saegis_server.steering.program import UNSTEERED, SteeringProgram
+from saegis_server.steering.site import Site
 from saegis_server.steering.table import TableView
 
 #: How many positions are compared at once: with 256 000 tokens in the vocabulary, 33 MB for each of some

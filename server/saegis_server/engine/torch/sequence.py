@@ -23,7 +23,6 @@ from saegis_server.engine.requests import (
     Usage,
     Watched,
 )
-from saegis_server.engine.sites import Site
 from saegis_server.engine.torch.admission import AdmittedProgram
 from saegis_server.engine.torch.panel import Seat
 from saegis_server.engine.torch.request_guard import RequestGuard
@@ -32,6 +31,7 @@ from saegis_server.engine.torch.tally import Tally
 from saegis_server.engine.torch.text import TextStream
 from saegis_server.steering.program import SiteProgram
 from saegis_server.steering.rows import Edit, Phase
+from saegis_server.steering.site import Site
 
 #: Takes a request's events, in order; runs on the engine's thread and must not block.
 Sink = Callable[[list[Event]], None]

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from saegis_server.engine.sites import Site, SiteError, all_sites, site_module
+from saegis_server.engine.sites import all_sites, site_module
+from saegis_server.steering.site import Site, SiteError
 
 #: Replaces the activation x [rows, tokens, d] of a site, in its dtype.
 Edit = Callable[[Tensor], Tensor]

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 
 from saegis_server.engine.requests import Receipt, SiteReceipt
-from saegis_server.engine.sites import Site
 from saegis_server.steering.program import SiteProgram
+from saegis_server.steering.site import Site
 
 
 class _Count:

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from saegis_server.engine.guard import Reaction
 from saegis_server.engine.requests import NonFiniteLogitsError, Receipt
-from saegis_server.engine.sites import Site
 from saegis_server.engine.torch.request_guard import NEVER, RequestGuard
 from saegis_server.steering.program import SiteProgram
+from saegis_server.steering.site import Site
 
 
 class TextVerdict:

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from saegis_server.engine.requests import SamplingParams
-from saegis_server.engine.sites import Site
 from saegis_server.engine.torch.site_reading import edited
 from saegis_server.engine.torch.step import SMALLEST, Extent, Step
 from saegis_server.steering.program import SiteProgram
 from saegis_server.steering.rows import Probe, add
+from saegis_server.steering.site import Site
 
 #: Called with what is being done, the number of stages done, and how many there are.
 Progress = Callable[[str, int, int], None]

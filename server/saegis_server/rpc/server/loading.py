@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from saegis_server.engine.load import Limits
-from saegis_server.engine.sites import Site, forward_order, site_module
+from saegis_server.engine.sites import site_module
 from saegis_server.engine.torch.compile_cache import CompileCacheError, Kept, settle
 from saegis_server.engine.torch.engine import Engine
 from saegis_server.engine.torch.first_token import FirstToken
@@ -29,6 +29,7 @@ from saegis_server.rpc.wire.targets import Targets
 from saegis_server.sae.catalog import Catalog, LoadedSAE
 from saegis_server.sae.labels import LABELS_FILE
 from saegis_server.steering.rows import Norm
+from saegis_server.steering.site import Site, forward_order
 from saegis_server.steering.table import Capacity
 
 log = logging.getLogger("saegis.rpc")
