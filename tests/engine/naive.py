@@ -13,10 +13,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from saegis_server.engine.api import Guard, Reaction, SamplingParams
-from saegis_server.engine.sites import Site, site_module
+from saegis_server.engine.sites import site_module
 from saegis_server.engine.torch.sampler import sample, sampling_table
 from saegis_server.steering.conditions import Condition, Literal, Scope, parts_of
 from saegis_server.steering.program import SiteProgram, SteeringProgram
+from saegis_server.steering.site import Site
 from tests.engine import tiny
 from tests.steering import reference
 from tests.steering.test_judge import naive

@@ -20,7 +20,7 @@ from saegis_server.engine.api import (
     Receipt,
     SamplingParams,
 )
-from saegis_server.engine.torch.admission import Admission
+from saegis_server.engine.torch.admission import Admission, AdmittedProgram
 from saegis_server.engine.torch.alarm import Alarms
 from saegis_server.engine.torch.guarding import Guarding
 from saegis_server.engine.torch.plan import Plan
@@ -98,7 +98,7 @@ class Player:
         self.guard = RequestGuard(Plan(guard, program, [SITE]))
         asked = SteeringProgram({str(SITE): program[SITE]})
         request = GenerationRequest("r", (0,) * PROMPT, SamplingParams(temperature=0.0), asked, guard=guard)
-        running = Running(request, program, 0, lambda _: None, self.guard)
+        running = Running(request, AdmittedProgram("", program, None), 0, lambda _: None, self.guard)
         none: frozenset[int] = frozenset()
         made = [Sequence(running, index, none, none, 99, cast(Any, None)) for index in range(len(texts))]
         self.running: list[Sequence] = []
@@ -310,5 +310,4 @@ def test_what_was_admitted_once_has_its_plan_ready() -> None:
     request = GenerationRequest("r", tuple(case.prompt), case.sampling, case.program, guard=other.guard)
     _, third = admission.generation(request, ())
     assert third is not None
-    assert third.plan is not first.plan
-    assert third.plan.key == first.plan.key, "equal guards are judged together"
+    assert third.plan is first.plan, "equal guards beside equal programs are admitted once"

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from saegis_server.engine.api import SamplingParams, SteeringDivergedError
-from saegis_server.engine.sites import Site
 from saegis_server.engine.torch.step import SMALLEST, Extent, Step, StepOutput
 from saegis_server.steering.program import UNSTEERED, SiteProgram, SteeringProgram
 from saegis_server.steering.rows import Phase, Probe, add
+from saegis_server.steering.site import Site
 from tests.engine import tiny
 from tests.engine.hooked import destructive
 

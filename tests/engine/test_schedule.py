@@ -6,12 +6,14 @@ from collections import deque
 import pytest
 
 from saegis_server.engine.api import GenerationRequest
+from saegis_server.engine.torch.admission import AdmittedProgram
 from saegis_server.engine.torch.schedule import Schedule
 from saegis_server.engine.torch.sequence import Running, Sequence
 from saegis_server.engine.torch.text import TextStream
 from tests.engine import tiny
 
 SLOTS = 5
+NOTHING = AdmittedProgram("", {}, None)
 TEXT = TextStream(tiny.tokenizer(), ())
 
 
@@ -31,7 +33,7 @@ class Simulation:
 
     def submit(self) -> None:
         prompt = tuple(range(self.random.randint(1, 6)))
-        running = Running(GenerationRequest(str(len(self.sequences)), prompt), {}, 0, lambda _: None)
+        running = Running(GenerationRequest(str(len(self.sequences)), prompt), NOTHING, 0, lambda _: None)
         sequence = Sequence(running, len(self.sequences), frozenset(), frozenset(), 99, TEXT)
         self.sequences.append(sequence)
         self.waiting.append(sequence)
@@ -126,7 +128,7 @@ class Clock:
 
 def submit(schedule: Schedule, tenant: str, count: int, principal: str = "") -> list[Sequence]:
     request = GenerationRequest(tenant, (1,), tenant=tenant, principal=principal)
-    running = Running(request, {}, 0, lambda _: None)
+    running = Running(request, NOTHING, 0, lambda _: None)
     made = [Sequence(running, index, frozenset(), frozenset(), 99, TEXT) for index in range(count)]
     schedule.waiting.extend(made)
     return made

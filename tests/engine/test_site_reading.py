@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from saegis_server.engine.sites import Site, all_sites
+from saegis_server.engine.sites import all_sites
 from saegis_server.engine.torch.site_reading import edited, read_site, show_sites
+from saegis_server.steering.site import Site
 from tests.engine import tiny
 
 

@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from saegis_server.engine.sites import Place, Site, SiteError, all_sites, decoder_layers, site_module
+from saegis_server.engine.sites import all_sites, decoder_layers, site_module
 from saegis_server.engine.torch.slots import Slots
 from saegis_server.engine.torch.step import Step
+from saegis_server.steering.site import Place, Site, SiteError
 from saegis_server.steering.table import Capacity
 from tests.engine import tiny
 

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from torch import nn
 
 from saegis_server.engine.api import CanaryError
-from saegis_server.engine.sites import Place, Site, site_module
 from saegis_server.engine.torch import hooks
+from saegis_server.engine.torch.site_reading import hook
 from saegis_server.engine.torch.warmup import warm_up
 from saegis_server.steering.apply import apply
+from saegis_server.steering.site import Place, Site
 from tests.engine import tiny
 
 BROKEN = Site(0, Place.MLP_OUT)
@@ -64,7 +64,6 @@ def silent(x: Any, *others: Any) -> Any:
 def test_steering_that_goes_wrong_at_one_site_names_it(
     monkeypatch: pytest.MonkeyPatch, broken: Any, message: str
 ) -> None:
-    step = tiny.step(tiny.model())
     of_site = hooks._SiteHook._pass
 
     def pass_through(hook: Any, x: Any) -> Any:
@@ -72,15 +71,16 @@ def test_steering_that_goes_wrong_at_one_site_names_it(
         return of_site(hook, x)
 
     monkeypatch.setattr(hooks._SiteHook, "_pass", pass_through)
+    step = tiny.step(tiny.model())
     with pytest.raises(CanaryError, match=rf"layers\.0\.mlp_out: {message}"):
         warm_up(step, lambda *_: None)
 
 
 def test_a_hook_in_the_wrong_place_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    def misplaced(model: Any, site: Site) -> tuple[nn.Module, bool]:
-        return site_module(model, Site(1, Place.MLP_OUT) if site == BROKEN else site)
+    def misplaced(model: Any, site: Site, edit: Any) -> Any:
+        return hook(model, Site(1, Place.MLP_OUT) if site == BROKEN else site, edit)
 
-    monkeypatch.setattr(hooks, "site_module", misplaced)
+    monkeypatch.setattr(hooks, "hook", misplaced)
     step = tiny.step(tiny.model())
     with pytest.raises(CanaryError, match=r"layers\.0\.mlp_out: the steered logits differ by"):
         warm_up(step, lambda *_: None)

@@ -11,11 +11,11 @@ from saegis_server.engine.api import (
     FirstToken,
     Limits,
 )
-from saegis_server.engine.sites import Site
 from saegis_server.engine.torch.engine import TorchEngine
 from saegis_server.engine.torch.slots import Slots
 from saegis_server.engine.torch.step import Step
 from saegis_server.steering.rows import Norm
+from saegis_server.steering.site import Site
 from saegis_server.steering.table import Capacity
 from tests.engine.serving import Asked
 

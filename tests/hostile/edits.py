@@ -11,9 +11,8 @@ from torch import Tensor
 
 from saegis_server.engine.api import SamplingParams
 from saegis_server.policy.decide.decision import RequestEdit
-from saegis_server.policy.decide.operations import WITH_UNIT, row_of
-from saegis_server.policy.schema.policy import Op, Unit
 from saegis_server.sae.catalog import Catalog, FoundFeature
+from saegis_server.steering.operations import Op, Unit
 from saegis_server.steering.rows import INFINITY, Phase, Probe
 
 #: Stands for an edit's field until its place in the request is known.
@@ -189,11 +188,11 @@ class Client:
         phase = self._random.choice((Phase.ALL, Phase.ALL, Phase.PROMPT, Phase.COMPLETION))
         if op in (Op.BAN, Op.ABLATE):
             told = 0.0 if op is Op.BAN else None
-            return RequestEdit(_PATH, site, op, row_of(op, probe, 0.0, phase), feature, told)
+            return RequestEdit(_PATH, site, op, op.row(probe, 0.0, phase), feature, told)
         value = self._random.choice(_VALUES) if value is None else value
-        relative = op in WITH_UNIT and abs(value) <= 80.0 and self._random.random() < 0.3
+        relative = bool(op.units) and abs(value) <= 80.0 and self._random.random() < 0.3
         unit = Unit.NORM_FRACTION if relative else Unit.FEATURE
-        return RequestEdit(_PATH, site, op, row_of(op, probe, value, phase, relative), feature, value, unit)
+        return RequestEdit(_PATH, site, op, op.row(probe, value, phase, relative), feature, value, unit)
 
     @staticmethod
     def _distinct(found: list[RequestEdit]) -> list[RequestEdit]:

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from saegis_server.engine.api import FirstToken, GenerationRequest, Limits, RequestFinished
-from saegis_server.engine.sites import Site
 from saegis_server.engine.torch.engine import TorchEngine
 from saegis_server.engine.torch.slots import Slots
 from saegis_server.engine.torch.step import Step
@@ -21,6 +20,7 @@ from saegis_server.policy.decide.decision import RequestFacts
 from saegis_server.policy.decide.world import World
 from saegis_server.sae.catalog import Catalog
 from saegis_server.steering.rows import Norm
+from saegis_server.steering.site import Site
 from saegis_server.steering.table import Capacity
 from tests.engine.serving import Answer
 from tests.hostile.edits import Bound, Client, Held, Try

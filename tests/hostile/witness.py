@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from saegis_server.engine.sites import Site, site_module
+from saegis_server.engine.sites import site_module
 from saegis_server.engine.torch.step import Step
 from saegis_server.sae.autoencoder import SparseAutoencoder
 from saegis_server.sae.catalog import Catalog
 from saegis_server.steering.bounds import NO_LIMIT
+from saegis_server.steering.site import Site
 from tests.hostile.edits import Held
 
 #: How far a clamped feature, or one held from both sides, may lie beyond its bound by rounding alone, in

@@ -13,11 +13,10 @@ from saegis_server.policy.bundle.bundle import Bundle
 from saegis_server.policy.decide.compiled import CompiledPolicy, compile_policy
 from saegis_server.policy.decide.decide import PolicySet
 from saegis_server.policy.decide.decision import Decision, Denial, RequestEdit, RequestFacts
-from saegis_server.policy.decide.operations import row_of
 from saegis_server.policy.decide.uses import UseOfRequest
 from saegis_server.policy.decide.world import World
-from saegis_server.policy.schema.policy import Op, Unit
 from saegis_server.sae.catalog import Catalog
+from saegis_server.steering.operations import Op, Unit
 from saegis_server.steering.rows import Phase, Probe
 from saegis_server.steering.table import Capacity
 from tests.rpc import tiny
@@ -84,7 +83,7 @@ def edit(
     found = CATALOG.by_index(CATALOG.sae(sae, "sae"), index, "index")
     value = None if op is Op.ABLATE else value
     times = (found.max_activation or 1.0) if unit is Unit.MAX_ACTIVATION else 1.0
-    made = row_of(op, found.probe(), (value or 0.0) * times, phase, unit is Unit.NORM_FRACTION)
+    made = op.row(found.probe(), (value or 0.0) * times, phase, unit is Unit.NORM_FRACTION)
     return RequestEdit(f"steering.edits[{place}]", found.site, op, made, found, value, unit)
 
 
@@ -98,7 +97,7 @@ def along(
     phase: Phase = Phase.ALL,
 ) -> RequestEdit:
     """A request's edit of a direction of its own."""
-    made = row_of(op, Probe.direction(vector), value or 0.0, phase)
+    made = op.row(Probe.direction(vector), value or 0.0, phase)
     return RequestEdit(f"steering.edits[{place}]", site, op, made, None, value)
 
 

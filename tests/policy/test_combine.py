@@ -18,7 +18,8 @@ from saegis_server.policy.decide.decide import PolicySet
 from saegis_server.policy.decide.decision import Decision, RequestEdit
 from saegis_server.policy.decide.uses import Use, UseOfRequest
 from saegis_server.policy.errors import CompileError
-from saegis_server.policy.schema.policy import Op, Policy
+from saegis_server.policy.schema.policy import Policy
+from saegis_server.steering.operations import Op
 from saegis_server.steering.program import SiteProgram, SteeringProgram
 from saegis_server.steering.rows import Edit, Phase
 from tests.policy.policies import WORLD, ask, edit, policy

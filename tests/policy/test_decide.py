@@ -16,9 +16,10 @@ from saegis_server.policy.decide.decision import Decision
 from saegis_server.policy.decide.explain import explain
 from saegis_server.policy.decide.protection import CompiledProtection, Protections
 from saegis_server.policy.decide.selectors import Selected
-from saegis_server.policy.schema.policy import Mode, Op
+from saegis_server.policy.schema.policy import Mode
 from saegis_server.steering import rows
 from saegis_server.steering.conditions import AllOf, AnyOf, Condition, Literal, Negation, Scope
+from saegis_server.steering.operations import Op
 from saegis_server.steering.rows import Phase, Probe
 from tests.policy.policies import WORLD, along, ask, bundle, decide, edit, policy, reasons, world
 from tests.rpc import tiny

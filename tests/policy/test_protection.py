@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saegis_server.policy.decide.protection import span_cosines, units
-from saegis_server.policy.schema.policy import Op
+from saegis_server.steering.operations import Op
 from saegis_server.steering.rows import Phase
 from tests.policy.policies import CATALOG, along, decide, edit, policy, reasons, watch
 from tests.rpc import tiny

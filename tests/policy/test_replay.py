@@ -19,7 +19,7 @@ from saegis_server.policy.decide.compiled import CompiledPolicy
 from saegis_server.policy.decide.decide import PolicySet
 from saegis_server.policy.decide.decision import Decision, Denial, RequestEdit, RequestFacts
 from saegis_server.policy.decide.replay import Outcome, Replay, replay
-from saegis_server.policy.schema.policy import Op, Unit
+from saegis_server.steering.operations import Op, Unit
 from saegis_server.steering.rows import Phase
 from tests.audit.logs import settings as log_settings
 from tests.policy.policies import along, ask, edit, policy

@@ -8,7 +8,6 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from saegis_server.engine.sites import Site
 from saegis_server.engine.torch.loading import load_model
 from saegis_server.polyglot.corpus import Corpus
 from saegis_server.polyglot.labels import reference_labels, truth_of
@@ -18,6 +17,7 @@ from saegis_server.polyglot.steps import choice_statistics
 from saegis_server.polyglot.truth import LabelledFeatures, LabelledToken, labelled_features, labelled_tokens
 from saegis_server.sae.labels import FeatureLabel, Labels
 from saegis_server.sae.saelens import load_sae
+from saegis_server.steering.site import Site
 from saegis_server.training.selection import contrast
 
 TOKENIZER = AutoTokenizer.from_pretrained(str(model_path()))

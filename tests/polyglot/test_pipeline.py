@@ -80,8 +80,8 @@ def test_the_manifest_tells_what_was_measured(made: Path) -> None:
 
 
 def test_the_stated_fit_is_that_on_the_held_out_text(made: Path) -> None:
-    from saegis_server.engine.sites import Site
     from saegis_server.sae.saelens import load_sae
+    from saegis_server.steering.site import Site
 
     told, loaded, sae = Manifest.load(made / "manifest.json"), load(made), load_sae(made / "sae")
     rows = Encoder(loaded.tokenizer, 1024, raw=True).rows(read_documents(made / "held_out.jsonl"))

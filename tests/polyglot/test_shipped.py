@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 
-from saegis_server.engine.sites import Site
 from saegis_server.engine.torch.loading import LoadedModel
 from saegis_server.engine.torch.site_reading import read_site
 from saegis_server.evaluation.ban_file import BanFile
@@ -33,6 +32,7 @@ from saegis_server.polyglot.shipped import (
 from saegis_server.polyglot.steps import held_out_figures, load
 from saegis_server.sae.labels import Labels
 from saegis_server.sae.saelens import load_sae
+from saegis_server.steering.site import Site
 from tests.polyglot.oracle import SAE
 
 README = Path(__file__).parents[2] / "README.md"

@@ -14,7 +14,6 @@ import torch
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 
-from saegis_server.engine.sites import Site
 from saegis_server.engine.torch.engine import TorchEngine
 from saegis_server.engine.torch.loading import LoadedModel
 from saegis_server.engine.torch.slots import Slots
@@ -27,6 +26,7 @@ from saegis_server.rpc.services.shared import Services
 from saegis_server.rpc.wire.errors import DETAILS_KEY
 from saegis_server.rpc.wire.prompts import PromptReader
 from saegis_server.steering.rows import Norm
+from saegis_server.steering.site import Site
 from saegis_server.steering.table import Capacity
 from tests.rpc import tiny
 

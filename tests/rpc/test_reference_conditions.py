@@ -12,7 +12,6 @@ from saegis.v1 import feature_pb2 as fpb
 from saegis.v1.prompt_pb2 import Chat, ChatMessage
 from saegis_server.cli.serve.command import reference
 from saegis_server.engine.api import FinishReason, GenerationRequest, Guard, Guarded, Reaction, SamplingParams
-from saegis_server.engine.sites import Site
 from saegis_server.evaluation.ban_file import BanFile
 from saegis_server.evaluation.word_lists import WordLists
 from saegis_server.polyglot.shipped import WEIGHTS
@@ -24,6 +23,7 @@ from saegis_server.rpc.services.features import FeatureServicer
 from saegis_server.rpc.services.shared import Services
 from saegis_server.steering.conditions import AnyOf, Condition, Literal
 from saegis_server.steering.program import SiteProgram, SteeringProgram
+from saegis_server.steering.site import Site
 from saegis_server.training.labelled_texts import read_labelled_texts
 from tests.engine.serving import Answer
 from tests.rpc.harness import config

@@ -23,7 +23,6 @@ from saegis.v1 import generation_pb2 as pb
 from saegis.v1 import model_pb2
 from saegis_server.cli.serve.start_errors import start_failed
 from saegis_server.engine.api import Progress
-from saegis_server.engine.sites import SiteError
 from saegis_server.engine.torch import build
 from saegis_server.engine.torch.compile_cache import SETTING
 from saegis_server.engine.torch.loading import ModelLoadError
@@ -44,6 +43,7 @@ from saegis_server.sae.errors import SAEFileError, SAEMismatch
 from saegis_server.sae.hub import SAMPLE_FILE
 from saegis_server.sae.labels import Labels
 from saegis_server.sae.writer import save_sae
+from saegis_server.steering.site import SiteError
 from tests.rpc import tiny
 from tests.rpc.conftest import Stubs
 from tests.rpc.harness import Failure, Running, config, embedded, eventually, failure

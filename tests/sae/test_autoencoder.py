@@ -140,7 +140,7 @@ def test_probe_keys_tell_features_and_saes_apart() -> None:
     keys = {sae.probe(0).key, sae.probe(1).key, other.probe(0).key}
     assert len(keys) == 3
     assert sae.probe(0).key == random_sae(seed=1).probe(0).key
-    assert replace(sae, digest="ab" * 32).probe(7).key == f"sae:{'ab' * 8}:7"
+    assert replace(sae, digest="ab" * 32).probe(7).key == f"sae:{'ab' * 32}:7"
 
 
 def test_digest_without_files_covers_weights_and_form() -> None:

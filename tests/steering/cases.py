@@ -36,7 +36,7 @@ OPERATIONS = ("clamp", "clamp_if_active", "scale", "add", "cap", "floor", "ablat
 def random_edit(rng: torch.Generator, probe: Probe, operation: str) -> Edit:
     """An edit with a random value, phase and unit."""
     value = float(3.0 * torch.randn(1, generator=rng))
-    phase = Phase(int(torch.randint(3, (1,), generator=rng)))
+    phase = list(Phase)[int(torch.randint(3, (1,), generator=rng))]
     if operation == "ablate":
         return rows.ablate(probe, phase=phase)
     if operation == "scale":

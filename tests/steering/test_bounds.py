@@ -154,7 +154,7 @@ def operators(rng: torch.Generator, count: int) -> tuple[Edit, ...]:
         ]
         relative = bool(torch.rand(1, generator=rng) < 0.3)
         value = 20.0 * float(torch.rand(1, generator=rng)) * (0.02 if relative else 1.0)
-        phase = Phase(int(torch.randint(3, (1,), generator=rng)))
+        phase = list(Phase)[int(torch.randint(3, (1,), generator=rng))]
         rule = make(probe, value, phase=phase, relative=relative)
         if cases.may_rule(rule):  # not a clamp to what the feature jumps over
             found.append(rule)

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from saegis_server.engine.sites import Site
 from saegis_server.engine.torch.site_reading import read_site
+from saegis_server.steering.site import Site
 from saegis_server.training.activations import (
     Buffer,
     activation_batches,

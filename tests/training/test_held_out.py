@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from saegis_server.engine.sites import Site
 from saegis_server.engine.torch.loading import LoadedModel
 from saegis_server.engine.torch.site_reading import read_site
 from saegis_server.sae.autoencoder import Architecture, SparseAutoencoder
 from saegis_server.sae.checks import measure
 from saegis_server.sae.errors import SAEMismatch
+from saegis_server.steering.site import Site
 from saegis_server.training import held_out
 from saegis_server.training.held_out import choose_sample, held_out_activations, measure_held_out
 from saegis_server.training.texts import Encoder

@@ -4,12 +4,13 @@ import time
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from saegis_server.bench.loads import NEW_TOKENS, ROWS
-from saegis_server.engine.sites import Site, site_module
+from saegis_server.engine.torch.site_reading import edited
 from saegis_server.sae.autoencoder import SparseAutoencoder
+from saegis_server.steering.site import Site
 
 
 def generate(model: PreTrainedModel, prompts: list[list[int]]) -> float:
@@ -40,20 +41,14 @@ def generate_with_hooks(
     """
     features = torch.arange(ROWS)
 
-    def steer(module: nn.Module, args: object, output: Any) -> Any:
-        x: Tensor = output[0] if isinstance(output, tuple) else output
+    def steer(x: Tensor) -> Tensor:
         f = sae.encode(x)
         error = x - sae.decode(f, x)
         f[..., features] = 0.5
-        steered = sae.decode(f, x) + error
-        return (steered, *output[1:]) if isinstance(output, tuple) else steered
+        return sae.decode(f, x) + error
 
-    module, _ = site_module(model, site)
-    handle = module.register_forward_hook(steer)
-    try:
+    with edited(model, site, steer):
         start = time.perf_counter()
         for prompt in prompts:
             generate(model, [prompt])
         return len(prompts) * NEW_TOKENS / (time.perf_counter() - start)
-    finally:
-        handle.remove()

@@ -20,7 +20,6 @@ from saegis_server.engine.api import (
     RequestFinished,
     SamplingParams,
 )
-from saegis_server.engine.sites import Site
 from saegis_server.engine.torch.engine import TorchEngine
 from saegis_server.engine.torch.slots import Slots
 from saegis_server.engine.torch.step import Step
@@ -29,6 +28,7 @@ from saegis_server.sae.autoencoder import SparseAutoencoder
 from saegis_server.steering.conditions import AllOf, AnyOf, Condition, Literal, Scope
 from saegis_server.steering.program import UNSTEERED, SiteProgram, SteeringProgram
 from saegis_server.steering.rows import Norm, clamp, scale
+from saegis_server.steering.site import Site
 from saegis_server.steering.table import Capacity
 
 PROMPT_TOKENS, NEW_TOKENS = 64, 96

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from saegis_server.engine.sites import Place, Site
 from saegis_server.engine.torch.loading import load_model
 from saegis_server.sae.autoencoder import Architecture, SparseAutoencoder
 from saegis_server.steering.rows import Norm
+from saegis_server.steering.site import Place, Site
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,15 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cached_property
 from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
-from saegis_server.engine.sites import Site
 from saegis_server.steering.conditions import Condition
+from saegis_server.steering.digest import digest_of
 from saegis_server.steering.program import UNSTEERED, SiteProgram, SteeringProgram
+from saegis_server.steering.site import Site
 from saegis_server.steering.table import Capacity
 
 #: The most alternatives that a token's logprobs may carry.
@@ -155,6 +157,16 @@ class Guard:
     conditions: tuple[Guarded, ...] = ()
     reads_first_token: bool = False
     hold_back: bool = False
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of every condition, with its thresholds and its rows, and of what else it says."""
+        return digest_of(self)
+
+    def digest_beside(self, program: SteeringProgram) -> str:
+        """What names all that may act on a request with this program: the program's own digest without a
+        guard, with one that of both."""
+        return program.digest if self == UNGUARDED else digest_of((program.digest, self.digest))
 
 
 #: The guard of a request that nobody watches over.

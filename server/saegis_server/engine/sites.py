@@ -1,67 +1,11 @@
-"""Sites: the named places of the forward pass where activations are read and steered."""
+"""Where the sites are in a Transformers model: its decoder layers, and the module to hook for each."""
 
-import re
 from collections.abc import Iterator
-from dataclasses import dataclass
-from enum import StrEnum
 
 from torch import nn
 from transformers import PreTrainedModel
 
-
-class Place(StrEnum):
-    """Where in a decoder layer: its input, its output, or what attention or the MLP adds to the stream."""
-
-    RESID_PRE = "resid_pre"
-    RESID_POST = "resid_post"
-    ATTN_OUT = "attn_out"
-    MLP_OUT = "mlp_out"
-
-
-_SPELLINGS = (
-    re.compile(r"blocks\.(?P<layer>\d+)\.hook_(?P<place>\w+)"),
-    re.compile(r"layers\.(?P<layer>\d+)\.(?P<place>\w+)"),
-    re.compile(r"(?:model|transformer|gpt_neox)\.(?:layers|h)\.(?P<layer>\d+)(?:\.output)?"),
-    re.compile(r"layers\.(?P<layer>\d+)"),
-)
-
-
-class SiteError(ValueError):
-    """A site that does not exist, or whose name is not understood."""
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Site:
-    """A place in one layer. Written `layers.3.resid_post`."""
-
-    layer: int
-    place: Place
-
-    def __str__(self) -> str:
-        return f"layers.{self.layer}.{self.place}"
-
-    @classmethod
-    def parse(cls, name: str) -> "Site":
-        """Read a site's name: ours, TransformerLens's (`blocks.3.hook_resid_post`) or a module's path.
-
-        A bare layer (`layers.3`, `model.layers.3`) is its output, resid_post. Raises SiteError.
-        """
-        for spelling in _SPELLINGS:
-            if match := spelling.fullmatch(name):
-                place = match.groupdict().get("place") or Place.RESID_POST
-                if place in Place.__members__.values():
-                    return cls(int(match["layer"]), Place(place))
-        places = ", ".join(Place)
-        raise SiteError(f"{name!r} is not a site; write layers.<number>.<place> with a place of {places}")
-
-
-#: In what order a layer's places come in the forward pass.
-_FORWARD = (Place.RESID_PRE, Place.ATTN_OUT, Place.MLP_OUT, Place.RESID_POST)
-
-
-def forward_order(site: Site) -> tuple[int, int]:
-    """What sorts sites in the order of the forward pass."""
-    return site.layer, _FORWARD.index(site.place)
+from saegis_server.steering.site import Place, Site, SiteError
 
 
 def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:

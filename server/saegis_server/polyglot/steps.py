@@ -10,7 +10,6 @@ import torch
 from rich.console import Console
 from transformers import AutoTokenizer
 
-from saegis_server.engine.sites import Site
 from saegis_server.engine.torch.loading import LoadedModel, load_model
 from saegis_server.evaluation.ban_file import BanFile
 from saegis_server.evaluation.clamp_file import ClampFile
@@ -25,6 +24,7 @@ from saegis_server.polyglot.tokenizer import save_tokenizer, train_tokenizer
 from saegis_server.polyglot.truth import labelled_features
 from saegis_server.sae.autoencoder import SparseAutoencoder
 from saegis_server.sae.saelens import load_sae
+from saegis_server.steering.site import Site
 from saegis_server.training.feature_statistics import FeatureStatistics
 from saegis_server.training.run import Source, run
 from saegis_server.training.selection import choose_features, contrast

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from saegis_server.engine.sites import Site
 from saegis_server.polyglot.corpus import Document, Segment
 from saegis_server.sae.autoencoder import SparseAutoencoder
+from saegis_server.steering.site import Site
 from saegis_server.training.feature_batches import feature_batches
 
 

@@ -214,7 +214,7 @@ class SparseAutoencoder:
         if self.architecture is Architecture.JUMPRELU:
             threshold = float(self._require("threshold")[feature])
         return Probe(
-            key=f"sae:{self.digest[:16]}:{feature}",
+            key=f"sae:{self.digest}:{feature}",
             read=read,
             write=self.W_dec[feature].clone(),
             gate_bias=_round(gate_bias),

@@ -165,7 +165,7 @@ def _check_reachable(rule: Edit, value: float, place: int) -> None:
     if (jump > 0.0 and rule.relative_to_norm) or value <= jump:
         unit = " of the norm" if rule.relative_to_norm else ""
         raise SteeringError(
-            f"{probe.key} cannot be held at {value:g}{unit}: where it is active it is above {jump:g}",
+            f"{probe.name} cannot be held at {value:g}{unit}: where it is active it is above {jump:g}",
             "",
             (("rules", place),),
         )
@@ -200,7 +200,7 @@ def _check(held: Held) -> None:
     """Raise SteeringError for a range in which nothing lies."""
     for each in (held.prompt, held.completion):
         if each.has_high and each.has_low and not _leaves_room(each):
-            fault = f"the bounds of {held.probe.key} leave no value between them"
+            fault = f"the bounds of {held.probe.name} leave no value between them"
             raise SteeringError(fault, "", (held.place,))
 
 

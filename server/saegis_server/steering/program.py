@@ -1,12 +1,11 @@
 """Programs: the rows that one request needs at each site, validated, ordered and named by a digest."""
 
-import hashlib
 import math
-import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from saegis_server.steering.digest import digest_of
 from saegis_server.steering.rows import Edit, Norm, Phase, Probe
 
 #: Numbers beyond this are refused: no feature of a finite model comes near it.
@@ -88,26 +87,8 @@ class SteeringProgram:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 over every row in order: equal digests steer equally."""
-        state = hashlib.sha256()
-        for name in sorted(self.sites):
-            site = self.sites[name]
-            state.update(name.encode() + b"\0")
-            for stage, rows in site.stages():
-                state.update(stage.encode() + struct.pack("<I", len(rows)))
-                for edit in rows:
-                    state.update(edit.probe.key.encode() + b"\0" + struct.pack("<7d", *edit.numbers()))
-            for probe in site.watches:
-                state.update(probe.key.encode() + b"\0")
-            if site.guards:  # only where there are any: other digests stay what they were
-                state.update(b"\0guards" + struct.pack("<I", len(site.guards)))
-                for probe in site.guards:
-                    state.update(probe.key.encode() + b"\0")
-            if site.max_relative_norm is not None:
-                state.update(b"\0max_relative_norm" + struct.pack("<d", site.max_relative_norm))
-        if self.moves_first_token:
-            state.update(b"\0moves_first_token")
-        return state.hexdigest()
+        """SHA-256 of every number and probe of every row, in order: equal digests steer equally."""
+        return digest_of(self)
 
 
 #: The program of a request that asks for nothing.
@@ -148,7 +129,7 @@ def _check_contradictions(site: str, edits: tuple[Edit, ...]) -> None:
             against = next((one for one in known if not _go_together(edits[one], edit)), None)
             if against is not None:
                 raise SteeringError(
-                    f"two edits of {edit.probe.key} contradict each other",
+                    f"two edits of {edit.probe.name} contradict each other",
                     site,
                     (("edits", against), ("edits", later)),
                 )
@@ -179,8 +160,9 @@ def _check_provable(site: str, program: SiteProgram) -> None:
             norm = edit.probe.norm
             if norm is not Norm.NONE and (stage == "bans" or edit.holds):
                 raise SteeringError(
-                    f"{edit.probe.key} cannot be {verb}: its SAE normalises its input ({norm.name.lower()}), "
-                    "so the allowed activations are no half-space and it could not be guaranteed",
+                    f"{edit.probe.name} cannot be {verb}: its SAE normalises its input "
+                    f"({norm.name.lower()}), so the allowed activations are no half-space and it could not "
+                    "be guaranteed",
                     site,
                     ((stage, index),),
                 )

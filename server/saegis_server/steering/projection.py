@@ -90,12 +90,12 @@ class HeldGeometry:
 
 
 class _Key:
-    """What is held as the key of a cache: equal for the very same probes, which the key keeps alive."""
+    """What is held as the key of a cache: equal where the same is held, whoever asks for it."""
 
     def __init__(self, bans: tuple[Edit, ...], rules: tuple[Edit, ...], activations: torch.dtype) -> None:
         self.bans, self.rules, self.activations = bans, rules, activations
-        banned = ((id(ban.probe), ban.phase) for ban in bans)
-        ruled = ((id(rule.probe), rule.numbers()) for rule in rules)
+        banned = ((ban.probe.digest, ban.phase) for ban in bans)
+        ruled = ((rule.probe.digest, rule.numbers()) for rule in rules)
         self.key = (activations, tuple(banned), tuple(ruled))
 
     def __hash__(self) -> int:
@@ -131,7 +131,7 @@ def _geometry(key: _Key) -> HeldGeometry | None:
     lengths = read.norm(dim=1)
     for index, each in enumerate(held):
         if not lengths[index] > 0.0:
-            raise SteeringError(f"{each.probe.key} reads nothing", "", (each.place,))
+            raise SteeringError(f"{each.probe.name} reads nothing", "", (each.place,))
     unit = read / lengths[:, None]
     _, singular, right = torch.linalg.svd(unit, full_matrices=False)
     rank = int((singular > RANK_TOLERANCE * singular[0]).sum())
@@ -145,7 +145,7 @@ def _geometry(key: _Key) -> HeldGeometry | None:
     descent = _descent(rows, sides)
     lost = rounding(key.activations, width).relative * (0.0 if descent is None else float(descent.norm()))
     if descent is None or lost > MOST_UNDONE:
-        named = ", ".join(each.probe.key for each in held)
+        named = ", ".join(each.probe.name for each in held)
         places = tuple(each.place for each in held)
         raise SteeringError(
             f"these oppose each other, so that rounding to {_name(key.activations)} could always break one: "
@@ -192,7 +192,7 @@ def _fixed_pinv(held: Sequence[Held], rows: Tensor, sides: Tensor) -> Tensor:
     if len(fixed):
         own = rows[fixed]
         if float(torch.linalg.svdvals(own)[-1]) < LEAST_INDEPENDENCE:
-            named = ", ".join(held[index].probe.key for index in fixed.tolist())
+            named = ", ".join(held[index].probe.name for index in fixed.tolist())
             places = tuple(held[index].place for index in fixed.tolist())
             raise SteeringError(
                 f"these read nearly the same, so they cannot all be held: {named}", "", places

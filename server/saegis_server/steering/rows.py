@@ -8,13 +8,15 @@ Everything that Saegis does at a site is one form (x is one token's activation, 
     x' = x + s(x)·Σ (f' − f)·w            write      w: a decoder row, or the direction
 """
 
-import hashlib
 import math
 from dataclasses import dataclass, field
-from enum import IntEnum
+from enum import IntEnum, StrEnum
+from functools import cached_property
 
 import torch
 from torch import Tensor
+
+from saegis_server.steering.digest import digest_of
 
 INFINITY = math.inf
 
@@ -27,15 +29,15 @@ class Norm(IntEnum):
     LAYER_NORM = 2
 
 
-class Phase(IntEnum):
+class Phase(StrEnum):
     """Which tokens an edit applies to: all, those of the prompt, or those that were generated."""
 
-    ALL = 0
-    PROMPT = 1
-    COMPLETION = 2
+    ALL = "all"
+    PROMPT = "prompt"
+    COMPLETION = "completion"
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Probe:
     """One feature or direction: how to read it from an activation and how to write to it.
 
@@ -43,8 +45,8 @@ class Probe:
     `gain·q + value_bias`, rectified unless `linear`. An SAE's b_dec is folded into the biases:
     q + bias = W_enc[:, i]·(norm(x) − b_dec) + b_enc.
 
-    `read` and `write` are float32 [d]; `key` names the probe in digests and receipts (SAE digest and
-    feature, or the hash of a direction).
+    `read` and `write` are float32 [d]; `key` tells the probe apart from others at its site (the whole digest
+    of an SAE and a feature, or that of a direction).
     """
 
     key: str
@@ -56,6 +58,16 @@ class Probe:
     value_bias: float = 0.0
     linear: bool = False
     norm: Norm = Norm.NONE
+
+    @property
+    def name(self) -> str:
+        """The key as messages tell it, its digest cut short."""
+        return ":".join(part[:16] for part in self.key.split(":"))
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of all of it."""
+        return digest_of(self)
 
     @property
     def limit(self) -> float:
@@ -80,8 +92,7 @@ class Probe:
         if not math.isfinite(length) or length == 0.0:
             raise ValueError("a direction must be finite and not zero")
         unit = (values / length).to(torch.float32)
-        digest = hashlib.sha256(unit.numpy().tobytes()).hexdigest()
-        return cls(key=f"direction:{digest[:16]}", read=unit, write=unit, linear=True)
+        return cls(key=f"direction:{digest_of(unit)}", read=unit, write=unit, linear=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,10 +123,9 @@ class Edit:
             return value
         return min(max(self.a * value + self.b, self.lo), self.hi)
 
-    def numbers(self) -> tuple[float, ...]:
-        """What distinguishes this edit from others of the same probe, for digests."""
-        flags = (float(self.only_if_active), float(self.relative_to_norm), float(self.phase))
-        return (self.a, self.b, self.lo, self.hi, *flags)
+    def numbers(self) -> tuple[float, float, float, float, bool, bool, Phase]:
+        """What distinguishes this edit from others of the same probe."""
+        return (self.a, self.b, self.lo, self.hi, self.only_if_active, self.relative_to_norm, self.phase)
 
 
 def clamp(probe: Probe, value: float, *, phase: Phase = Phase.ALL, relative: bool = False) -> Edit:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from saegis_server.engine.sites import Site
 from saegis_server.engine.torch.site_reading import read_site
+from saegis_server.steering.site import Site
 
 
 def token_batches(

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from saegis_server.engine.sites import Site
 from saegis_server.engine.torch.site_reading import read_site
 from saegis_server.sae.autoencoder import SparseAutoencoder
+from saegis_server.steering.site import Site
 
 #: Activations of features that are held at once.
 _MOST_NUMBERS = 1 << 24

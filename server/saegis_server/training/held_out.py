@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from saegis_server.engine.sites import Site
 from saegis_server.engine.torch.loading import LoadedModel
 from saegis_server.engine.torch.site_reading import read_site
 from saegis_server.sae.autoencoder import SparseAutoencoder
 from saegis_server.sae.checks import check_reconstruction, measure
+from saegis_server.steering.site import Site
 from saegis_server.training.activations import Buffer, activations_of
 from saegis_server.training.texts import Encoder
 

@@ -11,9 +11,10 @@ from pathlib import Path
 from rich.console import Console
 
 from saegis.version import __version__
-from saegis_server.engine.sites import Place, Site, site_module
+from saegis_server.engine.sites import site_module
 from saegis_server.engine.torch.loading import LoadedModel
 from saegis_server.sae.writer import save_sae
+from saegis_server.steering.site import Place, Site
 from saegis_server.training.activations import Buffer, activation_batches
 from saegis_server.training.checkpoint import plain_settings
 from saegis_server.training.held_out import Measured, choose_sample, held_out_activations, measure_held_out

@@ -12,7 +12,7 @@ from saegis_server.engine.api import (
     GenerationRequest,
     SamplingParams,
 )
-from saegis_server.engine.sites import Site
+from saegis_server.steering.site import Site
 from tests.engine import tiny
 from tests.engine.serving import Answer, Asked, Serving
 

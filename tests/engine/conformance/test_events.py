@@ -16,10 +16,10 @@ from saegis_server.engine.api import (
     SamplingParams,
     SequenceFinished,
 )
-from saegis_server.engine.sites import Site
 from saegis_server.steering import rows
 from saegis_server.steering.program import SiteProgram, SteeringProgram
 from saegis_server.steering.rows import Phase, Probe
+from saegis_server.steering.site import Site
 from tests.engine import tiny
 from tests.engine.hooked import destructive, random_program
 from tests.engine.serving import Answer, Serving

@@ -14,10 +14,10 @@ from saegis_server.cli.output import USAGE, fail, notes
 from saegis_server.cli.stages import StageDisplay
 
 if TYPE_CHECKING:
-    from saegis_server.engine.sites import Site
     from saegis_server.engine.torch.loading import LoadedModel
     from saegis_server.rpc.server.sae_sources import PlacedSAE
     from saegis_server.sae.autoencoder import SparseAutoencoder
+    from saegis_server.steering.site import Site
     from saegis_server.training.feature_batches import FeatureBatch
     from saegis_server.training.labelled_texts import LabelledText
     from saegis_server.training.token_truth import TokenTruth

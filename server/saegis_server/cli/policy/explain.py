@@ -113,7 +113,7 @@ def explain(
         read = policy_world.read_bundle(bundle)
         compiled = policy_world.compiled(bundle, read, policy_world.offline_world(sae, site, name, rows))
         decision = _decided(compiled, edits, uses, tenant or "default", role or (Role.USE, Role.STEER))
-        digest = decision.program.digest if decision.allowed else ""
+        digest = decision.digest if decision.allowed else ""
     else:
         target = server or os.environ.get("SAEGIS_SERVER") or DEFAULT_SERVER
         archive = b"" if bundle is None else policy_world.read_bundle(bundle).archive()

@@ -93,10 +93,10 @@ def offline_world(
 
     sites: the first is the SAE's, as with `saegis serve`; rows likewise.
     """
-    from saegis_server.engine.sites import Site, SiteError, forward_order
     from saegis_server.policy.decide.world import World
     from saegis_server.sae.catalog import Catalog
     from saegis_server.sae.errors import SAEFileError
+    from saegis_server.steering.site import Site, SiteError, forward_order
     from saegis_server.steering.table import Capacity
 
     own_id, named = None, name is not None or sae is None
@@ -124,12 +124,12 @@ def offline_world(
 
 def _load(path: str, own_id: str | None, site: str | None) -> LoadedSAE:
     """The SAE with its labels at its site. Raises SAEFileError and SiteError."""
-    from saegis_server.engine.sites import Site
     from saegis_server.sae.catalog import LoadedSAE
     from saegis_server.sae.errors import SAEFileError
     from saegis_server.sae.hub import resolve_sae
     from saegis_server.sae.labels import Labels
     from saegis_server.sae.saelens import load_sae
+    from saegis_server.steering.site import Site
 
     folder = resolve_sae(path)
     sae = load_sae(folder, name=own_id)

@@ -2,7 +2,6 @@
 
 from saegis_server.audit import AuditError
 from saegis_server.engine.api import CanaryError
-from saegis_server.engine.sites import SiteError
 from saegis_server.engine.torch.loading import MachineError, ModelLoadError
 from saegis_server.engine.torch.warmup import NotCompiledError
 from saegis_server.policy.errors import PolicyError
@@ -10,6 +9,7 @@ from saegis_server.policy.store.errors import HistoryError
 from saegis_server.rpc.auth.identities import IdentitiesError
 from saegis_server.rpc.server.server import EngineDiedError
 from saegis_server.sae.errors import SAEFileError, SAEMismatch
+from saegis_server.steering.site import SiteError
 
 _ADVICE: tuple[tuple[type[Exception], str, str], ...] = (
     (

@@ -159,7 +159,8 @@ def _source(
     reuse: int,
 ) -> Source:
     """What the activations come from. Raises ValueError for options that do not fit."""
-    from saegis_server.engine.sites import Site, site_module
+    from saegis_server.engine.sites import site_module
+    from saegis_server.steering.site import Site
     from saegis_server.training.run import Source
     from saegis_server.training.texts import Encoder, TextSplit
 

@@ -1,26 +1,30 @@
 """Admission: what a request must be for the engine to take it, checked before anything is queued."""
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from saegis_server.engine.api import FieldError, FirstToken, GenerationRequest, Guard, Reaction
-from saegis_server.engine.sites import Site, SiteError
 from saegis_server.engine.torch.plan import Plan
 from saegis_server.engine.torch.request_guard import RequestGuard
 from saegis_server.engine.torch.step import Step
 from saegis_server.steering.program import SiteProgram, SteeringError, SteeringProgram
 from saegis_server.steering.projection import held_geometry
+from saegis_server.steering.site import Site, SiteError
 
-#: How many programs and guards that were admitted are kept.
+#: How many admitted programs are kept.
 _REMEMBERED = 64
 
 
-class _Known(NamedTuple):
-    """A program beside a guard, both kept so that nothing else has their ids, and what they come to."""
+@dataclass(frozen=True)
+class AdmittedProgram:
+    """A program beside a guard that a step can run: all of its rows fit, and what they hold can be held.
 
-    program: SteeringProgram
-    guard: Guard
-    rows: dict[Site, SiteProgram]
+    digest: of all that may act. rows: the program's, by site. plan: the guard's; None where nothing is to be
+    judged.
+    """
+
+    digest: str
+    rows: Mapping[Site, SiteProgram]
     plan: Plan | None
 
 
@@ -29,12 +33,13 @@ class Admission:
 
     def __init__(self, step: Step, first_token: FirstToken) -> None:
         self._step, self._first_token = step, first_token
-        self._known: dict[tuple[int, int], _Known] = {}
+        # By digest and by the order of sites, in which watches are told.
+        self._known: dict[tuple[str, tuple[str, ...]], AdmittedProgram] = {}
 
     def generation(
         self, request: GenerationRequest, stops: Collection[int]
-    ) -> tuple[dict[Site, SiteProgram], RequestGuard | None]:
-        """The program of a generation, by site, and its guard; None where there is nothing to judge.
+    ) -> tuple[AdmittedProgram, RequestGuard | None]:
+        """The program of a generation and its guard; None where there is nothing to judge.
 
         stops: the tokens that end its text.
         The program must fit, and its bans and bounds hold, with the rows of all conditions too. Those that
@@ -67,7 +72,7 @@ class Admission:
 
     def text(
         self, tokens: Sequence[int], program: SteeringProgram, guard: Guard
-    ) -> tuple[dict[Site, SiteProgram], RequestGuard | None]:
+    ) -> tuple[AdmittedProgram, RequestGuard | None]:
         """The program under which a text is scored, and its guard, as in `generation`; raises as it does."""
         longest = self._step.slots.max_length
         if len(tokens) < 2:
@@ -79,16 +84,16 @@ class Admission:
 
     def _admit(
         self, tokens: Sequence[int], program: SteeringProgram, guard: Guard
-    ) -> tuple[dict[Site, SiteProgram], RequestGuard | None]:
-        key = id(program), id(guard)
-        if (known := self._known.get(key)) is None:
+    ) -> tuple[AdmittedProgram, RequestGuard | None]:
+        digest = guard.digest_beside(program)
+        if (known := self._known.get(key := (digest, tuple(program.sites)))) is None:
             rows = self._program(program)
-            known = _Known(program, guard, rows, self._plan(guard, rows))
+            known = AdmittedProgram(digest, rows, self._plan(guard, rows))
             if len(self._known) >= _REMEMBERED:
                 self._known.clear()
             self._known[key] = known
         unread = self._first_token.unread(tokens, guard)
-        return known.rows, None if known.plan is None else RequestGuard(known.plan, unread, guard.hold_back)
+        return known, None if known.plan is None else RequestGuard(known.plan, unread, guard.hold_back)
 
     def _plan(self, guard: Guard, program: Mapping[Site, SiteProgram]) -> Plan | None:
         readings = sum(len(rows.guards) for rows in program.values())

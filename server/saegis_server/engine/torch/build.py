@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import torch
 
 from saegis_server.engine.api import Progress
-from saegis_server.engine.sites import Site, forward_order, site_module
+from saegis_server.engine.sites import site_module
 from saegis_server.engine.torch.compile_cache import CompileCacheError, Kept, settle
 from saegis_server.engine.torch.loading import LoadedModel
 from saegis_server.engine.torch.memory import is_want_of_memory
@@ -14,6 +14,7 @@ from saegis_server.engine.torch.slots import Slots
 from saegis_server.engine.torch.step import SMALLEST, Step
 from saegis_server.engine.torch.warmup import NotCompiledError, missing_compiler, warm_up
 from saegis_server.steering.rows import Norm
+from saegis_server.steering.site import Site, forward_order
 from saegis_server.steering.table import Capacity
 
 _LOG = logging.getLogger(__name__)

@@ -6,8 +6,8 @@ from enum import Enum
 import torch
 from torch import Tensor
 
-from saegis_server.engine.sites import Site
 from saegis_server.steering.apply import Readings
+from saegis_server.steering.site import Site
 from saegis_server.steering.table import TableView
 
 

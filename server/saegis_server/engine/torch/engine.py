@@ -36,7 +36,6 @@ from saegis_server.engine.api import (
     Sink,
     SteeringDivergedError,
 )
-from saegis_server.engine.sites import Site
 from saegis_server.engine.torch.admission import Admission
 from saegis_server.engine.torch.build import graphs_compiled, make_ready
 from saegis_server.engine.torch.guarding import Ending, Guarding
@@ -51,6 +50,7 @@ from saegis_server.engine.torch.step import Step, StepOutput
 from saegis_server.engine.torch.text import TextStream
 from saegis_server.fair import has_room
 from saegis_server.steering.program import UNSTEERED, SteeringProgram
+from saegis_server.steering.site import Site
 
 T = TypeVar("T")
 _LOG = logging.getLogger(__name__)
@@ -174,7 +174,6 @@ class TorchEngine:
         steered, other = (
             Reading(
                 self.step,
-                one,
                 *self._admission.text(tokens, one, judging),
                 self.first_token.unmoved(tokens, one),
             )

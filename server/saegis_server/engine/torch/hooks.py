@@ -1,26 +1,20 @@
 """Hooks: where the model's forward pass hands its activations to the steering core."""
 
-from typing import Any
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
-from saegis_server.engine.sites import Site, site_module
 from saegis_server.engine.torch.context import Mode, StepContext
+from saegis_server.engine.torch.site_reading import hook
 from saegis_server.steering.apply import Readings, apply
 from saegis_server.steering.rows import Norm
+from saegis_server.steering.site import Site
 
 
 def install_hooks(model: PreTrainedModel, sites: dict[Site, frozenset[Norm]], context: StepContext) -> None:
     """Let every site's activation pass through `context`; `sites` gives the normalisations used at each."""
     for site, norms in sites.items():
-        module, reads_input = site_module(model, site)
-        hook = _SiteHook(site, norms, context)
-        if reads_input:
-            module.register_forward_pre_hook(hook.on_input, with_kwargs=True)
-        else:
-            module.register_forward_hook(hook.on_output)
+        hook(model, site, _SiteHook(site, norms, context)._pass)
 
 
 class _SiteHook:
@@ -37,18 +31,6 @@ class _SiteHook:
                 steered, readings = _except_for(context.unmoved, x, steered, readings)
             x, context.readings[self.site] = steered, readings
         return x
-
-    def on_input(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        if args:
-            return (self._pass(args[0]), *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": self._pass(kwargs["hidden_states"])}
-
-    def on_output(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        if isinstance(output, tuple):
-            return (self._pass(output[0]), *output[1:])
-        return self._pass(output)
 
 
 def _except_for(unmoved: Tensor, x: Tensor, steered: Tensor, readings: Readings) -> tuple[Tensor, Readings]:

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saegis_server.engine.api import Guard, Guarded, Reaction, RefusedByPolicyError
-from saegis_server.engine.sites import Site
 from saegis_server.steering.judge import Truths, judge_of
 from saegis_server.steering.program import SiteProgram
+from saegis_server.steering.site import Site
 
 #: How many programs with the rows of some conditions are kept.
 _REMEMBERED = 256

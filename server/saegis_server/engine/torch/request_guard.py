@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saegis_server.engine.api import ConditionReceipt, Receipt
-from saegis_server.engine.sites import Site
 from saegis_server.engine.torch.plan import Plan
 from saegis_server.steering.program import SiteProgram
+from saegis_server.steering.site import Site
 
 #: The token at which a condition held first, for one that never did.
 NEVER = int(np.iinfo(np.int64).max)

@@ -22,7 +22,7 @@ from saegis_server.engine.api import (
     Timings,
     Usage,
 )
-from saegis_server.engine.sites import Site
+from saegis_server.engine.torch.admission import AdmittedProgram
 from saegis_server.engine.torch.context import KVCache
 from saegis_server.engine.torch.jobs import Job
 from saegis_server.engine.torch.request_guard import RequestGuard
@@ -30,7 +30,7 @@ from saegis_server.engine.torch.sequence import RowCounts
 from saegis_server.engine.torch.step import SMALLEST, ReadOutput, Step
 from saegis_server.engine.torch.tally import Tally
 from saegis_server.engine.torch.text_verdict import TextVerdict
-from saegis_server.steering.program import SiteProgram, SteeringProgram
+from saegis_server.steering.site import Site
 from saegis_server.steering.table import TableView
 
 #: How many positions are compared at once: with 256 000 tokens in the vocabulary, 33 MB for each of some
@@ -84,15 +84,14 @@ class Reading:
     def __init__(
         self,
         step: Step,
-        program: SteeringProgram,
-        rows: Mapping[Site, SiteProgram],
+        admitted: AdmittedProgram,
         guard: RequestGuard | None,
         unmoved: int = 0,
     ) -> None:
-        """`rows` are the program's, by site; `unmoved`: how many of the text's first tokens no row moves."""
-        self._step, self._program, self._unmoved = step, program, unmoved
-        self.verdict = TextVerdict(guard, rows)
-        self._tally = Tally(program, rows, unmoved)
+        """`unmoved`: how many of the text's first tokens no row moves."""
+        self._step, self._digest, self._unmoved = step, admitted.digest, unmoved
+        self.verdict = TextVerdict(guard, admitted.rows)
+        self._tally = Tally(admitted.digest, admitted.rows, unmoved)
         self._cache: KVCache | None = None
         self._views: Mapping[Site, TableView] = {}
 
@@ -101,7 +100,7 @@ class Reading:
         slots, rows = self._step.slots, self.verdict.rows
         self._cache = slots.cache.apart(count)
         self._views = slots.views(rows, *(max(SMALLEST, number) for number in RowCounts.of(rows)))
-        self._tally = Tally(self._program, rows, self._unmoved)
+        self._tally = Tally(self._digest, rows, self._unmoved)
         self.verdict.begin()
 
     def read(self, tokens: Sequence[int], start: int) -> ReadOutput:

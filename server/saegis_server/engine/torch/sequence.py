@@ -24,7 +24,7 @@ from saegis_server.engine.api import (
     Usage,
     Watched,
 )
-from saegis_server.engine.sites import Site
+from saegis_server.engine.torch.admission import AdmittedProgram
 from saegis_server.engine.torch.panel import Seat
 from saegis_server.engine.torch.request_guard import RequestGuard
 from saegis_server.engine.torch.step import SMALLEST, Extent
@@ -32,6 +32,7 @@ from saegis_server.engine.torch.tally import Tally
 from saegis_server.engine.torch.text import TextStream
 from saegis_server.steering.program import SiteProgram
 from saegis_server.steering.rows import Edit, Phase
+from saegis_server.steering.site import Site
 
 
 class RowCounts(NamedTuple):
@@ -67,14 +68,15 @@ class Running:
     def __init__(
         self,
         request: GenerationRequest,
-        program: dict[Site, SiteProgram],
+        admitted: AdmittedProgram,
         seed: int,
         sink: Sink,
         guard: RequestGuard | None = None,
         unmoved: int = 0,
     ) -> None:
-        """`program` is the request's own, by site; `guard` None where nothing is to be judged; `unmoved`: how
+        """`guard` is None where nothing is to be judged; `unmoved`: how
         many of the prompt's first tokens no row moves."""
+        program = admitted.rows
         self.request, self.program, self.seed, self.sink, self.guard = request, program, seed, sink, guard
         self.unmoved = unmoved
         self.rows = RowCounts.of(program)
@@ -90,7 +92,7 @@ class Running:
         self.left = request.sampling.n
         self.completion_tokens = 0
         everything = program if guard is None else guard.plan.everything
-        self.tally = Tally(request.program, everything, unmoved)
+        self.tally = Tally(admitted.digest, everything, unmoved)
         self.submitted = time.monotonic()
         self.admitted: float | None = None
         self.first_token: float | None = None

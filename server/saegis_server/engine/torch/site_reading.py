@@ -1,4 +1,4 @@
-"""Site reading: a model's activations at its sites, read and edited by hooks that are there for one pass."""
+"""Site reading: a model's activations at its sites, read and edited by hooks on its modules."""
 
 from __future__ import annotations
 
@@ -12,38 +12,41 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from saegis_server.engine.sites import Site, SiteError, all_sites, site_module
+from saegis_server.engine.sites import all_sites, site_module
+from saegis_server.steering.site import Site, SiteError
 
 #: Replaces the activation x [rows, tokens, d] of a site, in its dtype.
 Edit = Callable[[Tensor], Tensor]
 
 
-@contextmanager
-def edited(model: PreTrainedModel, site: Site, edit: Edit) -> Iterator[None]:
-    """While open, the activation x [rows, tokens, d] of `site` is replaced by `edit(x)`.
+def hook(model: PreTrainedModel, site: Site, edit: Edit) -> RemovableHandle:
+    """From now on the activation x [rows, tokens, d] of `site` is replaced by `edit(x)`.
 
     Raises SiteError if the model has no such site.
     """
     module, reads_input = site_module(model, site)
-    handle: RemovableHandle
+
+    def before(
+        _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if args:
+            return (edit(args[0]), *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": edit(kwargs["hidden_states"])}
+
+    def after(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
+        if isinstance(output, tuple):
+            return (edit(output[0]), *output[1:])
+        return edit(output)
+
     if reads_input:
+        return module.register_forward_pre_hook(before, with_kwargs=True)
+    return module.register_forward_hook(after)
 
-        def before(
-            _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-        ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-            if args:
-                return (edit(args[0]), *args[1:]), kwargs
-            return args, {**kwargs, "hidden_states": edit(kwargs["hidden_states"])}
 
-        handle = module.register_forward_pre_hook(before, with_kwargs=True)
-    else:
-
-        def after(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
-            if isinstance(output, tuple):
-                return (edit(output[0]), *output[1:])
-            return edit(output)
-
-        handle = module.register_forward_hook(after)
+@contextmanager
+def edited(model: PreTrainedModel, site: Site, edit: Edit) -> Iterator[None]:
+    """While open, the activation of `site` is replaced as by `hook`, which raises as it does."""
+    handle = hook(model, site, edit)
     try:
         yield
     finally:

@@ -8,11 +8,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from saegis_server.engine.api import SamplingParams
-from saegis_server.engine.sites import Site
 from saegis_server.engine.torch.alarm import Alarms
 from saegis_server.engine.torch.context import KVCache
 from saegis_server.engine.torch.sampler import sampling_table
 from saegis_server.steering.program import SiteProgram
+from saegis_server.steering.site import Site
 from saegis_server.steering.table import Capacity, SiteTable, TableView
 
 #: What is counted for each slot at each site: tokens edited, bans fired, the largest ‖Δx‖/‖x‖. After the

@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from saegis_server.engine.sites import Site
 from saegis_server.engine.torch.attention import install_attention
 from saegis_server.engine.torch.context import KVCache, Mode, StepContext
 from saegis_server.engine.torch.hooks import install_hooks
@@ -21,6 +20,7 @@ from saegis_server.engine.torch.sampler import SamplingTable, sample
 from saegis_server.engine.torch.slots import COUNTED, Slots
 from saegis_server.steering.apply import Readings
 from saegis_server.steering.rows import Norm
+from saegis_server.steering.site import Site
 from saegis_server.steering.table import TableView
 
 Result = TypeVar("Result")

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 
 from saegis_server.engine.api import Receipt, SiteReceipt
-from saegis_server.engine.sites import Site
-from saegis_server.steering.program import SiteProgram, SteeringProgram
+from saegis_server.steering.program import SiteProgram
+from saegis_server.steering.site import Site
 
 
 class _Count:
@@ -34,9 +34,10 @@ class _Count:
 class Tally:
     """Adds up what a step counts: at each site, and at all of them together."""
 
-    def __init__(self, program: SteeringProgram, rows: Mapping[Site, SiteProgram], unmoved: int = 0) -> None:
-        """Start at zero; `rows` are all that may come in force, by site; the first `unmoved` tokens stay."""
-        self._program, self._unmoved = program, unmoved
+    def __init__(self, digest: str, rows: Mapping[Site, SiteProgram], unmoved: int = 0) -> None:
+        """Start at zero. `digest` names all that may act, `rows` are all that may come in force, by site; the
+        first `unmoved` tokens stay."""
+        self._digest, self._unmoved = digest, unmoved
         self._counts, self._anywhere = {site: _Count() for site in rows}, _Count()
 
     def add(
@@ -69,4 +70,4 @@ class Tally:
             kinds = (len(rows.edits), len(rows.rules), len(rows.bans), len(rows.watches))
             sites.append(SiteReceipt(str(site), *kinds, count.edited, count.fired, count.largest))
         first = any(rows.changes_anything for rows in in_force.values()) and not self._unmoved
-        return Receipt(self._program.digest, self.steered_tokens > 0, tuple(sites), first_token_steered=first)
+        return Receipt(self._digest, self.steered_tokens > 0, tuple(sites), first_token_steered=first)

@@ -6,9 +6,9 @@ import numpy as np
 from torch import Tensor
 
 from saegis_server.engine.api import NonFiniteLogitsError, Reaction, Receipt
-from saegis_server.engine.sites import Site
 from saegis_server.engine.torch.request_guard import NEVER, RequestGuard
 from saegis_server.steering.program import SiteProgram
+from saegis_server.steering.site import Site
 
 
 class TextVerdict:

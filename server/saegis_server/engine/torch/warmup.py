@@ -3,16 +3,16 @@
 import shutil
 from collections.abc import Callable
 from textwrap import shorten
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from saegis_server.engine.api import CanaryError, Progress, SamplingParams
-from saegis_server.engine.sites import Site, site_module
+from saegis_server.engine.torch.site_reading import edited
 from saegis_server.engine.torch.step import SMALLEST, Extent, Step
 from saegis_server.steering.program import SiteProgram
 from saegis_server.steering.rows import Probe, add
+from saegis_server.steering.site import Site
 
 #: How far the canary's readings and logits may lie from the reference, relative to their size.
 TOLERANCE = {torch.float32: 2e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
@@ -112,27 +112,11 @@ def _require_close(site: Site, what: str, values: Tensor, wanted: float, size: f
 
 def _with_hook(step: Step, site: Site, tokens: list[int], vector: Tensor) -> Tensor:
     """Float32 logits [2, V] after the last two tokens, `vector` added at the site by a plain hook."""
-    module, reads_input = site_module(step.model, site)
 
     def shift(x: Tensor) -> Tensor:
         return (x.float() + vector).to(x.dtype)
 
-    def on_input(_: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        if args:
-            return (shift(args[0]), *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": shift(kwargs["hidden_states"])}
-
-    def on_output(_: object, __: object, output: Tensor | tuple[Tensor, ...]) -> object:
-        return (shift(output[0]), *output[1:]) if isinstance(output, tuple) else shift(output)
-
-    handle = (
-        module.register_forward_pre_hook(on_input, with_kwargs=True)
-        if reads_input
-        else module.register_forward_hook(on_output)
-    )
-    try:
+    with edited(step.model, site, shift):
         ids = torch.tensor([tokens], device=step.device)
         logits: Tensor = step.model(input_ids=ids, use_cache=False, logits_to_keep=2).logits
         return logits[0].to(torch.float32)
-    finally:
-        handle.remove()

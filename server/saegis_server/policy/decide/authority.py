@@ -10,12 +10,12 @@ from fractions import Fraction
 
 from saegis_server.policy.decide.claims import Place
 from saegis_server.policy.decide.decision import Denial, RequestEdit
-from saegis_server.policy.decide.operations import WITH_UNIT
 from saegis_server.policy.decide.selectors import Faults, Selectors
 from saegis_server.policy.decide.uses import ORDINARY, Use, UseOfRequest
 from saegis_server.policy.errors import Problem
-from saegis_server.policy.schema.policy import Allowance, Limits, Op, Unit
+from saegis_server.policy.schema.policy import Allowance, Limits
 from saegis_server.sae.catalog import FoundFeature
+from saegis_server.steering.operations import Op, Unit
 
 
 class Fit(Enum):
@@ -56,7 +56,7 @@ class CompiledAllowance:
         """Whether an edit's value lies in the range. Units are converted without rounding: what is over, if
         only by the last digit, is over in every unit."""
         value = 0.0 if edit.value is None else edit.value
-        if edit.op not in WITH_UNIT or edit.unit is self.unit:
+        if not edit.op.units or edit.unit is self.unit:
             return self.low <= value <= self.high
         asked, allowed = (feature_units(unit, edit.feature) for unit in (edit.unit, self.unit))
         if asked is None or allowed is None or not math.isfinite(value):
@@ -70,7 +70,7 @@ class CompiledAllowance:
         """Why the value of an edit that fits otherwise is not allowed, in words."""
         unit = edit.unit.value
         shown = f"{0.0 if edit.value is None else edit.value:g}"
-        if edit.op not in WITH_UNIT:
+        if not edit.op.units:
             return f"{shown} is not in the range of {self.id}: {self.range}"
         if edit.unit is self.unit:
             return f"{shown} in unit {unit} is not in the range of {self.id}: {self.range}"

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 
 from saegis_server.policy.decide.claims import Place
 from saegis_server.policy.decide.compiled import CompiledPolicy
-from saegis_server.policy.decide.compiled_rule import PHASES
 from saegis_server.policy.decide.decision import RequestEdit, RequestFacts
-from saegis_server.policy.decide.operations import WITH_UNIT, row_of
 from saegis_server.policy.decide.selectors import Selected, SelectionError, Selectors
 from saegis_server.policy.decide.uses import beyond
 from saegis_server.policy.errors import Problem
 from saegis_server.policy.schema.cases import CaseEdit, CaseRequest
-from saegis_server.policy.schema.policy import DirectionSelector, FeatureSelector, Op, Unit
+from saegis_server.policy.schema.policy import DirectionSelector, FeatureSelector
+from saegis_server.steering.operations import Unit
 from saegis_server.steering.rows import Edit
 
 
@@ -112,16 +111,8 @@ def _edit(edit: CaseEdit, selectors: Selectors, path: str) -> RequestEdit:
 
 
 def _row(edit: CaseEdit, target: Selected, path: str) -> Edit:
-    value, has_unit = edit.value, edit.op in WITH_UNIT
-    if not has_unit and edit.unit is not Unit.FEATURE:
-        raise SelectionError(Problem(f"{edit.op} takes no unit", f"{path}.unit"))
-    if edit.op in (Op.ABLATE, Op.WATCH) and value is not None:
-        raise SelectionError(Problem(f"{edit.op} takes no value", f"{path}.value"))
-    if edit.op is Op.BAN and value is not None and value < 0.0:
-        raise SelectionError(Problem("the strength of a ban must be at least 0", f"{path}.value"))
-    if value is None and edit.op not in (Op.ABLATE, Op.BAN, Op.WATCH):
-        raise SelectionError(Problem(f"{edit.op} needs a value", f"{path}.value"))
-    scaled, relative = value or 0.0, False
-    if has_unit:
-        scaled, relative = target.scaled(scaled, edit.unit, f"{path}.unit")
-    return row_of(edit.op, target.probe, scaled, PHASES[edit.phase], relative)
+    unit = None if edit.unit is Unit.FEATURE else edit.unit
+    if fault := edit.op.fault(edit.value, unit):
+        raise SelectionError(Problem(fault[1], f"{path}.{fault[0]}"))
+    value, relative = target.scaled(edit.value or 0.0, edit.unit, f"{path}.unit")
+    return edit.op.row(target.probe, value, edit.phase, relative)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from enum import StrEnum
 from itertools import combinations
 
 from saegis_server.policy.decide.selectors import Selected
 from saegis_server.steering import rows
+from saegis_server.steering.operations import Op
 from saegis_server.steering.rows import Edit, Phase
 
 #: A site and the key of a probe: what one claim is about.
@@ -17,19 +17,8 @@ Place = tuple[str, str]
 Owner = tuple[str, str]
 
 
-class Kind(StrEnum):
-    """What a claim does to the value of its probe."""
-
-    BAN = "ban"
-    CLAMP = "clamp"
-    CLAMP_IF_ACTIVE = "clamp_if_active"
-    CAP = "cap"
-    FLOOR = "floor"
-    SCALE = "scale"
-
-
-#: Kinds that leave a value as it is between bounds.
-_BOUNDS = frozenset((Kind.CAP, Kind.FLOOR))
+#: Operations that leave a value as it is between bounds.
+_BOUNDS = frozenset((Op.CAP, Op.FLOOR))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,7 +31,7 @@ class Claim:
 
     owner: Owner
     target: Selected
-    kind: Kind
+    op: Op
     value: float
     relative: bool = False
     phase: Phase = Phase.ALL
@@ -61,13 +50,13 @@ class Claim:
     def outlives_no_ban(self) -> bool:
         """Whether a ban of the same probe would take away what it holds: a value that may have to be above 0,
         or, of a direction, below."""
-        if self.kind is Kind.CAP:
+        if self.op is Op.CAP:
             return self.target.probe.linear
-        return self.kind in (Kind.FLOOR, Kind.CLAMP)
+        return self.op in (Op.FLOOR, Op.CLAMP)
 
     def same_effect(self, other: Claim) -> bool:
         """Whether both do the same where they act."""
-        mine, theirs = (self.kind, self.value, self.relative), (other.kind, other.value, other.relative)
+        mine, theirs = (self.op, self.value, self.relative), (other.op, other.value, other.relative)
         return mine == theirs
 
 
@@ -122,7 +111,7 @@ def contradictions(claims: Iterable[Claim]) -> Iterator[Contradiction]:
 
     A pair is judged by itself, so further claims never resolve a contradiction.
     """
-    for group in by_place(claim for claim in claims if claim.kind is not Kind.BAN).values():
+    for group in by_place(claim for claim in claims if claim.op is not Op.BAN).values():
         for one, other in combinations(sorted(group, key=lambda claim: claim.owner), 2):
             if one.acts_in(other.phase) and (reason := _why_not(one, other)):
                 yield Contradiction(one, other, reason)
@@ -132,33 +121,33 @@ def _why_not(one: Claim, other: Claim) -> str:
     """Why two claims of the same probe at the same tokens cannot both be met; empty if they can."""
     if one.conditional and other.conditional:
         return "both have a condition, and while both hold their changes would add up"
-    pair, kinds = (one, other), {one.kind, other.kind}
-    if not kinds & _BOUNDS:
+    pair, ops = (one, other), {one.op, other.op}
+    if not ops & _BOUNDS:
         return "" if one.same_effect(other) else f"{_words(one)} and {_words(other)}"
-    if Kind.SCALE not in kinds and one.relative != other.relative:
+    if Op.SCALE not in ops and one.relative != other.relative:
         return "their values are in different units"
-    if kinds == _BOUNDS:
-        cap, floor = sorted(pair, key=lambda claim: claim.kind)
+    if ops == _BOUNDS:
+        cap, floor = sorted(pair, key=lambda claim: claim.op)
         if floor.value > cap.value:
             return f"a floor of {floor.value:g} lies above a cap of {cap.value:g}"
         return "only one of them has a condition" if one.conditional or other.conditional else ""
-    if Kind.CLAMP_IF_ACTIVE in kinds and any(_acts_on_inactive(claim) for claim in pair):
+    if Op.CLAMP_IF_ACTIVE in ops and any(_acts_on_inactive(claim) for claim in pair):
         return "one acts where the feature is not active too, a clamp where it is active does not"
     conditional = one if one.conditional else other
-    if conditional.conditional and conditional.kind not in _BOUNDS:
+    if conditional.conditional and conditional.op not in _BOUNDS:
         return f"{conditional.name} has a condition, and while it holds their changes would add up"
     return ""
 
 
 def _acts_on_inactive(claim: Claim) -> bool:
     """Whether it is a bound that 0 lies beyond."""
-    return claim.value < 0.0 if claim.kind is Kind.CAP else claim.kind is Kind.FLOOR and claim.value > 0.0
+    return claim.value < 0.0 if claim.op is Op.CAP else claim.op is Op.FLOOR and claim.value > 0.0
 
 
 def _words(claim: Claim) -> str:
-    if claim.kind is Kind.SCALE:
+    if claim.op is Op.SCALE:
         return f"scale by {claim.value:g}"
-    where = " where active" if claim.kind is Kind.CLAMP_IF_ACTIVE else ""
+    where = " where active" if claim.op is Op.CLAMP_IF_ACTIVE else ""
     return f"clamp to {claim.value:g}{' of the norm' if claim.relative else ''}{where}"
 
 
@@ -180,13 +169,13 @@ def needless_conditions(claims: Sequence[Claim]) -> Iterator[Contradiction]:
 
 
 def _is_stricter(other: Claim, fixed: Claim) -> bool:
-    if Kind.BAN in (other.kind, fixed.kind):
+    if Op.BAN in (other.op, fixed.op):
         wider = fixed.phase is not Phase.ALL and other.phase is not fixed.phase
-        return other.kind is fixed.kind and (other.value > fixed.value or wider)
-    if other.kind not in _BOUNDS or not other.acts_in(fixed.phase):
+        return other.op is fixed.op and (other.value > fixed.value or wider)
+    if other.op not in _BOUNDS or not other.acts_in(fixed.phase):
         return False
-    sign = 1.0 if other.kind is Kind.CAP else -1.0
-    if fixed.kind is Kind.SCALE:
+    sign = 1.0 if other.op is Op.CAP else -1.0
+    if fixed.op is Op.SCALE:
         return True
     return other.relative == fixed.relative and sign * other.value < sign * fixed.value
 
@@ -202,8 +191,8 @@ def merge(claims: Iterable[Claim]) -> Merged:
     always: dict[str, tuple[list[Edit], list[Edit]]] = {}
     conditional: dict[Owner, dict[str, tuple[list[Edit], list[Edit]]]] = {}
     for (site, _), group in sorted(by_place(claims).items(), key=lambda item: item[0]):
-        bans = [claim for claim in group if claim.kind is Kind.BAN]
-        for owner, edit in _merged_rules([claim for claim in group if claim.kind is not Kind.BAN]):
+        bans = [claim for claim in group if claim.op is Op.BAN]
+        for owner, edit in _merged_rules([claim for claim in group if claim.op is not Op.BAN]):
             target = always if owner is None else conditional.setdefault(owner, {})
             target.setdefault(site, ([], []))[0].append(edit)
         for owner, edit in _merged_bans(bans):
@@ -264,12 +253,12 @@ def _joined(edits: Mapping[Phase, Edit]) -> Iterator[Edit]:
 def _bounded(claims: Sequence[Claim]) -> Edit:
     """One row for what is set, if anything is, under the least cap and above the greatest floor."""
     probe = _probe(claims).target.probe
-    bounds = [claim for claim in claims if claim.kind in _BOUNDS]
-    cap = min((claim.value for claim in bounds if claim.kind is Kind.CAP), default=rows.INFINITY)
-    floor = max((claim.value for claim in bounds if claim.kind is Kind.FLOOR), default=-rows.INFINITY)
-    sets = next((claim for claim in claims if claim.kind not in _BOUNDS), None)
-    if sets is None or sets.kind is Kind.SCALE:
+    bounds = [claim for claim in claims if claim.op in _BOUNDS]
+    cap = min((claim.value for claim in bounds if claim.op is Op.CAP), default=rows.INFINITY)
+    floor = max((claim.value for claim in bounds if claim.op is Op.FLOOR), default=-rows.INFINITY)
+    sets = next((claim for claim in claims if claim.op not in _BOUNDS), None)
+    if sets is None or sets.op is Op.SCALE:
         factor, relative = 1.0 if sets is None else sets.value, any(claim.relative for claim in bounds)
         return Edit(probe, a=factor, lo=floor, hi=cap, relative_to_norm=relative)
-    make = rows.clamp if sets.kind is Kind.CLAMP else rows.clamp_if_active
+    make = rows.clamp if sets.op is Op.CLAMP else rows.clamp_if_active
     return make(probe, max(min(sets.value, cap), floor), relative=sets.relative)

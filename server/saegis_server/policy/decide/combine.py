@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 from saegis_server.engine.api import UNGUARDED, Guard, Guarded, Reaction
 from saegis_server.policy.decide.claims import (
     Claim,
-    Kind,
     Merged,
     Owner,
     Place,
@@ -22,8 +21,9 @@ from saegis_server.policy.decide.compiled_rule import CompiledRule
 from saegis_server.policy.decide.decision import AppliedRule, RequestEdit
 from saegis_server.policy.decide.selectors import Selected
 from saegis_server.policy.decide.world import World
-from saegis_server.policy.schema.policy import Mode, Op, Transparency
+from saegis_server.policy.schema.policy import Mode, Transparency
 from saegis_server.steering import rows
+from saegis_server.steering.operations import Op
 from saegis_server.steering.program import UNSTEERED, SiteProgram, SteeringError, SteeringProgram
 from saegis_server.steering.projection import held_geometry
 from saegis_server.steering.rows import Edit, Phase
@@ -129,7 +129,7 @@ def combine(standing: Iterable[StandingRule], world: World) -> Combined:
 
 
 def _bans(standing: Iterable[StandingRule]) -> dict[Place, tuple[Owner, ...]]:
-    return _owners(claim for each in standing for claim in each.rule.claims if claim.kind is Kind.BAN)
+    return _owners(claim for each in standing for claim in each.rule.claims if claim.op is Op.BAN)
 
 
 def _owners(claims: Iterable[Claim]) -> dict[Place, tuple[Owner, ...]]:
@@ -238,7 +238,7 @@ def _fault(
         claim.owner
         for claim in claims
         if claim.target.site == error.site
-        and ("bans" if claim.kind is Kind.BAN else "rules") in stages
+        and ("bans" if claim.op is Op.BAN else "rules") in stages
         and (not named or claim.target.probe.key in named)
     )
     return Fault(tuple(owners), str(error))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from saegis_server.policy.decide.claims import Claim, Kind
+from saegis_server.policy.decide.claims import Claim
 from saegis_server.policy.decide.selectors import Faults, Selected, SelectionError, Selectors
 from saegis_server.policy.errors import Problem
 from saegis_server.policy.schema.policy import (
@@ -22,19 +22,12 @@ from saegis_server.policy.schema.policy import (
     Rule,
     Scale,
     Targets,
-    Unit,
     When,
 )
 from saegis_server.policy.schema.policy import Expression as Written
-from saegis_server.policy.schema.policy import Phase as WrittenPhase
 from saegis_server.steering.conditions import AllOf, AnyOf, Condition, Expression, Literal, Negation, Scope
-from saegis_server.steering.rows import Phase
+from saegis_server.steering.operations import Op, Unit
 
-PHASES = {
-    WrittenPhase.ALL: Phase.ALL,
-    WrittenPhase.PROMPT: Phase.PROMPT,
-    WrittenPhase.COMPLETION: Phase.COMPLETION,
-}
 _SCOPES = {Over.PROMPT: Scope.PROMPT, Over.WINDOW: Scope.WINDOW, Over.TOKEN: Scope.TOKEN}
 
 
@@ -107,18 +100,18 @@ def _claims(
     for target in targets:
         match action:
             case Ban():
-                kind, value, relative = Kind.BAN, action.strength, False
+                op, value, relative = Op.BAN, action.strength, False
             case Clamp():
-                kind = Kind.CLAMP_IF_ACTIVE if action.if_active else Kind.CLAMP
+                op = Op.CLAMP_IF_ACTIVE if action.if_active else Op.CLAMP
                 value, relative = target.scaled(action.value, action.unit, f"{path}.unit")
             case Cap() | Floor():
-                kind = Kind.CAP if isinstance(action, Cap) else Kind.FLOOR
+                op = Op.CAP if isinstance(action, Cap) else Op.FLOOR
                 value, relative = target.scaled(action.value, action.unit, f"{path}.unit")
             case Scale():
-                kind, value, relative = Kind.SCALE, action.factor, False
+                op, value, relative = Op.SCALE, action.factor, False
             case _:
                 return
-        yield Claim(owner, target, kind, value, relative, PHASES[action.phase], conditional)
+        yield Claim(owner, target, op, value, relative, action.phase, conditional)
 
 
 def _condition(when: When, selectors: Selectors, path: str) -> tuple[Condition, tuple[Selected, ...]]:

@@ -12,7 +12,8 @@ from saegis_server.policy.decide.combine import Combined, StandingRule, combine,
 from saegis_server.policy.decide.compiled import CompiledPolicy
 from saegis_server.policy.decide.decision import AppliedRule, Decision, Denial, RequestEdit, RequestFacts
 from saegis_server.policy.decide.world import World
-from saegis_server.policy.schema.policy import Mode, Op, Told, Transparency
+from saegis_server.policy.schema.policy import Mode, Told, Transparency
+from saegis_server.steering.operations import Op
 from saegis_server.steering.program import SiteProgram, SteeringError
 
 log = logging.getLogger("saegis.policy")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from saegis_server.engine.api import UNGUARDED, Guard
 from saegis_server.policy.decide.uses import UseOfRequest
-from saegis_server.policy.schema.policy import Mode, Op, Transparency, Unit
+from saegis_server.policy.schema.policy import Mode, Transparency
 from saegis_server.sae.catalog import FoundFeature
+from saegis_server.steering.operations import Op, Unit
 from saegis_server.steering.program import UNSTEERED, SteeringProgram
 from saegis_server.steering.rows import Edit
 
@@ -105,3 +107,8 @@ class Decision:
     ruled_program: SteeringProgram = UNSTEERED
     asked: tuple[RequestEdit, ...] = ()
     concealed: frozenset[str] = frozenset()
+
+    @cached_property
+    def digest(self) -> str:
+        """What names all that may act on the request: its program, and the conditions beside it."""
+        return self.guard.digest_beside(self.program)

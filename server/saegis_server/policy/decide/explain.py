@@ -20,7 +20,7 @@ def explain(decision: Decision, program_digest: str = "") -> list[str]:
     For the operator: it tells reasons and labels whatever a policy lets others know. program_digest: of the
     program where the decision does not hold it, as of one that a server told.
     """
-    return list(_lines(decision, program_digest or decision.program.digest))
+    return list(_lines(decision, program_digest or decision.digest))
 
 
 def _lines(decision: Decision, program_digest: str) -> Iterator[str]:

@@ -13,7 +13,8 @@ from torch import Tensor
 from saegis_server.policy.decide.claims import Place
 from saegis_server.policy.decide.decision import Denial, RequestEdit
 from saegis_server.policy.decide.selectors import Selected, Selectors
-from saegis_server.policy.schema.policy import Op, Protection
+from saegis_server.policy.schema.policy import Protection
+from saegis_server.steering.operations import Op
 
 Vectors = NDArray[np.float64]
 

@@ -13,11 +13,12 @@ from difflib import get_close_matches
 from saegis_server.policy.bundle.bundle import Bundle
 from saegis_server.policy.bundle.files import POLICY_FILE
 from saegis_server.policy.decide.authority import CompiledAllowance
-from saegis_server.policy.decide.claims import Kind, Place
+from saegis_server.policy.decide.claims import Place
 from saegis_server.policy.decide.compiled import CompiledPolicy
 from saegis_server.policy.decide.world import Callers, World
 from saegis_server.policy.errors import Problem
-from saegis_server.policy.schema.policy import EVERY, Match, Mode, Op, Transparency
+from saegis_server.policy.schema.policy import EVERY, Match, Mode, Transparency
+from saegis_server.steering.operations import Op
 
 #: Letters that look like Latin ones, beside those that Unicode's own equivalence finds.
 _ALIKE = str.maketrans("авекмнорстухіјѕԁԛԝһӏαβγεηικνορτυχ01ıɡ", "abekmhopctyxijsdqwhlabyenikvoptuxolig")
@@ -114,7 +115,7 @@ def told_by_allowances(bundle: Bundle, compiled: CompiledPolicy) -> Iterator[Pro
         for claim in rule.claims
     ]
     ruled = {claim.target.key for claim in claims}
-    banned = {claim.target.key for claim in claims if claim.kind is Kind.BAN}
+    banned = {claim.target.key for claim in claims if claim.op is Op.BAN}
     for allowance in compiled.allowances:
         faults = []
         if Op.WATCH in allowance.ops and _covers(allowance, ruled, directions=True):

@@ -9,13 +9,14 @@ from typing import Protocol
 
 from torch import Tensor
 
-from saegis_server.engine.sites import Site, SiteError
 from saegis_server.policy.decide.world import World
 from saegis_server.policy.errors import Problem
-from saegis_server.policy.schema.policy import DirectionSelector, FeatureSelector, Targets, Unit, Where
+from saegis_server.policy.schema.policy import DirectionSelector, FeatureSelector, Targets, Where
 from saegis_server.sae.catalog import CatalogError, FoundFeature, LoadedSAE
+from saegis_server.steering.operations import Unit
 from saegis_server.steering.program import LARGEST_VALUE
 from saegis_server.steering.rows import Probe
+from saegis_server.steering.site import Site, SiteError
 
 #: The tensors of a bundle's files of directions, by path and by name.
 Directions = Mapping[str, Mapping[str, Tensor]]

@@ -14,13 +14,12 @@ from saegis_server.policy.schema.policy import (
     FeatureSelector,
     Name,
     Number,
-    Op,
-    Phase,
     Strict,
     Text,
-    Unit,
     Use,
 )
+from saegis_server.steering.operations import Op, Unit
+from saegis_server.steering.rows import Phase
 
 
 class CaseEdit(Strict):

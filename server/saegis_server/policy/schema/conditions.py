@@ -7,14 +7,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from saegis_server.policy.schema.selectors import (
-    DirectionSelector,
-    FeatureSelector,
-    Flag,
-    Number,
-    Strict,
-    Unit,
-)
+from saegis_server.policy.schema.selectors import DirectionSelector, FeatureSelector, Flag, Number, Strict
+from saegis_server.steering.operations import Unit
 
 #: Tags of the kinds of expression. No key of a bundle looks like one, so errors can leave them out again.
 TAGS = {"all": "<all>", "any": "<any>", "not": "<not>"}

@@ -20,15 +20,14 @@ from saegis_server.policy.schema.selectors import (
     Index,
     Name,
     Number,
-    Op,
-    Phase,
     Strength,
     Strict,
     Targets,
     Text,
-    Unit,
     Where,
 )
+from saegis_server.steering.operations import Op, Unit
+from saegis_server.steering.rows import Phase
 
 __all__ = [
     "ACTIONS",
@@ -54,10 +53,8 @@ __all__ = [
     "Name",
     "Not",
     "Number",
-    "Op",
     "Over",
     "Part",
-    "Phase",
     "Policy",
     "Protection",
     "Reading",
@@ -72,7 +69,6 @@ __all__ = [
     "Text",
     "Told",
     "Transparency",
-    "Unit",
     "Use",
     "Watch",
     "When",

@@ -1,8 +1,7 @@
-"""The schema's words that rules, conditions and cases share: names, numbers, units, and what is selected."""
+"""The schema's words that rules, conditions and cases share: names, numbers, and what is selected."""
 
 from __future__ import annotations
 
-from enum import StrEnum
 from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
@@ -27,36 +26,6 @@ class Strict(BaseModel):
     """Unknown keys are errors, and nothing changes after it was read."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Unit(StrEnum):
-    """The unit of a value; the names are those of the contract's `Unit`, in lower case."""
-
-    FEATURE = "feature"
-    MAX_ACTIVATION = "max_activation"
-    NORM_FRACTION = "norm_fraction"
-
-
-class Phase(StrEnum):
-    """The tokens to which an edit applies."""
-
-    ALL = "all"
-    PROMPT = "prompt"
-    COMPLETION = "completion"
-
-
-class Op(StrEnum):
-    """What a request does to a target: the contract's `Operation` in lower case, and `watch`, to read it."""
-
-    CLAMP = "clamp"
-    CLAMP_IF_ACTIVE = "clamp_if_active"
-    SCALE = "scale"
-    ADD = "add"
-    CAP = "cap"
-    FLOOR = "floor"
-    ABLATE = "ablate"
-    BAN = "ban"
-    WATCH = "watch"
 
 
 class Where(Strict):

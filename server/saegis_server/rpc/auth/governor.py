@@ -13,13 +13,14 @@ from saegis_server.audit.log import AuditLog
 from saegis_server.audit.records import DecisionRecord, Fields
 from saegis_server.engine.api import FinishReason, RefusedByPolicyError
 from saegis_server.policy.decide.decision import Decision, Denial, RequestFacts
-from saegis_server.policy.schema.policy import Mode, Op
+from saegis_server.policy.schema.policy import Mode
 from saegis_server.policy.store.store import PolicyStore
 from saegis_server.rpc.auth.identity import current_identity
 from saegis_server.rpc.server.threads import in_own_thread
 from saegis_server.rpc.services.run import CANCELLED, Asked, Governed, Run
 from saegis_server.rpc.wire.problems import InFlightError, NotServingError, PolicyDeniedError
 from saegis_server.rpc.wire.programs import RequestSteering
+from saegis_server.steering.operations import Op
 from saegis_server.steering.program import SiteProgram, SteeringProgram
 from saegis_server.telemetry.metrics import Metrics
 
@@ -205,7 +206,7 @@ class Governor:
                     {"policy": rule.policy, "rule": rule.rule, "action": rule.action, "mode": rule.mode}
                     for rule in decision.rules
                 ),
-                program_digest=governed.program.digest,
+                program_digest=governed.digest,
                 prompt_tokens=asked.prompt_tokens,
                 edits=tuple(_edit_summary(steering)),
                 uses=tuple(asdict(use) for use in asked.uses),

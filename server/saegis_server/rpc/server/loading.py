@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from saegis_server.engine.api import FirstToken, Limits, Progress
-from saegis_server.engine.sites import Site
 from saegis_server.engine.torch.build import build_step, compiles
 from saegis_server.engine.torch.engine import TorchEngine
 from saegis_server.engine.torch.loading import LoadedModel, check_device, check_dtype, load_model
@@ -25,6 +24,7 @@ from saegis_server.rpc.wire.targets import Targets
 from saegis_server.sae.catalog import Catalog, LoadedSAE
 from saegis_server.sae.labels import LABELS_FILE
 from saegis_server.steering.rows import Norm
+from saegis_server.steering.site import Site
 from saegis_server.steering.table import Capacity
 
 log = logging.getLogger("saegis.rpc")

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from saegis_server.audit.log import AuditLog
-from saegis_server.engine.sites import Site
 from saegis_server.policy.bundle.bundle import Bundle
 from saegis_server.policy.bundle.signing import load_public_key
 from saegis_server.policy.errors import PolicyError, Problem
@@ -18,6 +17,7 @@ from saegis_server.rpc.server.limits import Limiter
 from saegis_server.rpc.server.policy_config import PolicySettings
 from saegis_server.sae.hub import CONFIG_FILE, check_spec
 from saegis_server.sae.saelens_config import read_config
+from saegis_server.steering.site import Site
 from saegis_server.telemetry.metrics import Metrics
 
 

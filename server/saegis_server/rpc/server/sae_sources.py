@@ -9,7 +9,6 @@ from pathlib import Path
 
 from torch import Tensor
 
-from saegis_server.engine.sites import Site, SiteError
 from saegis_server.rpc.server.config import SAESource
 from saegis_server.rpc.server.sample_text import SAMPLE_TEXT
 from saegis_server.sae.catalog import LoadedSAE
@@ -19,6 +18,7 @@ from saegis_server.sae.hub import SAMPLE_FILE, resolve_sae
 from saegis_server.sae.labels import Labels
 from saegis_server.sae.left_out import left_out
 from saegis_server.sae.saelens import load_sae
+from saegis_server.steering.site import Site, SiteError
 
 log = logging.getLogger("saegis.rpc")
 

@@ -11,7 +11,6 @@ from torch import Tensor
 from saegis.v1 import feature_pb2 as pb
 from saegis.v1 import feature_pb2_grpc
 from saegis_server.engine.api import FieldError
-from saegis_server.engine.sites import Site
 from saegis_server.rpc.auth.identity import current_identity
 from saegis_server.rpc.auth.uses import INSPECTION
 from saegis_server.rpc.server.interceptor import request_id
@@ -26,6 +25,7 @@ from saegis_server.rpc.wire.prompts import PromptReader, check_characters, check
 from saegis_server.sae.catalog import FoundFeature, LoadedSAE
 from saegis_server.sae.left_out import left_out
 from saegis_server.steering.program import UNSTEERED
+from saegis_server.steering.site import Site
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 DEFAULT_TOP_K, LARGEST_TOP_K = 5, 1000

@@ -9,12 +9,12 @@ from saegis.v1 import model_pb2 as pb
 from saegis.v1 import model_pb2_grpc
 from saegis_server import __version__
 from saegis_server.engine.api import MAX_LOGPROBS, FieldError
-from saegis_server.engine.sites import Site
 from saegis_server.rpc.services.shared import Services
 from saegis_server.rpc.wire.prompts import MOST_MESSAGES, check_text
 from saegis_server.rpc.wire.sampling import LARGEST_N, MOST_BIASES, MOST_STOP_TOKENS
 from saegis_server.rpc.wire.sizes import MOST_FIELDS
 from saegis_server.sae.catalog import LoadedSAE
+from saegis_server.steering.site import Site
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 

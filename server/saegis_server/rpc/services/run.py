@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from threading import Lock
 
 from saegis_server.audit.chain import Link
@@ -67,6 +68,11 @@ class Governed:
     ended: int
     guard: Guard = UNGUARDED
     decision: Decision = NO_POLICIES
+
+    @cached_property
+    def digest(self) -> str:
+        """What names all that may act on it."""
+        return self.guard.digest_beside(self.program)
 
     @property
     def baseline(self) -> Baseline:
@@ -178,7 +184,7 @@ def _answer(governed: Governed, reasons: tuple[str, ...], done: RequestFinished 
         decision_id=governed.id,
         request_id=governed.asked.request_id,
         tenant=governed.tenant,
-        program_digest=governed.program.digest,
+        program_digest=governed.digest,
         policy_revision=decision.policy_revision,
         finish_reasons=reasons,
         usage=asdict(done.usage) if done else {},

@@ -79,5 +79,5 @@ def decided(found: decision.Decision, audience: Audience) -> pb.PolicyDecision:
             for each in audience.denials(found)
         ],
         rules=[applied(rule) for rule in audience.rules(found)],
-        program_digest=found.program.digest if found.allowed and not audience.conceals(found) else "",
+        program_digest=found.digest if found.allowed and not audience.conceals(found) else "",
     )

@@ -1,41 +1,21 @@
 """Programs: a request's steering message to the rows that the engine runs, every error with its field."""
 
-import math
 from dataclasses import dataclass, field
 
 from saegis.v1 import steering_pb2 as pb
 from saegis_server.engine.api import FieldError
 from saegis_server.policy.decide.decision import RequestEdit
-from saegis_server.policy.decide.operations import WITH_UNIT, row_of
-from saegis_server.policy.schema.policy import Op, Unit
 from saegis_server.rpc.wire.problems import ConflictError
 from saegis_server.rpc.wire.targets import Resolved, Targets
-from saegis_server.steering.program import LARGEST_VALUE, SiteProgram, SteeringError, SteeringProgram
+from saegis_server.steering.operations import Op, Unit, value_fault
+from saegis_server.steering.program import SiteProgram, SteeringError, SteeringProgram
 from saegis_server.steering.rows import Edit, Phase, Probe
 from saegis_server.steering.table import Capacity
 
-_PHASES = {
-    pb.PHASE_UNSPECIFIED: Phase.ALL,
-    pb.PHASE_ALL: Phase.ALL,
-    pb.PHASE_PROMPT: Phase.PROMPT,
-    pb.PHASE_COMPLETION: Phase.COMPLETION,
-}
-_OPS: dict[int, Op] = {
-    pb.OPERATION_CLAMP: Op.CLAMP,
-    pb.OPERATION_CLAMP_IF_ACTIVE: Op.CLAMP_IF_ACTIVE,
-    pb.OPERATION_SCALE: Op.SCALE,
-    pb.OPERATION_ADD: Op.ADD,
-    pb.OPERATION_CAP: Op.CAP,
-    pb.OPERATION_FLOOR: Op.FLOOR,
-    pb.OPERATION_ABLATE: Op.ABLATE,
-    pb.OPERATION_BAN: Op.BAN,
-}
-_UNITS = {
-    pb.UNIT_UNSPECIFIED: Unit.FEATURE,
-    pb.UNIT_FEATURE: Unit.FEATURE,
-    pb.UNIT_MAX_ACTIVATION: Unit.MAX_ACTIVATION,
-    pb.UNIT_NORM_FRACTION: Unit.NORM_FRACTION,
-}
+#: What the contract's numbers mean; every operation, unit and phase of it has its word in `steering`.
+_OPS = {number: Op[name.removeprefix("OPERATION_")] for name, number in pb.Operation.items() if number}
+_UNITS = {number: Unit[name.removeprefix("UNIT_")] for name, number in pb.Unit.items() if number}
+_PHASES = {number: Phase[name.removeprefix("PHASE_")] for name, number in pb.Phase.items() if number}
 
 
 @dataclass(slots=True)
@@ -95,16 +75,16 @@ def request_steering(message: pb.Steering, targets: Targets, capacity: Capacity)
     for place, edit in enumerate(message.edits):
         path = f"steering.edits[{place}]"
         resolved = targets.resolve(edit, edit.WhichOneof("target"), path)
-        row = _edit(edit, resolved, path)
-        edits.append(_judged(edit, resolved, row, path))
+        found = _edit(edit, resolved, path)
+        edits.append(found)
         at_site = gathered[resolved.site]
-        _check_conflicts(place, row, at_site, is_ban=edit.operation == pb.OPERATION_BAN)
-        (at_site.bans if edit.operation == pb.OPERATION_BAN else at_site.edits).append((place, row))
+        _check_conflicts(place, found.edit, at_site, found.op.bans)
+        (at_site.bans if found.op.bans else at_site.edits).append((place, found.edit))
     for place, watch in enumerate(message.watches):
-        resolved = targets.resolve(watch, watch.WhichOneof("target"), f"steering.watches[{place}]")
-        gathered[resolved.site].watches.append((place, resolved.probe))
-        row = row_of(Op.WATCH, resolved.probe, 0.0, Phase.ALL)
         path = f"steering.watches[{place}]"
+        resolved = targets.resolve(watch, watch.WhichOneof("target"), path)
+        gathered[resolved.site].watches.append((place, resolved.probe))
+        row = Op.WATCH.row(resolved.probe, 0.0)
         edits.append(RequestEdit(path, resolved.site, Op.WATCH, row, resolved.feature))
     used = {site: found for site, found in gathered.items() if found.places()}
     return _assemble(used, capacity, tuple(edits))
@@ -137,78 +117,36 @@ def _explain(error: SteeringError, paths: dict[tuple[str, str, int], str]) -> Fi
     return ConflictError(found[-1], tuple(found[:-1]), str(error))
 
 
-def _edit(message: pb.Edit, target: Resolved, path: str) -> Edit:
-    phase = _PHASES.get(message.phase)
-    if phase is None:
+def _edit(message: pb.Edit, target: Resolved, path: str) -> RequestEdit:
+    """An edit with its row, its value in the unit in which it was asked for."""
+    if message.phase and message.phase not in _PHASES:
         raise FieldError(f"{path}.phase", f"there is no phase {message.phase}")
-    op = _OPS.get(message.operation)
-    if op is None:
-        unset = message.operation == pb.OPERATION_UNSPECIFIED
-        known = "must be given" if unset else f"there is no operation {message.operation}"
+    if (op := _OPS.get(message.operation)) is None:
+        known = f"there is no operation {message.operation}" if message.operation else "must be given"
         raise FieldError(f"{path}.operation", known)
-    if op in WITH_UNIT:
-        value, relative = _value_in_unit(message, target, path)
-    else:
-        value, relative = _value_without_unit(op, message, path), False
-    return row_of(op, target.probe, value, phase, relative)
-
-
-def _value_without_unit(op: Op, message: pb.Edit, path: str) -> float:
-    """The value of an operation whose value has no unit; 0 where it may be left out and is."""
-    name = pb.Operation.Name(message.operation)
-    if message.unit != pb.UNIT_UNSPECIFIED:
-        raise FieldError(f"{path}.unit", f"{name} takes no unit")
-    if op is Op.SCALE:
-        return _value(message, path)
-    if op is Op.ABLATE and message.HasField("value"):
-        raise FieldError(f"{path}.value", f"{name} takes no value")
-    strength = _value(message, path) if message.HasField("value") else 0.0
-    if strength < 0.0:
-        raise FieldError(f"{path}.value", f"the strength of a ban must be at least 0, not {strength:g}")
-    return strength
-
-
-def _judged(message: pb.Edit, target: Resolved, row: Edit, path: str) -> RequestEdit:
-    """The edit as the policies judge it: what was asked for, in its own unit, and what it becomes."""
-    return RequestEdit(
-        path=path,
-        site=target.site,
-        op=_OPS[message.operation],
-        edit=row,
-        feature=target.feature,
-        value=message.value if message.HasField("value") else None,
-        unit=_UNITS[message.unit],
-    )
-
-
-def _value(message: pb.Edit, path: str) -> float:
-    if not message.HasField("value"):
-        raise FieldError(f"{path}.value", f"{pb.Operation.Name(message.operation)} needs a value")
-    return _checked(message.value, path)
-
-
-def _checked(value: float, path: str) -> float:
-    if not math.isfinite(value):
-        raise FieldError(f"{path}.value", f"must be a finite number, not {value}")
-    if abs(value) > LARGEST_VALUE:
-        raise FieldError(f"{path}.value", f"must lie between ±{LARGEST_VALUE:g}, not {value:g}")
-    return value
-
-
-def _value_in_unit(message: pb.Edit, target: Resolved, path: str) -> tuple[float, bool]:
-    """The value in feature units or, with True, as a fraction of the activation's norm."""
-    value = _value(message, path)
-    if message.unit in (pb.UNIT_UNSPECIFIED, pb.UNIT_FEATURE):
-        return value, False
-    if message.unit == pb.UNIT_NORM_FRACTION:
-        return value, True
-    if message.unit != pb.UNIT_MAX_ACTIVATION:
+    if op.units and message.unit and message.unit not in _UNITS:
         raise FieldError(f"{path}.unit", f"there is no unit {message.unit}")
+    unit = _UNITS.get(message.unit, Unit.FEATURE)
+    asked = message.value if message.HasField("value") else None
+    if fault := op.fault(asked, unit if message.unit else None, pb.Operation.Name(message.operation)):
+        raise FieldError(f"{path}.{fault[0]}", fault[1])
+    value, relative = _scaled(asked or 0.0, unit, target, path)
+    row = op.row(target.probe, value, _PHASES.get(message.phase, Phase.ALL), relative)
+    return RequestEdit(path, target.site, op, row, target.feature, asked, unit)
+
+
+def _scaled(value: float, unit: Unit, target: Resolved, path: str) -> tuple[float, bool]:
+    """The value in feature units or, with True, as a fraction of the activation's norm."""
+    if unit is not Unit.MAX_ACTIVATION:
+        return value, unit is Unit.NORM_FRACTION
     if target.feature is None:
         raise FieldError(f"{path}.unit", "UNIT_MAX_ACTIVATION is for features; a direction has no maximum")
     if not target.feature.max_activation:
         raise FieldError(f"{path}.unit", "no largest activation is recorded for this feature")
-    return _checked(value * target.feature.max_activation, path), False
+    value *= target.feature.max_activation
+    if fault := value_fault(value):
+        raise FieldError(f"{path}.value", fault)
+    return value, False
 
 
 def _check_conflicts(place: int, row: Edit, at_site: _SiteRows, is_ban: bool) -> None:

@@ -7,10 +7,10 @@ import torch
 
 from saegis.v1 import steering_pb2
 from saegis_server.engine.api import FieldError
-from saegis_server.engine.sites import Site, SiteError
 from saegis_server.rpc.wire.problems import UnknownSiteError
 from saegis_server.sae.catalog import Catalog, FoundFeature
 from saegis_server.steering.rows import Probe
+from saegis_server.steering.site import Site, SiteError
 
 #: The most characters of a label that a feature is looked up by.
 LONGEST_LABEL = 1024

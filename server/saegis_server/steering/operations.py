@@ -1,0 +1,102 @@
+"""Operations: the one table of what may be done to a feature or a direction, and what a value of it means."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from enum import Enum, StrEnum, auto
+
+from saegis_server.steering import rows
+from saegis_server.steering.program import LARGEST_VALUE
+from saegis_server.steering.rows import Edit, Phase, Probe
+
+
+class Unit(StrEnum):
+    """The unit of a value: feature units, multiples of the feature's recorded maximum, fractions of ‖x‖."""
+
+    FEATURE = "feature"
+    MAX_ACTIVATION = "max_activation"
+    NORM_FRACTION = "norm_fraction"
+
+
+class Takes(Enum):
+    """Whether an operation has a value."""
+
+    VALUE = auto()
+    MAYBE = auto()
+    NOTHING = auto()
+
+
+class Op(StrEnum):
+    """An operation: its name, what makes its row, whether it takes a value, in which units, whether it bans.
+
+    The names are those of the contract's `Operation` in lower case, and `watch`, which reads and changes
+    nothing. Without units a value is a plain number: a factor, or a strength.
+    """
+
+    _value_: str
+    make: Callable[..., Edit]
+    takes: Takes
+    units: frozenset[Unit]
+    bans: bool
+
+    def __new__(
+        cls,
+        name: str,
+        make: Callable[..., Edit],
+        takes: Takes = Takes.VALUE,
+        units: frozenset[Unit] = frozenset(),
+        bans: bool = False,
+    ) -> Op:
+        """A row of the table."""
+        op = str.__new__(cls, name)
+        op._value_ = name
+        op.make, op.takes, op.units, op.bans = make, takes, units, bans
+        return op
+
+    CLAMP = "clamp", rows.clamp, Takes.VALUE, frozenset(Unit)
+    CLAMP_IF_ACTIVE = "clamp_if_active", rows.clamp_if_active, Takes.VALUE, frozenset(Unit)
+    SCALE = "scale", rows.scale
+    ADD = "add", rows.add, Takes.VALUE, frozenset(Unit)
+    CAP = "cap", rows.cap, Takes.VALUE, frozenset(Unit)
+    FLOOR = "floor", rows.floor, Takes.VALUE, frozenset(Unit)
+    ABLATE = "ablate", rows.ablate, Takes.NOTHING
+    BAN = "ban", rows.ban, Takes.MAYBE, frozenset[Unit](), True
+    WATCH = "watch", Edit, Takes.NOTHING
+
+    def row(self, probe: Probe, value: float, phase: Phase = Phase.ALL, relative: bool = False) -> Edit:
+        """The row of this operation.
+
+        value: in feature units or, with `relative`, a fraction of ‖x‖; the factor of a scale, the strength of
+        a ban; of no account for what takes none.
+        """
+        value_of_it = () if self.takes is Takes.NOTHING else (value,)
+        unit_of_it = {"relative": relative} if self.units else {}
+        return self.make(probe, *value_of_it, phase=phase, **unit_of_it)
+
+    def fault(self, value: float | None, unit: Unit | None, name: str = "") -> tuple[str, str] | None:
+        """Which of "value" and "unit" is wrong, and why; None if nothing is.
+
+        value, unit: None where none is given. name: how the one who asks spells the operation.
+        """
+        name = name or self.value
+        if unit is not None and unit not in self.units:
+            return "unit", f"{name} takes no unit"
+        if value is None:
+            return ("value", f"{name} needs a value") if self.takes is Takes.VALUE else None
+        if self.takes is Takes.NOTHING:
+            return "value", f"{name} takes no value"
+        if found := value_fault(value):
+            return "value", found
+        if self.bans and value < 0.0:
+            return "value", f"the strength of a ban must be at least 0, not {value:g}"
+        return None
+
+
+def value_fault(value: float) -> str:
+    """Why a value is refused whatever it is for; empty if it is not."""
+    if not math.isfinite(value):
+        return f"must be a finite number, not {value}"
+    if abs(value) > LARGEST_VALUE:
+        return f"must lie between ±{LARGEST_VALUE:g}, not {value:g}"
+    return ""

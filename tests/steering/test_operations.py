@@ -1,0 +1,97 @@
+"""The table of operations against what names them: the contract, the client, commands, the schema."""
+
+import math
+from enum import StrEnum
+from itertools import product
+from typing import get_args
+
+import pytest
+import torch
+from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
+
+import saegis
+from saegis.v1 import steering_pb2 as pb
+from saegis_server.cli.client.edits import OPERATIONS, EditSyntaxError, parse_edit
+from saegis_server.policy.schema import policy
+from saegis_server.steering.operations import Op, Takes, Unit
+from saegis_server.steering.rows import Edit, Phase, Probe
+
+PROBE = Probe("sae:1", torch.ones(4), torch.ones(4))
+#: Every operation with a value that it takes, or with none.
+VALUES = {op: None if op.takes is Takes.NOTHING else 2.0 for op in Op}
+
+
+@pytest.mark.parametrize(
+    ("words", "contract", "client"),
+    [
+        (set(Op) - {Op.WATCH}, pb.Operation, saegis.Operation),
+        (set(Unit), pb.Unit, saegis.Unit),
+        (set(Phase), pb.Phase, saegis.Phase),
+    ],
+)
+def test_the_contract_and_the_client_have_the_words_of_the_table(
+    words: set[StrEnum], contract: EnumTypeWrapper, client: object
+) -> None:
+    prefix = f"{contract.DESCRIPTOR.name.upper()}_"
+    numbered = {name.removeprefix(prefix).lower() for name, number in contract.items() if number}
+    assert numbered == set(get_args(client)) == words
+
+
+def test_the_client_makes_what_each_operation_takes() -> None:
+    for op in set(Op) - {Op.WATCH, Op.CLAMP_IF_ACTIVE}:
+        make = getattr(saegis, op)
+        edit = make(1) if op.takes is Takes.NOTHING else make(1, 2.0)
+        assert (edit.operation, edit.value) == (op, VALUES[op])
+        for unit in Unit if op.units else ():
+            assert make(1, 2.0, unit=unit).unit == unit
+        if op.takes is Takes.MAYBE:
+            assert op.fault(make(1).value, None) is None
+        elif op.takes is Takes.VALUE:
+            with pytest.raises(TypeError):
+                make(1)
+
+
+def test_the_command_line_reads_what_each_operation_takes() -> None:
+    for op in (Op[name.upper()] for name in OPERATIONS):
+        assert parse_edit(op, "12=2").value == 2.0
+        if op.units:
+            units = {parse_edit(op, f"12=2{suffix}").unit for suffix in ("", "max", "norm")}
+            assert units == op.units
+            continue
+        with pytest.raises(EditSyntaxError, match="without a unit"):
+            parse_edit(op, "12=2max")
+
+
+def test_the_rules_of_a_policy_take_what_their_operations_take() -> None:
+    found = {op: get_args(policy.Rule.model_fields[op].annotation)[0] for op in Op if op in policy.ACTIONS}
+    assert set(found) == {Op.CLAMP, Op.SCALE, Op.CAP, Op.FLOOR, Op.BAN, Op.WATCH}
+    for op, model in found.items():
+        keys = set(model.model_fields)
+        assert ("unit" in keys) is bool(op.units)
+        assert bool(keys & {"value", "factor", "strength"}) is (op.takes is not Takes.NOTHING)
+    assert set(get_args(get_args(policy.Allowance.model_fields["ops"].annotation)[0])) <= {Op, ...}
+
+
+def test_an_edit_of_each_operation_is_its_row() -> None:
+    for op, phase in product(Op, Phase):
+        row = op.row(PROBE, 2.0, phase)
+        assert (row.probe, row.phase) == (PROBE, phase)
+        if op.units:
+            assert op.row(PROBE, 2.0, phase, relative=True).relative_to_norm
+    assert Op.WATCH.row(PROBE, 2.0) == Edit(PROBE)
+    assert Op.BAN.row(PROBE, 2.0).hi == 0.0
+    assert [op for op in Op if op.bans] == [Op.BAN]
+
+
+def test_a_value_or_unit_that_an_operation_does_not_take_is_at_fault() -> None:
+    for op in Op:
+        assert op.fault(VALUES[op], None) is None
+        for unit in Unit:
+            assert op.fault(VALUES[op], unit, "IT") == (None if op.units else ("unit", "IT takes no unit"))
+        missing = op.fault(None, None, "IT")
+        assert missing == (("value", "IT needs a value") if op.takes is Takes.VALUE else None)
+        for absurd in (math.nan, math.inf, -math.inf, 1.1e6, -1.1e6):
+            found = op.fault(absurd, None)
+            assert found is not None
+            assert found[0] == "value"
+    assert Op.BAN.fault(-1.0, None) == ("value", "the strength of a ban must be at least 0, not -1")
