@@ -74,7 +74,7 @@ def services(
     """An engine on `step`, and what the servicers need beside it. Raises as `govern` does."""
     limits = Limits(queue=config.queue_limit)
     first = FirstToken(loaded.bos_token_id, moved=config.steer_first_token, read=config.read_first_token)
-    engine = Engine(step, loaded.tokenizer, loaded.eos_token_ids, config.max_running, limits, first)
+    engine = Engine(step, loaded.tokenizer, loaded.eos_token_ids, config.max_num_seqs, limits, first)
     facts = _facts(config, loaded)
     targets = Targets(tuple(str(site) for site in step.sites), Catalog(saes), facts.hidden_size)
     metrics = premises.metrics
@@ -184,17 +184,17 @@ def _step(config: ServerConfig, loaded: LoadedModel, placed: Sequence[PlacedSAE]
     for site in sites:
         site_module(loaded.model, site)
     in_order = {site: sites[site] for site in sorted(sites, key=forward_order)}
-    length = config.max_length or loaded.max_context
+    length = config.max_model_len or loaded.max_context
     if length > loaded.max_context:
-        raise ValueError(f"max_length is {length}; the model's context has {loaded.max_context} tokens")
-    count, room = max(config.max_running, SMALLEST), Capacity(**config.rows)
+        raise ValueError(f"max_model_len is {length}; the model's context has {loaded.max_context} tokens")
+    count, room = max(config.max_num_seqs, SMALLEST), Capacity(**config.rows)
     try:
         slots = Slots(loaded.model, tuple(in_order), count, length, room)
     except Exception as error:
         if not is_want_of_memory(error):
             raise
         raise ValueError(
-            f"there is no memory for {count} sequences of {length} tokens: lower max_running or max_length"
+            f"there is no memory for {count} sequences of {length} tokens: lower max_num_seqs or max_model_len"
         ) from error
     return Step(loaded.model, in_order, slots, compiled)
 
