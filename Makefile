@@ -12,7 +12,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PI
 TORCH := $(shell grep '^torch==' requirements/constraints.txt)
 # Its exit status is 5 where the arguments choose no test.
 PYTEST := $(BIN)/python -m pytest --cov
-TYPED := clients/python/saegis server/saegis_server tests scripts
+TYPED := clients/python/saegis server/saegis_server tests scripts examples
 export PYTHONDONTWRITEBYTECODE := 1
 
 .DEFAULT_GOAL := help
