@@ -110,7 +110,8 @@ def test_more_than_there_is_memory_for_is_told_by_its_settings(model_path: Path,
     told = tmp_path / "long" / "config.json"
     told.write_text(json.dumps(json.loads(told.read_text()) | {"max_position_embeddings": 2**40}))
     with pytest.raises(
-        ValueError, match=r"no memory for 16 sequences of 1099511627776 tokens: lower max_num_seqs or max_model_len"
+        ValueError,
+        match=r"no memory for 16 sequences of 1099511627776 tokens: lower max_num_seqs or max_model_len",
     ):
         load(tmp_path / "long")
 

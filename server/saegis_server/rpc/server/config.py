@@ -49,8 +49,8 @@ class ServerConfig(_Strict):
     model: a local directory or hub id of a Transformers causal language model. name: what GetModel and
     receipts call it; by default what `model` says. sites: further sites that requests may steer with
     directions, beside those of the SAEs. port and metrics_port: 0 means any free one, metrics_port None
-    means no metrics endpoint. max_model_len: tokens of prompt and completion together; by default what the model
-    allows. rows: for how many rows of a kind a sequence has room at each site, where that is not the default.
+    means no metrics endpoint. max_model_len: tokens of prompt and completion together; by default what the
+    model allows. rows: for how many rows of a kind a sequence has room at each site, where that is not the default.
     queue_limit: sequences that may wait; a tenant that has few of them finds room beyond it.
     steer_first_token, read_first_token: whether rows move, and conditions, contrasts and statistics read, a
     text's first token also where it is the model's own beginning-of-sequence token. limits: what each

@@ -194,7 +194,8 @@ def _step(config: ServerConfig, loaded: LoadedModel, placed: Sequence[PlacedSAE]
         if not is_want_of_memory(error):
             raise
         raise ValueError(
-            f"there is no memory for {count} sequences of {length} tokens: lower max_num_seqs or max_model_len"
+            f"there is no memory for {count} sequences of {length} tokens: "
+            "lower max_num_seqs or max_model_len"
         ) from error
     return Step(loaded.model, in_order, slots, compiled)
 
