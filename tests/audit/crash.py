@@ -13,7 +13,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from saegis_server.audit.disk import Disk
+from saegis_server.audit.files import Disk
 from saegis_server.audit.log import AuditLog
 from saegis_server.audit.records import RefusalRecord
 from saegis_server.audit.settings import AuditSettings

@@ -12,10 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from saegis_server.audit import AuditUnavailableError
 from saegis_server.audit.chain import Link
-from saegis_server.audit.disk import Disk
-from saegis_server.audit.errors import AuditUnavailableError
-from saegis_server.audit.files import ACTIVE, closed_files
+from saegis_server.audit.files import ACTIVE, Disk, closed_files
 from saegis_server.audit.log import AuditLog
 from saegis_server.audit.verify import verify
 from tests.audit import logs
@@ -204,7 +203,7 @@ def test_a_file_in_the_way_of_rotation_is_not_overwritten(tmp_path: Path) -> Non
 FULL_DISK = """
 import resource, signal, sys
 from pathlib import Path
-from saegis_server.audit.errors import AuditUnavailableError
+from saegis_server.audit import AuditUnavailableError
 from saegis_server.audit.log import AuditLog
 from saegis_server.audit.records import IdentityRecord
 from saegis_server.audit.settings import AuditSettings

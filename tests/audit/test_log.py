@@ -10,13 +10,10 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from saegis_server.audit import AuditBrokenError, AuditKeyError, AuditUnavailableError, Fsync
 from saegis_server.audit.chain import Link
-from saegis_server.audit.choices import Fsync
-from saegis_server.audit.disk import Disk
-from saegis_server.audit.errors import AuditBrokenError, AuditKeyError, AuditUnavailableError
-from saegis_server.audit.files import ACTIVE, closed_files, log_files
-from saegis_server.audit.identity import IdentityFailures
-from saegis_server.audit.log import AuditLog
+from saegis_server.audit.files import ACTIVE, Disk, closed_files, log_files
+from saegis_server.audit.log import AuditLog, IdentityFailures
 from saegis_server.audit.settings import AuditSettings
 from saegis_server.audit.verify import verify
 from saegis_server.telemetry.metrics import Metrics

@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from saegis_server.audit import records as audit_record
-from saegis_server.audit.mask import MASKED, check_pointer, mask
-from saegis_server.audit.records import RESERVED, AuditRecord, payload
+from saegis_server.audit.records import MASKED, RESERVED, AuditRecord, check_pointer, mask, payload
 from tests.audit.logs import decision
 
 KEYS = st.sampled_from(["a", "b/c", "d~e", "1"])

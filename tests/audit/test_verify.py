@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from saegis_server.audit import AuditBrokenError, AuditError
 from saegis_server.audit.chain import BEGINNING, Link, UnreadableLineError, read_line, seal
-from saegis_server.audit.errors import AuditBrokenError, AuditError
 from saegis_server.audit.files import ACTIVE, log_files
 from saegis_server.audit.log import AuditLog
 from saegis_server.audit.records import RESERVED

@@ -7,10 +7,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from saegis_server.audit import records as audit_record
-from saegis_server.audit.choices import RecordKind
 from saegis_server.audit.files import ACTIVE
 from saegis_server.audit.log import AuditLog
-from saegis_server.audit.records import AuditRecord
+from saegis_server.audit.records import AuditRecord, RecordKind
 from saegis_server.cli.app import app
 from tests.audit.logs import answer, decision, lines, refusal, settings
 

@@ -10,8 +10,6 @@ from typer.testing import CliRunner
 
 import saegis
 from saegis_server.cli.app import app
-from saegis_server.policy.bundle.bundle import Bundle
-from saegis_server.policy.bundle.changes import Change, Changed, changes
 from tests.policy import made
 from tests.policy.bundles import write_files
 from tests.rpc.harness import Running, running
@@ -97,17 +95,3 @@ def test_what_is_not_there_is_told(governed: Running) -> None:
 def test_a_server_without_policies_says_so(tmp_path: Path) -> None:
     with running() as server:
         assert "saegis serve --policy" in run(server, "apply", folder(tmp_path, 1), code=1)
-
-
-def test_changes_are_by_entry_and_not_by_order() -> None:
-    extra = "allow: [{id: style, ops: [clamp]}]\nprotect: [{id: keep, features: [{sae: first, index: 3}]}]"
-    before, after = made.bundle(1, extra=extra).policy, made.bundle(1, extra="limits: {max_edits: 2}").policy
-    assert changes(before, after) == (
-        Changed(Change.REMOVED, "allow.style"),
-        Changed(Change.CHANGED, "limits"),
-        Changed(Change.REMOVED, "protect.keep"),
-    )
-    assert changes(before, before) == ()
-    files = made.files(1)
-    files["policy.yaml"] = files["policy.yaml"].replace(b"strength: 1", b"strength: 4")
-    assert changes(before, Bundle.from_files(files).policy)[-1] == Changed(Change.CHANGED, "rules.ban-1")

@@ -5,8 +5,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from saegis_server.engine.guard import UNGUARDED, Guard, Guarded, Reaction
-from saegis_server.engine.requests import SamplingParams
+from saegis_server.engine.api import UNGUARDED, Guard, Guarded, Reaction, SamplingParams
 from saegis_server.steering import rows
 from saegis_server.steering.conditions import AllOf, AnyOf, Condition, Expression, Literal, Negation, Scope
 from saegis_server.steering.program import SiteProgram, SteeringProgram

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from saegis_server.engine.guard import Guard, Reaction
-from saegis_server.engine.requests import SamplingParams
+from saegis_server.engine.api import Guard, Reaction, SamplingParams
 from saegis_server.engine.sites import Site, site_module
 from saegis_server.engine.torch.sampler import sample, sampling_table
 from saegis_server.steering.conditions import Condition, Literal, Scope, parts_of

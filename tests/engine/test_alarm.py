@@ -11,11 +11,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saegis_server.engine.guard import Guard, Guarded, Reaction
-from saegis_server.engine.requests import GenerationRequest, Receipt, SamplingParams
+from saegis_server.engine.api import (
+    FirstToken,
+    GenerationRequest,
+    Guard,
+    Guarded,
+    Reaction,
+    Receipt,
+    SamplingParams,
+)
 from saegis_server.engine.torch.admission import Admission
 from saegis_server.engine.torch.alarm import Alarms
-from saegis_server.engine.torch.first_token import FirstToken
 from saegis_server.engine.torch.guarding import Guarding
 from saegis_server.engine.torch.plan import Plan
 from saegis_server.engine.torch.request_guard import RequestGuard

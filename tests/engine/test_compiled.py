@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from saegis_server.engine.requests import SamplingParams
+from saegis_server.engine.api import SamplingParams
 from saegis_server.engine.torch.warmup import missing_compiler, warm_up
 from saegis_server.steering.program import SteeringProgram
 from tests.engine import tiny

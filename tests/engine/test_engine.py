@@ -7,8 +7,7 @@ import time
 import pytest
 import torch
 
-from saegis_server.engine.load import Limits
-from saegis_server.engine.requests import (
+from saegis_server.engine.api import (
     DeadlineExceededError,
     DuplicateRequestError,
     EngineStoppedError,
@@ -16,6 +15,7 @@ from saegis_server.engine.requests import (
     FieldError,
     FinishReason,
     GenerationRequest,
+    Limits,
     QueueFullError,
     RequestFinished,
     SamplingParams,

@@ -6,11 +6,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from saegis_server.engine.guard import Guard, Guarded, Reaction
-from saegis_server.engine.load import Limits
-from saegis_server.engine.requests import FinishReason, RefusedByPolicyError, SamplingParams
+from saegis_server.engine.api import (
+    FinishReason,
+    FirstToken,
+    Guard,
+    Guarded,
+    Limits,
+    Reaction,
+    RefusedByPolicyError,
+    SamplingParams,
+)
 from saegis_server.engine.sites import Site
-from saegis_server.engine.torch.first_token import FirstToken
 from saegis_server.steering import rows
 from saegis_server.steering.conditions import Condition, Literal, Negation, Scope
 from saegis_server.steering.program import SiteProgram, SteeringProgram

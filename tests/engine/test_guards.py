@@ -6,12 +6,14 @@ from functools import cache
 
 import pytest
 
-from saegis_server.engine.guard import Guard, Guarded, Reaction
-from saegis_server.engine.load import Limits
-from saegis_server.engine.requests import (
+from saegis_server.engine.api import (
     Delta,
     FieldError,
     FinishReason,
+    Guard,
+    Guarded,
+    Limits,
+    Reaction,
     RefusedByPolicyError,
     SamplingParams,
 )

@@ -6,13 +6,15 @@ from itertools import pairwise
 import pytest
 import torch
 
-from saegis_server.engine.guard import Guard, Guarded, Reaction
-from saegis_server.engine.load import Limits
-from saegis_server.engine.requests import (
+from saegis_server.engine.api import (
     Event,
     FinishReason,
     GenerationRequest,
+    Guard,
+    Guarded,
+    Limits,
     NonFiniteLogitsError,
+    Reaction,
     RefusedByPolicyError,
     SamplingParams,
     SteeringDivergedError,

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from saegis_server.engine.requests import SamplingParams, SteeringDivergedError
+from saegis_server.engine.api import SamplingParams, SteeringDivergedError
 from saegis_server.engine.sites import Site
 from saegis_server.engine.torch.step import SMALLEST, Extent, Step, StepOutput
 from saegis_server.steering.program import UNSTEERED, SiteProgram, SteeringProgram

@@ -5,7 +5,7 @@ import logging
 import pytest
 import torch
 
-from saegis_server.engine.requests import (
+from saegis_server.engine.api import (
     Event,
     GenerationRequest,
     NonFiniteLogitsError,

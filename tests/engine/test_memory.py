@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from saegis_server.engine.guard import Guard, Guarded, Reaction
-from saegis_server.engine.requests import OutOfMemoryError, SamplingParams
+from saegis_server.engine.api import Guard, Guarded, OutOfMemoryError, Reaction, SamplingParams
 from saegis_server.steering import rows
 from saegis_server.steering.program import SiteProgram
 from tests.engine import tiny
@@ -22,8 +21,8 @@ _LIMITED = """
 import resource
 import torch
 from tests.engine import tiny
-from saegis_server.engine.load import Limits
-from saegis_server.engine.requests import OutOfMemoryError, SamplingParams
+from saegis_server.engine.api import Limits
+from saegis_server.engine.api import OutOfMemoryError, SamplingParams
 
 torch.set_num_threads(1)
 model = tiny.model()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from saegis_server.engine.requests import SamplingParams
+from saegis_server.engine.api import SamplingParams
 from saegis_server.engine.sites import site_module
 from saegis_server.steering import rows
 from saegis_server.steering.program import SiteProgram, SteeringProgram

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from saegis_server.engine.requests import (
+from saegis_server.engine.api import (
     DeadlineExceededError,
     EngineStoppedError,
     Event,

@@ -5,7 +5,7 @@ from collections import deque
 
 import pytest
 
-from saegis_server.engine.requests import GenerationRequest
+from saegis_server.engine.api import GenerationRequest
 from saegis_server.engine.torch.schedule import Schedule
 from saegis_server.engine.torch.sequence import Running, Sequence
 from saegis_server.engine.torch.text import TextStream

@@ -7,13 +7,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from saegis_server.engine.requests import (
+from saegis_server.engine.api import (
     FieldError,
     NonFiniteLogitsError,
     SamplingParams,
+    Score,
     SteeringDivergedError,
 )
-from saegis_server.engine.torch.score import POSITIONS_AT_ONCE, Score, compare
+from saegis_server.engine.torch.score import POSITIONS_AT_ONCE, compare
 from saegis_server.steering import rows
 from saegis_server.steering.program import UNSTEERED, SiteProgram, SteeringError, SteeringProgram
 from saegis_server.steering.rows import Edit, Norm, Phase

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from saegis_server.engine.load import Limits
-from saegis_server.engine.requests import (
+from saegis_server.engine.api import (
     EngineStoppedError,
+    Limits,
     QueueFullError,
     SamplingParams,
     SteeringDivergedError,

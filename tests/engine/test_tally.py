@@ -2,7 +2,7 @@
 
 import torch
 
-from saegis_server.engine.requests import SamplingParams
+from saegis_server.engine.api import SamplingParams
 from saegis_server.steering import rows
 from saegis_server.steering.apply import apply
 from saegis_server.steering.program import SiteProgram, SteeringProgram

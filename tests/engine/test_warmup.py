@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from torch import nn
 
+from saegis_server.engine.api import CanaryError
 from saegis_server.engine.sites import Place, Site, site_module
 from saegis_server.engine.torch import hooks
-from saegis_server.engine.torch.warmup import CanaryError, warm_up
+from saegis_server.engine.torch.warmup import warm_up
 from saegis_server.steering.apply import apply
 from tests.engine import tiny
 

@@ -9,12 +9,14 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from saegis_server.engine.guard import UNGUARDED, Guard
-from saegis_server.engine.load import Limits
-from saegis_server.engine.requests import (
+from saegis_server.engine.api import (
+    UNGUARDED,
     Delta,
     Event,
+    FirstToken,
     GenerationRequest,
+    Guard,
+    Limits,
     RequestFailed,
     RequestFinished,
     SamplingParams,
@@ -22,8 +24,7 @@ from saegis_server.engine.requests import (
     TokenOutput,
 )
 from saegis_server.engine.sites import Site
-from saegis_server.engine.torch.engine import Engine
-from saegis_server.engine.torch.first_token import FirstToken
+from saegis_server.engine.torch.engine import TorchEngine
 from saegis_server.engine.torch.slots import Slots
 from saegis_server.engine.torch.step import Step
 from saegis_server.steering.program import UNSTEERED, SteeringProgram
@@ -146,7 +147,7 @@ class Answer:
         return last
 
 
-class RunningEngine(Engine):
+class RunningEngine(TorchEngine):
     """An engine with helpers for tests; use as a context manager."""
 
     def __init__(

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from saegis_server.engine.requests import SamplingParams
+from saegis_server.engine.api import SamplingParams
 from saegis_server.policy.decide.decision import RequestEdit
 from saegis_server.policy.decide.operations import WITH_UNIT, row_of
 from saegis_server.policy.schema.policy import Op, Unit

@@ -9,11 +9,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from saegis_server.engine.load import Limits
-from saegis_server.engine.requests import GenerationRequest, RequestFinished
+from saegis_server.engine.api import FirstToken, GenerationRequest, Limits, RequestFinished
 from saegis_server.engine.sites import Site
-from saegis_server.engine.torch.engine import Engine
-from saegis_server.engine.torch.first_token import FirstToken
+from saegis_server.engine.torch.engine import TorchEngine
 from saegis_server.engine.torch.slots import Slots
 from saegis_server.engine.torch.step import Step
 from saegis_server.policy.bundle.bundle import Bundle
@@ -122,7 +120,7 @@ class Attack:
         bundles = [Bundle.from_files({"policy.yaml": text.encode()}) for text in (PERMISSIVE, STRICT)]
         self.policies = PolicySet(tuple(compile_policy(bundle, world) for bundle in bundles))
         limits = Limits(queue=2 * AT_ONCE, prefill_chunk=16)
-        self.engine = Engine(self.step, tiny.tokenizer(), (), 32, limits, FirstToken(self.bos))
+        self.engine = TorchEngine(self.step, tiny.tokenizer(), (), 32, limits, FirstToken(self.bos))
         self.refused = self.answered = self.diverged = 0
 
     def run(self, tries: list[Try]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from saegis_server.engine.guard import Reaction
+from saegis_server.engine.api import Reaction
 from saegis_server.policy.bundle.bundle import Bundle
 from saegis_server.policy.decide.compiled import CompiledPolicy, compile_policy
 from saegis_server.policy.decide.decide import PolicySet

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from saegis_server.engine.guard import Reaction
+from saegis_server.engine.api import Reaction
 from saegis_server.policy.decide.compiled import CompiledPolicy, compile_policy
 from saegis_server.policy.decide.decide import PolicySet
 from saegis_server.policy.decide.decision import Decision

@@ -4,7 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from saegis_server.policy.bundle.bundle import Bundle
-from saegis_server.policy.bundle.difference import Change, differences
+from saegis_server.policy.bundle.difference import Change, by_entry, differences
+from tests.policy import made
 from tests.policy.bundles import CASES, POLICY, bundle_files, direction
 
 
@@ -79,6 +80,20 @@ def test_entries_files_and_cases_come_and_go() -> None:
     ]
     back = differences(new, bundle())
     assert {each.kind for each in back} == {"added", "changed"}
+
+
+def test_what_changes_is_told_by_entry() -> None:
+    extra = "allow: [{id: style, ops: [clamp]}]\nprotect: [{id: keep, features: [{sae: first, index: 3}]}]"
+    before, after = made.bundle(1, extra=extra), made.bundle(1, extra="limits: {max_edits: 2}")
+    assert by_entry(differences(before, after)) == {
+        "allow.style": "removed",
+        "limits": "changed",
+        "protect.keep": "removed",
+    }
+    assert by_entry(differences(before, before)) == {}
+    files = made.files(1)
+    files["policy.yaml"] = files["policy.yaml"].replace(b"strength: 1", b"strength: 4")
+    assert by_entry(differences(made.bundle(1), Bundle.from_files(files))) == {"rules.ban-1": "changed"}
 
 
 LINES = (

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saegis_server.audit.errors import AuditError
+from saegis_server.audit import AuditError
 from saegis_server.audit.files import ACTIVE
 from saegis_server.audit.log import AuditLog
 from saegis_server.audit.records import DecisionRecord

@@ -15,6 +15,7 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 
 from saegis_server.engine.sites import Site
+from saegis_server.engine.torch.engine import TorchEngine
 from saegis_server.engine.torch.loading import LoadedModel
 from saegis_server.engine.torch.slots import Slots
 from saegis_server.engine.torch.step import Step
@@ -61,6 +62,12 @@ def tiny_services(settings: ServerConfig, premises: Premises) -> Services:
     entries = tiny.catalog().entries
     step = Step(model, sites, slots, compiled=False)
     return services(settings, premises, loaded, step, prompts, entries)
+
+
+def embedded(made: Services) -> TorchEngine:
+    """The engine of a server, to look into."""
+    assert isinstance(made.engine, TorchEngine)
+    return made.engine
 
 
 class Running:

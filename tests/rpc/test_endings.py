@@ -15,10 +15,10 @@ import pytest
 
 from saegis.v1 import generation_pb2 as pb
 from saegis.v1 import generation_pb2_grpc, policy_pb2, policy_pb2_grpc, prompt_pb2, steering_pb2
-from saegis_server.engine.requests import QueueFullError
+from saegis_server.engine.api import QueueFullError
 from saegis_server.policy.bundle.bundle import Bundle
 from tests.rpc import tiny
-from tests.rpc.harness import Running, eventually, failure
+from tests.rpc.harness import Running, embedded, eventually, failure
 from tests.rpc.test_governor import ask, records, ruled, write
 
 Stub = generation_pb2_grpc.GenerationServiceStub
@@ -73,7 +73,7 @@ def test_an_answer_cut_off_before_its_last_token_is_recorded_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with audited(tmp_path) as (server, stub):
-        go, step, fed = Event(), server.services.engine.step, list[int]()
+        go, step, fed = Event(), embedded(server.services).step, list[int]()
         decode = step.decode
 
         def held(*arguments: Any) -> Any:
@@ -156,7 +156,7 @@ def test_what_a_drain_or_a_broken_engine_ends_is_recorded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, breaks: bool
 ) -> None:
     with audited(tmp_path, grace_seconds=0.1) as (server, stub):
-        begun, go, step = Event(), Event(), server.services.engine.step
+        begun, go, step = Event(), Event(), embedded(server.services).step
         decode = step.decode
 
         def held(*arguments: Any) -> Any:
@@ -206,7 +206,7 @@ def test_a_caller_who_goes_before_the_engine_has_it(
 @contextmanager
 def reading_held(server: Running, monkeypatch: pytest.MonkeyPatch) -> Iterator[Event]:
     """While a text is read, its second piece is held, and set free at the end; the event says that it is."""
-    begun, go, step = Event(), Event(), server.services.engine.step
+    begun, go, step = Event(), Event(), embedded(server.services).step
     read = step.read
 
     def held(tokens: Any, start: int, *others: Any) -> Any:

@@ -5,9 +5,11 @@ import pytest
 import torch
 from google.rpc import error_details_pb2  # type: ignore[import-untyped]
 
-from saegis_server.engine import requests as engine
+from saegis_server.audit import AuditUnavailableError
+from saegis_server.engine import api as engine
+from saegis_server.policy.store import errors as store
+from saegis_server.rpc.wire import problems
 from saegis_server.rpc.wire.errors import PUSHBACK_KEY, describe, status, trailers
-from saegis_server.rpc.wire.problems import NotServingError, PreconditionError
 from saegis_server.steering.program import SteeringError
 
 Code = grpc.StatusCode
@@ -23,9 +25,23 @@ Code = grpc.StatusCode
         (engine.QueueFullError(3, 0.25), Code.RESOURCE_EXHAUSTED, "QUEUE_FULL", True),
         (SteeringError("x", "layers.0.resid_post"), Code.INVALID_ARGUMENT, "FIELD_INVALID", False),
         (torch.OutOfMemoryError("x"), Code.RESOURCE_EXHAUSTED, "OUT_OF_MEMORY", True),
-        (NotServingError("DRAINING", "x", 1.0), Code.UNAVAILABLE, "DRAINING", True),
+        (problems.NotServingError("DRAINING", "x", 1.0), Code.UNAVAILABLE, "DRAINING", True),
+        (problems.BusyError("TENANT_LIMIT", "t", "x", 1.0), Code.RESOURCE_EXHAUSTED, "TENANT_LIMIT", True),
+        (problems.MessageTooLargeError("m", 9, 8), Code.RESOURCE_EXHAUSTED, "MESSAGE_TOO_LARGE", False),
+        (problems.SlowReaderError(8), Code.RESOURCE_EXHAUSTED, "SLOW_READER", False),
+        (problems.StalledReaderError(2.5), Code.RESOURCE_EXHAUSTED, "SLOW_READER", False),
+        (problems.UnsentRequestError(2.5), Code.DEADLINE_EXCEEDED, "REQUEST_NOT_SENT", False),
+        (problems.UnauthenticatedError("token", "x"), Code.UNAUTHENTICATED, "UNAUTHENTICATED", False),
+        (problems.RoleMissingError("use", "m", "f"), Code.PERMISSION_DENIED, "ROLE_MISSING", False),
+        (problems.InFlightError("id"), Code.ALREADY_EXISTS, "REQUEST_IN_FLIGHT", False),
+        (store.StaleEtagError("p", "e"), Code.ABORTED, "REVISION_CONFLICT", False),
+        (store.UnknownPolicyError("p", ()), Code.NOT_FOUND, "POLICY_NOT_FOUND", False),
+        (store.UnknownRevisionError("p", "d", "x"), Code.NOT_FOUND, "REVISION_NOT_FOUND", False),
+        (store.HistoryError("x"), Code.UNAVAILABLE, "POLICY_STATE_UNAVAILABLE", False),
+        (engine.OutOfMemoryError("x"), Code.RESOURCE_EXHAUSTED, "OUT_OF_MEMORY", True),
+        (AuditUnavailableError("x"), Code.UNAVAILABLE, "AUDIT_UNAVAILABLE", True),
         (
-            PreconditionError("NO_CHAT_TEMPLATE", "t", "x"),
+            problems.PreconditionError("NO_CHAT_TEMPLATE", "t", "x"),
             Code.FAILED_PRECONDITION,
             "NO_CHAT_TEMPLATE",
             False,

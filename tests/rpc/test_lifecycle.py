@@ -22,7 +22,7 @@ from saegis_server.rpc.server.listener import SERVICES
 from saegis_server.rpc.wire.errors import PUSHBACK_KEY
 from tests.rpc import tiny
 from tests.rpc.conftest import Stubs
-from tests.rpc.harness import Failure, Running, config, eventually, failure, running
+from tests.rpc.harness import Failure, Running, config, embedded, eventually, failure, running
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -176,7 +176,7 @@ def test_when_the_engine_dies_all_in_flight_are_told(
 
     with ThreadPoolExecutor(1) as pool:
         death = pool.submit(server.on_loop, server.server.engine_death())
-        monkeypatch.setattr(server.services.engine.step, "decode", broken)
+        monkeypatch.setattr(embedded(server.services).step, "decode", broken)
         failures: list[Failure] = [failure(lambda one=one: one) for one in begun]  # type: ignore[misc]
         assert isinstance(death.result(timeout=5), RuntimeError)
     for found in failures:

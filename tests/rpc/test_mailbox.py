@@ -5,7 +5,7 @@ from threading import Thread
 
 import pytest
 
-from saegis_server.engine.requests import (
+from saegis_server.engine.api import (
     Delta,
     DuplicateRequestError,
     Event,

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from saegis.v1 import steering_pb2 as pb
-from saegis_server.engine.requests import FieldError
+from saegis_server.engine.api import FieldError
 from saegis_server.rpc.wire.problems import ConflictError
 from saegis_server.rpc.wire.programs import RequestSteering, request_steering
 from saegis_server.rpc.wire.targets import Targets

@@ -11,8 +11,7 @@ import pytest
 from saegis.v1 import feature_pb2 as fpb
 from saegis.v1.prompt_pb2 import Chat, ChatMessage
 from saegis_server.cli.serve.command import reference
-from saegis_server.engine.guard import Guard, Guarded, Reaction
-from saegis_server.engine.requests import FinishReason, GenerationRequest, SamplingParams
+from saegis_server.engine.api import FinishReason, GenerationRequest, Guard, Guarded, Reaction, SamplingParams
 from saegis_server.engine.sites import Site
 from saegis_server.evaluation.ban_file import BanFile
 from saegis_server.evaluation.word_lists import WordLists

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from saegis.v1 import generation_pb2 as pb
-from saegis_server.engine.requests import FieldError, SamplingParams
+from saegis_server.engine.api import FieldError, SamplingParams
 from saegis_server.rpc.wire.sampling import LARGEST_N, sampling_params
 
 

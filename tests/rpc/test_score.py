@@ -14,7 +14,7 @@ from saegis.v1 import generation_pb2 as pb
 from saegis.v1 import model_pb2, prompt_pb2, steering_pb2
 from tests.rpc import tiny
 from tests.rpc.conftest import Stubs
-from tests.rpc.harness import Running, eventually, failure
+from tests.rpc.harness import Running, embedded, eventually, failure
 from tests.rpc.test_generation import clamp, request
 
 TOKENIZER = tiny.tokenizer()
@@ -161,7 +161,7 @@ def test_edits_that_make_the_activations_overflow(stubs: Stubs) -> None:
 def test_while_a_text_is_read_the_loop_goes_on_and_a_client_may_leave(
     stubs: Stubs, served: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step, go, begun = served.services.engine.step, Event(), Event()
+    step, go, begun = embedded(served.services).step, Event(), Event()
     read, starts = step.read, list[int]()
 
     def held(tokens: list[int], start: int, *others: Any) -> Any:
@@ -186,7 +186,7 @@ def test_a_client_that_leaves_while_its_bans_are_worked_out(
     stubs: Stubs, served: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The text is submitted in a thread, which goes on; what it submitted must not be read on."""
-    engine, go = served.services.engine, Event()
+    engine, go = embedded(served.services), Event()
     score, read, submitted = engine.score, engine.step.read, list[Future[Any]]()
 
     def slowly(*args: Any, **named: Any) -> Any:

@@ -22,20 +22,22 @@ from pydantic import ValidationError
 from saegis.v1 import generation_pb2 as pb
 from saegis.v1 import model_pb2
 from saegis_server.cli.serve.start_errors import start_failed
+from saegis_server.engine.api import Progress
 from saegis_server.engine.sites import SiteError
+from saegis_server.engine.torch import build
 from saegis_server.engine.torch.compile_cache import SETTING
 from saegis_server.engine.torch.loading import ModelLoadError
 from saegis_server.engine.torch.step import Step
 from saegis_server.engine.torch.warmup import NotCompiledError
 from saegis_server.polyglot.shipped import model_path as reference_model
 from saegis_server.polyglot.shipped import sae_path as reference_sae
-from saegis_server.rpc.server import loading
 from saegis_server.rpc.server.config import Address, SAESource, ServerConfig
-from saegis_server.rpc.server.loading import Progress, load_services, warm_up_engine
+from saegis_server.rpc.server.loading import load_services
 from saegis_server.rpc.server.premises import prepare
 from saegis_server.rpc.server.sae_sources import read_sae
 from saegis_server.rpc.server.sample_text import SAMPLE_TEXT
-from saegis_server.rpc.server.serve import EngineDiedError, serve
+from saegis_server.rpc.server.serve import serve
+from saegis_server.rpc.server.server import EngineDiedError
 from saegis_server.rpc.services.shared import Services
 from saegis_server.sae.autoencoder import Architecture, SparseAutoencoder
 from saegis_server.sae.errors import SAEFileError, SAEMismatch
@@ -44,7 +46,7 @@ from saegis_server.sae.labels import Labels
 from saegis_server.sae.writer import save_sae
 from tests.rpc import tiny
 from tests.rpc.conftest import Stubs
-from tests.rpc.harness import Failure, Running, config, eventually, failure
+from tests.rpc.harness import Failure, Running, config, embedded, eventually, failure
 
 SERVE = """
 import asyncio, json, sys
@@ -127,7 +129,7 @@ def test_what_is_loaded_is_measured_and_described(model_path: Path, sae_path: Pa
     assert loaded.measured.fvu == pytest.approx(0.0, abs=1e-6)
     assert found.targets.sites == (tiny.FIRST_SITE, "layers.1.mlp_out")
     assert found.engine.max_length == 64
-    warm_up_engine(found, lambda *stage: stages.append(stage))
+    found.engine.warm_up(lambda *stage: stages.append(stage))
     found.engine.stop()
     names = [name for name, _, _ in stages]
     assert names[:3] == ["loading the model", "loading SAEs", "checking SAEs"]
@@ -141,8 +143,8 @@ def test_graphs_compiled_after_the_warm_up_are_counted(
     monkeypatch.setenv(SETTING, str(tmp_path))
     found = load(model_path)
     # Torch counts the graphs; the tiny model runs eagerly, and another function is compiled in its stead.
-    found.engine.step.compiled = True
-    warm_up_engine(found, lambda *_: None)
+    embedded(found).step.compiled = True
+    found.engine.warm_up(lambda *_: None)
     found.engine.stop()
 
     def counted() -> float | None:
@@ -268,7 +270,7 @@ def test_settings_that_do_not_fit_the_model(model_path: Path, tmp_path: Path) ->
 
 
 def test_without_a_compiler_it_says_so(model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loading, "missing_compiler", lambda: "no C++ compiler was found")
+    monkeypatch.setattr(build, "missing_compiler", lambda: "no C++ compiler was found")
     stages: list[str] = []
     settings = config(model=str(model_path), compile="auto")
     assert not loaded_from(settings, lambda name, *_: stages.append(name)).engine.compiled
@@ -284,7 +286,7 @@ def _unusable_cache(services: Services, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def _dynamo_fails(services: Services, monkeypatch: pytest.MonkeyPatch) -> str:
     """What cannot be in one graph is refused before anything is compiled."""
-    model = services.engine.step.model
+    model = embedded(services).step.model
     layer = model.get_submodule("model.layers.0")
     layer.register_forward_pre_hook(lambda *_: torch._dynamo.graph_break())
     return "the step cannot be compiled ("
@@ -296,7 +298,7 @@ def _inductor_fails(services: Services, monkeypatch: pytest.MonkeyPatch) -> str:
     def broken(*_: object) -> object:
         raise RuntimeError("C++ compile error\n" + "\n".join(["Command:"] * 90))
 
-    step = services.engine.step
+    step = embedded(services).step
     monkeypatch.setattr(step, "_prefill", torch.compile(step._prefill_chunk, backend=broken))
     return "the step cannot be compiled ("
 
@@ -312,19 +314,19 @@ def test_what_cannot_be_compiled_runs_eagerly_or_ends_the_start_with_a_sentence(
     stages: list[str] = []
     for must in (True, False):
         found = load(model_path, compile="always" if must else "auto")
-        step = found.engine.step
+        step = embedded(found).step
         assert step.compiled
         said = fault(found, monkeypatch)
         if must:
             with pytest.raises(NotCompiledError) as failed:
-                warm_up_engine(found, lambda *_: None, must_compile=True)
+                found.engine.warm_up(lambda *_: None)
             message, advice = start_failed(failed.value) or ("", "")
             assert message.startswith(said)
             assert len(message) < 300
             assert "\n" not in message
             assert "--compile auto" in advice
             continue
-        warm_up_engine(found, lambda name, *_: stages.append(name))
+        found.engine.warm_up(lambda name, *_: stages.append(name))
         found.engine.stop()
         assert found.engine.compiled is False
         (told,) = [name for name in stages if name.endswith(": the model runs eagerly")]

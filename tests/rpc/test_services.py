@@ -11,7 +11,7 @@ from saegis.v1 import feature_pb2 as fpb
 from saegis.v1 import model_pb2 as mpb
 from saegis.v1 import prompt_pb2, steering_pb2
 from saegis_server import __version__
-from saegis_server.engine.requests import SamplingParams
+from saegis_server.engine.api import SamplingParams
 from tests.rpc import tiny
 from tests.rpc.conftest import Stubs
 from tests.rpc.harness import Running, failure

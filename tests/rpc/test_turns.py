@@ -15,7 +15,7 @@ import pytest
 
 from saegis.v1 import generation_pb2 as pb
 from saegis.v1 import generation_pb2_grpc, model_pb2, model_pb2_grpc
-from saegis_server.engine.torch.fair import FairQueue
+from saegis_server.fair import FairQueue
 from saegis_server.rpc.auth.identity import Identity
 from saegis_server.rpc.auth.principals import token_digest
 from saegis_server.rpc.auth.roles import ALL_ROLES

@@ -7,7 +7,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 import saegis
-from saegis_server.engine.requests import Receipt, RequestFinished, SiteReceipt, Timings, Usage
+from saegis_server.engine.api import Receipt, RequestFinished, SiteReceipt, Timings, Usage
 from saegis_server.telemetry.http import MetricsEndpoint
 from saegis_server.telemetry.metrics import Metrics
 from tests.rpc import tiny

@@ -6,28 +6,150 @@ import asyncio
 import logging
 import os
 import threading
+import time
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol, TypeVar
 
 from saegis_server import __version__
-from saegis_server.audit import repair as audit_repair
-from saegis_server.audit.chain import Link, UnreadableLineError
-from saegis_server.audit.choices import OnFailure
-from saegis_server.audit.disk import Disk
-from saegis_server.audit.errors import AuditUnavailableError
-from saegis_server.audit.mask import mask
-from saegis_server.audit.records import AuditRecord, LostRecord, StartRecord, StopRecord, payload
+from saegis_server.audit import AuditUnavailableError, Fsync, OnFailure
+from saegis_server.audit.chain import Link, UnreadableLineError, read_line, seal
+from saegis_server.audit.files import ClosedFile, Disk, Opened, closed_files, lock, log_files, open_log
+from saegis_server.audit.records import (
+    AuditRecord,
+    DeletionRecord,
+    IdentityRecord,
+    LostRecord,
+    PlainJson,
+    StartRecord,
+    StopRecord,
+    mask,
+    payload,
+)
 from saegis_server.audit.settings import AuditSettings, read_key
-from saegis_server.audit.writer import Pending, Writer
 
 logger = logging.getLogger(__name__)
 Place = TypeVar("Place", Link, Link | None)
 #: How often a log that cannot be written is tried again where nobody asks for it.
 RETRY_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """A record that waits to be written, and the future that is told its place in the chain."""
+
+    payload: Mapping[str, PlainJson]
+    future: Future[Link] = field(default_factory=Future)
+
+    @property
+    def kind(self) -> str:
+        return str(self.payload["kind"])
+
+
+class Writer:
+    """Writes records to the files of an open log. Used by one thread; `head` may be read by any."""
+
+    def __init__(self, settings: AuditSettings, key: bytes | None, opened: Opened, disk: Disk) -> None:
+        self.head = opened.head
+        self._settings = settings
+        self._key = key
+        self._file = opened.file
+        self._disk = disk
+        self._is_synced_at = time.monotonic()
+        self._is_dirty = False
+        # Files beyond `keep` may also be left from before, under another setting.
+        self._has_rotated = True
+
+    def write(self, waiting: deque[Pending]) -> list[tuple[Pending, Link]]:
+        """Write as much of what waits, in order, as one file has room for, and take it from `waiting`.
+
+        Returns what is now on the disk, as `fsync` says, with its places; the caller resolves the futures.
+        Raises OSError and AuditUnavailableError; then nothing was written.
+        """
+        lines, links = self._fill(waiting)
+        if not lines:
+            self._file.rotate(sync=self._settings.fsync is not Fsync.NEVER)
+            self._is_dirty = False
+            self._has_rotated = True
+            logger.info("audit log: a new file begins after record %d, %s", self.head.seq, self.head.hash)
+            lines, links = self._fill(waiting)
+        always = self._settings.fsync is Fsync.ALWAYS
+        self._file.append(b"".join(lines), links[-1].seq, sync=always)
+        self._is_dirty = not always
+        self.head = links[-1]
+        return [(waiting.popleft(), link) for link in links]
+
+    def seconds_until_sync(self) -> float | None:
+        """How long what was written may stay unforced; None where there is nothing to force."""
+        if self._settings.fsync is not Fsync.INTERVAL or not self._is_dirty:
+            return None
+        return max(0.0, self._is_synced_at + self._settings.interval_seconds - time.monotonic())
+
+    def sync_if_due(self) -> None:
+        """Force to the disk what waited long enough for it. Raises as `write` does."""
+        if self.seconds_until_sync() == 0.0:
+            self.sync()
+
+    def sync(self) -> None:
+        """Force everything written to the disk. Raises as `write` does."""
+        self._is_synced_at = time.monotonic()
+        self._file.sync()
+        self._is_dirty = False
+
+    def close(self) -> None:
+        """Force what was written to the disk, unless set otherwise, and let go of the file. Raises so too."""
+        try:
+            if self._is_dirty and self._settings.fsync is not Fsync.NEVER:
+                self.sync()
+        finally:
+            self._file.close()
+
+    def deletion(self) -> tuple[list[ClosedFile], DeletionRecord] | None:
+        """The files that are to be deleted now and the record to write before that, if any.
+
+        Raises OSError, and UnreadableLineError where what stays does not begin with a record.
+        """
+        keep, due = self._settings.keep, self._has_rotated
+        self._has_rotated = False
+        if keep is None or not due:
+            return None
+        directory = self._settings.directory
+        old = closed_files(directory)[:-keep]
+        if not old:
+            return None
+        stays = log_files(directory)[len(old)]
+        with stays.open("rb") as file:
+            first = read_line(file.readline(), self._key)
+        names = tuple(each.path.name for each in old)
+        return old, DeletionRecord(files=names, first=first.link.seq, after=first.prev)
+
+    def delete(self, files: list[ClosedFile]) -> None:
+        """Delete closed files, once the record of it is on the disk. Raises as `write` does."""
+        if self._settings.fsync is not Fsync.NEVER:
+            self.sync()
+        for each in files:
+            self._disk.remove(each.path)
+        self._disk.sync_directory(self._settings.directory)
+
+    def _fill(self, waiting: deque[Pending]) -> tuple[list[bytes], list[Link]]:
+        """The lines of as many records as the file still has room for, and their places in the chain."""
+        lines: list[bytes] = []
+        links: list[Link] = []
+        size = self._file.size
+        for each in waiting:
+            line, link = seal(each.payload, links[-1] if links else self.head, self._key)
+            # A record that is larger than a whole file gets one of its own.
+            if size and size + len(line) > self._settings.max_bytes:
+                break
+            lines.append(line)
+            links.append(link)
+            size += len(line)
+        return lines, links
 
 
 class AuditObserver(Protocol):
@@ -56,18 +178,15 @@ class AuditLog:
         self._is_failing = False
         key, disk = read_key(settings.key_file), disk or Disk()
         try:
-            self._lock = audit_repair.lock(settings.directory)
+            self._lock = lock(settings.directory)
+            try:
+                opened = open_log(settings.directory, key, disk)
+            except BaseException:
+                os.close(self._lock)
+                raise
         except OSError as error:
             raise _unavailable(error) from error
-        try:
-            opened = audit_repair.open_log(settings.directory, key, disk)
-            self._writer = Writer(settings, key, opened, disk)
-        except OSError as error:
-            os.close(self._lock)
-            raise _unavailable(error) from error
-        except BaseException:
-            os.close(self._lock)
-            raise
+        self._writer = Writer(settings, key, opened, disk)
         self._thread = threading.Thread(target=self._run, name="audit", daemon=True)
         self._thread.start()
         try:
@@ -187,12 +306,12 @@ class AuditLog:
     def _run(self) -> None:
         while batch := self._take():
             self._write(batch)
-            self._sync()
-            self._delete_old()
-        try:
+            with self._errors_counted():
+                self._writer.sync_if_due()
+            with self._errors_counted():
+                self._delete_old()
+        with self._errors_counted():
             self._writer.close()
-        except (OSError, AuditUnavailableError) as error:
-            self._count_errors(1, _unavailable(error))
 
     def _take(self) -> deque[Pending]:
         """Everything that waits, at least one record; none once the log is closed."""
@@ -200,7 +319,7 @@ class AuditLog:
             with self._changed:
                 due = self._writer.seconds_until_sync()
                 if self._is_failing:
-                    due = min(RETRY_SECONDS, RETRY_SECONDS if due is None else due)
+                    due = RETRY_SECONDS if due is None else min(RETRY_SECONDS, due)
                 self._changed.wait_for(lambda: self._waiting or self._is_closing, due)
                 batch, self._waiting = self._waiting, deque()
                 if batch or self._is_closing:
@@ -208,13 +327,8 @@ class AuditLog:
             if self._is_failing:
                 # Those who would ask are sent elsewhere while it fails: it must find out by itself.
                 self._write(deque())
-            self._sync()
-
-    def _sync(self) -> None:
-        try:
-            self._writer.sync_if_due()
-        except (OSError, AuditUnavailableError) as error:
-            self._count_errors(1, _unavailable(error))
+            with self._errors_counted():
+                self._writer.sync_if_due()
 
     def _write(self, batch: deque[Pending]) -> None:
         """Write a batch and resolve its futures; nothing that goes wrong ends the thread."""
@@ -229,26 +343,21 @@ class AuditLog:
                     if each.kind == LostRecord.kind:
                         self._recover(lost)
                     self._acknowledge(each, place)
-        except (OSError, AuditUnavailableError) as error:
-            self._is_failing = True
-            self._refuse(batch, _unavailable(error))
         except Exception as error:
             self._is_failing = True
-            logger.exception("audit log: the writer failed")
+            if not isinstance(error, OSError | AuditUnavailableError):
+                logger.exception("audit log: the writer failed")
             self._refuse(batch, _unavailable(error))
 
     def _delete_old(self) -> None:
-        try:
-            due = self._writer.deletion()
-            if due is None:
-                return
-            files, record = due
-            pending = self._pending(record)
-            self._write(deque([pending]))
-            if pending.future.exception() is None:
-                self._writer.delete(files)
-        except (OSError, AuditUnavailableError, UnreadableLineError) as error:
-            self._count_errors(1, _unavailable(error))
+        due = self._writer.deletion()
+        if due is None:
+            return
+        files, record = due
+        pending = self._pending(record)
+        self._write(deque([pending]))
+        if pending.future.exception() is None:
+            self._writer.delete(files)
 
     def _pending(self, record: AuditRecord) -> Pending:
         found = payload(record, self._settings.prompts)
@@ -279,6 +388,13 @@ class AuditLog:
             self._lost -= lost
         logger.warning("audit log: it can be written again; %d records were lost", lost)
 
+    @contextmanager
+    def _errors_counted(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, AuditUnavailableError, UnreadableLineError) as error:
+            self._count_errors(1, _unavailable(error))
+
     def _count_errors(self, number: int, error: AuditUnavailableError) -> None:
         # Names of files may hold what has no form in UTF-8.
         reason = str(error).encode(errors="replace").decode()
@@ -288,6 +404,34 @@ class AuditLog:
         if self._observer is not None:
             for _ in range(number):
                 self._observer.count_audit_error()
+
+
+class IdentityFailures:
+    """Writes at most `per_minute` records in any minute; what is left out is counted in the next one written.
+
+    Nobody waits for these records. Safe to use from any thread.
+    """
+
+    def __init__(self, log: AuditLog, per_minute: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._log = log
+        self._per_minute = per_minute
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._tokens, self._at = float(per_minute), clock()
+        self._suppressed = 0
+
+    def tell(self, method: str, peer: str, reason: str) -> None:
+        """Record that a call of `method` from `peer` could not say who it is."""
+        with self._lock:
+            now = self._clock()
+            refill = (now - self._at) * self._per_minute / 60.0
+            self._tokens, self._at = min(float(self._per_minute), self._tokens + refill), now
+            if self._tokens < 1.0:
+                self._suppressed += 1
+                return
+            self._tokens -= 1.0
+            suppressed, self._suppressed = self._suppressed, 0
+        self._log.append(IdentityRecord(method=method, peer=peer, reason=reason, suppressed=suppressed))
 
 
 def _unavailable(error: Exception) -> AuditUnavailableError:

@@ -1,4 +1,4 @@
-"""What the audit log records: one dataclass for each kind of record, and its form as plain JSON."""
+"""What the audit log records: one dataclass for each kind of record, its form as plain JSON, and masking."""
 
 from __future__ import annotations
 
@@ -6,16 +6,33 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, TypeAlias
-
-from saegis_server.audit.choices import RecordKind
+from enum import StrEnum
+from typing import Any, ClassVar, TypeAlias
 
 Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
 PlainJson: TypeAlias = "bool | int | float | str | list[PlainJson] | dict[str, PlainJson] | None"
 Fields: TypeAlias = Mapping[str, Json]
 
+MASKED = "[masked]"
+#: The part of a pointer that means every item.
+EVERY = "*"
 #: The keys that the log itself gives to every record; `masked` only where something is.
 RESERVED = ("seq", "time", "kind", "prev", "hash", "masked")
+
+
+class RecordKind(StrEnum):
+    """What a record is about; each has a dataclass below."""
+
+    START = "start"
+    STOP = "stop"
+    REPAIR = "repair"
+    LOST = "lost"
+    DELETION = "deletion"
+    DECISION = "decision"
+    ANSWER = "answer"
+    REFUSAL = "refusal"
+    POLICY = "policy"
+    IDENTITY = "identity"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,3 +219,37 @@ def _plain(value: Json, path: str) -> PlainJson:
     if isinstance(value, Sequence) and not isinstance(value, bytes | bytearray):
         return [_plain(each, f"{path}[{index}]") for index, each in enumerate(value)]
     raise ValueError(f"{path}: {type(value).__name__} has no form in JSON")
+
+
+def check_pointer(pointer: str) -> None:
+    """Raise ValueError for what is no JSON pointer, or points at what the chain itself needs."""
+    if not pointer.startswith("/") or pointer == "/":
+        raise ValueError(f"{pointer!r} is no JSON pointer into a record; write it like '/edits/0/label'")
+    first = _parts(pointer)[0]
+    if first in (*RESERVED, EVERY):
+        raise ValueError(f"{pointer!r}: {first!r} cannot be masked")
+
+
+def mask(payload: dict[str, PlainJson], pointers: Sequence[str]) -> list[str]:
+    """Replace what the pointers point at, in place; returns the pointers of what was replaced."""
+    found: list[str] = []
+    for pointer in pointers:
+        _mask(payload, _parts(pointer), "", found)
+    return sorted(set(found))
+
+
+def _mask(value: Any, parts: Sequence[str], path: str, found: list[str]) -> None:
+    keys = list(value) if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
+    for key in keys:
+        if parts[0] not in (EVERY, str(key)):
+            continue
+        place = f"{path}/{str(key).replace('~', '~0').replace('/', '~1')}"
+        if parts[1:]:
+            _mask(value[key], parts[1:], place, found)
+        else:
+            value[key] = MASKED
+            found.append(place)
+
+
+def _parts(pointer: str) -> list[str]:
+    return [part.replace("~1", "/").replace("~0", "~") for part in pointer[1:].split("/")]

@@ -7,9 +7,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from saegis_server.audit.choices import Fsync, OnFailure
-from saegis_server.audit.errors import AuditKeyError
-from saegis_server.audit.mask import check_pointer
+from saegis_server.audit import AuditKeyError, Fsync, OnFailure
+from saegis_server.audit.records import check_pointer
 
 LEAST_KEY_BYTES = 32
 

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from saegis_server.audit import AuditError
 from saegis_server.audit.chain import NO_HASH, Line, Link, UnreadableLineError, read_line
-from saegis_server.audit.errors import AuditError
 from saegis_server.audit.files import ACTIVE, ClosedFile, closed_files, log_files
 from saegis_server.audit.records import DeletionRecord, PlainJson
 from saegis_server.policy.errors import Problem

@@ -8,19 +8,23 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from saegis_server.bench.subjects import Subject
-from saegis_server.engine.guard import UNGUARDED, Guard, Guarded, Reaction
-from saegis_server.engine.requests import (
+from saegis_server.engine.api import (
+    UNGUARDED,
     Event,
     GenerationRequest,
+    Guard,
+    Guarded,
+    Progress,
+    Reaction,
     RequestFailed,
     RequestFinished,
     SamplingParams,
 )
 from saegis_server.engine.sites import Site
-from saegis_server.engine.torch.engine import Engine
+from saegis_server.engine.torch.engine import TorchEngine
 from saegis_server.engine.torch.slots import Slots
 from saegis_server.engine.torch.step import Step
-from saegis_server.engine.torch.warmup import Progress, warm_up
+from saegis_server.engine.torch.warmup import warm_up
 from saegis_server.sae.autoencoder import SparseAutoencoder
 from saegis_server.steering.conditions import AllOf, AnyOf, Condition, Literal, Scope
 from saegis_server.steering.program import UNSTEERED, SiteProgram, SteeringProgram
@@ -109,7 +113,7 @@ def tokens_per_second(
 
     The engine is started for it and stopped after it, so that no other thread's OpenMP team is left.
     """
-    engine = Engine(step, _no_tokenizer(), (), step.slots.count)
+    engine = TorchEngine(step, _no_tokenizer(), (), step.slots.count)
     engine.start()
     done = threading.Semaphore(0)
     failures: list[Event] = []

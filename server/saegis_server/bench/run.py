@@ -17,8 +17,8 @@ from saegis_server.bench.loads import (
 )
 from saegis_server.bench.report import Ratio
 from saegis_server.bench.subjects import Subject, random_sae
+from saegis_server.engine.api import Progress
 from saegis_server.engine.torch.step import Step
-from saegis_server.engine.torch.warmup import Progress
 from saegis_server.steering.program import SteeringProgram
 
 T = TypeVar("T")

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from rich.table import Table
 
-from saegis_server.cli.eval.tables import MARK, marked
 from saegis_server.evaluation.bars import Bars, Figure
 from saegis_server.evaluation.calibration import BanReport
 from saegis_server.evaluation.clamp import ClampResult
@@ -21,6 +20,8 @@ from saegis_server.polyglot.shipped import MANIFEST_NAME, PARTS, Manifest
 from saegis_server.polyglot.steps import console
 
 BAN_PLOT, CLAMP_PLOT = "ban.png", "clamp.png"
+#: What stands behind a figure that misses its bar, as in the tables of `saegis eval`.
+MARK = "!"
 
 
 def run_step(name: str, out: Path, recipe: Recipe, run: int) -> None:
@@ -35,10 +36,14 @@ def _seeded(step: Callable[[Path, Recipe, Seeds], None]) -> Callable[[Path, Reci
 
 
 def _evaluate(out: Path, recipe: Recipe, run: int) -> None:
-    from saegis_server.cli.stages import stage_display
+    begun: set[str] = set()
 
-    with stage_display(json=False) as display:
-        measure(out, recipe, display)
+    def progress(stage: str, _done: int, _total: int) -> None:
+        if stage not in begun:
+            begun.add(stage)
+            console.print(f"  {stage} ...")
+
+    measure(out, recipe, progress)
     manifest = make_manifest(out, recipe, run)
     manifest.save(out / MANIFEST_NAME)
     console.print(figures_table(manifest))
@@ -76,7 +81,9 @@ def figures_table(manifest: Manifest) -> Table:
     for title, name in ROWS.items():
         form, figure = ".3f" if name == "kl" else ".2f", HELD_TO_BARS.get(name)
         cells = {code: format(getattr(each, name), form) for code, each in manifest.languages.items()}
-        table.add_row(title, *(marked(cells[code], figure, missed[code]) for code in cells))
+        table.add_row(
+            title, *(f"{cells[code]} {MARK}" if figure in missed[code] else cells[code] for code in cells)
+        )
     misses = [f"{code}: {each}" for code, found in missed.items() for each in found.values()]
     if misses:
         table.caption = "\n".join((f"{MARK}: misses its bar", *misses))

@@ -1,11 +1,10 @@
 """The Prometheus series of the server, in a registry of their own."""
 
 from collections.abc import Callable, Mapping, Sequence, Set
-from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from saegis_server.engine.requests import RequestFinished
+from saegis_server.engine.api import EngineStats, RequestFinished
 
 _REQUEST_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 _TOKEN_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
@@ -24,23 +23,6 @@ POLICY_FAILURES = (
     "unmatched",
     "state",
 )
-
-
-class Load(Protocol):
-    """What the gauges read of the engine."""
-
-    @property
-    def running(self) -> int: ...
-    @property
-    def waiting(self) -> int: ...
-    @property
-    def used_tokens(self) -> int: ...
-    @property
-    def max_total_tokens(self) -> int: ...
-    @property
-    def tokens_per_second(self) -> float: ...
-    @property
-    def steps(self) -> int: ...
 
 
 class Metrics:
@@ -254,10 +236,10 @@ class Metrics:
         )
         sequence.set_function(lambda: float(last()))
 
-    def observe_load(self, read: Callable[[], Load]) -> None:
+    def observe_load(self, read: Callable[[], EngineStats]) -> None:
         """Let the gauges read the engine's load whenever they are scraped. Call it once."""
 
-        def gauge(name: str, description: str, value: Callable[[Load], float]) -> None:
+        def gauge(name: str, description: str, value: Callable[[EngineStats], float]) -> None:
             Gauge(name, description, registry=self.registry).set_function(lambda: float(value(read())))
 
         gauge("saegis_requests_running", "Sequences that are being generated.", lambda load: load.running)
@@ -271,6 +253,7 @@ class Metrics:
             "Tokens generated a second, lately.",
             lambda load: load.tokens_per_second,
         )
+        self.recompilations.set_function(lambda: float(read().recompilations))
         gauge("saegis_engine_steps", "Steps that the engine has run.", lambda load: load.steps)
 
     def count_audit_record(self, kind: str) -> None:

@@ -17,7 +17,6 @@ from saegis_server.cli.policy.validate import problem_table
 if TYPE_CHECKING:
     from saegis import Client, Policy, PolicyState, Validation
     from saegis_server.policy.bundle.bundle import Bundle
-    from saegis_server.policy.bundle.changes import Changed
 
 EPILOG = """
 [bold]Examples[/bold]
@@ -50,15 +49,12 @@ def apply(
     timeout: options.Timeout = None,
 ) -> None:
     """Check a bundle, show what it changes, and put it in force on a server."""
-    from saegis_server.policy.bundle.changes import changes
-
     found = policy_world.read_bundle(bundle)
     archive = found.archive()
     with connected(server, token, ca, insecure, timeout) as client:
         before = _in_force(client, found.policy.name)
         _check(client.validate_policy(archive), bundle, json)
-        old = _bundle_of(before)
-        changed = changes(old.policy if old is not None else None, found.policy)
+        changed = _changed(before, found)
         if not json:
             _show(found, before, changed)
         state = None
@@ -81,10 +77,15 @@ def _in_force(client: Client, name: str) -> Policy | None:
         return None
 
 
-def _bundle_of(before: Policy | None) -> Bundle | None:
+def _changed(before: Policy | None, found: Bundle) -> dict[str, str]:
+    """What the bundle adds, removes and changes, by key; without a policy before it, it adds its entries."""
     from saegis_server.policy.bundle.bundle import Bundle
+    from saegis_server.policy.bundle.difference import by_entry, differences
+    from saegis_server.policy.schema.policy import entries
 
-    return Bundle.from_archive(before.bundle) if before is not None else None
+    if before is None:
+        return dict.fromkeys(sorted(f"{place[0]}.{each}" for place, each in entries(found.policy)), "added")
+    return by_entry(differences(Bundle.from_archive(before.bundle), found))
 
 
 def _check(told: Validation, path: Path, json: bool) -> None:
@@ -102,15 +103,15 @@ def _check(told: Validation, path: Path, json: bool) -> None:
     raise fail(f"the server does not take {path}", "correct the bundle; nothing was changed")
 
 
-def _show(found: Bundle, before: Policy | None, changed: tuple[Changed, ...]) -> None:
+def _show(found: Bundle, before: Policy | None, changed: dict[str, str]) -> None:
     policy = found.policy
     was = before.policy.active if before is not None else None
     since = f"{was.revision} (serial {was.serial})" if was is not None else "new"
     console().print(
         Text(f"{policy.name}: {since} -> {policy.revision} (serial {policy.serial})"), soft_wrap=True
     )
-    for each in changed:
-        console().print(Text(f"  {_SIGNS[each.change]} {each.key}", style=_STYLES[each.change]))
+    for key, change in changed.items():
+        console().print(Text(f"  {_SIGNS[change]} {key}", style=_STYLES[change]))
     if not changed:
         console().print(Text("  no rule, allowance, limit or protection changes"))
 
@@ -124,9 +125,9 @@ def _done(state: PolicyState, shadow: bool) -> Text:
     )
 
 
-def _plain(state: PolicyState | None, changed: tuple[Changed, ...]) -> dict[str, Any]:
+def _plain(state: PolicyState | None, changed: dict[str, str]) -> dict[str, Any]:
     return {
         "valid": True,
-        "changes": [{"change": each.change.value, "key": each.key} for each in changed],
+        "changes": [{"change": change, "key": key} for key, change in changed.items()],
         "policy": state,
     }

@@ -78,7 +78,7 @@ def diff(
 
 
 def _replay(place: Path, candidate: CompiledPolicy, before: Bundle, examples: int) -> Replay:
-    from saegis_server.audit.errors import AuditError
+    from saegis_server.audit import AuditError
     from saegis_server.policy.decide.replay import replay
 
     try:

@@ -168,7 +168,7 @@ def _with_edits(
     from dataclasses import replace
 
     from saegis.requests import steering_message
-    from saegis_server.engine.requests import FieldError
+    from saegis_server.engine.api import FieldError
     from saegis_server.rpc.wire.programs import request_steering
     from saegis_server.rpc.wire.targets import Targets
     from saegis_server.sae.catalog import CatalogError

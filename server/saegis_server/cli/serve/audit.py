@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from saegis_server.audit.choices import RecordKind
+from saegis_server.audit.records import RecordKind
 from saegis_server.cli import options
 from saegis_server.cli.output import FAILURE, USAGE, console, fail, notes, print_json, print_json_line
 
@@ -133,7 +133,7 @@ def show(
 
 @contextmanager
 def _log_errors() -> Iterator[None]:
-    from saegis_server.audit.errors import AuditError
+    from saegis_server.audit import AuditError
 
     try:
         yield

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
-from saegis_server.audit.choices import Fsync, OnFailure
+from saegis_server.audit import Fsync, OnFailure
 from saegis_server.cli import options
 from saegis_server.cli.output import USAGE, fail, notes, print_json_line
 from saegis_server.cli.serve import options as at

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from saegis_server.audit.choices import Fsync, OnFailure
+from saegis_server.audit import Fsync, OnFailure
 from saegis_server.policy.schema.match_choices import Unmatched
 
 _PANEL_AUDIT = "Audit"

@@ -1,9 +1,10 @@
 """What stops a start, in words: each exception with its message and what to do next."""
 
-from saegis_server.audit.errors import AuditError
+from saegis_server.audit import AuditError
+from saegis_server.engine.api import CanaryError
 from saegis_server.engine.sites import SiteError
 from saegis_server.engine.torch.loading import MachineError, ModelLoadError
-from saegis_server.engine.torch.warmup import CanaryError, NotCompiledError
+from saegis_server.engine.torch.warmup import NotCompiledError
 from saegis_server.policy.errors import PolicyError
 from saegis_server.policy.store.errors import HistoryError
 from saegis_server.rpc.auth.identities import IdentitiesError

@@ -3,10 +3,8 @@
 from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
-from saegis_server.engine.guard import Guard, Reaction
-from saegis_server.engine.requests import FieldError, GenerationRequest
+from saegis_server.engine.api import FieldError, FirstToken, GenerationRequest, Guard, Reaction
 from saegis_server.engine.sites import Site, SiteError
-from saegis_server.engine.torch.first_token import FirstToken
 from saegis_server.engine.torch.plan import Plan
 from saegis_server.engine.torch.request_guard import RequestGuard
 from saegis_server.engine.torch.step import Step

@@ -14,41 +14,50 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from saegis_server.engine.guard import UNGUARDED, Guard
-from saegis_server.engine.load import EngineStats, Limits, Rate
-from saegis_server.engine.requests import (
+from saegis_server.engine.api import (
+    AS_IT_IS,
+    UNGUARDED,
+    Baseline,
     Closing,
     DeadlineExceededError,
     DuplicateRequestError,
     EngineError,
+    EngineStats,
     EngineStoppedError,
     FinishReason,
+    FirstToken,
     GenerationRequest,
+    Guard,
+    Limits,
     NonFiniteLogitsError,
+    Progress,
     QueueFullError,
+    Score,
+    Sink,
     SteeringDivergedError,
 )
 from saegis_server.engine.sites import Site
 from saegis_server.engine.torch.admission import Admission
-from saegis_server.engine.torch.fair import has_room
-from saegis_server.engine.torch.first_token import FirstToken
+from saegis_server.engine.torch.build import graphs_compiled, make_ready
 from saegis_server.engine.torch.guarding import Ending, Guarding
 from saegis_server.engine.torch.jobs import Ended, Job, Jobs, at_once
 from saegis_server.engine.torch.memory import own_failure
 from saegis_server.engine.torch.prompt_reading import PromptReading
+from saegis_server.engine.torch.rate import Rate
 from saegis_server.engine.torch.schedule import Schedule
-from saegis_server.engine.torch.score import AS_IT_IS, Baseline, Reading, Score, Scoring
-from saegis_server.engine.torch.sequence import Running, Sequence, Sink, extent_of
+from saegis_server.engine.torch.score import Reading, Scoring
+from saegis_server.engine.torch.sequence import Running, Sequence, extent_of
 from saegis_server.engine.torch.step import Step, StepOutput
 from saegis_server.engine.torch.text import TextStream
+from saegis_server.fair import has_room
 from saegis_server.steering.program import UNSTEERED, SteeringProgram
 
 T = TypeVar("T")
 _LOG = logging.getLogger(__name__)
 
 
-class Engine:
-    """Runs requests on a step. All public methods may be called from any thread."""
+class TorchEngine:
+    """Runs requests on a step; see the protocol `Engine` for what is not said here."""
 
     def __init__(
         self,
@@ -58,8 +67,12 @@ class Engine:
         max_running: int,
         limits: Limits | None = None,
         first_token: FirstToken | None = None,
+        must_compile: bool = False,
     ) -> None:
-        """At most `max_running` sequences run at once; the step must have a slot for each of them."""
+        """At most `max_running` sequences run at once; the step must have a slot for each of them.
+
+        must_compile: whether a step that cannot be compiled ends the warm-up, and does not run eagerly.
+        """
         self.step, self.tokenizer, self.limits = step, tokenizer, limits or Limits()
         self.first_token = first_token or FirstToken()
         self.eos_token_ids = frozenset(eos_token_ids)
@@ -76,6 +89,8 @@ class Engine:
         self._cancelled: deque[str] = deque()
         self._jobs = Jobs()
         self._waiting: Counter[tuple[str, str]] = Counter()
+        self._must_compile = must_compile
+        self._graphs: int | None = None
         self._steps = 0
         self._rate = Rate()
         self._stopping = False
@@ -90,16 +105,20 @@ class Engine:
         """Whether its step is compiled."""
         return self.step.compiled
 
+    def warm_up(self, progress: Progress) -> None:
+        """Compile the step, or run it eagerly where it cannot be compiled, and run the canary.
+
+        Raises CanaryError, and NotCompiledError where it must be compiled and cannot be.
+        """
+        make_ready(self.step, progress, self._must_compile)
+        self._graphs = graphs_compiled() if self.compiled else None
+
     def start(self) -> None:
         """Start the engine's thread."""
         self._thread.start()
 
     def submit(self, request: GenerationRequest, on_events: Sink) -> None:
-        """Queue a request; `on_events` gets its events, on the engine's thread, and must not block.
-
-        Raises FieldError or SteeringError for what cannot be run, DuplicateRequestError, QueueFullError,
-        EngineStoppedError. Bans that were not seen before are worked out here, which takes milliseconds.
-        """
+        """Queue a request; `on_events` gets its events."""
         sampling = request.sampling
         stops = frozenset(sampling.stop_token_ids) | (
             frozenset() if sampling.ignore_eos else self.eos_token_ids
@@ -139,10 +158,7 @@ class Engine:
             self._wake.notify()
 
     def capture(self, tokens: Sequenced[int], tenant: str = "") -> "Future[dict[Site, Tensor]]":
-        """The clean activations [T, d] of a text at every site, between two steps.
-
-        Raises QueueFullError, EngineStoppedError.
-        """
+        """The clean activations [T, d] of a text at every site, read between two steps."""
         return self._add_job(at_once(lambda: self.step.capture(list(tokens))), tenant)
 
     def score(
@@ -154,15 +170,7 @@ class Engine:
         on_end: Callable[[Closing], None] | None = None,
         tenant: str = "",
     ) -> "Future[Score]":
-        """How likely a text is, steered by a program and plainly, read chunk by chunk between steps.
-
-        The text is steered and judged as a prompt, so edits of the completion act nowhere, and what would
-        stop an answer refuses the text. `on_end` hears on the engine's thread how it ended, before the future
-        does, and must not raise. Cancelling the future ends the reading. Raises FieldError or
-        SteeringError for what cannot be scored, QueueFullError, EngineStoppedError; the future,
-        SteeringDivergedError, NonFiniteLogitsError or RefusedByPolicyError. New bans take milliseconds here,
-        as in `submit`.
-        """
+        """How likely a text is, steered by a program and plainly, read chunk by chunk between steps."""
         steered, other = (
             Reading(
                 self.step,
@@ -204,6 +212,7 @@ class Engine:
             max_running=self.max_running,
             queue_limit=self.limits.queue,
             steps=self._steps,
+            recompilations=0 if self._graphs is None else graphs_compiled() - self._graphs,
         )
 
     def stop(self) -> None:

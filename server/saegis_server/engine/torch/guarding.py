@@ -10,11 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from saegis_server.engine.guard import Reaction
-from saegis_server.engine.requests import (
+from saegis_server.engine.api import (
     EngineError,
     FinishReason,
     NonFiniteLogitsError,
+    Reaction,
     SteeringDivergedError,
 )
 from saegis_server.engine.torch.memory import own_failure

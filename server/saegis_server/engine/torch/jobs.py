@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from threading import Lock
 from typing import Any, TypeVar
 
-from saegis_server.engine.torch.fair import FairQueue
 from saegis_server.engine.torch.memory import own_failure
+from saegis_server.fair import FairQueue
 
 T = TypeVar("T")
 #: Yields after each piece but the last, and returns its result.

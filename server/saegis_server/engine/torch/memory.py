@@ -2,7 +2,7 @@
 
 import torch
 
-from saegis_server.engine.requests import EngineError, OutOfMemoryError
+from saegis_server.engine.api import EngineError, OutOfMemoryError
 
 #: How torch's CPU allocator says it, in an error of no kind of its own.
 _REFUSED = ("can't allocate memory", "not enough memory")

@@ -8,8 +8,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from saegis_server.engine.guard import Guard, Guarded, Reaction
-from saegis_server.engine.requests import RefusedByPolicyError
+from saegis_server.engine.api import Guard, Guarded, Reaction, RefusedByPolicyError
 from saegis_server.engine.sites import Site
 from saegis_server.steering.judge import Truths, judge_of
 from saegis_server.steering.program import SiteProgram

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from saegis_server.engine.requests import ConditionReceipt, Receipt
+from saegis_server.engine.api import ConditionReceipt, Receipt
 from saegis_server.engine.sites import Site
 from saegis_server.engine.torch.plan import Plan
 from saegis_server.steering.program import SiteProgram

@@ -9,8 +9,8 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 
-from saegis_server.engine.torch.fair import FairQueue
 from saegis_server.engine.torch.sequence import Sequence
+from saegis_server.fair import FairQueue
 
 #: For how many seconds a slot is kept for a tenant after its last sequence has left.
 _KEPT_SECONDS = 60.0

@@ -3,14 +3,13 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from saegis_server.engine.guard import UNGUARDED, Guard
-from saegis_server.engine.requests import (
+from saegis_server.engine.api import (
     Closing,
     EngineError,
     FinishReason,
@@ -18,6 +17,7 @@ from saegis_server.engine.requests import (
     Receipt,
     RequestFailed,
     RequestFinished,
+    Score,
     SteeringDivergedError,
     Timings,
     Usage,
@@ -30,28 +30,12 @@ from saegis_server.engine.torch.sequence import RowCounts
 from saegis_server.engine.torch.step import SMALLEST, ReadOutput, Step
 from saegis_server.engine.torch.tally import Tally
 from saegis_server.engine.torch.text_verdict import TextVerdict
-from saegis_server.steering.program import UNSTEERED, SiteProgram, SteeringProgram
+from saegis_server.steering.program import SiteProgram, SteeringProgram
 from saegis_server.steering.table import TableView
 
 #: How many positions are compared at once: with 256 000 tokens in the vocabulary, 33 MB for each of some
 #: five float32 tensors.
 POSITIONS_AT_ONCE = 32
-
-
-@dataclass(frozen=True, slots=True)
-class Score:
-    """How likely the tokens of a text of T tokens are; natural logarithms, T − 1 numbers in each tuple.
-
-    Entry i is of token i + 1, given tokens 0 to i: its log probability as steered and plainly, which is under
-    the baseline, and KL(plain ‖ steered) of the two distributions in nats. The receipt is of the steered
-    reading of all T.
-    """
-
-    logprobs: tuple[float, ...]
-    plain_logprobs: tuple[float, ...]
-    divergences: tuple[float, ...]
-    receipt: Receipt
-    timings: Timings
 
 
 class Comparison(NamedTuple):
@@ -92,17 +76,6 @@ def _compare(steered: Tensor, plain: Tensor, following: Tensor) -> Comparison:
         log_p.gather(-1, chosen)[:, 0],
         terms.sum(-1).clamp(min=0.0),  # it is never negative, but a rounded sum may be
     )
-
-
-class Baseline(NamedTuple):
-    """What the plain reading of a text is under: a program, and a guard beside it. By default, nothing."""
-
-    program: SteeringProgram = UNSTEERED
-    guard: Guard = UNGUARDED
-
-
-#: The model as it is.
-AS_IT_IS = Baseline()
 
 
 class Reading:

@@ -2,13 +2,13 @@
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from torch import Tensor
 
-from saegis_server.engine.requests import (
+from saegis_server.engine.api import (
     Delta,
     EngineError,
     Event,
@@ -18,6 +18,7 @@ from saegis_server.engine.requests import (
     RequestFailed,
     RequestFinished,
     SequenceFinished,
+    Sink,
     Timings,
     TokenOutput,
     Usage,
@@ -31,9 +32,6 @@ from saegis_server.engine.torch.tally import Tally
 from saegis_server.engine.torch.text import TextStream
 from saegis_server.steering.program import SiteProgram
 from saegis_server.steering.rows import Edit, Phase
-
-#: Takes a request's events, in order; runs on the engine's thread and must not block.
-Sink = Callable[[list[Event]], None]
 
 
 class RowCounts(NamedTuple):

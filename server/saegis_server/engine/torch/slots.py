@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from saegis_server.engine.requests import SamplingParams
+from saegis_server.engine.api import SamplingParams
 from saegis_server.engine.sites import Site
 from saegis_server.engine.torch.alarm import Alarms
 from saegis_server.engine.torch.context import KVCache

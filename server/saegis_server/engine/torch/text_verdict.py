@@ -5,8 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 from torch import Tensor
 
-from saegis_server.engine.guard import Reaction
-from saegis_server.engine.requests import NonFiniteLogitsError, Receipt
+from saegis_server.engine.api import NonFiniteLogitsError, Reaction, Receipt
 from saegis_server.engine.sites import Site
 from saegis_server.engine.torch.request_guard import NEVER, RequestGuard
 from saegis_server.steering.program import SiteProgram

@@ -8,24 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saegis_server.engine.requests import SamplingParams
+from saegis_server.engine.api import CanaryError, Progress, SamplingParams
 from saegis_server.engine.sites import Site, site_module
 from saegis_server.engine.torch.step import SMALLEST, Extent, Step
 from saegis_server.steering.program import SiteProgram
 from saegis_server.steering.rows import Probe, add
-
-#: Called with what is being done, the number of stages done, and how many there are.
-Progress = Callable[[str, int, int], None]
 
 #: How far the canary's readings and logits may lie from the reference, relative to their size.
 TOLERANCE = {torch.float32: 2e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 
 #: How many characters of a compiler's message are told.
 _BRIEF = 200
-
-
-class CanaryError(RuntimeError):
-    """Steering does not do what it must at a site; the server must not serve."""
 
 
 class NotCompiledError(RuntimeError):

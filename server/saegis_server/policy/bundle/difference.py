@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -19,6 +20,8 @@ Value: TypeAlias = "bool | int | float | str | list[Value] | dict[str, Value] | 
 _LISTS = ("rules", "allow", "protect")
 #: Keys whose value a name or a kind gives; they are the same in all bundles.
 _CONSTANT = ("apiVersion", "kind")
+#: Keys that are about the revision itself and not about what it does.
+_OF_THE_REVISION = ("name", "serial", "revision")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,19 @@ def differences(old: Bundle, new: Bundle) -> tuple[Change, ...]:
     found += _entries("cases", *cases)
     found += _files(in_folder(old.files, DIRECTIONS), in_folder(new.files, DIRECTIONS))
     return tuple(found)
+
+
+def by_entry(found: Iterable[Change]) -> dict[str, str]:
+    """What became of each rule, allowance and protection, such as "rules.no-poison", and of the policy's own
+    keys, such as "limits": "added", "removed" or "changed".
+    """
+    told = {}
+    for each in found:
+        if each.section in _LISTS:
+            told[f"{each.section}.{each.id}"] = "changed" if each.key else each.kind
+        elif each.section == "policy" and (key := re.split(r"[.[]", each.key)[0]) not in _OF_THE_REVISION:
+            told[key] = "changed"
+    return dict(sorted(told.items()))
 
 
 def _plain(model: BaseModel) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from saegis_server.engine.guard import Guarded, Reaction
+from saegis_server.engine.api import Guarded, Reaction
 from saegis_server.policy.decide.authority import Fit
 from saegis_server.policy.decide.case_request import Readings, facts_of, readings_of_case
 from saegis_server.policy.decide.claims import Place

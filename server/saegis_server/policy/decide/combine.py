@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from saegis_server.engine.guard import UNGUARDED, Guard, Guarded, Reaction
+from saegis_server.engine.api import UNGUARDED, Guard, Guarded, Reaction
 from saegis_server.policy.decide.claims import (
     Claim,
     Kind,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from saegis_server.engine.guard import UNGUARDED, Guard
+from saegis_server.engine.api import UNGUARDED, Guard
 from saegis_server.policy.decide.uses import UseOfRequest
 from saegis_server.policy.schema.policy import Mode, Op, Transparency, Unit
 from saegis_server.sae.catalog import FoundFeature

@@ -11,7 +11,7 @@ from uuid import uuid4
 
 from saegis_server.audit.log import AuditLog
 from saegis_server.audit.records import DecisionRecord, Fields
-from saegis_server.engine.requests import FinishReason, RefusedByPolicyError
+from saegis_server.engine.api import FinishReason, RefusedByPolicyError
 from saegis_server.policy.decide.decision import Decision, Denial, RequestFacts
 from saegis_server.policy.schema.policy import Mode, Op
 from saegis_server.policy.store.store import PolicyStore

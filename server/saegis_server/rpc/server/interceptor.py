@@ -14,7 +14,7 @@ from uuid import uuid4
 import grpc
 from google.protobuf.message import DecodeError
 
-from saegis_server.engine.requests import EngineStoppedError
+from saegis_server.engine.api import EngineStoppedError
 from saegis_server.rpc.auth.authorization import Authorization
 from saegis_server.rpc.auth.identity import ANONYMOUS, Identity, identity
 from saegis_server.rpc.auth.roles import EVERYBODY

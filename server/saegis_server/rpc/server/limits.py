@@ -9,8 +9,7 @@ from threading import Lock
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from saegis_server.engine.requests import Delta, Event
-from saegis_server.engine.torch.sequence import Sink
+from saegis_server.engine.api import Delta, Event, Sink
 from saegis_server.rpc.auth.identity import Identity
 from saegis_server.rpc.wire.problems import BusyError
 

@@ -18,7 +18,7 @@ from saegis.v1 import (
     policy_pb2,
     policy_pb2_grpc,
 )
-from saegis_server.audit.identity import IdentityFailures
+from saegis_server.audit.log import IdentityFailures
 from saegis_server.rpc.auth.authorization import Authorization
 from saegis_server.rpc.auth.identities import IdentitiesFile
 from saegis_server.rpc.auth.roles import NEEDED

@@ -6,17 +6,13 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from saegis_server.engine.load import Limits
-from saegis_server.engine.sites import Site, forward_order, site_module
-from saegis_server.engine.torch.compile_cache import CompileCacheError, Kept, settle
-from saegis_server.engine.torch.engine import Engine
-from saegis_server.engine.torch.first_token import FirstToken
-from saegis_server.engine.torch.loading import LoadedModel, load_model
-from saegis_server.engine.torch.memory import is_want_of_memory
+from saegis_server.engine.api import FirstToken, Limits, Progress
+from saegis_server.engine.sites import Site
+from saegis_server.engine.torch.build import build_step, compiles
+from saegis_server.engine.torch.engine import TorchEngine
+from saegis_server.engine.torch.loading import LoadedModel, check_device, check_dtype, load_model
 from saegis_server.engine.torch.site_reading import show_sites
-from saegis_server.engine.torch.slots import Slots
-from saegis_server.engine.torch.step import SMALLEST, Step
-from saegis_server.engine.torch.warmup import NotCompiledError, missing_compiler, warm_up
+from saegis_server.engine.torch.step import Step
 from saegis_server.policy.decide.world import World
 from saegis_server.rpc.auth.governing import govern
 from saegis_server.rpc.auth.identities import callers_of
@@ -32,8 +28,12 @@ from saegis_server.steering.rows import Norm
 from saegis_server.steering.table import Capacity
 
 log = logging.getLogger("saegis.rpc")
-#: Told how far a stage of the start has come: its name, what is done, out of how much (0: not known).
-Progress = Callable[[str, int, int], None]
+
+
+def check_machine(config: ServerConfig) -> None:
+    """Raise MachineError for a device or a dtype that is none, or that this machine does not have."""
+    check_dtype(config.dtype)
+    check_device(config.device)
 
 
 def load_services(config: ServerConfig, premises: Premises, progress: Progress) -> Services:
@@ -43,7 +43,7 @@ def load_services(config: ServerConfig, premises: Premises, progress: Progress) 
     what `govern` raises for policies that cannot come in force, and ValueError for settings that
     do not fit the model or this machine.
     """
-    compiled = _compiles(config, progress)
+    compiled = compiles(config.compile, config.device, progress)
     progress("loading the model", 0, 0)
     loaded = load_model(config.model, config.dtype, config.device)
     width = loaded.model.config.get_text_config().hidden_size
@@ -74,7 +74,10 @@ def services(
     """An engine on `step`, and what the servicers need beside it. Raises as `govern` does."""
     limits = Limits(queue=config.queue_limit)
     first = FirstToken(loaded.bos_token_id, moved=config.steer_first_token, read=config.read_first_token)
-    engine = Engine(step, loaded.tokenizer, loaded.eos_token_ids, config.max_num_seqs, limits, first)
+    must_compile = config.compile == "always"
+    engine = TorchEngine(
+        step, loaded.tokenizer, loaded.eos_token_ids, config.max_num_seqs, limits, first, must_compile
+    )
     facts = _facts(config, loaded)
     targets = Targets(tuple(str(site) for site in step.sites), Catalog(saes), facts.hidden_size)
     metrics = premises.metrics
@@ -107,97 +110,13 @@ def services(
     return made
 
 
-def warm_up_engine(made: Services, progress: Progress, must_compile: bool = False) -> None:
-    """Compile, run the canary, and start the engine.
-
-    A step that cannot be compiled runs eagerly, which is told. Raises CanaryError, and NotCompiledError if it
-    must be compiled.
-    """
-    step = made.engine.step
-    try:
-        _warm_up(step, progress)
-    except NotCompiledError as error:
-        if must_compile:
-            raise
-        log.debug("the step cannot be compiled", exc_info=error)
-        _tell_eager(str(error), progress)
-        step.run_eagerly()
-        warm_up(step, progress)
-    if made.engine.compiled:
-        before = _graphs_compiled()
-        made.metrics.recompilations.set_function(lambda: float(_graphs_compiled() - before))
-    made.engine.start()
-
-
-def _warm_up(step: Step, progress: Progress) -> None:
-    if not step.compiled:
-        return warm_up(step, progress)
-    try:
-        kept = Kept(settle(), _kind(step))
-    except CompileCacheError as error:
-        raise NotCompiledError(str(error)) from error
-    if not kept:
-        progress(f"compiling, once on this machine, for some minutes; kept in {kept.folder}", 0, 0)
-    warm_up(step, progress, bool(kept))
-    kept.note()
-    return None
-
-
-def _kind(step: Step) -> tuple[object, ...]:
-    """What tells a step's compiled programs from those of others."""
-    model, slots = step.model, step.slots
-    sites = sorted(f"{site} {sorted(norm.name for norm in norms)}" for site, norms in step.norms.items())
-    sizes = (slots.count, slots.max_length, slots.capacity, torch.get_num_threads())
-    return (model.config.to_json_string(), model.dtype, model.device, *sites, *sizes)
-
-
-def _tell_eager(reason: str, progress: Progress) -> None:
-    progress(f"{reason}: the model runs eagerly", 0, 0)
-    log.warning("%s: the model runs eagerly, which is slower", reason)
-
-
-def _graphs_compiled() -> int:
-    """How many graphs torch has compiled in this process, by its own count."""
-    from torch._dynamo.utils import counters
-
-    return int(counters["stats"]["unique_graphs"])
-
-
-def _compiles(config: ServerConfig, progress: Progress) -> bool:
-    """Whether to compile. Raises ValueError if it must and cannot be."""
-    if config.compile == "never":
-        return False
-    reason = missing_compiler() if config.device == "cpu" else None
-    if reason is None:
-        return True
-    if config.compile == "always":
-        raise ValueError(f"compile is 'always', but {reason}")
-    _tell_eager(reason, progress)
-    return False
-
-
 def _step(config: ServerConfig, loaded: LoadedModel, placed: Sequence[PlacedSAE], compiled: bool) -> Step:
     sites = {Site.parse(name): frozenset((Norm.NONE,)) for name in config.sites}
     for each in placed:
         norms = sites.get(each.site, frozenset((Norm.NONE,)))
         sites[each.site] = norms | {each.loaded.sae.norm}
-    for site in sites:
-        site_module(loaded.model, site)
-    in_order = {site: sites[site] for site in sorted(sites, key=forward_order)}
-    length = config.max_model_len or loaded.max_context
-    if length > loaded.max_context:
-        raise ValueError(f"max_model_len is {length}; the model's context has {loaded.max_context} tokens")
-    count, room = max(config.max_num_seqs, SMALLEST), Capacity(**config.rows)
-    try:
-        slots = Slots(loaded.model, tuple(in_order), count, length, room)
-    except Exception as error:
-        if not is_want_of_memory(error):
-            raise
-        raise ValueError(
-            f"there is no memory for {count} sequences of {length} tokens: "
-            "lower max_num_seqs or max_model_len"
-        ) from error
-    return Step(loaded.model, in_order, slots, compiled)
+    room = Capacity(**config.rows)
+    return build_step(loaded, sites, config.max_num_seqs, config.max_model_len, room, compiled)
 
 
 def _capture_at(step: Step, site: Site) -> Callable[[Sequence[int]], Tensor]:

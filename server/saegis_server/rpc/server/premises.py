@@ -8,7 +8,6 @@ from pathlib import Path
 
 from saegis_server.audit.log import AuditLog
 from saegis_server.engine.sites import Site
-from saegis_server.engine.torch.loading import check_device, check_dtype
 from saegis_server.policy.bundle.bundle import Bundle
 from saegis_server.policy.bundle.signing import load_public_key
 from saegis_server.policy.errors import PolicyError, Problem
@@ -39,13 +38,10 @@ class Premises:
 def prepare(config: ServerConfig) -> Premises:
     """Check all of a configuration that can be checked without its model, and open the audit log.
 
-    Raises MachineError for a device or dtype that this machine does not have, SiteError and SAEFileError
-    for sites and SAEs that cannot be, IdentitiesError, PolicyError, KeyFileError and HistoryError for files
-    of no use, ValueError and OSError for those of TLS, AuditBrokenError, AuditKeyError and
-    AuditUnavailableError for a log that cannot be written.
+    Raises SiteError and SAEFileError for sites and SAEs that cannot be, IdentitiesError, PolicyError,
+    KeyFileError and HistoryError for files of no use, ValueError and OSError for those of TLS,
+    AuditBrokenError, AuditKeyError and AuditUnavailableError for a log that cannot be written.
     """
-    check_dtype(config.dtype)
-    check_device(config.device)
     for site in (*config.sites, *(source.site for source in config.saes if source.site is not None)):
         Site.parse(site)
     for source in config.saes:

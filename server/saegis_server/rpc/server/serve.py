@@ -5,15 +5,14 @@ import gc
 import signal
 from collections.abc import Callable
 
+from saegis_server.engine.api import Progress
 from saegis_server.rpc.server.config import Address, ServerConfig
-from saegis_server.rpc.server.loading import Progress, load_services, warm_up_engine
+from saegis_server.rpc.server.loading import check_machine, load_services
 from saegis_server.rpc.server.premises import prepare
 from saegis_server.rpc.server.ready_file import ReadyFile
 from saegis_server.rpc.server.server import EngineDiedError, SaegisServer
 from saegis_server.rpc.server.threads import in_own_thread
 from saegis_server.rpc.services.shared import Services
-
-__all__ = ["EngineDiedError", "Progress", "serve"]
 
 
 async def serve(
@@ -26,10 +25,11 @@ async def serve(
     progress: called from other threads. ready: called on the loop once requests are taken, after the ready
     file is written. A second signal ends the grace period. Before the server is ready signals act as usual.
 
-    Raises what `prepare` and `load_services` do, OSError for an address that is taken or a ready file that
-    cannot be written, CanaryError if the compiled path does not steer exactly, EngineDiedError if the engine
-    ended by itself.
+    Raises what `check_machine`, `prepare`, `load_services` and the engine's warm-up do, OSError for an
+    address that is taken or a ready file that cannot be written, EngineDiedError if the engine ended by
+    itself.
     """
+    check_machine(config)
     premises = prepare(config)
     server = SaegisServer(config, premises)
     ready_file = None
@@ -38,7 +38,8 @@ async def serve(
         ready_file = ReadyFile(config.ready_file)
         services = await in_own_thread(lambda: load_services(config, premises, progress))
         server.add(services)
-        await in_own_thread(lambda: warm_up_engine(services, progress, config.compile == "always"))
+        await in_own_thread(lambda: services.engine.warm_up(progress))
+        services.engine.start()
         _leave_loaded_objects_alone()
         with _Signals() as signals:
             await server.open()

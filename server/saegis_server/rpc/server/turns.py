@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from saegis_server.engine.torch.fair import FairQueue, has_room
+from saegis_server.fair import FairQueue, has_room
 
 
 @dataclass(eq=False, slots=True)

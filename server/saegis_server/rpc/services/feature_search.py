@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 
-from saegis_server.engine.requests import FieldError
+from saegis_server.engine.api import FieldError
 from saegis_server.sae.catalog import FoundFeature, LoadedSAE
 from saegis_server.sae.labels import FeatureLabel, rank
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from saegis.v1 import feature_pb2 as pb
 from saegis.v1 import feature_pb2_grpc
-from saegis_server.engine.requests import FieldError
+from saegis_server.engine.api import FieldError
 from saegis_server.engine.sites import Site
 from saegis_server.rpc.auth.identity import current_identity
 from saegis_server.rpc.auth.uses import INSPECTION

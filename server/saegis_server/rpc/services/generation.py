@@ -15,7 +15,7 @@ from google.protobuf.message import Message
 from saegis.v1 import generation_pb2 as pb
 from saegis.v1 import generation_pb2_grpc
 from saegis.v1.steering_pb2 import Steering
-from saegis_server.engine.requests import (
+from saegis_server.engine.api import (
     Closing,
     Event,
     FieldError,
@@ -26,7 +26,7 @@ from saegis_server.engine.requests import (
     SequenceFinished,
     Timings,
 )
-from saegis_server.engine.torch.score import Score as Scored
+from saegis_server.engine.api import Score as Scored
 from saegis_server.policy.decide.uses import UseOfRequest
 from saegis_server.rpc.auth.identity import current_identity
 from saegis_server.rpc.auth.uses import of_generation, of_score

@@ -7,7 +7,7 @@ import grpc
 
 from saegis.v1 import policy_pb2 as pb
 from saegis.v1 import policy_pb2_grpc, steering_pb2
-from saegis_server.engine.requests import FieldError
+from saegis_server.engine.api import FieldError
 from saegis_server.policy.bundle.bundle import Bundle
 from saegis_server.policy.decide.compiled import compile_policy
 from saegis_server.policy.decide.decide import PolicySet, revision_of

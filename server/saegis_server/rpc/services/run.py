@@ -11,15 +11,17 @@ from threading import Lock
 
 from saegis_server.audit.chain import Link
 from saegis_server.audit.records import AnswerRecord, Fields, Json
-from saegis_server.engine.guard import UNGUARDED, Guard
-from saegis_server.engine.requests import (
+from saegis_server.engine.api import (
+    AS_IT_IS,
+    UNGUARDED,
+    Baseline,
     Closing,
     FinishReason,
+    Guard,
     RefusedByPolicyError,
     RequestFailed,
     RequestFinished,
 )
-from saegis_server.engine.torch.score import AS_IT_IS, Baseline
 from saegis_server.policy.decide.decision import Decision
 from saegis_server.policy.decide.uses import Use, UseOfRequest
 from saegis_server.steering.program import SteeringProgram

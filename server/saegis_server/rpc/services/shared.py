@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from saegis_server.engine.torch.engine import Engine
+from saegis_server.engine.api import Engine
 from saegis_server.policy.store.store import PolicyStore
 from saegis_server.rpc.auth.governor import Governor
 from saegis_server.rpc.auth.identity import ANONYMOUS, identity

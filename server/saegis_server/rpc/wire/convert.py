@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from saegis.v1 import feature_pb2, generation_pb2
-from saegis_server.engine.requests import (
+from saegis_server.engine.api import (
     Delta,
     Event,
     FinishReason,

@@ -8,9 +8,10 @@ its range or leaves open what is meant is INVALID_ARGUMENT. Two things that exis
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
+from typing import Any, TypeAlias, TypeVar
 from uuid import uuid4
 
 import grpc
@@ -18,15 +19,21 @@ import torch
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 
-from saegis_server.audit.errors import AuditUnavailableError
-from saegis_server.engine import requests as engine
+from saegis_server.audit import AuditUnavailableError
+from saegis_server.engine import api as engine
 from saegis_server.policy import errors as policy
+from saegis_server.policy.decide.decision import Denial
 from saegis_server.policy.decide.disclosure import revisions_told
 from saegis_server.policy.store import errors as store
 from saegis_server.rpc.auth.identity import current_audience
 from saegis_server.rpc.wire import problems
 from saegis_server.sae import catalog
 from saegis_server.steering.program import SteeringError
+
+Code = grpc.StatusCode
+Cell = TypeVar("Cell")
+#: What a row of the table makes of an exception of its kind.
+Of: TypeAlias = Callable[[Any], Cell]
 
 DOMAIN = "saegis.dev"
 PUSHBACK_KEY = "grpc-retry-pushback-ms"
@@ -41,7 +48,7 @@ LONGEST_MESSAGE, LONGEST_DETAIL, MOST_STATUS_BYTES = 1000, 300, 3600
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One row of the table, filled in: what the client is told."""
+    """What the client is told. violations: paths of the request, each with what is wrong there."""
 
     code: grpc.StatusCode
     reason: str
@@ -55,16 +62,271 @@ class Problem:
         object.__setattr__(self, "message", shortened(self.message, LONGEST_MESSAGE, escaped=3))
 
 
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """What an exception becomes: each cell says it, or makes it of the exception.
+
+    message: by default the exception's own text. fields: the violations. details: beside those that every
+    status has.
+    """
+
+    code: grpc.StatusCode
+    reason: str | Of[str]
+    message: str | Of[str] = str
+    fields: Of[Iterable[tuple[str, str]]] | tuple[()] = ()
+    metadata: Of[Mapping[str, str]] | None = None
+    details: Of[Message] | None = None
+    retry_after: float | Of[float] | None = None
+
+    def problem(self, error: BaseException) -> Problem:
+        """The row, filled in."""
+        return Problem(
+            self.code,
+            self.reason if isinstance(self.reason, str) else self.reason(error),
+            self.message if isinstance(self.message, str) else self.message(error),
+            {} if self.metadata is None else self.metadata(error),
+            tuple(self.fields(error)) if callable(self.fields) else self.fields,
+            self.retry_after(error) if callable(self.retry_after) else self.retry_after,
+            () if self.details is None else (self.details(error),),
+        )
+
+
+def _own_field(error: Any) -> tuple[tuple[str, str], ...]:
+    field = getattr(error, "field", "")
+    return ((field, _said(error)),) if field else ()
+
+
+def _in_steering(error: Any) -> tuple[tuple[str, str], ...]:
+    return (("steering", str(error)),)
+
+
+def _said(error: Any) -> str:
+    """What an exception says, without the field that its text begins with."""
+    return str(getattr(error, "description", error))
+
+
+def _resource(kind: str, name: Of[str]) -> Of[Message]:
+    return lambda error: error_details_pb2.ResourceInfo(
+        resource_type=f"{DOMAIN}/{kind}",
+        resource_name=shortened(name(error)),
+        description=shortened(_said(error)),
+    )
+
+
+def _precondition(kind: Of[str], subject: Of[str]) -> Of[Message]:
+    violation = error_details_pb2.PreconditionFailure.Violation
+    return lambda error: error_details_pb2.PreconditionFailure(
+        violations=[
+            violation(
+                type=kind(error), subject=shortened(subject(error)), description=shortened(_said(error))
+            )
+        ]
+    )
+
+
+def _quota(subject: Of[str]) -> Of[Message]:
+    violation = error_details_pb2.QuotaFailure.Violation
+    return lambda error: error_details_pb2.QuotaFailure(
+        violations=[violation(subject=shortened(subject(error)), description=shortened(str(error)))]
+    )
+
+
+def _not_found(what: str, kind: str, name: Of[str]) -> _Row:
+    """What a request names, in its field where one is told, and what does not exist here."""
+    return _Row(
+        Code.NOT_FOUND,
+        f"{what}_NOT_FOUND",
+        lambda e: str(e) if _own_field(e) else _said(e),
+        fields=_own_field,
+        details=_resource(kind, name),
+    )
+
+
+def _bundle_row(code: grpc.StatusCode, reason: str) -> _Row:
+    """A bundle that was not taken: as many of its problems as there is room for, and how many there are."""
+    return _Row(
+        code,
+        reason,
+        lambda e: f"the bundle is not taken: {_first(list(map(str, e.problems)))}",
+        fields=lambda e: ((_place(each), each.message) for each in e.problems),
+        metadata=lambda e: {"kind": e.kind, "problems": str(len(e.problems))},
+    )
+
+
+def _place(problem: policy.Problem) -> str:
+    place = f"{problem.file}:{problem.line}" if problem.line else problem.file
+    return " ".join(part for part in (place, problem.path) if part) or "bundle"
+
+
+def _first(messages: Sequence[str]) -> str:
+    """The first message, short enough that its end is told too, and how many more there are."""
+    more = len(messages) - 1
+    return shortened(messages[0], LONGEST_MESSAGE // 2, escaped=3) + (f" (and {more} more)" if more else "")
+
+
+def _denials(error: problems.PolicyDeniedError) -> list[Denial]:
+    """The denials of which the caller may learn the rule."""
+    return [each for each in current_audience().denials(error.decision) if each.rule]
+
+
+def _denied(error: problems.PolicyDeniedError) -> str:
+    told = [each.message for each in _denials(error)]
+    return "the operator's policy denies the request" + (f": {_first(told)}" if told else "")
+
+
+def _denied_by(error: problems.PolicyDeniedError) -> dict[str, str]:
+    found = {"decision_id": error.decision_id}
+    if told := _denials(error):
+        found |= {"policy": told[0].policy, "rule": told[0].rule, "denials": str(len(told))}
+    if revision := revisions_told(error.decision, current_audience()):
+        found["revision"] = revision
+    return found
+
+
+def _denied_fields(error: problems.PolicyDeniedError) -> Iterable[tuple[str, str]]:
+    for each in current_audience().denials(error.decision):
+        if each.field:
+            yield each.field, f"{each.policy}/{each.rule}: {each.message}" if each.rule else each.message
+
+
+_OUT_OF_MEMORY = _Row(
+    Code.RESOURCE_EXHAUSTED,
+    "OUT_OF_MEMORY",
+    "the device has no memory left for this request",
+    retry_after=RETRY_SECONDS,
+)
+#: The table; the first kind that fits wins, so subclasses come before their bases.
+_TABLE: Mapping[type[BaseException], _Row] = {
+    # What the request says.
+    problems.MalformedRequestError: _Row(Code.INVALID_ARGUMENT, "MALFORMED_REQUEST"),
+    problems.ContextLengthError: _Row(
+        Code.INVALID_ARGUMENT,
+        "CONTEXT_LENGTH_EXCEEDED",
+        fields=_own_field,
+        metadata=lambda e: {"prompt_tokens": str(e.tokens), "max_context_tokens": str(e.max_length)},
+    ),
+    problems.ConflictError: _Row(
+        Code.INVALID_ARGUMENT,
+        "FIELDS_CONTRADICT",
+        fields=lambda e: ((path, e.description) for path in (e.field, *e.others)),
+    ),
+    problems.UnknownSiteError: _not_found("SITE", "Site", lambda e: e.site),
+    engine.FieldError: _Row(Code.INVALID_ARGUMENT, "FIELD_INVALID", fields=_own_field),
+    SteeringError: _Row(
+        Code.INVALID_ARGUMENT,
+        "FIELD_INVALID",
+        lambda e: f"steering: {e}",
+        fields=_in_steering,
+        metadata=lambda e: {"site": e.site},
+    ),
+    engine.SteeringDivergedError: _Row(
+        Code.INVALID_ARGUMENT, "STEERING_DIVERGED", lambda e: f"steering: {e}", fields=_in_steering
+    ),
+    catalog.UnknownSAEError: _not_found("SAE", "Sae", lambda e: e.sae),
+    catalog.SAENotAtSiteError: _Row(
+        Code.FAILED_PRECONDITION,
+        "SAE_NOT_AT_SITE",
+        fields=_own_field,
+        details=_precondition(lambda _: "SAE_NOT_AT_SITE", lambda e: e.sae),
+    ),
+    catalog.UnknownFeatureError: _not_found("FEATURE", "Feature", lambda e: f"{e.sae}/{e.feature}"),
+    catalog.AmbiguousFeatureError: _Row(Code.INVALID_ARGUMENT, "FIELD_INVALID", fields=_own_field),
+    problems.PreconditionError: _Row(
+        Code.FAILED_PRECONDITION,
+        lambda e: e.kind,
+        details=_precondition(lambda e: e.kind, lambda e: e.subject),
+    ),
+    problems.InFlightError: _Row(
+        Code.ALREADY_EXISTS,
+        "REQUEST_IN_FLIGHT",
+        lambda e: f"request_id: {e}",
+        details=_resource("Request", lambda e: e.request_id),
+    ),
+    # The policies, and who calls.
+    problems.PolicyDeniedError: _Row(
+        Code.PERMISSION_DENIED, "POLICY_DENIED", _denied, fields=_denied_fields, metadata=_denied_by
+    ),
+    policy.SignatureError: _bundle_row(Code.PERMISSION_DENIED, "POLICY_SIGNATURE"),
+    policy.SerialError: _bundle_row(Code.FAILED_PRECONDITION, "POLICY_SERIAL"),
+    policy.PolicyError: _bundle_row(Code.INVALID_ARGUMENT, "POLICY_INVALID"),
+    store.StaleEtagError: _Row(
+        Code.ABORTED,
+        "REVISION_CONFLICT",
+        fields=lambda _: (("etag", "is not that of the policy in force"),),
+        metadata=lambda e: {"policy": e.name},
+    ),
+    store.UnknownPolicyError: _not_found("POLICY", "Policy", lambda e: e.name),
+    store.UnknownRevisionError: _not_found("REVISION", "PolicyRevision", lambda e: f"{e.name}@{e.digest}"),
+    store.HistoryError: _Row(Code.UNAVAILABLE, "POLICY_STATE_UNAVAILABLE"),
+    problems.UnauthenticatedError: _Row(Code.UNAUTHENTICATED, "UNAUTHENTICATED"),
+    problems.RoleMissingError: _Row(
+        Code.PERMISSION_DENIED,
+        "ROLE_MISSING",
+        fields=_own_field,
+        metadata=lambda e: {key: value for key, value in (("role", e.role), ("method", e.method)) if value},
+    ),
+    # Too much, too slow, too late.
+    engine.QueueFullError: _Row(
+        Code.RESOURCE_EXHAUSTED,
+        "QUEUE_FULL",
+        lambda e: f"the queue is full: {e}",
+        details=_quota(lambda _: "queue"),
+        retry_after=lambda e: e.retry_after,
+    ),
+    problems.BusyError: _Row(
+        Code.RESOURCE_EXHAUSTED,
+        lambda e: e.reason,
+        details=_quota(lambda e: e.subject),
+        retry_after=lambda e: e.retry_after,
+    ),
+    problems.MessageTooLargeError: _Row(
+        Code.RESOURCE_EXHAUSTED, "MESSAGE_TOO_LARGE", metadata=lambda e: {"limit_bytes": str(e.most)}
+    ),
+    problems.SlowReaderError: _Row(
+        Code.RESOURCE_EXHAUSTED, "SLOW_READER", metadata=lambda e: {"limit_tokens": str(e.limit)}
+    ),
+    problems.StalledReaderError: _Row(
+        Code.RESOURCE_EXHAUSTED, "SLOW_READER", metadata=lambda e: {"limit_seconds": f"{e.seconds:g}"}
+    ),
+    problems.UnsentRequestError: _Row(
+        Code.DEADLINE_EXCEEDED, "REQUEST_NOT_SENT", metadata=lambda e: {"limit_seconds": f"{e.seconds:g}"}
+    ),
+    engine.DeadlineExceededError: _Row(
+        Code.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", "the deadline passed before the request was done"
+    ),
+    engine.OutOfMemoryError: _OUT_OF_MEMORY,
+    torch.OutOfMemoryError: _OUT_OF_MEMORY,
+    # The server itself.
+    problems.NotServingError: _Row(Code.UNAVAILABLE, lambda e: e.reason, retry_after=lambda e: e.retry_after),
+    AuditUnavailableError: _Row(
+        Code.UNAVAILABLE,
+        "AUDIT_UNAVAILABLE",
+        "the audit log cannot be written, and without its record no request is answered",
+        retry_after=RETRY_SECONDS,
+    ),
+    engine.EngineStoppedError: _Row(
+        Code.UNAVAILABLE,
+        "ENGINE_RESTARTING",
+        "the engine has stopped; the server restarts",
+        retry_after=RETRY_SECONDS,
+    ),
+    engine.NonFiniteLogitsError: _Row(
+        Code.INTERNAL, "NON_FINITE_LOGITS", "the model gave logits that are not finite, unsteered"
+    ),
+    NotImplementedError: _Row(Code.UNIMPLEMENTED, "UNIMPLEMENTED", "this server does not offer the method"),
+}
+
+
 def describe(error: BaseException) -> Problem:
     """The problem that an exception stands for; what nobody foresaw becomes INTERNAL with an error_id.
 
     Nothing of an unforeseen exception's text is told: it may hold anything.
     """
-    for kind, row in _TABLE:
+    for kind, row in _TABLE.items():
         if isinstance(error, kind):
-            return row(error)
+            return row.problem(error)
     return Problem(
-        grpc.StatusCode.INTERNAL,
+        Code.INTERNAL,
         "INTERNAL_ERROR",
         "the server failed in a way that it did not foresee; its log has more under this error_id",
         {"error_id": uuid4().hex},
@@ -127,330 +389,3 @@ def trailers(problem: Problem, request_id: str) -> tuple[tuple[str, str | bytes]
     if problem.retry_after is not None:
         found.append((PUSHBACK_KEY, str(math.ceil(problem.retry_after * 1000))))
     return tuple(found)
-
-
-def _field(error: engine.FieldError) -> Problem:
-    return _invalid("FIELD_INVALID", error.field, error.description)
-
-
-def _invalid(reason: str, path: str, description: str, metadata: Mapping[str, str] | None = None) -> Problem:
-    return Problem(
-        grpc.StatusCode.INVALID_ARGUMENT,
-        reason,
-        f"{path}: {description}",
-        metadata or {},
-        ((path, description),),
-    )
-
-
-def _context_length(error: problems.ContextLengthError) -> Problem:
-    limits = {"prompt_tokens": str(error.tokens), "max_context_tokens": str(error.max_length)}
-    return _invalid("CONTEXT_LENGTH_EXCEEDED", error.field, error.description, limits)
-
-
-def _conflict(error: problems.ConflictError) -> Problem:
-    paths = (error.field, *error.others)
-    return Problem(
-        grpc.StatusCode.INVALID_ARGUMENT,
-        "FIELDS_CONTRADICT",
-        f"{error.field}: {error.description}",
-        violations=tuple((path, error.description) for path in paths),
-    )
-
-
-def _malformed(error: problems.MalformedRequestError) -> Problem:
-    return Problem(grpc.StatusCode.INVALID_ARGUMENT, "MALFORMED_REQUEST", str(error))
-
-
-def _steering(error: SteeringError) -> Problem:
-    return _invalid("FIELD_INVALID", "steering", str(error), {"site": error.site})
-
-
-def _diverged(error: engine.SteeringDivergedError) -> Problem:
-    return _invalid("STEERING_DIVERGED", "steering", str(error))
-
-
-def _unknown_sae(error: catalog.UnknownSAEError) -> Problem:
-    return _not_found("SAE", "Sae", error.sae, error.description, error.field)
-
-
-def _unknown_feature(error: catalog.UnknownFeatureError) -> Problem:
-    return _not_found("FEATURE", "Feature", f"{error.sae}/{error.feature}", error.description, error.field)
-
-
-def _unknown_site(error: problems.UnknownSiteError) -> Problem:
-    return _not_found("SITE", "Site", error.site, error.description, error.field)
-
-
-def _ambiguous(error: catalog.AmbiguousFeatureError) -> Problem:
-    return _invalid("FIELD_INVALID", error.field, error.description)
-
-
-def _not_at_site(error: catalog.SAENotAtSiteError) -> Problem:
-    details = _precondition("SAE_NOT_AT_SITE", error.sae, error.description)
-    return Problem(
-        grpc.StatusCode.FAILED_PRECONDITION,
-        "SAE_NOT_AT_SITE",
-        f"{error.field}: {error.description}",
-        violations=((error.field, error.description),),
-        details=(details,),
-    )
-
-
-def _unprepared(error: problems.PreconditionError) -> Problem:
-    details = _precondition(error.kind, error.subject, error.description)
-    return Problem(grpc.StatusCode.FAILED_PRECONDITION, error.kind, error.description, details=(details,))
-
-
-def _precondition(kind: str, subject: str, description: str) -> Message:
-    failure = error_details_pb2.PreconditionFailure()
-    failure.violations.add(type=kind, subject=shortened(subject), description=shortened(description))
-    message: Message = failure
-    return message
-
-
-def _in_flight(error: problems.InFlightError) -> Problem:
-    resource = _resource("Request", error.request_id, str(error))
-    return Problem(
-        grpc.StatusCode.ALREADY_EXISTS, "REQUEST_IN_FLIGHT", f"request_id: {error}", details=(resource,)
-    )
-
-
-def _denied(error: problems.PolicyDeniedError) -> Problem:
-    audience = current_audience()
-    denials = audience.denials(error.decision)
-    told = [each for each in denials if each.rule]
-    message, metadata = "the operator's policy denies the request", {"decision_id": error.decision_id}
-    if told:
-        message += f": {_first([each.message for each in told])}"
-        metadata |= {"policy": told[0].policy, "rule": told[0].rule, "denials": str(len(told))}
-    if revision := revisions_told(error.decision, audience):
-        metadata["revision"] = revision
-    fields = [
-        (each.field, f"{each.policy}/{each.rule}: {each.message}" if each.rule else each.message)
-        for each in denials
-        if each.field
-    ]
-    return Problem(grpc.StatusCode.PERMISSION_DENIED, "POLICY_DENIED", message, metadata, tuple(fields))
-
-
-def _policy(error: policy.PolicyError) -> Problem:
-    return _rejected(error, grpc.StatusCode.INVALID_ARGUMENT, "POLICY_INVALID")
-
-
-def _policy_signature(error: policy.SignatureError) -> Problem:
-    return _rejected(error, grpc.StatusCode.PERMISSION_DENIED, "POLICY_SIGNATURE")
-
-
-def _policy_serial(error: policy.SerialError) -> Problem:
-    return _rejected(error, grpc.StatusCode.FAILED_PRECONDITION, "POLICY_SERIAL")
-
-
-def _rejected(error: policy.PolicyError, code: grpc.StatusCode, reason: str) -> Problem:
-    """A bundle that was not taken: as many of its problems as there is room for, and how many there are."""
-    violations = []
-    for each in error.problems:
-        place = f"{each.file}:{each.line}" if each.line else each.file
-        path = " ".join(part for part in (place, each.path) if part) or "bundle"
-        violations.append((path, each.message))
-    metadata = {"kind": error.kind, "problems": str(len(error.problems))}
-    message = f"the bundle is not taken: {_first(list(map(str, error.problems)))}"
-    return Problem(code, reason, message, metadata, tuple(violations))
-
-
-def _first(messages: Sequence[str]) -> str:
-    """The first message, short enough that its end is told too, and how many more there are."""
-    more = len(messages) - 1
-    return shortened(messages[0], LONGEST_MESSAGE // 2, escaped=3) + (f" (and {more} more)" if more else "")
-
-
-def _stale_etag(error: store.StaleEtagError) -> Problem:
-    return Problem(
-        grpc.StatusCode.ABORTED,
-        "REVISION_CONFLICT",
-        str(error),
-        {"policy": error.name},
-        (("etag", "is not that of the policy in force"),),
-    )
-
-
-def _unknown_policy(error: store.UnknownPolicyError) -> Problem:
-    return _not_found("POLICY", "Policy", error.name, str(error))
-
-
-def _unknown_revision(error: store.UnknownRevisionError) -> Problem:
-    return _not_found("REVISION", "PolicyRevision", f"{error.name}@{error.digest}", str(error))
-
-
-def _not_found(what: str, kind: str, name: str, description: str, field: str = "") -> Problem:
-    """What a request names, in its field where one is told, and what does not exist here."""
-    return Problem(
-        grpc.StatusCode.NOT_FOUND,
-        f"{what}_NOT_FOUND",
-        f"{field}: {description}" if field else description,
-        violations=((field, description),) if field else (),
-        details=(_resource(kind, name, description),),
-    )
-
-
-def _resource(kind: str, name: str, description: str) -> Message:
-    resource: Message = error_details_pb2.ResourceInfo(
-        resource_type=f"{DOMAIN}/{kind}", resource_name=shortened(name), description=shortened(description)
-    )
-    return resource
-
-
-def _policy_state(error: store.HistoryError) -> Problem:
-    return Problem(grpc.StatusCode.UNAVAILABLE, "POLICY_STATE_UNAVAILABLE", str(error))
-
-
-def _unauthenticated(error: problems.UnauthenticatedError) -> Problem:
-    return Problem(grpc.StatusCode.UNAUTHENTICATED, "UNAUTHENTICATED", str(error))
-
-
-def _role_missing(error: problems.RoleMissingError) -> Problem:
-    return Problem(
-        grpc.StatusCode.PERMISSION_DENIED,
-        "ROLE_MISSING",
-        str(error),
-        {key: value for key, value in (("role", error.role), ("method", error.method)) if value},
-        ((error.field, str(error)),) if error.field else (),
-    )
-
-
-def _queue_full(error: engine.QueueFullError) -> Problem:
-    return Problem(
-        grpc.StatusCode.RESOURCE_EXHAUSTED,
-        "QUEUE_FULL",
-        f"the queue is full: {error}",
-        retry_after=error.retry_after,
-        details=(_quota("queue", error),),
-    )
-
-
-def _busy(error: problems.BusyError) -> Problem:
-    return Problem(
-        grpc.StatusCode.RESOURCE_EXHAUSTED,
-        error.reason,
-        str(error),
-        retry_after=error.retry_after,
-        details=(_quota(error.subject, error),),
-    )
-
-
-def _quota(subject: str, error: Exception) -> Message:
-    failure = error_details_pb2.QuotaFailure()
-    failure.violations.add(subject=shortened(subject), description=shortened(str(error)))
-    message: Message = failure
-    return message
-
-
-def _too_large(error: problems.MessageTooLargeError) -> Problem:
-    limit = {"limit_bytes": str(error.most)}
-    return Problem(grpc.StatusCode.RESOURCE_EXHAUSTED, "MESSAGE_TOO_LARGE", str(error), limit)
-
-
-def _stalled_reader(error: problems.StalledReaderError) -> Problem:
-    limit = {"limit_seconds": f"{error.seconds:g}"}
-    return Problem(grpc.StatusCode.RESOURCE_EXHAUSTED, "SLOW_READER", str(error), limit)
-
-
-def _unsent(error: problems.UnsentRequestError) -> Problem:
-    limit = {"limit_seconds": f"{error.seconds:g}"}
-    return Problem(grpc.StatusCode.DEADLINE_EXCEEDED, "REQUEST_NOT_SENT", str(error), limit)
-
-
-def _slow_reader(error: problems.SlowReaderError) -> Problem:
-    limit = {"limit_tokens": str(error.limit)}
-    return Problem(grpc.StatusCode.RESOURCE_EXHAUSTED, "SLOW_READER", str(error), limit)
-
-
-def _out_of_memory(_: BaseException) -> Problem:
-    return Problem(
-        grpc.StatusCode.RESOURCE_EXHAUSTED,
-        "OUT_OF_MEMORY",
-        "the device has no memory left for this request",
-        retry_after=RETRY_SECONDS,
-    )
-
-
-def _not_serving(error: problems.NotServingError) -> Problem:
-    return Problem(grpc.StatusCode.UNAVAILABLE, error.reason, str(error), retry_after=error.retry_after)
-
-
-def _audit_unavailable(_: AuditUnavailableError) -> Problem:
-    return Problem(
-        grpc.StatusCode.UNAVAILABLE,
-        "AUDIT_UNAVAILABLE",
-        "the audit log cannot be written, and without its record no request is answered",
-        retry_after=RETRY_SECONDS,
-    )
-
-
-def _engine_stopped(_: engine.EngineStoppedError) -> Problem:
-    return Problem(
-        grpc.StatusCode.UNAVAILABLE,
-        "ENGINE_RESTARTING",
-        "the engine has stopped; the server restarts",
-        retry_after=RETRY_SECONDS,
-    )
-
-
-def _deadline(_: engine.DeadlineExceededError) -> Problem:
-    return Problem(
-        grpc.StatusCode.DEADLINE_EXCEEDED,
-        "DEADLINE_EXCEEDED",
-        "the deadline passed before the request was done",
-    )
-
-
-def _non_finite(_: engine.NonFiniteLogitsError) -> Problem:
-    return Problem(
-        grpc.StatusCode.INTERNAL, "NON_FINITE_LOGITS", "the model gave logits that are not finite, unsteered"
-    )
-
-
-def _unimplemented(_: NotImplementedError) -> Problem:
-    return Problem(grpc.StatusCode.UNIMPLEMENTED, "UNIMPLEMENTED", "this server does not offer the method")
-
-
-#: The table; the first kind that fits wins, so subclasses come before their bases.
-_TABLE: tuple[tuple[type[BaseException], Callable[..., Problem]], ...] = (
-    (problems.MalformedRequestError, _malformed),
-    (problems.ContextLengthError, _context_length),
-    (problems.ConflictError, _conflict),
-    (problems.UnknownSiteError, _unknown_site),
-    (engine.FieldError, _field),
-    (SteeringError, _steering),
-    (engine.SteeringDivergedError, _diverged),
-    (catalog.UnknownSAEError, _unknown_sae),
-    (catalog.SAENotAtSiteError, _not_at_site),
-    (catalog.UnknownFeatureError, _unknown_feature),
-    (catalog.AmbiguousFeatureError, _ambiguous),
-    (problems.PreconditionError, _unprepared),
-    (problems.InFlightError, _in_flight),
-    (problems.PolicyDeniedError, _denied),
-    (policy.SignatureError, _policy_signature),
-    (policy.SerialError, _policy_serial),
-    (policy.PolicyError, _policy),
-    (store.StaleEtagError, _stale_etag),
-    (store.UnknownPolicyError, _unknown_policy),
-    (store.UnknownRevisionError, _unknown_revision),
-    (store.HistoryError, _policy_state),
-    (problems.UnauthenticatedError, _unauthenticated),
-    (problems.RoleMissingError, _role_missing),
-    (engine.QueueFullError, _queue_full),
-    (problems.BusyError, _busy),
-    (problems.MessageTooLargeError, _too_large),
-    (problems.SlowReaderError, _slow_reader),
-    (engine.OutOfMemoryError, _out_of_memory),
-    (problems.StalledReaderError, _stalled_reader),
-    (problems.UnsentRequestError, _unsent),
-    (torch.OutOfMemoryError, _out_of_memory),
-    (problems.NotServingError, _not_serving),
-    (AuditUnavailableError, _audit_unavailable),
-    (engine.EngineStoppedError, _engine_stopped),
-    (engine.DeadlineExceededError, _deadline),
-    (engine.NonFiniteLogitsError, _non_finite),
-    (NotImplementedError, _unimplemented),
-)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from threading import Lock
 
-from saegis_server.engine.requests import Delta, Event, RequestFailed, RequestFinished
+from saegis_server.engine.api import Delta, Event, RequestFailed, RequestFinished
 from saegis_server.rpc.wire.problems import SlowReaderError
 
 

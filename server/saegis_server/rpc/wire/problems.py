@@ -1,6 +1,6 @@
 """Problems that the RPC layer itself finds: malformed, contradicting, forbidden or untimely requests."""
 
-from saegis_server.engine.requests import FieldError
+from saegis_server.engine.api import FieldError
 from saegis_server.policy.decide.decision import Decision
 
 

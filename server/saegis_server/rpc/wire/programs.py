@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field
 
 from saegis.v1 import steering_pb2 as pb
-from saegis_server.engine.requests import FieldError
+from saegis_server.engine.api import FieldError
 from saegis_server.policy.decide.decision import RequestEdit
 from saegis_server.policy.decide.operations import WITH_UNIT, row_of
 from saegis_server.policy.schema.policy import Op, Unit

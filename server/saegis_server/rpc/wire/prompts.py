@@ -9,7 +9,7 @@ import jinja2
 from transformers import PreTrainedTokenizerBase
 
 from saegis.v1 import prompt_pb2
-from saegis_server.engine.requests import FieldError
+from saegis_server.engine.api import FieldError
 from saegis_server.rpc.server.threads import stop_if_unwanted
 from saegis_server.rpc.wire.control_tokens import ControlTokens, ForgeryError
 from saegis_server.rpc.wire.problems import ContextLengthError, PreconditionError

@@ -1,7 +1,7 @@
 """Sampling parameters of a request: the contract's message to the engine's, with the contract's defaults."""
 
 from saegis.v1 import generation_pb2
-from saegis_server.engine.requests import FieldError, SamplingParams
+from saegis_server.engine.api import FieldError, SamplingParams
 
 DEFAULT_MAX_TOKENS = 128
 #: The largest n that the engine's SamplingParams accept.

@@ -6,7 +6,7 @@ from typing import Protocol
 import torch
 
 from saegis.v1 import steering_pb2
-from saegis_server.engine.requests import FieldError
+from saegis_server.engine.api import FieldError
 from saegis_server.engine.sites import Site, SiteError
 from saegis_server.rpc.wire.problems import UnknownSiteError
 from saegis_server.sae.catalog import Catalog, FoundFeature

@@ -1,12 +1,23 @@
-"""What goes into the engine and what comes out: requests, sampling parameters, events, errors."""
+"""What an engine is: its requests, events, receipts, limits and errors, and the protocol that it meets.
+
+Whoever uses an engine imports this module and nothing else of `engine`.
+"""
+
+from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import NamedTuple, Protocol
 
-from saegis_server.engine.guard import UNGUARDED, Guard
-from saegis_server.steering.program import UNSTEERED, SteeringProgram
+from torch import Tensor
+
+from saegis_server.engine.sites import Site
+from saegis_server.steering.conditions import Condition
+from saegis_server.steering.program import UNSTEERED, SiteProgram, SteeringProgram
+from saegis_server.steering.table import Capacity
 
 #: The most alternatives that a token's logprobs may carry.
 MAX_LOGPROBS = 20
@@ -98,6 +109,56 @@ class SamplingParams:
             and self.min_tokens == 0
             and self.logprobs is None
         )
+
+
+class Reaction(StrEnum):
+    """What follows when a condition comes to hold.
+
+    STOP ends the sequence before the token of that step is told; text that was held back, such as half a
+    character, is not told either. REFUSE fails the request before its first own token; in the answer, where
+    that is too late, it is STOP. EDIT puts further rows in force from that very token on: the step is taken
+    again with them, so no token comes of a step without them; a prompt is read again from its start. The rows
+    of a condition that is not sticky leave after the first token at which it does not hold. RECORD counts.
+    """
+
+    RECORD = "record"
+    STOP = "stop"
+    REFUSE = "refuse"
+    EDIT = "edit"
+
+
+@dataclass(frozen=True)
+class Guarded:
+    """One condition and what follows from it.
+
+    name: tells it apart from others of the request in receipts, such as "policy/rule". message: of REFUSE.
+    rows: of EDIT, by site; only `rules` and `bans` of them are used, in addition to the program's own.
+    """
+
+    name: str
+    condition: Condition
+    reaction: Reaction
+    message: str = ""
+    rows: Mapping[str, SiteProgram] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Guard:
+    """All conditions of a request. Their readings are the `guards` of its program, see `Condition`.
+
+    reads_first_token: whether they read a text's first token also where it is the model's own
+    beginning-of-sequence token. hold_back: whether a token is told only once it has been judged itself, by
+    being read: what stops an answer at a token then keeps that token back too. The model's own end tokens,
+    which are no text, are told at once.
+    """
+
+    conditions: tuple[Guarded, ...] = ()
+    reads_first_token: bool = False
+    hold_back: bool = False
+
+
+#: The guard of a request that nobody watches over.
+UNGUARDED = Guard()
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,13 +318,102 @@ class RequestFinished:
 class RequestFailed:
     """The last event of a request that could not be completed; `done` is what was done until then."""
 
-    error: "EngineError"
+    error: EngineError
     done: RequestFinished
 
 
 #: How a request ended: its last event.
 Closing = RequestFinished | RequestFailed
 Event = Delta | SequenceFinished | Closing
+#: Takes a request's events, in order; runs on the engine's thread and must not block.
+Sink = Callable[[list[Event]], None]
+#: Told how far a stage of a start has come: its name, what is done, out of how much (0: not known).
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """How likely the tokens of a text of T tokens are; natural logarithms, T − 1 numbers in each tuple.
+
+    Entry i is of token i + 1, given tokens 0 to i: its log probability as steered and plainly, which is under
+    the baseline, and KL(plain ‖ steered) of the two distributions in nats. The receipt is of the steered
+    reading of all T.
+    """
+
+    logprobs: tuple[float, ...]
+    plain_logprobs: tuple[float, ...]
+    divergences: tuple[float, ...]
+    receipt: Receipt
+    timings: Timings
+
+
+class Baseline(NamedTuple):
+    """What the plain reading of a text is under: a program, and a guard beside it. By default, nothing."""
+
+    program: SteeringProgram = UNSTEERED
+    guard: Guard = UNGUARDED
+
+
+#: The model as it is.
+AS_IT_IS = Baseline()
+
+
+@dataclass(frozen=True, slots=True)
+class FirstToken:
+    """Where a text begins with `bos`, that one token is left out, unless the server or a request asks for it.
+
+    It sees nothing before it, so it is the same in every text and says nothing of any; and an SAE has hardly
+    learnt it, so that a large share of its features fires there.
+
+    bos: the model's own; None for one that has none, all of whose tokens are alike. moved: rows move it, for
+    everybody; read: conditions, contrasts and statistics read it.
+    """
+
+    bos: int | None = None
+    moved: bool = False
+    read: bool = False
+
+    def unmoved(self, tokens: Sequence[int], program: SteeringProgram) -> int:
+        """How many of the tokens that a text begins with no row moves: 0 or 1."""
+        return 0 if self.moved or program.moves_first_token else self._begins(tokens)
+
+    def unread(self, tokens: Sequence[int], guard: Guard) -> int:
+        """How many of the tokens that a text begins with no condition reads: 0 or 1."""
+        return 0 if guard.reads_first_token else self.left_out(tokens)
+
+    def left_out(self, tokens: Sequence[int]) -> int:
+        """How many of the tokens that a text begins with are left out of statistics: 0 or 1."""
+        return 0 if self.read else self._begins(tokens)
+
+    def _begins(self, tokens: Sequence[int]) -> int:
+        return int(len(tokens) > 0 and tokens[0] == self.bos)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much the engine takes on: sequences that may wait, prompt tokens a chunk and between two steps."""
+
+    queue: int = 256
+    prefill_chunk: int = 256
+    prefill_between_steps: int = 512
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """What the engine is doing now. Token counts are of the KV cache; the rate is of the last seconds.
+
+    recompilations: what was compiled since the warm-up, which should be nothing.
+    """
+
+    running: int
+    waiting: int
+    used_tokens: int
+    max_total_tokens: int
+    tokens_per_second: float
+    max_running: int
+    queue_limit: int
+    steps: int
+    recompilations: int = 0
 
 
 class EngineError(Exception):
@@ -309,3 +459,111 @@ class RefusedByPolicyError(EngineError):
         super().__init__(message)
         self.name = name
         self.message = message
+
+
+class CanaryError(RuntimeError):
+    """Steering does not do what it must at a site; the server must not serve."""
+
+
+class Engine(Protocol):
+    """Writes answers, scores texts and reads activations, each request steered by a program of its own.
+
+    Threads: every method may be called from any thread. `submit`, `score` and `capture` check what they are
+    given, queue it and return, without waiting for the model. Sinks and `on_end` are called on a thread of
+    the engine, where nothing may block.
+
+    Errors: what cannot be accepted is raised by the call, and then no event comes of it. FieldError and
+    SteeringError are the request's fault, QueueFullError and DuplicateRequestError pass, EngineStoppedError
+    does not. What goes wrong later is the error of the RequestFailed that ends the request, or the future's:
+    DeadlineExceededError, OutOfMemoryError, SteeringDivergedError, NonFiniteLogitsError, RefusedByPolicyError
+    or EngineStoppedError, and another EngineError for what fits none of them. It is that request's alone.
+
+    Events: a sink gets lists that are not empty. Of each sequence Deltas come in the order of its tokens, and
+    then one SequenceFinished, unless an error cut it off; those of several sequences are mixed. Last comes
+    one RequestFinished or RequestFailed, whatever happens, with the receipt of all that was done, and nothing
+    after it; from then on the request's id is free again. The first events may come before `submit` returns.
+    A sink that raises has its request cancelled.
+
+    Company: what others ask changes neither a request's tokens nor its receipt, beyond the rounding of sums
+    of another shape; a seed gives the same tokens alone and in company.
+
+    A life is `warm_up`, `start`, requests, `stop`; what is submitted before the start waits for it. Every
+    engine is held to this by tests/engine/conformance.
+    """
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """Where programs may act and read, in the order of the forward pass."""
+
+    @property
+    def capacity(self) -> Capacity:
+        """How many rows of each kind a program may have at a site."""
+
+    @property
+    def max_length(self) -> int:
+        """How many tokens a prompt and its answer may have together."""
+
+    @property
+    def limits(self) -> Limits:
+        """How much it takes on."""
+
+    @property
+    def first_token(self) -> FirstToken:
+        """What it does at a text's first token."""
+
+    @property
+    def compiled(self) -> bool:
+        """Whether what it runs is compiled; settled by the warm-up."""
+
+    @property
+    def error(self) -> BaseException | None:
+        """What the engine died of by itself; None while it has not."""
+
+    def warm_up(self, progress: Progress) -> None:
+        """Do once, before the start, what the first requests would wait for; prove that steering is exact.
+
+        Raises CanaryError where it is not, and whatever else keeps the engine from being ready.
+        """
+
+    def start(self) -> None:
+        """Begin to serve."""
+
+    def stop(self) -> None:
+        """Serve no more; return once what is in flight has failed with EngineStoppedError."""
+
+    def submit(self, request: GenerationRequest, on_events: Sink) -> None:
+        """Queue a request, whose events `on_events` gets.
+
+        Raises FieldError or SteeringError for what cannot be run, DuplicateRequestError, QueueFullError,
+        EngineStoppedError. Bans that were not seen before are worked out here, which takes milliseconds.
+        """
+
+    def cancel(self, request_id: str) -> None:
+        """Abort a request; its sequences end with FinishReason.ABORT. Unknown ids are ignored."""
+
+    def score(
+        self,
+        tokens: Sequence[int],
+        program: SteeringProgram = UNSTEERED,
+        guard: Guard = UNGUARDED,
+        plain: Baseline = AS_IT_IS,
+        on_end: Callable[[Closing], None] | None = None,
+        tenant: str = "",
+    ) -> Future[Score]:
+        """How likely a text of at least two tokens is, steered by a program and under a baseline.
+
+        The text is steered and judged as a prompt, so edits of the completion act nowhere, and what would
+        stop an answer refuses the text. `on_end` hears how it ended before the future does, and must not
+        raise. Cancelling the future ends the reading. Raises as `submit` does; the future,
+        SteeringDivergedError, NonFiniteLogitsError, OutOfMemoryError, RefusedByPolicyError or
+        EngineStoppedError.
+        """
+
+    def capture(self, tokens: Sequence[int], tenant: str = "") -> Future[dict[Site, Tensor]]:
+        """The clean activations [T, d] of a text at every site, float of the model's dtype.
+
+        Raises QueueFullError, EngineStoppedError.
+        """
+
+    def stats(self) -> EngineStats:
+        """What it is doing now."""

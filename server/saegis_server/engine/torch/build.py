@@ -1,0 +1,114 @@
+"""Building: a step of a model as its settings ask and this machine allows, then made ready to run."""
+
+import logging
+from collections.abc import Mapping
+
+import torch
+
+from saegis_server.engine.api import Progress
+from saegis_server.engine.sites import Site, forward_order, site_module
+from saegis_server.engine.torch.compile_cache import CompileCacheError, Kept, settle
+from saegis_server.engine.torch.loading import LoadedModel
+from saegis_server.engine.torch.memory import is_want_of_memory
+from saegis_server.engine.torch.slots import Slots
+from saegis_server.engine.torch.step import SMALLEST, Step
+from saegis_server.engine.torch.warmup import NotCompiledError, missing_compiler, warm_up
+from saegis_server.steering.rows import Norm
+from saegis_server.steering.table import Capacity
+
+_LOG = logging.getLogger(__name__)
+
+
+def compiles(choice: str, device: str, progress: Progress) -> bool:
+    """Whether to compile, by a choice of auto, always or never. Raises ValueError if it must and cannot."""
+    if choice == "never":
+        return False
+    reason = missing_compiler() if device == "cpu" else None
+    if reason is None:
+        return True
+    if choice == "always":
+        raise ValueError(f"compile is 'always', but {reason}")
+    _tell_eager(reason, progress)
+    return False
+
+
+def build_step(
+    loaded: LoadedModel,
+    norms: Mapping[Site, frozenset[Norm]],
+    max_running: int,
+    max_length: int | None,
+    capacity: Capacity,
+    compiled: bool,
+) -> Step:
+    """A step with a slot of `max_length` tokens, or the model's whole context, for each of `max_running`.
+
+    norms: the normalisations that are used at each site, in any order. Raises SiteError for a site that the
+    model does not have, and ValueError for a length that it does not have or for which there is no memory.
+    """
+    for site in norms:
+        site_module(loaded.model, site)
+    in_order = {site: norms[site] for site in sorted(norms, key=forward_order)}
+    length = max_length or loaded.max_context
+    if length > loaded.max_context:
+        raise ValueError(f"max_model_len is {length}; the model's context has {loaded.max_context} tokens")
+    count = max(max_running, SMALLEST)
+    try:
+        slots = Slots(loaded.model, tuple(in_order), count, length, capacity)
+    except Exception as error:
+        if not is_want_of_memory(error):
+            raise
+        raise ValueError(
+            f"there is no memory for {count} sequences of {length} tokens: "
+            "lower max_num_seqs or max_model_len"
+        ) from error
+    return Step(loaded.model, in_order, slots, compiled)
+
+
+def make_ready(step: Step, progress: Progress, must_compile: bool) -> None:
+    """Compile the step and run its canary. One that cannot be compiled runs eagerly, which is told.
+
+    Raises CanaryError, and NotCompiledError if it must be compiled.
+    """
+    try:
+        _warm_up(step, progress)
+    except NotCompiledError as error:
+        if must_compile:
+            raise
+        _LOG.debug("the step cannot be compiled", exc_info=error)
+        _tell_eager(str(error), progress)
+        step.run_eagerly()
+        warm_up(step, progress)
+
+
+def _warm_up(step: Step, progress: Progress) -> None:
+    if not step.compiled:
+        return warm_up(step, progress)
+    try:
+        kept = Kept(settle(), _kind(step))
+    except CompileCacheError as error:
+        raise NotCompiledError(str(error)) from error
+    if not kept:
+        progress(f"compiling, once on this machine, for some minutes; kept in {kept.folder}", 0, 0)
+    warm_up(step, progress, bool(kept))
+    kept.note()
+    return None
+
+
+def _kind(step: Step) -> tuple[object, ...]:
+    """What tells a step's compiled programs from those of others."""
+    model, slots = step.model, step.slots
+    sites = sorted(f"{site} {sorted(norm.name for norm in norms)}" for site, norms in step.norms.items())
+    sizes = (slots.count, slots.max_length, slots.capacity, torch.get_num_threads())
+    return (model.config.to_json_string(), model.dtype, model.device, *sites, *sizes)
+
+
+def _tell_eager(reason: str, progress: Progress) -> None:
+    progress(f"{reason}: the model runs eagerly", 0, 0)
+    _LOG.warning("%s: the model runs eagerly, which is slower", reason)
+
+
+def graphs_compiled() -> int:
+    """How many graphs torch has compiled in this process, by its own count."""
+    from torch._dynamo.utils import counters
+
+    return int(counters["stats"]["unique_graphs"])
