@@ -15,7 +15,7 @@ from typing import Any
 
 from saegis_server.audit.files import Disk
 from saegis_server.audit.log import AuditLog
-from saegis_server.audit.records import RefusalRecord
+from saegis_server.audit.records import IdentityRecord
 from saegis_server.audit.settings import AuditSettings
 
 THREADS = 3
@@ -100,14 +100,7 @@ def child(order: dict[str, Any], acknowledged: int) -> None:
     def work(worker: int) -> None:
         for number in range(RECORDS):
             place = log.append(
-                RefusalRecord(
-                    request_id=f"{worker}-{number}",
-                    principal="p",
-                    tenant="t",
-                    method="m",
-                    code="C",
-                    reason="R",
-                )
+                IdentityRecord(method=f"{worker}-{number}", peer="p", reason="a token that nobody has")
             ).result()
             os.write(acknowledged, f"{place.seq} {place.hash}\n".encode())
 

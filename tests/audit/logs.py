@@ -7,7 +7,7 @@ from typing import Any
 
 from saegis_server.audit.files import log_files
 from saegis_server.audit.log import AuditLog
-from saegis_server.audit.records import AnswerRecord, DecisionRecord, RefusalRecord
+from saegis_server.audit.records import AnswerRecord, DecisionRecord, IdentityRecord
 from saegis_server.audit.settings import AuditSettings
 
 
@@ -45,16 +45,13 @@ def answer(number: int = 1) -> AnswerRecord:
     )
 
 
-def refusal(number: int = 1, **fields: Any) -> RefusalRecord:
+def refusal(number: int = 1, **fields: Any) -> IdentityRecord:
     known: dict[str, Any] = {
-        "request_id": f"request-{number}",
-        "principal": "bob",
-        "tenant": "globex",
-        "method": "/saegis.v1.GenerationService/Generate",
-        "code": "PERMISSION_DENIED",
-        "reason": "POLICY_DENIED",
+        "method": f"/saegis.v1.GenerationService/Generate/{number}",
+        "peer": "bob",
+        "reason": "TOKEN_UNKNOWN",
     }
-    return RefusalRecord(**(known | fields))
+    return IdentityRecord(**(known | fields))
 
 
 def write(found: AuditSettings, number: int) -> None:

@@ -78,10 +78,10 @@ def test_a_failed_write_is_refused_and_the_next_goes_on(tmp_path: Path, operatio
     log.close()
     found = lines(tmp_path)
     assert is_chain(found)
-    assert [record["kind"] for record in found] == ["start", "refusal", "lost", "refusal", "stop"]
+    assert [record["kind"] for record in found] == ["start", "identity", "lost", "identity", "stop"]
     assert found[2]["records"] == 2
     assert "No space left" in found[2]["reason"]
-    assert [record.get("request_id") for record in found[1:4:2]] == ["request-1", "request-4"]
+    assert [record.get("method", "")[-1] for record in found[1:4:2]] == ["1", "4"]
 
 
 @settings(max_examples=40, deadline=None)
@@ -102,7 +102,7 @@ def test_whatever_fails_the_acknowledged_records_are_one_chain(
         for number, (failing, records) in enumerate(steps):
             disk.failing = failing
             futures = {
-                f"{number}-{each}": log.append(refusal(message=f"{number}-{each}")) for each in range(records)
+                f"{number}-{each}": log.append(refusal(reason=f"{number}-{each}")) for each in range(records)
             }
             for message, future in futures.items():
                 try:
@@ -115,9 +115,9 @@ def test_whatever_fails_the_acknowledged_records_are_one_chain(
         assert verify(directory).problems == ()
         found = lines(directory)
         told = {
-            record["message"]: Link(record["seq"], record["hash"])
+            record["reason"]: Link(record["seq"], record["hash"])
             for record in found
-            if record.get("message")
+            if record["kind"] == "identity" and record["reason"] != "TOKEN_UNKNOWN"
         }
         assert told.items() <= written.items()
         assert not told.keys() & refused

@@ -41,7 +41,7 @@ def test_records_stand_in_the_log_as_they_came(tmp_path: Path) -> None:
     assert log.head == places[-1]
     log.close()
     found = lines(tmp_path / "log")
-    assert [record["kind"] for record in found] == ["start", "decision", "answer", "refusal", "stop"]
+    assert [record["kind"] for record in found] == ["start", "decision", "answer", "identity", "stop"]
     assert [Link(record["seq"], record["hash"]) for record in found[1:4]] == places
     assert is_chain(found)
     assert found[1]["edits"][0]["label"] == "桥"
@@ -81,8 +81,8 @@ def test_many_threads_and_small_files(tmp_path: Path) -> None:
     assert {record["seq"]: record["hash"] for record in records}.items() >= {
         (place.seq, place.hash) for place in places
     }
-    assert {record["request_id"] for record in records[1:-1]} == {
-        f"request-{100 * worker + number}" for worker in range(8) for number in range(25)
+    assert {record["method"].rpartition("/")[2] for record in records[1:-1]} == {
+        f"{100 * worker + number}" for worker in range(8) for number in range(25)
     }
     assert len(closed_files(tmp_path)) > 20
     assert all(path.stat().st_size <= 2048 for path in log_files(tmp_path))
@@ -91,7 +91,7 @@ def test_many_threads_and_small_files(tmp_path: Path) -> None:
 
 def test_a_record_larger_than_a_file_gets_its_own(tmp_path: Path) -> None:
     log = AuditLog(settings(tmp_path, max_bytes=1024))
-    log.append(refusal(message="x" * 5000)).result()
+    log.append(refusal(reason="x" * 5000)).result()
     log.append(refusal()).result()
     log.close()
     assert is_chain(lines(tmp_path))
@@ -132,10 +132,10 @@ def test_a_full_queue_refuses(tmp_path: Path) -> None:
         future.result()
     log.close()
     found = lines(tmp_path)
-    assert [record["kind"] for record in found] == ["start", "refusal", "lost", *["refusal"] * 3, "stop"]
+    assert [record["kind"] for record in found] == ["start", "identity", "lost", *["identity"] * 3, "stop"]
     assert found[2]["records"] == 1
     value = metrics.registry.get_sample_value
-    assert value("saegis_audit_records_total", {"kind": "refusal"}) == 4.0
+    assert value("saegis_audit_records_total", {"kind": "identity"}) == 4.0
     assert value("saegis_audit_errors_total") == 1.0
     assert value("saegis_audit_last_record") == 7.0
 
@@ -237,7 +237,7 @@ async def test_require_waits_for_the_record(tmp_path: Path) -> None:
     assert place is not None
     assert place.seq == 2
     log.close()
-    assert [record.get("request_id") for record in lines(tmp_path)[1:3]] == ["request-1", "request-2"]
+    assert [record.get("method", "")[-1] for record in lines(tmp_path)[1:3]] == ["1", "2"]
 
 
 @pytest.mark.parametrize("on_failure", ["refuse", "continue"])

@@ -105,7 +105,7 @@ def _rewrite(files: Files, data: st.DataObject) -> Files:
     record = json.loads(lines[index])
     before = Link(record.pop("seq") - 1, record.pop("prev"))
     record.pop("hash")
-    lines[index], _ = seal(record | {"request_id": "another"}, before, None)
+    lines[index], _ = seal(record | {"method": "another"}, before, None)
     return files | {name: b"".join(lines)}
 
 

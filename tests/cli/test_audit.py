@@ -20,7 +20,7 @@ def invoke(*arguments: str) -> Result:
 
 @pytest.fixture
 def log(tmp_path: Path) -> Path:
-    """A log of seven records: start, two requests of one tenant, a refusal of another, stop."""
+    """A log of seven records: start, two requests of a tenant, a refused caller, stop."""
     directory = tmp_path / "log"
     found = AuditLog(settings(directory))
     for record in (decision(1), answer(1), decision(2), answer(2), refusal(3)):
@@ -93,7 +93,7 @@ def test_what_cannot_be_verified_is_a_usage_error(tmp_path: Path) -> None:
         ((), [1, 2, 3, 4, 5, 6, 7]),
         (("--decision", "decision-2"), [4, 5]),
         (("--tenant", "acme"), [2, 3, 4, 5]),
-        (("--kind", "refusal"), [6]),
+        (("--kind", "identity"), [6]),
         (("--tenant", "acme", "--last", "1"), [5]),
         (("--kind", "policy"), []),
     ],
@@ -126,7 +126,7 @@ def test_a_file_that_is_no_log_is_an_error(tmp_path: Path) -> None:
 
 
 def test_show_prints_a_table(log: Path) -> None:
-    shown = invoke("show", str(log), "--kind", "refusal").output
-    assert "globex" in shown
-    assert "POLICY_DENIED" in shown
+    shown = invoke("show", str(log), "--kind", "identity").output
+    assert "/saegis.v1.GenerationService/Generate/3" in shown
+    assert "TOKEN_UNKNOWN" in shown
     assert "no record fits" in invoke("show", str(log), "--tenant", "nobody").stderr

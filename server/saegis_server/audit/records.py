@@ -30,7 +30,6 @@ class RecordKind(StrEnum):
     DELETION = "deletion"
     DECISION = "decision"
     ANSWER = "answer"
-    REFUSAL = "refusal"
     POLICY = "policy"
     IDENTITY = "identity"
 
@@ -145,21 +144,6 @@ class AnswerRecord(AuditRecord):
     seconds: float = 0.0
     first_token_steered: bool = False
     first_token_read: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RefusalRecord(AuditRecord):
-    """A request that ended without an answer. code: the gRPC status; reason: that of its ErrorInfo."""
-
-    kind: ClassVar[RecordKind] = RecordKind.REFUSAL
-    request_id: str
-    principal: str
-    tenant: str
-    method: str
-    code: str
-    reason: str
-    message: str = ""
-    decision_id: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

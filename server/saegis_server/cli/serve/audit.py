@@ -41,7 +41,7 @@ SHOW_EPILOG = """
 
 saegis audit show /var/lib/saegis/audit --last 20
 
-saegis audit show /var/lib/saegis/audit --tenant acme --kind refusal
+saegis audit show /var/lib/saegis/audit --tenant acme --kind answer
 
 saegis audit show /var/lib/saegis/audit --decision 0b6e --json
 
@@ -57,14 +57,12 @@ _TOLD = (
     "principal",
     "method",
     "allowed",
-    "code",
     "reason",
     "action",
     "name",
     "revision",
     "policy_revision",
     "finish_reasons",
-    "message",
     "records",
     "bytes",
     "files",
