@@ -1,8 +1,8 @@
 """Archives: a bundle's files as a tar, compressed or not, read without trusting it and written reproducibly.
 
 The reader knows the tar of POSIX and GNU, and of it only what a bundle needs: plain files and directories.
-What other readers might understand otherwise (links, sparse files, names in extension headers, a file twice,
-bytes behind the end) is refused, so that what was signed is what is read.
+What another reader might read otherwise is refused (links, sparse files, names in extension headers, a file
+twice, bytes behind the end), so that what was signed is what is read.
 """
 
 from __future__ import annotations
