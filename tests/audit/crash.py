@@ -15,7 +15,7 @@ from typing import Any
 
 from saegis_server.audit.files import Disk
 from saegis_server.audit.log import AuditLog
-from saegis_server.audit.records import IdentityRecord
+from saegis_server.audit.records import PolicyRecord
 from saegis_server.audit.settings import AuditSettings
 
 THREADS = 3
@@ -100,7 +100,7 @@ def child(order: dict[str, Any], acknowledged: int) -> None:
     def work(worker: int) -> None:
         for number in range(RECORDS):
             place = log.append(
-                IdentityRecord(method=f"{worker}-{number}", peer="p", reason="a token that nobody has")
+                PolicyRecord(action="put", name=f"{worker}-{number}", digest="d" * 64)
             ).result()
             os.write(acknowledged, f"{place.seq} {place.hash}\n".encode())
 

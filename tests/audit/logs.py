@@ -7,7 +7,7 @@ from typing import Any
 
 from saegis_server.audit.files import log_files
 from saegis_server.audit.log import AuditLog
-from saegis_server.audit.records import AnswerRecord, DecisionRecord, IdentityRecord
+from saegis_server.audit.records import AnswerRecord, DecisionRecord, PolicyRecord
 from saegis_server.audit.settings import AuditSettings
 
 
@@ -45,19 +45,22 @@ def answer(number: int = 1) -> AnswerRecord:
     )
 
 
-def refusal(number: int = 1, **fields: Any) -> IdentityRecord:
+def put(number: int = 1, **fields: Any) -> PolicyRecord:
     known: dict[str, Any] = {
-        "method": f"/saegis.v1.GenerationService/Generate/{number}",
-        "peer": "bob",
-        "reason": "TOKEN_UNKNOWN",
+        "action": "put",
+        "name": f"policy-{number}",
+        "revision": f"r{number}",
+        "serial": number,
+        "digest": "d" * 64,
+        "by": "bob",
     }
-    return IdentityRecord(**(known | fields))
+    return PolicyRecord(**(known | fields))
 
 
 def write(found: AuditSettings, number: int) -> None:
-    """A log from start to stop with `number` refusals between."""
+    """A log from start to stop with `number` records of policies between."""
     log = AuditLog(found)
-    for future in [log.append(refusal(each)) for each in range(number)]:
+    for future in [log.append(put(each)) for each in range(number)]:
         future.result()
     log.close()
 

@@ -77,7 +77,7 @@ def victim() -> Iterator[Victim]:
 def tear(directory: Path) -> None:
     """Leave the beginning of a record at the log's end, as a kill in the middle of a write does."""
     with (directory / ACTIVE).open("ab") as file:
-        file.write(b'{"code":"C","dec')
+        file.write(b'{"action":"put')
 
 
 def hashes(directory: Path) -> dict[int, str]:

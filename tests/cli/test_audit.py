@@ -11,7 +11,7 @@ from saegis_server.audit.files import ACTIVE
 from saegis_server.audit.log import AuditLog
 from saegis_server.audit.records import AuditRecord, RecordKind
 from saegis_server.cli.app import app
-from tests.audit.logs import answer, decision, lines, refusal, settings
+from tests.audit.logs import answer, decision, lines, put, settings
 
 
 def invoke(*arguments: str) -> Result:
@@ -20,10 +20,10 @@ def invoke(*arguments: str) -> Result:
 
 @pytest.fixture
 def log(tmp_path: Path) -> Path:
-    """A log of seven records: start, two requests of a tenant, a refused caller, stop."""
+    """A log of seven records: start, two requests of one tenant, a change of a policy, stop."""
     directory = tmp_path / "log"
     found = AuditLog(settings(directory))
-    for record in (decision(1), answer(1), decision(2), answer(2), refusal(3)):
+    for record in (decision(1), answer(1), decision(2), answer(2), put(3)):
         found.append(record).result()
     found.close()
     return directory
@@ -93,9 +93,9 @@ def test_what_cannot_be_verified_is_a_usage_error(tmp_path: Path) -> None:
         ((), [1, 2, 3, 4, 5, 6, 7]),
         (("--decision", "decision-2"), [4, 5]),
         (("--tenant", "acme"), [2, 3, 4, 5]),
-        (("--kind", "identity"), [6]),
+        (("--kind", "policy"), [6]),
         (("--tenant", "acme", "--last", "1"), [5]),
-        (("--kind", "policy"), []),
+        (("--kind", "identity"), []),
     ],
 )
 def test_show_prints_the_records_that_fit(log: Path, options: tuple[str, ...], numbers: list[int]) -> None:
@@ -126,7 +126,7 @@ def test_a_file_that_is_no_log_is_an_error(tmp_path: Path) -> None:
 
 
 def test_show_prints_a_table(log: Path) -> None:
-    shown = invoke("show", str(log), "--kind", "identity").output
-    assert "/saegis.v1.GenerationService/Generate/3" in shown
-    assert "TOKEN_UNKNOWN" in shown
+    shown = invoke("show", str(log), "--kind", "policy").output
+    assert "policy-3" in shown
+    assert "r3" in shown
     assert "no record fits" in invoke("show", str(log), "--tenant", "nobody").stderr

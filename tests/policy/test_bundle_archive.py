@@ -165,6 +165,8 @@ GOOD = packed(member("policy.yaml", POLICY.encode()), form=tarfile.USTAR_FORMAT)
         (lambda: _with_size(b"77777777777\0"), "the archive ends within it"),
         (lambda: _named("rules/ü.yaml".encode()), "whose name is not ASCII"),
         (lambda: _extended(b"nonsense"), "an extension header cannot be read"),
+        # Many digits without an end hold other readers up (CVE-2024-6232).
+        (lambda: _extended(b"1" * 60_000), "an extension header cannot be read"),
         (lambda: _extended(b"99 mtime=1\n"), "an extension header cannot be read"),
         (lambda: _extended(b"8 mtime\n"), "an extension header cannot be read"),
         (lambda: _prefixed(b"../.."), "../../policy.yaml: does not belong"),

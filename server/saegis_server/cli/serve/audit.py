@@ -41,7 +41,7 @@ SHOW_EPILOG = """
 
 saegis audit show /var/lib/saegis/audit --last 20
 
-saegis audit show /var/lib/saegis/audit --tenant acme --kind answer
+saegis audit show /var/lib/saegis/audit --tenant acme --kind decision
 
 saegis audit show /var/lib/saegis/audit --decision 0b6e --json
 

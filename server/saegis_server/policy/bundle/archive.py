@@ -1,8 +1,10 @@
 """Archives: a bundle's files as a tar, compressed or not, read without trusting it and written reproducibly.
 
 The reader knows the tar of POSIX and GNU, and of it only what a bundle needs: plain files and directories.
-What another reader might read otherwise is refused (links, sparse files, names in extension headers, a file
-twice, bytes behind the end), so that what was signed is what is read.
+What other readers might understand otherwise (links, sparse files, names in extension headers, a file twice,
+bytes behind the end) is refused, so that what was signed is what is read. Python's own reader is not asked:
+it takes a damaged header for the end and follows a size below zero back, and 60 kB in an extension header
+hold that of Python 3.11.7 up for good (CVE-2024-6232).
 """
 
 from __future__ import annotations
