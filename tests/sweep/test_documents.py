@@ -13,6 +13,7 @@ OF_THE_CODE = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "docs/architecture
 _ROOMS = ("server", "clients", "protos", "tests", "examples", "deploy", "docs", "scripts", ".github")
 _FILE = re.compile(r"`([\w./*-]+(?:\.(?:py|proto|md|yaml|yml)|/))`")
 _LINK = re.compile(r"\]\((?!https?:)([^)#]*)(?:#[^)]*)?\)")
+_RUN = re.compile(r"pytest(?: --all)? (tests/[\w./]+)")
 _TEST = re.compile(r"`(tests/[\w/]+\.py)::(\w+)`")
 
 
@@ -38,6 +39,7 @@ def test_files_that_are_named_are_there(name: str) -> None:
 def test_links_lead_somewhere(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert not [link for link in _LINK.findall(text) if link and not (path.parent / link).exists()]
+    assert not [each for each in _RUN.findall(text) if not (ROOT / each).exists()]
     for file, test in _TEST.findall(text):
         assert f"def {test}(" in (ROOT / file).read_text(encoding="utf-8"), (file, test)
 
