@@ -12,11 +12,11 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PI
 TORCH := $(shell grep '^torch==' requirements/constraints.txt)
 # Its exit status is 5 where the arguments choose no test.
 PYTEST := $(BIN)/python -m pytest --cov
-TYPED := clients/python/saegis server/saegis_server tests scripts
+TYPED := clients/python/saegis server/saegis_server tests scripts examples
 export PYTHONDONTWRITEBYTECODE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench proto clean
+.PHONY: help demo test lint style types contract breaking format bench proto clean
 
 help: ## Show this.
 	@echo "make TARGET, with one of:"
@@ -30,12 +30,23 @@ test: .venv/.dev ## Install everything and run the tests, with coverage.
 	@OMP_NUM_THREADS=1 $(PYTEST) -m "not slow" -n $(WORKERS) --dist loadfile --cov-report= $(PYTEST_ARGS) || [ $$? = 5 ]
 	@$(PYTEST) -m slow --cov-append --cov-report=term $(PYTEST_ARGS) || [ $$? = 5 ]
 
-lint: .venv/.dev ## Check style, types, the contract and its stubs.
+lint: style types contract ## Check style, types, the contract and its stubs.
+
+style: .venv/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: .venv/.dev
 	$(BIN)/mypy --strict $(TYPED)
+
+contract: .venv/.dev
 	$(BIN)/buf lint
 	$(BIN)/python scripts/gen_stubs.py --check
+
+breaking: .venv/.dev ## Compare the contract with that of the last tag.
+	@tag=$$(git describe --tags --abbrev=0 2>/dev/null); \
+	if [ -z "$$tag" ]; then echo "No release is tagged yet, so there is no contract to compare with."; \
+	else echo "Comparing with $$tag"; git archive "$$tag" buf.yaml protos | $(BIN)/buf breaking --against -#format=tar; fi
 
 format: .venv/.dev ## Bring the code into the project's format.
 	$(BIN)/ruff check --fix .

@@ -30,7 +30,7 @@ PROMPTS = (
 
 @pytest.fixture(scope="module")
 def target() -> Iterator[str]:
-    with running(max_running=4, queue_limit=64) as server:
+    with running(max_num_seqs=4, queue_limit=64) as server:
         yield server.target
 
 

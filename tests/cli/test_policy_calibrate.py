@@ -68,7 +68,7 @@ def nothing(text: str, language: str) -> float:
 
 @pytest.fixture(scope="module")
 def target() -> Iterator[str]:
-    with running(max_running=4, queue_limit=64) as server:
+    with running(max_num_seqs=4, queue_limit=64) as server:
         yield server.target
 
 
@@ -281,7 +281,7 @@ rules: [{id: cap, cap: {features: [{sae: first, index: 5}], value: 9}}]
     other = write_files(
         tmp_path / "other", {"policy.yaml": POLICY.replace("name: p", "name: q").encode() + free.encode()}
     )
-    with running(max_running=4, queue_limit=64, policies={"bundles": [str(other)]}) as server:
+    with running(max_num_seqs=4, queue_limit=64, policies={"bundles": [str(other)]}) as server:
         result = calibrate(folder, server.target, "--strengths", "1")
     assert "the server steers by policies of its own (q/cap)" in " ".join(result.stderr.split())
     stored = json.loads((folder / "calibration.json").read_text(encoding="utf-8"))

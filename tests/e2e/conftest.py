@@ -18,7 +18,7 @@ def tiny_files(tmp_path_factory: pytest.TempPathFactory) -> TinyFiles:
 def server(tiny_files: TinyFiles, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
     """A running server of the tiny model; it must stop in order when the tests are over."""
     folder = tmp_path_factory.mktemp("server")
-    with serving(folder / "stderr", *tiny_files.options, "--max-running", "32") as running:
+    with serving(folder / "stderr", *tiny_files.options, "--max-num-seqs", "32") as running:
         yield running
         running.terminate()
         assert running.wait() == 0, running.stderr_path.read_text(encoding="utf-8")

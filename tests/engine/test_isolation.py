@@ -63,7 +63,7 @@ def victims_logits(
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
 def test_a_neighbour_shows_by_its_shape_alone_and_in_the_last_bits(family: str) -> None:
-    """How many there are, and how long, may change the order of sums, within the bound in the README;
+    """How many there are, and how long, may change the order of sums, within the bound in docs/steering.md;
     what they say and how they are steered changes not a bit."""
 
     def beside(length: int, count: int, seed: int) -> list[list[int]]:

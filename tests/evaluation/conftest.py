@@ -11,7 +11,7 @@ from tests.rpc.harness import Running, eventually, running
 @pytest.fixture(scope="session")
 def evaluated() -> Iterator[Running]:
     """A server that every test may use and none may change."""
-    with running(max_running=4, queue_limit=64) as server:
+    with running(max_num_seqs=4, queue_limit=64) as server:
         yield server
 
 

@@ -85,7 +85,7 @@ def attacked(folder: Path) -> Iterator[Serving]:
         (folder / name / "policy.yaml").write_text(text, encoding="utf-8")
         options += ("--policy", str(folder / name))
     options += ("--policy-state", str(folder / "state"), "--audit", str(folder / "audit"))
-    options += ("--max-running", str(SLOTS), "--queue-limit", "64", "--grace", str(GRACE_SECONDS))
+    options += ("--max-num-seqs", str(SLOTS), "--queue-limit", "64", "--grace", str(GRACE_SECONDS))
     options += ("--log-level", "error")
     with serving(folder / "stderr", *write_tiny_files(folder).options, *options) as server:
         yield server

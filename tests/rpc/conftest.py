@@ -32,7 +32,7 @@ class Stubs:
 @pytest.fixture(scope="session")
 def shared() -> Iterator[Running]:
     """A server that every test may use and none may change."""
-    with running(max_running=4, queue_limit=64) as server:
+    with running(max_num_seqs=4, queue_limit=64) as server:
         yield server
 
 

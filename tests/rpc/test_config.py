@@ -26,7 +26,7 @@ def test_the_defaults_are_safe() -> None:
         ({"port": 65536}, "port"),
         ({"host": "example.org"}, "host"),
         ({"compile": "sometimes"}, "compile"),
-        ({"max_running": 0}, "max_running"),
+        ({"max_num_seqs": 0}, "max_num_seqs"),
         ({"queue_limit": 0}, "queue_limit"),
         ({"grace_seconds": -1.0}, "grace_seconds"),
         ({"max_message_bytes": 2**40}, "max_message_bytes"),

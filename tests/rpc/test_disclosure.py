@@ -122,7 +122,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         "policies": {"bundles": [str(folder / f"{tenant}.tar.gz") for tenant in TENANTS]},
         "audit": {"directory": str(folder / "audit"), "fsync": "never"},
     }
-    with running(max_running=4, **settings) as made:
+    with running(max_num_seqs=4, **settings) as made:
         yield made
 
 

@@ -50,7 +50,7 @@ def ruled(
     unmatched = settings.pop("unmatched", "refuse")
     policies = {"bundles": [str(each) for each in bundles], "unmatched": unmatched}
     with (
-        running(max_running=8, policies=policies, **settings) as server,
+        running(max_num_seqs=8, policies=policies, **settings) as server,
         grpc.insecure_channel(server.target) as channel,
     ):
         yield server, generation_pb2_grpc.GenerationServiceStub(channel)
@@ -215,7 +215,7 @@ def test_a_condition_refuses_or_stops(tmp_path: Path, over: str) -> None:
 
 
 def test_rules_in_audit_mode_change_nothing_and_are_told(tmp_path: Path) -> None:
-    with running(max_running=8) as free, grpc.insecure_channel(free.target) as channel:
+    with running(max_num_seqs=8) as free, grpc.insecure_channel(free.target) as channel:
         plain = generation_pb2_grpc.GenerationServiceStub(channel).Generate(ask())
     with ruled(write(tmp_path, "mode: audit\n" + BAN)) as (_, stub):
         answer = stub.Generate(ask(PROMPT, 6, edit(5, 0.0)))
@@ -250,7 +250,7 @@ def test_a_score_is_compared_with_the_rules_and_not_with_the_bare_model(tmp_path
     def score(*edits: steering_pb2.Edit, **fields: Any) -> pb.ScoreRequest:
         return pb.ScoreRequest(text=PROMPT, steering=steering_pb2.Steering(edits=edits), **fields)
 
-    with running(max_running=8) as free, grpc.insecure_channel(free.target) as channel:
+    with running(max_num_seqs=8) as free, grpc.insecure_channel(free.target) as channel:
         unruled = generation_pb2_grpc.GenerationServiceStub(channel)
         wanted, bare = unruled.Score(score(*by_hand)), unruled.Score(score(unruled=True))
     audit = {"directory": str(tmp_path / "audit"), "fsync": "never"}

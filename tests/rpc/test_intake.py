@@ -81,7 +81,7 @@ def test_an_rpc_of_one_request_takes_one(guarded: Running, messages: int) -> Non
 
 def test_a_reader_that_never_reads_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     with (
-        running(max_running=4) as server,
+        running(max_num_seqs=4) as server,
         grpc.insecure_channel(
             server.target, options=[("grpc.http2.lookahead_bytes", 1024), ("grpc.http2.bdp_probe", 0)]
         ) as channel,

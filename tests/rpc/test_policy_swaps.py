@@ -65,7 +65,7 @@ def test_a_thousand_swaps_under_traffic(tmp_path: Path) -> None:
     digests: dict[str, str] = {}
     began: dict[str, float] = {"harm@r1": 0.0}
     ended: dict[str, float] = {}
-    with running(max_running=4, policies={"bundles": [str(first)]}) as server:
+    with running(max_num_seqs=4, policies={"bundles": [str(first)]}) as server:
         digests["harm@r1"] = digest_in_force(server)
         traffic = Traffic(server.target)
         clients = [threading.Thread(target=traffic.run) for _ in range(3)]

@@ -48,7 +48,7 @@ STOP = Guard(
 def services() -> Iterator[Services]:
     """The reference model with its SAE, its engine running."""
     model, source = reference()
-    settings = config(model=model, saes=[source], max_running=24)
+    settings = config(model=model, saes=[source], max_num_seqs=24)
     made = load_services(settings, prepare(settings), lambda *_: None)
     made.engine.start()
     yield made

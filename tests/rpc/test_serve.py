@@ -112,7 +112,8 @@ def test_more_than_there_is_memory_for_is_told_by_its_settings(model_path: Path,
     told = tmp_path / "long" / "config.json"
     told.write_text(json.dumps(json.loads(told.read_text()) | {"max_position_embeddings": 2**40}))
     with pytest.raises(
-        ValueError, match=r"no memory for 16 sequences of 1099511627776 tokens: lower max_run"
+        ValueError,
+        match=r"no memory for 16 sequences of 1099511627776 tokens: lower max_num_seqs or max_model_len",
     ):
         load(tmp_path / "long")
 
@@ -120,7 +121,7 @@ def test_more_than_there_is_memory_for_is_told_by_its_settings(model_path: Path,
 def test_what_is_loaded_is_measured_and_described(model_path: Path, sae_path: Path) -> None:
     stages: list[tuple[str, int, int]] = []
     sources = (SAESource(path=str(sae_path)),)
-    settings = config(model=str(model_path), saes=sources, sites=("layers.1.mlp_out",), max_length=64)
+    settings = config(model=str(model_path), saes=sources, sites=("layers.1.mlp_out",), max_model_len=64)
     found = loaded_from(settings, lambda *stage: stages.append(stage))
     (loaded,) = found.catalog.entries
     assert (loaded.id, loaded.site, len(loaded.labels)) == ("mirror", tiny.FIRST_SITE, len(tiny.LABELS))
@@ -260,8 +261,8 @@ def test_an_sae_that_does_not_fit_stops_the_start(
 
 
 def test_settings_that_do_not_fit_the_model(model_path: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="max_length is 4096; the model's context has 2048"):
-        load(model_path, max_length=4096)
+    with pytest.raises(ValueError, match="max_model_len is 4096; the model's context has 2048"):
+        load(model_path, max_model_len=4096)
     with pytest.raises(SiteError, match="layers 0 to 1"):
         load(model_path, sites=("layers.2.resid_post",))
     with pytest.raises(ModelLoadError, match="nothing"):
@@ -339,7 +340,7 @@ def start(model_path: Path, sae_path: Path, ready: Path, **settings: Any) -> sub
         model=str(model_path),
         saes=[{"path": str(sae_path)}],
         ready_file=str(ready),
-        max_running=2,
+        max_num_seqs=2,
         **settings,
     )
     command = [sys.executable, "-c", SERVE, wanted.model_dump_json()]

@@ -201,7 +201,7 @@ def test_get_server_info(stubs: Stubs) -> None:
     assert timedelta() < age < timedelta(hours=1)
     limits = found.limits
     assert (limits.max_edits_per_site, limits.max_bans_per_site, limits.max_watches_per_site) == (8, 8, 8)
-    assert (limits.max_queue, limits.max_running_requests) == (64, 4)
+    assert (limits.max_queue, limits.max_num_seqs) == (64, 4)
     assert limits.max_message_bytes == 4 * 2**20
     assert SamplingParams(n=limits.max_n, logprobs=limits.max_logprobs).n == limits.max_n
 

@@ -157,7 +157,7 @@ def test_a_request_id_that_is_in_flight(stubs: Stubs) -> None:
 
 
 def test_a_full_queue_asks_to_come_again() -> None:
-    with running(max_running=1, queue_limit=1) as server, grpc.insecure_channel(server.target) as channel:
+    with running(max_num_seqs=1, queue_limit=1) as server, grpc.insecure_channel(server.target) as channel:
         stubs = Stubs.on(channel)
         running_one = long_stream(stubs, "running")
         waiting = stubs.generation.Generate.future(request())
@@ -173,7 +173,7 @@ def test_a_full_queue_asks_to_come_again() -> None:
 
 
 def test_a_deadline_that_passes_in_the_queue() -> None:
-    with running(max_running=1) as server, grpc.insecure_channel(server.target) as channel:
+    with running(max_num_seqs=1) as server, grpc.insecure_channel(server.target) as channel:
         stubs = Stubs.on(channel)
         stream = long_stream(stubs, "running")
         steps = server.services.engine.stats().steps

@@ -209,7 +209,7 @@ def two_tenants(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         lines.append(f"  - {{name: {tenant}, tenant: {tenant}, roles: [{roles}], token_sha256: {digest}}}")
     path: Path = tmp_path_factory.mktemp("identities") / "identities.yaml"
     path.write_text("\n".join(lines), encoding="utf-8")
-    with running(identities=path, max_running=4, queue_limit=64) as server:
+    with running(identities=path, max_num_seqs=4, queue_limit=64) as server:
         yield server
 
 

@@ -98,13 +98,22 @@ def _paragraphs(text: str) -> Iterator[str]:
         yield " ".join(line.strip() for line in paragraph.strip().splitlines())
 
 
+def documents() -> list[Path]:
+    """The documents, wherever they lie, but those of what is installed."""
+    found = [path.relative_to(ROOT) for path in ROOT.glob("**/*.md")]
+    return sorted(ROOT / path for path in found if not path.parts[0].startswith("."))
+
+
 def blocks(kind: str) -> Iterator[Example]:
     """The blocks of a kind, such as python, in the documents."""
-    for path in sorted(ROOT.glob("**/*.md")):
-        name = str(path.relative_to(ROOT))
-        if not name.startswith(".") and "node_modules" not in name:
-            for found in re.findall(rf"```{kind}\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL):
-                yield Example(name, found)
+    for path in documents():
+        for found in re.findall(rf"```{kind}\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL):
+            yield Example(str(path.relative_to(ROOT)), found)
+
+
+def programs() -> list[Path]:
+    """The programs that a reader may copy."""
+    return sorted((ROOT / "examples").glob("*.py"))
 
 
 def of_documents() -> Iterator[Example]:
@@ -140,7 +149,7 @@ def mentions() -> Iterator[Example]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 yield from _mentions(str(path.relative_to(ROOT)), node.value)
-    for path in sorted(ROOT.glob("**/*.md")):
+    for path in documents():
         for code in re.findall(r"`([^`\n]+)`", path.read_text(encoding="utf-8")):
             yield from _mentions(str(path.relative_to(ROOT)), code)
 

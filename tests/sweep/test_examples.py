@@ -6,6 +6,8 @@ import asyncio
 import json
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import redirect_stdout
 from dataclasses import dataclass
@@ -238,12 +240,36 @@ def test_what_is_no_command_of_ours_is_known() -> None:
             assert f"\n{target}:" in makefile, each
 
 
+def printed(program: Path) -> str:
+    """What a program of `examples/` prints, in a process of its own."""
+    told = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, timeout=120)
+    assert (told.returncode, told.stderr) == (0, ""), told.stderr
+    return told.stdout
+
+
+#: What each program of `examples/` must show, of the reference model without a policy that rules.
+SHOWN = {
+    "denied.py": "does not exist: steering.edits[0].feature.index: the SAE polyglot has features 0 to 4095",
+    "many.py": "0.8 of its maximum: The train is comfortable. The train arrives at the Golden Gate Bridge.",
+    "score.py": "' Golden', token",
+    "steer.py": "clamped: The train is comfortable. The train arrives at the Golden Gate Bridge.",
+    "stream.py": "tokens, ended by stop",
+}
+
+
+@pytest.mark.parametrize("program", examples.programs(), ids=lambda path: path.name)
+def test_a_program_runs(program: Path, here: World) -> None:
+    assert SHOWN[program.name] in printed(program)
+    assert f"[{program.name}]" in (program.parent / "README.md").read_text(encoding="utf-8")
+
+
 def test_policies_are_put_listed_and_rolled_back_as_shown(here: World) -> None:
     ruled = [each for each in shell_examples() if why_not(each) == "under a policy, below"]
     assert CliRunner().invoke(app, ("policy", "apply", "deploy/policies/no-harm")).exit_code == 0
     answered, denied = (run(each, here) for each in sorted(ruled, key=lambda each: len(each.arguments)))
     assert (answered.exit_code, denied.exit_code) == (0, 1), answered.output + denied.output
     assert "ban-harm" in denied.stderr
+    assert "that the policy bans: denied: " in printed(ROOT / "examples/denied.py")
     shown = [
         each for each in shell_examples() if re.match(r"saegis policy (apply|list|hist|roll)", each.text)
     ]

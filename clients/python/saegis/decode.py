@@ -170,7 +170,7 @@ def server_info(message: model_pb2.GetServerInfoResponse) -> models.ServerInfo:
             max_bans_per_site=limits.max_bans_per_site,
             max_watches_per_site=limits.max_watches_per_site,
             max_queue=limits.max_queue,
-            max_running_requests=limits.max_running_requests,
+            max_num_seqs=limits.max_num_seqs,
             max_logprobs=limits.max_logprobs,
             max_message_bytes=limits.max_message_bytes,
             max_logit_bias=limits.max_logit_bias,

@@ -26,7 +26,7 @@ class SaeInfo:
     width: int
     feature_count: int
     architecture: str
-    """As SAELens names it: "standard", "gated", "jumprelu" or "topk"."""
+    """As SAELens names it: "standard", "gated" or "jumprelu"."""
     fvu: float | None
     """Fraction of variance unexplained, measured at load."""
     l0: float | None
@@ -61,7 +61,7 @@ class Limits:
     max_bans_per_site: int
     max_watches_per_site: int
     max_queue: int
-    max_running_requests: int
+    max_num_seqs: int
     max_logprobs: int
     max_message_bytes: int
     max_logit_bias: int

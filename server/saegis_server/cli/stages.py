@@ -3,15 +3,13 @@
 import threading
 import time
 from types import TracebackType
-from typing import Literal, Self
+from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from saegis_server.cli.output import notes, print_json_line
-
-Style = Literal["bars", "lines", "json"]
 
 
 class StageDisplay:

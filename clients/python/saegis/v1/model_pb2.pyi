@@ -103,13 +103,13 @@ class GetServerInfoResponse(_message.Message):
     def __init__(self, version: _Optional[str] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping[str, object]]] = ..., execution_mode: _Optional[_Union[ExecutionMode, str]] = ..., torch_version: _Optional[str] = ..., device: _Optional[str] = ..., limits: _Optional[_Union[Limits, _Mapping[str, object]]] = ...) -> None: ...
 
 class Limits(_message.Message):
-    __slots__ = ("max_n", "max_edits_per_site", "max_bans_per_site", "max_watches_per_site", "max_queue", "max_running_requests", "max_logprobs", "max_message_bytes", "max_logit_bias", "max_stop_token_ids", "max_messages", "max_text_characters", "max_fields")
+    __slots__ = ("max_n", "max_edits_per_site", "max_bans_per_site", "max_watches_per_site", "max_queue", "max_num_seqs", "max_logprobs", "max_message_bytes", "max_logit_bias", "max_stop_token_ids", "max_messages", "max_text_characters", "max_fields")
     MAX_N_FIELD_NUMBER: _ClassVar[int]
     MAX_EDITS_PER_SITE_FIELD_NUMBER: _ClassVar[int]
     MAX_BANS_PER_SITE_FIELD_NUMBER: _ClassVar[int]
     MAX_WATCHES_PER_SITE_FIELD_NUMBER: _ClassVar[int]
     MAX_QUEUE_FIELD_NUMBER: _ClassVar[int]
-    MAX_RUNNING_REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    MAX_NUM_SEQS_FIELD_NUMBER: _ClassVar[int]
     MAX_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     MAX_MESSAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
     MAX_LOGIT_BIAS_FIELD_NUMBER: _ClassVar[int]
@@ -122,7 +122,7 @@ class Limits(_message.Message):
     max_bans_per_site: int
     max_watches_per_site: int
     max_queue: int
-    max_running_requests: int
+    max_num_seqs: int
     max_logprobs: int
     max_message_bytes: int
     max_logit_bias: int
@@ -130,7 +130,7 @@ class Limits(_message.Message):
     max_messages: int
     max_text_characters: int
     max_fields: int
-    def __init__(self, max_n: _Optional[int] = ..., max_edits_per_site: _Optional[int] = ..., max_bans_per_site: _Optional[int] = ..., max_watches_per_site: _Optional[int] = ..., max_queue: _Optional[int] = ..., max_running_requests: _Optional[int] = ..., max_logprobs: _Optional[int] = ..., max_message_bytes: _Optional[int] = ..., max_logit_bias: _Optional[int] = ..., max_stop_token_ids: _Optional[int] = ..., max_messages: _Optional[int] = ..., max_text_characters: _Optional[int] = ..., max_fields: _Optional[int] = ...) -> None: ...
+    def __init__(self, max_n: _Optional[int] = ..., max_edits_per_site: _Optional[int] = ..., max_bans_per_site: _Optional[int] = ..., max_watches_per_site: _Optional[int] = ..., max_queue: _Optional[int] = ..., max_num_seqs: _Optional[int] = ..., max_logprobs: _Optional[int] = ..., max_message_bytes: _Optional[int] = ..., max_logit_bias: _Optional[int] = ..., max_stop_token_ids: _Optional[int] = ..., max_messages: _Optional[int] = ..., max_text_characters: _Optional[int] = ..., max_fields: _Optional[int] = ...) -> None: ...
 
 class GetLoadRequest(_message.Message):
     __slots__ = ()

@@ -11,8 +11,6 @@ from saegis_server.cli.client.receipts import receipt_table
 from saegis_server.cli.serve.demo_scenes import Ban, Banned, Landmark, Sample, Strongest
 from saegis_server.polyglot.lexicon import ENGLISH_NAMES
 
-_DONE = ("", "red", "green")
-
 
 def heading(console: Console, number: int, title: str, told: str) -> None:
     """A scene's number, title and one sentence on what it shows."""

@@ -168,10 +168,10 @@ AuditOnFailure = Annotated[
 Reflection = Annotated[
     bool, typer.Option(help="Let clients read the contract.", rich_help_panel=_PANEL_NETWORK)
 ]
-MaxRunning = Annotated[
+MaxNumSeqs = Annotated[
     int, typer.Option(min=1, max=1024, help="Sequences that share a batch.", rich_help_panel=_PANEL_LIMITS)
 ]
-MaxLength = Annotated[
+MaxModelLen = Annotated[
     int | None,
     typer.Option(
         min=2,

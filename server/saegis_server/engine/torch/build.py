@@ -51,7 +51,7 @@ def build_step(
     in_order = {site: norms[site] for site in sorted(norms, key=forward_order)}
     length = max_length or loaded.max_context
     if length > loaded.max_context:
-        raise ValueError(f"max_length is {length}; the model's context has {loaded.max_context} tokens")
+        raise ValueError(f"max_model_len is {length}; the model's context has {loaded.max_context} tokens")
     count = max(max_running, SMALLEST)
     try:
         slots = Slots(loaded.model, tuple(in_order), count, length, capacity)
@@ -59,7 +59,8 @@ def build_step(
         if not is_want_of_memory(error):
             raise
         raise ValueError(
-            f"there is no memory for {count} sequences of {length} tokens: lower max_running or max_length"
+            f"there is no memory for {count} sequences of {length} tokens: "
+            "lower max_num_seqs or max_model_len"
         ) from error
     return Step(loaded.model, in_order, slots, compiled)
 

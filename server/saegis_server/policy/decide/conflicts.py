@@ -17,8 +17,8 @@ def conflicts(
 ) -> Iterator[Problem]:
     """What keeps a bundle's rules from being in force beside those of each other policy.
 
-    Only policies that may concern one request are held against each other, two at a time; what further ones
-    make impossible together is denied when it is asked for.
+    Only policies that may concern the same request are compared, two at a time. What three or more make
+    impossible together is denied when a request asks for it.
     """
     for other in sorted(others, key=lambda each: each.name):
         if other.name == compiled.name or not may_meet(compiled.policy.match, other.policy.match):
@@ -34,7 +34,7 @@ def conflicts(
 
 
 def may_meet(one: Match, other: Match) -> bool:
-    """Whether a request of some tenant, role and model concerns both; who has two roles may meet more."""
+    """Whether one request can concern both; by one role, though a caller with two roles may meet more."""
     pairs = ((one.tenants, other.tenants), (one.roles, other.roles), (one.models, other.models))
     return all(_share(*pair) for pair in pairs)
 

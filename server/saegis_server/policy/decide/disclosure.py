@@ -6,8 +6,8 @@ This is the one place that says so; receipts, denials and PolicyService tell wha
 - Others know that a policy is in force if it concerns their tenant. What it says, and why it denies, they
   learn where its transparency is `labels`; where it is `steered` they learn that there are rules, no more.
 - A receipt tells everybody the same, since an answer is shown on: what the transparency allows.
-- Rules of a policy that conceals are told in no mode, and counts in which they have a part are not told at
-  all: one's own ban, say, must not show whether the same was banned already.
+- Rules of a policy that conceals are not told, whatever their mode, and neither are counts that include
+  their effect: a request's own ban, say, must not show whether the feature was banned already.
 """
 
 from __future__ import annotations

@@ -14,9 +14,9 @@ from saegis_server.policy.schema.yaml_text import Place, path_of, read_yaml
 def with_number(data: bytes, file: str, place: Place, value: float) -> bytes:
     """The YAML in which the key at `place`, of a map that is there, has the finite number `value`.
 
-    A number that stands there gives way, characters around it stay; a key that is missing becomes a line of
-    its own, or an entry of a map in braces. Raises SyntaxProblem for what `read_yaml` refuses, PolicyError
-    where the map is not there, or is written so that the number cannot be set.
+    A number that is there already is replaced; the characters around it stay. A key that is missing is
+    added as a line, or as an entry of a map in braces. Raises SyntaxProblem for what `read_yaml` refuses, and
+    PolicyError where the map is not there, or is written so that the number cannot be set.
     """
     document = read_yaml(data, file)
     wanted = deepcopy(document.value)

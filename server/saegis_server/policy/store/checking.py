@@ -34,7 +34,7 @@ T = TypeVar("T")
 class CheckedBundle:
     """A bundle that may come in force. signed_by: the id of the key, or empty where none is asked for.
 
-    warnings: what is hardly meant in it.
+    warnings: what in it is probably a mistake.
     """
 
     bundle: Bundle
@@ -137,7 +137,7 @@ class Checker:
 
 
 def check_serial(bundle: Bundle, standing: Standing) -> None:
-    """Raise SerialError unless the bundle is a step forward, or the candidate beside the one in force."""
+    """Raise SerialError unless the serial is above all that were taken, or the bundle acts already."""
     serial, highest = bundle.policy.serial, standing.highest
     if serial > highest or bundle.digest in (standing.active, standing.shadow):
         return

@@ -1,8 +1,8 @@
 """The history of policies: each revision's archive and how each policy stands, on disk or in memory.
 
 On disk a policy has a folder of its name with an archive for each revision, and the file state.json that says
-how it stands. An archive is whole on disk before the file names it, and the file changes by one rename: after
-a crash at any point the folder says either what it said before or what it was to say.
+how it stands. An archive is whole on disk before the file names it, and the file changes by one rename. So
+after a crash at any point the folder holds either the old state or the new one.
 """
 
 from __future__ import annotations

@@ -35,8 +35,8 @@ class Opened:
 class Opening:
     """Decides for each policy between the configured bundle and the last one that was in force.
 
-    The newer serial wins. A configured bundle that is broken leaves the last one in force, which `failed` is
-    told; where there is none, the start fails: a policy that was asked for is never left out.
+    The newer serial wins. Where a configured bundle is broken the last one stays in force, and `failed` is
+    told. Where there is no last one the start fails: a policy that was asked for is never left out.
     """
 
     def __init__(self, checker: Checker, history: History, failed: Failed) -> None:

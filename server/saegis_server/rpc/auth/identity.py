@@ -43,8 +43,3 @@ def current_audience() -> Audience:
     """As whom the caller is told of policies; outside of an RPC as one who may learn the least."""
     caller = identity.get(None)
     return Audience("") if caller is None else caller.audience
-
-
-def require_role(role: Role, field: str = "") -> None:
-    """Raise RoleMissingError unless the caller has a role. field: what of the request needs it."""
-    current_identity().require(role, field=field)

@@ -16,7 +16,7 @@ LONGEST_PATH = 107
 def check_port(host: str, port: int, option: str) -> None:
     """Raise OSError, in a sentence that names the option, where nothing can listen on a port of this host.
 
-    gRPC itself says no more than that it failed, and is content where one of a name's addresses is free.
+    gRPC itself only says that it failed, and where a name has several addresses it is content with one.
     """
     for family, _, _, _, address in _addresses(host, port):
         try:
@@ -42,8 +42,8 @@ def _addresses(host: str, port: int) -> list[tuple[int, int, int, str, tuple[str
 class UnixSocket:
     """A path to listen on, which this process alone has for as long as it holds it.
 
-    gRPC deletes what lies at the path when it listens and when it ends, so the path is held by a lock on the
-    file PATH.lock, which ends with the process however that ends.
+    gRPC deletes whatever lies at the path when it begins and ends to listen. So the path is held by a lock on
+    the file PATH.lock, which ends with the process, however that ends.
     """
 
     def __init__(self, path: Path) -> None:

@@ -49,9 +49,9 @@ class ServerConfig(_Strict):
     model: a local directory or hub id of a Transformers causal language model. name: what GetModel and
     receipts call it; by default what `model` says. sites: further sites that requests may steer with
     directions, beside those of the SAEs. port and metrics_port: 0 means any free one, metrics_port None
-    means no metrics endpoint. max_length: tokens of prompt and completion together; by default what the model
-    allows. rows: for how many rows of a kind a sequence has room at each site, where that is not the default.
-    queue_limit: sequences that may wait; a tenant that has few of them finds room beyond it.
+    means no metrics endpoint. max_model_len: tokens of prompt and completion together; by default what the
+    model allows. rows: for how many rows of a kind a sequence has room at each site, where that is not the
+    default. queue_limit: sequences that may wait; a tenant that has few of them finds room beyond it.
     steer_first_token, read_first_token: whether rows move, and conditions, contrasts and statistics read, a
     text's first token also where it is the model's own beginning-of-sequence token. limits: what each
     principal and tenant may have. identities: the file of those who may call and in which roles; without it
@@ -59,8 +59,9 @@ class ServerConfig(_Strict):
     governs requests; without it nothing does. audit: the log of decisions and answers; without it there is
     none. compile: "auto" compiles where a C++ compiler is found. stall_seconds: an event loop that does not
     answer for so long makes the server not live, and one that does not for six times as long ends the
-    process; 0 turns both off. ready_file: written as JSON (target, metrics_port, pid) once the server serves.
-    unix: the path of a Unix socket to listen on in the place of host and port, open to its owner alone.
+    process; 0 turns both off. ready_file: written as JSON (target, metrics_port, pid) once the server
+    serves. unix: the path of a Unix socket to listen on in the place of host and port, open to its owner
+    alone.
     Raises pydantic's ValidationError for unknown keys and values out of range.
     """
 
@@ -79,8 +80,8 @@ class ServerConfig(_Strict):
     audit: AuditSettings | None = None
     reflection: bool = True
     max_message_bytes: int = Field(default=DEFAULT_MAX_MESSAGE_BYTES, ge=1024, le=LARGEST_MESSAGE_BYTES)
-    max_running: int = Field(default=16, ge=1, le=1024)
-    max_length: int | None = Field(default=None, ge=2)
+    max_num_seqs: int = Field(default=16, ge=1, le=1024)
+    max_model_len: int | None = Field(default=None, ge=2)
     rows: dict[RowKind, Room] = {}
     queue_limit: int = Field(default=256, ge=1, le=1_000_000)
     steer_first_token: bool = False

@@ -16,7 +16,7 @@ log = logging.getLogger("saegis.rpc")
 
 
 class Phase(Enum):
-    """What the server does, and what it tells those whom it does not let in."""
+    """What the server does now, and what it tells callers that it does not let in."""
 
     STARTING = "the server is starting"
     SERVING = "the server serves"

@@ -1,4 +1,4 @@
-"""The intake: how requests come in and answers go out, a bounded number and no longer than a bounded time."""
+"""The intake: requests come in and answers go out, a bounded number at once, each within a bounded time."""
 
 import asyncio
 from typing import Any
@@ -24,7 +24,7 @@ class Intake:
     """Receives requests and writes the messages of streams. To be used on the event loop.
 
     At most so many requests are received at once, half as many of one tenant; where nobody is asked who
-    they are, of one address. A client that does not send, or does not read, is waited for so long.
+    they are, of one address. The wait for a client that does not send, or does not read, is bounded.
     """
 
     def __init__(

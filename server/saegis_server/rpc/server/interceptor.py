@@ -52,8 +52,8 @@ def usable_request_id(name: str) -> bool:
 class OutermostInterceptor(grpc.aio.ServerInterceptor):
     """Maps exceptions to statuses, counts, logs one line an RPC (never a prompt), and asks who may and when.
 
-    Every handler gets its requests through here, as bytes, so that no RPC can be served unasked and nothing
-    of a request is read, or received at all, before its caller is known.
+    Every handler gets its requests through here, as bytes. So no RPC is served without being authorized, and
+    nothing of a request is received, let alone read, before its caller is known.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Limits: how much a principal, a tenant and all callers together may have the server do."""
+"""Limits: how much the server does for one principal, for one tenant, and for all callers together."""
 
 import time
 from collections import Counter
@@ -21,8 +21,8 @@ class RequestLimits(BaseModel):
     """What one principal, or one tenant, may have; None is no limit.
 
     requests: RPCs at once, those that wait included. tokens_per_minute: of prompts and completions together.
-    bytes_per_minute: of requests. Both may be saved up for a minute, and what a request took beyond them is
-    paid back before the next one.
+    bytes_per_minute: of requests. Both may be saved up for a minute. A request may take more than is left;
+    the next one waits until that is paid back.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -45,7 +45,7 @@ class Limits(BaseModel):
 
 @dataclass(slots=True)
 class _Budget:
-    """What may be spent: it fills within a minute and not beyond; it may be owed."""
+    """What may be spent: it fills up within a minute, and may fall below zero."""
 
     per_minute: int
     left: float

@@ -76,7 +76,7 @@ def services(
     first = FirstToken(loaded.bos_token_id, moved=config.steer_first_token, read=config.read_first_token)
     must_compile = config.compile == "always"
     engine = TorchEngine(
-        step, loaded.tokenizer, loaded.eos_token_ids, config.max_running, limits, first, must_compile
+        step, loaded.tokenizer, loaded.eos_token_ids, config.max_num_seqs, limits, first, must_compile
     )
     facts = _facts(config, loaded)
     targets = Targets(tuple(str(site) for site in step.sites), Catalog(saes), facts.hidden_size)
@@ -115,7 +115,8 @@ def _step(config: ServerConfig, loaded: LoadedModel, placed: Sequence[PlacedSAE]
     for each in placed:
         norms = sites.get(each.site, frozenset((Norm.NONE,)))
         sites[each.site] = norms | {each.loaded.sae.norm}
-    return build_step(loaded, sites, config.max_running, config.max_length, Capacity(**config.rows), compiled)
+    room = Capacity(**config.rows)
+    return build_step(loaded, sites, config.max_num_seqs, config.max_model_len, room, compiled)
 
 
 def _capture_at(step: Step, site: Site) -> Callable[[Sequence[int]], Tensor]:

@@ -38,8 +38,8 @@ class Premises:
 def prepare(config: ServerConfig) -> Premises:
     """Check all of a configuration that can be checked without its model, and open the audit log.
 
-    Raises SiteError and SAEFileError for sites and SAEs that cannot be, IdentitiesError, PolicyError,
-    KeyFileError and HistoryError for files of no use, ValueError and OSError for those of TLS,
+    Raises SiteError and SAEFileError for sites and SAEs that do not exist; IdentitiesError, PolicyError,
+    KeyFileError and HistoryError for files that cannot be used; ValueError and OSError for those of TLS;
     AuditBrokenError, AuditKeyError and AuditUnavailableError for a log that cannot be written.
     """
     for site in (*config.sites, *(source.site for source in config.saes if source.site is not None)):
@@ -58,7 +58,7 @@ def prepare(config: ServerConfig) -> Premises:
 
 
 def _check_policies(settings: PolicySettings) -> None:
-    """Read keys, state and bundles. A bundle may be broken where the state has one of its place."""
+    """Read keys, state and bundles. A bundle may be broken if the state has one from its path."""
     for path in settings.keys:
         load_public_key(path)
     known: set[str] = set()
@@ -77,14 +77,14 @@ def _check_policies(settings: PolicySettings) -> None:
 
 
 def _placed(problem: Problem, bundle: Path) -> Problem:
-    """A problem with the bundle that it was found in, since several may be given."""
+    """A problem, with the path of the bundle that it was found in, since several may be given."""
     if problem.file.startswith(str(bundle)):
         return problem
     return replace(problem, file=str(bundle / problem.file))
 
 
 def _check_sae(path: str) -> None:
-    """Read as much of an SAE on this machine as costs nothing: its place and its cfg.json."""
+    """Check of an SAE on this machine what costs nothing: that it is there, and its cfg.json."""
     found = check_spec(path)
     if isinstance(found, Path):
         read_config(found / CONFIG_FILE)

@@ -1,4 +1,4 @@
-"""The ready file: where a server listens, written once it serves, and its own to delete."""
+"""The ready file: says where a server listens; the server writes it once it serves, and deletes it."""
 
 import errno
 import fcntl
@@ -16,8 +16,8 @@ class ReadyFile:
     """Tells other programs that a server serves, and where; with `path` None there is none.
 
     It stands for a living process: its writer holds a lock on it, which ends with the process however that
-    ends. So a file that a killed server left is known for what it is, and taken away at the start of the
-    next, which must not seem ready while it loads.
+    ends. So the next server knows the file of a killed one, and deletes it at its start: it must not seem
+    ready while it loads.
     """
 
     def __init__(self, path: Path | None) -> None:

@@ -93,8 +93,8 @@ def check_sae(
 ) -> LoadedSAE:
     """The SAE with what was measured at its site, without the tokens that it was not trained on.
 
-    It is checked on its own sample or, without one, on the built-in text. There what its file states need not
-    hold, so a higher FVU is taken, with a warning, if no other site of the model has a lower one.
+    It is checked on its own sample or, without one, on the built-in text. On the built-in text the FVU may be
+    higher than its file states: it is taken, with a warning, if no other site of the model has a lower one.
 
     encode: a text's token ids; capture: tokens' activations at the SAE's site, [T, d]; special: the
     tokenizer's special tokens. Raises SAEMismatch.

@@ -91,6 +91,6 @@ class _Signals:
 
 
 def _leave_loaded_objects_alone() -> None:
-    """Keep the collector of garbage from what was loaded: going through it stops every thread for 0.3 s."""
+    """Keep the garbage collector off what was loaded: going through it stops every thread for 0.3 s."""
     gc.collect()
     gc.freeze()

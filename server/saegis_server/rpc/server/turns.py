@@ -1,4 +1,4 @@
-"""Turns: who may do something of which only so much is done at once, fairly among those who wait."""
+"""Turns: a bound on how much of one thing is done at once, and whose turn is next, fairly among owners."""
 
 import asyncio
 from collections import Counter
@@ -16,7 +16,9 @@ class _Waiter:
 
 
 class Turns:
-    """So many turns at once, and so many callers who wait for one. To be used on the event loop.
+    """A number of turns that may be taken at once, and a number of callers that may wait for one.
+
+    To be used on the event loop.
 
     A free turn goes to the owner who holds the fewest, and among those to whoever did not just have one.
     """

@@ -29,7 +29,7 @@ class Watchdog:
     def __init__(self, observe: Callable[[float], None], stall_seconds: float) -> None:
         """`observe` is told of every wait, in seconds.
 
-        After `stall_seconds` without an answer the loop is not live, and after some times as long the process
+        After `stall_seconds` without an answer the loop is not live, and after a multiple of that the process
         ends; 0 turns both off.
         """
         self._loop = asyncio.get_running_loop()

@@ -62,7 +62,7 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
                 max_bans_per_site=capacity.bans,
                 max_watches_per_site=capacity.watches,
                 max_queue=load.queue_limit,
-                max_running_requests=load.max_running,
+                max_num_seqs=load.max_running,
                 max_logprobs=MAX_LOGPROBS,
                 max_message_bytes=self.services.max_message_bytes,
                 max_logit_bias=MOST_BIASES,

@@ -37,8 +37,8 @@ class ModelFacts:
 class Services:
     """Everything that the servicers need.
 
-    unread_limit: how many tokens may wait for a stream's reader. admission: what a generation needs before it
-    can run. heavy: all other work, which can make no generation wait.
+    unread_limit: how many tokens may wait for a stream's reader. admission: work that a generation needs
+    before it can run. heavy: all other work; no generation waits for it.
     """
 
     engine: Engine
@@ -66,7 +66,7 @@ class Services:
 
     @property
     def longest_text(self) -> int:
-        """How many characters a text may have that is to be read whole."""
+        """How many characters a text may have, if it must be read whole."""
         return most_characters(self.engine.max_length)
 
     def work(self) -> dict[str, float]:
