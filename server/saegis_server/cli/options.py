@@ -1,17 +1,12 @@
 """Options that several commands share."""
 
-import os
 from enum import StrEnum
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-_CONNECTION = "Connection"
 _SAMPLING = "Sampling"
 _STEERING = "Steering"
-
-TOKEN_VARIABLE = "SAEGIS_TOKEN"  # noqa: S105 - the name of a variable
 
 
 class DtypeName(StrEnum):
@@ -23,68 +18,6 @@ class DtypeName(StrEnum):
     FLOAT16 = "float16"
 
 
-def _token(file: str | None) -> str | None:
-    """The token in a file, or in the environment where no file is named."""
-    if file is None:
-        return os.environ.get(TOKEN_VARIABLE) or None
-    try:
-        token = Path(file).read_text(encoding="ascii").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise typer.BadParameter(f"{file} cannot be read: {_cause(error)}") from None
-    if not token or len(token.split()) > 1:
-        raise typer.BadParameter(f"{file} holds no token; saegis token new makes one")
-    return token
-
-
-def _cause(error: OSError | UnicodeDecodeError) -> str:
-    """Why, without a byte of the file."""
-    return (error.strerror or "no reason given") if isinstance(error, OSError) else "it is not ASCII text"
-
-
-Server = Annotated[
-    str,
-    typer.Option(
-        "--server",
-        envvar="SAEGIS_SERVER",
-        metavar="TARGET",
-        help="Where the server listens: host:port, or unix:/path.",
-        rich_help_panel=_CONNECTION,
-    ),
-]
-Token = Annotated[
-    str | None,
-    typer.Option(
-        "--token-file",
-        callback=_token,
-        metavar="FILE",
-        help=f"File of the bearer token; without it {TOKEN_VARIABLE} in the environment.",
-        rich_help_panel=_CONNECTION,
-    ),
-]
-CaFile = Annotated[
-    str | None,
-    typer.Option(
-        "--ca",
-        metavar="FILE",
-        help="PEM file of the authorities to trust. Your own certificate, where the server asks for one, and "
-        "its key are the files in SAEGIS_CERT and SAEGIS_KEY.",
-        rich_help_panel=_CONNECTION,
-    ),
-]
-Insecure = Annotated[
-    bool,
-    typer.Option(
-        "--insecure",
-        help="Reach a server that is not on this machine without encryption.",
-        rich_help_panel=_CONNECTION,
-    ),
-]
-Timeout = Annotated[
-    float | None,
-    typer.Option(
-        metavar="SECONDS", help="Deadline of the call; none by default.", rich_help_panel=_CONNECTION
-    ),
-]
 Device = Annotated[str, typer.Option(metavar="DEVICE", help="cpu, cuda, cuda:1 ...")]
 Dtype = Annotated[DtypeName, typer.Option(help="The model's dtype; auto is float32 on a CPU.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from saegis_server.cli import options
-from saegis_server.cli.client.connection import DEFAULT_SERVER, connected
+from saegis_server.cli.client.connection import Connection, connecting
 from saegis_server.cli.client.edits import EditSyntaxError, parse_target
 from saegis_server.cli.client.labels import on_server, settled_target
 from saegis_server.cli.features import choose as features_choose
@@ -53,21 +53,19 @@ saegis features show "Golden Gate Bridge" --json
 
 
 @app.command(epilog=SEARCH_EPILOG)
+@connecting
 def search(
     words: Annotated[str, typer.Argument(help="Words of the label; none lists every labelled one.")] = "",
     top: Annotated[int, typer.Option(help="How many features to show, at most.", min=1)] = 20,
     sae: options.Sae = "",
     json: options.Json = False,
-    server: options.Server = DEFAULT_SERVER,
-    token: options.Token = None,
-    ca: options.CaFile = None,
-    insecure: options.Insecure = False,
-    timeout: options.Timeout = None,
+    *,
+    connection: Connection,
 ) -> None:
     """Find features by words of their labels, best first."""
     found: list[FeatureInfo] = []
     total, page_token = 0, ""
-    with connected(server, token, ca, insecure, timeout) as client:
+    with connection.client() as client:
         while len(found) < top:
             size = min(100, top - len(found))
             page = client.search_features(words, sae=sae, page_size=size, page_token=page_token)
@@ -85,6 +83,7 @@ def search(
 
 
 @app.command(epilog=CONTRAST_EPILOG)
+@connecting
 def contrast(
     with_texts: Annotated[
         list[str] | None, typer.Option("--with", metavar="TEXT", help="A text that has it. Again for more.")
@@ -101,16 +100,13 @@ def contrast(
     top: Annotated[int, typer.Option(help="How many features to show, at most.", min=1)] = 20,
     sae: options.Sae = "",
     json: options.Json = False,
-    server: options.Server = DEFAULT_SERVER,
-    token: options.Token = None,
-    ca: options.CaFile = None,
-    insecure: options.Insecure = False,
-    timeout: options.Timeout = None,
+    *,
+    connection: Connection,
 ) -> None:
     """Find the features that are active in some texts and not in others."""
     positive = _texts(with_texts, with_file, "--with")
     negative = _texts(without_texts, without_file, "--without")
-    with connected(server, token, ca, insecure, timeout) as client:
+    with connection.client() as client:
         found = client.contrast_features(positive, negative, sae=sae, limit=top)
     if json:
         print_json(found)
@@ -119,22 +115,20 @@ def contrast(
 
 
 @app.command(epilog=SHOW_EPILOG)
+@connecting
 def show(
     feature: Annotated[str, typer.Argument(metavar="TARGET", help="Its index or exact label.")],
     sae: options.Sae = "",
     json: options.Json = False,
-    server: options.Server = DEFAULT_SERVER,
-    token: options.Token = None,
-    ca: options.CaFile = None,
-    insecure: options.Insecure = False,
-    timeout: options.Timeout = None,
+    *,
+    connection: Connection,
 ) -> None:
     """Show what is recorded about one feature."""
     try:
         target = parse_target(feature, sae)
     except EditSyntaxError as error:
         raise fail(str(error), code=USAGE) from error
-    with connected(server, token, ca, insecure, timeout) as client:
+    with connection.client() as client:
         found = client.get_feature(settled_target(target, on_server(client)))
     if json:
         print_json(found)

@@ -9,7 +9,7 @@ import typer
 from rich.text import Text
 
 from saegis_server.cli import options
-from saegis_server.cli.client.connection import DEFAULT_SERVER, connected
+from saegis_server.cli.client.connection import Connection, connecting
 from saegis_server.cli.output import FAILURE, console, fail, print_json
 from saegis_server.cli.policy import world as policy_world
 from saegis_server.cli.policy.validate import problem_table
@@ -36,6 +36,7 @@ _STYLES = {"added": "green", "removed": "red", "changed": "yellow"}
 _SIGNS = {"added": "+", "removed": "-", "changed": "~"}
 
 
+@connecting
 def apply(
     bundle: policy_world.BundlePath,
     shadow: Annotated[
@@ -43,18 +44,15 @@ def apply(
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and show, but put nothing.")] = False,
     json: options.Json = False,
-    server: options.Server = DEFAULT_SERVER,
-    token: options.Token = None,
-    ca: options.CaFile = None,
-    insecure: options.Insecure = False,
-    timeout: options.Timeout = None,
+    *,
+    connection: Connection,
 ) -> None:
     """Check a bundle, show what it changes, and put it in force on a server."""
     from saegis_server.policy.bundle.changes import changes
 
     found = policy_world.read_bundle(bundle)
     archive = found.archive()
-    with connected(server, token, ca, insecure, timeout) as client:
+    with connection.client() as client:
         before = _in_force(client, found.policy.name)
         _check(client.validate_policy(archive), bundle, json)
         old = _bundle_of(before)

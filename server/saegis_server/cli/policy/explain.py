@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +12,7 @@ import typer
 from rich.text import Text
 
 from saegis_server.cli import options
-from saegis_server.cli.client.connection import DEFAULT_SERVER, connected
+from saegis_server.cli.client.connection import SERVER_VARIABLE, Connection, connecting
 from saegis_server.cli.client.edits import EditSyntaxError, parse_edits
 from saegis_server.cli.client.labels import in_catalog, on_server, settled
 from saegis_server.cli.output import USAGE, console, fail, print_json
@@ -80,6 +81,7 @@ Uses = Annotated[
 ]
 
 
+@connecting
 def explain(
     bundle: Bundle = None,
     tenant: Tenant = "",
@@ -97,10 +99,8 @@ def explain(
     rows: policy_world.Rows = None,
     json: options.Json = False,
     server: Server = None,
-    token: options.Token = None,
-    ca: options.CaFile = None,
-    insecure: options.Insecure = False,
-    timeout: options.Timeout = None,
+    *,
+    connection: Connection,
 ) -> None:
     """Tell what is decided on a request, by which rules, and why. Nothing is generated."""
     written = (("clamp", clamp), ("scale", scale), ("add", add), ("cap", cap), ("ban", ban))
@@ -115,9 +115,10 @@ def explain(
         decision = _decided(compiled, edits, uses, tenant or "default", role or (Role.USE, Role.STEER))
         digest = decision.program.digest if decision.allowed else ""
     else:
-        target = server or os.environ.get("SAEGIS_SERVER") or DEFAULT_SERVER
+        if server is None and (named := os.environ.get(SERVER_VARIABLE)):
+            connection = replace(connection, server=named)
         archive = b"" if bundle is None else policy_world.read_bundle(bundle).archive()
-        with connected(target, token, ca, insecure, timeout) as client:
+        with connection.client() as client:
             edits = settled(edits, on_server(client))
             told = client.evaluate_policy(
                 edits, tenant=tenant, roles=list(map(str, role or ())), bundle=archive, uses=uses
@@ -165,8 +166,6 @@ def _with_edits(
     request: RequestFacts, edits: Sequence[saegis.Edit], compiled: CompiledPolicy
 ) -> RequestFacts:
     """The request with edits, resolved as a server resolves them."""
-    from dataclasses import replace
-
     from saegis.requests import steering_message
     from saegis_server.engine.requests import FieldError
     from saegis_server.rpc.wire.programs import request_steering
