@@ -9,12 +9,15 @@ from saegis.v1 import policy_pb2 as pb
 from saegis.v1 import policy_pb2_grpc, steering_pb2
 from saegis_server.engine.requests import FieldError
 from saegis_server.policy.bundle.bundle import Bundle
+from saegis_server.policy.bundle.changes import changes
 from saegis_server.policy.decide.compiled import compile_policy
 from saegis_server.policy.decide.decide import PolicySet, revision_of
 from saegis_server.policy.decide.decision import Decision, RequestFacts
 from saegis_server.policy.decide.disclosure import Audience
 from saegis_server.policy.decide.uses import ORDINARY, Use, UseOfRequest, beyond
 from saegis_server.policy.errors import PolicyError
+from saegis_server.policy.schema.policy import Policy
+from saegis_server.policy.store.errors import UnknownPolicyError
 from saegis_server.policy.store.state import FEWEST_DIGITS
 from saegis_server.policy.store.store import PolicyStore
 from saegis_server.rpc.auth.identity import Identity, current_identity
@@ -165,6 +168,7 @@ def _validate(store: PolicyStore, archive: bytes, audience: Audience) -> pb.Vali
     except PolicyError as error:
         return pb.ValidatePolicyResponse(problems=map(convert.problem, error.problems))
     policy = found.bundle.policy
+    replaces, changed = _replaced(store, policy, audience)
     return pb.ValidatePolicyResponse(
         valid=not found.problems,
         problems=map(convert.problem, found.problems),
@@ -177,7 +181,23 @@ def _validate(store: PolicyStore, archive: bytes, audience: Audience) -> pb.Vali
         ),
         cases=map(convert.outcome, found.cases),
         warnings=map(convert.problem, found.warnings),
+        replaces=replaces,
+        changes=changed,
     )
+
+
+def _replaced(
+    store: PolicyStore, policy: Policy, audience: Audience
+) -> tuple[pb.PolicyState | None, pb.PolicyChanges | None]:
+    """What `policy` would replace and what it changes, as far as the audience may learn it."""
+    try:
+        state, bundle = store.get(policy.name, audience)
+    except UnknownPolicyError:
+        return None, pb.PolicyChanges(changes=map(convert.changed, changes(None, policy)))
+    told = convert.state(state, reads := audience.reads(bundle.policy))
+    if not reads:
+        return told, None
+    return told, pb.PolicyChanges(changes=map(convert.changed, changes(bundle.policy, policy)))
 
 
 def _evaluate(store: PolicyStore, archive: bytes, facts: RequestFacts) -> Decision:

@@ -3,6 +3,7 @@
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from saegis.v1 import policy_pb2 as pb
+from saegis_server.policy.bundle.changes import Changed
 from saegis_server.policy.decide import decision
 from saegis_server.policy.decide.cases import CaseResult
 from saegis_server.policy.decide.disclosure import Audience
@@ -48,6 +49,11 @@ def state(found: PolicyState, reads: bool = True) -> pb.PolicyState:
 def problem(found: Problem) -> pb.PolicyProblem:
     """One thing that is wrong with a bundle."""
     return pb.PolicyProblem(file=found.file, line=found.line, path=found.path, message=found.message)
+
+
+def changed(found: Changed) -> pb.PolicyChange:
+    """One entry that is otherwise."""
+    return pb.PolicyChange(change=f"CHANGE_KIND_{found.change.name}", key=found.key)
 
 
 def outcome(case: CaseResult) -> pb.CaseOutcome:
