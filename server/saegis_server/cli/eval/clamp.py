@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from saegis_server.cli import options
-from saegis_server.cli.client.connection import Connection, connecting
-from saegis_server.cli.client.edits import parse_edit, parse_target
-from saegis_server.cli.client.labels import on_server, settled_target
+from saegis.cli import options
+from saegis.cli.connection import Connection, connecting
+from saegis.cli.edits import parse_edit, parse_target
+from saegis.cli.labels import on_server, settled_target
+from saegis.cli.output import console, print_json
 from saegis_server.cli.eval import options as eval_options
 from saegis_server.cli.eval.files import check_places, inputs, shipped, tell_written, write_result
 from saegis_server.cli.eval.tables import clamp_tables
-from saegis_server.cli.output import console, print_json
 from saegis_server.cli.stages import stage_display
 
 if TYPE_CHECKING:

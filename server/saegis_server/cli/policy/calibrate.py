@@ -11,12 +11,12 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from saegis_server.cli import options
-from saegis_server.cli.client.connection import Connection, connecting
+from saegis.cli import options
+from saegis.cli.connection import Connection, connecting
+from saegis.cli.output import FAILURE, USAGE, console, fail, notes, print_json
 from saegis_server.cli.eval import options as eval_options
 from saegis_server.cli.eval.files import codes, inputs, strengths_of, tell_written
 from saegis_server.cli.eval.tables import MARK, marked, strengths_table, verdict
-from saegis_server.cli.output import FAILURE, USAGE, console, fail, notes, print_json
 from saegis_server.cli.policy import world as policy_world
 from saegis_server.cli.stages import stage_display
 

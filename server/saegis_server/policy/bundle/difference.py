@@ -10,8 +10,9 @@ from typing import Any, TypeAlias
 
 from pydantic import BaseModel
 
+from saegis.bundles import DIRECTIONS
 from saegis_server.policy.bundle.bundle import Bundle
-from saegis_server.policy.bundle.files import DIRECTIONS, in_folder
+from saegis_server.policy.bundle.files import in_folder
 
 Value: TypeAlias = "bool | int | float | str | list[Value] | dict[str, Value] | None"
 

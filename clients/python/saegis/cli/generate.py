@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from saegis_server.cli import options
-from saegis_server.cli.client.connection import Connection, connecting
-from saegis_server.cli.client.edits import EditSyntaxError, parse_edits, parse_watches, split_strength
-from saegis_server.cli.client.labels import on_server, settled
-from saegis_server.cli.client.receipts import receipt_line, receipt_table, rules_table, watched_table
-from saegis_server.cli.output import USAGE, console, fail, notes, print_json, print_json_line
-from saegis_server.cli.streams import read_input
+from saegis.cli import options
+from saegis.cli.connection import Connection, connecting
+from saegis.cli.edits import EditSyntaxError, parse_edits, parse_watches, split_strength
+from saegis.cli.labels import on_server, settled
+from saegis.cli.output import USAGE, console, fail, notes, print_json, print_json_line
+from saegis.cli.receipts import receipt_line, receipt_table, rules_table, watched_table
+from saegis.cli.streams import read_input
 
 if TYPE_CHECKING:
     from saegis import ChatMessage, Client, Edit, Generation, GenerationOptions

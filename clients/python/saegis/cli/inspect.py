@@ -8,10 +8,10 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from saegis_server.cli import options
-from saegis_server.cli.client.connection import Connection, connecting
-from saegis_server.cli.output import console, print_json
-from saegis_server.cli.streams import read_input
+from saegis.cli import options
+from saegis.cli.connection import Connection, connecting
+from saegis.cli.output import console, print_json
+from saegis.cli.streams import read_input
 
 if TYPE_CHECKING:
     from saegis import Inspection

@@ -1,6 +1,6 @@
 """The commands `saegis features search | contrast | show`: find features and see what is known of them.
 
-The others of `saegis features` have a module each.
+The others of `saegis features` come with the server.
 """
 
 from __future__ import annotations
@@ -13,19 +13,27 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from saegis_server.cli import options
-from saegis_server.cli.client.connection import Connection, connecting
-from saegis_server.cli.client.edits import EditSyntaxError, parse_target
-from saegis_server.cli.client.labels import on_server, settled_target
-from saegis_server.cli.features import choose as features_choose
-from saegis_server.cli.features import label as features_label
-from saegis_server.cli.output import USAGE, console, fail, notes, print_json, shares
-from saegis_server.cli.streams import sentence
+from saegis.cli import options
+from saegis.cli.connection import Connection, connecting
+from saegis.cli.edits import EditSyntaxError, parse_target
+from saegis.cli.family import Family
+from saegis.cli.labels import on_server, settled_target
+from saegis.cli.output import USAGE, console, fail, notes, print_json, shares
+from saegis.cli.streams import sentence
 
 if TYPE_CHECKING:
     from saegis import Contrast, FeatureInfo
 
-app = typer.Typer(no_args_is_help=True, help="Find features, label them, and choose those for a ban.")
+
+class _Features(Family):
+    """The commands `saegis features ...`."""
+
+    names = ("search", "contrast", "show", "label", "choose")
+
+
+app = typer.Typer(
+    cls=_Features, no_args_is_help=True, help="Find features, label them, and choose those for a ban."
+)
 
 SEARCH_EPILOG = """
 [bold]Examples[/bold]
@@ -137,10 +145,6 @@ def show(
     for name, value in _rows(found):
         table.add_row(name, Text(value))
     console().print(table)
-
-
-app.command(epilog=features_label.EPILOG)(features_label.label)
-app.command(epilog=features_choose.EPILOG)(features_choose.choose)
 
 
 def features_table(found: Iterable[FeatureInfo], title: str) -> Table:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from saegis_server.cli.output import FAILURE, USAGE, fail
-from saegis_server.cli.streams import sentence
+from saegis.cli.output import FAILURE, USAGE, fail
+from saegis.cli.streams import sentence
 
 if TYPE_CHECKING:
     from saegis import Client, SaegisError

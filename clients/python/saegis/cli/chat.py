@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from saegis_server.cli import options
-from saegis_server.cli.client.connection import Connection, advice, connecting
-from saegis_server.cli.client.edits import EditSyntaxError
-from saegis_server.cli.client.labels import on_server, settled
-from saegis_server.cli.client.receipts import receipt_line, watched_table
-from saegis_server.cli.output import USAGE, console, fail, notes
-from saegis_server.cli.streams import sentence
+from saegis.cli import options
+from saegis.cli.connection import Connection, advice, connecting
+from saegis.cli.edits import EditSyntaxError
+from saegis.cli.labels import on_server, settled
+from saegis.cli.output import USAGE, console, fail, notes
+from saegis.cli.receipts import receipt_line, watched_table
+from saegis.cli.streams import sentence
 
 if TYPE_CHECKING:
     from saegis import Client, GenerationOptions
-    from saegis_server.cli.client.chat_session import ChatSession, InForce
+    from saegis.cli.chat_session import ChatSession, InForce
 
 EPILOG = """
 [bold]Examples[/bold]
@@ -52,7 +52,7 @@ def chat(
 
     Prompts are kept nowhere: what the arrow keys bring back is forgotten when the chat ends.
     """
-    from saegis_server.cli.client.chat_session import ChatSession
+    from saegis.cli.chat_session import ChatSession
 
     session = ChatSession(sae=sae)
     lines = [f"/clamp {each}" for each in clamp or ()] + [f"/ban {each}" for each in ban or ()]

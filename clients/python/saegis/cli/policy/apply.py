@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.text import Text
 
-from saegis_server.cli import options
-from saegis_server.cli.client.connection import Connection, connecting
-from saegis_server.cli.output import FAILURE, console, fail, print_json
-from saegis_server.cli.policy import world as policy_world
-from saegis_server.cli.policy.validate import problem_table
+from saegis.cli import options
+from saegis.cli.connection import Connection, connecting
+from saegis.cli.output import FAILURE, console, fail, print_json
+from saegis.cli.policy.bundle import BundlePath, packed, problem_table
 
 if TYPE_CHECKING:
-    from saegis import Client, Policy, PolicyState, Validation
-    from saegis_server.policy.bundle.bundle import Bundle
-    from saegis_server.policy.bundle.changes import Changed
+    from saegis import PolicyState, Validation
 
 EPILOG = """
 [bold]Examples[/bold]
@@ -38,7 +35,7 @@ _SIGNS = {"added": "+", "removed": "-", "changed": "~"}
 
 @connecting
 def apply(
-    bundle: policy_world.BundlePath,
+    bundle: BundlePath,
     shadow: Annotated[
         bool, typer.Option("--shadow", help="Evaluate it beside the revision in force, without acting.")
     ] = False,
@@ -48,68 +45,46 @@ def apply(
     connection: Connection,
 ) -> None:
     """Check a bundle, show what it changes, and put it in force on a server."""
-    from saegis_server.policy.bundle.changes import changes
-
-    found = policy_world.read_bundle(bundle)
-    archive = found.archive()
+    archive = packed(bundle)
     with connection.client() as client:
-        before = _in_force(client, found.policy.name)
-        _check(client.validate_policy(archive), bundle, json)
-        old = _bundle_of(before)
-        changed = changes(old.policy if old is not None else None, found.policy)
+        told = client.validate_policy(archive)
+        _check(told, bundle, json)
         if not json:
-            _show(found, before, changed)
+            _show(told)
         state = None
         if not dry_run:
-            etag = before.policy.etag if before is not None else ""
+            etag = told.replaces.etag if told.replaces is not None else ""
             state = client.put_policy(archive, etag=etag, shadow=shadow)
     if json:
-        print_json(_plain(state, changed))
+        print_json({"valid": True, "changes": told.changes, "policy": state})
     elif state is not None:
         console().print(_done(state, shadow), soft_wrap=True)
 
 
-def _in_force(client: Client, name: str) -> Policy | None:
-    """The policy of this name that the server has, with its bundle; None where there is none."""
-    import saegis
-
-    try:
-        return client.get_policy(name, include_bundle=True)
-    except saegis.NotFound:
-        return None
-
-
-def _bundle_of(before: Policy | None) -> Bundle | None:
-    from saegis_server.policy.bundle.bundle import Bundle
-
-    return Bundle.from_archive(before.bundle) if before is not None else None
-
-
 def _check(told: Validation, path: Path, json: bool) -> None:
     """End the command where the server would not take the bundle."""
-    from saegis_server.policy.errors import Problem
-
     if told.valid:
         return
-    problems = [Problem(each.message, each.path, each.file, each.line) for each in told.problems]
     if json:
         print_json({"valid": False, "problems": told.problems})
         raise typer.Exit(FAILURE)
-    count = f"{len(problems)} problem{'' if len(problems) == 1 else 's'}"
-    console().print(problem_table(problems, f"{path}: {count}"))
+    count = f"{len(told.problems)} problem{'' if len(told.problems) == 1 else 's'}"
+    console().print(problem_table(told.problems, f"{path}: {count}"))
     raise fail(f"the server does not take {path}", "correct the bundle; nothing was changed")
 
 
-def _show(found: Bundle, before: Policy | None, changed: tuple[Changed, ...]) -> None:
-    policy = found.policy
-    was = before.policy.active if before is not None else None
+def _show(told: Validation) -> None:
+    """Print what the bundle is and what it changes."""
+    new = told.revision
+    assert new is not None  # noqa: S101 - a valid bundle was read
+    was = told.replaces.active if told.replaces is not None else None
     since = f"{was.revision} (serial {was.serial})" if was is not None else "new"
-    console().print(
-        Text(f"{policy.name}: {since} -> {policy.revision} (serial {policy.serial})"), soft_wrap=True
-    )
-    for each in changed:
+    console().print(Text(f"{new.name}: {since} -> {new.revision} (serial {new.serial})"), soft_wrap=True)
+    for each in told.changes or ():
         console().print(Text(f"  {_SIGNS[each.change]} {each.key}", style=_STYLES[each.change]))
-    if not changed:
+    if told.changes is None:
+        console().print(Text("  what changes is not told: it needs the role administer"))
+    elif not told.changes:
         console().print(Text("  no rule, allowance, limit or protection changes"))
 
 
@@ -120,11 +95,3 @@ def _done(state: PolicyState, shadow: bool) -> Text:
     return Text.assemble(
         (what, "bold green"), f"{revision.name}@{revision.revision}, digest {revision.digest[:12]}"
     )
-
-
-def _plain(state: PolicyState | None, changed: tuple[Changed, ...]) -> dict[str, Any]:
-    return {
-        "valid": True,
-        "changes": [{"change": each.change.value, "key": each.key} for each in changed],
-        "policy": state,
-    }

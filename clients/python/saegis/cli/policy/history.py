@@ -9,9 +9,9 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from saegis_server.cli import options
-from saegis_server.cli.client.connection import Connection, connecting
-from saegis_server.cli.output import console, notes, print_json
+from saegis.cli import options
+from saegis.cli.connection import Connection, connecting
+from saegis.cli.output import console, notes, print_json
 
 if TYPE_CHECKING:
     from saegis import PolicyRevision
