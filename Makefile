@@ -70,13 +70,13 @@ clean: ## Remove .venv and everything else that was made here.
 	@touch $@
 
 # torch by itself first: pip then takes the build that was asked for, and nothing asks for another.
-.venv/.server: .venv/.venv pyproject.toml requirements/constraints.txt
+.venv/.server: .venv/.venv pyproject.toml clients/python/pyproject.toml requirements/constraints.txt
 	@echo "Installing the server into .venv; torch is large, so the first time takes minutes"
 	@$(INSTALL) "$(TORCH)"
-	@$(INSTALL) -e ".[server]"
+	@$(INSTALL) -e clients/python -e .
 	@touch $@
 
 .venv/.dev: .venv/.server
 	@echo "Installing the tools for development into .venv"
-	@$(INSTALL) -e ".[server,dev]"
+	@$(INSTALL) -e clients/python -e ".[lab,dev]"
 	@touch $@

@@ -1,3 +1,5 @@
 """The Saegis server: a language model served over gRPC with SAE features in its forward pass."""
 
-__version__ = "0.1.0"
+from saegis.version import __version__
+
+__all__ = ["__version__"]

@@ -3,8 +3,8 @@
 import pytest
 
 import saegis
-from saegis_server.cli.client.chat_session import COMMANDS, ChatSession
-from saegis_server.cli.client.edits import EditSyntaxError
+from saegis.cli.chat_session import COMMANDS, ChatSession
+from saegis.cli.edits import EditSyntaxError
 
 
 def test_edits_gather_and_a_new_one_of_the_same_feature_takes_the_place_of_the_old() -> None:

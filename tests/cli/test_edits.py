@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import saegis
-from saegis_server.cli.client.edits import (
+from saegis.cli.edits import (
     EditSyntaxError,
     describe_edit,
     parse_edit,

@@ -182,6 +182,11 @@ def test_wrong_usage_names_what_is_wrong(files: Path, arguments: tuple[str, ...]
     assert complaint in refused(*arguments)
 
 
+def test_a_plot_without_matplotlib_says_what_to_install(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("saegis_server.cli.eval.files.find_spec", lambda _name: None)
+    assert "pip install 'saegis-server[lab]'" in refused("ban", "--plot", "ban.png")
+
+
 def test_a_wrong_ban_file_is_told(files: Path) -> None:
     write(files / "ban.json", {"features": [1], "strength": 2, "chosen_from": [], "extra": 1})
     assert f"{files / 'ban.json'}: extra: is not a key" in refused("ban")

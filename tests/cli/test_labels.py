@@ -3,7 +3,8 @@
 import pytest
 
 import saegis
-from saegis_server.cli.client.labels import Find, in_catalog, settled, settled_target
+from saegis.cli.labels import Find, settled, settled_target
+from saegis_server.cli.policy.explain import in_catalog
 from saegis_server.sae.catalog import Catalog, LoadedSAE
 from saegis_server.sae.labels import FeatureLabel, Labels
 from tests.rpc import tiny

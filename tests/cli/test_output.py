@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 import pytest
 
 from saegis import AppliedRule, FinishReason, Receipt, RuleMode, SiteReceipt, Timings, Usage
-from saegis_server.cli.client.receipts import receipt_line
-from saegis_server.cli.output import plain, print_json, shares
+from saegis.cli.output import plain, print_json, shares
+from saegis.cli.receipts import receipt_line
 
 
 @dataclass

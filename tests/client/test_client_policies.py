@@ -82,10 +82,12 @@ def test_validate_policy(loopback: Loopback, call: Caller) -> None:
     fill(answer)
     answer.revision.CopyFrom(revision("a"))
     answer.revision.ClearField("put_time")
+    answer.replaces.CopyFrom(state())
     loopback.answers["ValidatePolicy"] = answer
     result = call("validate_policy", b"tar")
     assert isinstance(result, saegis.Validation)
-    assert asdict(result) == told(answer)
+    expected = told(answer)
+    assert asdict(result) == {**expected, "changes": expected["changes"]["changes"]}
     assert result.revision is not None
     assert result.revision.put_time is None
     assert loopback.received[0].request.bundle == b"tar"

@@ -3,15 +3,12 @@
 import inspect
 import subprocess
 import sys
-import tomllib
 import types
 from pathlib import Path
 
 import pytest
 
 import saegis
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_all_is_complete_and_sorted() -> None:
@@ -45,11 +42,6 @@ def test_the_tree_of_errors_is_drawn() -> None:
     drawn = [line.split()[1] for line in drawing.splitlines() if "──" in line]
     assert sorted(drawn) == sorted(error.__name__ for error in errors)
     assert all(error.__bases__ == (saegis.SaegisError,) for error in errors)
-
-
-def test_version_is_the_project_s() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert saegis.__version__ == project["version"]
 
 
 def test_twins_have_the_same_methods_and_arguments() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import saegis
-from saegis_server.cli.output import plain
+from saegis.cli.output import plain
 from saegis_server.evaluation.ban import AnswerFigures, BanResult, measure_ban
 from saegis_server.evaluation.calibration import BanReport
 from saegis_server.evaluation.decoding import Decoding

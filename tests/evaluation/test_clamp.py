@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import saegis
-from saegis_server.cli.output import plain
+from saegis.cli.output import plain
 from saegis_server.evaluation.clamp import ClampResult, measure_clamp
 from saegis_server.evaluation.decoding import Decoding
 from saegis_server.evaluation.prompts import Prompt

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saegis_server.cli.output import plain
+from saegis.cli.output import plain
 from saegis_server.evaluation.coverage import Coverage, CoverageCounter, with_features
 from saegis_server.evaluation.coverage_plot import DOTS_PER_INCH, plot_coverage
 from saegis_server.sae.autoencoder import Architecture

@@ -81,7 +81,7 @@ def archive(serial: int = 1, *, signed: int | None = None, **options: str) -> by
 
 
 def _with(path: str, old: bytes, new: bytes, serial: int) -> bytes:
-    from saegis_server.policy.bundle.archive import write_archive
+    from saegis.bundles import write_archive
 
     made = files(serial)
     assert old in made[path]

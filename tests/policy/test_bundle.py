@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
+from saegis.bundles import MOST_BYTES, MOST_FILES, BundleFilesError, read_plain
 from saegis_server.policy.bundle.bundle import MOST_PROBLEMS, Bundle
-from saegis_server.policy.bundle.files import MOST_BYTES, MOST_FILES, MOST_YAML_BYTES, read_folder, read_plain
+from saegis_server.policy.bundle.files import MOST_YAML_BYTES, read_folder
 from saegis_server.policy.errors import BundleError, PolicyError, SchemaError, SyntaxProblem
 from tests.policy.bundles import CASES, PART, POLICY, bundle_files, write_files
 
@@ -256,10 +257,10 @@ def test_a_file_that_is_replaced_while_the_folder_is_read_is_not_followed(tmp_pa
     """What was a plain file when it was listed may be a link or a pipe when it is opened."""
     (tmp_path / "link.yaml").symlink_to(tmp_path / "secret")
     (tmp_path / "secret").write_text(PART, encoding="utf-8")
-    with pytest.raises(BundleError, match=r"rules/a\.yaml: cannot be read"):
+    with pytest.raises(BundleFilesError, match=r"rules/a\.yaml: cannot be read"):
         read_plain(tmp_path / "link.yaml", "rules/a.yaml", 1000)
     os.mkfifo(tmp_path / "pipe.yaml")
-    with pytest.raises(BundleError, match=r"rules/a\.yaml: is no plain file"):
+    with pytest.raises(BundleFilesError, match=r"rules/a\.yaml: is no plain file"):
         read_plain(tmp_path / "pipe.yaml", "rules/a.yaml", 1000)
     with pytest.raises(BundleError, match="gone: cannot be read"):
         read_folder(tmp_path / "gone")

@@ -16,8 +16,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saegis_server.policy.bundle.archive import MOST_TAR_BYTES, read_archive, write_archive
-from saegis_server.policy.bundle.files import MOST_FILES
+from saegis.bundles import MOST_FILES, write_archive
+from saegis_server.policy.bundle.archive import MOST_TAR_BYTES, read_archive
 from saegis_server.policy.errors import BundleError
 from tests.policy.bundles import POLICY, bundle_files, write_files
 

@@ -22,8 +22,8 @@ from cryptography.hazmat.primitives.serialization import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from saegis.bundles import SIGNATURE_FILE
 from saegis_server.policy.bundle.bundle import Bundle
-from saegis_server.policy.bundle.files import SIGNATURE_FILE
 from saegis_server.policy.bundle.signature import Signature, payload
 from saegis_server.policy.bundle.signing import (
     key_id,

@@ -13,11 +13,11 @@ import grpc
 import pytest
 from google.protobuf.json_format import MessageToDict
 
+from saegis.bundles import write_archive
 from saegis.v1 import feature_pb2, feature_pb2_grpc, generation_pb2_grpc, policy_pb2_grpc, prompt_pb2
 from saegis.v1 import generation_pb2 as gpb
 from saegis.v1 import policy_pb2 as pb
 from saegis.v1 import steering_pb2 as spb
-from saegis_server.policy.bundle.archive import write_archive
 from tests.rpc import tiny
 from tests.rpc.callers import bearer, by_token
 from tests.rpc.harness import Failure, Running, failure, running
@@ -390,3 +390,25 @@ def test_a_bundle_is_not_held_against_what_its_author_may_not_read(caller: Calle
     assert any(
         "serial" in each.path for each in caller("admin", "open").policies("ValidatePolicy", stale).problems
     )
+
+
+def test_what_a_bundle_changes_is_told_to_those_who_may_read_what_is_in_force(caller: Callers) -> None:
+    def told(role: str, of: str, about: str) -> tuple[str, list[str] | None]:
+        """The etag of what it replaces, and the keys that change."""
+        request = pb.ValidatePolicyRequest(bundle=bundle(about, transparency="labels"))
+        found = caller(role, of).policies("ValidatePolicy", request)
+        keys = [each.key for each in found.changes.changes] if found.HasField("changes") else None
+        return found.replaces.etag, keys
+
+    def etag(name: str) -> str:
+        found = caller("admin", "open").policies("GetPolicy", pb.GetPolicyRequest(name=name))
+        return str(found.policy.etag)
+
+    assert told("inspector", "open", "open") == (etag("of-open"), [])
+    assert told("admin", "open", "quiet") == (etag("of-quiet"), ["transparency"])
+    # Its own tenant's, of which it knows no more than that it is in force.
+    assert told("inspector", "quiet", "quiet") == (etag("of-quiet"), None)
+    # Another tenant's is as one that is not there: everything is new.
+    unknown, keys = told("inspector", "open", "quiet")
+    assert unknown == ""
+    assert keys == ["allow.style", "rules.ban-bridge", "rules.cap-river", "rules.noted"]

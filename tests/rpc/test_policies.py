@@ -10,9 +10,9 @@ import grpc
 import pytest
 
 import saegis
+from saegis.bundles import write_archive
 from saegis.v1 import policy_pb2 as pb
 from saegis.v1 import policy_pb2_grpc, steering_pb2
-from saegis_server.policy.bundle.archive import write_archive
 from saegis_server.policy.bundle.bundle import Bundle
 from saegis_server.policy.errors import UnmatchedError
 from saegis_server.rpc.server.listener import SERVICES

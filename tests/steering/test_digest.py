@@ -156,7 +156,7 @@ def test_the_keys_of_features_and_directions_are_whole() -> None:
 
 _ELSEWHERE = """
 import torch
-from saegis_server.engine.guard import Guard, Guarded, Reaction
+from saegis_server.engine.api import Guard, Guarded, Reaction
 from saegis_server.steering import rows
 from saegis_server.steering.conditions import AllOf, Condition, Literal, Scope
 from saegis_server.steering.program import SiteProgram, SteeringProgram

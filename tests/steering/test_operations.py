@@ -10,8 +10,8 @@ import torch
 from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
 
 import saegis
+from saegis.cli.edits import OPERATIONS, EditSyntaxError, parse_edit
 from saegis.v1 import steering_pb2 as pb
-from saegis_server.cli.client.edits import OPERATIONS, EditSyntaxError, parse_edit
 from saegis_server.policy.schema import policy
 from saegis_server.steering.operations import Op, Takes, Unit
 from saegis_server.steering.rows import Edit, Phase, Probe

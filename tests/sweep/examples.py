@@ -85,7 +85,7 @@ def json_of_help() -> Iterator[Example]:
 
 def in_chat() -> Iterator[Example]:
     """The lines for a chat that its helps show."""
-    from saegis_server.cli.client.chat_session import COMMANDS
+    from saegis.cli.chat_session import COMMANDS
 
     texts = [*_paragraphs(commands()["chat",].epilog or ""), *COMMANDS.values()]
     for text in texts:

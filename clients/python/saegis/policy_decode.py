@@ -44,7 +44,19 @@ def validation(message: pb.ValidatePolicyResponse) -> results.Validation:
             results.CaseOutcome(each.name, each.passed, tuple(each.failures)) for each in message.cases
         ),
         warnings=_problems(message.warnings),
+        replaces=state(message.replaces) if message.HasField("replaces") else None,
+        changes=tuple(map(_change, message.changes.changes)) if message.HasField("changes") else None,
     )
+
+
+def _change(message: pb.PolicyChange) -> results.PolicyChange:
+    try:
+        kind = results.ChangeKind(pb.ChangeKind.Name(message.change).removeprefix("CHANGE_KIND_").lower())
+    except ValueError as error:
+        raise InternalError(
+            f"unknown kind of a change: {message.change}", reason="CONTRACT_BROKEN"
+        ) from error
+    return results.PolicyChange(kind, message.key)
 
 
 def _problems(messages: Iterable[pb.PolicyProblem]) -> tuple[results.PolicyProblem, ...]:

@@ -33,6 +33,11 @@ class AppliedRule:
     """Tokens at which its condition held; 0 where it has none or nothing was generated."""
     conditional: bool
 
+    @property
+    def name(self) -> str:
+        """ "policy/rule"."""
+        return f"{self.policy}/{self.rule}"
+
 
 @dataclass(frozen=True, slots=True)
 class PolicyRevision:
@@ -102,6 +107,10 @@ class PolicyProblem:
     """The key, such as "rules[2].ban.strength", or the rule."""
     message: str
 
+    def __str__(self) -> str:
+        place = f"{self.file}:{self.line}" if self.line else self.file
+        return ": ".join(part for part in (place, self.path, self.message) if part)
+
 
 @dataclass(frozen=True, slots=True)
 class CaseOutcome:
@@ -110,6 +119,23 @@ class CaseOutcome:
     name: str
     passed: bool
     failures: tuple[str, ...]
+
+
+class ChangeKind(StrEnum):
+    """What became of an entry of a policy."""
+
+    ADDED = "added"
+    REMOVED = "removed"
+    CHANGED = "changed"
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyChange:
+    """One entry or key of a policy that is otherwise than before."""
+
+    change: ChangeKind
+    key: str
+    """Such as "rules.no-poison" or "mode"."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +150,10 @@ class Validation:
     cases: tuple[CaseOutcome, ...]
     warnings: tuple[PolicyProblem, ...] = ()
     """What keeps nobody from taking it, and is hardly meant."""
+    replaces: PolicyState | None = None
+    """The policy of this name that is in force."""
+    changes: tuple[PolicyChange, ...] | None = None
+    """What the bundle says otherwise than that; None where it cannot be read, or the caller may not know."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,3 +1,3 @@
-"""The version of the package, the same as in pyproject.toml."""
+"""The version of the client and of the server: this is its one place."""
 
 __version__ = "0.1.0"

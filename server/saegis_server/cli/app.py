@@ -1,86 +1,33 @@
-"""The application `saegis`: its subcommands, each in a module of its own that loads only what it needs."""
+"""The application `saegis` with the server's commands, which importing this module adds."""
 
-import sys
-from collections.abc import Sequence
-from typing import Annotated, Any
-
-import typer
-from typer.core import TyperGroup
-
-from saegis.version import __version__
-from saegis_server.cli.client import chat, generate, inspect
+from saegis.cli.app import app
+from saegis.cli.features import app as features
+from saegis.cli.policy.app import app as policy
 from saegis_server.cli.eval import app as eval
-from saegis_server.cli.features import app as features
-from saegis_server.cli.output import FAILURE, USAGE, fail
-from saegis_server.cli.policy import app as policy
+from saegis_server.cli.features import choose, label
+from saegis_server.cli.policy import calibrate, diff, explain, sign, test, validate
 from saegis_server.cli.serve import audit, bench, demo, token
 from saegis_server.cli.serve import command as serve
-from saegis_server.cli.streams import NotTextError, StreamError, checked, guarded, sentence
 from saegis_server.cli.train import command as train
 
+__all__ = ["app"]
 
-class Commands(TyperGroup):
-    """All commands, with one answer to what can befall each: no text, no room, nobody who reads."""
-
-    def main(self, args: Sequence[str] | None = None, *further: Any, **settings: Any) -> Any:
-        """Run a command, as typer does."""
-        try:
-            with guarded():
-                given = sys.argv[1:] if args is None else args
-                arguments = [checked(each, f"argument {number}") for number, each in enumerate(given, 1)]
-                return super().main(arguments, *further, **settings)
-        except (StreamError, OSError, UnicodeError) as error:
-            wrong = isinstance(error, NotTextError | UnicodeError)
-            sys.exit(fail(sentence(error), code=USAGE if wrong else FAILURE).exit_code)
-
-
-EPILOG = """
-[bold]Start here[/bold]
-
-saegis demo                       see what steering does, live, on the reference model
-
-saegis serve                      serve the reference model on 127.0.0.1:50051
-
-saegis features search bridge     find a feature
-
-saegis generate --chat "Tell me about the sea." --clamp 3385=50 --temperature 0
-
-[bold]saegis COMMAND --help[/bold] explains a command, with examples.
-"""
-
-app = typer.Typer(
-    cls=Commands,
-    no_args_is_help=True,
-    rich_markup_mode="rich",
-    pretty_exceptions_enable=False,
-    help="Steer and guard language models through the features of sparse autoencoders.",
-    epilog=EPILOG,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
 app.command(epilog=serve.EPILOG)(serve.serve)
 app.command(epilog=demo.EPILOG)(demo.demo)
-app.command(epilog=generate.EPILOG)(generate.generate)
-app.command(epilog=chat.EPILOG)(chat.chat)
-app.command(epilog=inspect.EPILOG)(inspect.inspect)
-app.add_typer(features.app, name="features")
+app.command(epilog=bench.EPILOG)(bench.bench)
 app.add_typer(eval.app, name="eval")
 app.add_typer(train.app, name="train")
-app.add_typer(policy.app, name="policy")
 app.add_typer(audit.app, name="audit")
 app.add_typer(token.app, name="token")
-app.command(epilog=bench.EPILOG)(bench.bench)
 
+features.command(epilog=label.EPILOG)(label.label)
+features.command(epilog=choose.EPILOG)(choose.choose)
 
-def _show_version(wanted: bool) -> None:
-    if wanted:
-        print(f"saegis {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def _root(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
-    ] = False,
-) -> None:
-    pass
+policy.command(epilog=validate.EPILOG)(validate.validate)
+policy.command("test", epilog=test.EPILOG)(test.run)
+policy.command(epilog=diff.EPILOG)(diff.diff)
+# In the place of the client's, which asks a server alone.
+policy.command(epilog=explain.EPILOG)(explain.explain)
+policy.command(epilog=calibrate.EPILOG)(calibrate.calibrate)
+policy.command(epilog=sign.SIGN_EPILOG)(sign.sign)
+policy.command(epilog=sign.KEYGEN_EPILOG)(sign.keygen)

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from saegis_server.cli.output import notes, print_json_line
+from saegis.cli.output import notes, print_json_line
 
 
 class StageDisplay:

@@ -8,13 +8,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from saegis.bundles import CALIBRATION_FILE
 from saegis_server.evaluation.bars import Miss
 from saegis_server.evaluation.calibration import BanReport
 from saegis_server.evaluation.decoding import Decoding
 from saegis_server.evaluation.prompts import Prompt
 from saegis_server.evaluation.records import Record
 from saegis_server.policy.bundle.bundle import Bundle
-from saegis_server.policy.bundle.files import CALIBRATION_FILE
 from saegis_server.policy.decide.selectors import fits
 from saegis_server.policy.schema.policy import Ban, FeatureSelector, Rule
 from saegis_server.policy.schema.selectors import Where

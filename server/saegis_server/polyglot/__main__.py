@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -59,6 +60,8 @@ def run(
     if step is Step.SHIP:
         pipeline.ship(folders[0], WEIGHTS)
         return
+    if step in (Step.ALL, Step.PLOTS) and find_spec("matplotlib") is None:
+        raise typer.BadParameter("matplotlib is not installed: pip install 'saegis-server[lab]'")
     recipe = Recipe.quick() if quick else Recipe()
     for name in pipeline.STEPS if step is Step.ALL else [str(step)]:
         pipeline.run_step(name, folders[0], recipe, seed)

@@ -26,15 +26,18 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from saegis.v1 import steering_pb2 as saegis_dot_v1_dot_steering__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16saegis/v1/policy.proto\x12\tsaegis.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18saegis/v1/steering.proto\"\xc1\x01\n\x0ePolicyRevision\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06serial\x18\x02 \x01(\x04\x12\x10\n\x08revision\x18\x03 \x01(\t\x12\x0e\n\x06\x64igest\x18\x04 \x01(\t\x12\x11\n\tsigned_by\x18\x05 \x01(\t\x12,\n\x08put_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06put_by\x18\x07 \x01(\t\x12\x0e\n\x06\x61\x63tive\x18\x08 \x01(\x08\x12\x0e\n\x06shadow\x18\t \x01(\x08\"\x95\x01\n\x0bPolicyState\x12)\n\x06\x61\x63tive\x18\x01 \x01(\x0b\x32\x19.saegis.v1.PolicyRevision\x12)\n\x06shadow\x18\x02 \x01(\x0b\x32\x19.saegis.v1.PolicyRevision\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x04 \x01(\t\x12\r\n\x05rules\x18\x05 \x03(\t\"8\n\x10GetPolicyRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0einclude_bundle\x18\x02 \x01(\x08\"K\n\x11GetPolicyResponse\x12&\n\x06policy\x18\x01 \x01(\x0b\x32\x16.saegis.v1.PolicyState\x12\x0e\n\x06\x62undle\x18\x02 \x01(\x0c\"\x15\n\x13ListPoliciesRequest\"Y\n\x14ListPoliciesResponse\x12(\n\x08policies\x18\x01 \x03(\x0b\x32\x16.saegis.v1.PolicyState\x12\x17\n\x0fpolicy_revision\x18\x02 \x01(\t\"\'\n\x15ValidatePolicyRequest\x12\x0e\n\x06\x62undle\x18\x01 \x01(\x0c\"\xd3\x01\n\x16ValidatePolicyResponse\x12\r\n\x05valid\x18\x01 \x01(\x08\x12*\n\x08problems\x18\x02 \x03(\x0b\x32\x18.saegis.v1.PolicyProblem\x12+\n\x08revision\x18\x03 \x01(\x0b\x32\x19.saegis.v1.PolicyRevision\x12%\n\x05\x63\x61ses\x18\x04 \x03(\x0b\x32\x16.saegis.v1.CaseOutcome\x12*\n\x08warnings\x18\x05 \x03(\x0b\x32\x18.saegis.v1.PolicyProblem\"J\n\rPolicyProblem\x12\x0c\n\x04\x66ile\x18\x01 \x01(\t\x12\x0c\n\x04line\x18\x02 \x01(\r\x12\x0c\n\x04path\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\"=\n\x0b\x43\x61seOutcome\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06passed\x18\x02 \x01(\x08\x12\x10\n\x08\x66\x61ilures\x18\x03 \x03(\t\"\x94\x01\n\x15\x45valuatePolicyRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\r\n\x05roles\x18\x02 \x03(\t\x12%\n\x08steering\x18\x03 \x01(\x0b\x32\x13.saegis.v1.Steering\x12\x0e\n\x06\x62undle\x18\x04 \x01(\x0c\x12%\n\x04uses\x18\x05 \x03(\x0b\x32\x17.saegis.v1.RequestedUse\":\n\x0cRequestedUse\x12\x0c\n\x04word\x18\x01 \x01(\t\x12\x12\n\x05value\x18\x02 \x01(\x01H\x00\x88\x01\x01\x42\x08\n\x06_value\"E\n\x16\x45valuatePolicyResponse\x12+\n\x08\x64\x65\x63ision\x18\x01 \x01(\x0b\x32\x19.saegis.v1.PolicyDecision\"\x9d\x01\n\x0ePolicyDecision\x12\x0f\n\x07\x61llowed\x18\x01 \x01(\x08\x12\x17\n\x0fpolicy_revision\x18\x02 \x01(\t\x12\"\n\x07\x64\x65nials\x18\x03 \x03(\x0b\x32\x11.saegis.v1.Denial\x12%\n\x05rules\x18\x04 \x03(\x0b\x32\x16.saegis.v1.AppliedRule\x12\x16\n\x0eprogram_digest\x18\x05 \x01(\t\"F\n\x06\x44\x65nial\x12\x0e\n\x06policy\x18\x01 \x01(\t\x12\x0c\n\x04rule\x18\x02 \x01(\t\x12\r\n\x05\x66ield\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\"\xa3\x01\n\x0b\x41ppliedRule\x12\x0e\n\x06policy\x18\x01 \x01(\t\x12\x0c\n\x04rule\x18\x02 \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\x03 \x01(\t\x12!\n\x04mode\x18\x04 \x01(\x0e\x32\x13.saegis.v1.RuleMode\x12\x0e\n\x06labels\x18\x05 \x03(\t\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12\x0e\n\x06tokens\x18\x07 \x01(\r\x12\x13\n\x0b\x63onditional\x18\x08 \x01(\x08\"@\n\x10PutPolicyRequest\x12\x0e\n\x06\x62undle\x18\x01 \x01(\x0c\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\x12\x0e\n\x06shadow\x18\x03 \x01(\x08\";\n\x11PutPolicyResponse\x12&\n\x06policy\x18\x01 \x01(\x0b\x32\x16.saegis.v1.PolicyState\"C\n\x15RollBackPolicyRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\"@\n\x16RollBackPolicyResponse\x12&\n\x06policy\x18\x01 \x01(\x0b\x32\x16.saegis.v1.PolicyState\"*\n\x1aListPolicyRevisionsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"K\n\x1bListPolicyRevisionsResponse\x12,\n\trevisions\x18\x01 \x03(\x0b\x32\x19.saegis.v1.PolicyRevision*g\n\x08RuleMode\x12\x19\n\x15RULE_MODE_UNSPECIFIED\x10\x00\x12\x15\n\x11RULE_MODE_ENFORCE\x10\x01\x12\x13\n\x0fRULE_MODE_AUDIT\x10\x02\x12\x14\n\x10RULE_MODE_SHADOW\x10\x03\x32\xdb\x04\n\rPolicyService\x12\x46\n\tGetPolicy\x12\x1b.saegis.v1.GetPolicyRequest\x1a\x1c.saegis.v1.GetPolicyResponse\x12O\n\x0cListPolicies\x12\x1e.saegis.v1.ListPoliciesRequest\x1a\x1f.saegis.v1.ListPoliciesResponse\x12U\n\x0eValidatePolicy\x12 .saegis.v1.ValidatePolicyRequest\x1a!.saegis.v1.ValidatePolicyResponse\x12U\n\x0e\x45valuatePolicy\x12 .saegis.v1.EvaluatePolicyRequest\x1a!.saegis.v1.EvaluatePolicyResponse\x12\x46\n\tPutPolicy\x12\x1b.saegis.v1.PutPolicyRequest\x1a\x1c.saegis.v1.PutPolicyResponse\x12U\n\x0eRollBackPolicy\x12 .saegis.v1.RollBackPolicyRequest\x1a!.saegis.v1.RollBackPolicyResponse\x12\x64\n\x13ListPolicyRevisions\x12%.saegis.v1.ListPolicyRevisionsRequest\x1a&.saegis.v1.ListPolicyRevisionsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16saegis/v1/policy.proto\x12\tsaegis.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18saegis/v1/steering.proto\"\xc1\x01\n\x0ePolicyRevision\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06serial\x18\x02 \x01(\x04\x12\x10\n\x08revision\x18\x03 \x01(\t\x12\x0e\n\x06\x64igest\x18\x04 \x01(\t\x12\x11\n\tsigned_by\x18\x05 \x01(\t\x12,\n\x08put_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06put_by\x18\x07 \x01(\t\x12\x0e\n\x06\x61\x63tive\x18\x08 \x01(\x08\x12\x0e\n\x06shadow\x18\t \x01(\x08\"\x95\x01\n\x0bPolicyState\x12)\n\x06\x61\x63tive\x18\x01 \x01(\x0b\x32\x19.saegis.v1.PolicyRevision\x12)\n\x06shadow\x18\x02 \x01(\x0b\x32\x19.saegis.v1.PolicyRevision\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x04 \x01(\t\x12\r\n\x05rules\x18\x05 \x03(\t\"8\n\x10GetPolicyRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0einclude_bundle\x18\x02 \x01(\x08\"K\n\x11GetPolicyResponse\x12&\n\x06policy\x18\x01 \x01(\x0b\x32\x16.saegis.v1.PolicyState\x12\x0e\n\x06\x62undle\x18\x02 \x01(\x0c\"\x15\n\x13ListPoliciesRequest\"Y\n\x14ListPoliciesResponse\x12(\n\x08policies\x18\x01 \x03(\x0b\x32\x16.saegis.v1.PolicyState\x12\x17\n\x0fpolicy_revision\x18\x02 \x01(\t\"\'\n\x15ValidatePolicyRequest\x12\x0e\n\x06\x62undle\x18\x01 \x01(\x0c\"\xa8\x02\n\x16ValidatePolicyResponse\x12\r\n\x05valid\x18\x01 \x01(\x08\x12*\n\x08problems\x18\x02 \x03(\x0b\x32\x18.saegis.v1.PolicyProblem\x12+\n\x08revision\x18\x03 \x01(\x0b\x32\x19.saegis.v1.PolicyRevision\x12%\n\x05\x63\x61ses\x18\x04 \x03(\x0b\x32\x16.saegis.v1.CaseOutcome\x12*\n\x08warnings\x18\x05 \x03(\x0b\x32\x18.saegis.v1.PolicyProblem\x12(\n\x08replaces\x18\x06 \x01(\x0b\x32\x16.saegis.v1.PolicyState\x12)\n\x07\x63hanges\x18\x07 \x01(\x0b\x32\x18.saegis.v1.PolicyChanges\"9\n\rPolicyChanges\x12(\n\x07\x63hanges\x18\x01 \x03(\x0b\x32\x17.saegis.v1.PolicyChange\"B\n\x0cPolicyChange\x12%\n\x06\x63hange\x18\x01 \x01(\x0e\x32\x15.saegis.v1.ChangeKind\x12\x0b\n\x03key\x18\x02 \x01(\t\"J\n\rPolicyProblem\x12\x0c\n\x04\x66ile\x18\x01 \x01(\t\x12\x0c\n\x04line\x18\x02 \x01(\r\x12\x0c\n\x04path\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\"=\n\x0b\x43\x61seOutcome\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06passed\x18\x02 \x01(\x08\x12\x10\n\x08\x66\x61ilures\x18\x03 \x03(\t\"\x94\x01\n\x15\x45valuatePolicyRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\r\n\x05roles\x18\x02 \x03(\t\x12%\n\x08steering\x18\x03 \x01(\x0b\x32\x13.saegis.v1.Steering\x12\x0e\n\x06\x62undle\x18\x04 \x01(\x0c\x12%\n\x04uses\x18\x05 \x03(\x0b\x32\x17.saegis.v1.RequestedUse\":\n\x0cRequestedUse\x12\x0c\n\x04word\x18\x01 \x01(\t\x12\x12\n\x05value\x18\x02 \x01(\x01H\x00\x88\x01\x01\x42\x08\n\x06_value\"E\n\x16\x45valuatePolicyResponse\x12+\n\x08\x64\x65\x63ision\x18\x01 \x01(\x0b\x32\x19.saegis.v1.PolicyDecision\"\x9d\x01\n\x0ePolicyDecision\x12\x0f\n\x07\x61llowed\x18\x01 \x01(\x08\x12\x17\n\x0fpolicy_revision\x18\x02 \x01(\t\x12\"\n\x07\x64\x65nials\x18\x03 \x03(\x0b\x32\x11.saegis.v1.Denial\x12%\n\x05rules\x18\x04 \x03(\x0b\x32\x16.saegis.v1.AppliedRule\x12\x16\n\x0eprogram_digest\x18\x05 \x01(\t\"F\n\x06\x44\x65nial\x12\x0e\n\x06policy\x18\x01 \x01(\t\x12\x0c\n\x04rule\x18\x02 \x01(\t\x12\r\n\x05\x66ield\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\"\xa3\x01\n\x0b\x41ppliedRule\x12\x0e\n\x06policy\x18\x01 \x01(\t\x12\x0c\n\x04rule\x18\x02 \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\x03 \x01(\t\x12!\n\x04mode\x18\x04 \x01(\x0e\x32\x13.saegis.v1.RuleMode\x12\x0e\n\x06labels\x18\x05 \x03(\t\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12\x0e\n\x06tokens\x18\x07 \x01(\r\x12\x13\n\x0b\x63onditional\x18\x08 \x01(\x08\"@\n\x10PutPolicyRequest\x12\x0e\n\x06\x62undle\x18\x01 \x01(\x0c\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\x12\x0e\n\x06shadow\x18\x03 \x01(\x08\";\n\x11PutPolicyResponse\x12&\n\x06policy\x18\x01 \x01(\x0b\x32\x16.saegis.v1.PolicyState\"C\n\x15RollBackPolicyRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\"@\n\x16RollBackPolicyResponse\x12&\n\x06policy\x18\x01 \x01(\x0b\x32\x16.saegis.v1.PolicyState\"*\n\x1aListPolicyRevisionsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"K\n\x1bListPolicyRevisionsResponse\x12,\n\trevisions\x18\x01 \x03(\x0b\x32\x19.saegis.v1.PolicyRevision*r\n\nChangeKind\x12\x1b\n\x17\x43HANGE_KIND_UNSPECIFIED\x10\x00\x12\x15\n\x11\x43HANGE_KIND_ADDED\x10\x01\x12\x17\n\x13\x43HANGE_KIND_REMOVED\x10\x02\x12\x17\n\x13\x43HANGE_KIND_CHANGED\x10\x03*g\n\x08RuleMode\x12\x19\n\x15RULE_MODE_UNSPECIFIED\x10\x00\x12\x15\n\x11RULE_MODE_ENFORCE\x10\x01\x12\x13\n\x0fRULE_MODE_AUDIT\x10\x02\x12\x14\n\x10RULE_MODE_SHADOW\x10\x03\x32\xdb\x04\n\rPolicyService\x12\x46\n\tGetPolicy\x12\x1b.saegis.v1.GetPolicyRequest\x1a\x1c.saegis.v1.GetPolicyResponse\x12O\n\x0cListPolicies\x12\x1e.saegis.v1.ListPoliciesRequest\x1a\x1f.saegis.v1.ListPoliciesResponse\x12U\n\x0eValidatePolicy\x12 .saegis.v1.ValidatePolicyRequest\x1a!.saegis.v1.ValidatePolicyResponse\x12U\n\x0e\x45valuatePolicy\x12 .saegis.v1.EvaluatePolicyRequest\x1a!.saegis.v1.EvaluatePolicyResponse\x12\x46\n\tPutPolicy\x12\x1b.saegis.v1.PutPolicyRequest\x1a\x1c.saegis.v1.PutPolicyResponse\x12U\n\x0eRollBackPolicy\x12 .saegis.v1.RollBackPolicyRequest\x1a!.saegis.v1.RollBackPolicyResponse\x12\x64\n\x13ListPolicyRevisions\x12%.saegis.v1.ListPolicyRevisionsRequest\x1a&.saegis.v1.ListPolicyRevisionsResponseB0\n\rdev.saegis.v1P\x01Z\x1dsaegis.dev/saegis/v1;saegisv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'saegis.v1.policy_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-  DESCRIPTOR._loaded_options = None
-  _globals['_RULEMODE']._serialized_start=2150
-  _globals['_RULEMODE']._serialized_end=2253
+  _globals['DESCRIPTOR']._loaded_options = None
+  _globals['DESCRIPTOR']._serialized_options = b'\n\rdev.saegis.v1P\001Z\035saegis.dev/saegis/v1;saegisv1'
+  _globals['_CHANGEKIND']._serialized_start=2362
+  _globals['_CHANGEKIND']._serialized_end=2476
+  _globals['_RULEMODE']._serialized_start=2478
+  _globals['_RULEMODE']._serialized_end=2581
   _globals['_POLICYREVISION']._serialized_start=97
   _globals['_POLICYREVISION']._serialized_end=290
   _globals['_POLICYSTATE']._serialized_start=293
@@ -50,35 +53,39 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_VALIDATEPOLICYREQUEST']._serialized_start=693
   _globals['_VALIDATEPOLICYREQUEST']._serialized_end=732
   _globals['_VALIDATEPOLICYRESPONSE']._serialized_start=735
-  _globals['_VALIDATEPOLICYRESPONSE']._serialized_end=946
-  _globals['_POLICYPROBLEM']._serialized_start=948
-  _globals['_POLICYPROBLEM']._serialized_end=1022
-  _globals['_CASEOUTCOME']._serialized_start=1024
-  _globals['_CASEOUTCOME']._serialized_end=1085
-  _globals['_EVALUATEPOLICYREQUEST']._serialized_start=1088
-  _globals['_EVALUATEPOLICYREQUEST']._serialized_end=1236
-  _globals['_REQUESTEDUSE']._serialized_start=1238
-  _globals['_REQUESTEDUSE']._serialized_end=1296
-  _globals['_EVALUATEPOLICYRESPONSE']._serialized_start=1298
-  _globals['_EVALUATEPOLICYRESPONSE']._serialized_end=1367
-  _globals['_POLICYDECISION']._serialized_start=1370
-  _globals['_POLICYDECISION']._serialized_end=1527
-  _globals['_DENIAL']._serialized_start=1529
-  _globals['_DENIAL']._serialized_end=1599
-  _globals['_APPLIEDRULE']._serialized_start=1602
-  _globals['_APPLIEDRULE']._serialized_end=1765
-  _globals['_PUTPOLICYREQUEST']._serialized_start=1767
-  _globals['_PUTPOLICYREQUEST']._serialized_end=1831
-  _globals['_PUTPOLICYRESPONSE']._serialized_start=1833
-  _globals['_PUTPOLICYRESPONSE']._serialized_end=1892
-  _globals['_ROLLBACKPOLICYREQUEST']._serialized_start=1894
-  _globals['_ROLLBACKPOLICYREQUEST']._serialized_end=1961
-  _globals['_ROLLBACKPOLICYRESPONSE']._serialized_start=1963
-  _globals['_ROLLBACKPOLICYRESPONSE']._serialized_end=2027
-  _globals['_LISTPOLICYREVISIONSREQUEST']._serialized_start=2029
-  _globals['_LISTPOLICYREVISIONSREQUEST']._serialized_end=2071
-  _globals['_LISTPOLICYREVISIONSRESPONSE']._serialized_start=2073
-  _globals['_LISTPOLICYREVISIONSRESPONSE']._serialized_end=2148
-  _globals['_POLICYSERVICE']._serialized_start=2256
-  _globals['_POLICYSERVICE']._serialized_end=2859
+  _globals['_VALIDATEPOLICYRESPONSE']._serialized_end=1031
+  _globals['_POLICYCHANGES']._serialized_start=1033
+  _globals['_POLICYCHANGES']._serialized_end=1090
+  _globals['_POLICYCHANGE']._serialized_start=1092
+  _globals['_POLICYCHANGE']._serialized_end=1158
+  _globals['_POLICYPROBLEM']._serialized_start=1160
+  _globals['_POLICYPROBLEM']._serialized_end=1234
+  _globals['_CASEOUTCOME']._serialized_start=1236
+  _globals['_CASEOUTCOME']._serialized_end=1297
+  _globals['_EVALUATEPOLICYREQUEST']._serialized_start=1300
+  _globals['_EVALUATEPOLICYREQUEST']._serialized_end=1448
+  _globals['_REQUESTEDUSE']._serialized_start=1450
+  _globals['_REQUESTEDUSE']._serialized_end=1508
+  _globals['_EVALUATEPOLICYRESPONSE']._serialized_start=1510
+  _globals['_EVALUATEPOLICYRESPONSE']._serialized_end=1579
+  _globals['_POLICYDECISION']._serialized_start=1582
+  _globals['_POLICYDECISION']._serialized_end=1739
+  _globals['_DENIAL']._serialized_start=1741
+  _globals['_DENIAL']._serialized_end=1811
+  _globals['_APPLIEDRULE']._serialized_start=1814
+  _globals['_APPLIEDRULE']._serialized_end=1977
+  _globals['_PUTPOLICYREQUEST']._serialized_start=1979
+  _globals['_PUTPOLICYREQUEST']._serialized_end=2043
+  _globals['_PUTPOLICYRESPONSE']._serialized_start=2045
+  _globals['_PUTPOLICYRESPONSE']._serialized_end=2104
+  _globals['_ROLLBACKPOLICYREQUEST']._serialized_start=2106
+  _globals['_ROLLBACKPOLICYREQUEST']._serialized_end=2173
+  _globals['_ROLLBACKPOLICYRESPONSE']._serialized_start=2175
+  _globals['_ROLLBACKPOLICYRESPONSE']._serialized_end=2239
+  _globals['_LISTPOLICYREVISIONSREQUEST']._serialized_start=2241
+  _globals['_LISTPOLICYREVISIONSREQUEST']._serialized_end=2283
+  _globals['_LISTPOLICYREVISIONSRESPONSE']._serialized_start=2285
+  _globals['_LISTPOLICYREVISIONSRESPONSE']._serialized_end=2360
+  _globals['_POLICYSERVICE']._serialized_start=2584
+  _globals['_POLICYSERVICE']._serialized_end=3187
 # @@protoc_insertion_point(module_scope)

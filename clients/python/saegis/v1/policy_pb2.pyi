@@ -11,12 +11,23 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class ChangeKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    CHANGE_KIND_UNSPECIFIED: _ClassVar[ChangeKind]
+    CHANGE_KIND_ADDED: _ClassVar[ChangeKind]
+    CHANGE_KIND_REMOVED: _ClassVar[ChangeKind]
+    CHANGE_KIND_CHANGED: _ClassVar[ChangeKind]
+
 class RuleMode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     RULE_MODE_UNSPECIFIED: _ClassVar[RuleMode]
     RULE_MODE_ENFORCE: _ClassVar[RuleMode]
     RULE_MODE_AUDIT: _ClassVar[RuleMode]
     RULE_MODE_SHADOW: _ClassVar[RuleMode]
+CHANGE_KIND_UNSPECIFIED: ChangeKind
+CHANGE_KIND_ADDED: ChangeKind
+CHANGE_KIND_REMOVED: ChangeKind
+CHANGE_KIND_CHANGED: ChangeKind
 RULE_MODE_UNSPECIFIED: RuleMode
 RULE_MODE_ENFORCE: RuleMode
 RULE_MODE_AUDIT: RuleMode
@@ -93,18 +104,36 @@ class ValidatePolicyRequest(_message.Message):
     def __init__(self, bundle: _Optional[bytes] = ...) -> None: ...
 
 class ValidatePolicyResponse(_message.Message):
-    __slots__ = ("valid", "problems", "revision", "cases", "warnings")
+    __slots__ = ("valid", "problems", "revision", "cases", "warnings", "replaces", "changes")
     VALID_FIELD_NUMBER: _ClassVar[int]
     PROBLEMS_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
     CASES_FIELD_NUMBER: _ClassVar[int]
     WARNINGS_FIELD_NUMBER: _ClassVar[int]
+    REPLACES_FIELD_NUMBER: _ClassVar[int]
+    CHANGES_FIELD_NUMBER: _ClassVar[int]
     valid: bool
     problems: _containers.RepeatedCompositeFieldContainer[PolicyProblem]
     revision: PolicyRevision
     cases: _containers.RepeatedCompositeFieldContainer[CaseOutcome]
     warnings: _containers.RepeatedCompositeFieldContainer[PolicyProblem]
-    def __init__(self, valid: _Optional[bool] = ..., problems: _Optional[_Iterable[_Union[PolicyProblem, _Mapping[str, object]]]] = ..., revision: _Optional[_Union[PolicyRevision, _Mapping[str, object]]] = ..., cases: _Optional[_Iterable[_Union[CaseOutcome, _Mapping[str, object]]]] = ..., warnings: _Optional[_Iterable[_Union[PolicyProblem, _Mapping[str, object]]]] = ...) -> None: ...
+    replaces: PolicyState
+    changes: PolicyChanges
+    def __init__(self, valid: _Optional[bool] = ..., problems: _Optional[_Iterable[_Union[PolicyProblem, _Mapping[str, object]]]] = ..., revision: _Optional[_Union[PolicyRevision, _Mapping[str, object]]] = ..., cases: _Optional[_Iterable[_Union[CaseOutcome, _Mapping[str, object]]]] = ..., warnings: _Optional[_Iterable[_Union[PolicyProblem, _Mapping[str, object]]]] = ..., replaces: _Optional[_Union[PolicyState, _Mapping[str, object]]] = ..., changes: _Optional[_Union[PolicyChanges, _Mapping[str, object]]] = ...) -> None: ...
+
+class PolicyChanges(_message.Message):
+    __slots__ = ("changes",)
+    CHANGES_FIELD_NUMBER: _ClassVar[int]
+    changes: _containers.RepeatedCompositeFieldContainer[PolicyChange]
+    def __init__(self, changes: _Optional[_Iterable[_Union[PolicyChange, _Mapping[str, object]]]] = ...) -> None: ...
+
+class PolicyChange(_message.Message):
+    __slots__ = ("change", "key")
+    CHANGE_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    change: ChangeKind
+    key: str
+    def __init__(self, change: _Optional[_Union[ChangeKind, str]] = ..., key: _Optional[str] = ...) -> None: ...
 
 class PolicyProblem(_message.Message):
     __slots__ = ("file", "line", "path", "message")

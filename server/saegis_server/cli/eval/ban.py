@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from saegis_server.cli import options
-from saegis_server.cli.client.connection import DEFAULT_SERVER, connected
-from saegis_server.cli.client.edits import parse_target
-from saegis_server.cli.client.labels import on_server, settled_target
+from saegis.cli import options
+from saegis.cli.connection import Connection, connecting
+from saegis.cli.edits import parse_target
+from saegis.cli.labels import on_server, settled_target
+from saegis.cli.output import console, print_json
 from saegis_server.cli.eval import options as eval_options
 from saegis_server.cli.eval.files import (
     check_places,
@@ -22,7 +23,6 @@ from saegis_server.cli.eval.files import (
     write_result,
 )
 from saegis_server.cli.eval.tables import ban_tables, verdict
-from saegis_server.cli.output import console, print_json
 from saegis_server.cli.stages import stage_display
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ class _Ban:
     chosen_from: tuple[str, ...]
 
 
+@connecting
 def ban(
     features: eval_options.BanFeatures = None,
     sae: options.Sae = "",
@@ -80,11 +81,8 @@ def ban(
     out: eval_options.Out = None,
     plot: eval_options.Plot = None,
     json: options.Json = False,
-    server: options.Server = DEFAULT_SERVER,
-    token: options.Token = None,
-    ca: options.CaFile = None,
-    insecure: options.Insecure = False,
-    timeout: options.Timeout = None,
+    *,
+    connection: Connection,
 ) -> None:
     """Measure a ban on a running server, language by language, at one strength or several.
 
@@ -103,7 +101,7 @@ def ban(
         asked, scorers = _prompts_and_scorers(prompts, scorer)
         judged = _judged(calibrate_on, wanted.chosen_from, asked)
         decodings = _decodings(temperature or [0.0], samples, seed, max_tokens)
-    with connected(server, token, ca, insecure, timeout) as client, stage_display(json=False) as display:
+    with connection.client() as client, stage_display(json=False) as display:
         requests = Requests(client, concurrency, display)
         targets = tuple(settled_target(each, on_server(client)) for each in wanted.features)
         result = measure_ban(

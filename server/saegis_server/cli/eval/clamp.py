@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from saegis_server.cli import options
-from saegis_server.cli.client.connection import DEFAULT_SERVER, connected
-from saegis_server.cli.client.edits import parse_edit, parse_target
-from saegis_server.cli.client.labels import on_server, settled_target
+from saegis.cli import options
+from saegis.cli.connection import Connection, connecting
+from saegis.cli.edits import parse_edit, parse_target
+from saegis.cli.labels import on_server, settled_target
+from saegis.cli.output import console, print_json
 from saegis_server.cli.eval import options as eval_options
 from saegis_server.cli.eval.files import check_places, inputs, shipped, tell_written, write_result
 from saegis_server.cli.eval.tables import clamp_tables
-from saegis_server.cli.output import console, print_json
 from saegis_server.cli.stages import stage_display
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ class _Clamp:
     words: str
 
 
+@connecting
 def clamp(
     feature: eval_options.ClampFeature = None,
     sae: options.Sae = "",
@@ -66,11 +67,8 @@ def clamp(
     out: eval_options.Out = None,
     plot: eval_options.Plot = None,
     json: options.Json = False,
-    server: options.Server = DEFAULT_SERVER,
-    token: options.Token = None,
-    ca: options.CaFile = None,
-    insecure: options.Insecure = False,
-    timeout: options.Timeout = None,
+    *,
+    connection: Connection,
 ) -> None:
     """Measure a clamp on a running server, language by language, over a range of values.
 
@@ -86,7 +84,7 @@ def clamp(
         wanted = _clamp(feature, sae, values, words)
         asked, mention = _prompts_and_scorer(prompts, scorer, wanted.words)
         decoding = Decoding(temperature, samples, seed, max_tokens)
-    with connected(server, token, ca, insecure, timeout) as client, stage_display(json=False) as display:
+    with connection.client() as client, stage_display(json=False) as display:
         requests = Requests(client, concurrency, display)
         target = settled_target(wanted.feature, on_server(client))
         result = measure_clamp(

@@ -9,11 +9,12 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from saegis_server.cli import options
+from saegis.cli import options
+from saegis.cli.output import USAGE, console, fail, print_json
 from saegis_server.cli.eval import options as eval_options
 from saegis_server.cli.eval.files import check_places, codes, inputs, tell_written, write_result
 from saegis_server.cli.features import offline
-from saegis_server.cli.output import USAGE, console, fail, print_json
+from saegis_server.cli.options import Device, Dtype, DtypeName
 from saegis_server.cli.stages import StageDisplay, stage_display
 
 if TYPE_CHECKING:
@@ -53,8 +54,8 @@ def coverage(
     ] = None,
     site: offline.SiteName = None,
     raw: offline.Raw = False,
-    dtype: options.Dtype = options.DtypeName.AUTO,
-    device: options.Device = "cpu",
+    dtype: Dtype = DtypeName.AUTO,
+    device: Device = "cpu",
     out: eval_options.Out = None,
     plot: eval_options.Plot = None,
     json: options.Json = False,

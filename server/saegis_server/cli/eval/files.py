@@ -6,9 +6,10 @@ import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
-from saegis_server.cli.output import USAGE, fail, notes, plain
+from saegis.cli.output import USAGE, fail, notes, plain
 
 
 def shipped(name: str, option: str) -> Path:
@@ -43,6 +44,8 @@ def check_places(out: Path | None, plot: Path | None) -> None:
             raise fail(f"{option} {path}: is a folder", "name a file in it", USAGE)
     if plot is not None and plot.suffix.lower() != ".png":
         raise fail(f"--plot {plot}: plots are PNG files", f"write --plot {plot.with_suffix('.png')}", USAGE)
+    if plot is not None and find_spec("matplotlib") is None:
+        raise fail("--plot: matplotlib is not installed", "pip install 'saegis-server[lab]'", USAGE)
 
 
 def write_result(path: Path | None, result: object) -> None:

@@ -9,10 +9,11 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from saegis_server.cli import options
+from saegis.cli import options
+from saegis.cli.output import USAGE, console, fail, print_json
 from saegis_server.cli.eval.files import check_places, codes, tell_written
 from saegis_server.cli.features import offline
-from saegis_server.cli.output import USAGE, console, fail, print_json
+from saegis_server.cli.options import Device, Dtype, DtypeName
 from saegis_server.cli.stages import StageDisplay, stage_display
 
 if TYPE_CHECKING:
@@ -56,8 +57,8 @@ def choose(
         Path | None, typer.Option(metavar="FILE", help="Write the ban file for saegis eval ban.")
     ] = None,
     raw: offline.Raw = False,
-    dtype: options.Dtype = options.DtypeName.AUTO,
-    device: options.Device = "cpu",
+    dtype: Dtype = DtypeName.AUTO,
+    device: Device = "cpu",
     json: options.Json = False,
 ) -> None:
     """Choose the features that fire on wanted texts in every one of some languages; no server is needed.

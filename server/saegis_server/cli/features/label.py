@@ -11,10 +11,11 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from saegis_server.cli import options
+from saegis.cli import options
+from saegis.cli.output import USAGE, console, fail, print_json, shares
 from saegis_server.cli.eval.files import tell_written
 from saegis_server.cli.features import offline
-from saegis_server.cli.output import USAGE, console, fail, print_json, shares
+from saegis_server.cli.options import Device, Dtype, DtypeName
 from saegis_server.cli.stages import StageDisplay, stage_display
 
 if TYPE_CHECKING:
@@ -47,8 +48,8 @@ def label(
     ] = None,
     raw: offline.Raw = False,
     force: Annotated[bool, typer.Option("--force", help="Replace the labels that are there.")] = False,
-    dtype: options.Dtype = options.DtypeName.AUTO,
-    device: options.Device = "cpu",
+    dtype: Dtype = DtypeName.AUTO,
+    device: Device = "cpu",
     json: options.Json = False,
 ) -> None:
     """Label every feature of an SAE from labelled texts; no server is needed."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from saegis_server.cli.output import USAGE, fail, notes
+from saegis.cli.output import USAGE, fail, notes
 from saegis_server.cli.stages import StageDisplay
 
 if TYPE_CHECKING:

@@ -11,12 +11,12 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from saegis_server.cli import options
-from saegis_server.cli.client.connection import DEFAULT_SERVER, connected
+from saegis.cli import options
+from saegis.cli.connection import Connection, connecting
+from saegis.cli.output import FAILURE, USAGE, console, fail, notes, print_json
 from saegis_server.cli.eval import options as eval_options
 from saegis_server.cli.eval.files import codes, inputs, strengths_of, tell_written
 from saegis_server.cli.eval.tables import MARK, marked, strengths_table, verdict
-from saegis_server.cli.output import FAILURE, USAGE, console, fail, notes, print_json
 from saegis_server.cli.policy import world as policy_world
 from saegis_server.cli.stages import stage_display
 
@@ -92,6 +92,7 @@ Strengths = Annotated[
 ]
 
 
+@connecting
 def calibrate(
     bundle: Folder,
     prompts: Prompts,
@@ -104,11 +105,8 @@ def calibrate(
     max_tokens: eval_options.MaxTokens = 80,
     concurrency: eval_options.Concurrency = 8,
     json: options.Json = False,
-    server: options.Server = DEFAULT_SERVER,
-    token: options.Token = None,
-    ca: options.CaFile = None,
-    insecure: options.Insecure = False,
-    timeout: options.Timeout = None,
+    *,
+    connection: Connection,
 ) -> None:
     """Find the least strength of a ban that does enough against harm and little else, and write it.
 
@@ -126,7 +124,7 @@ def calibrate(
         asked, scorers, decoding = _measured_with(prompts, scorer, max_tokens)
         judged = _judged(calibrate_on, asked)
     _check_writable(bundle, read, wanted)
-    with connected(server, token, ca, insecure, timeout) as client:
+    with connection.client() as client:
         result, ruled = _measure(client, wanted, asked, numbers, scorers, decoding, concurrency)
         report = BanReport.of(result, judged, Bars(target, max_kl))
     written = _write(bundle, read, wanted, report, asked, ruled)

@@ -10,8 +10,8 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from saegis_server.cli import options
-from saegis_server.cli.output import USAGE, console, fail, notes, print_json
+from saegis.cli import options
+from saegis.cli.output import USAGE, console, fail, notes, print_json
 from saegis_server.cli.policy import world as policy_world
 
 if TYPE_CHECKING:

@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.text import Text
 
-from saegis_server.cli import options
-from saegis_server.cli.client.connection import DEFAULT_SERVER, connected
-from saegis_server.cli.client.edits import EditSyntaxError, parse_edits
-from saegis_server.cli.client.labels import in_catalog, on_server, settled
-from saegis_server.cli.output import USAGE, console, fail, print_json
+from saegis.cli import options
+from saegis.cli.connection import SERVER_VARIABLE, Connection, connecting
+from saegis.cli.labels import settled
+from saegis.cli.output import USAGE, fail
+from saegis.cli.policy import explain as remote
 from saegis_server.cli.policy import world as policy_world
 from saegis_server.rpc.auth.roles import Role
 
 if TYPE_CHECKING:
     import saegis
+    from saegis.cli.labels import Find, Labelled
     from saegis_server.policy.decide.compiled import CompiledPolicy
-    from saegis_server.policy.decide.decision import Decision, Denial, RequestFacts
+    from saegis_server.policy.decide.decision import Decision, RequestFacts
+    from saegis_server.sae.catalog import Catalog
 
 EPILOG = """
 [bold]Examples[/bold]
@@ -40,11 +41,7 @@ With a bundle and no --server that bundle by itself, offline; with both, the ser
 bundle the policies in force on the server, by default that of SAEGIS_SERVER or 127.0.0.1:50051. Values are
 written as with saegis generate. That a request is denied is an answer, not a failure: the exit code is 0.
 """
-_REQUEST = "The request"
 
-Bundle = Annotated[
-    Path | None, typer.Argument(metavar="BUNDLE", help="A bundle: its directory, or a .tar or .tar.gz of it.")
-]
 Server = Annotated[
     str | None,
     typer.Option(
@@ -53,38 +50,14 @@ Server = Annotated[
         rich_help_panel="Connection",
     ),
 ]
-Tenant = Annotated[
-    str,
-    typer.Option(
-        metavar="NAME",
-        help="Who asks. By default 'default' or, of a server, the caller.",
-        rich_help_panel=_REQUEST,
-    ),
-]
-Roles = Annotated[
-    list[Role] | None,
-    typer.Option(
-        "--role",
-        help="In which role. Again for another. By default use and steer or, of a server, the caller's.",
-        rich_help_panel=_REQUEST,
-    ),
-]
-Uses = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--use",
-        metavar="WORD[=VALUE]",
-        help="What it asks for beyond the ordinary, such as text or n=4. Again for another.",
-        rich_help_panel=_REQUEST,
-    ),
-]
 
 
+@connecting
 def explain(
-    bundle: Bundle = None,
-    tenant: Tenant = "",
-    role: Roles = None,
-    use: Uses = None,
+    bundle: remote.Bundle = None,
+    tenant: remote.Tenant = "",
+    role: Annotated[list[Role] | None, remote.ROLE] = None,
+    use: remote.Uses = None,
     clamp: options.Clamp = None,
     scale: options.Scale = None,
     add: options.Add = None,
@@ -97,49 +70,34 @@ def explain(
     rows: policy_world.Rows = None,
     json: options.Json = False,
     server: Server = None,
-    token: options.Token = None,
-    ca: options.CaFile = None,
-    insecure: options.Insecure = False,
-    timeout: options.Timeout = None,
+    *,
+    connection: Connection,
 ) -> None:
     """Tell what is decided on a request, by which rules, and why. Nothing is generated."""
-    written = (("clamp", clamp), ("scale", scale), ("add", add), ("cap", cap), ("ban", ban))
-    try:
-        edits = parse_edits(written, sae=edit_sae)
-    except EditSyntaxError as error:
-        raise fail(str(error), "saegis generate --help shows how edits are written", USAGE) from error
-    uses, digest = _uses(use or ()), ""
-    if bundle is not None and server is None:
-        read = policy_world.read_bundle(bundle)
-        compiled = policy_world.compiled(bundle, read, policy_world.offline_world(sae, site, name, rows))
-        decision = _decided(compiled, edits, uses, tenant or "default", role or (Role.USE, Role.STEER))
-        digest = decision.digest if decision.allowed else ""
-    else:
-        target = server or os.environ.get("SAEGIS_SERVER") or DEFAULT_SERVER
-        archive = b"" if bundle is None else policy_world.read_bundle(bundle).archive()
-        with connected(target, token, ca, insecure, timeout) as client:
-            edits = settled(edits, on_server(client))
-            told = client.evaluate_policy(
-                edits, tenant=tenant, roles=list(map(str, role or ())), bundle=archive, uses=uses
-            )
-        decision, digest = _of_server(told), told.program_digest
-    _tell(decision, digest, json)
+    edits = remote.written(
+        (("clamp", clamp), ("scale", scale), ("add", add), ("cap", cap), ("ban", ban)), sae=edit_sae
+    )
+    uses = _uses(use or ())
+    if bundle is None or server is not None:
+        if server is None and (named := os.environ.get(SERVER_VARIABLE)):
+            connection = replace(connection, server=named)
+        remote.ask(connection, bundle, edits, tenant, role or (), uses, json)
+        return
+    read = policy_world.read_bundle(bundle)
+    compiled = policy_world.compiled(bundle, read, policy_world.offline_world(sae, site, name, rows))
+    decision = _decided(compiled, edits, uses, tenant or "default", role or (Role.USE, Role.STEER))
+    _tell(decision, json)
 
 
-def _uses(written: Sequence[str]) -> dict[str, float | None]:
+def _uses(words: Sequence[str]) -> dict[str, float | None]:
     """The words with their values; ends the command for one that is not written as it should be."""
     from saegis_server.policy.decide.uses import ORDINARY, Use
 
-    found: dict[str, float | None] = {}
-    for text in written:
-        word, _, value = text.partition("=")
-        if word not in list(Use) or (word in ORDINARY) != bool(value):
+    found = remote.uses(words)
+    for word, value in found.items():
+        if word not in list(Use) or (word in ORDINARY) != (value is not None):
             hint = ", ".join(f"{use.value}=VALUE" if use in ORDINARY else use.value for use in Use)
-            raise fail(f"--use {text!r} is no use", f"write {hint}", USAGE)
-        try:
-            found[word] = float(value) if value else None
-        except ValueError as error:
-            raise fail(f"--use {text!r}: {value!r} is no number", f"write {word}=2", USAGE) from error
+            raise fail(f"--use {word!r} is no use", f"write {hint}", USAGE)
     return found
 
 
@@ -165,8 +123,6 @@ def _with_edits(
     request: RequestFacts, edits: Sequence[saegis.Edit], compiled: CompiledPolicy
 ) -> RequestFacts:
     """The request with edits, resolved as a server resolves them."""
-    from dataclasses import replace
-
     from saegis.requests import steering_message
     from saegis_server.engine.api import FieldError
     from saegis_server.rpc.wire.programs import request_steering
@@ -185,66 +141,32 @@ def _with_edits(
     return replace(request, edits=steering.edits)
 
 
-def _of_server(told: saegis.Decision) -> Decision:
-    """A server's answer as a decision; which program comes of it, a server tells by its digest alone."""
-    from saegis_server.policy.decide.decision import AppliedRule, Decision, Denial
-    from saegis_server.policy.schema.policy import Mode, Transparency
+def in_catalog(catalog: Catalog) -> Find:
+    """Asks what is loaded here."""
+    from saegis_server.rpc.services.feature_search import search
 
-    return Decision(
-        allowed=told.allowed,
-        policy_revision=told.policy_revision,
-        denials=tuple(Denial(each.policy, each.rule, each.message, each.field) for each in told.denials),
-        rules=tuple(
-            AppliedRule(
-                policy=each.policy,
-                rule=each.rule,
-                action=each.action,
-                mode=Mode(each.mode.value),
-                transparency=Transparency.LABELS,
-                reason=each.reason,
-                labels=each.labels,
-                conditional=each.conditional,
-            )
-            for each in told.rules
-        ),
-    )
+    def find(words: str, sae: str) -> Sequence[Labelled]:
+        entries = [entry for entry in catalog.entries if sae in ("", entry.id)]
+        return [
+            _Found(each.loaded.id, each.index, each.label.label, each.label.precision)
+            for each in search(entries, words)
+            if each.label is not None
+        ]
+
+    return find
 
 
-def _tell(decision: Decision, digest: str, json: bool) -> None:
+@dataclass(frozen=True, slots=True)
+class _Found:
+    sae: str
+    index: int
+    label: str
+    precision: float | None
+
+
+def _tell(decision: Decision, json: bool) -> None:
     from saegis_server.policy.decide.explain import explain as explained
 
-    lines = explained(decision, digest)
-    if json:
-        print_json(_plain(decision, digest, lines))
-        return
-    style = "bold green" if decision.allowed else "bold red"
-    for number, line in enumerate(lines):
-        console().print(Text(line, "" if number else style), soft_wrap=True)
-
-
-def _denial(denial: Denial) -> dict[str, str]:
-    names = ("policy", "rule", "message", "field", "mode")
-    return {name: str(getattr(denial, name)) for name in names}
-
-
-def _plain(decision: Decision, digest: str, lines: list[str]) -> dict[str, Any]:
-    return {
-        "allowed": decision.allowed,
-        "policy_revision": decision.policy_revision,
-        "denials": list(map(_denial, decision.denials)),
-        "would_deny": list(map(_denial, decision.would_deny)),
-        "rules": [
-            {
-                "policy": rule.policy,
-                "rule": rule.rule,
-                "action": rule.action,
-                "mode": rule.mode.value,
-                "reason": rule.reason,
-                "labels": list(rule.labels),
-                "conditional": rule.conditional,
-            }
-            for rule in decision.rules
-        ],
-        "program_digest": digest,
-        "lines": lines,
-    }
+    digest = decision.program.digest if decision.allowed else ""
+    would_deny = [remote.plain_denial(each, str(each.mode)) for each in decision.would_deny]
+    remote.tell(decision, digest, explained(decision), json, would_deny)

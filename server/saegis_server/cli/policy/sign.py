@@ -9,8 +9,9 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from saegis_server.cli import options
-from saegis_server.cli.output import USAGE, console, fail, notes, print_json
+from saegis.cli import options
+from saegis.cli.output import USAGE, console, fail, notes, print_json
+from saegis.cli.policy.bundle import BundlePath
 from saegis_server.cli.policy import world as policy_world
 
 SIGN_EPILOG = """
@@ -34,7 +35,7 @@ on a server. The public key lies beside it in policy.key.pub. Nothing is overwri
 
 
 def sign(
-    bundle: policy_world.BundlePath,
+    bundle: BundlePath,
     key: Annotated[
         Path, typer.Option(metavar="FILE", help="The private key, as saegis policy keygen makes it.")
     ],
@@ -45,7 +46,7 @@ def sign(
     json: options.Json = False,
 ) -> None:
     """Sign a bundle, so that servers that know the key take it."""
-    from saegis_server.policy.bundle.files import SIGNATURE_FILE
+    from saegis.bundles import SIGNATURE_FILE
     from saegis_server.policy.bundle.signing import load_private_key
     from saegis_server.policy.bundle.signing import sign as signed_by
     from saegis_server.policy.errors import KeyFileError

@@ -10,8 +10,9 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from saegis_server.cli import options
-from saegis_server.cli.output import FAILURE, console, print_json
+from saegis.cli import options
+from saegis.cli.output import FAILURE, console, print_json
+from saegis.cli.policy.bundle import BundlePath
 from saegis_server.cli.policy import world as policy_world
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ MinCoverage = Annotated[
 
 
 def run(
-    bundle: policy_world.BundlePath,
+    bundle: BundlePath,
     min_coverage: MinCoverage = 0.0,
     sae: policy_world.Sae = None,
     site: policy_world.Sites = None,

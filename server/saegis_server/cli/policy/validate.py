@@ -12,8 +12,9 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from saegis_server.cli import options
-from saegis_server.cli.output import FAILURE, USAGE, console, fail, print_json
+from saegis.cli import options
+from saegis.cli.output import FAILURE, USAGE, console, fail, print_json
+from saegis.cli.policy.bundle import BundlePath, problem_table
 from saegis_server.cli.policy import world as policy_world
 from saegis_server.policy.schema.match_choices import Unmatched
 
@@ -64,7 +65,7 @@ UnmatchedPolicies = Annotated[
 
 
 def validate(
-    bundle: policy_world.BundlePath,
+    bundle: BundlePath,
     sae: policy_world.Sae = None,
     site: policy_world.Sites = None,
     name: policy_world.ModelName = None,
@@ -180,15 +181,3 @@ def _report(path: Path, checker: Callable[[], Checker]) -> _Report:
         return _Report(error.problems)
     found: Examination = checker().examine(bundle, None)
     return _Report(found.problems, bundle, found.signed_by, found.cases, found.warnings)
-
-
-def problem_table(problems: Sequence[Problem], title: str, style: str = "bold red") -> Table:
-    """One row for each problem: where, at which key, what."""
-    table = Table(title=Text(title), title_justify="left", title_style=style)
-    table.add_column("where", overflow="fold")
-    table.add_column("key", overflow="fold")
-    table.add_column("problem", overflow="fold", ratio=1)
-    for each in problems:
-        place = f"{each.file}:{each.line}" if each.line else each.file
-        table.add_row(Text(place or "-"), Text(each.path or "-"), Text(each.message))
-    return table

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from saegis_server.cli.output import USAGE, fail
+from saegis.cli.output import USAGE, fail
 from saegis_server.cli.serve.command import reference, room_for_rows
 
 if TYPE_CHECKING:
@@ -20,9 +20,6 @@ if TYPE_CHECKING:
 REFERENCE_NAME = "saegis/polyglot"
 _PANEL = "What the policy is for"
 
-BundlePath = Annotated[
-    Path, typer.Argument(metavar="BUNDLE", help="A bundle: its directory, or a .tar or .tar.gz of it.")
-]
 Sae = Annotated[
     str | None,
     typer.Option(

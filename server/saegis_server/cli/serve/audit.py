@@ -11,9 +11,9 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from saegis.cli import options
+from saegis.cli.output import FAILURE, USAGE, console, fail, notes, print_json, print_json_line
 from saegis_server.audit.records import RecordKind
-from saegis_server.cli import options
-from saegis_server.cli.output import FAILURE, USAGE, console, fail, notes, print_json, print_json_line
 
 if TYPE_CHECKING:
     from saegis_server.audit.chain import Line

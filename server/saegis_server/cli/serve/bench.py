@@ -10,9 +10,9 @@ from typing import Annotated
 
 import typer
 
-from saegis_server.cli import options
+from saegis.cli import options
+from saegis.cli.output import console, fail, notes, print_json
 from saegis_server.cli.eval.files import write_or_show
-from saegis_server.cli.output import console, fail, notes, print_json
 
 EPILOG = """
 [bold]Examples[/bold]

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
+from saegis.cli import options
+from saegis.cli.output import USAGE, fail, notes, print_json_line
 from saegis_server.audit import Fsync, OnFailure
-from saegis_server.cli import options
-from saegis_server.cli.output import USAGE, fail, notes, print_json_line
+from saegis_server.cli.options import Device, Dtype, DtypeName
 from saegis_server.cli.serve import options as at
 from saegis_server.cli.stages import StageDisplay, stage_display
 from saegis_server.policy.schema.match_choices import Unmatched
@@ -59,8 +60,8 @@ def serve(
     sae: at.Saes = None,
     site: at.Sites = None,
     name: at.Name = None,
-    dtype: options.Dtype = options.DtypeName.AUTO,
-    device: options.Device = "cpu",
+    dtype: Dtype = DtypeName.AUTO,
+    device: Device = "cpu",
     compile: at.CompileWhen = at.Compile.AUTO,
     host: at.Host = "127.0.0.1",
     port: at.Port = 50051,

@@ -9,8 +9,8 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from saegis_server.cli import options
-from saegis_server.cli.output import console, fail, notes, print_json
+from saegis.cli import options
+from saegis.cli.output import console, fail, notes, print_json
 from saegis_server.cli.own_command import own_command
 from saegis_server.cli.serve.command import reference
 from saegis_server.cli.serve.options import Compile

@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from saegis import Generation
-from saegis_server.cli.client.receipts import receipt_table
+from saegis.cli.receipts import receipt_table
 from saegis_server.cli.serve.demo_scenes import Ban, Banned, Landmark, Sample, Strongest
 from saegis_server.polyglot.lexicon import ENGLISH_NAMES
 

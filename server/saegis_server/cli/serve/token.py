@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from saegis_server.cli import options
-from saegis_server.cli.output import USAGE, fail, notes, print_json
+from saegis.cli import options
+from saegis.cli.output import USAGE, fail, notes, print_json
 from saegis_server.rpc.auth.roles import Role
 
 app = typer.Typer(no_args_is_help=True, help="Make tokens for those who may call a server.")

@@ -8,8 +8,9 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from saegis_server.cli import options
-from saegis_server.cli.output import USAGE, console, fail, notes, print_json
+from saegis.cli import options
+from saegis.cli.output import USAGE, console, fail, notes, print_json
+from saegis_server.cli.options import Device, Dtype, DtypeName
 from saegis_server.cli.train import options as at
 from saegis_server.training.settings import Precision, SAETraining, TrainedArchitecture
 
@@ -66,8 +67,8 @@ def sae(
     texts: at.Texts,
     site: at.SiteName,
     out: at.Out,
-    dtype: options.Dtype = options.DtypeName.AUTO,
-    device: options.Device = "cpu",
+    dtype: Dtype = DtypeName.AUTO,
+    device: Device = "cpu",
     held_out: at.HeldOut = None,
     held_out_share: at.HeldOutShare = 0.05,
     context: at.Context = None,

@@ -1,4 +1,4 @@
-"""Archives: a bundle's files as a tar, compressed or not, read without trusting it and written reproducibly.
+"""Archives: a bundle's files as a tar, compressed or not, read without trusting it.
 
 The reader knows the tar of POSIX and GNU, and of it only what a bundle needs: plain files and directories.
 What other readers might understand otherwise (links, sparse files, names in extension headers, a file twice,
@@ -12,11 +12,11 @@ from __future__ import annotations
 import gzip
 import io
 import re
-import tarfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
-from saegis_server.policy.bundle.files import MOST_BYTES, MOST_FILES, belongs, stray
+from saegis.bundles import MOST_BYTES, MOST_FILES, belongs
+from saegis_server.policy.bundle.files import stray
 from saegis_server.policy.errors import BundleError, Problem
 
 _BLOCK = 512
@@ -50,17 +50,6 @@ def read_archive(data: bytes) -> dict[str, bytes]:
             raise _error(f"has more than {MOST_FILES} files")
         files[path] = content
     return files
-
-
-def write_archive(files: Mapping[str, bytes]) -> bytes:
-    """A tar.gz of the files: the same bytes for the same files."""
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        for path in sorted(files):
-            entry = tarfile.TarInfo(path)
-            entry.size = len(files[path])
-            tar.addfile(entry, io.BytesIO(files[path]))
-    return gzip.compress(packed.getvalue(), mtime=0)
 
 
 def _error(message: str) -> BundleError:

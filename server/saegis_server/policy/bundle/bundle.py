@@ -11,20 +11,19 @@ from typing import Self, TypeVar
 
 from torch import Tensor
 
-from saegis_server.json_text import parse_json
-from saegis_server.policy.bundle.archive import MOST_TAR_BYTES, read_archive, write_archive
-from saegis_server.policy.bundle.directions import read_directions
-from saegis_server.policy.bundle.files import (
+from saegis.bundles import (
     CALIBRATION_FILE,
     DIRECTIONS,
     POLICY_FILE,
     RULES,
     SIGNATURE_FILE,
     TESTS,
-    check_files,
-    in_folder,
-    read_folder,
+    write_archive,
 )
+from saegis_server.json_text import parse_json
+from saegis_server.policy.bundle.archive import MOST_TAR_BYTES, read_archive
+from saegis_server.policy.bundle.directions import read_directions
+from saegis_server.policy.bundle.files import check_files, in_folder, read_folder
 from saegis_server.policy.bundle.signature import Signature
 from saegis_server.policy.errors import BundleError, Problem, SchemaError, SyntaxProblem
 from saegis_server.policy.schema.cases import Case, Cases

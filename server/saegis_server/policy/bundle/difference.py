@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from pydantic import BaseModel
 
+from saegis.bundles import DIRECTIONS
 from saegis_server.policy.bundle.bundle import Bundle
-from saegis_server.policy.bundle.files import DIRECTIONS, in_folder
+from saegis_server.policy.bundle.files import in_folder
+from saegis_server.policy.schema.policy import entries
 
 Value: TypeAlias = "bool | int | float | str | list[Value] | dict[str, Value] | None"
 
@@ -59,12 +61,14 @@ def differences(old: Bundle, new: Bundle) -> tuple[Change, ...]:
     return tuple(found)
 
 
-def by_entry(found: Iterable[Change]) -> dict[str, str]:
+def by_entry(old: Bundle | None, new: Bundle) -> dict[str, str]:
     """What became of each rule, allowance and protection, such as "rules.no-poison", and of the policy's own
-    keys, such as "limits": "added", "removed" or "changed".
+    keys, such as "limits": "added", "removed" or "changed". Without an old bundle the entries are added.
     """
+    if old is None:
+        return dict.fromkeys(sorted(f"{place[0]}.{each}" for place, each in entries(new.policy)), "added")
     told = {}
-    for each in found:
+    for each in differences(old, new):
         if each.section in _LISTS:
             told[f"{each.section}.{each.id}"] = "changed" if each.key else each.kind
         elif each.section == "policy" and (key := re.split(r"[.[]", each.key)[0]) not in _OF_THE_REVISION:

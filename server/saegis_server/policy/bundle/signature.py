@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from typing import Self
 
-from saegis_server.policy.bundle.files import SIGNATURE_FILE
+from saegis.bundles import SIGNATURE_FILE
 from saegis_server.policy.errors import Problem, SignatureError
 
 ALGORITHM = "ed25519"

@@ -20,8 +20,8 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_public_key,
 )
 
+from saegis.bundles import SIGNATURE_FILE
 from saegis_server.policy.bundle.bundle import Bundle
-from saegis_server.policy.bundle.files import SIGNATURE_FILE
 from saegis_server.policy.bundle.signature import KEY_DIGITS, Signature, payload
 from saegis_server.policy.errors import KeyFileError, Problem, SignatureError
 

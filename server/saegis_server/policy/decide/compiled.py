@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
+from saegis.bundles import POLICY_FILE
 from saegis_server.policy.bundle.bundle import Bundle
-from saegis_server.policy.bundle.files import POLICY_FILE
 from saegis_server.policy.decide.authority import CompiledAllowance, compile_allowance
 from saegis_server.policy.decide.claims import needless_conditions
 from saegis_server.policy.decide.combine import StandingRule, combine

@@ -10,8 +10,8 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 
+from saegis.bundles import POLICY_FILE
 from saegis_server.policy.bundle.bundle import Bundle
-from saegis_server.policy.bundle.files import POLICY_FILE
 from saegis_server.policy.decide.authority import CompiledAllowance
 from saegis_server.policy.decide.claims import Place
 from saegis_server.policy.decide.compiled import CompiledPolicy

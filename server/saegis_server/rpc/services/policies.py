@@ -9,12 +9,14 @@ from saegis.v1 import policy_pb2 as pb
 from saegis.v1 import policy_pb2_grpc, steering_pb2
 from saegis_server.engine.api import FieldError
 from saegis_server.policy.bundle.bundle import Bundle
+from saegis_server.policy.bundle.difference import by_entry
 from saegis_server.policy.decide.compiled import compile_policy
 from saegis_server.policy.decide.decide import PolicySet, revision_of
 from saegis_server.policy.decide.decision import Decision, RequestFacts
 from saegis_server.policy.decide.disclosure import Audience
 from saegis_server.policy.decide.uses import ORDINARY, Use, UseOfRequest, beyond
 from saegis_server.policy.errors import PolicyError
+from saegis_server.policy.store.errors import UnknownPolicyError
 from saegis_server.policy.store.state import FEWEST_DIGITS
 from saegis_server.policy.store.store import PolicyStore
 from saegis_server.rpc.auth.identity import Identity, current_identity
@@ -165,6 +167,7 @@ def _validate(store: PolicyStore, archive: bytes, audience: Audience) -> pb.Vali
     except PolicyError as error:
         return pb.ValidatePolicyResponse(problems=map(convert.problem, error.problems))
     policy = found.bundle.policy
+    replaces, changed = _replaced(store, found.bundle, audience)
     return pb.ValidatePolicyResponse(
         valid=not found.problems,
         problems=map(convert.problem, found.problems),
@@ -177,7 +180,23 @@ def _validate(store: PolicyStore, archive: bytes, audience: Audience) -> pb.Vali
         ),
         cases=map(convert.outcome, found.cases),
         warnings=map(convert.problem, found.warnings),
+        replaces=replaces,
+        changes=changed,
     )
+
+
+def _replaced(
+    store: PolicyStore, new: Bundle, audience: Audience
+) -> tuple[pb.PolicyState | None, pb.PolicyChanges | None]:
+    """What the bundle would replace and what it changes, as far as the audience may learn it."""
+    try:
+        state, bundle = store.get(new.policy.name, audience)
+    except UnknownPolicyError:
+        return None, convert.changes(by_entry(None, new))
+    told = convert.state(state, reads := audience.reads(bundle.policy))
+    if not reads:
+        return told, None
+    return told, convert.changes(by_entry(bundle, new))
 
 
 def _evaluate(store: PolicyStore, archive: bytes, facts: RequestFacts) -> Decision:

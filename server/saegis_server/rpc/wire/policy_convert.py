@@ -1,5 +1,7 @@
 """Conversion: states, revisions, examinations and decisions of policies as messages of the contract."""
 
+from collections.abc import Mapping
+
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from saegis.v1 import policy_pb2 as pb
@@ -48,6 +50,12 @@ def state(found: PolicyState, reads: bool = True) -> pb.PolicyState:
 def problem(found: Problem) -> pb.PolicyProblem:
     """One thing that is wrong with a bundle."""
     return pb.PolicyProblem(file=found.file, line=found.line, path=found.path, message=found.message)
+
+
+def changes(by_entry: Mapping[str, str]) -> pb.PolicyChanges:
+    """What became of a policy's entries, by key: "added", "removed" or "changed"."""
+    told = (pb.PolicyChange(change=f"CHANGE_KIND_{kind.upper()}", key=key) for key, kind in by_entry.items())
+    return pb.PolicyChanges(changes=told)
 
 
 def outcome(case: CaseResult) -> pb.CaseOutcome:

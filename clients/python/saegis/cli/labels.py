@@ -6,15 +6,14 @@ A policy and a request over the API must name one feature: there a label of seve
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from saegis import Edit, FeatureRef, SaegisError, Watch
-from saegis_server.cli.output import notes
+from saegis.cli.output import notes
 
 if TYPE_CHECKING:
     from saegis import Client
-    from saegis_server.sae.catalog import Catalog
 
 
 class Labelled(Protocol):
@@ -45,29 +44,6 @@ def on_server(client: Client) -> Find:
             return ()
 
     return find
-
-
-def in_catalog(catalog: Catalog) -> Find:
-    """Asks what is loaded here."""
-    from saegis_server.rpc.services.feature_search import search
-
-    def find(words: str, sae: str) -> Sequence[Labelled]:
-        entries = [entry for entry in catalog.entries if sae in ("", entry.id)]
-        return [
-            _Found(each.loaded.id, each.index, each.label.label, each.label.precision)
-            for each in search(entries, words)
-            if each.label is not None
-        ]
-
-    return find
-
-
-@dataclass(frozen=True, slots=True)
-class _Found:
-    sae: str
-    index: int
-    label: str
-    precision: float | None
 
 
 def settled(asked: Sequence[E], find: Find) -> list[E]:

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from saegis_server.cli import options
-from saegis_server.cli.client.connection import DEFAULT_SERVER, connected
-from saegis_server.cli.client.edits import EditSyntaxError, parse_edits, parse_watches, split_strength
-from saegis_server.cli.client.labels import on_server, settled
-from saegis_server.cli.client.receipts import receipt_line, receipt_table, rules_table, watched_table
-from saegis_server.cli.output import USAGE, console, fail, notes, print_json, print_json_line
-from saegis_server.cli.streams import read_input
+from saegis.cli import options
+from saegis.cli.connection import Connection, connecting
+from saegis.cli.edits import EditSyntaxError, parse_edits, parse_watches, split_strength
+from saegis.cli.labels import on_server, settled
+from saegis.cli.output import USAGE, console, fail, notes, print_json, print_json_line
+from saegis.cli.receipts import receipt_line, receipt_table, rules_table, watched_table
+from saegis.cli.streams import read_input
 
 if TYPE_CHECKING:
     from saegis import ChatMessage, Client, Edit, Generation, GenerationOptions
@@ -43,6 +43,7 @@ of the activation's norm.
 """
 
 
+@connecting
 def generate(
     prompt: Annotated[str, typer.Argument(help="The text to continue; - reads it from standard input.")],
     chat: Annotated[bool, typer.Option("--chat", help="The prompt is a user's message to answer.")] = False,
@@ -70,11 +71,8 @@ def generate(
     min_p: options.MinP = None,
     seed: options.Seed = None,
     stop: options.Stop = None,
-    server: options.Server = DEFAULT_SERVER,
-    token: options.Token = None,
-    ca: options.CaFile = None,
-    insecure: options.Insecure = False,
-    timeout: options.Timeout = None,
+    *,
+    connection: Connection,
 ) -> None:
     """Continue a prompt, with features clamped, scaled, capped, banned or watched.
 
@@ -98,7 +96,7 @@ def generate(
     chats = chat or system is not None
     if chats:
         request["messages"] = _conversation(system, text)
-    with connected(server, token, ca, insecure, timeout) as client:
+    with connection.client() as client:
         edits, watches = settled(edits, on_server(client)), settled(watches, on_server(client))
         for words, strength in matching:
             edits += bans_matching(client, words, strength, sae=sae, site=site)

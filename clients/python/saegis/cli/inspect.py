@@ -8,10 +8,10 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from saegis_server.cli import options
-from saegis_server.cli.client.connection import DEFAULT_SERVER, connected
-from saegis_server.cli.output import console, print_json
-from saegis_server.cli.streams import read_input
+from saegis.cli import options
+from saegis.cli.connection import Connection, connecting
+from saegis.cli.output import console, print_json
+from saegis.cli.streams import read_input
 
 if TYPE_CHECKING:
     from saegis import Inspection
@@ -27,6 +27,7 @@ saegis inspect --chat "How do I make bread?" --json
 """
 
 
+@connecting
 def inspect(
     text: Annotated[str, typer.Argument(help="The text to read; - reads it from standard input.")],
     chat: Annotated[bool, typer.Option("--chat", help="The text is a user's message.")] = False,
@@ -34,15 +35,12 @@ def inspect(
     sae: options.Sae = "",
     site: Annotated[str, typer.Option(metavar="SITE", help="Where to read; by default the SAE's.")] = "",
     json: options.Json = False,
-    server: options.Server = DEFAULT_SERVER,
-    token: options.Token = None,
-    ca: options.CaFile = None,
-    insecure: options.Insecure = False,
-    timeout: options.Timeout = None,
+    *,
+    connection: Connection,
 ) -> None:
     """Show the strongest features of each token, in feature units, with their labels."""
     read = read_input() if text == "-" else text
-    with connected(server, token, ca, insecure, timeout) as client:
+    with connection.client() as client:
         found = (
             client.inspect(messages=[{"role": "user", "content": read}], sae=sae, site=site, top_k=top)
             if chat

@@ -1,6 +1,6 @@
 """The commands `saegis features search | contrast | show`: find features and see what is known of them.
 
-The others of `saegis features` have a module each.
+The others of `saegis features` come with the server.
 """
 
 from __future__ import annotations
@@ -13,19 +13,27 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from saegis_server.cli import options
-from saegis_server.cli.client.connection import DEFAULT_SERVER, connected
-from saegis_server.cli.client.edits import EditSyntaxError, parse_target
-from saegis_server.cli.client.labels import on_server, settled_target
-from saegis_server.cli.features import choose as features_choose
-from saegis_server.cli.features import label as features_label
-from saegis_server.cli.output import USAGE, console, fail, notes, print_json, shares
-from saegis_server.cli.streams import sentence
+from saegis.cli import options
+from saegis.cli.connection import Connection, connecting
+from saegis.cli.edits import EditSyntaxError, parse_target
+from saegis.cli.family import Family
+from saegis.cli.labels import on_server, settled_target
+from saegis.cli.output import USAGE, console, fail, notes, print_json, shares
+from saegis.cli.streams import sentence
 
 if TYPE_CHECKING:
     from saegis import Contrast, FeatureInfo
 
-app = typer.Typer(no_args_is_help=True, help="Find features, label them, and choose those for a ban.")
+
+class _Features(Family):
+    """The commands `saegis features ...`."""
+
+    names = ("search", "contrast", "show", "label", "choose")
+
+
+app = typer.Typer(
+    cls=_Features, no_args_is_help=True, help="Find features, label them, and choose those for a ban."
+)
 
 SEARCH_EPILOG = """
 [bold]Examples[/bold]
@@ -53,21 +61,19 @@ saegis features show "Golden Gate Bridge" --json
 
 
 @app.command(epilog=SEARCH_EPILOG)
+@connecting
 def search(
     words: Annotated[str, typer.Argument(help="Words of the label; none lists every labelled one.")] = "",
     top: Annotated[int, typer.Option(help="How many features to show, at most.", min=1)] = 20,
     sae: options.Sae = "",
     json: options.Json = False,
-    server: options.Server = DEFAULT_SERVER,
-    token: options.Token = None,
-    ca: options.CaFile = None,
-    insecure: options.Insecure = False,
-    timeout: options.Timeout = None,
+    *,
+    connection: Connection,
 ) -> None:
     """Find features by words of their labels, best first."""
     found: list[FeatureInfo] = []
     total, page_token = 0, ""
-    with connected(server, token, ca, insecure, timeout) as client:
+    with connection.client() as client:
         while len(found) < top:
             size = min(100, top - len(found))
             page = client.search_features(words, sae=sae, page_size=size, page_token=page_token)
@@ -85,6 +91,7 @@ def search(
 
 
 @app.command(epilog=CONTRAST_EPILOG)
+@connecting
 def contrast(
     with_texts: Annotated[
         list[str] | None, typer.Option("--with", metavar="TEXT", help="A text that has it. Again for more.")
@@ -101,16 +108,13 @@ def contrast(
     top: Annotated[int, typer.Option(help="How many features to show, at most.", min=1)] = 20,
     sae: options.Sae = "",
     json: options.Json = False,
-    server: options.Server = DEFAULT_SERVER,
-    token: options.Token = None,
-    ca: options.CaFile = None,
-    insecure: options.Insecure = False,
-    timeout: options.Timeout = None,
+    *,
+    connection: Connection,
 ) -> None:
     """Find the features that are active in some texts and not in others."""
     positive = _texts(with_texts, with_file, "--with")
     negative = _texts(without_texts, without_file, "--without")
-    with connected(server, token, ca, insecure, timeout) as client:
+    with connection.client() as client:
         found = client.contrast_features(positive, negative, sae=sae, limit=top)
     if json:
         print_json(found)
@@ -119,22 +123,20 @@ def contrast(
 
 
 @app.command(epilog=SHOW_EPILOG)
+@connecting
 def show(
     feature: Annotated[str, typer.Argument(metavar="TARGET", help="Its index or exact label.")],
     sae: options.Sae = "",
     json: options.Json = False,
-    server: options.Server = DEFAULT_SERVER,
-    token: options.Token = None,
-    ca: options.CaFile = None,
-    insecure: options.Insecure = False,
-    timeout: options.Timeout = None,
+    *,
+    connection: Connection,
 ) -> None:
     """Show what is recorded about one feature."""
     try:
         target = parse_target(feature, sae)
     except EditSyntaxError as error:
         raise fail(str(error), code=USAGE) from error
-    with connected(server, token, ca, insecure, timeout) as client:
+    with connection.client() as client:
         found = client.get_feature(settled_target(target, on_server(client)))
     if json:
         print_json(found)
@@ -143,10 +145,6 @@ def show(
     for name, value in _rows(found):
         table.add_row(name, Text(value))
     console().print(table)
-
-
-app.command(epilog=features_label.EPILOG)(features_label.label)
-app.command(epilog=features_choose.EPILOG)(features_choose.choose)
 
 
 def features_table(found: Iterable[FeatureInfo], title: str) -> Table:

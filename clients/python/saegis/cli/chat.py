@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from saegis_server.cli import options
-from saegis_server.cli.client.connection import DEFAULT_SERVER, advice, connected
-from saegis_server.cli.client.edits import EditSyntaxError
-from saegis_server.cli.client.labels import on_server, settled
-from saegis_server.cli.client.receipts import receipt_line, watched_table
-from saegis_server.cli.output import USAGE, console, fail, notes
-from saegis_server.cli.streams import sentence
+from saegis.cli import options
+from saegis.cli.connection import Connection, advice, connecting
+from saegis.cli.edits import EditSyntaxError
+from saegis.cli.labels import on_server, settled
+from saegis.cli.output import USAGE, console, fail, notes
+from saegis.cli.receipts import receipt_line, watched_table
+from saegis.cli.streams import sentence
 
 if TYPE_CHECKING:
     from saegis import Client, GenerationOptions
-    from saegis_server.cli.client.chat_session import ChatSession, InForce
+    from saegis.cli.chat_session import ChatSession, InForce
 
 EPILOG = """
 [bold]Examples[/bold]
@@ -35,6 +35,7 @@ The server is asked about each edit when it is given. Arrow keys edit the line a
 """
 
 
+@connecting
 def chat(
     clamp: options.Clamp = None,
     ban: options.Ban = None,
@@ -44,17 +45,14 @@ def chat(
     max_tokens: options.MaxTokens = 128,
     temperature: options.Temperature = None,
     seed: options.Seed = None,
-    server: options.Server = DEFAULT_SERVER,
-    token: options.Token = None,
-    ca: options.CaFile = None,
-    insecure: options.Insecure = False,
-    timeout: options.Timeout = None,
+    *,
+    connection: Connection,
 ) -> None:
     """Talk with the model; steer it between turns and see each answer's receipt.
 
     Prompts are kept nowhere: what the arrow keys bring back is forgotten when the chat ends.
     """
-    from saegis_server.cli.client.chat_session import ChatSession
+    from saegis.cli.chat_session import ChatSession
 
     session = ChatSession(sae=sae)
     lines = [f"/clamp {each}" for each in clamp or ()] + [f"/ban {each}" for each in ban or ()]
@@ -65,15 +63,17 @@ def chat(
     except EditSyntaxError as error:
         raise fail(str(error), "saegis chat --help shows examples", USAGE) from error
     settings: GenerationOptions = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
-    with connected(server, token, ca, insecure, timeout) as client:
+    with connection.client() as client:
         model = client.model()
         _settle(client, session)
         _try(client, session, ChatSession().in_force())
-        notes().print(f"{model.id} at {server}. /help lists the commands, /quit ends.", style="dim")
+        notes().print(
+            f"{model.id} at {connection.server}. /help lists the commands, /quit ends.", style="dim"
+        )
         notes().print(session.steering(), style="dim", markup=False)
         _edit_lines()
         while not session.ended and (said := _read()) is not None:
-            _turn(client, session, said.strip(), settings, server)
+            _turn(client, session, said.strip(), settings, connection.server)
 
 
 def _edit_lines() -> None:

@@ -9,9 +9,9 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from saegis_server.cli import options
-from saegis_server.cli.client.connection import DEFAULT_SERVER, connected
-from saegis_server.cli.output import console, notes, print_json
+from saegis.cli import options
+from saegis.cli.connection import Connection, connecting
+from saegis.cli.output import console, notes, print_json
 
 if TYPE_CHECKING:
     from saegis import PolicyRevision
@@ -39,16 +39,14 @@ needs a serial above all that there were.
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The policy's name.")]
 
 
+@connecting
 def list_policies(
     json: options.Json = False,
-    server: options.Server = DEFAULT_SERVER,
-    token: options.Token = None,
-    ca: options.CaFile = None,
-    insecure: options.Insecure = False,
-    timeout: options.Timeout = None,
+    *,
+    connection: Connection,
 ) -> None:
     """List the policies in force, and the candidates beside them."""
-    with connected(server, token, ca, insecure, timeout) as client:
+    with connection.client() as client:
         found = client.list_policies()
     if json:
         print_json(found)
@@ -60,17 +58,15 @@ def list_policies(
     console().print(_table(every))
 
 
+@connecting
 def history(
     name: Name,
     json: options.Json = False,
-    server: options.Server = DEFAULT_SERVER,
-    token: options.Token = None,
-    ca: options.CaFile = None,
-    insecure: options.Insecure = False,
-    timeout: options.Timeout = None,
+    *,
+    connection: Connection,
 ) -> None:
     """Show the revisions that a policy had, newest first."""
-    with connected(server, token, ca, insecure, timeout) as client:
+    with connection.client() as client:
         found = client.policy_revisions(name)
     if json:
         print_json({"revisions": found})
@@ -78,18 +74,16 @@ def history(
         console().print(_table(found))
 
 
+@connecting
 def roll_back(
     name: Name,
     digest: Annotated[str, typer.Argument(metavar="DIGEST", help="Of the revision: 8 digits or more.")],
     json: options.Json = False,
-    server: options.Server = DEFAULT_SERVER,
-    token: options.Token = None,
-    ca: options.CaFile = None,
-    insecure: options.Insecure = False,
-    timeout: options.Timeout = None,
+    *,
+    connection: Connection,
 ) -> None:
     """Put an earlier revision of a policy in force again, and no candidate beside it."""
-    with connected(server, token, ca, insecure, timeout) as client:
+    with connection.client() as client:
         etag = client.get_policy(name).policy.etag
         state = client.roll_back_policy(name, digest, etag=etag)
     if json:

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 
 from saegis import ChatMessage, Edit, FeatureRef, Watch
-from saegis_server.cli.client.edits import (
+from saegis.cli.edits import (
     OPERATIONS,
     EditSyntaxError,
     describe_edit,

@@ -44,7 +44,7 @@ def _by(receipt: Receipt) -> str:
     """Whose rules are in force, as far as the policies tell."""
     if not receipt.ruled:
         return ""
-    names = [f"{rule.policy}/{rule.rule}" for rule in receipt.rules if rule.mode == "enforce"]
+    names = [rule.name for rule in receipt.rules if rule.mode == "enforce"]
     return f" · by the operator's {', '.join(names) or 'rules'} ({receipt.policy_revision})"
 
 
@@ -78,7 +78,7 @@ def rules_table(receipt: Receipt) -> Table:
         table.add_column(name, overflow="fold")
     for rule in receipt.rules:
         tokens = f"at {rule.tokens} tokens" if rule.conditional else "has none"
-        told = (f"{rule.policy}/{rule.rule}", rule.action, str(rule.mode), tokens)
+        told = (rule.name, rule.action, str(rule.mode), tokens)
         table.add_row(*map(Text, (*told, ", ".join(rule.labels) or "not told", rule.reason or "not told")))
     if not receipt.rules:
         table.add_row(Text("not told"))

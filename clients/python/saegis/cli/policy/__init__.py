@@ -1,0 +1,1 @@
+"""The commands `saegis policy ...` that ask a server."""

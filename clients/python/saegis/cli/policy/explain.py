@@ -1,0 +1,174 @@
+"""The command `saegis policy explain`: what a server decides on a request, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.text import Text
+
+from saegis.cli import options
+from saegis.cli.connection import Connection, connecting
+from saegis.cli.edits import EditSyntaxError, parse_edits
+from saegis.cli.labels import on_server, settled
+from saegis.cli.output import USAGE, console, fail, print_json
+from saegis.cli.policy.bundle import packed
+from saegis.explanation import Explained, ExplainedDenial, explanation
+
+if TYPE_CHECKING:
+    from saegis import Edit
+
+EPILOG = """
+[bold]Examples[/bold]
+
+saegis policy explain --tenant acme --clamp "Golden Gate Bridge=2max"
+
+saegis policy explain ./my-candidate --clamp 3385=50 --json
+
+[bold]Who decides[/bold]
+
+The policies in force on the server; with a bundle, the server on that bundle. Values are written as with
+saegis generate. That a request is denied is an answer, not a failure: the exit code is 0.
+"""
+_REQUEST = "The request"
+
+Bundle = Annotated[
+    Path | None, typer.Argument(metavar="BUNDLE", help="A bundle: its directory, or a .tar or .tar.gz of it.")
+]
+Tenant = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="Who asks. By default 'default' or, of a server, the caller.",
+        rich_help_panel=_REQUEST,
+    ),
+]
+ROLE = typer.Option(
+    "--role",
+    help="In which role. Again for another. By default use and steer or, of a server, the caller's.",
+    rich_help_panel=_REQUEST,
+)
+Uses = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--use",
+        metavar="WORD[=VALUE]",
+        help="What it asks for beyond the ordinary, such as text or n=4. Again for another.",
+        rich_help_panel=_REQUEST,
+    ),
+]
+
+
+@connecting
+def explain(
+    bundle: Bundle = None,
+    tenant: Tenant = "",
+    role: Annotated[list[str] | None, ROLE] = None,
+    use: Uses = None,
+    clamp: options.Clamp = None,
+    scale: options.Scale = None,
+    add: options.Add = None,
+    cap: options.Cap = None,
+    ban: options.Ban = None,
+    edit_sae: options.EditSae = "",
+    json: options.Json = False,
+    *,
+    connection: Connection,
+) -> None:
+    """Tell what is decided on a request, by which rules, and why. Nothing is generated."""
+    edits = written(
+        (("clamp", clamp), ("scale", scale), ("add", add), ("cap", cap), ("ban", ban)), sae=edit_sae
+    )
+    ask(connection, bundle, edits, tenant, role or (), uses(use or ()), json)
+
+
+def written(edits: Sequence[tuple[str, list[str] | None]], *, sae: str) -> list[Edit]:
+    """The edits of the command line; ends the command for one that is not written as it should be."""
+    try:
+        return parse_edits(edits, sae=sae)
+    except EditSyntaxError as error:
+        raise fail(str(error), "saegis generate --help shows how edits are written", USAGE) from error
+
+
+def uses(words: Sequence[str]) -> dict[str, float | None]:
+    """The words with their values; ends the command for a value that is no number."""
+    found: dict[str, float | None] = {}
+    for text in words:
+        word, equals, value = text.partition("=")
+        try:
+            found[word] = float(value) if equals else None
+        except ValueError as error:
+            raise fail(f"--use {text!r}: {value!r} is no number", f"write {word}=2", USAGE) from error
+    return found
+
+
+def ask(
+    connection: Connection,
+    bundle: Path | None,
+    edits: Sequence[Edit],
+    tenant: str,
+    roles: Sequence[str],
+    uses: Mapping[str, float | None],
+    json: bool,
+) -> None:
+    """Let a server decide, by the policies in force or by a bundle, and tell what it says."""
+    archive = b"" if bundle is None else packed(bundle)
+    with connection.client() as client:
+        decision = client.evaluate_policy(
+            settled(edits, on_server(client)),
+            tenant=tenant,
+            roles=list(map(str, roles)),
+            bundle=archive,
+            uses=uses,
+        )
+    digest = decision.program_digest
+    tell(decision, digest, explanation(decision, digest), json)
+
+
+def tell(
+    decision: Explained,
+    digest: str,
+    lines: Sequence[str],
+    json: bool,
+    would_deny: Sequence[Mapping[str, str]] = (),
+) -> None:
+    """Print a decision: `lines` for people, the whole for programs."""
+    if json:
+        print_json(_plain(decision, digest, lines, would_deny))
+        return
+    style = "bold green" if decision.allowed else "bold red"
+    for number, line in enumerate(lines):
+        console().print(Text(line, "" if number else style), soft_wrap=True)
+
+
+def plain_denial(denial: ExplainedDenial, mode: str = "enforce") -> dict[str, str]:
+    """A denial as JSON knows it."""
+    names = ("policy", "rule", "message", "field")
+    return {name: str(getattr(denial, name)) for name in names} | {"mode": mode}
+
+
+def _plain(
+    decision: Explained, digest: str, lines: Sequence[str], would_deny: Sequence[Mapping[str, str]]
+) -> dict[str, Any]:
+    return {
+        "allowed": decision.allowed,
+        "policy_revision": decision.policy_revision,
+        "denials": list(map(plain_denial, decision.denials)),
+        "would_deny": would_deny,
+        "rules": [
+            {
+                "policy": rule.policy,
+                "rule": rule.rule,
+                "action": rule.action,
+                "mode": str(rule.mode),
+                "reason": rule.reason,
+                "labels": list(rule.labels),
+                "conditional": rule.conditional,
+            }
+            for rule in decision.rules
+        ],
+        "program_digest": digest,
+        "lines": lines,
+    }

@@ -1,1 +1,0 @@
-"""Commands that talk with a server: generate, chat, inspect."""
