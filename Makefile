@@ -13,7 +13,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c requirements/constraints.txt
 TORCH := $(shell grep '^torch==' requirements/constraints.txt)
 PYTEST := $(BIN)/python -m pytest
-SIDE_BY_SIDE := -n $(WORKERS) --dist loadfile
+SIDE_BY_SIDE := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 TYPED := clients/python/saegis server/saegis_server tests scripts
 export PYTHONDONTWRITEBYTECODE := 1
 
@@ -30,10 +30,10 @@ demo: .venv/.server ## Install the server and show what steering does, live.
 test: .venv/.dev ## Install everything and run the quick tests: every kind of test, at a small size.
 	@OMP_NUM_THREADS=1 $(PYTEST) $(SIDE_BY_SIDE) $(PYTEST_ARGS)
 
-# The slow ones measure time or want the machine for themselves. pytest ends with 5 where it is left no test.
+# pytest ends with 5 where it is left no test.
 test-all: .venv/.dev ## Run all tests at their full size, with coverage.
-	@OMP_NUM_THREADS=1 $(PYTEST) --all -m "not slow" $(SIDE_BY_SIDE) --cov --cov-report= $(PYTEST_ARGS) || [ $$? = 5 ]
-	@$(PYTEST) --all -m slow --cov --cov-append --cov-fail-under=$(COVERED) $(PYTEST_ARGS) || [ $$? = 5 ]
+	@OMP_NUM_THREADS=1 $(PYTEST) --all -m "not alone" $(SIDE_BY_SIDE) --cov --cov-report= $(PYTEST_ARGS) || [ $$? = 5 ]
+	@$(PYTEST) --all -m alone --cov --cov-append --cov-fail-under=$(COVERED) $(PYTEST_ARGS) || [ $$? = 5 ]
 
 lint: .venv/.dev ## Check style, types, the contract and its stubs.
 	$(BIN)/ruff check .

@@ -9,7 +9,9 @@ from tests import tiers
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--all", action="store_true", help="run the slow tests too, and every test at its full size")
+    parser.addoption(
+        "--all", action="store_true", help="run the slow tests too, and every test at its full size"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -17,6 +17,7 @@ from saegis_server.audit.log import AuditLog
 from saegis_server.audit.records import RESERVED
 from saegis_server.audit.verify import Verification, verify
 from tests.audit import logs
+from tests.tiers import sized
 
 Files = dict[str, bytes]
 Edit = Callable[[list[bytes]], object]
@@ -128,7 +129,7 @@ def is_cut_at_the_end(files: Files, whole: Files) -> bool:
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda each: each.name)
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=sized(120, 30), deadline=None)
 @given(data=st.data())
 def test_whatever_is_done_to_the_files_is_found(
     whole: Files, mutation: Mutation, data: st.DataObject
@@ -149,7 +150,7 @@ def is_only_the_last_other(files: Files, whole: Files) -> bool:
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=sized(60, 20), deadline=None)
 @given(cut=st.integers(1, 12))
 def test_records_cut_off_at_the_end_show_only_by_the_head(whole: Files, cut: int) -> None:
     lines = whole[ACTIVE].splitlines(keepends=True)
@@ -248,7 +249,7 @@ def test_a_broken_log_is_not_continued(tmp_path: Path, edit: Edit, message: str)
     assert (tmp_path / ACTIVE).read_bytes() == b"".join(lines)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=sized(60, 20), deadline=None)
 @given(cut=st.integers(1, 400), garbage=st.sampled_from([b"", b"\0" * 50, b"\0" * 50 + b"\n"]))
 def test_a_torn_tail_is_cut_off_kept_and_recorded(cut: int, garbage: bytes) -> None:
     with tempfile.TemporaryDirectory() as name:

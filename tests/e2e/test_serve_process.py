@@ -51,6 +51,7 @@ def test_it_drains_on_sigterm_while_a_stream_finishes(tiny_files: TinyFiles, tmp
         assert not ready_file.exists()
 
 
+@pytest.mark.slow
 def test_without_a_compiler_it_says_so_and_serves_eagerly(tiny_files: TinyFiles, tmp_path: Path) -> None:
     nothing = tmp_path / "empty"
     nothing.mkdir()
@@ -68,6 +69,7 @@ def test_without_a_compiler_it_says_so_and_serves_eagerly(tiny_files: TinyFiles,
         assert server.wait() == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("when", ["never", "auto"])
 def test_where_nothing_can_be_kept_it_serves_eagerly(
     tiny_files: TinyFiles, tmp_path: Path, when: str

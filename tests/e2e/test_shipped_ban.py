@@ -64,9 +64,7 @@ def evaluate(server: Serving, kind: str, prompts: str, out: Path, *more: object)
 
 @pytest.fixture(scope="module")
 def report(free: Serving, tmp_path_factory: pytest.TempPathFactory) -> BanReport:
-    return BanReport.load(
-        evaluate(free, "ban", "prompts.jsonl", tmp_path_factory.mktemp("ban") / "ban.json")
-    )
+    return BanReport.load(evaluate(free, "ban", "prompts.jsonl", tmp_path_factory.mktemp("ban") / "ban.json"))
 
 
 @pytest.fixture(scope="module")

@@ -26,6 +26,7 @@ from saegis_server.steering import rows
 from saegis_server.steering.program import SiteProgram, SteeringError, SteeringProgram
 from tests.engine import tiny
 from tests.engine.test_parity import generate, random_program
+from tests.tiers import sized
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=24, ignore_eos=True)
 
@@ -162,7 +163,7 @@ def test_hundreds_of_random_requests_all_end_and_the_books_are_kept() -> None:
     chance = random.Random(0)
     with tiny.RunningEngine(tiny.step(tiny.model(), slots=5), max_running=5) as engine:
         answers = []
-        for index in range(200):
+        for index in range(sized(200, 80)):
             sampling = SamplingParams(
                 temperature=chance.choice((0.0, 1.0)),
                 n=chance.choice((1, 1, 3)),

@@ -16,6 +16,7 @@ from saegis_server.engine.requests import (
 from saegis_server.steering.program import UNSTEERED, SiteProgram, SteeringProgram
 from saegis_server.steering.rows import Phase, Probe, add
 from tests.engine import tiny
+from tests.tiers import few
 
 TOLD = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True, logprobs=3)
 GREEDY = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True)
@@ -48,7 +49,7 @@ def run_four(
     )
 
 
-@pytest.mark.parametrize("place", [0, 1, 3])
+@pytest.mark.parametrize("place", few([0, 3, 1], 2))
 @pytest.mark.parametrize("phase", [Phase.ALL, Phase.COMPLETION])
 def test_a_request_that_diverges_fails_alone_and_its_slot_serves_again(place: int, phase: Phase) -> None:
     wanted, untouched, _ = run_four(None, place)
@@ -111,7 +112,7 @@ def victims_logits(
     return tokens, torch.stack(seen[: len(tokens) - 1])
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
+@pytest.mark.parametrize("family", few(["llama", "gemma2", "gpt2"], 1))
 def test_a_neighbour_shows_by_its_shape_alone_and_in_the_last_bits(family: str) -> None:
     """How many there are, and how long, may change the order of sums, within the bound in the README;
     what they say and how they are steered changes not a bit."""
