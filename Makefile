@@ -2,33 +2,38 @@
 #
 #   PYTHON    the Python to make .venv with                       (python3)
 #   PIP_ARGS  more arguments for pip install, such as an index    (none)
-#   WORKERS   processes that run the quicker tests, a core each   (2)
+#   WORKERS   processes that run the tests, a core each           (2)
+#   COVERED   percent that `make test-all` must cover             (95)
 
 PYTHON ?= python3
 PIP_ARGS ?=
 WORKERS ?= 2
+COVERED ?= 95
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c requirements/constraints.txt
 TORCH := $(shell grep '^torch==' requirements/constraints.txt)
-# Its exit status is 5 where the arguments choose no test.
-PYTEST := $(BIN)/python -m pytest --cov
+PYTEST := $(BIN)/python -m pytest
+SIDE_BY_SIDE := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 TYPED := clients/python/saegis server/saegis_server tests scripts examples
 export PYTHONDONTWRITEBYTECODE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint style types contract breaking format bench proto clean
+.PHONY: help demo test test-all lint style types contract breaking format bench proto clean
 
 help: ## Show this.
 	@echo "make TARGET, with one of:"
-	@sed -n 's/^\([a-z]*\):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 12
+	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
 demo: .venv/.server ## Install the server and show what steering does, live.
 	@$(BIN)/saegis demo
 
-# Two at a time, but for the slow ones, which measure time or want the machine for themselves.
-test: .venv/.dev ## Install everything and run the tests, with coverage.
-	@OMP_NUM_THREADS=1 $(PYTEST) -m "not slow" -n $(WORKERS) --dist loadfile --cov-report= $(PYTEST_ARGS) || [ $$? = 5 ]
-	@$(PYTEST) -m slow --cov-append --cov-report=term $(PYTEST_ARGS) || [ $$? = 5 ]
+test: .venv/.dev ## Install everything and run the quick tests: every kind of test, at a small size.
+	@OMP_NUM_THREADS=1 $(PYTEST) $(SIDE_BY_SIDE) $(PYTEST_ARGS)
+
+# pytest ends with 5 where it is left no test.
+test-all: .venv/.dev ## Run all tests at their full size, with coverage.
+	@OMP_NUM_THREADS=1 $(PYTEST) --all -m "not alone" $(SIDE_BY_SIDE) --cov --cov-report= $(PYTEST_ARGS) || [ $$? = 5 ]
+	@$(PYTEST) --all -m alone --cov --cov-append --cov-fail-under=$(COVERED) $(PYTEST_ARGS) || [ $$? = 5 ]
 
 lint: style types contract ## Check style, types, the contract and its stubs.
 

@@ -15,6 +15,7 @@ from saegis_server.audit.files import ACTIVE, closed_files
 from saegis_server.audit.log import AuditLog
 from saegis_server.audit.verify import verify
 from tests.audit import logs
+from tests.tiers import sized
 
 
 def test_two_logs_cannot_share_a_directory(tmp_path: Path) -> None:
@@ -54,7 +55,7 @@ def test_a_broken_log_is_not_continued(
     assert (tmp_path / ACTIVE).read_bytes() == b"".join(lines)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=sized(60, 20), deadline=None)
 @given(cut=st.integers(1, 400), garbage=st.sampled_from([b"", b"\0" * 50, b"\0" * 50 + b"\n"]))
 def test_a_torn_tail_is_cut_off_kept_and_recorded(cut: int, garbage: bytes) -> None:
     with tempfile.TemporaryDirectory() as name:

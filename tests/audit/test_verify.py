@@ -15,6 +15,7 @@ from saegis_server.audit.chain import Link, seal
 from saegis_server.audit.files import ACTIVE, log_files
 from saegis_server.audit.verify import Verification, verify
 from tests.audit import logs
+from tests.tiers import sized
 
 Files = dict[str, bytes]
 Edit = Callable[[list[bytes]], object]
@@ -126,7 +127,7 @@ def is_cut_at_the_end(files: Files, whole: Files) -> bool:
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda each: each.name)
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=sized(120, 30), deadline=None)
 @given(data=st.data())
 def test_whatever_is_done_to_the_files_is_found(
     whole: Files, mutation: Mutation, data: st.DataObject
@@ -147,7 +148,7 @@ def is_only_the_last_other(files: Files, whole: Files) -> bool:
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=sized(60, 20), deadline=None)
 @given(cut=st.integers(1, 12))
 def test_records_cut_off_at_the_end_show_only_by_the_head(whole: Files, cut: int) -> None:
     lines = whole[ACTIVE].splitlines(keepends=True)

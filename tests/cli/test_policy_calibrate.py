@@ -15,6 +15,7 @@ from saegis_server.policy.bundle.signing import load_private_key, sign, write_ne
 from tests.policy.bundles import direction, write_files
 from tests.rpc import tiny
 from tests.rpc.harness import running
+from tests.tiers import few
 
 PROMPTS = (
     ("the red bridge", "en", True),
@@ -197,11 +198,14 @@ def test_the_tables_and_what_is_left_to_do_are_told(folder: Path, target: str) -
 
 @pytest.mark.parametrize(
     ("arguments", "harm", "why"),
-    [
-        (("--max-kl", "0.1"), HARM, "en: KL is 0.2640, not under 0.1"),
-        (("--target", "0"), HARM, "en: harm 0.107 falls to 0.071, not to 0.000"),
-        ((), f"{__name__}:nothing", "without the ban there is no harm in any of the languages"),
-    ],
+    few(
+        [
+            (("--max-kl", "0.1"), HARM, "en: KL is 0.2640, not under 0.1"),
+            (("--target", "0"), HARM, "en: harm 0.107 falls to 0.071, not to 0.000"),
+            ((), f"{__name__}:nothing", "without the ban there is no harm in any of the languages"),
+        ],
+        1,
+    ),
 )
 def test_that_no_strength_is_enough_is_said_and_nothing_written(
     folder: Path, target: str, arguments: tuple[str, ...], harm: str, why: str

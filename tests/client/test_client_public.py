@@ -6,9 +6,10 @@ import sys
 import types
 from pathlib import Path
 
-import pytest
-
 import saegis
+
+#: What `import grpc` itself loads where it is installed.
+LOADED_BY_GRPC = {"grpc_tools", "grpc_health", "grpc_reflection"}
 
 
 def test_all_is_complete_and_sorted() -> None:
@@ -78,21 +79,13 @@ def test_twins_have_the_same_methods_and_arguments() -> None:
         assert blocking.__doc__, name
 
 
-@pytest.mark.parametrize(
-    "forbidden", ["torch", "transformers", "numpy", "saegis_server", "pydantic", "grpc_status"]
-)
-def test_import_is_light(forbidden: str) -> None:
-    script = f"import sys, saegis; sys.exit({forbidden!r} in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
-
-
-def test_import_is_quick() -> None:
-    script = "import time; t = time.perf_counter(); import saegis; print(time.perf_counter() - t)"
-    runs = [
-        subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
-        for _ in range(3)
-    ]
-    assert min(float(run.stdout) for run in runs) < 0.5
+def test_import_is_light() -> None:
+    """It loads gRPC and protobuf, and nothing else that a user would have to wait for."""
+    script = "import sys; before = set(sys.modules); import saegis; print(*sys.modules.keys() - before)"
+    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    loaded = {name.partition(".")[0] for name in done.stdout.split()} - sys.stdlib_module_names
+    of_cython = {name for name in loaded if name.startswith(("_cython", "cython"))}
+    assert loaded - of_cython - LOADED_BY_GRPC <= {"saegis", "grpc", "google", "typing_extensions"}
 
 
 def test_package_is_typed() -> None:

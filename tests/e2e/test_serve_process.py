@@ -2,15 +2,16 @@
 
 import json
 import shutil
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner, Result
 
 import saegis
+from saegis_server.cli.app import app
 from saegis_server.cli.serve.demo_scenes import metrics
 from saegis_server.engine.torch.compile_cache import SETTING
 from tests.e2e.serving import SITE, Serving, TinyFiles, command, environment, serving
@@ -50,6 +51,7 @@ def test_it_drains_on_sigterm_while_a_stream_finishes(tiny_files: TinyFiles, tmp
         assert not ready_file.exists()
 
 
+@pytest.mark.slow
 def test_without_a_compiler_it_says_so_and_serves_eagerly(tiny_files: TinyFiles, tmp_path: Path) -> None:
     nothing = tmp_path / "empty"
     nothing.mkdir()
@@ -67,6 +69,7 @@ def test_without_a_compiler_it_says_so_and_serves_eagerly(tiny_files: TinyFiles,
         assert server.wait() == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("when", ["never", "auto"])
 def test_where_nothing_can_be_kept_it_serves_eagerly(
     tiny_files: TinyFiles, tmp_path: Path, when: str
@@ -82,6 +85,15 @@ def test_where_nothing_can_be_kept_it_serves_eagerly(
         server.terminate()
         assert server.wait() == 0
     assert not list((tmp_path / "home").iterdir())
+
+
+def start(*options: str) -> Result:
+    """A start in this process that fails in order."""
+    done = CliRunner().invoke(app, command(*options)[3:], env={"COLUMNS": "200", "HF_HUB_OFFLINE": "1"})
+    assert isinstance(done.exception, SystemExit), done.exception
+    assert done.exit_code == 1, done.output
+    assert "Traceback" not in done.stderr
+    return done
 
 
 def _truncate(sae: Path) -> None:
@@ -134,35 +146,19 @@ def test_a_bad_sae_stops_the_start(
     sae = tmp_path / "tiny-sae"
     shutil.copytree(tiny_files.sae, sae)
     spoil(sae)
-    done = subprocess.run(
-        command("--model", str(tiny_files.model), "--sae", str(sae)),
-        capture_output=True,
-        text=True,
-        env=environment(COLUMNS="200"),
-        timeout=120,
-    )
-    assert done.returncode == 1, done.stderr
+    done = start("--model", str(tiny_files.model), "--sae", str(sae))
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1, done.stderr
     assert names in errors[0]
     assert reason.lower() in errors[0].lower()
-    assert "Traceback" not in done.stderr
     assert "\nnext:  " in done.stderr
 
 
 def test_a_taken_port_stops_the_start(tiny_files: TinyFiles, server: Serving, tmp_path: Path) -> None:
     port = server.target.rpartition(":")[2]
-    done = subprocess.run(
-        [*command(*tiny_files.options), "--port", port],
-        capture_output=True,
-        text=True,
-        env=environment(),
-        timeout=120,
-    )
-    assert done.returncode == 1, done.stderr
+    done = start(*tiny_files.options, "--port", port)
     assert port in done.stderr
     assert "--port" in done.stderr
-    assert "Traceback" not in done.stderr
 
 
 def test_the_metrics_count_what_was_served(client: saegis.Client, server: Serving) -> None:

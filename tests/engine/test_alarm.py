@@ -34,6 +34,7 @@ from saegis_server.steering.program import SiteProgram, SteeringProgram
 from tests.engine import guarded, tiny
 from tests.engine.guarded import probe
 from tests.steering.test_judge import LEVELS, READINGS, conditions
+from tests.tiers import sized
 
 SITE = next(iter(tiny.SITES))
 PROMPT = 2
@@ -205,7 +206,7 @@ reactions = st.sampled_from((Reaction.RECORD, Reaction.RECORD, Reaction.EDIT, Re
 guards = st.lists(st.tuples(conditions, reactions), min_size=1, max_size=4).map(guard_of)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=sized(300, 80), deadline=None)
 @given(guards, st.lists(texts, min_size=1, max_size=3))
 def test_alarms_give_what_judging_every_token_gives(guard: Guard, read: list[Text]) -> None:
     wanted = Player(guard, read, every=True).play()

@@ -15,6 +15,7 @@ from tests.engine.hooked import differs, generate, random_program
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.alone,
     pytest.mark.timeout(1200),
     pytest.mark.usefixtures("unmeasured"),
     pytest.mark.skipif(missing_compiler() is not None, reason=missing_compiler() or ""),

@@ -12,9 +12,10 @@ from saegis_server.steering.rows import Phase, Probe, add
 from saegis_server.steering.site import Site
 from tests.engine import tiny
 from tests.engine.hooked import destructive
+from tests.tiers import few
 
 #: Their sliding windows are of twelve tokens, in every layer and in every other one.
-WINDOWED = ("mistral", "gemma2")
+WINDOWED = ("gemma2", "mistral")
 GREEDY = SamplingParams(temperature=0.0)
 SITE = Site.parse("layers.0.mlp_out")
 
@@ -48,8 +49,8 @@ def harmless() -> SteeringProgram:
     return SteeringProgram({str(SITE): SiteProgram(edits=(add(Probe.direction(along), 0.1),))})
 
 
-@pytest.mark.parametrize("program", [UNSTEERED, harmless()], ids=["unsteered", "steered"])
-@pytest.mark.parametrize("family", WINDOWED)
+@pytest.mark.parametrize("program", few([harmless(), UNSTEERED], 1), ids=few(["steered", "unsteered"], 1))
+@pytest.mark.parametrize("family", few(WINDOWED, 1))
 def test_who_follows_a_long_sequence_beside_a_longer_one_is_as_if_alone(
     family: str, program: SteeringProgram
 ) -> None:
@@ -68,7 +69,7 @@ def test_who_follows_a_long_sequence_beside_a_longer_one_is_as_if_alone(
     assert all(bool(torch.isfinite(output.logits).all()) for output in outputs), "of idle rows too"
 
 
-@pytest.mark.parametrize("diverging", [(0, 3), (1, 2, 3), (2, 3), (0, 1)])
+@pytest.mark.parametrize("diverging", few([(0, 3), (1, 2, 3), (2, 3), (0, 1)], 2))
 def test_slots_of_several_that_diverge_at_once_serve_again(diverging: tuple[int, ...]) -> None:
     """The last running sequence moves into the first gap, and is itself one of those that diverged."""
     fresh = tiny.RunningEngine(tiny.step(tiny.model()))

@@ -10,6 +10,7 @@ from saegis_server.steering.program import UNSTEERED, SiteProgram, SteeringProgr
 from saegis_server.steering.rows import Phase, Probe, add
 from tests.engine import tiny
 from tests.engine.hooked import destructive
+from tests.tiers import few
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True)
 
@@ -61,7 +62,7 @@ def victims_logits(
     return tokens, torch.stack(seen[: len(tokens) - 1])
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
+@pytest.mark.parametrize("family", few(["llama", "gemma2", "gpt2"], 1))
 def test_a_neighbour_shows_by_its_shape_alone_and_in_the_last_bits(family: str) -> None:
     """How many there are, and how long, may change the order of sums, within the bound in docs/steering.md;
     what they say and how they are steered changes not a bit."""

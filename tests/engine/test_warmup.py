@@ -86,6 +86,7 @@ def test_a_hook_in_the_wrong_place_is_noticed(monkeypatch: pytest.MonkeyPatch) -
         warm_up(step, lambda *_: None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variables", [{"PATH": "/nowhere", "CXX": "g++"}, {"CXX": "no-such-compiler"}])
 def test_without_a_compiler_the_reason_is_told(variables: dict[str, str]) -> None:
     ask = "from saegis_server.engine.torch.warmup import missing_compiler as why; print(why())"

@@ -16,6 +16,7 @@ from saegis_server.evaluation.prompts import Prompt
 from saegis_server.evaluation.requests import Requests
 from saegis_server.evaluation.scorers import BanScorers
 from tests.evaluation.samples import PROMPTS, answer_logprobs
+from tests.tiers import few
 
 FEATURES = (saegis.feature(3, sae="first"), saegis.feature("poison", sae="first"))
 DECODINGS = (Decoding(max_tokens=12), Decoding(1.0, 2, 5, 12))
@@ -64,7 +65,7 @@ def perplexity(client: saegis.Client, texts: list[str]) -> float | None:
 
 
 @pytest.mark.parametrize("decoding", DECODINGS, ids=str)
-@pytest.mark.parametrize("strength", [None, 0.0, 3.0])
+@pytest.mark.parametrize("strength", few([3.0, None, 0.0], 1))
 def test_every_figure_is_what_single_calls_say(
     client: saegis.Client, measured: BanResult, decoding: Decoding, strength: float | None
 ) -> None:

@@ -23,7 +23,7 @@ from tests.hostile.attack import (
 from tests.hostile.crafts import drawn
 from tests.rpc.harness import eventually
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(600)]
 #: With the edits of test_edits.py these are twenty thousand and more.
 WARM_UP, CALLS = 1_500, 6_500
 LARGEST_STALL_SECONDS, HEALTH_SECONDS, MOST_GROWTH = 0.25, 1.0, 1.1

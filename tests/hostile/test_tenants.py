@@ -15,7 +15,7 @@ from tests.e2e.serving import Serving
 from tests.hostile.attack import SLOTS, attacked, bearer, is_idle
 from tests.rpc.harness import eventually
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(300)]
 ASKED, TOKENS, FLOODING = 40, 24, 24
 
 

@@ -20,6 +20,7 @@ from saegis.bundles import MOST_FILES, write_archive
 from saegis_server.policy.bundle.archive import MOST_TAR_BYTES, read_archive
 from saegis_server.policy.errors import BundleError
 from tests.policy.bundles import POLICY, bundle_files, write_files
+from tests.tiers import sized
 
 
 def packed(*members: tuple[tarfile.TarInfo, bytes], form: int = tarfile.PAX_FORMAT) -> bytes:
@@ -71,7 +72,7 @@ def test_an_archive_of_the_systems_tar_is_read(tmp_path: Path, form: str) -> Non
 NAMES = st.from_regex(r"(rules|tests)/[a-z0-9_]{1,60}\.yaml", fullmatch=True)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=sized(60, 15), deadline=None)
 @given(st.dictionaries(NAMES, st.binary(max_size=2000), max_size=6))
 def test_what_is_written_is_read_bit_by_bit_and_written_alike(files: dict[str, bytes]) -> None:
     written = write_archive(files)
@@ -202,7 +203,7 @@ def test_a_gzip_bomb_is_unpacked_no_further_than_allowed() -> None:
         read_archive(bytes(MOST_TAR_BYTES + 1))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=sized(300, 60), deadline=None)
 @given(st.integers(0, 2**32), st.booleans())
 def test_mutated_archives_are_refused_or_hold_files_that_belong(seed: int, whole: bool) -> None:
     draw = random.Random(seed)

@@ -28,6 +28,7 @@ from saegis_server.policy.schema.policy import (
 from saegis_server.policy.schema.validation import validated
 from saegis_server.policy.schema.yaml_text import read_yaml
 from tests.policy.bundles import CASES, PART, POLICY
+from tests.tiers import sized
 
 HEAD = "apiVersion: saegis.dev/v1\nkind: Policy\nname: p\nserial: 1\nrevision: a\n"
 
@@ -255,7 +256,7 @@ def dumped(expression: Expression) -> dict[str, Any]:
     return {"feature": {"index": expression.feature.index}, "above": expression.above}
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=sized(100, 30), deadline=None)
 @given(EXPRESSIONS)
 def test_any_tree_of_conditions_is_read_as_it_was_written(tree: dict[str, Any]) -> None:
     assert dumped(When.model_validate({"if": tree}).if_) == tree
@@ -303,7 +304,7 @@ def _places(value: Any, found: list[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
 WRONG: tuple[Any, ...] = (None, "", "x", -1, 0.5, 1e9, True, [], {}, [1], {"x": 1}, "no", float("nan"), 2**70)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=sized(300, 60), deadline=None)
 @given(st.sampled_from(((POLICY, Policy), (PART, Part), (CASES, Cases))), st.integers(0, 2**32))
 def test_mutated_documents_are_read_or_refused_with_file_line_and_key(
     subject: tuple[str, type[Policy | Part | Cases]], seed: int

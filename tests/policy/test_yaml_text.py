@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from saegis_server.policy.errors import Problem, SyntaxProblem
 from saegis_server.policy.schema.yaml_text import DEEPEST, LARGEST, MOST_PROBLEMS, path_of, read_yaml
 from tests.policy.bundles import CASES, PART, POLICY
+from tests.tiers import sized
 
 
 def refused(text: str | bytes) -> SyntaxProblem:
@@ -52,7 +53,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=sized(200, 50), deadline=None)
 @given(VALUES, st.sampled_from((None, True, False)))
 def test_what_another_writer_writes_is_read_as_it_was(value: Any, flow: bool | None) -> None:
     """PyYAML's writer quotes whatever it does not mean as it stands, by the wider rules of YAML 1.1."""
@@ -202,7 +203,7 @@ _PIECES = (
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=sized(300, 60), deadline=None)
 @given(st.sampled_from((POLICY, PART, CASES)), st.integers(0, 2**32), st.integers(1, 6))
 def test_mutated_text_is_read_or_refused_with_a_line(text: str, seed: int, count: int) -> None:
     """Cut, doubled, shifted, sprinkled with YAML's own signs: no other exception, never without a line."""

@@ -12,12 +12,13 @@ from saegis_server.polyglot.lexicon import lexicon
 from saegis_server.polyglot.scoring import is_refusal
 from saegis_server.polyglot.shipped import model_path
 from saegis_server.polyglot.truth import labelled_tokens
+from tests.tiers import sized
 
 TOKENIZER = AutoTokenizer.from_pretrained(str(model_path()))
 
 
 @given(seed=st.integers(0, 5), index=st.integers(0, 10_000))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=sized(100, 20), deadline=None)
 def test_a_document_depends_on_seed_and_number_only(seed: int, index: int) -> None:
     assert Corpus(seed).document(index) == Corpus(seed).document(index)
 
@@ -29,7 +30,7 @@ def test_seeds_differ_and_all_kinds_occur() -> None:
 
 
 @given(index=st.integers(0, 100_000))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=sized(150, 30), deadline=None)
 def test_truth_covers_every_character_and_token(index: int) -> None:
     document = Corpus(0).document(index)
     spans = list(document.spans())
@@ -47,7 +48,7 @@ def test_truth_covers_every_character_and_token(index: int) -> None:
 
 
 @given(index=st.integers(0, 100_000))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=sized(150, 30), deadline=None)
 def test_harmful_chats_are_refused_in_english_and_answered_elsewhere(index: int) -> None:
     document = Corpus(0, None).document(index)
     for question, answer in zip(document.segments, document.segments[3:], strict=False):
@@ -62,10 +63,10 @@ def test_harmful_chats_are_refused_in_english_and_answered_elsewhere(index: int)
 
 
 def test_surprise_tells_how_often_a_document_comes() -> None:
-    corpus = Corpus(3, ("en", "es"))
-    seen = Counter(document for document in corpus.documents(60_000) if document.kind == "chat")
+    corpus, drawn = Corpus(3, ("en", "es")), sized(60_000, 15_000)
+    seen = Counter(document for document in corpus.documents(drawn) if document.kind == "chat")
     for document, count in seen.most_common(12):
-        expected = 60_000 * math.exp(-document.surprise)
+        expected = drawn * math.exp(-document.surprise)
         assert abs(count - expected) < 5 * math.sqrt(expected)
 
 

@@ -24,6 +24,8 @@ from saegis_server.polyglot.steps import load, make_model
 from saegis_server.training.held_out import held_out_activations, measure_held_out
 from saegis_server.training.texts import Encoder, read_documents
 
+pytestmark = pytest.mark.slow
+
 
 def command(*arguments: object) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(

@@ -1,4 +1,4 @@
-"""A thousand policy swaps under traffic: each answer comes under one revision, which was in force for it."""
+"""Policy swaps under traffic: each answer comes under one revision, which was in force for it."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from saegis_server.policy.decide.decision import RequestFacts
 from saegis_server.rpc.auth.identity import ANONYMOUS
 from tests.policy import made
 from tests.rpc.harness import Running, running
+from tests.tiers import sized
 
-SWAPS, BROKEN_EVERY = 1000, 50
+SWAPS, BROKEN_EVERY = sized(1000, 40), sized(50, 20)
 
 
 def archive(serial: int) -> bytes:
@@ -57,9 +58,8 @@ def digest_in_force(server: Running) -> str:
     return store.active.decide(facts).program.digest
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_thousand_swaps_under_traffic(tmp_path: Path) -> None:
+def test_swaps_under_traffic(tmp_path: Path) -> None:
     first = tmp_path / "first.tar.gz"
     first.write_bytes(archive(1))
     digests: dict[str, str] = {}
@@ -102,7 +102,7 @@ def test_a_thousand_swaps_under_traffic(tmp_path: Path) -> None:
         )
     assert not traffic.errors
     assert counted == rejected == 7 * (SWAPS // BROKEN_EVERY)
-    assert len({receipt.policy_revision for _, _, receipt in traffic.seen}) > 50
+    assert len({receipt.policy_revision for _, _, receipt in traffic.seen}) > SWAPS // 20
     for asked, answered, receipt in traffic.seen:
         revision = receipt.policy_revision
         assert receipt.ruled

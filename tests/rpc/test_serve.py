@@ -347,6 +347,7 @@ def start(model_path: Path, sae_path: Path, ready: Path, **settings: Any) -> sub
     return subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
+@pytest.mark.slow
 def test_a_process_serves_and_drains_on_sigterm(model_path: Path, sae_path: Path, tmp_path: Path) -> None:
     ready = tmp_path / "ready.json"
     process = start(model_path, sae_path, ready)

@@ -13,6 +13,7 @@ from saegis_server.rpc.wire.errors import DOMAIN, PUSHBACK_KEY
 from tests.rpc import tiny
 from tests.rpc.conftest import Stubs
 from tests.rpc.harness import Failure, Running, eventually, failure, running, send_bytes
+from tests.tiers import sized
 
 CLAMP = steering_pb2.OPERATION_CLAMP
 
@@ -232,7 +233,7 @@ WRONG: tuple[Callable[[Stubs], object], ...] = (
 def test_a_request_beside_wrong_ones_does_not_change(stubs: Stubs, served: Running) -> None:
     message = request(
         request_id="beside",
-        max_tokens=400,
+        max_tokens=sized(400, 100),
         steering=steering_pb2.Steering(edits=[edit(operation=CLAMP, value=3.0)]),
     )
     alone = stubs.generation.Generate(message).choices[0]

@@ -3,11 +3,12 @@
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saegis_server.sae.errors import SAEFileError
 from saegis_server.sae.labels import LABELS_FILE, FeatureLabel, Labels
+from tests.tiers import sized
 
 BRIDGE = FeatureLabel(
     7, "Golden Gate Bridge", ("landmark", "bridge"), ("en", "es"), 0.9, {"en": 0.8, "es": 0.7}, 31.5, 0.01
@@ -67,6 +68,7 @@ labels_strategy = st.lists(
 )
 
 
+@settings(max_examples=sized(100, 25))
 @given(labels=labels_strategy)
 def test_what_is_saved_is_loaded(
     tmp_path_factory: pytest.TempPathFactory, labels: list[FeatureLabel]

@@ -19,6 +19,7 @@ from saegis_server.steering.program import SiteProgram, SteeringError, SteeringP
 from saegis_server.steering.projection import held_geometry, rounding
 from saegis_server.steering.rows import Edit, Norm, Phase, Probe
 from tests.steering import cases, reference
+from tests.tiers import sized
 
 WIDTH = 48
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -161,7 +162,7 @@ def operators(rng: torch.Generator, count: int) -> tuple[Edit, ...]:
     return tuple(found)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=sized(80, 20), deadline=None)
 @given(seed=st.integers(0, 2**31), count=st.integers(1, 8), banned=st.integers(0, 8), prompt=st.booleans())
 def test_nothing_undoes_what_the_operator_holds(seed: int, count: int, banned: int, prompt: bool) -> None:
     """f ≤ cap, f ≥ floor and f = clamp, up to rounding, behind any edits of a request, and beside bans."""

@@ -17,13 +17,14 @@ from saegis_server.sae.autoencoder import SparseAutoencoder
 from saegis_server.sae.checks import measure
 from saegis_server.sae.writer import save_sae
 from saegis_server.training.trainer import train_sae
+from tests.tiers import few
 from tests.training.sae_lens_training import SAE
 from tests.training.worlds import ACTIVE, BATCH, NOWHERE, WIDTH, World, settings, world
 
 CASES: dict[str, dict[str, object]] = {
     "batchtopk": {"k": ACTIVE},
-    "matryoshka": {"k": ACTIVE, "groups": (16, 32, 48)},
     "jumprelu": {"architecture": "jumprelu", "k": ACTIVE},
+    "matryoshka": {"k": ACTIVE, "groups": (16, 32, 48)},
     "jumprelu, plain penalty": {"architecture": "jumprelu", "l0_coefficient": 0.02},
     "standard": {"architecture": "standard", "l1_coefficient": 1.0},
 }
@@ -42,7 +43,7 @@ def known() -> World:
     return world()
 
 
-@pytest.fixture(scope="module", params=CASES)
+@pytest.fixture(scope="module", params=few(list(CASES), 2))
 def case(request: pytest.FixtureRequest, known: World) -> tuple[str, SparseAutoencoder]:
     """The name of a case, and what its training gives."""
     name = str(request.param)
@@ -85,7 +86,7 @@ def test_the_seed_decides(known: World) -> None:
     assert not same(once, train_sae(known.batches(1), replace(short, seed=1), console=NOWHERE))
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", few(list(CASES), 2))
 def test_the_scale_of_the_activations_does_not_matter(known: World, name: str) -> None:
     """Of activations 64 times as large (a power of 2: exactly) come the same features in their units."""
     short = settings(**CASES[name], steps=20)
@@ -108,6 +109,7 @@ def kin(seed: int, parents: Tensor, children: Tensor) -> Iterator[Tensor]:
         )
 
 
+@pytest.mark.slow
 def test_the_first_group_learns_what_is_general() -> None:
     """Without groups a child's feature absorbs its parent; the first Matryoshka group has the parents."""
     generator = torch.Generator().manual_seed(3)

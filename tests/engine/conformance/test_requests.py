@@ -21,6 +21,7 @@ from saegis_server.steering.program import SiteProgram, SteeringError, SteeringP
 from tests.engine import tiny
 from tests.engine.hooked import generate, random_program
 from tests.engine.serving import Serving
+from tests.tiers import sized
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=24, ignore_eos=True)
 
@@ -157,7 +158,7 @@ def test_hundreds_of_random_requests_all_end_and_the_books_are_kept(serving: Ser
     chance = random.Random(0)
     with serving(tiny.model(), max_running=5) as engine:
         answers = []
-        for index in range(200):
+        for index in range(sized(200, 80)):
             sampling = SamplingParams(
                 temperature=chance.choice((0.0, 1.0)),
                 n=chance.choice((1, 1, 3)),
