@@ -44,6 +44,11 @@ class Terminal:
             raw += os.read(self._ours, 65536)
         self._seen = raw.decode(errors="replace").partition(text)[2]
 
+    def answered(self, text: str) -> None:
+        """Read until `text` has come and the next line may be typed: what comes earlier, the terminal edits."""
+        self.awaited(text)
+        self.awaited("> ")
+
     def close(self) -> None:
         """End it, whatever it does."""
         self.process.kill()
@@ -55,22 +60,21 @@ class Terminal:
 def terminal(server: Serving) -> Iterator[Terminal]:
     """A chat that waits for the first line."""
     chat = Terminal(server.target)
-    chat.awaited("unsteered")
-    chat.awaited("> ")
+    chat.answered("unsteered")
     yield chat
     chat.close()
 
 
 def test_lines_are_edited_and_brought_back_whatever_is_written_in_them(terminal: Terminal) -> None:
     terminal.press("/clamp 3=8", ENTER)
-    terminal.awaited("in force: clamp 3=8")
+    terminal.answered("in force: clamp 3=8")
     terminal.press(UP, BACKSPACE, "9", ENTER)
-    terminal.awaited("in force: clamp 3=9")
+    terminal.answered("in force: clamp 3=9")
     # A character of two columns, and one that is made of two: each goes with one key.
     terminal.press("/ban 桥x梁", LEFT, BACKSPACE, ENTER)
-    terminal.awaited("'桥梁'")
+    terminal.answered("'桥梁'")
     terminal.press("/ban cafe\u0301sx", LEFT, LEFT, LEFT, BACKSPACE, ENTER)
     terminal.awaited("'cae\u0301sx'")
-    terminal.awaited("in force: clamp 3=9")
+    terminal.answered("in force: clamp 3=9")
     terminal.press(END_OF_INPUT)
     assert terminal.process.wait(PATIENCE_SECONDS) == 0

@@ -13,7 +13,7 @@ from tests.policy.stores import closed, opened
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from saegis_server.policy import history
+from saegis_server.policy.store import history
 from saegis_server.policy.store.state import Standing
 
 names = ("open", "write", "fsync", "replace", "mkdir", "close")

@@ -10,7 +10,7 @@ import torch
 from saegis.v1 import feature_pb2 as fpb
 from saegis.v1 import model_pb2 as mpb
 from saegis.v1 import prompt_pb2, steering_pb2
-from saegis_server import __version__
+from saegis.version import __version__
 from saegis_server.engine.api import SamplingParams
 from tests.rpc import tiny
 from tests.rpc.conftest import Stubs

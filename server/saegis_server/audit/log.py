@@ -16,7 +16,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from saegis_server import __version__
 from saegis_server.audit import AuditUnavailableError, Fsync, OnFailure
 from saegis_server.audit.chain import Link, UnreadableLineError, read_line, seal
 from saegis_server.audit.files import ClosedFile, Disk, Opened, closed_files, lock, log_files, open_log
@@ -286,6 +285,8 @@ class AuditLog:
         if repair is not None:
             logger.warning("audit log: a torn last line was cut off: %s", repair)
             self.append(repair).result()
+        from saegis.version import __version__  # Here, since it brings the client and gRPC with it.
+
         start = StartRecord(
             version=__version__,
             process=os.getpid(),

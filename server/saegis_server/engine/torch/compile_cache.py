@@ -54,7 +54,7 @@ def _own_folder() -> Path:
     """A folder of the user's own for this version of torch and of this package."""
     from importlib.metadata import version
 
-    from saegis_server import __version__
+    from saegis.version import __version__
 
     told = Path(os.environ.get("XDG_CACHE_HOME", ""))
     base = told if told.is_absolute() else Path.home() / ".cache"

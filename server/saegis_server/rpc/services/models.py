@@ -7,7 +7,7 @@ import torch
 
 from saegis.v1 import model_pb2 as pb
 from saegis.v1 import model_pb2_grpc
-from saegis_server import __version__
+from saegis.version import __version__
 from saegis_server.engine.api import MAX_LOGPROBS, FieldError
 from saegis_server.rpc.services.shared import Services
 from saegis_server.rpc.wire.prompts import MOST_MESSAGES, check_text
