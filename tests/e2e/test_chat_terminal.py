@@ -45,7 +45,7 @@ class Terminal:
         self._seen = raw.decode(errors="replace").partition(text)[2]
 
     def answered(self, text: str) -> None:
-        """Read until `text` has come and the next line may be typed: what comes earlier, the terminal edits."""
+        """Read until `text` has come and the next line may be typed, which nothing edits earlier."""
         self.awaited(text)
         self.awaited("> ")
 
