@@ -13,10 +13,10 @@ from torch import Tensor
 from saegis_server.sae.autoencoder import Architecture, SparseAutoencoder
 from saegis_server.sae.saelens import load_sae
 from saegis_server.sae.writer import save_sae
-from saegis_server.steering.apply import apply
 from saegis_server.steering.program import SiteProgram
 from saegis_server.steering.rows import Norm, clamp, clamp_if_active, scale
 from saegis_server.steering.table import Capacity, SiteTable, TableView
+from tests.steering import cases
 
 with warnings.catch_warnings():
     # TransformerLens warns of a module of its own that SAELens still imports.
@@ -144,7 +144,7 @@ def test_steered_activation_agrees(
     }[op]
     prompt = torch.zeros(1, TOKENS, dtype=torch.bool)
     program = SiteProgram(edits=(edit,), watches=(probe,))
-    steered, readings = apply(x[None], _view(program), prompt, frozenset({Norm.NONE, ours.norm}))
+    steered, readings = cases.applied(x[None], _view(program), prompt, frozenset({Norm.NONE, ours.norm}))
     assert float((wanted - x).abs().max()) > 0.1, "the edit must be felt"
     _close(steered[0], wanted)
     theirs.reset_hooks()

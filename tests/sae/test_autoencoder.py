@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from saegis_server.sae.autoencoder import Architecture, SparseAutoencoder
-from saegis_server.steering.apply import apply
 from saegis_server.steering.program import SiteProgram
 from saegis_server.steering.rows import Norm
 from saegis_server.steering.table import Capacity, SiteTable, TableView
 from tests.sae.sae_cases import FEATURES, WIDTH, build, random_activations, random_sae, random_tensors
+from tests.steering import cases
 
 forms = {
     "architecture": st.sampled_from(Architecture),
@@ -75,7 +75,7 @@ def test_probe_reads_and_writes_its_feature(
     table = SiteTable(1, WIDTH, Capacity(edits=2, rules=2, bans=2, watches=2))
     table.write(0, SiteProgram(watches=probes))
     view = TableView(table.edits, table.rules, table.bounds, table.watches, table.guards)
-    _, readings = apply(x[None], view, torch.zeros(1, 8, dtype=torch.bool), frozenset(Norm))
+    _, readings = cases.applied(x[None], view, torch.zeros(1, 8, dtype=torch.bool), frozenset(Norm))
     f = sae.encode(x)
     for index, feature in enumerate(features):
         read = readings.watched_before[0, :, index]

@@ -4,10 +4,12 @@ import torch
 from torch import Tensor
 
 from saegis_server.steering import rows
+from saegis_server.steering.apply import Readings, apply
 from saegis_server.steering.program import SiteProgram, SteeringError, SteeringProgram
 from saegis_server.steering.projection import held_geometry
 from saegis_server.steering.rows import Edit, Norm, Phase, Probe
 from saegis_server.steering.table import Capacity, SiteTable, TableView
+from saegis_server.steering.tokens import Spread, Tokens
 
 
 def random_probe(rng: torch.Generator, width: int, kind: str, norm: Norm, name: str) -> Probe:
@@ -86,6 +88,24 @@ def table_of(programs: list[SiteProgram], width: int, activations: torch.dtype =
     for slot, program in enumerate(programs):
         table.write(slot, program)
     return table
+
+
+def applied(
+    x: Tensor,
+    view: TableView,
+    prompt: Tensor,
+    norms: frozenset[Norm] = frozenset({Norm.NONE}),
+    on: Tensor | None = None,
+) -> tuple[Tensor, Readings]:
+    """What `apply` gives for the activations [B, Q, d] of B slots, as [B, Q, ..]; on: bool [B, Q, 1 + C]."""
+    batch, count = x.shape[:2]
+    spread = Spread.EACH if count == 1 else Spread.ONE if batch == 1 else Spread.ANY
+    slot = torch.arange(batch).repeat_interleave(count) if spread is Spread.ANY else None
+    tokens = Tokens((prompt.expand(batch, count) > 0).reshape(-1), spread, slot)
+    gates = None if on is None else lambda _: on.flatten(0, 1)
+    result, readings = apply(x.flatten(0, 1), view, tokens, norms, gates)
+    shaped = Readings(*(each.unflatten(0, (batch, count)) for each in readings))
+    return result.unflatten(0, (batch, count)), shaped
 
 
 def activations(rng: torch.Generator, *shape: int) -> Tensor:

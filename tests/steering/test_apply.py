@@ -6,7 +6,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saegis_server.steering import rows
-from saegis_server.steering.apply import apply
 from saegis_server.steering.program import SiteProgram
 from saegis_server.steering.rows import Norm
 from tests.steering import cases, reference
@@ -54,7 +53,7 @@ def test_agrees_with_the_float64_loop(seed: int, sizes: list[tuple[int, int, int
     table = cases.table_of(programs, WIDTH)
     x = cases.activations(rng, len(programs), tokens, WIDTH)
     prompt = torch.rand(len(programs), tokens, generator=rng) < 0.5
-    result, readings = apply(x, cases.view(table), prompt, ALL_NORMS)
+    result, readings = cases.applied(x, cases.view(table), prompt, ALL_NORMS)
     for slot, program in enumerate(programs):
         for token in range(tokens):
             clean = reference.vector(x[slot, token])
@@ -93,8 +92,8 @@ def test_a_row_does_not_change_its_neighbours() -> None:
     loud = random_program(rng, (32, 8, 4, 8))
     x = cases.activations(rng, 2, 3, WIDTH)
     prompt = torch.ones(2, 3, dtype=torch.bool)
-    alone, _ = apply(x, cases.view(cases.table_of([quiet, quiet], WIDTH)), prompt, ALL_NORMS)
-    beside, _ = apply(x, cases.view(cases.table_of([quiet, loud], WIDTH)), prompt, ALL_NORMS)
+    alone, _ = cases.applied(x, cases.view(cases.table_of([quiet, quiet], WIDTH)), prompt, ALL_NORMS)
+    beside, _ = cases.applied(x, cases.view(cases.table_of([quiet, loud], WIDTH)), prompt, ALL_NORMS)
     assert torch.equal(alone[0], beside[0])
     assert torch.equal(alone[0], x[0])
     assert not torch.equal(alone[1], beside[1])
@@ -106,7 +105,7 @@ def test_a_clamped_feature_reads_its_value_where_the_row_is_dual() -> None:
     probe = rows.Probe.direction(direction)
     program = SiteProgram(edits=(rows.clamp(probe, 7.5),), watches=(probe,))
     x = torch.randn(1, 5, WIDTH, generator=torch.Generator().manual_seed(0))
-    result, readings = apply(x, cases.view(cases.table_of([program], WIDTH)), torch.ones(1, 5) > 0)
+    result, readings = cases.applied(x, cases.view(cases.table_of([program], WIDTH)), torch.ones(1, 5) > 0)
     assert torch.allclose(readings.watched_after[..., 0], torch.full((1, 5), 7.5), atol=1e-5)
     assert torch.allclose(result[..., 2], torch.full((1, 5), 7.5), atol=1e-5)
     assert torch.equal(result[..., 3:], x[..., 3:])
@@ -119,9 +118,9 @@ def test_moving_a_slot_moves_its_program() -> None:
     table = cases.table_of(programs, WIDTH)
     x = cases.activations(rng, 1, 2, WIDTH).expand(2, 2, WIDTH)
     prompt = torch.ones(2, 2, dtype=torch.bool)
-    before, _ = apply(x, cases.view(table), prompt, ALL_NORMS)
+    before, _ = cases.applied(x, cases.view(table), prompt, ALL_NORMS)
     table.move(1, 0)
-    after, _ = apply(x, cases.view(table), prompt, ALL_NORMS)
+    after, _ = cases.applied(x, cases.view(table), prompt, ALL_NORMS)
     assert torch.equal(after[0], before[1])
     assert torch.equal(after[1], x[1])
 
@@ -134,7 +133,7 @@ def test_a_bound_holds_exactly_what_exceeds_it_and_leaves_the_bits_of_what_does_
 
     def moved(bound: float | None) -> tuple[torch.Tensor, torch.Tensor]:
         program = SiteProgram(edits=own.edits, max_relative_norm=bound)
-        result, readings = apply(x, cases.view(cases.table_of([program], WIDTH)), prompt, ALL_NORMS)
+        result, readings = cases.applied(x, cases.view(cases.table_of([program], WIDTH)), prompt, ALL_NORMS)
         return result, readings.relative_norm[0]
 
     free, shares = moved(None)
@@ -161,7 +160,7 @@ def test_a_bound_is_of_the_edits_alone_and_the_bans_hold_behind_it() -> None:
     for dtype in (torch.float32, torch.bfloat16):
         x = cases.activations(rng, 1, 100, WIDTH).to(dtype)
         table = cases.table_of([program], WIDTH, dtype)
-        result, readings = apply(x, cases.view(table), torch.ones(1, 100) > 0)
+        result, readings = cases.applied(x, cases.view(table), torch.ones(1, 100) > 0)
         assert float(readings.relative_norm.median()) > 1.0
         for token in range(100):
             over = reference.excess(reference.banned(bans), reference.vector(result[0, token]))

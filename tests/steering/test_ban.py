@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from saegis_server.steering import rows
-from saegis_server.steering.apply import apply
 from saegis_server.steering.program import SiteProgram, SteeringError, SteeringProgram
 from saegis_server.steering.projection import held_geometry
 from saegis_server.steering.rows import Norm, Probe
@@ -43,7 +42,7 @@ def test_hostile_cases() -> None:
         table = cases.table_of([SiteProgram(edits=edits, bans=bans)], WIDTH)
         x = cases.activations(rng, 1, 20, WIDTH)
         prompt = torch.ones(1, 20, dtype=torch.bool)
-        result, _ = apply(x, cases.view(table), prompt)
+        result, _ = cases.applied(x, cases.view(table), prompt)
         for token in range(20):
             got = reference.vector(result[0, token])
             worst = max(worst, float(reference.excess(reference.banned(bans), got).max()))
@@ -70,7 +69,7 @@ def test_rounding_to_bfloat16_does_not_wake_a_banned_feature() -> None:
         edits = (rows.add(probe, 1.0),) if trial % 2 else ()
         table = cases.table_of([SiteProgram(edits=edits, bans=bans)], WIDTH, torch.bfloat16)
         x = (8.0 * cases.activations(rng, 1, 32, WIDTH)).to(torch.bfloat16)
-        result, readings = apply(x, cases.view(table), torch.ones(1, 32, dtype=torch.bool))
+        result, readings = cases.applied(x, cases.view(table), torch.ones(1, 32, dtype=torch.bool))
         assert result.dtype is torch.bfloat16
         assert bool(readings.edited.any())
         for token in range(32):
@@ -89,7 +88,7 @@ def test_equal_rows_are_one_ban() -> None:
     bans = (rows.ban(one), rows.ban(twin), rows.ban(nearly))
     table = cases.table_of([SiteProgram(bans=bans)], WIDTH)
     x = 5.0 * cases.activations(rng, 1, 64, WIDTH)
-    result, _ = apply(x, cases.view(table), torch.ones(1, 64, dtype=torch.bool))
+    result, _ = cases.applied(x, cases.view(table), torch.ones(1, 64, dtype=torch.bool))
     for token in range(64):
         assert (reference.excess(reference.banned(bans), reference.vector(result[0, token])) <= 0.0).all()
 

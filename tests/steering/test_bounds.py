@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from saegis_server.steering import rows
-from saegis_server.steering.apply import apply
 from saegis_server.steering.program import SiteProgram, SteeringError, SteeringProgram
 from saegis_server.steering.projection import held_geometry, rounding
 from saegis_server.steering.rows import Edit, Norm, Phase, Probe
@@ -29,7 +28,7 @@ FEATURE = Probe("f", 0.7 * torch.eye(WIDTH)[0] + 0.2 * torch.eye(WIDTH)[1], torc
 def steered(program: SiteProgram, x: Tensor, dtype: torch.dtype, prompt: bool = True) -> Tensor:
     """x [T, d] steered by a program of one slot, as it is written in a dtype, in float64."""
     table = cases.table_of([program], x.shape[-1], dtype)
-    result, _ = apply(x.to(dtype)[None], cases.view(table), torch.full((1, len(x)), prompt))
+    result, _ = cases.applied(x.to(dtype)[None], cases.view(table), torch.full((1, len(x)), prompt))
     return result[0].to(torch.float64)
 
 

@@ -1,26 +1,33 @@
-"""Apply: read, change and read again the activations of one site, for every running slot at once."""
+"""Apply: read, change and read again the activations of one site, for every token of a step at once."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from saegis_server.steering.bounds import NO_LIMIT
-from saegis_server.steering.projection import outside, project, rounding, times
+from saegis_server.steering.projection import outside, project, rounding
 from saegis_server.steering.rows import Norm
 from saegis_server.steering.table import Bounds, Rows, TableView
+from saegis_server.steering.tokens import Tokens
 
 #: The normalisations of a site whose SAEs have none.
 _PLAIN = frozenset({Norm.NONE})
 
 
-class Readings(NamedTuple):
-    """What happened at one site. B groups of Q tokens; K watched rows, G guards.
+#: From the guards' readings [T, G] of a site to which conditions hold there, bool [T, 1 + C]: see
+#: `Evaluator`.
+Gates = Callable[[Tensor], Tensor]
 
-    watched_before and watched_after: float32 [B, Q, K], the watches' values on the clean and on the final x;
-    guarded: float32 [B, Q, G], those of the guards on the clean x;
-    edited: bool [B, Q]; bans_fired: float32 [B, Q], how many banned features were active when their
-    turn came; relative_norm: float32 [B, Q], ‖x' − x‖/‖x‖.
+
+class Readings(NamedTuple):
+    """What happened at one site to T tokens; K watched rows, G guards.
+
+    watched_before and watched_after: float32 [T, K], the watches' values on the clean and on the final x;
+    guarded: float32 [T, G], those of the guards on the clean x;
+    edited: bool [T]; bans_fired: float32 [T], how many banned features were active when their
+    turn came; relative_norm: float32 [T], ‖x' − x‖/‖x‖.
     """
 
     watched_before: Tensor
@@ -32,14 +39,16 @@ class Readings(NamedTuple):
 
 
 class _Scales(NamedTuple):
-    """What rows may need of each token, [B, Q, 1]: ‖x‖, and its standard deviation if any row uses it."""
+    """What rows may need of each token, [T, 1]: ‖x‖, and its standard deviation if any row uses it."""
 
     norm: Tensor
     deviation: Tensor | None
 
 
 class _Numbers(NamedTuple):
-    """The columns of a table's rows, [B, 1, K] each, in the order of Column."""
+    """The columns of each token's rows, [T, K] each, in the order of Column; [1, K] where all are of one
+    slot.
+    """
 
     threshold: Tensor
     gain: Tensor
@@ -55,10 +64,11 @@ class _Numbers(NamedTuple):
     in_prompt: Tensor
     in_completion: Tensor
     tightness: Tensor
+    when: Tensor
 
     @classmethod
-    def of(cls, numbers: Tensor) -> "_Numbers":
-        return cls(*numbers[:, :, None].unbind(1))
+    def of(cls, numbers: Tensor, tokens: Tokens) -> "_Numbers":
+        return cls(*tokens.own(numbers).unbind(1))
 
 
 def _scales(x: Tensor, norms: frozenset[Norm]) -> _Scales:
@@ -67,7 +77,7 @@ def _scales(x: Tensor, norms: frozenset[Norm]) -> _Scales:
 
 
 def _factors(numbers: _Numbers, scales: _Scales, width: int, norms: frozenset[Norm]) -> tuple[Tensor, Tensor]:
-    """What to multiply reads and writes by, [B, Q, K], according to each row's normalisation."""
+    """What to multiply reads and writes by, [T, K], according to each row's normalisation."""
     reads = writes = torch.ones_like(numbers.norm)
     if Norm.CONSTANT_NORM in norms:
         chosen = numbers.norm == Norm.CONSTANT_NORM.value
@@ -81,26 +91,36 @@ def _factors(numbers: _Numbers, scales: _Scales, width: int, norms: frozenset[No
     return reads, writes
 
 
-def _read(x: Tensor, rows: Tensor) -> Tensor:
-    """r·x of each row: x [B, Q, d], rows [B, K, d] → [B, Q, K]."""
-    return times(x, rows.transpose(1, 2))
+def _read(x: Tensor, rows: Tensor, tokens: Tokens) -> Tensor:
+    """r·x of each row: x [T, d], rows [S, K, d] → [T, K]."""
+    return tokens.times(x, rows.transpose(1, 2))
 
 
 def _activation(q: Tensor, numbers: _Numbers) -> Tensor:
-    """The value f of each row from its read q, [B, Q, K] both: φ of relu, jumprelu, gated or identity."""
+    """The value f of each row from its read q, [T, K] both: φ of relu, jumprelu, gated or identity."""
     value = torch.maximum(numbers.gain * q + numbers.bias, numbers.floor)
     return torch.where(q > numbers.threshold, value, 0.0)
 
 
-def _applies(numbers: _Numbers, prompt: Tensor) -> Tensor:
-    """Where the phase of each row holds, bool [B, Q, K]; nowhere for an empty row."""
-    return torch.where(prompt[:, :, None], numbers.in_prompt, numbers.in_completion) > 0.0
+def _applies(numbers: _Numbers, prompt: Tensor, on: Tensor) -> Tensor:
+    """Where the phase and the condition of each row hold, bool [T, K]; nowhere for an empty row.
+
+    on: bool [T, 1 + C], which conditions hold; the first stands for none and always does.
+    """
+    in_phase = torch.where(prompt[:, None], numbers.in_prompt, numbers.in_completion) > 0.0
+    return in_phase & _chosen(on, numbers.when)
+
+
+def _chosen(on: Tensor, number: Tensor) -> Tensor:
+    """Whether the condition of each number holds: on bool [T, n], number [T or 1, ..] → bool [T, ..]."""
+    places = number.to(torch.int64).expand(on.shape[0], *number.shape[1:])
+    return on.gather(1, places.flatten(1)).view(places.shape)
 
 
 def _change(f: Tensor, numbers: _Numbers, norm: Tensor, applies: Tensor) -> Tensor:
-    """The change f' − f that each row asks for, [B, Q, K]; zero where its gate or its phase does not hold.
+    """The change f' − f that each row asks for, [T, K]; zero where its gate or its phase does not hold.
 
-    norm: the ‖x‖ [B, Q, 1] of which fractions are.
+    norm: the ‖x‖ [T, 1] of which fractions are.
     """
     unit = torch.where(numbers.relative > 0.0, norm, 1.0)
     wanted = numbers.a * f + unit * numbers.b
@@ -109,61 +129,69 @@ def _change(f: Tensor, numbers: _Numbers, norm: Tensor, applies: Tensor) -> Tens
 
 
 def _bounded(delta: Tensor, norm: Tensor, tightness: Tensor) -> Tensor:
-    """The move `delta` [B, Q, d], scaled down where it is longer than `norm` [B, Q, 1] / tightness.
+    """The move `delta` [T, d], scaled down where it is longer than `norm` [T, 1] / tightness.
 
-    tightness [B, 1, K]: of each row; the largest counts. A factor of 1 leaves every bit as it was.
+    tightness [T or 1, K]: of each row; the largest counts. A factor of 1 leaves every bit as it was.
     """
     length = delta.norm(dim=-1, keepdim=True) * tightness.amax(-1, keepdim=True)
     return delta * torch.where(length > norm, norm / length, 1.0)
 
 
-def _edit(
-    x: Tensor, rows: Rows, prompt: Tensor, norms: frozenset[Norm], norm: Tensor
-) -> tuple[Tensor, Tensor]:
-    """One stage of edits: all rows read the same x, and fractions are of `norm` [B, Q, 1].
+class _Stage(NamedTuple):
+    """What the stages of one site share: the tokens, which conditions hold, ‖x‖ [T, 1] as it comes in."""
 
-    Returns the move [B, Q, d] and the rows' values before it [B, Q, K].
-    """
-    numbers = _Numbers.of(rows.numbers)
-    read, write = rows.vectors.unbind(1)
-    q = _read(x, read)
-    if norms == _PLAIN:
-        f = _activation(q, numbers)
-        change = _change(f, numbers, norm, _applies(numbers, prompt))
-    else:
-        reads, writes = _factors(numbers, _scales(x, norms), x.shape[-1], norms)
-        f = _activation(q * reads, numbers)
-        change = _change(f, numbers, norm, _applies(numbers, prompt)) * writes
-    return times(change, write), f
+    tokens: Tokens
+    on: Tensor
+    norm: Tensor
+    norms: frozenset[Norm]
+
+    def edit(self, x: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
+        """One stage of edits: all rows read the same x, and fractions are of ‖x‖ as it came in.
+
+        Returns the move [T, d] and the rows' values before it [T, K].
+        """
+        numbers = _Numbers.of(rows.numbers, self.tokens)
+        read, write = rows.vectors.unbind(1)
+        q, applies = _read(x, read, self.tokens), _applies(numbers, self.tokens.prompt, self.on)
+        if self.norms == _PLAIN:
+            f = _activation(q, numbers)
+            change = _change(f, numbers, self.norm, applies)
+        else:
+            reads, writes = _factors(numbers, _scales(x, self.norms), x.shape[-1], self.norms)
+            f = _activation(q * reads, numbers)
+            change = _change(f, numbers, self.norm, applies) * writes
+        return self.tokens.times(change, write), f
 
 
 class _Range(NamedTuple):
-    """Where the rows that are held may lie at each token, [B, Q, K] each; room: half of what is between."""
+    """Where the rows that are held may lie at each token, [T, K] each; room: half of what is between."""
 
     low: Tensor
     high: Tensor
     room: Tensor
 
     @classmethod
-    def of(cls, bounds: Bounds, prompt: Tensor, norm: Tensor, ruled: Tensor) -> "_Range":
-        """norm: ‖x‖ [B, Q, 1] as it comes into the site; ruled: the values of the rules' rows [B, Q, R]."""
-        in_prompt, in_completion = bounds.ranges[:, None].tensor_split(2, dim=2)
-        own = torch.where(prompt[:, :, None, None], in_prompt, in_completion)
-        base, constant, slope, low_base, low_constant, low_slope, gate = own.unbind(2)
-        high = torch.maximum(base, constant + slope * norm)
+    def of(cls, bounds: Bounds, stage: _Stage, ruled: Tensor) -> "_Range":
+        """The strictest of each row's ranges whose conditions hold. ruled: the values of the rules [T, R]."""
+        own = stage.tokens.own(bounds.ranges)
+        chosen = torch.where(stage.tokens.prompt[:, None, None, None], own[:, 0], own[:, 1])
+        base, constant, slope, low_base, low_constant, low_slope, gate, when, unless = chosen.unbind(2)
+        norm = stage.norm[:, None]
+        active = _chosen(stage.on, when) & ~((unless > 0.0) & _chosen(stage.on, unless))
+        is_on = (gate < 0.0) | (_chosen(ruled, gate.clamp(min=0.0)) > 0.0)
+        high = torch.where(active, torch.maximum(base, constant + slope * norm), NO_LIMIT).amin(1)
         low = torch.maximum(low_base, low_constant + low_slope * norm)
-        is_on = ruled.gather(-1, gate.clamp(min=0.0).to(torch.int64)) > 0.0
-        low = torch.where((gate < 0.0) | is_on, low, -NO_LIMIT)
+        low = torch.where(active & is_on, low, -NO_LIMIT).amax(1)
         return cls(low, high, 0.5 * (high - low))
 
     def inside(self, margin: Tensor) -> tuple[Tensor, Tensor]:
-        """The range narrowed by a margin [B, Q, 1] on each side, or to its middle where it is that narrow."""
+        """The range narrowed by a margin [T, 1] on each side, or to its middle where it is that narrow."""
         kept = torch.minimum(self.room, margin)
         return self.low + kept, self.high - kept
 
 
 def _hold(
-    x: Tensor, clean: Tensor, bounds: Bounds, prompt: Tensor, ruled: Tensor, dtype: torch.dtype
+    x: Tensor, clean: Tensor, bounds: Bounds, stage: _Stage, ruled: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """Bans and bounds: push each active banned feature down by its strength, then project what is held into
     its range. Also returns how many bans fired.
@@ -172,14 +200,15 @@ def _hold(
     touched keeps its bits while it is allowed; one that moves, or was moved by the stages before (x is no
     longer `clean`), will be rounded, and so has to land further inside.
     """
-    numbers, lost = _Numbers.of(bounds.numbers), rounding(dtype, x.shape[-1])
+    tokens, norm = stage.tokens, stage.norm
+    times = tokens.times
+    numbers, lost = _Numbers.of(bounds.numbers, tokens), rounding(dtype, x.shape[-1])
     basis, write = bounds.vectors.unbind(1)
     rows, gram, gram_pinv, fixed_pinv, writes = bounds.squares.unbind(1)
-    lengths, descent, sides, step, reach = bounds.lines[:, :, None].unbind(1)
+    lengths, descent, sides, step, reach = tokens.own(bounds.lines).unbind(1)
     columns = rows.transpose(1, 2)
-    norm, y = clean.norm(dim=-1, keepdim=True), _read(x, basis)
-    allowed = _Range.of(bounds, prompt, norm, ruled)
-    f, applies = _activation(times(y, columns) * lengths, numbers), _applies(numbers, prompt)
+    y, allowed = _read(x, basis, tokens), _Range.of(bounds, stage, ruled)
+    f, applies = _activation(times(y, columns) * lengths, numbers), _applies(numbers, tokens.prompt, stage.on)
     change = _change(f, numbers, norm, applies)
     fired = ((f > 0.0) & applies).sum(-1, dtype=torch.float32)
     pushed = x + times(change, write)
@@ -189,10 +218,11 @@ def _hold(
     touched = (level > allowed.high - noise) | (level < allowed.low + noise) | (change != 0.0)
     moves = touched.any(-1, keepdim=True) | (x != clean).any(-1, keepdim=True)
     margin = torch.where(moves, lost.relative * norm + noise, 0.0)
-    landed = pushed + times(project(level, *allowed.inside(margin), gram, gram_pinv, rows, step), basis)
+    low, high = allowed.inside(margin)
+    landed = pushed + times(project(tokens, level, low, high, gram, gram_pinv, rows, step), basis)
     # Read again what was written: the sums above round by what they passed through, not by where they end.
-    level, margin = times(_read(landed, basis), columns), lost.relative * landed.norm(dim=-1, keepdim=True)
-    margin = margin + lost.absolute
+    level = times(_read(landed, basis, tokens), columns)
+    margin = lost.relative * landed.norm(dim=-1, keepdim=True) + lost.absolute
     beyond = torch.where(sides == 0.0, outside(level, *allowed.inside(margin)), 0.0)
     correction = -times(times(beyond, fixed_pinv), rows)
     level = level + times(correction, columns)
@@ -202,10 +232,10 @@ def _hold(
     return landed + times(torch.where(moves, correction, 0.0), basis), fired
 
 
-def _watch(x: Tensor, watches: Rows, norms: frozenset[Norm]) -> Tensor:
-    """The value of each watched row, [B, Q, K]; NaN where its read is, for conditions must not miss it."""
-    numbers = _Numbers.of(watches.numbers)
-    q = _read(x, watches.vectors[:, 0])
+def _watch(x: Tensor, watches: Rows, tokens: Tokens, norms: frozenset[Norm]) -> Tensor:
+    """The value of each watched row, [T, K]; NaN where its read is, for conditions must not miss it."""
+    numbers = _Numbers.of(watches.numbers, tokens)
+    q = _read(x, watches.vectors[:, 0], tokens)
     if norms != _PLAIN:
         reads, _ = _factors(numbers, _scales(x, norms), x.shape[-1], norms)
         q = q * reads
@@ -213,27 +243,29 @@ def _watch(x: Tensor, watches: Rows, norms: frozenset[Norm]) -> Tensor:
 
 
 def apply(
-    x: Tensor, view: TableView, prompt: Tensor, norms: frozenset[Norm] = _PLAIN
+    x: Tensor, view: TableView, tokens: Tokens, norms: frozenset[Norm] = _PLAIN, gates: Gates | None = None
 ) -> tuple[Tensor, Readings]:
     """Steer the activations of one site: what is read, edits, rules, bans and bounds, watches again, in this
     order.
 
-    x: [B, Q, d], B slots of Q tokens each, any float dtype (the arithmetic is float32);
-    view: the tables' rows of those B slots; prompt: bool [B, Q], which tokens belong to a prompt;
-    norms: the normalisations that any row may use, fixed when the site is built. The edits' move is held
-    within the slot's bound. All fractions are of ‖x‖ as it comes in, so that no edit stretches them.
-    Returns x' in x's dtype and the readings. A token that no row changes keeps its bits.
+    x: [T, d], any float dtype (the arithmetic is float32); view: the tables' rows of the tokens' slots;
+    norms: the normalisations that any row may use, fixed when the site is built; gates: which conditions
+    hold, from what the guards read here; None where no row has one. The edits' move is held within the slot's
+    bound. All fractions are of ‖x‖ as it comes in, so that no edit stretches them. Returns x' in x's dtype
+    and the readings. A token that no row changes keeps its bits.
     """
     clean = x.to(torch.float32)
     norm = clean.norm(dim=-1, keepdim=True)
-    before, guarded = _watch(clean, view.watches, norms), _watch(clean, view.guards, norms)
-    move, _ = _edit(clean, view.edits, prompt, norms, norm)
-    steered = clean + _bounded(move, norm, _Numbers.of(view.edits.numbers).tightness)
-    move, ruled = _edit(steered, view.rules, prompt, norms, norm)
-    steered, fired = _hold(steered + move, clean, view.bounds, prompt, ruled, x.dtype)
+    before, guarded = _watch(clean, view.watches, tokens, norms), _watch(clean, view.guards, tokens, norms)
+    on = torch.ones_like(tokens.prompt)[:, None] if gates is None else gates(guarded)
+    stage = _Stage(tokens, on, norm, norms)
+    move, _ = stage.edit(clean, view.edits)
+    steered = clean + _bounded(move, norm, _Numbers.of(view.edits.numbers, tokens).tightness)
+    move, ruled = stage.edit(steered, view.rules)
+    steered, fired = _hold(steered + move, clean, view.bounds, stage, ruled, x.dtype)
     result = steered.to(x.dtype)
     final = result.to(torch.float32)
-    after = _watch(final, view.watches, norms)
+    after = _watch(final, view.watches, tokens, norms)
     # Bit for bit: the square of a small move may be zero.
     edited = (final != clean).any(-1)
     relative = (final - clean).norm(dim=-1) / norm[..., 0].clamp(min=1e-30)

@@ -7,8 +7,9 @@ step towards it; the projection then holds it, whatever a request's edits did be
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import NamedTuple
 
 from saegis_server.steering.program import SteeringError
@@ -16,6 +17,10 @@ from saegis_server.steering.rows import INFINITY, Edit, Phase, Probe
 
 #: A limit that nothing reaches: a side that is open, or of a padded row.
 NO_LIMIT = 1e30
+#: How many ranges a row has at the tokens of a phase: one may have a condition that the other has not.
+RANGES = 2
+#: How many of a range's numbers are in units of its row's reads; after them come its gate and its conditions.
+READS = 6
 
 
 class Side(NamedTuple):
@@ -30,11 +35,15 @@ class Range(NamedTuple):
     """Where a read q = r·x may lie. ‖x‖ is that of the activation as it comes into the site.
 
     gate: the row among the rules whose value must be positive for the low side to hold; −1 for always.
+    when, unless: the condition that must hold for the range to hold, and the one that must not, as Edit.when
+    counts them; 0 for none.
     """
 
     high: Side = Side(-NO_LIMIT, NO_LIMIT, 0.0)
     low: Side = Side(-NO_LIMIT, -NO_LIMIT, 0.0)
     gate: int = -1
+    when: int = 0
+    unless: int = 0
 
     @property
     def has_high(self) -> bool:
@@ -49,58 +58,86 @@ class Range(NamedTuple):
 
 #: The range that holds nothing.
 OPEN = Range()
+#: How many numbers a range has.
+RANGE = READS + 3
+#: What holds nothing in a phase.
+_FREE = (OPEN,) * RANGES
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Held:
-    """A probe whose read is held within a range, at the tokens of prompts and of completions.
+    """A probe whose read is held within ranges, RANGES of them at the tokens of prompts and of completions.
 
-    place: the row that wants it, such as ("bans", 2).
+    All whose conditions hold count. place: the row that wants it, such as ("bans", 2).
     """
 
     probe: Probe
-    prompt: Range
-    completion: Range
+    prompt: tuple[Range, ...]
+    completion: tuple[Range, ...]
     place: tuple[str, int]
 
     @property
     def side(self) -> int:
         """1 if it has only upper limits, −1 if only lower ones, 0 if it has both."""
-        ranges = (self.prompt, self.completion)
-        high, low = any(each.has_high for each in ranges), any(each.has_low for each in ranges)
+        ranges = (*self.prompt, *self.completion)
+        high, low = any(one.has_high for one in ranges), any(one.has_low for one in ranges)
         return int(high) - int(low)
+
+    @classmethod
+    def at(cls, reach: Range, edit: Edit, place: tuple[str, int], silent: Collection[Phase] = ()) -> Held:
+        """What an edit holds at the tokens of its phase, but for those of the phases that are `silent`."""
+        prompt, completion = (
+            (reach, *_FREE[1:]) if phase in _phases(edit.phase) and phase not in silent else _FREE
+            for phase in (Phase.PROMPT, Phase.COMPLETION)
+        )
+        return cls(edit.probe, prompt, completion, place)
 
 
 def held_by(bans: Sequence[Edit], rules: Sequence[Edit]) -> tuple[Held, ...]:
     """What the bans and the rules of one site hold; the bans first, a row for each.
 
-    A rule says nothing where its probe is banned. What is wanted of one probe becomes one row where that can
-    be. Raises SteeringError, with no site, for a bound that no activation can meet.
+    A rule says nothing where its probe is banned, as long as it is. What is wanted of one probe becomes one
+    row where that can be. Raises SteeringError, with no site, for a bound that no activation can meet.
     """
-    found = [_of_ban(place, ban) for place, ban in enumerate(bans)]
+    found: list[Held] = []
+    for place, ban in enumerate(bans):
+        limit = Range(high=Side(-NO_LIMIT, ban.probe.limit, 0.0), when=ban.when)
+        found.append(Held.at(limit, ban, ("bans", place)))
     by_probe: dict[str, list[int]] = {}
-    for row, each in enumerate(found):
-        by_probe.setdefault(each.probe.key, []).append(row)
-    banned = {(ban.probe.key, phase) for ban in bans for phase in _phases(ban.phase)}
+    for row, held in enumerate(found):
+        by_probe.setdefault(held.probe.key, []).append(row)
     for place, rule in enumerate(rules):
         if not rule.holds:
             continue
-        key, reach = rule.probe.key, range_of(rule, place)
-        prompt, completion = (
-            reach if phase in _phases(rule.phase) and (key, phase) not in banned else OPEN
-            for phase in (Phase.PROMPT, Phase.COMPLETION)
-        )
-        new = Held(rule.probe, prompt, completion, ("rules", place))
-        for row in by_probe.setdefault(key, []):
+        reach = range_of(rule, place)._replace(when=rule.when)
+        over = [ban for ban in bans if ban.probe.key == rule.probe.key]
+        always = {phase for ban in over if ban.when in (0, rule.when) for phase in _phases(ban.phase)}
+        new = Held.at(_unless(reach, over, rule, place), rule, ("rules", place), always)
+        for row in by_probe.setdefault(rule.probe.key, []):
             if (joined := _joined(found[row], new)) is not None:
                 found[row] = joined
                 break
         else:
-            by_probe[key].append(len(found))
+            by_probe[rule.probe.key].append(len(found))
             found.append(new)
-    for each in found:
-        _check(each)
+    for held in found:
+        _check(held)
     return tuple(found)
+
+
+def _unless(reach: Range, bans: Sequence[Edit], rule: Edit, place: int) -> Range:
+    """The range of a rule, open while a ban of its probe that has a condition of its own is in force.
+
+    Where there is no lower limit a ban is the stricter one, and both may hold.
+    """
+    phases = set(_phases(rule.phase))
+    own = {ban.when for ban in bans if ban.when not in (0, rule.when) and phases & set(_phases(ban.phase))}
+    if not own or (len(own) > 1 and not reach.has_low):
+        return reach
+    if len(own) > 1:
+        fault = f"{rule.probe.name} is held from below, and bans of it have more than one condition"
+        raise SteeringError(fault, "", (("rules", place),))
+    return reach._replace(unless=own.pop())
 
 
 def range_of(rule: Edit, place: int = 0) -> Range:
@@ -115,14 +152,6 @@ def range_of(rule: Edit, place: int = 0) -> Range:
     if value > 0.0:
         _check_reachable(rule, value, place)
     return Range(_high(rule, value), _low(rule, value), gate=place if rule.only_if_active else -1)
-
-
-def _of_ban(place: int, ban: Edit) -> Held:
-    off = Range(high=Side(-NO_LIMIT, ban.probe.limit, 0.0))
-    prompt, completion = (
-        off if phase in _phases(ban.phase) else OPEN for phase in (Phase.PROMPT, Phase.COMPLETION)
-    )
-    return Held(ban.probe, prompt, completion, ("bans", place))
 
 
 def _phases(phase: Phase) -> tuple[Phase, ...]:
@@ -173,21 +202,32 @@ def _check_reachable(rule: Edit, value: float, place: int) -> None:
 
 def _joined(known: Held, new: Held) -> Held | None:
     """Two rows of one probe as one, if that can be."""
-    prompt, completion = _both(known.prompt, new.prompt), _both(known.completion, new.completion)
+    prompt, completion = _all_of(known.prompt, new.prompt), _all_of(known.completion, new.completion)
     if prompt is None or completion is None:
         return None
     return replace(known, prompt=prompt, completion=completion)
 
 
+def _all_of(some: tuple[Range, ...], more: tuple[Range, ...]) -> tuple[Range, ...] | None:
+    """The ranges of both, joined where that can be; None where there are too many for a row."""
+    found = [one for one in some if one != OPEN]
+    for new in (one for one in more if one != OPEN):
+        for place, known in enumerate(found):
+            if (joined := _both(known, new)) is not None:
+                found[place] = joined
+                break
+        else:
+            found.append(new)
+    return None if len(found) > RANGES else (*found, *_FREE[len(found) :])
+
+
 def _both(one: Range, other: Range) -> Range | None:
-    """The range in which both hold; None where it is not known before ‖x‖ is."""
-    if one == OPEN or other == OPEN:
-        return other if one == OPEN else one
-    if one.gate != other.gate:
+    """The range in which both hold; None where it is not known before ‖x‖ and the conditions are."""
+    if one[2:] != other[2:]:
         return None
     high = _stricter(one.high, other.high, OPEN.high, min)
     low = _stricter(one.low, other.low, OPEN.low, max)
-    return None if high is None or low is None else Range(high, low, one.gate)
+    return None if high is None or low is None else one._replace(high=high, low=low)
 
 
 def _stricter(one: Side, other: Side, open_side: Side, choose: Callable[[Side, Side], Side]) -> Side | None:
@@ -197,11 +237,14 @@ def _stricter(one: Side, other: Side, open_side: Side, choose: Callable[[Side, S
 
 
 def _check(held: Held) -> None:
-    """Raise SteeringError for a range in which nothing lies."""
-    for each in (held.prompt, held.completion):
-        if each.has_high and each.has_low and not _leaves_room(each):
-            fault = f"the bounds of {held.probe.name} leave no value between them"
-            raise SteeringError(fault, "", (held.place,))
+    """Raise SteeringError for ranges that may hold at once and in which nothing lies."""
+    for ranges in (held.prompt, held.completion):
+        for one, other in product(ranges, repeat=2):
+            apart = 0 < one.when == other.unless or 0 < other.when == one.unless
+            together = Range(one.high, other.low)
+            if together.has_high and together.has_low and not apart and not _leaves_room(together):
+                fault = f"the bounds of {held.probe.name} leave no value between them"
+                raise SteeringError(fault, "", (held.place,))
 
 
 def _leaves_room(reach: Range) -> bool:
@@ -210,7 +253,9 @@ def _leaves_room(reach: Range) -> bool:
     return max(base, constant) >= max(low_base, low_constant) and slope >= low_slope
 
 
-def numbers_of(held: Held) -> Iterator[float]:
-    """The ranges of a row as a table keeps them: for prompts, then for completions; see `apply`."""
-    for each in (held.prompt, held.completion):
-        yield from (*each.high, *each.low, float(each.gate))
+def numbers_of(held: Held) -> list[list[list[float]]]:
+    """The ranges of a row as a table keeps them [2, RANGES, RANGE]: for prompts, then for completions."""
+    return [
+        [[*one.high, *one.low, float(one.gate), float(one.when), float(one.unless)] for one in ranges]
+        for ranges in (held.prompt, held.completion)
+    ]

@@ -20,9 +20,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from saegis_server.steering.bounds import NO_LIMIT, Held, held_by, numbers_of
+from saegis_server.steering.bounds import NO_LIMIT, READS, Held, held_by, numbers_of
 from saegis_server.steering.program import SiteProgram, SteeringError
 from saegis_server.steering.rows import Edit
+from saegis_server.steering.tokens import Tokens
 
 #: On 1 to 32 rows of cosine up to 0.8 the move is then within 0.2 % of the least one (median), 7 % (p99).
 FISTA_STEPS = 16
@@ -71,8 +72,8 @@ class HeldGeometry:
     limits alone, zero elsewhere; step: 1 over the Gram's largest eigenvalue; writes [k, k]: what a write
     along w_j of ban j does to y, zero for other rows; descent [k]: the move, in the basis, that takes every
     row with one limit at least 1 away from it and leaves the others; reach: how many times its margin a
-    correction has to go, since it is rounded itself; sides [k]: 1, −1 or 0, see Held.side; ranges [14, k]:
-    their numbers, over ‖r_i‖ but for the gates.
+    correction has to go, since it is rounded itself; sides [k]: 1, −1 or 0, see Held.side; ranges
+    [2, RANGES, RANGE, k]: their numbers in a prompt and in a completion, over ‖r_i‖ where they are reads.
     """
 
     basis: Tensor
@@ -94,7 +95,7 @@ class _Key:
 
     def __init__(self, bans: tuple[Edit, ...], rules: tuple[Edit, ...], activations: torch.dtype) -> None:
         self.bans, self.rules, self.activations = bans, rules, activations
-        banned = ((ban.probe.digest, ban.phase) for ban in bans)
+        banned = ((ban.probe.digest, ban.phase, ban.when) for ban in bans)
         ruled = ((rule.probe.digest, rule.numbers()) for rule in rules)
         self.key = (activations, tuple(banned), tuple(ruled))
 
@@ -177,11 +178,13 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def _ranges(held: Sequence[Held], lengths: Tensor) -> Tensor:
-    """The numbers of the ranges [14, k] in float64, in units of the unit rows; an open side stays open."""
-    numbers = torch.tensor([list(numbers_of(each)) for each in held], dtype=torch.float64).T
+    """The numbers of the ranges [2, RANGES, RANGE, k] in float64, reads in units of the unit rows; an open
+    side stays open.
+    """
+    numbers = torch.tensor([numbers_of(each) for each in held], dtype=torch.float64).permute(1, 2, 3, 0)
     scaled = (numbers / lengths).clamp(-NO_LIMIT, NO_LIMIT)
     kept = numbers.abs() == NO_LIMIT
-    kept[[6, 13]] = True  # the gates
+    kept[:, :, READS:] = True  # gates and conditions
     return torch.where(kept, numbers, scaled)
 
 
@@ -256,29 +259,31 @@ def _momenta(steps: int) -> tuple[float, ...]:
 _MOMENTA = _momenta(FISTA_STEPS)
 
 
-def times(vectors: Tensor, matrices: Tensor) -> Tensor:
-    """Row vectors times matrices, one matrix a group: [B, Q, j] × [B, j, k] → [B, Q, k]."""
-    return torch.matmul(vectors, matrices)
-
-
 def outside(level: Tensor, low: Tensor, high: Tensor) -> Tensor:
     """How far levels lie above `high`, or, as a negative number, below `low`; exactly 0 between them."""
     return torch.clamp(level - high, min=0.0) + torch.clamp(level - low, max=0.0)
 
 
 def project(
-    level: Tensor, low: Tensor, high: Tensor, gram: Tensor, gram_pinv: Tensor, rows: Tensor, step: Tensor
+    tokens: Tokens,
+    level: Tensor,
+    low: Tensor,
+    high: Tensor,
+    gram: Tensor,
+    gram_pinv: Tensor,
+    rows: Tensor,
+    step: Tensor,
 ) -> Tensor:
     """The move that takes every row into its range, nearly the smallest; exactly zero where all are.
 
-    level [B, Q, k]: what the rows read; low, high [B, Q, k]: their ranges; gram, gram_pinv, rows [B, k, k];
-    step [B, 1, k]. Returns [B, Q, k], in the basis.
+    level [T, k]: what the rows read; low, high [T, k]: their ranges; gram, gram_pinv, rows [S, k, k];
+    step [T or 1, k]. Returns [T, k], in the basis.
     """
     dual = ahead = torch.zeros_like(level)
     for momentum in _MOMENTA:
         # The proximal step of the dual of a range: what lies beyond either limit, once scaled by the step.
-        nearer = outside(ahead - step * (times(ahead, gram) - level), step * low, step * high)
+        nearer = outside(ahead - step * (tokens.times(ahead, gram) - level), step * low, step * high)
         ahead = nearer + momentum * (nearer - dual)
         dual = nearer
-    left = outside(level - times(dual, gram), low, high)
-    return -times(dual + times(left, gram_pinv), rows)
+    left = outside(level - tokens.times(dual, gram), low, high)
+    return -tokens.times(dual + tokens.times(left, gram_pinv), rows)

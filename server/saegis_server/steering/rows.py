@@ -100,7 +100,8 @@ class Edit:
     """A change of one probe: f' = clip(a·f + b, lo, hi), at the tokens of `phase`.
 
     With `relative_to_norm`, b, lo and hi are fractions of ‖x‖. With `only_if_active` nothing changes
-    where f is not positive.
+    where f is not positive. when: the condition of the request's guard, counted from 1, while which alone it
+    acts; 0 for always.
     """
 
     probe: Probe
@@ -111,6 +112,7 @@ class Edit:
     only_if_active: bool = False
     relative_to_norm: bool = False
     phase: Phase = field(default=Phase.ALL)
+    when: int = 0
 
     @property
     def holds(self) -> bool:
@@ -123,9 +125,10 @@ class Edit:
             return value
         return min(max(self.a * value + self.b, self.lo), self.hi)
 
-    def numbers(self) -> tuple[float, float, float, float, bool, bool, Phase]:
+    def numbers(self) -> tuple[float, float, float, float, bool, bool, Phase, int]:
         """What distinguishes this edit from others of the same probe."""
-        return (self.a, self.b, self.lo, self.hi, self.only_if_active, self.relative_to_norm, self.phase)
+        bounds = (self.a, self.b, self.lo, self.hi)
+        return (*bounds, self.only_if_active, self.relative_to_norm, self.phase, self.when)
 
 
 def clamp(probe: Probe, value: float, *, phase: Phase = Phase.ALL, relative: bool = False) -> Edit:

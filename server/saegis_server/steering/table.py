@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from saegis_server.steering.bounds import OPEN
+from saegis_server.steering.bounds import OPEN, RANGES
 from saegis_server.steering.program import SiteProgram, SteeringError
 from saegis_server.steering.projection import HeldGeometry, held_geometry
 from saegis_server.steering.rows import Edit, Norm, Phase, Probe
@@ -24,7 +24,7 @@ class Column(IntEnum):
 
     The value of a row with read q is max(GAIN·q + BIAS, FLOOR) where q > THRESHOLD, else 0. Its edit applies
     where the value is above GATE, at tokens of the phases that IN_PROMPT and IN_COMPLETION name. All edits
-    of a slot may move x by ‖x‖ / TIGHTNESS together, its largest one; 0 is no bound.
+    of a slot may move x by ‖x‖ / TIGHTNESS together, its largest one; 0 is no bound. WHEN: see Edit.when.
     """
 
     THRESHOLD = 0
@@ -41,6 +41,7 @@ class Column(IntEnum):
     IN_PROMPT = 11
     IN_COMPLETION = 12
     TIGHTNESS = 13
+    WHEN = 14
 
 
 COLUMNS = len(Column)
@@ -104,8 +105,8 @@ class Rows(NamedTuple):
         return Rows(self.vectors[:slots, :, :rows], self.numbers[:slots, :, :rows])
 
 
-#: The ranges of a row that holds nothing, for prompts and for completions, as `Bounds.ranges` has them.
-_OPEN_RANGES = torch.tensor([*OPEN.high, *OPEN.low, float(OPEN.gate)] * 2)
+#: The range of a row that holds nothing, as `Bounds.ranges` has it.
+_OPEN_RANGE = torch.tensor([*OPEN.high, *OPEN.low, float(OPEN.gate), 0.0, 0.0])
 
 
 class Bounds(NamedTuple):
@@ -113,7 +114,7 @@ class Bounds(NamedTuple):
 
     vectors [S, 2, K, d]: basis and what bans write; numbers [S, C, K]: of the bans, zero for other rows;
     squares [S, 5, K, K]: rows, gram, gram_pinv, fixed_pinv, writes; lines [S, 5, K]: lengths, descent, sides
-    and, in each entry, step and reach; ranges [S, 14, K].
+    and, in each entry, step and reach; ranges [S, 2, RANGES, RANGE, K], see `bounds`.
     """
 
     vectors: Tensor
@@ -129,7 +130,7 @@ class Bounds(NamedTuple):
             self.numbers[:slots, :, :rows],
             self.squares[:slots, :, :rows, :rows],
             self.lines[:slots, :, :rows],
-            self.ranges[:slots, :, :rows],
+            self.ranges[:slots, ..., :rows],
         )
 
     def fill(self, slot: int, bans: Sequence[Edit], held: HeldGeometry) -> None:
@@ -145,13 +146,13 @@ class Bounds(NamedTuple):
         scalars = (torch.full_like(held.lengths, number) for number in (held.step, held.reach))
         lines = torch.stack((held.lengths, held.descent, held.sides, *scalars))
         self.lines[slot, :, :count] = lines.to(self.lines)
-        self.ranges[slot, :, :count] = held.ranges.to(self.ranges)
+        self.ranges[slot, ..., :count] = held.ranges.to(self.ranges)
 
     def clear(self, slot: int) -> None:
         """Let a slot hold nothing."""
         for tensor in self[:-1]:
             tensor[slot] = 0.0
-        self.ranges[slot] = _OPEN_RANGES.to(self.ranges)[:, None]
+        self.ranges[slot] = _OPEN_RANGE.to(self.ranges)[:, None]
 
 
 class TableView(NamedTuple):
@@ -185,6 +186,7 @@ def _edit_numbers(edit: Edit) -> list[float]:
     numbers[Column.RELATIVE] = float(edit.relative_to_norm)
     numbers[Column.IN_PROMPT] = float(edit.phase is not Phase.COMPLETION)
     numbers[Column.IN_COMPLETION] = float(edit.phase is not Phase.PROMPT)
+    numbers[Column.WHEN] = float(edit.when)
     return numbers
 
 
@@ -247,7 +249,7 @@ class SiteTable:
         self.capacity, self.activations = capacity, activations
         self.edits, self.rules = rows(capacity.edits), rows(capacity.rules)
         self.watches, self.guards = rows(capacity.watches, 1), rows(capacity.watches, 1)
-        open_ranges = _OPEN_RANGES.to(device)[None, :, None].repeat(slots, 1, k)
+        open_ranges = _OPEN_RANGE.to(device)[:, None].repeat(slots, 2, RANGES, 1, k)
         self.bounds = Bounds(zeros(2, k, width), zeros(COLUMNS, k), zeros(5, k, k), zeros(5, k), open_ranges)
         # Which kinds of rows each slot has that is not empty.
         self._used: dict[int, list[Rows | Bounds]] = {}

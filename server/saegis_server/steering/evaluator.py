@@ -1,0 +1,422 @@
+"""The evaluator: which conditions hold at each token of a step, worked out on the device from what is read.
+
+A condition is a gate over comparisons of readings and over other gates. A comparison over a window holds if
+it held at any token of the window: the largest value there is above the threshold, or the least one below it.
+So all that has to be remembered of a text is how many tokens ago each comparison held last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from saegis_server.steering.conditions import AllOf, Condition, Expression, Literal, Negation, Scope
+from saegis_server.steering.tokens import Spread, Tokens
+
+#: An age that no window reaches: of a comparison that never held. A float32 counts so far without a gap.
+NEVER = 2.0**24
+#: How many levels of `all` within `any` within `all` an expression may have.
+LEVELS = 6
+#: How many comparisons and gates there is room for, for each condition that there is room for.
+COMPARISONS_EACH, GATES_EACH = 4, 2
+
+
+class ConditionError(ValueError):
+    """Conditions that cannot be evaluated, and why."""
+
+
+class Flag(NamedTuple):
+    """What is to be known of each gate that is a condition, [.., N] each; 0 or 1."""
+
+    of_token: Tensor
+    of_prompt: Tensor
+    stays: Tensor
+    edits: Tensor
+    ends: Tensor
+
+
+class ConditionRows(NamedTuple):
+    """The conditions of every slot, of the readings' dtype: L comparisons, N gates, of which the first ones
+    are conditions.
+
+    comparisons [S, 5, L]: the number of the site, the row among its guards, 1 or −1 for above or below, the
+    level, and how many tokens back it looks; weights [S, L, N] and between [S, N, N]: of comparisons and of
+    gates in each gate, which holds where their sum and its bias [S, N] are above 0; flags [S, 5, N]: see
+    Flag.
+    """
+
+    comparisons: Tensor
+    weights: Tensor
+    between: Tensor
+    bias: Tensor
+    flags: Tensor
+
+    @classmethod
+    def allocate(
+        cls,
+        slots: int,
+        conditions: int,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> ConditionRows:
+        """Empty rows of `slots` slots with room for so many conditions; one more of each than there may be.
+
+        dtype: that of the readings.
+        """
+        comparisons, gates = COMPARISONS_EACH * conditions + 1, GATES_EACH * conditions + 1
+        shapes = (5, comparisons), (comparisons, gates), (gates, gates), (gates,), (5, gates)
+        return cls(*(torch.zeros(slots, *shape, device=device, dtype=dtype) for shape in shapes))
+
+    def view(self, slots: int, comparisons: int, gates: int) -> ConditionRows:
+        """The first comparisons and gates of the first slots."""
+        return ConditionRows(
+            self.comparisons[:slots, :, :comparisons],
+            self.weights[:slots, :comparisons, :gates],
+            self.between[:slots, :gates, :gates],
+            self.bias[:slots, :gates],
+            self.flags[:slots, :, :gates],
+        )
+
+    def write(self, slot: int, compiled: CompiledConditions) -> None:
+        """Let an empty slot have these conditions."""
+        for mine, new in zip(self, compiled.rows, strict=True):
+            mine[slot][tuple(slice(size) for size in new.shape)] = _below(new, mine.dtype).to(mine.device)
+
+    def clear(self, slot: int) -> None:
+        """Let a slot have no condition."""
+        for mine in self:
+            mine[slot] = 0.0
+
+
+class ConditionState(NamedTuple):
+    """What is remembered of the text of every slot, and what came of its conditions.
+
+    age: float32 [S, L], how many tokens ago each comparison held last. bool [S, N]: latched, what goes on
+    holding; in_prompt, what held at any token of the prompt so far; carried, what held when the prompt was
+    read before; holds, what holds at the last token that was judged. int64 [S, N]: held, at how many tokens
+    each condition held; first, the position of the first one, or LATE.
+    """
+
+    age: Tensor
+    latched: Tensor
+    in_prompt: Tensor
+    carried: Tensor
+    holds: Tensor
+    held: Tensor
+    first: Tensor
+
+    @classmethod
+    def allocate(cls, slots: int, conditions: int, device: torch.device | str = "cpu") -> ConditionState:
+        """The state of `slots` slots of which nothing has been read."""
+        comparisons, gates = COMPARISONS_EACH * conditions + 1, GATES_EACH * conditions + 1
+        truths = (torch.zeros(slots, gates, dtype=torch.bool, device=device) for _ in range(4))
+        counts = torch.zeros(slots, gates, dtype=torch.int64, device=device)
+        age = torch.full((slots, comparisons), NEVER, device=device)
+        return cls(age, *truths, counts, torch.full_like(counts, LATE))
+
+    def view(self, slots: int, comparisons: int, gates: int) -> ConditionState:
+        """The first comparisons and gates of the first slots."""
+        return ConditionState(self.age[:slots, :comparisons], *(each[:slots, :gates] for each in self[1:]))
+
+    def begin(self, slot: int, carried: Tensor | None = None, latched: Tensor | None = None) -> None:
+        """A text begins: nothing of it has been read, but that these, bool [N], held when it was read
+        before.
+        """
+        self.age[slot], self.held[slot], self.first[slot] = NEVER, 0, LATE
+        self.in_prompt[slot] = self.holds[slot] = False
+        self.carried[slot] = False if carried is None else carried
+        self.latched[slot] = False if latched is None else latched
+
+
+#: The position at which a condition held first that never did.
+LATE = 2**40
+
+
+class Where(NamedTuple):
+    """Where T tokens are in their texts.
+
+    position: int64 [T], counted from 0; answer: int64 [T or 1], where the answer begins; given: bool [T],
+    which are tokens of a text at all; unread: int64 [T or 1], how many of a text's first tokens no condition
+    reads.
+    """
+
+    position: Tensor
+    answer: Tensor
+    given: Tensor
+    unread: Tensor
+
+
+class Verdict(NamedTuple):
+    """What conditions come to at T tokens, the state after each of them included.
+
+    on: bool [T, 1 + N], whose rows are in force, the first for rows without a condition. judged: bool [T],
+    whether conditions are judged there: at the end of a prompt and at every token of an answer; holds,
+    latched, in_prompt: bool [T, N]; age: float32 [T, L]. bool [T]: ends, whether one that holds ends the
+    text; turns, whether a prompt is to be read again, under other rows; unreadable, whether a reading is no
+    number.
+    """
+
+    on: Tensor
+    judged: Tensor
+    holds: Tensor
+    latched: Tensor
+    in_prompt: Tensor
+    age: Tensor
+    ends: Tensor
+    turns: Tensor
+    unreadable: Tensor
+
+
+def evaluate(read: Tensor, rows: ConditionRows, state: ConditionState, tokens: Tokens, at: Where) -> Verdict:
+    """Which conditions hold at each token. read: float32 [T, sites, G], what the guards read there.
+
+    A condition whose readings are not all there yet comes to anything. `rows` and `state` are of the tokens'
+    slots. Over a prompt it is judged at its last token; there, rows are in force as `state.carried` says.
+    """
+    held, unreadable = _compared(read, rows, tokens, at)
+    ago, did = tokens.so_far(held)
+    before = (tokens.own(state.age) + (tokens.nth + 1)).clamp(max=NEVER)
+    age = torch.where(did, ago.to(before.dtype), before)
+    readable = _readable(at)
+    truths = _truths(age < tokens.own(rows.comparisons[:, 4]), rows, tokens) & readable[:, None]
+    flag = Flag(*(tokens.own(rows.flags) > 0.0).unbind(1))
+    prompt, last = tokens.prompt[:, None], (at.position == at.answer - 1)[:, None]
+    _, seen = tokens.so_far(truths & flag.of_token & prompt)
+    in_prompt, carried = tokens.own(state.in_prompt) | seen, tokens.own(state.carried)
+    whole = torch.where(flag.of_token, in_prompt, truths) | carried
+    event = torch.where(prompt, whole & last, truths & ~flag.of_prompt)
+    _, latches = tokens.so_far(event & flag.stays)
+    latched = tokens.own(state.latched) | latches
+    judged = (at.given & (~tokens.prompt | last[:, 0]))[:, None]
+    holds = (event | latched) & judged
+    wanted = torch.where(prompt, carried, holds) & flag.edits
+    return Verdict(
+        on=torch.cat((torch.ones_like(wanted[:, :1]), wanted), 1),
+        judged=judged[:, 0],
+        holds=holds,
+        latched=latched,
+        in_prompt=in_prompt,
+        age=age,
+        ends=(holds & flag.ends).any(-1),
+        turns=(prompt & judged & flag.edits & (holds != carried)).any(-1),
+        unreadable=unreadable,
+    )
+
+
+def _readable(at: Where) -> Tensor:
+    return at.given & (at.position >= at.unread)
+
+
+def _compared(read: Tensor, rows: ConditionRows, tokens: Tokens, at: Where) -> tuple[Tensor, Tensor]:
+    """Which comparisons hold at each token by itself, bool [T, L], and where one is of no number, bool
+    [T].
+    """
+    site, row, sign, level, _ = tokens.own(rows.comparisons).unbind(1)
+    place = (site * read.shape[2] + row).to(torch.int64).expand(len(read), -1)
+    values, readable = read.flatten(1).gather(1, place), _readable(at)
+    unreadable = (torch.isnan(values) & (sign != 0.0)).any(-1) & readable
+    return (values * sign > level) & (sign != 0.0) & readable[:, None], unreadable
+
+
+def _truths(comparisons: Tensor, rows: ConditionRows, tokens: Tokens) -> Tensor:
+    """Which gates hold, from which comparisons do: bool [T, L] → [T, N]."""
+    direct = tokens.times(comparisons.to(rows.bias.dtype), rows.weights) + tokens.own(rows.bias)
+    truths = direct > 0.0
+    for _ in range(LEVELS - 1):  # a gate is right once all that it looks at is
+        truths = direct + tokens.times(truths.to(direct.dtype), rows.between) > 0.0
+    return truths
+
+
+@dataclass(frozen=True, eq=False)
+class CompiledConditions:
+    """Conditions as rows of a table, on the host, for the places of their readings: immutable.
+
+    rows: float64, as ConditionRows has them for one slot, of so many comparisons and gates.
+    """
+
+    conditions: tuple[Condition, ...]
+    rows: tuple[Tensor, ...]
+    comparisons: int
+    gates: int
+
+    @property
+    def flags(self) -> Flag:
+        """What is to be known of each gate, bool [N] each."""
+        return Flag(*(self.rows[-1] > 0.0).unbind(0))
+
+
+#: What tells comparisons apart: reading, threshold, above, and how many tokens back it looks.
+_Comparison = tuple[int, float, bool, float]
+#: What a gate looks at: a comparison or another gate, and whether it must not hold.
+_Input = tuple["_Comparison | _Gate", bool]
+
+
+class _Gate(NamedTuple):
+    """All or any of what it looks at."""
+
+    every: bool
+    inputs: tuple[_Input, ...]
+
+
+@lru_cache(maxsize=256)
+def compile_conditions(
+    conditions: tuple[Condition, ...],
+    edits: tuple[bool, ...],
+    ends: tuple[bool, ...],
+    places: tuple[tuple[int, int], ...],
+    room: int,
+) -> CompiledConditions:
+    """The rows of conditions. edits, ends: whether each one puts rows in force, and whether it ends a text.
+
+    places: the site's number and the row there of each reading; room: for how many conditions. Raises
+    ConditionError for what there is no room for, for expressions of too many levels, and for readings that
+    are none.
+    """
+    gates = [_gate(each.expression, _span(each)) for each in conditions]
+    numbered = _numbered(gates)
+    looked_at = (part for gate in numbered for part, _ in gate.inputs)
+    comparisons = list(dict.fromkeys(part for part in looked_at if not isinstance(part, _Gate)))
+    _check(conditions, gates, numbered, comparisons, len(places), room)
+    count, size = len(comparisons), len(conditions)
+    table = np.zeros((5, count), dtype=np.float64)
+    for column, (reading, threshold, above, window) in enumerate(comparisons):
+        sign = 1.0 if above else -1.0
+        table[:, column] = (*places[reading], sign, sign * threshold, window)
+    # Conditions come first, one gate each even where they are alike; then the gates that they look at.
+    inner = [gate for gate in numbered if gate not in gates]
+    columns = {gate: column for column, gate in reversed(list(enumerate([*gates, *inner])))}
+    weights = np.zeros((count, size + len(inner)), dtype=np.float64)
+    between = np.zeros((size + len(inner), size + len(inner)), dtype=np.float64)
+    bias = np.zeros(size + len(inner), dtype=np.float64)
+    known = {comparison: row for row, comparison in enumerate(comparisons)}
+    for column, gate in enumerate([*gates, *inner]):
+        for part, negated in gate.inputs:
+            target, row = (between, columns[part]) if isinstance(part, _Gate) else (weights, known[part])
+            target[row, column] += -1.0 if negated else 1.0
+        forbidden = sum(negated for _, negated in gate.inputs)
+        bias[column] = 0.5 - (len(gate.inputs) - forbidden) if gate.every else forbidden - 0.5
+    flags = np.zeros((5, size + len(inner)), dtype=np.float64)
+    for column, each in enumerate(conditions):
+        of_prompt = each.scope is Scope.PROMPT
+        stays = each.sticky or of_prompt
+        flags[:, column] = (each.scope is Scope.TOKEN, of_prompt, stays, edits[column], ends[column])
+    rows = tuple(torch.from_numpy(array) for array in (table, weights, between, bias, flags))
+    return CompiledConditions(conditions, rows, count, size + len(inner))
+
+
+def _check(
+    conditions: Sequence[Condition],
+    gates: Sequence[_Gate],
+    numbered: Sequence[_Gate],
+    comparisons: Sequence[_Comparison],
+    readings: int,
+    room: int,
+) -> None:
+    beyond = [place for place, each in enumerate(conditions) if max(each.readings, default=-1) >= readings]
+    if beyond:
+        reading = max(conditions[beyond[0]].readings)
+        raise ConditionError(f"condition {beyond[0]} looks at reading {reading}; there are {readings}")
+    for place, gate in enumerate(gates):
+        if _levels(gate) > LEVELS:
+            raise ConditionError(f"condition {place} has more than {LEVELS} levels of all and any")
+    wanted = {
+        "conditions": (len(conditions), room),
+        "comparisons": (len(comparisons), COMPARISONS_EACH * room),
+        "joins": (len(conditions) + len(set(numbered) - set(gates)), GATES_EACH * room),
+    }
+    for kind, (count, most) in wanted.items():
+        if count > most:
+            more = -(-count * room // most)
+            raise ConditionError(
+                f"{count} {kind} of conditions; this server has room for {most} "
+                f"(its operator makes more with saegis serve --rows conditions={more})"
+            )
+
+
+def _numbered(gates: Iterable[_Gate]) -> list[_Gate]:
+    """Gates and all that they look at, each once."""
+    found: dict[_Gate, None] = {}
+    for gate in gates:
+        found[gate] = None
+        found.update(dict.fromkeys(_numbered(part for part, _ in gate.inputs if isinstance(part, _Gate))))
+    return list(found)
+
+
+def _levels(gate: _Gate) -> int:
+    return 1 + max((_levels(part) for part, _ in gate.inputs if isinstance(part, _Gate)), default=0)
+
+
+def _gate(expression: Expression, span: float) -> _Gate:
+    """An expression as a gate over comparisons that look `span` tokens back."""
+    part, negated = _input(expression, span, False)
+    return part if isinstance(part, _Gate) else _Gate(True, ((part, negated),))
+
+
+def _input(expression: Expression, span: float, negated: bool) -> _Input:
+    """An expression, or with `negated` its opposite, with joins of one kind within each other as one."""
+    if isinstance(expression, Negation):
+        return _input(expression.part, span, not negated)
+    if isinstance(expression, Literal):
+        return (expression.reading, expression.threshold, expression.above, span), negated
+    every = isinstance(expression, AllOf) is not negated
+    inputs: list[_Input] = []
+    for part in expression.parts:
+        made, opposite = _input(part, span, negated)
+        if isinstance(made, _Gate) and made.every is every:
+            inputs += made.inputs
+        else:
+            inputs.append((made, opposite))
+    return inputs[0] if len(inputs) == 1 else (_Gate(every, tuple(inputs)), False)
+
+
+def _span(condition: Condition) -> float:
+    """How many tokens back a condition's comparisons look."""
+    if condition.scope is Scope.PROMPT:
+        return NEVER
+    return min(float(condition.window), NEVER) if condition.scope is Scope.WINDOW else 1.0
+
+
+def _below(levels: Tensor, dtype: torch.dtype) -> Tensor:
+    """The largest numbers of a dtype that are not above these: what is above the ones is above the others."""
+    nearest = levels.to(dtype)
+    lower = torch.nextafter(nearest, torch.full_like(nearest, -torch.inf))
+    return torch.where(nearest.to(levels.dtype) > levels, lower, nearest)
+
+
+class TextConditions:
+    """The conditions of one text, evaluated here, for readings that are given as float64."""
+
+    def __init__(self, conditions: tuple[Condition, ...], readings: int) -> None:
+        """The text has so many readings at each token. Raises ConditionError."""
+        none, places = (False,) * len(conditions), tuple((0, row) for row in range(readings))
+        self._count, room = len(conditions), max(len(conditions), 1) * 64
+        compiled = compile_conditions(conditions, none, none, places, room)
+        self._rows = ConditionRows.allocate(1, room, dtype=torch.float64)
+        self._rows.write(0, compiled)
+        self._state, self._length = ConditionState.allocate(1, room), 0
+
+    def read(self, values: Tensor, answer: int) -> Tensor:
+        """Which conditions hold at each of the next T tokens, bool [T, C]; over a prompt only at its last
+        one.
+
+        values: float64 [T, R]; answer: where the answer begins, which may lie among them. Raises
+        ConditionError for a reading that is no number.
+        """
+        position = torch.arange(self._length, self._length + len(values))
+        tokens = Tokens(position < answer, Spread.ONE)
+        nothing, begins = torch.zeros(1, dtype=torch.int64), torch.tensor([answer])
+        at = Where(position, begins, torch.ones_like(tokens.prompt), nothing)
+        verdict = evaluate(values[:, None], self._rows, self._state, tokens, at)
+        if bool(verdict.unreadable.any()):
+            raise ConditionError("a reading is no number")
+        if len(values):
+            new = verdict.age[-1:], verdict.latched[-1:], verdict.in_prompt[-1:]
+            self._state = ConditionState(*new, *self._state[3:])
+        self._length += len(values)
+        return verdict.holds[:, : self._count]
