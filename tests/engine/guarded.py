@@ -74,7 +74,8 @@ def random_case(seed: int) -> Case:
         window = chance.randint(2, 6) if scope is Scope.WINDOW else 1
         expression = _expression(chance, plain, chance.randint(0, 2))
         condition = Condition(expression, scope, window, chance.random() < 0.5)
-        added = _rows(chance, seed, place) if reaction is Reaction.EDIT else {}
+        reads = 0 if scope is Scope.PROMPT else max(condition.readings) // GUARDS
+        added = _rows(chance, seed, place, SITES[reads:]) if reaction is Reaction.EDIT else {}
         conditions.append(Guarded(f"policy/{place}", condition, reaction, rows=added))
     return Case(prompt, program, Guard(tuple(conditions)), sampling)
 
@@ -102,15 +103,15 @@ def _literal(chance: random.Random, plain: Naive, reading: int) -> Literal:
     return Literal(reading, level if above else -level, above)
 
 
-def _rows(chance: random.Random, seed: int, place: int) -> dict[str, SiteProgram]:
+def _rows(chance: random.Random, seed: int, place: int, sites: list[str]) -> dict[str, SiteProgram]:
     """Rules at a site or two, of one phase or all; the first condition of a case may ban instead."""
     key = 1_000_000 + 1000 * seed + 10 * place
     if place == 0 and chance.random() < 0.4:
-        return {chance.choice(SITES): SiteProgram(bans=(rows.ban(probe(key, "relu"), 3.0),))}
+        return {chance.choice(sites): SiteProgram(bans=(rows.ban(probe(key, "relu"), 3.0),))}
     phase = chance.choice((Phase.ALL, Phase.ALL, Phase.PROMPT, Phase.COMPLETION))
     return {
         name: SiteProgram(rules=(rows.add(probe(key + row), 6.0, phase=phase),))
-        for row, name in enumerate(chance.sample(SITES, chance.randint(1, 2)))
+        for row, name in enumerate(chance.sample(sites, chance.randint(1, min(2, len(sites)))))
     }
 
 

@@ -20,7 +20,7 @@ from saegis_server.steering.program import SiteProgram, SteeringProgram
 from saegis_server.steering.site import Site
 from tests.engine import tiny
 from tests.steering import reference
-from tests.steering.test_judge import naive
+from tests.steering.test_evaluator import naive
 
 Programs = Mapping[str, SiteProgram]
 
@@ -69,24 +69,23 @@ class Naive:
             self.tokens.append(self.given[token] if token < len(self.given) else self._pick())
             if token + 1 == length and not self.hold_back:
                 return self
-            held = set(latched)
-            while True:
+            peaks = self.peaks
+            while True:  # until the rows in force are those that the readings under them ask for
+                self.peaks = peaks
                 values = self._forward([*programs, self._program(on)])[-1]
-                held |= self._holding(in_prompt, [*answered, values])
-                if self._reacting(held, Reaction.STOP, Reaction.REFUSE):
-                    self._note(held, token)
-                    refused = token < len(self.given) and self._reacting(held, Reaction.REFUSE)
-                    self.ended = "refused" if refused else "stopped"
-                    return self
-                wanted = on | self._reacting(held, Reaction.EDIT)
-                if wanted == on:
+                held = latched | self._holding(in_prompt, [*answered, values])
+                if (wanted := self._reacting(held, Reaction.EDIT)) == on:
                     break
                 on = wanted
+            if self._reacting(held, Reaction.STOP, Reaction.REFUSE):
+                self._note(held, token)
+                refused = token < len(self.given) and self._reacting(held, Reaction.REFUSE)
+                self.ended = "refused" if refused else "stopped"
+                return self
             answered.append(values)
             programs.append(self._program(on))
             self._note(held, token)
             latched |= {place for place in held if self._stays(place)}
-            on = self._reacting(held, Reaction.EDIT)
         return self
 
     def _read_prompt(self) -> tuple[list[list[float]], list[list[float]], set[int]]:

@@ -5,15 +5,14 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-import pytest
 import torch
 from torch import nn
 
-from saegis_server.engine.api import Guard, Guarded, OutOfMemoryError, Reaction, SamplingParams
+from saegis_server.engine.api import OutOfMemoryError, SamplingParams
 from saegis_server.steering import rows
 from saegis_server.steering.program import SiteProgram
 from tests.engine import tiny
-from tests.engine.guarded import READ_ONLY, SITES, late, probe
+from tests.engine.guarded import READ_ONLY, SITES, probe
 
 #: Runs where the process may not have more memory than it has, and a little.
 _LIMITED = """
@@ -101,29 +100,3 @@ def test_a_prompt_without_memory_fails_its_request_and_leaves_nothing_behind() -
         assert torch.equal(
             engine.capture([1, 2, 3]).result(30)[site], tiny.step(tiny.model()).capture([1, 2, 3])[site]
         )
-
-
-def test_a_step_that_is_taken_again_without_memory_fails_its_own_request(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Where a condition brings in rows amid an answer; another request in the same step goes on."""
-    prompt, plain, condition, token = late()
-    added = {SITES[1]: SiteProgram(rules=(rows.add(probe(6), 3.0),))}
-    edit = Guard((Guarded("p/edit", condition, Reaction.EDIT, rows=added),))
-    step = tiny.step(tiny.model())
-    steer = step.slots.steer
-
-    def scarce(slot: int, program: Any) -> None:
-        if any(site.rules for site in program.values()):
-            raise MemoryError
-        steer(slot, program)
-
-    monkeypatch.setattr(step.slots, "steer", scarce)
-    engine = tiny.RunningEngine(step)
-    guarded = engine.ask(prompt, GREEDY, READ_ONLY, guard=edit)
-    other = engine.ask(prompt, GREEDY, READ_ONLY)
-    with engine:
-        assert isinstance(guarded.wait().failed.error, OutOfMemoryError)
-        assert guarded.tokens() == plain[: token + 1]
-        assert other.wait().tokens() == plain[:10]
-        assert engine.error is None

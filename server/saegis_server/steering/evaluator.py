@@ -48,7 +48,7 @@ class ConditionRows(NamedTuple):
     comparisons [S, 5, L]: the number of the site, the row among its guards, 1 or −1 for above or below, the
     level, and how many tokens back it looks; weights [S, L, N] and between [S, N, N]: of comparisons and of
     gates in each gate, which holds where their sum and its bias [S, N] are above 0; flags [S, 5, N]: see
-    Flag.
+    Flag; guarded [S, 1]: whether a slot has guards, all of which must read numbers.
     """
 
     comparisons: Tensor
@@ -56,6 +56,7 @@ class ConditionRows(NamedTuple):
     between: Tensor
     bias: Tensor
     flags: Tensor
+    guarded: Tensor
 
     @classmethod
     def allocate(
@@ -70,7 +71,7 @@ class ConditionRows(NamedTuple):
         dtype: that of the readings.
         """
         comparisons, gates = COMPARISONS_EACH * conditions + 1, GATES_EACH * conditions + 1
-        shapes = (5, comparisons), (comparisons, gates), (gates, gates), (gates,), (5, gates)
+        shapes = (5, comparisons), (comparisons, gates), (gates, gates), (gates,), (5, gates), (1,)
         return cls(*(torch.zeros(slots, *shape, device=device, dtype=dtype) for shape in shapes))
 
     def view(self, slots: int, comparisons: int, gates: int) -> ConditionRows:
@@ -81,6 +82,7 @@ class ConditionRows(NamedTuple):
             self.between[:slots, :gates, :gates],
             self.bias[:slots, :gates],
             self.flags[:slots, :, :gates],
+            self.guarded[:slots],
         )
 
     def write(self, slot: int, compiled: CompiledConditions) -> None:
@@ -115,10 +117,13 @@ class ConditionState(NamedTuple):
     def allocate(cls, slots: int, conditions: int, device: torch.device | str = "cpu") -> ConditionState:
         """The state of `slots` slots of which nothing has been read."""
         comparisons, gates = COMPARISONS_EACH * conditions + 1, GATES_EACH * conditions + 1
-        truths = (torch.zeros(slots, gates, dtype=torch.bool, device=device) for _ in range(4))
+        latched, in_prompt, carried, holds = (
+            torch.zeros(slots, gates, dtype=torch.bool, device=device) for _ in range(4)
+        )
         counts = torch.zeros(slots, gates, dtype=torch.int64, device=device)
         age = torch.full((slots, comparisons), NEVER, device=device)
-        return cls(age, *truths, counts, torch.full_like(counts, LATE))
+        first = torch.full_like(counts, LATE)
+        return cls(age, latched, in_prompt, carried, holds, counts, first)
 
     def view(self, slots: int, comparisons: int, gates: int) -> ConditionState:
         """The first comparisons and gates of the first slots."""
@@ -179,11 +184,12 @@ def evaluate(read: Tensor, rows: ConditionRows, state: ConditionState, tokens: T
     A condition whose readings are not all there yet comes to anything. `rows` and `state` are of the tokens'
     slots. Over a prompt it is judged at its last token; there, rows are in force as `state.carried` says.
     """
-    held, unreadable = _compared(read, rows, tokens, at)
+    held = _compared(read, rows, tokens, at)
     ago, did = tokens.so_far(held)
     before = (tokens.own(state.age) + (tokens.nth + 1)).clamp(max=NEVER)
     age = torch.where(did, ago.to(before.dtype), before)
     readable = _readable(at)
+    unreadable = torch.isnan(read).flatten(1).any(-1) & readable & (tokens.own(rows.guarded)[:, 0] > 0.0)
     truths = _truths(age < tokens.own(rows.comparisons[:, 4]), rows, tokens) & readable[:, None]
     flag = Flag(*(tokens.own(rows.flags) > 0.0).unbind(1))
     prompt, last = tokens.prompt[:, None], (at.position == at.answer - 1)[:, None]
@@ -213,15 +219,12 @@ def _readable(at: Where) -> Tensor:
     return at.given & (at.position >= at.unread)
 
 
-def _compared(read: Tensor, rows: ConditionRows, tokens: Tokens, at: Where) -> tuple[Tensor, Tensor]:
-    """Which comparisons hold at each token by itself, bool [T, L], and where one is of no number, bool
-    [T].
-    """
+def _compared(read: Tensor, rows: ConditionRows, tokens: Tokens, at: Where) -> Tensor:
+    """Which comparisons hold at each token by itself, bool [T, L]."""
     site, row, sign, level, _ = tokens.own(rows.comparisons).unbind(1)
     place = (site * read.shape[2] + row).to(torch.int64).expand(len(read), -1)
-    values, readable = read.flatten(1).gather(1, place), _readable(at)
-    unreadable = (torch.isnan(values) & (sign != 0.0)).any(-1) & readable
-    return (values * sign > level) & (sign != 0.0) & readable[:, None], unreadable
+    values = read.flatten(1).gather(1, place)
+    return (values * sign > level) & (sign != 0.0) & _readable(at)[:, None]
 
 
 def _truths(comparisons: Tensor, rows: ConditionRows, tokens: Tokens) -> Tensor:
@@ -248,7 +251,7 @@ class CompiledConditions:
     @property
     def flags(self) -> Flag:
         """What is to be known of each gate, bool [N] each."""
-        return Flag(*(self.rows[-1] > 0.0).unbind(0))
+        return Flag(*(self.rows[4] > 0.0).unbind(0))
 
 
 #: What tells comparisons apart: reading, threshold, above, and how many tokens back it looks.
@@ -306,7 +309,7 @@ def compile_conditions(
         of_prompt = each.scope is Scope.PROMPT
         stays = each.sticky or of_prompt
         flags[:, column] = (each.scope is Scope.TOKEN, of_prompt, stays, edits[column], ends[column])
-    rows = tuple(torch.from_numpy(array) for array in (table, weights, between, bias, flags))
+    rows = tuple(torch.from_numpy(array) for array in (table, weights, between, bias, flags, np.ones(1)))
     return CompiledConditions(conditions, rows, count, size + len(inner))
 
 

@@ -53,13 +53,14 @@ UNBOUNDED = 3e38
 class Capacity:
     """How many rows of each kind a slot has room for, at each site. At least 2 of each.
 
-    `watches` is the room for watches and guards together.
+    `watches` is the room for watches and guards together; `conditions` that of a slot, for all of its sites.
     """
 
     edits: int = 32
     rules: int = 8
     bans: int = 32
     watches: int = 64
+    conditions: int = 32
 
     @property
     def held(self) -> int:
@@ -68,7 +69,7 @@ class Capacity:
 
     def check(self, site: str, program: SiteProgram) -> None:
         """Raise SteeringError if `program` asks for more rows than there is room for."""
-        for kind in (field.name for field in fields(self)):
+        for kind in (field.name for field in fields(self) if field.name != "conditions"):
             wanted, room = len(getattr(program, kind)), getattr(self, kind)
             if wanted > room:
                 raise SteeringError(

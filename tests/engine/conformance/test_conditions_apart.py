@@ -164,30 +164,30 @@ def test_a_score_is_refused_by_what_would_refuse_or_stop(serving: Serving, react
 def test_a_scored_text_is_read_again_with_the_rows_of_its_conditions(serving: Serving) -> None:
     """Both the condition that holds at first, and the one that its rows make hold."""
     text, pushed = tiny.prompt_of(3, 40), Probe.direction(probe(77).read)
-    program = SteeringProgram({SITES[0]: SiteProgram(guards=(pushed,))})
-    first = {"layers.0.mlp_out": SiteProgram(rules=(rows.add(pushed, 50.0),))}
-    levels = (-1e6, 25.0, 1e5)
+    program = SteeringProgram({SITES[1]: SiteProgram(guards=(pushed,))})
+    first, then = (SiteProgram(rules=(row,)) for row in (rows.add(pushed, 50.0), rows.add(probe(5), 4.0)))
+    levels = [Condition(Literal(0, level), Scope.PROMPT) for level in (-1e6, 25.0, 1e5)]
     guard = Guard(
         tuple(
-            Guarded(f"p/{place}", Condition(Literal(0, level), Scope.PROMPT), Reaction.EDIT, rows=added)
-            for place, (level, added) in enumerate(zip(levels, (first, ADDED, ADDED), strict=True))
+            Guarded(f"p/{place}", level, Reaction.EDIT, rows={SITES[0]: added})
+            for place, (level, added) in enumerate(zip(levels, (first, then, then), strict=True))
         )
     )
     with serving(tiny.model()) as engine:
         found = engine.score(text, program, guard).result(30)
-        once = SteeringProgram({**first, SITES[1]: first["layers.0.mlp_out"]})
-        both = SiteProgram(rules=first["layers.0.mlp_out"].rules + ADDED[SITES[1]].rules)
-        assert SITES[1] == "layers.0.mlp_out"
-        assert found.logprobs == engine.score(text, SteeringProgram({SITES[1]: both})).result(30).logprobs
-        assert found.logprobs != engine.score(text, once).result(30).logprobs
+        once, both = (
+            engine.score(text, SteeringProgram({SITES[0]: SiteProgram(rules=rules)})).result(30)
+            for rules in (first.rules, first.rules + then.rules)
+        )
+        assert found.logprobs == both.logprobs != once.logprobs
     assert [(each.held_tokens, each.first_token) for each in found.receipt.conditions] == [
         (1, -1),
         (1, -1),
         (0, None),
     ]
     assert [(site.site, site.rules, site.tokens_edited) for site in found.receipt.sites] == [
-        (SITES[0], 0, 0),
-        (SITES[1], 2, 40),
+        (SITES[1], 0, 0),
+        (SITES[0], 2, 40),
     ]
     assert found.receipt.guard_peaks[0] > 25.0
 

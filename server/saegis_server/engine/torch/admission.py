@@ -1,15 +1,17 @@
 """Admission: what a request must be for the engine to take it, checked before anything is queued."""
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from __future__ import annotations
 
-from saegis_server.engine.api import FieldError, FirstToken, GenerationRequest, Guard, Reaction
-from saegis_server.engine.torch.plan import Plan
-from saegis_server.engine.torch.request_guard import RequestGuard
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from saegis_server.engine.api import FieldError, GenerationRequest, Guard, Guarded, Reaction
 from saegis_server.engine.torch.step import Step
+from saegis_server.steering.conditions import Scope
+from saegis_server.steering.evaluator import CompiledConditions, ConditionError, compile_conditions
 from saegis_server.steering.program import SiteProgram, SteeringError, SteeringProgram
 from saegis_server.steering.projection import held_geometry
-from saegis_server.steering.site import Site, SiteError
+from saegis_server.steering.site import Site, SiteError, forward_order
 
 #: How many admitted programs are kept.
 _REMEMBERED = 64
@@ -19,27 +21,37 @@ _REMEMBERED = 64
 class AdmittedProgram:
     """A program beside a guard that a step can run: all of its rows fit, and what they hold can be held.
 
-    digest: of all that may act. rows: the program's, by site. plan: the guard's; None where nothing is to be
-    judged.
+    digest: of all that may act. rows: by site, those of the conditions among them. conditions: the guard's;
+    compiled: as rows of a table; None where nothing is to be judged. readings: of each reading the number of
+    the site and the row there. unread, hold_back: see Guard.
     """
 
     digest: str
     rows: Mapping[Site, SiteProgram]
-    plan: Plan | None
+    conditions: tuple[Guarded, ...] = ()
+    compiled: CompiledConditions | None = None
+    readings: tuple[tuple[int, int], ...] = ()
+
+    def in_force(self, held: Collection[int]) -> dict[Site, SiteProgram]:
+        """The rows whose condition is among these, as Edit.when counts them."""
+        found = {}
+        for site, rows in self.rows.items():
+            rules, bans = (tuple(e for e in stage if e.when in held) for stage in (rows.rules, rows.bans))
+            if (own := replace(rows, rules=rules, bans=bans)) != SiteProgram():
+                found[site] = own
+        return found
 
 
 class Admission:
     """Checks requests against what a step has: vocabulary, length, sites, room for rows."""
 
-    def __init__(self, step: Step, first_token: FirstToken) -> None:
-        self._step, self._first_token = step, first_token
+    def __init__(self, step: Step) -> None:
+        self._step = step
         # By digest and by the order of sites, in which watches are told.
         self._known: dict[tuple[str, tuple[str, ...]], AdmittedProgram] = {}
 
-    def generation(
-        self, request: GenerationRequest, stops: Collection[int]
-    ) -> tuple[AdmittedProgram, RequestGuard | None]:
-        """The program of a generation and its guard; None where there is nothing to judge.
+    def generation(self, request: GenerationRequest, stops: Collection[int]) -> AdmittedProgram:
+        """The program of a generation beside its guard.
 
         stops: the tokens that end its text.
         The program must fit, and its bans and bounds hold, with the rows of all conditions too. Those that
@@ -68,54 +80,69 @@ class Admission:
                 "sampling.min_tokens",
                 f"is {sampling.min_tokens}, but every token of the vocabulary ends the text: none is left",
             )
-        return self._admit(prompt, request.program, request.guard)
+        return self._admit(request.program, request.guard)
 
-    def text(
-        self, tokens: Sequence[int], program: SteeringProgram, guard: Guard
-    ) -> tuple[AdmittedProgram, RequestGuard | None]:
-        """The program under which a text is scored, and its guard, as in `generation`; raises as it does."""
+    def text(self, tokens: Sequence[int], program: SteeringProgram, guard: Guard) -> AdmittedProgram:
+        """The program under which a text is scored, beside its guard; raises as `generation` does."""
         longest = self._step.slots.max_length
         if len(tokens) < 2:
             raise FieldError("prompt", f"must have at least 2 tokens to be scored, not {len(tokens)}")
         if len(tokens) > longest:
             raise FieldError("prompt", f"has {len(tokens)} tokens; at most {longest} can be scored at once")
         self._check_tokens({"prompt": tokens})
-        return self._admit(tokens, program, guard)
+        return self._admit(program, guard)
 
-    def _admit(
-        self, tokens: Sequence[int], program: SteeringProgram, guard: Guard
-    ) -> tuple[AdmittedProgram, RequestGuard | None]:
+    def _admit(self, program: SteeringProgram, guard: Guard) -> AdmittedProgram:
         digest = guard.digest_beside(program)
         if (known := self._known.get(key := (digest, tuple(program.sites)))) is None:
-            rows = self._program(program)
-            known = AdmittedProgram(digest, rows, self._plan(guard, rows))
+            own = self._program(program)
+            for place, guarded in enumerate(guard.conditions):
+                self._check_condition(f"guard.conditions[{place}]", guarded, own)
+            rows = _with_conditional(own, guard)
+            if any(guarded.rows for guarded in guard.conditions):
+                self._program(SteeringProgram({str(site): at_site for site, at_site in rows.items()}))
+            known = self._compiled(AdmittedProgram(digest, rows, guard.conditions))
             if len(self._known) >= _REMEMBERED:
                 self._known.clear()
             self._known[key] = known
-        unread = self._first_token.unread(tokens, guard)
-        return known, None if known.plan is None else RequestGuard(known.plan, unread, guard.hold_back)
+        return known
 
-    def _plan(self, guard: Guard, program: Mapping[Site, SiteProgram]) -> Plan | None:
-        readings = sum(len(rows.guards) for rows in program.values())
-        if not readings and not guard.conditions:
-            return None
-        for place, each in enumerate(guard.conditions):
-            if beyond := [reading for reading in each.condition.readings if reading >= readings]:
-                raise FieldError(
-                    f"guard.conditions[{place}]",
-                    f"{each.name} looks at reading {min(beyond)}; the program has {readings} guards",
-                )
-            if bool(each.rows) is not (each.reaction is Reaction.EDIT):
-                rows = "rows" if each.rows else "no rows"
-                raise FieldError(
-                    f"guard.conditions[{place}]", f"{each.name} has {rows}; its reaction is {each.reaction}"
-                )
+    def _check_condition(self, field: str, guarded: Guarded, program: Mapping[Site, SiteProgram]) -> None:
+        readings = [site for site in self._step.sites if site in program for _ in program[site].guards]
+        if beyond := [reading for reading in guarded.condition.readings if reading >= len(readings)]:
+            has = f"the program has {len(readings)} guards"
+            raise FieldError(field, f"{guarded.name} looks at reading {min(beyond)}; {has}")
+        if bool(guarded.rows) is not (guarded.reaction is Reaction.EDIT):
+            rows = "rows" if guarded.rows else "no rows"
+            raise FieldError(field, f"{guarded.name} has {rows}; its reaction is {guarded.reaction}")
+        order, sites = self._step.sites, [Site.parse(name) for name in guarded.rows]
+        looks = [readings[reading] for reading in guarded.condition.readings]
+        if sites and looks and guarded.condition.scope is not Scope.PROMPT:
+            first, last = min(sites, key=forward_order), max(looks, key=forward_order)
+            if first in order and forward_order(first) < forward_order(last):
+                raise FieldError(field, early_rows(guarded.name, first, last))
+
+    def _compiled(self, admitted: AdmittedProgram) -> AdmittedProgram:
+        readings = tuple(
+            (number, row)
+            for number, site in enumerate(self._step.sites)
+            if site in admitted.rows
+            for row in range(len(admitted.rows[site].guards))
+        )
+        if not readings and not admitted.conditions:
+            return admitted
+        reactions = [guarded.reaction for guarded in admitted.conditions]
         try:
-            plan = Plan(guard, program, self._step.sites)
-        except SiteError as error:
-            raise SteeringError(str(error), "") from None
-        self._program(SteeringProgram({str(site): rows for site, rows in plan.everything.items()}))
-        return plan
+            compiled = compile_conditions(
+                tuple(guarded.condition for guarded in admitted.conditions),
+                tuple(reaction is Reaction.EDIT for reaction in reactions),
+                tuple(reaction in (Reaction.STOP, Reaction.REFUSE) for reaction in reactions),
+                readings,
+                self._step.slots.capacity.conditions,
+            )
+        except ConditionError as error:
+            raise FieldError("guard.conditions", str(error)) from None
+        return replace(admitted, compiled=compiled, readings=readings)
 
     def _check_tokens(self, named: Mapping[str, Sequence[int]]) -> None:
         vocabulary = self._step.slots.vocabulary
@@ -144,3 +171,25 @@ class Admission:
             held_geometry(rows, name, step.model.dtype)
             sites[site] = rows
         return sites
+
+
+def early_rows(name: str, acts: Site, reads: Site) -> str:
+    """Why a condition over an answer's tokens cannot put rows in force before the last site at which it
+    reads.
+    """
+    return (
+        f"{name} acts at {acts}, which comes before {reads}, where its condition reads: let it read there or "
+        "earlier, act later, or be over the prompt"
+    )
+
+
+def _with_conditional(program: Mapping[Site, SiteProgram], guard: Guard) -> dict[Site, SiteProgram]:
+    """A program with the rows of all conditions, each with its own."""
+    found = dict(program)
+    for number, guarded in enumerate(guard.conditions, start=1):
+        for name, rows in guarded.rows.items():
+            site = Site.parse(name)
+            own = found.get(site, SiteProgram())
+            rules, bans = (tuple(replace(e, when=number) for e in stage) for stage in (rows.rules, rows.bans))
+            found[site] = replace(own, rules=own.rules + rules, bans=own.bans + bans)
+    return found

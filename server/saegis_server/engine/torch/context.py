@@ -6,9 +6,11 @@ from enum import Enum
 import torch
 from torch import Tensor
 
+from saegis_server.engine.torch.conditions import StepConditions
 from saegis_server.steering.apply import Readings
 from saegis_server.steering.site import Site
 from saegis_server.steering.table import TableView
+from saegis_server.steering.tokens import Tokens
 
 
 class Mode(Enum):
@@ -70,9 +72,10 @@ class StepContext:
     """Set when a step begins, read by attention and sites, emptied when it ends.
 
     positions: int64 [B, Q]; places: int64 [B, Q], where in the cache they are written: what is no token of a
-    text, where nothing is read; slot: int64 [1] in prefill; length: how much of the cache is read;
-    views: each site's table rows for this step; prompt: bool [B, Q]; unmoved: bool [B, Q], the tokens that
-    no row moves, None where there can be none.
+    text, where nothing is read; slot: int64 [1] in prefill; length: how much of the cache is read; tokens:
+    the step's B · Q tokens, None where nothing is steered; views: each site's table rows for this step;
+    conditions: those of its slots; unmoved: bool [B · Q], the tokens that no row moves, None where there can
+    be none. readings: what happened at each site, by token.
     """
 
     mode: Mode = Mode.IDLE
@@ -81,7 +84,8 @@ class StepContext:
     places: Tensor | None = None
     slot: Tensor | None = None
     length: int = 0
-    prompt: Tensor | None = None
+    tokens: Tokens | None = None
+    conditions: StepConditions | None = None
     unmoved: Tensor | None = None
     views: dict[Site, TableView] = field(default_factory=dict)
     readings: dict[Site, Readings] = field(default_factory=dict)

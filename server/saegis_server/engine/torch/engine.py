@@ -36,13 +36,14 @@ from saegis_server.engine.api import (
     Sink,
     SteeringDivergedError,
 )
-from saegis_server.engine.torch.admission import Admission
+from saegis_server.engine.torch.admission import Admission, AdmittedProgram
 from saegis_server.engine.torch.build import graphs_compiled, make_ready
 from saegis_server.engine.torch.guarding import Ending, Guarding
 from saegis_server.engine.torch.jobs import Ended, Job, Jobs, at_once
 from saegis_server.engine.torch.memory import own_failure
 from saegis_server.engine.torch.prompt_reading import PromptReading
 from saegis_server.engine.torch.rate import Rate
+from saegis_server.engine.torch.request_guard import RequestGuard
 from saegis_server.engine.torch.schedule import Schedule
 from saegis_server.engine.torch.score import Reading, Scoring
 from saegis_server.engine.torch.sequence import Running, Sequence, extent_of
@@ -79,9 +80,9 @@ class TorchEngine:
         self.max_running, self.max_length = max_running, step.slots.max_length
         self.capacity, self.sites = step.slots.capacity, step.sites
         self.error: BaseException | None = None
-        self._admission = Admission(step, self.first_token)
+        self._admission = Admission(step)
         self._schedule = Schedule(max_running, step.slots.move)
-        self._guarding = Guarding(step)
+        self._guarding = Guarding(step.slots)
         self._reading = PromptReading(step, self._guarding, self.limits.prefill_chunk)
         self._in_flight: set[str] = set()
         self._active: dict[str, Running] = {}
@@ -123,10 +124,11 @@ class TorchEngine:
         stops = frozenset(sampling.stop_token_ids) | (
             frozenset() if sampling.ignore_eos else self.eos_token_ids
         )
-        program, guard = self._admission.generation(request, stops)
+        admitted = self._admission.generation(request, stops)
+        guard = self._guard(request.prompt, admitted, request.guard)
         seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
         unmoved = self.first_token.unmoved(request.prompt, request.program)
-        running = Running(request, program, seed, on_events, guard, unmoved)
+        running = Running(request, admitted, seed, on_events, guard, unmoved)
         room = self.max_length - len(request.prompt)
         limit = min(room, sampling.max_tokens or room)
         for index in range(sampling.n):
@@ -171,16 +173,20 @@ class TorchEngine:
         tenant: str = "",
     ) -> "Future[Score]":
         """How likely a text is, steered by a program and plainly, read chunk by chunk between steps."""
-        steered, other = (
-            Reading(
-                self.step,
-                *self._admission.text(tokens, one, judging),
-                self.first_token.unmoved(tokens, one),
-            )
-            for one, judging in ((program, guard), plain)
-        )
+        steered, other = (self._text(tokens, *asked) for asked in ((program, guard), plain))
         scoring = Scoring(tokens, steered, other, self.limits.prefill_chunk, on_end)
         return self._add_job(scoring.job(), tenant, scoring.ended)
+
+    def _text(self, tokens: Sequenced[int], program: SteeringProgram, guard: Guard) -> Reading:
+        admitted = self._admission.text(tokens, program, guard)
+        watching = self._guard(tokens, admitted, guard)
+        return Reading(self.step, admitted, watching, len(tokens), self.first_token.unmoved(tokens, program))
+
+    def _guard(self, tokens: Sequenced[int], admitted: AdmittedProgram, guard: Guard) -> RequestGuard | None:
+        """The guard of a text; None where there is nothing to judge."""
+        if admitted.compiled is None:
+            return None
+        return RequestGuard(admitted, self.first_token.unread(tokens, guard), guard.hold_back)
 
     def _add_job(self, job: Job[T], tenant: str, ended: Ended | None = None) -> "Future[T]":
         with self._wake:
@@ -279,8 +285,8 @@ class TorchEngine:
             running, sequence.loaded = sequence.running, True
             with self._wake:
                 self._waiting[sequence.caller] -= 1
-            if running.admitted is None:
-                running.admitted = time.monotonic()
+            if running.began is None:
+                running.began = time.monotonic()
             self._reading.load(sequence)
         progress = self._reading.advance(sequence)
         self._steps += 1
@@ -303,15 +309,14 @@ class TorchEngine:
                 self._make_room(running, own_failure(error))
                 continue
             self._steps += 1
-            endings = {} if self._guarding.idle else self._guarding.after_decode(running, output, sampled)
-            self._hand_out(running, output, endings)
+            self._hand_out(running, output, self._guarding.after_decode(running, output))
             return
 
     def _make_room(self, running: list[Sequence], failure: EngineError) -> None:
         """After a step that found no memory, go back before it and fail the request that came last."""
         lengths = [sequence.length for sequence in running]
         self.step.slots.rewind([sequence.last_token for sequence in running], lengths)
-        self._fail(max((each.running for each in running), key=lambda each: each.admitted or 0.0), failure)
+        self._fail(max((each.running for each in running), key=lambda each: each.began or 0.0), failure)
 
     def _hand_out(self, sequences: list[Sequence], output: StepOutput, endings: Mapping[int, Ending]) -> None:
         """Give each sequence its token; row i of the output is the i-th sequence's.
@@ -362,7 +367,7 @@ class TorchEngine:
     def _diverged(self, sequence: Sequence) -> None:
         running = sequence.running
         error: EngineError
-        if sequence.rows.steer:
+        if self._guarding.steers(sequence):
             message = (
                 f"the request's edits drove the activations beyond all bounds at token {sequence.length}"
             )
@@ -439,6 +444,5 @@ class TorchEngine:
                 _LOG.exception("request %s: what was done to it is not known", running.request.request_id)
             running.close()
         self._schedule.clear()
-        self._guarding.clear()
         self._jobs.fail(error)
         self._deliver()

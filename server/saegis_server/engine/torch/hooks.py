@@ -13,29 +13,37 @@ from saegis_server.steering.site import Site
 
 def install_hooks(model: PreTrainedModel, sites: dict[Site, frozenset[Norm]], context: StepContext) -> None:
     """Let every site's activation pass through `context`; `sites` gives the normalisations used at each."""
-    for site, norms in sites.items():
-        hook(model, site, _SiteHook(site, norms, context)._pass)
+    for number, (site, norms) in enumerate(sites.items()):
+        hook(model, site, _SiteHook(number, site, norms, context)._pass)
 
 
 class _SiteHook:
-    def __init__(self, site: Site, norms: frozenset[Norm], context: StepContext) -> None:
-        self.site, self.norms, self.context = site, norms, context
+    def __init__(self, number: int, site: Site, norms: frozenset[Norm], context: StepContext) -> None:
+        self.number, self.site, self.norms, self.context = number, site, norms, context
 
     def _pass(self, x: Tensor) -> Tensor:
         context = self.context
         if context.mode is Mode.CAPTURE:
             context.captured[self.site] = x
-        if context.prompt is not None:
-            steered, readings = apply(x, context.views[self.site], context.prompt, self.norms)
-            if context.unmoved is not None:
-                steered, readings = _except_for(context.unmoved, x, steered, readings)
-            x, context.readings[self.site] = steered, readings
-        return x
+        if context.tokens is None:
+            return x
+        flat, gates = x.flatten(0, 1), None if context.conditions is None else self._gates
+        steered, readings = apply(flat, context.views[self.site], context.tokens, self.norms, gates)
+        if context.unmoved is not None:
+            steered, readings = _except_for(context.unmoved, flat, steered, readings)
+        context.readings[self.site] = readings
+        return steered.reshape(x.shape)
+
+    def _gates(self, guarded: Tensor) -> Tensor:
+        conditions = self.context.conditions
+        if conditions is None:
+            raise RuntimeError("no step with conditions is running")
+        return conditions.read(self.number, guarded)
 
 
 def _except_for(unmoved: Tensor, x: Tensor, steered: Tensor, readings: Readings) -> tuple[Tensor, Readings]:
-    """What a site gives if the tokens `unmoved` [B, Q] stay what they are, and nothing is counted there."""
-    kept = unmoved[:, :, None]
+    """What a site gives if the tokens `unmoved` [T] stay what they are, and nothing is counted there."""
+    kept = unmoved[:, None]
     return torch.where(kept, x, steered), readings._replace(
         watched_after=torch.where(kept, readings.watched_before, readings.watched_after),
         edited=readings.edited & ~unmoved,

@@ -1,13 +1,10 @@
-"""Reading prompts: a chunk at a time; what a request gives of its answer is judged token by token."""
+"""Reading prompts: a chunk at a time, and then what a request gives of its answer."""
 
 from typing import NamedTuple
 
 from saegis_server.engine.torch.guarding import Ending, Guarding
 from saegis_server.engine.torch.sequence import Sequence, extent_of
 from saegis_server.engine.torch.step import SMALLEST, Step, StepOutput
-
-#: A token that is read by itself takes about as long as this share of a chunk.
-_SINGLE_SHARE = 4
 
 
 class Progress(NamedTuple):
@@ -36,8 +33,8 @@ class PromptReading:
             sequence.seed,
             sequence.stops,
             running.program,
+            running.admitted.compiled,
         )
-        self._guarding.enter(sequence)
 
     def advance(self, sequence: Sequence) -> Progress:
         """Read the next tokens of a prompt.
@@ -45,34 +42,20 @@ class PromptReading:
         A condition that comes to hold may leave the prompt to be read again, with further rows.
         """
         start, end = sequence.read, len(sequence.prompt)
-        if sequence.judges_given:
-            if start >= sequence.answer_start:
-                return self._advance_by_one(sequence)
-            end = sequence.answer_start
+        if start < sequence.answer_start and sequence.running.guard is not None:
+            end = sequence.answer_start  # its conditions may have it read again before the answer is
         chunk = list(sequence.prompt[start : min(start + self._chunk, end)])
-        last = start + len(chunk) == end
-        whole = last and end == len(sequence.prompt)
-        output = self._run(sequence, chunk, whole)
+        whole = start + len(chunk) == len(sequence.prompt)
+        output, ending = self._run(sequence, chunk, whole), None
         sequence.read += len(chunk)
-        ending = None
-        if bool(output.finite[0]) and sequence.seat is not None:
-            ending = self._guarding.after_chunk(sequence, output, len(chunk), last)
-            whole = whole and sequence.read > 0
-        return self._progress(output, ending, whole, len(chunk))
-
-    def _advance_by_one(self, sequence: Sequence) -> Progress:
-        """Read the next token of what is given of the answer."""
-        sequence.last_token = sequence.prompt[sequence.read]
-        last = sequence.read + 1 == len(sequence.prompt)
-        output = self._run(sequence, [sequence.last_token], last)
-        ending = None
         if bool(output.finite[0]):
-            ending = self._guarding.after_given(sequence, output, last and sequence.samples)
-        sequence.read += 1
-        return self._progress(output, ending, last, max(1, self._chunk // _SINGLE_SHARE))
+            ending = self._guarding.after_chunk(sequence, output)
+            whole = whole and sequence.read > 0
+        ended = whole or ending is not None or not bool(output.finite[0])
+        return Progress(output if ended else None, ending, len(chunk))
 
     def _run(self, sequence: Sequence, tokens: list[int], last: bool) -> StepOutput:
-        start = sequence.read
+        start, guard = sequence.read, sequence.running.guard
         extent = extent_of(1, max(start + len(tokens), SMALLEST), [sequence])
         return self._step.prefill(
             sequence.slot,
@@ -82,9 +65,5 @@ class PromptReading:
             last and sequence.samples,
             sequence.answer_start,
             sequence.running.unmoved,
+            0 if guard is None else guard.unread,
         )
-
-    @staticmethod
-    def _progress(output: StepOutput, ending: Ending | None, whole: bool, cost: int) -> Progress:
-        ended = whole or ending is not None or not bool(output.finite[0])
-        return Progress(output if ended else None, ending, cost)

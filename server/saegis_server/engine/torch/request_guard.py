@@ -1,52 +1,66 @@
-"""The guard of a running request: its plan, and what its conditions came to."""
+"""The guard of a running request, and what its conditions came to over all of its sequences."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-import numpy as np
-from numpy.typing import NDArray
+import torch
 
-from saegis_server.engine.api import ConditionReceipt, Receipt
-from saegis_server.engine.torch.plan import Plan
+from saegis_server.engine.api import ConditionReceipt, Reaction, Receipt, RefusedByPolicyError
+from saegis_server.engine.torch.admission import AdmittedProgram
+from saegis_server.engine.torch.conditions import ConditionResult
+from saegis_server.steering.evaluator import LATE
 from saegis_server.steering.program import SiteProgram
 from saegis_server.steering.site import Site
 
-#: The token at which a condition held first, for one that never did.
-NEVER = int(np.iinfo(np.int64).max)
-
 
 class RequestGuard:
-    """What came of the conditions of one request, over all of its sequences."""
+    """What came of the conditions of one request."""
 
-    def __init__(self, plan: Plan, unread: int = 0, hold_back: bool = False) -> None:
+    def __init__(self, admitted: AdmittedProgram, unread: int = 0, hold_back: bool = False) -> None:
         """`unread`: how many of the tokens that the request begins with its conditions do not read;
         `hold_back`: whether tokens are told only once they are judged, where anything can end an answer."""
-        self.plan, self.unread = plan, unread
-        self.holds_back = hold_back and bool(plan.ends.any())
-        self._held = np.zeros(len(plan.conditions), dtype=np.int64)
-        self._first = np.full(len(plan.conditions), NEVER, dtype=np.int64)
-        self._peaks = np.full(plan.readings, -np.inf, dtype=np.float32)
+        self.admitted, self.unread = admitted, unread
+        ends = any(each.reaction in (Reaction.STOP, Reaction.REFUSE) for each in admitted.conditions)
+        self.holds_back = hold_back and ends
+        count = len(admitted.conditions)
+        self._held = torch.zeros(count, dtype=torch.int64)
+        self._first = torch.full((count,), LATE, dtype=torch.int64)
+        self._peaks = torch.full((len(admitted.readings),), -torch.inf)
 
     @property
-    def came_in_force(self) -> dict[Site, SiteProgram]:
-        """The program with the rows of those that held in any sequence that was added."""
-        return self.plan.program(self.plan.edits & (self._held > 0))
+    def came_in_force(self) -> Mapping[Site, SiteProgram]:
+        """The rows of the program that were in force in any sequence that was added."""
+        held = {0, *(place + 1 for place, tokens in enumerate(self._held.tolist()) if tokens)}
+        return self.admitted.in_force(held)
 
-    def add(self, held: NDArray[np.int64], first: NDArray[np.int64], peaks: NDArray[np.float32]) -> None:
-        """Add what came of one sequence: tokens at which each condition held, the first, the peaks [R]."""
-        self._held += held
-        self._first = np.minimum(self._first, first)
-        self._peaks = np.maximum(self._peaks, peaks)
+    def add(self, result: ConditionResult, answer: int) -> None:
+        """Add what came of one sequence, whose answer begins at a position."""
+        count = len(self.admitted.conditions)
+        self._held += result.held[:count]
+        first = result.first[:count]
+        self._first = torch.minimum(self._first, torch.where(first == LATE, first, first - answer))
+        if len(self._peaks):
+            sites, rows = torch.tensor(self.admitted.readings).T
+            self._peaks = torch.maximum(self._peaks, result.peaks[sites, rows])
+
+    def refusal(self, holds: Sequence[bool], *reactions: Reaction) -> RefusedByPolicyError | None:
+        """The refusal by the first condition that holds and has one of these reactions."""
+        for guarded, truth in zip(self.admitted.conditions, holds, strict=False):
+            if truth and guarded.reaction in reactions:
+                message = guarded.message or "the operator's policy refuses this text"
+                return RefusedByPolicyError(guarded.name, message)
+        return None
 
     def complete(self, receipt: Receipt) -> Receipt:
         """The receipt with what came of the conditions."""
+        counts = zip(self.admitted.conditions, self._held.tolist(), self._first.tolist(), strict=True)
         conditions = tuple(
-            ConditionReceipt(each.name, held, None if first == NEVER else first)
-            for each, held, first in zip(
-                self.plan.conditions, self._held.tolist(), self._first.tolist(), strict=True
-            )
+            ConditionReceipt(guarded.name, held, None if first == LATE else first)
+            for guarded, held, first in counts
         )
-        peaks = self._peaks.tolist() if (self._peaks > -np.inf).all() else ()  # if anything was read
+        anything = bool((self._peaks > -torch.inf).all())
+        peaks = tuple(self._peaks.tolist()) if anything else ()
         read = bool(peaks) and not self.unread
-        return replace(receipt, conditions=conditions, guard_peaks=tuple(peaks), first_token_read=read)
+        return replace(receipt, conditions=conditions, guard_peaks=peaks, first_token_read=read)

@@ -1,19 +1,21 @@
 """Score: how likely a text is, as steered and under a baseline, and how far the two differ."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from saegis_server.engine.api import (
     Closing,
     EngineError,
     FinishReason,
     NonFiniteLogitsError,
+    Reaction,
     Receipt,
     RequestFailed,
     RequestFinished,
@@ -23,15 +25,14 @@ from saegis_server.engine.api import (
     Usage,
 )
 from saegis_server.engine.torch.admission import AdmittedProgram
+from saegis_server.engine.torch.conditions import ConditionResult, Outcome
 from saegis_server.engine.torch.context import KVCache
 from saegis_server.engine.torch.jobs import Job
 from saegis_server.engine.torch.request_guard import RequestGuard
 from saegis_server.engine.torch.sequence import RowCounts
-from saegis_server.engine.torch.step import SMALLEST, ReadOutput, Step
+from saegis_server.engine.torch.slots import TextTables
+from saegis_server.engine.torch.step import ReadOutput, Step
 from saegis_server.engine.torch.tally import Tally
-from saegis_server.engine.torch.text_verdict import TextVerdict
-from saegis_server.steering.site import Site
-from saegis_server.steering.table import TableView
 
 #: How many positions are compared at once: with 256 000 tokens in the vocabulary, 33 MB for each of some
 #: five float32 tensors.
@@ -79,41 +80,71 @@ def _compare(steered: Tensor, plain: Tensor, following: Tensor) -> Comparison:
 
 
 class Reading:
-    """One of the readings of a text: under a program and the verdict of a guard, with a cache of its own."""
+    """One of the readings of a text of T tokens: under a program and its conditions, with a cache of its
+    own.
+    """
 
     def __init__(
-        self,
-        step: Step,
-        admitted: AdmittedProgram,
-        guard: RequestGuard | None,
-        unmoved: int = 0,
+        self, step: Step, admitted: AdmittedProgram, guard: RequestGuard | None, length: int, unmoved: int = 0
     ) -> None:
-        """`unmoved`: how many of the text's first tokens no row moves."""
-        self._step, self._digest, self._unmoved = step, admitted.digest, unmoved
-        self.verdict = TextVerdict(guard, admitted.rows)
+        """`unmoved`: how many of the text's first tokens no row moves. Without a guard nothing is judged."""
+        self._step, self._admitted, self._guard, self._length = step, admitted, guard, length
+        self._unmoved, self._outcome = unmoved, Outcome.GOES_ON
         self._tally = Tally(admitted.digest, admitted.rows, unmoved)
         self._cache: KVCache | None = None
-        self._views: Mapping[Site, TableView] = {}
+        self._tables: TextTables | None = None
 
-    def begin(self, count: int) -> None:
-        """Read a text of so many tokens from its beginning, under the rows that are in force now."""
-        slots, rows = self._step.slots, self.verdict.rows
-        self._cache = slots.cache.apart(count)
-        self._views = slots.views(rows, *(max(SMALLEST, number) for number in RowCounts.of(rows)))
-        self._tally = Tally(self._digest, rows, self._unmoved)
-        self.verdict.begin()
+    @torch.inference_mode()
+    def begin(self) -> None:
+        """Read the text from its beginning, with what held at its end when it was read before in force."""
+        slots, rows = self._step.slots, RowCounts.of(self._admitted).padded
+        self._cache, before = slots.cache.apart(self._length), self._tables
+        self._tables = slots.tables_of(
+            self._admitted.rows, self._admitted.compiled, rows.at_site, rows.comparisons, rows.gates
+        )
+        if before is not None and self._admitted.compiled is not None:
+            holds = before.state.holds[0]
+            stays = self._admitted.compiled.flags.stays.to(holds.device)
+            self._tables.state.begin(0, holds, holds & functional.pad(stays, (0, len(holds) - len(stays))))
+            self._tables.peaks.copy_(before.peaks)
+        self._tally = Tally(self._admitted.digest, self._admitted.rows, self._unmoved)
 
     def read(self, tokens: Sequence[int], start: int) -> ReadOutput:
         """Read the next tokens, from place `start` on."""
-        if self._cache is None:
+        if self._cache is None or self._tables is None:
             raise RuntimeError("a reading goes on that has not begun")
-        found = self._step.read(list(tokens), start, self._cache, self._views, self._unmoved)
+        unread = 0 if self._guard is None else self._guard.unread
+        found = self._step.read(
+            list(tokens), start, self._cache, self._tables, self._length, self._unmoved, unread
+        )
+        self._tables, self._outcome = found.tables, found.outcome
         self._tally.add(self._step.sites, found.counts.tolist())
         return found
 
+    def require_readable(self) -> None:
+        """Raise NonFiniteLogitsError where what a condition looked at last is no number."""
+        if self._outcome is Outcome.UNREADABLE:
+            raise NonFiniteLogitsError("a guard's reading is no number, so its conditions cannot be judged")
+
+    def changed(self) -> bool:
+        """After a whole reading, whether further rows are in force now, so that the text is to be read again.
+
+        Raises RefusedByPolicyError where a condition that holds refuses the text, or would stop an answer.
+        """
+        if self._outcome is Outcome.ENDS and self._guard is not None and self._tables is not None:
+            holds = self._tables.state.holds[0].tolist()
+            if (refusal := self._guard.refusal(holds, Reaction.REFUSE, Reaction.STOP)) is not None:
+                raise refusal
+        return self._outcome is Outcome.AGAIN
+
     def receipt(self) -> Receipt:
         """What was done in it. To be called once."""
-        return self.verdict.complete(self._tally.receipt(self.verdict.rows))
+        if self._guard is None:
+            return self._tally.receipt(self._admitted.rows)
+        if self._tables is not None:
+            held, first = self._tables.state.held[0].cpu(), self._tables.state.first[0].cpu()
+            self._guard.add(ConditionResult(held, first, self._tables.peaks[:, 0].cpu()), self._length)
+        return self._guard.complete(self._tally.receipt(self._guard.came_in_force))
 
     @property
     def steered_tokens(self) -> int:
@@ -195,14 +226,14 @@ class Scoring:
 
         What the rules refuse without the request's edits is refused, whatever the edits do about it.
         """
-        changed = [each.verdict.changed() for each in (self._plain, self._steered)]
+        changed = [reading.changed() for reading in (self._plain, self._steered)]
         return any(changed)
 
     def _reading(self) -> Job[Comparison]:
         """Read the whole text under the rows that are in force now."""
         count = len(self._tokens)
-        self._plain.begin(count)
-        self._steered.begin(count)
+        self._plain.begin()
+        self._steered.begin()
         parts: list[Comparison] = []
         for start in range(0, count, self._chunk):
             if start > 0:
@@ -214,15 +245,14 @@ class Scoring:
         """Read a chunk both ways and compare; nothing to compare where it is the last token alone."""
         tokens = self._tokens[start : start + self._chunk]
         following = self._tokens[start + 1 : start + 1 + len(tokens)]
-        last = len(following) < len(tokens)
         plain = self._plain.read(tokens, start)
         _require_finite(plain.logits, start, NonFiniteLogitsError, "the model's logits are not finite")
         steered = self._steered.read(tokens, start)
         beyond = "the request's edits drove the activations beyond all bounds"
         _require_finite(steered.logits, start, SteeringDivergedError, beyond)
         self._read_tokens = max(self._read_tokens, start + len(tokens))
-        self._plain.verdict.hear(plain.read, start, last)
-        self._steered.verdict.hear(steered.read, start, last)
+        self._plain.require_readable()
+        self._steered.require_readable()
         if not following:
             return []
         known = torch.tensor(following, device=steered.logits.device)

@@ -2,7 +2,6 @@
 
 import hashlib
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -25,24 +24,35 @@ from saegis_server.engine.api import (
     Watched,
 )
 from saegis_server.engine.torch.admission import AdmittedProgram
-from saegis_server.engine.torch.panel import Seat
 from saegis_server.engine.torch.request_guard import RequestGuard
 from saegis_server.engine.torch.step import SMALLEST, Extent
 from saegis_server.engine.torch.tally import Tally
 from saegis_server.engine.torch.text import TextStream
-from saegis_server.steering.program import SiteProgram
 from saegis_server.steering.rows import Edit, Phase
-from saegis_server.steering.site import Site
 
 
 class RowCounts(NamedTuple):
-    """The largest number of rows of each kind that a program has at any site."""
+    """The largest number of rows of each kind that a program has at any site, and what its conditions
+    have.
+    """
 
     edits: int
     rules: int
     held: int
     watches: int
     guards: int
+    comparisons: int = 0
+    gates: int = 0
+
+    @property
+    def padded(self) -> "RowCounts":
+        """At least as many as a step reads."""
+        return RowCounts(*(max(SMALLEST, count) for count in self))
+
+    @property
+    def at_site(self) -> tuple[int, int, int, int, int]:
+        """Those of a site, in the order of TableView."""
+        return self.edits, self.rules, self.held, self.watches, self.guards
 
     @property
     def steer(self) -> bool:
@@ -50,15 +60,17 @@ class RowCounts(NamedTuple):
         return max(self.edits, self.rules, self.held) > 0
 
     @classmethod
-    def of(cls, program: Mapping[Site, SiteProgram]) -> "RowCounts":
+    def of(cls, admitted: AdmittedProgram) -> "RowCounts":
         """Count the rows of a program."""
-        sites = program.values()
+        sites, compiled = admitted.rows.values(), admitted.compiled
+        conditions = (0, 0) if compiled is None else (compiled.comparisons, compiled.gates)
         return cls(
             max((len(site.edits) for site in sites), default=0),
             max((len(site.rules) for site in sites), default=0),
             max((site.held for site in sites), default=0),
             max((len(site.watches) for site in sites), default=0),
             max((len(site.guards) for site in sites), default=0),
+            *conditions,
         )
 
 
@@ -77,9 +89,9 @@ class Running:
         """`guard` is None where nothing is to be judged; `unmoved`: how
         many of the prompt's first tokens no row moves."""
         program = admitted.rows
-        self.request, self.program, self.seed, self.sink, self.guard = request, program, seed, sink, guard
-        self.unmoved = unmoved
-        self.rows = RowCounts.of(program)
+        self.request, self.admitted, self.seed, self.sink, self.guard = request, admitted, seed, sink, guard
+        self.program, self.unmoved = program, unmoved
+        self.rows = RowCounts.of(admitted)
         self.watches = any(site.watches for site in program.values())
         # For each watch, the request's own edits of what it reads.
         self.watched_edits = tuple(
@@ -91,10 +103,9 @@ class Running:
         self.sequences: list[Sequence] = []
         self.left = request.sampling.n
         self.completion_tokens = 0
-        everything = program if guard is None else guard.plan.everything
-        self.tally = Tally(admitted.digest, everything, unmoved)
+        self.tally = Tally(admitted.digest, program, unmoved)
         self.submitted = time.monotonic()
-        self.admitted: float | None = None
+        self.began: float | None = None
         self.first_token: float | None = None
         self.closed = False
         self._error: EngineError | None = None
@@ -121,7 +132,7 @@ class Running:
             return
         self.closed = True
         now = time.monotonic()
-        admitted = self.admitted or now
+        began = self.began or now
         first = self.first_token or now
         usage = Usage(
             prompt_tokens=len(self.request.prompt),
@@ -129,7 +140,7 @@ class Running:
             cached_tokens=0,
             steered_tokens=self.tally.steered_tokens,
         )
-        timings = Timings(admitted - self.submitted, first - admitted, now - first)
+        timings = Timings(began - self.submitted, first - began, now - first)
         reasons = tuple(sequence.reason for sequence in self.sequences)
         done = RequestFinished(usage, self._receipt(), timings, reasons)
         self.events.append(done if self._error is None else RequestFailed(self._error, done))
@@ -147,7 +158,7 @@ class Sequence:
     stops: the tokens that end it; ends: those of them that are the model's own. read: how many tokens of its
     prompt its slot holds. held: what will be told once its token has been judged, and `closing`, how it
     ends then. prompt_counts: what was counted at its prompt, where others have the same one. rows: how many
-    its slot has in force. seat: where it is judged; None while it has no slot or guard.
+    its program has.
     """
 
     running: Running
@@ -166,7 +177,6 @@ class Sequence:
     held: Delta | None = None
     prompt_counts: list[list[float]] | None = None
     closing: SequenceFinished | None = None
-    seat: Seat | None = None
     rows: RowCounts = field(init=False)
 
     def __post_init__(self) -> None:
@@ -206,12 +216,6 @@ class Sequence:
     def answer_start(self) -> int:
         """Where the answer begins: what the request gives of it belongs to the prompt's tokens."""
         return len(self.prompt) - self.running.request.prefilled
-
-    @property
-    def judges_given(self) -> bool:
-        """Whether what the request gives of the answer is to be judged, token by token."""
-        guard = self.running.guard
-        return self.running.request.prefilled > 0 and guard is not None and bool(guard.plan.conditions)
 
     @property
     def seed(self) -> int:

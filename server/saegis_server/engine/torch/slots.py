@@ -8,9 +8,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from saegis_server.engine.api import SamplingParams
-from saegis_server.engine.torch.alarm import Alarms
+from saegis_server.engine.torch.conditions import SlotConditions
 from saegis_server.engine.torch.context import KVCache
 from saegis_server.engine.torch.sampler import sampling_table
+from saegis_server.steering.evaluator import CompiledConditions, ConditionRows, ConditionState
 from saegis_server.steering.program import SiteProgram
 from saegis_server.steering.site import Site
 from saegis_server.steering.table import Capacity, SiteTable, TableView
@@ -31,8 +32,22 @@ class SlotState(NamedTuple):
     counted: Tensor
 
 
+class TextTables(NamedTuple):
+    """The rows of a text that has no slot, as a step sees those of one: at every site, and its conditions.
+
+    peaks: float32 [sites, 1, G], the largest value that each guard read so far.
+    """
+
+    views: Mapping[Site, TableView]
+    conditions: ConditionRows
+    state: ConditionState
+    peaks: Tensor
+
+
 class Slots:
-    """The KV cache, the steering tables, the sampling parameters, the state and the alarm of every slot."""
+    """The KV cache, the steering tables, the sampling parameters, the state and the conditions of every
+    slot.
+    """
 
     def __init__(
         self,
@@ -68,7 +83,7 @@ class Slots:
         # How much of each slot's cache may have been written since it was last empty.
         self._written = [0] * rows
         self._counted_before = torch.zeros_like(self.state.counted)
-        self.alarms = Alarms.allocate(len(sites), rows, capacity.watches + 1, device)
+        self.conditions = SlotConditions(len(sites), rows, capacity.conditions, capacity.watches + 1, device)
 
     @torch.inference_mode()
     def load(
@@ -79,8 +94,12 @@ class Slots:
         seed: int,
         stops: Iterable[int],
         program: Mapping[Site, SiteProgram],
+        conditions: CompiledConditions | None = None,
     ) -> None:
-        """Give `slot` to a new sequence. `seed` is its own; `stops` are the tokens that end its text."""
+        """Give `slot` to a new sequence. `seed` is its own; `stops` are the tokens that end its text.
+
+        conditions: those that its program's rows have, and those that end it.
+        """
         # First of all: should the rest fail, nothing that another sequence did is counted for this one.
         self._forget(slot)
         self.state.position[slot] = 0
@@ -102,29 +121,27 @@ class Slots:
             if sampling.logit_bias:
                 biases = torch.tensor(list(sampling.logit_bias.values()), dtype=table.bias.dtype)
                 table.bias[slot, list(sampling.logit_bias)] = biases.to(table.bias.device)
-        self.steer(slot, program)
-
-    @torch.inference_mode()
-    def steer(self, slot: int, program: Mapping[Site, SiteProgram]) -> None:
-        """Let `slot` run `program` from its next step on. Raises SteeringError if its bans cannot hold; the
-        sequence in the slot must not go on then.
-        """
+        self.conditions.load(slot, conditions)
         for steering in self.tables.values():
             steering.clear(slot)
         for site, rows in program.items():
             self.tables[site].write(slot, rows)
 
     @torch.inference_mode()
-    def restart(self, slot: int) -> None:
-        """Let the sequence of `slot` begin again with its prompt: nothing chosen, nothing counted."""
+    def read_again(self, slot: int) -> None:
+        """Let the sequence of `slot` begin again with its prompt, with what holds now in force from its
+        start: nothing chosen, nothing counted.
+        """
         self.sampling.counts[slot], self.sampling.generated[slot] = 0, 0
         self.state.position[slot] = 0
         self.state.counted[:, slot] = 0.0
+        self.conditions.read_again(slot)
 
     @torch.inference_mode()
     def remember(self) -> None:
         """Keep what was counted until now, in case the step that comes fails."""
         self._counted_before.copy_(self.state.counted)
+        self.conditions.remember()
 
     @torch.inference_mode()
     def rewind(self, tokens: list[int], positions: list[int]) -> None:
@@ -132,18 +149,7 @@ class Slots:
         for own, wanted in ((self.state.token, tokens), (self.state.position, positions)):
             own[: len(wanted)] = torch.tensor(wanted, dtype=own.dtype)
         self.state.counted.copy_(self._counted_before)
-
-    @torch.inference_mode()
-    def take_back(self, slot: int, token: int, counted: Tensor, sampled: bool) -> None:
-        """Undo a step of `slot` that chose `token`, by its own parameters if `sampled`, to take it again.
-
-        counted: float32 [sites + 1, COUNTED], what was counted before the step. What the step wrote into the
-        cache is written over when it is taken again.
-        """
-        if sampled:
-            self.sampling.counts[slot, token] -= 1
-            self.sampling.generated[slot] -= 1
-        self.state.counted[:, slot] = counted
+        self.conditions.rewind()
 
     @torch.inference_mode()
     def move(self, source: int, target: int, length: int) -> None:
@@ -156,13 +162,14 @@ class Slots:
         for tensor in (*self.sampling, self.state.token, self.state.position):
             tensor[target] = tensor[source]
         self.state.counted[:, target] = self.state.counted[:, source]
-        self.alarms.move(source, target)
+        self.conditions.move(source, target)
 
     @torch.inference_mode()
     def release(self, slot: int) -> None:
         """Leave `slot` unsteered and empty."""
         for table in self.tables.values():
             table.clear(slot)
+        self.conditions.clear(slot)
         self._forget(slot)
 
     def writes(self, slots: Iterable[int], end: int) -> None:
@@ -178,22 +185,33 @@ class Slots:
             self._written[slot] = kept
 
     @torch.inference_mode()
-    def views(self, program: Mapping[Site, SiteProgram], *rows: int) -> dict[Site, TableView]:
-        """The first rows of each kind of a program that no slot runs, at every site, as a step sees one slot.
+    def tables_of(
+        self,
+        program: Mapping[Site, SiteProgram],
+        conditions: CompiledConditions | None,
+        rows: tuple[int, int, int, int, int],
+        comparisons: int,
+        gates: int,
+    ) -> TextTables:
+        """The rows of a program that no slot runs, as a step sees those of one slot, of a text of which
+        nothing has been read.
 
-        rows: how many of each kind, in the order of TableView. What is given are copies, made by way of the
-        spare slot, which is left empty.
+        rows: how many of each kind there are, in the order of TableView. What is given are copies, made by
+        way of the spare slot, which is left empty.
         """
-        spare = torch.tensor([self.count], device=self.state.token.device)
-        found = {}
-        for site, table in self.tables.items():
-            try:
+        spare, own, views = torch.tensor([self.count], device=self.state.token.device), self.conditions, {}
+        try:
+            own.load(self.count, conditions)
+            for site, table in self.tables.items():
                 if site in program:
                     table.write(self.count, program[site])
-                found[site] = table.view_one(spare, *rows)
-            finally:
+                views[site] = table.view_one(spare, *rows)
+            peaks = own.peaks[:, self.count : self.count + 1, : rows[-1]].clone()
+            return TextTables(views, *own.of(spare, comparisons, gates), peaks)
+        finally:
+            own.clear(self.count)
+            for table in self.tables.values():
                 table.clear(self.count)
-        return found
 
     def counts(self, slot: int) -> list[list[float]]:
         """What was counted for a slot at each site and at all together, [sites + 1][COUNTED]."""

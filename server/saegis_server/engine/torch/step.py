@@ -5,7 +5,7 @@ which chooses again for the rows that ask for more. Every size that varies (batc
 is a symbolic dimension, so that after the warm-up nothing is compiled again.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -14,14 +14,17 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from saegis_server.engine.torch.attention import install_attention
+from saegis_server.engine.torch.conditions import Outcome, StepConditions, settle
 from saegis_server.engine.torch.context import KVCache, Mode, StepContext
 from saegis_server.engine.torch.hooks import install_hooks
 from saegis_server.engine.torch.sampler import SamplingTable, sample
-from saegis_server.engine.torch.slots import COUNTED, Slots
+from saegis_server.engine.torch.slots import COUNTED, Slots, TextTables
 from saegis_server.steering.apply import Readings
+from saegis_server.steering.evaluator import ConditionRows, ConditionState, Where
 from saegis_server.steering.rows import Norm
 from saegis_server.steering.site import Site
 from saegis_server.steering.table import TableView
+from saegis_server.steering.tokens import Spread, Tokens
 
 Result = TypeVar("Result")
 #: Dimensions of size 0 or 1 would be compiled as constants; a batch of one runs beside an idle row.
@@ -40,6 +43,13 @@ class Extent(NamedTuple):
     held: int = SMALLEST
     watches: int = SMALLEST
     guards: int = SMALLEST
+    comparisons: int = SMALLEST
+    gates: int = SMALLEST
+
+    @property
+    def rows(self) -> tuple[int, int, int, int, int]:
+        """How many of each kind of rows at a site, in the order of TableView."""
+        return self.edits, self.rules, self.held, self.watches, self.guards
 
 
 class StepOutput(NamedTuple):
@@ -47,9 +57,7 @@ class StepOutput(NamedTuple):
 
     tokens int64 [B]; finite bool [B], whether all logits are; logits float32 [B, V]; logprobs float32 [B, V]
     of the model's own distribution, if the sampler ran; watched float32 [sites, B, watches, 2], before and
-    after steering at the last position; read float32 [sites, B, Q, guards], before it at every position;
-    alarm bool [B], whether what was read is to be judged, if `finite` (see Alarms; of a chunk always);
-    counted float32 [sites + 1, B, COUNTED], what was counted before the step.
+    after steering at the last position; outcome int64 [B], what conditions come to, see Outcome.
     """
 
     tokens: Tensor
@@ -57,21 +65,20 @@ class StepOutput(NamedTuple):
     logits: Tensor
     logprobs: Tensor | None
     watched: Tensor
-    read: Tensor
-    alarm: Tensor
-    counted: Tensor
+    outcome: Tensor
 
 
 class ReadOutput(NamedTuple):
     """What reading Q tokens of a text gives: logits [Q, V] after each of them, in the model's dtype.
 
-    counts float32 [sites + 1, COUNTED], what the sites did; read float32 [sites, 1, Q, guards], before
-    steering (no guards where there were no views).
+    counts float32 [sites + 1, COUNTED], what the sites did; outcome: what its conditions come to; tables: the
+    text's from then on.
     """
 
     logits: Tensor
     counts: Tensor
-    read: Tensor
+    outcome: Outcome
+    tables: TextTables
 
 
 def _varying(tensor: Tensor, dimension: int = 0) -> Tensor:
@@ -85,12 +92,15 @@ def _counted(readings: list[Readings], counted: Tensor) -> Tensor:
 
     Last, how many tokens any of them edited.
     """
-    edited = torch.stack([one.edited for one in readings]) & counted
-    fired = torch.where(counted, torch.stack([one.bans_fired for one in readings]), 0.0)
-    moved = torch.where(counted, torch.stack([one.relative_norm for one in readings]), 0.0)
-    each = torch.stack((edited.sum(-1, dtype=torch.float32), fired.sum(-1), moved.amax(-1)), -1)
+    edited, fired, moved = (
+        torch.stack(parts).reshape(-1, *counted.shape)
+        for parts in zip(*((one.edited, one.bans_fired, one.relative_norm) for one in readings), strict=True)
+    )
+    edited = edited & counted
+    fired, moved = (torch.where(counted, part, 0.0) for part in (fired, moved))
+    at_each = torch.stack((edited.sum(-1, dtype=torch.float32), fired.sum(-1), moved.amax(-1)), -1)
     anywhere = edited.any(0).sum(-1, dtype=torch.float32)
-    return torch.cat((each, functional.pad(anywhere[None, :, None], (0, COUNTED - 1))))
+    return torch.cat((at_each, functional.pad(anywhere[None, :, None], (0, COUNTED - 1))))
 
 
 class Step:
@@ -146,16 +156,18 @@ class Step:
         sampled: bool,
         answer: int = _NOWHERE,
         unmoved: int = 0,
+        unread: int = 0,
     ) -> StepOutput:
         """Run the tokens start .. start + len(tokens) of a text through the model for one slot.
 
         The slot's next token is the likeliest one after them or, with `sampled`, chosen by its parameters.
         Tokens from the position `answer` on are steered as tokens of the answer, the others as those of the
-        prompt; the first `unmoved` tokens of the text are not steered.
+        prompt, at the last of which its conditions are judged; the first `unmoved` tokens of the text are not
+        steered, and its conditions do not read the first `unread` ones.
         """
         padded = tokens if len(tokens) >= SMALLEST else [*tokens, tokens[-1]]
         chunk = torch.tensor([padded], dtype=torch.int64, device=self.device)
-        numbers = torch.tensor([slot, start, len(tokens), answer, unmoved], device=self.device)
+        numbers = torch.tensor([slot, start, len(tokens), answer, unmoved, unread], device=self.device)
         self.slots.writes((slot,), start + len(tokens))
         output = self._ended(self._prefill, _varying(chunk, 1), numbers, *self._carriers(extent))
         if not sampled:
@@ -197,30 +209,34 @@ class Step:
         tokens: list[int],
         start: int,
         cache: KVCache,
-        views: Mapping[Site, TableView] | None = None,
+        tables: TextTables,
+        answer: int = _NOWHERE,
         unmoved: int = 0,
+        unread: int = 0,
     ) -> ReadOutput:
         """Read the next tokens of a text that has a cache of its own, of one slot, eagerly.
 
-        cache: holds the text's first `start` tokens and has room for these; views: one slot's rows at every
-        site, by which they are steered as tokens of a prompt, or None; unmoved: how many of the text's first
-        tokens are not.
+        cache: holds the text's first `start` tokens and has room for these; tables: by what they are steered;
+        the rest as in `prefill`.
         """
         positions = torch.arange(start, start + len(tokens), device=self.device)[None]
-        every, context = torch.ones_like(positions, dtype=torch.bool), self.context
+        given, context = torch.ones_like(positions, dtype=torch.bool), self.context
         context.mode, context.cache, context.length = Mode.PREFILL, cache, start + len(tokens)
-        context.positions = context.places = positions
-        context.slot = torch.zeros(1, dtype=torch.int64, device=self.device)
-        context.prompt, context.views = (None, {}) if views is None else (every, dict(views))
-        context.unmoved = positions < unmoved
+        context.places, context.slot = positions, torch.zeros(1, dtype=torch.int64, device=self.device)
+        begins = torch.tensor([answer, unmoved, unread], device=self.device)
+        rows, state = tables.conditions, tables.state
+        self._steer(positions, given, begins, dict(tables.views), rows, state)
         try:
             ids = torch.tensor([tokens], device=self.device)
             output = self.model(input_ids=ids, position_ids=positions, use_cache=False, return_dict=True)
-            done = [context.readings[site] for site in self.sites] if views is not None else []
-            counts = _counted(done, every)[:, 0] if done else torch.zeros(len(self.sites) + 1, COUNTED)
-            none = torch.zeros(len(self.sites), 1, len(tokens), 0)
-            read = torch.stack([one.guarded for one in done]) if done else none
-            return ReadOutput(output.logits[0], counts, read)
+            counts, state, peaks, outcome = torch.zeros(1, 1, COUNTED), tables.state, tables.peaks, given
+            if (conditions := context.conditions) is not None and self.sites:
+                settled = settle(conditions, peaks, given)
+                counts = _counted([context.readings[site] for site in self.sites], settled.counted)
+                state, peaks, outcome = settled.state, settled.peaks, settled.outcome
+            after = tables._replace(state=state, peaks=peaks)
+            found = Outcome(int(outcome[0])) if self.sites else Outcome.GOES_ON
+            return ReadOutput(output.logits[0], counts[:, 0], found, after)
         finally:
             self._finish()
 
@@ -232,14 +248,16 @@ class Step:
 
     def _decode_rows(self, live: Tensor, *carriers: Tensor) -> StepOutput:
         extent = Extent(live.shape[0], *(carrier.shape[0] for carrier in carriers))
-        batch, context, state = extent.batch, self.context, self.slots.state
+        batch, context, state, own = extent.batch, self.context, self.slots.state, self.slots.conditions
         positions, places = self._placed(state.position[:batch, None], live[:, None], 0)
         context.mode, context.cache, context.length = Mode.DECODE, self.slots.cache, extent.length
-        context.positions, context.places = positions, places
-        context.prompt = torch.zeros_like(positions, dtype=torch.bool)
-        context.views = {site: table.view(batch, *extent[2:]) for site, table in self.slots.tables.items()}
+        context.places = places
+        views = {site: table.view(batch, *extent.rows) for site, table in self.slots.tables.items()}
+        rows, remembered = own.rows.view(batch, *extent[-2:]), own.state.view(batch, *extent[-2:])
+        nowhere = torch.zeros_like(live[:1], dtype=torch.int64)
+        self._steer(positions, live[:, None], nowhere, views, rows, remembered)
         logits = self._logits(state.token[:batch, None], positions, None)
-        output = self._output(logits, positions, live[:, None], None)
+        output = self._output(logits, live[:, None], None, extent)
         state.token[:batch] = torch.where(live, output.tokens, state.token[:batch])
         state.position[:batch] += live.to(torch.int64)
         self._finish()
@@ -247,21 +265,48 @@ class Step:
 
     def _prefill_chunk(self, chunk: Tensor, numbers: Tensor, *carriers: Tensor) -> StepOutput:
         extent = Extent(self.slots.count, *(carrier.shape[0] for carrier in carriers))
-        slot, start, count, answer, unmoved = (numbers[place : place + 1] for place in range(5))
-        context, state = self.context, self.slots.state
+        slot, start, count = (numbers[place : place + 1] for place in range(3))
+        context, state, own = self.context, self.slots.state, self.slots.conditions
         steps = torch.arange(chunk.shape[1], device=chunk.device)
         given = (steps < count)[None]
         positions, places = self._placed((start + steps)[None], given, start)
         context.mode, context.cache, context.length = Mode.PREFILL, self.slots.cache, extent.length
-        context.positions, context.places, context.slot = positions, places, slot
-        context.prompt, context.unmoved = positions < answer, positions < unmoved
-        context.views = {site: table.view_one(slot, *extent[2:]) for site, table in self.slots.tables.items()}
+        context.places, context.slot = places, slot
+        views = {site: table.view_one(slot, *extent.rows) for site, table in self.slots.tables.items()}
+        rows, remembered = own.of(slot, *extent[-2:])
+        self._steer(positions, given, numbers[3:], views, rows, remembered)
         logits = self._logits(chunk, positions, count - 1)
-        output = self._output(logits, positions, given, slot)
+        output = self._output(logits, given, slot, extent)
         state.token.index_put_((slot,), output.tokens)
         state.position.index_put_((slot,), start + count)
         self._finish()
         return output
+
+    def _steer(
+        self,
+        positions: Tensor,
+        given: Tensor,
+        begins: Tensor,
+        views: dict[Site, TableView],
+        rows: ConditionRows,
+        state: ConditionState,
+    ) -> None:
+        """Let the sites steer the tokens at `positions` [B, Q], those of them that are `given`.
+
+        begins: int64 [3], where the answer begins, and how many tokens of the text are not moved and not
+        read; or [1] where all are of an answer and moved and read.
+        """
+        context, position = self.context, positions.flatten()
+        context.positions, context.views = positions, views
+        answer, unread = begins[:1], begins[-1:]
+        if len(begins) > 1:
+            tokens = Tokens(position < answer, Spread.ONE)
+            context.unmoved = position < begins[1]
+        else:
+            tokens = Tokens(torch.zeros_like(position, dtype=torch.bool), Spread.EACH)
+        context.tokens = tokens
+        where = Where(position, answer, given.flatten(), unread)
+        context.conditions = StepConditions(rows, state, tokens, where, len(self.sites))
 
     def _choose_tokens(self, logits: Tensor, slots: Tensor, live: Tensor) -> tuple[Tensor, Tensor]:
         """Choose the next token of each row by its own parameters; `slots` names the slot of each row."""
@@ -290,41 +335,58 @@ class Step:
         logits: Tensor = output.logits[:, -1].to(torch.float32)
         return logits
 
-    def _output(self, logits: Tensor, positions: Tensor, counted: Tensor, slot: Tensor | None) -> StepOutput:
-        """Gather the output, and count what the sites did at the tokens where `counted` [B, Q]."""
+    def _output(self, logits: Tensor, given: Tensor, slot: Tensor | None, extent: Extent) -> StepOutput:
+        """Gather the output, and count what the sites did at the tokens that are `given` [B, Q].
+
+        slot: int64 [1], the only one of a chunk.
+        """
         readings = [self.context.readings[site] for site in self.sites]
         watched = logits.new_zeros(0, logits.shape[0], SMALLEST, 2)
-        read = logits.new_zeros(0, *counted.shape, SMALLEST)
-        before = logits.new_zeros(1, logits.shape[0], COUNTED)
+        outcome = torch.zeros_like(given[:, 0], dtype=torch.int64)
         if readings:
-            before = self._count(readings, counted, slot)
-            read = torch.stack([one.guarded for one in readings])
-            clean = torch.stack([one.watched_before for one in readings])
-            final = torch.stack([one.watched_after for one in readings])
-            last = (counted.sum(-1) - 1).clamp(min=0) if slot is not None else slice(0, 1)
-            watched = torch.stack((clean[:, :, last], final[:, :, last]), -1)[:, :, 0]
+            counted, outcome = self._settle(given, slot, extent)
+            self._count(_counted(readings, counted), slot)
+            both = [torch.stack((one.watched_before, one.watched_after), -1) for one in readings]
+            every = torch.stack(both).reshape(len(both), *given.shape, -1, 2)
+            last = slice(0, 1) if slot is None else (given.sum(-1) - 1).clamp(min=0)
+            watched = every[:, :, last][:, :, 0]
         finite = torch.isfinite(logits).all(-1)
-        alarm = finite
-        if slot is None:
-            alarm = finite & self.slots.alarms.raised(read[:, :, 0], positions[:, 0], counted[:, 0])
-        return StepOutput(logits.argmax(-1), finite, logits, None, watched, read, alarm, before)
+        return StepOutput(logits.argmax(-1), finite, logits, None, watched, outcome)
 
-    def _count(self, readings: list[Readings], counted: Tensor, slot: Tensor | None) -> Tensor:
-        """Count what the sites did, and return what was counted before."""
-        new = _counted(readings, counted)
+    def _settle(self, given: Tensor, slot: Tensor | None, extent: Extent) -> tuple[Tensor, Tensor]:
+        """Remember what the conditions come to; which tokens count [B, Q], and the outcomes [B]."""
+        own, conditions = self.slots.conditions, self.context.conditions
+        if conditions is None:
+            raise RuntimeError("no step is running")
+        peaks = own.peaks[:, : extent.batch, : extent.guards]
+        if slot is not None:
+            peaks = peaks.index_select(1, slot)
+        settled = settle(conditions, peaks, given)
+        view = own.state.view(extent.batch, *extent[-2:])
+        if slot is None:
+            for kept, new in zip(view, settled.state, strict=True):
+                kept.copy_(new)
+            own.peaks[:, : extent.batch, : extent.guards] = settled.peaks
+        else:
+            for kept, new in zip(view, settled.state, strict=True):
+                kept.index_copy_(0, slot, new)
+            own.peaks[:, : extent.batch, : extent.guards].index_copy_(1, slot, settled.peaks)
+        return settled.counted, settled.outcome
+
+    def _count(self, new: Tensor, slot: Tensor | None) -> None:
+        """Add what the sites did, float32 [sites + 1, B, COUNTED]."""
         counts = self.slots.state.counted
-        before = counts[:, : counted.shape[0]].clone() if slot is None else counts.index_select(1, slot)
-        sums = before[..., :2] + new[..., :2]
-        largest = torch.maximum(before[..., 2:], new[..., 2:])
+        before = counts[:, : new.shape[1]] if slot is None else counts.index_select(1, slot)
+        sums, largest = before[..., :2] + new[..., :2], torch.maximum(before[..., 2:], new[..., 2:])
         updated = torch.cat((sums, largest), -1)
         if slot is None:
-            counts[:, : counted.shape[0]] = updated
+            counts[:, : new.shape[1]] = updated
         else:
             counts.index_copy_(1, slot, updated)
-        return before
 
     def _finish(self) -> None:
         context = self.context
         context.mode, context.cache, context.length = Mode.IDLE, None, 0
-        context.positions = context.places = context.slot = context.prompt = context.unmoved = None
+        context.positions = context.places = context.slot = context.unmoved = None
+        context.tokens, context.conditions = None, None
         context.views, context.readings = {}, {}

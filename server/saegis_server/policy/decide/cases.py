@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
+import torch
 
 from saegis_server.engine.api import Guarded, Reaction
 from saegis_server.policy.decide.authority import Fit
@@ -17,7 +17,7 @@ from saegis_server.policy.decide.decision import Decision, Denial, RequestFacts
 from saegis_server.policy.decide.selectors import SelectionError
 from saegis_server.policy.schema.cases import Case, Expectation
 from saegis_server.policy.schema.policy import Mode
-from saegis_server.steering.judge import judge_of
+from saegis_server.steering.evaluator import TextConditions
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,16 +101,14 @@ def play(decision: Decision, readings: Readings, compiled: CompiledPolicy) -> Pl
     conditions = decision.guard.conditions
     if not decision.allowed or not conditions:
         return Played(decision)
-    judge = judge_of(tuple(each.condition for each in conditions))
     places = _places(decision, compiled)
-    prompt = [[readings.at_prompt(place, token) for place in places] for token in range(readings.prompt)]
-    holds, standing = judge.read_prompt(judge.start(), np.array(prompt, dtype=np.float64))
+    values = [[readings.at_prompt(place, token) for place in places] for token in range(readings.prompt)]
+    values += [[readings.at_answer(place, token) for place in places] for token in range(readings.answer)]
+    text = TextConditions(tuple(each.condition for each in conditions), len(places))
+    holds = text.read(torch.tensor(values, dtype=torch.float64), readings.prompt)
     fires = set[str]()
-    for told in range(readings.answer + 1):
-        if told:
-            values = [[readings.at_answer(place, told - 1) for place in places]]
-            holds, standing = judge.read_tokens(standing, np.array(values, dtype=np.float64))
-        held = [each for each, truth in zip(conditions, holds[0], strict=True) if truth]
+    for told, truths in enumerate(holds[readings.prompt - 1 :].tolist()):
+        held = [each for each, truth in zip(conditions, truths, strict=True) if truth]
         fires.update(_rule(each) for each in held)
         refusing = next((each for each in held if each.reaction is Reaction.REFUSE), None)
         if refusing is not None:
