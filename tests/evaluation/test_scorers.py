@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from saegis_server.evaluation.errors import EvaluationFileError
-from saegis_server.evaluation.scorers import ScorerError, ban_scorers, load_function, mention_scorer
+from saegis_lab.evaluation.errors import EvaluationFileError
+from saegis_lab.evaluation.scorers import ScorerError, ban_scorers, load_function, mention_scorer
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from saegis_server.training import vocabulary_counts
-from saegis_server.training.vocabulary_counts import VocabularyCounts
+from saegis_lab.training import vocabulary_counts
+from saegis_lab.training.vocabulary_counts import VocabularyCounts
 from tests.training.statistics_cases import VOCABULARY, Tokens, batch_sizes, tokens
 
 
