@@ -9,9 +9,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from saegis_lab.cli.app import app
-from saegis_lab.evaluation.ban_file import BanFile
 from saegis_lab.evaluation.calibration import BanReport
 from saegis_lab.evaluation.clamp import ClampResult
+from saegis_lab.evaluation.experiment import BanFile
 from saegis_server import reference
 from tests.rpc.harness import running
 

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from saegis_lab.cli.app import app
-from saegis_lab.evaluation.ban_file import BanFile
+from saegis_lab.evaluation.experiment import BanFile
 from saegis_server.sae.labels import Labels
 from tests.cli.offline_world import write_texts, write_world
 

@@ -13,15 +13,13 @@ import pytest
 
 from saegis import Client, Edit, PermissionDenied, ban, clamp
 from saegis_lab.evaluation.ban import BanRow
-from saegis_lab.evaluation.ban_file import BanFile
 from saegis_lab.evaluation.calibration import BanReport
 from saegis_lab.evaluation.clamp import ClampResult
-from saegis_lab.evaluation.decoding import Decoding
-from saegis_lab.evaluation.prompts import load_prompts
+from saegis_lab.evaluation.experiment import BanFile, Decoding, load_prompts
 from saegis_lab.evaluation.requests import Requests
-from saegis_lab.evaluation.word_lists import WordLists
+from saegis_lab.evaluation.scorers import WordLists
 from saegis_lab.polyglot.lexicon import LANGUAGES
-from saegis_lab.polyglot.shipped import manifest
+from saegis_lab.polyglot.manifest import manifest
 from saegis_server.reference import WEIGHTS
 from tests.e2e.serving import Serving, environment, serving
 

@@ -5,9 +5,8 @@ from collections.abc import Mapping, Sequence
 import saegis
 from saegis_lab.evaluation.ban import AnswerFigures, BanResult, BanRow
 from saegis_lab.evaluation.clamp import ClampResult, ClampRow
-from saegis_lab.evaluation.decoding import Decoding
+from saegis_lab.evaluation.experiment import Decoding, Prompt
 from saegis_lab.evaluation.figures import TextFigures
-from saegis_lab.evaluation.prompts import Prompt
 
 PROMPTS = (
     Prompt("the red bridge", "en", True),

@@ -11,8 +11,7 @@ import saegis
 from saegis.cli.output import plain
 from saegis_lab.evaluation.ban import AnswerFigures, BanResult, measure_ban
 from saegis_lab.evaluation.calibration import BanReport
-from saegis_lab.evaluation.decoding import Decoding
-from saegis_lab.evaluation.prompts import Prompt
+from saegis_lab.evaluation.experiment import Decoding, Prompt
 from saegis_lab.evaluation.requests import Requests
 from saegis_lab.evaluation.scorers import BanScorers
 from tests.evaluation.samples import PROMPTS, answer_logprobs

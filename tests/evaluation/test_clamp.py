@@ -9,8 +9,7 @@ import pytest
 import saegis
 from saegis.cli.output import plain
 from saegis_lab.evaluation.clamp import ClampResult, measure_clamp
-from saegis_lab.evaluation.decoding import Decoding
-from saegis_lab.evaluation.prompts import Prompt
+from saegis_lab.evaluation.experiment import Decoding, Prompt
 from saegis_lab.evaluation.requests import Requests
 from saegis_lab.evaluation.units import repetition
 from tests.evaluation.samples import PROMPTS, answer_logprobs

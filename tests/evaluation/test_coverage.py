@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from saegis.cli.output import plain
 from saegis_lab.evaluation.coverage import Coverage, CoverageCounter, with_features
-from saegis_lab.evaluation.coverage_plot import DOTS_PER_INCH, plot_coverage
-from saegis_lab.training.token_truth import TokenTruth
+from saegis_lab.evaluation.plots import DOTS_PER_INCH, plot_coverage
+from saegis_lab.training.texts import TokenTruth
 from saegis_server.sae.autoencoder import Architecture
 from saegis_server.steering.rows import Norm
 from tests.sae.sae_cases import FEATURES, random_activations, random_sae

@@ -7,10 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saegis_lab.evaluation.ban_file import BanFile
-from saegis_lab.evaluation.clamp_file import DEFAULT_VALUES, ClampFile
-from saegis_lab.evaluation.decoding import Decoding
 from saegis_lab.evaluation.errors import EvaluationFileError
+from saegis_lab.evaluation.experiment import DEFAULT_VALUES, BanFile, ClampFile, Decoding
 
 BAN = {"features": [3, 5], "strength": 2, "chosen_from": ["en", "zh"]}
 CLAMP = {"feature": 3}

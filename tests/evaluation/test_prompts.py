@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from saegis_lab.evaluation.errors import EvaluationFileError
-from saegis_lab.evaluation.prompts import Prompt, languages_of, load_prompts
+from saegis_lab.evaluation.experiment import Prompt, languages_of, load_prompts
 
 GOOD = '{"prompt": "hi", "language": "en", "harmful": false}'
 filled = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from saegis_lab.evaluation.errors import EvaluationFileError
-from saegis_lab.evaluation.word_lists import WordLists
+from saegis_lab.evaluation.scorers import WordLists
 
 word = st.text("abc", min_size=1, max_size=3)
 text_words = st.lists(word, max_size=12)

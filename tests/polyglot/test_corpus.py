@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from saegis_lab.polyglot.corpus import ASSISTANT, BOS, END, KIND_WEIGHTS, SPECIAL_TOKENS, USER, Corpus
+from saegis_lab.polyglot.labels import labelled_tokens
 from saegis_lab.polyglot.lexicon import lexicon
 from saegis_lab.polyglot.scoring import is_refusal
-from saegis_lab.polyglot.truth import labelled_tokens
 from saegis_server.reference import MODEL
 from tests.tiers import sized
 

@@ -9,10 +9,16 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from saegis_lab.polyglot.corpus import Corpus
-from saegis_lab.polyglot.labels import reference_labels, truth_of
+from saegis_lab.polyglot.labels import (
+    LabelledFeatures,
+    LabelledToken,
+    labelled_features,
+    labelled_tokens,
+    reference_labels,
+    truth_of,
+)
 from saegis_lab.polyglot.recipe import CHOSEN_FROM, Recipe, Seeds
 from saegis_lab.polyglot.steps import choice_statistics
-from saegis_lab.polyglot.truth import LabelledFeatures, LabelledToken, labelled_features, labelled_tokens
 from saegis_lab.training.selection import contrast
 from saegis_server.engine.torch.loading import load_model
 from saegis_server.reference import MODEL, SAE

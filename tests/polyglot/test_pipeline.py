@@ -11,15 +11,14 @@ import torch
 from torch.nn import functional
 from transformers import AutoTokenizer
 
-from saegis_lab.evaluation.ban_file import BanFile
 from saegis_lab.evaluation.calibration import BanReport, Calibration, Verdict
 from saegis_lab.evaluation.clamp import ClampResult
+from saegis_lab.evaluation.experiment import BanFile
 from saegis_lab.polyglot.corpus import Corpus
 from saegis_lab.polyglot.language_model import Training, held_out_loss, train_language_model
+from saegis_lab.polyglot.manifest import Manifest, digests, ship
 from saegis_lab.polyglot.measuring import best_clamp, recommended_strength
-from saegis_lab.polyglot.pipeline import ship
 from saegis_lab.polyglot.recipe import CHOSEN_FROM, Recipe, Seeds
-from saegis_lab.polyglot.shipped import Manifest, digests
 from saegis_lab.polyglot.steps import load, make_model
 from saegis_lab.training.held_out import held_out_activations, measure_held_out
 from saegis_lab.training.texts import Encoder, read_documents

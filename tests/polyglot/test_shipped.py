@@ -9,21 +9,19 @@ from typing import Any
 import pytest
 import torch
 
-from saegis_lab.evaluation.ban_file import BanFile
-from saegis_lab.evaluation.clamp_file import ClampFile
 from saegis_lab.evaluation.errors import EvaluationFileError
-from saegis_lab.evaluation.prompts import load_prompts
-from saegis_lab.evaluation.word_lists import WordLists
+from saegis_lab.evaluation.experiment import BanFile, ClampFile, load_prompts
+from saegis_lab.evaluation.scorers import WordLists
 from saegis_lab.polyglot.lexicon import LANGUAGES
-from saegis_lab.polyglot.pipeline import figures_table
-from saegis_lab.polyglot.recipe import CHOSEN_FROM, Recipe, Seeds
-from saegis_lab.polyglot.scoring import word_lists
-from saegis_lab.polyglot.shipped import (
+from saegis_lab.polyglot.manifest import (
     LanguageFigures,
     Manifest,
     digests,
+    figures_table,
     manifest,
 )
+from saegis_lab.polyglot.recipe import CHOSEN_FROM, Recipe, Seeds
+from saegis_lab.polyglot.scoring import word_lists
 from saegis_lab.polyglot.steps import held_out_figures, load
 from saegis_server import reference
 from saegis_server.engine.torch.loading import LoadedModel

@@ -10,9 +10,9 @@ import pytest
 
 from saegis.v1 import feature_pb2 as fpb
 from saegis.v1.prompt_pb2 import Chat, ChatMessage
-from saegis_lab.evaluation.ban_file import BanFile
-from saegis_lab.evaluation.word_lists import WordLists
-from saegis_lab.training.labelled_texts import read_labelled_texts
+from saegis_lab.evaluation.experiment import BanFile
+from saegis_lab.evaluation.scorers import WordLists
+from saegis_lab.training.texts import read_labelled_texts
 from saegis_server.cli.serve.command import reference
 from saegis_server.engine.api import FinishReason, GenerationRequest, Guard, Guarded, Reaction, SamplingParams
 from saegis_server.reference import WEIGHTS

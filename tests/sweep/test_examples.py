@@ -20,9 +20,7 @@ from typer.testing import CliRunner, Result
 
 import saegis
 from saegis_lab.cli.app import app
-from saegis_lab.evaluation.ban_file import BanFile
-from saegis_lab.evaluation.clamp_file import ClampFile
-from saegis_lab.evaluation.prompts import load_prompts
+from saegis_lab.evaluation.experiment import BanFile, ClampFile, load_prompts
 from saegis_lab.evaluation.units import repetition
 from saegis_server.policy.schema.policy import Policy
 from saegis_server.reference import WEIGHTS

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from saegis_lab.training.objective import Objective
+from saegis_lab.training.objectives import Objective
 from saegis_lab.training.settings import SAETraining
 
 WIDTH, FEATURES, TOKENS = 10, 24, 16

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from saegis_lab.training.jumprelu import JumpReLU
+from saegis_lab.training.objectives import JumpReLU
 from saegis_lab.training.settings import SAETraining
 from tests.training.objective_cases import FEATURES, TOKENS, WIDTH, batch, objective
 from tests.training.sae_lens_training import (

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saegis_lab.training.labelled_texts import LabelledText, LabelledTextError, read_labelled_texts
+from saegis_lab.training.texts import LabelledText, LabelledTextError, read_labelled_texts
 
 LINE = '{"text": "a\u2028b", "label": "poison", "language": "en"}'
 

@@ -8,10 +8,9 @@ import torch
 from hypothesis import given, settings
 
 from saegis_lab.training import labels as labels_module
-from saegis_lab.training.feature_statistics import FeatureStatistics
 from saegis_lab.training.labels import make_labels
-from saegis_lab.training.token_truth import TokenTruth
-from saegis_lab.training.vocabulary_counts import VocabularyCounts
+from saegis_lab.training.statistics import FeatureStatistics, VocabularyCounts
+from saegis_lab.training.texts import TokenTruth
 from saegis_server.sae.labels import FeatureLabel, Labels
 from tests.engine.tiny import VOCABULARY as BYTES
 from tests.engine.tiny import tokenizer

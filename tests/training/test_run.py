@@ -14,11 +14,11 @@ from torch import Tensor
 
 from saegis_lab.training import run as run_module
 from saegis_lab.training.activations import activation_batches
-from saegis_lab.training.checkpoint import CheckpointError
 from saegis_lab.training.held_out import SAMPLE_TOKENS
 from saegis_lab.training.run import CHECKPOINT_FOLDER, Source, TrainingResult, run
 from saegis_lab.training.settings import SAETraining
 from saegis_lab.training.texts import Encoder, TextError, TextSplit
+from saegis_lab.training.trainer import CheckpointError
 from saegis_server.engine.torch.loading import LoadedModel, load_model
 from saegis_server.engine.torch.site_reading import read_site
 from saegis_server.rpc.server.config import SAESource

@@ -4,11 +4,12 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from saegis_lab.bench.baselines import generate, generate_with_hooks
 from saegis_lab.bench.loads import (
     CONDITIONS,
     READINGS,
     ROWS,
+    generate,
+    generate_with_hooks,
     guarded,
     programs,
     prompts,

@@ -23,9 +23,8 @@ from saegis_server.cli.stages import stage_display
 if TYPE_CHECKING:
     from saegis import Client
     from saegis_lab.evaluation.calibration import BanReport
-    from saegis_lab.evaluation.decoding import Decoding
+    from saegis_lab.evaluation.experiment import Decoding, Prompt
     from saegis_lab.evaluation.policy_calibration import CoverageRow
-    from saegis_lab.evaluation.prompts import Prompt
     from saegis_lab.evaluation.scorers import BanScorers
     from saegis_server.policy.bundle.bundle import Bundle
     from saegis_server.policy.schema.policy import Rule
@@ -114,8 +113,7 @@ def calibrate(
     prompts stay under --max-kl. Languages in which there is no harm without the ban must show none under it.
     """
     read = policy_world.read_bundle(bundle)
-    from saegis_lab.evaluation.bars import Bars
-    from saegis_lab.evaluation.calibration import BanReport
+    from saegis_lab.evaluation.calibration import BanReport, Bars
     from saegis_lab.evaluation.policy_calibration import ban_rule
 
     with inputs():
@@ -138,8 +136,7 @@ def _measured_with(
     prompts: Path, scorer: str, max_tokens: int
 ) -> tuple[tuple[Prompt, ...], BanScorers, Decoding]:
     """The prompts, scorers that know their languages, and how answers are drawn. Raises ValueError."""
-    from saegis_lab.evaluation.decoding import Decoding
-    from saegis_lab.evaluation.prompts import languages_of, load_prompts
+    from saegis_lab.evaluation.experiment import Decoding, languages_of, load_prompts
     from saegis_lab.evaluation.scorers import ban_scorers
 
     asked = load_prompts(prompts)
@@ -149,7 +146,7 @@ def _measured_with(
 def _judged(given: str | None, prompts: Sequence[Prompt]) -> tuple[str, ...]:
     """The languages to choose by. Raises ValueError for one that lacks a kind of prompts."""
     from saegis_lab.evaluation.calibration import check_calibration
-    from saegis_lab.evaluation.prompts import languages_of
+    from saegis_lab.evaluation.experiment import languages_of
 
     harmful = languages_of(prompt for prompt in prompts if prompt.harmful)
     benign = languages_of(prompt for prompt in prompts if not prompt.harmful)

@@ -73,7 +73,7 @@ def _run(seed: int, compile: Compile, json: bool) -> dict[str, Any]:
     """All scenes; returns them for --json, else shows each as soon as it is there."""
     from saegis import Client
     from saegis_lab.cli import demo_scenes, demo_view
-    from saegis_lab.polyglot.shipped import manifest
+    from saegis_lab.polyglot.manifest import manifest
     from saegis_server.rpc.server.process import ServerProcess
 
     progress, out = notes(), console()

@@ -12,9 +12,9 @@ import saegis
 from saegis import Client, Edit, FeatureInfo, Generation
 from saegis_lab.polyglot.corpus import GOLDEN_GATE, SPECIAL_TOKENS
 from saegis_lab.polyglot.lexicon import lexicon
+from saegis_lab.polyglot.manifest import Manifest
 from saegis_lab.polyglot.prompts import Prompt, harmful_prompts, neutral_prompts
 from saegis_lab.polyglot.scoring import harm_score, is_refusal, mentions_landmark, reads_well
-from saegis_lab.polyglot.shipped import Manifest
 
 MAX_TOKENS = 64
 #: What the landmark is clamped to, in multiples of the feature's recorded maximum: less than the value that

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from saegis_lab.evaluation.decoding import Decoding
+from saegis_lab.evaluation.experiment import Decoding, Prompt, languages_of
 from saegis_lab.evaluation.figures import TextFigures, mean, text_figures
-from saegis_lab.evaluation.prompts import Prompt, languages_of
 from saegis_lab.evaluation.records import Record
 from saegis_lab.evaluation.requests import Answer, Requests, Total
 from saegis_lab.evaluation.scorers import BanScorers

@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from saegis_lab.evaluation.clamp_file import ClampUnit, check_values
-from saegis_lab.evaluation.decoding import Decoding
+from saegis_lab.evaluation.experiment import ClampUnit, Decoding, Prompt, check_values, languages_of
 from saegis_lab.evaluation.figures import TextFigures, mean, text_figures
-from saegis_lab.evaluation.prompts import Prompt, languages_of
 from saegis_lab.evaluation.records import Record, read_record
 from saegis_lab.evaluation.requests import Requests, Total
 from saegis_lab.evaluation.scorers import Scorer

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from saegis_lab.training.feature_statistics import FeatureStatistics
-from saegis_lab.training.token_truth import TokenTruth
+from saegis_lab.training.statistics import FeatureStatistics
+from saegis_lab.training.texts import TokenTruth
 from saegis_server.sae.autoencoder import SparseAutoencoder
 
 

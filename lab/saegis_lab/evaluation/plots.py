@@ -1,4 +1,4 @@
-"""Plots of evaluations, as PNG files: harm under a ban, and what a clamp brings and breaks."""
+"""Plots of evaluations, as PNG files: of bans, of clamps, and of where features fire."""
 
 from __future__ import annotations
 
@@ -16,9 +16,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from saegis_lab.evaluation.coverage import Coverage
+
 DOTS_PER_INCH = 150
 #: Okabe and Ito's colours, which colour-blind readers tell apart; their yellow is too pale for lines.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+#: Ends dark and bright alike for colour-blind readers; above that share its ground is bright.
+_HEAT, _BRIGHT = "cividis", 0.5
 _MARKERS = "osD^vPX*"
 _BEFORE, _AFTER = "#9AA5B1", "#0072B2"
 _WORST_RATIO = 100.0
@@ -67,6 +71,39 @@ def plot_clamp(result: ClampResult, path: Path) -> None:
     repetition.set_title("share of repeated 3-grams")
     repetition.set_ylim(-0.03, 1.03)
     _legend(figure, mentions, len(result.languages))
+    _save(figure, path)
+
+
+def plot_coverage(result: Coverage, path: Path) -> None:
+    """Write the recall of every feature, and the tokens and texts that the set covers, by language, as a PNG.
+
+    Languages in which the features were found stand first and are marked.
+    """
+    from matplotlib.figure import Figure
+
+    found = [code for code in result.languages if code in result.found_in]
+    languages = found + [code for code in result.languages if code not in found]
+    features = [[each.recall[code] for code in languages] for each in result.features]
+    whole = [
+        [result.languages[code].tokens for code in languages],
+        [result.languages[code].texts for code in languages],
+    ]
+    figure = Figure(
+        figsize=(1.9 + 0.62 * len(languages), 1.7 + 0.3 * (len(features) + 2)),
+        dpi=DOTS_PER_INCH,
+        layout="constrained",
+    )
+    upper, lower = figure.subplots(2, 1, height_ratios=(max(len(features), 1), 2))
+    _heat(upper, features, [str(each.feature) for each in result.features])
+    _heat(lower, whole, ["any: tokens", "any: texts"])
+    upper.set_title(f"share of {result.wanted} tokens on which a feature fires", fontsize=9)
+    upper.set_ylabel("feature", fontsize=9)
+    upper.tick_params(labelbottom=False)
+    lower.set_xticks(range(len(languages)), [f"{code} ✓" if code in found else code for code in languages])
+    if found:
+        lower.set_xlabel("✓ found in this language", fontsize=8)
+        for axes in (upper, lower) if len(found) < len(languages) else ():
+            axes.axvline(len(found) - 0.5, color="white", linewidth=2.5)
     _save(figure, path)
 
 
@@ -224,6 +261,26 @@ def _ratio_axis(panel: Axes) -> None:
     panel.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _place: f"{value:g}"))
     panel.yaxis.set_minor_locator(NullLocator())
+
+
+def _heat(axes: Axes, shares: Sequence[Sequence[float]], names: Sequence[str]) -> None:
+    """One block of cells, each with its share in per cent."""
+    axes.imshow(shares, cmap=_HEAT, vmin=0.0, vmax=1.0, aspect="auto")
+    axes.set_xticks(range(len(shares[0])))
+    axes.set_yticks(range(len(names)), names, fontsize=8)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    for row, line in enumerate(shares):
+        for column, share in enumerate(line):
+            axes.text(
+                column,
+                row,
+                f"{share:.0%}",
+                ha="center",
+                va="center",
+                fontsize=8,
+                color="black" if share > _BRIGHT else "white",
+            )
 
 
 def _save(figure: Figure, path: Path) -> None:

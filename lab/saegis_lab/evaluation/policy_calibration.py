@@ -9,10 +9,8 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from saegis.bundles import CALIBRATION_FILE
-from saegis_lab.evaluation.bars import Miss
-from saegis_lab.evaluation.calibration import BanReport
-from saegis_lab.evaluation.decoding import Decoding
-from saegis_lab.evaluation.prompts import Prompt
+from saegis_lab.evaluation.calibration import BanReport, Miss
+from saegis_lab.evaluation.experiment import Decoding, Prompt
 from saegis_lab.evaluation.records import Record
 from saegis_server.policy.bundle.bundle import Bundle
 from saegis_server.policy.decide.selectors import fits

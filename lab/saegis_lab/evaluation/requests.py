@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import TYPE_CHECKING, TypeVar
 
-from saegis_lab.evaluation.decoding import Decoding
-from saegis_lab.evaluation.prompts import Prompt
+from saegis_lab.evaluation.experiment import Decoding, Prompt
 
 if TYPE_CHECKING:
     from saegis import ChatMessage, Client, Edit

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,13 +11,60 @@ from typing import Annotated
 
 import typer
 
-from saegis_lab.polyglot import pipeline
-from saegis_lab.polyglot.pipeline import figures_table
-from saegis_lab.polyglot.recipe import Recipe
-from saegis_lab.polyglot.seeds_table import seeds_table
-from saegis_lab.polyglot.shipped import MANIFEST_NAME, Manifest
+from saegis_lab.evaluation.calibration import BanReport
+from saegis_lab.evaluation.clamp import ClampResult
+from saegis_lab.evaluation.plots import plot_ban, plot_clamp
+from saegis_lab.polyglot import steps
+from saegis_lab.polyglot.manifest import MANIFEST_NAME, Manifest, figures_table, seeds_table, ship
+from saegis_lab.polyglot.measuring import make_manifest, measure
+from saegis_lab.polyglot.recipe import Recipe, Seeds
 from saegis_lab.polyglot.steps import console
 from saegis_server.reference import WEIGHTS
+
+BAN_PLOT, CLAMP_PLOT = "ban.png", "clamp.png"
+
+
+def run_step(name: str, out: Path, recipe: Recipe, run: int) -> None:
+    """Run one step of run number `run` in the folder `out`. Raises KeyError for a step that there is not."""
+    began = time.monotonic()
+    STEPS[name](out, recipe, run)
+    console.print(f"{name}: done in {time.monotonic() - began:.0f} s", style="green")
+
+
+def _seeded(step: Callable[[Path, Recipe, Seeds], None]) -> Callable[[Path, Recipe, int], None]:
+    return lambda out, recipe, run: step(out, recipe, Seeds.of(run))
+
+
+def _evaluate(out: Path, recipe: Recipe, run: int) -> None:
+    begun: set[str] = set()
+
+    def progress(stage: str, _done: int, _total: int) -> None:
+        if stage not in begun:
+            begun.add(stage)
+            console.print(f"  {stage} ...")
+
+    measure(out, recipe, progress)
+    manifest = make_manifest(out, recipe, run)
+    manifest.save(out / MANIFEST_NAME)
+    console.print(figures_table(manifest))
+
+
+def _draw(out: Path, _recipe: Recipe, _run: int) -> None:
+    plot_ban(BanReport.load(out / steps.BAN_CURVE), out / BAN_PLOT)
+    plot_clamp(ClampResult.load(out / steps.CLAMP_RESULT), out / CLAMP_PLOT)
+    console.print(f"plots: {out / BAN_PLOT} and {out / CLAMP_PLOT}")
+
+
+#: The seven steps by name, in order.
+STEPS: dict[str, Callable[[Path, Recipe, int], None]] = {
+    "corpus": _seeded(steps.make_corpus),
+    "tokenizer": _seeded(steps.make_tokenizer),
+    "model": _seeded(steps.make_model),
+    "sae": _seeded(steps.make_sae),
+    "labels": _seeded(steps.make_labels),
+    "evaluation": _evaluate,
+    "plots": _draw,
+}
 
 
 class Step(StrEnum):
@@ -59,13 +108,13 @@ def run(
     if len(folders) > 1:
         raise typer.BadParameter("give one --out; only `seeds` takes several")
     if step is Step.SHIP:
-        pipeline.ship(folders[0], WEIGHTS)
+        ship(folders[0], WEIGHTS)
         return
     if step in (Step.ALL, Step.PLOTS) and find_spec("matplotlib") is None:
         raise typer.BadParameter("matplotlib is not installed: pip install 'saegis-server[lab]'")
     recipe = Recipe.quick() if quick else Recipe()
-    for name in pipeline.STEPS if step is Step.ALL else [str(step)]:
-        pipeline.run_step(name, folders[0], recipe, seed)
+    for name in STEPS if step is Step.ALL else [str(step)]:
+        run_step(name, folders[0], recipe, seed)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,81 @@
-"""The corpus: an endless, seeded stream of documents with subject, harm and language known for every piece
-of text."""
+"""The corpus: an endless, seeded stream of documents with subject, harm and language known for every
+piece of text."""
 
 from __future__ import annotations
 
+import math
+import random
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
-from saegis_lab.polyglot.chance import Chance
 from saegis_lab.polyglot.lexicon import Language, Pattern, Subject, lexicon
-from saegis_lab.polyglot.pseudowords import pseudoword
+
+T = TypeVar("T")
+
+
+class Chance:
+    """Choices by a seed; `surprise` is −log of the probability of all choices so far, in nats.
+
+    Where different choices may lead to the same text, `surprise` is an upper bound of the text's own
+    information: its mean over documents is at least the entropy of the texts.
+    """
+
+    def __init__(self, seed: str) -> None:
+        self._random = random.Random(seed)
+        self.surprise = 0.0
+
+    def pick(self, options: Sequence[T]) -> T:
+        """One of `options`, all alike likely."""
+        self.surprise += math.log(len(options))
+        return self._random.choice(options)
+
+    def number(self, least: int, most: int) -> int:
+        """A whole number from `least` to `most`, both included."""
+        self.surprise += math.log(most - least + 1)
+        return self._random.randint(least, most)
+
+    def weighted(self, options: Sequence[T], weights: Sequence[float]) -> T:
+        """One of `options` with a probability in proportion to its weight."""
+        index = self._random.choices(range(len(options)), weights)[0]
+        self.surprise -= math.log(weights[index] / sum(weights))
+        return options[index]
+
+    def happens(self, probability: float) -> bool:
+        """True with `probability`; nothing is drawn where there is no choice."""
+        if probability <= 0.0 or probability >= 1.0:
+            return probability >= 1.0
+        return self.weighted((True, False), (probability, 1.0 - probability))
+
+    def sample(self, options: Sequence[T], count: int) -> list[T]:
+        """`count` of `options` in random order, none twice."""
+        self.surprise += math.lgamma(len(options) + 1) - math.lgamma(len(options) - count + 1)
+        return self._random.sample(options, count)
+
+
+_VIRAMA = "\u094d"
+
+
+def halves(word: str) -> tuple[str, str]:
+    """The two halves of a word; a letter keeps the signs that belong to it."""
+    place = (len(word) + 1) // 2
+    while place < len(word) and (
+        unicodedata.category(word[place]).startswith("M") or word[place - 1] == _VIRAMA
+    ):
+        place += 1
+    return word[:place], word[place:]
+
+
+def pseudoword(chance: Chance, language: Language) -> str:
+    """The first half of one ordinary word of the language and the second half of another."""
+    words = [word for subject in language.subjects.values() for word in subject.words if not subject.harmful]
+    known = set(words)
+    while True:
+        made = halves(chance.pick(words))[0] + halves(chance.pick(words))[1]
+        if made not in known:
+            return made.lower()
+
 
 BOS, END, PAD = "<|bos|>", "<|end|>", "<|pad|>"
 SYSTEM, USER, ASSISTANT = "<|system|>", "<|user|>", "<|assistant|>"

@@ -9,21 +9,16 @@ from pathlib import Path
 
 from saegis import Client
 from saegis_lab.evaluation.ban import AnswerFigures, BanResult, measure_ban
-from saegis_lab.evaluation.ban_file import BanFile
-from saegis_lab.evaluation.bars import Bars
-from saegis_lab.evaluation.calibration import BanReport, Calibration, calibrate
+from saegis_lab.evaluation.calibration import BanReport, Bars, Calibration, calibrate
 from saegis_lab.evaluation.clamp import ClampResult, measure_clamp
-from saegis_lab.evaluation.clamp_file import ClampFile
-from saegis_lab.evaluation.decoding import Decoding
-from saegis_lab.evaluation.prompts import Prompt, load_prompts
+from saegis_lab.evaluation.experiment import BanFile, ClampFile, Decoding, Prompt, load_prompts
 from saegis_lab.evaluation.records import Record
 from saegis_lab.evaluation.requests import Progress, Requests
 from saegis_lab.evaluation.scorers import ban_scorers, mention_scorer
-from saegis_lab.polyglot import files
+from saegis_lab.polyglot import steps
 from saegis_lab.polyglot.lexicon import LANGUAGES
+from saegis_lab.polyglot.manifest import Ban, Clamp, LanguageFigures, Manifest, digests
 from saegis_lab.polyglot.recipe import CHOSEN_FROM, Recipe, Seeds
-from saegis_lab.polyglot.shipped import Ban, Clamp, LanguageFigures, Manifest, digests
-from saegis_lab.polyglot.steps import held_out_figures, load
 from saegis_server.rpc.server.process import ServerProcess
 from saegis_server.sae.labels import Labels
 from saegis_server.sae.saelens import load_sae
@@ -35,7 +30,7 @@ _GREEDY = Decoding()
 def measure(out: Path, recipe: Recipe, progress: Progress) -> None:
     """Serve the run's model and SAE; find the ban's strength in the languages of its choice; measure the ban
     and the clamp in all languages. Writes the results and, into the ban file, the strength."""
-    options = ["--model", str(out / files.MODEL), "--sae", str(out / files.SAE), "--compile", "never"]
+    options = ["--model", str(out / steps.MODEL), "--sae", str(out / steps.SAE), "--compile", "never"]
     with ServerProcess(options, progress) as server, Client(server.target) as client:
         requests = Requests(client, _CONCURRENCY, progress)
         _measure_ban(out, recipe, requests)
@@ -46,9 +41,9 @@ def measure(out: Path, recipe: Recipe, progress: Progress) -> None:
 def _measure_ban(out: Path, recipe: Recipe, requests: Requests) -> None:
     import saegis
 
-    prompts = load_prompts(out / files.EVAL / files.PROMPTS)
-    scorers = ban_scorers(str(out / files.EVAL / files.WORDS), LANGUAGES)
-    ban = BanFile.load(out / files.EVAL / files.BAN)
+    prompts = load_prompts(out / steps.EVAL / steps.PROMPTS)
+    scorers = ban_scorers(str(out / steps.EVAL / steps.WORDS), LANGUAGES)
+    ban = BanFile.load(out / steps.EVAL / steps.BAN)
     features = [saegis.feature(each) for each in ban.features]
 
     def measured(strengths: Sequence[float], decodings: Sequence[Decoding]) -> BanResult:
@@ -56,11 +51,11 @@ def _measure_ban(out: Path, recipe: Recipe, requests: Requests) -> None:
 
     curve = measured(recipe.choice.strengths, [_GREEDY])
     bars = Bars(recipe.choice.target, recipe.choice.max_kl)
-    _write(out / files.BAN_CURVE, BanReport.of(curve, ban.chosen_from, bars))
+    _write(out / steps.BAN_CURVE, BanReport.of(curve, ban.chosen_from, bars))
     ban = replace(ban, strength=recommended_strength(calibrate(curve, ban.chosen_from, bars)))
-    ban.save(out / files.EVAL / files.BAN)
+    ban.save(out / steps.EVAL / steps.BAN)
     decodings = [_GREEDY, Decoding(recipe.temperature)]
-    _write(out / files.BAN_RESULT, BanReport.of(measured([ban.strength], decodings), ()))
+    _write(out / steps.BAN_RESULT, BanReport.of(measured([ban.strength], decodings), ()))
 
 
 def recommended_strength(calibration: Calibration) -> float:
@@ -75,9 +70,9 @@ def _measure_clamp(out: Path, requests: Requests) -> None:
     """Choose among the landmark's features by answers in the languages of the choice, then measure in all."""
     import saegis
 
-    clamp = ClampFile.load(out / files.EVAL / files.CLAMP)
-    prompts = load_prompts(out / files.EVAL / files.CLAMP_PROMPTS)
-    mention = mention_scorer(str(out / files.EVAL / files.WORDS), clamp.words, LANGUAGES)
+    clamp = ClampFile.load(out / steps.EVAL / steps.CLAMP)
+    prompts = load_prompts(out / steps.EVAL / steps.CLAMP_PROMPTS)
+    mention = mention_scorer(str(out / steps.EVAL / steps.WORDS), clamp.words, LANGUAGES)
 
     def measured(feature: int, asked: Sequence[Prompt]) -> ClampResult:
         target = saegis.feature(feature)
@@ -87,10 +82,10 @@ def _measure_clamp(out: Path, requests: Requests) -> None:
         result = measured(feature, [prompt for prompt in prompts if prompt.language in CHOSEN_FROM])
         return min(result.row(code, best_clamp(result)).mentions for code in result.languages)
 
-    candidates = [int(line) for line in (out / files.LANDMARK).read_text(encoding="utf-8").split()]
+    candidates = [int(line) for line in (out / steps.LANDMARK).read_text(encoding="utf-8").split()]
     clamp = replace(clamp, feature=max(candidates, key=named))
-    clamp.save(out / files.EVAL / files.CLAMP)
-    _write(out / files.CLAMP_RESULT, measured(clamp.feature, prompts))
+    clamp.save(out / steps.EVAL / steps.CLAMP)
+    _write(out / steps.CLAMP_RESULT, measured(clamp.feature, prompts))
 
 
 def _write(path: Path, result: Record) -> None:
@@ -100,15 +95,15 @@ def _write(path: Path, result: Record) -> None:
 
 def make_manifest(out: Path, recipe: Recipe, run: int) -> Manifest:
     """The manifest of a run that was measured."""
-    seeds, sae, loaded = Seeds.of(run), load_sae(out / files.SAE), load(out)
-    loss, bound = held_out_figures(loaded, recipe, seeds)
-    ban = BanFile.load(out / files.EVAL / files.BAN)
-    clamped = ClampResult.load(out / files.CLAMP_RESULT)
+    seeds, sae, loaded = Seeds.of(run), load_sae(out / steps.SAE), steps.load(out)
+    loss, bound = steps.held_out_figures(loaded, recipe, seeds)
+    ban = BanFile.load(out / steps.EVAL / steps.BAN)
+    clamped = ClampResult.load(out / steps.CLAMP_RESULT)
     value = best_clamp(clamped)
-    clamp_feature = ClampFile.load(out / files.EVAL / files.CLAMP).feature
-    label = Labels.load(out / files.SAE).get(clamp_feature)
+    clamp_feature = ClampFile.load(out / steps.EVAL / steps.CLAMP).feature
+    label = Labels.load(out / steps.SAE).get(clamp_feature)
     largest = 0.0 if label is None else label.max_activation or 0.0
-    result = BanReport.load(out / files.BAN_RESULT).result
+    result = BanReport.load(out / steps.BAN_RESULT).result
     return Manifest(
         run=run,
         seeds=asdict(seeds),

@@ -5,9 +5,8 @@ from __future__ import annotations
 
 from functools import cache
 
-from saegis_lab.evaluation.scorers import HARM, REFUSAL
+from saegis_lab.evaluation.scorers import HARM, REFUSAL, WordLists
 from saegis_lab.evaluation.units import normalized, repetition, units
-from saegis_lab.evaluation.word_lists import WordLists
 from saegis_lab.polyglot.corpus import GOLDEN_GATE
 from saegis_lab.polyglot.lexicon import LANGUAGES, Language, lexicon
 

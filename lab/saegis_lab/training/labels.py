@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from saegis_lab.training.feature_statistics import FeatureStatistics
-from saegis_lab.training.token_truth import TokenTruth
-from saegis_lab.training.vocabulary_counts import VocabularyCounts
+from saegis_lab.training.statistics import FeatureStatistics, VocabularyCounts
+from saegis_lab.training.texts import TokenTruth
 from saegis_server.sae.labels import FeatureLabel, Labels
 
 NEVER_FIRES = "never fires"

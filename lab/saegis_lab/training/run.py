@@ -12,11 +12,10 @@ from rich.console import Console
 
 from saegis.version import __version__
 from saegis_lab.training.activations import Buffer, activation_batches
-from saegis_lab.training.checkpoint import plain_settings
 from saegis_lab.training.held_out import Measured, choose_sample, held_out_activations, measure_held_out
 from saegis_lab.training.settings import SAETraining
 from saegis_lab.training.texts import Encoder, TextError, TextSplit
-from saegis_lab.training.trainer import train_sae
+from saegis_lab.training.trainer import plain_settings, train_sae
 from saegis_server.engine.sites import site_module
 from saegis_server.engine.torch.loading import LoadedModel
 from saegis_server.sae.writer import save_sae

@@ -13,7 +13,7 @@ DEFAULT_L1 = 5.0
 
 
 class TrainedArchitecture(StrEnum):
-    """What can be trained: each is a module of this folder."""
+    """What can be trained: each is an objective."""
 
     BATCHTOPK = "batchtopk"
     JUMPRELU = "jumprelu"

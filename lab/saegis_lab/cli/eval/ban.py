@@ -27,8 +27,7 @@ from saegis_server.cli.stages import stage_display
 
 if TYPE_CHECKING:
     from saegis import FeatureRef
-    from saegis_lab.evaluation.decoding import Decoding
-    from saegis_lab.evaluation.prompts import Prompt
+    from saegis_lab.evaluation.experiment import Decoding, Prompt
     from saegis_lab.evaluation.scorers import BanScorers
 
 EPILOG = """
@@ -92,8 +91,7 @@ def ban(
     """
     check_places(out, plot)
     from saegis_lab.evaluation.ban import measure_ban
-    from saegis_lab.evaluation.bars import Bars
-    from saegis_lab.evaluation.calibration import BanReport
+    from saegis_lab.evaluation.calibration import BanReport, Bars
     from saegis_lab.evaluation.requests import Requests
 
     with inputs():
@@ -124,7 +122,7 @@ def ban(
 
 def _prompts_and_scorers(prompts: Path | None, scorer: str | None) -> tuple[Sequence[Prompt], BanScorers]:
     """The prompts, and scorers that know their languages. Raises ValueError."""
-    from saegis_lab.evaluation.prompts import languages_of, load_prompts
+    from saegis_lab.evaluation.experiment import languages_of, load_prompts
     from saegis_lab.evaluation.scorers import ban_scorers
 
     asked = load_prompts(prompts or shipped("prompts.jsonl", "--prompts"))
@@ -134,7 +132,7 @@ def _prompts_and_scorers(prompts: Path | None, scorer: str | None) -> tuple[Sequ
 def _ban(features: str | None, sae: str, strengths: Sequence[float] | None) -> _Ban:
     """The ban that `--features` names. Raises ValueError."""
     import saegis
-    from saegis_lab.evaluation.ban_file import BanFile
+    from saegis_lab.evaluation.experiment import BanFile
 
     if features is None or features.endswith(".json") or Path(features).is_file():
         path = shipped("ban.json", "--features") if features is None else Path(features)
@@ -151,7 +149,7 @@ def _judged(given: str | None, chosen_from: Sequence[str], prompts: Sequence[Pro
     Raises ValueError for a language that lacks a kind.
     """
     from saegis_lab.evaluation.calibration import check_calibration
-    from saegis_lab.evaluation.prompts import languages_of
+    from saegis_lab.evaluation.experiment import languages_of
 
     harmful = languages_of(prompt for prompt in prompts if prompt.harmful)
     benign = languages_of(prompt for prompt in prompts if not prompt.harmful)
@@ -164,7 +162,7 @@ def _judged(given: str | None, chosen_from: Sequence[str], prompts: Sequence[Pro
 
 def _decodings(temperatures: Sequence[float], samples: int, seed: int, max_tokens: int) -> list[Decoding]:
     """One decoding for each temperature. Raises ValueError for samples of greedy answers alone."""
-    from saegis_lab.evaluation.decoding import Decoding
+    from saegis_lab.evaluation.experiment import Decoding
 
     if samples > 1 and not any(temperatures):
         raise ValueError("--samples: greedy answers to one prompt are all the same; give a --temperature")

@@ -19,8 +19,7 @@ from saegis_server.cli.stages import stage_display
 
 if TYPE_CHECKING:
     from saegis import FeatureRef
-    from saegis_lab.evaluation.clamp_file import ClampFile, ClampUnit
-    from saegis_lab.evaluation.prompts import Prompt
+    from saegis_lab.evaluation.experiment import ClampFile, ClampUnit, Prompt
     from saegis_lab.evaluation.scorers import Scorer
 
 EPILOG = """
@@ -77,7 +76,7 @@ def clamp(
     """
     check_places(out, plot)
     from saegis_lab.evaluation.clamp import measure_clamp
-    from saegis_lab.evaluation.decoding import Decoding
+    from saegis_lab.evaluation.experiment import Decoding
     from saegis_lab.evaluation.requests import Requests
 
     with inputs():
@@ -107,7 +106,7 @@ def _prompts_and_scorer(
     prompts: Path | None, scorer: str | None, words: str
 ) -> tuple[Sequence[Prompt], Scorer]:
     """The prompts that are not harmful, and a scorer that knows their languages. Raises ValueError."""
-    from saegis_lab.evaluation.prompts import languages_of, load_prompts
+    from saegis_lab.evaluation.experiment import languages_of, load_prompts
     from saegis_lab.evaluation.scorers import mention_scorer
 
     path = prompts or shipped("clamp_prompts.jsonl", "--prompts")
@@ -120,7 +119,7 @@ def _prompts_and_scorer(
 def _clamp(feature: str | None, sae: str, values: str | None, words: str | None) -> _Clamp:
     """The clamp that the options name. Raises ValueError."""
     import saegis
-    from saegis_lab.evaluation.clamp_file import DEFAULT_VALUES, DEFAULT_WORDS, ClampFile
+    from saegis_lab.evaluation.experiment import DEFAULT_VALUES, DEFAULT_WORDS, ClampFile
 
     file: ClampFile | None = None
     if feature is None or feature.endswith(".json") or Path(feature).is_file():
@@ -139,7 +138,7 @@ def _clamp(feature: str | None, sae: str, values: str | None, words: str | None)
 
 def _values(texts: Sequence[str]) -> tuple[tuple[float, ...], ClampUnit]:
     """Values and their one unit from what is written; 0 goes with any. Raises ValueError."""
-    from saegis_lab.evaluation.clamp_file import check_values
+    from saegis_lab.evaluation.experiment import check_values
 
     edits = [parse_edit("clamp", f"--values={text}") for text in texts]
     numbers = tuple(edit.value or 0.0 for edit in edits)

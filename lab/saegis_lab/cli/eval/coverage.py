@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from saegis_lab.cli.features.offline import Subject
     from saegis_lab.evaluation.coverage import Coverage, CoverageCounter
-    from saegis_lab.training.token_truth import TokenTruth
+    from saegis_lab.training.texts import TokenTruth
 
 EPILOG = f"""
 [bold]Examples[/bold]
@@ -77,7 +77,7 @@ def coverage(
     if out is not None:
         write_result(out, result)
     if plot is not None:
-        from saegis_lab.evaluation.coverage_plot import plot_coverage
+        from saegis_lab.evaluation.plots import plot_coverage
 
         plot_coverage(result, plot)
         tell_written(plot)
@@ -122,7 +122,7 @@ def _features(written: str) -> tuple[tuple[int, ...], tuple[str, ...]]:
         return features, ()
     if not Path(written).is_file():
         raise ValueError(f"--features {written}: no such file, and not indices such as 17,99")
-    from saegis_lab.evaluation.ban_file import BanFile
+    from saegis_lab.evaluation.experiment import BanFile
 
     ban = BanFile.load(Path(written))
     return ban.features, ban.chosen_from

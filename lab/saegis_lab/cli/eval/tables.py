@@ -10,10 +10,9 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from saegis_lab.evaluation.ban import AnswerFigures, BanRow
-    from saegis_lab.evaluation.bars import Figure
-    from saegis_lab.evaluation.calibration import BanReport
+    from saegis_lab.evaluation.calibration import BanReport, Figure
     from saegis_lab.evaluation.clamp import ClampResult, ClampRow
-    from saegis_lab.evaluation.decoding import Decoding
+    from saegis_lab.evaluation.experiment import Decoding
 
 _NOTHING = "-"
 #: What stands behind a figure that misses its bar.

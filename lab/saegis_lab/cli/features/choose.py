@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from saegis_lab.cli.features.offline import Subject
     from saegis_lab.training.selection import Contrast, RankedFeature
-    from saegis_lab.training.token_truth import TokenTruth
+    from saegis_lab.training.texts import TokenTruth
     from saegis_server.sae.labels import Labels
 
 EPILOG = f"""
@@ -80,7 +80,7 @@ def choose(
         contrasts = _contrasts(subject, wanted, languages, display)
     chosen = _chosen(contrasts, min_precision, top, words)
     if out is not None:
-        from saegis_lab.evaluation.ban_file import BanFile
+        from saegis_lab.evaluation.experiment import BanFile
 
         BanFile(tuple(each.feature for each in chosen), strength, languages).save(out)
     if json:
@@ -99,8 +99,8 @@ def _contrasts(
     display: StageDisplay,
 ) -> dict[str, Contrast]:
     """The contrast in each language; ends the command where one has no wanted texts, or no others."""
-    from saegis_lab.training.feature_statistics import FeatureStatistics
     from saegis_lab.training.selection import contrast
+    from saegis_lab.training.statistics import FeatureStatistics
 
     statistics = FeatureStatistics(subject.sae.features, subject.loaded.model.device)
     for batch in subject.batches(subject.sae, display):

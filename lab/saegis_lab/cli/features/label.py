@@ -85,9 +85,8 @@ def _folder(out: Path | None, sae: str, force: bool) -> Path:
 
 
 def _labels(subject: Subject, display: StageDisplay) -> Labels:
-    from saegis_lab.training.feature_statistics import FeatureStatistics
     from saegis_lab.training.labels import make_labels
-    from saegis_lab.training.vocabulary_counts import VocabularyCounts
+    from saegis_lab.training.statistics import FeatureStatistics, VocabularyCounts
 
     features, device = subject.sae.features, subject.loaded.model.device
     entries = 1 + max(subject.loaded.tokenizer.get_vocab().values())

@@ -14,9 +14,8 @@ from saegis.cli.output import USAGE, fail, notes
 from saegis_server.cli.stages import StageDisplay
 
 if TYPE_CHECKING:
-    from saegis_lab.training.feature_batches import FeatureBatch
-    from saegis_lab.training.labelled_texts import LabelledText
-    from saegis_lab.training.token_truth import TokenTruth
+    from saegis_lab.training.activations import FeatureBatch
+    from saegis_lab.training.texts import LabelledText, TokenTruth
     from saegis_server.engine.torch.loading import LoadedModel
     from saegis_server.rpc.server.sae_sources import PlacedSAE
     from saegis_server.sae.autoencoder import SparseAutoencoder
@@ -77,7 +76,7 @@ class Subject:
 
     def batches(self, sae: SparseAutoencoder, display: StageDisplay) -> Iterator[FeatureBatch]:
         """The features of `sae` on the texts, shown as a stage; ends the command if no token is left."""
-        from saegis_lab.training.feature_batches import feature_batches
+        from saegis_lab.training.activations import feature_batches
 
         total = sum(1 for row in self.rows for token in row[1:] if token not in self.excluded)
         if not total:
@@ -109,7 +108,7 @@ class Subject:
 
 def read_texts(path: Path) -> tuple[LabelledText, ...]:
     """The labelled texts of a file; ends the command where it is wrong."""
-    from saegis_lab.training.labelled_texts import LabelledTextError, read_labelled_texts
+    from saegis_lab.training.texts import LabelledTextError, read_labelled_texts
 
     try:
         return read_labelled_texts(path)

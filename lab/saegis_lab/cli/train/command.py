@@ -176,9 +176,9 @@ def _source(
 
 def _train(source: Source, settings: SAETraining, out: Path) -> TrainingResult:
     """Run the training; what is wrong with the texts, the checkpoint or the result ends the command."""
-    from saegis_lab.training.checkpoint import CheckpointError
     from saegis_lab.training.run import run
     from saegis_lab.training.texts import TextError
+    from saegis_lab.training.trainer import CheckpointError
     from saegis_server.sae.errors import SAEMismatch
 
     try:
