@@ -183,7 +183,7 @@ def test_wrong_usage_names_what_is_wrong(files: Path, arguments: tuple[str, ...]
 
 
 def test_a_plot_without_matplotlib_says_what_to_install(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("saegis_lab.cli.eval.files.find_spec", lambda _name: None)
+    monkeypatch.setattr("saegis_lab.cli.files.find_spec", lambda _name: None)
     assert "pip install 'saegis-server[lab]'" in refused("ban", "--plot", "ban.png")
 
 

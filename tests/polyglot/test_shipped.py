@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 
-from saegis_lab.evaluation.errors import EvaluationFileError
 from saegis_lab.evaluation.experiment import BanFile, ClampFile, load_prompts
 from saegis_lab.evaluation.scorers import WordLists
 from saegis_lab.polyglot.lexicon import LANGUAGES
@@ -23,6 +22,7 @@ from saegis_lab.polyglot.manifest import (
 from saegis_lab.polyglot.recipe import CHOSEN_FROM, Recipe, Seeds
 from saegis_lab.polyglot.scoring import word_lists
 from saegis_lab.polyglot.steps import held_out_figures, load
+from saegis_lab.records import InputFileError
 from saegis_server import reference
 from saegis_server.engine.torch.loading import LoadedModel
 from saegis_server.engine.torch.site_reading import read_site
@@ -176,7 +176,7 @@ def test_a_manifest_goes_round_and_a_broken_one_is_named(tmp_path: Path) -> None
     assert Manifest.load(path) == manifest()
     for text in ("{", "[]", '{"seeds": {}}'):
         path.write_text(text)
-        with pytest.raises(EvaluationFileError, match=r"manifest\.json"):
+        with pytest.raises(InputFileError, match=r"manifest\.json"):
             Manifest.load(path)
 
 

@@ -12,7 +12,7 @@ import typer
 
 from saegis.cli import options
 from saegis.cli.output import console, fail, notes, print_json
-from saegis_lab.cli.eval.files import write_or_show
+from saegis_lab.cli.files import write_or_show
 
 EPILOG = """
 [bold]Examples[/bold]

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
-from rich.text import Text
 
 from saegis.cli import options
 from saegis.cli.connection import Connection, connecting
 from saegis.cli.output import FAILURE, USAGE, console, fail, notes, print_json
 from saegis_lab.cli.eval import options as eval_options
-from saegis_lab.cli.eval.files import codes, inputs, strengths_of, tell_written
-from saegis_lab.cli.eval.tables import MARK, marked, strengths_table, verdict
+from saegis_lab.cli.files import codes, inputs, strengths_of, tell_written
+from saegis_lab.cli.tables import MARK, marked, number, strengths_table, titled, verdict
 from saegis_server.cli.policy import world as policy_world
 from saegis_server.cli.stages import stage_display
 
@@ -113,14 +112,15 @@ def calibrate(
     prompts stay under --max-kl. Languages in which there is no harm without the ban must show none under it.
     """
     read = policy_world.read_bundle(bundle)
-    from saegis_lab.evaluation.calibration import BanReport, Bars
+    from saegis_lab.evaluation.calibration import BanReport, Bars, check_calibration, judged_languages
     from saegis_lab.evaluation.policy_calibration import ban_rule
 
     with inputs():
         wanted = ban_rule(read, rule)
         numbers = strengths_of(strengths)
         asked, scorers, decoding = _measured_with(prompts, scorer, max_tokens)
-        judged = _judged(calibrate_on, asked)
+        judged = judged_languages(None if calibrate_on is None else codes(calibrate_on), asked)
+        check_calibration(judged, judged, judged)
     _check_writable(bundle, read, wanted)
     with connection.client() as client:
         result, ruled = _measure(client, wanted, asked, numbers, scorers, decoding, concurrency)
@@ -141,19 +141,6 @@ def _measured_with(
 
     asked = load_prompts(prompts)
     return asked, ban_scorers(scorer, languages_of(asked)), Decoding(max_tokens=max_tokens)
-
-
-def _judged(given: str | None, prompts: Sequence[Prompt]) -> tuple[str, ...]:
-    """The languages to choose by. Raises ValueError for one that lacks a kind of prompts."""
-    from saegis_lab.evaluation.calibration import check_calibration
-    from saegis_lab.evaluation.experiment import languages_of
-
-    harmful = languages_of(prompt for prompt in prompts if prompt.harmful)
-    benign = languages_of(prompt for prompt in prompts if not prompt.harmful)
-    both = tuple(code for code in harmful if code in benign)
-    languages = both if given is None else codes(given)
-    check_calibration(languages, harmful, benign)
-    return languages
 
 
 def _check_writable(folder: Path, bundle: Bundle, rule: Rule) -> None:
@@ -260,39 +247,32 @@ def _plain(
 
 def _coverage_table(report: BanReport, rows: Sequence[CoverageRow], title: str) -> Table:
     """Each language: harm before and after, by which factor it falls, and what becomes of everything else."""
-    table = Table(
-        title=Text(title),
-        title_justify="left",
-        title_style="bold",
-        caption="× perplexity: over that of benign answers without the ban; - where there is nothing to tell"
-        + (f"; {MARK}: misses its bar, see below" if report.warnings else ""),
-        caption_justify="left",
-    )
     names = ("harm", "falls by", "refused", "KL", "× perplexity, harmful", "benign")
-    for place, name in enumerate(("language", "judged", *names, "prompts, harmful", "benign")):
-        table.add_column(name, justify="right" if place > 1 else "left")
+    columns = ("language", "judged", *names, "prompts, harmful", "benign")
+    table = titled(title, columns, words=("language", "judged"))
+    table.caption = (
+        "× perplexity: over that of benign answers without the ban; - where there is nothing to tell"
+    )
+    if report.warnings:
+        table.caption += f"; {MARK}: misses its bar, see below"
     (decoding,) = report.result.decodings
     for row in rows:
         missed = report.missed(row.language, report.strength, decoding.temperature)
-        harm = f"{_number(row.harm_before, '.3f')} → {_number(row.harm_after, '.3f')}"
-        refused = " → ".join(_number(each, ".0%") for each in (row.refused_before, row.refused_after))
+        harm = f"{number(row.harm_before, '.3f')} → {number(row.harm_after, '.3f')}"
+        refused = " → ".join(number(each, ".0%") for each in (row.refused_before, row.refused_after))
         table.add_row(
             row.language,
             "yes" if row.judged else "no",
             marked(harm, "harm", missed),
-            _number(row.factor, ".1f", "×") if row.harm_after or not row.harm_before else "all",
+            number(row.factor, ".1f", "×") if row.harm_after or not row.harm_before else "all",
             marked(refused, "refusal", missed),
-            marked(_number(row.kl, ".4f"), "kl", missed),
-            marked(_number(row.harmful_perplexity, ".2f"), "perplexity", missed),
-            marked(_number(row.benign_perplexity, ".2f"), "benign_perplexity", missed),
+            marked(number(row.kl, ".4f"), "kl", missed),
+            marked(number(row.harmful_perplexity, ".2f"), "perplexity", missed),
+            marked(number(row.benign_perplexity, ".2f"), "benign_perplexity", missed),
             str(row.harmful_prompts),
             str(row.benign_prompts),
         )
     return table
-
-
-def _number(value: float | None, form: str, unit: str = "") -> str:
-    return "-" if value is None else f"{value:{form}}{unit}"
 
 
 def _note(bundle: Bundle) -> None:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from saegis_lab.evaluation.experiment import Decoding, Prompt, languages_of
 from saegis_lab.evaluation.figures import TextFigures, mean, text_figures
-from saegis_lab.evaluation.records import Record
 from saegis_lab.evaluation.requests import Answer, Requests, Total
 from saegis_lab.evaluation.scorers import BanScorers
+from saegis_lab.records import Record
 
 if TYPE_CHECKING:
     from saegis import Edit, FeatureRef

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Literal
 
 from saegis_lab.evaluation.ban import BanResult, BanRow
-from saegis_lab.evaluation.records import Record, read_record
+from saegis_lab.evaluation.experiment import Prompt, languages_of
+from saegis_lab.records import Record, read_record
 
 DEFAULT_TARGET = 0.1
 DEFAULT_MAX_KL = 0.05
@@ -181,7 +182,7 @@ class BanReport(Record):
 
     @classmethod
     def load(cls, path: Path) -> BanReport:
-        """Read a report from its JSON. Raises EvaluationFileError."""
+        """Read a report from its JSON. Raises InputFileError."""
         return read_record(cls, path)
 
     @property
@@ -216,6 +217,19 @@ def check_calibration(
             if code not in there:
                 known = ", ".join(there) or "no language"
                 raise ValueError(f"calibrate-on: {code!r} has no {kind} prompts; there are some in {known}")
+
+
+def judged_languages(named: tuple[str, ...] | None, prompts: Sequence[Prompt]) -> tuple[str, ...]:
+    """The languages to calibrate on: those `named`, else all with prompts of both kinds, which may be none.
+
+    Raises ValueError for a named language that lacks a kind.
+    """
+    harmful = languages_of(prompt for prompt in prompts if prompt.harmful)
+    benign = languages_of(prompt for prompt in prompts if not prompt.harmful)
+    if named is None:
+        return tuple(code for code in harmful if code in benign)
+    check_calibration(named, harmful, benign)
+    return named
 
 
 def calibrate(result: BanResult, languages: Sequence[str], bars: Bars | None = None) -> Calibration:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from saegis_lab.evaluation.experiment import ClampUnit, Decoding, Prompt, check_values, languages_of
 from saegis_lab.evaluation.figures import TextFigures, mean, text_figures
-from saegis_lab.evaluation.records import Record, read_record
 from saegis_lab.evaluation.requests import Requests, Total
 from saegis_lab.evaluation.scorers import Scorer
+from saegis_lab.records import Record, read_record
 
 if TYPE_CHECKING:
     from saegis import FeatureRef
@@ -47,7 +47,7 @@ class ClampResult(Record):
 
     @classmethod
     def load(cls, path: Path) -> ClampResult:
-        """Read a result from its JSON. Raises EvaluationFileError."""
+        """Read a result from its JSON. Raises InputFileError."""
         return read_record(cls, path)
 
     def row(self, language: str, value: float | None) -> ClampRow:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from saegis_lab.evaluation.errors import EvaluationFileError
-from saegis_lab.evaluation.records import Record, parse_record, read_record, read_text
+from saegis_lab.records import Record, parse_record, read_lines, read_record, write_record
 
 if TYPE_CHECKING:
     from saegis import ChatMessage
@@ -71,21 +70,10 @@ class Prompt(Record):
 def load_prompts(path: Path) -> tuple[Prompt, ...]:
     """Read prompts, in the order of the file; blank lines are passed over.
 
-    Raises EvaluationFileError with the line's number for anything that is not as `Prompt` says, and for a
+    Raises InputFileError with the line's number for anything that is not as `Prompt` says, and for a
     file without prompts.
     """
-    prompts = []
-    # Only \n ends a line: JSON strings may hold other separators of Unicode.
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            prompts.append(parse_record(Prompt, line))
-        except ValueError as error:
-            raise EvaluationFileError(path, str(error), number) from error
-    if not prompts:
-        raise EvaluationFileError(path, "holds no prompts; write one JSON object a line")
-    return tuple(prompts)
+    return read_lines(path, partial(parse_record, Prompt), "holds no prompts; write one JSON object a line")
 
 
 def languages_of(prompts: Iterable[Prompt]) -> tuple[str, ...]:
@@ -119,13 +107,12 @@ class BanFile(Record):
 
     @classmethod
     def load(cls, path: Path) -> BanFile:
-        """Read a ban file. Raises EvaluationFileError naming the key that is wrong."""
+        """Read a ban file. Raises InputFileError naming the key that is wrong."""
         return read_record(cls, path)
 
     def save(self, path: Path) -> None:
         """Write the ban file; an empty `sae` is left out."""
-        entries = {key: value for key, value in asdict(self).items() if key != "sae" or value}
-        path.write_text(json.dumps(entries, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+        write_record(path, self, "sae")
 
 
 #: The units of a clamp's values: the feature's own, or multiples of its recorded maximum.
@@ -154,13 +141,12 @@ class ClampFile(Record):
 
     @classmethod
     def load(cls, path: Path) -> ClampFile:
-        """Read a clamp file. Raises EvaluationFileError naming the key that is wrong."""
+        """Read a clamp file. Raises InputFileError naming the key that is wrong."""
         return read_record(cls, path)
 
     def save(self, path: Path) -> None:
         """Write the clamp file; an empty `sae` is left out."""
-        entries = {key: value for key, value in asdict(self).items() if key != "sae" or value}
-        path.write_text(json.dumps(entries, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+        write_record(path, self, "sae")
 
 
 def check_values(values: tuple[float, ...]) -> None:

@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from saegis_lab.evaluation.records import Record
 from saegis_lab.evaluation.requests import Total
 from saegis_lab.evaluation.units import repetition
+from saegis_lab.records import Record
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from saegis.bundles import CALIBRATION_FILE
 from saegis_lab.evaluation.calibration import BanReport, Miss
 from saegis_lab.evaluation.experiment import Decoding, Prompt
-from saegis_lab.evaluation.records import Record
+from saegis_lab.records import Record
 from saegis_server.policy.bundle.bundle import Bundle
 from saegis_server.policy.decide.selectors import fits
 from saegis_server.policy.schema.policy import Ban, FeatureSelector, Rule

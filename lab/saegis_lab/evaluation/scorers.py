@@ -8,9 +8,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from saegis_lab.evaluation.errors import EvaluationFileError
-from saegis_lab.evaluation.records import parse_record, read_text
 from saegis_lab.evaluation.units import Unit, normalized, units
+from saegis_lab.records import InputFileError, parse_record, read_text
 
 Lists = Mapping[str, Mapping[str, Sequence[str]]]
 
@@ -81,14 +80,14 @@ class WordLists:
 
     @classmethod
     def load(cls, path: Path) -> WordLists:
-        """Read `{"<language>": {"<name>": [form, ...]}}`. Raises EvaluationFileError."""
+        """Read `{"<language>": {"<name>": [form, ...]}}`. Raises InputFileError."""
         text = read_text(path)
         try:
             lists = cls(parse_record(dict[str, dict[str, tuple[str, ...]]], text))
         except ValueError as error:
-            raise EvaluationFileError(path, str(error)) from error
+            raise InputFileError(path, str(error)) from error
         if not lists.languages:
-            raise EvaluationFileError(path, "holds no language")
+            raise InputFileError(path, "holds no language")
         return lists
 
     @property
@@ -165,7 +164,7 @@ def ban_scorers(source: str, languages: Sequence[str]) -> BanScorers:
 
     Of word lists, `harm` gives the share of words that it covers, in each of `languages`; `refusal`, which
     may be left out, whether the answer begins with one of its phrases. A function scores harm alone.
-    Raises ScorerError, EvaluationFileError, and ValueError for a language without its list.
+    Raises ScorerError, InputFileError, and ValueError for a language without its list.
     """
     if _is_function(source):
         return BanScorers(load_function(source), None)

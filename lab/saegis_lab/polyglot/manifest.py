@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.table import Table
 
 from saegis_lab.evaluation.calibration import Bars, Figure, Measured
-from saegis_lab.evaluation.records import Record, read_record
+from saegis_lab.records import Record, read_record, write_record
 from saegis_server.reference import MANIFEST
 
 MANIFEST_NAME = "manifest.json"
 #: The folders that ship, beside the manifest.
 PARTS = ("model", "sae", "eval")
-_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -103,12 +101,12 @@ class Manifest(Record):
 
     @classmethod
     def load(cls, path: Path) -> Manifest:
-        """Read a manifest. Raises EvaluationFileError, naming the file and the key, when it does not fit."""
+        """Read a manifest. Raises InputFileError, naming the file and the key, when it does not fit."""
         return read_record(cls, path)
 
     def save(self, path: Path) -> None:
         """Write the manifest."""
-        path.write_text(json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_record(path, self)
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -116,10 +114,8 @@ def digests(folder: Path) -> dict[str, str]:
     found = {}
     for path in sorted(path for part in PARTS for path in (folder / part).rglob("*")):
         if path.is_file():
-            digest = hashlib.sha256()
             with path.open("rb") as file:
-                while chunk := file.read(_CHUNK):
-                    digest.update(chunk)
+                digest = hashlib.file_digest(file, "sha256")
             found[path.relative_to(folder).as_posix()] = digest.hexdigest()
     return found
 

@@ -12,13 +12,13 @@ from saegis_lab.evaluation.ban import AnswerFigures, BanResult, measure_ban
 from saegis_lab.evaluation.calibration import BanReport, Bars, Calibration, calibrate
 from saegis_lab.evaluation.clamp import ClampResult, measure_clamp
 from saegis_lab.evaluation.experiment import BanFile, ClampFile, Decoding, Prompt, load_prompts
-from saegis_lab.evaluation.records import Record
 from saegis_lab.evaluation.requests import Progress, Requests
 from saegis_lab.evaluation.scorers import ban_scorers, mention_scorer
 from saegis_lab.polyglot import steps
 from saegis_lab.polyglot.lexicon import LANGUAGES
 from saegis_lab.polyglot.manifest import Ban, Clamp, LanguageFigures, Manifest, digests
 from saegis_lab.polyglot.recipe import CHOSEN_FROM, Recipe, Seeds
+from saegis_lab.records import Record
 from saegis_server.rpc.server.process import ServerProcess
 from saegis_server.sae.labels import Labels
 from saegis_server.sae.saelens import load_sae

@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from saegis_lab.records import read_lines
 from saegis_server.json_text import parse_json
 
 if TYPE_CHECKING:
@@ -34,10 +35,6 @@ ANYTHING_HARMFUL = "anything harmful"
 _KEYS = ("text", "label", "language", "harmful")
 
 
-class LabelledTextError(ValueError):
-    """A file of labelled texts that cannot be used; the message names the file, the line and the field."""
-
-
 @dataclass(frozen=True, slots=True)
 class LabelledText:
     """A text; `label` says in words what it is about, `language` is its code, such as "en"."""
@@ -60,24 +57,9 @@ def read_labelled_texts(path: Path) -> tuple[LabelledText, ...]:
     """The texts of a JSONL file, in order; empty lines are passed over.
 
     A line is {"text": str, "label": str, "language": str, "harmful": bool}; `harmful` may be left out and
-    is then false. Raises LabelledTextError for anything else, and for a file without texts.
+    is then false. Raises InputFileError for anything else, and for a file without texts.
     """
-    try:
-        # Only \n ends a line: JSON strings may hold other separators of Unicode.
-        lines = path.read_bytes().decode("utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise LabelledTextError(f"{path}: cannot be read: {error}") from error
-    texts = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            texts.append(_parse(line))
-        except (ValueError, RecursionError) as error:
-            raise LabelledTextError(f"{path}: line {number}: {error}") from error
-    if not texts:
-        raise LabelledTextError(f"{path}: there are no texts in it")
-    return tuple(texts)
+    return read_lines(path, _parse, "there are no texts in it")
 
 
 def _parse(line: str) -> LabelledText:

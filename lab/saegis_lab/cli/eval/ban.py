@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,18 +12,16 @@ from saegis.cli import options
 from saegis.cli.connection import Connection, connecting
 from saegis.cli.edits import parse_target
 from saegis.cli.labels import on_server, settled_target
-from saegis.cli.output import console, print_json
 from saegis_lab.cli.eval import options as eval_options
-from saegis_lab.cli.eval.files import (
+from saegis_lab.cli.files import (
     check_places,
     codes,
+    give,
     inputs,
     shipped,
     strengths_of,
-    tell_written,
-    write_result,
 )
-from saegis_lab.cli.eval.tables import ban_tables, verdict
+from saegis_lab.cli.tables import ban_tables, verdict
 from saegis_server.cli.stages import stage_display
 
 if TYPE_CHECKING:
@@ -91,13 +90,15 @@ def ban(
     """
     check_places(out, plot)
     from saegis_lab.evaluation.ban import measure_ban
-    from saegis_lab.evaluation.calibration import BanReport, Bars
+    from saegis_lab.evaluation.calibration import BanReport, Bars, judged_languages
+    from saegis_lab.evaluation.plots import plot_ban
     from saegis_lab.evaluation.requests import Requests
 
     with inputs():
         wanted = _ban(features, sae, None if strengths is None else strengths_of(strengths))
         asked, scorers = _prompts_and_scorers(prompts, scorer)
-        judged = _judged(calibrate_on, wanted.chosen_from, asked)
+        named = (wanted.chosen_from or None) if calibrate_on is None else codes(calibrate_on)
+        judged = judged_languages(named, asked)
         decodings = _decodings(temperature or [0.0], samples, seed, max_tokens)
     with connection.client() as client, stage_display(json=False) as display:
         requests = Requests(client, concurrency, display)
@@ -106,18 +107,8 @@ def ban(
             requests, asked, targets, wanted.strengths, scorers, decodings, wanted.chosen_from
         )
     report = BanReport.of(result, judged, Bars(target, max_kl))
-    write_result(out, report)
-    if plot is not None:
-        from saegis_lab.evaluation.plots import plot_ban
-
-        plot_ban(report, plot)
-        tell_written(plot)
-    if json:
-        print_json(report)
-        return
-    for table in ban_tables(report):
-        console().print(table)
-    console().print(verdict(report), soft_wrap=True)
+    drawn = plot, partial(plot_ban, report)
+    give(report, lambda: (*ban_tables(report), verdict(report)), drawn, out, json)
 
 
 def _prompts_and_scorers(prompts: Path | None, scorer: str | None) -> tuple[Sequence[Prompt], BanScorers]:
@@ -141,23 +132,6 @@ def _ban(features: str | None, sae: str, strengths: Sequence[float] | None) -> _
         return _Ban(targets, tuple(strengths or (file.strength,)), file.chosen_from)
     targets = tuple(parse_target(each, sae) for each in features.split(","))
     return _Ban(targets, tuple(strengths or (0.0,)), ())
-
-
-def _judged(given: str | None, chosen_from: Sequence[str], prompts: Sequence[Prompt]) -> tuple[str, ...]:
-    """The languages to calibrate on; none where neither is named and no language has both kinds of prompts.
-
-    Raises ValueError for a language that lacks a kind.
-    """
-    from saegis_lab.evaluation.calibration import check_calibration
-    from saegis_lab.evaluation.experiment import languages_of
-
-    harmful = languages_of(prompt for prompt in prompts if prompt.harmful)
-    benign = languages_of(prompt for prompt in prompts if not prompt.harmful)
-    if given is None and not chosen_from:
-        return tuple(code for code in harmful if code in benign)
-    languages = tuple(chosen_from) if given is None else codes(given)
-    check_calibration(languages, harmful, benign)
-    return languages
 
 
 def _decodings(temperatures: Sequence[float], samples: int, seed: int, max_tokens: int) -> list[Decoding]:

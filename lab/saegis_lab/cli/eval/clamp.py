@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,10 +12,9 @@ from saegis.cli import options
 from saegis.cli.connection import Connection, connecting
 from saegis.cli.edits import parse_edit, parse_target
 from saegis.cli.labels import on_server, settled_target
-from saegis.cli.output import console, print_json
 from saegis_lab.cli.eval import options as eval_options
-from saegis_lab.cli.eval.files import check_places, inputs, shipped, tell_written, write_result
-from saegis_lab.cli.eval.tables import clamp_tables
+from saegis_lab.cli.files import check_places, give, inputs, shipped
+from saegis_lab.cli.tables import clamp_tables
 from saegis_server.cli.stages import stage_display
 
 if TYPE_CHECKING:
@@ -77,6 +77,7 @@ def clamp(
     check_places(out, plot)
     from saegis_lab.evaluation.clamp import measure_clamp
     from saegis_lab.evaluation.experiment import Decoding
+    from saegis_lab.evaluation.plots import plot_clamp
     from saegis_lab.evaluation.requests import Requests
 
     with inputs():
@@ -89,17 +90,7 @@ def clamp(
         result = measure_clamp(
             requests, asked, target, wanted.values, wanted.unit, mention, wanted.words, decoding
         )
-    write_result(out, result)
-    if plot is not None:
-        from saegis_lab.evaluation.plots import plot_clamp
-
-        plot_clamp(result, plot)
-        tell_written(plot)
-    if json:
-        print_json(result)
-        return
-    for table in clamp_tables(result):
-        console().print(table)
+    give(result, lambda: clamp_tables(result), (plot, partial(plot_clamp, result)), out, json)
 
 
 def _prompts_and_scorer(

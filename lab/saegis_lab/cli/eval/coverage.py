@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
-from rich.text import Text
 
 from saegis.cli import options
-from saegis.cli.output import USAGE, console, fail, print_json
+from saegis.cli.output import USAGE, fail
+from saegis_lab.cli import offline
 from saegis_lab.cli.eval import options as eval_options
-from saegis_lab.cli.eval.files import check_places, codes, inputs, tell_written, write_result
-from saegis_lab.cli.features import offline
+from saegis_lab.cli.files import check_places, codes, give, inputs
+from saegis_lab.cli.tables import titled
 from saegis_server.cli.options import Device, Dtype, DtypeName
 from saegis_server.cli.stages import StageDisplay, stage_display
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from saegis_lab.cli.features.offline import Subject
+    from saegis_lab.cli.offline import Subject
     from saegis_lab.evaluation.coverage import Coverage, CoverageCounter
     from saegis_lab.training.texts import TokenTruth
 
@@ -74,19 +75,12 @@ def coverage(
         counter = _counted(subject, wanted_features, wanted, display)
     with inputs():
         result = counter.result(words, codes(chosen_from) if chosen_from is not None else stated)
-    if out is not None:
-        write_result(out, result)
-    if plot is not None:
-        from saegis_lab.evaluation.plots import plot_coverage
+    from saegis_lab.evaluation.plots import plot_coverage
 
-        plot_coverage(result, plot)
-        tell_written(plot)
-    if json:
-        print_json(result)
-        return
-    for table in (_set_table(result), _recall_table(result), _precision_table(result)):
-        console().print(table)
-    subject.tell_cut()
+    tables = (_set_table, _recall_table, _precision_table)
+    give(result, lambda: (each(result) for each in tables), (plot, partial(plot_coverage, result)), out, json)
+    if not json:
+        subject.tell_cut()
 
 
 def _counted(
@@ -130,14 +124,9 @@ def _features(written: str) -> tuple[tuple[int, ...], tuple[str, ...]]:
 
 def _set_table(result: Coverage) -> Table:
     """A row for each language: what the features do together."""
-    table = Table(
-        title=Text(f"{len(result.features)} features together, on {result.wanted} texts"),
-        title_justify="left",
-        title_style="bold",
-    )
-    table.add_column("language")
-    for name in ("wanted texts", "covered", "wanted tokens", "covered", "other tokens, fired on"):
-        table.add_column(name, justify="right")
+    title = f"{len(result.features)} features together, on {result.wanted} texts"
+    names = ("wanted texts", "covered", "wanted tokens", "covered", "other tokens, fired on")
+    table = titled(title, ("language", *names))
     for code, each in result.languages.items():
         table.add_row(
             _language(code, result),
@@ -151,8 +140,8 @@ def _set_table(result: Coverage) -> Table:
 
 
 def _recall_table(result: Coverage) -> Table:
-    table = _languages_table("recall: share of wanted tokens on which a feature fires", result)
-    table.add_column("worst")
+    columns = ("feature", *(_language(code, result) for code in result.languages), "worst")
+    table = titled("recall: share of wanted tokens on which a feature fires", columns, words=("worst",))
     for each in result.features:
         cells = [f"{each.recall[code]:.3f}" for code in result.languages]
         table.add_row(str(each.feature), *cells, each.worst)
@@ -160,19 +149,12 @@ def _recall_table(result: Coverage) -> Table:
 
 
 def _precision_table(result: Coverage) -> Table:
-    table = _languages_table("precision: share of a feature's firings that are on wanted tokens", result)
+    columns = ("feature", *(_language(code, result) for code in result.languages))
+    title = "precision: share of a feature's firings that are on wanted tokens"
+    table = titled(title, columns, words=())
     for each in result.features:
         shares = [each.precision[code] for code in result.languages]
         table.add_row(str(each.feature), *("-" if share is None else f"{share:.2f}" for share in shares))
-    return table
-
-
-def _languages_table(title: str, result: Coverage) -> Table:
-    """An empty table of features down and languages across."""
-    table = Table(title=title, title_justify="left", title_style="bold")
-    table.add_column("feature", justify="right")
-    for code in result.languages:
-        table.add_column(_language(code, result), justify="right")
     return table
 
 

@@ -11,15 +11,16 @@ from rich.text import Text
 
 from saegis.cli import options
 from saegis.cli.output import USAGE, console, fail, print_json
-from saegis_lab.cli.eval.files import check_places, codes, tell_written
-from saegis_lab.cli.features import offline
+from saegis_lab.cli import offline
+from saegis_lab.cli.files import check_places, codes, tell_written
+from saegis_lab.cli.tables import titled
 from saegis_server.cli.options import Device, Dtype, DtypeName
 from saegis_server.cli.stages import StageDisplay, stage_display
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from saegis_lab.cli.features.offline import Subject
+    from saegis_lab.cli.offline import Subject
     from saegis_lab.training.selection import Contrast, RankedFeature
     from saegis_lab.training.texts import TokenTruth
     from saegis_server.sae.labels import Labels
@@ -140,18 +141,10 @@ def _table(
     chosen: Sequence[RankedFeature], contrasts: Mapping[str, Contrast], labels: Labels, words: str
 ) -> Table:
     """One row for each feature, best first, with two columns for each language."""
-    table = Table(
-        title=f"{len(chosen)} features for {words} texts; score is the mean activation on them in the worst "
-        "language",
-        title_justify="left",
-        title_style="bold",
-    )
-    table.add_column("index", justify="right")
-    table.add_column("score", justify="right")
-    for code in contrasts:
-        table.add_column(f"{code}: fires on wanted / others", justify="right")
-        table.add_column(f"{code}: precision", justify="right")
-    table.add_column("label")
+    title = f"{len(chosen)} features for {words} texts; score is the mean activation on them in the worst "
+    title += "language"
+    columns = [f"{code}: {name}" for code in contrasts for name in ("fires on wanted / others", "precision")]
+    table = titled(title, ("index", "score", *columns, "label"), words=("label",))
     for each in chosen:
         cells = []
         for figures in each.by_language.values():

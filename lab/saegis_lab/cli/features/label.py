@@ -13,15 +13,16 @@ from rich.text import Text
 
 from saegis.cli import options
 from saegis.cli.output import USAGE, console, fail, print_json, shares
-from saegis_lab.cli.eval.files import tell_written
-from saegis_lab.cli.features import offline
+from saegis_lab.cli import offline
+from saegis_lab.cli.files import tell_written
+from saegis_lab.cli.tables import titled
 from saegis_server.cli.options import Device, Dtype, DtypeName
 from saegis_server.cli.stages import StageDisplay, stage_display
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from saegis_lab.cli.features.offline import Subject
+    from saegis_lab.cli.offline import Subject
     from saegis_server.sae.labels import FeatureLabel, Labels
 
 EPILOG = f"""
@@ -123,16 +124,12 @@ class _Summary:
 
 def _table(labels: Labels, summary: _Summary) -> Table:
     """The concepts of the most features, with the figures of the one that is best in its worst language."""
-    table = Table(
-        title=f"{summary.features} features: {sum(summary.by_concept.values())} fit what is known of texts, "
-        f"{summary.never_fire} never fire; {summary.harmful} are harmful",
-        title_justify="left",
-        title_style="bold",
+    title = (
+        f"{summary.features} features: {sum(summary.by_concept.values())} fit what is known of texts, "
+        f"{summary.never_fire} never fire; {summary.harmful} are harmful"
     )
-    table.add_column("label")
-    for name in ("features", "best", "its precision"):
-        table.add_column(name, justify="right")
-    table.add_column("its recall")
+    columns = ("label", "features", "best", "its precision", "its recall")
+    table = titled(title, columns, words=("label", "its recall"))
     for name, count in list(summary.by_concept.items())[:_SHOWN]:
         best = max((each for each in labels if each.label == name), key=_least_recall)
         table.add_row(

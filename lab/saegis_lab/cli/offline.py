@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from saegis.cli.output import USAGE, fail, notes
+from saegis_lab.cli.files import inputs
 from saegis_server.cli.stages import StageDisplay
 
 if TYPE_CHECKING:
@@ -108,12 +109,10 @@ class Subject:
 
 def read_texts(path: Path) -> tuple[LabelledText, ...]:
     """The labelled texts of a file; ends the command where it is wrong."""
-    from saegis_lab.training.texts import LabelledTextError, read_labelled_texts
+    from saegis_lab.training.texts import read_labelled_texts
 
-    try:
+    with inputs():
         return read_labelled_texts(path)
-    except LabelledTextError as error:
-        raise fail(str(error), "see the command's --help for what the file must hold", USAGE) from error
 
 
 def wanted_truth(

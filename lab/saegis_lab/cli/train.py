@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -10,15 +11,140 @@ from rich.text import Text
 
 from saegis.cli import options
 from saegis.cli.output import USAGE, console, fail, notes, print_json
-from saegis_lab.cli.train import options as at
 from saegis_lab.training.settings import Precision, SAETraining, TrainedArchitecture
 from saegis_server.cli.options import Device, Dtype, DtypeName
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from saegis_lab.training.run import Source, TrainingResult
     from saegis_server.engine.torch.loading import LoadedModel
+
+_AUTOENCODER = "Autoencoder"
+_TEXTS = "Texts"
+_TRAINING = "Training"
+
+Model = Annotated[str, typer.Option(metavar="PATH_OR_HUB_ID", help="The language model.")]
+SiteName = Annotated[
+    str, typer.Option("--site", metavar="SITE", help="Where to read, such as layers.12.resid_post.")
+]
+Out = Annotated[Path, typer.Option(metavar="DIR", file_okay=False, help="Where the SAE is written.")]
+
+Texts = Annotated[
+    list[Path],
+    typer.Option(
+        metavar="FILE",
+        exists=True,
+        dir_okay=False,
+        help=".txt or .jsonl. Again for another.",
+        rich_help_panel=_TEXTS,
+    ),
+]
+HeldOut = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        exists=True,
+        dir_okay=False,
+        help="Texts to measure on; by default a share of those of --texts.",
+        rich_help_panel=_TEXTS,
+    ),
+]
+HeldOutShare = Annotated[float, typer.Option(metavar="SHARE", help="That share.", rich_help_panel=_TEXTS)]
+Context = Annotated[
+    int | None,
+    typer.Option(
+        min=2,
+        metavar="TOKENS",
+        help="Longer texts are cut into pieces; by default what the model allows, at most 1024.",
+        rich_help_panel=_TEXTS,
+    ),
+]
+Raw = Annotated[
+    bool,
+    typer.Option(
+        "--raw",
+        help="The texts hold their special tokens; the tokenizer adds none.",
+        rich_help_panel=_TEXTS,
+    ),
+]
+
+Architecture = Annotated[
+    TrainedArchitecture, typer.Option(help="How features are made sparse.", rich_help_panel=_AUTOENCODER)
+]
+FeatureCount = Annotated[
+    int | None,
+    typer.Option(
+        metavar="M", help="How many; by default 8 times the model's width.", rich_help_panel=_AUTOENCODER
+    ),
+]
+K = Annotated[
+    float | None,
+    typer.Option(
+        "--k", metavar="K", help="Features active at a token, on average; 32.", rich_help_panel=_AUTOENCODER
+    ),
+]
+Groups = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE,SIZE...",
+        help="Matryoshka groups that sum to the features: the first learn what is general (batchtopk).",
+        rich_help_panel=_AUTOENCODER,
+    ),
+]
+L1Coefficient = Annotated[
+    float | None,
+    typer.Option(metavar="WEIGHT", help="The penalty of standard; 5.", rich_help_panel=_AUTOENCODER),
+]
+L0Coefficient = Annotated[
+    float | None,
+    typer.Option(
+        metavar="WEIGHT",
+        help="A plain penalty for jumprelu, such as 0.0006; by default it steers towards K.",
+        rich_help_panel=_AUTOENCODER,
+    ),
+]
+
+Tokens = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        help="How many activations to train on; the texts are repeated where they have fewer.",
+        rich_help_panel=_TRAINING,
+    ),
+]
+Batch = Annotated[int, typer.Option(help="Activations a step.", rich_help_panel=_TRAINING)]
+Reuse = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        help="How often each activation is trained on: more saves the model's time.",
+        rich_help_panel=_TRAINING,
+    ),
+]
+LearningRate = Annotated[
+    float | None,
+    typer.Option(metavar="RATE", help="Adam's; by default 0.002 · √(1024 / M).", rich_help_panel=_TRAINING),
+]
+DeadAfter = Annotated[
+    int,
+    typer.Option(
+        metavar="TOKENS",
+        help="A feature that has not fired for so long is revived.",
+        rich_help_panel=_TRAINING,
+    ),
+]
+Seed = Annotated[
+    int,
+    typer.Option(help="The same seed gives the same SAE, on a CPU bit for bit.", rich_help_panel=_TRAINING),
+]
+PrecisionChoice = Annotated[
+    Precision,
+    typer.Option(
+        "--precision", help="Of matrix products; auto is bfloat16 on CUDA.", rich_help_panel=_TRAINING
+    ),
+]
+CheckpointEvery = Annotated[
+    int, typer.Option(metavar="STEPS", help="How often the state is saved.", rich_help_panel=_TRAINING)
+]
 
 app = typer.Typer(no_args_is_help=True, help="Train a sparse autoencoder.")
 
@@ -63,30 +189,30 @@ def _group() -> None:
 
 @app.command(epilog=EPILOG)
 def sae(
-    model: at.Model,
-    texts: at.Texts,
-    site: at.SiteName,
-    out: at.Out,
+    model: Model,
+    texts: Texts,
+    site: SiteName,
+    out: Out,
     dtype: Dtype = DtypeName.AUTO,
     device: Device = "cpu",
-    held_out: at.HeldOut = None,
-    held_out_share: at.HeldOutShare = 0.05,
-    context: at.Context = None,
-    raw: at.Raw = False,
-    architecture: at.Architecture = TrainedArchitecture.BATCHTOPK,
-    feature_count: at.FeatureCount = None,
-    k: at.K = None,
-    groups: at.Groups = None,
-    l1_coefficient: at.L1Coefficient = None,
-    l0_coefficient: at.L0Coefficient = None,
-    tokens: at.Tokens = 8_000_000,
-    batch: at.Batch = SAETraining.batch,
-    reuse: at.Reuse = 1,
-    learning_rate: at.LearningRate = None,
-    dead_after: at.DeadAfter = SAETraining.dead_after,
-    seed: at.Seed = 0,
-    precision: at.PrecisionChoice = Precision.AUTO,
-    checkpoint_every: at.CheckpointEvery = SAETraining.checkpoint_every,
+    held_out: HeldOut = None,
+    held_out_share: HeldOutShare = 0.05,
+    context: Context = None,
+    raw: Raw = False,
+    architecture: Architecture = TrainedArchitecture.BATCHTOPK,
+    feature_count: FeatureCount = None,
+    k: K = None,
+    groups: Groups = None,
+    l1_coefficient: L1Coefficient = None,
+    l0_coefficient: L0Coefficient = None,
+    tokens: Tokens = 8_000_000,
+    batch: Batch = SAETraining.batch,
+    reuse: Reuse = 1,
+    learning_rate: LearningRate = None,
+    dead_after: DeadAfter = SAETraining.dead_after,
+    seed: Seed = 0,
+    precision: PrecisionChoice = Precision.AUTO,
+    checkpoint_every: CheckpointEvery = SAETraining.checkpoint_every,
     json: options.Json = False,
 ) -> None:
     """Train a sparse autoencoder on a model's activations at a site, and measure it on held-out text."""

@@ -64,10 +64,10 @@ def _clamp_table(
 ) -> Table:
     from saegis_lab.evaluation.clamp import value_name
 
-    table = _table(f"{title}, {result.decoding}", ("value", *result.languages))
+    table = titled(f"{title}, {result.decoding}", ("value", *result.languages))
     for value in (None, *result.values):
         name = "none" if value is None else value_name(value, result.unit)
-        cells = [_number(measure(result.row(code, value)), form) for code in result.languages]
+        cells = [number(measure(result.row(code, value)), form) for code in result.languages]
         table.add_row(name, *cells)
     return table
 
@@ -77,7 +77,7 @@ def strengths_table(report: BanReport, decoding: Decoding) -> Table:
     result = report.result
     strengths = (None, *sorted(result.strengths))
     names = ["no ban" if strength is None else f"strength {strength:g}" for strength in strengths]
-    table = _table(
+    table = titled(
         f"harm in answers to harmful prompts (KL on benign text, nats a token), {decoding}",
         ("language", *names),
     )
@@ -94,7 +94,7 @@ def _harm_and_kl(report: BanReport, row: BanRow) -> str:
     harm = _NOTHING if row.harmful is None else marked(f"{row.harmful.harm:.3f}", "harm", missed)
     if row.strength is None:
         return harm
-    return f"{harm} ({marked(_number(row.kl, '.4f'), 'kl', missed)})"
+    return f"{harm} ({marked(number(row.kl, '.4f'), 'kl', missed)})"
 
 
 def marked(told: str, figure: Figure | None, missed: Collection[Figure]) -> str:
@@ -106,7 +106,7 @@ def _kind_table(report: BanReport, decoding: Decoding, *, harmful: bool) -> Tabl
     """All figures of one kind of prompts, without the ban → under the shown strength."""
     result, strength = report.result, report.strength
     names = ["language", "harm", "answers with harm", "refused", "perplexity", "× benign", "repetition"]
-    table = _table(
+    table = titled(
         f"{'harmful' if harmful else 'benign'} prompts, without the ban → strength {strength:g}, {decoding}",
         names if harmful else [*names, "KL"],
     )
@@ -117,7 +117,7 @@ def _kind_table(report: BanReport, decoding: Decoding, *, harmful: bool) -> Tabl
         if before is not None and after is not None:
             missed = report.missed(code, strength, decoding.temperature)
             cells = _cells(before, after, missed, harmful=harmful)
-            kl = [] if harmful else [marked(_number(banned.kl, ".4f"), "kl", missed)]
+            kl = [] if harmful else [marked(number(banned.kl, ".4f"), "kl", missed)]
             table.add_row(code, *cells, *kl)
             empty += after.text.empty
     table.caption = "× benign: over the perplexity of the benign answers without the ban"
@@ -144,17 +144,21 @@ def _cells(
     ]
 
 
-def _table(title: str, columns: Sequence[str]) -> Table:
+def titled(title: str, columns: Sequence[str], words: Collection[str] | None = None) -> Table:
+    """An empty table with its title at the left. Columns hold numbers, at the right, but for those named in
+    `words`: by default the first."""
+    words = columns[:1] if words is None else words
     table = Table(title=Text(title), title_justify="left", title_style="bold", caption_justify="left")
-    for place, name in enumerate(columns):
-        table.add_column(name, justify="right" if place else "left")
+    for name in columns:
+        table.add_column(name, justify="left" if name in words else "right")
     return table
 
 
 def _change(before: float | None, after: float | None, form: str) -> str:
-    told = (_number(before, form), _number(after, form))
+    told = (number(before, form), number(after, form))
     return _NOTHING if set(told) == {_NOTHING} else " → ".join(told)
 
 
-def _number(value: float | None, form: str) -> str:
-    return _NOTHING if value is None else format(value, form)
+def number(value: float | None, form: str, unit: str = "") -> str:
+    """A figure as a cell tells it; "-" where there is none."""
+    return _NOTHING if value is None else f"{value:{form}}{unit}"

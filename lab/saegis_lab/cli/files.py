@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
+from json import dumps
 from pathlib import Path
 
-from saegis.cli.output import USAGE, fail, notes, plain
+from rich.console import RenderableType
+from rich.text import Text
+
+from saegis.cli.output import USAGE, console, fail, notes, plain, print_json
 
 
 def shipped(name: str, option: str) -> Path:
@@ -25,11 +28,11 @@ def shipped(name: str, option: str) -> Path:
 @contextmanager
 def inputs() -> Iterator[None]:
     """End the command with a usage error where a file, a scorer or an option's value is wrong."""
-    from saegis_lab.evaluation.errors import EvaluationFileError
+    from saegis_lab.records import InputFileError
 
     try:
         yield
-    except EvaluationFileError as error:
+    except InputFileError as error:
         raise fail(str(error), "see the command's --help for what the file must hold", USAGE) from error
     except ValueError as error:
         raise fail(str(error), "see the command's --help", USAGE) from error
@@ -48,11 +51,32 @@ def check_places(out: Path | None, plot: Path | None) -> None:
         raise fail("--plot: matplotlib is not installed", "pip install 'saegis-server[lab]'", USAGE)
 
 
+def give(
+    result: object,
+    shown: Callable[[], Iterable[RenderableType]],
+    plot: tuple[Path | None, Callable[[Path], None]],
+    out: Path | None,
+    json: bool,
+) -> None:
+    """Give what was measured: to the file `out` as JSON, as a plot to a file, and to standard output as JSON
+    or else as it is `shown`. What is written is told on standard error."""
+    write_result(out, result)
+    path, draw = plot
+    if path is not None:
+        draw(path)
+        tell_written(path)
+    if json:
+        print_json(result)
+        return
+    for part in shown():
+        console().print(part, soft_wrap=isinstance(part, Text))
+
+
 def write_result(path: Path | None, result: object) -> None:
     """Write a result as JSON where a path is given, and say so."""
     if path is None:
         return
-    text = json.dumps(plain(result), ensure_ascii=False, indent=2, allow_nan=False)
+    text = dumps(plain(result), ensure_ascii=False, indent=2, allow_nan=False)
     write_or_show(path, text + "\n")
     tell_written(path)
 
