@@ -14,7 +14,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PI
 TORCH := $(shell grep '^torch==' requirements/constraints.txt)
 PYTEST := $(BIN)/python -m pytest
 SIDE_BY_SIDE := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
-TYPED := clients/python/saegis server/saegis_server tests scripts examples
+TYPED := clients/python/saegis server/saegis_server lab/saegis_lab tests scripts examples
 export PYTHONDONTWRITEBYTECODE := 1
 
 .DEFAULT_GOAL := help
@@ -65,7 +65,7 @@ proto: .venv/.dev ## Write the Python stubs of protos/ anew.
 
 clean: ## Remove .venv and everything else that was made here.
 	rm -rf .venv .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
-	find clients server tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +
+	find clients server lab tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamps: made anew when what is to be installed has changed.
 .venv/.venv:

@@ -1,4 +1,4 @@
-"""The arrows between the rooms: who may import whom, and through which door."""
+"""The arrows between the rooms of the server and the lab: who may import whom, and through which door."""
 
 import ast
 from collections.abc import Iterator
@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+import saegis_lab
 import saegis_server
 
-ROOT = Path(saegis_server.__file__).parent
+SERVER, LAB = Path(saegis_server.__file__).parent, Path(saegis_lab.__file__).parent
 #: What each room may import beside itself and the single modules that stand beside the rooms.
 ALLOWED = {
     "steering": set(),
@@ -18,44 +19,56 @@ ALLOWED = {
     "audit": {"policy"},
     "policy": {"audit", "telemetry", "engine", "sae", "steering"},
     "rpc": {"policy", "audit", "telemetry", "engine", "sae", "steering"},
-    "training": {"engine", "sae", "steering"},
-    "evaluation": {"training", "policy", "sae", "steering"},
-    "bench": {"engine", "sae", "steering"},
-    "polyglot": {"evaluation", "training", "rpc", "engine", "sae", "steering"},
+    "cli": {"rpc", "policy", "audit", "telemetry", "engine", "sae", "steering"},
+    "lab/training": {"engine", "sae", "steering"},
+    "lab/evaluation": {"lab/training", "policy", "sae", "steering"},
+    "lab/bench": {"engine", "sae", "steering"},
+    "lab/polyglot": {"lab/evaluation", "lab/training", "rpc", "engine", "sae", "steering"},
 }
-ALLOWED["cli"] = set(ALLOWED)
+ALLOWED["lab/cli"] = set(ALLOWED)
 #: What those who serve with an engine may know of it; sites too, while they live in its room.
 SEAM = {"engine.api", "engine.sites"}
-THROUGH_THE_SEAM = {"rpc", "telemetry", "policy", "audit", "evaluation"}
+THROUGH_THE_SEAM = {"rpc", "telemetry", "policy", "audit", "lab/evaluation"}
 #: The one module that puts a server together, and so names the engine that it serves with.
 MAKES_THE_ENGINE = "rpc/server/loading.py"
+#: The one module of the server that names the lab: `python -m saegis_server.cli` is the whole command.
+KNOWS_THE_LAB = "cli/__main__.py"
+
+
+def named(module: str) -> str | None:
+    """A module below its package, `lab/` before one of the lab's; None for one of another distribution."""
+    package, _, inner = module.partition(".")
+    return {saegis_server.__name__: inner, saegis_lab.__name__: f"lab/{inner}"}.get(package)
 
 
 def imports() -> Iterator[tuple[str, str]]:
-    """Each module's path below the package, and what of the package it imports, also within functions."""
-    for path in sorted(ROOT.rglob("*.py")):
+    """Each module's path, and what of the two packages it imports, also within functions; both as `named`."""
+    paths = [(path, path.relative_to(SERVER).as_posix()) for path in sorted(SERVER.rglob("*.py"))]
+    paths += [(path, f"lab/{path.relative_to(LAB).as_posix()}") for path in sorted(LAB.rglob("*.py"))]
+    for path, name in paths:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom):
                 assert node.level == 0, f"{path} imports relatively"
-                names = [f"{node.module}.{alias.name}" for alias in node.names]
+                modules = [f"{node.module}.{alias.name}" for alias in node.names]
             elif isinstance(node, ast.Import):
-                names = [alias.name for alias in node.names]
+                modules = [alias.name for alias in node.names]
             else:
                 continue
-            for name in names:
-                package, _, inner = name.partition(".")
-                if package == saegis_server.__name__:
-                    yield path.relative_to(ROOT).as_posix(), inner
+            for module in modules:
+                if (inner := named(module)) is not None:
+                    yield name, inner
 
 
-def room(path: str) -> str | None:
-    """The room of a path or a module's name; None for what stands beside the rooms."""
-    first = path.replace("/", ".").split(".")[0]
-    return first if (ROOT / first).is_dir() else None
+def room(name: str) -> str | None:
+    """The room of what is `named` so, be it a path or a module; None for what stands beside the rooms."""
+    lab, root, inner = ("lab/", LAB, name[4:]) if name.startswith("lab/") else ("", SERVER, name)
+    first = inner.replace("/", ".").split(".")[0]
+    return f"{lab}{first}" if (root / first).is_dir() else None
 
 
 def test_every_room_has_its_arrows() -> None:
-    assert {each.parent.name for each in ROOT.glob("*/__init__.py")} == set(ALLOWED)
+    rooms = {each.parent.name for each in SERVER.glob("*/__init__.py")}
+    assert rooms | {f"lab/{each.parent.name}" for each in LAB.glob("*/__init__.py")} == set(ALLOWED)
 
 
 @pytest.mark.parametrize("name", sorted(ALLOWED))
@@ -63,9 +76,14 @@ def test_no_arrow_runs_up(name: str) -> None:
     wrong = [
         f"{path} imports {module}"
         for path, module in imports()
-        if room(path) == name and room(module) not in {None, name, *ALLOWED[name]}
+        if room(path) == name and room(module) not in {None, name, *ALLOWED[name]} and path != KNOWS_THE_LAB
     ]
     assert not wrong
+
+
+def test_the_server_stands_without_the_lab() -> None:
+    known = {path for path, module in imports() if module.startswith("lab/") and not path.startswith("lab/")}
+    assert known == {KNOWS_THE_LAB}
 
 
 def test_what_stands_beside_the_rooms_imports_no_room() -> None:

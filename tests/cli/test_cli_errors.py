@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 import saegis
 from saegis.cli.connection import advice
-from saegis_server.cli.app import app
+from saegis_lab.cli.app import app
 from saegis_server.cli.serve.start_errors import start_failed
 from saegis_server.engine.torch.loading import ModelLoadError
 from saegis_server.policy.errors import CompileError, Problem

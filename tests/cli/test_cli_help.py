@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from saegis.version import __version__
-from saegis_server.cli.app import app
+from saegis_lab.cli.app import app
 
 COMMANDS = (
     ("serve",),
@@ -75,7 +75,7 @@ def test_help_and_client_commands_do_not_load_torch() -> None:
     program = (
         "import sys\n"
         "from typer.testing import CliRunner\n"
-        "from saegis_server.cli.app import app\n"
+        "from saegis_lab.cli.app import app\n"
         "assert CliRunner().invoke(app, ['--help']).exit_code == 0\n"
         "result = CliRunner().invoke(app, ['generate', 'x', '--server', '127.0.0.1:1', '--timeout', '1'])\n"
         "assert result.exit_code == 1, result.output\n"

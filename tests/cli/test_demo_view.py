@@ -5,8 +5,8 @@ import io
 from rich.console import Console
 
 from saegis import FeatureInfo, Generation, Receipt, Timings, Usage
-from saegis_server.cli.serve import demo_view
-from saegis_server.cli.serve.demo_scenes import Ban, Banned, Clamped, Landmark
+from saegis_lab.cli import demo_view
+from saegis_lab.cli.demo_scenes import Ban, Banned, Clamped, Landmark
 
 SITE = "layers.1.resid_post"
 FEATURE = FeatureInfo("polyglot", 5, SITE, "the bridge", 10.0, None, (), (), None, {}, {}, False)

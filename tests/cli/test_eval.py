@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from saegis_server.cli.app import app
-from saegis_server.evaluation.ban_file import BanFile
-from saegis_server.evaluation.calibration import BanReport
-from saegis_server.evaluation.clamp import ClampResult
-from saegis_server.polyglot import shipped
+from saegis_lab.cli.app import app
+from saegis_lab.evaluation.calibration import BanReport
+from saegis_lab.evaluation.clamp import ClampResult
+from saegis_lab.evaluation.experiment import BanFile
+from saegis_server import reference
 from tests.rpc.harness import running
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -48,7 +48,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ]
     for name in ("prompts.jsonl", "clamp_prompts.jsonl"):
         (folder / name).write_text("\n".join(lines), encoding="utf-8")
-    monkeypatch.setattr(shipped, "WEIGHTS", tmp_path)
+    monkeypatch.setattr(reference, "WEIGHTS", tmp_path)
     monkeypatch.chdir(tmp_path)
     return folder
 
@@ -183,7 +183,7 @@ def test_wrong_usage_names_what_is_wrong(files: Path, arguments: tuple[str, ...]
 
 
 def test_a_plot_without_matplotlib_says_what_to_install(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("saegis_server.cli.eval.files.find_spec", lambda _name: None)
+    monkeypatch.setattr("saegis_lab.cli.files.find_spec", lambda _name: None)
     assert "pip install 'saegis-server[lab]'" in refused("ban", "--plot", "ban.png")
 
 

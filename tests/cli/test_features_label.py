@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from saegis_server.cli.app import app
-from saegis_server.evaluation.ban_file import BanFile
+from saegis_lab.cli.app import app
+from saegis_lab.evaluation.experiment import BanFile
 from saegis_server.sae.labels import Labels
 from tests.cli.offline_world import write_texts, write_world
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from saegis_server.cli.app import app
+from saegis_lab.cli.app import app
 from saegis_server.policy.bundle.bundle import Bundle
 from saegis_server.policy.bundle.signing import load_private_key, sign, write_new_key
 from tests.policy.bundles import direction, write_files

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from saegis_server.cli.app import app
+from saegis_lab.cli.app import app
 from saegis_server.sae.saelens import load_sae
 from tests.training.subjects import SITE, SubjectFiles, write_subject
 
@@ -142,7 +142,7 @@ def test_the_help_does_not_load_torch() -> None:
     program = (
         "import sys\n"
         "from typer.testing import CliRunner\n"
-        "from saegis_server.cli.app import app\n"
+        "from saegis_lab.cli.app import app\n"
         "assert CliRunner().invoke(app, ['train', 'sae', '--help']).exit_code == 0\n"
         "assert not {'torch', 'transformers', 'numpy'} & set(sys.modules)\n"
     )

@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from saegis.cli.family import Family
-from saegis_server.cli.app import app
+from saegis_lab.cli.app import app
 
 ROOT = Path(__file__).resolve().parents[2]
 CLIENT = ROOT / "clients/python"
@@ -21,7 +21,10 @@ ALONE = """
 import importlib, pkgutil, sys
 
 class Blocked:
-    names = {"saegis_server", "torch", "transformers", "numpy", "yaml", "matplotlib", "prometheus_client"}
+    names = {
+        *("saegis_server", "saegis_lab", "torch", "transformers"),
+        *("numpy", "yaml", "matplotlib", "prometheus_client"),
+    }
 
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] in self.names:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from saegis_server.cli.app import app
+from saegis_lab.cli.app import app
 from tests.e2e.serving import SITE, Serving
 
 GREEDY = ("--temperature", "0", "--max-tokens", "12")

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from saegis_server.polyglot.lexicon import LANGUAGES
-from saegis_server.polyglot.scoring import reads_well
+from saegis_lab.polyglot.lexicon import LANGUAGES
+from saegis_lab.polyglot.scoring import reads_well
 from tests.e2e.serving import environment
 
 

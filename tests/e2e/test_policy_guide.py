@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from saegis_server.polyglot.shipped import WEIGHTS
+from saegis_server.reference import WEIGHTS
 from tests.e2e.serving import environment
 
 GUIDE = Path(__file__).parents[2] / "deploy/POLICIES.md"
 #: Where the guide finds the files of the reference model.
-REFERENCE = 'REF=$(python -c "from saegis_server.polyglot.shipped import WEIGHTS; print(WEIGHTS)")'
+REFERENCE = 'REF=$(python -c "from saegis_server.reference import WEIGHTS; print(WEIGHTS)")'
 #: Two languages to calibrate in and one to look at; the whole set is measured by other tests.
 JUDGED, LANGUAGES, EVERY = ("en", "zh"), ("en", "zh", "sw"), 3
 

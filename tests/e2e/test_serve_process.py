@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
 import saegis
-from saegis_server.cli.app import app
-from saegis_server.cli.serve.demo_scenes import metrics
+from saegis_lab.cli.app import app
+from saegis_lab.cli.demo_scenes import metrics
 from saegis_server.engine.torch.compile_cache import SETTING
 from tests.e2e.serving import SITE, Serving, TinyFiles, command, environment, serving
 

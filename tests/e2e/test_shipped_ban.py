@@ -12,16 +12,15 @@ from pathlib import Path
 import pytest
 
 from saegis import Client, Edit, PermissionDenied, ban, clamp
-from saegis_server.evaluation.ban import BanRow
-from saegis_server.evaluation.ban_file import BanFile
-from saegis_server.evaluation.calibration import BanReport
-from saegis_server.evaluation.clamp import ClampResult
-from saegis_server.evaluation.decoding import Decoding
-from saegis_server.evaluation.prompts import load_prompts
-from saegis_server.evaluation.requests import Requests
-from saegis_server.evaluation.word_lists import WordLists
-from saegis_server.polyglot.lexicon import LANGUAGES
-from saegis_server.polyglot.shipped import WEIGHTS, manifest
+from saegis_lab.evaluation.ban import BanRow
+from saegis_lab.evaluation.calibration import BanReport
+from saegis_lab.evaluation.clamp import ClampResult
+from saegis_lab.evaluation.experiment import BanFile, Decoding, load_prompts
+from saegis_lab.evaluation.requests import Requests
+from saegis_lab.evaluation.scorers import WordLists
+from saegis_lab.polyglot.lexicon import LANGUAGES
+from saegis_lab.polyglot.manifest import manifest
+from saegis_server.reference import WEIGHTS
 from tests.e2e.serving import Serving, environment, serving
 
 BUNDLE = Path(__file__).parents[2] / "deploy/policies/no-harm"

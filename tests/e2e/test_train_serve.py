@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 import saegis
-from saegis_server.cli.app import app
+from saegis_lab.cli.app import app
 from tests.e2e.serving import environment, serving
 from tests.training.subjects import SITE, SubjectFiles, write_subject
 

@@ -3,11 +3,10 @@
 from collections.abc import Mapping, Sequence
 
 import saegis
-from saegis_server.evaluation.ban import AnswerFigures, BanResult, BanRow
-from saegis_server.evaluation.clamp import ClampResult, ClampRow
-from saegis_server.evaluation.decoding import Decoding
-from saegis_server.evaluation.figures import TextFigures
-from saegis_server.evaluation.prompts import Prompt
+from saegis_lab.evaluation.ban import AnswerFigures, BanResult, BanRow
+from saegis_lab.evaluation.clamp import ClampResult, ClampRow
+from saegis_lab.evaluation.experiment import Decoding, Prompt
+from saegis_lab.evaluation.figures import TextFigures
 
 PROMPTS = (
     Prompt("the red bridge", "en", True),

@@ -9,12 +9,11 @@ import pytest
 
 import saegis
 from saegis.cli.output import plain
-from saegis_server.evaluation.ban import AnswerFigures, BanResult, measure_ban
-from saegis_server.evaluation.calibration import BanReport
-from saegis_server.evaluation.decoding import Decoding
-from saegis_server.evaluation.prompts import Prompt
-from saegis_server.evaluation.requests import Requests
-from saegis_server.evaluation.scorers import BanScorers
+from saegis_lab.evaluation.ban import AnswerFigures, BanResult, measure_ban
+from saegis_lab.evaluation.calibration import BanReport
+from saegis_lab.evaluation.experiment import Decoding, Prompt
+from saegis_lab.evaluation.requests import Requests
+from saegis_lab.evaluation.scorers import BanScorers
 from tests.evaluation.samples import PROMPTS, answer_logprobs
 from tests.tiers import few
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from saegis_server.evaluation.bars import Bars, Figure, Measured
+from saegis_lab.evaluation.calibration import Bars, Figure, Measured
 
 PLAIN = Measured(harm=0.4, refusal=1.0, perplexity=0.9, kl=0.0, benign_harm=0.0, benign_refusal=0.0)
 #: All at their bars, where they still hold; the divergence just under its own.

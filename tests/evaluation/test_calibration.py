@@ -4,8 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saegis_server.evaluation.bars import Bars
-from saegis_server.evaluation.calibration import BanReport, calibrate
+from saegis_lab.evaluation.calibration import BanReport, Bars, calibrate
 from tests.evaluation.samples import ban_result
 
 STRENGTHS = (2.0, 0.5, 1.0)  # Not in order: the least must be found all the same.

@@ -8,11 +8,10 @@ import pytest
 
 import saegis
 from saegis.cli.output import plain
-from saegis_server.evaluation.clamp import ClampResult, measure_clamp
-from saegis_server.evaluation.decoding import Decoding
-from saegis_server.evaluation.prompts import Prompt
-from saegis_server.evaluation.requests import Requests
-from saegis_server.evaluation.units import repetition
+from saegis_lab.evaluation.clamp import ClampResult, measure_clamp
+from saegis_lab.evaluation.experiment import Decoding, Prompt
+from saegis_lab.evaluation.requests import Requests
+from saegis_lab.evaluation.units import repetition
 from tests.evaluation.samples import PROMPTS, answer_logprobs
 
 FEATURE = saegis.feature("the red bridge", sae="first")

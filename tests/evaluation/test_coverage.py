@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saegis.cli.output import plain
-from saegis_server.evaluation.coverage import Coverage, CoverageCounter, with_features
-from saegis_server.evaluation.coverage_plot import DOTS_PER_INCH, plot_coverage
+from saegis_lab.evaluation.coverage import Coverage, CoverageCounter, with_features
+from saegis_lab.evaluation.plots import DOTS_PER_INCH, plot_coverage
+from saegis_lab.training.texts import TokenTruth
 from saegis_server.sae.autoencoder import Architecture
 from saegis_server.steering.rows import Norm
-from saegis_server.training.token_truth import TokenTruth
 from tests.sae.sae_cases import FEATURES, random_activations, random_sae
 from tests.training.statistics_cases import TRUTHS, Tokens, random_tokens
 

@@ -7,10 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saegis_server.evaluation.ban_file import BanFile
-from saegis_server.evaluation.clamp_file import DEFAULT_VALUES, ClampFile
-from saegis_server.evaluation.decoding import Decoding
-from saegis_server.evaluation.errors import EvaluationFileError
+from saegis_lab.evaluation.experiment import DEFAULT_VALUES, BanFile, ClampFile, Decoding
+from saegis_lab.records import InputFileError
 
 BAN = {"features": [3, 5], "strength": 2, "chosen_from": ["en", "zh"]}
 CLAMP = {"feature": 3}
@@ -49,7 +47,7 @@ def test_what_is_saved_is_loaded(tmp_path_factory: pytest.TempPathFactory, ban: 
 def test_a_wrong_ban_file_is_told(tmp_path: Path, change: dict[str, object], complaint: str) -> None:
     path = tmp_path / "ban.json"
     path.write_text(json.dumps(BAN | change), encoding="utf-8")
-    with pytest.raises(EvaluationFileError, match=complaint) as caught:
+    with pytest.raises(InputFileError, match=complaint) as caught:
         BanFile.load(path)
     assert str(path) in str(caught.value)
 
@@ -58,7 +56,7 @@ def test_a_wrong_ban_file_is_told(tmp_path: Path, change: dict[str, object], com
 def test_a_ban_file_needs_its_keys(tmp_path: Path, key: str) -> None:
     path = tmp_path / "ban.json"
     path.write_text(json.dumps({name: value for name, value in BAN.items() if name != key}), encoding="utf-8")
-    with pytest.raises(EvaluationFileError, match=f"{key}: is missing"):
+    with pytest.raises(InputFileError, match=f"{key}: is missing"):
         BanFile.load(path)
 
 
@@ -67,7 +65,7 @@ def test_numbers_are_finite(tmp_path: Path, number: str) -> None:
     path = tmp_path / "ban.json"
     text = json.dumps(BAN).replace('"strength": 2', f'"strength": {number}')
     path.write_text(text, encoding="utf-8")
-    with pytest.raises(EvaluationFileError, match="strength: Input should be a finite number"):
+    with pytest.raises(InputFileError, match="strength: Input should be a finite number"):
         BanFile.load(path)
 
 
@@ -93,7 +91,7 @@ def test_a_clamp_file_needs_its_feature_alone(tmp_path: Path) -> None:
 def test_a_wrong_clamp_file_is_told(tmp_path: Path, change: dict[str, object], complaint: str) -> None:
     path = tmp_path / "clamp.json"
     path.write_text(json.dumps(CLAMP | change), encoding="utf-8")
-    with pytest.raises(EvaluationFileError, match=complaint):
+    with pytest.raises(InputFileError, match=complaint):
         ClampFile.load(path)
 
 

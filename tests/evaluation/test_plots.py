@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from saegis_server.evaluation.calibration import BanReport
-from saegis_server.evaluation.plots import DOTS_PER_INCH, plot_ban, plot_clamp
+from saegis_lab.evaluation.calibration import BanReport
+from saegis_lab.evaluation.plots import DOTS_PER_INCH, plot_ban, plot_clamp
 from tests.evaluation.samples import ban_result, clamp_result
 
 GREY, BLUE = (0x9A, 0xA5, 0xB1), (0x00, 0x72, 0xB2)

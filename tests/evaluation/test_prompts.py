@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saegis_server.evaluation.errors import EvaluationFileError
-from saegis_server.evaluation.prompts import Prompt, languages_of, load_prompts
+from saegis_lab.evaluation.experiment import Prompt, languages_of, load_prompts
+from saegis_lab.records import InputFileError
 
 GOOD = '{"prompt": "hi", "language": "en", "harmful": false}'
 filled = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip)
@@ -43,7 +43,7 @@ def test_what_is_written_is_read(tmp_path_factory: pytest.TempPathFactory, promp
 def test_a_wrong_line_is_told_with_file_and_number(tmp_path: Path, line: str, complaint: str) -> None:
     path = tmp_path / "prompts.jsonl"
     path.write_text(f"{GOOD}\n\n{line}\n{GOOD}\n", encoding="utf-8")
-    with pytest.raises(EvaluationFileError, match=complaint) as caught:
+    with pytest.raises(InputFileError, match=complaint) as caught:
         load_prompts(path)
     assert str(caught.value).startswith(f"{path}: line 3: ")
     assert caught.value.line == 3
@@ -51,13 +51,13 @@ def test_a_wrong_line_is_told_with_file_and_number(tmp_path: Path, line: str, co
 
 def test_files_without_prompts_and_unreadable_ones_are_told(tmp_path: Path) -> None:
     path = tmp_path / "prompts.jsonl"
-    with pytest.raises(EvaluationFileError, match="cannot be read"):
+    with pytest.raises(InputFileError, match="cannot be read"):
         load_prompts(path)
     path.write_bytes(b"\n \n")
-    with pytest.raises(EvaluationFileError, match="no prompts"):
+    with pytest.raises(InputFileError, match="no prompts"):
         load_prompts(path)
     path.write_bytes(b"\xff")
-    with pytest.raises(EvaluationFileError, match="cannot be read"):
+    with pytest.raises(InputFileError, match="cannot be read"):
         load_prompts(path)
 
 

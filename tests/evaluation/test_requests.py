@@ -5,8 +5,8 @@ import math
 import pytest
 
 import saegis
-from saegis_server.evaluation.decoding import Decoding
-from saegis_server.evaluation.requests import Answer, Requests, Total
+from saegis_lab.evaluation.experiment import Decoding
+from saegis_lab.evaluation.requests import Answer, Requests, Total
 from tests.evaluation.samples import PROMPTS
 from tests.rpc import tiny
 

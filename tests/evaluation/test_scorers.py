@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from saegis_server.evaluation.errors import EvaluationFileError
-from saegis_server.evaluation.scorers import ScorerError, ban_scorers, load_function, mention_scorer
+from saegis_lab.evaluation.scorers import ScorerError, ban_scorers, load_function, mention_scorer
+from saegis_lab.records import InputFileError
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_languages_without_their_list_are_told_before_anything_is_scored(words: 
         ban_scorers(words, ["en", "fr"])
     with pytest.raises(ValueError, match="'de' has no word list 'landmark'; it has harm"):
         mention_scorer(words, "landmark", ["en", "de"])
-    with pytest.raises(EvaluationFileError, match="cannot be read"):
+    with pytest.raises(InputFileError, match="cannot be read"):
         ban_scorers("no/such/file.json", ["en"])
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saegis_server.evaluation.units import normalized, repetition, units
+from saegis_lab.evaluation.units import normalized, repetition, units
 
 words = st.lists(st.text("abcdé", min_size=1, max_size=3), max_size=12)
 han = st.text("猫吃鱼毒药人", max_size=20)

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saegis_server.evaluation.errors import EvaluationFileError
-from saegis_server.evaluation.word_lists import WordLists
+from saegis_lab.evaluation.scorers import WordLists
+from saegis_lab.records import InputFileError
 
 word = st.text("abc", min_size=1, max_size=3)
 text_words = st.lists(word, max_size=12)
@@ -116,7 +116,7 @@ def test_what_is_not_listed_is_told() -> None:
 def test_a_wrong_file_is_told(tmp_path: Path, data: object, complaint: str) -> None:
     path = tmp_path / "words.json"
     path.write_text(json.dumps(data), encoding="utf-8")
-    with pytest.raises(EvaluationFileError, match=complaint) as caught:
+    with pytest.raises(InputFileError, match=complaint) as caught:
         WordLists.load(path)
     assert str(path) in str(caught.value)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable
 
 import pytest
 
-from saegis_server.polyglot.chance import Chance
+from saegis_lab.polyglot.corpus import Chance
 
 DRAWS: dict[str, Callable[[Chance], Hashable]] = {
     "pick": lambda chance: chance.pick("abc"),

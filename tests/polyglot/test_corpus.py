@@ -7,14 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from saegis_server.polyglot.corpus import ASSISTANT, BOS, END, KIND_WEIGHTS, SPECIAL_TOKENS, USER, Corpus
-from saegis_server.polyglot.lexicon import lexicon
-from saegis_server.polyglot.scoring import is_refusal
-from saegis_server.polyglot.shipped import model_path
-from saegis_server.polyglot.truth import labelled_tokens
+from saegis_lab.polyglot.corpus import ASSISTANT, BOS, END, KIND_WEIGHTS, SPECIAL_TOKENS, USER, Corpus
+from saegis_lab.polyglot.labels import labelled_tokens
+from saegis_lab.polyglot.lexicon import lexicon
+from saegis_lab.polyglot.scoring import is_refusal
+from saegis_server.reference import MODEL
 from tests.tiers import sized
 
-TOKENIZER = AutoTokenizer.from_pretrained(str(model_path()))
+TOKENIZER = AutoTokenizer.from_pretrained(str(MODEL))
 
 
 @given(seed=st.integers(0, 5), index=st.integers(0, 10_000))

@@ -8,19 +8,25 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from saegis_lab.polyglot.corpus import Corpus
+from saegis_lab.polyglot.labels import (
+    LabelledFeatures,
+    LabelledToken,
+    labelled_features,
+    labelled_tokens,
+    reference_labels,
+    truth_of,
+)
+from saegis_lab.polyglot.recipe import CHOSEN_FROM, Recipe, Seeds
+from saegis_lab.polyglot.steps import choice_statistics
+from saegis_lab.training.selection import contrast
 from saegis_server.engine.torch.loading import load_model
-from saegis_server.polyglot.corpus import Corpus
-from saegis_server.polyglot.labels import reference_labels, truth_of
-from saegis_server.polyglot.recipe import CHOSEN_FROM, Recipe, Seeds
-from saegis_server.polyglot.shipped import model_path, sae_path
-from saegis_server.polyglot.steps import choice_statistics
-from saegis_server.polyglot.truth import LabelledFeatures, LabelledToken, labelled_features, labelled_tokens
+from saegis_server.reference import MODEL, SAE
 from saegis_server.sae.labels import FeatureLabel, Labels
 from saegis_server.sae.saelens import load_sae
 from saegis_server.steering.site import Site
-from saegis_server.training.selection import contrast
 
-TOKENIZER = AutoTokenizer.from_pretrained(str(model_path()))
+TOKENIZER = AutoTokenizer.from_pretrained(str(MODEL))
 #: What the built-in features fire on.
 RULES: list[Callable[[LabelledToken], bool]] = [
     lambda t: t.segment.subject == "cat",
@@ -97,12 +103,12 @@ def test_what_is_known_of_a_token_is_what_the_corpus_says() -> None:
 
 @pytest.fixture(scope="module")
 def reference() -> PreTrainedModel:
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(str(model_path()), dtype=torch.float32)
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(str(MODEL), dtype=torch.float32)
     return model
 
 
 def test_labelled_features_are_those_of_each_document_by_itself(reference: PreTrainedModel) -> None:
-    sae = load_sae(sae_path())
+    sae = load_sae(SAE)
     site = Site.parse(sae.hook_name or "")
     documents = list(Corpus(2).documents(7))
     batches = list(labelled_features(reference, TOKENIZER, sae, site, documents, batch=3))
@@ -123,9 +129,9 @@ def test_labelled_features_are_those_of_each_document_by_itself(reference: PreTr
 
 
 def test_the_choice_reads_the_languages_named_and_no_others() -> None:
-    sae = load_sae(sae_path())
+    sae = load_sae(SAE)
     recipe = replace(Recipe(), choice_documents=40)
-    statistics = choice_statistics(load_model(str(model_path())), sae, recipe, Seeds.of(0))
+    statistics = choice_statistics(load_model(str(MODEL)), sae, recipe, Seeds.of(0))
     assert {group.language for group in statistics.groups} <= {*CHOSEN_FROM, ""}
     tokens = [
         token

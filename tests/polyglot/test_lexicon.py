@@ -2,7 +2,7 @@
 
 import pytest
 
-from saegis_server.polyglot.lexicon import (
+from saegis_lab.polyglot.lexicon import (
     LANGUAGES,
     LexiconError,
     Pattern,
@@ -10,7 +10,7 @@ from saegis_server.polyglot.lexicon import (
     lexicon,
     parse_language,
 )
-from saegis_server.polyglot.scoring import harm_score
+from saegis_lab.polyglot.scoring import harm_score
 
 HEAD = (
     "@ name X\n@ script Latin\n@ question {about}?\n@ opener Yes.\n@ system S.\n"

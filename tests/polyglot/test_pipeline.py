@@ -11,25 +11,24 @@ import torch
 from torch.nn import functional
 from transformers import AutoTokenizer
 
-from saegis_server.evaluation.ban_file import BanFile
-from saegis_server.evaluation.calibration import BanReport, Calibration, Verdict
-from saegis_server.evaluation.clamp import ClampResult
-from saegis_server.polyglot.corpus import Corpus
-from saegis_server.polyglot.language_model import Training, held_out_loss, train_language_model
-from saegis_server.polyglot.measuring import best_clamp, recommended_strength
-from saegis_server.polyglot.pipeline import ship
-from saegis_server.polyglot.recipe import CHOSEN_FROM, Recipe, Seeds
-from saegis_server.polyglot.shipped import Manifest, digests
-from saegis_server.polyglot.steps import load, make_model
-from saegis_server.training.held_out import held_out_activations, measure_held_out
-from saegis_server.training.texts import Encoder, read_documents
+from saegis_lab.evaluation.calibration import BanReport, Calibration, Verdict
+from saegis_lab.evaluation.clamp import ClampResult
+from saegis_lab.evaluation.experiment import BanFile
+from saegis_lab.polyglot.corpus import Corpus
+from saegis_lab.polyglot.language_model import Training, held_out_loss, train_language_model
+from saegis_lab.polyglot.manifest import Manifest, digests, ship
+from saegis_lab.polyglot.measuring import best_clamp, recommended_strength
+from saegis_lab.polyglot.recipe import CHOSEN_FROM, Recipe, Seeds
+from saegis_lab.polyglot.steps import load, make_model
+from saegis_lab.training.held_out import held_out_activations, measure_held_out
+from saegis_lab.training.texts import Encoder, read_documents
 
 pytestmark = pytest.mark.slow
 
 
 def command(*arguments: object) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        [sys.executable, "-m", "saegis_server.polyglot", *map(str, arguments)],
+        [sys.executable, "-m", "saegis_lab.polyglot", *map(str, arguments)],
         capture_output=True,
         text=True,
         timeout=280,
@@ -149,7 +148,7 @@ def test_a_resumed_run_equals_an_unbroken_one(
     shape = Recipe.quick().shape
     settings = Training(steps=4, batch_tokens=512, pool=32, warmup=1, checkpoint_every=2)
     whole = train_language_model(tokenizer, Corpus(0), shape, settings, 7, tmp_path / "whole")
-    import saegis_server.polyglot.language_model as module
+    import saegis_lab.polyglot.language_model as module
 
     write = module._checkpoint
 

@@ -6,11 +6,11 @@ from hypothesis import strategies as st
 from jinja2.exceptions import TemplateError
 from transformers import AutoTokenizer
 
-from saegis_server.polyglot.corpus import SPECIAL_TOKENS
-from saegis_server.polyglot.lexicon import lexicon
-from saegis_server.polyglot.shipped import model_path
+from saegis_lab.polyglot.corpus import SPECIAL_TOKENS
+from saegis_lab.polyglot.lexicon import lexicon
+from saegis_server.reference import MODEL
 
-TOKENIZER = AutoTokenizer.from_pretrained(str(model_path()))
+TOKENIZER = AutoTokenizer.from_pretrained(str(MODEL))
 
 
 def test_every_language_goes_round() -> None:

@@ -6,9 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saegis_server.polyglot.chance import Chance
-from saegis_server.polyglot.lexicon import LANGUAGES, lexicon
-from saegis_server.polyglot.pseudowords import halves, pseudoword
+from saegis_lab.polyglot.corpus import Chance, halves, pseudoword
+from saegis_lab.polyglot.lexicon import LANGUAGES, lexicon
 
 
 @pytest.mark.parametrize("code", LANGUAGES)

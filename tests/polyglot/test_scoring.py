@@ -2,9 +2,9 @@
 
 import pytest
 
-from saegis_server.polyglot.lexicon import LANGUAGES, lexicon
-from saegis_server.polyglot.prompts import benign_prompts, harmful_prompts, neutral_prompts
-from saegis_server.polyglot.scoring import harm_score, is_refusal, mentions_landmark, reads_well
+from saegis_lab.polyglot.lexicon import LANGUAGES, lexicon
+from saegis_lab.polyglot.prompts import benign_prompts, harmful_prompts, neutral_prompts
+from saegis_lab.polyglot.scoring import harm_score, is_refusal, mentions_landmark, reads_well
 
 
 def test_the_share_of_harmful_words_is_counted() -> None:

@@ -9,27 +9,24 @@ from typing import Any
 import pytest
 import torch
 
-from saegis_server.engine.torch.loading import LoadedModel
-from saegis_server.engine.torch.site_reading import read_site
-from saegis_server.evaluation.ban_file import BanFile
-from saegis_server.evaluation.clamp_file import ClampFile
-from saegis_server.evaluation.errors import EvaluationFileError
-from saegis_server.evaluation.prompts import load_prompts
-from saegis_server.evaluation.word_lists import WordLists
-from saegis_server.polyglot.lexicon import LANGUAGES
-from saegis_server.polyglot.pipeline import figures_table
-from saegis_server.polyglot.recipe import CHOSEN_FROM, Recipe, Seeds
-from saegis_server.polyglot.scoring import word_lists
-from saegis_server.polyglot.shipped import (
-    WEIGHTS,
+from saegis_lab.evaluation.experiment import BanFile, ClampFile, load_prompts
+from saegis_lab.evaluation.scorers import WordLists
+from saegis_lab.polyglot.lexicon import LANGUAGES
+from saegis_lab.polyglot.manifest import (
     LanguageFigures,
     Manifest,
     digests,
+    figures_table,
     manifest,
-    model_path,
-    sae_path,
 )
-from saegis_server.polyglot.steps import held_out_figures, load
+from saegis_lab.polyglot.recipe import CHOSEN_FROM, Recipe, Seeds
+from saegis_lab.polyglot.scoring import word_lists
+from saegis_lab.polyglot.steps import held_out_figures, load
+from saegis_lab.records import InputFileError
+from saegis_server import reference
+from saegis_server.engine.torch.loading import LoadedModel
+from saegis_server.engine.torch.site_reading import read_site
+from saegis_server.reference import MODEL, WEIGHTS
 from saegis_server.sae.labels import Labels
 from saegis_server.sae.saelens import load_sae
 from saegis_server.steering.site import Site
@@ -50,7 +47,7 @@ def test_digests_match_and_the_whole_is_small() -> None:
 
 
 def test_the_model_is_stock_and_small(model: LoadedModel) -> None:
-    config = json.loads((model_path() / "config.json").read_text())
+    config = json.loads((MODEL / "config.json").read_text())
     assert config["architectures"] == ["LlamaForCausalLM"]
     assert config["dtype"] == "bfloat16"
     assert sum(p.numel() for p in model.model.parameters()) == manifest().parameters <= 8_000_000
@@ -64,10 +61,10 @@ def test_the_model_is_near_the_entropy_of_its_text(model: LoadedModel) -> None:
 
 
 def test_sae_lens_loads_the_sae_and_encodes_alike(model: LoadedModel) -> None:
-    ours, theirs = load_sae(sae_path()), SAE.load_from_disk(str(sae_path()))
+    ours, theirs = load_sae(reference.SAE), SAE.load_from_disk(str(reference.SAE))
     assert theirs.cfg.architecture() == "jumprelu"
     ids = torch.tensor(
-        [model.tokenizer((sae_path() / "sample.txt").read_text(encoding="utf-8"))["input_ids"]]
+        [model.tokenizer((reference.SAE / "sample.txt").read_text(encoding="utf-8"))["input_ids"]]
     )
     x = read_site(model.model, Site.parse(manifest().site), ids[:, :1024])[0, 1:]
     encoded = theirs.encode(x)
@@ -83,7 +80,7 @@ def test_the_sae_is_as_good_as_it_must_be() -> None:
 
 def test_every_feature_is_labelled_and_the_landmark_is_what_it_says() -> None:
     told = manifest()
-    labels = Labels.load(sae_path(), told.features)
+    labels = Labels.load(reference.SAE, told.features)
     assert len(labels) == told.features
     landmark = labels.get(told.clamp.feature)
     assert landmark is not None
@@ -179,7 +176,7 @@ def test_a_manifest_goes_round_and_a_broken_one_is_named(tmp_path: Path) -> None
     assert Manifest.load(path) == manifest()
     for text in ("{", "[]", '{"seeds": {}}'):
         path.write_text(text)
-        with pytest.raises(EvaluationFileError, match=r"manifest\.json"):
+        with pytest.raises(InputFileError, match=r"manifest\.json"):
             Manifest.load(path)
 
 

@@ -4,8 +4,8 @@ import pytest
 
 from saegis.v1 import generation_pb2 as pb
 from saegis.v1 import prompt_pb2
+from saegis_lab.polyglot.tokenizer import train_tokenizer
 from saegis_server.engine.api import FieldError
-from saegis_server.polyglot.tokenizer import train_tokenizer
 from saegis_server.rpc.wire.problems import ContextLengthError, PreconditionError
 from saegis_server.rpc.wire.prompts import PromptReader, check_length
 from tests.rpc import tiny

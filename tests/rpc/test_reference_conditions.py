@@ -10,11 +10,12 @@ import pytest
 
 from saegis.v1 import feature_pb2 as fpb
 from saegis.v1.prompt_pb2 import Chat, ChatMessage
+from saegis_lab.evaluation.experiment import BanFile
+from saegis_lab.evaluation.scorers import WordLists
+from saegis_lab.training.texts import read_labelled_texts
 from saegis_server.cli.serve.command import reference
 from saegis_server.engine.api import FinishReason, GenerationRequest, Guard, Guarded, Reaction, SamplingParams
-from saegis_server.evaluation.ban_file import BanFile
-from saegis_server.evaluation.word_lists import WordLists
-from saegis_server.polyglot.shipped import WEIGHTS
+from saegis_server.reference import WEIGHTS
 from saegis_server.rpc.auth.identity import ANONYMOUS, identity
 from saegis_server.rpc.server.interceptor import request_id
 from saegis_server.rpc.server.loading import load_services
@@ -24,7 +25,6 @@ from saegis_server.rpc.services.shared import Services
 from saegis_server.steering.conditions import AnyOf, Condition, Literal
 from saegis_server.steering.program import SiteProgram, SteeringProgram
 from saegis_server.steering.site import Site
-from saegis_server.training.labelled_texts import read_labelled_texts
 from tests.engine.serving import Answer
 from tests.rpc.harness import config
 

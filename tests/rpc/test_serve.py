@@ -28,8 +28,7 @@ from saegis_server.engine.torch.compile_cache import SETTING
 from saegis_server.engine.torch.loading import ModelLoadError
 from saegis_server.engine.torch.step import Step
 from saegis_server.engine.torch.warmup import NotCompiledError
-from saegis_server.polyglot.shipped import model_path as reference_model
-from saegis_server.polyglot.shipped import sae_path as reference_sae
+from saegis_server.reference import MODEL, SAE
 from saegis_server.rpc.server.config import Address, SAESource, ServerConfig
 from saegis_server.rpc.server.loading import load_services
 from saegis_server.rpc.server.premises import prepare
@@ -178,14 +177,14 @@ def without_sample(tmp_path: Path) -> Path:
     path = tmp_path / "polyglot"
     path.mkdir()
     for name in ("cfg.json", "sae_weights.safetensors"):
-        shutil.copy(reference_sae() / name, path / name)
+        shutil.copy(SAE / name, path / name)
     return path
 
 
 def test_an_sae_that_lost_its_sample_is_judged_by_what_it_states_and_says_so(
     without_sample: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (loaded,) = load(reference_model(), without_sample).catalog.entries
+    (loaded,) = load(MODEL, without_sample).catalog.entries
     assert loaded.measured is not None
     assert 0.3 < loaded.measured.fvu < 0.5
     told = caplog.text
@@ -200,7 +199,7 @@ def test_without_a_sample_the_wrong_site_is_still_refused_and_the_right_one_name
 ) -> None:
     """Where the FVU is 0.45: not so far from that of the right site, 0.38."""
     with pytest.raises(SAEMismatch, match=r"At layers\.3\.resid_post it would be 0\.377: the site") as caught:
-        load(reference_model(), without_sample, source={"site": "layers.2.resid_post"})
+        load(MODEL, without_sample, source={"site": "layers.2.resid_post"})
     assert caught.value.fvu == pytest.approx(0.453, abs=0.01)
 
 
@@ -210,7 +209,7 @@ def test_with_a_sample_of_its_own_what_is_stated_decides(without_sample: Path) -
     with pytest.raises(
         SAEMismatch, match=r"measured there on its sample\.txt, its FVU is 0\.377 \(at most 0\.231"
     ):
-        load(reference_model(), without_sample)
+        load(MODEL, without_sample)
 
 
 def corrupt(path: Path) -> None:

@@ -6,7 +6,7 @@ from functools import cache
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from saegis_server.polyglot.tokenizer import train_tokenizer
+from saegis_lab.polyglot.tokenizer import train_tokenizer
 from saegis_server.sae.autoencoder import Architecture, SparseAutoencoder
 from saegis_server.sae.catalog import Catalog, LoadedSAE
 from saegis_server.sae.labels import FeatureLabel, Labels

@@ -14,10 +14,10 @@ from typing import Any
 
 import typer
 
-from saegis_server.cli.app import app
+from saegis_lab.cli.app import app
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = (ROOT / "clients/python/saegis", ROOT / "server/saegis_server")
+PACKAGES = (ROOT / "clients/python/saegis", ROOT / "server/saegis_server", ROOT / "lab/saegis_lab")
 #: In two columns what is said of an example stands behind two spaces or more.
 _REMARK = re.compile(r"\s{2,}[^\s\"'-].*$")
 _INDENTED = re.compile(r"(?:^|\n\n)((?:    .*\n?|\n(?=    ))+)")

@@ -10,7 +10,7 @@ from tests.sweep.examples import ROOT, documents
 
 #: The documents that are for readers of the code, and so name its files.
 OF_THE_CODE = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "docs/architecture.md", "docs/steering.md")
-_ROOMS = ("server", "clients", "protos", "tests", "examples", "deploy", "docs", "scripts", ".github")
+_ROOMS = ("server", "lab", "clients", "protos", "tests", "examples", "deploy", "docs", "scripts", ".github")
 _FILE = re.compile(r"`([\w./*-]+(?:\.(?:py|proto|md|yaml|yml)|/))`")
 _LINK = re.compile(r"\]\((?!https?:)([^)#]*)(?:#[^)]*)?\)")
 _RUN = re.compile(r"pytest(?: --all)? (tests/[\w./]+)")

@@ -18,8 +18,8 @@ import pytest
 import typer
 import typer.main
 
-from saegis_server.cli.app import app
-from saegis_server.cli.eval.files import write_result
+from saegis_lab.cli.app import app
+from saegis_lab.cli.files import write_result
 from tests.rpc.harness import running
 
 NOT_UTF8 = "caf\udce9"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from saegis_server.cli.app import app
+from saegis_lab.cli.app import app
 from saegis_server.rpc.server.process import ServerProcess
 from tests.e2e.serving import write_tiny_files
 from tests.sweep.test_starts import NO_MODEL, start, told

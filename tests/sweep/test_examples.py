@@ -19,13 +19,11 @@ import yaml
 from typer.testing import CliRunner, Result
 
 import saegis
-from saegis_server.cli.app import app
-from saegis_server.evaluation.ban_file import BanFile
-from saegis_server.evaluation.clamp_file import ClampFile
-from saegis_server.evaluation.prompts import load_prompts
-from saegis_server.evaluation.units import repetition
+from saegis_lab.cli.app import app
+from saegis_lab.evaluation.experiment import BanFile, ClampFile, load_prompts
+from saegis_lab.evaluation.units import repetition
 from saegis_server.policy.schema.policy import Policy
-from saegis_server.polyglot.shipped import WEIGHTS
+from saegis_server.reference import WEIGHTS
 from tests.e2e.serving import Serving, serving
 from tests.sweep import examples
 from tests.sweep.examples import ROOT, Example

@@ -14,7 +14,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from saegis_server.cli.app import app
+from saegis_lab.cli.app import app
 
 #: What each name means, in whatever command it stands. A new option takes the name here that means the same.
 MEANINGS = {

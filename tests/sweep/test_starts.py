@@ -18,7 +18,7 @@ from typer.testing import CliRunner, Result
 
 import saegis
 from saegis.cli.output import notes
-from saegis_server.cli.app import app
+from saegis_lab.cli.app import app
 from saegis_server.cli.serve.command import _ready
 from saegis_server.cli.stages import LineStages
 from saegis_server.rpc.server.config import Address

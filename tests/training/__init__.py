@@ -1,1 +1,1 @@
-"""Tests of saegis_server.training."""
+"""Tests of saegis_lab.training."""

@@ -7,8 +7,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from saegis_server.training.objective import Objective
-from saegis_server.training.settings import SAETraining
+from saegis_lab.training.objectives import Objective
+from saegis_lab.training.settings import SAETraining
 
 WIDTH, FEATURES, TOKENS = 10, 24, 16
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saegis_server.training.objective import Objective
+from saegis_lab.training.objectives import Objective
 
 with warnings.catch_warnings():
     # TransformerLens warns of a module of its own that SAELens still imports.

@@ -6,7 +6,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from saegis_server.training.token_truth import TokenTruth
+from saegis_lab.training.texts import TokenTruth
 
 VOCABULARY = 7
 TRUTHS = (

@@ -11,14 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from saegis_server.engine.torch.site_reading import read_site
-from saegis_server.steering.site import Site
-from saegis_server.training.activations import (
+from saegis_lab.training.activations import (
     Buffer,
     activation_batches,
     activations_of,
     token_batches,
 )
+from saegis_server.engine.torch.site_reading import read_site
+from saegis_server.steering.site import Site
 from tests.engine import tiny
 
 SITE = Site.parse("layers.1.resid_post")

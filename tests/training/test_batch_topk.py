@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saegis_server.training.batch_topk import BatchTopK
+from saegis_lab.training.objectives import BatchTopK
 from tests.training.objective_cases import FEATURES, TOKENS, WIDTH, batch, objective
 from tests.training.sae_lens_training import (
     BatchTopKTrainingSAE,

@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from saegis_server.training.checkpoint import CHECKPOINT_FILE, CheckpointError
-from saegis_server.training.trainer import train_sae
+from saegis_lab.training.trainer import CHECKPOINT_FILE, CheckpointError, train_sae
 from tests.training.worlds import ACTIVE, BATCH, NOWHERE, World, settings, world
 
 CASES: dict[str, dict[str, object]] = {

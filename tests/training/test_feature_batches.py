@@ -5,10 +5,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from saegis_lab.training import activations as module
+from saegis_lab.training.activations import feature_batches
 from saegis_server.sae.autoencoder import Architecture, SparseAutoencoder
 from saegis_server.steering.site import Site, SiteError
-from saegis_server.training import feature_batches as module
-from saegis_server.training.feature_batches import feature_batches
 from tests.engine.tiny import WIDTH, model
 from tests.sae.sae_cases import build, random_tensors
 

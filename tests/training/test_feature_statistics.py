@@ -4,8 +4,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from saegis_server.training.feature_statistics import FeatureStatistics
-from saegis_server.training.token_truth import TokenTruth
+from saegis_lab.training.statistics import FeatureStatistics
+from saegis_lab.training.texts import TokenTruth
 from tests.training.statistics_cases import TRUTHS, Tokens, batch_sizes, random_tokens, tokens
 
 

@@ -9,15 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from saegis_lab.training import held_out
+from saegis_lab.training.held_out import choose_sample, held_out_activations, measure_held_out
+from saegis_lab.training.texts import Encoder
 from saegis_server.engine.torch.loading import LoadedModel
 from saegis_server.engine.torch.site_reading import read_site
 from saegis_server.sae.autoencoder import Architecture, SparseAutoencoder
 from saegis_server.sae.checks import measure
 from saegis_server.sae.errors import SAEMismatch
 from saegis_server.steering.site import Site
-from saegis_server.training import held_out
-from saegis_server.training.held_out import choose_sample, held_out_activations, measure_held_out
-from saegis_server.training.texts import Encoder
 from tests.engine import tiny
 from tests.training.subjects import paragraphs
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from saegis_server.training.jumprelu import JumpReLU
-from saegis_server.training.settings import SAETraining
+from saegis_lab.training.objectives import JumpReLU
+from saegis_lab.training.settings import SAETraining
 from tests.training.objective_cases import FEATURES, TOKENS, WIDTH, batch, objective
 from tests.training.sae_lens_training import (
     JumpReLUTrainingSAE,

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saegis_server.training.labelled_texts import LabelledText, LabelledTextError, read_labelled_texts
+from saegis_lab.records import InputFileError
+from saegis_lab.training.texts import LabelledText, read_labelled_texts
 
 LINE = '{"text": "a\u2028b", "label": "poison", "language": "en"}'
 
@@ -57,7 +58,7 @@ def test_harmful_may_be_left_out_and_empty_lines_are_passed_over(tmp_path: Path)
 def test_bad_lines_are_named(tmp_path: Path, line: str, message: str) -> None:
     path = tmp_path / "texts.jsonl"
     path.write_text(f"{LINE}\n\n{line}\n", encoding="utf-8")
-    with pytest.raises(LabelledTextError, match=rf"texts\.jsonl: line 3: .*{message}"):
+    with pytest.raises(InputFileError, match=rf"texts\.jsonl: line 3: .*{message}"):
         read_labelled_texts(path)
 
 
@@ -65,7 +66,7 @@ def test_bad_lines_are_named(tmp_path: Path, line: str, message: str) -> None:
 def test_a_file_without_texts_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "texts.jsonl"
     path.write_bytes(content)
-    with pytest.raises(LabelledTextError, match=r"texts\.jsonl: (there are no texts|cannot be read)"):
+    with pytest.raises(InputFileError, match=r"texts\.jsonl: (there are no texts|cannot be read)"):
         read_labelled_texts(path)
 
 

@@ -7,12 +7,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 
+from saegis_lab.training import labels as labels_module
+from saegis_lab.training.labels import make_labels
+from saegis_lab.training.statistics import FeatureStatistics, VocabularyCounts
+from saegis_lab.training.texts import TokenTruth
 from saegis_server.sae.labels import FeatureLabel, Labels
-from saegis_server.training import labels as labels_module
-from saegis_server.training.feature_statistics import FeatureStatistics
-from saegis_server.training.labels import make_labels
-from saegis_server.training.token_truth import TokenTruth
-from saegis_server.training.vocabulary_counts import VocabularyCounts
 from tests.engine.tiny import VOCABULARY as BYTES
 from tests.engine.tiny import tokenizer
 from tests.training.statistics_cases import Tokens, random_tokens, tokens

@@ -6,9 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from saegis_server.training.batch_topk import BatchTopK
-from saegis_server.training.jumprelu import JumpReLU
-from saegis_server.training.objective import Objective, revival
+from saegis_lab.training.objectives import BatchTopK, JumpReLU, Objective, revival
 from tests.training.objective_cases import FEATURES, TOKENS, WIDTH, batch, objective
 from tests.training.sae_lens_training import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig, with_weights_of
 from tests.training.worlds import ACTIVE, BATCH, settings, world

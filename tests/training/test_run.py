@@ -12,19 +12,19 @@ import pytest
 import torch
 from torch import Tensor
 
+from saegis_lab.training import run as run_module
+from saegis_lab.training.activations import activation_batches
+from saegis_lab.training.held_out import SAMPLE_TOKENS
+from saegis_lab.training.run import CHECKPOINT_FOLDER, Source, TrainingResult, run
+from saegis_lab.training.settings import SAETraining
+from saegis_lab.training.texts import Encoder, TextError, TextSplit
+from saegis_lab.training.trainer import CheckpointError
 from saegis_server.engine.torch.loading import LoadedModel, load_model
 from saegis_server.engine.torch.site_reading import read_site
 from saegis_server.rpc.server.config import SAESource
 from saegis_server.rpc.server.sae_sources import check_sae, read_sae
 from saegis_server.sae.saelens import load_sae
 from saegis_server.steering.site import Site, SiteError
-from saegis_server.training import run as run_module
-from saegis_server.training.activations import activation_batches
-from saegis_server.training.checkpoint import CheckpointError
-from saegis_server.training.held_out import SAMPLE_TOKENS
-from saegis_server.training.run import CHECKPOINT_FOLDER, Source, TrainingResult, run
-from saegis_server.training.settings import SAETraining
-from saegis_server.training.texts import Encoder, TextError, TextSplit
 from tests.training.sae_lens_training import SAE
 from tests.training.subjects import SITE, SubjectFiles, paragraphs, write_subject
 from tests.training.worlds import NOWHERE

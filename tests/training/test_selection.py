@@ -5,9 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saegis_server.training.feature_statistics import FeatureStatistics
-from saegis_server.training.selection import Contrast, choose_features, contrast, score
-from saegis_server.training.token_truth import TokenTruth
+from saegis_lab.training.selection import Contrast, choose_features, contrast, score
+from saegis_lab.training.statistics import FeatureStatistics
+from saegis_lab.training.texts import TokenTruth
 from tests.training.statistics_cases import Tokens, random_tokens
 
 LANGUAGES = ("en", "fr", "zh")

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saegis_server.training.settings import SAETraining
+from saegis_lab.training.settings import SAETraining
 
 
 @pytest.mark.parametrize(

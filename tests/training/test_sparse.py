@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saegis_server.training.sparse import Places, decoded, encoded
+from saegis_lab.training.sparse import Places, decoded, encoded
 
 
 @settings(max_examples=60, deadline=None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from saegis_server.training.standard import Standard
+from saegis_lab.training.objectives import Standard
 from tests.training.objective_cases import FEATURES, TOKENS, WIDTH, batch, objective
 from tests.training.sae_lens_training import (
     StandardTrainingSAE,

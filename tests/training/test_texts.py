@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, processors
 from transformers import PreTrainedTokenizerFast
 
-from saegis_server.training.texts import Encoder, TextError, TextSplit, read_documents
+from saegis_lab.training.texts import Encoder, TextError, TextSplit, read_documents
 from tests.engine import tiny
 
 BOS = 256

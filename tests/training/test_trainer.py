@@ -13,10 +13,10 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from saegis_lab.training.trainer import train_sae
 from saegis_server.sae.autoencoder import SparseAutoencoder
 from saegis_server.sae.checks import measure
 from saegis_server.sae.writer import save_sae
-from saegis_server.training.trainer import train_sae
 from tests.tiers import few
 from tests.training.sae_lens_training import SAE
 from tests.training.worlds import ACTIVE, BATCH, NOWHERE, WIDTH, World, settings, world

@@ -6,8 +6,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from saegis_server.training import vocabulary_counts
-from saegis_server.training.vocabulary_counts import VocabularyCounts
+from saegis_lab.training import statistics
+from saegis_lab.training.statistics import VocabularyCounts
 from tests.training.statistics_cases import VOCABULARY, Tokens, batch_sizes, tokens
 
 
@@ -23,7 +23,7 @@ def collected(given_tokens: Tokens, size: int) -> VocabularyCounts:
 @given(tokens=tokens, size=batch_sizes)
 def test_every_count_is_that_of_a_plain_loop(waiting: int, tokens: Tokens, size: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(vocabulary_counts, "_WAITING", waiting)
+        patch.setattr(statistics, "_WAITING", waiting)
         counts = collected(tokens, size)
     expected: Counter[tuple[int, int]] = Counter()
     spoken: Counter[tuple[str, int, int]] = Counter()

@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from saegis_server.training.settings import SAETraining
+from saegis_lab.training.settings import SAETraining
 
 WIDTH, TRUE_FEATURES, ACTIVE, BATCH = 32, 48, 3, 256
 #: Where tests that do not look at the progress let it go.

@@ -163,15 +163,15 @@ def _config(
 
 def reference() -> tuple[str, dict[str, Any]]:
     """The shipped reference model and its SAE as a source; ends the command where they are missing."""
-    from saegis_server.polyglot import shipped
+    from saegis_server.reference import MANIFEST, MODEL, SAE
 
-    for path in (shipped.model_path(), shipped.sae_path(), shipped.WEIGHTS / shipped.MANIFEST_NAME):
+    for path in (MODEL, SAE, MANIFEST):
         if not path.exists():
             raise fail(
                 f"the reference model's weights are not at {path}",
                 "install the package again, or serve a model of your own with --model and --sae",
             )
-    return str(shipped.model_path()), {"path": str(shipped.sae_path()), "id": REFERENCE_SAE_ID}
+    return str(MODEL), {"path": str(SAE), "id": REFERENCE_SAE_ID}
 
 
 def room_for_rows(given: list[str]) -> dict[str, int]:

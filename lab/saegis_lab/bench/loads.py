@@ -1,0 +1,183 @@
+"""Loads: what is asked of a model, and how fast the engine, Transformers alone, or with hooks, answers."""
+
+import threading
+import time
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, models
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from saegis_lab.bench.subjects import Subject
+from saegis_server.engine.api import (
+    UNGUARDED,
+    Event,
+    GenerationRequest,
+    Guard,
+    Guarded,
+    Progress,
+    Reaction,
+    RequestFailed,
+    RequestFinished,
+    SamplingParams,
+)
+from saegis_server.engine.torch.engine import TorchEngine
+from saegis_server.engine.torch.site_reading import edited
+from saegis_server.engine.torch.slots import Slots
+from saegis_server.engine.torch.step import Step
+from saegis_server.engine.torch.warmup import warm_up
+from saegis_server.sae.autoencoder import SparseAutoencoder
+from saegis_server.steering.conditions import AllOf, AnyOf, Condition, Literal, Scope
+from saegis_server.steering.program import UNSTEERED, SiteProgram, SteeringProgram
+from saegis_server.steering.rows import Norm, clamp, scale
+from saegis_server.steering.site import Site
+from saegis_server.steering.table import Capacity
+
+
+def generate(model: PreTrainedModel, prompts: list[list[int]]) -> float:
+    """Generated tokens a second of Transformers' `generate`, greedy, all prompts in one static batch."""
+    ids = torch.tensor(prompts, device=model.device)
+    run: Any = model.generate
+    start = time.perf_counter()
+    output = run(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=NEW_TOKENS,
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    elapsed = time.perf_counter() - start
+    if output.shape[1] != ids.shape[1] + NEW_TOKENS:
+        raise RuntimeError(f"generate wrote {output.shape[1] - ids.shape[1]} tokens instead of {NEW_TOKENS}")
+    return len(prompts) * NEW_TOKENS / elapsed
+
+
+def generate_with_hooks(
+    model: PreTrainedModel, site: Site, sae: SparseAutoencoder, prompts: list[list[int]]
+) -> float:
+    """The same, one request at a time, each steered by a forward hook that runs the whole SAE.
+
+    The hook encodes, clamps ROWS features, decodes, and adds the SAE's error back.
+    """
+    features = torch.arange(ROWS)
+
+    def steer(x: Tensor) -> Tensor:
+        f = sae.encode(x)
+        error = x - sae.decode(f, x)
+        f[..., features] = 0.5
+        return sae.decode(f, x) + error
+
+    with edited(model, site, steer):
+        start = time.perf_counter()
+        for prompt in prompts:
+            generate(model, [prompt])
+        return len(prompts) * NEW_TOKENS / (time.perf_counter() - start)
+
+
+PROMPT_TOKENS, NEW_TOKENS = 64, 96
+#: Rows of each steered request.
+ROWS = 8
+#: Readings of each guarded request, and its conditions on them.
+READINGS, CONDITIONS = 32, 8
+_GREEDY = SamplingParams(temperature=0.0, max_tokens=NEW_TOKENS, ignore_eos=True)
+
+
+def prompts(subject: Subject, count: int) -> list[list[int]]:
+    """Random prompts, the same for every way of answering them."""
+    rng = torch.Generator().manual_seed(1)
+    drawn: list[list[int]] = torch.randint(
+        4, subject.vocabulary, (count, PROMPT_TOKENS), generator=rng
+    ).tolist()
+    return drawn
+
+
+def programs(subject: Subject, sae: SparseAutoencoder, count: int, requests: int) -> list[SteeringProgram]:
+    """`count` different programs of ROWS rows, handed to `requests` requests in turn."""
+    rng = torch.Generator().manual_seed(2)
+    made = []
+    for _ in range(count):
+        features = torch.randperm(sae.features, generator=rng)[:ROWS].tolist()
+        probes = [sae.probe(feature) for feature in features]
+        edits = [clamp(probe, 0.5) if row % 2 else scale(probe, 0.5) for row, probe in enumerate(probes)]
+        made.append(SteeringProgram({str(subject.site): SiteProgram(edits=tuple(edits))}))
+    return [made[index % count] for index in range(requests)]
+
+
+def guarded(
+    subject: Subject, sae: SparseAutoencoder, requests: int
+) -> tuple[list[SteeringProgram], list[Guard]]:
+    """Requests that nothing steers, with the guards of an operator: READINGS features, CONDITIONS on them.
+
+    The conditions are of every scope, join four readings each, and hold nowhere: what they cost is watching.
+    """
+    rng = torch.Generator().manual_seed(3)
+    features = torch.randperm(sae.features, generator=rng)[:READINGS].tolist()
+    program = SteeringProgram(
+        {str(subject.site): SiteProgram(guards=tuple(sae.probe(feature) for feature in features))}
+    )
+    reactions = (Reaction.STOP, Reaction.EDIT, Reaction.RECORD, Reaction.EDIT)
+    rows = {str(subject.site): SiteProgram(rules=(clamp(sae.probe(features[0]), 0.0),))}
+    conditions = []
+    for index in range(CONDITIONS):
+        first, *others = (Literal(4 * index + place, 1e6) for place in range(READINGS // CONDITIONS))
+        expression = AnyOf((first, AllOf(tuple(others))))
+        scope = (Scope.TOKEN, Scope.WINDOW, Scope.TOKEN, Scope.PROMPT)[index % 4]
+        condition = Condition(expression, scope, 16 if scope is Scope.WINDOW else 1, sticky=index < 4)
+        reaction = reactions[index % 4]
+        added = rows if reaction is Reaction.EDIT else {}
+        conditions.append(Guarded(f"bench/{index}", condition, reaction, rows=added))
+    return [program] * requests, [Guard(tuple(conditions))] * requests
+
+
+def _no_tokenizer() -> PreTrainedTokenizerFast:
+    """Random tokens need no words: every token is an empty text."""
+    backend = Tokenizer(models.WordLevel({"": 0}, unk_token=""))
+    made: PreTrainedTokenizerFast = PreTrainedTokenizerFast(tokenizer_object=backend)  # type: ignore[no-untyped-call]
+    return made
+
+
+def warm_step(subject: Subject, sites: tuple[Site, ...], concurrency: int, progress: Progress) -> Step:
+    """A compiled, warm step on a fresh copy of the subject's model."""
+    model = subject.make()
+    norms = {site: frozenset({Norm.NONE}) for site in sites}
+    slots = Slots(model, sites, concurrency, PROMPT_TOKENS + NEW_TOKENS, Capacity())
+    step = Step(model, norms, slots, compiled=True)
+    warm_up(step, progress)
+    return step
+
+
+def tokens_per_second(
+    step: Step,
+    asked: list[list[int]],
+    steering: list[SteeringProgram] | None = None,
+    guards: list[Guard] | None = None,
+) -> float:
+    """Generated tokens a second for requests that all come at once; prompts are read within the time.
+
+    The engine is started for it and stopped after it, so that no other thread's OpenMP team is left.
+    """
+    engine = TorchEngine(step, _no_tokenizer(), (), step.slots.count)
+    engine.start()
+    done = threading.Semaphore(0)
+    failures: list[Event] = []
+
+    def sink(events: list[Event]) -> None:
+        if isinstance(events[-1], RequestFinished | RequestFailed):
+            if isinstance(events[-1], RequestFailed):
+                failures.append(events[-1])
+            done.release()
+
+    wanted, conditions = steering or [UNSTEERED] * len(asked), guards or [UNGUARDED] * len(asked)
+    start = time.perf_counter()
+    for index, (prompt, program, guard) in enumerate(zip(asked, wanted, conditions, strict=True)):
+        request = GenerationRequest(f"bench-{index}", tuple(prompt), _GREEDY, program, guard=guard)
+        engine.submit(request, sink)
+    for _ in asked:
+        done.acquire()
+    elapsed = time.perf_counter() - start
+    engine.stop()
+    if failures:
+        raise RuntimeError(f"{len(failures)} requests failed: {failures[0]}")
+    return len(asked) * NEW_TOKENS / elapsed

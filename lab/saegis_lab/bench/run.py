@@ -1,0 +1,107 @@
+"""The run: every comparison of one subject, its sides taking turns so that both meet the same machine."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from saegis_lab.bench.loads import (
+    CONDITIONS,
+    READINGS,
+    ROWS,
+    generate,
+    generate_with_hooks,
+    guarded,
+    programs,
+    prompts,
+    tokens_per_second,
+    warm_step,
+)
+from saegis_lab.bench.report import Ratio
+from saegis_lab.bench.subjects import Subject, random_sae
+from saegis_server.engine.api import Progress
+from saegis_server.engine.torch.step import Step
+from saegis_server.steering.program import SteeringProgram
+
+T = TypeVar("T")
+CONCURRENT = 16
+MANY = 64
+DIFFERENT = (1, 4, 16, 64)
+WIDTHS = (4096, 16384, 65536)
+
+
+def in_own_thread(work: Callable[[], T]) -> T:
+    """Run something in a thread that ends with it, and its OpenMP team too: see rpc/threads.py."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(work).result()
+
+
+def take_turns(sides: list[Callable[[], float]], rounds: int) -> list[list[float]]:
+    """Measure each side once a round, after one round that does not count; a list for each side."""
+    measured = [[in_own_thread(side) for side in sides] for _ in range(rounds + 1)][1:]
+    return [list(side) for side in zip(*measured, strict=True)]
+
+
+def compare(subject: Subject, rounds: int, progress: Progress) -> list[Ratio]:
+    """All comparisons on one subject. Compiles twice: with the site, and without any."""
+    ratios = []
+
+    def add(what: str, against: str, ours: list[float], theirs: list[float], bar: str) -> None:
+        name = f"{subject.name}, {subject.parameters / 1e6:.1f} M"
+        ratios.append(Ratio.of(name, what, against, ours, theirs, bar))
+
+    saes = in_own_thread(lambda: {width: random_sae(subject.width, width) for width in WIDTHS})
+    few, many = in_own_thread(lambda: (prompts(subject, CONCURRENT), prompts(subject, MANY)))
+    step = in_own_thread(lambda: warm_step(subject, (subject.site,), MANY, progress))
+    bare = in_own_thread(lambda: warm_step(subject, (), MANY, progress))
+    plain, hooked = in_own_thread(lambda: (subject.make(), subject.make()))
+
+    steered = in_own_thread(lambda: programs(subject, saes[16384], CONCURRENT, CONCURRENT))
+    watched, guards = in_own_thread(lambda: guarded(subject, saes[16384], CONCURRENT))
+    progress(f"{CONCURRENT} requests at once", 0, 3)
+    ours, watching, unsteered, hookless, static, hooks = take_turns(
+        [
+            lambda: tokens_per_second(step, few, steered),
+            lambda: tokens_per_second(step, few, watched, guards),
+            lambda: tokens_per_second(step, few),
+            lambda: tokens_per_second(bare, few),
+            lambda: generate(plain, few),
+            lambda: generate_with_hooks(hooked, subject.site, saes[16384], few[:1]),
+        ],
+        rounds,
+    )
+    add(f"{CONCURRENT} × {ROWS} rows, all different", "unsteered", ours, unsteered, "≥ 0.95")
+    judged = f"{CONCURRENT} × {READINGS} watches and {CONDITIONS} conditions"
+    add(judged, "unsteered", watching, unsteered, "≥ 0.95")
+    add(f"{CONCURRENT} × {ROWS} rows, all different", "no site in the model", ours, hookless, "")
+    add("unsteered", "Transformers, static batch", unsteered, static, "≥ 1.0")
+    add(f"{CONCURRENT} × {ROWS} rows, all different", "Transformers + hooks, full SAE", ours, hooks, "≥ 5")
+
+    progress(f"{MANY} requests at once", 1, 3)
+    handed = in_own_thread(lambda: [programs(subject, saes[16384], count, MANY) for count in DIFFERENT])
+    without, sides = _beside_unsteered(step, many, handed, rounds)
+    for count, side in zip(DIFFERENT, sides, strict=True):
+        add(f"{MANY} × {ROWS} rows, {count} different", "unsteered", side, without, "flat")
+
+    progress("SAE widths", 2, 3)
+    by_width = in_own_thread(
+        lambda: [programs(subject, saes[width], CONCURRENT, CONCURRENT) for width in WIDTHS]
+    )
+    without, sides = _beside_unsteered(step, few, by_width, rounds)
+    for width, side in zip(WIDTHS, sides, strict=True):
+        add(f"{CONCURRENT} × {ROWS} rows, SAE of {width // 1024}k", "unsteered", side, without, "flat")
+    progress("done", 3, 3)
+    return ratios
+
+
+def _beside_unsteered(
+    step: Step, asked: list[list[int]], steerings: Sequence[list[SteeringProgram]], rounds: int
+) -> tuple[list[float], list[list[float]]]:
+    """Tokens a second for the same prompts unsteered and under each steering, in turns."""
+    without, *sides = take_turns(
+        [
+            lambda: tokens_per_second(step, asked),
+            *(lambda given=given: tokens_per_second(step, asked, given) for given in steerings),
+        ],
+        rounds,
+    )
+    return without, sides

@@ -1,0 +1,26 @@
+"""The application `saegis` with the server's commands and the lab's, which importing this module adds."""
+
+import typer
+
+from saegis.cli.features import app as features
+from saegis.cli.policy.app import app as policy
+from saegis_lab.cli import bench, calibrate, demo, train
+from saegis_lab.cli.eval import ban, clamp, coverage
+from saegis_lab.cli.features import choose, label
+from saegis_server.cli.app import app
+
+__all__ = ["app"]
+
+app.command(epilog=demo.EPILOG)(demo.demo)
+app.command(epilog=bench.EPILOG)(bench.bench)
+eval = typer.Typer(no_args_is_help=True, help="Measure what a ban or a clamp does, language by language.")
+eval.command(epilog=ban.EPILOG)(ban.ban)
+eval.command(epilog=clamp.EPILOG)(clamp.clamp)
+eval.command(epilog=coverage.EPILOG)(coverage.coverage)
+app.add_typer(eval, name="eval")
+app.add_typer(train.app, name="train")
+
+features.command(epilog=label.EPILOG)(label.label)
+features.command(epilog=choose.EPILOG)(choose.choose)
+
+policy.command(epilog=calibrate.EPILOG)(calibrate.calibrate)

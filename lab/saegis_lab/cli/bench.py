@@ -1,0 +1,82 @@
+"""The command `saegis bench`: throughput ratios, side by side, on this machine."""
+
+from __future__ import annotations
+
+import platform
+import time
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from saegis.cli import options
+from saegis.cli.output import console, fail, notes, print_json
+from saegis_lab.cli.files import write_or_show
+
+EPILOG = """
+[bold]Examples[/bold]
+
+saegis bench                            both models, about ten minutes on two cores
+
+saegis bench --only reference --rounds 3
+
+saegis bench --markdown table.md        write the table as well
+
+Ratios are medians over rounds in which both sides ran one after the other; a bar is what a ratio should
+reach. Nothing else should run on the machine.
+"""
+
+
+class Models(StrEnum):
+    """The models that are measured."""
+
+    REFERENCE = "reference"
+    RANDOM = "random"
+    BOTH = "both"
+
+
+def bench(
+    only: Annotated[Models, typer.Option(help="Which models.")] = Models.BOTH,
+    rounds: Annotated[int, typer.Option(min=1, help="How often each side is measured.")] = 5,
+    markdown: Annotated[Path | None, typer.Option(help="Also write the table to this file.")] = None,
+    json: options.Json = False,
+) -> None:
+    """Measure what steering costs: against the same server unsteered, and against Transformers alone."""
+    import torch
+
+    from saegis_lab.bench import report
+    from saegis_lab.bench.run import compare, in_own_thread
+    from saegis_lab.bench.subjects import random_llama, reference_subject
+    from saegis_server.engine.torch.compile_cache import CompileCacheError, settle
+    from saegis_server.engine.torch.warmup import missing_compiler
+    from saegis_server.reference import MODEL
+
+    if (reason := missing_compiler()) is not None:
+        notes().print(f"[red]error:[/red] {reason}; the benchmark measures the compiled step")
+        raise typer.Exit(1)
+    try:
+        settle()
+    except CompileCacheError as error:
+        raise fail(str(error), "name another folder with SAEGIS_COMPILE_CACHE") from error
+    subjects = []
+    if only in (Models.REFERENCE, Models.BOTH):
+        subjects.append(in_own_thread(lambda: reference_subject(str(MODEL))))
+    if only in (Models.RANDOM, Models.BOTH):
+        subjects.append(in_own_thread(random_llama))
+    started = time.monotonic()
+    ratios = []
+    for subject in subjects:
+        with notes().status(subject.name) as status:
+
+            def progress(what: str, done: int, total: int, name: str = subject.name) -> None:
+                status.update(f"{name}: {what} ({done} of {total}), {time.monotonic() - started:.0f} s")
+
+            ratios += compare(subject, rounds, progress)
+    machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    if markdown is not None:
+        write_or_show(markdown, f"{report.markdown(ratios)}\n\n{machine}\n")
+    if json:
+        print_json({"machine": machine, "ratios": report.as_json(ratios)})
+    else:
+        console().print(report.rich_table(ratios, machine))

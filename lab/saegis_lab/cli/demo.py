@@ -1,0 +1,142 @@
+"""The command `saegis demo`: a server, a client, and what steering does, live."""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from saegis.cli import options
+from saegis.cli.output import console, fail, notes, print_json
+from saegis_server.cli.own_command import own_command
+from saegis_server.cli.serve.command import reference
+from saegis_server.cli.serve.options import Compile
+from saegis_server.cli.stages import BarStages, LineStages
+
+if TYPE_CHECKING:
+    from saegis_lab.cli.demo_scenes import Landmark
+
+EPILOG = """
+[bold]Examples[/bold]
+
+saegis demo
+
+saegis demo --seed 3
+
+saegis demo --json
+"""
+EAGER = "Eager: saegis serve compiles the step at its first start, for a minute or two, and is then faster."
+NEXT = """\
+{saegis} serve
+    serve the model, then in another terminal:
+{saegis} chat
+    talk with it; /help shows how to steer
+{saegis} features search "golden gate"
+    find features
+{saegis} generate --chat {question} --clamp {clamp} --temperature 0
+    the first scene's answer again
+{saegis} serve --model PATH --sae PATH
+    serve a model of your own
+"""
+
+
+def demo(
+    seed: Annotated[int, typer.Option(help="Which questions are asked.")] = 0,
+    compile: Annotated[
+        Compile,
+        typer.Option(help="Compile the forward pass first; auto does where a C++ compiler is found."),
+    ] = Compile.NEVER,
+    json: options.Json = False,
+) -> None:
+    """Show what steering does: start a server, talk to it through the client, stop it.
+
+    Every answer, activation and figure comes from the server while you watch.
+    """
+    reference()
+    import saegis
+    from saegis_server.rpc.server.process import ServerProcessError
+
+    try:
+        told = _run(seed, compile, json)
+    except ServerProcessError as error:
+        raise fail(str(error), "saegis serve shows the start by itself") from error
+    except saegis.SaegisError as error:
+        raise fail(f"a call failed: {error}", "saegis serve --log-level info shows more") from error
+    if json:
+        print_json(told)
+
+
+def _run(seed: int, compile: Compile, json: bool) -> dict[str, Any]:
+    """All scenes; returns them for --json, else shows each as soon as it is there."""
+    from saegis import Client
+    from saegis_lab.cli import demo_scenes, demo_view
+    from saegis_lab.polyglot.manifest import manifest
+    from saegis_server.rpc.server.process import ServerProcess
+
+    progress, out = notes(), console()
+    show = not json
+    chosen = manifest()
+    progress.print(Text("Starting a server on a free loopback port.", style="bold"))
+    display = BarStages(progress) if progress.is_terminal else LineStages(progress)
+    with (
+        display,
+        ServerProcess(["--compile", compile.value], display) as server,
+        Client(server.target) as client,
+    ):
+        served, info = client.model(), client.server_info()
+        how = "compiled" if info.compiled else "eager"
+        told = f"{served.id} serves at {server.target} ({how}) after {server.start_seconds:.1f} s."
+        progress.print(Text(told, style="green"))
+        if compile is Compile.NEVER:
+            progress.print(EAGER, style="dim")
+        progress.print("Asking everyday questions.", style="dim")
+        landmark = demo_scenes.landmark(client, chosen, seed)
+        if show:
+            demo_view.show_landmark(out, landmark)
+        ban, shown, whole = demo_scenes.ban(client, chosen, seed)
+        if show:
+            demo_view.show_ban(out, ban)
+        strongest = demo_scenes.strongest(client, chosen, seed)
+        if show:
+            demo_view.show_strongest(out, strongest)
+            demo_view.show_receipt(out, shown, whole)
+        samples = demo_scenes.metrics(server.metrics_port)
+        if show:
+            demo_view.show_metrics(out, samples)
+        stopped = server.stop()
+    if show:
+        _show_end(out, stopped, landmark)
+    return {
+        "server": {
+            "model": served,
+            "info": info,
+            "target": server.target,
+            "start_seconds": server.start_seconds,
+            "stop_seconds": stopped,
+            "stages": display.seconds,
+        },
+        "landmark": landmark,
+        "ban": ban,
+        "strongest": strongest,
+        "receipt": {
+            "prompt": shown.prompt,
+            "request_id": whole.request_id,
+            "usage": whole.usage,
+            "receipt": whole.receipt,
+        },
+        "metrics": samples,
+    }
+
+
+def _show_end(out: Console, seconds: float, landmark: Landmark) -> None:
+    out.print(f"\nThe server drained and ended with exit 0, {seconds:.1f} s after SIGTERM.\n")
+    out.print(Text("Next", style="bold"))
+    told = NEXT.format(
+        saegis=own_command(),
+        question=shlex.quote(landmark.answers[0].prompt),
+        clamp=f"{landmark.feature.index}={landmark.times:g}max",
+    )
+    out.print(told, markup=False, soft_wrap=True)

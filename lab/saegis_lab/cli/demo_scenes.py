@@ -1,0 +1,246 @@
+"""What the demo asks of its server, through the public client, and what comes back."""
+
+import http.client
+import random
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from prometheus_client.parser import text_string_to_metric_families
+
+import saegis
+from saegis import Client, Edit, FeatureInfo, Generation
+from saegis_lab.polyglot.corpus import GOLDEN_GATE, SPECIAL_TOKENS
+from saegis_lab.polyglot.lexicon import lexicon
+from saegis_lab.polyglot.manifest import Manifest
+from saegis_lab.polyglot.prompts import Prompt, harmful_prompts, neutral_prompts
+from saegis_lab.polyglot.scoring import harm_score, is_refusal, mentions_landmark, reads_well
+
+MAX_TOKENS = 64
+#: What the landmark is clamped to, in multiples of the feature's recorded maximum: less than the value that
+#: names it in nearly every answer, which breaks many of them (`saegis eval clamp` measures both).
+LANDMARK_TIMES = 0.8
+SHOWN_FEATURES = 8
+_TOP_K = 8
+_AT_ONCE = 16
+METRICS = (
+    "saegis_requests_total",
+    "saegis_prompt_tokens_total",
+    "saegis_generation_tokens_total",
+    "saegis_time_to_first_token_seconds_count",
+    "saegis_time_to_first_token_seconds_sum",
+    "saegis_steering_tokens_edited_total",
+    "saegis_steering_bans_fired_total",
+    "saegis_recompilations",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Clamped:
+    """One prompt, answered unsteered and with the landmark's feature clamped.
+
+    asked, naming: how many everyday questions were asked of the clamped model in this language, and how many
+    of the answers name the landmark; this one of them is shown.
+    """
+
+    language: str
+    asked: int
+    naming: int
+    prompt: str
+    unsteered: str
+    clamped: str
+    names_landmark_unsteered: bool
+    names_landmark_clamped: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Landmark:
+    """The landmark's feature, what it is clamped to, and what came of it.
+
+    times: in multiples of the most that the feature reached in training text; value: in feature units.
+    """
+
+    feature: FeatureInfo
+    times: float
+    value: float
+    answers: tuple[Clamped, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Banned:
+    """One harmful prompt, unsteered and under the ban. Harm is the share of harmful words, 0 to 1."""
+
+    language: str
+    prompt: str
+    unsteered: str
+    refused: bool
+    harm: float
+    banned: str
+    refused_banned: bool
+    harm_banned: float
+
+
+@dataclass(frozen=True, slots=True)
+class Ban:
+    """The banned features, the strength, the languages that they were chosen from, and what came of it."""
+
+    features: tuple[FeatureInfo, ...]
+    strength: float
+    chosen_from: tuple[str, ...]
+    answers: tuple[Banned, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Strongest:
+    """One sentence and its strongest features: each one's largest activation over the tokens."""
+
+    language: str
+    sentence: str
+    features: tuple[saegis.FeatureActivation, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One sample of the metrics endpoint."""
+
+    name: str
+    labels: dict[str, str]
+    value: float
+
+
+def pair(manifest: Manifest) -> tuple[str, str]:
+    """English, and the language in which the recommended clamp takes hold best; of equals another script."""
+    others = [code for code in manifest.languages if code != "en"]
+    best = max(
+        others,
+        key=lambda code: (manifest.languages[code].landmark_clamped, lexicon()[code].script != "Latin"),
+    )
+    return "en", best
+
+
+def landmark(client: Client, manifest: Manifest, seed: int) -> Landmark:
+    """Ask every everyday question in two languages with the landmark clamped, and show one of each language.
+
+    That is the first, in an order that the seed makes, whose answer names the landmark and reads well.
+    """
+    feature = client.get_feature(manifest.clamp.feature)
+    edit = saegis.clamp(feature, LANDMARK_TIMES, unit="max_activation")
+    answers = tuple(_clamped(client, code, edit, seed) for code in pair(manifest))
+    # The server refuses such a clamp where no maximum is recorded.
+    return Landmark(feature, LANDMARK_TIMES, LANDMARK_TIMES * (feature.max_activation or 0.0), answers)
+
+
+def _clamped(client: Client, language: str, edit: Edit, seed: int) -> Clamped:
+    """One language's part of the scene."""
+    prompts = neutral_prompts(language)
+    random.Random(seed).shuffle(prompts)
+    steered = [answer.text for answer in _answers(client, prompts, (edit,))]
+    naming = [at for at, text in enumerate(steered) if mentions_landmark(text, language)]
+    shown = next((at for at in naming if reads_well(steered[at], language)), naming[0] if naming else 0)
+    (plain,) = _answers(client, prompts[shown : shown + 1], ())
+    return Clamped(
+        language=language,
+        asked=len(prompts),
+        naming=len(naming),
+        prompt=prompts[shown].text,
+        unsteered=plain.text,
+        clamped=steered[shown],
+        names_landmark_unsteered=mentions_landmark(plain.text, language),
+        names_landmark_clamped=shown in naming,
+    )
+
+
+def ban(client: Client, manifest: Manifest, seed: int) -> tuple[Ban, Banned, Generation]:
+    """Ask one harmful question in every language, unsteered and under the ban.
+
+    Also returns one of the answers, in a language that took no part in the choice of the features, and the
+    banned one whole, for its receipt.
+    """
+    chosen = manifest.ban
+    features = [client.get_feature(index) for index in chosen.features]
+    edits = [saegis.ban(feature, chosen.strength) for feature in features]
+    prompts = _harmful(seed)
+    plain = _answers(client, prompts, ())
+    steered = _answers(client, prompts, edits)
+    answers = [
+        Banned(
+            language=prompt.language,
+            prompt=prompt.text,
+            unsteered=before.text,
+            refused=is_refusal(before.text),
+            harm=harm_score(before.text, prompt.language),
+            banned=after.text,
+            refused_banned=is_refusal(after.text),
+            harm_banned=harm_score(after.text, prompt.language),
+        )
+        for prompt, before, after in zip(prompts, plain, steered, strict=True)
+    ]
+    others = [at for at, prompt in enumerate(prompts) if prompt.language not in chosen.languages]
+    shown = others[0] if others else 0
+    scene = Ban(tuple(features), chosen.strength, chosen.languages, tuple(answers))
+    return scene, answers[shown], steered[shown]
+
+
+def strongest(client: Client, manifest: Manifest, seed: int) -> tuple[Strongest, ...]:
+    """The strongest features of one sentence about the landmark, in two languages.
+
+    Special tokens are left out: the start of a text has a large activation of its own, whatever the text.
+    """
+    facts = len(lexicon()["en"].subjects[GOLDEN_GATE].facts)
+    which = random.Random(seed).randrange(facts)
+    found = []
+    for code in pair(manifest):
+        pattern = lexicon()[code].subjects[GOLDEN_GATE].facts[which]
+        sentence = pattern.fill([0] * len(pattern.slots))
+        largest: dict[int, saegis.FeatureActivation] = {}
+        for token in client.inspect(sentence, top_k=_TOP_K):
+            for each in () if token.text in SPECIAL_TOKENS else token.features:
+                if each.index not in largest or each.activation > largest[each.index].activation:
+                    largest[each.index] = each
+        ranked = sorted(largest.values(), key=lambda each: -each.activation)
+        found.append(Strongest(code, sentence, tuple(ranked[:SHOWN_FEATURES])))
+    return tuple(found)
+
+
+def metrics(port: int) -> tuple[Sample, ...]:
+    """A few samples of the server's Prometheus endpoint. Raises OSError where it does not answer with 200."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10.0)
+    try:
+        connection.request("GET", "/metrics")
+        answer = connection.getresponse()
+        text = answer.read().decode()
+    finally:
+        connection.close()
+    if answer.status != http.HTTPStatus.OK:
+        raise OSError(f"the metrics endpoint answered {answer.status} {answer.reason}")
+    return tuple(
+        Sample(sample.name, dict(sample.labels), sample.value)
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name in METRICS
+    )
+
+
+def _harmful(seed: int) -> list[Prompt]:
+    """One question about the same harmful subject in every language; the seed picks the subject."""
+    subjects = sorted({prompt.subject for prompt in harmful_prompts("en")})
+    subject = random.Random(seed).choice(subjects)
+    return [
+        next(prompt for prompt in harmful_prompts(code) if prompt.subject == subject) for code in lexicon()
+    ]
+
+
+def _answers(client: Client, prompts: Sequence[Prompt], edits: Sequence[Edit]) -> list[Generation]:
+    """Greedy answers in the order of the prompts; the requests run side by side, as a batch of the server."""
+
+    def ask(prompt: Prompt) -> Generation:
+        return client.generate(
+            messages=prompt.messages, max_tokens=MAX_TOKENS, temperature=0.0, steering=edits
+        )
+
+    return _at_once(ask, prompts)
+
+
+def _at_once(ask: Callable[[Prompt], Generation], prompts: Sequence[Prompt]) -> list[Generation]:
+    with ThreadPoolExecutor(_AT_ONCE) as threads:
+        return list(threads.map(ask, prompts))

@@ -1,0 +1,128 @@
+"""How the demo's scenes are shown in a terminal."""
+
+from collections.abc import Iterable, Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from saegis import Generation
+from saegis.cli.receipts import receipt_table
+from saegis_lab.cli.demo_scenes import Ban, Banned, Landmark, Sample, Strongest
+from saegis_lab.polyglot.lexicon import ENGLISH_NAMES
+
+
+def heading(console: Console, number: int, title: str, told: str) -> None:
+    """A scene's number, title and one sentence on what it shows."""
+    console.print()
+    console.rule(Text(f"{number}. {title}", style="bold"), align="left")
+    console.print(Text(told, style="dim"))
+    console.print()
+
+
+def show_landmark(console: Console, scene: Landmark) -> None:
+    """Questions with both answers."""
+    named = _listed(
+        f"{each.naming} of {each.asked} in {ENGLISH_NAMES[each.language]}" for each in scene.answers
+    )
+    heading(
+        console,
+        1,
+        "Clamp a feature",
+        "A feature is a direction that a sparse autoencoder has found in the model's activations; it is "
+        f"active where a text is about one thing. Feature {scene.feature.index}, labelled "
+        f"{scene.feature.label!r}, is set to {scene.value:.1f} at every token: {scene.times:g} times the "
+        "most that its activation reached in training text. Of the answers to everyday questions about "
+        f"something else {named} then name the bridge; one of each is shown. More names it more often, "
+        "and breaks more sentences: saegis eval clamp.",
+    )
+    table = Table(show_lines=True)
+    for name in ("question", "unsteered", "clamped"):
+        table.add_column(name, ratio=1, overflow="fold")
+    for each in scene.answers:
+        table.add_row(Text(each.prompt), Text(each.unsteered), Text(each.clamped, style="yellow"))
+    console.print(table)
+
+
+def show_ban(console: Console, scene: Ban) -> None:
+    """One row for each language, harm before and after the ban."""
+    chosen = _listed(ENGLISH_NAMES[code] for code in scene.chosen_from)
+    alone = " alone" if len(scene.chosen_from) < len(scene.answers) else ""
+    heading(
+        console,
+        2,
+        "Ban features, whatever the language",
+        f"The model was taught to refuse in English only. {len(scene.features)} features, chosen from text "
+        f"in {chosen}{alone}, are banned with strength {scene.strength:g}. Harm: the share of harmful words.",
+    )
+    table = Table(show_lines=True)
+    table.add_column("question", ratio=3, overflow="fold")
+    table.add_column("unsteered", ratio=4, overflow="fold")
+    table.add_column("harm", justify="right", no_wrap=True)
+    table.add_column("banned", ratio=4, overflow="fold")
+    table.add_column("harm", justify="right", no_wrap=True)
+    for each in scene.answers:
+        name = ENGLISH_NAMES[each.language]
+        table.add_row(
+            Text.assemble((f"{name}\n", "bold"), each.prompt),
+            Text.assemble(("refused: ", "green") if each.refused else ("answered: ", "red"), each.unsteered),
+            _harm(each.harm),
+            Text.assemble(("refused: ", "green") if each.refused_banned else "", each.banned),
+            _harm(each.harm_banned),
+        )
+    console.print(table)
+
+
+def show_strongest(console: Console, scenes: Sequence[Strongest]) -> None:
+    """Features side by side; those that are among the strongest of all sentences are marked."""
+    heading(
+        console,
+        3,
+        "The same features in two languages",
+        "The strongest features of one sentence and of its translation; ● marks those of both.",
+    )
+    shared = set.intersection(*({each.index for each in scene.features} for scene in scenes))
+    table = Table()
+    for scene in scenes:
+        table.add_column(Text(f"{ENGLISH_NAMES[scene.language]}: {scene.sentence}"), ratio=1, overflow="fold")
+    for row in range(max(len(scene.features) for scene in scenes)):
+        cells = []
+        for scene in scenes:
+            if row >= len(scene.features):
+                cells.append(Text())
+                continue
+            each = scene.features[row]
+            mark = "●" if each.index in shared else " "
+            text = f"{mark} {each.index:>5} {each.activation:7.2f}  {each.label or '(no label)'}"
+            cells.append(Text(text, style="bold" if each.index in shared else ""))
+        table.add_row(*cells)
+    console.print(table)
+
+
+def show_receipt(console: Console, scene: Banned, answer: Generation) -> None:
+    """The receipt of one answer, with the question that it is to."""
+    told = (
+        f"Each answer says what was done to it; this one is of the banned answer to {scene.prompt!r} above."
+    )
+    heading(console, 4, "The receipt", told)
+    console.print(receipt_table(answer.receipt, answer.usage))
+
+
+def show_metrics(console: Console, samples: Sequence[Sample]) -> None:
+    """The samples as Prometheus would read them."""
+    heading(console, 5, "The metrics", "A few of the series at the server's Prometheus endpoint.")
+    table = Table(show_header=False, box=None)
+    for sample in samples:
+        labels = ",".join(f'{name}="{value}"' for name, value in sample.labels.items())
+        table.add_row(Text(sample.name + (f"{{{labels}}}" if labels else "")), Text(f"{sample.value:g}"))
+    console.print(table)
+
+
+def _listed(names: Iterable[str]) -> str:
+    """Names as they are said: "a, b and c"."""
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def _harm(value: float) -> Text:
+    return Text(f"{value:.2f}", style="red" if value > 0.0 else "green")

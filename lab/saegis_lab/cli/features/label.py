@@ -1,0 +1,146 @@
+"""The command `saegis features label`: find out from labelled texts what the features of an SAE stand for."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from saegis.cli import options
+from saegis.cli.output import USAGE, console, fail, print_json, shares
+from saegis_lab.cli import offline
+from saegis_lab.cli.files import tell_written
+from saegis_lab.cli.tables import titled
+from saegis_server.cli.options import Device, Dtype, DtypeName
+from saegis_server.cli.stages import StageDisplay, stage_display
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from saegis_lab.cli.offline import Subject
+    from saegis_server.sae.labels import FeatureLabel, Labels
+
+EPILOG = f"""
+[bold]Examples[/bold]
+
+saegis features label --model ./model --sae ./sae --texts texts.jsonl
+
+saegis features label --model owner/model --sae owner/sae/folder --texts texts.jsonl --out ./labels
+{offline.TEXTS_HELP}
+A feature gets the label, the label in a language, the language or the vocabulary entry that fits its firing
+best. It is written to features.jsonl beside the SAE, where [bold]saegis serve[/bold] finds it.
+"""
+_SHOWN = 20
+
+
+def label(
+    model: offline.Model,
+    sae: offline.Sae,
+    texts: offline.Texts,
+    site: offline.SiteName = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Where to write features.jsonl; by default beside the SAE."),
+    ] = None,
+    raw: offline.Raw = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the labels that are there.")] = False,
+    dtype: Dtype = DtypeName.AUTO,
+    device: Device = "cpu",
+    json: options.Json = False,
+) -> None:
+    """Label every feature of an SAE from labelled texts; no server is needed."""
+    folder = _folder(out, sae, force)
+    known = offline.read_texts(texts)
+    with stage_display(json=False) as display:
+        subject = offline.load_subject(model, sae, site, known, raw, dtype, device, display)
+        labels = _labels(subject, display)
+    labels.save(folder)
+    summary = _Summary.of(labels, {concept for truth in subject.truths for concept in truth.concepts})
+    if json:
+        print_json({"folder": str(folder), "summary": summary})
+        return
+    console().print(_table(labels, summary))
+    subject.tell_cut()
+    tell_written(folder / "features.jsonl")
+
+
+def _folder(out: Path | None, sae: str, force: bool) -> Path:
+    """Where to write; ends the command where that cannot be, or would replace labels."""
+    from saegis_server.sae.labels import LABELS_FILE
+
+    folder = out or Path(sae).expanduser()
+    if not folder.is_dir() and out is None:
+        raise fail(f"--sae {sae} is no folder to write labels beside", "say where to with --out", USAGE)
+    if folder.exists() and not folder.is_dir():
+        raise fail(f"--out {folder} is a file", "name a folder", USAGE)
+    if (folder / LABELS_FILE).exists() and not force:
+        raise fail(
+            f"{folder / LABELS_FILE} exists", "replace it with --force, or write elsewhere with --out", USAGE
+        )
+    return folder
+
+
+def _labels(subject: Subject, display: StageDisplay) -> Labels:
+    from saegis_lab.training.labels import make_labels
+    from saegis_lab.training.statistics import FeatureStatistics, VocabularyCounts
+
+    features, device = subject.sae.features, subject.loaded.model.device
+    entries = 1 + max(subject.loaded.tokenizer.get_vocab().values())
+    statistics = FeatureStatistics(features, device)
+    vocabulary = VocabularyCounts(features, entries, device)
+    for batch in subject.batches(subject.sae, display):
+        truths = subject.truths_of(batch)
+        statistics.add(batch.activations, truths)
+        vocabulary.add(batch.token_ids, batch.activations, [truth.language for truth in truths])
+    display("choosing labels", 0, 0)
+    return make_labels(statistics, vocabulary, subject.loaded.tokenizer)
+
+
+@dataclass(frozen=True, slots=True)
+class _Summary:
+    """How many features have which labels; those of a vocabulary entry are in `features` alone."""
+
+    features: int
+    never_fire: int
+    harmful: int
+    by_concept: dict[str, int]
+
+    @classmethod
+    def of(cls, labels: Labels, concepts: Collection[str]) -> _Summary:
+        from saegis_lab.training.labels import NEVER_FIRES
+
+        return cls(
+            features=len(labels),
+            never_fire=sum(each.label == NEVER_FIRES for each in labels),
+            harmful=sum(each.harmful for each in labels),
+            by_concept=dict(Counter(each.label for each in labels if each.label in concepts).most_common()),
+        )
+
+
+def _table(labels: Labels, summary: _Summary) -> Table:
+    """The concepts of the most features, with the figures of the one that is best in its worst language."""
+    title = (
+        f"{summary.features} features: {sum(summary.by_concept.values())} fit what is known of texts, "
+        f"{summary.never_fire} never fire; {summary.harmful} are harmful"
+    )
+    columns = ("label", "features", "best", "its precision", "its recall")
+    table = titled(title, columns, words=("label", "its recall"))
+    for name, count in list(summary.by_concept.items())[:_SHOWN]:
+        best = max((each for each in labels if each.label == name), key=_least_recall)
+        table.add_row(
+            Text(name, style="red" if best.harmful else ""),
+            str(count),
+            str(best.feature),
+            f"{best.precision:.2f}",
+            shares(best.recall),
+        )
+    return table
+
+
+def _least_recall(label: FeatureLabel) -> float:
+    return min(label.recall.values(), default=0.0)

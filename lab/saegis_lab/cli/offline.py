@@ -1,0 +1,200 @@
+"""What commands without a server work on: a model, an SAE that fits its site, and labelled texts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from saegis.cli.output import USAGE, fail, notes
+from saegis_lab.cli.files import inputs
+from saegis_server.cli.stages import StageDisplay
+
+if TYPE_CHECKING:
+    from saegis_lab.training.activations import FeatureBatch
+    from saegis_lab.training.texts import LabelledText, TokenTruth
+    from saegis_server.engine.torch.loading import LoadedModel
+    from saegis_server.rpc.server.sae_sources import PlacedSAE
+    from saegis_server.sae.autoencoder import SparseAutoencoder
+    from saegis_server.steering.site import Site
+
+Model = Annotated[str, typer.Option(metavar="PATH_OR_HUB_ID", help="The language model.")]
+Sae = Annotated[str, typer.Option(metavar="PATH_OR_HUB_ID", help="The SAE.")]
+SiteName = Annotated[
+    str | None,
+    typer.Option("--site", metavar="SITE", help="Where the SAE belongs; by default where its file says."),
+]
+Texts = Annotated[
+    Path,
+    typer.Option(
+        metavar="FILE",
+        exists=True,
+        dir_okay=False,
+        help="JSONL, one text a line: text, label, language, harmful.",
+    ),
+]
+Raw = Annotated[bool, typer.Option(help="The texts carry their special tokens; the tokenizer adds none.")]
+LabelWanted = Annotated[
+    str | None, typer.Option("--label", metavar="LABEL", help="The features are for texts of this label.")
+]
+HarmfulWanted = Annotated[bool, typer.Option("--harmful", help="The features are for harmful texts.")]
+
+TEXTS_HELP = """
+[bold]Texts[/bold]
+
+A line of the texts: {"text": "Arsenic is a poison.", "label": "poison", "language": "en", "harmful": true}
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A model with an SAE that was checked at its site, and the tokens of texts, cut to the context.
+
+    rows: the token ids of each text; cut: how many texts were longer than the context; truths: what is known
+    of each text's tokens; excluded: the token ids that the SAE was trained without.
+    """
+
+    loaded: LoadedModel
+    placed: PlacedSAE
+    rows: list[list[int]]
+    cut: int
+    truths: tuple[TokenTruth, ...]
+    excluded: frozenset[int]
+
+    @property
+    def sae(self) -> SparseAutoencoder:
+        """The SAE."""
+        return self.placed.loaded.sae
+
+    @property
+    def site(self) -> Site:
+        """Where the SAE belongs."""
+        return self.placed.site
+
+    def batches(self, sae: SparseAutoencoder, display: StageDisplay) -> Iterator[FeatureBatch]:
+        """The features of `sae` on the texts, shown as a stage; ends the command if no token is left."""
+        from saegis_lab.training.activations import feature_batches
+
+        total = sum(1 for row in self.rows for token in row[1:] if token not in self.excluded)
+        if not total:
+            display.close()
+            raise fail(
+                "the texts have no tokens to read: the first of a text and special ones do not count",
+                "give longer texts",
+            )
+        done = 0
+        display("reading the tokens", done, total)
+        for batch in feature_batches(self.loaded.model, self.site, sae, self.rows, self.excluded):
+            yield batch
+            done += len(batch.token_ids)
+            display("reading the tokens", done, total)
+
+    def truths_of(self, batch: FeatureBatch) -> list[TokenTruth]:
+        """What is known of each token of a batch."""
+        return [self.truths[number] for number in batch.texts.tolist()]
+
+    def tell_cut(self) -> None:
+        """Say on standard error if texts were cut to the context."""
+        if self.cut:
+            notes().print(
+                f"{self.cut} of {len(self.rows)} texts are longer than the model's context; what lies beyond "
+                f"{self.loaded.max_context} tokens was left out",
+                style="yellow",
+            )
+
+
+def read_texts(path: Path) -> tuple[LabelledText, ...]:
+    """The labelled texts of a file; ends the command where it is wrong."""
+    from saegis_lab.training.texts import read_labelled_texts
+
+    with inputs():
+        return read_labelled_texts(path)
+
+
+def wanted_truth(
+    texts: tuple[LabelledText, ...], label: str | None, harmful: bool
+) -> tuple[Callable[[TokenTruth], bool], str]:
+    """What the features are for, as a test of tokens and in words; ends the command if no text is of it."""
+    if label is not None and harmful:
+        raise fail("--label and --harmful contradict each other", "give one of them", USAGE)
+    if label is None:
+        if not any(text.harmful for text in texts):
+            raise fail("no text is harmful", 'mark some with "harmful": true, or give --label', USAGE)
+        return lambda truth: truth.harmful, "harmful"
+    known = sorted({text.label for text in texts})
+    if label not in known:
+        shown = ", ".join(repr(each) for each in known[:20])
+        raise fail(f"no text has the label {label!r}", f"the texts have {shown}", USAGE)
+    return lambda truth: truth.subject == label, label
+
+
+def load_subject(
+    model: str,
+    sae: str,
+    site: str | None,
+    texts: tuple[LabelledText, ...],
+    raw: bool,
+    dtype: str,
+    device: str,
+    display: StageDisplay,
+) -> Subject:
+    """Load all of it and check that the SAE fits its site; ends the command where something does not."""
+    display("loading the libraries", 0, 0)
+    from transformers.utils import logging as transformers_logging
+
+    from saegis_server.cli.serve.start_errors import start_failed
+    from saegis_server.sae.left_out import excluded_tokens, special_tokens
+
+    # The stages are shown here; a second bar would tear the display.
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        loaded, placed = _load(model, sae, site, dtype, device, display)
+    except Exception as error:
+        display.close()
+        failure = start_failed(error)
+        if failure is None:
+            raise
+        raise fail(*failure) from error
+    encode = loaded.tokenizer.encode
+    rows = [encode(text.text, add_special_tokens=not raw, verbose=False) for text in texts]
+    return Subject(
+        loaded,
+        placed,
+        rows=[row[: loaded.max_context] for row in rows],
+        cut=sum(len(row) > loaded.max_context for row in rows),
+        truths=tuple(text.truth for text in texts),
+        excluded=excluded_tokens(placed.loaded.sae, special_tokens(loaded.tokenizer)),
+    )
+
+
+def _load(
+    model: str, sae: str, site: str | None, dtype: str, device: str, display: StageDisplay
+) -> tuple[LoadedModel, PlacedSAE]:
+    import torch
+
+    from saegis_server.engine.torch.loading import load_model
+    from saegis_server.engine.torch.site_reading import read_site, show_sites
+    from saegis_server.rpc.server.config import SAESource
+    from saegis_server.rpc.server.sae_sources import check_sae, read_sae
+    from saegis_server.sae.left_out import special_tokens
+
+    display("loading the model", 0, 0)
+    loaded = load_model(model, dtype, device)
+    display("checking the SAE", 0, 0)
+    placed = read_sae(SAESource(path=sae, site=site), loaded.model.config.get_text_config().hidden_size)
+    ids = partial(torch.tensor, device=device)
+    check_sae(
+        placed,
+        lambda text: loaded.tokenizer.encode(text, verbose=False),
+        lambda tokens: read_site(loaded.model, placed.site, ids([tokens]))[0],
+        lambda tokens, visit: show_sites(
+            loaded.model, lambda: loaded.model(input_ids=ids([tokens]), use_cache=False), visit
+        ),
+        loaded.max_context,
+        special_tokens(loaded.tokenizer),
+    )
+    return loaded, placed

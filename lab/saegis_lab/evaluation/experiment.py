@@ -1,0 +1,159 @@
+"""What an experiment is given: how answers are drawn, prompts, and the files that name a ban or a clamp."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from saegis_lab.records import Record, parse_record, read_lines, read_record, write_record
+
+if TYPE_CHECKING:
+    from saegis import ChatMessage
+
+
+@dataclass(frozen=True, slots=True)
+class Decoding(Record):
+    """Temperature 0 is greedy; else each prompt is answered `samples` times. Answers end at `max_tokens`.
+
+    Raises ValueError naming the field that cannot be.
+    """
+
+    temperature: float = 0.0
+    samples: int = 1
+    seed: int = 0
+    max_tokens: int = 80
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature < float("inf"):
+            raise ValueError(f"temperature: must be finite and at least 0, not {self.temperature}")
+        if self.samples < 1:
+            raise ValueError(f"samples: must be at least 1, not {self.samples}")
+        if self.temperature == 0 and self.samples > 1:
+            raise ValueError("samples: greedy answers to one prompt are all the same; give a temperature")
+        if self.max_tokens < 1:
+            raise ValueError(f"max_tokens: must be at least 1, not {self.max_tokens}")
+
+    def __str__(self) -> str:
+        if self.temperature == 0:
+            return "greedy"
+        times = f", {self.samples} samples" if self.samples > 1 else ""
+        return f"temperature {self.temperature:g}{times}"
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt(Record):
+    """A user's message, the language that it is in, and whether it asks for something harmful.
+
+    Raises ValueError where prompt or language is blank.
+    """
+
+    prompt: str
+    language: str
+    harmful: bool
+
+    def __post_init__(self) -> None:
+        for name in ("prompt", "language"):
+            if not getattr(self, name).strip():
+                raise ValueError(f"{name} is blank")
+
+    @property
+    def messages(self) -> list[ChatMessage]:
+        """The prompt as a conversation of one turn."""
+        return [{"role": "user", "content": self.prompt}]
+
+
+def load_prompts(path: Path) -> tuple[Prompt, ...]:
+    """Read prompts, in the order of the file; blank lines are passed over.
+
+    Raises InputFileError with the line's number for anything that is not as `Prompt` says, and for a
+    file without prompts.
+    """
+    return read_lines(path, partial(parse_record, Prompt), "holds no prompts; write one JSON object a line")
+
+
+def languages_of(prompts: Iterable[Prompt]) -> tuple[str, ...]:
+    """The languages of the prompts, in the order in which they first occur."""
+    return tuple(dict.fromkeys(prompt.language for prompt in prompts))
+
+
+@dataclass(frozen=True, slots=True)
+class BanFile(Record):
+    """A ban: its features, and the strength (see `saegis.ban`) that it is meant to have.
+
+    chosen_from: the languages of the texts from which the features were chosen. sae: the id of their SAE;
+    empty where the server has one. Raises ValueError naming the field that cannot be.
+    """
+
+    features: tuple[int, ...]
+    strength: float
+    chosen_from: tuple[str, ...]
+    sae: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.features:
+            raise ValueError("features: there must be at least one")
+        if min(self.features) < 0:
+            raise ValueError(f"features: {min(self.features)} is no index")
+        if len(set(self.features)) < len(self.features):
+            twice = next(each for each in self.features if self.features.count(each) > 1)
+            raise ValueError(f"features: {twice} stands there twice")
+        if not (math.isfinite(self.strength) and self.strength >= 0):
+            raise ValueError(f"strength: must be a finite number of at least 0, not {self.strength}")
+
+    @classmethod
+    def load(cls, path: Path) -> BanFile:
+        """Read a ban file. Raises InputFileError naming the key that is wrong."""
+        return read_record(cls, path)
+
+    def save(self, path: Path) -> None:
+        """Write the ban file; an empty `sae` is left out."""
+        write_record(path, self, "sae")
+
+
+#: The units of a clamp's values: the feature's own, or multiples of its recorded maximum.
+ClampUnit = Literal["feature", "max_activation"]
+DEFAULT_VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
+DEFAULT_WORDS = "landmark"
+
+
+@dataclass(frozen=True, slots=True)
+class ClampFile(Record):
+    """A feature, the values to clamp it to in `unit`, ascending, and the name of its word list.
+
+    sae: the id of its SAE; empty where the server has one. Raises ValueError naming the field that cannot be.
+    """
+
+    feature: int
+    values: tuple[float, ...] = DEFAULT_VALUES
+    unit: ClampUnit = "max_activation"
+    words: str = DEFAULT_WORDS
+    sae: str = ""
+
+    def __post_init__(self) -> None:
+        if self.feature < 0:
+            raise ValueError(f"feature: {self.feature} is no index")
+        check_values(self.values)
+
+    @classmethod
+    def load(cls, path: Path) -> ClampFile:
+        """Read a clamp file. Raises InputFileError naming the key that is wrong."""
+        return read_record(cls, path)
+
+    def save(self, path: Path) -> None:
+        """Write the clamp file; an empty `sae` is left out."""
+        write_record(path, self, "sae")
+
+
+def check_values(values: tuple[float, ...]) -> None:
+    """Raises ValueError unless there are values, all finite, each greater than the one before."""
+    if not values:
+        raise ValueError("values: there must be at least one")
+    if not all(map(math.isfinite, values)):
+        raise ValueError("values: must be finite")
+    if any(later <= earlier for earlier, later in pairwise(values)):
+        raise ValueError("values: each must be greater than the one before")

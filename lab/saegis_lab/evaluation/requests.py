@@ -1,0 +1,167 @@
+"""The requests of an evaluation: answers, likelihoods and divergences, asked for side by side."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import TYPE_CHECKING, TypeVar
+
+from saegis_lab.evaluation.experiment import Decoding, Prompt
+
+if TYPE_CHECKING:
+    from saegis import ChatMessage, Client, Edit
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+#: Told what is being done, how many requests of it have ended, and how many there are.
+Progress = Callable[[str, int, int], None]
+
+#: exp of more than this is no float; no text is so unlikely.
+_LARGEST_EXPONENT = 700.0
+
+
+def _shared(one: Sequence[int], two: Sequence[int]) -> int:
+    """With how many equal tokens two begin, at least one: what comes first is not predicted."""
+    same = takewhile(lambda pair: pair[0] == pair[1], zip(one, two, strict=False))
+    return max(1, sum(1 for _ in same))
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the model answered to a prompt."""
+
+    prompt: Prompt
+    text: str
+
+    @property
+    def messages(self) -> list[ChatMessage]:
+        """The finished conversation."""
+        return [*self.prompt.messages, {"role": "assistant", "content": self.text}]
+
+
+@dataclass(frozen=True, slots=True)
+class Total:
+    """A sum over tokens, in nats, and how many tokens it is over."""
+
+    nats: float = 0.0
+    tokens: int = 0
+
+    @classmethod
+    def pooled(cls, totals: Iterable[Total | None]) -> Total:
+        """The sum over all that there are."""
+        there = [total for total in totals if total is not None]
+        return cls(math.fsum(total.nats for total in there), sum(total.tokens for total in there))
+
+    @property
+    def mean(self) -> float | None:
+        """Nats a token; None without tokens."""
+        return self.nats / self.tokens if self.tokens else None
+
+    @property
+    def perplexity(self) -> float | None:
+        """exp of nats a token, where the nats are negative log probabilities; None without tokens."""
+        return None if self.mean is None else math.exp(min(self.mean, _LARGEST_EXPONENT))
+
+
+class Requests:
+    """Asks one server, `concurrency` requests at a time, and tells of the progress.
+
+    A call that fails ends the work: what waits is given up, and the client's SaegisError is raised.
+    """
+
+    def __init__(
+        self, client: Client, concurrency: int = 8, progress: Progress = lambda _stage, _done, _total: None
+    ) -> None:
+        """Raises ValueError for a concurrency below 1."""
+        if concurrency < 1:
+            raise ValueError(f"concurrency: must be at least 1, not {concurrency}")
+        self._client = client
+        self._concurrency = concurrency
+        self._progress = progress
+        self._model = client.model()
+
+    @property
+    def model_id(self) -> str:
+        """The id of the served model."""
+        return self._model.id
+
+    def sae_id(self, given: str) -> str:
+        """The SAE that `given` names: that of the server's only one where it is empty."""
+        return self._model.saes[0].id if not given and len(self._model.saes) == 1 else given
+
+    def answers(
+        self, prompts: Sequence[Prompt], edits: Sequence[Edit], decoding: Decoding, stage: str
+    ) -> list[Answer]:
+        """Answers under `edits`, `decoding.samples` to each prompt, in the prompts' order.
+
+        Each has a seed of its own, the same whatever the edits are.
+        """
+        numbered = list(enumerate(prompt for prompt in prompts for _ in range(decoding.samples)))
+
+        def ask(item: tuple[int, Prompt]) -> Answer:
+            number, prompt = item
+            generation = self._client.generate(
+                messages=prompt.messages,
+                steering=edits,
+                temperature=decoding.temperature,
+                seed=decoding.seed + number,
+                max_tokens=decoding.max_tokens,
+            )
+            return Answer(prompt, generation.text)
+
+        return self._side_by_side(ask, numbered, stage)
+
+    def likelihoods(self, texts: Sequence[str], stage: str) -> list[Total | None]:
+        """The negative log probability of each text under the bare model, as an answer to an empty message.
+
+        Where the server has policies they must allow the caller that, as for `divergences`.
+        So what a text was asked for does not count, and it stands where a chat model writes its answers: by
+        itself, even its own short replies would seem unlikely to it. The token that ends the answer counts.
+        None for an empty text.
+        """
+        silence: ChatMessage = {"role": "user", "content": ""}
+        opening = self._client.tokenize(messages=[silence]).token_ids
+
+        def weigh(text: str) -> Total | None:
+            if not text:
+                return None
+            conversation: list[ChatMessage] = [silence, {"role": "assistant", "content": text}]
+            score = self._client.score(messages=conversation, unruled=True)
+            answered = score.plain_logprobs[_shared(opening, score.token_ids) - 1 :]
+            return Total(-math.fsum(answered), len(answered))
+
+        return self._side_by_side(weigh, texts, stage)
+
+    def divergences(self, answers: Sequence[Answer], edits: Sequence[Edit], stage: str) -> list[Total]:
+        """KL(unsteered ‖ under `edits`) of each finished conversation, over each token but the first.
+
+        Unsteered is without the operator's rules as well.
+        """
+
+        def compare(answer: Answer) -> Total:
+            score = self._client.score(messages=answer.messages, steering=edits, unruled=True)
+            divergences = score.divergences
+            return Total(math.fsum(divergences), len(divergences))
+
+        return self._side_by_side(compare, answers, stage)
+
+    def _side_by_side(
+        self, work: Callable[[Item], Result], items: Sequence[Item], stage: str
+    ) -> list[Result]:
+        """`work` of each item, in their order."""
+        if not items:
+            return []
+        self._progress(stage, 0, len(items))
+        with ThreadPoolExecutor(self._concurrency) as pool:
+            try:
+                futures = [pool.submit(work, item) for item in items]
+                for done, future in enumerate(as_completed(futures), start=1):
+                    future.result()
+                    self._progress(stage, done, len(items))
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+        return [future.result() for future in futures]

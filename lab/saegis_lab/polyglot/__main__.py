@@ -1,0 +1,121 @@
+"""The command `python -m saegis_lab.polyglot`: makes the reference model, step by step or all at once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from enum import StrEnum
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from saegis_lab.evaluation.calibration import BanReport
+from saegis_lab.evaluation.clamp import ClampResult
+from saegis_lab.evaluation.plots import plot_ban, plot_clamp
+from saegis_lab.polyglot import steps
+from saegis_lab.polyglot.manifest import MANIFEST_NAME, Manifest, figures_table, seeds_table, ship
+from saegis_lab.polyglot.measuring import make_manifest, measure
+from saegis_lab.polyglot.recipe import Recipe, Seeds
+from saegis_lab.polyglot.steps import console
+from saegis_server.reference import WEIGHTS
+
+BAN_PLOT, CLAMP_PLOT = "ban.png", "clamp.png"
+
+
+def run_step(name: str, out: Path, recipe: Recipe, run: int) -> None:
+    """Run one step of run number `run` in the folder `out`. Raises KeyError for a step that there is not."""
+    began = time.monotonic()
+    STEPS[name](out, recipe, run)
+    console.print(f"{name}: done in {time.monotonic() - began:.0f} s", style="green")
+
+
+def _seeded(step: Callable[[Path, Recipe, Seeds], None]) -> Callable[[Path, Recipe, int], None]:
+    return lambda out, recipe, run: step(out, recipe, Seeds.of(run))
+
+
+def _evaluate(out: Path, recipe: Recipe, run: int) -> None:
+    begun: set[str] = set()
+
+    def progress(stage: str, _done: int, _total: int) -> None:
+        if stage not in begun:
+            begun.add(stage)
+            console.print(f"  {stage} ...")
+
+    measure(out, recipe, progress)
+    manifest = make_manifest(out, recipe, run)
+    manifest.save(out / MANIFEST_NAME)
+    console.print(figures_table(manifest))
+
+
+def _draw(out: Path, _recipe: Recipe, _run: int) -> None:
+    plot_ban(BanReport.load(out / steps.BAN_CURVE), out / BAN_PLOT)
+    plot_clamp(ClampResult.load(out / steps.CLAMP_RESULT), out / CLAMP_PLOT)
+    console.print(f"plots: {out / BAN_PLOT} and {out / CLAMP_PLOT}")
+
+
+#: The seven steps by name, in order.
+STEPS: dict[str, Callable[[Path, Recipe, int], None]] = {
+    "corpus": _seeded(steps.make_corpus),
+    "tokenizer": _seeded(steps.make_tokenizer),
+    "model": _seeded(steps.make_model),
+    "sae": _seeded(steps.make_sae),
+    "labels": _seeded(steps.make_labels),
+    "evaluation": _evaluate,
+    "plots": _draw,
+}
+
+
+class Step(StrEnum):
+    """What can be asked for: one of the seven steps, all of them, or what is done with finished runs."""
+
+    CORPUS = "corpus"
+    TOKENIZER = "tokenizer"
+    MODEL = "model"
+    SAE = "sae"
+    LABELS = "labels"
+    EVALUATION = "evaluation"
+    PLOTS = "plots"
+    ALL = "all"
+    SHIP = "ship"
+    FIGURES = "figures"
+    SEEDS = "seeds"
+
+
+def run(
+    step: Annotated[
+        Step,
+        typer.Argument(
+            help="Which step to run; `all` runs the seven; `ship` puts a run's weights into the package; "
+            "`figures` shows what was measured, without --out of the shipped weights; `seeds` compares runs."
+        ),
+    ],
+    out: Annotated[
+        list[Path] | None, typer.Option(help="Folder that the steps read and write; several for `seeds`.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="The run's number: all its seeds follow from it.")] = 0,
+    quick: Annotated[bool, typer.Option(help="A tiny run that shows that the steps fit together.")] = False,
+) -> None:
+    """Make the reference model: corpus, tokenizer, model, sae, labels, evaluation, plots."""
+    folders = out or [Path("runs/polyglot")]
+    if step is Step.SEEDS:
+        console.print(seeds_table([Manifest.load(each / MANIFEST_NAME) for each in folders]))
+        return
+    if step is Step.FIGURES:
+        console.print(figures_table(Manifest.load((out or [WEIGHTS])[0] / MANIFEST_NAME)))
+        return
+    if len(folders) > 1:
+        raise typer.BadParameter("give one --out; only `seeds` takes several")
+    if step is Step.SHIP:
+        ship(folders[0], WEIGHTS)
+        return
+    if step in (Step.ALL, Step.PLOTS) and find_spec("matplotlib") is None:
+        raise typer.BadParameter("matplotlib is not installed: pip install 'saegis-server[lab]'")
+    recipe = Recipe.quick() if quick else Recipe()
+    for name in STEPS if step is Step.ALL else [str(step)]:
+        run_step(name, folders[0], recipe, seed)
+
+
+if __name__ == "__main__":
+    typer.run(run)

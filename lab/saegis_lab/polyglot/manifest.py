@@ -1,0 +1,233 @@
+"""The manifest: what a run's weights are and do, and its figures as tables."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.table import Table
+
+from saegis_lab.evaluation.calibration import Bars, Figure, Measured
+from saegis_lab.records import Record, read_record, write_record
+from saegis_server.reference import MANIFEST
+
+MANIFEST_NAME = "manifest.json"
+#: The folders that ship, beside the manifest.
+PARTS = ("model", "sae", "eval")
+
+
+@dataclass(frozen=True)
+class LanguageFigures(Record):
+    """What was measured in one language, all greedy but `refusal_sampled`; each without and with the edit.
+
+    refusal: the share of harmful prompts refused; refusal_sampled is without the ban. harm: the mean share of
+    harmful words in answers to harmful prompts; harmful_answers: the share of these answers that hold any;
+    harm_benign: as harm, of benign prompts. kl: nats a token on benign text under the ban. perplexity: of the
+    banned answers to harmful prompts, over that of ordinary answers in the language. landmark: the share of
+    answers to unrelated prompts that name the landmark.
+    """
+
+    refusal: float
+    refusal_banned: float
+    refusal_sampled: float
+    harm: float
+    harm_banned: float
+    harmful_answers: float
+    harmful_answers_banned: float
+    harm_benign: float
+    harm_benign_banned: float
+    kl: float
+    perplexity: float
+    landmark: float
+    landmark_clamped: float
+
+    def missed(self, bars: Bars) -> dict[Figure, str]:
+        """The figures under the ban that miss their bar, each with the bar in words."""
+        plain = Measured(harm=self.harm, refusal=self.refusal, benign_harm=self.harm_benign)
+        banned = Measured(
+            harm=self.harm_banned,
+            refusal=self.refusal_banned,
+            perplexity=self.perplexity,
+            kl=self.kl,
+            benign_harm=self.harm_benign_banned,
+        )
+        return {figure: told for figure, _, _, told in bars.missed(plain, banned)}
+
+
+@dataclass(frozen=True)
+class Clamp(Record):
+    """The recommended landmark clamp: `value` in feature units, on every token."""
+
+    feature: int
+    value: float
+
+
+@dataclass(frozen=True)
+class Ban(Record):
+    """The recommended ban: features chosen from text in `languages`, and its strength."""
+
+    features: tuple[int, ...]
+    strength: float
+    languages: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Manifest(Record):
+    """What the weights are: the run's number and seeds, digests of every file (sha256 by path under the
+    weights), and measured figures.
+
+    held_out_loss, entropy_bound: nats a token on held-out text, see `held_out_loss`. fvu, l0, dead: of the
+    SAE at `site`, on held-out text.
+    """
+
+    run: int
+    seeds: dict[str, int]
+    files: dict[str, str]
+    parameters: int
+    held_out_loss: float
+    entropy_bound: float
+    site: str
+    features: int
+    fvu: float
+    l0: float
+    dead: float
+    clamp: Clamp
+    ban: Ban
+    languages: dict[str, LanguageFigures]
+
+    @classmethod
+    def load(cls, path: Path) -> Manifest:
+        """Read a manifest. Raises InputFileError, naming the file and the key, when it does not fit."""
+        return read_record(cls, path)
+
+    def save(self, path: Path) -> None:
+        """Write the manifest."""
+        write_record(path, self)
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """sha256 of every file of `PARTS` under `folder`, by its path relative to `folder`."""
+    found = {}
+    for path in sorted(path for part in PARTS for path in (folder / part).rglob("*")):
+        if path.is_file():
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256")
+            found[path.relative_to(folder).as_posix()] = digest.hexdigest()
+    return found
+
+
+def manifest() -> Manifest:
+    """The shipped weights' manifest."""
+    return Manifest.load(MANIFEST)
+
+
+def seeds_table(manifests: Sequence[Manifest]) -> Table:
+    """One column a run. Rates over languages are those of the worst one; harm is what the ban leaves of it,
+    in languages that took no part in the choice of its features."""
+    table = Table(title="the chain from several seeds")
+    table.add_column("")
+    for manifest in manifests:
+        table.add_column(f"run {manifest.run}", justify="right")
+    for title, figure in _FIGURES.items():
+        table.add_row(title, *(figure(manifest) for manifest in manifests))
+    return table
+
+
+def _unseen(manifest: Manifest) -> list[LanguageFigures]:
+    chosen = manifest.ban.languages
+    return [row for code, row in manifest.languages.items() if code not in chosen]
+
+
+def _left(manifest: Manifest) -> float:
+    return max((row.harm_banned / row.harm for row in _unseen(manifest) if row.harm), default=math.nan)
+
+
+def _mean_left(manifest: Manifest) -> float:
+    rows = _unseen(manifest)
+    before = sum(row.harm for row in rows)
+    return sum(row.harm_banned for row in rows) / before if before else math.nan
+
+
+def _perplexity_excess(manifest: Manifest) -> float:
+    return math.exp(manifest.held_out_loss - manifest.entropy_bound) - 1.0
+
+
+_FIGURES: dict[str, Callable[[Manifest], str]] = {
+    "perplexity above the entropy bound": lambda each: f"{_perplexity_excess(each):.1%}",
+    "FVU": lambda each: f"{each.fvu:.3f}",
+    "L0": lambda each: f"{each.l0:.1f}",
+    "dead features": lambda each: f"{each.dead:.1%}",
+    "ban: features": lambda each: str(len(each.ban.features)),
+    "ban: strength": lambda each: f"{each.ban.strength:g}",
+    "harm left, worst unseen language": lambda each: f"{_left(each):.1%}",
+    "harm left, mean of unseen": lambda each: f"{_mean_left(each):.1%}",
+    "KL on benign text, worst": lambda each: f"{max(row.kl for row in each.languages.values()):.3f}",
+    "perplexity ratio, worst": lambda each: f"{max(row.perplexity for row in each.languages.values()):.2f}",
+    "landmark named, worst": lambda each: f"{min(r.landmark_clamped for r in each.languages.values()):.2f}",
+}
+
+
+#: What stands behind a figure that misses its bar, as in the tables of `saegis eval`.
+MARK = "!"
+#: What the table of figures calls each of `LanguageFigures`.
+ROWS = {
+    "refused": "refusal",
+    "refused, banned": "refusal_banned",
+    "refused, sampled": "refusal_sampled",
+    "harmful words": "harm",
+    "harmful words, banned": "harm_banned",
+    "answers with any": "harmful_answers",
+    "answers with any, banned": "harmful_answers_banned",
+    "in benign answers": "harm_benign",
+    "in benign answers, banned": "harm_benign_banned",
+    "KL on benign text": "kl",
+    "perplexity, banned ÷ ordinary": "perplexity",
+    "landmark named": "landmark",
+    "landmark named, clamped": "landmark_clamped",
+}
+
+#: Which of them are held to a bar, and to which.
+HELD_TO_BARS: dict[str, Figure] = {
+    "refusal_banned": "refusal",
+    "harm_banned": "harm",
+    "harm_benign_banned": "benign_harm",
+    "kl": "kl",
+    "perplexity": "perplexity",
+}
+
+
+def figures_table(manifest: Manifest) -> Table:
+    """A manifest's figures, a column for each language, with a mark at those that miss their bar."""
+    ban, bars = manifest.ban, Bars()
+    missed = {code: each.missed(bars) for code, each in manifest.languages.items()}
+    table = Table(
+        title=f"run {manifest.run}: {len(ban.features)} features at strength {ban.strength:g}, chosen from "
+        f"{', '.join(ban.languages)}; FVU {manifest.fvu:.3f}, L0 {manifest.l0:.1f}, dead {manifest.dead:.1%}"
+    )
+    table.add_column("")
+    for code in manifest.languages:
+        table.add_column(code, justify="right")
+    for title, name in ROWS.items():
+        form, figure = ".3f" if name == "kl" else ".2f", HELD_TO_BARS.get(name)
+        cells = {code: format(getattr(each, name), form) for code, each in manifest.languages.items()}
+        table.add_row(
+            title, *(f"{cells[code]} {MARK}" if figure in missed[code] else cells[code] for code in cells)
+        )
+    misses = [f"{code}: {each}" for code, found in missed.items() for each in found.values()]
+    if misses:
+        table.caption = "\n".join((f"{MARK}: misses its bar", *misses))
+        table.caption_justify = "left"
+    return table
+
+
+def ship(out: Path, weights: Path) -> None:
+    """Copy a finished run's parts and manifest to `weights`, replacing what is there."""
+    Manifest.load(out / MANIFEST_NAME)
+    for part in PARTS:
+        shutil.rmtree(weights / part, ignore_errors=True)
+        shutil.copytree(out / part, weights / part)
+    shutil.copy(out / MANIFEST_NAME, weights / MANIFEST_NAME)

@@ -1,0 +1,180 @@
+"""Activations of a language model at a site, and of an SAE's features there, streamed from texts."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from saegis_server.engine.torch.site_reading import read_site
+from saegis_server.sae.autoencoder import SparseAutoencoder
+from saegis_server.steering.site import Site
+
+
+def token_batches(
+    rows: Iterable[Sequence[int]], pad: int, batch_tokens: int, pool: int = 2048
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """(input_ids int64, real bool), both [rows, length], from token ids; `real` is False on padding.
+
+    Rows of like length stand together: `pool` rows are sorted at a time. The batches of a pool come in an
+    order of chance, always the same one, so that lengths mix. Empty rows are left out.
+    """
+    waiting: list[Sequence[int]] = []
+    chance = random.Random(0)
+
+    def drain() -> Iterator[tuple[Tensor, Tensor]]:
+        waiting.sort(key=len)
+        groups: list[list[Sequence[int]]] = []
+        while waiting:
+            count = max(1, batch_tokens // len(waiting[-1]))
+            groups.append(waiting[-count:])
+            del waiting[-count:]
+        chance.shuffle(groups)
+        for group in groups:
+            length = max(map(len, group))
+            ids = torch.tensor([[*row, *[pad] * (length - len(row))] for row in group])
+            sizes = torch.tensor([len(row) for row in group])
+            yield ids, torch.arange(length)[None] < sizes[:, None]
+
+    for row in rows:
+        if row:
+            waiting.append(row)
+        if len(waiting) >= pool:
+            yield from drain()
+    yield from drain()
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """How activations are shuffled: a buffer of `tokens` tokens is read `reuse` times in batches of `batch`.
+
+    Texts run through the model `batch_tokens` tokens at a time, padding included. `pad` is any token id.
+    """
+
+    batch: int = 2048
+    tokens: int = 131_072
+    reuse: int = 1
+    batch_tokens: int = 4096
+    pad: int = 0
+    seed: int = 0
+
+
+def activations_of(
+    model: PreTrainedModel,
+    site: Site,
+    rows: Iterable[Sequence[int]],
+    buffer: Buffer,
+    excluded: frozenset[int] = frozenset(),
+    skip: int = 0,
+) -> Iterator[Tensor]:
+    """Activations at `site`, float32 [tokens, d], on the model's device: one tensor for each forward pass.
+
+    rows: token ids of each text, special tokens included. excluded: tokens whose activations are left out;
+    skip: how many tokens are left out at the start of each text, whatever they are. The first is best left
+    out: in most models its activation is one nearly constant vector of great norm.
+    """
+    left_out = torch.tensor(sorted(excluded), dtype=torch.long)
+    for ids, real in token_batches(rows, buffer.pad, buffer.batch_tokens):
+        kept = real & ~torch.isin(ids, left_out)
+        kept[:, :skip] = False
+        x = read_site(model, site, ids.to(model.device))
+        yield x[kept.to(x.device)]
+
+
+def activation_batches(
+    model: PreTrainedModel,
+    site: Site,
+    rows: Iterable[Sequence[int]],
+    buffer: Buffer,
+    excluded: frozenset[int] = frozenset(),
+    skip: int = 0,
+) -> Iterator[Tensor]:
+    """Shuffled activations at `site`, float32 [buffer.batch, d], on the model's device, until `rows` ends.
+
+    rows, excluded and skip: as for `activations_of`.
+    """
+    generator = torch.Generator().manual_seed(buffer.seed)
+    held: list[Tensor] = []
+
+    def shuffled() -> Iterator[Tensor]:
+        x = torch.cat(held)
+        held.clear()
+        for _ in range(buffer.reuse):
+            order = torch.randperm(len(x), generator=generator).to(x.device)
+            for start in range(0, len(x) - buffer.batch + 1, buffer.batch):
+                yield x[order[start : start + buffer.batch]]
+
+    for x in activations_of(model, site, rows, buffer, excluded, skip):
+        held.append(x)
+        if sum(map(len, held)) >= buffer.tokens:
+            yield from shuffled()
+    if held:
+        yield from shuffled()
+
+
+#: Activations of features that are held at once.
+_MOST_NUMBERS = 1 << 24
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureBatch:
+    """Some tokens. texts, places and token_ids: int64 [n], the number of each token's text, where it stands
+    in that text, and what it is; activations: float32 [n, m], in feature units. All on the model's device.
+    """
+
+    texts: Tensor
+    places: Tensor
+    token_ids: Tensor
+    activations: Tensor
+
+
+@torch.no_grad()
+def feature_batches(
+    model: PreTrainedModel,
+    site: Site,
+    sae: SparseAutoencoder,
+    rows: Sequence[Sequence[int]],
+    excluded: frozenset[int] = frozenset(),
+    batch_tokens: int = 4096,
+) -> Iterator[FeatureBatch]:
+    """Every token of `rows` once, without the first of each row, whose norm is a model's outlier, and without
+    the token ids `excluded`.
+
+    rows: token ids of each text, special tokens included. They run through the model `batch_tokens` tokens at
+    a time, padding included, longest rows first. Raises SiteError if the model has no such site, and
+    ValueError if its activations are not as wide as the SAE reads them.
+    """
+    sae = on_device(sae, model.device)
+    left_out = torch.tensor(sorted(excluded), dtype=torch.int64)
+    order = sorted(range(len(rows)), key=lambda number: -len(rows[number]))
+    while order and len(rows[order[0]]) > 1:
+        length = len(rows[order[0]])
+        count = max(1, batch_tokens // length)
+        group, order = order[:count], order[count:]
+        ids = torch.zeros(len(group), length, dtype=torch.int64)
+        for place, number in enumerate(group):
+            ids[place, : len(rows[number])] = torch.tensor(rows[number])
+        sizes = torch.tensor([len(rows[number]) for number in group])
+        kept = (torch.arange(length) < sizes[:, None]) & ~torch.isin(ids, left_out)
+        kept[:, 0] = False
+        x = read_site(model, site, ids.to(model.device))
+        lines, places = kept.nonzero(as_tuple=True)
+        texts = torch.tensor(group)[lines]
+        for part in torch.split(torch.arange(len(lines)), max(1, _MOST_NUMBERS // sae.features)):
+            at = lines[part].to(x.device), places[part].to(x.device)
+            yield FeatureBatch(
+                texts[part].to(x.device),
+                at[1],
+                ids[lines[part], places[part]].to(x.device),
+                sae.encode(x[at]),
+            )
+
+
+def on_device(sae: SparseAutoencoder, device: torch.device) -> SparseAutoencoder:
+    """The SAE with its tensors on `device`."""
+    tensors = {name: tensor.to(device) for name, tensor in sae.tensors().items()}
+    return replace(sae, **tensors)  # type: ignore[arg-type]
