@@ -15,8 +15,8 @@ from saegis_server.polyglot.recipe import CHOSEN_FROM, Recipe, Seeds
 from saegis_server.polyglot.shipped import model_path, sae_path
 from saegis_server.polyglot.steps import choice_statistics
 from saegis_server.polyglot.truth import LabelledFeatures, LabelledToken, labelled_features, labelled_tokens
+from saegis_server.sae.files import load_sae
 from saegis_server.sae.labels import FeatureLabel, Labels
-from saegis_server.sae.saelens import load_sae
 from saegis_server.steering.site import Site
 from saegis_server.training.selection import contrast
 

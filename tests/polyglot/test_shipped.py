@@ -30,8 +30,8 @@ from saegis_server.polyglot.shipped import (
     sae_path,
 )
 from saegis_server.polyglot.steps import held_out_figures, load
+from saegis_server.sae.files import load_sae
 from saegis_server.sae.labels import Labels
-from saegis_server.sae.saelens import load_sae
 from saegis_server.steering.site import Site
 from tests.polyglot.oracle import SAE
 

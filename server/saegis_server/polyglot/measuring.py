@@ -25,8 +25,8 @@ from saegis_server.polyglot.recipe import CHOSEN_FROM, Recipe, Seeds
 from saegis_server.polyglot.shipped import Ban, Clamp, LanguageFigures, Manifest, digests
 from saegis_server.polyglot.steps import held_out_figures, load
 from saegis_server.rpc.server.process import ServerProcess
+from saegis_server.sae.files import load_sae
 from saegis_server.sae.labels import Labels
-from saegis_server.sae.saelens import load_sae
 
 _CONCURRENCY = 16
 _GREEDY = Decoding()

@@ -23,7 +23,7 @@ from saegis_server.polyglot.recipe import CHOSEN_FROM, Recipe, Seeds
 from saegis_server.polyglot.tokenizer import save_tokenizer, train_tokenizer
 from saegis_server.polyglot.truth import labelled_features
 from saegis_server.sae.autoencoder import SparseAutoencoder
-from saegis_server.sae.saelens import load_sae
+from saegis_server.sae.files import load_sae
 from saegis_server.steering.site import Site
 from saegis_server.training.feature_statistics import FeatureStatistics
 from saegis_server.training.run import Source, run

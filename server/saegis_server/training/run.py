@@ -13,7 +13,7 @@ from rich.console import Console
 from saegis.version import __version__
 from saegis_server.engine.sites import site_module
 from saegis_server.engine.torch.loading import LoadedModel
-from saegis_server.sae.writer import save_sae
+from saegis_server.sae.formats.saelens import save_sae
 from saegis_server.steering.site import Place, Site
 from saegis_server.training.activations import Buffer, activation_batches
 from saegis_server.training.checkpoint import plain_settings
