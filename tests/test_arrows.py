@@ -15,7 +15,7 @@ ALLOWED = {
     "sae": {"steering"},
     "engine": {"steering"},
     "telemetry": {"engine"},
-    "audit": {"policy"},
+    "audit": set(),
     "policy": {"audit", "telemetry", "engine", "sae", "steering"},
     "rpc": {"policy", "audit", "telemetry", "engine", "sae", "steering"},
     "training": {"engine", "sae", "steering"},

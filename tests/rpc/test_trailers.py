@@ -15,6 +15,7 @@ from saegis_server.engine import api as engine
 from saegis_server.policy import errors as policy
 from saegis_server.policy.decide.decision import Decision, Denial
 from saegis_server.policy.store import errors as store
+from saegis_server.problem import Problem
 from saegis_server.rpc.wire import problems
 from saegis_server.rpc.wire.errors import DETAILS_KEY, LONGEST_MESSAGE, describe, shortened, trailers
 from saegis_server.sae import catalog
@@ -52,7 +53,7 @@ def size(message: str, found: Pairs) -> int:
 
 
 def uncompiled(one: str, two: str) -> Exception:
-    return policy.CompileError([policy.Problem(two, one, one, 3)] * 40)
+    return policy.CompileError([Problem(two, one, one, 3)] * 40)
 
 
 def denied(one: str, two: str) -> Exception:

@@ -1,23 +1,10 @@
-"""What can be wrong with a policy: problems, each with its place, and the errors that carry them."""
+"""The errors of policies: what kind of fault was found, with all its problems."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """One thing that is wrong: in which file (empty: none), at which line (0: none), at which key or rule."""
-
-    message: str
-    path: str = ""
-    file: str = ""
-    line: int = 0
-
-    def __str__(self) -> str:
-        place = f"{self.file}:{self.line}" if self.line else self.file
-        return ": ".join(part for part in (place, self.path, self.message) if part)
+from saegis_server.problem import Problem
 
 
 class PolicyError(ValueError):

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from saegis_server.policy.bundle.bundle import Bundle
     from saegis_server.policy.decide.cases import CaseResult
     from saegis_server.policy.decide.world import Callers, World
-    from saegis_server.policy.errors import Problem
     from saegis_server.policy.store.checking import Checker, Examination
+    from saegis_server.problem import Problem
 
 EPILOG = """
 [bold]Examples[/bold]

@@ -17,7 +17,8 @@ from collections.abc import Iterator
 
 from saegis.bundles import MOST_BYTES, MOST_FILES, belongs
 from saegis_server.policy.bundle.files import stray
-from saegis_server.policy.errors import BundleError, Problem
+from saegis_server.policy.errors import BundleError
+from saegis_server.problem import Problem
 
 _BLOCK = 512
 #: Most bytes of a tar: the files, and for each its headers and padding, and the padding at the end.

@@ -25,11 +25,12 @@ from saegis_server.policy.bundle.archive import MOST_TAR_BYTES, read_archive
 from saegis_server.policy.bundle.directions import read_directions
 from saegis_server.policy.bundle.files import check_files, in_folder, read_folder
 from saegis_server.policy.bundle.signature import Signature
-from saegis_server.policy.errors import BundleError, Problem, SchemaError, SyntaxProblem
+from saegis_server.policy.errors import BundleError, SchemaError, SyntaxProblem
 from saegis_server.policy.schema.cases import Case, Cases
 from saegis_server.policy.schema.policy import Match, Part, Policy, entries
 from saegis_server.policy.schema.validation import validated
 from saegis_server.policy.schema.yaml_text import Document, path_of, read_yaml
+from saegis_server.problem import Problem
 
 Content = TypeVar("Content", Policy, Part, Cases)
 

@@ -10,7 +10,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-from saegis_server.policy.errors import BundleError, Problem
+from saegis_server.policy.errors import BundleError
+from saegis_server.problem import Problem
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from saegis import bundles
 from saegis.bundles import MOST_BYTES, MOST_FILES, POLICY_FILE, belongs
 from saegis.policy_results import PolicyProblem
-from saegis_server.policy.errors import BundleError, Problem
+from saegis_server.policy.errors import BundleError
+from saegis_server.problem import Problem
 
 #: Most bytes of all YAML files, which are slow to read.
 MOST_YAML_BYTES = 512 * 1024

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Self
 
 from saegis.bundles import SIGNATURE_FILE
-from saegis_server.policy.errors import Problem, SignatureError
+from saegis_server.policy.errors import SignatureError
+from saegis_server.problem import Problem
 
 ALGORITHM = "ed25519"
 #: Hexadecimal digits of the SHA-256 of a public key that name it.

@@ -23,7 +23,8 @@ from cryptography.hazmat.primitives.serialization import (
 from saegis.bundles import SIGNATURE_FILE
 from saegis_server.policy.bundle.bundle import Bundle
 from saegis_server.policy.bundle.signature import KEY_DIGITS, Signature, payload
-from saegis_server.policy.errors import KeyFileError, Problem, SignatureError
+from saegis_server.policy.errors import KeyFileError, SignatureError
+from saegis_server.problem import Problem
 
 _LARGEST_KEY_FILE = 16 * 1024
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import yaml
 
-from saegis_server.policy.errors import PolicyError, Problem
+from saegis_server.policy.errors import PolicyError
 from saegis_server.policy.schema.yaml_text import Place, path_of, read_yaml
+from saegis_server.problem import Problem
 
 
 def with_number(data: bytes, file: str, place: Place, value: float) -> bytes:

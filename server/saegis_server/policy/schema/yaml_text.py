@@ -14,7 +14,8 @@ from typing import NoReturn
 
 import yaml
 
-from saegis_server.policy.errors import Problem, SyntaxProblem
+from saegis_server.policy.errors import SyntaxProblem
+from saegis_server.problem import Problem
 
 #: The path of a value in its document, such as ("rules", 2, "ban").
 Place = tuple[str | int, ...]

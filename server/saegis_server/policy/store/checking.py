@@ -20,12 +20,12 @@ from saegis_server.policy.errors import (
     CasesError,
     ConflictError,
     PolicyError,
-    Problem,
     SerialError,
     UnmatchedError,
 )
 from saegis_server.policy.schema.match_choices import Unmatched
 from saegis_server.policy.store.state import Standing
+from saegis_server.problem import Problem
 
 T = TypeVar("T")
 

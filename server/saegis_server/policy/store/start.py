@@ -10,12 +10,13 @@ from pathlib import Path
 
 from saegis_server.policy.bundle.bundle import Bundle
 from saegis_server.policy.decide.compiled import CompiledPolicy
-from saegis_server.policy.errors import ConflictError, PolicyError, Problem
+from saegis_server.policy.errors import ConflictError, PolicyError
 from saegis_server.policy.store.checking import CheckedBundle, Checker, check_conflicts, check_serial
 from saegis_server.policy.store.errors import HistoryError
 from saegis_server.policy.store.history import History
 from saegis_server.policy.store.in_force import InForce
 from saegis_server.policy.store.state import Revision, Standing
+from saegis_server.problem import Problem
 
 log = logging.getLogger("saegis.policy")
 #: Who puts a configured bundle in force.

@@ -17,7 +17,7 @@ from saegis_server.policy.decide.compiled import CompiledPolicy
 from saegis_server.policy.decide.decide import PolicySet
 from saegis_server.policy.decide.disclosure import OPERATOR, Audience
 from saegis_server.policy.decide.world import World
-from saegis_server.policy.errors import PolicyError, Problem, SerialError
+from saegis_server.policy.errors import PolicyError, SerialError
 from saegis_server.policy.schema.match_choices import Unmatched
 from saegis_server.policy.store.checking import CheckedBundle, Checker, Examination
 from saegis_server.policy.store.errors import (
@@ -30,6 +30,7 @@ from saegis_server.policy.store.history import DiskHistory, History, MemoryHisto
 from saegis_server.policy.store.in_force import InForce, Snapshot
 from saegis_server.policy.store.start import AT_START, Opened, Opening, first_standing, load, revision_of
 from saegis_server.policy.store.state import FEWEST_DIGITS, PolicyState, Revision, Standing
+from saegis_server.problem import Problem
 from saegis_server.telemetry.metrics import Metrics
 
 log = logging.getLogger("saegis.policy")

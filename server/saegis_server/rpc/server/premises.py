@@ -9,8 +9,9 @@ from pathlib import Path
 from saegis_server.audit.log import AuditLog
 from saegis_server.policy.bundle.bundle import Bundle
 from saegis_server.policy.bundle.signing import load_public_key
-from saegis_server.policy.errors import PolicyError, Problem
+from saegis_server.policy.errors import PolicyError
 from saegis_server.policy.store.history import DiskHistory
+from saegis_server.problem import Problem
 from saegis_server.rpc.auth.identities import read_identities
 from saegis_server.rpc.server.config import ServerConfig, TLSFiles
 from saegis_server.rpc.server.limits import Limiter

@@ -148,14 +148,11 @@ def _bundle_row(code: grpc.StatusCode, reason: str) -> _Row:
         code,
         reason,
         lambda e: f"the bundle is not taken: {_first(list(map(str, e.problems)))}",
-        fields=lambda e: ((_place(each), each.message) for each in e.problems),
+        fields=lambda e: (
+            (" ".join(filter(None, (each.place, each.path))) or "bundle", each.message) for each in e.problems
+        ),
         metadata=lambda e: {"kind": e.kind, "problems": str(len(e.problems))},
     )
-
-
-def _place(problem: policy.Problem) -> str:
-    place = f"{problem.file}:{problem.line}" if problem.line else problem.file
-    return " ".join(part for part in (place, problem.path) if part) or "bundle"
 
 
 def _first(messages: Sequence[str]) -> str:
