@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from saegis_server.policy.decide.uses import ORDINARY
+from saegis_server.policy.decide.uses import ORDINARY, Use
 from saegis_server.policy.schema.policy import (
     Count,
     DirectionSelector,
@@ -16,7 +16,6 @@ from saegis_server.policy.schema.policy import (
     Number,
     Strict,
     Text,
-    Use,
 )
 from saegis_server.steering.operations import Op, Unit
 from saegis_server.steering.rows import Phase

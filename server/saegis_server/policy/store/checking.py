@@ -21,10 +21,10 @@ from saegis_server.policy.errors import (
     ConflictError,
     PolicyError,
     SerialError,
+    Unmatched,
     UnmatchedError,
 )
-from saegis_server.policy.schema.match_choices import Unmatched
-from saegis_server.policy.store.state import Standing
+from saegis_server.policy.store.history import Standing
 from saegis_server.problem import Problem
 
 T = TypeVar("T")
