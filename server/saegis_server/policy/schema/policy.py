@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from enum import StrEnum
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, LiteralString, Self
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, StringConstraints, Tag, model_validator
 from pydantic_core import PydanticCustomError
@@ -110,23 +110,32 @@ class Targets(Strict):
         return self
 
 
-class Reading(Strict):
-    """One watched feature or direction against a threshold; exactly one of both, and one threshold.
-
-    above: holds where the value is greater; below: where it is less. The value is that of the clean
-    activation, before any edit at its site.
-    """
+class Target(Strict):
+    """One feature or direction; exactly one of both."""
 
     feature: FeatureSelector | None = None
     direction: DirectionSelector | None = None
-    above: Number | None = None
-    below: Number | None = None
-    unit: Literal[Unit.FEATURE, Unit.MAX_ACTIVATION] = Unit.FEATURE
 
     @model_validator(mode="after")
     def _is_one(self) -> Self:
         if (self.feature is None) == (self.direction is None):
             raise ValueError("give one of feature and direction")
+        return self
+
+
+class Reading(Target):
+    """One watched feature or direction against one threshold.
+
+    above: holds where the value is greater; below: where it is less. The value is that of the clean
+    activation, before any edit at its site.
+    """
+
+    above: Number | None = None
+    below: Number | None = None
+    unit: Literal[Unit.FEATURE, Unit.MAX_ACTIVATION] = Unit.FEATURE
+
+    @model_validator(mode="after")
+    def _has_one_threshold(self) -> Self:
         if (self.above is None) == (self.below is None):
             raise ValueError("give one of above and below")
         if self.feature is not None and (self.feature.indices or self.feature.where):
@@ -450,7 +459,8 @@ class Policy(Strict):
 
     @model_validator(mode="after")
     def _has_distinct_ids(self) -> Self:
-        check_distinct_ids(self)
+        ids = (((*place, "id"), each) for place, each in entries(self))
+        check_distinct(ids, "two entries have the id '{name}'")
         return self
 
 
@@ -465,7 +475,8 @@ class Part(Strict):
 
     @model_validator(mode="after")
     def _has_distinct_ids(self) -> Self:
-        check_distinct_ids(self)
+        ids = (((*place, "id"), each) for place, each in entries(self))
+        check_distinct(ids, "two entries have the id '{name}'")
         return self
 
 
@@ -476,12 +487,10 @@ def entries(part: Policy | Part) -> Iterable[tuple[tuple[str, int], str]]:
             yield (key, place), entry.id
 
 
-def check_distinct_ids(part: Policy | Part) -> None:
-    """Raise PydanticCustomError, which tells where, for an id that stands there twice."""
+def check_distinct(named: Iterable[tuple[tuple[str | int, ...], str]], twice: LiteralString) -> None:
+    """Raise PydanticCustomError, which says `twice` and tells where, for a name that stands there again."""
     seen: set[str] = set()
-    for place, each in entries(part):
-        if each in seen:
-            raise PydanticCustomError(
-                "twice", "two entries have the id '{id}'", {"id": each, "path": (*place, "id")}
-            )
-        seen.add(each)
+    for place, name in named:
+        if name in seen:
+            raise PydanticCustomError("twice", twice, {"name": name, "path": place})
+        seen.add(name)

@@ -14,7 +14,7 @@ import os
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 from saegis_server.policy.errors import HistoryError
 
@@ -148,32 +148,8 @@ def _revision(told: dict[str, Any]) -> Revision:
     return made
 
 
-class History(Protocol):
-    """Keeps archives and standings."""
-
-    def standings(self) -> dict[str, Standing]:
-        """How each policy stands, by name. Raises HistoryError."""
-        ...
-
-    def keep(self, revision: Revision, archive: bytes) -> None:
-        """Keep a revision's archive. Raises HistoryError."""
-        ...
-
-    def stand(self, standing: Standing) -> None:
-        """Let a policy stand as said; its archives were kept before. Raises HistoryError."""
-        ...
-
-    def archive(self, revision: Revision) -> bytes:
-        """A revision's archive. Raises HistoryError."""
-        ...
-
-    def close(self) -> None:
-        """Let another server have it."""
-        ...
-
-
-class MemoryHistory:
-    """A history that ends with the process."""
+class History:
+    """Keeps archives and standings; this one in memory, until the process ends."""
 
     def __init__(self) -> None:
         self._standings: dict[str, Standing] = {}
@@ -184,11 +160,11 @@ class MemoryHistory:
         return dict(self._standings)
 
     def keep(self, revision: Revision, archive: bytes) -> None:
-        """Keep a revision's archive."""
+        """Keep a revision's archive; one of the same digest that is there already is written anew."""
         self._archives[revision.name, revision.digest] = archive
 
     def stand(self, standing: Standing) -> None:
-        """Let a policy stand as said."""
+        """Let a policy stand as said; its archives were kept before."""
         self._standings[standing.name] = standing
 
     def archive(self, revision: Revision) -> bytes:
@@ -196,13 +172,14 @@ class MemoryHistory:
         return self._archives[revision.name, revision.digest]
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Let another server have it."""
 
 
-class DiskHistory:
+class DiskHistory(History):
     """A history in a directory, which one server has at a time.
 
-    Raises HistoryError where the directory cannot be used, or another server has it.
+    Raises HistoryError where the directory cannot be used, another server has it, or a file of it cannot be
+    read or written.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -246,7 +223,7 @@ class DiskHistory:
         return standing
 
     def keep(self, revision: Revision, archive: bytes) -> None:
-        """Keep a revision's archive; one of the same digest that is there already is written anew."""
+        """Keep a revision's archive, on the disk when this returns."""
         folder = self.directory / revision.name
         try:
             if not folder.is_dir():
@@ -257,7 +234,7 @@ class DiskHistory:
             raise HistoryError(f"{folder / revision.file_name}: cannot be written: {error}") from error
 
     def stand(self, standing: Standing) -> None:
-        """Let a policy stand as said."""
+        """Let a policy stand as said, from this moment even after a crash."""
         file = self.directory / standing.name / _STATE
         try:
             _write_whole(file, standing.to_json())

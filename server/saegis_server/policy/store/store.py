@@ -31,7 +31,6 @@ from saegis_server.policy.store.history import (
     FEWEST_DIGITS,
     DiskHistory,
     History,
-    MemoryHistory,
     Revision,
     Standing,
 )
@@ -95,7 +94,7 @@ class PolicyStore:
         record: Callable[[PolicyRecord], None] = lambda record: None,
         unmatched: Unmatched = Unmatched.REFUSE,
     ) -> None:
-        self._history: History = MemoryHistory() if directory is None else DiskHistory(directory)
+        self._history: History = History() if directory is None else DiskHistory(directory)
         self._checker = Checker(world, keys, unmatched)
         self._metrics = metrics
         self._record = record
