@@ -186,11 +186,8 @@ class Opening:
         checked = self._checker.check(bundle, standing)
         revision = revision_of(checked, AT_START)
         if standing is None:
-            standing = first_standing(revision)
-            return Opened(InForce(standing, checked), bundle.archive())
-        standing = standing.with_active(revision)
-        beside, standing = self._beside(standing)
-        return Opened(InForce(standing, checked, beside), bundle.archive())
+            return Opened(InForce(first_standing(revision), checked), bundle.archive())
+        return self._opened(standing.with_active(revision), checked, bundle.archive())
 
     def _last_or_same(self, bundle: Bundle, standing: Standing) -> Opened:
         """The last one in force; if that is the configured one, and broken on disk, the configured one."""
@@ -201,29 +198,26 @@ class Opening:
                 raise
             self._failed(bundle, error)
         checked = self._checker.check(bundle, standing)
-        beside, standing = self._beside(standing)
-        return Opened(InForce(standing, checked, beside), bundle.archive())
+        return self._opened(standing, checked, bundle.archive())
 
     def _last(self, standing: Standing) -> Opened:
         """What was in force last, checked again. Raises PolicyError and HistoryError."""
         active = standing.of_digest(standing.active)
         if active is None:
             raise HistoryError(f"{standing.name}: its history lacks the revision in force")
-        checked = load(self._checker, self._history, active)
-        beside, standing = self._beside(standing)
-        return Opened(InForce(standing, checked, beside))
+        return self._opened(standing, load(self._checker, self._history, active))
 
-    def _beside(self, standing: Standing) -> tuple[CheckedBundle | None, Standing]:
-        """The candidate beside the revision in force. A broken one, which never acts, is left out."""
-        revision = standing.of_digest(standing.shadow)
-        if revision is None:
-            return None, standing
-        try:
-            return load(self._checker, self._history, revision), standing
-        except (PolicyError, HistoryError) as error:
-            self._failed(None, error)
-            log.error("the candidate %s@%s is evaluated no longer", revision.name, revision.revision)
-            return None, replace(standing, shadow="", changes=standing.changes + 1)
+    def _opened(self, standing: Standing, checked: CheckedBundle, archive: bytes | None = None) -> Opened:
+        """A bundle with the candidate beside it. A broken candidate, which never acts, is left out."""
+        revision, beside = standing.of_digest(standing.shadow), None
+        if revision is not None:
+            try:
+                beside = load(self._checker, self._history, revision)
+            except (PolicyError, HistoryError) as error:
+                self._failed(None, error)
+                log.error("the candidate %s@%s is evaluated no longer", revision.name, revision.revision)
+                standing = replace(standing, shadow="", changes=standing.changes + 1)
+        return Opened(InForce(standing, checked, beside), archive)
 
 
 def load(
