@@ -16,7 +16,7 @@ ALLOWED = {
     "sae": {"steering"},
     "engine": {"steering"},
     "telemetry": {"engine"},
-    "audit": {"policy"},
+    "audit": set(),
     "policy": {"audit", "telemetry", "engine", "sae", "steering"},
     "rpc": {"policy", "audit", "telemetry", "engine", "sae", "steering"},
     "cli": {"rpc", "policy", "audit", "telemetry", "engine", "sae", "steering"},

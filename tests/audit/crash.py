@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from saegis_server.audit.files import Disk
-from saegis_server.audit.log import AuditLog
+from saegis_server.audit.log import AuditLog, AuditSettings
 from saegis_server.audit.records import PolicyRecord
-from saegis_server.audit.settings import AuditSettings
 
 THREADS = 3
 RECORDS = 12

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from saegis_server.audit.files import log_files
-from saegis_server.audit.log import AuditLog
+from saegis_server.audit.log import AuditLog, AuditSettings
 from saegis_server.audit.records import AnswerRecord, DecisionRecord, PolicyRecord
-from saegis_server.audit.settings import AuditSettings
 
 
 def settings(directory: Path, **fields: Any) -> AuditSettings:

@@ -139,7 +139,7 @@ from pathlib import Path
 from saegis_server.audit import AuditUnavailableError
 from saegis_server.audit.log import AuditLog
 from saegis_server.audit.records import IdentityRecord
-from saegis_server.audit.settings import AuditSettings
+from saegis_server.audit.log import AuditSettings
 
 assert not {"torch", "transformers", "grpc"} & sys.modules.keys()
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

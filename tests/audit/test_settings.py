@@ -6,8 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from saegis_server.audit import AuditBrokenError, AuditKeyError
-from saegis_server.audit.log import AuditLog
-from saegis_server.audit.settings import AuditSettings
+from saegis_server.audit.log import AuditLog, AuditSettings
 from saegis_server.audit.verify import verify
 from tests.audit.logs import lines, settings, write
 

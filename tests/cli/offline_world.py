@@ -8,7 +8,7 @@ from tokenizers.processors import TemplateProcessing
 from torch import nn
 
 from saegis_server.sae.autoencoder import Architecture, SparseAutoencoder
-from saegis_server.sae.writer import save_sae
+from saegis_server.sae.formats.saelens import save_sae
 from tests.engine.tiny import WIDTH, model, tokenizer
 
 #: The letters of each label in each language. Feature 0 fires on poison in English, 1 in French, 2 in both.

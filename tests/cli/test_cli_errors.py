@@ -12,8 +12,8 @@ from saegis.cli.connection import advice
 from saegis_lab.cli.app import app
 from saegis_server.cli.serve.start_errors import start_failed
 from saegis_server.engine.torch.loading import ModelLoadError
-from saegis_server.policy.errors import CompileError, Problem
-from saegis_server.policy.store.errors import HistoryError
+from saegis_server.policy.errors import CompileError, HistoryError
+from saegis_server.problem import Problem
 from saegis_server.sae.errors import SAEFileError, SAEMismatch
 
 NOBODY = ("--server", "127.0.0.1:1", "--timeout", "2")

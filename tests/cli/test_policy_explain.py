@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 
 from saegis_server.cli.app import app
 from saegis_server.policy.bundle.bundle import Bundle
+from saegis_server.sae.formats.saelens import save_sae
 from saegis_server.sae.labels import Labels
-from saegis_server.sae.writer import save_sae
 from tests.policy.bundles import write_files
 from tests.rpc import tiny
 from tests.rpc.harness import running

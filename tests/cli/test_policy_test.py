@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from saegis_server.cli.app import app
-from saegis_server.sae.writer import save_sae
+from saegis_server.sae.formats.saelens import save_sae
 from tests.cli.offline_world import sae
 from tests.cli.test_policy_validate import LABELS, good_files
 from tests.policy.bundles import CASES, write_files

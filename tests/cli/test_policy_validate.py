@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 from saegis_server.cli.app import app
 from saegis_server.policy.bundle.bundle import Bundle
 from saegis_server.policy.bundle.signing import load_private_key, public_path, sign, write_new_key
+from saegis_server.sae.formats.saelens import save_sae
 from saegis_server.sae.labels import FeatureLabel, Labels
-from saegis_server.sae.writer import save_sae
 from tests.cli.offline_world import sae
 from tests.engine.tiny import WIDTH
 from tests.policy.bundles import CASES, POLICY, bundle_files, direction, write_files

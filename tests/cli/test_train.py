@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from saegis_lab.cli.app import app
-from saegis_server.sae.saelens import load_sae
+from saegis_server.sae.files import load_sae
 from tests.training.subjects import SITE, SubjectFiles, write_subject
 
 ENVIRONMENT = {"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}

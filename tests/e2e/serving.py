@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from saegis_server.sae.autoencoder import Architecture, SparseAutoencoder
-from saegis_server.sae.writer import save_sae
+from saegis_server.sae.formats.saelens import save_sae
 from tests.rpc import tiny
 
 SITE = "layers.1.resid_post"

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from saegis_server.sae.autoencoder import Architecture, SparseAutoencoder
-from saegis_server.sae.saelens import load_sae
-from saegis_server.sae.writer import save_sae
+from saegis_server.sae.files import load_sae
+from saegis_server.sae.formats.saelens import save_sae
 from saegis_server.steering.program import SiteProgram
 from saegis_server.steering.rows import Norm, clamp, clamp_if_active, scale
 from saegis_server.steering.table import Capacity, SiteTable, TableView

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from saegis_server.policy.decide.disclosure import OPERATOR
-from saegis_server.policy.store.state import PolicyState
+from saegis_server.policy.store.in_force import PolicyState
 from saegis_server.policy.store.store import PolicyStore
 from saegis_server.telemetry.metrics import Metrics
 from tests.policy import made

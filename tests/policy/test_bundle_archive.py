@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saegis.bundles import MOST_FILES, write_archive
-from saegis_server.policy.bundle.archive import MOST_TAR_BYTES, read_archive
+from saegis_server.policy.bundle.files import MOST_TAR_BYTES, read_archive
 from saegis_server.policy.errors import BundleError
 from tests.policy.bundles import POLICY, bundle_files, write_files
 from tests.tiers import sized

@@ -7,8 +7,7 @@ from dataclasses import replace
 import pytest
 
 from saegis_server.policy.decide.world import Callers
-from saegis_server.policy.errors import UnmatchedError
-from saegis_server.policy.schema.match_choices import Unmatched
+from saegis_server.policy.errors import Unmatched, UnmatchedError
 from saegis_server.policy.store.checking import Checker
 from tests.policy.policies import WORLD, bundle
 

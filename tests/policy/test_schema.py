@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from saegis_server.policy.errors import BundleError, Problem, SchemaError
+from saegis_server.policy.errors import BundleError, SchemaError
 from saegis_server.policy.schema.cases import Cases
 from saegis_server.policy.schema.policy import (
     ACTIONS,
@@ -27,6 +27,7 @@ from saegis_server.policy.schema.policy import (
 )
 from saegis_server.policy.schema.validation import validated
 from saegis_server.policy.schema.yaml_text import read_yaml
+from saegis_server.problem import Problem
 from tests.policy.bundles import CASES, PART, POLICY
 from tests.tiers import sized
 

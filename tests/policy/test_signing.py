@@ -24,11 +24,12 @@ from hypothesis import strategies as st
 
 from saegis.bundles import SIGNATURE_FILE
 from saegis_server.policy.bundle.bundle import Bundle
-from saegis_server.policy.bundle.signature import Signature, payload
 from saegis_server.policy.bundle.signing import (
+    Signature,
     key_id,
     load_private_key,
     load_public_key,
+    payload,
     public_path,
     sign,
     verify,

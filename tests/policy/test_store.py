@@ -13,9 +13,12 @@ import pytest
 from saegis_server.audit.records import PolicyRecord
 from saegis_server.policy.decide.decide import PolicySet
 from saegis_server.policy.decide.decision import RequestFacts
-from saegis_server.policy.errors import CompileError, PolicyError, SerialError, SignatureError
-from saegis_server.policy.store.errors import (
+from saegis_server.policy.errors import (
+    CompileError,
     HistoryError,
+    PolicyError,
+    SerialError,
+    SignatureError,
     StaleEtagError,
     UnknownPolicyError,
     UnknownRevisionError,

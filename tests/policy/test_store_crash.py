@@ -14,14 +14,14 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from saegis_server.policy.store import history
-from saegis_server.policy.store.state import Standing
+from saegis_server.policy.store.history import Standing
 
 names = ("open", "write", "fsync", "replace", "mkdir", "close")
 directory = Path(sys.argv[1])
 
 def put(serial, standing):
     from datetime import UTC, datetime
-    from saegis_server.policy.store.state import Revision
+    from saegis_server.policy.store.history import Revision
     revision = Revision("harm", serial, f"r{serial}", f"{serial:064x}", "", datetime.now(UTC), "alice")
     standing = (standing or Standing("harm", revision.digest)).with_active(revision)
     kept.keep(revision, b"archive " * 1000 + str(serial).encode())

@@ -10,10 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from saegis_server.policy.errors import BundleError, CompileError, PolicyError, SerialError, SignatureError
-from saegis_server.policy.store.errors import HistoryError
-from saegis_server.policy.store.history import DiskHistory
-from saegis_server.policy.store.state import Standing
+from saegis_server.policy.errors import (
+    BundleError,
+    CompileError,
+    HistoryError,
+    PolicyError,
+    SerialError,
+    SignatureError,
+)
+from saegis_server.policy.store.history import DiskHistory, Standing
 from saegis_server.policy.store.store import PolicyStore
 from saegis_server.telemetry.metrics import Metrics
 from tests.policy import made

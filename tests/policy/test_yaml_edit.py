@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from saegis_server.policy.errors import PolicyError, SyntaxProblem
-from saegis_server.policy.schema.yaml_edit import with_number
-from saegis_server.policy.schema.yaml_text import Place, read_yaml
+from saegis_server.policy.schema.yaml_text import Place, read_yaml, with_number
 
 PLACE: Place = ("rules", 1, "ban", "strength")
 BLOCK = """\

@@ -12,8 +12,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saegis_server.policy.errors import Problem, SyntaxProblem
+from saegis_server.policy.errors import SyntaxProblem
 from saegis_server.policy.schema.yaml_text import DEEPEST, LARGEST, MOST_PROBLEMS, path_of, read_yaml
+from saegis_server.problem import Problem
 from tests.policy.bundles import CASES, PART, POLICY
 from tests.tiers import sized
 

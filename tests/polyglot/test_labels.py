@@ -22,8 +22,8 @@ from saegis_lab.polyglot.steps import choice_statistics
 from saegis_lab.training.selection import contrast
 from saegis_server.engine.torch.loading import load_model
 from saegis_server.reference import MODEL, SAE
+from saegis_server.sae.files import load_sae
 from saegis_server.sae.labels import FeatureLabel, Labels
-from saegis_server.sae.saelens import load_sae
 from saegis_server.steering.site import Site
 
 TOKENIZER = AutoTokenizer.from_pretrained(str(MODEL))

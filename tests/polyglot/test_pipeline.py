@@ -81,7 +81,7 @@ def test_the_manifest_tells_what_was_measured(made: Path) -> None:
 
 
 def test_the_stated_fit_is_that_on_the_held_out_text(made: Path) -> None:
-    from saegis_server.sae.saelens import load_sae
+    from saegis_server.sae.files import load_sae
     from saegis_server.steering.site import Site
 
     told, loaded, sae = Manifest.load(made / "manifest.json"), load(made), load_sae(made / "sae")

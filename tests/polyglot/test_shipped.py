@@ -27,8 +27,8 @@ from saegis_server import reference
 from saegis_server.engine.torch.loading import LoadedModel
 from saegis_server.engine.torch.site_reading import read_site
 from saegis_server.reference import MODEL, WEIGHTS
+from saegis_server.sae.files import load_sae
 from saegis_server.sae.labels import Labels
-from saegis_server.sae.saelens import load_sae
 from saegis_server.steering.site import Site
 from tests.polyglot.oracle import SAE
 

@@ -7,7 +7,7 @@ from google.rpc import error_details_pb2  # type: ignore[import-untyped]
 
 from saegis_server.audit import AuditUnavailableError
 from saegis_server.engine import api as engine
-from saegis_server.policy.store import errors as store
+from saegis_server.policy import errors as policy
 from saegis_server.rpc.wire import problems
 from saegis_server.rpc.wire.errors import PUSHBACK_KEY, describe, status, trailers
 from saegis_server.steering.program import SteeringError
@@ -34,10 +34,10 @@ Code = grpc.StatusCode
         (problems.UnauthenticatedError("token", "x"), Code.UNAUTHENTICATED, "UNAUTHENTICATED", False),
         (problems.RoleMissingError("use", "m", "f"), Code.PERMISSION_DENIED, "ROLE_MISSING", False),
         (problems.InFlightError("id"), Code.ALREADY_EXISTS, "REQUEST_IN_FLIGHT", False),
-        (store.StaleEtagError("p", "e"), Code.ABORTED, "REVISION_CONFLICT", False),
-        (store.UnknownPolicyError("p", ()), Code.NOT_FOUND, "POLICY_NOT_FOUND", False),
-        (store.UnknownRevisionError("p", "d", "x"), Code.NOT_FOUND, "REVISION_NOT_FOUND", False),
-        (store.HistoryError("x"), Code.UNAVAILABLE, "POLICY_STATE_UNAVAILABLE", False),
+        (policy.StaleEtagError("p", "e"), Code.ABORTED, "REVISION_CONFLICT", False),
+        (policy.UnknownPolicyError("p", ()), Code.NOT_FOUND, "POLICY_NOT_FOUND", False),
+        (policy.UnknownRevisionError("p", "d", "x"), Code.NOT_FOUND, "REVISION_NOT_FOUND", False),
+        (policy.HistoryError("x"), Code.UNAVAILABLE, "POLICY_STATE_UNAVAILABLE", False),
         (engine.OutOfMemoryError("x"), Code.RESOURCE_EXHAUSTED, "OUT_OF_MEMORY", True),
         (AuditUnavailableError("x"), Code.UNAVAILABLE, "AUDIT_UNAVAILABLE", True),
         (

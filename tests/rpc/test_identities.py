@@ -11,7 +11,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saegis_server.policy.errors import Problem
+from saegis_server.problem import Problem
 from saegis_server.rpc.auth.identities import IdentitiesError, IdentitiesFile, read_identities
 from saegis_server.rpc.auth.identity import Identity
 from saegis_server.rpc.auth.principals import new_token, token_digest

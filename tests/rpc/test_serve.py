@@ -39,9 +39,9 @@ from saegis_server.rpc.server.server import EngineDiedError
 from saegis_server.rpc.services.shared import Services
 from saegis_server.sae.autoencoder import Architecture, SparseAutoencoder
 from saegis_server.sae.errors import SAEFileError, SAEMismatch
-from saegis_server.sae.hub import SAMPLE_FILE
+from saegis_server.sae.formats.saelens import save_sae
 from saegis_server.sae.labels import Labels
-from saegis_server.sae.writer import save_sae
+from saegis_server.sae.layout import SAMPLE_FILE
 from saegis_server.steering.site import SiteError
 from tests.rpc import tiny
 from tests.rpc.conftest import Stubs
@@ -244,7 +244,7 @@ def missing_layer(path: Path) -> None:
     [
         (corrupt, SAEFileError, "sae_weights.safetensors: not a whole safetensors file"),
         (narrow, SAEFileError, "width 16; the model's are 32 wide"),
-        (forget_site, SAEFileError, "states no hook_name"),
+        (forget_site, SAEFileError, "state no hook_name"),
         (odd_site, SAEFileError, "is not a site"),
         (missing_layer, SiteError, "layers 0 to 1"),
         (transpose, SAEMismatch, "does not fit the site layers.0.resid_post"),

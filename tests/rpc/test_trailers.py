@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from saegis_server.engine import api as engine
 from saegis_server.policy import errors as policy
 from saegis_server.policy.decide.decision import Decision, Denial
-from saegis_server.policy.store import errors as store
+from saegis_server.problem import Problem
 from saegis_server.rpc.wire import problems
 from saegis_server.rpc.wire.errors import DETAILS_KEY, LONGEST_MESSAGE, describe, shortened, trailers
 from saegis_server.sae import catalog
@@ -52,7 +52,7 @@ def size(message: str, found: Pairs) -> int:
 
 
 def uncompiled(one: str, two: str) -> Exception:
-    return policy.CompileError([policy.Problem(two, one, one, 3)] * 40)
+    return policy.CompileError([Problem(two, one, one, 3)] * 40)
 
 
 def denied(one: str, two: str) -> Exception:
@@ -75,8 +75,8 @@ ERRORS: dict[str, Callable[[str, str], Exception]] = {
     "in flight": lambda one, two: problems.InFlightError(one),
     "policy": uncompiled,
     "denied": denied,
-    "unknown policy": lambda one, two: store.UnknownPolicyError(one, (two,)),
-    "unknown revision": lambda one, two: store.UnknownRevisionError(one, two, one),
+    "unknown policy": lambda one, two: policy.UnknownPolicyError(one, (two,)),
+    "unknown revision": lambda one, two: policy.UnknownRevisionError(one, two, one),
     "role": lambda one, two: problems.RoleMissingError(one, two, one),
     "caller": problems.UnauthenticatedError,
     "busy": lambda one, two: problems.BusyError("RATE_LIMITED", one, two, 1.0),

@@ -20,7 +20,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-un
 
 from saegis.v1 import generation_pb2 as pb
 from saegis.v1 import generation_pb2_grpc
-from saegis_server.policy.store.state import Standing
+from saegis_server.policy.store.history import Standing
 from saegis_server.rpc.auth.roles import ALL_ROLES
 from saegis_server.rpc.server.watchdog import STUCK_STATUS
 from saegis_server.telemetry.http import MOST_CONNECTIONS

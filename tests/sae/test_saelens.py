@@ -9,9 +9,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from saegis_server.sae.autoencoder import Architecture
+from saegis_server.sae.errors import SAEFileError
+from saegis_server.sae.files import load_sae
+from saegis_server.sae.formats.saelens import save_sae
 from saegis_server.sae.left_out import excluded_tokens, left_out, special_tokens
-from saegis_server.sae.saelens import SAEFileError, load_sae
-from saegis_server.sae.writer import save_sae
 from saegis_server.steering.rows import Norm
 from tests.engine import tiny
 from tests.polyglot.oracle import get_special_token_ids

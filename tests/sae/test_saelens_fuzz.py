@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saegis_server.sae.autoencoder import Architecture, SparseAutoencoder
+from saegis_server.sae.errors import SAEFileError
+from saegis_server.sae.files import load_sae
+from saegis_server.sae.formats.saelens import save_sae
 from saegis_server.sae.labels import LABELS_FILE, Labels
-from saegis_server.sae.saelens import SAEFileError, load_sae
-from saegis_server.sae.writer import save_sae
 from tests.sae.sae_cases import random_activations, random_sae
 
 

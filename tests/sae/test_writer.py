@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saegis_server.sae.autoencoder import Architecture
-from saegis_server.sae.hub import SAMPLE_FILE
-from saegis_server.sae.saelens import load_sae
-from saegis_server.sae.writer import save_sae
+from saegis_server.sae.files import load_sae
+from saegis_server.sae.formats.saelens import save_sae
+from saegis_server.sae.layout import SAMPLE_FILE
 from saegis_server.steering.rows import Norm
 from tests.sae.sae_cases import random_sae
 

@@ -53,6 +53,12 @@ def test_the_client_makes_what_each_operation_takes() -> None:
 
 def test_the_command_line_reads_what_each_operation_takes() -> None:
     for op in (Op[name.upper()] for name in OPERATIONS):
+        form = OPERATIONS[op]
+        assert (form.value == "") is (op.takes is Takes.NOTHING)
+        assert form.is_optional is (op.takes is not Takes.VALUE)
+        if op.takes is Takes.NOTHING:
+            assert parse_edit(op, "12") == form.make(12)
+            continue
         assert parse_edit(op, "12=2").value == 2.0
         if op.units:
             units = {parse_edit(op, f"12=2{suffix}").unit for suffix in ("", "max", "norm")}

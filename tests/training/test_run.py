@@ -23,7 +23,7 @@ from saegis_server.engine.torch.loading import LoadedModel, load_model
 from saegis_server.engine.torch.site_reading import read_site
 from saegis_server.rpc.server.config import SAESource
 from saegis_server.rpc.server.sae_sources import check_sae, read_sae
-from saegis_server.sae.saelens import load_sae
+from saegis_server.sae.files import load_sae
 from saegis_server.steering.site import Site, SiteError
 from tests.training.sae_lens_training import SAE
 from tests.training.subjects import SITE, SubjectFiles, paragraphs, write_subject

@@ -16,7 +16,7 @@ from torch import Tensor
 from saegis_lab.training.trainer import train_sae
 from saegis_server.sae.autoencoder import SparseAutoencoder
 from saegis_server.sae.checks import measure
-from saegis_server.sae.writer import save_sae
+from saegis_server.sae.formats.saelens import save_sae
 from tests.tiers import few
 from tests.training.sae_lens_training import SAE
 from tests.training.worlds import ACTIVE, BATCH, NOWHERE, WIDTH, World, settings, world

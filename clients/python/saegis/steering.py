@@ -5,8 +5,9 @@ a named SAE (`feature(123, sae="res-12")`), a feature found by `search_features`
 The index or label alone is enough where the server has one SAE.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal, get_args
 
 from saegis.feature_results import FeatureInfo
@@ -135,6 +136,19 @@ def ban(target: Target, strength: float = 0.0, *, site: str = "", phase: Phase |
     removes the feature and more pushes against it. Then a projection keeps every banned feature inactive.
     """
     return Edit("ban", as_target(target), strength, None, site, phase)
+
+
+#: The operations that can be written on a command line, such as `--clamp 12=3.5`, and what their options say.
+#: How each is written follows from its function's parameters.
+WRITTEN: Mapping[str, tuple[Callable[..., Edit], str]] = MappingProxyType(
+    {
+        "clamp": (clamp, "Set a feature's value at every token. Again for another."),
+        "scale": (scale, "Multiply a feature's value: 0.5 turns it down."),
+        "add": (add, "Add to a feature's value."),
+        "cap": (cap, "Keep a feature from exceeding a value."),
+        "ban": (ban, "Keep a feature inactive; strength 0 removes it, more pushes against it."),
+    }
+)
 
 
 def as_target(target: Target) -> FeatureRef | Direction:

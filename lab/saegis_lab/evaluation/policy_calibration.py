@@ -14,10 +14,8 @@ from saegis_lab.evaluation.experiment import Decoding, Prompt
 from saegis_lab.records import Record
 from saegis_server.policy.bundle.bundle import Bundle
 from saegis_server.policy.decide.selectors import fits
-from saegis_server.policy.schema.policy import Ban, FeatureSelector, Rule
-from saegis_server.policy.schema.selectors import Where
-from saegis_server.policy.schema.yaml_edit import with_number
-from saegis_server.policy.schema.yaml_text import read_yaml
+from saegis_server.policy.schema.policy import Ban, FeatureSelector, Rule, Where
+from saegis_server.policy.schema.yaml_text import read_yaml, with_number
 from saegis_server.steering.rows import Phase
 
 if TYPE_CHECKING:

@@ -20,8 +20,8 @@ from saegis_lab.polyglot.manifest import Ban, Clamp, LanguageFigures, Manifest, 
 from saegis_lab.polyglot.recipe import CHOSEN_FROM, Recipe, Seeds
 from saegis_lab.records import Record
 from saegis_server.rpc.server.process import ServerProcess
+from saegis_server.sae.files import load_sae
 from saegis_server.sae.labels import Labels
-from saegis_server.sae.saelens import load_sae
 
 _CONCURRENCY = 16
 _GREEDY = Decoding()

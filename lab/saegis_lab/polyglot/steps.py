@@ -27,7 +27,7 @@ from saegis_lab.training.statistics import FeatureStatistics
 from saegis_lab.training.texts import Encoder, TextSplit
 from saegis_server.engine.torch.loading import LoadedModel, load_model
 from saegis_server.sae.autoencoder import SparseAutoencoder
-from saegis_server.sae.saelens import load_sae
+from saegis_server.sae.files import load_sae
 from saegis_server.steering.site import Site
 
 #: Parts of a run that ship with the package.

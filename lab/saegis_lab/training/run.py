@@ -18,7 +18,7 @@ from saegis_lab.training.texts import Encoder, TextError, TextSplit
 from saegis_lab.training.trainer import plain_settings, train_sae
 from saegis_server.engine.sites import site_module
 from saegis_server.engine.torch.loading import LoadedModel
-from saegis_server.sae.writer import save_sae
+from saegis_server.sae.formats.saelens import save_sae
 from saegis_server.steering.site import Place, Site
 
 #: Where a run's checkpoint lies under its output folder, until the SAE is written.

@@ -18,11 +18,15 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
+from saegis_server.audit import AuditKeyError
 from saegis_server.audit.records import PlainJson
 
 #: What the first record holds as the hash of the one before it.
 NO_HASH = "0" * 64
+#: A key has at least so many bytes.
+LEAST_KEY_BYTES = 32
 _HASH = re.compile(r"[0-9a-f]{64}\Z")
 _encode = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
 
@@ -60,6 +64,25 @@ class Line:
     def follows(self, before: Link) -> bool:
         """Whether it is the record after `before`."""
         return self.link.seq == before.seq + 1 and self.prev == before.hash
+
+
+def read_key(path: Path | None) -> bytes | None:
+    """The key of a key file without white space around it; None for no file.
+
+    Raises AuditKeyError for a file that cannot be read or holds fewer than 32 bytes.
+    """
+    if path is None:
+        return None
+    try:
+        key = path.read_bytes().strip()
+    except OSError as error:
+        raise AuditKeyError(f"{path}: {error.strerror or error}") from error
+    if len(key) < LEAST_KEY_BYTES:
+        raise AuditKeyError(
+            f"{path}: holds {len(key)} bytes, and a key has at least {LEAST_KEY_BYTES}; "
+            "`openssl rand -hex 32` makes one"
+        )
+    return key
 
 
 def seal(payload: Mapping[str, PlainJson], before: Link, key: bytes | None) -> tuple[bytes, Link]:

@@ -36,6 +36,12 @@ class Disk:
         """Write at the end; returns how many bytes were."""
         return os.write(descriptor, data)
 
+    def write_all(self, descriptor: int, data: bytes) -> None:
+        """Write all of it at the end, with one write where the system lets it."""
+        rest = memoryview(data)
+        while rest:
+            rest = rest[self.write(descriptor, bytes(rest)) :]
+
     def fsync(self, descriptor: int) -> None:
         """Force what was written to the disk."""
         os.fsync(descriptor)
@@ -100,12 +106,10 @@ class ActiveFile:
         self._descriptor: int | None = None
 
     def append(self, lines: bytes, last: int, sync: bool) -> None:
-        """Write whole lines, of which `last` is the last record, with one write where the system lets it."""
+        """Write whole lines, of which `last` is the last record."""
         descriptor = self._open()
         try:
-            rest = memoryview(lines)
-            while rest:
-                rest = rest[self._disk.write(descriptor, bytes(rest)) :]
+            self._disk.write_all(descriptor, lines)
             if sync:
                 self._disk.fsync(descriptor)
         except OSError:
@@ -276,9 +280,7 @@ def _keep(directory: Path, torn: bytes, disk: Disk) -> str:
     path = directory / name
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, FILE_MODE)
     try:
-        rest = torn
-        while rest:
-            rest = rest[disk.write(descriptor, rest) :]
+        disk.write_all(descriptor, torn)
         disk.fsync(descriptor)
     finally:
         os.close(descriptor)

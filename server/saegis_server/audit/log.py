@@ -14,10 +14,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Annotated, Protocol, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from saegis_server.audit import AuditUnavailableError, Fsync, OnFailure
-from saegis_server.audit.chain import Link, UnreadableLineError, read_line, seal
+from saegis_server.audit.chain import Link, UnreadableLineError, read_key, read_line, seal
 from saegis_server.audit.files import ClosedFile, Disk, Opened, closed_files, lock, log_files, open_log
 from saegis_server.audit.records import (
     AuditRecord,
@@ -27,15 +29,49 @@ from saegis_server.audit.records import (
     PlainJson,
     StartRecord,
     StopRecord,
+    check_pointer,
     mask,
     payload,
 )
-from saegis_server.audit.settings import AuditSettings, read_key
 
 logger = logging.getLogger(__name__)
 Place = TypeVar("Place", Link, Link | None)
 #: How often a log that cannot be written is tried again where nobody asks for it.
 RETRY_SECONDS = 1.0
+
+
+class AuditSettings(BaseModel):
+    """The audit log's part of the configuration.
+
+    directory: made with mode 0700 where it is missing; it belongs to one server. interval_seconds: for
+    `fsync: interval`. max_bytes: a file that would grow beyond it is closed and a new one begun; a single
+    record may be larger. keep: how many closed files stay; None means all. prompts: whether the text of
+    prompts is written. mask: JSON pointers (RFC 6901; a part "*" means every item) into a record, such as
+    "/edits/*/label", whose values are replaced. key_file: with it the chain is keyed, and who lacks the key
+    cannot forge it. queue: records that may wait to be written. identity_per_minute: failed authentications
+    that are written a minute; 0 means none.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    directory: Path
+    fsync: Fsync = Fsync.ALWAYS
+    interval_seconds: Annotated[float, Field(gt=0.0, le=3600.0)] = 1.0
+    max_bytes: Annotated[int, Field(ge=1024)] = 64 * 2**20
+    keep: Annotated[int, Field(ge=1)] | None = None
+    on_failure: OnFailure = OnFailure.REFUSE
+    prompts: bool = False
+    mask: tuple[str, ...] = ()
+    key_file: Path | None = None
+    queue: Annotated[int, Field(ge=1, le=1_000_000)] = 4096
+    identity_per_minute: Annotated[int, Field(ge=0)] = 60
+
+    @field_validator("mask")
+    @classmethod
+    def _are_pointers(cls, mask: tuple[str, ...]) -> tuple[str, ...]:
+        for pointer in mask:
+            check_pointer(pointer)
+        return mask
 
 
 @dataclass(frozen=True, slots=True)

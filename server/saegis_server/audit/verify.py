@@ -10,7 +10,7 @@ from saegis_server.audit import AuditError
 from saegis_server.audit.chain import NO_HASH, Line, Link, UnreadableLineError, read_line
 from saegis_server.audit.files import ACTIVE, ClosedFile, closed_files, log_files
 from saegis_server.audit.records import DeletionRecord, PlainJson
-from saegis_server.policy.errors import Problem
+from saegis_server.problem import Problem
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,20 +67,26 @@ def files_of(place: Path | Sequence[Path]) -> list[Path]:
     return files
 
 
+def lines(path: Path, key: bytes | None = None) -> Iterator[Line | UnreadableLineError]:
+    """What each line of a file is: a record, genuine or not, or why it is none. Raises OSError."""
+    with path.open("rb") as file:
+        for text in file:
+            try:
+                yield read_line(text, key)
+            except UnreadableLineError as error:
+                yield error
+
+
 def records(files: Iterable[Path]) -> Iterator[Line]:
     """The records of files that can be read as such, whether genuine or not.
 
     Raises OSError, and AuditError for a file that has lines but no record.
     """
     for path in files:
-        found = 0
-        with path.open("rb") as file:
-            for text in file:
-                try:
-                    line = read_line(text, None)
-                except UnreadableLineError:
-                    continue
-                found += 1
+        found = False
+        for line in lines(path):
+            if isinstance(line, Line):
+                found = True
                 yield line
         if not found and path.stat().st_size:
             raise AuditError(f"{path}: no line of it is an audit record")
@@ -105,16 +111,13 @@ class _Walk:
 
     def read(self, path: Path) -> None:
         """Read one file, the next."""
-        with path.open("rb") as file:
-            for number, text in enumerate(file, 1):
-                try:
-                    line = read_line(text, self._key)
-                except UnreadableLineError as error:
-                    self._tell(path.name, number, str(error))
-                    if self._before is not None:
-                        self._before = Link(self._before.seq + 1, "")
-                else:
-                    self._take(line, path.name, number)
+        for number, line in enumerate(lines(path, self._key), 1):
+            if isinstance(line, Line):
+                self._take(line, path.name, number)
+                continue
+            self._tell(path.name, number, str(line))
+            if self._before is not None:
+                self._before = Link(self._before.seq + 1, "")
 
     def check_beginning(self, file: str) -> None:
         """Whether the log begins with its first record, or with one before which files were deleted."""

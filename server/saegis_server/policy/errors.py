@@ -1,23 +1,11 @@
-"""What can be wrong with a policy: problems, each with its place, and the errors that carry them."""
+"""The errors of policies: what kind of fault was found, with all its problems."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from enum import StrEnum
 
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """One thing that is wrong: in which file (empty: none), at which line (0: none), at which key or rule."""
-
-    message: str
-    path: str = ""
-    file: str = ""
-    line: int = 0
-
-    def __str__(self) -> str:
-        place = f"{self.file}:{self.line}" if self.line else self.file
-        return ": ".join(part for part in (place, self.path, self.message) if part)
+from saegis_server.problem import Problem
 
 
 class PolicyError(ValueError):
@@ -75,6 +63,13 @@ class CompileError(PolicyError):
     kind = "compile"
 
 
+class Unmatched(StrEnum):
+    """What is done with a policy that can match no model, tenant or role of the server."""
+
+    REFUSE = "refuse"
+    WARN = "warn"
+
+
 class UnmatchedError(PolicyError):
     """A policy that can match no model, tenant or role of this server, or names one that looks alike."""
 
@@ -91,3 +86,39 @@ class CasesError(PolicyError):
     """A bundle whose own cases do not come out as they say."""
 
     kind = "cases"
+
+
+class HistoryError(Exception):
+    """The history of policies cannot be read or written; the message says which file and what to do."""
+
+
+class StaleEtagError(Exception):
+    """The policy is not as its changer saw it: it has changed, came to be, or is not there yet."""
+
+    def __init__(self, name: str, etag: str) -> None:
+        now = f"its etag is {etag!r} now" if etag else "it is not in force, so its etag is empty"
+        super().__init__(f"the policy {name!r} is not what the etag stands for; {now}: read it again")
+        self.name = name
+
+
+class UnknownPolicyError(LookupError):
+    """No policy of this name is in force."""
+
+    def __init__(self, name: str, known: tuple[str, ...]) -> None:
+        super().__init__(f"no policy {name!r} is in force; those that are: {', '.join(known) or 'none'}")
+        self.name = name
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class UnknownRevisionError(LookupError):
+    """A policy never had a revision of this digest, or had several that begin so."""
+
+    def __init__(self, name: str, digest: str, description: str) -> None:
+        super().__init__(description)
+        self.name = name
+        self.digest = digest
+
+    def __str__(self) -> str:
+        return str(self.args[0])

@@ -8,6 +8,21 @@ from saegis_server.engine.api import EngineStats, RequestFinished
 
 _REQUEST_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 _TOKEN_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+_STALL_BUCKETS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
+_MOVE_BUCKETS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+#: What is read of the engine's load.
+_LOAD: tuple[tuple[str, str, Callable[[EngineStats], float]], ...] = (
+    ("saegis_requests_running", "Sequences that are being generated.", lambda load: load.running),
+    ("saegis_requests_waiting", "Sequences that wait for a slot.", lambda load: load.waiting),
+    ("saegis_kv_tokens_used", "Tokens held in the KV cache.", lambda load: load.used_tokens),
+    ("saegis_kv_tokens_max", "Tokens that the KV cache can hold.", lambda load: load.max_total_tokens),
+    (
+        "saegis_generation_tokens_per_second",
+        "Tokens generated a second, lately.",
+        lambda load: load.tokens_per_second,
+    ),
+    ("saegis_engine_steps", "Steps that the engine has run.", lambda load: load.steps),
+)
 #: Methods of the server's own contract; anything else is counted as one, so that labels stay few.
 OTHER_METHOD = "other"
 #: What can keep a bundle from coming in force, as the errors of policies name it.
@@ -29,70 +44,70 @@ class Metrics:
     """All series. Safe to use from any thread."""
 
     def __init__(self) -> None:
-        self.registry = registry = CollectorRegistry()
-        self.requests = Counter(
-            "saegis_requests",
-            "RPCs that ended, by method and gRPC status.",
-            ["method", "code"],
-            registry=registry,
+        self.registry = CollectorRegistry()
+        self.requests = self._counter(
+            "saegis_requests", "RPCs that ended, by method and gRPC status.", "method", "code"
         )
-        self.request_seconds = Histogram(
+        self.request_seconds = self._histogram(
             "saegis_request_duration_seconds",
             "Time from an RPC's arrival to its end.",
-            ["method"],
-            buckets=_REQUEST_BUCKETS,
-            registry=registry,
+            _REQUEST_BUCKETS,
+            "method",
         )
-        self.first_token_seconds = Histogram(
+        self.first_token_seconds = self._histogram(
             "saegis_time_to_first_token_seconds",
             "Time from a generation's arrival to its first token.",
-            buckets=_REQUEST_BUCKETS,
-            registry=registry,
+            _REQUEST_BUCKETS,
         )
-        self.inter_token_seconds = Histogram(
+        self.inter_token_seconds = self._histogram(
             "saegis_inter_token_latency_seconds",
             "Mean time between the tokens of a generation, after its first, by sequence.",
-            buckets=_TOKEN_BUCKETS,
-            registry=registry,
+            _TOKEN_BUCKETS,
         )
-        self.queue_seconds = Histogram(
-            "saegis_queue_seconds",
-            "Time that a generation waited for a slot.",
-            buckets=_REQUEST_BUCKETS,
-            registry=registry,
+        self.queue_seconds = self._histogram(
+            "saegis_queue_seconds", "Time that a generation waited for a slot.", _REQUEST_BUCKETS
         )
-        self.prompt_tokens = Counter(
-            "saegis_prompt_tokens", "Tokens of prompts that were read.", registry=registry
-        )
-        self.generation_tokens = Counter("saegis_generation_tokens", "Tokens generated.", registry=registry)
-        self.cached_tokens = Counter(
-            "saegis_cached_tokens", "Tokens of prompts whose keys and values were reused.", registry=registry
+        self.prompt_tokens = self._counter("saegis_prompt_tokens", "Tokens of prompts that were read.")
+        self.generation_tokens = self._counter("saegis_generation_tokens", "Tokens generated.")
+        self.cached_tokens = self._counter(
+            "saegis_cached_tokens", "Tokens of prompts whose keys and values were reused."
         )
         self._steering_series()
-        self._audit_series()
+        self.audit_records = self._counter(
+            "saegis_audit_records", "Records that are in the audit log, by kind.", "kind"
+        )
+        self.audit_errors = self._counter(
+            "saegis_audit_errors", "Records that could not be written to the audit log."
+        )
         self._policy_series()
         self._identity_series()
-        self.recompilations = Gauge(
-            "saegis_recompilations",
-            "Graphs compiled since the warm-up; more than 0 is a defect.",
-            registry=registry,
+        self.recompilations = self._gauge(
+            "saegis_recompilations", "Graphs compiled since the warm-up; more than 0 is a defect."
         )
-        self.serving = Gauge("saegis_serving", "1 while the server takes requests.", registry=registry)
-        self._loop_series()
-
-    def _loop_series(self) -> None:
-        self.largest_stall = Gauge(
+        self.serving = self._gauge("saegis_serving", "1 while the server takes requests.")
+        self.largest_stall = self._gauge(
             "saegis_event_loop_stall_seconds_max",
             "The longest time, since the start, for which the event loop did not answer.",
-            registry=self.registry,
         )
-        self.stalls = Histogram(
+        self.stalls = self._histogram(
             "saegis_event_loop_stall_seconds",
             "For how long the event loop did not answer, asked twenty times a second.",
-            buckets=(0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0),
-            registry=self.registry,
+            _STALL_BUCKETS,
         )
         self._largest = 0.0
+
+    def _counter(self, name: str, description: str, *labels: str) -> Counter:
+        return Counter(name, description, labels, registry=self.registry)
+
+    def _gauge(self, name: str, description: str, *labels: str) -> Gauge:
+        return Gauge(name, description, labels, registry=self.registry)
+
+    def _reading(self, name: str, description: str, read: Callable[[], float]) -> None:
+        """A gauge that is read whenever it is scraped."""
+        self._gauge(name, description).set_function(lambda: float(read()))
+
+    def _histogram(self, name: str, description: str, buckets: Sequence[float], *labels: str) -> Histogram:
+        return Histogram(name, description, labels, registry=self.registry, buckets=buckets)
 
     def observe_stall(self, seconds: float) -> None:
         """Note for how long the event loop did not answer. To be called by one thread."""
@@ -109,82 +124,62 @@ class Metrics:
             ("saegis_admission_waiting", "Requests that wait for a thread before they can run."),
             ("saegis_heavy_work_waiting", "Requests for heavy work that wait for a thread."),
         ):
-            gauge = Gauge(name, description, registry=self.registry)
-            gauge.set_function(lambda name=name: float(read()[name]))  # type: ignore[misc]
+            self._reading(name, description, lambda name=name: read()[name])  # type: ignore[misc]
 
     def _steering_series(self) -> None:
-        registry = self.registry
-        self.tokens_edited = Counter(
-            "saegis_steering_tokens_edited",
-            "Tokens whose activation was moved, by site.",
-            ["site"],
-            registry=registry,
+        self.tokens_edited = self._counter(
+            "saegis_steering_tokens_edited", "Tokens whose activation was moved, by site.", "site"
         )
-        self.bans_fired = Counter(
+        self.bans_fired = self._counter(
             "saegis_steering_bans_fired",
             "Times that a banned feature was active and was put out, by site.",
-            ["site"],
-            registry=registry,
+            "site",
         )
-        self.watches = Counter(
-            "saegis_feature_watches", "Watches of requests that ended, by site.", ["site"], registry=registry
+        self.watches = self._counter(
+            "saegis_feature_watches", "Watches of requests that ended, by site.", "site"
         )
-        self.largest_move = Histogram(
+        self.largest_move = self._histogram(
             "saegis_steering_relative_norm",
             "The largest move of a token by a steered request, over the norm of its activation, by site.",
-            ["site"],
-            buckets=(0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0),
-            registry=registry,
+            _MOVE_BUCKETS,
+            "site",
         )
 
     def _identity_series(self) -> None:
-        registry = self.registry
-        self.authentication_failures = Counter(
+        self.authentication_failures = self._counter(
             "saegis_authentication_failures",
             "RPCs whose caller nobody knows, by what failed: missing, token, certificate.",
-            ["reason"],
-            registry=registry,
+            "reason",
         )
-        self.identities_stale = Gauge(
+        self.identities_stale = self._gauge(
             "saegis_identities_stale",
             "1 while the file of identities cannot be read and the last good ones are in force.",
-            registry=registry,
         )
-        self.open_to_all = Gauge(
-            "saegis_open_to_all", "1 where the server asks nobody who they are.", registry=registry
-        )
+        self.open_to_all = self._gauge("saegis_open_to_all", "1 where the server asks nobody who they are.")
 
     def _policy_series(self) -> None:
-        registry = self.registry
-        self.policy_info = Gauge(
-            "saegis_policy_info",
-            "1 for each policy revision in force.",
-            ["policy", "revision"],
-            registry=registry,
+        self.policy_info = self._gauge(
+            "saegis_policy_info", "1 for each policy revision in force.", "policy", "revision"
         )
-        self.policy_reloaded = Gauge(
+        self.policy_reloaded = self._gauge(
             "saegis_policy_last_reload_successful",
             "Whether the last bundle that was to come in force did.",
-            registry=registry,
         )
-        self.policy_reload_time = Gauge(
+        self.policy_reload_time = self._gauge(
             "saegis_policy_last_reload_success_timestamp_seconds",
             "When a bundle last came in force, in Unix time.",
-            registry=registry,
         )
-        self.policy_failures = Counter(
-            "saegis_policy_reload_failures",
-            "Bundles that did not come in force, by what failed.",
-            ["kind"],
-            registry=registry,
+        self.policy_failures = self._counter(
+            "saegis_policy_reload_failures", "Bundles that did not come in force, by what failed.", "kind"
         )
         for kind in POLICY_FAILURES:
             self.policy_failures.labels(kind)
-        self.policy_decisions = Counter(
+        self.policy_decisions = self._counter(
             "saegis_policy_decisions",
             "Decisions on requests, by policy, decision (allow, deny) and mode (enforce, audit, shadow).",
-            ["policy", "decision", "mode"],
-            registry=registry,
+            "policy",
+            "decision",
+            "mode",
         )
 
     def show_policies(self, before: Set[tuple[str, str]], now: Set[tuple[str, str]]) -> None:
@@ -204,57 +199,29 @@ class Metrics:
         self.policy_reloaded.set(0)
         self.policy_failures.labels(kind).inc()
 
-    def _audit_series(self) -> None:
-        registry = self.registry
-        self.audit_records = Counter(
-            "saegis_audit_records", "Records that are in the audit log, by kind.", ["kind"], registry=registry
-        )
-        self.audit_errors = Counter(
-            "saegis_audit_errors", "Records that could not be written to the audit log.", registry=registry
-        )
-
     def observe_audit(
         self, waiting: Callable[[], int], last: Callable[[], int], is_failing: Callable[[], bool]
     ) -> None:
         """Let the gauges read how many records wait, the last one's number, and how it goes. Call it once."""
-        available = Gauge(
+        self._reading(
             "saegis_audit_available",
             "0 while the audit log cannot be written, and requests that need it are refused.",
-            registry=self.registry,
+            lambda: not is_failing(),
         )
-        available.set_function(lambda: float(not is_failing()))
-        buffer = Gauge(
-            "saegis_audit_buffer_records",
-            "Records that wait to be written to the audit log.",
-            registry=self.registry,
+        self._reading(
+            "saegis_audit_buffer_records", "Records that wait to be written to the audit log.", waiting
         )
-        buffer.set_function(lambda: float(waiting()))
-        sequence = Gauge(
+        self._reading(
             "saegis_audit_last_record",
             "The number of the newest record of the audit log; a fall means that its end was cut off.",
-            registry=self.registry,
+            last,
         )
-        sequence.set_function(lambda: float(last()))
 
     def observe_load(self, read: Callable[[], EngineStats]) -> None:
         """Let the gauges read the engine's load whenever they are scraped. Call it once."""
-
-        def gauge(name: str, description: str, value: Callable[[EngineStats], float]) -> None:
-            Gauge(name, description, registry=self.registry).set_function(lambda: float(value(read())))
-
-        gauge("saegis_requests_running", "Sequences that are being generated.", lambda load: load.running)
-        gauge("saegis_requests_waiting", "Sequences that wait for a slot.", lambda load: load.waiting)
-        gauge("saegis_kv_tokens_used", "Tokens held in the KV cache.", lambda load: load.used_tokens)
-        gauge(
-            "saegis_kv_tokens_max", "Tokens that the KV cache can hold.", lambda load: load.max_total_tokens
-        )
-        gauge(
-            "saegis_generation_tokens_per_second",
-            "Tokens generated a second, lately.",
-            lambda load: load.tokens_per_second,
-        )
+        for name, description, value in _LOAD:
+            self._reading(name, description, lambda value=value: value(read()))  # type: ignore[misc]
         self.recompilations.set_function(lambda: float(read().recompilations))
-        gauge("saegis_engine_steps", "Steps that the engine has run.", lambda load: load.steps)
 
     def count_audit_record(self, kind: str) -> None:
         """Count one record that is in the audit log."""

@@ -14,12 +14,14 @@ from saegis.cli.edits import (
     parse_target,
 )
 
+_EXAMPLES = {"clamp": ": /clamp 3385=50, /clamp Great Wall=1max"}
 COMMANDS = {
-    "/clamp TARGET=VALUE": "set a feature's value at every token: /clamp 3385=50, /clamp Great Wall=1max",
-    "/scale TARGET=FACTOR": "multiply a feature's value",
-    "/add TARGET=VALUE": "add to a feature's value",
-    "/cap TARGET=VALUE": "keep a feature from exceeding a value",
-    "/ban TARGET[=STRENGTH]": "keep a feature inactive",
+    **{
+        # Of an option's help what it does, in a phrase.
+        f"/{name} {form.metavar}": re.split("[.:;]", form.help[:1].lower() + form.help[1:])[0]
+        + _EXAMPLES.get(name, "")
+        for name, form in OPERATIONS.items()
+    },
     "/watch TARGET": "report a feature's value after each answer",
     "/steering": "show what is in force",
     "/unset TARGET": "take back a feature's steering and watch; without TARGET all, as /reset does",

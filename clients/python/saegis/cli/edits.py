@@ -3,14 +3,45 @@
 import math
 import re
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from inspect import Parameter, signature
 
-from saegis import Edit, FeatureRef, Unit, Watch, add, ban, cap, clamp, feature, scale, watch
+from saegis import Edit, FeatureRef, Unit, Watch, feature, watch
+from saegis.steering import WRITTEN
 
 _UNITS: dict[str, Unit] = {"": "feature", "max": "max_activation", "norm": "norm_fraction"}
 _VALUE = re.compile(r"(?P<number>[-+]?[0-9.]+(?:e[-+]?[0-9]+)?|[-+]?(?:inf|nan))(?P<unit>max|norm)?", re.I)
-#: Operations whose value may have a unit, by the name of their option.
-_MEASURED: dict[str, Callable[..., Edit]] = {"clamp": clamp, "add": add, "cap": cap}
-OPERATIONS = (*_MEASURED, "scale", "ban")
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """How an operation is written: what makes its edit, and the name of its value (empty: it has none).
+
+    is_optional, has_unit: of the value, whether it may be left out, and have a unit. help: what it does.
+    """
+
+    make: Callable[..., Edit]
+    value: str
+    is_optional: bool
+    has_unit: bool
+    help: str
+
+    @property
+    def metavar(self) -> str:
+        """As helps write it, such as `TARGET[=STRENGTH]`."""
+        value = self.value and f"={self.value}"
+        return f"TARGET[{value}]" if value and self.is_optional else f"TARGET{value}"
+
+
+def _form_of(make: Callable[..., Edit], told: str) -> Form:
+    """What the parameters of a function such as `saegis.clamp` say."""
+    _, second, *rest = signature(make).parameters.values()
+    name = "" if second.kind is Parameter.KEYWORD_ONLY else second.name.upper()
+    has_unit = any(each.name == "unit" for each in rest)
+    return Form(make, name, second.default is not Parameter.empty, has_unit, told)
+
+
+OPERATIONS = {name: _form_of(make, told) for name, (make, told) in WRITTEN.items()}
 
 
 class EditSyntaxError(ValueError):
@@ -34,18 +65,20 @@ def parse_edit(operation: str, text: str, *, sae: str = "", site: str = "") -> E
     """
     if operation not in OPERATIONS:
         raise EditSyntaxError(f"{operation!r} is no operation; there are {', '.join(OPERATIONS)}")
+    form = OPERATIONS[operation]
     name, found, value = text.rpartition("=")
-    if operation == "ban" and (not found or _VALUE.fullmatch(value.strip()) is None):
-        return ban(parse_target(text, sae), site=site)
+    has_value = bool(form.value and found) and _VALUE.fullmatch(value.strip()) is not None
+    if form.is_optional and not has_value:
+        return form.make(parse_target(text, sae), site=site)
     if not found:
         raise EditSyntaxError(f"{text!r} has no value; write TARGET=VALUE, such as 12=3.5")
     number, unit = _parse_value(value)
     target = parse_target(name, sae)
-    if operation in _MEASURED:
-        return _MEASURED[operation](target, number, unit=unit, site=site)
+    if form.has_unit:
+        return form.make(target, number, unit=unit, site=site)
     if unit != "feature":
         raise EditSyntaxError(f"{text!r}: {operation} takes a plain number without a unit")
-    return scale(target, number, site=site) if operation == "scale" else ban(target, number, site=site)
+    return form.make(target, number, site=site)
 
 
 def parse_edits(

@@ -44,6 +44,7 @@ of the activation's norm.
 
 
 @connecting
+@options.editing
 def generate(
     prompt: Annotated[str, typer.Argument(help="The text to continue; - reads it from standard input.")],
     chat: Annotated[bool, typer.Option("--chat", help="The prompt is a user's message to answer.")] = False,
@@ -55,11 +56,7 @@ def generate(
         bool, typer.Option("--receipt", help="Show the whole receipt, site by site and rule by rule.")
     ] = False,
     json: options.Json = False,
-    clamp: options.Clamp = None,
-    scale: options.Scale = None,
-    add: options.Add = None,
-    cap: options.Cap = None,
-    ban: options.Ban = None,
+    written: options.Written = (),
     ban_matching: options.BanMatching = None,
     watch: options.Watch = None,
     sae: options.EditSae = "",
@@ -78,8 +75,7 @@ def generate(
 
     The text goes to standard output, the receipt to standard error.
     """
-    written = (("clamp", clamp), ("scale", scale), ("add", add), ("cap", cap), ("ban", ban))
-    with _written():
+    with _usage():
         edits = parse_edits(written, sae=sae, site=site)
         watches = parse_watches(watch, sae=sae, site=site)
         matching = [split_strength(each) for each in ban_matching or ()]
@@ -116,7 +112,7 @@ def _tell(answer: Generation, watches: list[str], json: bool, stream: bool, show
 
 
 @contextmanager
-def _written() -> Iterator[None]:
+def _usage() -> Iterator[None]:
     """End the command with a usage error where an edit is not written as it should be."""
     try:
         yield

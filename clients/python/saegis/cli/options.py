@@ -1,11 +1,47 @@
 """Options that several commands share."""
 
-from typing import Annotated
+from collections.abc import Callable
+from functools import wraps
+from inspect import Parameter, signature
+from typing import Annotated, Any, TypeAlias
 
 import typer
 
+from saegis.cli.edits import OPERATIONS
+
 _SAMPLING = "Sampling"
 _STEERING = "Steering"
+#: What was written for each operation, by its name.
+Written: TypeAlias = tuple[tuple[str, list[str] | None], ...]
+
+
+def _edit(name: str) -> Any:
+    form = OPERATIONS[name]
+    return typer.Option(
+        f"--{name.replace('_', '-')}", metavar=form.metavar, help=form.help, rich_help_panel=_STEERING
+    )
+
+
+def editing(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with an option for each operation that can be written, in the place of its `written`."""
+    edits = [
+        Parameter(
+            name, Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[list[str] | None, _edit(name)]
+        )
+        for name in OPERATIONS
+    ]
+
+    @wraps(command)
+    def run(**given: Any) -> None:
+        written = tuple((name, given.pop(name)) for name in OPERATIONS)
+        command(**given, written=written)
+
+    together: list[Parameter] = []
+    for name, each in signature(command, eval_str=True).parameters.items():
+        together += edits if name == "written" else [each.replace(kind=Parameter.KEYWORD_ONLY)]
+    run.__signature__ = signature(command).replace(parameters=together)  # type: ignore[attr-defined]
+    return run
+
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
 Sae = Annotated[
@@ -15,40 +51,8 @@ Sae = Annotated[
     ),
 ]
 
-Clamp = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="TARGET=VALUE",
-        help="Set a feature's value at every token. Again for another.",
-        rich_help_panel=_STEERING,
-    ),
-]
-Scale = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="TARGET=FACTOR",
-        help="Multiply a feature's value: 0.5 turns it down.",
-        rich_help_panel=_STEERING,
-    ),
-]
-Add = Annotated[
-    list[str] | None,
-    typer.Option(metavar="TARGET=VALUE", help="Add to a feature's value.", rich_help_panel=_STEERING),
-]
-Cap = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="TARGET=VALUE", help="Keep a feature from exceeding a value.", rich_help_panel=_STEERING
-    ),
-]
-Ban = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="TARGET[=STRENGTH]",
-        help="Keep a feature inactive; strength 0 removes it, more pushes against it.",
-        rich_help_panel=_STEERING,
-    ),
-]
+Clamp = Annotated[list[str] | None, _edit("clamp")]
+Ban = Annotated[list[str] | None, _edit("ban")]
 BanMatching = Annotated[
     list[str] | None,
     typer.Option(

@@ -53,16 +53,13 @@ Server = Annotated[
 
 
 @connecting
+@options.editing
 def explain(
     bundle: remote.Bundle = None,
     tenant: remote.Tenant = "",
     role: Annotated[list[Role] | None, remote.ROLE] = None,
     use: remote.Uses = None,
-    clamp: options.Clamp = None,
-    scale: options.Scale = None,
-    add: options.Add = None,
-    cap: options.Cap = None,
-    ban: options.Ban = None,
+    written: options.Written = (),
     edit_sae: options.EditSae = "",
     sae: policy_world.Sae = None,
     site: policy_world.Sites = None,
@@ -74,9 +71,7 @@ def explain(
     connection: Connection,
 ) -> None:
     """Tell what is decided on a request, by which rules, and why. Nothing is generated."""
-    edits = remote.written(
-        (("clamp", clamp), ("scale", scale), ("add", add), ("cap", cap), ("ban", ban)), sae=edit_sae
-    )
+    edits = remote.read_edits(written, sae=edit_sae)
     uses = _uses(use or ())
     if bundle is None or server is not None:
         if server is None and (named := os.environ.get(SERVER_VARIABLE)):

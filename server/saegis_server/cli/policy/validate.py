@@ -16,7 +16,7 @@ from saegis.cli import options
 from saegis.cli.output import FAILURE, USAGE, console, fail, print_json
 from saegis.cli.policy.bundle import BundlePath, problem_table
 from saegis_server.cli.policy import world as policy_world
-from saegis_server.policy.schema.match_choices import Unmatched
+from saegis_server.policy.errors import Unmatched
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from saegis_server.policy.bundle.bundle import Bundle
     from saegis_server.policy.decide.cases import CaseResult
     from saegis_server.policy.decide.world import Callers, World
-    from saegis_server.policy.errors import Problem
     from saegis_server.policy.store.checking import Checker, Examination
+    from saegis_server.problem import Problem
 
 EPILOG = """
 [bold]Examples[/bold]

@@ -123,14 +123,13 @@ def _load(path: str, own_id: str | None, site: str | None) -> LoadedSAE:
     """The SAE with its labels at its site. Raises SAEFileError and SiteError."""
     from saegis_server.sae.catalog import LoadedSAE
     from saegis_server.sae.errors import SAEFileError
-    from saegis_server.sae.hub import resolve_sae
+    from saegis_server.sae.files import load_sae, resolve_sae
     from saegis_server.sae.labels import Labels
-    from saegis_server.sae.saelens import load_sae
     from saegis_server.steering.site import Site
 
     folder = resolve_sae(path)
     sae = load_sae(folder, name=own_id)
     at = site or sae.hook_name
     if at is None:
-        raise SAEFileError(folder, "its cfg.json states no hook_name; say with --site where it belongs")
+        raise SAEFileError(folder, "its files state no hook_name; say with --site where it belongs")
     return LoadedSAE(sae, str(Site.parse(at)), Labels.load(folder, sae.features))

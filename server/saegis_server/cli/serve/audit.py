@@ -81,7 +81,7 @@ def verify(
     json: options.Json = False,
 ) -> None:
     """Find changed, missing, moved and cut off records of an audit log."""
-    from saegis_server.audit.settings import read_key
+    from saegis_server.audit.chain import read_key
     from saegis_server.audit.verify import verify as verify_log
 
     with _log_errors():

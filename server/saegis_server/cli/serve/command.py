@@ -17,7 +17,7 @@ from saegis_server.audit import Fsync, OnFailure
 from saegis_server.cli.options import Device, Dtype, DtypeName
 from saegis_server.cli.serve import options as at
 from saegis_server.cli.stages import StageDisplay, stage_display
-from saegis_server.policy.schema.match_choices import Unmatched
+from saegis_server.policy.errors import Unmatched
 
 if TYPE_CHECKING:
     from saegis_server.rpc.server.config import Address, ServerConfig

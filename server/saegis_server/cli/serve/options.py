@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from saegis_server.audit import Fsync, OnFailure
-from saegis_server.policy.schema.match_choices import Unmatched
+from saegis_server.policy.errors import Unmatched
 
 _PANEL_AUDIT = "Audit"
 _PANEL_LIMITS = "Limits"

@@ -4,8 +4,7 @@ from saegis_server.audit import AuditError
 from saegis_server.engine.api import CanaryError
 from saegis_server.engine.torch.loading import MachineError, ModelLoadError
 from saegis_server.engine.torch.warmup import NotCompiledError
-from saegis_server.policy.errors import PolicyError
-from saegis_server.policy.store.errors import HistoryError
+from saegis_server.policy.errors import HistoryError, PolicyError
 from saegis_server.rpc.auth.identities import IdentitiesError
 from saegis_server.rpc.server.server import EngineDiedError
 from saegis_server.sae.errors import SAEFileError, SAEMismatch

@@ -9,6 +9,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Self, TypeVar
 
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
 from torch import Tensor
 
 from saegis.bundles import (
@@ -21,20 +24,26 @@ from saegis.bundles import (
     write_archive,
 )
 from saegis_server.json_text import parse_json
-from saegis_server.policy.bundle.archive import MOST_TAR_BYTES, read_archive
-from saegis_server.policy.bundle.directions import read_directions
-from saegis_server.policy.bundle.files import check_files, in_folder, read_folder
-from saegis_server.policy.bundle.signature import Signature
-from saegis_server.policy.errors import BundleError, Problem, SchemaError, SyntaxProblem
+from saegis_server.policy.bundle.files import (
+    MOST_TAR_BYTES,
+    check_files,
+    in_folder,
+    read_archive,
+    read_folder,
+)
+from saegis_server.policy.bundle.signing import Signature
+from saegis_server.policy.errors import BundleError, SchemaError, SyntaxProblem
 from saegis_server.policy.schema.cases import Case, Cases
 from saegis_server.policy.schema.policy import Match, Part, Policy, entries
 from saegis_server.policy.schema.validation import validated
 from saegis_server.policy.schema.yaml_text import Document, path_of, read_yaml
+from saegis_server.problem import Problem
 
 Content = TypeVar("Content", Policy, Part, Cases)
 
 #: Most problems that are told of one bundle.
 MOST_PROBLEMS = 100
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,3 +241,39 @@ class _Reading:
         else:
             for place, name in entries(made):
                 yield self.sources, place, name
+
+
+def read_directions(data: bytes, file: str) -> Mapping[str, Tensor]:
+    """The vectors of a file by name, float32 [d], finite and not zero.
+
+    Raises BundleError with every tensor that is none, and for a file that is no safetensors file.
+    """
+    try:
+        tensors = load(data)
+    except (SafetensorError, RuntimeError, ValueError, KeyError, TypeError, OverflowError) as error:
+        raise BundleError([Problem(f"is no whole safetensors file: {error}", file=file)]) from error
+    vectors = {}
+    problems = []
+    for name, tensor in sorted(tensors.items()):
+        vectors[name] = tensor.to(torch.float32) if tensor.dtype in _FLOATS else tensor
+        if fault := _fault(vectors[name]):
+            problems.append(Problem(fault, name, file))
+    if not vectors:
+        problems.append(Problem("holds no tensor", file=file))
+    if problems:
+        raise BundleError(problems)
+    return MappingProxyType(vectors)
+
+
+def _fault(vector: Tensor) -> str:
+    """What keeps a tensor from being a direction; empty where nothing does."""
+    if vector.dtype != torch.float32:
+        kind = str(vector.dtype).removeprefix("torch.")
+        return f"is of type {kind}; a direction holds floats of 16, 32 or 64 bits"
+    if vector.dim() != 1 or not len(vector):
+        return f"has the shape {list(vector.shape)}; a direction has one axis, as wide as the model"
+    if not bool(torch.isfinite(vector).all()):
+        return "holds numbers that are not finite in float32"
+    if not bool(vector.any()):
+        return "is zero everywhere, and so points nowhere"
+    return ""

@@ -1,17 +1,40 @@
-"""The files of a bundle as a server takes them: how many, how large, and with its own errors."""
+"""The files of a bundle: taken from a folder or an archive, neither of them trusted.
+
+An archive is a tar, compressed or not. The reader knows the tar of POSIX and GNU, and of it only what a
+bundle needs: plain files and directories. What other readers might understand otherwise (links, sparse files,
+names in extension headers, a file twice, bytes behind the end) is refused, so that what was signed is what is
+read. Python's own reader is not asked: it takes a damaged header for the end and follows a size below zero
+back, and 60 kB in an extension header hold that of Python 3.11.7 up for good (CVE-2024-6232).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import gzip
+import io
+import re
+import zlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from saegis import bundles
 from saegis.bundles import MOST_BYTES, MOST_FILES, POLICY_FILE, belongs
 from saegis.policy_results import PolicyProblem
-from saegis_server.policy.errors import BundleError, Problem
+from saegis_server.policy.errors import BundleError
+from saegis_server.problem import Problem
 
 #: Most bytes of all YAML files, which are slow to read.
 MOST_YAML_BYTES = 512 * 1024
+_BLOCK = 512
+#: Most bytes of a tar: the files, and for each its headers and padding, and the padding at the end.
+MOST_TAR_BYTES = MOST_BYTES + MOST_FILES * 8 * _BLOCK + 64 * 1024
+_GZIP = b"\x1f\x8b"
+_FILES, _DIRECTORY, _EXTENSIONS = (b"0", b"\0"), b"5", (b"x", b"g")
+#: Extension headers that change nothing about what a file is called or holds.
+_HARMLESS = re.compile(
+    r"[acm]time|comment|[ug]id|[ug]name|LIBARCHIVE\..+|SCHILY\.(xattr\..+|fflags|dev|ino|nlink)"
+)
+_NUMBER = re.compile(rb"[ 0]*([0-7]{1,11})[ \0]*")
+_RECORD = re.compile(rb"([1-9][0-9]{0,8}) ")
 
 
 def in_folder(files: Mapping[str, bytes], folder: str) -> dict[str, bytes]:
@@ -54,3 +77,114 @@ def read_folder(folder: Path) -> dict[str, bytes]:
 
 def _told(problem: PolicyProblem) -> Problem:
     return Problem(problem.message, problem.path, problem.file, problem.line)
+
+
+def read_archive(data: bytes) -> dict[str, bytes]:
+    """Every file of a tar or tar.gz by its path inside.
+
+    Raises BundleError for anything but plain files that belong to a bundle, whole, and once each.
+    """
+    tar = _unpacked(data) if data[:2] == _GZIP else data
+    if len(tar) > MOST_TAR_BYTES:
+        raise _error(f"unpacks to more than {MOST_TAR_BYTES} bytes")
+    files: dict[str, bytes] = {}
+    for path, content in _members(tar):
+        if not belongs(path):
+            raise BundleError([stray(path), Problem("pack it with: tar -C FOLDER -czf FILE .")])
+        if path in files:
+            raise BundleError([Problem("is in the archive twice", file=path)])
+        if len(files) == MOST_FILES:
+            raise _error(f"has more than {MOST_FILES} files")
+        files[path] = content
+    return files
+
+
+def _error(message: str) -> BundleError:
+    return BundleError([Problem(f"the archive {message}")])
+
+
+def _unpacked(data: bytes) -> bytes:
+    """At most one byte more than a tar may have, whatever the compressed bytes would unpack to."""
+    try:
+        with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
+            return file.read(MOST_TAR_BYTES + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise _error(f"is no whole gzip file: {error}") from error
+
+
+def _members(tar: bytes) -> Iterator[tuple[str, bytes]]:
+    """The files of a tar, by path."""
+    offset = 0
+    while True:
+        header = tar[offset : offset + _BLOCK]
+        if len(header) < _BLOCK:
+            raise _error("is no tar, or ends before its end is marked")
+        offset += _BLOCK
+        if not any(header):
+            if any(tar[offset:]):
+                raise _error("has bytes behind its end")
+            return
+        path, kind, size = _entry(header)
+        content = tar[offset : offset + size]
+        if len(content) < size:
+            raise BundleError([Problem("the archive ends within it", file=path)])
+        offset += -(-size // _BLOCK) * _BLOCK
+        if kind in _EXTENSIONS:
+            _check_extension(content)
+        elif kind in _FILES:
+            yield path, content
+
+
+def _entry(header: bytes) -> tuple[str, bytes, int]:
+    """Path, kind and size of a member, from its header. Raises BundleError."""
+    if header[257:262] != b"ustar":
+        raise _error("is no tar of POSIX or GNU")
+    stated = _number(header[148:156], "checksum")
+    if stated != sum(header[:148]) + 8 * ord(" ") + sum(header[156:]):
+        raise _error("is damaged: a header does not fit its checksum")
+    # GNU's magic has no version, and keeps times where POSIX has the path's first part.
+    prefix = _text(header[345:500]) if header[262:265] == b"\x0000" else ""
+    name = _text(header[:100])
+    path = f"{prefix}/{name}" if prefix else name
+    while path.startswith("./"):
+        path = path[2:]
+    kind, size = header[156:157], _number(header[124:136], f"size of {path!r}")
+    if kind not in (*_FILES, _DIRECTORY, *_EXTENSIONS):
+        raise BundleError([Problem("is no plain file; links and devices are not read", file=repr(path))])
+    if kind == _DIRECTORY:
+        _check_directory(path, size)
+    return path, kind, size
+
+
+def _check_directory(path: str, size: int) -> None:
+    name = path.rstrip("/")
+    if size or not (name in ("", ".") or any(belongs(f"{name}/x.{end}") for end in ("yaml", "safetensors"))):
+        raise BundleError([stray(path), Problem("pack it with: tar -C FOLDER -czf FILE .")])
+
+
+def _text(field: bytes) -> str:
+    try:
+        return field.partition(b"\0")[0].decode("ascii")
+    except UnicodeDecodeError as error:
+        raise _error(f"has a file whose name is not ASCII: {field!r}") from error
+
+
+def _number(field: bytes, what: str) -> int:
+    found = _NUMBER.fullmatch(field)
+    if found is None:
+        raise _error(f"is damaged: {what} is no number")
+    return int(found[1], 8)
+
+
+def _check_extension(content: bytes) -> None:
+    """Raise BundleError for an extension header that says more than times, owners and the like."""
+    while content:
+        start = _RECORD.match(content)
+        length = int(start[1]) if start is not None else 0
+        record = content[:length]
+        key, equals, _ = record[start.end() if start is not None else 0 :].partition(b"=")
+        if len(record) < length or not equals or record[-1:] != b"\n":
+            raise _error("is damaged: an extension header cannot be read")
+        if _HARMLESS.fullmatch(key.decode("ascii", "replace")) is None:
+            raise _error(f"has the extension header {key[:40]!r}; pack it with: tar --format=ustar")
+        content = content[length:]

@@ -10,9 +10,9 @@ from saegis_server.policy.decide.compiled import CompiledPolicy
 from saegis_server.policy.decide.decision import RequestEdit, RequestFacts
 from saegis_server.policy.decide.selectors import Selected, SelectionError, Selectors
 from saegis_server.policy.decide.uses import beyond
-from saegis_server.policy.errors import Problem
 from saegis_server.policy.schema.cases import CaseEdit, CaseRequest
 from saegis_server.policy.schema.policy import DirectionSelector, FeatureSelector
+from saegis_server.problem import Problem
 from saegis_server.steering.operations import Unit
 from saegis_server.steering.rows import Edit
 

@@ -15,9 +15,10 @@ from saegis_server.policy.decide.compiled_rule import CompiledRule, compile_rule
 from saegis_server.policy.decide.protection import Protections, compile_protection
 from saegis_server.policy.decide.selectors import SelectionError, Selectors
 from saegis_server.policy.decide.world import World
-from saegis_server.policy.errors import CompileError, Problem
+from saegis_server.policy.errors import CompileError
 from saegis_server.policy.schema.cases import Case
 from saegis_server.policy.schema.policy import EVERY, Mode, Policy, Transparency
+from saegis_server.problem import Problem
 from saegis_server.steering.program import LARGEST_VALUE
 
 T = TypeVar("T")

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 from saegis_server.policy.decide.claims import Claim
 from saegis_server.policy.decide.selectors import Faults, Selected, SelectionError, Selectors
-from saegis_server.policy.errors import Problem
 from saegis_server.policy.schema.policy import (
     All,
     Any_,
@@ -25,6 +24,7 @@ from saegis_server.policy.schema.policy import (
     When,
 )
 from saegis_server.policy.schema.policy import Expression as Written
+from saegis_server.problem import Problem
 from saegis_server.steering.conditions import AllOf, AnyOf, Condition, Expression, Literal, Negation, Scope
 from saegis_server.steering.operations import Op, Unit
 

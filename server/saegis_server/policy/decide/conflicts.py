@@ -8,8 +8,8 @@ from dataclasses import replace
 from saegis_server.policy.bundle.bundle import Bundle
 from saegis_server.policy.decide.combine import combine
 from saegis_server.policy.decide.compiled import CompiledPolicy
-from saegis_server.policy.errors import Problem
 from saegis_server.policy.schema.policy import EVERY, Match
+from saegis_server.problem import Problem
 
 
 def conflicts(

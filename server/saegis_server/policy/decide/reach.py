@@ -16,8 +16,8 @@ from saegis_server.policy.decide.authority import CompiledAllowance
 from saegis_server.policy.decide.claims import Place
 from saegis_server.policy.decide.compiled import CompiledPolicy
 from saegis_server.policy.decide.world import Callers, World
-from saegis_server.policy.errors import Problem
 from saegis_server.policy.schema.policy import EVERY, Match, Mode, Transparency
+from saegis_server.problem import Problem
 from saegis_server.steering.operations import Op
 
 #: Letters that look like Latin ones, beside those that Unicode's own equivalence finds.

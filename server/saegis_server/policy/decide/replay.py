@@ -6,13 +6,14 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from itertools import chain
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from saegis_server.audit.chain import UnreadableLineError, read_line
+from saegis_server.audit.chain import Line
 from saegis_server.audit.records import DecisionRecord, PlainJson
-from saegis_server.audit.verify import files_of
+from saegis_server.audit.verify import files_of, lines
 from saegis_server.policy.decide.case_request import facts_of
 from saegis_server.policy.decide.compiled import CompiledPolicy
 from saegis_server.policy.decide.decide import PolicySet
@@ -94,23 +95,12 @@ def replay(
     found = Replay()
     names = frozenset((candidate.name, *replaced))
     alone = PolicySet((candidate,))
-    for record in _records(place):
-        if record is None:
+    for line in chain.from_iterable(map(lines, files_of(place))):
+        if not isinstance(line, Line):
             found.unreadable += 1
-        elif record["kind"] == DecisionRecord.kind:
-            found.add(_replayed(record, candidate, alone, names), most_examples)
+        elif line.record["kind"] == DecisionRecord.kind:
+            found.add(_replayed(line.record, candidate, alone, names), most_examples)
     return found
-
-
-def _records(place: Path) -> Iterator[Record | None]:
-    """The records of a log's directory or file; None for a line that is none."""
-    for path in files_of(place):
-        with path.open("rb") as file:
-            for text in file:
-                try:
-                    yield read_line(text, None).record
-                except UnreadableLineError:
-                    yield None
 
 
 def _replayed(record: Record, candidate: CompiledPolicy, alone: PolicySet, names: frozenset[str]) -> Replayed:

@@ -10,8 +10,8 @@ from typing import Protocol
 from torch import Tensor
 
 from saegis_server.policy.decide.world import World
-from saegis_server.policy.errors import Problem
 from saegis_server.policy.schema.policy import DirectionSelector, FeatureSelector, Targets, Where
+from saegis_server.problem import Problem
 from saegis_server.sae.catalog import CatalogError, FoundFeature, LoadedSAE
 from saegis_server.steering.operations import Unit
 from saegis_server.steering.program import LARGEST_VALUE

@@ -5,54 +5,36 @@ from __future__ import annotations
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
-from pydantic_core import PydanticCustomError
 
-from saegis_server.policy.decide.uses import ORDINARY
+from saegis_server.policy.decide.uses import ORDINARY, Use
 from saegis_server.policy.schema.policy import (
     Count,
-    DirectionSelector,
-    FeatureSelector,
     Name,
     Number,
     Strict,
+    Target,
     Text,
-    Use,
+    check_distinct,
 )
 from saegis_server.steering.operations import Op, Unit
 from saegis_server.steering.rows import Phase
 
 
-class CaseEdit(Strict):
-    """An edit of a case's request; exactly one target."""
+class CaseEdit(Target):
+    """An edit of a case's request."""
 
     op: Op
-    feature: FeatureSelector | None = None
-    direction: DirectionSelector | None = None
     site: str = ""
     value: Number | None = None
     unit: Unit = Unit.FEATURE
     phase: Phase = Phase.ALL
 
-    @model_validator(mode="after")
-    def _is_one(self) -> Self:
-        if (self.feature is None) == (self.direction is None):
-            raise ValueError("give one of feature and direction")
-        return self
 
-
-class CaseReading(Strict):
+class CaseReading(Target):
     """The values that one feature or direction has in a case: a number for each token."""
 
-    feature: FeatureSelector | None = None
-    direction: DirectionSelector | None = None
     prompt: tuple[Number, ...] = ()
     answer: tuple[Number, ...] = ()
-
-    @model_validator(mode="after")
-    def _is_one(self) -> Self:
-        if (self.feature is None) == (self.direction is None):
-            raise ValueError("give one of feature and direction")
-        return self
 
 
 class CaseUse(Strict):
@@ -111,13 +93,6 @@ class Cases(Strict):
 
     @model_validator(mode="after")
     def _has_distinct_names(self) -> Self:
-        seen: set[str] = set()
-        for place, case in enumerate(self.cases):
-            if case.name in seen:
-                raise PydanticCustomError(
-                    "twice",
-                    "two cases have the name '{name}'",
-                    {"name": case.name, "path": ("cases", place, "name")},
-                )
-            seen.add(case.name)
+        names = ((("cases", place, "name"), case.name) for place, case in enumerate(self.cases))
+        check_distinct(names, "two cases have the name '{name}'")
         return self

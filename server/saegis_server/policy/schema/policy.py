@@ -5,80 +5,209 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from enum import StrEnum
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, LiteralString, Self
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, StringConstraints, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 from saegis_server.policy.decide.uses import ORDINARY, Use
-from saegis_server.policy.schema.conditions import All, Any_, Expression, Not, Over, Reading, When
-from saegis_server.policy.schema.selectors import (
-    Count,
-    DirectionSelector,
-    FeatureSelector,
-    Flag,
-    Index,
-    Name,
-    Number,
-    Strength,
-    Strict,
-    Targets,
-    Text,
-    Where,
-)
 from saegis_server.steering.operations import Op, Unit
+from saegis_server.steering.program import LARGEST_VALUE
 from saegis_server.steering.rows import Phase
-
-__all__ = [
-    "ACTIONS",
-    "API_VERSION",
-    "EVERY",
-    "All",
-    "Allowance",
-    "Any_",
-    "Ban",
-    "Cap",
-    "Clamp",
-    "Count",
-    "DirectionSelector",
-    "Expression",
-    "FeatureSelector",
-    "FirstToken",
-    "Flag",
-    "Floor",
-    "Index",
-    "Limits",
-    "Match",
-    "Mode",
-    "Name",
-    "Not",
-    "Number",
-    "Over",
-    "Part",
-    "Policy",
-    "Protection",
-    "Reading",
-    "Record",
-    "Refuse",
-    "Rule",
-    "Scale",
-    "Stop",
-    "Strength",
-    "Strict",
-    "Targets",
-    "Text",
-    "Told",
-    "Transparency",
-    "Use",
-    "Watch",
-    "When",
-    "Where",
-]
 
 API_VERSION = "saegis.dev/v1"
 #: Stands for every tenant, role or model in a match.
 EVERY = "*"
 REVISION_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,63}$"
+NAME_PATTERN = r"^[a-z0-9]([a-z0-9._-]{0,62}[a-z0-9])?$"
+#: A file of directions: flat, so that its path has one spelling.
+DIRECTIONS_PATTERN = r"^directions/[A-Za-z0-9_][A-Za-z0-9._+-]{0,63}\.safetensors$"
+#: Tags of the kinds of expression. No key of a bundle looks like one, so errors can leave them out again.
+TAGS = {"all": "<all>", "any": "<any>", "not": "<not>"}
+READING_TAG = "<reading>"
+
+Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
+Text = Annotated[str, StringConstraints(min_length=1, max_length=500)]
+Flag = Annotated[bool, Field(strict=True)]
+Number = Annotated[float, Field(ge=-LARGEST_VALUE, le=LARGEST_VALUE, allow_inf_nan=False, strict=True)]
+Strength = Annotated[float, Field(ge=0.0, le=LARGEST_VALUE, allow_inf_nan=False, strict=True)]
+Share = Annotated[float, Field(ge=0.0, le=1.0, strict=True)]
+Index = Annotated[int, Field(ge=0, strict=True)]
+Count = Annotated[int, Field(ge=0, strict=True)]
+
+
+class Strict(BaseModel):
+    """Unknown keys are errors, and nothing changes after it was read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Where(Strict):
+    """A set of labelled features: those whose label fits every key that is given.
+
+    subject, language: one of the label's subjects, languages. min_precision: its precision is known and at
+    least this.
+    """
+
+    harmful: Flag | None = None
+    subject: Text | None = None
+    language: Text | None = None
+    min_precision: Share | None = None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if self.model_fields_set == set():
+            raise ValueError("give at least one of harmful, subject, language and min_precision")
+        return self
+
+
+class FeatureSelector(Strict):
+    """Features of one SAE: by index, by exact label, or a set of labels. Exactly one of the three.
+
+    sae: its id; may be left out where the server has one.
+    """
+
+    sae: str = ""
+    index: Index | None = None
+    indices: Annotated[tuple[Index, ...], Field(min_length=1)] | None = None
+    label: Text | None = None
+    where: Where | None = None
+
+    @model_validator(mode="after")
+    def _is_one(self) -> Self:
+        given = [name for name in ("index", "indices", "label", "where") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(
+                f"give exactly one of index, indices, label and where, not {' and '.join(given) or 'none'}"
+            )
+        if self.indices is not None and len(set(self.indices)) < len(self.indices):
+            raise ValueError("indices: one stands there twice")
+        return self
+
+
+class DirectionSelector(Strict):
+    """A direction: one tensor [d] of a safetensors file under the bundle's `directions/`, at a site.
+
+    tensor: its name in the file; may be left out where the file holds one. site: may be left out where the
+    server has one.
+    """
+
+    file: Annotated[str, StringConstraints(pattern=DIRECTIONS_PATTERN)]
+    tensor: str = ""
+    site: str = ""
+
+
+class Targets(Strict):
+    """What a rule is about: features, directions, or both; at least one."""
+
+    features: tuple[FeatureSelector, ...] = ()
+    directions: tuple[DirectionSelector, ...] = ()
+
+    @model_validator(mode="after")
+    def _has_some(self) -> Self:
+        if not self.features and not self.directions:
+            raise ValueError("name at least one of features and directions")
+        return self
+
+
+class Target(Strict):
+    """One feature or direction; exactly one of both."""
+
+    feature: FeatureSelector | None = None
+    direction: DirectionSelector | None = None
+
+    @model_validator(mode="after")
+    def _is_one(self) -> Self:
+        if (self.feature is None) == (self.direction is None):
+            raise ValueError("give one of feature and direction")
+        return self
+
+
+class Reading(Target):
+    """One watched feature or direction against one threshold.
+
+    above: holds where the value is greater; below: where it is less. The value is that of the clean
+    activation, before any edit at its site.
+    """
+
+    above: Number | None = None
+    below: Number | None = None
+    unit: Literal[Unit.FEATURE, Unit.MAX_ACTIVATION] = Unit.FEATURE
+
+    @model_validator(mode="after")
+    def _has_one_threshold(self) -> Self:
+        if (self.above is None) == (self.below is None):
+            raise ValueError("give one of above and below")
+        if self.feature is not None and (self.feature.indices or self.feature.where):
+            raise ValueError("feature: a condition reads one feature; use any or all for several")
+        return self
+
+
+class All(Strict):
+    """Holds where every part holds."""
+
+    all: Annotated[tuple[Expression, ...], Field(min_length=1)]
+
+
+class Any_(Strict):
+    """Holds where at least one part holds."""
+
+    any: Annotated[tuple[Expression, ...], Field(min_length=1)]
+
+
+class Not(Strict):
+    """Holds where its part does not."""
+
+    not_: Annotated[Expression, Field(alias="not")]
+
+
+def _kind(value: object) -> str:
+    """The tag of an expression, by the key that it has: an error then is about that kind alone."""
+    if isinstance(value, dict):
+        return next((tag for key, tag in TAGS.items() if key in value), READING_TAG)
+    made = ((All, "all"), (Any_, "any"), (Not, "not"))
+    return next((TAGS[key] for kind, key in made if isinstance(value, kind)), READING_TAG)
+
+
+Expression = Annotated[
+    Annotated[All, Tag(TAGS["all"])]
+    | Annotated[Any_, Tag(TAGS["any"])]
+    | Annotated[Not, Tag(TAGS["not"])]
+    | Annotated[Reading, Tag(READING_TAG)],
+    Discriminator(_kind),
+]
+
+
+class Over(StrEnum):
+    """Over which tokens a condition is judged.
+
+    PROMPT: once, when the prompt is read; each reading's largest (for `below`, least) value over the prompt's
+    tokens counts. WINDOW: at every token, over the last `window` tokens, in the same way, the prompt's
+    included. TOKEN: at every token by itself, the prompt's included.
+    """
+
+    PROMPT = "prompt"
+    WINDOW = "window"
+    TOKEN = "token"  # noqa: S105 - no secret
+
+
+class When(Strict):
+    """A condition. sticky: once it held it goes on holding for the request's answer."""
+
+    if_: Annotated[Expression, Field(alias="if")]
+    over: Over = Over.TOKEN
+    window: Annotated[int, Field(ge=2, le=1024, strict=True)] | None = None
+    sticky: Flag = True
+
+    @model_validator(mode="after")
+    def _has_a_window(self) -> Self:
+        if (self.over is Over.WINDOW) != (self.window is not None):
+            raise ValueError("window: give it with `over: window`, and only there")
+        return self
+
+
+for _each in (All, Any_, Not, When):
+    _each.model_rebuild()
 
 
 class Mode(StrEnum):
@@ -330,7 +459,8 @@ class Policy(Strict):
 
     @model_validator(mode="after")
     def _has_distinct_ids(self) -> Self:
-        check_distinct_ids(self)
+        ids = (((*place, "id"), each) for place, each in entries(self))
+        check_distinct(ids, "two entries have the id '{name}'")
         return self
 
 
@@ -345,7 +475,8 @@ class Part(Strict):
 
     @model_validator(mode="after")
     def _has_distinct_ids(self) -> Self:
-        check_distinct_ids(self)
+        ids = (((*place, "id"), each) for place, each in entries(self))
+        check_distinct(ids, "two entries have the id '{name}'")
         return self
 
 
@@ -356,12 +487,10 @@ def entries(part: Policy | Part) -> Iterable[tuple[tuple[str, int], str]]:
             yield (key, place), entry.id
 
 
-def check_distinct_ids(part: Policy | Part) -> None:
-    """Raise PydanticCustomError, which tells where, for an id that stands there twice."""
+def check_distinct(named: Iterable[tuple[tuple[str | int, ...], str]], twice: LiteralString) -> None:
+    """Raise PydanticCustomError, which says `twice` and tells where, for a name that stands there again."""
     seen: set[str] = set()
-    for place, each in entries(part):
-        if each in seen:
-            raise PydanticCustomError(
-                "twice", "two entries have the id '{id}'", {"id": each, "path": (*place, "id")}
-            )
-        seen.add(each)
+    for place, name in named:
+        if name in seen:
+            raise PydanticCustomError("twice", twice, {"name": name, "path": place})
+        seen.add(name)

@@ -9,11 +9,20 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from saegis_server.policy.errors import Problem, SchemaError
-from saegis_server.policy.schema.conditions import READING_TAG, TAGS, All, Any_, Not, Reading
-from saegis_server.policy.schema.policy import REVISION_PATTERN
-from saegis_server.policy.schema.selectors import DIRECTIONS_PATTERN, NAME_PATTERN
+from saegis_server.policy.errors import SchemaError
+from saegis_server.policy.schema.policy import (
+    DIRECTIONS_PATTERN,
+    NAME_PATTERN,
+    READING_TAG,
+    REVISION_PATTERN,
+    TAGS,
+    All,
+    Any_,
+    Not,
+    Reading,
+)
 from saegis_server.policy.schema.yaml_text import Document, Place, path_of
+from saegis_server.problem import Problem
 
 Model = TypeVar("Model", bound=BaseModel)
 

@@ -20,12 +20,12 @@ from saegis_server.policy.errors import (
     CasesError,
     ConflictError,
     PolicyError,
-    Problem,
     SerialError,
+    Unmatched,
     UnmatchedError,
 )
-from saegis_server.policy.schema.match_choices import Unmatched
-from saegis_server.policy.store.state import Standing
+from saegis_server.policy.store.history import Standing
+from saegis_server.problem import Problem
 
 T = TypeVar("T")
 
@@ -79,14 +79,8 @@ class Checker:
         Raises SignatureError, SerialError, CompileError, CasesError, ConflictError or UnmatchedError,
         whichever comes first.
         """
-        signed_by = self.signed_by(bundle)
-        if standing is not None:
-            check_serial(bundle, standing)
-        compiled = compile_policy(bundle, self.world)
-        cases = run_cases(compiled)
-        _check_cases(bundle, cases)
-        check_conflicts(bundle, compiled, beside)
-        warnings = (*self._check_reach(bundle), *told_by_allowances(bundle, compiled))
+        signed_by, compiled, cases, warnings = self._looked_at(bundle, standing, beside)
+        assert compiled is not None  # noqa: S101 - else it raised
         return CheckedBundle(bundle, compiled, signed_by, cases, warnings)
 
     def examine(
@@ -102,11 +96,28 @@ class Checker:
         tells_callers: whether what it finds may tell of who may call.
         """
         problems: list[Problem] = []
+        signed_by, _, cases, warnings = self._looked_at(bundle, standing, beside, problems, tells_callers)
+        return Examination(bundle, signed_by, cases, tuple(problems), warnings)
+
+    def _looked_at(
+        self,
+        bundle: Bundle,
+        standing: Standing | None,
+        beside: Iterable[CompiledPolicy],
+        problems: list[Problem] | None = None,
+        tells_callers: bool = True,
+    ) -> tuple[str, CompiledPolicy | None, tuple[CaseResult, ...], tuple[Problem, ...]]:
+        """Who signed it, what it compiles to, how its cases went, and warnings.
+
+        problems: gathers what is wrong, from the first step to the last; without it the first one is raised.
+        """
 
         def attempt(step: Callable[[], T]) -> T | None:
             try:
                 return step()
             except PolicyError as error:
+                if problems is None:
+                    raise
                 problems.extend(error.problems)
                 return None
 
@@ -121,7 +132,7 @@ class Checker:
         warnings = attempt(lambda: self._check_reach(bundle, tells_callers)) or ()
         if compiled is not None:
             warnings = (*warnings, *told_by_allowances(bundle, compiled))
-        return Examination(bundle, signed_by, cases, tuple(problems), warnings)
+        return signed_by, compiled, cases, warnings
 
     def _check_reach(self, bundle: Bundle, tells_callers: bool = True) -> tuple[Problem, ...]:
         """What of the match reaches nothing, where that is only a warning. Raises UnmatchedError."""

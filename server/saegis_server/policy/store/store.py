@@ -17,19 +17,35 @@ from saegis_server.policy.decide.compiled import CompiledPolicy
 from saegis_server.policy.decide.decide import PolicySet
 from saegis_server.policy.decide.disclosure import OPERATOR, Audience
 from saegis_server.policy.decide.world import World
-from saegis_server.policy.errors import PolicyError, Problem, SerialError
-from saegis_server.policy.schema.match_choices import Unmatched
-from saegis_server.policy.store.checking import CheckedBundle, Checker, Examination
-from saegis_server.policy.store.errors import (
+from saegis_server.policy.errors import (
     HistoryError,
+    PolicyError,
+    SerialError,
     StaleEtagError,
     UnknownPolicyError,
     UnknownRevisionError,
+    Unmatched,
 )
-from saegis_server.policy.store.history import DiskHistory, History, MemoryHistory
-from saegis_server.policy.store.in_force import InForce, Snapshot
-from saegis_server.policy.store.start import AT_START, Opened, Opening, first_standing, load, revision_of
-from saegis_server.policy.store.state import FEWEST_DIGITS, PolicyState, Revision, Standing
+from saegis_server.policy.store.checking import CheckedBundle, Checker, Examination
+from saegis_server.policy.store.history import (
+    FEWEST_DIGITS,
+    DiskHistory,
+    History,
+    Revision,
+    Standing,
+)
+from saegis_server.policy.store.in_force import (
+    AT_START,
+    InForce,
+    Opened,
+    Opening,
+    PolicyState,
+    Snapshot,
+    first_standing,
+    load,
+    revision_of,
+)
+from saegis_server.problem import Problem
 from saegis_server.telemetry.metrics import Metrics
 
 log = logging.getLogger("saegis.policy")
@@ -78,7 +94,7 @@ class PolicyStore:
         record: Callable[[PolicyRecord], None] = lambda record: None,
         unmatched: Unmatched = Unmatched.REFUSE,
     ) -> None:
-        self._history: History = MemoryHistory() if directory is None else DiskHistory(directory)
+        self._history: History = History() if directory is None else DiskHistory(directory)
         self._checker = Checker(world, keys, unmatched)
         self._metrics = metrics
         self._record = record

@@ -9,8 +9,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
 from saegis_server.policy.decide.world import Callers
-from saegis_server.policy.errors import PolicyError, Problem
+from saegis_server.policy.errors import PolicyError
 from saegis_server.policy.schema.yaml_text import Document, Place, path_of, read_yaml
+from saegis_server.problem import Problem
 from saegis_server.rpc.auth.identity import ANONYMOUS, Identity
 from saegis_server.rpc.auth.principals import Principal, token_digest
 from saegis_server.telemetry.metrics import Metrics

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from saegis_server.audit.settings import AuditSettings
+from saegis_server.audit.log import AuditSettings
 from saegis_server.rpc.server.limits import Limits
 from saegis_server.rpc.server.policy_config import PolicySettings
 

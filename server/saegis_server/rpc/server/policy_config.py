@@ -4,7 +4,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from saegis_server.policy.schema.match_choices import Unmatched
+from saegis_server.policy.errors import Unmatched
 
 
 class PolicySettings(BaseModel):

@@ -9,14 +9,14 @@ from pathlib import Path
 from saegis_server.audit.log import AuditLog
 from saegis_server.policy.bundle.bundle import Bundle
 from saegis_server.policy.bundle.signing import load_public_key
-from saegis_server.policy.errors import PolicyError, Problem
+from saegis_server.policy.errors import PolicyError
 from saegis_server.policy.store.history import DiskHistory
+from saegis_server.problem import Problem
 from saegis_server.rpc.auth.identities import read_identities
 from saegis_server.rpc.server.config import ServerConfig, TLSFiles
 from saegis_server.rpc.server.limits import Limiter
 from saegis_server.rpc.server.policy_config import PolicySettings
-from saegis_server.sae.hub import CONFIG_FILE, check_spec
-from saegis_server.sae.saelens_config import read_config
+from saegis_server.sae.files import check_sae
 from saegis_server.steering.site import Site
 from saegis_server.telemetry.metrics import Metrics
 
@@ -45,7 +45,7 @@ def prepare(config: ServerConfig) -> Premises:
     for site in (*config.sites, *(source.site for source in config.saes if source.site is not None)):
         Site.parse(site)
     for source in config.saes:
-        _check_sae(source.path)
+        check_sae(source.path)
     if config.tls is not None:
         _check_tls(config.tls)
     if config.identities is not None:
@@ -81,13 +81,6 @@ def _placed(problem: Problem, bundle: Path) -> Problem:
     if problem.file.startswith(str(bundle)):
         return problem
     return replace(problem, file=str(bundle / problem.file))
-
-
-def _check_sae(path: str) -> None:
-    """Check of an SAE on this machine what costs nothing: that it is there, and its cfg.json."""
-    found = check_spec(path)
-    if isinstance(found, Path):
-        read_config(found / CONFIG_FILE)
 
 
 def _check_tls(tls: TLSFiles) -> None:

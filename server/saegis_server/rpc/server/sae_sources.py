@@ -14,10 +14,10 @@ from saegis_server.rpc.server.sample_text import SAMPLE_TEXT
 from saegis_server.sae.catalog import LoadedSAE
 from saegis_server.sae.checks import check_reconstruction, largest_fvu, measure, stated_fit
 from saegis_server.sae.errors import SAEFileError
-from saegis_server.sae.hub import SAMPLE_FILE, resolve_sae
+from saegis_server.sae.files import load_sae, resolve_sae
 from saegis_server.sae.labels import Labels
+from saegis_server.sae.layout import SAMPLE_FILE
 from saegis_server.sae.left_out import left_out
-from saegis_server.sae.saelens import load_sae
 from saegis_server.steering.site import Site, SiteError
 
 log = logging.getLogger("saegis.rpc")
@@ -53,11 +53,11 @@ def read_sae(source: SAESource, width: int) -> PlacedSAE:
         )
     name = source.site or sae.hook_name
     if name is None:
-        raise SAEFileError(path, "its cfg.json states no hook_name; say at which site it belongs")
+        raise SAEFileError(path, "its files state no hook_name; say at which site it belongs")
     try:
         site = Site.parse(name)
     except SiteError as error:
-        stated = "the site given" if source.site else "the hook_name of its cfg.json"
+        stated = "the site given" if source.site else "the hook_name of its files"
         raise SAEFileError(path, f"{stated} cannot be used: {error}") from error
     labels = Labels.load(path, sae.features)
     sample = _sample(path)

@@ -15,9 +15,8 @@ from saegis_server.policy.decide.decide import PolicySet, revision_of
 from saegis_server.policy.decide.decision import Decision, RequestFacts
 from saegis_server.policy.decide.disclosure import Audience
 from saegis_server.policy.decide.uses import ORDINARY, Use, UseOfRequest, beyond
-from saegis_server.policy.errors import PolicyError
-from saegis_server.policy.store.errors import UnknownPolicyError
-from saegis_server.policy.store.state import FEWEST_DIGITS
+from saegis_server.policy.errors import PolicyError, UnknownPolicyError
+from saegis_server.policy.store.history import FEWEST_DIGITS
 from saegis_server.policy.store.store import PolicyStore
 from saegis_server.rpc.auth.identity import Identity, current_identity
 from saegis_server.rpc.auth.roles import Role

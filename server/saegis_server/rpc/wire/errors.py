@@ -24,7 +24,6 @@ from saegis_server.engine import api as engine
 from saegis_server.policy import errors as policy
 from saegis_server.policy.decide.decision import Denial
 from saegis_server.policy.decide.disclosure import revisions_told
-from saegis_server.policy.store import errors as store
 from saegis_server.rpc.auth.identity import current_audience
 from saegis_server.rpc.wire import problems
 from saegis_server.sae import catalog
@@ -148,14 +147,11 @@ def _bundle_row(code: grpc.StatusCode, reason: str) -> _Row:
         code,
         reason,
         lambda e: f"the bundle is not taken: {_first(list(map(str, e.problems)))}",
-        fields=lambda e: ((_place(each), each.message) for each in e.problems),
+        fields=lambda e: (
+            (" ".join(filter(None, (each.place, each.path))) or "bundle", each.message) for each in e.problems
+        ),
         metadata=lambda e: {"kind": e.kind, "problems": str(len(e.problems))},
     )
-
-
-def _place(problem: policy.Problem) -> str:
-    place = f"{problem.file}:{problem.line}" if problem.line else problem.file
-    return " ".join(part for part in (place, problem.path) if part) or "bundle"
 
 
 def _first(messages: Sequence[str]) -> str:
@@ -249,15 +245,15 @@ _TABLE: Mapping[type[BaseException], _Row] = {
     policy.SignatureError: _bundle_row(Code.PERMISSION_DENIED, "POLICY_SIGNATURE"),
     policy.SerialError: _bundle_row(Code.FAILED_PRECONDITION, "POLICY_SERIAL"),
     policy.PolicyError: _bundle_row(Code.INVALID_ARGUMENT, "POLICY_INVALID"),
-    store.StaleEtagError: _Row(
+    policy.StaleEtagError: _Row(
         Code.ABORTED,
         "REVISION_CONFLICT",
         fields=lambda _: (("etag", "is not that of the policy in force"),),
         metadata=lambda e: {"policy": e.name},
     ),
-    store.UnknownPolicyError: _not_found("POLICY", "Policy", lambda e: e.name),
-    store.UnknownRevisionError: _not_found("REVISION", "PolicyRevision", lambda e: f"{e.name}@{e.digest}"),
-    store.HistoryError: _Row(Code.UNAVAILABLE, "POLICY_STATE_UNAVAILABLE"),
+    policy.UnknownPolicyError: _not_found("POLICY", "Policy", lambda e: e.name),
+    policy.UnknownRevisionError: _not_found("REVISION", "PolicyRevision", lambda e: f"{e.name}@{e.digest}"),
+    policy.HistoryError: _Row(Code.UNAVAILABLE, "POLICY_STATE_UNAVAILABLE"),
     problems.UnauthenticatedError: _Row(Code.UNAUTHENTICATED, "UNAUTHENTICATED"),
     problems.RoleMissingError: _Row(
         Code.PERMISSION_DENIED,

@@ -8,9 +8,10 @@ from saegis.v1 import policy_pb2 as pb
 from saegis_server.policy.decide import decision
 from saegis_server.policy.decide.cases import CaseResult
 from saegis_server.policy.decide.disclosure import Audience
-from saegis_server.policy.errors import Problem
 from saegis_server.policy.schema.policy import Mode
-from saegis_server.policy.store.state import PolicyState, Revision
+from saegis_server.policy.store.history import Revision
+from saegis_server.policy.store.in_force import PolicyState
+from saegis_server.problem import Problem
 
 _MODES = {
     Mode.ENFORCE: pb.RULE_MODE_ENFORCE,

@@ -62,32 +62,27 @@ Uses = Annotated[
 
 
 @connecting
+@options.editing
 def explain(
     bundle: Bundle = None,
     tenant: Tenant = "",
     role: Annotated[list[str] | None, ROLE] = None,
     use: Uses = None,
-    clamp: options.Clamp = None,
-    scale: options.Scale = None,
-    add: options.Add = None,
-    cap: options.Cap = None,
-    ban: options.Ban = None,
+    written: options.Written = (),
     edit_sae: options.EditSae = "",
     json: options.Json = False,
     *,
     connection: Connection,
 ) -> None:
     """Tell what is decided on a request, by which rules, and why. Nothing is generated."""
-    edits = written(
-        (("clamp", clamp), ("scale", scale), ("add", add), ("cap", cap), ("ban", ban)), sae=edit_sae
-    )
+    edits = read_edits(written, sae=edit_sae)
     ask(connection, bundle, edits, tenant, role or (), uses(use or ()), json)
 
 
-def written(edits: Sequence[tuple[str, list[str] | None]], *, sae: str) -> list[Edit]:
+def read_edits(written: options.Written, *, sae: str) -> list[Edit]:
     """The edits of the command line; ends the command for one that is not written as it should be."""
     try:
-        return parse_edits(edits, sae=sae)
+        return parse_edits(written, sae=sae)
     except EditSyntaxError as error:
         raise fail(str(error), "saegis generate --help shows how edits are written", USAGE) from error
 

@@ -1,14 +1,35 @@
-"""The `cfg.json` of an SAE in SAELens's layout, of version 6 and of the flat form before it."""
+"""SAELens's layout, `cfg.json` and `sae_weights.safetensors`.
 
+Read as of version 6 and of the flat form before it; written so that sae_lens and Saegis both load it.
+"""
+
+from __future__ import annotations
+
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
-from saegis_server.json_text import parse_json
-from saegis_server.sae.autoencoder import Architecture
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from saegis_server.sae.autoencoder import TENSORS, Architecture, SparseAutoencoder
 from saegis_server.sae.errors import SAEFileError
+from saegis_server.sae.layout import SAMPLE_FILE, Layout, files_digest, read_json, read_safetensors
 from saegis_server.steering.rows import Norm
 
+CONFIG_FILE = "cfg.json"
+WEIGHTS_FILE = "sae_weights.safetensors"
+_OWNER = "SAELens'"
+#: The version of the layout: without one of at least 6, SAELens takes a file for the flat form before it.
+LAYOUT_VERSION = "6.0.0"
+_NORM_NAMES = {
+    Norm.NONE: "none",
+    Norm.CONSTANT_NORM: "constant_norm_rescale",
+    Norm.LAYER_NORM: "layer_norm",
+}
 #: Names of before version 6, and what they are called since (SAELens `handle_pre_6_0_config`).
 _RENAMED = {"hook_point": "hook_name", "hook_point_head_index": "hook_head_index"}
 _LARGEST = 1e30
@@ -40,8 +61,88 @@ _REFUSED = {
 }
 
 
+def _read(folder: Path, name: str, norm_scaling_factor: float | None) -> SparseAutoencoder:
+    config_path, weights_path = folder / CONFIG_FILE, folder / WEIGHTS_FILE
+    config = _read_config(config_path)
+    tensors = _canonical_names(weights_path, config, read_safetensors(weights_path, _OWNER))
+    if config.average_norm:
+        factor = config.norm_scaling_factor if norm_scaling_factor is None else norm_scaling_factor
+        _fold_average_norm(config_path, tensors, factor)
+    try:
+        sae = SparseAutoencoder(
+            architecture=config.architecture,
+            **tensors,
+            norm=config.norm,
+            apply_b_dec_to_input=config.apply_b_dec_to_input,
+            hook_name=config.hook_name,
+            model_name=config.model_name,
+            name=name,
+            digest=files_digest(weights_path, config_path),
+            stated_fvu=config.stated_fvu,
+            stated_l0=config.stated_l0,
+            excluded_tokens=config.excluded_tokens,
+            metadata=MappingProxyType(dict(config.metadata)),
+        )
+    except ValueError as error:
+        raise SAEFileError(weights_path, str(error)) from error
+    _check_sizes(config_path, config, sae)
+    return sae
+
+
+def _canonical_names(path: Path, config: _Config, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of the architecture, and no others."""
+    tensors = dict(tensors)
+    scale = tensors.pop("scaling_factor", None)
+    if scale is not None and not torch.allclose(scale, torch.ones_like(scale)):
+        raise SAEFileError(
+            path,
+            "scaling_factor is not one everywhere: it is the scale of a finetuned SAE, which SAELens no "
+            "longer applies; multiply the rows of W_dec by it and leave it out",
+        )
+    if config.architecture is Architecture.JUMPRELU and "log_threshold" in tensors:
+        # JumpReLU checkpoints of SAELens before 6.49 train log(threshold).
+        if "threshold" in tensors:
+            raise SAEFileError(path, "both threshold and log_threshold are present")
+        tensors["threshold"] = tensors.pop("log_threshold").exp()
+    wanted = TENSORS[config.architecture].keys()
+    missing = sorted(wanted - tensors.keys())
+    if missing:
+        raise SAEFileError(
+            path, f"the architecture {config.architecture} needs {', '.join(missing)}, not in the file"
+        )
+    superfluous = sorted(tensors.keys() - wanted)
+    if superfluous:
+        named = ", ".join(repr(name) for name in superfluous[:8])
+        raise SAEFileError(
+            path, f"tensors that the architecture {config.architecture} does not have: {named}"
+        )
+    return tensors
+
+
+def _fold_average_norm(path: Path, tensors: dict[str, Tensor], factor: float | None) -> None:
+    """Fold the factor s by which activations were scaled: W_enc·s, W_dec/s, b_dec/s (SAELens
+    `fold_activation_norm_scaling_factor`; the encoder's biases and the thresholds stay)."""
+    if factor is None:
+        raise SAEFileError(
+            path,
+            "normalize_activations is expected_average_only_in, but norm_scaling_factor is not stated; write "
+            "the release's factor (√d over the mean norm of the training activations) into cfg.json",
+        )
+    if not 1e-30 <= factor <= 1e30:
+        raise SAEFileError(path, f"norm_scaling_factor is {factor}, not a positive finite number")
+    tensors["W_enc"] = tensors["W_enc"] * factor
+    tensors["W_dec"] = tensors["W_dec"] / factor
+    tensors["b_dec"] = tensors["b_dec"] / factor
+
+
+def _check_sizes(path: Path, config: _Config, sae: SparseAutoencoder) -> None:
+    for field, stated, found in (("d_in", config.d_in, sae.width), ("d_sae", config.d_sae, sae.features)):
+        if stated != found:
+            raise SAEFileError(path, f"{field} is {stated}, but the tensors of {WEIGHTS_FILE} say {found}")
+
+
 @dataclass(frozen=True, slots=True)
-class SAELensConfig:
+class _Config:
     """What Saegis needs of a `cfg.json`; see SparseAutoencoder for the fields' meaning.
 
     average_norm: whether the weights expect activations scaled by the release's norm_scaling_factor,
@@ -113,13 +214,13 @@ class _Fields:
         return float(value)
 
 
-def read_config(path: Path) -> SAELensConfig:
+def _read_config(path: Path) -> _Config:
     """Read a cfg.json. Raises SAEFileError, naming the file and the field, for what cannot be honoured."""
-    fields = _Fields(path, _read_json(path))
+    fields = _Fields(path, read_json(path, _OWNER))
     architecture = _architecture(fields)
     _refuse_unsupported(fields)
     normalisation = _normalisation(fields)
-    return SAELensConfig(
+    return _Config(
         architecture=architecture,
         d_in=fields.count("d_in"),
         d_sae=fields.count("d_sae"),
@@ -134,24 +235,6 @@ def read_config(path: Path) -> SAELensConfig:
         excluded_tokens=_excluded_tokens(fields),
         metadata=fields.metadata,
     )
-
-
-def _read_json(path: Path) -> dict[str, object]:
-    try:
-        content = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise SAEFileError(
-            path, "the file does not exist; an SAE in SAELens' layout has a cfg.json"
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise SAEFileError(path, f"cannot be read: {error}") from error
-    try:
-        config = parse_json(content)
-    except (ValueError, RecursionError) as error:
-        raise SAEFileError(path, f"not JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise SAEFileError(path, "not a JSON object")
-    return config
 
 
 def _architecture(fields: _Fields) -> Architecture:
@@ -216,3 +299,46 @@ def _normalisation(fields: _Fields) -> str:
     if not isinstance(value, str) or value not in _NORMS:
         raise fields.refuse(f"normalize_activations is {value!r}; known are {', '.join(_NORMS)}")
     return value
+
+
+def save_sae(sae: SparseAutoencoder, path: Path, sample: str | None = None) -> None:
+    """Write `cfg.json` and `sae_weights.safetensors` (float32) into the directory `path`, made if absent.
+
+    The SAE's metadata is kept. sample: a text of the kind that it was trained on, written to `sample.txt`:
+    the server checks the SAE on it and not on its built-in text. Raises OSError if the files cannot be
+    written and TypeError for metadata that JSON cannot hold.
+    """
+    metadata: dict[str, object] = {"sae_lens_version": LAYOUT_VERSION, **sae.metadata}
+    # A factor that was folded into the weights must not be folded again.
+    metadata.pop("norm_scaling_factor", None)
+    stated = {
+        "hook_name": sae.hook_name,
+        "model_name": sae.model_name,
+        "fvu": sae.stated_fvu,
+        "l0": sae.stated_l0,
+    }
+    metadata.update({key: value for key, value in stated.items() if value is not None})
+    config = {
+        "architecture": str(sae.architecture),
+        "d_in": sae.width,
+        "d_sae": sae.features,
+        "dtype": "float32",
+        "device": "cpu",
+        "apply_b_dec_to_input": sae.apply_b_dec_to_input,
+        "normalize_activations": _NORM_NAMES[sae.norm],
+        "reshape_activations": "none",
+        "metadata": metadata,
+    }
+    content = json.dumps(config, indent=2, allow_nan=False) + "\n"
+    path.mkdir(parents=True, exist_ok=True)
+    save_file({name: tensor.contiguous() for name, tensor in sae.tensors().items()}, path / WEIGHTS_FILE)
+    (path / CONFIG_FILE).write_text(content, encoding="utf-8")
+    if sample is not None:
+        (path / SAMPLE_FILE).write_text(sample, encoding="utf-8", newline="")
+
+
+LAYOUT = Layout(
+    files=(CONFIG_FILE, WEIGHTS_FILE),
+    check=lambda folder: _read_config(folder / CONFIG_FILE),
+    read=_read,
+)

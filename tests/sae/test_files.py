@@ -9,11 +9,14 @@ import pytest
 
 from saegis_server.rpc.server.config import SAESource
 from saegis_server.rpc.server.sae_sources import read_sae
+from saegis_server.sae import files
+from saegis_server.sae.autoencoder import SparseAutoencoder
 from saegis_server.sae.errors import SAEFileError
-from saegis_server.sae.hub import FILES, resolve_sae
+from saegis_server.sae.files import FILES, check_sae, load_sae, resolve_sae
+from saegis_server.sae.formats import LAYOUTS
+from saegis_server.sae.formats.saelens import save_sae
 from saegis_server.sae.labels import FeatureLabel, Labels
-from saegis_server.sae.saelens import load_sae
-from saegis_server.sae.writer import save_sae
+from saegis_server.sae.layout import Layout
 from tests.sae.sae_cases import random_sae
 
 
@@ -71,7 +74,8 @@ def test_all_that_training_and_labelling_write_comes_from_the_hub(
     def downloaded(repo_id: str, *, revision: str | None, allow_patterns: list[str]) -> str:
         for name in allow_patterns:
             (snapshot / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(repository / name, snapshot / name)
+            if (repository / name).exists():
+                shutil.copy(repository / name, snapshot / name)
         return str(snapshot)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", downloaded)
@@ -119,6 +123,25 @@ def test_a_file_is_refused(tmp_path: Path, download: FakeDownload) -> None:
     save_sae(random_sae(), tmp_path)
     with pytest.raises(SAEFileError, match="is a file; give the directory"):
         resolve_sae(str(tmp_path / "cfg.json"))
+
+
+def test_a_folder_is_in_the_layout_of_which_it_holds_the_most_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Path] = []
+
+    def read(folder: Path, name: str, norm_scaling_factor: float | None) -> SparseAutoencoder:
+        return replace(random_sae(), name=name)
+
+    other = Layout(files=("cfg.json", "sae.safetensors"), check=seen.append, read=read)
+    monkeypatch.setattr(files, "LAYOUTS", (*LAYOUTS, other))
+    (tmp_path / "cfg.json").write_text("{}")
+    with pytest.raises(SAEFileError, match=r"cfg\.json: d_in is None"):
+        load_sae(tmp_path)
+    (tmp_path / "sae.safetensors").touch()
+    assert load_sae(tmp_path, name="theirs").name == "theirs"
+    check_sae(str(tmp_path))
+    assert seen == [tmp_path]
 
 
 def test_a_repository_without_the_folder(download: FakeDownload) -> None:

@@ -1,0 +1,87 @@
+"""A layout of SAE files, and the reading that all layouts share: exactly, or refused with the reason."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from saegis_server.json_text import parse_json
+from saegis_server.sae.autoencoder import SparseAutoencoder
+from saegis_server.sae.errors import SAEFileError
+
+#: A text that may lie beside an SAE in any layout: the server checks the SAE on it.
+SAMPLE_FILE = "sample.txt"
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_CHUNK = 1 << 22
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """One way in which somebody lays out an SAE in a folder.
+
+    files: the names of its files below the folder, the one that tells of the SAE first. A folder is in the
+    layout of which it holds the most files. check: raises SAEFileError for what is wrong with a folder as far
+    as that can be known without the weights. read: the SAE of a folder, by the id to know it by and the
+    factor that its release gives for normalisation, if any; nothing is unpickled, and SAEFileError or OSError
+    raised for all that cannot be read or honoured.
+    """
+
+    files: tuple[str, ...]
+    check: Callable[[Path], object]
+    read: Callable[[Path, str, float | None], SparseAutoencoder]
+
+
+def read_json(path: Path, layout: str) -> dict[str, object]:
+    """The JSON object in a file that every SAE in `layout` has. Raises SAEFileError."""
+    try:
+        content = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise SAEFileError(
+            path, f"the file does not exist; an SAE in {layout} layout has a {path.name}"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SAEFileError(path, f"cannot be read: {error}") from error
+    try:
+        found = parse_json(content)
+    except (ValueError, RecursionError) as error:
+        raise SAEFileError(path, f"not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise SAEFileError(path, "not a JSON object")
+    return found
+
+
+def read_safetensors(path: Path, layout: str) -> dict[str, Tensor]:
+    """All tensors of a file, float32, copied (a mapped file may change under a running server).
+
+    Raises SAEFileError, also for tensors that are no floats.
+    """
+    if not path.is_file():
+        raise SAEFileError(path, f"the file does not exist; weights in {layout} layout have this name")
+    tensors: dict[str, Tensor] = {}
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            for name in file.keys():  # noqa: SIM118 - a safe_open is no mapping
+                tensors[name] = file.get_tensor(name)
+                if tensors[name].dtype not in _FLOATS:
+                    kind = str(tensors[name].dtype).removeprefix("torch.")
+                    raise SAEFileError(path, f"{name} is of type {kind}, not a float of 16, 32 or 64 bits")
+                tensors[name] = tensors[name].to(torch.float32, copy=True)
+    except SafetensorError as error:
+        raise SAEFileError(path, f"not a whole safetensors file: {error}") from error
+    except (RuntimeError, KeyError, TypeError, OverflowError) as error:
+        raise SAEFileError(path, f"cannot be read: {error}") from error
+    return tensors
+
+
+def files_digest(*paths: Path) -> str:
+    """SHA-256 over the files' bytes, one after the other."""
+    state = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while chunk := file.read(_CHUNK):
+                state.update(chunk)
+    return state.hexdigest()
