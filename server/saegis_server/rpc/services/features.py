@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -11,11 +12,11 @@ from torch import Tensor
 from saegis.v1 import feature_pb2 as pb
 from saegis.v1 import feature_pb2_grpc
 from saegis_server.engine.api import FieldError
+from saegis_server.policy.decide.uses import Use, UseOfRequest
 from saegis_server.rpc.auth.identity import current_identity
-from saegis_server.rpc.auth.uses import INSPECTION
+from saegis_server.rpc.auth.roles import Role, needs, serves
 from saegis_server.rpc.server.interceptor import request_id
 from saegis_server.rpc.server.threads import stop_if_unwanted
-from saegis_server.rpc.services.contrast import Side, contrast, side
 from saegis_server.rpc.services.feature_search import next_page_token, offset_of, search
 from saegis_server.rpc.services.run import Asked
 from saegis_server.rpc.services.shared import Services
@@ -42,12 +43,64 @@ LONGEST_QUERY, MOST_QUERY_WORDS = 1024, 32
 ENCODED_AT_ONCE = 64
 
 
+@dataclass(frozen=True, slots=True)
+class Side:
+    """What each feature does over a set of texts, float32 [m].
+
+    mean: the mean over texts of the largest activation in each; rate: the share of texts in which it fires.
+    """
+
+    mean: Tensor
+    rate: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Contrasted:
+    """One feature: its score, and (mean, rate) on either side."""
+
+    index: int
+    score: float
+    positive: tuple[float, float]
+    negative: tuple[float, float]
+
+
+def side(largest: Tensor) -> Side:
+    """One side, from the largest activation of each feature in each text [texts, m]."""
+    return Side(largest.mean(0), (largest > 0.0).to(torch.float32).mean(0))
+
+
+def contrast(positive: Side, negative: Side, limit: int) -> list[Contrasted]:
+    """The features that tell the sides apart, best first, at most `limit`.
+
+    The score is the firing rate in the positive less that in the negative texts. Ties are ordered by the
+    difference of the means, then by index. A feature that does not lean to the positive side is left out.
+    """
+    score = positive.rate - negative.rate
+    lead = positive.mean - negative.mean
+    leaning = ((score > 0.0) | ((score == 0.0) & (lead > 0.0))).nonzero().squeeze(-1)
+    ranked = sorted(
+        zip(leaning.tolist(), score[leaning].tolist(), lead[leaning].tolist(), strict=True),
+        key=lambda found: (-found[1], -found[2], found[0]),
+    )
+    return [
+        Contrasted(
+            index,
+            value,
+            (float(positive.mean[index]), float(positive.rate[index])),
+            (float(negative.mean[index]), float(negative.rate[index])),
+        )
+        for index, value, _ in ranked[:limit]
+    ]
+
+
+@serves(pb.DESCRIPTOR.services_by_name["FeatureService"])
 class FeatureServicer(feature_pb2_grpc.FeatureServiceServicer):
     """Finds features and shows where they fire. Errors are exceptions, which the interceptor maps."""
 
     def __init__(self, services: Services) -> None:
         self.services = services
 
+    @needs(Role.INSPECT, large=True)
     async def Inspect(self, request: pb.InspectRequest, context: _Context) -> pb.InspectResponse:
         """The strongest features of each token."""
         services = self.services
@@ -76,11 +129,13 @@ class FeatureServicer(feature_pb2_grpc.FeatureServiceServicer):
             found.tokens.add(token_id=token, text=text, features=features, left_out=left)
         return found
 
+    @needs(Role.INSPECT)
     async def GetFeature(self, request: pb.GetFeatureRequest, context: _Context) -> pb.GetFeatureResponse:
         """What is known of one feature."""
         found = self.services.targets.feature(request.feature, "feature")
         return pb.GetFeatureResponse(feature=convert.feature(found))
 
+    @needs(Role.INSPECT)
     async def SearchFeatures(
         self, request: pb.SearchFeaturesRequest, context: _Context
     ) -> pb.SearchFeaturesResponse:
@@ -102,6 +157,7 @@ class FeatureServicer(feature_pb2_grpc.FeatureServiceServicer):
             total_size=len(found),
         )
 
+    @needs(Role.INSPECT, large=True)
     async def ContrastFeatures(
         self, request: pb.ContrastFeaturesRequest, context: _Context
     ) -> pb.ContrastFeaturesResponse:
@@ -167,7 +223,7 @@ class FeatureServicer(feature_pb2_grpc.FeatureServiceServicer):
             decode = self.services.prompts.decode
             return "\n".join(decode(tokens, skip_special_tokens=False) for tokens in prompts)
 
-        asked = Asked(method, request_id.get(), sum(map(len, prompts)), text, INSPECTION)
+        asked = Asked(method, request_id.get(), sum(map(len, prompts)), text, (UseOfRequest(Use.INSPECT),))
         await self.services.governor.permit(asked, RequestSteering(UNSTEERED))
 
     async def _activations(self, tokens: tuple[int, ...], loaded: LoadedSAE) -> Tensor:

@@ -27,9 +27,9 @@ from saegis_server.engine.api import (
     Timings,
 )
 from saegis_server.engine.api import Score as Scored
-from saegis_server.policy.decide.uses import UseOfRequest
+from saegis_server.policy.decide.uses import Use, UseOfRequest, beyond
 from saegis_server.rpc.auth.identity import current_identity
-from saegis_server.rpc.auth.uses import of_generation, of_score
+from saegis_server.rpc.auth.roles import Role, needs, serves
 from saegis_server.rpc.server.interceptor import LONGEST_REQUEST_ID, request_id, usable_request_id
 from saegis_server.rpc.server.threads import in_own_thread
 from saegis_server.rpc.services.run import Asked, Governed, Run
@@ -38,7 +38,7 @@ from saegis_server.rpc.wire import convert
 from saegis_server.rpc.wire.mailbox import Mailbox, closing
 from saegis_server.rpc.wire.problems import SlowReaderError
 from saegis_server.rpc.wire.programs import RequestSteering, request_steering
-from saegis_server.rpc.wire.prompts import check_length, check_size
+from saegis_server.rpc.wire.prompts import PromptReader, begins_answer, check_length, check_size
 from saegis_server.rpc.wire.sampling import sampling_params
 from saegis_server.steering.program import SteeringError
 
@@ -50,12 +50,14 @@ LONG_TEXT = 4096
 LONG_ANSWER = 512
 
 
+@serves(pb.DESCRIPTOR.services_by_name["GenerationService"])
 class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
     """Generates and scores text. Errors are exceptions, which the interceptor maps."""
 
     def __init__(self, services: Services) -> None:
         self.services = services
 
+    @needs(Role.USE, large=True, further={"steering": Role.STEER})
     async def Generate(self, request: pb.GenerateRequest, context: _Context) -> pb.GenerateResponse:
         """All completions at once."""
         async with self._running(request, context) as running:
@@ -86,6 +88,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             return await in_own_thread(make)
         return make()
 
+    @needs(Role.USE, large=True, further={"request.steering": Role.STEER})
     async def StreamGenerate(
         self, request: pb.StreamGenerateRequest, context: _Context
     ) -> AsyncIterator[pb.StreamGenerateResponse]:
@@ -112,6 +115,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             )
         )
 
+    @needs(Role.INSPECT, large=True, further={"steering": Role.STEER, "unruled": Role.UNRULED})
     async def Score(self, request: pb.ScoreRequest, context: _Context) -> pb.ScoreResponse:
         """How likely a text is. A client that leaves ends the reading."""
         services = self.services
@@ -120,7 +124,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         if request.steering.watches:
             raise FieldError("steering.watches", "Score reports no activations; watch with Generate")
         steering = self._steering(request.steering)
-        asked = self._asked("Score", tokens, of_score(request, services.prompts))
+        asked = self._asked("Score", tokens, _uses_of_score(request, services.prompts))
         async with services.governor.admit(asked, steering) as run:
             governed = run.governed
             score = services.engine.score
@@ -156,7 +160,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         given = await self._off_loop(message, services.prompts.given, message, kind, prompt)
         sampling = self._sampling(message, len(prompt))
         steering = self._steering(message.steering)
-        asked = self._asked("Generate", prompt, of_generation(message, services.prompts))
+        asked = self._asked("Generate", prompt, _uses_of_generation(message, services.prompts))
         async with governor.admit(asked, steering) as run:
             governed = run.governed
             request = GenerationRequest(
@@ -301,3 +305,42 @@ def _cancel_orphan(run: Run, cancel: Callable[[T], object], submitted: asyncio.F
         run.take_back()
     else:
         cancel(submitted.result())
+
+
+def _uses_of_generation(message: pb.GenerateRequest, prompts: PromptReader) -> tuple[UseOfRequest, ...]:
+    """The uses of a request of Generate or StreamGenerate, with field paths from GenerateRequest."""
+    return (
+        *_uses_of_prompt(message, prompts),
+        *_uses_of_turns(message),
+        *_uses_of_sampling(message.sampling),
+    )
+
+
+def _uses_of_score(message: pb.ScoreRequest, prompts: PromptReader) -> tuple[UseOfRequest, ...]:
+    """The uses of a request of Score; a text that is only read has no turn that would be continued."""
+    unruled = (UseOfRequest(Use.UNRULED, "unruled"),) if message.unruled else ()
+    return (UseOfRequest(Use.SCORE), *unruled, *_uses_of_prompt(message, prompts))
+
+
+def _uses_of_prompt(
+    message: pb.GenerateRequest | pb.ScoreRequest, prompts: PromptReader
+) -> Iterator[UseOfRequest]:
+    kind = message.WhichOneof("prompt")
+    if kind in ("text", "token_ids") and prompts.has_chat_template:
+        yield UseOfRequest(Use(kind), kind)
+
+
+def _uses_of_turns(message: pb.GenerateRequest) -> Iterator[UseOfRequest]:
+    if begins_answer(message.chat):
+        yield UseOfRequest(Use.PREFILL, f"chat.messages[{len(message.chat.messages) - 1}]")
+
+
+def _uses_of_sampling(sampling: pb.SamplingParams) -> Iterator[UseOfRequest]:
+    if sampling.logit_bias:
+        yield UseOfRequest(Use.LOGIT_BIAS, "sampling.logit_bias")
+    for use in (Use.N, Use.TEMPERATURE):
+        # What is unset is 1.
+        if sampling.HasField(use.value):
+            asked = beyond(use, float(getattr(sampling, use.value)), f"sampling.{use.value}")
+            if asked is not None:
+                yield asked

@@ -9,22 +9,25 @@ from saegis.v1 import model_pb2 as pb
 from saegis.v1 import model_pb2_grpc
 from saegis.version import __version__
 from saegis_server.engine.api import MAX_LOGPROBS, FieldError
+from saegis_server.rpc.auth.roles import Role, needs, serves
+from saegis_server.rpc.server.intake import MOST_FIELDS
 from saegis_server.rpc.services.shared import Services
 from saegis_server.rpc.wire.prompts import MOST_MESSAGES, check_text
 from saegis_server.rpc.wire.sampling import LARGEST_N, MOST_BIASES, MOST_STOP_TOKENS
-from saegis_server.rpc.wire.sizes import MOST_FIELDS
 from saegis_server.sae.catalog import LoadedSAE
 from saegis_server.steering.site import Site
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 
 
+@serves(pb.DESCRIPTOR.services_by_name["ModelService"])
 class ModelServicer(model_pb2_grpc.ModelServiceServicer):
     """Describes the model and the server. Errors are exceptions, which the interceptor maps."""
 
     def __init__(self, services: Services) -> None:
         self.services = services
 
+    @needs(Role.USE)
     async def GetModel(self, request: pb.GetModelRequest, context: _Context) -> pb.GetModelResponse:
         """The model, its sites and SAEs."""
         model, engine = self.services.model, self.services.engine
@@ -45,6 +48,7 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
             saes=[_sae(loaded) for loaded in self.services.catalog.entries],
         )
 
+    @needs(Role.USE)
     async def GetServerInfo(
         self, request: pb.GetServerInfoRequest, context: _Context
     ) -> pb.GetServerInfoResponse:
@@ -75,6 +79,7 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
         message.start_time.FromNanoseconds(int(self.services.started * 1e9))
         return message
 
+    @needs(Role.OPERATE)
     async def GetLoad(self, request: pb.GetLoadRequest, context: _Context) -> pb.GetLoadResponse:
         """How busy the engine is."""
         load = self.services.engine.stats()
@@ -88,6 +93,7 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
             max_running_requests=load.max_running,
         )
 
+    @needs(Role.USE, large=True)
     async def Tokenize(self, request: pb.TokenizeRequest, context: _Context) -> pb.TokenizeResponse:
         """A text's or a conversation's token ids; an empty text has none."""
         check_text(request, request.WhichOneof("input"), self.services.engine.max_length)
@@ -107,6 +113,7 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
                 raise FieldError("text", "one of text and chat must be given")
         return pb.TokenizeResponse(token_ids=tokens, tokens=prompts.pieces(tokens))
 
+    @needs(Role.USE, large=True)
     async def Detokenize(self, request: pb.DetokenizeRequest, context: _Context) -> pb.DetokenizeResponse:
         """The text of token ids."""
         skip = request.skip_special_tokens if request.HasField("skip_special_tokens") else True

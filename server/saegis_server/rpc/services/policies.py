@@ -20,9 +20,9 @@ from saegis_server.policy.store.errors import UnknownPolicyError
 from saegis_server.policy.store.state import FEWEST_DIGITS
 from saegis_server.policy.store.store import PolicyStore
 from saegis_server.rpc.auth.identity import Identity, current_identity
-from saegis_server.rpc.auth.roles import Role
+from saegis_server.rpc.auth.roles import Role, needs, serves
 from saegis_server.rpc.services.shared import Services
-from saegis_server.rpc.wire import policy_convert as convert
+from saegis_server.rpc.wire import convert
 from saegis_server.rpc.wire.problems import PreconditionError
 from saegis_server.rpc.wire.programs import request_steering
 
@@ -31,12 +31,14 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 NO_POLICIES = "NO_POLICIES"
 
 
+@serves(pb.DESCRIPTOR.services_by_name["PolicyService"])
 class PolicyServicer(policy_pb2_grpc.PolicyServiceServicer):
     """Tells and changes the policies in force. Errors are exceptions, which the interceptor maps."""
 
     def __init__(self, services: Services) -> None:
         self.services = services
 
+    @needs(Role.INSPECT)
     async def GetPolicy(self, request: pb.GetPolicyRequest, context: _Context) -> pb.GetPolicyResponse:
         """One policy in force, with its bundle where asked for."""
         _need("name", request.name)
@@ -48,6 +50,7 @@ class PolicyServicer(policy_pb2_grpc.PolicyServiceServicer):
         sent = await self.services.in_thread(bundle.archive) if request.include_bundle else b""
         return pb.GetPolicyResponse(policy=convert.state(state, reads), bundle=sent)
 
+    @needs(Role.INSPECT)
     async def ListPolicies(
         self, request: pb.ListPoliciesRequest, context: _Context
     ) -> pb.ListPoliciesResponse:
@@ -59,6 +62,7 @@ class PolicyServicer(policy_pb2_grpc.PolicyServiceServicer):
             policy_revision=revision_of([each.active.compiled for each in found]),
         )
 
+    @needs(Role.INSPECT, large=True)
     async def ValidatePolicy(
         self, request: pb.ValidatePolicyRequest, context: _Context
     ) -> pb.ValidatePolicyResponse:
@@ -67,6 +71,7 @@ class PolicyServicer(policy_pb2_grpc.PolicyServiceServicer):
         audience = current_identity().audience
         return await self.services.in_thread(_validate, self._store(), request.bundle, audience)
 
+    @needs(Role.INSPECT, large=True)
     async def EvaluatePolicy(
         self, request: pb.EvaluatePolicyRequest, context: _Context
     ) -> pb.EvaluatePolicyResponse:
@@ -79,6 +84,7 @@ class PolicyServicer(policy_pb2_grpc.PolicyServiceServicer):
             decision = await self.services.in_thread(store.active.decide, facts)
         return pb.EvaluatePolicyResponse(decision=convert.decided(decision, caller.audience))
 
+    @needs(Role.ADMINISTER, large=True)
     async def PutPolicy(self, request: pb.PutPolicyRequest, context: _Context) -> pb.PutPolicyResponse:
         """Put a bundle in force, or beside the revision that is."""
         _need("bundle", request.bundle)
@@ -90,6 +96,7 @@ class PolicyServicer(policy_pb2_grpc.PolicyServiceServicer):
 
         return await self.services.in_thread(put)
 
+    @needs(Role.ADMINISTER)
     async def RollBackPolicy(
         self, request: pb.RollBackPolicyRequest, context: _Context
     ) -> pb.RollBackPolicyResponse:
@@ -106,6 +113,7 @@ class PolicyServicer(policy_pb2_grpc.PolicyServiceServicer):
 
         return await self.services.in_thread(roll_back)
 
+    @needs(Role.INSPECT)
     async def ListPolicyRevisions(
         self, request: pb.ListPolicyRevisionsRequest, context: _Context
     ) -> pb.ListPolicyRevisionsResponse:
@@ -178,7 +186,7 @@ def _validate(store: PolicyStore, archive: bytes, audience: Audience) -> pb.Vali
             digest=found.bundle.digest,
             signed_by=found.signed_by,
         ),
-        cases=map(convert.outcome, found.cases),
+        cases=map(convert.case_outcome, found.cases),
         warnings=map(convert.problem, found.warnings),
         replaces=replaces,
         changes=changed,

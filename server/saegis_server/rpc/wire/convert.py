@@ -1,9 +1,12 @@
-"""Conversions of what the engine gives to the contract's messages."""
+"""Conversions of what engine, catalog and policies give to the contract's messages."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from google.protobuf.timestamp_pb2 import Timestamp
+
 from saegis.v1 import feature_pb2, generation_pb2
+from saegis.v1 import policy_pb2 as pb
 from saegis_server.engine.api import (
     Delta,
     Event,
@@ -14,11 +17,14 @@ from saegis_server.engine.api import (
     TokenOutput,
     Usage,
 )
+from saegis_server.policy.decide import decision
+from saegis_server.policy.decide.cases import CaseResult
 from saegis_server.policy.decide.decision import Decision
-from saegis_server.policy.decide.disclosure import own_sites, receipt_counts, receipt_rules
+from saegis_server.policy.decide.disclosure import Audience, own_sites, receipt_counts, receipt_rules
+from saegis_server.policy.errors import Problem
 from saegis_server.policy.schema.policy import Mode
+from saegis_server.policy.store.state import PolicyState, Revision
 from saegis_server.rpc.services.run import Governed
-from saegis_server.rpc.wire import policy_convert
 from saegis_server.sae.catalog import FoundFeature
 
 _FINISH_REASONS: Mapping[FinishReason, generation_pb2.FinishReason] = {
@@ -122,7 +128,7 @@ def receipt(done: Receipt, timings: Timings, model: str, governed: Governed) -> 
         policy_revision=decision.policy_revision,
         decision_id=governed.id,
         ruled=any(rule.mode is Mode.ENFORCE for rule in decision.rules),
-        rules=[policy_convert.applied(rule, held.get(rule.name, 0)) for rule in receipt_rules(decision)],
+        rules=[applied_rule(rule, held.get(rule.name, 0)) for rule in receipt_rules(decision)],
         program_digest=done.program_digest if receipt_counts(decision) else "",
         sites=_sites(done, decision),
         steered=done.steered,
@@ -214,3 +220,82 @@ def _watched(
         for row, place in enumerate(watches)
     ]
     return sorted(entries, key=lambda entry: entry.watch)
+
+
+_MODES = {
+    Mode.ENFORCE: pb.RULE_MODE_ENFORCE,
+    Mode.AUDIT: pb.RULE_MODE_AUDIT,
+    Mode.SHADOW: pb.RULE_MODE_SHADOW,
+}
+
+
+def revision(found: Revision, state: PolicyState) -> pb.PolicyRevision:
+    """A revision of a policy that stands as `state` says."""
+    put_time = Timestamp()
+    put_time.FromDatetime(found.put_time)
+    return pb.PolicyRevision(
+        name=found.name,
+        serial=found.serial,
+        revision=found.revision,
+        digest=found.digest,
+        signed_by=found.signed_by,
+        put_time=put_time,
+        put_by=found.put_by,
+        active=found.digest == state.active.digest,
+        shadow=state.shadow is not None and found.digest == state.shadow.digest,
+    )
+
+
+def state(found: PolicyState, reads: bool = True) -> pb.PolicyState:
+    """A policy in force. reads: whether what it says may be told."""
+    return pb.PolicyState(
+        active=revision(found.active, found),
+        shadow=revision(found.shadow, found) if found.shadow is not None else None,
+        etag=found.etag,
+        description=found.description if reads else "",
+        rules=found.rules if reads else (),
+    )
+
+
+def problem(found: Problem) -> pb.PolicyProblem:
+    """One thing that is wrong with a bundle."""
+    return pb.PolicyProblem(file=found.file, line=found.line, path=found.path, message=found.message)
+
+
+def changes(by_entry: Mapping[str, str]) -> pb.PolicyChanges:
+    """What became of a policy's entries, by key: "added", "removed" or "changed"."""
+    told = (pb.PolicyChange(change=f"CHANGE_KIND_{kind.upper()}", key=key) for key, kind in by_entry.items())
+    return pb.PolicyChanges(changes=told)
+
+
+def case_outcome(case: CaseResult) -> pb.CaseOutcome:
+    """How a case went."""
+    return pb.CaseOutcome(name=case.name, passed=case.passed, failures=case.failures)
+
+
+def applied_rule(rule: decision.AppliedRule, tokens: int = 0) -> pb.AppliedRule:
+    """A rule that applies. tokens: at how many its condition held."""
+    return pb.AppliedRule(
+        policy=rule.policy,
+        rule=rule.rule,
+        action=rule.action,
+        mode=_MODES[rule.mode],
+        labels=rule.labels,
+        reason=rule.reason,
+        tokens=tokens,
+        conditional=rule.conditional,
+    )
+
+
+def decided(found: decision.Decision, audience: Audience) -> pb.PolicyDecision:
+    """A decision, as far as the audience may learn it."""
+    return pb.PolicyDecision(
+        allowed=found.allowed,
+        policy_revision=found.policy_revision,
+        denials=[
+            pb.Denial(policy=each.policy, rule=each.rule, field=each.field, message=each.message)
+            for each in audience.denials(found)
+        ],
+        rules=[applied_rule(rule) for rule in audience.rules(found)],
+        program_digest=found.digest if found.allowed and not audience.conceals(found) else "",
+    )
