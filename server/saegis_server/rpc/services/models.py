@@ -12,6 +12,7 @@ from saegis_server.engine.api import MAX_LOGPROBS, FieldError
 from saegis_server.rpc.auth.roles import Role, needs, serves
 from saegis_server.rpc.server.intake import MOST_FIELDS
 from saegis_server.rpc.services.shared import Services
+from saegis_server.rpc.wire import convert
 from saegis_server.rpc.wire.prompts import MOST_MESSAGES, check_text
 from saegis_server.rpc.wire.sampling import LARGEST_N, MOST_BIASES, MOST_STOP_TOKENS
 from saegis_server.sae.catalog import LoadedSAE
@@ -31,16 +32,12 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
     async def GetModel(self, request: pb.GetModelRequest, context: _Context) -> pb.GetModelResponse:
         """The model, its sites and SAEs."""
         model, engine = self.services.model, self.services.engine
-        return pb.GetModelResponse(
+        return convert.message(
+            pb.GetModelResponse,
+            model,
             id=model.name,
-            architectures=model.architectures,
-            vocab_size=model.vocab_size,
             max_context_length=engine.max_length,
-            eos_token_ids=model.eos_token_ids,
             has_chat_template=self.services.prompts.has_chat_template,
-            hidden_size=model.hidden_size,
-            num_layers=model.num_layers,
-            dtype=model.dtype,
             sites=[
                 pb.Site(name=site, layer=Site.parse(site).layer, width=model.hidden_size)
                 for site in self.services.targets.sites

@@ -2,7 +2,9 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
+from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from saegis.v1 import feature_pb2, generation_pb2
@@ -33,6 +35,14 @@ _FINISH_REASONS: Mapping[FinishReason, generation_pb2.FinishReason] = {
     FinishReason.ABORT: generation_pb2.FINISH_REASON_ABORT,
     FinishReason.CONTENT_FILTER: generation_pb2.FINISH_REASON_CONTENT_FILTER,
 }
+
+Made = TypeVar("Made", bound=Message)
+
+
+def message(kind: type[Made], source: object, **given: Any) -> Made:
+    """A message of the source's attributes by the names of its fields, but for those that are given."""
+    names = (field.name for field in kind.DESCRIPTOR.fields if field.name not in given)
+    return kind(**{name: getattr(source, name) for name in names}, **given)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,12 +122,8 @@ def choice(piece: Piece, details: TokenDetails) -> generation_pb2.Choice:
 
 def usage(counted: Usage, decision: Decision) -> generation_pb2.Usage:
     """Token counts, as far as the policies that decided let them be told."""
-    return generation_pb2.Usage(
-        prompt_tokens=counted.prompt_tokens,
-        completion_tokens=counted.completion_tokens,
-        cached_tokens=counted.cached_tokens,
-        steered_tokens=counted.steered_tokens if receipt_counts(decision) else None,
-    )
+    steered = counted.steered_tokens if receipt_counts(decision) else None
+    return message(generation_pb2.Usage, counted, steered_tokens=steered)
 
 
 def receipt(done: Receipt, timings: Timings, model: str, governed: Governed) -> generation_pb2.Receipt:
@@ -142,19 +148,7 @@ def receipt(done: Receipt, timings: Timings, model: str, governed: Governed) -> 
 def _sites(done: Receipt, decision: Decision) -> list[generation_pb2.SiteReceipt]:
     """What was done at each site; where a policy conceals, what the request itself asked for there."""
     if receipt_counts(decision):
-        return [
-            generation_pb2.SiteReceipt(
-                site=site.site,
-                edits=site.edits,
-                rules=site.rules,
-                bans=site.bans,
-                watches=site.watches,
-                tokens_edited=site.tokens_edited,
-                bans_fired=site.bans_fired,
-                largest_relative_norm=site.largest_relative_norm,
-            )
-            for site in done.sites
-        ]
+        return [message(generation_pb2.SiteReceipt, site) for site in done.sites]
     own = own_sites(decision)
     return [
         generation_pb2.SiteReceipt(site=site.site, edits=site.edits, watches=site.watches)
@@ -165,23 +159,10 @@ def _sites(done: Receipt, decision: Decision) -> list[generation_pb2.SiteReceipt
 
 def feature(found: FoundFeature) -> feature_pb2.Feature:
     """What is recorded about a feature."""
-    message = feature_pb2.Feature(sae=found.loaded.id, index=found.index, site=found.site)
-    if found.label is not None:
-        label = found.label
-        message.MergeFrom(
-            feature_pb2.Feature(
-                label=label.label,
-                max_activation=label.max_activation,
-                density=label.density,
-                subjects=label.subjects,
-                languages=label.languages,
-                precision=label.precision,
-                recall=label.recall,
-                precision_by_language=label.precision_by_language,
-                harmful=label.harmful,
-            )
-        )
-    return message
+    place: dict[str, Any] = {"sae": found.loaded.id, "index": found.index, "site": found.site}
+    if found.label is None:
+        return feature_pb2.Feature(**place)
+    return message(feature_pb2.Feature, found.label, **place)
 
 
 def _timings(timings: Timings) -> generation_pb2.Timings:
@@ -233,17 +214,9 @@ def revision(found: Revision, state: PolicyState) -> pb.PolicyRevision:
     """A revision of a policy that stands as `state` says."""
     put_time = Timestamp()
     put_time.FromDatetime(found.put_time)
-    return pb.PolicyRevision(
-        name=found.name,
-        serial=found.serial,
-        revision=found.revision,
-        digest=found.digest,
-        signed_by=found.signed_by,
-        put_time=put_time,
-        put_by=found.put_by,
-        active=found.digest == state.active.digest,
-        shadow=state.shadow is not None and found.digest == state.shadow.digest,
-    )
+    shadow = state.shadow is not None and found.digest == state.shadow.digest
+    active = found.digest == state.active.digest
+    return message(pb.PolicyRevision, found, put_time=put_time, active=active, shadow=shadow)
 
 
 def state(found: PolicyState, reads: bool = True) -> pb.PolicyState:
@@ -259,7 +232,7 @@ def state(found: PolicyState, reads: bool = True) -> pb.PolicyState:
 
 def problem(found: Problem) -> pb.PolicyProblem:
     """One thing that is wrong with a bundle."""
-    return pb.PolicyProblem(file=found.file, line=found.line, path=found.path, message=found.message)
+    return message(pb.PolicyProblem, found)
 
 
 def changes(by_entry: Mapping[str, str]) -> pb.PolicyChanges:
@@ -270,21 +243,12 @@ def changes(by_entry: Mapping[str, str]) -> pb.PolicyChanges:
 
 def case_outcome(case: CaseResult) -> pb.CaseOutcome:
     """How a case went."""
-    return pb.CaseOutcome(name=case.name, passed=case.passed, failures=case.failures)
+    return message(pb.CaseOutcome, case)
 
 
 def applied_rule(rule: decision.AppliedRule, tokens: int = 0) -> pb.AppliedRule:
     """A rule that applies. tokens: at how many its condition held."""
-    return pb.AppliedRule(
-        policy=rule.policy,
-        rule=rule.rule,
-        action=rule.action,
-        mode=_MODES[rule.mode],
-        labels=rule.labels,
-        reason=rule.reason,
-        tokens=tokens,
-        conditional=rule.conditional,
-    )
+    return message(pb.AppliedRule, rule, mode=_MODES[rule.mode], tokens=tokens)
 
 
 def decided(found: decision.Decision, audience: Audience) -> pb.PolicyDecision:
@@ -292,10 +256,7 @@ def decided(found: decision.Decision, audience: Audience) -> pb.PolicyDecision:
     return pb.PolicyDecision(
         allowed=found.allowed,
         policy_revision=found.policy_revision,
-        denials=[
-            pb.Denial(policy=each.policy, rule=each.rule, field=each.field, message=each.message)
-            for each in audience.denials(found)
-        ],
+        denials=[message(pb.Denial, each) for each in audience.denials(found)],
         rules=[applied_rule(rule) for rule in audience.rules(found)],
         program_digest=found.digest if found.allowed and not audience.conceals(found) else "",
     )
