@@ -48,11 +48,10 @@ class Needs:
                 yield role, used
 
 
-_REFLECTION = Needs(Role.INSPECT)
 #: What each RPC needs, such as "/saegis.v1.ModelService/GetLoad", which `serves` enters. An RPC that is not
 #: here is open to nobody.
 NEEDED: dict[str, Needs] = {
-    f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo": _REFLECTION
+    f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo": Needs(Role.INSPECT)
     for version in ("v1", "v1alpha")
 }
 #: RPCs that need neither a principal nor a role: load balancers and orchestrators ask them.

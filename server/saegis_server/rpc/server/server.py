@@ -4,7 +4,8 @@ import asyncio
 import gc
 import logging
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
 
 from saegis_server.engine.api import Progress
 from saegis_server.rpc.server.address import ReadyFile, check_port
@@ -19,6 +20,7 @@ from saegis_server.rpc.server.watchdog import Watchdog
 from saegis_server.rpc.services.shared import Services
 from saegis_server.telemetry.http import MetricsEndpoint
 
+T = TypeVar("T")
 log = logging.getLogger("saegis.rpc")
 #: How long answers that are ready may take to leave, after the engine has stopped.
 LAST_WORDS_SECONDS = 2.0
@@ -137,13 +139,7 @@ class SaegisServer:
 
     async def _emptied(self, hurry: asyncio.Event | None) -> bool:
         """Whether all RPCs ended by themselves, within the grace period and before anyone hurries."""
-        waits = [asyncio.ensure_future(self.gate.emptied(self.config.grace_seconds))]
-        if hurry is not None:
-            waits.append(asyncio.ensure_future(hurry.wait()))
-        _, pending = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        for wait in pending:
-            wait.cancel()
-        await asyncio.gather(*pending, return_exceptions=True)
+        await _first_of(self.gate.emptied(self.config.grace_seconds), *([hurry.wait()] if hurry else ()))
         return self.gate.is_empty
 
 
@@ -178,7 +174,7 @@ async def serve(
             ready_file.write(address)
             if ready is not None:
                 ready(address, services)
-            cause = await _first_of(signals.first, server)
+            cause = await _first_of(server.engine_death(), signals.first.wait())
             await server.drain(signals.second, died=cause is not None)
     except BaseException:
         await server.drain(died=True)
@@ -190,15 +186,14 @@ async def serve(
         raise EngineDiedError(f"the engine ended by itself: {type(cause).__name__}") from cause
 
 
-async def _first_of(stop: asyncio.Event, server: SaegisServer) -> BaseException | None:
-    """Wait for a signal or for the engine's death; what it died of, or None."""
-    death = asyncio.ensure_future(server.engine_death())
-    stopped = asyncio.ensure_future(stop.wait())
-    done, pending = await asyncio.wait((death, stopped), return_when=asyncio.FIRST_COMPLETED)
+async def _first_of(awaited: Coroutine[Any, Any, T], *others: Coroutine[Any, Any, Any]) -> T | None:
+    """Wait until one of several has ended, and end the others; what `awaited` gave, or None."""
+    waits = [asyncio.ensure_future(each) for each in (awaited, *others)]
+    _, pending = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
     for waiting in pending:
         waiting.cancel()
     await asyncio.gather(*pending, return_exceptions=True)
-    return death.result() if death in done else None
+    return None if waits[0].cancelled() else waits[0].result()
 
 
 class _Signals:

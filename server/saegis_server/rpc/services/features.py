@@ -3,9 +3,7 @@
 import asyncio
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import grpc
 import torch
 from torch import Tensor
 
@@ -19,7 +17,7 @@ from saegis_server.rpc.server.interceptor import request_id
 from saegis_server.rpc.server.threads import stop_if_unwanted
 from saegis_server.rpc.services.feature_search import next_page_token, offset_of, search
 from saegis_server.rpc.services.run import Asked
-from saegis_server.rpc.services.shared import Services
+from saegis_server.rpc.services.shared import Context, Servicer
 from saegis_server.rpc.wire import convert
 from saegis_server.rpc.wire.programs import RequestSteering
 from saegis_server.rpc.wire.prompts import PromptReader, check_characters, check_length, check_size
@@ -28,7 +26,6 @@ from saegis_server.sae.left_out import left_out
 from saegis_server.steering.program import UNSTEERED
 from saegis_server.steering.site import Site
 
-_Context = grpc.aio.ServicerContext[Any, Any]
 DEFAULT_TOP_K, LARGEST_TOP_K = 5, 1000
 DEFAULT_PAGE, LARGEST_PAGE = 20, 1000
 #: The most texts that one contrast compares, both sides together.
@@ -54,22 +51,12 @@ class Side:
     rate: Tensor
 
 
-@dataclass(frozen=True, slots=True)
-class Contrasted:
-    """One feature: its score, and (mean, rate) on either side."""
-
-    index: int
-    score: float
-    positive: tuple[float, float]
-    negative: tuple[float, float]
-
-
 def side(largest: Tensor) -> Side:
     """One side, from the largest activation of each feature in each text [texts, m]."""
     return Side(largest.mean(0), (largest > 0.0).to(torch.float32).mean(0))
 
 
-def contrast(positive: Side, negative: Side, limit: int) -> list[Contrasted]:
+def contrast(positive: Side, negative: Side, limit: int, loaded: LoadedSAE) -> list[pb.FeatureContrast]:
     """The features that tell the sides apart, best first, at most `limit`.
 
     The score is the firing rate in the positive less that in the negative texts. Ties are ordered by the
@@ -82,26 +69,27 @@ def contrast(positive: Side, negative: Side, limit: int) -> list[Contrasted]:
         zip(leaning.tolist(), score[leaning].tolist(), lead[leaning].tolist(), strict=True),
         key=lambda found: (-found[1], -found[2], found[0]),
     )
+
+    def told(side: Side, index: int) -> pb.ContrastSide:
+        return pb.ContrastSide(mean_activation=float(side.mean[index]), firing_rate=float(side.rate[index]))
+
     return [
-        Contrasted(
-            index,
-            value,
-            (float(positive.mean[index]), float(positive.rate[index])),
-            (float(negative.mean[index]), float(negative.rate[index])),
+        pb.FeatureContrast(
+            feature=convert.feature(FoundFeature(loaded, index, loaded.labels.get(index))),
+            score=value,
+            positive=told(positive, index),
+            negative=told(negative, index),
         )
         for index, value, _ in ranked[:limit]
     ]
 
 
 @serves(pb.DESCRIPTOR.services_by_name["FeatureService"])
-class FeatureServicer(feature_pb2_grpc.FeatureServiceServicer):
-    """Finds features and shows where they fire. Errors are exceptions, which the interceptor maps."""
-
-    def __init__(self, services: Services) -> None:
-        self.services = services
+class FeatureServicer(Servicer, feature_pb2_grpc.FeatureServiceServicer):
+    """Finds features and shows where they fire."""
 
     @needs(Role.INSPECT, large=True)
-    async def Inspect(self, request: pb.InspectRequest, context: _Context) -> pb.InspectResponse:
+    async def Inspect(self, request: pb.InspectRequest, context: Context) -> pb.InspectResponse:
         """The strongest features of each token."""
         services = self.services
         top_k = request.top_k if request.HasField("top_k") else DEFAULT_TOP_K
@@ -130,14 +118,14 @@ class FeatureServicer(feature_pb2_grpc.FeatureServiceServicer):
         return found
 
     @needs(Role.INSPECT)
-    async def GetFeature(self, request: pb.GetFeatureRequest, context: _Context) -> pb.GetFeatureResponse:
+    async def GetFeature(self, request: pb.GetFeatureRequest, context: Context) -> pb.GetFeatureResponse:
         """What is known of one feature."""
         found = self.services.targets.feature(request.feature, "feature")
         return pb.GetFeatureResponse(feature=convert.feature(found))
 
     @needs(Role.INSPECT)
     async def SearchFeatures(
-        self, request: pb.SearchFeaturesRequest, context: _Context
+        self, request: pb.SearchFeaturesRequest, context: Context
     ) -> pb.SearchFeaturesResponse:
         """One page of the features whose labels fit."""
         size = request.page_size or DEFAULT_PAGE
@@ -159,7 +147,7 @@ class FeatureServicer(feature_pb2_grpc.FeatureServiceServicer):
 
     @needs(Role.INSPECT, large=True)
     async def ContrastFeatures(
-        self, request: pb.ContrastFeaturesRequest, context: _Context
+        self, request: pb.ContrastFeaturesRequest, context: Context
     ) -> pb.ContrastFeaturesResponse:
         """The features that fire in the positive and not in the negative texts."""
         limit = request.limit or DEFAULT_PAGE
@@ -173,19 +161,8 @@ class FeatureServicer(feature_pb2_grpc.FeatureServiceServicer):
         await self._decide("ContrastFeatures", *positive_texts, *negative_texts)
         positive = await self._side(positive_texts, loaded)
         negative = await self._side(negative_texts, loaded)
-        found = await self.services.in_thread(contrast, positive, negative, limit)
-        return pb.ContrastFeaturesResponse(
-            sae=loaded.id,
-            features=[
-                pb.FeatureContrast(
-                    feature=convert.feature(FoundFeature(loaded, each.index, loaded.labels.get(each.index))),
-                    score=each.score,
-                    positive=pb.ContrastSide(mean_activation=each.positive[0], firing_rate=each.positive[1]),
-                    negative=pb.ContrastSide(mean_activation=each.negative[0], firing_rate=each.negative[1]),
-                )
-                for each in found
-            ],
-        )
+        found = await self.services.in_thread(contrast, positive, negative, limit, loaded)
+        return pb.ContrastFeaturesResponse(sae=loaded.id, features=found)
 
     async def _texts(self, path: str, texts: Sequence[str], loaded: LoadedSAE) -> list[tuple[int, ...]]:
         """The tokens of one side's texts."""

@@ -2,14 +2,13 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
-import grpc
 from google.protobuf.message import Message
 
 from saegis.v1 import generation_pb2 as pb
@@ -33,7 +32,7 @@ from saegis_server.rpc.auth.roles import Role, needs, serves
 from saegis_server.rpc.server.interceptor import LONGEST_REQUEST_ID, request_id, usable_request_id
 from saegis_server.rpc.server.threads import in_own_thread
 from saegis_server.rpc.services.run import Asked, Governed, Run
-from saegis_server.rpc.services.shared import Services
+from saegis_server.rpc.services.shared import Context, Servicer
 from saegis_server.rpc.wire import convert
 from saegis_server.rpc.wire.mailbox import Mailbox, closing
 from saegis_server.rpc.wire.problems import SlowReaderError
@@ -43,7 +42,6 @@ from saegis_server.rpc.wire.sampling import sampling_params
 from saegis_server.steering.program import SteeringError
 
 T = TypeVar("T")
-_Context = grpc.aio.ServicerContext[Any, Any]
 #: Texts longer than this are tokenized in a thread, so that the event loop goes on.
 LONG_TEXT = 4096
 #: Answers of more tokens than this are put together in a thread.
@@ -51,14 +49,11 @@ LONG_ANSWER = 512
 
 
 @serves(pb.DESCRIPTOR.services_by_name["GenerationService"])
-class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
-    """Generates and scores text. Errors are exceptions, which the interceptor maps."""
-
-    def __init__(self, services: Services) -> None:
-        self.services = services
+class GenerationServicer(Servicer, generation_pb2_grpc.GenerationServiceServicer):
+    """Generates and scores text."""
 
     @needs(Role.USE, large=True, further={"steering": Role.STEER})
-    async def Generate(self, request: pb.GenerateRequest, context: _Context) -> pb.GenerateResponse:
+    async def Generate(self, request: pb.GenerateRequest, context: Context) -> pb.GenerateResponse:
         """All completions at once."""
         async with self._running(request, context) as running:
             events: list[Event] = []
@@ -90,7 +85,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
 
     @needs(Role.USE, large=True, further={"request.steering": Role.STEER})
     async def StreamGenerate(
-        self, request: pb.StreamGenerateRequest, context: _Context
+        self, request: pb.StreamGenerateRequest, context: Context
     ) -> AsyncIterator[pb.StreamGenerateResponse]:
         """Pieces as they come, then one closing message."""
         endings: dict[int, SequenceFinished] = {}
@@ -116,7 +111,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         )
 
     @needs(Role.INSPECT, large=True, further={"steering": Role.STEER, "unruled": Role.UNRULED})
-    async def Score(self, request: pb.ScoreRequest, context: _Context) -> pb.ScoreResponse:
+    async def Score(self, request: pb.ScoreRequest, context: Context) -> pb.ScoreResponse:
         """How likely a text is. A client that leaves ends the reading."""
         services = self.services
         tokens, kind = await self._prompt(request, opens_turn=False)
@@ -152,7 +147,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         )
 
     @asynccontextmanager
-    async def _running(self, message: pb.GenerateRequest, context: _Context) -> AsyncIterator["_Running"]:
+    async def _running(self, message: pb.GenerateRequest, context: Context) -> AsyncIterator["_Running"]:
         """Submit a request; however the block is left, the request does not run on."""
         services, engine, governor = self.services, self.services.engine, self.services.governor
         prompt, kind = await self._prompt(message, opens_turn=True)
@@ -240,9 +235,9 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         """A request's own edits and watches."""
         return request_steering(message, self.services.targets, self.services.engine.capacity)
 
-    def _asked(self, method: str, prompt: tuple[int, ...], uses: tuple[UseOfRequest, ...]) -> Asked:
+    def _asked(self, method: str, prompt: tuple[int, ...], uses: Iterable[UseOfRequest]) -> Asked:
         text = partial(self.services.prompts.decode, prompt, skip_special_tokens=False)
-        return Asked(method, request_id.get(), len(prompt), text, uses)
+        return Asked(method, request_id.get(), len(prompt), text, tuple(uses))
 
     def _receipt(self, done: Receipt, timings: Timings, governed: Governed) -> pb.Receipt:
         return convert.receipt(done, timings, self.services.model.name, governed)
@@ -293,7 +288,7 @@ def _explained(kind: str, steering: RequestSteering) -> Iterator[None]:
         raise FieldError(kind, error.description) from error
 
 
-def _deadline(context: _Context) -> float | None:
+def _deadline(context: Context) -> float | None:
     """Until when a call's answer is waited for, on the monotonic clock."""
     left = context.time_remaining()
     return None if left is None else time.monotonic() + left
@@ -307,35 +302,12 @@ def _cancel_orphan(run: Run, cancel: Callable[[T], object], submitted: asyncio.F
         cancel(submitted.result())
 
 
-def _uses_of_generation(message: pb.GenerateRequest, prompts: PromptReader) -> tuple[UseOfRequest, ...]:
+def _uses_of_generation(message: pb.GenerateRequest, prompts: PromptReader) -> Iterator[UseOfRequest]:
     """The uses of a request of Generate or StreamGenerate, with field paths from GenerateRequest."""
-    return (
-        *_uses_of_prompt(message, prompts),
-        *_uses_of_turns(message),
-        *_uses_of_sampling(message.sampling),
-    )
-
-
-def _uses_of_score(message: pb.ScoreRequest, prompts: PromptReader) -> tuple[UseOfRequest, ...]:
-    """The uses of a request of Score; a text that is only read has no turn that would be continued."""
-    unruled = (UseOfRequest(Use.UNRULED, "unruled"),) if message.unruled else ()
-    return (UseOfRequest(Use.SCORE), *unruled, *_uses_of_prompt(message, prompts))
-
-
-def _uses_of_prompt(
-    message: pb.GenerateRequest | pb.ScoreRequest, prompts: PromptReader
-) -> Iterator[UseOfRequest]:
-    kind = message.WhichOneof("prompt")
-    if kind in ("text", "token_ids") and prompts.has_chat_template:
-        yield UseOfRequest(Use(kind), kind)
-
-
-def _uses_of_turns(message: pb.GenerateRequest) -> Iterator[UseOfRequest]:
+    yield from _uses_of_prompt(message, prompts)
     if begins_answer(message.chat):
         yield UseOfRequest(Use.PREFILL, f"chat.messages[{len(message.chat.messages) - 1}]")
-
-
-def _uses_of_sampling(sampling: pb.SamplingParams) -> Iterator[UseOfRequest]:
+    sampling = message.sampling
     if sampling.logit_bias:
         yield UseOfRequest(Use.LOGIT_BIAS, "sampling.logit_bias")
     for use in (Use.N, Use.TEMPERATURE):
@@ -344,3 +316,19 @@ def _uses_of_sampling(sampling: pb.SamplingParams) -> Iterator[UseOfRequest]:
             asked = beyond(use, float(getattr(sampling, use.value)), f"sampling.{use.value}")
             if asked is not None:
                 yield asked
+
+
+def _uses_of_score(message: pb.ScoreRequest, prompts: PromptReader) -> Iterator[UseOfRequest]:
+    """The uses of a request of Score; a text that is only read has no turn that would be continued."""
+    yield UseOfRequest(Use.SCORE)
+    if message.unruled:
+        yield UseOfRequest(Use.UNRULED, "unruled")
+    yield from _uses_of_prompt(message, prompts)
+
+
+def _uses_of_prompt(
+    message: pb.GenerateRequest | pb.ScoreRequest, prompts: PromptReader
+) -> Iterator[UseOfRequest]:
+    kind = message.WhichOneof("prompt")
+    if kind in ("text", "token_ids") and prompts.has_chat_template:
+        yield UseOfRequest(Use(kind), kind)

@@ -1,8 +1,5 @@
 """ModelService: what is served, how it is set up, how busy it is, and the tokenizer."""
 
-from typing import Any
-
-import grpc
 import torch
 
 from saegis.v1 import model_pb2 as pb
@@ -11,25 +8,20 @@ from saegis.version import __version__
 from saegis_server.engine.api import MAX_LOGPROBS, FieldError
 from saegis_server.rpc.auth.roles import Role, needs, serves
 from saegis_server.rpc.server.intake import MOST_FIELDS
-from saegis_server.rpc.services.shared import Services
+from saegis_server.rpc.services.shared import Context, Servicer
 from saegis_server.rpc.wire import convert
 from saegis_server.rpc.wire.prompts import MOST_MESSAGES, check_text
 from saegis_server.rpc.wire.sampling import LARGEST_N, MOST_BIASES, MOST_STOP_TOKENS
 from saegis_server.sae.catalog import LoadedSAE
 from saegis_server.steering.site import Site
 
-_Context = grpc.aio.ServicerContext[Any, Any]
-
 
 @serves(pb.DESCRIPTOR.services_by_name["ModelService"])
-class ModelServicer(model_pb2_grpc.ModelServiceServicer):
-    """Describes the model and the server. Errors are exceptions, which the interceptor maps."""
-
-    def __init__(self, services: Services) -> None:
-        self.services = services
+class ModelServicer(Servicer, model_pb2_grpc.ModelServiceServicer):
+    """Describes the model and the server."""
 
     @needs(Role.USE)
-    async def GetModel(self, request: pb.GetModelRequest, context: _Context) -> pb.GetModelResponse:
+    async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.GetModelResponse:
         """The model, its sites and SAEs."""
         model, engine = self.services.model, self.services.engine
         return convert.message(
@@ -47,7 +39,7 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
 
     @needs(Role.USE)
     async def GetServerInfo(
-        self, request: pb.GetServerInfoRequest, context: _Context
+        self, request: pb.GetServerInfoRequest, context: Context
     ) -> pb.GetServerInfoResponse:
         """Versions, device and limits."""
         engine, load = self.services.engine, self.services.engine.stats()
@@ -77,7 +69,7 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
         return message
 
     @needs(Role.OPERATE)
-    async def GetLoad(self, request: pb.GetLoadRequest, context: _Context) -> pb.GetLoadResponse:
+    async def GetLoad(self, request: pb.GetLoadRequest, context: Context) -> pb.GetLoadResponse:
         """How busy the engine is."""
         load = self.services.engine.stats()
         return pb.GetLoadResponse(
@@ -91,7 +83,7 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
         )
 
     @needs(Role.USE, large=True)
-    async def Tokenize(self, request: pb.TokenizeRequest, context: _Context) -> pb.TokenizeResponse:
+    async def Tokenize(self, request: pb.TokenizeRequest, context: Context) -> pb.TokenizeResponse:
         """A text's or a conversation's token ids; an empty text has none."""
         check_text(request, request.WhichOneof("input"), self.services.engine.max_length)
         return await self.services.in_thread(self._tokenize, request)
@@ -111,7 +103,7 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
         return pb.TokenizeResponse(token_ids=tokens, tokens=prompts.pieces(tokens))
 
     @needs(Role.USE, large=True)
-    async def Detokenize(self, request: pb.DetokenizeRequest, context: _Context) -> pb.DetokenizeResponse:
+    async def Detokenize(self, request: pb.DetokenizeRequest, context: Context) -> pb.DetokenizeResponse:
         """The text of token ids."""
         skip = request.skip_special_tokens if request.HasField("skip_special_tokens") else True
         most = self.services.longest_text

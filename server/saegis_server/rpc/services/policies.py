@@ -1,9 +1,7 @@
 """PolicyService: which policies are in force, what they decide, and how they change."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
-
-import grpc
+from functools import partial
 
 from saegis.v1 import policy_pb2 as pb
 from saegis.v1 import policy_pb2_grpc, steering_pb2
@@ -21,25 +19,21 @@ from saegis_server.policy.store.state import FEWEST_DIGITS
 from saegis_server.policy.store.store import PolicyStore
 from saegis_server.rpc.auth.identity import Identity, current_identity
 from saegis_server.rpc.auth.roles import Role, needs, serves
-from saegis_server.rpc.services.shared import Services
+from saegis_server.rpc.services.shared import Context, Servicer, Services
 from saegis_server.rpc.wire import convert
 from saegis_server.rpc.wire.problems import PreconditionError
 from saegis_server.rpc.wire.programs import request_steering
 
-_Context = grpc.aio.ServicerContext[Any, Any]
 #: Why every method fails on a server without policies.
 NO_POLICIES = "NO_POLICIES"
 
 
 @serves(pb.DESCRIPTOR.services_by_name["PolicyService"])
-class PolicyServicer(policy_pb2_grpc.PolicyServiceServicer):
-    """Tells and changes the policies in force. Errors are exceptions, which the interceptor maps."""
-
-    def __init__(self, services: Services) -> None:
-        self.services = services
+class PolicyServicer(Servicer, policy_pb2_grpc.PolicyServiceServicer):
+    """Tells and changes the policies in force."""
 
     @needs(Role.INSPECT)
-    async def GetPolicy(self, request: pb.GetPolicyRequest, context: _Context) -> pb.GetPolicyResponse:
+    async def GetPolicy(self, request: pb.GetPolicyRequest, context: Context) -> pb.GetPolicyResponse:
         """One policy in force, with its bundle where asked for."""
         _need("name", request.name)
         caller = current_identity()
@@ -52,7 +46,7 @@ class PolicyServicer(policy_pb2_grpc.PolicyServiceServicer):
 
     @needs(Role.INSPECT)
     async def ListPolicies(
-        self, request: pb.ListPoliciesRequest, context: _Context
+        self, request: pb.ListPoliciesRequest, context: Context
     ) -> pb.ListPoliciesResponse:
         """The policies in force of which the caller may know."""
         audience = current_identity().audience
@@ -64,7 +58,7 @@ class PolicyServicer(policy_pb2_grpc.PolicyServiceServicer):
 
     @needs(Role.INSPECT, large=True)
     async def ValidatePolicy(
-        self, request: pb.ValidatePolicyRequest, context: _Context
+        self, request: pb.ValidatePolicyRequest, context: Context
     ) -> pb.ValidatePolicyResponse:
         """What PutPolicy would say to a bundle."""
         _need("bundle", request.bundle)
@@ -73,7 +67,7 @@ class PolicyServicer(policy_pb2_grpc.PolicyServiceServicer):
 
     @needs(Role.INSPECT, large=True)
     async def EvaluatePolicy(
-        self, request: pb.EvaluatePolicyRequest, context: _Context
+        self, request: pb.EvaluatePolicyRequest, context: Context
     ) -> pb.EvaluatePolicyResponse:
         """What would be decided on a request."""
         store, caller = self._store(), current_identity()
@@ -85,37 +79,30 @@ class PolicyServicer(policy_pb2_grpc.PolicyServiceServicer):
         return pb.EvaluatePolicyResponse(decision=convert.decided(decision, caller.audience))
 
     @needs(Role.ADMINISTER, large=True)
-    async def PutPolicy(self, request: pb.PutPolicyRequest, context: _Context) -> pb.PutPolicyResponse:
+    async def PutPolicy(self, request: pb.PutPolicyRequest, context: Context) -> pb.PutPolicyResponse:
         """Put a bundle in force, or beside the revision that is."""
         _need("bundle", request.bundle)
-        store, by = self._store(), current_identity().name
-
-        def put() -> pb.PutPolicyResponse:
-            state = store.put(request.bundle, request.etag, by, shadow=request.shadow)
-            return pb.PutPolicyResponse(policy=convert.state(state))
-
-        return await self.services.in_thread(put)
+        put = partial(self._store().put, shadow=request.shadow)
+        by = current_identity().name
+        state = await self.services.in_thread(put, request.bundle, request.etag, by)
+        return pb.PutPolicyResponse(policy=convert.state(state))
 
     @needs(Role.ADMINISTER)
     async def RollBackPolicy(
-        self, request: pb.RollBackPolicyRequest, context: _Context
+        self, request: pb.RollBackPolicyRequest, context: Context
     ) -> pb.RollBackPolicyResponse:
         """Put an earlier revision in force again."""
         for field in ("name", "digest", "etag"):
             _need(field, getattr(request, field))
         if len(request.digest) < FEWEST_DIGITS:
             raise FieldError("digest", f"give at least {FEWEST_DIGITS} digits, not {len(request.digest)}")
-        store, by = self._store(), current_identity().name
-
-        def roll_back() -> pb.RollBackPolicyResponse:
-            state = store.roll_back(request.name, request.digest, request.etag, by)
-            return pb.RollBackPolicyResponse(policy=convert.state(state))
-
-        return await self.services.in_thread(roll_back)
+        roll_back, by = self._store().roll_back, current_identity().name
+        state = await self.services.in_thread(roll_back, request.name, request.digest, request.etag, by)
+        return pb.RollBackPolicyResponse(policy=convert.state(state))
 
     @needs(Role.INSPECT)
     async def ListPolicyRevisions(
-        self, request: pb.ListPolicyRevisionsRequest, context: _Context
+        self, request: pb.ListPolicyRevisionsRequest, context: Context
     ) -> pb.ListPolicyRevisionsResponse:
         """The revisions that a policy had, newest first."""
         _need("name", request.name)
