@@ -8,8 +8,8 @@ import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
 import saegis
+from saegis.v1 import generation_pb2, steering_pb2
 from saegis.v1 import policy_pb2 as pb
-from saegis.v1 import steering_pb2
 from tests.client.conftest import Caller
 from tests.client.loopback import Loopback
 from tests.client.messages import fill, plain, receipt
@@ -132,18 +132,16 @@ def test_put_and_roll_back(loopback: Loopback, call: Caller) -> None:
 def test_an_unknown_mode_breaks_the_contract(loopback: Loopback, call: Caller) -> None:
     unknown = pb.PolicyDecision(rules=[pb.AppliedRule(mode=77)])  # type: ignore[arg-type]
     loopback.answers["EvaluatePolicy"] = pb.EvaluatePolicyResponse(decision=unknown)
-    with pytest.raises(saegis.InternalError, match="unknown mode of a rule"):
+    with pytest.raises(saegis.InternalError, match="unknown mode 77"):
         call("evaluate_policy")
 
 
-def test_receipts_name_rules() -> None:
-    from saegis.decode import score
-    from saegis.v1 import generation_pb2
-
+def test_receipts_name_rules(loopback: Loopback, call: Caller) -> None:
     message = generation_pb2.ScoreResponse(
         token_ids=[1, 2], logprobs=[0.0], plain_logprobs=[0.0], divergences=[0.0], receipt=receipt()
     )
-    found = score(message).receipt
+    loopback.answers["Score"] = message
+    found = call("score", "x").receipt
     assert found.ruled
     assert found.decision_id == message.receipt.decision_id
     assert [each.rule for each in found.rules] == [each.rule for each in message.receipt.rules]

@@ -46,8 +46,8 @@ def test_the_tree_of_errors_is_drawn() -> None:
 
 
 def test_twins_have_the_same_methods_and_arguments() -> None:
-    methods = {name for name in vars(saegis.Client) if not name.startswith("_")}
-    assert methods == {name for name in vars(saegis.AsyncClient) if not name.startswith("_")}
+    methods = {name for name in dir(saegis.Client) if not name.startswith("_")}
+    assert methods == {name for name in dir(saegis.AsyncClient) if not name.startswith("_")}
     assert methods == {
         "close",
         "contrast_features",

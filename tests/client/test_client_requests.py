@@ -7,8 +7,8 @@ import numpy
 import pytest
 
 import saegis
-from saegis import requests
-from saegis.requests import GenerationOptions
+from saegis import GenerationOptions
+from saegis.generation import generate_request
 from saegis.v1 import generation_pb2, steering_pb2
 from saegis.v1.steering_pb2 import Direction, FeatureRef
 
@@ -16,7 +16,12 @@ INFO = saegis.FeatureInfo("s", 9, "site", "label", None, None, (), (), None, {},
 
 
 def build(prompt: str | None = "x", **options: Any) -> generation_pb2.GenerateRequest:
-    return requests.generate(prompt, GenerationOptions(**options))  # type: ignore[typeddict-item]
+    return generate_request(prompt, GenerationOptions(**options))  # type: ignore[typeddict-item]
+
+
+def asked(method: str, *arguments: Any, **options: Any) -> Any:
+    """The request that a method of the clients writes."""
+    return getattr(saegis.Client, method).__wrapped__(None, *arguments, **options)
 
 
 def sent(edit: saegis.Edit) -> steering_pb2.Edit:
@@ -69,7 +74,7 @@ def test_sampling_is_sent_zeros_too(name: str) -> None:
 def test_one_stop_string_is_not_taken_for_its_letters() -> None:
     assert list(build(stop="END").sampling.stop) == ["END"]
     with pytest.raises(TypeError, match="positive_texts: expected several, not the single string 'abc'"):
-        requests.contrast_features("abc", ["d"], sae="", limit=0)
+        asked("contrast_features", "abc", ["d"])
 
 
 def test_prompts() -> None:
@@ -197,8 +202,8 @@ def test_edits_refuse_what_does_not_exist() -> None:
 
 
 def score(text: str | None = None, **arguments: Any) -> generation_pb2.ScoreRequest:
-    defaults = {"messages": None, "token_ids": None, "steering": (), "unruled": False, "request_id": None}
-    return requests.score(text, **{**defaults, **arguments})
+    request: generation_pb2.ScoreRequest = asked("score", text, **arguments)
+    return request
 
 
 def test_scores() -> None:
@@ -220,11 +225,11 @@ def test_scores() -> None:
 
 
 def test_get_feature_refuses_contradictions() -> None:
-    assert requests.get_feature(INFO, "s").feature == FeatureRef(index=9, sae="s")
+    assert asked("get_feature", INFO, sae="s").feature == FeatureRef(index=9, sae="s")
     with pytest.raises(ValueError, match="sae is 't' but the feature belongs to 's'"):
-        requests.get_feature(INFO, "t")
+        asked("get_feature", INFO, sae="t")
     with pytest.raises(TypeError, match="a direction is no feature"):
-        requests.get_feature(saegis.direction([1.0]), "")  # type: ignore[arg-type]
+        asked("get_feature", saegis.direction([1.0]))
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from saegis_server.engine.torch.text import TextStream
 from tests.engine import tiny
 
 SLOTS = 5
-NOTHING = AdmittedProgram("", {}, None)
+NOTHING = AdmittedProgram("", {})
 TEXT = TextStream(tiny.tokenizer(), ())
 
 

@@ -62,7 +62,7 @@ class Witness:
         lengths = torch.where(both, w_enc.norm(dim=0), 0.0)
 
         def look(module: object, args: object, output: Any) -> None:
-            if self._step.context.prompt is None:
+            if self._step.context.tokens is None:
                 return
             x = self._held_tokens(held.site, output[0] if isinstance(output, tuple) else output)
             pre = (x - b_dec) @ w_enc + b_enc

@@ -18,10 +18,11 @@ from hypothesis import strategies as st
 import saegis
 from saegis import v1
 from saegis.v1 import generation_pb2, model_pb2, steering_pb2
+from saegis_server.rpc.auth import roles
 from saegis_server.rpc.auth.authorization import token_of
 from saegis_server.rpc.auth.identity import ANONYMOUS, Identity, current_identity
 from saegis_server.rpc.auth.principals import new_token, token_digest
-from saegis_server.rpc.auth.roles import EVERYBODY, NEEDED, Role, steering_field
+from saegis_server.rpc.auth.roles import EVERYBODY, NEEDED, Needs, Role, needs, serves
 from saegis_server.rpc.server.listener import register, register_open
 from saegis_server.rpc.wire.problems import RoleMissingError
 from tests.rpc.callers import bearer, by_token, expect, identities, outcome, spied
@@ -127,7 +128,9 @@ def test_every_request_with_steering_needs_the_role_for_it() -> None:
         "/saegis.v1.PolicyService/EvaluatePolicy",
     }
     for method in taking - {"/saegis.v1.PolicyService/EvaluatePolicy"}:
-        assert steering_field(method, _request(method, STEERING[0])).endswith("steering.edits")
+        ((role, field),) = NEEDED[method].further_roles(_request(method, STEERING[0]))
+        assert role is Role.STEER
+        assert field.endswith("steering.edits")
 
 
 def _takes_steering(message: Any) -> bool:
@@ -158,7 +161,7 @@ def test_each_rpc_lets_in_its_role_and_nobody_else(
         assert failure(lambda: unary(b"")).code is Code.UNIMPLEMENTED
         return
     attempt = partial(call, channel, registered[method], method)
-    role = NEEDED[method]
+    role = NEEDED[method].role
     for metadata in ((), bearer(new_token()), bearer("x"), (("authorization", ONLY[role]),)):
         expect(failure(partial(attempt, metadata=metadata)), Code.UNAUTHENTICATED, "UNAUTHENTICATED")
     # What cannot be read is not read: it would be INVALID_ARGUMENT.
@@ -186,7 +189,7 @@ def test_what_is_malformed_is_told_to_those_who_may(
 ) -> None:
     for method, handler in registered.items():
         if method in NEEDED:
-            options = {"metadata": bearer(ONLY[NEEDED[method]])}
+            options = {"metadata": bearer(ONLY[NEEDED[method].role])}
             found = failure(partial(call, channel, handler, method, b"\xff\xff", **options))
             expect(found, Code.INVALID_ARGUMENT, "MALFORMED_REQUEST")
 
@@ -209,7 +212,7 @@ def test_steering_needs_a_role_of_its_own(
 ) -> None:
     method = f"/saegis.v1.GenerationService/{kind}"
     stub = getattr(Stubs.on(channel).generation, kind)
-    role = NEEDED[method]
+    role = NEEDED[method].role
     found = failure(lambda: stub(_request(method, steering), metadata=bearer(ONLY[role])))
     expect(found, Code.PERMISSION_DENIED, "ROLE_MISSING")
     assert dict(found.details["ErrorInfo"].metadata) == {"role": Role.STEER, "method": method}
@@ -334,6 +337,20 @@ def test_a_method_that_the_table_lacks_is_open_to_nobody(
     found = failure(lambda: stubs.models.GetLoad(model_pb2.GetLoadRequest()))
     expect(found, Code.PERMISSION_DENIED, "ROLE_MISSING")
     assert dict(found.details["ErrorInfo"].metadata) == {"method": method}
+
+
+def test_a_method_that_names_no_role_is_not_entered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(roles, "NEEDED", {})
+
+    @serves(model_pb2.DESCRIPTOR.services_by_name["ModelService"])
+    class Silent:
+        async def GetLoad(self) -> None: ...
+
+        @needs(Role.OPERATE)
+        async def GetModel(self) -> None: ...
+
+    assert Silent.__name__ == "Silent"
+    assert {"/saegis.v1.ModelService/GetModel": Needs(Role.OPERATE)} == roles.NEEDED
 
 
 def test_a_role_can_be_asked_for_anywhere_in_an_rpc() -> None:

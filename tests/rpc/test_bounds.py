@@ -13,7 +13,7 @@ from saegis.v1 import feature_pb2 as fpb
 from saegis.v1 import generation_pb2 as pb
 from saegis.v1 import model_pb2 as mpb
 from saegis.v1 import prompt_pb2, steering_pb2
-from saegis_server.rpc.wire.sizes import MOST_FIELDS, has_more_fields
+from saegis_server.rpc.server.intake import MOST_FIELDS, has_more_fields
 from saegis_server.steering.program import SiteProgram, SteeringError, SteeringProgram
 from saegis_server.steering.rows import Edit, Phase, Probe
 from tests.rpc.conftest import Stubs

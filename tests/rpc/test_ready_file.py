@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from saegis_server.rpc.server.address import ReadyFile
 from saegis_server.rpc.server.config import Address
-from saegis_server.rpc.server.ready_file import ReadyFile
 
 ADDRESS = Address(host="127.0.0.1", port=7, metrics_port=8)
 KILLED = """
 import os, signal, sys
 from pathlib import Path
 from saegis_server.rpc.server.config import Address
-from saegis_server.rpc.server.ready_file import ReadyFile
+from saegis_server.rpc.server.address import ReadyFile
 file = ReadyFile(Path(sys.argv[1]))
 file.write(Address(host="127.0.0.1", port=1, metrics_port=None))
 os.kill(os.getpid(), signal.SIGKILL)

@@ -32,10 +32,8 @@ from saegis_server.reference import MODEL, SAE
 from saegis_server.rpc.server.config import Address, SAESource, ServerConfig
 from saegis_server.rpc.server.loading import load_services
 from saegis_server.rpc.server.premises import prepare
-from saegis_server.rpc.server.sae_sources import read_sae
-from saegis_server.rpc.server.sample_text import SAMPLE_TEXT
-from saegis_server.rpc.server.serve import serve
-from saegis_server.rpc.server.server import EngineDiedError
+from saegis_server.rpc.server.sae_sources import SAMPLE_TEXT, read_sae
+from saegis_server.rpc.server.server import EngineDiedError, serve
 from saegis_server.rpc.services.shared import Services
 from saegis_server.sae.autoencoder import Architecture, SparseAutoencoder
 from saegis_server.sae.errors import SAEFileError, SAEMismatch
@@ -50,7 +48,7 @@ from tests.rpc.harness import Failure, Running, config, embedded, eventually, fa
 SERVE = """
 import asyncio, json, sys
 from saegis_server.rpc.server.config import ServerConfig
-from saegis_server.rpc.server.serve import serve
+from saegis_server.rpc.server.server import serve
 asyncio.run(serve(ServerConfig.model_validate_json(sys.argv[1]), lambda *stage: print(stage, flush=True)))
 """
 

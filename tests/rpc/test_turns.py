@@ -20,8 +20,7 @@ from saegis_server.rpc.auth.identity import Identity
 from saegis_server.rpc.auth.principals import token_digest
 from saegis_server.rpc.auth.roles import ALL_ROLES
 from saegis_server.rpc.server.limits import Limiter, Limits, RequestLimits
-from saegis_server.rpc.server.threads import UnwantedError, WorkPool, stop_if_unwanted
-from saegis_server.rpc.server.turns import Turns
+from saegis_server.rpc.server.threads import Turns, UnwantedError, WorkPool, stop_if_unwanted
 from saegis_server.rpc.wire.problems import BusyError
 from tests.rpc import tiny
 from tests.rpc.callers import bearer

@@ -104,8 +104,8 @@ def applied(
     tokens = Tokens((prompt.expand(batch, count) > 0).reshape(-1), spread, slot)
     gates = None if on is None else lambda _: on.flatten(0, 1)
     result, readings = apply(x.flatten(0, 1), view, tokens, norms, gates)
-    shaped = Readings(*(each.unflatten(0, (batch, count)) for each in readings))
-    return result.unflatten(0, (batch, count)), shaped
+    shaped = Readings(*(each.reshape(batch, count, *each.shape[1:]) for each in readings))
+    return result.reshape(x.shape), shaped
 
 
 def activations(rng: torch.Generator, *shape: int) -> Tensor:

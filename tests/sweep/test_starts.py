@@ -21,8 +21,8 @@ from saegis.cli.output import notes
 from saegis_lab.cli.app import app
 from saegis_server.cli.serve.command import _ready
 from saegis_server.cli.stages import LineStages
+from saegis_server.rpc.server.address import ReadyFile
 from saegis_server.rpc.server.config import Address
-from saegis_server.rpc.server.ready_file import ReadyFile
 from tests.e2e.serving import TinyFiles, serving, write_tiny_files
 from tests.rpc.harness import running
 

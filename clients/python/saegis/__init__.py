@@ -17,9 +17,8 @@
 `saegis.errors`.
 """
 
-from saegis.async_client import AsyncClient
 from saegis.channel import TLS
-from saegis.client import Client
+from saegis.client import AsyncClient, Client
 from saegis.errors import (
     Aborted,
     AlreadyExists,
@@ -37,18 +36,35 @@ from saegis.errors import (
     Unavailable,
     Unimplemented,
 )
-from saegis.feature_results import (
+from saegis.features import (
     Contrast,
     ContrastSide,
     FeatureActivation,
     FeatureContrast,
-    FeatureInfo,
     FeaturePage,
     Inspection,
     TokenFeatures,
 )
-from saegis.model_results import Limits, Load, ModelInfo, SaeInfo, ServerInfo, SiteInfo, TokenizedText
-from saegis.policy_results import (
+from saegis.generation import (
+    Alternative,
+    Choice,
+    Chunk,
+    Final,
+    FinishReason,
+    Generation,
+    GenerationOptions,
+    LogProbs,
+    Outcome,
+    Receipt,
+    Score,
+    SiteReceipt,
+    Timings,
+    Usage,
+    Watched,
+)
+from saegis.messages import ChatMessage
+from saegis.model import Limits, Load, ModelInfo, SaeInfo, ServerInfo, SiteInfo, TokenizedText
+from saegis.policies import (
     AppliedRule,
     CaseOutcome,
     ChangeKind,
@@ -63,26 +79,10 @@ from saegis.policy_results import (
     RuleMode,
     Validation,
 )
-from saegis.requests import ChatMessage, GenerationOptions
-from saegis.results import (
-    Alternative,
-    Choice,
-    Chunk,
-    Final,
-    FinishReason,
-    Generation,
-    LogProbs,
-    Outcome,
-    Receipt,
-    SiteReceipt,
-    Timings,
-    Usage,
-    Watched,
-)
-from saegis.score_results import Score
 from saegis.steering import (
     Direction,
     Edit,
+    FeatureInfo,
     FeatureRef,
     Operation,
     Phase,

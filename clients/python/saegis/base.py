@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 from google.protobuf.wrappers_pb2 import Int32Value, StringValue
 
@@ -21,6 +22,8 @@ DEFAULT_TARGET = "127.0.0.1:50051"
 
 class BaseClient:
     """Settings of a client, checked, and what is done with them."""
+
+    _is_async: ClassVar[bool] = False
 
     def __init__(
         self,

@@ -11,7 +11,7 @@ import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from saegis.policy_results import PolicyProblem
+from saegis.policies import PolicyProblem
 
 POLICY_FILE = "policy.yaml"
 SIGNATURE_FILE = "signature.json"

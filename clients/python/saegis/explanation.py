@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
-from saegis.policy_results import RuleMode
+from saegis.policies import RuleMode
 
 _MODES: dict[str, str] = {
     RuleMode.ENFORCE: "in force",

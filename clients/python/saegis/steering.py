@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal, get_args
 
-from saegis.feature_results import FeatureInfo
-
 Operation = Literal["clamp", "clamp_if_active", "scale", "add", "cap", "floor", "ablate", "ban"]
 Unit = Literal["feature", "max_activation", "norm_fraction"]
 Phase = Literal["all", "prompt", "completion"]
@@ -23,6 +21,30 @@ class FeatureRef:
 
     selector: int | str
     sae: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureInfo:
+    """What is recorded about one feature. What nobody recorded is None or empty."""
+
+    sae: str
+    index: int
+    site: str
+    label: str
+    max_activation: float | None
+    """The largest activation recorded, in feature units."""
+    density: float | None
+    """The share of tokens on which the feature is active, from 0 to 1."""
+    subjects: tuple[str, ...]
+    languages: tuple[str, ...]
+    precision: float | None
+    """The share of its firings that the label explains, from 0 to 1."""
+    recall: Mapping[str, float]
+    """For each language, the share of what the label means on which the feature fires, from 0 to 1."""
+    precision_by_language: Mapping[str, float]
+    """For each language, the share of its firings there that the label explains, from 0 to 1."""
+    harmful: bool
+    """Whether the label marks something harmful."""
 
 
 @dataclass(frozen=True, slots=True)

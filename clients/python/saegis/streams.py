@@ -9,9 +9,8 @@ from typing import Protocol, Self, cast
 import grpc
 import grpc.aio
 
-from saegis import decode
 from saegis.errors import Cancelled, InternalError, from_rpc_error
-from saegis.results import Chunk, Final, Generation, assemble
+from saegis.generation import Chunk, Final, Generation, assemble, chunk, final
 from saegis.unreached import Reach
 from saegis.v1 import generation_pb2
 
@@ -49,11 +48,10 @@ class _Progress:
         if self._final is not None:
             raise InternalError("the stream went on after its closing message", reason="CONTRACT_BROKEN")
         if kind == "complete":
-            self._final = decode.final(message.complete)
+            self._final = final(message.complete)
             return None
-        chunk = decode.chunk(message.chunk)
-        self._chunks.append(chunk)
-        return chunk
+        self._chunks.append(chunk(message.chunk))
+        return self._chunks[-1]
 
     def _check_end(self) -> None:
         if self._final is None:
@@ -84,9 +82,8 @@ class Stream(_Progress):
                 raise
             except grpc.RpcError as error:
                 raise from_rpc_error(error, self._reach) from error
-            chunk = self._accept(message)
-            if chunk is not None:
-                return chunk
+            if (piece := self._accept(message)) is not None:
+                return piece
 
     def collect(self) -> Generation:
         """Read the stream to its end; returns what `generate` would have."""
@@ -136,9 +133,8 @@ class AsyncStream(_Progress):
             if message is grpc.aio.EOF:
                 self._check_end()
                 raise StopAsyncIteration
-            chunk = self._accept(cast(_Response, message))
-            if chunk is not None:
-                return chunk
+            if (piece := self._accept(cast(_Response, message))) is not None:
+                return piece
 
     async def collect(self) -> Generation:
         """Read the stream to its end; returns what `generate` would have."""

@@ -146,7 +146,7 @@ def _settle(client: Client, session: ChatSession) -> None:
 
 def _answer(client: Client, session: ChatSession, settings: GenerationOptions) -> None:
     """Stream one answer; Ctrl-C cancels it and takes the message back."""
-    from saegis.results import assemble
+    from saegis.generation import assemble
 
     seen = []
     request: GenerationOptions = {

@@ -161,7 +161,7 @@ def _ask(
             else:
                 sys.stdout.write(chunk.text)
                 sys.stdout.flush()
-        from saegis.results import assemble
+        from saegis.generation import assemble
 
         return assemble(seen, chunks.final)
 

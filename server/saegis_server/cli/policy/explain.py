@@ -118,7 +118,7 @@ def _with_edits(
     request: RequestFacts, edits: Sequence[saegis.Edit], compiled: CompiledPolicy
 ) -> RequestFacts:
     """The request with edits, resolved as a server resolves them."""
-    from saegis.requests import steering_message
+    from saegis.messages import steering_message
     from saegis_server.engine.api import FieldError
     from saegis_server.rpc.wire.programs import request_steering
     from saegis_server.rpc.wire.targets import Targets

@@ -260,7 +260,7 @@ def _run(config: ServerConfig, json: bool) -> None:
         from transformers.utils import logging as transformers_logging
 
         from saegis_server.cli.serve.start_errors import start_failed
-        from saegis_server.rpc.server.serve import serve as serve_until_signalled
+        from saegis_server.rpc.server.server import serve as serve_until_signalled
 
         # The stages are shown here; a second bar would tear the display.
         transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]

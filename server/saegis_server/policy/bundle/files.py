@@ -18,7 +18,7 @@ from pathlib import Path
 
 from saegis import bundles
 from saegis.bundles import MOST_BYTES, MOST_FILES, POLICY_FILE, belongs
-from saegis.policy_results import PolicyProblem
+from saegis.policies import PolicyProblem
 from saegis_server.policy.errors import BundleError
 from saegis_server.problem import Problem
 

@@ -1,15 +1,17 @@
 """Authorization: before an RPC is let in, who calls it is found out, and whether they may."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import grpc
+from cryptography import x509
+from cryptography.x509.oid import ExtensionOID, NameOID
 
-from saegis_server.rpc.auth.certificate import certificate_names
 from saegis_server.rpc.auth.identities import IdentitiesFile
 from saegis_server.rpc.auth.identity import ANONYMOUS, Identity, identity
-from saegis_server.rpc.auth.roles import EVERYBODY, NEEDED, further_roles
+from saegis_server.rpc.auth.roles import EVERYBODY, NEEDED
 from saegis_server.rpc.wire.problems import RoleMissingError, UnauthenticatedError
 from saegis_server.telemetry.metrics import Metrics
 
@@ -47,13 +49,14 @@ class Authorization:
         needed = NEEDED.get(method)
         if needed is None:
             raise RoleMissingError("", method)
-        caller.require(needed, method)
+        caller.require(needed.role, method)
         identity.set(caller)
 
     def check(self, method: str, request: Any) -> None:
         """Whether the caller may also ask what a request asks. Raises RoleMissingError."""
-        for role, field in further_roles(method, request):
-            identity.get().require(role, method, field)
+        if (needed := NEEDED.get(method)) is not None:
+            for role, field in needed.further_roles(request):
+                identity.get().require(role, method, field)
 
     def _caller(self, method: str, context: _Context) -> Identity:
         if self._identities is None:
@@ -99,3 +102,43 @@ def token_of(sent: Sequence[str | bytes]) -> str:
     text = header.decode("latin-1") if isinstance(header, bytes) else header
     scheme, _, token = text.strip().partition(" ")
     return token.strip() if scheme.lower() == _SCHEME else ""
+
+
+#: How many certificates' names are remembered.
+_REMEMBERED = 1024
+
+
+def certificate_names(facts: Mapping[str, Iterable[bytes]]) -> tuple[str, ...]:
+    """The names of the client certificate that the connection was verified with, from its auth context.
+
+    The subject alternative names (URIs, DNS names, addresses of mail and IP); the common names where it has
+    none. Read from the certificate, since grpc tells of a name only what stands before a NUL. Raises
+    UnauthenticatedError for names with characters that cannot be printed, of whichever kind they are.
+    """
+    return tuple(name for pem in facts.get("x509_pem_cert", ()) for name in _names(bytes(pem)))
+
+
+@lru_cache(_REMEMBERED)
+def _names(pem: bytes) -> tuple[str, ...]:
+    try:
+        certificate = x509.load_pem_x509_certificate(pem)
+        common = [str(each.value) for each in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
+        alternative = _alternative(certificate)
+    except ValueError as error:
+        raise UnauthenticatedError("certificate", "the client certificate's names cannot be read") from error
+    if not all(name.isprintable() for name in (*common, *(alternative or ()))):
+        raise UnauthenticatedError(
+            "certificate", "a name of the client certificate has characters that cannot be printed"
+        )
+    return tuple(common if alternative is None else alternative)
+
+
+def _alternative(certificate: x509.Certificate) -> list[str] | None:
+    """The subject alternative names that a principal can have; None for a certificate without any."""
+    try:
+        found = certificate.extensions.get_extension_for_oid(ExtensionOID.SUBJECT_ALTERNATIVE_NAME).value
+    except x509.ExtensionNotFound:
+        return None
+    kinds = (x509.UniformResourceIdentifier, x509.DNSName, x509.RFC822Name, x509.IPAddress)
+    listed = found if isinstance(found, x509.SubjectAlternativeName) else ()
+    return [str(each.value) for each in listed if isinstance(each, kinds)]

@@ -1,8 +1,13 @@
-"""Roles: what principals may do, and which role each RPC needs."""
+"""Roles: what principals may do, and what each RPC needs, which is said where it is served."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+from google.protobuf.descriptor import ServiceDescriptor
+from google.protobuf.message import Message
 
 
 class Role(StrEnum):
@@ -24,72 +29,69 @@ class Role(StrEnum):
 
 ALL_ROLES = frozenset(Role)
 
-#: The role that each RPC needs, by service. An RPC that is not here is open to nobody.
-_NEEDED: Mapping[str, Mapping[str, Role]] = {
-    "saegis.v1.GenerationService": {
-        "Generate": Role.USE,
-        "StreamGenerate": Role.USE,
-        "Score": Role.INSPECT,
-    },
-    "saegis.v1.FeatureService": {
-        "Inspect": Role.INSPECT,
-        "GetFeature": Role.INSPECT,
-        "SearchFeatures": Role.INSPECT,
-        "ContrastFeatures": Role.INSPECT,
-    },
-    "saegis.v1.ModelService": {
-        "GetModel": Role.USE,
-        "GetServerInfo": Role.USE,
-        "GetLoad": Role.OPERATE,
-        "Tokenize": Role.USE,
-        "Detokenize": Role.USE,
-    },
-    "saegis.v1.PolicyService": {
-        "GetPolicy": Role.INSPECT,
-        "ListPolicies": Role.INSPECT,
-        "ListPolicyRevisions": Role.INSPECT,
-        "ValidatePolicy": Role.INSPECT,
-        "EvaluatePolicy": Role.INSPECT,
-        "PutPolicy": Role.ADMINISTER,
-        "RollBackPolicy": Role.ADMINISTER,
-    },
-    "grpc.reflection.v1.ServerReflection": {"ServerReflectionInfo": Role.INSPECT},
-    "grpc.reflection.v1alpha.ServerReflection": {"ServerReflectionInfo": Role.INSPECT},
-}
-#: The table by full method name, such as "/saegis.v1.ModelService/GetLoad".
-NEEDED: Mapping[str, Role] = {
-    f"/{service}/{method}": role for service, methods in _NEEDED.items() for method, role in methods.items()
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What an RPC needs: a role of its caller, and further ones by the field of the request that needs each.
+
+    large: its requests carry prompts or bundles, and may be as large as the server is set to.
+    """
+
+    role: Role
+    large: bool = False
+    further: Mapping[str, Role] = field(default_factory=dict)
+
+    def further_roles(self, request: Any) -> Iterator[tuple[Role, str]]:
+        """The roles that a request needs beside that of its RPC, each with the field that needs it."""
+        for path, role in self.further.items():
+            if used := _used(request, path):
+                yield role, used
+
+
+#: What each RPC needs, such as "/saegis.v1.ModelService/GetLoad", which `serves` enters. An RPC that is not
+#: here is open to nobody.
+NEEDED: dict[str, Needs] = {
+    f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo": Needs(Role.INSPECT)
+    for version in ("v1", "v1alpha")
 }
 #: RPCs that need neither a principal nor a role: load balancers and orchestrators ask them.
 EVERYBODY = frozenset(f"/grpc.health.v1.Health/{method}" for method in ("Check", "List", "Watch"))
 
-#: Where a request carries the steering that it asks for. Policies are evaluated on steering without running
-#: it, so EvaluatePolicy is not here.
-_STEERING: Mapping[str, tuple[str, ...]] = {
-    "/saegis.v1.GenerationService/Generate": ("steering",),
-    "/saegis.v1.GenerationService/StreamGenerate": ("request", "steering"),
-    "/saegis.v1.GenerationService/Score": ("steering",),
-}
+Method = TypeVar("Method", bound=Callable[..., Any])
+Servicer = TypeVar("Servicer", bound=type)
+_said: dict[object, Needs] = {}
 
 
-#: Where a request asks for what the model would say without the operator's rules.
-_UNRULED: Mapping[str, str] = {"/saegis.v1.GenerationService/Score": "unruled"}
+def needs(
+    role: Role, *, large: bool = False, further: Mapping[str, Role] = MappingProxyType({})
+) -> Callable[[Method], Method]:
+    """Say of a servicer's method what `Needs` says. further: by fields such as "request.steering"."""
+
+    def say(method: Method) -> Method:
+        _said[method] = Needs(role, large, further)
+        return method
+
+    return say
 
 
-def further_roles(method: str, request: Any) -> Iterator[tuple[Role, str]]:
-    """The roles that a request needs beside that of its RPC, each with the field that needs it."""
-    if field := steering_field(method, request):
-        yield Role.STEER, field
-    field = _UNRULED.get(method, "")
-    if field and getattr(request, field):
-        yield Role.UNRULED, field
+def serves(service: ServiceDescriptor) -> Callable[[Servicer], Servicer]:
+    """Enter what a servicer's methods need into the table, as far as they say it."""
+
+    def enter(servicer: Servicer) -> Servicer:
+        for rpc in service.methods:
+            if (found := _said.get(vars(servicer).get(rpc.name))) is not None:
+                NEEDED[f"/{service.full_name}/{rpc.name}"] = found
+        return servicer
+
+    return enter
 
 
-def steering_field(method: str, request: Any) -> str:
-    """The field by which a request steers, such as "steering.edits"; empty where it does not."""
-    path = _STEERING.get(method, ())
-    message = request
-    for name in path:
-        message = getattr(message, name)
-    used = message.ListFields() if path else ()
-    return ".".join((*path, used[0][0].name)) if used else ""
+def _used(request: Any, path: str) -> str:
+    """The field at `path` that a request uses, or the first one in it, such as "steering.edits"; or ""."""
+    value = request
+    for name in path.split("."):
+        value = getattr(value, name)
+    if not isinstance(value, Message):
+        return path if value else ""
+    used = value.ListFields()
+    return f"{path}.{used[0][0].name}" if used else ""

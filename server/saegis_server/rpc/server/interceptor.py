@@ -19,11 +19,10 @@ from saegis_server.rpc.auth.authorization import Authorization
 from saegis_server.rpc.auth.identity import ANONYMOUS, Identity, identity
 from saegis_server.rpc.auth.roles import EVERYBODY
 from saegis_server.rpc.server.gate import Gate, Phase
-from saegis_server.rpc.server.intake import Intake
+from saegis_server.rpc.server.intake import Intake, check_message
 from saegis_server.rpc.server.limits import Limiter
 from saegis_server.rpc.wire.errors import Problem, describe, trailers
 from saegis_server.rpc.wire.problems import MalformedRequestError, NotServingError
-from saegis_server.rpc.wire.sizes import check_message
 from saegis_server.telemetry.metrics import OTHER_METHOD, Metrics
 
 log = logging.getLogger("saegis.rpc")

@@ -4,7 +4,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from threading import Lock
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -72,22 +72,16 @@ class _Party:
         return self.kind, self.name
 
 
-@dataclass(slots=True)
-class _Books:
-    """Who has how many requests inside, and what is left of each one's tokens and bytes."""
-
-    inside: Counter[tuple[str, str]] = field(default_factory=Counter)
-    held: Counter[tuple[str, str]] = field(default_factory=Counter)
-    budgets: dict[tuple[str, str, str], _Budget] = field(default_factory=dict)
-
-
 class Limiter:
     """Keeps the books of who has how much. `spend` may be called from any thread, all else on the loop."""
 
     def __init__(self, limits: Limits, clock: Callable[[], float] = time.monotonic) -> None:
         self._limits = limits
         self._clock = clock
-        self._books = _Books()
+        #: By kind and name of a party: its RPCs, the bytes that they hold, and what it has left of each unit.
+        self._running = Counter[tuple[str, str]]()
+        self._holding = Counter[tuple[str, str]]()
+        self._budgets: dict[tuple[str, str, str], _Budget] = {}
         self._lock = Lock()
         self._inside = self._held = 0
 
@@ -107,23 +101,23 @@ class Limiter:
         parties = self._parties(caller)
         for party in parties:
             most = party.limits.requests
-            if most is not None and self._books.inside[party.key] >= most:
+            if most is not None and self._running[party.key] >= most:
                 raise self._full(party, f"has {most} requests running or waiting already")
             self._require_budget(party)
         # What others fill still has room for who asks for little.
-        if self._inside >= self._limits.requests and self._books.inside[parties[1].key] > 0:
+        if self._inside >= self._limits.requests and self._running[parties[1].key] > 0:
             described = f"{self._inside} requests are running or waiting already"
             raise BusyError("SERVER_LIMIT", "requests", described, RETRY_SECONDS)
         self._inside += 1
         for party in parties:
-            self._books.inside[party.key] += 1
+            self._running[party.key] += 1
         holding = Holding(self, caller)
         try:
             yield holding
         finally:
             self._inside -= 1
             for party in parties:
-                _lower(self._books.inside, party.key, 1)
+                _lower(self._running, party.key, 1)
             self._release(caller, holding.size)
 
     def spend(self, caller: Identity, unit: str, amount: int) -> None:
@@ -149,17 +143,17 @@ class Limiter:
     def _hold(self, caller: Identity, size: int) -> None:
         """Note that a request's bytes are held. Raises BusyError."""
         tenant = self._parties(caller)[1]
-        own = self._books.held[tenant.key]
+        own = self._holding[tenant.key]
         if self._held + size > self._limits.held_bytes and own + size > self._limits.held_bytes // 4:
             described = f"{self._held} bytes of requests are held already"
             raise BusyError("SERVER_LIMIT", "bytes", described, RETRY_SECONDS)
         self._held += size
-        self._books.held[tenant.key] += size
+        self._holding[tenant.key] += size
         self.spend(caller, "bytes", size)
 
     def _release(self, caller: Identity, size: int) -> None:
         self._held -= size
-        _lower(self._books.held, self._parties(caller)[1].key, size)
+        _lower(self._holding, self._parties(caller)[1].key, size)
 
     def _parties(self, caller: Identity) -> tuple[_Party, _Party]:
         return (
@@ -181,7 +175,7 @@ class Limiter:
             return None
         now = self._clock()
         key = (*party.key, unit)
-        budget = self._books.budgets.setdefault(key, _Budget(per_minute, per_minute, now))
+        budget = self._budgets.setdefault(key, _Budget(per_minute, per_minute, now))
         budget.settle(now)
         return budget
 

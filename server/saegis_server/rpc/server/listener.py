@@ -8,16 +8,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc  # type: ignore[import-untyped]
 
-from saegis.v1 import (
-    feature_pb2,
-    feature_pb2_grpc,
-    generation_pb2,
-    generation_pb2_grpc,
-    model_pb2,
-    model_pb2_grpc,
-    policy_pb2,
-    policy_pb2_grpc,
-)
+from saegis.v1 import feature_pb2_grpc, generation_pb2_grpc, model_pb2_grpc, policy_pb2_grpc
 from saegis_server.audit.log import IdentityFailures
 from saegis_server.rpc.auth.authorization import Authorization
 from saegis_server.rpc.auth.identities import IdentitiesFile
@@ -36,15 +27,8 @@ from saegis_server.rpc.services.shared import Services
 
 log = logging.getLogger("saegis.rpc")
 
-SERVICES: tuple[str, ...] = tuple(
-    descriptor.services_by_name[name].full_name
-    for descriptor, name in (
-        (generation_pb2.DESCRIPTOR, "GenerationService"),
-        (feature_pb2.DESCRIPTOR, "FeatureService"),
-        (model_pb2.DESCRIPTOR, "ModelService"),
-        (policy_pb2.DESCRIPTOR, "PolicyService"),
-    )
-)
+#: The services of the contract.
+SERVICES = tuple({name.split("/")[1]: None for name in NEEDED if name.startswith(OWN_PREFIX)})
 #: The name under which newer clients ask for the contract.
 REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
 

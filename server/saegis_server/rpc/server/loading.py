@@ -13,10 +13,9 @@ from saegis_server.engine.torch.loading import LoadedModel, check_device, check_
 from saegis_server.engine.torch.site_reading import show_sites
 from saegis_server.engine.torch.step import Step
 from saegis_server.policy.decide.world import World
-from saegis_server.rpc.auth.governing import govern
 from saegis_server.rpc.auth.identities import callers_of
 from saegis_server.rpc.server.config import ServerConfig
-from saegis_server.rpc.server.premises import Premises
+from saegis_server.rpc.server.premises import Premises, govern
 from saegis_server.rpc.server.sae_sources import PlacedSAE, Survey, check_sae, read_sae
 from saegis_server.rpc.services.shared import ModelFacts, Services
 from saegis_server.rpc.wire.prompts import PromptReader

@@ -1,21 +1,28 @@
-"""Premises: what a server needs beside its model, taken and checked before the model is loaded."""
+"""Premises: what a server needs beside its model, taken and checked, and what then governs it."""
 
 from __future__ import annotations
 
+import logging
 import ssl
+import stat
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from saegis_server.audit.log import AuditLog
+from saegis_server.audit.records import PolicyRecord
 from saegis_server.policy.bundle.bundle import Bundle
 from saegis_server.policy.bundle.signing import load_public_key
+from saegis_server.policy.decide.decide import PolicySet
+from saegis_server.policy.decide.world import World
 from saegis_server.policy.errors import PolicyError
 from saegis_server.policy.store.history import DiskHistory
+from saegis_server.policy.store.store import PolicyStore
 from saegis_server.problem import Problem
+from saegis_server.rpc.auth.governor import Governor
 from saegis_server.rpc.auth.identities import read_identities
-from saegis_server.rpc.server.config import ServerConfig, TLSFiles
+from saegis_server.rpc.server.config import PolicySettings, ServerConfig, TLSFiles
 from saegis_server.rpc.server.limits import Limiter
-from saegis_server.rpc.server.policy_config import PolicySettings
 from saegis_server.sae.files import check_sae
 from saegis_server.steering.site import Site
 from saegis_server.telemetry.metrics import Metrics
@@ -100,3 +107,85 @@ def _check_tls(tls: TLSFiles) -> None:
             context.load_verify_locations(tls.client_ca)
     except ssl.SSLError as error:
         raise ValueError(f"{tls.client_ca} holds no PEM certificates: {error.reason or error}") from error
+
+
+def govern(config: ServerConfig, premises: Premises, world: World) -> Governor:
+    """The governor of a configuration, its policies in force.
+
+    Raises PolicyError, KeyFileError and HistoryError for policies that cannot come in force.
+    """
+    metrics, audit = premises.metrics, premises.audit
+    if audit is not None:
+        metrics.observe_audit(lambda: audit.waiting, lambda: audit.head.seq, lambda: audit.is_failing)
+    policies = _policies(config, world, metrics, audit)
+    governor = Governor(world.model, world.sites, metrics, policies, audit)
+    if policies is not None:
+
+        def changed(before: PolicySet, now: PolicySet, urgent: bool) -> None:
+            if urgent:
+                governor.end_all()
+
+        policies.on_change(changed)
+    return governor
+
+
+def _policies(
+    config: ServerConfig, world: World, metrics: Metrics, audit: AuditLog | None
+) -> PolicyStore | None:
+    settings = config.policies
+    if settings is None:
+        return None
+
+    def record(change: PolicyRecord) -> None:
+        if audit is not None:
+            audit.require_blocking(change)
+
+    keys = [load_public_key(path) for path in settings.keys]
+    store = PolicyStore(world, metrics, settings.state, keys, record, settings.unmatched)
+    try:
+        store.load_start(settings.bundles)
+    except BaseException:
+        store.close()
+        raise
+    return store
+
+
+log = logging.getLogger("saegis.rpc")
+
+
+def warn_of_modes(config: ServerConfig) -> None:
+    """Warn about secrets that others can read, and about what others could change to get more than theirs."""
+    for problem in open_files(config):
+        log.warning("%s", problem)
+
+
+def open_files(config: ServerConfig) -> Iterator[str]:
+    """What is wrong with the modes of a configuration's files, and how to mend it."""
+    tls, audit, policies = config.tls, config.audit, config.policies
+    secrets = [
+        ("the TLS key", tls.key if tls else None),
+        ("the key of the audit log", audit.key_file if audit else None),
+    ]
+    trusted: list[tuple[str, Path | None]] = [
+        ("the file of identities", config.identities),
+        ("the TLS certificate", tls.cert if tls else None),
+        ("the client CA", tls.client_ca if tls else None),
+        ("the audit log", audit.directory if audit else None),
+        ("the state of policies", policies.state if policies else None),
+        *(("a policy key", key) for key in (policies.keys if policies else ())),
+        *(("a policy", bundle) for bundle in (policies.bundles if policies else ())),
+    ]
+    for what, path in secrets:
+        if (mode := _mode(path)) & (stat.S_IRWXG | stat.S_IRWXO):
+            yield f"{what} {path} can be read or changed by others (mode {mode:04o}): chmod 600 {path}"
+    for what, path in trusted:
+        if (mode := _mode(path)) & (stat.S_IWGRP | stat.S_IWOTH):
+            yield f"{what} {path} can be changed by others (mode {mode:04o}): chmod go-w {path}"
+
+
+def _mode(path: Path | None) -> int:
+    """The mode of a path; none for what is not there, which is told elsewhere."""
+    try:
+        return 0 if path is None else stat.S_IMODE(path.stat().st_mode)
+    except OSError:
+        return 0

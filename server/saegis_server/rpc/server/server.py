@@ -1,19 +1,26 @@
-"""The server around a loaded engine: it listens, opens, drains, and dies with its engine."""
+"""The server, from configuration to exit: it listens, loads, opens, drains, and dies with its engine."""
 
 import asyncio
+import gc
 import logging
+import signal
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
 
-from saegis_server.rpc.auth.file_modes import warn_of_modes
-from saegis_server.rpc.server.address import check_port
+from saegis_server.engine.api import Progress
+from saegis_server.rpc.server.address import ReadyFile, check_port
 from saegis_server.rpc.server.config import Address, ServerConfig
 from saegis_server.rpc.server.gate import Gate, Phase
 from saegis_server.rpc.server.intake import Intake
 from saegis_server.rpc.server.listener import SERVICES, Listener, register
-from saegis_server.rpc.server.premises import Premises
+from saegis_server.rpc.server.loading import check_machine, load_services
+from saegis_server.rpc.server.premises import Premises, prepare, warn_of_modes
+from saegis_server.rpc.server.threads import in_own_thread
 from saegis_server.rpc.server.watchdog import Watchdog
 from saegis_server.rpc.services.shared import Services
 from saegis_server.telemetry.http import MetricsEndpoint
 
+T = TypeVar("T")
 log = logging.getLogger("saegis.rpc")
 #: How long answers that are ready may take to leave, after the engine has stopped.
 LAST_WORDS_SECONDS = 2.0
@@ -32,14 +39,12 @@ class SaegisServer:
     whatever came before.
     """
 
-    services: Services
-    """What its requests are answered with; there from `add` on."""
-
     def __init__(self, config: ServerConfig, premises: Premises) -> None:
         self.config = config
         self.gate = Gate(SERVICES, premises.metrics)
         self.intake = Intake()
         self._premises = premises
+        self._services: Services | None = None
         self._listener: Listener | None = None
         self._metrics: MetricsEndpoint | None = None
         self._watchdog: Watchdog | None = None
@@ -78,8 +83,15 @@ class SaegisServer:
         """Have the services that answer requests, once they are loaded and the server has started."""
         if self._listener is None:
             raise RuntimeError("the server listens nowhere: start it first")
-        self.services = services
+        self._services = services
         register(self._listener.services, services)
+
+    @property
+    def services(self) -> Services:
+        """What its requests are answered with. Raises RuntimeError before `add`."""
+        if self._services is None:
+            raise RuntimeError("the server has no services yet")
+        return self._services
 
     async def open(self) -> None:
         """Take requests: health becomes SERVING."""
@@ -112,8 +124,7 @@ class SaegisServer:
         await self.gate.set(Phase.ENGINE_RESTARTING if died else Phase.DRAINING)
         if not died and not await self._emptied(hurry):
             log.warning("the grace period is over; what still runs is ended")
-        services = getattr(self, "services", None)
-        if services is not None:
+        if (services := self._services) is not None:
             await asyncio.to_thread(services.engine.stop)
         await self.gate.emptied(LAST_WORDS_SECONDS)
         if self._listener is not None:
@@ -128,11 +139,85 @@ class SaegisServer:
 
     async def _emptied(self, hurry: asyncio.Event | None) -> bool:
         """Whether all RPCs ended by themselves, within the grace period and before anyone hurries."""
-        waits = [asyncio.ensure_future(self.gate.emptied(self.config.grace_seconds))]
-        if hurry is not None:
-            waits.append(asyncio.ensure_future(hurry.wait()))
-        _, pending = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        for wait in pending:
-            wait.cancel()
-        await asyncio.gather(*pending, return_exceptions=True)
+        await _first_of(self.gate.emptied(self.config.grace_seconds), *([hurry.wait()] if hurry else ()))
         return self.gate.is_empty
+
+
+async def serve(
+    config: ServerConfig, progress: Progress, ready: Callable[[Address, Services], None] | None = None
+) -> None:
+    """Listen, load, warm up, and serve until SIGTERM or SIGINT; then drain and return.
+
+    Whatever can be known to be wrong without the model is found before it is loaded.
+
+    progress: called from other threads. ready: called on the loop once requests are taken, after the ready
+    file is written. A second signal ends the grace period. Before the server is ready signals act as usual.
+
+    Raises what `check_machine`, `prepare`, `load_services` and the engine's warm-up do, OSError for an
+    address that is taken or a ready file that cannot be written, EngineDiedError if the engine ended by
+    itself.
+    """
+    check_machine(config)
+    premises = prepare(config)
+    server = SaegisServer(config, premises)
+    ready_file = None
+    try:
+        address = await server.start()
+        ready_file = ReadyFile(config.ready_file)
+        services = await in_own_thread(lambda: load_services(config, premises, progress))
+        server.add(services)
+        await in_own_thread(lambda: services.engine.warm_up(progress))
+        services.engine.start()
+        _leave_loaded_objects_alone()
+        with _Signals() as signals:
+            await server.open()
+            ready_file.write(address)
+            if ready is not None:
+                ready(address, services)
+            cause = await _first_of(server.engine_death(), signals.first.wait())
+            await server.drain(signals.second, died=cause is not None)
+    except BaseException:
+        await server.drain(died=True)
+        raise
+    finally:
+        if ready_file is not None:
+            ready_file.remove()
+    if cause is not None:
+        raise EngineDiedError(f"the engine ended by itself: {type(cause).__name__}") from cause
+
+
+async def _first_of(awaited: Coroutine[Any, Any, T], *others: Coroutine[Any, Any, Any]) -> T | None:
+    """Wait until one of several has ended, and end the others; what `awaited` gave, or None."""
+    waits = [asyncio.ensure_future(each) for each in (awaited, *others)]
+    _, pending = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    for waiting in pending:
+        waiting.cancel()
+    await asyncio.gather(*pending, return_exceptions=True)
+    return None if waits[0].cancelled() else waits[0].result()
+
+
+class _Signals:
+    """SIGTERM and SIGINT as events, for the length of a block."""
+
+    def __init__(self) -> None:
+        self.first = asyncio.Event()
+        self.second = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+
+    def __enter__(self) -> "_Signals":
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.add_signal_handler(number, self._come)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.remove_signal_handler(number)
+
+    def _come(self) -> None:
+        (self.second if self.first.is_set() else self.first).set()
+
+
+def _leave_loaded_objects_alone() -> None:
+    """Keep the garbage collector off what was loaded: going through it stops every thread for 0.3 s."""
+    gc.collect()
+    gc.freeze()

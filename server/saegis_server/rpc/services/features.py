@@ -2,23 +2,22 @@
 
 import asyncio
 from collections.abc import Iterator, Sequence
-from typing import Any
+from dataclasses import dataclass
 
-import grpc
 import torch
 from torch import Tensor
 
 from saegis.v1 import feature_pb2 as pb
 from saegis.v1 import feature_pb2_grpc
 from saegis_server.engine.api import FieldError
+from saegis_server.policy.decide.uses import Use, UseOfRequest
 from saegis_server.rpc.auth.identity import current_identity
-from saegis_server.rpc.auth.uses import INSPECTION
+from saegis_server.rpc.auth.roles import Role, needs, serves
 from saegis_server.rpc.server.interceptor import request_id
 from saegis_server.rpc.server.threads import stop_if_unwanted
-from saegis_server.rpc.services.contrast import Side, contrast, side
 from saegis_server.rpc.services.feature_search import next_page_token, offset_of, search
 from saegis_server.rpc.services.run import Asked
-from saegis_server.rpc.services.shared import Services
+from saegis_server.rpc.services.shared import Context, Servicer
 from saegis_server.rpc.wire import convert
 from saegis_server.rpc.wire.programs import RequestSteering
 from saegis_server.rpc.wire.prompts import PromptReader, check_characters, check_length, check_size
@@ -27,7 +26,6 @@ from saegis_server.sae.left_out import left_out
 from saegis_server.steering.program import UNSTEERED
 from saegis_server.steering.site import Site
 
-_Context = grpc.aio.ServicerContext[Any, Any]
 DEFAULT_TOP_K, LARGEST_TOP_K = 5, 1000
 DEFAULT_PAGE, LARGEST_PAGE = 20, 1000
 #: The most texts that one contrast compares, both sides together.
@@ -42,13 +40,56 @@ LONGEST_QUERY, MOST_QUERY_WORDS = 1024, 32
 ENCODED_AT_ONCE = 64
 
 
-class FeatureServicer(feature_pb2_grpc.FeatureServiceServicer):
-    """Finds features and shows where they fire. Errors are exceptions, which the interceptor maps."""
+@dataclass(frozen=True, slots=True)
+class Side:
+    """What each feature does over a set of texts, float32 [m].
 
-    def __init__(self, services: Services) -> None:
-        self.services = services
+    mean: the mean over texts of the largest activation in each; rate: the share of texts in which it fires.
+    """
 
-    async def Inspect(self, request: pb.InspectRequest, context: _Context) -> pb.InspectResponse:
+    mean: Tensor
+    rate: Tensor
+
+
+def side(largest: Tensor) -> Side:
+    """One side, from the largest activation of each feature in each text [texts, m]."""
+    return Side(largest.mean(0), (largest > 0.0).to(torch.float32).mean(0))
+
+
+def contrast(positive: Side, negative: Side, limit: int, loaded: LoadedSAE) -> list[pb.FeatureContrast]:
+    """The features that tell the sides apart, best first, at most `limit`.
+
+    The score is the firing rate in the positive less that in the negative texts. Ties are ordered by the
+    difference of the means, then by index. A feature that does not lean to the positive side is left out.
+    """
+    score = positive.rate - negative.rate
+    lead = positive.mean - negative.mean
+    leaning = ((score > 0.0) | ((score == 0.0) & (lead > 0.0))).nonzero().squeeze(-1)
+    ranked = sorted(
+        zip(leaning.tolist(), score[leaning].tolist(), lead[leaning].tolist(), strict=True),
+        key=lambda found: (-found[1], -found[2], found[0]),
+    )
+
+    def told(side: Side, index: int) -> pb.ContrastSide:
+        return pb.ContrastSide(mean_activation=float(side.mean[index]), firing_rate=float(side.rate[index]))
+
+    return [
+        pb.FeatureContrast(
+            feature=convert.feature(FoundFeature(loaded, index, loaded.labels.get(index))),
+            score=value,
+            positive=told(positive, index),
+            negative=told(negative, index),
+        )
+        for index, value, _ in ranked[:limit]
+    ]
+
+
+@serves(pb.DESCRIPTOR.services_by_name["FeatureService"])
+class FeatureServicer(Servicer, feature_pb2_grpc.FeatureServiceServicer):
+    """Finds features and shows where they fire."""
+
+    @needs(Role.INSPECT, large=True)
+    async def Inspect(self, request: pb.InspectRequest, context: Context) -> pb.InspectResponse:
         """The strongest features of each token."""
         services = self.services
         top_k = request.top_k if request.HasField("top_k") else DEFAULT_TOP_K
@@ -76,13 +117,15 @@ class FeatureServicer(feature_pb2_grpc.FeatureServiceServicer):
             found.tokens.add(token_id=token, text=text, features=features, left_out=left)
         return found
 
-    async def GetFeature(self, request: pb.GetFeatureRequest, context: _Context) -> pb.GetFeatureResponse:
+    @needs(Role.INSPECT)
+    async def GetFeature(self, request: pb.GetFeatureRequest, context: Context) -> pb.GetFeatureResponse:
         """What is known of one feature."""
         found = self.services.targets.feature(request.feature, "feature")
         return pb.GetFeatureResponse(feature=convert.feature(found))
 
+    @needs(Role.INSPECT)
     async def SearchFeatures(
-        self, request: pb.SearchFeaturesRequest, context: _Context
+        self, request: pb.SearchFeaturesRequest, context: Context
     ) -> pb.SearchFeaturesResponse:
         """One page of the features whose labels fit."""
         size = request.page_size or DEFAULT_PAGE
@@ -102,8 +145,9 @@ class FeatureServicer(feature_pb2_grpc.FeatureServiceServicer):
             total_size=len(found),
         )
 
+    @needs(Role.INSPECT, large=True)
     async def ContrastFeatures(
-        self, request: pb.ContrastFeaturesRequest, context: _Context
+        self, request: pb.ContrastFeaturesRequest, context: Context
     ) -> pb.ContrastFeaturesResponse:
         """The features that fire in the positive and not in the negative texts."""
         limit = request.limit or DEFAULT_PAGE
@@ -117,19 +161,8 @@ class FeatureServicer(feature_pb2_grpc.FeatureServiceServicer):
         await self._decide("ContrastFeatures", *positive_texts, *negative_texts)
         positive = await self._side(positive_texts, loaded)
         negative = await self._side(negative_texts, loaded)
-        found = await self.services.in_thread(contrast, positive, negative, limit)
-        return pb.ContrastFeaturesResponse(
-            sae=loaded.id,
-            features=[
-                pb.FeatureContrast(
-                    feature=convert.feature(FoundFeature(loaded, each.index, loaded.labels.get(each.index))),
-                    score=each.score,
-                    positive=pb.ContrastSide(mean_activation=each.positive[0], firing_rate=each.positive[1]),
-                    negative=pb.ContrastSide(mean_activation=each.negative[0], firing_rate=each.negative[1]),
-                )
-                for each in found
-            ],
-        )
+        found = await self.services.in_thread(contrast, positive, negative, limit, loaded)
+        return pb.ContrastFeaturesResponse(sae=loaded.id, features=found)
 
     async def _texts(self, path: str, texts: Sequence[str], loaded: LoadedSAE) -> list[tuple[int, ...]]:
         """The tokens of one side's texts."""
@@ -167,7 +200,7 @@ class FeatureServicer(feature_pb2_grpc.FeatureServiceServicer):
             decode = self.services.prompts.decode
             return "\n".join(decode(tokens, skip_special_tokens=False) for tokens in prompts)
 
-        asked = Asked(method, request_id.get(), sum(map(len, prompts)), text, INSPECTION)
+        asked = Asked(method, request_id.get(), sum(map(len, prompts)), text, (UseOfRequest(Use.INSPECT),))
         await self.services.governor.permit(asked, RequestSteering(UNSTEERED))
 
     async def _activations(self, tokens: tuple[int, ...], loaded: LoadedSAE) -> Tensor:

@@ -2,14 +2,13 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
-import grpc
 from google.protobuf.message import Message
 
 from saegis.v1 import generation_pb2 as pb
@@ -27,36 +26,34 @@ from saegis_server.engine.api import (
     Timings,
 )
 from saegis_server.engine.api import Score as Scored
-from saegis_server.policy.decide.uses import UseOfRequest
+from saegis_server.policy.decide.uses import Use, UseOfRequest, beyond
 from saegis_server.rpc.auth.identity import current_identity
-from saegis_server.rpc.auth.uses import of_generation, of_score
+from saegis_server.rpc.auth.roles import Role, needs, serves
 from saegis_server.rpc.server.interceptor import LONGEST_REQUEST_ID, request_id, usable_request_id
 from saegis_server.rpc.server.threads import in_own_thread
 from saegis_server.rpc.services.run import Asked, Governed, Run
-from saegis_server.rpc.services.shared import Services
+from saegis_server.rpc.services.shared import Context, Servicer
 from saegis_server.rpc.wire import convert
 from saegis_server.rpc.wire.mailbox import Mailbox, closing
 from saegis_server.rpc.wire.problems import SlowReaderError
 from saegis_server.rpc.wire.programs import RequestSteering, request_steering
-from saegis_server.rpc.wire.prompts import check_length, check_size
+from saegis_server.rpc.wire.prompts import PromptReader, begins_answer, check_length, check_size
 from saegis_server.rpc.wire.sampling import sampling_params
 from saegis_server.steering.program import SteeringError
 
 T = TypeVar("T")
-_Context = grpc.aio.ServicerContext[Any, Any]
 #: Texts longer than this are tokenized in a thread, so that the event loop goes on.
 LONG_TEXT = 4096
 #: Answers of more tokens than this are put together in a thread.
 LONG_ANSWER = 512
 
 
-class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
-    """Generates and scores text. Errors are exceptions, which the interceptor maps."""
+@serves(pb.DESCRIPTOR.services_by_name["GenerationService"])
+class GenerationServicer(Servicer, generation_pb2_grpc.GenerationServiceServicer):
+    """Generates and scores text."""
 
-    def __init__(self, services: Services) -> None:
-        self.services = services
-
-    async def Generate(self, request: pb.GenerateRequest, context: _Context) -> pb.GenerateResponse:
+    @needs(Role.USE, large=True, further={"steering": Role.STEER})
+    async def Generate(self, request: pb.GenerateRequest, context: Context) -> pb.GenerateResponse:
         """All completions at once."""
         async with self._running(request, context) as running:
             events: list[Event] = []
@@ -86,8 +83,9 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             return await in_own_thread(make)
         return make()
 
+    @needs(Role.USE, large=True, further={"request.steering": Role.STEER})
     async def StreamGenerate(
-        self, request: pb.StreamGenerateRequest, context: _Context
+        self, request: pb.StreamGenerateRequest, context: Context
     ) -> AsyncIterator[pb.StreamGenerateResponse]:
         """Pieces as they come, then one closing message."""
         endings: dict[int, SequenceFinished] = {}
@@ -112,7 +110,8 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             )
         )
 
-    async def Score(self, request: pb.ScoreRequest, context: _Context) -> pb.ScoreResponse:
+    @needs(Role.INSPECT, large=True, further={"steering": Role.STEER, "unruled": Role.UNRULED})
+    async def Score(self, request: pb.ScoreRequest, context: Context) -> pb.ScoreResponse:
         """How likely a text is. A client that leaves ends the reading."""
         services = self.services
         tokens, kind = await self._prompt(request, opens_turn=False)
@@ -120,7 +119,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         if request.steering.watches:
             raise FieldError("steering.watches", "Score reports no activations; watch with Generate")
         steering = self._steering(request.steering)
-        asked = self._asked("Score", tokens, of_score(request, services.prompts))
+        asked = self._asked("Score", tokens, _uses_of_score(request, services.prompts))
         async with services.governor.admit(asked, steering) as run:
             governed = run.governed
             score = services.engine.score
@@ -148,7 +147,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         )
 
     @asynccontextmanager
-    async def _running(self, message: pb.GenerateRequest, context: _Context) -> AsyncIterator["_Running"]:
+    async def _running(self, message: pb.GenerateRequest, context: Context) -> AsyncIterator["_Running"]:
         """Submit a request; however the block is left, the request does not run on."""
         services, engine, governor = self.services, self.services.engine, self.services.governor
         prompt, kind = await self._prompt(message, opens_turn=True)
@@ -156,7 +155,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         given = await self._off_loop(message, services.prompts.given, message, kind, prompt)
         sampling = self._sampling(message, len(prompt))
         steering = self._steering(message.steering)
-        asked = self._asked("Generate", prompt, of_generation(message, services.prompts))
+        asked = self._asked("Generate", prompt, _uses_of_generation(message, services.prompts))
         async with governor.admit(asked, steering) as run:
             governed = run.governed
             request = GenerationRequest(
@@ -236,9 +235,9 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         """A request's own edits and watches."""
         return request_steering(message, self.services.targets, self.services.engine.capacity)
 
-    def _asked(self, method: str, prompt: tuple[int, ...], uses: tuple[UseOfRequest, ...]) -> Asked:
+    def _asked(self, method: str, prompt: tuple[int, ...], uses: Iterable[UseOfRequest]) -> Asked:
         text = partial(self.services.prompts.decode, prompt, skip_special_tokens=False)
-        return Asked(method, request_id.get(), len(prompt), text, uses)
+        return Asked(method, request_id.get(), len(prompt), text, tuple(uses))
 
     def _receipt(self, done: Receipt, timings: Timings, governed: Governed) -> pb.Receipt:
         return convert.receipt(done, timings, self.services.model.name, governed)
@@ -289,7 +288,7 @@ def _explained(kind: str, steering: RequestSteering) -> Iterator[None]:
         raise FieldError(kind, error.description) from error
 
 
-def _deadline(context: _Context) -> float | None:
+def _deadline(context: Context) -> float | None:
     """Until when a call's answer is waited for, on the monotonic clock."""
     left = context.time_remaining()
     return None if left is None else time.monotonic() + left
@@ -301,3 +300,35 @@ def _cancel_orphan(run: Run, cancel: Callable[[T], object], submitted: asyncio.F
         run.take_back()
     else:
         cancel(submitted.result())
+
+
+def _uses_of_generation(message: pb.GenerateRequest, prompts: PromptReader) -> Iterator[UseOfRequest]:
+    """The uses of a request of Generate or StreamGenerate, with field paths from GenerateRequest."""
+    yield from _uses_of_prompt(message, prompts)
+    if begins_answer(message.chat):
+        yield UseOfRequest(Use.PREFILL, f"chat.messages[{len(message.chat.messages) - 1}]")
+    sampling = message.sampling
+    if sampling.logit_bias:
+        yield UseOfRequest(Use.LOGIT_BIAS, "sampling.logit_bias")
+    for use in (Use.N, Use.TEMPERATURE):
+        # What is unset is 1.
+        if sampling.HasField(use.value):
+            asked = beyond(use, float(getattr(sampling, use.value)), f"sampling.{use.value}")
+            if asked is not None:
+                yield asked
+
+
+def _uses_of_score(message: pb.ScoreRequest, prompts: PromptReader) -> Iterator[UseOfRequest]:
+    """The uses of a request of Score; a text that is only read has no turn that would be continued."""
+    yield UseOfRequest(Use.SCORE)
+    if message.unruled:
+        yield UseOfRequest(Use.UNRULED, "unruled")
+    yield from _uses_of_prompt(message, prompts)
+
+
+def _uses_of_prompt(
+    message: pb.GenerateRequest | pb.ScoreRequest, prompts: PromptReader
+) -> Iterator[UseOfRequest]:
+    kind = message.WhichOneof("prompt")
+    if kind in ("text", "token_ids") and prompts.has_chat_template:
+        yield UseOfRequest(Use(kind), kind)

@@ -1,43 +1,35 @@
 """ModelService: what is served, how it is set up, how busy it is, and the tokenizer."""
 
-from typing import Any
-
-import grpc
 import torch
 
 from saegis.v1 import model_pb2 as pb
 from saegis.v1 import model_pb2_grpc
 from saegis.version import __version__
 from saegis_server.engine.api import MAX_LOGPROBS, FieldError
-from saegis_server.rpc.services.shared import Services
+from saegis_server.rpc.auth.roles import Role, needs, serves
+from saegis_server.rpc.server.intake import MOST_FIELDS
+from saegis_server.rpc.services.shared import Context, Servicer
+from saegis_server.rpc.wire import convert
 from saegis_server.rpc.wire.prompts import MOST_MESSAGES, check_text
 from saegis_server.rpc.wire.sampling import LARGEST_N, MOST_BIASES, MOST_STOP_TOKENS
-from saegis_server.rpc.wire.sizes import MOST_FIELDS
 from saegis_server.sae.catalog import LoadedSAE
 from saegis_server.steering.site import Site
 
-_Context = grpc.aio.ServicerContext[Any, Any]
 
+@serves(pb.DESCRIPTOR.services_by_name["ModelService"])
+class ModelServicer(Servicer, model_pb2_grpc.ModelServiceServicer):
+    """Describes the model and the server."""
 
-class ModelServicer(model_pb2_grpc.ModelServiceServicer):
-    """Describes the model and the server. Errors are exceptions, which the interceptor maps."""
-
-    def __init__(self, services: Services) -> None:
-        self.services = services
-
-    async def GetModel(self, request: pb.GetModelRequest, context: _Context) -> pb.GetModelResponse:
+    @needs(Role.USE)
+    async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.GetModelResponse:
         """The model, its sites and SAEs."""
         model, engine = self.services.model, self.services.engine
-        return pb.GetModelResponse(
+        return convert.message(
+            pb.GetModelResponse,
+            model,
             id=model.name,
-            architectures=model.architectures,
-            vocab_size=model.vocab_size,
             max_context_length=engine.max_length,
-            eos_token_ids=model.eos_token_ids,
             has_chat_template=self.services.prompts.has_chat_template,
-            hidden_size=model.hidden_size,
-            num_layers=model.num_layers,
-            dtype=model.dtype,
             sites=[
                 pb.Site(name=site, layer=Site.parse(site).layer, width=model.hidden_size)
                 for site in self.services.targets.sites
@@ -45,8 +37,9 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
             saes=[_sae(loaded) for loaded in self.services.catalog.entries],
         )
 
+    @needs(Role.USE)
     async def GetServerInfo(
-        self, request: pb.GetServerInfoRequest, context: _Context
+        self, request: pb.GetServerInfoRequest, context: Context
     ) -> pb.GetServerInfoResponse:
         """Versions, device and limits."""
         engine, load = self.services.engine, self.services.engine.stats()
@@ -75,7 +68,8 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
         message.start_time.FromNanoseconds(int(self.services.started * 1e9))
         return message
 
-    async def GetLoad(self, request: pb.GetLoadRequest, context: _Context) -> pb.GetLoadResponse:
+    @needs(Role.OPERATE)
+    async def GetLoad(self, request: pb.GetLoadRequest, context: Context) -> pb.GetLoadResponse:
         """How busy the engine is."""
         load = self.services.engine.stats()
         return pb.GetLoadResponse(
@@ -88,7 +82,8 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
             max_running_requests=load.max_running,
         )
 
-    async def Tokenize(self, request: pb.TokenizeRequest, context: _Context) -> pb.TokenizeResponse:
+    @needs(Role.USE, large=True)
+    async def Tokenize(self, request: pb.TokenizeRequest, context: Context) -> pb.TokenizeResponse:
         """A text's or a conversation's token ids; an empty text has none."""
         check_text(request, request.WhichOneof("input"), self.services.engine.max_length)
         return await self.services.in_thread(self._tokenize, request)
@@ -107,7 +102,8 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
                 raise FieldError("text", "one of text and chat must be given")
         return pb.TokenizeResponse(token_ids=tokens, tokens=prompts.pieces(tokens))
 
-    async def Detokenize(self, request: pb.DetokenizeRequest, context: _Context) -> pb.DetokenizeResponse:
+    @needs(Role.USE, large=True)
+    async def Detokenize(self, request: pb.DetokenizeRequest, context: Context) -> pb.DetokenizeResponse:
         """The text of token ids."""
         skip = request.skip_special_tokens if request.HasField("skip_special_tokens") else True
         most = self.services.longest_text

@@ -1,9 +1,7 @@
 """PolicyService: which policies are in force, what they decide, and how they change."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
-
-import grpc
+from functools import partial
 
 from saegis.v1 import policy_pb2 as pb
 from saegis.v1 import policy_pb2_grpc, steering_pb2
@@ -19,24 +17,22 @@ from saegis_server.policy.errors import PolicyError, UnknownPolicyError
 from saegis_server.policy.store.history import FEWEST_DIGITS
 from saegis_server.policy.store.store import PolicyStore
 from saegis_server.rpc.auth.identity import Identity, current_identity
-from saegis_server.rpc.auth.roles import Role
-from saegis_server.rpc.services.shared import Services
-from saegis_server.rpc.wire import policy_convert as convert
+from saegis_server.rpc.auth.roles import Role, needs, serves
+from saegis_server.rpc.services.shared import Context, Servicer, Services
+from saegis_server.rpc.wire import convert
 from saegis_server.rpc.wire.problems import PreconditionError
 from saegis_server.rpc.wire.programs import request_steering
 
-_Context = grpc.aio.ServicerContext[Any, Any]
 #: Why every method fails on a server without policies.
 NO_POLICIES = "NO_POLICIES"
 
 
-class PolicyServicer(policy_pb2_grpc.PolicyServiceServicer):
-    """Tells and changes the policies in force. Errors are exceptions, which the interceptor maps."""
+@serves(pb.DESCRIPTOR.services_by_name["PolicyService"])
+class PolicyServicer(Servicer, policy_pb2_grpc.PolicyServiceServicer):
+    """Tells and changes the policies in force."""
 
-    def __init__(self, services: Services) -> None:
-        self.services = services
-
-    async def GetPolicy(self, request: pb.GetPolicyRequest, context: _Context) -> pb.GetPolicyResponse:
+    @needs(Role.INSPECT)
+    async def GetPolicy(self, request: pb.GetPolicyRequest, context: Context) -> pb.GetPolicyResponse:
         """One policy in force, with its bundle where asked for."""
         _need("name", request.name)
         caller = current_identity()
@@ -47,8 +43,9 @@ class PolicyServicer(policy_pb2_grpc.PolicyServiceServicer):
         sent = await self.services.in_thread(bundle.archive) if request.include_bundle else b""
         return pb.GetPolicyResponse(policy=convert.state(state, reads), bundle=sent)
 
+    @needs(Role.INSPECT)
     async def ListPolicies(
-        self, request: pb.ListPoliciesRequest, context: _Context
+        self, request: pb.ListPoliciesRequest, context: Context
     ) -> pb.ListPoliciesResponse:
         """The policies in force of which the caller may know."""
         audience = current_identity().audience
@@ -58,16 +55,18 @@ class PolicyServicer(policy_pb2_grpc.PolicyServiceServicer):
             policy_revision=revision_of([each.active.compiled for each in found]),
         )
 
+    @needs(Role.INSPECT, large=True)
     async def ValidatePolicy(
-        self, request: pb.ValidatePolicyRequest, context: _Context
+        self, request: pb.ValidatePolicyRequest, context: Context
     ) -> pb.ValidatePolicyResponse:
         """What PutPolicy would say to a bundle."""
         _need("bundle", request.bundle)
         audience = current_identity().audience
         return await self.services.in_thread(_validate, self._store(), request.bundle, audience)
 
+    @needs(Role.INSPECT, large=True)
     async def EvaluatePolicy(
-        self, request: pb.EvaluatePolicyRequest, context: _Context
+        self, request: pb.EvaluatePolicyRequest, context: Context
     ) -> pb.EvaluatePolicyResponse:
         """What would be decided on a request."""
         store, caller = self._store(), current_identity()
@@ -78,35 +77,31 @@ class PolicyServicer(policy_pb2_grpc.PolicyServiceServicer):
             decision = await self.services.in_thread(store.active.decide, facts)
         return pb.EvaluatePolicyResponse(decision=convert.decided(decision, caller.audience))
 
-    async def PutPolicy(self, request: pb.PutPolicyRequest, context: _Context) -> pb.PutPolicyResponse:
+    @needs(Role.ADMINISTER, large=True)
+    async def PutPolicy(self, request: pb.PutPolicyRequest, context: Context) -> pb.PutPolicyResponse:
         """Put a bundle in force, or beside the revision that is."""
         _need("bundle", request.bundle)
-        store, by = self._store(), current_identity().name
+        put = partial(self._store().put, shadow=request.shadow)
+        by = current_identity().name
+        state = await self.services.in_thread(put, request.bundle, request.etag, by)
+        return pb.PutPolicyResponse(policy=convert.state(state))
 
-        def put() -> pb.PutPolicyResponse:
-            state = store.put(request.bundle, request.etag, by, shadow=request.shadow)
-            return pb.PutPolicyResponse(policy=convert.state(state))
-
-        return await self.services.in_thread(put)
-
+    @needs(Role.ADMINISTER)
     async def RollBackPolicy(
-        self, request: pb.RollBackPolicyRequest, context: _Context
+        self, request: pb.RollBackPolicyRequest, context: Context
     ) -> pb.RollBackPolicyResponse:
         """Put an earlier revision in force again."""
         for field in ("name", "digest", "etag"):
             _need(field, getattr(request, field))
         if len(request.digest) < FEWEST_DIGITS:
             raise FieldError("digest", f"give at least {FEWEST_DIGITS} digits, not {len(request.digest)}")
-        store, by = self._store(), current_identity().name
+        roll_back, by = self._store().roll_back, current_identity().name
+        state = await self.services.in_thread(roll_back, request.name, request.digest, request.etag, by)
+        return pb.RollBackPolicyResponse(policy=convert.state(state))
 
-        def roll_back() -> pb.RollBackPolicyResponse:
-            state = store.roll_back(request.name, request.digest, request.etag, by)
-            return pb.RollBackPolicyResponse(policy=convert.state(state))
-
-        return await self.services.in_thread(roll_back)
-
+    @needs(Role.INSPECT)
     async def ListPolicyRevisions(
-        self, request: pb.ListPolicyRevisionsRequest, context: _Context
+        self, request: pb.ListPolicyRevisionsRequest, context: Context
     ) -> pb.ListPolicyRevisionsResponse:
         """The revisions that a policy had, newest first."""
         _need("name", request.name)
@@ -177,7 +172,7 @@ def _validate(store: PolicyStore, archive: bytes, audience: Audience) -> pb.Vali
             digest=found.bundle.digest,
             signed_by=found.signed_by,
         ),
-        cases=map(convert.outcome, found.cases),
+        cases=map(convert.case_outcome, found.cases),
         warnings=map(convert.problem, found.warnings),
         replaces=replaces,
         changes=changed,

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+import grpc
+
 from saegis_server.engine.api import Engine
 from saegis_server.policy.store.store import PolicyStore
 from saegis_server.rpc.auth.governor import Governor
@@ -17,6 +19,7 @@ from saegis_server.sae.catalog import Catalog
 from saegis_server.telemetry.metrics import Metrics
 
 T = TypeVar("T")
+Context = grpc.aio.ServicerContext[Any, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,3 +88,10 @@ class Services:
     async def before_running(self, function: Callable[..., T], *args: Any) -> T:
         """Run what a generation waits for off the event loop, fairly among tenants. Raises BusyError."""
         return await self.admission.run(identity.get(ANONYMOUS).tenant, function, *args)
+
+
+class Servicer:
+    """What answers one service of the contract. Errors are exceptions, which the interceptor maps."""
+
+    def __init__(self, services: Services) -> None:
+        self.services = services

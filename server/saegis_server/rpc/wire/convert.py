@@ -1,9 +1,14 @@
-"""Conversions of what the engine gives to the contract's messages."""
+"""Conversions of what engine, catalog and policies give to the contract's messages."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from saegis.v1 import feature_pb2, generation_pb2
+from saegis.v1 import policy_pb2 as pb
 from saegis_server.engine.api import (
     Delta,
     Event,
@@ -14,11 +19,15 @@ from saegis_server.engine.api import (
     TokenOutput,
     Usage,
 )
+from saegis_server.policy.decide import decision
+from saegis_server.policy.decide.cases import CaseResult
 from saegis_server.policy.decide.decision import Decision
-from saegis_server.policy.decide.disclosure import own_sites, receipt_counts, receipt_rules
+from saegis_server.policy.decide.disclosure import Audience, own_sites, receipt_counts, receipt_rules
 from saegis_server.policy.schema.policy import Mode
+from saegis_server.policy.store.history import Revision
+from saegis_server.policy.store.in_force import PolicyState
+from saegis_server.problem import Problem
 from saegis_server.rpc.services.run import Governed
-from saegis_server.rpc.wire import policy_convert
 from saegis_server.sae.catalog import FoundFeature
 
 _FINISH_REASONS: Mapping[FinishReason, generation_pb2.FinishReason] = {
@@ -27,6 +36,14 @@ _FINISH_REASONS: Mapping[FinishReason, generation_pb2.FinishReason] = {
     FinishReason.ABORT: generation_pb2.FINISH_REASON_ABORT,
     FinishReason.CONTENT_FILTER: generation_pb2.FINISH_REASON_CONTENT_FILTER,
 }
+
+Made = TypeVar("Made", bound=Message)
+
+
+def message(kind: type[Made], source: object, **given: Any) -> Made:
+    """A message of the source's attributes by the names of its fields, but for those that are given."""
+    names = (field.name for field in kind.DESCRIPTOR.fields if field.name not in given)
+    return kind(**{name: getattr(source, name) for name in names}, **given)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,12 +123,8 @@ def choice(piece: Piece, details: TokenDetails) -> generation_pb2.Choice:
 
 def usage(counted: Usage, decision: Decision) -> generation_pb2.Usage:
     """Token counts, as far as the policies that decided let them be told."""
-    return generation_pb2.Usage(
-        prompt_tokens=counted.prompt_tokens,
-        completion_tokens=counted.completion_tokens,
-        cached_tokens=counted.cached_tokens,
-        steered_tokens=counted.steered_tokens if receipt_counts(decision) else None,
-    )
+    steered = counted.steered_tokens if receipt_counts(decision) else None
+    return message(generation_pb2.Usage, counted, steered_tokens=steered)
 
 
 def receipt(done: Receipt, timings: Timings, model: str, governed: Governed) -> generation_pb2.Receipt:
@@ -122,7 +135,7 @@ def receipt(done: Receipt, timings: Timings, model: str, governed: Governed) -> 
         policy_revision=decision.policy_revision,
         decision_id=governed.id,
         ruled=any(rule.mode is Mode.ENFORCE for rule in decision.rules),
-        rules=[policy_convert.applied(rule, held.get(rule.name, 0)) for rule in receipt_rules(decision)],
+        rules=[applied_rule(rule, held.get(rule.name, 0)) for rule in receipt_rules(decision)],
         program_digest=done.program_digest if receipt_counts(decision) else "",
         sites=_sites(done, decision),
         steered=done.steered,
@@ -136,19 +149,7 @@ def receipt(done: Receipt, timings: Timings, model: str, governed: Governed) -> 
 def _sites(done: Receipt, decision: Decision) -> list[generation_pb2.SiteReceipt]:
     """What was done at each site; where a policy conceals, what the request itself asked for there."""
     if receipt_counts(decision):
-        return [
-            generation_pb2.SiteReceipt(
-                site=site.site,
-                edits=site.edits,
-                rules=site.rules,
-                bans=site.bans,
-                watches=site.watches,
-                tokens_edited=site.tokens_edited,
-                bans_fired=site.bans_fired,
-                largest_relative_norm=site.largest_relative_norm,
-            )
-            for site in done.sites
-        ]
+        return [message(generation_pb2.SiteReceipt, site) for site in done.sites]
     own = own_sites(decision)
     return [
         generation_pb2.SiteReceipt(site=site.site, edits=site.edits, watches=site.watches)
@@ -159,23 +160,10 @@ def _sites(done: Receipt, decision: Decision) -> list[generation_pb2.SiteReceipt
 
 def feature(found: FoundFeature) -> feature_pb2.Feature:
     """What is recorded about a feature."""
-    message = feature_pb2.Feature(sae=found.loaded.id, index=found.index, site=found.site)
-    if found.label is not None:
-        label = found.label
-        message.MergeFrom(
-            feature_pb2.Feature(
-                label=label.label,
-                max_activation=label.max_activation,
-                density=label.density,
-                subjects=label.subjects,
-                languages=label.languages,
-                precision=label.precision,
-                recall=label.recall,
-                precision_by_language=label.precision_by_language,
-                harmful=label.harmful,
-            )
-        )
-    return message
+    place: dict[str, Any] = {"sae": found.loaded.id, "index": found.index, "site": found.site}
+    if found.label is None:
+        return feature_pb2.Feature(**place)
+    return message(feature_pb2.Feature, found.label, **place)
 
 
 def _timings(timings: Timings) -> generation_pb2.Timings:
@@ -214,3 +202,62 @@ def _watched(
         for row, place in enumerate(watches)
     ]
     return sorted(entries, key=lambda entry: entry.watch)
+
+
+_MODES = {
+    Mode.ENFORCE: pb.RULE_MODE_ENFORCE,
+    Mode.AUDIT: pb.RULE_MODE_AUDIT,
+    Mode.SHADOW: pb.RULE_MODE_SHADOW,
+}
+
+
+def revision(found: Revision, state: PolicyState) -> pb.PolicyRevision:
+    """A revision of a policy that stands as `state` says."""
+    put_time = Timestamp()
+    put_time.FromDatetime(found.put_time)
+    shadow = state.shadow is not None and found.digest == state.shadow.digest
+    active = found.digest == state.active.digest
+    return message(pb.PolicyRevision, found, put_time=put_time, active=active, shadow=shadow)
+
+
+def state(found: PolicyState, reads: bool = True) -> pb.PolicyState:
+    """A policy in force. reads: whether what it says may be told."""
+    return pb.PolicyState(
+        active=revision(found.active, found),
+        shadow=revision(found.shadow, found) if found.shadow is not None else None,
+        etag=found.etag,
+        description=found.description if reads else "",
+        rules=found.rules if reads else (),
+    )
+
+
+def problem(found: Problem) -> pb.PolicyProblem:
+    """One thing that is wrong with a bundle."""
+    return message(pb.PolicyProblem, found)
+
+
+def changes(by_entry: Mapping[str, str]) -> pb.PolicyChanges:
+    """What became of a policy's entries, by key: "added", "removed" or "changed"."""
+    told = (pb.PolicyChange(change=f"CHANGE_KIND_{kind.upper()}", key=key) for key, kind in by_entry.items())
+    return pb.PolicyChanges(changes=told)
+
+
+def case_outcome(case: CaseResult) -> pb.CaseOutcome:
+    """How a case went."""
+    return message(pb.CaseOutcome, case)
+
+
+def applied_rule(rule: decision.AppliedRule, tokens: int = 0) -> pb.AppliedRule:
+    """A rule that applies. tokens: at how many its condition held."""
+    return message(pb.AppliedRule, rule, mode=_MODES[rule.mode], tokens=tokens)
+
+
+def decided(found: decision.Decision, audience: Audience) -> pb.PolicyDecision:
+    """A decision, as far as the audience may learn it."""
+    return pb.PolicyDecision(
+        allowed=found.allowed,
+        policy_revision=found.policy_revision,
+        denials=[message(pb.Denial, each) for each in audience.denials(found)],
+        rules=[applied_rule(rule) for rule in audience.rules(found)],
+        program_digest=found.digest if found.allowed and not audience.conceals(found) else "",
+    )

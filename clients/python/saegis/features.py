@@ -1,0 +1,194 @@
+"""FeatureService: where features fire, what is recorded about them, and which tell texts apart."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from saegis.base import BaseClient
+from saegis.messages import ChatMessage, feature_message, put, result, set_prompt
+from saegis.rpc import rpc
+from saegis.steering import Direction, FeatureInfo, FeatureRef, as_target
+from saegis.v1 import feature_pb2 as pb
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureActivation:
+    """One feature's activation at one token, in feature units."""
+
+    index: int
+    activation: float
+    label: str
+
+
+@dataclass(frozen=True, slots=True)
+class TokenFeatures:
+    """One token and its strongest features, strongest first."""
+
+    token_id: int
+    text: str
+    features: tuple[FeatureActivation, ...]
+    left_out: bool = False
+    """Whether contrasts and statistics leave the token out, since the SAE has hardly learnt it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """The answer to `inspect`: the tokens of a text with their features, as one SAE reads them."""
+
+    sae: str
+    site: str
+    tokens: tuple[TokenFeatures, ...]
+
+    def __iter__(self) -> Iterator[TokenFeatures]:
+        return iter(self.tokens)
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class FeaturePage:
+    """One page of the answer to `search_features`."""
+
+    features: tuple[FeatureInfo, ...]
+    next_page_token: str
+    """What to give as `page_token` for the next page; empty where there is none."""
+    total_size: int
+    """How many features match, over all pages."""
+
+    def __iter__(self) -> Iterator[FeatureInfo]:
+        return iter(self.features)
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+
+@dataclass(frozen=True, slots=True)
+class ContrastSide:
+    """One feature's behaviour over one set of texts."""
+
+    mean_activation: float
+    """The mean over texts of the largest activation in each, in feature units."""
+    firing_rate: float
+    """The share of texts in which the feature is active at all, from 0 to 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureContrast:
+    """How one feature differs between two sets of texts."""
+
+    feature: FeatureInfo
+    score: float
+    """Firing rate in the positive less that in the negative texts, from -1 to 1."""
+    positive: ContrastSide
+    negative: ContrastSide
+
+
+@dataclass(frozen=True, slots=True)
+class Contrast:
+    """The answer to `contrast_features`, highest score first."""
+
+    sae: str
+    features: tuple[FeatureContrast, ...]
+
+    def __iter__(self) -> Iterator[FeatureContrast]:
+        return iter(self.features)
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+
+def _inspection(message: pb.InspectResponse) -> Inspection:
+    tokens = tuple(
+        result(TokenFeatures, each, features=tuple(result(FeatureActivation, one) for one in each.features))
+        for each in message.tokens
+    )
+    return result(Inspection, message, tokens=tokens)
+
+
+def _feature(message: pb.GetFeatureResponse) -> FeatureInfo:
+    return result(FeatureInfo, message.feature)
+
+
+def _page(message: pb.SearchFeaturesResponse) -> FeaturePage:
+    found = tuple(result(FeatureInfo, each) for each in message.features)
+    return result(FeaturePage, message, features=found)
+
+
+def _contrast(message: pb.ContrastFeaturesResponse) -> Contrast:
+    found = tuple(
+        result(
+            FeatureContrast,
+            each,
+            feature=result(FeatureInfo, each.feature),
+            positive=result(ContrastSide, each.positive),
+            negative=result(ContrastSide, each.negative),
+        )
+        for each in message.features
+    )
+    return result(Contrast, message, features=found)
+
+
+class FeatureMethods(BaseClient):
+    """What both clients ask of FeatureService."""
+
+    @rpc(lambda stubs: stubs.feature.Inspect, _inspection)
+    def inspect(
+        self,
+        text: str | None = None,
+        *,
+        messages: Sequence[ChatMessage] | None = None,
+        token_ids: Sequence[int] | None = None,
+        sae: str = "",
+        site: str = "",
+        top_k: int | None = None,
+        timeout: float | None = None,
+    ) -> pb.InspectRequest:
+        """Tell the `top_k` strongest features of each token of a text, a conversation or token ids."""
+        request = pb.InspectRequest(sae=sae, site=site)
+        set_prompt(request, text, messages, token_ids)
+        put(request, "top_k", top_k)
+        return request
+
+    @rpc(lambda stubs: stubs.feature.GetFeature, _feature)
+    def get_feature(
+        self, feature: int | str | FeatureRef | FeatureInfo, *, sae: str = "", timeout: float | None = None
+    ) -> pb.GetFeatureRequest:
+        """Tell what is recorded about one feature, given by index or by exact label."""
+        target = as_target(feature)
+        if isinstance(target, Direction):
+            raise TypeError("a direction is no feature")
+        if sae and target.sae not in ("", sae):
+            raise ValueError(f"sae is {sae!r} but the feature belongs to {target.sae!r}")
+        return pb.GetFeatureRequest(feature=feature_message(FeatureRef(target.selector, sae or target.sae)))
+
+    @rpc(lambda stubs: stubs.feature.SearchFeatures, _page)
+    def search_features(
+        self,
+        query: str = "",
+        *,
+        sae: str = "",
+        page_size: int = 0,
+        page_token: str = "",
+        timeout: float | None = None,
+    ) -> pb.SearchFeaturesRequest:
+        """Find features by words of their labels, best first. An empty query finds every labelled one."""
+        request = pb.SearchFeaturesRequest(query=query, sae=sae, page_token=page_token)
+        put(request, "page_size", page_size)
+        return request
+
+    @rpc(lambda stubs: stubs.feature.ContrastFeatures, _contrast)
+    def contrast_features(
+        self,
+        positive: Sequence[str],
+        negative: Sequence[str],
+        *,
+        sae: str = "",
+        limit: int = 0,
+        timeout: float | None = None,
+    ) -> pb.ContrastFeaturesRequest:
+        """Find the features that are active in the positive texts and not in the negative ones."""
+        request = pb.ContrastFeaturesRequest(sae=sae)
+        put(request, "positive_texts", positive)
+        put(request, "negative_texts", negative)
+        put(request, "limit", limit)
+        return request

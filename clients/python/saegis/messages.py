@@ -1,0 +1,154 @@
+"""Messages of the contract: the one place where arguments are written into them and results read out."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import Field, fields
+from enum import StrEnum
+from typing import Any, ClassVar, Protocol, TypeVar
+
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
+
+from saegis.errors import InternalError
+from saegis.steering import Direction, Edit, FeatureRef, Target, Watch, as_target
+from saegis.v1 import prompt_pb2, steering_pb2
+
+ChatMessage = Mapping[str, str]
+"""One turn of a conversation: a mapping with the keys "role" and "content"."""
+
+
+class _Dataclass(Protocol):
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+
+Result = TypeVar("Result", bound=_Dataclass)
+Word = TypeVar("Word", bound=StrEnum)
+
+
+def result(kind: type[Result], message: Message, **given: object) -> Result:
+    """A result from the message's fields of the same names, but for those that are given.
+
+    Repeated fields become tuples, maps dictionaries, and what is optional and not set None.
+    """
+    told = {each.name: _value(message, each.name) for each in fields(kind) if each.name not in given}
+    return kind(**told, **given)
+
+
+def _value(message: Message, name: str) -> Any:
+    described = message.DESCRIPTOR.fields_by_name[name]
+    value = getattr(message, name)
+    if described.is_repeated:
+        return dict(value) if isinstance(value, Mapping) else tuple(value)
+    return None if described.has_presence and not message.HasField(name) else value
+
+
+def word(kind: type[Word], message: Message, name: str) -> Word:
+    """The value of a field that is an enum, by its name. Raises InternalError for one that is unknown."""
+    described: Any = message.DESCRIPTOR.fields_by_name[name].enum_type
+    values = described.values_by_number
+    number = getattr(message, name)
+    prefix = values[0].name.removesuffix("UNSPECIFIED")
+    try:
+        return kind(values[number].name.removeprefix(prefix).lower())
+    except (KeyError, ValueError) as error:
+        raise InternalError(f"unknown {name} {number}", reason="CONTRACT_BROKEN") from error
+
+
+def set_prompt(
+    request: Message,
+    text: str | None,
+    messages: Sequence[ChatMessage] | None,
+    token_ids: Sequence[int] | None = None,
+) -> None:
+    """Set the prompt of a request that has one. Raises ValueError unless exactly one is given."""
+    # Any message with a choice between a text, a conversation and token ids.
+    asking: Any = request
+    given = [value for value in (text, messages, token_ids) if value is not None]
+    if len(given) != 1:
+        raise ValueError(f"give exactly one of a text, messages and token_ids, not {len(given)} of them")
+    if text is not None:
+        put(request, "text", text)
+    elif messages is not None:
+        chat: prompt_pb2.Chat = asking.chat
+        chat.messages.extend(_chat_message(each) for each in messages)
+        chat.SetInParent()
+    else:
+        ids: prompt_pb2.TokenIds = asking.token_ids
+        ids.SetInParent()
+        put(ids, "ids", token_ids, shown_as="token_ids")
+
+
+def _chat_message(message: ChatMessage) -> prompt_pb2.ChatMessage:
+    if set(message) != {"role", "content"}:
+        raise ValueError(f"a message has the keys role and content, not {', '.join(sorted(message))}")
+    built = prompt_pb2.ChatMessage()
+    for name in ("role", "content"):
+        put(built, name, message[name], shown_as=f"messages.{name}")
+    return built
+
+
+def steering_message(edits: Iterable[Edit]) -> steering_pb2.Steering:
+    """Edits as the contract has them. Raises TypeError for what is no edit, ValueError for its numbers."""
+    return steering_pb2.Steering(edits=[_edit(edit) for edit in edits])
+
+
+def _edit(edit: Edit) -> steering_pb2.Edit:
+    if not isinstance(edit, Edit):
+        raise TypeError(f"steering takes edits such as saegis.clamp(...), not {type(edit).__name__}")
+    message = steering_pb2.Edit(
+        operation=f"OPERATION_{edit.operation.upper()}",
+        site=edit.site,
+        unit=f"UNIT_{edit.unit.upper()}" if edit.unit else None,
+        phase=f"PHASE_{edit.phase.upper()}" if edit.phase else None,
+    )
+    _set_target(message, edit.target)
+    put(message, "value", edit.value)
+    return message
+
+
+def watch_message(watch: Watch | Target) -> steering_pb2.Watch:
+    """A watch, or the target of one, as the contract has it. Raises TypeError for what is neither."""
+    if not isinstance(watch, Watch):
+        watch = Watch(as_target(watch))
+    message = steering_pb2.Watch(site=watch.site)
+    _set_target(message, watch.target)
+    return message
+
+
+def _set_target(message: steering_pb2.Edit | steering_pb2.Watch, target: FeatureRef | Direction) -> None:
+    if isinstance(target, Direction):
+        message.direction.values.extend(target.values)
+        message.direction.SetInParent()
+    else:
+        message.feature.CopyFrom(feature_message(target))
+
+
+def feature_message(feature: FeatureRef) -> steering_pb2.FeatureRef:
+    """A feature as the contract names it. Raises ValueError for an index that does not fit its field."""
+    message = steering_pb2.FeatureRef(sae=feature.sae)
+    put(message, "label" if isinstance(feature.selector, str) else "index", feature.selector)
+    return message
+
+
+def put(message: Message, name: str, value: object, *, shown_as: str = "") -> None:
+    """Set a field unless the value is None; errors of type and range name the field."""
+    if value is None:
+        return
+    shown = shown_as or name
+    described = message.DESCRIPTOR.fields_by_name[name]
+    # protobuf would store True as 1, and a single string as its letters.
+    if isinstance(value, bool) and described.type != FieldDescriptor.TYPE_BOOL:
+        raise TypeError(f"{shown}: expected a number, not {value}")
+    field = getattr(message, name) if described.is_repeated else None
+    if field is not None and isinstance(value, str):
+        raise TypeError(f"{shown}: expected several, not the single string {value!r}")
+    try:
+        if field is None:
+            setattr(message, name, value)
+        elif isinstance(value, Mapping):
+            field.update(value)
+        else:
+            field.extend(value)
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{shown}: no Unicode text: half of a character stands at {error.start}") from error
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{shown}: {error}") from error

@@ -1,0 +1,314 @@
+"""PolicyService: the policies in force, what they decide, and what is wrong with a bundle."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from types import MappingProxyType
+
+from saegis.base import BaseClient
+from saegis.messages import result, steering_message, word
+from saegis.rpc import rpc
+from saegis.steering import Edit
+from saegis.v1 import policy_pb2 as pb
+
+
+class RuleMode(StrEnum):
+    """What is done with a rule that applies."""
+
+    ENFORCE = "enforce"
+    AUDIT = "audit"
+    """It is recorded, and does not act."""
+    SHADOW = "shadow"
+    """It is counted beside the rules in force, and does not act."""
+
+
+@dataclass(frozen=True, slots=True)
+class AppliedRule:
+    """A rule of the operator's that applies to a request, and what it did."""
+
+    policy: str
+    rule: str
+    action: str
+    """What it does: "ban", "clamp", "cap", "floor", "scale", "watch", "stop", "refuse", "record" or
+    "limit"."""
+    mode: RuleMode
+    labels: tuple[str, ...]
+    """The labels of the features it is about; empty where the policy does not tell them."""
+    reason: str
+    """The author's reason."""
+    tokens: int
+    """Tokens at which its condition held; 0 where it has none or nothing was generated."""
+    conditional: bool
+
+    @property
+    def name(self) -> str:
+        """ "policy/rule"."""
+        return f"{self.policy}/{self.rule}"
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyRevision:
+    """One revision of a policy."""
+
+    name: str
+    serial: int
+    """Rises with every revision."""
+    revision: str
+    """The author's name for it."""
+    digest: str
+    """SHA-256 over the digests of the bundle's files, in hexadecimal."""
+    signed_by: str
+    """The id of the key that signed it; empty where the server asks for no signature."""
+    put_time: datetime | None
+    """When it was put in force, in UTC; None for a bundle that was only validated."""
+    put_by: str
+    """A principal, or "start" for the server's own configuration."""
+    active: bool
+    """Whether it is in force."""
+    shadow: bool
+    """Whether it is evaluated beside the one in force, without acting."""
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyState:
+    """A policy as it is in force."""
+
+    active: PolicyRevision
+    shadow: PolicyRevision | None
+    """The candidate that is evaluated beside it."""
+    etag: str
+    """Changes with every put and roll back; `put_policy` and `roll_back_policy` take it."""
+    description: str
+    rules: tuple[str, ...]
+    """The ids of its rules."""
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """The answer to `get_policy`."""
+
+    policy: PolicyState
+    bundle: bytes
+    """The bundle as a tar archive; empty where it was not asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyList:
+    """The answer to `list_policies`."""
+
+    policies: tuple[PolicyState, ...]
+    """Those in force, by name."""
+    policy_revision: str
+    """Names all of them together, as receipts do."""
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyProblem:
+    """One thing that is wrong with a bundle."""
+
+    file: str
+    """The file in the bundle; empty where the problem is not in one file."""
+    line: int
+    """The line, from 1; 0 where it is not in one line."""
+    path: str
+    """The key, such as "rules[2].ban.strength", or the rule."""
+    message: str
+
+    def __str__(self) -> str:
+        place = f"{self.file}:{self.line}" if self.line else self.file
+        return ": ".join(part for part in (place, self.path, self.message) if part)
+
+
+@dataclass(frozen=True, slots=True)
+class CaseOutcome:
+    """How one of a bundle's own cases went."""
+
+    name: str
+    passed: bool
+    failures: tuple[str, ...]
+
+
+class ChangeKind(StrEnum):
+    """What became of an entry of a policy."""
+
+    ADDED = "added"
+    REMOVED = "removed"
+    CHANGED = "changed"
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyChange:
+    """One entry or key of a policy that is otherwise than before."""
+
+    change: ChangeKind
+    key: str
+    """Such as "rules.no-poison" or "mode"."""
+
+
+@dataclass(frozen=True, slots=True)
+class Validation:
+    """The answer to `validate_policy`."""
+
+    valid: bool
+    """Whether `put_policy` would take the bundle."""
+    problems: tuple[PolicyProblem, ...]
+    revision: PolicyRevision | None
+    """What the bundle is; None where it cannot be read."""
+    cases: tuple[CaseOutcome, ...]
+    warnings: tuple[PolicyProblem, ...] = ()
+    """What keeps nobody from taking it, and is hardly meant."""
+    replaces: PolicyState | None = None
+    """The policy of this name that is in force."""
+    changes: tuple[PolicyChange, ...] | None = None
+    """What the bundle says otherwise than that; None where it cannot be read, or the caller may not know."""
+
+
+@dataclass(frozen=True, slots=True)
+class Denial:
+    """One reason for which a request may not run; policy and rule are empty where they are concealed."""
+
+    policy: str
+    rule: str
+    """The rule, allowance, limit or protection."""
+    field: str
+    """The field of the request, such as "steering.edits[2]"; empty where it is the request as a whole."""
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What the policies decide on a request: the answer to `evaluate_policy`."""
+
+    allowed: bool
+    policy_revision: str
+    """Names the policies that decided, as receipts do."""
+    denials: tuple[Denial, ...]
+    rules: tuple[AppliedRule, ...]
+    """The rules in force for it, and those that are only recorded."""
+    program_digest: str
+    """Names the steering that it would get; empty where it may not run, or a policy conceals its rules."""
+
+
+def _policy(message: pb.GetPolicyResponse) -> Policy:
+    return result(Policy, message, policy=_state(message.policy))
+
+
+def _policies(message: pb.ListPoliciesResponse) -> PolicyList:
+    return result(PolicyList, message, policies=tuple(map(_state, message.policies)))
+
+
+def _revisions(message: pb.ListPolicyRevisionsResponse) -> tuple[PolicyRevision, ...]:
+    return tuple(map(_revision, message.revisions))
+
+
+def _revision(message: pb.PolicyRevision) -> PolicyRevision:
+    put_time = message.put_time.ToDatetime(tzinfo=UTC) if message.HasField("put_time") else None
+    return result(PolicyRevision, message, put_time=put_time)
+
+
+def _put(message: pb.PutPolicyResponse | pb.RollBackPolicyResponse) -> PolicyState:
+    return _state(message.policy)
+
+
+def _state(message: pb.PolicyState) -> PolicyState:
+    shadow = _revision(message.shadow) if message.HasField("shadow") else None
+    return result(PolicyState, message, active=_revision(message.active), shadow=shadow)
+
+
+def _validation(message: pb.ValidatePolicyResponse) -> Validation:
+    told = message.changes.changes
+    changes = tuple(result(PolicyChange, each, change=word(ChangeKind, each, "change")) for each in told)
+    return result(
+        Validation,
+        message,
+        problems=_problems(message.problems),
+        revision=_revision(message.revision) if message.HasField("revision") else None,
+        cases=tuple(result(CaseOutcome, each) for each in message.cases),
+        warnings=_problems(message.warnings),
+        replaces=_state(message.replaces) if message.HasField("replaces") else None,
+        changes=changes if message.HasField("changes") else None,
+    )
+
+
+def _problems(messages: Iterable[pb.PolicyProblem]) -> tuple[PolicyProblem, ...]:
+    return tuple(result(PolicyProblem, each) for each in messages)
+
+
+def _decision(message: pb.EvaluatePolicyResponse) -> Decision:
+    decision = message.decision
+    denials = tuple(result(Denial, each) for each in decision.denials)
+    return result(Decision, decision, denials=denials, rules=applied_rules(decision.rules))
+
+
+def applied_rules(messages: Iterable[pb.AppliedRule]) -> tuple[AppliedRule, ...]:
+    """The rules of a decision or a receipt."""
+    return tuple(result(AppliedRule, each, mode=word(RuleMode, each, "mode")) for each in messages)
+
+
+class PolicyMethods(BaseClient):
+    """What both clients ask of PolicyService."""
+
+    @rpc(lambda stubs: stubs.policy.ListPolicies, _policies)
+    def list_policies(self, *, timeout: float | None = None) -> pb.ListPoliciesRequest:
+        """Tell all policies in force."""
+        return pb.ListPoliciesRequest()
+
+    @rpc(lambda stubs: stubs.policy.GetPolicy, _policy)
+    def get_policy(
+        self, name: str, *, include_bundle: bool = False, timeout: float | None = None
+    ) -> pb.GetPolicyRequest:
+        """Tell one policy in force and, where asked for, send its bundle."""
+        return pb.GetPolicyRequest(name=name, include_bundle=include_bundle)
+
+    @rpc(lambda stubs: stubs.policy.ListPolicyRevisions, _revisions)
+    def policy_revisions(self, name: str, *, timeout: float | None = None) -> pb.ListPolicyRevisionsRequest:
+        """Tell the revisions that a policy had, newest first."""
+        return pb.ListPolicyRevisionsRequest(name=name)
+
+    @rpc(lambda stubs: stubs.policy.ValidatePolicy, _validation)
+    def validate_policy(self, bundle: bytes, *, timeout: float | None = None) -> pb.ValidatePolicyRequest:
+        """Check a bundle, a tar archive, as `put_policy` would; changes nothing."""
+        return pb.ValidatePolicyRequest(bundle=bundle)
+
+    @rpc(lambda stubs: stubs.policy.EvaluatePolicy, _decision)
+    def evaluate_policy(
+        self,
+        steering: Sequence[Edit] = (),
+        *,
+        tenant: str = "",
+        roles: Sequence[str] = (),
+        bundle: bytes = b"",
+        uses: Mapping[str, float | None] = MappingProxyType({}),
+        timeout: float | None = None,
+    ) -> pb.EvaluatePolicyRequest:
+        """Tell what would be decided on a request, by the policies in force or by a bundle.
+
+        tenant, roles: who would ask; by default the caller. uses: what would be asked for beyond the
+        ordinary, by its word in policies, with the value of "n" and "temperature" and None for others.
+        """
+        if isinstance(roles, str):
+            raise TypeError(f"roles: expected several, not the single string {roles!r}")
+        request = pb.EvaluatePolicyRequest(tenant=tenant, roles=roles, bundle=bundle)
+        for each, value in uses.items():
+            request.uses.add(word=each, value=value)
+        if steering:
+            request.steering.CopyFrom(steering_message(steering))
+        return request
+
+    @rpc(lambda stubs: stubs.policy.PutPolicy, _put)
+    def put_policy(
+        self, bundle: bytes, *, etag: str = "", shadow: bool = False, timeout: float | None = None
+    ) -> pb.PutPolicyRequest:
+        """Put a bundle, a tar archive, in force or, as a `shadow`, beside the revision that is.
+
+        etag: that of the policy which it shall replace, as `get_policy` tells it; empty for a new one.
+        """
+        return pb.PutPolicyRequest(bundle=bundle, etag=etag, shadow=shadow)
+
+    @rpc(lambda stubs: stubs.policy.RollBackPolicy, _put)
+    def roll_back_policy(
+        self, name: str, digest: str, *, etag: str, timeout: float | None = None
+    ) -> pb.RollBackPolicyRequest:
+        """Put an earlier revision in force again. digest: at least its first 8 digits."""
+        return pb.RollBackPolicyRequest(name=name, digest=digest, etag=etag)
