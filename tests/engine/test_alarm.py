@@ -97,7 +97,7 @@ class Player:
         self.guarding = Guarding(cast(Step, self.step))
         program = {SITE: SiteProgram(guards=tuple(probe(index) for index in range(READINGS)))}
         self.guard = RequestGuard(Plan(guard, program, [SITE]))
-        asked = SteeringProgram({str(SITE): program[SITE]})
+        asked = SteeringProgram(program)
         request = GenerationRequest("r", (0,) * PROMPT, SamplingParams(temperature=0.0), asked, guard=guard)
         running = Running(request, AdmittedProgram("", program, None), 0, lambda _: None, self.guard)
         none: frozenset[int] = frozenset()
@@ -189,7 +189,7 @@ def broken(text: Text, at: tuple[int, int] | None) -> Text:
 texts = st.builds(
     broken, st.builds(Text, st.lists(rows_of, min_size=PROMPT, max_size=PROMPT), runs, rows_of), unreadable
 )
-ADDED = {str(SITE): SiteProgram(rules=(rows.add(probe(90), 1.0),))}
+ADDED = {SITE: SiteProgram(rules=(rows.add(probe(90), 1.0),))}
 
 
 def guard_of(made: Sequenced[tuple[Condition, Reaction]]) -> Guard:

@@ -166,7 +166,7 @@ def _check_reachable(rule: Edit, value: float, place: int) -> None:
         unit = " of the norm" if rule.relative_to_norm else ""
         raise SteeringError(
             f"{probe.name} cannot be held at {value:g}{unit}: where it is active it is above {jump:g}",
-            "",
+            None,
             (("rules", place),),
         )
 
@@ -201,7 +201,7 @@ def _check(held: Held) -> None:
     for each in (held.prompt, held.completion):
         if each.has_high and each.has_low and not _leaves_room(each):
             fault = f"the bounds of {held.probe.name} leave no value between them"
-            raise SteeringError(fault, "", (held.place,))
+            raise SteeringError(fault, None, (held.place,))
 
 
 def _leaves_room(reach: Range) -> bool:

@@ -165,7 +165,7 @@ def test_a_scored_text_is_read_again_with_the_rows_of_its_conditions(serving: Se
     """Both the condition that holds at first, and the one that its rows make hold."""
     text, pushed = tiny.prompt_of(3, 40), Probe.direction(probe(77).read)
     program = SteeringProgram({SITES[0]: SiteProgram(guards=(pushed,))})
-    first = {"layers.0.mlp_out": SiteProgram(rules=(rows.add(pushed, 50.0),))}
+    first = {SITES[1]: SiteProgram(rules=(rows.add(pushed, 50.0),))}
     levels = (-1e6, 25.0, 1e5)
     guard = Guard(
         tuple(
@@ -175,9 +175,8 @@ def test_a_scored_text_is_read_again_with_the_rows_of_its_conditions(serving: Se
     )
     with serving(tiny.model()) as engine:
         found = engine.score(text, program, guard).result(30)
-        once = SteeringProgram({**first, SITES[1]: first["layers.0.mlp_out"]})
-        both = SiteProgram(rules=first["layers.0.mlp_out"].rules + ADDED[SITES[1]].rules)
-        assert SITES[1] == "layers.0.mlp_out"
+        once = SteeringProgram(first)
+        both = SiteProgram(rules=first[SITES[1]].rules + ADDED[SITES[1]].rules)
         assert found.logprobs == engine.score(text, SteeringProgram({SITES[1]: both})).result(30).logprobs
         assert found.logprobs != engine.score(text, once).result(30).logprobs
     assert [(each.held_tokens, each.first_token) for each in found.receipt.conditions] == [

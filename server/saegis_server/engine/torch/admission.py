@@ -9,7 +9,7 @@ from saegis_server.engine.torch.request_guard import RequestGuard
 from saegis_server.engine.torch.step import Step
 from saegis_server.steering.program import SiteProgram, SteeringError, SteeringProgram
 from saegis_server.steering.projection import held_geometry
-from saegis_server.steering.site import Site, SiteError
+from saegis_server.steering.site import Site
 
 #: How many admitted programs are kept.
 _REMEMBERED = 64
@@ -34,7 +34,7 @@ class Admission:
     def __init__(self, step: Step, first_token: FirstToken) -> None:
         self._step, self._first_token = step, first_token
         # By digest and by the order of sites, in which watches are told.
-        self._known: dict[tuple[str, tuple[str, ...]], AdmittedProgram] = {}
+        self._known: dict[tuple[str, tuple[Site, ...]], AdmittedProgram] = {}
 
     def generation(
         self, request: GenerationRequest, stops: Collection[int]
@@ -87,8 +87,8 @@ class Admission:
     ) -> tuple[AdmittedProgram, RequestGuard | None]:
         digest = guard.digest_beside(program)
         if (known := self._known.get(key := (digest, tuple(program.sites)))) is None:
-            rows = self._program(program)
-            known = AdmittedProgram(digest, rows, self._plan(guard, rows))
+            self._check(program)
+            known = AdmittedProgram(digest, program.sites, self._plan(guard, program.sites))
             if len(self._known) >= _REMEMBERED:
                 self._known.clear()
             self._known[key] = known
@@ -110,11 +110,8 @@ class Admission:
                 raise FieldError(
                     f"guard.conditions[{place}]", f"{each.name} has {rows}; its reaction is {each.reaction}"
                 )
-        try:
-            plan = Plan(guard, program, self._step.sites)
-        except SiteError as error:
-            raise SteeringError(str(error), "") from None
-        self._program(SteeringProgram({str(site): rows for site, rows in plan.everything.items()}))
+        plan = Plan(guard, program, self._step.sites)
+        self._check(SteeringProgram(plan.everything))
         return plan
 
     def _check_tokens(self, named: Mapping[str, Sequence[int]]) -> None:
@@ -124,23 +121,16 @@ class Admission:
                 if not 0 <= token < vocabulary:
                     raise FieldError(f"{field}[{position}]", f"{token} is not a token id below {vocabulary}")
 
-    def _program(self, program: SteeringProgram) -> dict[Site, SiteProgram]:
+    def _check(self, program: SteeringProgram) -> None:
         step = self._step
         width = step.model.config.get_text_config().hidden_size
-        sites: dict[Site, SiteProgram] = {}
-        for name, rows in program.sites.items():
-            try:
-                site = Site.parse(name)
-            except SiteError as error:
-                raise SteeringError(str(error), name) from None
+        for site, rows in program.sites.items():
             if site not in step.sites:
                 offered = ", ".join(map(str, step.sites)) or "none"
-                raise SteeringError(f"{name} is not a site of this server (its sites: {offered})", name)
-            step.slots.capacity.check(name, rows)
+                raise SteeringError(f"{site} is not a site of this server (its sites: {offered})", site)
+            step.slots.capacity.check(site, rows)
             edited = (edit.probe for _, edits in rows.stages() for edit in edits)
             probes = [*edited, *rows.watches, *rows.guards]
             if any(probe.read.shape != (width,) or probe.write.shape != (width,) for probe in probes):
-                raise SteeringError(f"a row at {name} does not have the model's width {width}", name)
-            held_geometry(rows, name, step.model.dtype)
-            sites[site] = rows
-        return sites
+                raise SteeringError(f"a row at {site} does not have the model's width {width}", site)
+            held_geometry(rows, site, step.model.dtype)

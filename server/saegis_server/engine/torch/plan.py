@@ -26,15 +26,9 @@ class Plan:
     """
 
     def __init__(self, guard: Guard, program: Mapping[Site, SiteProgram], sites: Sequence[Site]) -> None:
-        """`program` by site; `sites` are all of the step, in whose order readings are counted.
-
-        Raises SiteError for rows at a site whose name is not understood.
-        """
+        """`program` by site; `sites` are all of the step, in whose order readings are counted."""
         self.conditions = guard.conditions
         self._program = dict(program)
-        self._rows = [
-            [(Site.parse(name), rows) for name, rows in each.rows.items()] for each in guard.conditions
-        ]
         found = tuple(
             (index, row)
             for index, site in enumerate(sites)
@@ -93,7 +87,7 @@ class Plan:
             return known
         program = dict(self._program)
         for place in sorted(key):
-            for site, rows in self._rows[place]:
+            for site, rows in self.conditions[place].rows.items():
                 own = program.get(site, SiteProgram())
                 program[site] = replace(own, rules=own.rules + rows.rules, bans=own.bans + rows.bans)
         if len(self._variants) >= _REMEMBERED:

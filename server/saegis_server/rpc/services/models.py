@@ -14,7 +14,6 @@ from saegis_server.rpc.wire.prompts import MOST_MESSAGES, check_text
 from saegis_server.rpc.wire.sampling import LARGEST_N, MOST_BIASES, MOST_STOP_TOKENS
 from saegis_server.rpc.wire.sizes import MOST_FIELDS
 from saegis_server.sae.catalog import LoadedSAE
-from saegis_server.steering.site import Site
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -39,7 +38,7 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
             num_layers=model.num_layers,
             dtype=model.dtype,
             sites=[
-                pb.Site(name=site, layer=Site.parse(site).layer, width=model.hidden_size)
+                pb.Site(name=str(site), layer=site.layer, width=model.hidden_size)
                 for site in self.services.targets.sites
             ],
             saes=[_sae(loaded) for loaded in self.services.catalog.entries],
@@ -124,7 +123,7 @@ def _sae(loaded: LoadedSAE) -> pb.Sae:
     return pb.Sae(
         id=loaded.id,
         digest=sae.digest,
-        site=loaded.site,
+        site=str(loaded.site),
         width=sae.width,
         feature_count=sae.features,
         architecture=str(sae.architecture),

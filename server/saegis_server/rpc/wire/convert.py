@@ -138,7 +138,7 @@ def _sites(done: Receipt, decision: Decision) -> list[generation_pb2.SiteReceipt
     if receipt_counts(decision):
         return [
             generation_pb2.SiteReceipt(
-                site=site.site,
+                site=str(site.site),
                 edits=site.edits,
                 rules=site.rules,
                 bans=site.bans,
@@ -151,7 +151,7 @@ def _sites(done: Receipt, decision: Decision) -> list[generation_pb2.SiteReceipt
         ]
     own = own_sites(decision)
     return [
-        generation_pb2.SiteReceipt(site=site.site, edits=site.edits, watches=site.watches)
+        generation_pb2.SiteReceipt(site=str(site.site), edits=site.edits, watches=site.watches)
         for site in done.sites
         if site.site in own
     ]
@@ -159,7 +159,7 @@ def _sites(done: Receipt, decision: Decision) -> list[generation_pb2.SiteReceipt
 
 def feature(found: FoundFeature) -> feature_pb2.Feature:
     """What is recorded about a feature."""
-    message = feature_pb2.Feature(sae=found.loaded.id, index=found.index, site=found.site)
+    message = feature_pb2.Feature(sae=found.loaded.id, index=found.index, site=str(found.site))
     if found.label is not None:
         label = found.label
         message.MergeFrom(
