@@ -67,7 +67,7 @@ def run_json(world: Path, *arguments: str) -> Any:
 
 
 def replaying(world: Path) -> tuple[str, ...]:
-    place = ("--sae", str(world / "first"), "--site", tiny.FIRST_SITE, "--site", tiny.SECOND_SITE)
+    place = ("--sae", str(world / "first"), "--site", str(tiny.FIRST_SITE), "--site", str(tiny.SECOND_SITE))
     return ("--replay", str(world / "audit"), *place, "--name", "tiny")
 
 
@@ -113,7 +113,7 @@ def test_a_replay_says_what_the_candidate_would_have_decided(world: Path) -> Non
             [clamp(5), clamp(3)],
             [clamp(3, 6.0)],
             [clamp(7)],
-            [saegis.add(saegis.direction([1.0] * tiny.WIDTH), 1.0, site=tiny.FIRST_SITE)],
+            [saegis.add(saegis.direction([1.0] * tiny.WIDTH), 1.0, site=str(tiny.FIRST_SITE))],
         )
         for edits in asked:
             try:

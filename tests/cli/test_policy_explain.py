@@ -60,8 +60,8 @@ def invoke(*arguments: str, code: int = 0) -> str:
 
 
 def offline(world: Path, *arguments: str, bundle: str = "policy", code: int = 0) -> str:
-    known = ("--sae", str(world / "first"), "--site", tiny.FIRST_SITE, "--name", "tiny", "--tenant", "acme")
-    return invoke(str(world / bundle), *known, *arguments, code=code)
+    known = ("--sae", str(world / "first"), "--site", str(tiny.FIRST_SITE), "--name", "tiny")
+    return invoke(str(world / bundle), *known, "--tenant", "acme", *arguments, code=code)
 
 
 def test_a_bundle_is_explained_without_a_server(world: Path) -> None:
@@ -77,7 +77,7 @@ def test_a_bundle_is_explained_without_a_server(world: Path) -> None:
     assert told.startswith("denied under p@r1\n")
     assert "  denied by p/no-poison at steering.edits[1]: this feature is banned\n" in told
     assert "denied by p/allow at steering.edits[0]: 3 in unit max_activation is not in the range" in told
-    assert invoke(str(world / "policy"), "--sae", str(world / "first"), "--site", tiny.FIRST_SITE) == (
+    assert invoke(str(world / "policy"), "--sae", str(world / "first"), "--site", str(tiny.FIRST_SITE)) == (
         "denied: no policy matches\n  denied by match: no policy in force concerns this request\n"
     )
 

@@ -13,12 +13,13 @@ from saegis_server.steering import rows
 from saegis_server.steering.conditions import AllOf, AnyOf, Condition, Expression, Literal, Negation, Scope
 from saegis_server.steering.program import SiteProgram, SteeringProgram
 from saegis_server.steering.rows import Norm, Phase
+from saegis_server.steering.site import Site
 from tests.engine import tiny
 from tests.engine.naive import Naive
 from tests.engine.serving import Answer
 from tests.steering import cases
 
-SITES = [str(site) for site in tiny.SITES]
+SITES = list(tiny.SITES)
 #: Readings at each site.
 GUARDS = 2
 
@@ -45,7 +46,7 @@ def probe(seed: int, kind: str = "direction") -> rows.Probe:
 def watched_program(seed: int, edits: int) -> SteeringProgram:
     """Some edits, some watches, and GUARDS readings at every site."""
     chance, sites = random.Random(seed), {}
-    for place, name in enumerate(SITES):
+    for place, site in enumerate(SITES):
         made = [
             rows.add(probe(1000 * seed + 10 * place + row), chance.uniform(-2, 2)) for row in range(edits)
         ]
@@ -54,7 +55,7 @@ def watched_program(seed: int, edits: int) -> SteeringProgram:
             for row in range(GUARDS)
         ]
         watches = tuple(probe(1000 * seed + 10 * place + 8 + row) for row in range(place))
-        sites[name] = SiteProgram(tuple(made), watches=watches, guards=tuple(read))
+        sites[site] = SiteProgram(tuple(made), watches=watches, guards=tuple(read))
     return SteeringProgram(sites)
 
 
@@ -103,15 +104,15 @@ def _literal(chance: random.Random, plain: Naive, reading: int) -> Literal:
     return Literal(reading, level if above else -level, above)
 
 
-def _rows(chance: random.Random, seed: int, place: int, sites: list[str]) -> dict[str, SiteProgram]:
+def _rows(chance: random.Random, seed: int, place: int, sites: list[Site]) -> dict[Site, SiteProgram]:
     """Rules at a site or two, of one phase or all; the first condition of a case may ban instead."""
     key = 1_000_000 + 1000 * seed + 10 * place
     if place == 0 and chance.random() < 0.4:
         return {chance.choice(sites): SiteProgram(bans=(rows.ban(probe(key, "relu"), 3.0),))}
     phase = chance.choice((Phase.ALL, Phase.ALL, Phase.PROMPT, Phase.COMPLETION))
     return {
-        name: SiteProgram(rules=(rows.add(probe(key + row), 6.0, phase=phase),))
-        for row, name in enumerate(chance.sample(sites, chance.randint(1, min(2, len(sites)))))
+        site: SiteProgram(rules=(rows.add(probe(key + row), 6.0, phase=phase),))
+        for row, site in enumerate(chance.sample(sites, chance.randint(1, min(2, len(sites)))))
     }
 
 

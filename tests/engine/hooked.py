@@ -11,6 +11,7 @@ from saegis_server.engine.sites import site_module
 from saegis_server.steering import rows
 from saegis_server.steering.program import SiteProgram, SteeringProgram
 from saegis_server.steering.rows import Norm, Phase, Probe, add
+from saegis_server.steering.site import Site
 from tests.engine import tiny
 from tests.steering import cases, reference
 
@@ -57,7 +58,7 @@ def hook_program(model: PreTrainedModel, program: SteeringProgram) -> list[Any]:
         return changed
 
     for site in tiny.SITES:
-        if (rows_here := program.sites.get(str(site))) is None:
+        if (rows_here := program.sites.get(site)) is None:
             continue
         module, reads_input = site_module(model, site)
 
@@ -79,10 +80,10 @@ def hook_program(model: PreTrainedModel, program: SteeringProgram) -> list[Any]:
 def random_program(seed: int, count: int) -> SteeringProgram:
     """A program of `count` rows, spread over the sites and the kinds of rows."""
     rng = torch.Generator().manual_seed(seed)
-    sites = [str(site) for site in tiny.SITES]
-    edits: dict[str, list[rows.Edit]] = {name: [] for name in sites}
-    rules: dict[str, list[rows.Edit]] = {name: [] for name in sites}
-    bans: dict[str, tuple[rows.Edit, ...]] = {}
+    sites = list(tiny.SITES)
+    edits: dict[Site, list[rows.Edit]] = {site: [] for site in sites}
+    rules: dict[Site, list[rows.Edit]] = {site: [] for site in sites}
+    bans: dict[Site, tuple[rows.Edit, ...]] = {}
     for index in range(count):
         site = sites[int(torch.randint(len(sites), (1,), generator=rng))]
         kind = ("relu", "jumprelu", "gated", "direction")[index % 4]
@@ -95,9 +96,9 @@ def random_program(seed: int, count: int) -> SteeringProgram:
         bans[sites[seed % len(sites)]] = cases.correlated_bans(rng, 1 + seed % 2, tiny.WIDTH, 0.0, 1.5)
     return SteeringProgram(
         {
-            name: SiteProgram(tuple(edits[name]), tuple(rules[name]), bans.get(name, ()))
-            for name in sites
-            if edits[name] or rules[name] or name in bans
+            site: SiteProgram(tuple(edits[site]), tuple(rules[site]), bans.get(site, ()))
+            for site in sites
+            if edits[site] or rules[site] or site in bans
         }
     )
 
@@ -106,4 +107,4 @@ def destructive(phase: Phase) -> SteeringProgram:
     """Adds so much that the squares in the norms overflow, and then their products."""
     huge = torch.full((tiny.WIDTH,), 3e38)
     edit = add(Probe("endless", huge, huge, linear=True), 1e6, phase=phase)
-    return SteeringProgram({"layers.1.resid_post": SiteProgram(edits=(edit,))})
+    return SteeringProgram({Site.parse("layers.1.resid_post"): SiteProgram(edits=(edit,))})

@@ -22,7 +22,7 @@ from tests.engine import tiny
 from tests.steering import reference
 from tests.steering.test_evaluator import naive
 
-Programs = Mapping[str, SiteProgram]
+Programs = Mapping[Site, SiteProgram]
 
 
 @dataclass
@@ -125,9 +125,9 @@ class Naive:
         """The rows of the program and of the conditions that are on."""
         programs = dict(self.program.sites)
         for place in sorted(on):
-            for name, rows in self.guard.conditions[place].rows.items():
-                own = programs.get(name, SiteProgram())
-                programs[name] = replace(own, rules=own.rules + rows.rules, bans=own.bans + rows.bans)
+            for site, rows in self.guard.conditions[place].rows.items():
+                own = programs.get(site, SiteProgram())
+                programs[site] = replace(own, rules=own.rules + rows.rules, bans=own.bans + rows.bans)
         return programs
 
     def _forward(self, programs: Sequence[Programs]) -> list[list[float]]:
@@ -153,12 +153,11 @@ class Naive:
         return values
 
     def _hook(self, site: Site, programs: Sequence[Programs], values: list[list[float]]) -> Any:
-        name = str(site)
 
         def steer(x: Tensor) -> Tensor:
             changed = x.clone()
             for token, program in enumerate(programs):
-                if (rows := program.get(name)) is None:
+                if (rows := program.get(site)) is None:
                     continue
                 clean = reference.vector(x[0, token])
                 values[token] = [reference.read(probe, clean) for probe in rows.guards]

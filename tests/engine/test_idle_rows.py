@@ -46,7 +46,7 @@ def observed(step: Step) -> list[StepOutput]:
 def harmless() -> SteeringProgram:
     """An edit that moves the activations a little."""
     along = torch.randn(tiny.WIDTH, generator=torch.Generator().manual_seed(3))
-    return SteeringProgram({str(SITE): SiteProgram(edits=(add(Probe.direction(along), 0.1),))})
+    return SteeringProgram({SITE: SiteProgram(edits=(add(Probe.direction(along), 0.1),))})
 
 
 @pytest.mark.parametrize("program", few([harmless(), UNSTEERED], 1), ids=few(["steered", "unsteered"], 1))

@@ -8,6 +8,7 @@ from saegis_server.engine.api import (
 )
 from saegis_server.steering.program import UNSTEERED, SiteProgram, SteeringProgram
 from saegis_server.steering.rows import Phase, Probe, add
+from saegis_server.steering.site import Place, Site
 from tests.engine import tiny
 from tests.engine.hooked import destructive
 from tests.tiers import few
@@ -80,7 +81,7 @@ def test_a_neighbour_shows_by_its_shape_alone_and_in_the_last_bits(family: str) 
     for seed, strength in ((70, 0.0), (90, 5.0), (90, -300.0)):
         along = torch.randn(tiny.WIDTH, generator=torch.Generator().manual_seed(seed))
         edit = add(Probe.direction(along), strength)
-        program = SteeringProgram({"layers.1.resid_post": SiteProgram(edits=(edit,) if strength else ())})
+        program = SteeringProgram({Site(1, Place.RESID_POST): SiteProgram(edits=(edit,) if strength else ())})
         assert torch.equal(victims_logits(family, beside(60, 3, seed), program)[1], wanted)
 
 

@@ -14,6 +14,7 @@ from saegis_server.policy.decide.decision import RequestEdit
 from saegis_server.sae.catalog import Catalog, FoundFeature
 from saegis_server.steering.operations import Op, Unit
 from saegis_server.steering.rows import INFINITY, Phase, Probe
+from saegis_server.steering.site import Site
 
 #: Stands for an edit's field until its place in the request is known.
 _PATH = ""
@@ -33,7 +34,7 @@ class Bound:
 class Held:
     """What the operator holds of one SAE: banned features, and bounds of others."""
 
-    site: str
+    site: Site
     sae: str
     banned: tuple[int, ...]
     bounds: tuple[Bound, ...] = ()
@@ -58,7 +59,7 @@ class Client:
     """Makes requests that try to undo what is held, the same ones for the same seed."""
 
     def __init__(
-        self, catalog: Catalog, sites: tuple[str, ...], held: tuple[Held, ...], bos: int, seed: int
+        self, catalog: Catalog, sites: tuple[Site, ...], held: tuple[Held, ...], bos: int, seed: int
     ) -> None:
         self._catalog, self._sites, self._held, self._bos = catalog, sites, held, bos
         self._random = random.Random(seed)
@@ -172,13 +173,13 @@ class Client:
         return self._edit(loaded.site, feature.probe(), feature)
 
     def _on_vector(
-        self, site: str, vector: Tensor, op: Op | None = None, value: float | None = None
+        self, site: Site, vector: Tensor, op: Op | None = None, value: float | None = None
     ) -> RequestEdit:
         return self._edit(site, Probe.direction(vector), None, op, value)
 
     def _edit(
         self,
-        site: str,
+        site: Site,
         probe: Probe,
         feature: FoundFeature | None,
         op: Op | None = None,

@@ -28,7 +28,7 @@ from tests.hostile.witness import Witness
 from tests.rpc import tiny
 from tests.tiers import sized
 
-SITES = (tiny.FIRST_SITE, "layers.1.mlp_out", tiny.SECOND_SITE)
+SITES = (tiny.FIRST_SITE, Site.parse("layers.1.mlp_out"), tiny.SECOND_SITE)
 HELD = (
     Held(
         tiny.FIRST_SITE,
@@ -110,7 +110,7 @@ class Attack:
 
     def __init__(self) -> None:
         model = tiny.model()
-        sites = {Site.parse(name): frozenset((Norm.NONE,)) for name in SITES}
+        sites = {site: frozenset((Norm.NONE,)) for site in SITES}
         slots = Slots(model, tuple(sites), 32, 64, Capacity())
         self.step = Step(model, sites, slots, compiled=False)
         self.catalog = Catalog([each for each in tiny.catalog().entries if each.id != "explosive"])

@@ -42,7 +42,7 @@ class Witness:
         self._ids: Tensor | None = None
         model.get_input_embeddings().register_forward_pre_hook(self._see_tokens)
         for each in held:
-            module, _ = site_module(model, Site.parse(each.site))
+            module, _ = site_module(model, each.site)
             sae = catalog.sae(each.sae, "sae").sae
             module.register_forward_hook(self._hook(each, sae))
 
@@ -76,13 +76,13 @@ class Witness:
 
         return look
 
-    def _held_tokens(self, site: str, x: Tensor) -> Tensor:
+    def _held_tokens(self, site: Site, x: Tensor) -> Tensor:
         """The finite activations [T, d] of slots under a ban that no exception leaves alone, in float64."""
         context = self._step.context
         assert self._ids is not None
         assert context.positions is not None
         slots = torch.arange(x.shape[0]) if context.slot is None else context.slot
-        ranges = self._step.slots.tables[Site.parse(site)].bounds.ranges[slots]
+        ranges = self._step.slots.tables[site].bounds.ranges[slots]
         held = (ranges[:, 1] < NO_LIMIT).any(-1)
         begins = (context.positions == 0) & (self._ids == self._bos)
         self.left_out += int((begins & held[:, None]).sum())

@@ -18,6 +18,7 @@ from saegis_server.policy.decide.world import World
 from saegis_server.sae.catalog import Catalog
 from saegis_server.steering.operations import Op, Unit
 from saegis_server.steering.rows import Phase, Probe
+from saegis_server.steering.site import Site
 from saegis_server.steering.table import Capacity
 from tests.rpc import tiny
 
@@ -92,7 +93,7 @@ def along(
     op: Op = Op.ADD,
     value: float | None = 1.0,
     *,
-    site: str = tiny.FIRST_SITE,
+    site: Site = tiny.FIRST_SITE,
     place: int = 0,
     phase: Phase = Phase.ALL,
 ) -> RequestEdit:

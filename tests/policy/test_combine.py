@@ -23,6 +23,7 @@ from saegis_server.steering.operations import Op
 from saegis_server.steering.program import SiteProgram, SteeringProgram
 from saegis_server.steering.rows import Edit, Phase
 from tests.policy.policies import WORLD, ask, edit, policy
+from tests.rpc import tiny
 from tests.steering import reference
 
 Written = dict[str, Any]
@@ -329,7 +330,7 @@ def test_caps_take_the_minimum_and_bound_what_is_set() -> None:
     one = policy(f"rules: [{{id: a, cap: {{{target}, value: 3}}}}, {{id: b, clamp: {{{target}, value: 5}}}}]")
     other = policy(f"rules: [{{id: a, cap: {{{target}, value: 2}}}}]", name="q")
     decision = PolicySet([other, one]).decide(ask())
-    (row,) = decision.program.sites["layers.0.resid_post"].rules
+    (row,) = decision.program.sites[tiny.FIRST_SITE].rules
     assert (row.a, row.b) == (0.0, 2.0)
     x = reference.vector(row.probe.read) * 3.0
     moved = reference.change(row, x, prompt=True, norm=1.0)

@@ -21,6 +21,7 @@ from saegis_server.steering import rows
 from saegis_server.steering.conditions import AllOf, AnyOf, Condition, Literal, Negation, Scope
 from saegis_server.steering.operations import Op
 from saegis_server.steering.rows import Phase, Probe
+from saegis_server.steering.site import Place, Site
 from tests.policy.policies import WORLD, along, ask, bundle, decide, edit, policy, reasons, world
 from tests.rpc import tiny
 
@@ -342,7 +343,7 @@ def test_what_cannot_be_evaluated_denies(caplog: pytest.LogCaptureFixture) -> No
 
 
 def test_an_edit_at_a_site_that_is_none_denies() -> None:
-    stray = replace(edit(3), site="layers.7.resid_post")
+    stray = replace(edit(3), site=Site(7, Place.RESID_POST))
     decision = decide(policy(ALLOW), stray)
     assert reasons(decision.denials) == {("", "evaluation", "")}
 

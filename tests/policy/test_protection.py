@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from saegis_server.policy.decide.protection import span_cosines, units
 from saegis_server.steering.operations import Op
 from saegis_server.steering.rows import Phase
+from saegis_server.steering.site import Site
 from tests.policy.policies import CATALOG, along, decide, edit, policy, reasons, watch
 from tests.rpc import tiny
 
@@ -67,7 +68,7 @@ def test_what_is_protected_may_not_be_read_either_alone_or_as_a_sum() -> None:
 @pytest.mark.parametrize("row", [PROBE.read, PROBE.write])
 @pytest.mark.parametrize("site", tiny.SITES)
 @pytest.mark.parametrize(("cosine", "allowed"), [(0.45, True), (0.55, False), (-0.55, False), (1.0, False)])
-def test_a_vector_up_to_the_bound(row: torch.Tensor, site: str, cosine: float, allowed: bool) -> None:
+def test_a_vector_up_to_the_bound(row: torch.Tensor, site: Site, cosine: float, allowed: bool) -> None:
     vector = cosine * unit(row) + (1.0 - cosine**2) ** 0.5 * apart(1)
     decision = decide(CLOSE, along(vector, site=site))
     assert decision.allowed is allowed

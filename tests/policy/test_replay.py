@@ -52,7 +52,7 @@ def recorded(facts: RequestFacts, decision: Decision, **changed: Any) -> Decisio
             {
                 "path": each.path,
                 "op": each.op.value,
-                "site": each.site,
+                "site": str(each.site),
                 "sae": each.feature.loaded.id if each.feature else None,
                 "index": each.feature.index if each.feature else None,
                 "value": each.value,

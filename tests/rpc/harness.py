@@ -26,7 +26,6 @@ from saegis_server.rpc.services.shared import Services
 from saegis_server.rpc.wire.errors import DETAILS_KEY
 from saegis_server.rpc.wire.prompts import PromptReader
 from saegis_server.steering.rows import Norm
-from saegis_server.steering.site import Site
 from saegis_server.steering.table import Capacity
 from tests.rpc import tiny
 
@@ -53,7 +52,7 @@ def config(**settings: Any) -> ServerConfig:
 
 def tiny_services(settings: ServerConfig, premises: Premises) -> Services:
     """An engine over the tiny model, not started, with everything around it."""
-    sites = {Site.parse(name): frozenset((Norm.NONE,)) for name in tiny.SITES}
+    sites = {site: frozenset((Norm.NONE,)) for site in tiny.SITES}
     model, tokenizer = tiny.model(), tiny.tokenizer()
     loaded = LoadedModel("tiny", model, tokenizer, "", (), tiny.CONTEXT)
     capacity = Capacity(edits=8, rules=2, bans=8, watches=8)

@@ -16,6 +16,7 @@ from saegis.v1 import prompt_pb2, steering_pb2
 from saegis_server.rpc.server.intake import MOST_FIELDS, has_more_fields
 from saegis_server.steering.program import SiteProgram, SteeringError, SteeringProgram
 from saegis_server.steering.rows import Edit, Phase, Probe
+from tests.rpc import tiny
 from tests.rpc.conftest import Stubs
 from tests.rpc.harness import failure, send_bytes
 
@@ -193,7 +194,7 @@ def test_contradictions_are_found_as_by_looking_at_every_pair() -> None:
             )
         expected = contradicts(tuple(edits))
         outcomes.append(expected)
-        sites = {"layers.0.resid_post": SiteProgram(edits=tuple(edits))}
+        sites = {tiny.FIRST_SITE: SiteProgram(edits=tuple(edits))}
         if not expected:
             SteeringProgram(sites)
             continue
@@ -207,5 +208,5 @@ def test_thousands_of_caps_of_one_feature_are_checked_in_one_pass() -> None:
     probe = Probe.direction(torch.eye(4)[0])
     caps = tuple(Edit(probe, a=1.0, hi=1.0 + index) for index in range(20_000))
     began = time.monotonic()
-    SteeringProgram({"layers.0.resid_post": SiteProgram(edits=caps)})
+    SteeringProgram({tiny.FIRST_SITE: SiteProgram(edits=caps)})
     assert time.monotonic() - began < 2.0

@@ -225,7 +225,7 @@ def test_a_ban_of_what_is_banned_looks_like_any_other_ban(caller: Callers, serve
     assert receipts[0].decision_id != receipts[1].decision_id
     for receipt, answer in zip(receipts, answers, strict=True):
         (site,) = receipt.sites
-        assert (site.site, site.edits, receipt.program_digest) == (tiny.FIRST_SITE, 0, "")
+        assert (site.site, site.edits, receipt.program_digest) == (str(tiny.FIRST_SITE), 0, "")
         for name in ("rules", "bans", "tokens_edited", "bans_fired", "largest_relative_norm"):
             assert not site.HasField(name)
         assert not answer.usage.HasField("steered_tokens")
@@ -268,7 +268,7 @@ def test_a_denial_tells_no_more_than_the_field(caller: Callers) -> None:
 def test_the_clean_activation_is_not_read_by_watches(caller: Callers) -> None:
     """All its coordinates were read in three requests, and which features are ruled by before and after."""
     axes = [[float(place == axis) for place in range(tiny.WIDTH)] for axis in range(8)]
-    watches = [spb.Watch(direction=spb.Direction(values=axis), site=tiny.FIRST_SITE) for axis in axes]
+    watches = [spb.Watch(direction=spb.Direction(values=axis), site=str(tiny.FIRST_SITE)) for axis in axes]
     for tenant in TENANTS:
         found = caller("app", tenant).denied(watches=watches)
         assert found.fields == [f"steering.watches[{place}]" for place in range(8)]

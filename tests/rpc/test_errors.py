@@ -23,7 +23,7 @@ Code = grpc.StatusCode
         (engine.DeadlineExceededError("x"), Code.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", False),
         (engine.EngineStoppedError("x"), Code.UNAVAILABLE, "ENGINE_RESTARTING", True),
         (engine.QueueFullError(3, 0.25), Code.RESOURCE_EXHAUSTED, "QUEUE_FULL", True),
-        (SteeringError("x", "layers.0.resid_post"), Code.INVALID_ARGUMENT, "FIELD_INVALID", False),
+        (SteeringError("x", None), Code.INVALID_ARGUMENT, "FIELD_INVALID", False),
         (torch.OutOfMemoryError("x"), Code.RESOURCE_EXHAUSTED, "OUT_OF_MEMORY", True),
         (problems.NotServingError("DRAINING", "x", 1.0), Code.UNAVAILABLE, "DRAINING", True),
         (problems.BusyError("TENANT_LIMIT", "t", "x", 1.0), Code.RESOURCE_EXHAUSTED, "TENANT_LIMIT", True),

@@ -192,7 +192,7 @@ def test_a_ban_holds_and_the_receipt_tells(stubs: Stubs) -> None:
     assert max(found.choices[0].watched[0].after) <= 1e-4
     assert max(found.choices[0].watched[0].before) > 1e-2
     (site,) = found.receipt.sites
-    assert (site.site, site.edits, site.bans, site.watches) == (tiny.FIRST_SITE, 1, 1, 1)
+    assert (site.site, site.edits, site.bans, site.watches) == (str(tiny.FIRST_SITE), 1, 1, 1)
     assert site.bans_fired > 0
     # Every token is moved but the first, which is the model's own BOS, and the last, which is not fed back.
     assert site.tokens_edited == found.usage.prompt_tokens + 58 == found.usage.steered_tokens

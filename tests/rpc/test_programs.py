@@ -175,17 +175,19 @@ def test_absurd_values_are_refused(value: float, operation: pb.Operation) -> Non
             "must be given for a direction",
         ),
         (
-            along([1.0], operation=pb.OPERATION_CLAMP, value=1.0, site=tiny.FIRST_SITE),
+            along([1.0], operation=pb.OPERATION_CLAMP, value=1.0, site=str(tiny.FIRST_SITE)),
             "direction.values",
             "must have 32 numbers",
         ),
         (
-            along([0.0] * tiny.WIDTH, operation=pb.OPERATION_CLAMP, value=1.0, site=tiny.FIRST_SITE),
+            along([0.0] * tiny.WIDTH, operation=pb.OPERATION_CLAMP, value=1.0, site=str(tiny.FIRST_SITE)),
             "direction.values",
             "not zero",
         ),
         (
-            along([math.nan] * tiny.WIDTH, operation=pb.OPERATION_CLAMP, value=1.0, site=tiny.FIRST_SITE),
+            along(
+                [math.nan] * tiny.WIDTH, operation=pb.OPERATION_CLAMP, value=1.0, site=str(tiny.FIRST_SITE)
+            ),
             "direction.values",
             "finite",
         ),
@@ -194,7 +196,7 @@ def test_absurd_values_are_refused(value: float, operation: pb.Operation) -> Non
                 [1.0] * tiny.WIDTH,
                 operation=pb.OPERATION_CLAMP,
                 value=1.0,
-                site=tiny.FIRST_SITE,
+                site=str(tiny.FIRST_SITE),
                 unit=pb.UNIT_MAX_ACTIVATION,
             ),
             "unit",
@@ -231,7 +233,7 @@ def test_what_is_wrong_is_told_with_its_field(edit: pb.Edit, field: str, words: 
             "name one of the 3 SAEs",
         ),
         (
-            feature(3, operation=pb.OPERATION_CLAMP, value=1.0, site=tiny.SECOND_SITE),
+            feature(3, operation=pb.OPERATION_CLAMP, value=1.0, site=str(tiny.SECOND_SITE)),
             SAENotAtSiteError,
             "site",
             "not at layers.1",
@@ -339,7 +341,7 @@ def test_an_error_found_later_is_explained_too() -> None:
     steering = translate(feature(1, operation=pb.OPERATION_ABLATE), BAN)
     error = SteeringError("cannot hold", tiny.FIRST_SITE, (("bans", 0),))
     assert steering.explain(error).field == "steering.edits[1]"
-    assert steering.explain(SteeringError("somewhere", "layers.9.resid_post")).field == "steering"
+    assert steering.explain(SteeringError("somewhere", None)).field == "steering"
 
 
 _edits = st.builds(
@@ -348,7 +350,7 @@ _edits = st.builds(
     value=st.none() | st.floats(),
     unit=st.integers(0, 5),
     phase=st.integers(0, 5),
-    site=st.sampled_from(["", *tiny.SITES, "layers.7.resid_post", "x"]),
+    site=st.sampled_from(["", *map(str, tiny.SITES), "layers.7.resid_post", "x"]),
     feature=st.none()
     | st.builds(pb.FeatureRef, sae=st.sampled_from(["", "first", "x"]), index=st.integers(0, 60)),
 )

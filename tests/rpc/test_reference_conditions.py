@@ -24,7 +24,6 @@ from saegis_server.rpc.services.features import FeatureServicer
 from saegis_server.rpc.services.shared import Services
 from saegis_server.steering.conditions import AnyOf, Condition, Literal
 from saegis_server.steering.program import SiteProgram, SteeringProgram
-from saegis_server.steering.site import Site
 from tests.engine.serving import Answer
 from tests.rpc.harness import config
 
@@ -105,7 +104,7 @@ def question(services: Services, text: str) -> tuple[int, ...]:
 def loudest(services: Services, tokens: Sequence[int], start: int) -> float:
     """The largest activation of a banned feature from a place of a text on, as the SAE itself encodes it."""
     (loaded,) = services.catalog.entries
-    x = services.engine.capture(tokens).result(60)[Site.parse(loaded.site)][start:]
+    x = services.engine.capture(tokens).result(60)[loaded.site][start:]
     return float(loaded.sae.encode(x)[:, list(BANNED)].max()) if len(x) else 0.0
 
 

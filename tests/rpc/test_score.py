@@ -71,7 +71,7 @@ def test_a_score_is_what_transformers_says(stubs: Stubs) -> None:
     assert list(found.divergences) == pytest.approx(divergences.tolist(), abs=1e-4)
     assert max(found.divergences) > 0.01
     (site,) = found.receipt.sites
-    assert (site.site, site.edits, site.tokens_edited) == (tiny.FIRST_SITE, 1, len(tokens) - 1)
+    assert (site.site, site.edits, site.tokens_edited) == (str(tiny.FIRST_SITE), 1, len(tokens) - 1)
     assert (found.receipt.steered, found.receipt.model) == (True, "tiny")
     assert found.receipt.timings.prefill_seconds > 0.0
 

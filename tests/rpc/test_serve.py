@@ -40,7 +40,7 @@ from saegis_server.sae.errors import SAEFileError, SAEMismatch
 from saegis_server.sae.formats.saelens import save_sae
 from saegis_server.sae.labels import Labels
 from saegis_server.sae.layout import SAMPLE_FILE
-from saegis_server.steering.site import SiteError
+from saegis_server.steering.site import Site, SiteError
 from tests.rpc import tiny
 from tests.rpc.conftest import Stubs
 from tests.rpc.harness import Failure, Running, config, embedded, eventually, failure
@@ -124,7 +124,7 @@ def test_what_is_loaded_is_measured_and_described(model_path: Path, sae_path: Pa
     assert (loaded.id, loaded.site, len(loaded.labels)) == ("mirror", tiny.FIRST_SITE, len(tiny.LABELS))
     assert loaded.measured is not None
     assert loaded.measured.fvu == pytest.approx(0.0, abs=1e-6)
-    assert found.targets.sites == (tiny.FIRST_SITE, "layers.1.mlp_out")
+    assert found.targets.sites == (tiny.FIRST_SITE, Site.parse("layers.1.mlp_out"))
     assert found.engine.max_length == 64
     found.engine.warm_up(lambda *stage: stages.append(stage))
     found.engine.stop()

@@ -30,7 +30,7 @@ def activations(text: str) -> torch.Tensor:
 
 def test_inspect_shows_the_strongest_features(stubs: Stubs) -> None:
     found = stubs.features.Inspect(fpb.InspectRequest(text="the river", sae="first", top_k=4))
-    assert (found.sae, found.site) == ("first", tiny.FIRST_SITE)
+    assert (found.sae, found.site) == ("first", str(tiny.FIRST_SITE))
     expected = activations("the river")
     assert [token.token_id for token in found.tokens] == TOKENIZER("the river")["input_ids"]
     assert "".join(token.text for token in found.tokens).endswith("the river")
@@ -54,7 +54,7 @@ def test_inspect_reads_conversations_and_token_ids(stubs: Stubs) -> None:
     found = stubs.features.Inspect(fpb.InspectRequest(chat=chat, sae="first"))
     assert [token.token_id for token in found.tokens] == rendered
     ids = prompt_pb2.TokenIds(ids=[7, 8])
-    by_site = stubs.features.Inspect(fpb.InspectRequest(token_ids=ids, site=tiny.FIRST_SITE))
+    by_site = stubs.features.Inspect(fpb.InspectRequest(token_ids=ids, site=str(tiny.FIRST_SITE)))
     assert [token.token_id for token in by_site.tokens] == [7, 8]
     assert max(len(token.features) for token in by_site.tokens) == 5
 
@@ -68,7 +68,7 @@ def test_inspect_reads_conversations_and_token_ids(stubs: Stubs) -> None:
         ({"text": "x", "sae": "third"}, grpc.StatusCode.NOT_FOUND, "sae"),
         ({"text": "x", "sae": "first", "site": "here"}, grpc.StatusCode.INVALID_ARGUMENT, "site"),
         (
-            {"text": "x", "sae": "first", "site": tiny.SECOND_SITE},
+            {"text": "x", "sae": "first", "site": str(tiny.SECOND_SITE)},
             grpc.StatusCode.FAILED_PRECONDITION,
             "site",
         ),
@@ -89,7 +89,7 @@ def test_get_feature(stubs: Stubs) -> None:
         return stubs.features.GetFeature(fpb.GetFeatureRequest(feature=reference)).feature
 
     found = get(index=3)
-    assert (found.sae, found.index, found.site) == ("first", 3, tiny.FIRST_SITE)
+    assert (found.sae, found.index, found.site) == ("first", 3, str(tiny.FIRST_SITE))
     assert (found.label, list(found.subjects), list(found.languages)) == (
         "the red bridge",
         ["bridge"],
@@ -184,11 +184,11 @@ def test_get_model(stubs: Stubs) -> None:
     assert (found.hidden_size, found.num_layers, found.dtype) == (tiny.WIDTH, 2, "float32")
     assert found.has_chat_template
     assert [(site.name, site.layer, site.width) for site in found.sites] == [
-        (tiny.FIRST_SITE, 0, tiny.WIDTH),
-        (tiny.SECOND_SITE, 1, tiny.WIDTH),
+        (str(tiny.FIRST_SITE), 0, tiny.WIDTH),
+        (str(tiny.SECOND_SITE), 1, tiny.WIDTH),
     ]
     first = found.saes[0]
-    assert (first.id, first.site, first.digest) == ("first", tiny.FIRST_SITE, FIRST.digest)
+    assert (first.id, first.site, first.digest) == ("first", str(tiny.FIRST_SITE), FIRST.digest)
     assert (first.width, first.feature_count, first.architecture) == (tiny.WIDTH, tiny.FEATURES, "jumprelu")
     assert (first.labelled_count, first.HasField("fvu")) == (len(tiny.LABELS), False)
 

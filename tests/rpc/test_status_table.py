@@ -94,7 +94,7 @@ def test_an_unknown_sae(stubs: Stubs) -> None:
 
 
 def test_an_sae_at_another_site(stubs: Stubs) -> None:
-    found = both(stubs, steered(edit(operation=CLAMP, value=1.0, site=tiny.SECOND_SITE)))
+    found = both(stubs, steered(edit(operation=CLAMP, value=1.0, site=str(tiny.SECOND_SITE))))
     assert (found.code, found.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "SAE_NOT_AT_SITE")
     assert found.details["PreconditionFailure"].violations[0].subject == "first"
 

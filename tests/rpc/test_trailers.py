@@ -65,7 +65,7 @@ ERRORS: dict[str, Callable[[str, str], Exception]] = {
     "context": lambda one, two: problems.ContextLengthError(one, 9, 8),
     "conflict": lambda one, two: problems.ConflictError(one, (two, one, two), one),
     "malformed": lambda one, two: problems.MalformedRequestError(one),
-    "steering": SteeringError,
+    "steering": lambda one, two: SteeringError(one, None),
     "sae": lambda one, two: catalog.UnknownSAEError(one, two, one),
     "feature": lambda one, two: catalog.UnknownFeatureError(one, two, one, two),
     "ambiguous": catalog.AmbiguousFeatureError,

@@ -41,10 +41,10 @@ _FEATURE = steering_pb2.FeatureRef(sae="first", index=3)
 _STEERING = steering_pb2.Steering(
     edits=[
         steering_pb2.Edit(
-            operation=steering_pb2.OPERATION_CLAMP, feature=_FEATURE, site=tiny.FIRST_SITE, value=1.0
+            operation=steering_pb2.OPERATION_CLAMP, feature=_FEATURE, site=str(tiny.FIRST_SITE), value=1.0
         )
     ],
-    watches=[steering_pb2.Watch(feature=_FEATURE, site=tiny.FIRST_SITE)],
+    watches=[steering_pb2.Watch(feature=_FEATURE, site=str(tiny.FIRST_SITE))],
 )
 _SAMPLING = generation_pb2.SamplingParams(max_tokens=1)
 _GENERATE = generation_pb2.GenerateRequest(text="the river", sampling=_SAMPLING, steering=_STEERING)
@@ -55,7 +55,7 @@ RIGHT: dict[str, Message] = {
     "GenerationService/Score": generation_pb2.ScoreRequest(
         text="the river", steering=steering_pb2.Steering(edits=_STEERING.edits)
     ),
-    "FeatureService/Inspect": feature_pb2.InspectRequest(text="x", sae="first", site=tiny.FIRST_SITE),
+    "FeatureService/Inspect": feature_pb2.InspectRequest(text="x", sae="first", site=str(tiny.FIRST_SITE)),
     "FeatureService/GetFeature": feature_pb2.GetFeatureRequest(feature=_FEATURE),
     "FeatureService/SearchFeatures": feature_pb2.SearchFeaturesRequest(query="red", sae="first"),
     "FeatureService/ContrastFeatures": feature_pb2.ContrastFeaturesRequest(

@@ -11,9 +11,10 @@ from saegis_server.sae.autoencoder import Architecture, SparseAutoencoder
 from saegis_server.sae.catalog import Catalog, LoadedSAE
 from saegis_server.sae.labels import FeatureLabel, Labels
 from saegis_server.steering.rows import Norm
+from saegis_server.steering.site import Place, Site
 
 WIDTH, FEATURES, VOCABULARY, CONTEXT = 32, 48, 300, 2048
-FIRST_SITE, SECOND_SITE = "layers.0.resid_post", "layers.1.resid_post"
+FIRST_SITE, SECOND_SITE = Site(0, Place.RESID_POST), Site(1, Place.RESID_POST)
 SITES = (FIRST_SITE, SECOND_SITE)
 TEXT = "The bridge is red. The river runs under the bridge. Birds sing; the day is long and warm."
 

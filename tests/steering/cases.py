@@ -8,8 +8,12 @@ from saegis_server.steering.apply import Readings, apply
 from saegis_server.steering.program import SiteProgram, SteeringError, SteeringProgram
 from saegis_server.steering.projection import held_geometry
 from saegis_server.steering.rows import Edit, Norm, Phase, Probe
+from saegis_server.steering.site import Place, Site
 from saegis_server.steering.table import Capacity, SiteTable, TableView
 from saegis_server.steering.tokens import Spread, Tokens
+
+#: Where the rows of a program of the tests are, where it does not matter.
+SITE = Site(0, Place.RESID_POST)
 
 
 def random_probe(rng: torch.Generator, width: int, kind: str, norm: Norm, name: str) -> Probe:
@@ -52,8 +56,8 @@ def random_edit(rng: torch.Generator, probe: Probe, operation: str) -> Edit:
 def may_rule(edit: Edit) -> bool:
     """Whether an edit may be an operator's rule: whether what it bounds can be held, by itself."""
     try:
-        program = SteeringProgram({"": SiteProgram(rules=(edit,))})
-        held_geometry(program.sites[""], "")
+        program = SteeringProgram({SITE: SiteProgram(rules=(edit,))})
+        held_geometry(program.sites[SITE])
     except SteeringError:
         return False
     return True

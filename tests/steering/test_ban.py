@@ -8,6 +8,7 @@ from saegis_server.steering import rows
 from saegis_server.steering.program import SiteProgram, SteeringError, SteeringProgram
 from saegis_server.steering.projection import held_geometry
 from saegis_server.steering.rows import Norm, Probe
+from saegis_server.steering.site import Site
 from saegis_server.steering.table import Capacity, SiteTable
 from tests.steering import cases, reference
 from tests.tiers import sized
@@ -104,7 +105,7 @@ def test_bans_that_exclude_everything_are_refused() -> None:
 def test_a_ban_on_a_normalising_sae_is_refused() -> None:
     probe = Probe("f", torch.ones(WIDTH), torch.ones(WIDTH), norm=Norm.LAYER_NORM)
     with pytest.raises(SteeringError, match="could not be guaranteed"):
-        SteeringProgram({"site": SiteProgram(bans=(rows.ban(probe),))})
+        SteeringProgram({cases.SITE: SiteProgram(bans=(rows.ban(probe),))})
 
 
 def test_what_is_held_is_worked_out_once_whoever_asks_for_it() -> None:
@@ -112,6 +113,6 @@ def test_what_is_held_is_worked_out_once_whoever_asks_for_it() -> None:
         direction = torch.arange(1.0, 9.0)
         return SiteProgram(bans=(rows.ban(Probe.direction(direction), strength),))
 
-    first = held_geometry(asked(0.0), "layers.0")
-    assert held_geometry(asked(2.0), "layers.1") is first, "a strength is no part of the geometry"
-    assert held_geometry(SiteProgram(bans=asked(0.0).bans * 2), "layers.0") is not first
+    first = held_geometry(asked(0.0), cases.SITE)
+    assert held_geometry(asked(2.0), Site.parse("layers.1")) is first, "a strength is no part of the geometry"
+    assert held_geometry(SiteProgram(bans=asked(0.0).bans * 2), cases.SITE) is not first

@@ -123,7 +123,7 @@ def test_rows_that_oppose_each_other_exactly_are_refused(dtype: torch.dtype) -> 
         for name, sign in (("u", 1), ("d", -1))
     )
     with pytest.raises(SteeringError, match="oppose each other"):
-        held_geometry(SiteProgram(bans=bans), "here", dtype)
+        held_geometry(SiteProgram(bans=bans), cases.SITE, dtype)
 
 
 # -- what the operator holds ------------------------------------------------------------------------------
@@ -265,13 +265,13 @@ def test_a_token_that_lies_within_its_bounds_keeps_its_bits() -> None:
 )
 def test_what_cannot_be_held_is_refused(rules: tuple[Edit, ...], fault: str) -> None:
     with pytest.raises(SteeringError, match=fault) as error:
-        held_geometry(SiteProgram(rules=rules), "here")
-    assert error.value.site == "here"
+        held_geometry(SiteProgram(rules=rules), cases.SITE)
+    assert error.value.site == cases.SITE
     assert {stage for stage, _ in error.value.rows} == {"rules"}
 
 
 def test_a_bound_on_a_normalising_sae_is_refused() -> None:
     probe = replace(FEATURE, norm=Norm.LAYER_NORM)
     with pytest.raises(SteeringError, match="cannot be held: its SAE normalises") as error:
-        SteeringProgram({"here": SiteProgram(rules=(rows.add(probe, 1.0), rows.cap(probe, 1.0)))})
+        SteeringProgram({cases.SITE: SiteProgram(rules=(rows.add(probe, 1.0), rows.cap(probe, 1.0)))})
     assert error.value.rows == (("rules", 1),)

@@ -23,6 +23,7 @@ from saegis_server.steering.conditions import AllOf, AnyOf, Condition, Expressio
 from saegis_server.steering.digest import digest_of
 from saegis_server.steering.program import UNSTEERED, SiteProgram, SteeringProgram
 from saegis_server.steering.rows import Edit, Norm, Phase, Probe
+from saegis_server.steering.site import Place, Site
 
 _numbers = st.floats(-100.0, 100.0, width=32)
 _vectors = st.lists(_numbers, min_size=3, max_size=3).map(torch.tensor)
@@ -58,7 +59,9 @@ _sites = st.builds(
     guards=st.lists(_probes, max_size=2).map(tuple),
     max_relative_norm=st.none() | st.floats(0.0, 1.0),
 )
-_by_site = st.dictionaries(st.sampled_from(["layers.0", "layers.1", "layers.2"]), _sites, max_size=2)
+_by_site = st.dictionaries(
+    st.sampled_from([Site(layer, Place.RESID_POST) for layer in (0, 2, 10)]), _sites, max_size=2
+)
 _programs = st.builds(SteeringProgram, _by_site, st.booleans())
 _literals = st.builds(Literal, st.integers(0, 7), _numbers, st.booleans())
 
@@ -103,7 +106,7 @@ def _others(value: Any) -> Iterator[Any]:
         case dict():
             for key, part in value.items():
                 yield {name: kept for name, kept in value.items() if name != key}
-                yield {f"{name}.x" if name == key else name: kept for name, kept in value.items()}
+                yield {replace(name, layer=7) if name == key else name: kept for name, kept in value.items()}
                 yield from ({**value, key: other} for other in _others(part))
         case _ if is_dataclass(value) and not isinstance(value, type):
             for field in fields(value):
@@ -142,6 +145,8 @@ def test_numbers_that_are_equal_count_as_equal() -> None:
     assert digest_of(("ab", "c")) != digest_of(("a", "bc"))
     assert digest_of(((1,), 2)) != digest_of(((1, 2),))
     assert digest_of({"a": 1, "b": 2}) == digest_of({"b": 2, "a": 1})
+    sites = [Site(layer, Place.RESID_POST) for layer in (2, 10)]
+    assert digest_of(dict.fromkeys(sites, 1)) == digest_of(dict.fromkeys(map(str, sites), 1))
     assert digest_of((AllOf((Literal(0, 1.0),)),)) != digest_of((AnyOf((Literal(0, 1.0),)),))
     with pytest.raises(TypeError, match="set has no digest"):
         digest_of({1})
@@ -161,12 +166,14 @@ from saegis_server.steering import rows
 from saegis_server.steering.conditions import AllOf, Condition, Literal, Scope
 from saegis_server.steering.program import SiteProgram, SteeringProgram
 from saegis_server.steering.rows import Norm, Phase, Probe
+from saegis_server.steering.site import Place, Site
 
+a, b = Site(2, Place.MLP_OUT), Site(10, Place.RESID_PRE)
 probe = Probe("sae:ab:1", torch.ones(4), torch.arange(4.0), gain=2.0, norm=Norm.LAYER_NORM)
 site = SiteProgram(edits=(rows.clamp(probe, 2.0, phase=Phase.PROMPT),), guards=(probe,))
 condition = Condition(AllOf((Literal(0, 0.5),)), Scope.WINDOW, 4)
-guard = Guard((Guarded("p/r", condition, Reaction.STOP, rows={"b": site, "a": site}),))
-digest = guard.digest_beside(SteeringProgram({"layers.1": site, "layers.0": site}))
+guard = Guard((Guarded("p/r", condition, Reaction.STOP, rows={b: site, a: site}),))
+digest = guard.digest_beside(SteeringProgram({b: site, a: site}))
 """
 
 

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from saegis_server.steering import rows
 from saegis_server.steering.program import UNSTEERED, SiteProgram, SteeringError, SteeringProgram
 from saegis_server.steering.rows import Edit, Phase, Probe
+from saegis_server.steering.site import Site
 from saegis_server.steering.table import Capacity
+from tests.steering import cases
 
 
 def probe(key: str = "sae:1") -> Probe:
@@ -18,7 +20,7 @@ def probe(key: str = "sae:1") -> Probe:
 
 
 def program(*edits: Edit) -> SteeringProgram:
-    return SteeringProgram({"layers.0": SiteProgram(edits=edits)})
+    return SteeringProgram({cases.SITE: SiteProgram(edits=edits)})
 
 
 def test_the_digest_names_the_effective_steering() -> None:
@@ -30,12 +32,12 @@ def test_the_digest_names_the_effective_steering() -> None:
         program(rows.clamp(probe("sae:2"), 2.0)),
         program(rows.clamp(probe(), 2.0, phase=Phase.PROMPT)),
         program(rows.clamp(probe(), 2.0, relative=True)),
-        SteeringProgram({"layers.1": SiteProgram(edits=(rows.clamp(probe(), 2.0),))}),
-        SteeringProgram({"layers.0": SiteProgram(rules=(rows.clamp(probe(), 2.0),))}),
-        SteeringProgram({"layers.0": SiteProgram((rows.clamp(probe(), 2.0),), watches=(probe("other"),))}),
-        SteeringProgram({"layers.0": SiteProgram((rows.clamp(probe(), 2.0),), guards=(probe("other"),))}),
-        SteeringProgram({"layers.0": SiteProgram((rows.clamp(probe(), 2.0),), max_relative_norm=0.5)}),
-        SteeringProgram({"layers.0": SiteProgram((rows.clamp(probe(), 2.0),), max_relative_norm=0.6)}),
+        SteeringProgram({Site.parse("layers.1"): SiteProgram(edits=(rows.clamp(probe(), 2.0),))}),
+        SteeringProgram({cases.SITE: SiteProgram(rules=(rows.clamp(probe(), 2.0),))}),
+        SteeringProgram({cases.SITE: SiteProgram((rows.clamp(probe(), 2.0),), watches=(probe("other"),))}),
+        SteeringProgram({cases.SITE: SiteProgram((rows.clamp(probe(), 2.0),), guards=(probe("other"),))}),
+        SteeringProgram({cases.SITE: SiteProgram((rows.clamp(probe(), 2.0),), max_relative_norm=0.5)}),
+        SteeringProgram({cases.SITE: SiteProgram((rows.clamp(probe(), 2.0),), max_relative_norm=0.6)}),
     ]
     digests = {one.digest, *(other.digest for other in others)}
     assert len(digests) == 1 + len(others)
@@ -47,7 +49,7 @@ def test_absurd_values_are_refused(value: float) -> None:
         with pytest.raises(SteeringError) as error:
             program(rows.add(probe("other"), 1.0), edit)
         assert error.value.rows == (("edits", 1),)
-        assert error.value.site == "layers.0"
+        assert error.value.site == cases.SITE
 
 
 def test_contradicting_edits_are_refused() -> None:
@@ -66,21 +68,21 @@ def test_edits_that_leave_room_for_each_other_are_allowed() -> None:
 def test_more_rows_than_there_is_room_for_are_refused() -> None:
     crowded = SiteProgram(edits=tuple(rows.add(probe(f"sae:{index}"), 1.0) for index in range(5)))
     with pytest.raises(SteeringError, match="room for 4"):
-        Capacity(edits=4).check("layers.0", crowded)
+        Capacity(edits=4).check(cases.SITE, crowded)
 
 
 def test_watches_and_guards_share_their_room() -> None:
     read = tuple(probe(f"sae:{index}") for index in range(5))
-    Capacity(watches=10).check("layers.0", SiteProgram(watches=read, guards=read))
-    with pytest.raises(SteeringError, match=r"5 watches and 5 guards at layers\.0; .* room for 9") as error:
-        Capacity(watches=9).check("layers.0", SiteProgram(watches=read, guards=read))
+    Capacity(watches=10).check(cases.SITE, SiteProgram(watches=read, guards=read))
+    with pytest.raises(SteeringError, match=r"5 watches and 5 guards at .*; .* room for 9") as error:
+        Capacity(watches=9).check(cases.SITE, SiteProgram(watches=read, guards=read))
     assert error.value.rows == (("guards", 4),)
 
 
 @pytest.mark.parametrize("bound", [-0.1, math.nan, math.inf])
 def test_a_bound_must_be_a_share(bound: float) -> None:
     with pytest.raises(SteeringError, match="max_relative_norm"):
-        SteeringProgram({"layers.0": SiteProgram(max_relative_norm=bound)})
+        SteeringProgram({cases.SITE: SiteProgram(max_relative_norm=bound)})
 
 
 @pytest.mark.parametrize("values", [[0.0, 0.0], [math.nan, 1.0], [math.inf, 1.0]])

@@ -35,7 +35,7 @@ def test_a_scrape_tells_what_was_served() -> None:
 
 def test_a_generation_is_counted_once() -> None:
     metrics = Metrics()
-    site = SiteReceipt("layers.0.resid_post", 1, 0, 1, 2, 30, 4, 0.5)
+    site = SiteReceipt(tiny.FIRST_SITE, 1, 0, 1, 2, 30, 4, 0.5)
     ended = RequestFinished(Usage(10, 21, 3, 30), Receipt("", True, (site,)), Timings(0.5, 0.25, 2.0))
     metrics.count_generation(ended, [11, 10, 0])
 

@@ -121,13 +121,13 @@ def test_sae_lens_loads_it_with_its_metadata(done: TrainingResult) -> None:
 
 def test_the_server_accepts_it_on_its_sample(done: TrainingResult, loaded: LoadedModel) -> None:
     placed = read_sae(SAESource(path=str(done.path)), ours_width(loaded))
-    assert str(placed.site) == SITE
+    assert str(placed.loaded.site) == SITE
     assert placed.sample is not None
     assert 1 <= len(loaded.tokenizer(placed.sample)["input_ids"]) <= SAMPLE_TOKENS
     checked = check_sae(
         placed,
         loaded.tokenizer.encode,
-        lambda tokens: read_site(loaded.model, placed.site, torch.tensor([list(tokens)]))[0],
+        lambda tokens: read_site(loaded.model, placed.loaded.site, torch.tensor([list(tokens)]))[0],
         lambda *_: pytest.fail("no other site is asked for"),
         loaded.max_context,
     )

@@ -101,7 +101,7 @@ def programs(subject: Subject, sae: SparseAutoencoder, count: int, requests: int
         features = torch.randperm(sae.features, generator=rng)[:ROWS].tolist()
         probes = [sae.probe(feature) for feature in features]
         edits = [clamp(probe, 0.5) if row % 2 else scale(probe, 0.5) for row, probe in enumerate(probes)]
-        made.append(SteeringProgram({str(subject.site): SiteProgram(edits=tuple(edits))}))
+        made.append(SteeringProgram({subject.site: SiteProgram(edits=tuple(edits))}))
     return [made[index % count] for index in range(requests)]
 
 
@@ -115,10 +115,10 @@ def guarded(
     rng = torch.Generator().manual_seed(3)
     features = torch.randperm(sae.features, generator=rng)[:READINGS].tolist()
     program = SteeringProgram(
-        {str(subject.site): SiteProgram(guards=tuple(sae.probe(feature) for feature in features))}
+        {subject.site: SiteProgram(guards=tuple(sae.probe(feature) for feature in features))}
     )
     reactions = (Reaction.STOP, Reaction.EDIT, Reaction.RECORD, Reaction.EDIT)
-    rows = {str(subject.site): SiteProgram(rules=(clamp(sae.probe(features[0]), 0.0),))}
+    rows = {subject.site: SiteProgram(rules=(clamp(sae.probe(features[0]), 0.0),))}
     conditions = []
     for index in range(CONDITIONS):
         first, *others = (Literal(4 * index + place, 1e6) for place in range(READINGS // CONDITIONS))

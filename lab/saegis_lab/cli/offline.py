@@ -73,7 +73,7 @@ class Subject:
     @property
     def site(self) -> Site:
         """Where the SAE belongs."""
-        return self.placed.site
+        return self.placed.loaded.site
 
     def batches(self, sae: SparseAutoencoder, display: StageDisplay) -> Iterator[FeatureBatch]:
         """The features of `sae` on the texts, shown as a stage; ends the command if no token is left."""
@@ -190,7 +190,7 @@ def _load(
     check_sae(
         placed,
         lambda text: loaded.tokenizer.encode(text, verbose=False),
-        lambda tokens: read_site(loaded.model, placed.site, ids([tokens]))[0],
+        lambda tokens: read_site(loaded.model, placed.loaded.site, ids([tokens]))[0],
         lambda tokens, visit: show_sites(
             loaded.model, lambda: loaded.model(input_ids=ids([tokens]), use_cache=False), visit
         ),

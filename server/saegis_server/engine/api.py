@@ -141,7 +141,7 @@ class Guarded:
     condition: Condition
     reaction: Reaction
     message: str = ""
-    rows: Mapping[str, SiteProgram] = field(default_factory=dict)
+    rows: Mapping[Site, SiteProgram] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -248,7 +248,7 @@ class SiteReceipt:
     Rows of conditions that never held are not counted.
     """
 
-    site: str
+    site: Site
     edits: int
     rules: int
     bans: int

@@ -7,6 +7,7 @@ from saegis_server.sae.autoencoder import SparseAutoencoder
 from saegis_server.sae.checks import Reconstruction
 from saegis_server.sae.labels import FeatureLabel, Labels
 from saegis_server.steering.rows import Probe
+from saegis_server.steering.site import Site
 
 
 class CatalogError(LookupError):
@@ -52,7 +53,7 @@ class LoadedSAE:
     """An SAE at its site, with its labels and what was measured when it was loaded, if it was."""
 
     sae: SparseAutoencoder
-    site: str
+    site: Site
     labels: Labels = field(default_factory=Labels)
     measured: Reconstruction | None = None
 
@@ -71,7 +72,7 @@ class FoundFeature:
     label: FeatureLabel | None
 
     @property
-    def site(self) -> str:
+    def site(self) -> Site:
         """The site that the feature lies at."""
         return self.loaded.site
 
@@ -98,7 +99,7 @@ class Catalog:
         """All SAEs."""
         return tuple(self._by_id.values())
 
-    def sae(self, sae: str, path: str, site: str = "", site_path: str = "site") -> LoadedSAE:
+    def sae(self, sae: str, path: str, site: Site | None = None, site_path: str = "site") -> LoadedSAE:
         """The SAE of an id; an empty id means the only one (at `site`, where that is given).
 
         `path` and `site_path` name the fields in errors. Raises UnknownSAEError, SAENotAtSiteError if the
@@ -108,16 +109,16 @@ class Catalog:
             found = self._by_id.get(sae)
             if found is None:
                 raise UnknownSAEError(path, f"no SAE {sae!r} is loaded; {self._known()}", sae)
-            if site and found.site != site:
+            if site is not None and found.site != site:
                 raise SAENotAtSiteError(
                     site_path, f"the SAE {sae} is loaded at {found.site}, not at {site}", sae
                 )
             return found
-        candidates = [entry for entry in self.entries if not site or entry.site == site]
+        candidates = [entry for entry in self.entries if site is None or entry.site == site]
         if len(candidates) == 1:
             return candidates[0]
         if not candidates:
-            where = f" at {site}" if site else ""
+            where = "" if site is None else f" at {site}"
             raise SAENotAtSiteError(path, f"no SAE is loaded{where}; {self._known()}", sae)
         raise AmbiguousFeatureError(path, f"name one of the {len(candidates)} SAEs; {self._known()}")
 

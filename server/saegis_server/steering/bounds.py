@@ -136,7 +136,7 @@ def _unless(reach: Range, bans: Sequence[Edit], rule: Edit, place: int) -> Range
         return reach
     if len(own) > 1:
         fault = f"{rule.probe.name} is held from below, and bans of it have more than one condition"
-        raise SteeringError(fault, "", (("rules", place),))
+        raise SteeringError(fault, None, (("rules", place),))
     return reach._replace(unless=own.pop())
 
 
@@ -195,7 +195,7 @@ def _check_reachable(rule: Edit, value: float, place: int) -> None:
         unit = " of the norm" if rule.relative_to_norm else ""
         raise SteeringError(
             f"{probe.name} cannot be held at {value:g}{unit}: where it is active it is above {jump:g}",
-            "",
+            None,
             (("rules", place),),
         )
 
@@ -244,7 +244,7 @@ def _check(held: Held) -> None:
             together = Range(one.high, other.low)
             if together.has_high and together.has_low and not apart and not _leaves_room(together):
                 fault = f"the bounds of {held.probe.name} leave no value between them"
-                raise SteeringError(fault, "", (held.place,))
+                raise SteeringError(fault, None, (held.place,))
 
 
 def _leaves_room(reach: Range) -> bool:

@@ -7,15 +7,16 @@ from functools import cached_property
 
 from saegis_server.steering.digest import digest_of
 from saegis_server.steering.rows import Edit, Norm, Phase, Probe
+from saegis_server.steering.site import Site
 
 #: Numbers beyond this are refused: no feature of a finite model comes near it.
 LARGEST_VALUE = 1e6
 
 
 class SteeringError(ValueError):
-    """A program that cannot be applied as asked. `rows` names the rows at fault, e.g. ("edits", 2)."""
+    """A program that cannot be applied as asked: at which site, if at one; its rows, e.g. ("edits", 2)."""
 
-    def __init__(self, message: str, site: str, rows: tuple[tuple[str, int], ...] = ()) -> None:
+    def __init__(self, message: str, site: Site | None, rows: tuple[tuple[str, int], ...] = ()) -> None:
         super().__init__(message)
         self.site = site
         self.rows = rows
@@ -67,18 +68,18 @@ class SteeringProgram:
     beginning-of-sequence token.
     """
 
-    sites: Mapping[str, SiteProgram] = field(default_factory=dict)
+    sites: Mapping[Site, SiteProgram] = field(default_factory=dict)
     moves_first_token: bool = False
 
     def __post_init__(self) -> None:
-        for name, site in self.sites.items():
-            for stage, rows in site.stages():
+        for site, at_site in self.sites.items():
+            for stage, rows in at_site.stages():
                 for index, edit in enumerate(rows):
-                    _check_numbers(name, stage, index, edit)
-            _check_contradictions(name, site.edits)
-            _check_bans(name, site.bans)
-            _check_provable(name, site)
-            _check_bound(name, site.max_relative_norm)
+                    _check_numbers(site, stage, index, edit)
+            _check_contradictions(site, at_site.edits)
+            _check_bans(site, at_site.bans)
+            _check_provable(site, at_site)
+            _check_bound(site, at_site.max_relative_norm)
 
     @property
     def steers(self) -> bool:
@@ -95,7 +96,7 @@ class SteeringProgram:
 UNSTEERED = SteeringProgram()
 
 
-def _check_numbers(site: str, stage: str, index: int, edit: Edit) -> None:
+def _check_numbers(site: Site, stage: str, index: int, edit: Edit) -> None:
     for number in (edit.a, edit.b):
         if not math.isfinite(number) or abs(number) > LARGEST_VALUE:
             raise SteeringError(
@@ -114,7 +115,7 @@ def _is_bound(edit: Edit) -> bool:
     return edit.a == 1.0 and edit.b == 0.0
 
 
-def _check_contradictions(site: str, edits: tuple[Edit, ...]) -> None:
+def _check_contradictions(site: Site, edits: tuple[Edit, ...]) -> None:
     """Two edits of one probe at the same tokens: only a cap and a floor that leave room go together.
 
     Of the edits that go together the highest floor and the lowest cap stand for all, so that any number of
@@ -147,13 +148,13 @@ def _go_together(one: Edit, other: Edit) -> bool:
     return bounds and same_unit and max(one.lo, other.lo) <= min(one.hi, other.hi)
 
 
-def _check_bans(site: str, bans: tuple[Edit, ...]) -> None:
+def _check_bans(site: Site, bans: tuple[Edit, ...]) -> None:
     for index, edit in enumerate(bans):
         if edit.a > 0.0:
             raise SteeringError("a ban's strength must not be negative", site, (("bans", index),))
 
 
-def _check_provable(site: str, program: SiteProgram) -> None:
+def _check_provable(site: Site, program: SiteProgram) -> None:
     """What an SAE that normalises its input reads can be moved, but not held."""
     for stage, verb in (("bans", "banned"), ("rules", "held")):
         for index, edit in enumerate(getattr(program, stage)):
@@ -168,6 +169,6 @@ def _check_provable(site: str, program: SiteProgram) -> None:
                 )
 
 
-def _check_bound(site: str, bound: float | None) -> None:
+def _check_bound(site: Site, bound: float | None) -> None:
     if bound is not None and not 0.0 <= bound <= LARGEST_VALUE:
         raise SteeringError(f"max_relative_norm {bound} is not a share between 0 and {LARGEST_VALUE:g}", site)

@@ -23,6 +23,7 @@ from torch import Tensor
 from saegis_server.steering.bounds import NO_LIMIT, READS, Held, held_by, numbers_of
 from saegis_server.steering.program import SiteProgram, SteeringError
 from saegis_server.steering.rows import Edit
+from saegis_server.steering.site import Site
 from saegis_server.steering.tokens import Tokens
 
 #: On 1 to 32 rows of cosine up to 0.8 the move is then within 0.2 % of the least one (median), 7 % (p99).
@@ -107,7 +108,7 @@ class _Key:
 
 
 def held_geometry(
-    program: SiteProgram, site: str, activations: torch.dtype = torch.float32
+    program: SiteProgram, site: Site | None = None, activations: torch.dtype = torch.float32
 ) -> HeldGeometry | None:
     """Work out the constants of what a site's bans and rules hold, in float64; None where they hold nothing.
 
@@ -132,7 +133,7 @@ def _geometry(key: _Key) -> HeldGeometry | None:
     lengths = read.norm(dim=1)
     for index, each in enumerate(held):
         if not lengths[index] > 0.0:
-            raise SteeringError(f"{each.probe.name} reads nothing", "", (each.place,))
+            raise SteeringError(f"{each.probe.name} reads nothing", None, (each.place,))
     unit = read / lengths[:, None]
     _, singular, right = torch.linalg.svd(unit, full_matrices=False)
     rank = int((singular > RANK_TOLERANCE * singular[0]).sum())
@@ -151,7 +152,7 @@ def _geometry(key: _Key) -> HeldGeometry | None:
         raise SteeringError(
             f"these oppose each other, so that rounding to {_name(key.activations)} could always break one: "
             f"{named}",
-            "",
+            None,
             places,
         )
     writes = torch.zeros(count, count, dtype=torch.float64)
@@ -198,7 +199,7 @@ def _fixed_pinv(held: Sequence[Held], rows: Tensor, sides: Tensor) -> Tensor:
             named = ", ".join(held[index].probe.name for index in fixed.tolist())
             places = tuple(held[index].place for index in fixed.tolist())
             raise SteeringError(
-                f"these read nearly the same, so they cannot all be held: {named}", "", places
+                f"these read nearly the same, so they cannot all be held: {named}", None, places
             )
         found[fixed[:, None], fixed] = torch.linalg.inv(own @ own.T)
     return found

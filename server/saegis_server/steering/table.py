@@ -17,6 +17,7 @@ from saegis_server.steering.bounds import OPEN, RANGES
 from saegis_server.steering.program import SiteProgram, SteeringError
 from saegis_server.steering.projection import HeldGeometry, held_geometry
 from saegis_server.steering.rows import Edit, Norm, Phase, Probe
+from saegis_server.steering.site import Site
 
 
 class Column(IntEnum):
@@ -67,7 +68,7 @@ class Capacity:
         """How many rows may hold what they read: every ban and every rule."""
         return self.bans + self.rules
 
-    def check(self, site: str, program: SiteProgram) -> None:
+    def check(self, site: Site, program: SiteProgram) -> None:
         """Raise SteeringError if `program` asks for more rows than there is room for."""
         for kind in (field.name for field in fields(self) if field.name != "conditions"):
             wanted, room = len(getattr(program, kind)), getattr(self, kind)
@@ -258,11 +259,10 @@ class SiteTable:
     def write(self, slot: int, program: SiteProgram) -> None:
         """Make `program` the one that `slot` runs at this site.
 
-        Raises SteeringError if it does not fit or its bounds cannot hold; the slot is then empty.
+        It must fit. Raises SteeringError if its bounds cannot hold; the slot is then empty.
         """
         self.clear(slot)
-        self.capacity.check("this site", program)
-        held = held_geometry(program, "this site", self.activations)
+        held = held_geometry(program, None, self.activations)
         used = self._used.setdefault(slot, [])
         for table, edits in ((self.edits, program.edits), (self.rules, program.rules)):
             if edits:

@@ -252,9 +252,10 @@ class Metrics:
         for tokens in tokens_by_sequence:
             if tokens > 1:
                 self.inter_token_seconds.observe(timings.decode / (tokens - 1))
-        for site in ended.receipt.sites:
-            self.tokens_edited.labels(site.site).inc(site.tokens_edited)
-            self.bans_fired.labels(site.site).inc(site.bans_fired)
-            self.watches.labels(site.site).inc(site.watches)
-            if site.tokens_edited:
-                self.largest_move.labels(site.site).observe(site.largest_relative_norm)
+        for each in ended.receipt.sites:
+            site = str(each.site)
+            self.tokens_edited.labels(site).inc(each.tokens_edited)
+            self.bans_fired.labels(site).inc(each.bans_fired)
+            self.watches.labels(site).inc(each.watches)
+            if each.tokens_edited:
+                self.largest_move.labels(site).observe(each.largest_relative_norm)

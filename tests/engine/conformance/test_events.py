@@ -25,7 +25,7 @@ from tests.engine.hooked import destructive, random_program
 from tests.engine.serving import Answer, Serving
 
 SAMPLED = SamplingParams(n=3, seed=3, max_tokens=9, ignore_eos=True)
-SITE = "layers.1.resid_post"
+SITE = Site.parse("layers.1.resid_post")
 
 
 class Batches(Answer):
@@ -110,7 +110,7 @@ def test_what_is_watched_is_what_is_there_before_and_after(serving: Serving) -> 
     few = SamplingParams(temperature=0.0, max_tokens=6, ignore_eos=True)
     with serving(model) as engine:
         plain = engine.ask(prompt, few, watching).wait()
-        captured = engine.capture(prompt + plain.tokens()).result(30)[Site.parse(SITE)]
+        captured = engine.capture(prompt + plain.tokens()).result(30)[SITE]
         wanted = (captured.float() @ probe.read)[len(prompt) - 1 : -1].tolist()
         found = [output.watched for output in plain.outputs()]
         assert [one.before for (one,) in found] == pytest.approx(wanted, abs=1e-4)

@@ -23,7 +23,7 @@ from saegis_server.steering.site import Site
 from tests.engine import tiny
 from tests.engine.serving import Serving
 
-BOS, SITE, STRENGTH = 256, "layers.1.resid_post", 2.0
+BOS, SITE, STRENGTH = 256, Site.parse("layers.1.resid_post"), 2.0
 FIRST = FirstToken(BOS)
 GREEDY = SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True)
 VECTOR = torch.randn(tiny.WIDTH, generator=torch.Generator().manual_seed(1))
@@ -75,7 +75,7 @@ def test_rows_move_the_first_token_only_if_asked(serving: Serving, chunk: int) -
 def bos_probe() -> tuple[rows.Probe, float]:
     """A direction that the first token has more of than any other, and a threshold between."""
     prompt = [BOS, *tiny.prompt_of(3, 12)]
-    x = tiny.step(tiny.model()).capture(prompt)[Site.parse(SITE)]
+    x = tiny.step(tiny.model()).capture(prompt)[SITE]
     direction = torch.linalg.lstsq(x, torch.eye(len(prompt))[0]).solution
     found = rows.Probe.direction(direction)
     values = x @ found.read

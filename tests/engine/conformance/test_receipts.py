@@ -10,7 +10,7 @@ from tests.engine import tiny
 from tests.engine.serving import Serving
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=9, ignore_eos=True)
-FIRST, SECOND = (str(site) for site in tuple(tiny.SITES)[:2])
+FIRST, SECOND = tuple(tiny.SITES)[:2]
 VECTOR = torch.randn(tiny.WIDTH, generator=torch.Generator().manual_seed(1))
 
 

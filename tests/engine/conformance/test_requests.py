@@ -18,6 +18,7 @@ from saegis_server.engine.api import (
 )
 from saegis_server.steering import rows
 from saegis_server.steering.program import SiteProgram, SteeringError, SteeringProgram
+from saegis_server.steering.site import Place, Site
 from tests.engine import tiny
 from tests.engine.hooked import generate, random_program
 from tests.engine.serving import Serving
@@ -125,7 +126,7 @@ def test_refusals_name_the_field(serving: Serving) -> None:
     with pytest.raises(FieldError, match=r"logit_bias\[0\]"):
         engine.ask([1], greedy(logit_bias={9999: 1.0}))
     probe = rows.Probe.direction(torch.ones(tiny.WIDTH))
-    elsewhere = SteeringProgram({"layers.0.resid_post": SiteProgram(edits=(rows.add(probe, 1.0),))})
+    elsewhere = SteeringProgram({Site(0, Place.RESID_POST): SiteProgram(edits=(rows.add(probe, 1.0),))})
     with pytest.raises(SteeringError, match="not a site of this server"):
         engine.ask([1], program=elsewhere)
     engine.ask([1], request_id="same")

@@ -17,12 +17,13 @@ from saegis_server.engine.api import (
 from saegis_server.steering import rows
 from saegis_server.steering.program import UNSTEERED, SiteProgram, SteeringError, SteeringProgram
 from saegis_server.steering.rows import Edit, Norm, Phase
+from saegis_server.steering.site import Site
 from tests.engine import tiny
 from tests.engine.hooked import destructive, hook_program, random_program
 from tests.engine.serving import Serving
 from tests.steering import cases
 
-CLAMPED, BANNED = "layers.1.resid_post", "layers.0.mlp_out"
+CLAMPED, BANNED = Site.parse("layers.1.resid_post"), Site.parse("layers.0.mlp_out")
 
 
 def clamp_and_ban(phase: Phase = Phase.ALL) -> SteeringProgram:
@@ -154,7 +155,7 @@ def test_a_model_that_is_broken_is_blamed_itself(serving: Serving, program: Stee
 def test_refusals_name_the_field(serving: Serving) -> None:
     probe = rows.Probe.direction(torch.ones(tiny.WIDTH))
 
-    def adds(site: str, *more: Edit) -> SteeringProgram:
+    def adds(site: Site, *more: Edit) -> SteeringProgram:
         return SteeringProgram({site: SiteProgram(edits=(rows.add(probe, 1.0),), bans=more)})
 
     with serving(tiny.model()) as engine:
@@ -168,7 +169,7 @@ def test_refusals_name_the_field(serving: Serving) -> None:
                 engine.score(tokens)
             assert error.value.field == field
         with pytest.raises(SteeringError, match="not a site of this server"):
-            engine.score([1, 2], adds("layers.0.resid_post"))
+            engine.score([1, 2], adds(Site.parse("layers.0.resid_post")))
         nothing = rows.ban(rows.Probe("nothing", torch.zeros(tiny.WIDTH), torch.zeros(tiny.WIDTH)))
         with pytest.raises(SteeringError, match="reads nothing"):
             engine.score([1, 2], adds(CLAMPED, nothing))

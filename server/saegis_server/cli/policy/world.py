@@ -102,7 +102,7 @@ def offline_world(
         sae, own_id, name = str(source["path"]), str(source["id"]), name or REFERENCE_NAME
     try:
         loaded = _load(sae, own_id, sites[0] if sites else None)
-        steered = {Site.parse(each) for each in (loaded.site, *(sites or ()))}
+        steered = {loaded.site, *map(Site.parse, sites or ())}
     except SAEFileError as error:
         raise fail(
             f"the SAE cannot be read: {error}", "give --sae a directory in SAELens's layout", USAGE
@@ -111,7 +111,7 @@ def offline_world(
         raise fail(str(error), "sites are written layers.NUMBER.resid_post", USAGE) from error
     return World(
         model=name or "model",
-        sites=tuple(map(str, sorted(steered, key=forward_order))),
+        sites=tuple(sorted(steered, key=forward_order)),
         width=loaded.sae.width,
         catalog=Catalog([loaded]),
         capacity=Capacity(**room_for_rows(rows or [])),
@@ -132,4 +132,4 @@ def _load(path: str, own_id: str | None, site: str | None) -> LoadedSAE:
     at = site or sae.hook_name
     if at is None:
         raise SAEFileError(folder, "its files state no hook_name; say with --site where it belongs")
-    return LoadedSAE(sae, str(Site.parse(at)), Labels.load(folder, sae.features))
+    return LoadedSAE(sae, Site.parse(at), Labels.load(folder, sae.features))

@@ -11,7 +11,7 @@ from saegis_server.steering.conditions import Scope
 from saegis_server.steering.evaluator import CompiledConditions, ConditionError, compile_conditions
 from saegis_server.steering.program import SiteProgram, SteeringError, SteeringProgram
 from saegis_server.steering.projection import held_geometry
-from saegis_server.steering.site import Site, SiteError, forward_order
+from saegis_server.steering.site import Site, forward_order
 
 #: How many admitted programs are kept.
 _REMEMBERED = 64
@@ -48,7 +48,7 @@ class Admission:
     def __init__(self, step: Step) -> None:
         self._step = step
         # By digest and by the order of sites, in which watches are told.
-        self._known: dict[tuple[str, tuple[str, ...]], AdmittedProgram] = {}
+        self._known: dict[tuple[str, tuple[Site, ...]], AdmittedProgram] = {}
 
     def generation(self, request: GenerationRequest, stops: Collection[int]) -> AdmittedProgram:
         """The program of a generation beside its guard.
@@ -95,12 +95,12 @@ class Admission:
     def _admit(self, program: SteeringProgram, guard: Guard) -> AdmittedProgram:
         digest = guard.digest_beside(program)
         if (known := self._known.get(key := (digest, tuple(program.sites)))) is None:
-            own = self._program(program)
+            self._check(program)
             for place, guarded in enumerate(guard.conditions):
-                self._check_condition(f"guard.conditions[{place}]", guarded, own)
-            rows = _with_conditional(own, guard)
+                self._check_condition(f"guard.conditions[{place}]", guarded, program.sites)
+            rows = _with_conditional(program.sites, guard)
             if any(guarded.rows for guarded in guard.conditions):
-                self._program(SteeringProgram({str(site): at_site for site, at_site in rows.items()}))
+                self._check(SteeringProgram(rows))
             known = self._compiled(AdmittedProgram(digest, rows, guard.conditions))
             if len(self._known) >= _REMEMBERED:
                 self._known.clear()
@@ -115,7 +115,7 @@ class Admission:
         if bool(guarded.rows) is not (guarded.reaction is Reaction.EDIT):
             rows = "rows" if guarded.rows else "no rows"
             raise FieldError(field, f"{guarded.name} has {rows}; its reaction is {guarded.reaction}")
-        order, sites = self._step.sites, [Site.parse(name) for name in guarded.rows]
+        order, sites = self._step.sites, list(guarded.rows)
         looks = [readings[reading] for reading in guarded.condition.readings]
         if sites and looks and guarded.condition.scope is not Scope.PROMPT:
             first, last = min(sites, key=forward_order), max(looks, key=forward_order)
@@ -151,26 +151,19 @@ class Admission:
                 if not 0 <= token < vocabulary:
                     raise FieldError(f"{field}[{position}]", f"{token} is not a token id below {vocabulary}")
 
-    def _program(self, program: SteeringProgram) -> dict[Site, SiteProgram]:
+    def _check(self, program: SteeringProgram) -> None:
         step = self._step
         width = step.model.config.get_text_config().hidden_size
-        sites: dict[Site, SiteProgram] = {}
-        for name, rows in program.sites.items():
-            try:
-                site = Site.parse(name)
-            except SiteError as error:
-                raise SteeringError(str(error), name) from None
+        for site, rows in program.sites.items():
             if site not in step.sites:
                 offered = ", ".join(map(str, step.sites)) or "none"
-                raise SteeringError(f"{name} is not a site of this server (its sites: {offered})", name)
-            step.slots.capacity.check(name, rows)
+                raise SteeringError(f"{site} is not a site of this server (its sites: {offered})", site)
+            step.slots.capacity.check(site, rows)
             edited = (edit.probe for _, edits in rows.stages() for edit in edits)
             probes = [*edited, *rows.watches, *rows.guards]
             if any(probe.read.shape != (width,) or probe.write.shape != (width,) for probe in probes):
-                raise SteeringError(f"a row at {name} does not have the model's width {width}", name)
-            held_geometry(rows, name, step.model.dtype)
-            sites[site] = rows
-        return sites
+                raise SteeringError(f"a row at {site} does not have the model's width {width}", site)
+            held_geometry(rows, site, step.model.dtype)
 
 
 def early_rows(name: str, acts: Site, reads: Site) -> str:
@@ -187,8 +180,7 @@ def _with_conditional(program: Mapping[Site, SiteProgram], guard: Guard) -> dict
     """A program with the rows of all conditions, each with its own."""
     found = dict(program)
     for number, guarded in enumerate(guard.conditions, start=1):
-        for name, rows in guarded.rows.items():
-            site = Site.parse(name)
+        for site, rows in guarded.rows.items():
             own = found.get(site, SiteProgram())
             rules, bans = (tuple(replace(e, when=number) for e in stage) for stage in (rows.rules, rows.bans))
             found[site] = replace(own, rules=own.rules + rules, bans=own.bans + bans)

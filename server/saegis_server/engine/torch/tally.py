@@ -68,6 +68,6 @@ class Tally:
         for site, rows in in_force.items():
             count = self._counts[site]
             kinds = (len(rows.edits), len(rows.rules), len(rows.bans), len(rows.watches))
-            sites.append(SiteReceipt(str(site), *kinds, count.edited, count.fired, count.largest))
+            sites.append(SiteReceipt(site, *kinds, count.edited, count.fired, count.largest))
         first = any(rows.changes_anything for rows in in_force.values()) and not self._unmoved
         return Receipt(self._digest, self.steered_tokens > 0, tuple(sites), first_token_steered=first)

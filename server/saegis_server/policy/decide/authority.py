@@ -16,6 +16,7 @@ from saegis_server.policy.schema.policy import Allowance, Limits
 from saegis_server.problem import Problem
 from saegis_server.sae.catalog import FoundFeature
 from saegis_server.steering.operations import Op, Unit
+from saegis_server.steering.site import Site
 
 
 class Fit(Enum):
@@ -34,7 +35,7 @@ class CompiledAllowance:
     ops: frozenset[Op]
     features: frozenset[Place] | None
     directions: bool
-    sites: frozenset[str] | None
+    sites: frozenset[Site] | None
     low: float
     high: float
     unit: Unit
@@ -141,7 +142,7 @@ def compile_allowance(allowance: Allowance, limits: Limits, selectors: Selectors
         with faults.gathered():
             found = selectors.features(selector, f"{path}.features[{place}]")
             features.update(each.key for each in found)
-    sites: set[str] = set()
+    sites: set[Site] = set()
     for place, name in enumerate(allowance.sites or ()):
         with faults.gathered():
             sites.add(selectors.site(name, f"{path}.sites[{place}]"))
@@ -192,7 +193,7 @@ def judge_uses(
 
 
 def judge_limits(
-    policy: str, limits: Limits, edits: Sequence[RequestEdit], sites: Sequence[str], first_ban: str | None
+    policy: str, limits: Limits, edits: Sequence[RequestEdit], sites: Sequence[Site], first_ban: Site | None
 ) -> Iterator[Denial]:
     """Denials of too many edits, and of edits at `sites` (in forward order) behind one that has a ban.
 

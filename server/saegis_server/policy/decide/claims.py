@@ -10,9 +10,10 @@ from saegis_server.policy.decide.selectors import Selected
 from saegis_server.steering import rows
 from saegis_server.steering.operations import Op
 from saegis_server.steering.rows import Edit, Phase
+from saegis_server.steering.site import Site
 
 #: A site and the key of a probe: what one claim is about.
-Place = tuple[str, str]
+Place = tuple[Site, str]
 #: A policy and its rule.
 Owner = tuple[str, str]
 
@@ -85,12 +86,12 @@ class SiteRows:
 class Merged:
     """Claims as rows, by site: those in force always, and those of each rule while its condition holds."""
 
-    always: Mapping[str, SiteRows] = field(default_factory=dict)
-    conditional: Mapping[Owner, Mapping[str, SiteRows]] = field(default_factory=dict)
+    always: Mapping[Site, SiteRows] = field(default_factory=dict)
+    conditional: Mapping[Owner, Mapping[Site, SiteRows]] = field(default_factory=dict)
 
-    def all_on(self) -> Mapping[str, SiteRows]:
+    def all_on(self) -> Mapping[Site, SiteRows]:
         """All rows together, as if every condition held."""
-        together: dict[str, SiteRows] = dict(self.always)
+        together: dict[Site, SiteRows] = dict(self.always)
         for by_site in self.conditional.values():
             for site, more in by_site.items():
                 have = together.get(site, SiteRows())
@@ -188,8 +189,8 @@ def merge(claims: Iterable[Claim]) -> Merged:
     floor of a probe that has such a row always is folded into that row: the stricter one counts. Conditional
     bans of one probe stay apart: while both conditions hold, the pushes add up to more than the greater.
     """
-    always: dict[str, tuple[list[Edit], list[Edit]]] = {}
-    conditional: dict[Owner, dict[str, tuple[list[Edit], list[Edit]]]] = {}
+    always: dict[Site, tuple[list[Edit], list[Edit]]] = {}
+    conditional: dict[Owner, dict[Site, tuple[list[Edit], list[Edit]]]] = {}
     for (site, _), group in sorted(by_place(claims).items(), key=lambda item: item[0]):
         bans = [claim for claim in group if claim.op is Op.BAN]
         for owner, edit in _merged_rules([claim for claim in group if claim.op is not Op.BAN]):
@@ -201,7 +202,7 @@ def merge(claims: Iterable[Claim]) -> Merged:
     return Merged(_frozen(always), {owner: _frozen(found) for owner, found in sorted(conditional.items())})
 
 
-def _frozen(found: Mapping[str, tuple[list[Edit], list[Edit]]]) -> dict[str, SiteRows]:
+def _frozen(found: Mapping[Site, tuple[list[Edit], list[Edit]]]) -> dict[Site, SiteRows]:
     return {site: SiteRows(tuple(rules), tuple(bans)) for site, (rules, bans) in found.items()}
 
 

@@ -27,6 +27,7 @@ from saegis_server.steering.operations import Op
 from saegis_server.steering.program import UNSTEERED, SiteProgram, SteeringError, SteeringProgram
 from saegis_server.steering.projection import held_geometry
 from saegis_server.steering.rows import Edit, Phase
+from saegis_server.steering.site import Site
 
 log = logging.getLogger("saegis.policy")
 
@@ -145,7 +146,7 @@ class _Layout:
 
     def __init__(self, ordered: Sequence[StandingRule], world: World) -> None:
         self.left_out: list[StandingRule] = []
-        self.by_site: dict[str, dict[str, Selected]] = {site: {} for site in world.sites}
+        self.by_site: dict[Site, dict[str, Selected]] = {site: {} for site in world.sites}
         for each in sorted(ordered, key=lambda each: not each.enforced):
             wanted = {site: dict(found) for site, found in self.by_site.items()}
             for reading in readings_of(each):
@@ -169,7 +170,7 @@ def readings_of(standing: StandingRule) -> tuple[Selected, ...]:
     return standing.rule.targets if standing.rule.action == "watch" else standing.rule.readings
 
 
-def _program(by_site: Mapping[str, SiteRows], layout: _Layout, world: World) -> SteeringProgram:
+def _program(by_site: Mapping[Site, SiteRows], layout: _Layout, world: World) -> SteeringProgram:
     found = {}
     for site in world.sites:
         own = by_site.get(site, SiteRows())
@@ -223,7 +224,7 @@ def _prove(
 
 def _fault(
     error: SteeringError,
-    every: Mapping[str, SiteRows],
+    every: Mapping[Site, SiteRows],
     enforced: Sequence[StandingRule],
     claims: Sequence[Claim],
 ) -> Fault:
@@ -232,7 +233,8 @@ def _fault(
     if stages & {"watches", "guards"}:
         readers = [each for each in enforced if any(one.site == error.site for one in readings_of(each))]
         return Fault(tuple(each.owner for each in readers), str(error))
-    edits = {stage: getattr(every.get(error.site, SiteRows()), stage, ()) for stage in stages}
+    at_site = SiteRows() if error.site is None else every.get(error.site, SiteRows())
+    edits = {stage: getattr(at_site, stage, ()) for stage in stages}
     named = [edits[stage][row].probe.key for stage, row in error.rows if 0 <= row < len(edits[stage])]
     owners = dict.fromkeys(
         claim.owner
@@ -252,7 +254,7 @@ def with_edits(
     bound: the largest ‖Δx‖/‖x‖ that the edits may make at a site. A ban of what is banned already counts
     with the greater strength. Raises SteeringError if it does not fit or its bans cannot hold.
     """
-    found: dict[str, SiteProgram] = dict(combined.program.sites)
+    found: dict[Site, SiteProgram] = dict(combined.program.sites)
     for edit in edits:
         at_site = found.get(edit.site, SiteProgram())
         if edit.op is Op.BAN:

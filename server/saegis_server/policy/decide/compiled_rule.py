@@ -27,6 +27,7 @@ from saegis_server.policy.schema.policy import Expression as Written
 from saegis_server.problem import Problem
 from saegis_server.steering.conditions import AllOf, AnyOf, Condition, Expression, Literal, Negation, Scope
 from saegis_server.steering.operations import Op, Unit
+from saegis_server.steering.site import Site
 
 _SCOPES = {Over.PROMPT: Scope.PROMPT, Over.WINDOW: Scope.WINDOW, Over.TOKEN: Scope.TOKEN}
 
@@ -115,14 +116,14 @@ def _claims(
 
 
 def _condition(when: When, selectors: Selectors, path: str) -> tuple[Condition, tuple[Selected, ...]]:
-    readings: dict[tuple[str, str], tuple[int, Selected]] = {}
+    readings: dict[tuple[Site, str], tuple[int, Selected]] = {}
     expression = _expression(when.if_, selectors, path, readings)
     condition = Condition(expression, _SCOPES[when.over], when.window or 1, when.sticky)
     return condition, tuple(selected for _, selected in readings.values())
 
 
 def _expression(
-    written: Written, selectors: Selectors, path: str, readings: dict[tuple[str, str], tuple[int, Selected]]
+    written: Written, selectors: Selectors, path: str, readings: dict[tuple[Site, str], tuple[int, Selected]]
 ) -> Expression:
     match written:
         case All():
@@ -142,7 +143,7 @@ def _parts(
     parts: Sequence[Written],
     selectors: Selectors,
     path: str,
-    readings: dict[tuple[str, str], tuple[int, Selected]],
+    readings: dict[tuple[Site, str], tuple[int, Selected]],
 ) -> tuple[Expression, ...]:
     """All parts. Raises SelectionError with what is wrong with every one of them."""
     found: list[Expression] = []

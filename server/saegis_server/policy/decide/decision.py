@@ -12,6 +12,7 @@ from saegis_server.sae.catalog import FoundFeature
 from saegis_server.steering.operations import Op, Unit
 from saegis_server.steering.program import UNSTEERED, SteeringProgram
 from saegis_server.steering.rows import Edit
+from saegis_server.steering.site import Site
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +24,7 @@ class RequestEdit:
     """
 
     path: str
-    site: str
+    site: Site
     op: Op
     edit: Edit
     feature: FoundFeature | None = None

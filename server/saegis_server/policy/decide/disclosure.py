@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from saegis_server.policy.decide.decision import AppliedRule, Decision, Denial
 from saegis_server.policy.schema.policy import EVERY, Mode, Policy, Transparency
+from saegis_server.steering.site import Site
 
 #: What is said of a field that a policy which conceals its rules does not allow, whatever the reason.
 NOT_ALLOWED = "is not allowed"
@@ -93,6 +94,6 @@ def receipt_counts(decision: Decision) -> bool:
     return not decision.concealed
 
 
-def own_sites(decision: Decision) -> frozenset[str]:
+def own_sites(decision: Decision) -> frozenset[Site]:
     """The sites that the request itself names: a receipt that conceals tells of these."""
     return frozenset(edit.site for edit in decision.asked)

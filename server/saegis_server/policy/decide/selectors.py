@@ -58,13 +58,13 @@ def _fault(path: str, message: str) -> SelectionError:
 class Selected:
     """One feature or direction at its site. name: how people are told of it."""
 
-    site: str
+    site: Site
     probe: Probe
     name: str
     feature: FoundFeature | None = None
 
     @property
-    def key(self) -> tuple[str, str]:
+    def key(self) -> tuple[Site, str]:
         """What tells it apart: its site and its probe's key."""
         return self.site, self.probe.key
 
@@ -92,11 +92,11 @@ class Selectors:
 
     def __init__(self, world: World, directions: Directions) -> None:
         self._world, self._directions = world, directions
-        self._known: dict[tuple[str, str], Selected] = {}
+        self._known: dict[tuple[Site, str], Selected] = {}
 
     def targets(self, targets: Targets, path: str) -> tuple[Selected, ...]:
         """All features and directions, each once, by site in forward order and key. Raises SelectionError."""
-        distinct: dict[tuple[str, str], Selected] = {}
+        distinct: dict[tuple[Site, str], Selected] = {}
         faults = Faults()
         for place, feature in enumerate(targets.features):
             with faults.gathered():
@@ -154,17 +154,17 @@ class Selectors:
         name = f"{file}:{selector.tensor}" if selector.tensor else file
         return self._known.setdefault((site, probe.key), Selected(site, probe, name))
 
-    def site(self, name: str, path: str) -> str:
+    def site(self, name: str, path: str) -> Site:
         """A site of the world, in any spelling. Raises SelectionError."""
         try:
-            site = str(Site.parse(name))
+            site = Site.parse(name)
         except SiteError as error:
             raise _fault(path, str(error)) from error
         if site not in self._world.sites:
             raise _fault(path, f"{name!r} is no site of this server; its sites: {self._sites()}")
         return site
 
-    def order(self, site: str) -> int:
+    def order(self, site: Site) -> int:
         """The place of a site in the forward pass."""
         return self._world.sites.index(site)
 
@@ -184,7 +184,7 @@ class Selectors:
             self._known[key] = Selected(found.site, probe, f"{found.loaded.id}:{found.index}{label}", found)
         return self._known[key]
 
-    def _direction_site(self, name: str, path: str) -> str:
+    def _direction_site(self, name: str, path: str) -> Site:
         if name:
             return self.site(name, path)
         if len(self._world.sites) != 1:
@@ -192,7 +192,7 @@ class Selectors:
         return self._world.sites[0]
 
     def _sites(self) -> str:
-        return ", ".join(self._world.sites) or "none"
+        return ", ".join(map(str, self._world.sites)) or "none"
 
 
 def _tensor_name(tensors: Mapping[str, Tensor], selector: DirectionSelector, path: str) -> str:

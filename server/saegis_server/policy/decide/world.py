@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from saegis_server.sae.catalog import Catalog
+from saegis_server.steering.site import Site
 from saegis_server.steering.table import Capacity
 
 
@@ -37,7 +38,7 @@ class World:
     """
 
     model: str
-    sites: tuple[str, ...]
+    sites: tuple[Site, ...]
     width: int
     catalog: Catalog
     capacity: Capacity

@@ -22,6 +22,7 @@ from saegis_server.rpc.wire.problems import InFlightError, NotServingError, Poli
 from saegis_server.rpc.wire.programs import RequestSteering
 from saegis_server.steering.operations import Op
 from saegis_server.steering.program import SiteProgram, SteeringProgram
+from saegis_server.steering.site import Site
 from saegis_server.telemetry.metrics import Metrics
 
 #: How soon a request that came just before an urgent policy may be tried again.
@@ -36,7 +37,7 @@ class Governor:
     def __init__(
         self,
         model: str,
-        sites: Sequence[str],
+        sites: Sequence[Site],
         metrics: Metrics,
         policies: PolicyStore | None = None,
         audit: AuditLog | None = None,
@@ -145,12 +146,10 @@ class Governor:
         if not any(site.watches for site in own.sites.values()):
             return decided
         found = {}
-        for name in self._sites:
-            if name not in decided.sites and name not in own.sites:
-                continue
-            watches = own.sites[name].watches if name in own.sites else ()
-            found[name] = replace(decided.sites.get(name, SiteProgram()), watches=watches)
-        return replace(decided, sites={name: site for name, site in found.items() if site != SiteProgram()})
+        for site in self._sites:
+            watches = own.sites.get(site, SiteProgram()).watches
+            found[site] = replace(decided.sites.get(site, SiteProgram()), watches=watches)
+        return replace(decided, sites={site: rows for site, rows in found.items() if rows != SiteProgram()})
 
     async def _recorded(self, run: Run) -> None:
         """Wait until the log has how a request ended. Raises AuditUnavailableError."""
@@ -235,7 +234,7 @@ def _edit_summary(steering: RequestSteering) -> list[Fields]:
         {
             "path": edit.path,
             "op": edit.op.value,
-            "site": edit.site,
+            "site": str(edit.site),
             "sae": None if edit.feature is None else edit.feature.loaded.id,
             "index": None if edit.feature is None else edit.feature.index,
             "value": edit.value,

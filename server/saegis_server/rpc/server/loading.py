@@ -57,7 +57,7 @@ def load_services(config: ServerConfig, premises: Premises, progress: Progress) 
     checked = []
     for count, each in enumerate(placed):
         progress("checking SAEs", count, len(placed))
-        capture, length = _capture_at(step, each.site), step.slots.max_length
+        capture, length = _capture_at(step, each.loaded.site), step.slots.max_length
         checked.append(check_sae(each, prompts.text, capture, _survey(step), length, prompts.special))
     return services(config, premises, loaded, step, prompts, checked)
 
@@ -78,7 +78,7 @@ def services(
         step, loaded.tokenizer, loaded.eos_token_ids, config.max_num_seqs, limits, first, must_compile
     )
     facts = _facts(config, loaded)
-    targets = Targets(tuple(str(site) for site in step.sites), Catalog(saes), facts.hidden_size)
+    targets = Targets(step.sites, Catalog(saes), facts.hidden_size)
     metrics = premises.metrics
     metrics.observe_load(engine.stats)
     world = World(
@@ -112,8 +112,8 @@ def services(
 def _step(config: ServerConfig, loaded: LoadedModel, placed: Sequence[PlacedSAE], compiled: bool) -> Step:
     sites = {Site.parse(name): frozenset((Norm.NONE,)) for name in config.sites}
     for each in placed:
-        norms = sites.get(each.site, frozenset((Norm.NONE,)))
-        sites[each.site] = norms | {each.loaded.sae.norm}
+        norms = sites.get(each.loaded.site, frozenset((Norm.NONE,)))
+        sites[each.loaded.site] = norms | {each.loaded.sae.norm}
     room = Capacity(**config.rows)
     return build_step(loaded, sites, config.max_num_seqs, config.max_model_len, room, compiled)
 

@@ -34,7 +34,6 @@ class PlacedSAE:
     """An SAE read from its files, not yet checked; `sample` is its own text to check it on, if it has one."""
 
     loaded: LoadedSAE
-    site: Site
     sample: str | None
 
 
@@ -66,7 +65,7 @@ def read_sae(source: SAESource, width: int) -> PlacedSAE:
             path,
             SAMPLE_FILE,
         )
-    return PlacedSAE(LoadedSAE(sae, str(site), labels), site, sample)
+    return PlacedSAE(LoadedSAE(sae, site, labels), sample)
 
 
 def _sample(path: Path) -> str | None:
@@ -112,12 +111,12 @@ def check_sae(
                 found[str(other)] = measure(sae, x[0].cpu()[kept]).fvu
 
         survey(tokens, visit)
-        found.pop(site, None)
+        found.pop(str(site), None)
         return found
 
     name = f"its {SAMPLE_FILE}" if own else f"the built-in text, since it has no {SAMPLE_FILE}"
     activations = capture(tokens).cpu()[kept]
-    measured = check_reconstruction(sae, activations, site, name, None if own else elsewhere)
+    measured = check_reconstruction(sae, activations, str(site), name, None if own else elsewhere)
     if measured.fvu > largest_fvu(sae.stated_fvu):
         log.warning(
             "the SAE %s: measured at %s on %s, its FVU is %.3g and its L0 %.3g; %s, which is of other text. "

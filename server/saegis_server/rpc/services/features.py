@@ -24,7 +24,6 @@ from saegis_server.rpc.wire.prompts import PromptReader, check_characters, check
 from saegis_server.sae.catalog import FoundFeature, LoadedSAE
 from saegis_server.sae.left_out import left_out
 from saegis_server.steering.program import UNSTEERED
-from saegis_server.steering.site import Site
 
 DEFAULT_TOP_K, LARGEST_TOP_K = 5, 1000
 DEFAULT_PAGE, LARGEST_PAGE = 20, 1000
@@ -94,7 +93,7 @@ class FeatureServicer(Servicer, feature_pb2_grpc.FeatureServiceServicer):
         services = self.services
         top_k = request.top_k if request.HasField("top_k") else DEFAULT_TOP_K
         _check_range("top_k", top_k, 1, LARGEST_TOP_K)
-        site = services.targets.site(request.site, "site") if request.site else ""
+        site = services.targets.site(request.site, "site") if request.site else None
         loaded = services.catalog.sae(request.sae, "sae", site, "site")
         kind = request.WhichOneof("input")
         check_size(request, kind, services.engine.max_length)
@@ -112,7 +111,7 @@ class FeatureServicer(Servicer, feature_pb2_grpc.FeatureServiceServicer):
     ) -> pb.InspectResponse:
         strongest = _strongest(loaded, x, top_k)
         left_out, texts = self._left_out(tokens, loaded).tolist(), self.services.prompts.pieces(tokens)
-        found = pb.InspectResponse(sae=loaded.id, site=loaded.site)
+        found = pb.InspectResponse(sae=loaded.id, site=str(loaded.site))
         for token, text, features, left in zip(tokens, texts, strongest, left_out, strict=True):
             found.tokens.add(token_id=token, text=text, features=features, left_out=left)
         return found
@@ -208,7 +207,7 @@ class FeatureServicer(Servicer, feature_pb2_grpc.FeatureServiceServicer):
         caller = current_identity()
         self.services.limiter.spend(caller, "tokens", len(tokens))
         captured = await asyncio.wrap_future(self.services.engine.capture(tokens, caller.tenant))
-        x: Tensor = captured[Site.parse(loaded.site)]
+        x: Tensor = captured[loaded.site]
         return x
 
 

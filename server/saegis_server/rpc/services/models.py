@@ -13,7 +13,6 @@ from saegis_server.rpc.wire import convert
 from saegis_server.rpc.wire.prompts import MOST_MESSAGES, check_text
 from saegis_server.rpc.wire.sampling import LARGEST_N, MOST_BIASES, MOST_STOP_TOKENS
 from saegis_server.sae.catalog import LoadedSAE
-from saegis_server.steering.site import Site
 
 
 @serves(pb.DESCRIPTOR.services_by_name["ModelService"])
@@ -31,7 +30,7 @@ class ModelServicer(Servicer, model_pb2_grpc.ModelServiceServicer):
             max_context_length=engine.max_length,
             has_chat_template=self.services.prompts.has_chat_template,
             sites=[
-                pb.Site(name=site, layer=Site.parse(site).layer, width=model.hidden_size)
+                pb.Site(name=str(site), layer=site.layer, width=model.hidden_size)
                 for site in self.services.targets.sites
             ],
             saes=[_sae(loaded) for loaded in self.services.catalog.entries],
@@ -120,7 +119,7 @@ def _sae(loaded: LoadedSAE) -> pb.Sae:
     return pb.Sae(
         id=loaded.id,
         digest=sae.digest,
-        site=loaded.site,
+        site=str(loaded.site),
         width=sae.width,
         feature_count=sae.features,
         architecture=str(sae.architecture),

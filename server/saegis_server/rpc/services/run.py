@@ -178,7 +178,7 @@ def _answer(governed: Governed, reasons: tuple[str, ...], done: RequestFinished 
     """The record of how a request ended; `done` is None where the engine never had it."""
     decision = governed.decision
     receipt = done.receipt if done else None
-    peaks = receipt.guard_peaks if receipt else ()
+    sites, peaks = (receipt.sites, receipt.guard_peaks) if receipt else ((), ())
     timings = done.timings if done else None
     return AnswerRecord(
         decision_id=governed.id,
@@ -188,7 +188,7 @@ def _answer(governed: Governed, reasons: tuple[str, ...], done: RequestFinished 
         policy_revision=decision.policy_revision,
         finish_reasons=reasons,
         usage=asdict(done.usage) if done else {},
-        sites=tuple(_plain(asdict(site)) for site in receipt.sites) if receipt else (),
+        sites=tuple(_plain(asdict(each) | {"site": str(each.site)}) for each in sites),
         conditions=tuple(asdict(each) for each in receipt.conditions) if receipt else (),
         peaks=_plain(
             {f"{rule}/{feature}": peaks[row] for row, rule, feature in decision.peaks if row < len(peaks)}

@@ -149,10 +149,10 @@ def receipt(done: Receipt, timings: Timings, model: str, governed: Governed) -> 
 def _sites(done: Receipt, decision: Decision) -> list[generation_pb2.SiteReceipt]:
     """What was done at each site; where a policy conceals, what the request itself asked for there."""
     if receipt_counts(decision):
-        return [message(generation_pb2.SiteReceipt, site) for site in done.sites]
+        return [message(generation_pb2.SiteReceipt, site, site=str(site.site)) for site in done.sites]
     own = own_sites(decision)
     return [
-        generation_pb2.SiteReceipt(site=site.site, edits=site.edits, watches=site.watches)
+        generation_pb2.SiteReceipt(site=str(site.site), edits=site.edits, watches=site.watches)
         for site in done.sites
         if site.site in own
     ]
@@ -160,7 +160,7 @@ def _sites(done: Receipt, decision: Decision) -> list[generation_pb2.SiteReceipt
 
 def feature(found: FoundFeature) -> feature_pb2.Feature:
     """What is recorded about a feature."""
-    place: dict[str, Any] = {"sae": found.loaded.id, "index": found.index, "site": found.site}
+    place: dict[str, Any] = {"sae": found.loaded.id, "index": found.index, "site": str(found.site)}
     if found.label is None:
         return feature_pb2.Feature(**place)
     return message(feature_pb2.Feature, found.label, **place)

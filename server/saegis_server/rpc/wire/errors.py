@@ -213,7 +213,7 @@ _TABLE: Mapping[type[BaseException], _Row] = {
         "FIELD_INVALID",
         lambda e: f"steering: {e}",
         fields=_in_steering,
-        metadata=lambda e: {"site": e.site},
+        metadata=lambda e: {"site": str(e.site or "")},
     ),
     engine.SteeringDivergedError: _Row(
         Code.INVALID_ARGUMENT, "STEERING_DIVERGED", lambda e: f"steering: {e}", fields=_in_steering

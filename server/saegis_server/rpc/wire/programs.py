@@ -10,6 +10,7 @@ from saegis_server.rpc.wire.targets import Resolved, Targets
 from saegis_server.steering.operations import Op, Unit, value_fault
 from saegis_server.steering.program import SiteProgram, SteeringError, SteeringProgram
 from saegis_server.steering.rows import Edit, Phase, Probe
+from saegis_server.steering.site import Site
 from saegis_server.steering.table import Capacity
 
 #: What the contract's numbers mean; every operation, unit and phase of it has its word in `steering`.
@@ -56,7 +57,7 @@ class RequestSteering:
 
     program: SteeringProgram
     watches: tuple[int, ...] = ()
-    paths: dict[tuple[str, str, int], str] = field(default_factory=dict)
+    paths: dict[tuple[Site, str, int], str] = field(default_factory=dict)
     edits: tuple[RequestEdit, ...] = ()
 
     def explain(self, error: SteeringError) -> FieldError:
@@ -91,9 +92,9 @@ def request_steering(message: pb.Steering, targets: Targets, capacity: Capacity)
 
 
 def _assemble(
-    gathered: dict[str, _SiteRows], capacity: Capacity, edits: tuple[RequestEdit, ...]
+    gathered: dict[Site, _SiteRows], capacity: Capacity, edits: tuple[RequestEdit, ...]
 ) -> RequestSteering:
-    paths: dict[tuple[str, str, int], str] = {}
+    paths: dict[tuple[Site, str, int], str] = {}
     for site, found in gathered.items():
         for stage, row, place in found.places():
             kind = "watches" if stage == "watches" else "edits"
@@ -108,8 +109,9 @@ def _assemble(
     return RequestSteering(program, watches, paths, edits)
 
 
-def _explain(error: SteeringError, paths: dict[tuple[str, str, int], str]) -> FieldError:
-    found = [paths[error.site, *row] for row in error.rows if (error.site, *row) in paths]
+def _explain(error: SteeringError, paths: dict[tuple[Site, str, int], str]) -> FieldError:
+    site = error.site
+    found = [paths[site, *row] for row in error.rows if site is not None and (site, *row) in paths]
     if not found:
         return FieldError("steering", str(error))
     if len(found) == 1:

@@ -31,7 +31,7 @@ class Target(Protocol):
 class Resolved:
     """A target: where it is, how to read and write it, and which feature it is; None for a direction."""
 
-    site: str
+    site: Site
     probe: Probe
     feature: FoundFeature | None = None
 
@@ -39,7 +39,7 @@ class Resolved:
 class Targets:
     """Resolves targets against the sites of the engine and the catalog of SAEs; width: d of every site."""
 
-    def __init__(self, sites: tuple[str, ...], catalog: Catalog, width: int) -> None:
+    def __init__(self, sites: tuple[Site, ...], catalog: Catalog, width: int) -> None:
         self.sites = sites
         self.catalog = catalog
         self.width = width
@@ -49,7 +49,7 @@ class Targets:
 
         Raises FieldError and the catalog's errors, with field paths that begin with `path`.
         """
-        site = self.site(message.site, f"{path}.site") if message.site else ""
+        site = self.site(message.site, f"{path}.site") if message.site else None
         if kind == "feature":
             found = self.feature(message.feature, f"{path}.feature", site, f"{path}.site")
             return Resolved(found.site, found.probe(), found)
@@ -58,22 +58,22 @@ class Targets:
             return Resolved(site, self._direction(message.direction, f"{path}.direction"))
         raise FieldError(path, "one of feature and direction must be given")
 
-    def site(self, name: str, path: str) -> str:
+    def site(self, name: str, path: str) -> Site:
         """The site of a name, in any spelling that `Site.parse` reads.
 
         Raises FieldError for what is no site's name, UnknownSiteError for a site that is not offered.
         """
         try:
-            site = str(Site.parse(name))
+            site = Site.parse(name)
         except SiteError as error:
             raise FieldError(path, str(error)) from error
         if site not in self.sites:
-            known = ", ".join(self.sites) or "none"
+            known = ", ".join(map(str, self.sites)) or "none"
             raise UnknownSiteError(path, f"{name!r} is no site of this server; its sites: {known}", name)
         return site
 
     def feature(
-        self, message: steering_pb2.FeatureRef, path: str, site: str = "", site_path: str = "site"
+        self, message: steering_pb2.FeatureRef, path: str, site: Site | None = None, site_path: str = "site"
     ) -> FoundFeature:
         """The feature of a reference. Raises FieldError and the catalog's errors."""
         loaded = self.catalog.sae(message.sae, f"{path}.sae", site, site_path)
@@ -87,10 +87,10 @@ class Targets:
                 return self.catalog.by_label(loaded, message.label, f"{path}.label")
         raise FieldError(path, "one of index and label must be given")
 
-    def _only_site(self, path: str) -> str:
+    def _only_site(self, path: str) -> Site:
         if len(self.sites) == 1:
             return self.sites[0]
-        known = ", ".join(self.sites) or "none"
+        known = ", ".join(map(str, self.sites)) or "none"
         raise FieldError(path, f"must be given for a direction; this server's sites: {known}")
 
     def _direction(self, message: steering_pb2.Direction, path: str) -> Probe:
