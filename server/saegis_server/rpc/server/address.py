@@ -1,4 +1,4 @@
-"""Where a server listens: ports and the Unix socket, free before they are taken, and the file of it."""
+"""Where a server listens: ports and the Unix socket, free before they are taken, and the ready file."""
 
 import errno
 import fcntl

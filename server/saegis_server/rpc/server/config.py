@@ -10,25 +10,6 @@ from saegis_server.audit.log import AuditSettings
 from saegis_server.policy.errors import Unmatched
 from saegis_server.rpc.server.limits import Limits
 
-
-class PolicySettings(BaseModel):
-    """Which policies govern requests. With it, a request that no policy matches is denied.
-
-    bundles: directories or tar files to put in force at the start. state: the directory where the policies in
-    force and their history are kept; without it those that PutPolicy brought end with the server. keys: PEM
-    files of public keys, one of which must have signed a bundle; without any, bundles need no signature.
-    unmatched: whether a policy that can match no model, tenant or role of this server is refused, also at the
-    start, or only warned about.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    bundles: tuple[Path, ...] = ()
-    state: Path | None = None
-    keys: tuple[Path, ...] = ()
-    unmatched: Unmatched = Unmatched.REFUSE
-
-
 #: gRPC's own default; prompts of a model with a context of a million tokens fit.
 DEFAULT_MAX_MESSAGE_BYTES = 4 * 2**20
 LARGEST_MESSAGE_BYTES = 64 * 2**20
@@ -60,6 +41,22 @@ class TLSFiles(_Strict):
     cert: Path
     key: Path
     client_ca: Path | None = None
+
+
+class PolicySettings(_Strict):
+    """Which policies govern requests. With it, a request that no policy matches is denied.
+
+    bundles: directories or tar files to put in force at the start. state: the directory where the policies in
+    force and their history are kept; without it those that PutPolicy brought end with the server. keys: PEM
+    files of public keys, one of which must have signed a bundle; without any, bundles need no signature.
+    unmatched: whether a policy that can match no model, tenant or role of this server is refused, also at the
+    start, or only warned about.
+    """
+
+    bundles: tuple[Path, ...] = ()
+    state: Path | None = None
+    keys: tuple[Path, ...] = ()
+    unmatched: Unmatched = Unmatched.REFUSE
 
 
 class ServerConfig(_Strict):

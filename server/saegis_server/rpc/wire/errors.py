@@ -61,18 +61,28 @@ class Problem:
         object.__setattr__(self, "message", shortened(self.message, LONGEST_MESSAGE, escaped=3))
 
 
+def _said(error: Any) -> str:
+    """What an exception says, without the field that its text begins with."""
+    return str(getattr(error, "description", error))
+
+
+def _own_field(error: Any) -> tuple[tuple[str, str], ...]:
+    field = getattr(error, "field", "")
+    return ((field, _said(error)),) if field else ()
+
+
 @dataclass(frozen=True, slots=True)
 class _Row:
     """What an exception becomes: each cell says it, or makes it of the exception.
 
-    message: by default the exception's own text. fields: the violations. details: beside those that every
-    status has.
+    message: by default the exception's own text. fields: the violations, by default its own field.
+    details: beside those that every status has.
     """
 
     code: grpc.StatusCode
     reason: str | Of[str]
     message: str | Of[str] = str
-    fields: Of[Iterable[tuple[str, str]]] | tuple[()] = ()
+    fields: Of[Iterable[tuple[str, str]]] = _own_field
     metadata: Of[Mapping[str, str]] | None = None
     details: Of[Message] | None = None
     retry_after: float | Of[float] | None = None
@@ -84,24 +94,14 @@ class _Row:
             self.reason if isinstance(self.reason, str) else self.reason(error),
             self.message if isinstance(self.message, str) else self.message(error),
             {} if self.metadata is None else self.metadata(error),
-            tuple(self.fields(error)) if callable(self.fields) else self.fields,
+            tuple(self.fields(error)),
             self.retry_after(error) if callable(self.retry_after) else self.retry_after,
             () if self.details is None else (self.details(error),),
         )
 
 
-def _own_field(error: Any) -> tuple[tuple[str, str], ...]:
-    field = getattr(error, "field", "")
-    return ((field, _said(error)),) if field else ()
-
-
 def _in_steering(error: Any) -> tuple[tuple[str, str], ...]:
     return (("steering", str(error)),)
-
-
-def _said(error: Any) -> str:
-    """What an exception says, without the field that its text begins with."""
-    return str(getattr(error, "description", error))
 
 
 def _resource(kind: str, name: Of[str]) -> Of[Message]:
@@ -136,7 +136,6 @@ def _not_found(what: str, kind: str, name: Of[str]) -> _Row:
         Code.NOT_FOUND,
         f"{what}_NOT_FOUND",
         lambda e: str(e) if _own_field(e) else _said(e),
-        fields=_own_field,
         details=_resource(kind, name),
     )
 
@@ -198,7 +197,6 @@ _TABLE: Mapping[type[BaseException], _Row] = {
     problems.ContextLengthError: _Row(
         Code.INVALID_ARGUMENT,
         "CONTEXT_LENGTH_EXCEEDED",
-        fields=_own_field,
         metadata=lambda e: {"prompt_tokens": str(e.tokens), "max_context_tokens": str(e.max_length)},
     ),
     problems.ConflictError: _Row(
@@ -207,7 +205,7 @@ _TABLE: Mapping[type[BaseException], _Row] = {
         fields=lambda e: ((path, e.description) for path in (e.field, *e.others)),
     ),
     problems.UnknownSiteError: _not_found("SITE", "Site", lambda e: e.site),
-    engine.FieldError: _Row(Code.INVALID_ARGUMENT, "FIELD_INVALID", fields=_own_field),
+    engine.FieldError: _Row(Code.INVALID_ARGUMENT, "FIELD_INVALID"),
     SteeringError: _Row(
         Code.INVALID_ARGUMENT,
         "FIELD_INVALID",
@@ -222,11 +220,10 @@ _TABLE: Mapping[type[BaseException], _Row] = {
     catalog.SAENotAtSiteError: _Row(
         Code.FAILED_PRECONDITION,
         "SAE_NOT_AT_SITE",
-        fields=_own_field,
         details=_precondition(lambda _: "SAE_NOT_AT_SITE", lambda e: e.sae),
     ),
     catalog.UnknownFeatureError: _not_found("FEATURE", "Feature", lambda e: f"{e.sae}/{e.feature}"),
-    catalog.AmbiguousFeatureError: _Row(Code.INVALID_ARGUMENT, "FIELD_INVALID", fields=_own_field),
+    catalog.AmbiguousFeatureError: _Row(Code.INVALID_ARGUMENT, "FIELD_INVALID"),
     problems.PreconditionError: _Row(
         Code.FAILED_PRECONDITION,
         lambda e: e.kind,
@@ -258,7 +255,6 @@ _TABLE: Mapping[type[BaseException], _Row] = {
     problems.RoleMissingError: _Row(
         Code.PERMISSION_DENIED,
         "ROLE_MISSING",
-        fields=_own_field,
         metadata=lambda e: {key: value for key, value in (("role", e.role), ("method", e.method)) if value},
     ),
     # Too much, too slow, too late.
