@@ -183,8 +183,9 @@ Rows = Annotated[
     list[str] | None,
     typer.Option(
         metavar="KIND=NUMBER",
-        help="How many edits, rules, bans or watches a sequence has room for at each site, such as bans=64; "
-        "by default edits=32, rules=8, bans=32, watches=64. Again for another.",
+        help="How many edits, rules, bans or watches a sequence has room for at each site, such as bans=64, "
+        "and how many conditions; by default edits=32, rules=8, bans=32, watches=64, conditions=32. Again for "
+        "another.",
         rich_help_panel=_PANEL_LIMITS,
     ),
 ]
