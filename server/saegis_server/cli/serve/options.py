@@ -184,8 +184,8 @@ Rows = Annotated[
     typer.Option(
         metavar="KIND=NUMBER",
         help="How many edits, rules, bans or watches a sequence has room for at each site, such as bans=64, "
-        "and how many conditions; by default edits=32, rules=8, bans=32, watches=64, conditions=32. Again for "
-        "another.",
+        "and how many conditions; by default edits=32, rules=8, bans=32, watches=64, conditions=32. Again "
+        "for another.",
         rich_help_panel=_PANEL_LIMITS,
     ),
 ]
