@@ -19,8 +19,9 @@ from saegis_server.engine.api import (
     Reaction,
     Receipt,
     SamplingParams,
+    admit,
 )
-from saegis_server.engine.torch.admission import Admission, AdmittedProgram
+from saegis_server.engine.torch.admission import Admission
 from saegis_server.engine.torch.alarm import Alarms
 from saegis_server.engine.torch.guarding import Guarding
 from saegis_server.engine.torch.plan import Plan
@@ -28,9 +29,11 @@ from saegis_server.engine.torch.request_guard import RequestGuard
 from saegis_server.engine.torch.sequence import Running, Sequence
 from saegis_server.engine.torch.step import Step, StepOutput
 from saegis_server.steering import rows
+from saegis_server.steering.admitted import Room
 from saegis_server.steering.conditions import AnyOf, Condition, Literal, Negation, Scope
 from saegis_server.steering.judge import Judge
 from saegis_server.steering.program import SiteProgram, SteeringProgram
+from saegis_server.steering.table import Capacity
 from tests.engine import guarded, tiny
 from tests.engine.guarded import probe
 from tests.steering.test_judge import LEVELS, READINGS, conditions
@@ -96,10 +99,11 @@ class Player:
         self.step, self.every, self.texts = Scripted(), every, texts
         self.guarding = Guarding(cast(Step, self.step))
         program = {SITE: SiteProgram(guards=tuple(probe(index) for index in range(READINGS)))}
-        self.guard = RequestGuard(Plan(guard, program, [SITE]))
-        asked = SteeringProgram(program)
+        asked, room = SteeringProgram(program), Room((SITE,), tiny.WIDTH, Capacity())
+        admitted = admit(asked, guard, room)
+        self.guard = RequestGuard(Plan(guard, admitted.rows, room))
         request = GenerationRequest("r", (0,) * PROMPT, SamplingParams(temperature=0.0), asked, guard=guard)
-        running = Running(request, AdmittedProgram("", program, None), 0, lambda _: None, self.guard)
+        running = Running(request, admitted, 0, lambda _: None, self.guard)
         none: frozenset[int] = frozenset()
         made = [Sequence(running, index, none, none, 99, cast(Any, None)) for index in range(len(texts))]
         self.running: list[Sequence] = []

@@ -6,15 +6,16 @@ Whoever uses an engine imports this module and nothing else of `engine`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
+from saegis_server.steering.admitted import AdmittedRows, Room
 from saegis_server.steering.conditions import Condition
 from saegis_server.steering.digest import digest_of
 from saegis_server.steering.program import UNSTEERED, SiteProgram, SteeringProgram
@@ -171,6 +172,75 @@ class Guard:
 
 #: The guard of a request that nobody watches over.
 UNGUARDED = Guard()
+
+
+def with_rows(program: Mapping[Site, SiteProgram], more: Iterable[Guarded]) -> dict[Site, SiteProgram]:
+    """A program with the rows of some conditions, at the sites where they have any."""
+    found: dict[Site, SiteProgram] = {}
+    for guarded in more:
+        for site, rows in guarded.rows.items():
+            own = found.get(site) or program.get(site, SiteProgram())
+            found[site] = replace(own, rules=own.rules + rows.rules, bans=own.bans + rows.bans)
+    return found
+
+
+@dataclass(frozen=True)
+class AdmittedProgram:
+    """A program beside a guard that has been checked against a room: an engine with that room can run it.
+
+    rows: the program's, by site. digest: of all that may act.
+    """
+
+    program: SteeringProgram
+    guard: Guard
+    rows: Mapping[Site, AdmittedRows]
+    digest: str
+
+
+class _Asked:
+    """What is to be admitted as the key of a cache: equal where the same may act in the same room."""
+
+    def __init__(self, program: SteeringProgram, guard: Guard, room: Room) -> None:
+        self.program, self.guard, self.room = program, guard, room
+        self.digest = guard.digest_beside(program)
+        # Watches are told in the order of the program's sites.
+        self._key = (self.digest, tuple(program.sites), room)
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Asked) and self._key == other._key
+
+
+def admit(program: SteeringProgram, guard: Guard, room: Room) -> AdmittedProgram:
+    """Check a program beside a guard once: that there is room for its rows, and that what they hold can be
+    held, with the rows of all conditions too.
+
+    What was not seen before takes milliseconds where it bans. Raises SteeringError, and FieldError for a
+    guard that does not fit the program.
+    """
+    return _admitted(_Asked(program, guard, room))
+
+
+@lru_cache(maxsize=64)
+def _admitted(asked: _Asked) -> AdmittedProgram:
+    program, guard, room = asked.program, asked.guard, asked.room
+    rows = room.admit(program.sites)
+    readings = sum(len(at_site.guards) for at_site in rows.values())
+    for place, each in enumerate(guard.conditions):
+        if beyond := [reading for reading in each.condition.readings if reading >= readings]:
+            raise FieldError(
+                f"guard.conditions[{place}]",
+                f"{each.name} looks at reading {min(beyond)}; the program has {readings} guards",
+            )
+        if bool(each.rows) is not (each.reaction is Reaction.EDIT):
+            has = "rows" if each.rows else "no rows"
+            raise FieldError(
+                f"guard.conditions[{place}]", f"{each.name} has {has}; its reaction is {each.reaction}"
+            )
+    room.admit(with_rows(program.sites, guard.conditions))
+    return AdmittedProgram(program, guard, rows, asked.digest)
 
 
 @dataclass(frozen=True, slots=True)

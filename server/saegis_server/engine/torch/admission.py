@@ -1,31 +1,16 @@
 """Admission: what a request must be for the engine to take it, checked before anything is queued."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 
-from saegis_server.engine.api import FieldError, FirstToken, GenerationRequest, Guard, Reaction
+from saegis_server.engine.api import AdmittedProgram, FieldError, FirstToken, GenerationRequest, Guard, admit
 from saegis_server.engine.torch.plan import Plan
 from saegis_server.engine.torch.request_guard import RequestGuard
 from saegis_server.engine.torch.step import Step
-from saegis_server.steering.program import SiteProgram, SteeringError, SteeringProgram
-from saegis_server.steering.projection import held_geometry
+from saegis_server.steering.program import SteeringProgram
 from saegis_server.steering.site import Site
 
-#: How many admitted programs are kept.
+#: How many plans are kept.
 _REMEMBERED = 64
-
-
-@dataclass(frozen=True)
-class AdmittedProgram:
-    """A program beside a guard that a step can run: all of its rows fit, and what they hold can be held.
-
-    digest: of all that may act. rows: the program's, by site. plan: the guard's; None where nothing is to be
-    judged.
-    """
-
-    digest: str
-    rows: Mapping[Site, SiteProgram]
-    plan: Plan | None
 
 
 class Admission:
@@ -34,7 +19,7 @@ class Admission:
     def __init__(self, step: Step, first_token: FirstToken) -> None:
         self._step, self._first_token = step, first_token
         # By digest and by the order of sites, in which watches are told.
-        self._known: dict[tuple[str, tuple[Site, ...]], AdmittedProgram] = {}
+        self._plans: dict[tuple[str, tuple[Site, ...]], Plan] = {}
 
     def generation(
         self, request: GenerationRequest, stops: Collection[int]
@@ -85,34 +70,20 @@ class Admission:
     def _admit(
         self, tokens: Sequence[int], program: SteeringProgram, guard: Guard
     ) -> tuple[AdmittedProgram, RequestGuard | None]:
-        digest = guard.digest_beside(program)
-        if (known := self._known.get(key := (digest, tuple(program.sites)))) is None:
-            self._check(program)
-            known = AdmittedProgram(digest, program.sites, self._plan(guard, program.sites))
-            if len(self._known) >= _REMEMBERED:
-                self._known.clear()
-            self._known[key] = known
+        admitted = admit(program, guard, self._step.slots.room)
+        plan = self._plan(admitted)
         unread = self._first_token.unread(tokens, guard)
-        return known, None if known.plan is None else RequestGuard(known.plan, unread, guard.hold_back)
+        return admitted, None if plan is None else RequestGuard(plan, unread, guard.hold_back)
 
-    def _plan(self, guard: Guard, program: Mapping[Site, SiteProgram]) -> Plan | None:
-        readings = sum(len(rows.guards) for rows in program.values())
-        if not readings and not guard.conditions:
+    def _plan(self, admitted: AdmittedProgram) -> Plan | None:
+        guard, rows = admitted.guard, admitted.rows
+        if not guard.conditions and not any(at_site.guards for at_site in rows.values()):
             return None
-        for place, each in enumerate(guard.conditions):
-            if beyond := [reading for reading in each.condition.readings if reading >= readings]:
-                raise FieldError(
-                    f"guard.conditions[{place}]",
-                    f"{each.name} looks at reading {min(beyond)}; the program has {readings} guards",
-                )
-            if bool(each.rows) is not (each.reaction is Reaction.EDIT):
-                rows = "rows" if each.rows else "no rows"
-                raise FieldError(
-                    f"guard.conditions[{place}]", f"{each.name} has {rows}; its reaction is {each.reaction}"
-                )
-        plan = Plan(guard, program, self._step.sites)
-        self._check(SteeringProgram(plan.everything))
-        return plan
+        if (known := self._plans.get(key := (admitted.digest, tuple(rows)))) is None:
+            if len(self._plans) >= _REMEMBERED:
+                self._plans.clear()
+            known = self._plans[key] = Plan(guard, rows, self._step.slots.room)
+        return known
 
     def _check_tokens(self, named: Mapping[str, Sequence[int]]) -> None:
         vocabulary = self._step.slots.vocabulary
@@ -120,17 +91,3 @@ class Admission:
             for position, token in enumerate(ids):
                 if not 0 <= token < vocabulary:
                     raise FieldError(f"{field}[{position}]", f"{token} is not a token id below {vocabulary}")
-
-    def _check(self, program: SteeringProgram) -> None:
-        step = self._step
-        width = step.model.config.get_text_config().hidden_size
-        for site, rows in program.sites.items():
-            if site not in step.sites:
-                offered = ", ".join(map(str, step.sites)) or "none"
-                raise SteeringError(f"{site} is not a site of this server (its sites: {offered})", site)
-            step.slots.capacity.check(site, rows)
-            edited = (edit.probe for _, edits in rows.stages() for edit in edits)
-            probes = [*edited, *rows.watches, *rows.guards]
-            if any(probe.read.shape != (width,) or probe.write.shape != (width,) for probe in probes):
-                raise SteeringError(f"a row at {site} does not have the model's width {width}", site)
-            held_geometry(rows, site, step.model.dtype)

@@ -226,11 +226,11 @@ class Guarding:
     def _steer(self, sequence: Sequence, on: Truths) -> Ending | None:
         """Put the rows of the conditions `on` in force; the failure of the request where that cannot be."""
         guard, _ = _of(sequence)
-        program = guard.plan.program(on)
         try:
-            self._step.slots.steer(sequence.slot, program)
+            program = guard.plan.program(on)
         except SteeringError:
             return guard.plan.unsteerable(on)
+        self._step.slots.steer(sequence.slot, program)
         sequence.rows = RowCounts.of(program)
         return None
 

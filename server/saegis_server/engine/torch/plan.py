@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
-from saegis_server.engine.api import Guard, Guarded, Reaction, RefusedByPolicyError
+from saegis_server.engine.api import Guard, Guarded, Reaction, RefusedByPolicyError, with_rows
+from saegis_server.steering.admitted import AdmittedRows, Room
 from saegis_server.steering.judge import Truths, judge_of
-from saegis_server.steering.program import SiteProgram
 from saegis_server.steering.site import Site
 
 #: How many programs with the rows of some conditions are kept.
@@ -25,13 +24,13 @@ class Plan:
     key: what plans have in common whose sequences are judged together.
     """
 
-    def __init__(self, guard: Guard, program: Mapping[Site, SiteProgram], sites: Sequence[Site]) -> None:
-        """`program` by site; `sites` are all of the step, in whose order readings are counted."""
+    def __init__(self, guard: Guard, program: Mapping[Site, AdmittedRows], room: Room) -> None:
+        """`program` by site; readings are counted in the order of the room's sites."""
         self.conditions = guard.conditions
-        self._program = dict(program)
+        self._program, self._room = dict(program), room
         found = tuple(
             (index, row)
-            for index, site in enumerate(sites)
+            for index, site in enumerate(room.sites)
             if site in program
             for row in range(len(program[site].guards))
         )
@@ -41,7 +40,7 @@ class Plan:
         self.edits = self.reacting(Reaction.EDIT)
         self.ends = self.reacting(Reaction.STOP, Reaction.REFUSE)
         self.key = (self.judge, tuple(each.reaction for each in self.conditions), found)
-        self._variants: dict[frozenset[int], dict[Site, SiteProgram]] = {}
+        self._variants: dict[frozenset[int], dict[Site, AdmittedRows]] = {}
 
     def reacting(self, *reactions: Reaction) -> Truths:
         """Which conditions have one of these reactions, bool [C]."""
@@ -58,12 +57,15 @@ class Plan:
         picked: NDArray[np.float32] = read[numbers, rows[:, None], 0, guards]
         return picked
 
-    def program(self, on: Truths) -> dict[Site, SiteProgram]:
-        """The program with the rows of the conditions `on`, bool [C]."""
+    def program(self, on: Truths) -> dict[Site, AdmittedRows]:
+        """The program with the rows of the conditions `on`, bool [C].
+
+        Raises SteeringError where they cannot be in force together.
+        """
         return self._with(np.flatnonzero(on).tolist())
 
     @property
-    def everything(self) -> dict[Site, SiteProgram]:
+    def everything(self) -> dict[Site, AdmittedRows]:
         """The program with the rows of all conditions that edit."""
         return self.program(self.edits)
 
@@ -81,15 +83,12 @@ class Plan:
     def _among(self, chosen: Truths) -> Iterable[Guarded]:
         return (self.conditions[place] for place in np.flatnonzero(chosen).tolist())
 
-    def _with(self, on: Iterable[int]) -> dict[Site, SiteProgram]:
+    def _with(self, on: Iterable[int]) -> dict[Site, AdmittedRows]:
         key = frozenset(on)
         if (known := self._variants.get(key)) is not None:
             return known
-        program = dict(self._program)
-        for place in sorted(key):
-            for site, rows in self.conditions[place].rows.items():
-                own = program.get(site, SiteProgram())
-                program[site] = replace(own, rules=own.rules + rows.rules, bans=own.bans + rows.bans)
+        joined = with_rows(self._program, (self.conditions[place] for place in sorted(key)))
+        program = self._program | self._room.admit(joined)
         if len(self._variants) >= _REMEMBERED:
             self._variants.clear()
         self._variants[key] = program

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from saegis_server.engine.api import ConditionReceipt, Receipt
 from saegis_server.engine.torch.plan import Plan
-from saegis_server.steering.program import SiteProgram
+from saegis_server.steering.admitted import AdmittedRows
 from saegis_server.steering.site import Site
 
 #: The token at which a condition held first, for one that never did.
@@ -29,7 +29,7 @@ class RequestGuard:
         self._peaks = np.full(plan.readings, -np.inf, dtype=np.float32)
 
     @property
-    def came_in_force(self) -> dict[Site, SiteProgram]:
+    def came_in_force(self) -> dict[Site, AdmittedRows]:
         """The program with the rows of those that held in any sequence that was added."""
         return self.plan.program(self.plan.edits & (self._held > 0))
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from saegis_server.engine.api import (
+    AdmittedProgram,
     Closing,
     EngineError,
     FinishReason,
@@ -22,7 +23,6 @@ from saegis_server.engine.api import (
     Timings,
     Usage,
 )
-from saegis_server.engine.torch.admission import AdmittedProgram
 from saegis_server.engine.torch.context import KVCache
 from saegis_server.engine.torch.jobs import Job
 from saegis_server.engine.torch.request_guard import RequestGuard

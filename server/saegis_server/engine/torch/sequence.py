@@ -9,6 +9,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from saegis_server.engine.api import (
+    AdmittedProgram,
     Delta,
     EngineError,
     Event,
@@ -24,7 +25,6 @@ from saegis_server.engine.api import (
     Usage,
     Watched,
 )
-from saegis_server.engine.torch.admission import AdmittedProgram
 from saegis_server.engine.torch.panel import Seat
 from saegis_server.engine.torch.request_guard import RequestGuard
 from saegis_server.engine.torch.step import SMALLEST, Extent

@@ -11,7 +11,7 @@ from saegis_server.engine.api import SamplingParams
 from saegis_server.engine.torch.alarm import Alarms
 from saegis_server.engine.torch.context import KVCache
 from saegis_server.engine.torch.sampler import sampling_table
-from saegis_server.steering.program import SiteProgram
+from saegis_server.steering.admitted import AdmittedRows, Room
 from saegis_server.steering.site import Site
 from saegis_server.steering.table import Capacity, SiteTable, TableView
 
@@ -55,10 +55,10 @@ class Slots:
         layers = [(heads, head_width)] * config.num_hidden_layers
         self.count, self.max_length, self.capacity = count, max_length, capacity
         self.vocabulary: int = config.vocab_size
-        self.sites = sites
+        self.room = Room(sites, width, capacity, model.dtype)
         rows = count + 1
         self.cache = KVCache.allocate(layers, rows, max_length + 1, model.dtype, device)
-        self.tables = {site: SiteTable(rows, width, capacity, device, model.dtype) for site in sites}
+        self.tables = {site: SiteTable(rows, width, capacity, device) for site in sites}
         self.sampling = sampling_table(rows, self.vocabulary, device)
         self.state = SlotState(
             torch.zeros(rows, dtype=torch.int64, device=device),
@@ -78,7 +78,7 @@ class Slots:
         sampling: SamplingParams,
         seed: int,
         stops: Iterable[int],
-        program: Mapping[Site, SiteProgram],
+        program: Mapping[Site, AdmittedRows],
     ) -> None:
         """Give `slot` to a new sequence. `seed` is its own; `stops` are the tokens that end its text."""
         # First of all: should the rest fail, nothing that another sequence did is counted for this one.
@@ -105,14 +105,12 @@ class Slots:
         self.steer(slot, program)
 
     @torch.inference_mode()
-    def steer(self, slot: int, program: Mapping[Site, SiteProgram]) -> None:
-        """Let `slot` run `program` from its next step on. Raises SteeringError if its bans cannot hold; the
-        sequence in the slot must not go on then.
-        """
+    def steer(self, slot: int, program: Mapping[Site, AdmittedRows]) -> None:
+        """Let `slot` run `program` from its next step on."""
         for steering in self.tables.values():
             steering.clear(slot)
         for site, rows in program.items():
-            self.tables[site].write(slot, rows)
+            self.tables[site].write(slot, rows, rows.geometry)
 
     @torch.inference_mode()
     def restart(self, slot: int) -> None:
@@ -178,7 +176,7 @@ class Slots:
             self._written[slot] = kept
 
     @torch.inference_mode()
-    def views(self, program: Mapping[Site, SiteProgram], *rows: int) -> dict[Site, TableView]:
+    def views(self, program: Mapping[Site, AdmittedRows], *rows: int) -> dict[Site, TableView]:
         """The first rows of each kind of a program that no slot runs, at every site, as a step sees one slot.
 
         rows: how many of each kind, in the order of TableView. What is given are copies, made by way of the
@@ -189,7 +187,7 @@ class Slots:
         for site, table in self.tables.items():
             try:
                 if site in program:
-                    table.write(self.count, program[site])
+                    table.write(self.count, program[site], program[site].geometry)
                 found[site] = table.view_one(spare, *rows)
             finally:
                 table.clear(self.count)

@@ -7,14 +7,14 @@ from torch import Tensor
 
 from saegis_server.engine.api import NonFiniteLogitsError, Reaction, Receipt
 from saegis_server.engine.torch.request_guard import NEVER, RequestGuard
-from saegis_server.steering.program import SiteProgram
+from saegis_server.steering.admitted import AdmittedRows
 from saegis_server.steering.site import Site
 
 
 class TextVerdict:
     """Judges one text, reading by reading. `rows` are those in force for the reading that comes or runs."""
 
-    def __init__(self, guard: RequestGuard | None, rows: Mapping[Site, SiteProgram]) -> None:
+    def __init__(self, guard: RequestGuard | None, rows: Mapping[Site, AdmittedRows]) -> None:
         """`rows` are the program's, by site; without a guard nothing is judged."""
         self._guard, self.rows = guard, rows
         if guard is not None:

@@ -249,24 +249,24 @@ def _fault(
 def with_edits(
     combined: Combined, edits: Sequence[RequestEdit], bound: float | None, world: World
 ) -> SteeringProgram:
-    """The program of the rules and a request's own edits and bans.
+    """The program of the rules and a request's own edits, bans and watches, which is still to be admitted.
 
     bound: the largest ‖Δx‖/‖x‖ that the edits may make at a site. A ban of what is banned already counts
-    with the greater strength. Raises SteeringError if it does not fit or its bans cannot hold.
+    with the greater strength. Raises ValueError for an edit at a site that is none.
     """
     found: dict[Site, SiteProgram] = dict(combined.program.sites)
     for edit in edits:
         at_site = found.get(edit.site, SiteProgram())
-        if edit.op is Op.BAN:
-            found[edit.site] = replace(at_site, bans=_with_ban(at_site.bans, edit.edit))
-        else:
-            found[edit.site] = replace(at_site, edits=(*at_site.edits, edit.edit), max_relative_norm=bound)
-    program = replace(combined.program, sites={site: found[site] for site in world.sites if site in found})
-    for site in dict.fromkeys(edit.site for edit in edits):
-        at_site = program.sites[site]
-        world.capacity.check(site, at_site)
-        held_geometry(at_site, site, world.activations)
-    return program
+        match edit.op:
+            case Op.WATCH:
+                at_site = replace(at_site, watches=(*at_site.watches, edit.edit.probe))
+            case Op.BAN:
+                at_site = replace(at_site, bans=_with_ban(at_site.bans, edit.edit))
+            case _:
+                at_site = replace(at_site, edits=(*at_site.edits, edit.edit), max_relative_norm=bound)
+        found[edit.site] = at_site
+    ordered = sorted(found, key=world.sites.index)
+    return replace(combined.program, sites={site: found[site] for site in ordered})
 
 
 def _with_ban(bans: tuple[Edit, ...], own: Edit) -> tuple[Edit, ...]:

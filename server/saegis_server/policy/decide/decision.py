@@ -88,13 +88,13 @@ class Decision:
     """What the policies say to a request.
 
     policy_revision: "name@revision" of each policy that matches, by name, with commas between. program and
-    guard are those to run with, the request's own edits included; of a denial they are empty. rules: in force
-    and recorded only. would_deny: denials of policies that only audit or shadow. guard conditions are named
-    `AppliedRule.name`; those in audit and shadow mode are there with Reaction.RECORD. peaks: which rows of
-    the program's `guards`, in the order of `Literal.reading`, the rules of action "watch" read: name of the
-    rule and of the feature. ruled_program: that of the rules alone, as of a request without edits. asked: the
-    request's own edits and watches. concealed: the names of the policies that concern it and tell only that
-    there are rules.
+    guard are those to run with, the request's own edits and watches included; of a denial they are empty.
+    rules: in force and recorded only. would_deny: denials of policies that only audit or shadow. guard
+    conditions are named `AppliedRule.name`; those in audit and shadow mode are there with Reaction.RECORD.
+    peaks: which rows of the program's `guards`, in the order of `Literal.reading`, the rules of action
+    "watch" read: name of the rule and of the feature. ruled_program: that of the rules alone, as of a request
+    without edits. asked: the request's own edits and watches. concealed: the names of the policies that
+    concern it and tell only that there are rules.
     """
 
     allowed: bool

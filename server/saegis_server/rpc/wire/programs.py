@@ -64,9 +64,17 @@ class RequestSteering:
         """The error of a program as one of the request's fields."""
         return _explain(error, self.paths)
 
+    def require_room(self, capacity: Capacity) -> None:
+        """Raise FieldError where the request's own rows, by themselves, are more than there is room for."""
+        try:
+            for site, rows in self.program.sites.items():
+                capacity.check(site, rows)
+        except SteeringError as error:
+            raise self.explain(error) from error
+
 
 def request_steering(message: pb.Steering, targets: Targets, capacity: Capacity) -> RequestSteering:
-    """The program of a request's own edits and watches.
+    """The program of a request's own edits and watches, which is still to be admitted.
 
     Raises FieldError, ConflictError and the catalog's errors, with paths from `steering.`.
     """
@@ -88,12 +96,10 @@ def request_steering(message: pb.Steering, targets: Targets, capacity: Capacity)
         row = Op.WATCH.row(resolved.probe, 0.0)
         edits.append(RequestEdit(path, resolved.site, Op.WATCH, row, resolved.feature))
     used = {site: found for site, found in gathered.items() if found.places()}
-    return _assemble(used, capacity, tuple(edits))
+    return _assemble(used, tuple(edits))
 
 
-def _assemble(
-    gathered: dict[Site, _SiteRows], capacity: Capacity, edits: tuple[RequestEdit, ...]
-) -> RequestSteering:
+def _assemble(gathered: dict[Site, _SiteRows], edits: tuple[RequestEdit, ...]) -> RequestSteering:
     paths: dict[tuple[Site, str, int], str] = {}
     for site, found in gathered.items():
         for stage, row, place in found.places():
@@ -101,8 +107,6 @@ def _assemble(
             paths[site, stage, row] = f"steering.{kind}[{place}]"
     try:
         program = SteeringProgram({site: found.program() for site, found in gathered.items()})
-        for site, rows_at_site in program.sites.items():
-            capacity.check(site, rows_at_site)
     except SteeringError as error:
         raise _explain(error, paths) from error
     watches = tuple(place for found in gathered.values() for place, _ in found.watches)
