@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from saegis_server.policy.decide.authority import CompiledAllowance, Fit
 from saegis_server.policy.decide.cases import run_cases
 from saegis_server.policy.decide.compiled import compile_policy
-from saegis_server.policy.decide.decision import RequestEdit
 from saegis_server.policy.decide.uses import ORDINARY, Use, UseOfRequest, beyond
 from saegis_server.sae.catalog import FoundFeature
 from saegis_server.sae.labels import FeatureLabel, Labels
+from saegis_server.sae.request_edit import RequestEdit
 from saegis_server.steering.operations import Op, Unit
 from saegis_server.steering.rows import Phase
 from tests.policy.policies import CATALOG, WORLD, along, bundle, decide, edit, policy, reasons, watch

@@ -18,10 +18,11 @@ from saegis_server.policy.decide.claims import (
     merge,
 )
 from saegis_server.policy.decide.compiled_rule import CompiledRule
-from saegis_server.policy.decide.decision import AppliedRule, RequestEdit
+from saegis_server.policy.decide.decision import AppliedRule
 from saegis_server.policy.decide.selectors import Selected
 from saegis_server.policy.decide.world import World
 from saegis_server.policy.schema.policy import Mode, Transparency
+from saegis_server.sae.request_edit import RequestEdit
 from saegis_server.steering import rows
 from saegis_server.steering.operations import Op
 from saegis_server.steering.program import UNSTEERED, SiteProgram, SteeringError, SteeringProgram

@@ -11,9 +11,10 @@ from saegis_server.policy.decide.authority import judge_allowances, judge_limits
 from saegis_server.policy.decide.claims import Owner, Place
 from saegis_server.policy.decide.combine import Combined, StandingRule, combine, with_edits
 from saegis_server.policy.decide.compiled import CompiledPolicy
-from saegis_server.policy.decide.decision import AppliedRule, Decision, Denial, RequestEdit, RequestFacts
+from saegis_server.policy.decide.decision import AppliedRule, Decision, Denial, RequestFacts
 from saegis_server.policy.decide.world import World
 from saegis_server.policy.schema.policy import Mode, Told, Transparency
+from saegis_server.sae.request_edit import RequestEdit
 from saegis_server.steering.operations import Op
 from saegis_server.steering.program import SiteProgram, SteeringError, SteeringProgram
 

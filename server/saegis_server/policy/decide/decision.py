@@ -8,28 +8,8 @@ from functools import cached_property
 from saegis_server.engine.api import UNGUARDED, Guard
 from saegis_server.policy.decide.uses import UseOfRequest
 from saegis_server.policy.schema.policy import Mode, Transparency
-from saegis_server.sae.catalog import FoundFeature
-from saegis_server.steering.operations import Op, Unit
+from saegis_server.sae.request_edit import RequestEdit
 from saegis_server.steering.program import UNSTEERED, SteeringProgram
-from saegis_server.steering.rows import Edit
-from saegis_server.steering.site import Site
-
-
-@dataclass(frozen=True, slots=True)
-class RequestEdit:
-    """One edit or watch that a request asks for: `path` is its field, such as "steering.edits[2]".
-
-    feature: None for a direction of the request's own. value: as asked, in `unit`; None where there is none.
-    edit: the row that it becomes at `site`.
-    """
-
-    path: str
-    site: Site
-    op: Op
-    edit: Edit
-    feature: FoundFeature | None = None
-    value: float | None = None
-    unit: Unit = Unit.FEATURE
 
 
 @dataclass(frozen=True, slots=True)

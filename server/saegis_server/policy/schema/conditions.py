@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from typing import Annotated, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from saegis_server.policy.schema.selectors import DirectionSelector, FeatureSelector, Flag, Number, Strict
+from saegis_server.steering.conditions import Scope
 from saegis_server.steering.operations import Unit
 
 #: Tags of the kinds of expression. No key of a bundle looks like one, so errors can leave them out again.
@@ -74,30 +74,17 @@ Expression = Annotated[
 ]
 
 
-class Over(StrEnum):
-    """Over which tokens a condition is judged.
-
-    PROMPT: once, when the prompt is read; each reading's largest (for `below`, least) value over the prompt's
-    tokens counts. WINDOW: at every token, over the last `window` tokens, in the same way, the prompt's
-    included. TOKEN: at every token by itself, the prompt's included.
-    """
-
-    PROMPT = "prompt"
-    WINDOW = "window"
-    TOKEN = "token"  # noqa: S105 - no secret
-
-
 class When(Strict):
     """A condition. sticky: once it held it goes on holding for the request's answer."""
 
     if_: Annotated[Expression, Field(alias="if")]
-    over: Over = Over.TOKEN
+    over: Scope = Scope.TOKEN
     window: Annotated[int, Field(ge=2, le=1024, strict=True)] | None = None
     sticky: Flag = True
 
     @model_validator(mode="after")
     def _has_a_window(self) -> Self:
-        if (self.over is Over.WINDOW) != (self.window is not None):
+        if (self.over is Scope.WINDOW) != (self.window is not None):
             raise ValueError("window: give it with `over: window`, and only there")
         return self
 

@@ -11,7 +11,7 @@ from pydantic import Field, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 
 from saegis_server.policy.decide.uses import ORDINARY, Use
-from saegis_server.policy.schema.conditions import All, Any_, Expression, Not, Over, Reading, When
+from saegis_server.policy.schema.conditions import All, Any_, Expression, Not, Reading, When
 from saegis_server.policy.schema.selectors import (
     Count,
     DirectionSelector,
@@ -26,6 +26,7 @@ from saegis_server.policy.schema.selectors import (
     Text,
     Where,
 )
+from saegis_server.steering.conditions import Scope
 from saegis_server.steering.operations import Op, Unit
 from saegis_server.steering.rows import Phase
 
@@ -53,7 +54,6 @@ __all__ = [
     "Name",
     "Not",
     "Number",
-    "Over",
     "Part",
     "Policy",
     "Protection",
@@ -194,7 +194,7 @@ class Rule(Strict):
             raise ValueError(f"{given[0]}: needs a `when`")
         if self.when is not None and given[0] == "watch":
             raise ValueError("watch: takes no `when`")
-        if self.refuse is not None and self.when is not None and self.when.over is not Over.PROMPT:
+        if self.refuse is not None and self.when is not None and self.when.over is not Scope.PROMPT:
             raise ValueError("refuse: needs a condition `over: prompt`; later there is an answer to stop")
         return self
 

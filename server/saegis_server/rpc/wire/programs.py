@@ -4,10 +4,10 @@ from dataclasses import dataclass, field
 
 from saegis.v1 import steering_pb2 as pb
 from saegis_server.engine.api import FieldError
-from saegis_server.policy.decide.decision import RequestEdit
 from saegis_server.rpc.wire.problems import ConflictError
 from saegis_server.rpc.wire.targets import Resolved, Targets
-from saegis_server.steering.operations import Op, Unit, value_fault
+from saegis_server.sae.request_edit import RequestEdit, UnitError, scaled
+from saegis_server.steering.operations import Op, Unit
 from saegis_server.steering.program import SiteProgram, SteeringError, SteeringProgram
 from saegis_server.steering.rows import Edit, Phase, Probe
 from saegis_server.steering.site import Site
@@ -136,23 +136,12 @@ def _edit(message: pb.Edit, target: Resolved, path: str) -> RequestEdit:
     asked = message.value if message.HasField("value") else None
     if fault := op.fault(asked, unit if message.unit else None, pb.Operation.Name(message.operation)):
         raise FieldError(f"{path}.{fault[0]}", fault[1])
-    value, relative = _scaled(asked or 0.0, unit, target, path)
+    try:
+        value, relative = scaled(asked or 0.0, unit, target.feature)
+    except UnitError as error:
+        raise FieldError(f"{path}.{error.field}", str(error)) from error
     row = op.row(target.probe, value, _PHASES.get(message.phase, Phase.ALL), relative)
     return RequestEdit(path, target.site, op, row, target.feature, asked, unit)
-
-
-def _scaled(value: float, unit: Unit, target: Resolved, path: str) -> tuple[float, bool]:
-    """The value in feature units or, with True, as a fraction of the activation's norm."""
-    if unit is not Unit.MAX_ACTIVATION:
-        return value, unit is Unit.NORM_FRACTION
-    if target.feature is None:
-        raise FieldError(f"{path}.unit", "UNIT_MAX_ACTIVATION is for features; a direction has no maximum")
-    if not target.feature.max_activation:
-        raise FieldError(f"{path}.unit", "no largest activation is recorded for this feature")
-    value *= target.feature.max_activation
-    if fault := value_fault(value):
-        raise FieldError(f"{path}.value", fault)
-    return value, False
 
 
 def _check_conflicts(place: int, row: Edit, at_site: _SiteRows, is_ban: bool) -> None:
