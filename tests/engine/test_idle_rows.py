@@ -106,7 +106,7 @@ def _rows(phase: Phase) -> SiteProgram:
 def diverge(step: Step, slot: int, length: int) -> None:
     """Read a prompt whose activations are beyond all bounds into a slot."""
     tokens = tiny.prompt_of(slot, length)
-    steering = {SITE: _rows(Phase.ALL)}
+    steering = step.slots.room.admit({SITE: _rows(Phase.ALL)})
     step.slots.load(slot, tokens, GREEDY, 0, (), steering)
     output = step.prefill(slot, tokens, 0, Extent(SMALLEST, length), False)
     assert not bool(output.finite[0])
@@ -157,7 +157,7 @@ def cut_off(step: Step) -> None:
 def left_in_the_middle(step: Step) -> None:
     """A prompt that is given up between two chunks; while it waited, its row was idle, its edits in force."""
     tokens = tiny.prompt_of(1, 60)
-    steering = {SITE: _rows(Phase.COMPLETION)}
+    steering = step.slots.room.admit({SITE: _rows(Phase.COMPLETION)})
     step.slots.load(0, tokens, GREEDY, 0, (), {})
     step.prefill(0, tokens, 0, Extent(SMALLEST, 60), False)
     step.slots.load(1, tokens, GREEDY, 0, (), steering)

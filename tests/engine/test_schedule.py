@@ -5,15 +5,16 @@ from collections import deque
 
 import pytest
 
-from saegis_server.engine.api import GenerationRequest
-from saegis_server.engine.torch.admission import AdmittedProgram
+from saegis_server.engine.admission import AdmittedProgram
+from saegis_server.engine.api import UNGUARDED, GenerationRequest
 from saegis_server.engine.torch.schedule import Schedule
 from saegis_server.engine.torch.sequence import Running, Sequence
 from saegis_server.engine.torch.text import TextStream
+from saegis_server.steering.program import UNSTEERED
 from tests.engine import tiny
 
 SLOTS = 5
-NOTHING = AdmittedProgram("", {})
+NOTHING = AdmittedProgram(UNSTEERED, UNGUARDED, {}, "")
 TEXT = TextStream(tiny.tokenizer(), ())
 
 

@@ -14,8 +14,8 @@ VECTOR = torch.randn(tiny.WIDTH, generator=torch.Generator().manual_seed(1))
 
 def test_a_move_counts_however_small_it_is() -> None:
     """Its square is no number of float32 any more."""
-    table = SiteTable(2, tiny.WIDTH, Capacity(), torch.device("cpu"), torch.float32)
-    table.write(0, SiteProgram(edits=(rows.add(Probe.direction(VECTOR), 1e-30),)))
+    table = SiteTable(2, tiny.WIDTH, Capacity(), torch.device("cpu"))
+    table.write(0, SiteProgram(edits=(rows.add(Probe.direction(VECTOR), 1e-30),)), None)
     x = torch.zeros(1, 1, tiny.WIDTH)
     moved, readings = cases.applied(x, table.view(1, *(2,) * 5), torch.ones(1, 1, dtype=torch.bool))
     assert bool((moved != x).any())

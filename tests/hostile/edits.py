@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from saegis_server.engine.api import SamplingParams
-from saegis_server.policy.decide.decision import RequestEdit
 from saegis_server.sae.catalog import Catalog, FoundFeature
+from saegis_server.sae.request_edit import RequestEdit
 from saegis_server.steering.operations import Op, Unit
 from saegis_server.steering.rows import INFINITY, Phase, Probe
 from saegis_server.steering.site import Site

@@ -14,6 +14,7 @@ from saegis_server.sae.autoencoder import Architecture, SparseAutoencoder
 from saegis_server.sae.files import load_sae
 from saegis_server.sae.formats.saelens import save_sae
 from saegis_server.steering.program import SiteProgram
+from saegis_server.steering.projection import held_geometry
 from saegis_server.steering.rows import Norm, clamp, clamp_if_active, scale
 from saegis_server.steering.table import Capacity, SiteTable, TableView
 from tests.steering import cases
@@ -88,7 +89,7 @@ def _close(found: Tensor, wanted: Tensor) -> None:
 
 def _view(program: SiteProgram) -> TableView:
     table = SiteTable(1, WIDTH, Capacity(edits=4, rules=2, bans=2, watches=2))
-    table.write(0, program)
+    table.write(0, program, held_geometry(program))
     return TableView(table.edits, table.rules, table.bounds, table.watches, table.guards)
 
 

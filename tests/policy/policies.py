@@ -12,10 +12,11 @@ from safetensors.torch import save
 from saegis_server.policy.bundle.bundle import Bundle
 from saegis_server.policy.decide.compiled import CompiledPolicy, compile_policy
 from saegis_server.policy.decide.decide import PolicySet
-from saegis_server.policy.decide.decision import Decision, Denial, RequestEdit, RequestFacts
+from saegis_server.policy.decide.decision import Decision, Denial, RequestFacts
 from saegis_server.policy.decide.uses import UseOfRequest
 from saegis_server.policy.decide.world import World
 from saegis_server.sae.catalog import Catalog
+from saegis_server.sae.request_edit import RequestEdit
 from saegis_server.steering.operations import Op, Unit
 from saegis_server.steering.rows import Phase, Probe
 from saegis_server.steering.site import Site

@@ -15,10 +15,11 @@ from saegis_server.engine.api import Reaction
 from saegis_server.policy.bundle.bundle import Bundle
 from saegis_server.policy.decide.compiled import CompiledPolicy, compile_policy
 from saegis_server.policy.decide.decide import PolicySet
-from saegis_server.policy.decide.decision import Decision, RequestEdit
+from saegis_server.policy.decide.decision import Decision
 from saegis_server.policy.decide.uses import Use, UseOfRequest
 from saegis_server.policy.errors import CompileError
 from saegis_server.policy.schema.policy import Policy
+from saegis_server.sae.request_edit import RequestEdit
 from saegis_server.steering.operations import Op
 from saegis_server.steering.program import SiteProgram, SteeringProgram
 from saegis_server.steering.rows import Edit, Phase

@@ -129,7 +129,7 @@ def test_everything_that_is_wrong_is_told_at_once_with_its_place() -> None:
             "cap: {features: [{index: 20}], value: 1, unit: max_activation}",
             "no largest activation is recorded",
         ),
-        ("clamp: {features: [{index: 3}], value: 9e5, unit: max_activation}", "beyond"),
+        ("clamp: {features: [{index: 3}], value: 9e5, unit: max_activation}", "must lie between"),
         (
             "clamp: {directions: [{file: directions/all.safetensors}], value: 1, unit: max_activation}",
             "a direction has no maximum",

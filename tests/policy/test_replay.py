@@ -17,8 +17,9 @@ from saegis_server.audit.log import AuditLog
 from saegis_server.audit.records import DecisionRecord
 from saegis_server.policy.decide.compiled import CompiledPolicy
 from saegis_server.policy.decide.decide import PolicySet
-from saegis_server.policy.decide.decision import Decision, Denial, RequestEdit, RequestFacts
+from saegis_server.policy.decide.decision import Decision, Denial, RequestFacts
 from saegis_server.policy.decide.replay import Outcome, Replay, replay
+from saegis_server.sae.request_edit import RequestEdit
 from saegis_server.steering.operations import Op, Unit
 from saegis_server.steering.rows import Phase
 from tests.audit.logs import settings as log_settings

@@ -12,11 +12,19 @@ from typing import Any
 
 import grpc
 import pytest
+import torch
 
 from saegis.v1 import generation_pb2 as pb
 from saegis.v1 import generation_pb2_grpc, policy_pb2, policy_pb2_grpc, steering_pb2
 from saegis_server.audit.verify import verify
 from saegis_server.policy.bundle.bundle import Bundle
+from saegis_server.policy.decide import combine
+from saegis_server.steering import admitted
+from saegis_server.steering.program import SiteProgram
+from saegis_server.steering.projection import HeldGeometry, held_geometry
+from saegis_server.steering.site import Site
+from saegis_server.steering.table import Capacity
+from tests.rpc import tiny
 from tests.rpc.harness import Failure, Running, eventually, failure, running
 
 HEAD = """
@@ -351,3 +359,32 @@ def test_without_its_record_no_request_is_answered(tmp_path: Path, on_failure: s
         assert (found.code, found.reason) == (grpc.StatusCode.UNAVAILABLE, "AUDIT_UNAVAILABLE")
         assert "RetryInfo" in found.details
         eventually(server.is_idle)
+
+
+def test_a_governed_request_is_checked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Room and geometry at the one site with rows, from the wire to the table of the slot."""
+    allow = "allow: [{id: some, ops: [ban, clamp, watch]}]\n"
+    checked: list[Site] = []
+    worked_out: list[Site | None] = []
+
+    def check(own: Capacity, site: Site, program: SiteProgram) -> None:
+        checked.append(site)
+        look(own, site, program)
+
+    def geometry(program: SiteProgram, site: Site | None, activations: torch.dtype) -> HeldGeometry | None:
+        worked_out.append(site)
+        return held_geometry(program, site, activations)
+
+    look = Capacity.check
+    with ruled(write(tmp_path, BAN + allow)) as (_, stub):
+        stub.Generate(ask())
+        monkeypatch.setattr(Capacity, "check", check)
+        for module in (admitted, combine):
+            monkeypatch.setattr(module, "held_geometry", geometry)
+        request = ask(PROMPT, 4, edit(7, 1.0, steering_pb2.OPERATION_BAN), edit(5, 1.0))
+        feature = steering_pb2.FeatureRef(sae="first", index=8)
+        request.steering.watches.add(feature=feature)
+        for _ in range(2):
+            (site,) = stub.Generate(request).receipt.sites
+            assert (site.edits, site.bans, site.watches) == (1, 2, 1)
+            assert (checked, worked_out) == ([tiny.FIRST_SITE],) * 2, "the second time it is known"

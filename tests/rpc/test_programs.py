@@ -44,7 +44,9 @@ def translate(
     *edits: pb.Edit, watches: tuple[pb.Watch, ...] = (), targets: Targets = TARGETS, room: int = 8
 ) -> RequestSteering:
     capacity = Capacity(edits=room, rules=2, bans=room, watches=room)
-    return request_steering(pb.Steering(edits=edits, watches=watches), targets, capacity)
+    found = request_steering(pb.Steering(edits=edits, watches=watches), targets, capacity)
+    found.require_room(capacity)
+    return found
 
 
 def only_edit(edit: pb.Edit) -> rows.Edit:

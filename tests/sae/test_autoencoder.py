@@ -73,7 +73,7 @@ def test_probe_reads_and_writes_its_feature(
     features = [seed % FEATURES, (seed * 7 + 3) % FEATURES]
     probes = tuple(sae.probe(feature) for feature in features)
     table = SiteTable(1, WIDTH, Capacity(edits=2, rules=2, bans=2, watches=2))
-    table.write(0, SiteProgram(watches=probes))
+    table.write(0, SiteProgram(watches=probes), None)
     view = TableView(table.edits, table.rules, table.bounds, table.watches, table.guards)
     _, readings = cases.applied(x[None], view, torch.zeros(1, 8, dtype=torch.bool), frozenset(Norm))
     f = sae.encode(x)

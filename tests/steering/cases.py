@@ -88,9 +88,9 @@ def view(table: SiteTable) -> TableView:
 
 def table_of(programs: list[SiteProgram], width: int, activations: torch.dtype = torch.float32) -> SiteTable:
     """A table whose slots run `programs`."""
-    table = SiteTable(len(programs), width, Capacity(), activations=activations)
+    table = SiteTable(len(programs), width, Capacity())
     for slot, program in enumerate(programs):
-        table.write(slot, program)
+        table.write(slot, program, held_geometry(program, None, activations))
     return table
 
 

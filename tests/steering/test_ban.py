@@ -9,7 +9,6 @@ from saegis_server.steering.program import SiteProgram, SteeringError, SteeringP
 from saegis_server.steering.projection import held_geometry
 from saegis_server.steering.rows import Norm, Probe
 from saegis_server.steering.site import Site
-from saegis_server.steering.table import Capacity, SiteTable
 from tests.steering import cases, reference
 from tests.tiers import sized
 
@@ -97,9 +96,8 @@ def test_equal_rows_are_one_ban() -> None:
 def test_bans_that_exclude_everything_are_refused() -> None:
     probe = Probe("up", torch.eye(WIDTH)[0], torch.eye(WIDTH)[0], gate_bias=1.0, value_bias=1.0)
     opposite = Probe("down", -torch.eye(WIDTH)[0], torch.eye(WIDTH)[0], gate_bias=1.0, value_bias=1.0)
-    table = SiteTable(1, WIDTH, Capacity())
     with pytest.raises(SteeringError, match="oppose each other"):
-        table.write(0, SiteProgram(bans=(rows.ban(probe), rows.ban(opposite))))
+        held_geometry(SiteProgram(bans=(rows.ban(probe), rows.ban(opposite))))
 
 
 def test_a_ban_on_a_normalising_sae_is_refused() -> None:

@@ -547,7 +547,7 @@ class Engine(Protocol):
         """Queue a request, whose events `on_events` gets.
 
         Raises FieldError or SteeringError for what cannot be run, DuplicateRequestError, QueueFullError,
-        EngineStoppedError. Bans that were not seen before are worked out here, which takes milliseconds.
+        EngineStoppedError. Bans that were not admitted before are worked out here, which takes milliseconds.
         """
 
     def cancel(self, request_id: str) -> None:

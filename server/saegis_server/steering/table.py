@@ -15,7 +15,7 @@ from torch import Tensor
 
 from saegis_server.steering.bounds import OPEN, RANGES
 from saegis_server.steering.program import SiteProgram, SteeringError
-from saegis_server.steering.projection import HeldGeometry, held_geometry
+from saegis_server.steering.projection import HeldGeometry
 from saegis_server.steering.rows import Edit, Norm, Phase, Probe
 from saegis_server.steering.site import Site
 
@@ -237,9 +237,8 @@ class SiteTable:
         width: int,
         capacity: Capacity,
         device: torch.device | str = "cpu",
-        activations: torch.dtype = torch.float32,
     ) -> None:
-        """Allocate for `slots` slots of activations [.., width] that have the dtype `activations`."""
+        """Allocate for `slots` slots of activations [.., width]."""
 
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(slots, *shape, dtype=torch.float32, device=device)
@@ -248,7 +247,7 @@ class SiteTable:
             return Rows(zeros(vectors, count + 1, width), zeros(COLUMNS, count + 1))
 
         k = capacity.held + 1
-        self.capacity, self.activations = capacity, activations
+        self.capacity = capacity
         self.edits, self.rules = rows(capacity.edits), rows(capacity.rules)
         self.watches, self.guards = rows(capacity.watches, 1), rows(capacity.watches, 1)
         open_ranges = _OPEN_RANGE.to(device)[:, None].repeat(slots, 2, RANGES, 1, k)
@@ -256,13 +255,9 @@ class SiteTable:
         # Which kinds of rows each slot has that is not empty.
         self._used: dict[int, list[Rows | Bounds]] = {}
 
-    def write(self, slot: int, program: SiteProgram) -> None:
-        """Make `program` the one that `slot` runs at this site.
-
-        It must fit. Raises SteeringError if its bounds cannot hold; the slot is then empty.
-        """
+    def write(self, slot: int, program: SiteProgram, held: HeldGeometry | None) -> None:
+        """Make `program`, which must fit, the one that `slot` runs at this site; `held` is its geometry."""
         self.clear(slot)
-        held = held_geometry(program, None, self.activations)
         used = self._used.setdefault(slot, [])
         for table, edits in ((self.edits, program.edits), (self.rules, program.rules)):
             if edits:

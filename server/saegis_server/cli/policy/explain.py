@@ -129,6 +129,7 @@ def _with_edits(
     targets = Targets(world.sites, world.catalog, world.width)
     try:
         steering = request_steering(steering_message(edits), targets, world.capacity)
+        steering.require_room(world.capacity)
     except (FieldError, CatalogError) as error:
         raise fail(str(error), "no server would take this edit, whatever its policies", USAGE) from error
     except ValueError as error:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from saegis_server.engine.admission import AdmittedProgram
 from saegis_server.engine.api import (
     AS_IT_IS,
     UNGUARDED,
@@ -36,7 +37,7 @@ from saegis_server.engine.api import (
     Sink,
     SteeringDivergedError,
 )
-from saegis_server.engine.torch.admission import Admission, AdmittedProgram
+from saegis_server.engine.torch.admission import Admission
 from saegis_server.engine.torch.build import graphs_compiled, make_ready
 from saegis_server.engine.torch.guarding import Ending, Guarding
 from saegis_server.engine.torch.jobs import Ended, Job, Jobs, at_once
@@ -80,7 +81,7 @@ class TorchEngine:
         self.max_running, self.max_length = max_running, step.slots.max_length
         self.capacity, self.sites = step.slots.capacity, step.sites
         self.error: BaseException | None = None
-        self._admission = Admission(step)
+        self._admission = Admission(step.slots)
         self._schedule = Schedule(max_running, step.slots.move)
         self._guarding = Guarding(step.slots)
         self._reading = PromptReading(step, self._guarding, self.limits.prefill_chunk)

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import torch
 
+from saegis_server.engine.admission import AdmittedProgram
 from saegis_server.engine.api import ConditionReceipt, Reaction, Receipt, RefusedByPolicyError
-from saegis_server.engine.torch.admission import AdmittedProgram
 from saegis_server.engine.torch.conditions import ConditionResult
 from saegis_server.steering.evaluator import LATE
 from saegis_server.steering.program import SiteProgram
@@ -22,9 +22,9 @@ class RequestGuard:
         """`unread`: how many of the tokens that the request begins with its conditions do not read;
         `hold_back`: whether tokens are told only once they are judged, where anything can end an answer."""
         self.admitted, self.unread = admitted, unread
-        ends = any(each.reaction in (Reaction.STOP, Reaction.REFUSE) for each in admitted.conditions)
+        ends = any(each.reaction in (Reaction.STOP, Reaction.REFUSE) for each in admitted.guard.conditions)
         self.holds_back = hold_back and ends
-        count = len(admitted.conditions)
+        count = len(admitted.guard.conditions)
         self._held = torch.zeros(count, dtype=torch.int64)
         self._first = torch.full((count,), LATE, dtype=torch.int64)
         self._peaks = torch.full((len(admitted.readings),), -torch.inf)
@@ -37,7 +37,7 @@ class RequestGuard:
 
     def add(self, result: ConditionResult, answer: int) -> None:
         """Add what came of one sequence, whose answer begins at a position."""
-        count = len(self.admitted.conditions)
+        count = len(self.admitted.guard.conditions)
         self._held += result.held[:count]
         first = result.first[:count]
         self._first = torch.minimum(self._first, torch.where(first == LATE, first, first - answer))
@@ -47,7 +47,7 @@ class RequestGuard:
 
     def refusal(self, holds: Sequence[bool], *reactions: Reaction) -> RefusedByPolicyError | None:
         """The refusal by the first condition that holds and has one of these reactions."""
-        for guarded, truth in zip(self.admitted.conditions, holds, strict=False):
+        for guarded, truth in zip(self.admitted.guard.conditions, holds, strict=False):
             if truth and guarded.reaction in reactions:
                 message = guarded.message or "the operator's policy refuses this text"
                 return RefusedByPolicyError(guarded.name, message)
@@ -55,7 +55,7 @@ class RequestGuard:
 
     def complete(self, receipt: Receipt) -> Receipt:
         """The receipt with what came of the conditions."""
-        counts = zip(self.admitted.conditions, self._held.tolist(), self._first.tolist(), strict=True)
+        counts = zip(self.admitted.guard.conditions, self._held.tolist(), self._first.tolist(), strict=True)
         conditions = tuple(
             ConditionReceipt(guarded.name, held, None if first == LATE else first)
             for guarded, held, first in counts

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from saegis_server.engine.admission import AdmittedProgram
 from saegis_server.engine.api import (
     Closing,
     EngineError,
@@ -24,7 +25,6 @@ from saegis_server.engine.api import (
     Timings,
     Usage,
 )
-from saegis_server.engine.torch.admission import AdmittedProgram
 from saegis_server.engine.torch.conditions import ConditionResult, Outcome
 from saegis_server.engine.torch.context import KVCache
 from saegis_server.engine.torch.jobs import Job

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from saegis_server.engine.admission import AdmittedProgram
 from saegis_server.engine.api import (
     Delta,
     EngineError,
@@ -23,7 +24,6 @@ from saegis_server.engine.api import (
     Usage,
     Watched,
 )
-from saegis_server.engine.torch.admission import AdmittedProgram
 from saegis_server.engine.torch.request_guard import RequestGuard
 from saegis_server.engine.torch.step import SMALLEST, Extent
 from saegis_server.engine.torch.tally import Tally

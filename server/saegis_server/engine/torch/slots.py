@@ -11,9 +11,9 @@ from saegis_server.engine.api import SamplingParams
 from saegis_server.engine.torch.conditions import SlotConditions
 from saegis_server.engine.torch.context import KVCache
 from saegis_server.engine.torch.sampler import sampling_table
+from saegis_server.steering.admitted import AdmittedRows, Room
 from saegis_server.steering.conditions import CompiledConditions
 from saegis_server.steering.evaluator import ConditionRows, ConditionState
-from saegis_server.steering.program import SiteProgram
 from saegis_server.steering.site import Site
 from saegis_server.steering.table import Capacity, SiteTable, TableView
 
@@ -71,10 +71,10 @@ class Slots:
         layers = [(heads, head_width)] * config.num_hidden_layers
         self.count, self.max_length, self.capacity = count, max_length, capacity
         self.vocabulary: int = config.vocab_size
-        self.sites = sites
+        self.room = Room(sites, width, capacity, model.dtype)
         rows = count + 1
         self.cache = KVCache.allocate(layers, rows, max_length + 1, model.dtype, device)
-        self.tables = {site: SiteTable(rows, width, capacity, device, model.dtype) for site in sites}
+        self.tables = {site: SiteTable(rows, width, capacity, device) for site in sites}
         self.sampling = sampling_table(rows, self.vocabulary, device)
         self.state = SlotState(
             torch.zeros(rows, dtype=torch.int64, device=device),
@@ -94,7 +94,7 @@ class Slots:
         sampling: SamplingParams,
         seed: int,
         stops: Iterable[int],
-        program: Mapping[Site, SiteProgram],
+        program: Mapping[Site, AdmittedRows],
         conditions: CompiledConditions | None = None,
     ) -> None:
         """Give `slot` to a new sequence. `seed` is its own; `stops` are the tokens that end its text.
@@ -126,7 +126,7 @@ class Slots:
         for steering in self.tables.values():
             steering.clear(slot)
         for site, rows in program.items():
-            self.tables[site].write(slot, rows)
+            self.tables[site].write(slot, rows, rows.geometry)
 
     @torch.inference_mode()
     def read_again(self, slot: int) -> None:
@@ -188,7 +188,7 @@ class Slots:
     @torch.inference_mode()
     def tables_of(
         self,
-        program: Mapping[Site, SiteProgram],
+        program: Mapping[Site, AdmittedRows],
         conditions: CompiledConditions | None,
         rows: tuple[int, int, int, int, int],
         comparisons: int,
@@ -205,7 +205,7 @@ class Slots:
             own.load(self.count, conditions)
             for site, table in self.tables.items():
                 if site in program:
-                    table.write(self.count, program[site])
+                    table.write(self.count, program[site], program[site].geometry)
                 views[site] = table.view_one(spare, *rows)
             peaks = own.peaks[:, self.count : self.count + 1, : rows[-1]].clone()
             return TextTables(views, *own.of(spare, comparisons, gates), peaks)

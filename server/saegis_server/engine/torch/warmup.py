@@ -80,7 +80,7 @@ def _canary(step: Step, site: Site) -> None:
     clean = step.capture(tokens)[site]
     strength = float(clean.float().norm(dim=-1).mean())
     probe = Probe.direction(torch.randn(width, generator=torch.Generator().manual_seed(0)))
-    program = {site: SiteProgram(edits=(add(probe, strength),), watches=(probe,))}
+    program = slots.room.admit({site: SiteProgram(edits=(add(probe, strength),), watches=(probe,))})
     outputs: list[Tensor] = []
     for steering in ({}, program):
         slots.load(0, tokens, SamplingParams(temperature=0.0), 0, (), steering)

@@ -9,12 +9,13 @@ from enum import Enum, auto
 from fractions import Fraction
 
 from saegis_server.policy.decide.claims import Place
-from saegis_server.policy.decide.decision import Denial, RequestEdit
+from saegis_server.policy.decide.decision import Denial
 from saegis_server.policy.decide.selectors import Faults, Selectors
 from saegis_server.policy.decide.uses import ORDINARY, Use, UseOfRequest
 from saegis_server.policy.schema.policy import Allowance, Limits
 from saegis_server.problem import Problem
 from saegis_server.sae.catalog import FoundFeature
+from saegis_server.sae.request_edit import RequestEdit
 from saegis_server.steering.operations import Op, Unit
 from saegis_server.steering.site import Site
 

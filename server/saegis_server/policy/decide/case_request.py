@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 from saegis_server.policy.decide.claims import Place
 from saegis_server.policy.decide.compiled import CompiledPolicy
-from saegis_server.policy.decide.decision import RequestEdit, RequestFacts
+from saegis_server.policy.decide.decision import RequestFacts
 from saegis_server.policy.decide.selectors import Selected, SelectionError, Selectors
 from saegis_server.policy.decide.uses import beyond
 from saegis_server.policy.schema.cases import CaseEdit, CaseRequest
 from saegis_server.policy.schema.policy import DirectionSelector, FeatureSelector
 from saegis_server.problem import Problem
+from saegis_server.sae.request_edit import RequestEdit
 from saegis_server.steering.operations import Unit
 from saegis_server.steering.rows import Edit
 

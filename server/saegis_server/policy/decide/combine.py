@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from saegis_server.engine.admission import GuardError, admit
 from saegis_server.engine.api import UNGUARDED, Guard, Guarded, Reaction
 from saegis_server.policy.decide.claims import (
     Claim,
@@ -18,14 +19,14 @@ from saegis_server.policy.decide.claims import (
     merge,
 )
 from saegis_server.policy.decide.compiled_rule import CompiledRule
-from saegis_server.policy.decide.decision import AppliedRule, RequestEdit
+from saegis_server.policy.decide.decision import AppliedRule
 from saegis_server.policy.decide.selectors import Selected
 from saegis_server.policy.decide.world import World
 from saegis_server.policy.schema.policy import Mode, Transparency
+from saegis_server.sae.request_edit import RequestEdit
 from saegis_server.steering import rows
 from saegis_server.steering.operations import Op
 from saegis_server.steering.program import UNSTEERED, SiteProgram, SteeringError, SteeringProgram
-from saegis_server.steering.projection import held_geometry
 from saegis_server.steering.rows import Edit, Phase
 from saegis_server.steering.site import Site
 
@@ -113,13 +114,14 @@ def combine(standing: Iterable[StandingRule], world: World) -> Combined:
         return replace(known, faults=faults)
     merged = merge(claims)
     layout = _Layout(ordered, world)
-    faults = tuple(_prove(merged, layout, enforced, claims, world))
+    guard = Guard(tuple(_guarded(ordered, merged, layout)))
+    faults = tuple(_prove(merged, layout, guard, enforced, claims, world))
     if faults:
         return replace(known, faults=faults)
     return replace(
         known,
         program=_program(merged.always, layout, world),
-        guard=Guard(tuple(_guarded(ordered, merged, layout))),
+        guard=guard,
         peaks=tuple(
             (layout.number(target), each.applied().name, target.name)
             for each in ordered
@@ -197,15 +199,21 @@ def _guarded(ordered: Sequence[StandingRule], merged: Merged, layout: _Layout) -
 
 
 def _prove(
-    merged: Merged, layout: _Layout, enforced: Sequence[StandingRule], claims: Sequence[Claim], world: World
+    merged: Merged,
+    layout: _Layout,
+    guard: Guard,
+    enforced: Sequence[StandingRule],
+    claims: Sequence[Claim],
+    world: World,
 ) -> Iterator[Fault]:
-    """What keeps the rows from being in force, always or with every condition holding."""
+    """What keeps the rows from being in force, whichever conditions hold."""
     every = merged.all_on()
     try:
         program = _program(every, layout, world)
     except SteeringError as error:
         yield _fault(error, every, enforced, claims)
         return
+    has_room = True
     for site, at_site in program.sites.items():
         try:
             world.capacity.check(site, at_site)
@@ -213,13 +221,15 @@ def _prove(
             # All rows of the kind are too many; which of them comes last means nothing.
             crowded = SteeringError(str(error), site, tuple((stage, -1) for stage, _ in error.rows))
             yield _fault(crowded, every, enforced, claims)
-            continue
-        try:
-            always = merged.always.get(site, SiteRows())
-            held_geometry(SiteProgram(rules=always.rules, bans=always.bans), site, world.activations)
-            held_geometry(at_site, site, world.activations)
-        except SteeringError as error:
-            yield _fault(error, every, enforced, claims)
+            has_room = False
+    try:
+        if has_room:
+            admit(_program(merged.always, layout, world), guard, world.room)
+    except SteeringError as error:
+        yield _fault(error, every, enforced, claims)
+    except GuardError as error:
+        named = (standing.owner for standing in enforced if standing.applied().name in error.names)
+        yield Fault(tuple(named), error.description)
 
 
 def _fault(
@@ -249,24 +259,24 @@ def _fault(
 def with_edits(
     combined: Combined, edits: Sequence[RequestEdit], bound: float | None, world: World
 ) -> SteeringProgram:
-    """The program of the rules and a request's own edits and bans.
+    """The program of the rules and a request's own edits, bans and watches, which is still to be admitted.
 
     bound: the largest ‖Δx‖/‖x‖ that the edits may make at a site. A ban of what is banned already counts
-    with the greater strength. Raises SteeringError if it does not fit or its bans cannot hold.
+    with the greater strength. Raises ValueError for an edit at a site that is none.
     """
     found: dict[Site, SiteProgram] = dict(combined.program.sites)
     for edit in edits:
         at_site = found.get(edit.site, SiteProgram())
-        if edit.op is Op.BAN:
-            found[edit.site] = replace(at_site, bans=_with_ban(at_site.bans, edit.edit))
-        else:
-            found[edit.site] = replace(at_site, edits=(*at_site.edits, edit.edit), max_relative_norm=bound)
-    program = replace(combined.program, sites={site: found[site] for site in world.sites if site in found})
-    for site in dict.fromkeys(edit.site for edit in edits):
-        at_site = program.sites[site]
-        world.capacity.check(site, at_site)
-        held_geometry(at_site, site, world.activations)
-    return program
+        match edit.op:
+            case Op.WATCH:
+                at_site = replace(at_site, watches=(*at_site.watches, edit.edit.probe))
+            case Op.BAN:
+                at_site = replace(at_site, bans=_with_ban(at_site.bans, edit.edit))
+            case _:
+                at_site = replace(at_site, edits=(*at_site.edits, edit.edit), max_relative_norm=bound)
+        found[edit.site] = at_site
+    ordered = sorted(found, key=world.sites.index)
+    return replace(combined.program, sites={site: found[site] for site in ordered})
 
 
 def _with_ban(bans: tuple[Edit, ...], own: Edit) -> tuple[Edit, ...]:

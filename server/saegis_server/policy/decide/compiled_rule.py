@@ -16,7 +16,6 @@ from saegis_server.policy.schema.policy import (
     Floor,
     Mode,
     Not,
-    Over,
     Reading,
     Rule,
     Scale,
@@ -25,11 +24,9 @@ from saegis_server.policy.schema.policy import (
 )
 from saegis_server.policy.schema.policy import Expression as Written
 from saegis_server.problem import Problem
-from saegis_server.steering.conditions import AllOf, AnyOf, Condition, Expression, Literal, Negation, Scope
+from saegis_server.steering.conditions import AllOf, AnyOf, Condition, Expression, Literal, Negation
 from saegis_server.steering.operations import Op, Unit
 from saegis_server.steering.site import Site
-
-_SCOPES = {Over.PROMPT: Scope.PROMPT, Over.WINDOW: Scope.WINDOW, Over.TOKEN: Scope.TOKEN}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -118,7 +115,7 @@ def _claims(
 def _condition(when: When, selectors: Selectors, path: str) -> tuple[Condition, tuple[Selected, ...]]:
     readings: dict[tuple[Site, str], tuple[int, Selected]] = {}
     expression = _expression(when.if_, selectors, path, readings)
-    condition = Condition(expression, _SCOPES[when.over], when.window or 1, when.sticky)
+    condition = Condition(expression, when.over, when.window or 1, when.sticky)
     return condition, tuple(selected for _, selected in readings.values())
 
 

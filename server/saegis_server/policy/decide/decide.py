@@ -6,15 +6,17 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from saegis_server.engine.admission import GuardError, admit
 from saegis_server.policy.decide.authority import judge_allowances, judge_limits, judge_uses
 from saegis_server.policy.decide.claims import Owner, Place
 from saegis_server.policy.decide.combine import Combined, StandingRule, combine, with_edits
 from saegis_server.policy.decide.compiled import CompiledPolicy
-from saegis_server.policy.decide.decision import AppliedRule, Decision, Denial, RequestEdit, RequestFacts
+from saegis_server.policy.decide.decision import AppliedRule, Decision, Denial, RequestFacts
 from saegis_server.policy.decide.world import World
 from saegis_server.policy.schema.policy import Mode, Told, Transparency
+from saegis_server.sae.request_edit import RequestEdit
 from saegis_server.steering.operations import Op
-from saegis_server.steering.program import SiteProgram, SteeringError
+from saegis_server.steering.program import SiteProgram, SteeringError, SteeringProgram
 
 log = logging.getLogger("saegis.policy")
 
@@ -162,7 +164,9 @@ def _judged(in_force: _InForce, facts: RequestFacts) -> Decision:
             bound, world = _bound(in_force.policies), in_force.policies[0].world
             if plain.concealed:
                 _check_room(edits, combined, world)
-            return replace(decision, program=with_edits(combined, acting, bound, world))
+            program = with_edits(combined, edits, bound, world)
+            _require_room(program, combined, acting, world)
+            return replace(decision, program=program)
         except SteeringError as error:
             denials.append(_does_not_fit(error, edits, combined))
         except Exception:
@@ -235,6 +239,21 @@ def _check_room(edits: Sequence[RequestEdit], combined: Combined, world: World) 
         bans = tuple(own[each] for each in own if each[0])
         watches = tuple(edit.edit.probe for edit in edits if edit.site == site and edit.op is Op.WATCH)
         world.capacity.check(site, replace(at_site, bans=(*at_site.bans, *bans), watches=watches))
+
+
+def _require_room(
+    program: SteeringProgram, combined: Combined, acting: Sequence[RequestEdit], world: World
+) -> None:
+    """Raise SteeringError where the edits have no room beside the rules, or what is held cannot be then.
+
+    What is at fault only with what the request reads, or with the rows of conditions, is left to the engine:
+    it admits the same program, and refuses the request by its fields.
+    """
+    try:
+        admit(program, combined.guard, world.room)
+    except (SteeringError, GuardError):
+        sites = dict.fromkeys(edit.site for edit in acting)
+        world.room.admit({site: replace(program.sites[site], watches=()) for site in sites})
 
 
 def _limits(policies: Iterable[CompiledPolicy], candidate: bool = False) -> Iterator[AppliedRule]:

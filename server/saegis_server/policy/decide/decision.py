@@ -8,28 +8,8 @@ from functools import cached_property
 from saegis_server.engine.api import UNGUARDED, Guard
 from saegis_server.policy.decide.uses import UseOfRequest
 from saegis_server.policy.schema.policy import Mode, Transparency
-from saegis_server.sae.catalog import FoundFeature
-from saegis_server.steering.operations import Op, Unit
+from saegis_server.sae.request_edit import RequestEdit
 from saegis_server.steering.program import UNSTEERED, SteeringProgram
-from saegis_server.steering.rows import Edit
-from saegis_server.steering.site import Site
-
-
-@dataclass(frozen=True, slots=True)
-class RequestEdit:
-    """One edit or watch that a request asks for: `path` is its field, such as "steering.edits[2]".
-
-    feature: None for a direction of the request's own. value: as asked, in `unit`; None where there is none.
-    edit: the row that it becomes at `site`.
-    """
-
-    path: str
-    site: Site
-    op: Op
-    edit: Edit
-    feature: FoundFeature | None = None
-    value: float | None = None
-    unit: Unit = Unit.FEATURE
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,13 +68,13 @@ class Decision:
     """What the policies say to a request.
 
     policy_revision: "name@revision" of each policy that matches, by name, with commas between. program and
-    guard are those to run with, the request's own edits included; of a denial they are empty. rules: in force
-    and recorded only. would_deny: denials of policies that only audit or shadow. guard conditions are named
-    `AppliedRule.name`; those in audit and shadow mode are there with Reaction.RECORD. peaks: which rows of
-    the program's `guards`, in the order of `Literal.reading`, the rules of action "watch" read: name of the
-    rule and of the feature. ruled_program: that of the rules alone, as of a request without edits. asked: the
-    request's own edits and watches. concealed: the names of the policies that concern it and tell only that
-    there are rules.
+    guard are those to run with, the request's own edits and watches included; of a denial they are empty.
+    rules: in force and recorded only. would_deny: denials of policies that only audit or shadow. guard
+    conditions are named `AppliedRule.name`; those in audit and shadow mode are there with Reaction.RECORD.
+    peaks: which rows of the program's `guards`, in the order of `Literal.reading`, the rules of action
+    "watch" read: name of the rule and of the feature. ruled_program: that of the rules alone, as of a request
+    without edits. asked: the request's own edits and watches. concealed: the names of the policies that
+    concern it and tell only that there are rules.
     """
 
     allowed: bool

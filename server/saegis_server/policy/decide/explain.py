@@ -27,6 +27,8 @@ def _further(decision: Decision) -> Iterator[str]:
             "readings": len(program.guards),
         }
         told = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
+        if not told:
+            continue
         bound = program.max_relative_norm
         moved = "" if bound is None else f"; own edits move a token by at most {bound:g} of its norm"
         yield f"  at {site}: {told}{moved}"

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from saegis_server.policy.decide.claims import Place
-from saegis_server.policy.decide.decision import Denial, RequestEdit
+from saegis_server.policy.decide.decision import Denial
 from saegis_server.policy.decide.selectors import Selected, Selectors
 from saegis_server.policy.schema.policy import Protection
+from saegis_server.sae.request_edit import RequestEdit
 from saegis_server.steering.operations import Op
 
 Vectors = NDArray[np.float64]

@@ -13,8 +13,8 @@ from saegis_server.policy.decide.world import World
 from saegis_server.policy.schema.policy import DirectionSelector, FeatureSelector, Targets, Where
 from saegis_server.problem import Problem
 from saegis_server.sae.catalog import CatalogError, FoundFeature, LoadedSAE
+from saegis_server.sae.request_edit import UnitError, scaled
 from saegis_server.steering.operations import Unit
-from saegis_server.steering.program import LARGEST_VALUE
 from saegis_server.steering.rows import Probe
 from saegis_server.steering.site import Site, SiteError
 
@@ -70,18 +70,10 @@ class Selected:
 
     def scaled(self, value: float, unit: Unit, path: str) -> tuple[float, bool]:
         """A value in feature units or, with True, as a fraction of ‖x‖. Raises SelectionError."""
-        if unit is not Unit.MAX_ACTIVATION:
-            return value, unit is Unit.NORM_FRACTION
-        if self.feature is None:
-            raise _fault(path, "unit max_activation is for features; a direction has no maximum")
-        largest = self.feature.max_activation
-        if not largest:
-            raise _fault(path, f"no largest activation is recorded for {self.name}; use unit feature")
-        if abs(value * largest) > LARGEST_VALUE:
-            raise _fault(
-                path, f"{value:g} times the largest activation of {self.name} is beyond ±{LARGEST_VALUE:g}"
-            )
-        return value * largest, False
+        try:
+            return scaled(value, unit, self.feature, self.name)
+        except UnitError as error:
+            raise _fault(path, str(error)) from error
 
 
 class Selectors:

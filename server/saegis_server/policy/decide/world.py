@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
 from saegis_server.sae.catalog import Catalog
+from saegis_server.steering.admitted import Room
 from saegis_server.steering.site import Site
 from saegis_server.steering.table import Capacity
 
@@ -45,3 +47,8 @@ class World:
     activations: torch.dtype = torch.float32
     callers: Callable[[], Callers] | None = None
     named: bool = True
+
+    @cached_property
+    def room(self) -> Room:
+        """What programs are admitted to."""
+        return Room(self.sites, self.width, self.capacity, self.activations)

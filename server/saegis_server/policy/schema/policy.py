@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, StringConstrai
 from pydantic_core import PydanticCustomError
 
 from saegis_server.policy.decide.uses import ORDINARY, Use
+from saegis_server.steering.conditions import Scope
 from saegis_server.steering.operations import Op, Unit
 from saegis_server.steering.program import LARGEST_VALUE
 from saegis_server.steering.rows import Phase
@@ -178,30 +179,17 @@ Expression = Annotated[
 ]
 
 
-class Over(StrEnum):
-    """Over which tokens a condition is judged.
-
-    PROMPT: once, when the prompt is read; each reading's largest (for `below`, least) value over the prompt's
-    tokens counts. WINDOW: at every token, over the last `window` tokens, in the same way, the prompt's
-    included. TOKEN: at every token by itself, the prompt's included.
-    """
-
-    PROMPT = "prompt"
-    WINDOW = "window"
-    TOKEN = "token"  # noqa: S105 - no secret
-
-
 class When(Strict):
     """A condition. sticky: once it held it goes on holding for the request's answer."""
 
     if_: Annotated[Expression, Field(alias="if")]
-    over: Over = Over.TOKEN
+    over: Scope = Scope.TOKEN
     window: Annotated[int, Field(ge=2, le=1024, strict=True)] | None = None
     sticky: Flag = True
 
     @model_validator(mode="after")
     def _has_a_window(self) -> Self:
-        if (self.over is Over.WINDOW) != (self.window is not None):
+        if (self.over is Scope.WINDOW) != (self.window is not None):
             raise ValueError("window: give it with `over: window`, and only there")
         return self
 
@@ -323,7 +311,7 @@ class Rule(Strict):
             raise ValueError(f"{given[0]}: needs a `when`")
         if self.when is not None and given[0] == "watch":
             raise ValueError("watch: takes no `when`")
-        if self.refuse is not None and self.when is not None and self.when.over is not Over.PROMPT:
+        if self.refuse is not None and self.when is not None and self.when.over is not Scope.PROMPT:
             raise ValueError("refuse: needs a condition `over: prompt`; later there is an answer to stop")
         return self
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict, replace
 from threading import Condition
@@ -21,8 +21,7 @@ from saegis_server.rpc.services.run import CANCELLED, Asked, Governed, Run
 from saegis_server.rpc.wire.problems import InFlightError, NotServingError, PolicyDeniedError
 from saegis_server.rpc.wire.programs import RequestSteering
 from saegis_server.steering.operations import Op
-from saegis_server.steering.program import SiteProgram, SteeringProgram
-from saegis_server.steering.site import Site
+from saegis_server.steering.table import Capacity
 from saegis_server.telemetry.metrics import Metrics
 
 #: How soon a request that came just before an urgent policy may be tried again.
@@ -37,14 +36,14 @@ class Governor:
     def __init__(
         self,
         model: str,
-        sites: Sequence[Site],
+        capacity: Capacity,
         metrics: Metrics,
         policies: PolicyStore | None = None,
         audit: AuditLog | None = None,
     ) -> None:
-        """Without policies every request may do what it asks. sites: the server's, in forward order."""
+        """Without policies every request may do what it asks. capacity: of a slot, at each site."""
         self.policies, self.audit = policies, audit
-        self._model, self._sites, self._metrics = model, tuple(sites), metrics
+        self._model, self._capacity, self._metrics = model, capacity, metrics
         #: How work is done off the event loop.
         self.in_thread: Callable[[Callable[[], Decision]], Awaitable[Decision]] = in_own_thread
         self._names: set[tuple[str, str]] = set()
@@ -137,19 +136,11 @@ class Governor:
             decision = await self.in_thread(lambda: deciding.decide(facts))
         else:
             decision = deciding.decide(facts)
+        if not decision.allowed:
+            # What no server has room for is the request's own fault, whatever the policies say to it.
+            steering.require_room(self._capacity)
         self._count(decision)
-        program = self._with_watches(decision.program, steering.program)
-        return Governed(_name(), identity.tenant, asked, program, ended, decision.guard, decision)
-
-    def _with_watches(self, decided: SteeringProgram, own: SteeringProgram) -> SteeringProgram:
-        """The decided program with the request's own watches, its sites in forward order."""
-        if not any(site.watches for site in own.sites.values()):
-            return decided
-        found = {}
-        for site in self._sites:
-            watches = own.sites.get(site, SiteProgram()).watches
-            found[site] = replace(decided.sites.get(site, SiteProgram()), watches=watches)
-        return replace(decided, sites={site: rows for site, rows in found.items() if rows != SiteProgram()})
+        return Governed(_name(), identity.tenant, asked, decision.program, ended, decision.guard, decision)
 
     async def _recorded(self, run: Run) -> None:
         """Wait until the log has how a request ended. Raises AuditUnavailableError."""

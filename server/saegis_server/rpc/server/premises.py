@@ -118,7 +118,7 @@ def govern(config: ServerConfig, premises: Premises, world: World) -> Governor:
     if audit is not None:
         metrics.observe_audit(lambda: audit.waiting, lambda: audit.head.seq, lambda: audit.is_failing)
     policies = _policies(config, world, metrics, audit)
-    governor = Governor(world.model, world.sites, metrics, policies, audit)
+    governor = Governor(world.model, world.capacity, metrics, policies, audit)
     if policies is not None:
 
         def changed(before: PolicySet, now: PolicySet, urgent: bool) -> None:

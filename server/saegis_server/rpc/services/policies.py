@@ -132,6 +132,7 @@ def facts_of(request: pb.EvaluatePolicyRequest, caller: Identity, services: Serv
         caller.require(Role.ADMINISTER, field="roles")
     message: steering_pb2.Steering = request.steering
     steering = request_steering(message, services.targets, services.engine.capacity)
+    steering.require_room(services.engine.capacity)
     return RequestFacts(
         tenant=request.tenant or caller.tenant,
         roles=frozenset(request.roles) or frozenset(map(str, caller.roles)),

@@ -4,10 +4,10 @@ from dataclasses import dataclass, field
 
 from saegis.v1 import steering_pb2 as pb
 from saegis_server.engine.api import FieldError
-from saegis_server.policy.decide.decision import RequestEdit
 from saegis_server.rpc.wire.problems import ConflictError
 from saegis_server.rpc.wire.targets import Resolved, Targets
-from saegis_server.steering.operations import Op, Unit, value_fault
+from saegis_server.sae.request_edit import RequestEdit, UnitError, scaled
+from saegis_server.steering.operations import Op, Unit
 from saegis_server.steering.program import SiteProgram, SteeringError, SteeringProgram
 from saegis_server.steering.rows import Edit, Phase, Probe
 from saegis_server.steering.site import Site
@@ -64,9 +64,17 @@ class RequestSteering:
         """The error of a program as one of the request's fields."""
         return _explain(error, self.paths)
 
+    def require_room(self, capacity: Capacity) -> None:
+        """Raise FieldError where the request's own rows, by themselves, are more than there is room for."""
+        try:
+            for site, rows in self.program.sites.items():
+                capacity.check(site, rows)
+        except SteeringError as error:
+            raise self.explain(error) from error
+
 
 def request_steering(message: pb.Steering, targets: Targets, capacity: Capacity) -> RequestSteering:
-    """The program of a request's own edits and watches.
+    """The program of a request's own edits and watches, which is still to be admitted.
 
     Raises FieldError, ConflictError and the catalog's errors, with paths from `steering.`.
     """
@@ -88,12 +96,10 @@ def request_steering(message: pb.Steering, targets: Targets, capacity: Capacity)
         row = Op.WATCH.row(resolved.probe, 0.0)
         edits.append(RequestEdit(path, resolved.site, Op.WATCH, row, resolved.feature))
     used = {site: found for site, found in gathered.items() if found.places()}
-    return _assemble(used, capacity, tuple(edits))
+    return _assemble(used, tuple(edits))
 
 
-def _assemble(
-    gathered: dict[Site, _SiteRows], capacity: Capacity, edits: tuple[RequestEdit, ...]
-) -> RequestSteering:
+def _assemble(gathered: dict[Site, _SiteRows], edits: tuple[RequestEdit, ...]) -> RequestSteering:
     paths: dict[tuple[Site, str, int], str] = {}
     for site, found in gathered.items():
         for stage, row, place in found.places():
@@ -101,8 +107,6 @@ def _assemble(
             paths[site, stage, row] = f"steering.{kind}[{place}]"
     try:
         program = SteeringProgram({site: found.program() for site, found in gathered.items()})
-        for site, rows_at_site in program.sites.items():
-            capacity.check(site, rows_at_site)
     except SteeringError as error:
         raise _explain(error, paths) from error
     watches = tuple(place for found in gathered.values() for place, _ in found.watches)
@@ -132,23 +136,12 @@ def _edit(message: pb.Edit, target: Resolved, path: str) -> RequestEdit:
     asked = message.value if message.HasField("value") else None
     if fault := op.fault(asked, unit if message.unit else None, pb.Operation.Name(message.operation)):
         raise FieldError(f"{path}.{fault[0]}", fault[1])
-    value, relative = _scaled(asked or 0.0, unit, target, path)
+    try:
+        value, relative = scaled(asked or 0.0, unit, target.feature)
+    except UnitError as error:
+        raise FieldError(f"{path}.{error.field}", str(error)) from error
     row = op.row(target.probe, value, _PHASES.get(message.phase, Phase.ALL), relative)
     return RequestEdit(path, target.site, op, row, target.feature, asked, unit)
-
-
-def _scaled(value: float, unit: Unit, target: Resolved, path: str) -> tuple[float, bool]:
-    """The value in feature units or, with True, as a fraction of the activation's norm."""
-    if unit is not Unit.MAX_ACTIVATION:
-        return value, unit is Unit.NORM_FRACTION
-    if target.feature is None:
-        raise FieldError(f"{path}.unit", "UNIT_MAX_ACTIVATION is for features; a direction has no maximum")
-    if not target.feature.max_activation:
-        raise FieldError(f"{path}.unit", "no largest activation is recorded for this feature")
-    value *= target.feature.max_activation
-    if fault := value_fault(value):
-        raise FieldError(f"{path}.value", fault)
-    return value, False
 
 
 def _check_conflicts(place: int, row: Edit, at_site: _SiteRows, is_ban: bool) -> None:

@@ -1,0 +1,57 @@
+"""Admission: rows checked once against what there is room for, with the geometry of what they hold."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Self
+
+import torch
+
+from saegis_server.steering.program import SiteProgram, SteeringError
+from saegis_server.steering.projection import HeldGeometry, held_geometry
+from saegis_server.steering.site import Site
+from saegis_server.steering.table import Capacity
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AdmittedRows(SiteProgram):
+    """The rows of one site and, where they hold anything, its geometry: what a table takes as it is."""
+
+    geometry: HeldGeometry | None = None
+
+    @classmethod
+    def of(
+        cls, rows: SiteProgram, site: Site | None = None, activations: torch.dtype = torch.float32
+    ) -> Self:
+        """The rows with their geometry for activations of a dtype; raises as `held_geometry` does."""
+        own = {field.name: getattr(rows, field.name) for field in fields(SiteProgram)}
+        return cls(**own, geometry=held_geometry(rows, site, activations))
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """Where programs may act, in forward order, on activations [.., width] of a dtype, with how many rows."""
+
+    sites: tuple[Site, ...]
+    width: int
+    capacity: Capacity
+    activations: torch.dtype = torch.float32
+
+    def check(self, site: Site, rows: SiteProgram) -> None:
+        """Raise SteeringError for rows for which there is no room here."""
+        if site not in self.sites:
+            offered = ", ".join(map(str, self.sites)) or "none"
+            raise SteeringError(f"{site} is not a site of this server (its sites: {offered})", site)
+        self.capacity.check(site, rows)
+        edited = (edit.probe for _, edits in rows.stages() for edit in edits)
+        width = (self.width,)
+        for probe in (*edited, *rows.watches, *rows.guards):
+            if probe.read.shape != width or probe.write.shape != width:
+                raise SteeringError(f"a row at {site} does not have the model's width {self.width}", site)
+
+    def admit(self, program: Mapping[Site, SiteProgram]) -> dict[Site, AdmittedRows]:
+        """The rows of every site, checked. Raises SteeringError for what has no room or cannot be held."""
+        found = {}
+        for site, rows in program.items():
+            self.check(site, rows)
+            found[site] = AdmittedRows.of(rows, site, self.activations)
+        return found
