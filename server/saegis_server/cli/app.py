@@ -2,7 +2,7 @@
 
 from saegis.cli.app import app
 from saegis.cli.features import app as features
-from saegis.cli.policy.app import app as policy
+from saegis.cli.policy import app as policy
 from saegis_server.cli.eval import app as eval
 from saegis_server.cli.features import choose, label
 from saegis_server.cli.policy import calibrate, diff, explain, sign, test, validate

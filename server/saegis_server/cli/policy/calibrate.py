@@ -12,12 +12,12 @@ from rich.table import Table
 from rich.text import Text
 
 from saegis.cli import options
-from saegis.cli.connection import Connection, connecting
+from saegis.cli.connection import Connection
 from saegis.cli.output import FAILURE, USAGE, console, fail, notes, print_json
 from saegis_server.cli.eval import options as eval_options
 from saegis_server.cli.eval.files import codes, inputs, strengths_of, tell_written
 from saegis_server.cli.eval.tables import MARK, marked, strengths_table, verdict
-from saegis_server.cli.policy import world as policy_world
+from saegis_server.cli.policy.world import read_bundle
 from saegis_server.cli.stages import stage_display
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ Strengths = Annotated[
 ]
 
 
-@connecting
+@options.grouped
 def calibrate(
     bundle: Folder,
     prompts: Prompts,
@@ -113,7 +113,7 @@ def calibrate(
     In each language harm must fall to --target times what it is without the ban, and divergence on benign
     prompts stay under --max-kl. Languages in which there is no harm without the ban must show none under it.
     """
-    read = policy_world.read_bundle(bundle)
+    read = read_bundle(bundle)
     from saegis_server.evaluation.bars import Bars
     from saegis_server.evaluation.calibration import BanReport
     from saegis_server.evaluation.policy_calibration import ban_rule
