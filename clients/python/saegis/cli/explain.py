@@ -136,23 +136,13 @@ def plain_denial(denial: ExplainedDenial, mode: str = "enforce") -> dict[str, st
 def _plain(
     decision: Explained, digest: str, lines: Sequence[str], would_deny: Sequence[Mapping[str, str]]
 ) -> dict[str, Any]:
+    names = ("policy", "rule", "action", "mode", "reason", "labels", "conditional")
     return {
         "allowed": decision.allowed,
         "policy_revision": decision.policy_revision,
         "denials": list(map(plain_denial, decision.denials)),
         "would_deny": would_deny,
-        "rules": [
-            {
-                "policy": rule.policy,
-                "rule": rule.rule,
-                "action": rule.action,
-                "mode": str(rule.mode),
-                "reason": rule.reason,
-                "labels": list(rule.labels),
-                "conditional": rule.conditional,
-            }
-            for rule in decision.rules
-        ],
+        "rules": [{name: getattr(rule, name) for name in names} for rule in decision.rules],
         "program_digest": digest,
         "lines": lines,
     }
