@@ -92,8 +92,7 @@ def generate(
         "stop": stop or [],
     }
     text = read_input() if prompt == "-" else prompt
-    chats = chat or system is not None
-    if chats:
+    if answers := chat or system is not None:
         request["messages"] = _conversation(system, text)
     with connection.client() as client:
         search = server_search(client)
@@ -101,7 +100,7 @@ def generate(
         for words, strength in matching:
             steering += _bans_matching(client, words, strength, sae=sae, site=site)
         request |= {"steering": steering, "watch": watches}
-        answer = _ask(client, None if chats else text, request, stream, json)
+        answer = _ask(client, None if answers else text, request, stream, json)
     if json and stream:
         print_json_line({"generation": answer})
     elif json:
