@@ -1,0 +1,51 @@
+"""Groups of options: what a command that takes one is given, and where its own declaration holds."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from saegis.cli.options import grouped
+
+
+@dataclass(frozen=True)
+class Box:
+    """A group."""
+
+    size: Annotated[int, typer.Option(min=1)] = 3
+    place: Annotated[str, typer.Option("--at")] = "here"
+
+
+@grouped
+def plain(name: str, *, box: Box, loud: bool = False) -> None:
+    print(name, box, loud)
+
+
+@grouped
+def own(*, box: Box, place: Annotated[str | None, typer.Option("--own-place")] = None) -> None:
+    print(box, place)
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "printed"),
+    [
+        (plain, ["x"], f"x {Box()} False"),
+        (plain, ["x", "--size", "5", "--loud", "--at", "there"], f"x {Box(5, 'there')} True"),
+        (own, [], f"{Box()} None"),
+        (own, ["--own-place", "mine"], f"{Box(3, 'mine')} mine"),
+    ],
+)
+def test_a_command_gets_its_group_as_one_value(command: object, arguments: list[str], printed: str) -> None:
+    app = typer.Typer()
+    app.command()(command)  # type: ignore[type-var]
+    result = CliRunner().invoke(app, arguments)
+    assert result.stdout.strip() == printed
+
+
+def test_what_the_group_refuses_or_the_command_replaces_is_refused() -> None:
+    for command, arguments in ((plain, ["x", "--size", "0"]), (own, ["--at", "there"])):
+        app = typer.Typer()
+        app.command()(command)
+        assert CliRunner().invoke(app, arguments).exit_code == 2
