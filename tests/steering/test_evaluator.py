@@ -9,17 +9,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from saegis_server.steering.conditions import AllOf, AnyOf, Condition, Expression, Literal, Negation, Scope
-from saegis_server.steering.evaluator import (
+from saegis_server.steering.conditions import (
     LEVELS,
+    AllOf,
+    AnyOf,
+    Condition,
     ConditionError,
-    ConditionRows,
-    ConditionState,
-    TextConditions,
-    Where,
+    Expression,
+    Literal,
+    Negation,
+    Scope,
     compile_conditions,
-    evaluate,
 )
+from saegis_server.steering.evaluator import ConditionRows, ConditionState, TextConditions, Where, evaluate
 from saegis_server.steering.tokens import Spread, Tokens
 
 READINGS = 4

@@ -7,38 +7,23 @@ So all that has to be remembered of a text is how many tokens ago each compariso
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from saegis_server.steering.conditions import AllOf, Condition, Expression, Literal, Negation, Scope
+from saegis_server.steering.conditions import (
+    COMPARISONS_EACH,
+    GATES_EACH,
+    LEVELS,
+    NEVER,
+    CompiledConditions,
+    Condition,
+    ConditionError,
+    Flag,
+    compile_conditions,
+)
 from saegis_server.steering.tokens import Spread, Tokens
-
-#: An age that no window reaches: of a comparison that never held. A float32 counts so far without a gap.
-NEVER = 2.0**24
-#: How many levels of `all` within `any` within `all` an expression may have.
-LEVELS = 6
-#: How many comparisons and gates there is room for, for each condition that there is room for.
-COMPARISONS_EACH, GATES_EACH = 4, 2
-
-
-class ConditionError(ValueError):
-    """Conditions that cannot be evaluated, and why."""
-
-
-class Flag(NamedTuple):
-    """What is to be known of each gate that is a condition, [.., N] each; 0 or 1."""
-
-    of_token: Tensor
-    of_prompt: Tensor
-    stays: Tensor
-    edits: Tensor
-    ends: Tensor
 
 
 class ConditionRows(NamedTuple):
@@ -234,155 +219,6 @@ def _truths(comparisons: Tensor, rows: ConditionRows, tokens: Tokens) -> Tensor:
     for _ in range(LEVELS - 1):  # a gate is right once all that it looks at is
         truths = direct + tokens.times(truths.to(direct.dtype), rows.between) > 0.0
     return truths
-
-
-@dataclass(frozen=True, eq=False)
-class CompiledConditions:
-    """Conditions as rows of a table, on the host, for the places of their readings: immutable.
-
-    rows: float64, as ConditionRows has them for one slot, of so many comparisons and gates.
-    """
-
-    conditions: tuple[Condition, ...]
-    rows: tuple[Tensor, ...]
-    comparisons: int
-    gates: int
-
-    @property
-    def flags(self) -> Flag:
-        """What is to be known of each gate, bool [N] each."""
-        return Flag(*(self.rows[4] > 0.0).unbind(0))
-
-
-#: What tells comparisons apart: reading, threshold, above, and how many tokens back it looks.
-_Comparison = tuple[int, float, bool, float]
-#: What a gate looks at: a comparison or another gate, and whether it must not hold.
-_Input = tuple["_Comparison | _Gate", bool]
-
-
-class _Gate(NamedTuple):
-    """All or any of what it looks at."""
-
-    every: bool
-    inputs: tuple[_Input, ...]
-
-
-@lru_cache(maxsize=256)
-def compile_conditions(
-    conditions: tuple[Condition, ...],
-    edits: tuple[bool, ...],
-    ends: tuple[bool, ...],
-    places: tuple[tuple[int, int], ...],
-    room: int,
-) -> CompiledConditions:
-    """The rows of conditions. edits, ends: whether each one puts rows in force, and whether it ends a text.
-
-    places: the site's number and the row there of each reading; room: for how many conditions. Raises
-    ConditionError for what there is no room for, for expressions of too many levels, and for readings that
-    are none.
-    """
-    gates = [_gate(each.expression, _span(each)) for each in conditions]
-    numbered = _numbered(gates)
-    looked_at = (part for gate in numbered for part, _ in gate.inputs)
-    comparisons = list(dict.fromkeys(part for part in looked_at if not isinstance(part, _Gate)))
-    _check(conditions, gates, numbered, comparisons, len(places), room)
-    count, size = len(comparisons), len(conditions)
-    table = np.zeros((5, count), dtype=np.float64)
-    for column, (reading, threshold, above, window) in enumerate(comparisons):
-        sign = 1.0 if above else -1.0
-        table[:, column] = (*places[reading], sign, sign * threshold, window)
-    # Conditions come first, one gate each even where they are alike; then the gates that they look at.
-    inner = [gate for gate in numbered if gate not in gates]
-    columns = {gate: column for column, gate in reversed(list(enumerate([*gates, *inner])))}
-    weights = np.zeros((count, size + len(inner)), dtype=np.float64)
-    between = np.zeros((size + len(inner), size + len(inner)), dtype=np.float64)
-    bias = np.zeros(size + len(inner), dtype=np.float64)
-    known = {comparison: row for row, comparison in enumerate(comparisons)}
-    for column, gate in enumerate([*gates, *inner]):
-        for part, negated in gate.inputs:
-            target, row = (between, columns[part]) if isinstance(part, _Gate) else (weights, known[part])
-            target[row, column] += -1.0 if negated else 1.0
-        forbidden = sum(negated for _, negated in gate.inputs)
-        bias[column] = 0.5 - (len(gate.inputs) - forbidden) if gate.every else forbidden - 0.5
-    flags = np.zeros((5, size + len(inner)), dtype=np.float64)
-    for column, each in enumerate(conditions):
-        of_prompt = each.scope is Scope.PROMPT
-        stays = each.sticky or of_prompt
-        flags[:, column] = (each.scope is Scope.TOKEN, of_prompt, stays, edits[column], ends[column])
-    rows = tuple(torch.from_numpy(array) for array in (table, weights, between, bias, flags, np.ones(1)))
-    return CompiledConditions(conditions, rows, count, size + len(inner))
-
-
-def _check(
-    conditions: Sequence[Condition],
-    gates: Sequence[_Gate],
-    numbered: Sequence[_Gate],
-    comparisons: Sequence[_Comparison],
-    readings: int,
-    room: int,
-) -> None:
-    beyond = [place for place, each in enumerate(conditions) if max(each.readings, default=-1) >= readings]
-    if beyond:
-        reading = max(conditions[beyond[0]].readings)
-        raise ConditionError(f"condition {beyond[0]} looks at reading {reading}; there are {readings}")
-    for place, gate in enumerate(gates):
-        if _levels(gate) > LEVELS:
-            raise ConditionError(f"condition {place} has more than {LEVELS} levels of all and any")
-    wanted = {
-        "conditions": (len(conditions), room),
-        "comparisons": (len(comparisons), COMPARISONS_EACH * room),
-        "joins": (len(conditions) + len(set(numbered) - set(gates)), GATES_EACH * room),
-    }
-    for kind, (count, most) in wanted.items():
-        if count > most:
-            more = -(-count * room // most)
-            raise ConditionError(
-                f"{count} {kind} of conditions; this server has room for {most} "
-                f"(its operator makes more with saegis serve --rows conditions={more})"
-            )
-
-
-def _numbered(gates: Iterable[_Gate]) -> list[_Gate]:
-    """Gates and all that they look at, each once."""
-    found: dict[_Gate, None] = {}
-    for gate in gates:
-        found[gate] = None
-        found.update(dict.fromkeys(_numbered(part for part, _ in gate.inputs if isinstance(part, _Gate))))
-    return list(found)
-
-
-def _levels(gate: _Gate) -> int:
-    return 1 + max((_levels(part) for part, _ in gate.inputs if isinstance(part, _Gate)), default=0)
-
-
-def _gate(expression: Expression, span: float) -> _Gate:
-    """An expression as a gate over comparisons that look `span` tokens back."""
-    part, negated = _input(expression, span, False)
-    return part if isinstance(part, _Gate) else _Gate(True, ((part, negated),))
-
-
-def _input(expression: Expression, span: float, negated: bool) -> _Input:
-    """An expression, or with `negated` its opposite, with joins of one kind within each other as one."""
-    if isinstance(expression, Negation):
-        return _input(expression.part, span, not negated)
-    if isinstance(expression, Literal):
-        return (expression.reading, expression.threshold, expression.above, span), negated
-    every = isinstance(expression, AllOf) is not negated
-    inputs: list[_Input] = []
-    for part in expression.parts:
-        made, opposite = _input(part, span, negated)
-        if isinstance(made, _Gate) and made.every is every:
-            inputs += made.inputs
-        else:
-            inputs.append((made, opposite))
-    return inputs[0] if len(inputs) == 1 else (_Gate(every, tuple(inputs)), False)
-
-
-def _span(condition: Condition) -> float:
-    """How many tokens back a condition's comparisons look."""
-    if condition.scope is Scope.PROMPT:
-        return NEVER
-    return min(float(condition.window), NEVER) if condition.scope is Scope.WINDOW else 1.0
 
 
 def _below(levels: Tensor, dtype: torch.dtype) -> Tensor:

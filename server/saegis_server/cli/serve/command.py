@@ -162,7 +162,7 @@ def room_for_rows(given: list[str]) -> dict[str, int]:
         return {str(kind): room for kind, room in rooms.items()}
     except ValueError as error:
         reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else "a number is missing"
-        hint = "write KIND=NUMBER, with edits, rules, bans or watches and 2 to 1024"
+        hint = "write KIND=NUMBER, with edits, rules, bans, watches or conditions and 2 to 1024"
         raise fail(f"--rows {' '.join(given)}: {reason}", hint, USAGE) from error
 
 

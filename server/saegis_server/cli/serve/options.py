@@ -194,7 +194,8 @@ class Limits:
         _limits(
             metavar="KIND=NUMBER",
             help="How many edits, rules, bans or watches a sequence has room for at each site, such as "
-            "bans=64; by default edits=32, rules=8, bans=32, watches=64. Again for another.",
+            "bans=64, and how many conditions; by default edits=32, rules=8, bans=32, watches=64, "
+            "conditions=32. Again for another.",
         ),
     ] = None
     queue_limit: Annotated[int, _limits(min=1, max=1_000_000, help="Sequences that may wait.")] = 256

@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 
 from saegis_server.engine.api import FieldError, GenerationRequest, Guard, Guarded, Reaction
 from saegis_server.engine.torch.step import Step
-from saegis_server.steering.conditions import Scope
-from saegis_server.steering.evaluator import CompiledConditions, ConditionError, compile_conditions
+from saegis_server.steering.conditions import CompiledConditions, ConditionError, Scope, compile_conditions
 from saegis_server.steering.program import SiteProgram, SteeringError, SteeringProgram
 from saegis_server.steering.projection import held_geometry
 from saegis_server.steering.site import Site, forward_order

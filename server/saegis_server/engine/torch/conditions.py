@@ -11,14 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from saegis_server.steering.evaluator import (
-    CompiledConditions,
-    ConditionRows,
-    ConditionState,
-    Verdict,
-    Where,
-    evaluate,
-)
+from saegis_server.steering.conditions import CompiledConditions
+from saegis_server.steering.evaluator import ConditionRows, ConditionState, Verdict, Where, evaluate
 from saegis_server.steering.tokens import Tokens
 
 

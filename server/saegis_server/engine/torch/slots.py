@@ -11,7 +11,8 @@ from saegis_server.engine.api import SamplingParams
 from saegis_server.engine.torch.conditions import SlotConditions
 from saegis_server.engine.torch.context import KVCache
 from saegis_server.engine.torch.sampler import sampling_table
-from saegis_server.steering.evaluator import CompiledConditions, ConditionRows, ConditionState
+from saegis_server.steering.conditions import CompiledConditions
+from saegis_server.steering.evaluator import ConditionRows, ConditionState
 from saegis_server.steering.program import SiteProgram
 from saegis_server.steering.site import Site
 from saegis_server.steering.table import Capacity, SiteTable, TableView

@@ -14,7 +14,7 @@ from saegis_server.rpc.server.limits import Limits
 DEFAULT_MAX_MESSAGE_BYTES = 4 * 2**20
 LARGEST_MESSAGE_BYTES = 64 * 2**20
 #: Room for rows of each kind (see steering.table.Capacity), within reason: what is held costs its square.
-RowKind = Literal["edits", "rules", "bans", "watches"]
+RowKind = Literal["edits", "rules", "bans", "watches", "conditions"]
 Room = Annotated[int, Field(ge=2, le=1024)]
 
 
