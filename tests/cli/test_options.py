@@ -7,7 +7,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from saegis.cli.options import grouped
+from saegis.cli.edits import OPERATIONS
+from saegis.cli.options import Edits, grouped
 
 
 @dataclass(frozen=True)
@@ -49,3 +50,17 @@ def test_what_the_group_refuses_or_the_command_replaces_is_refused() -> None:
         app = typer.Typer()
         app.command()(command)
         assert CliRunner().invoke(app, arguments).exit_code == 2
+
+
+def test_each_operation_that_can_be_written_is_an_option_of_the_edits() -> None:
+    app = typer.Typer()
+
+    @app.command()
+    @grouped
+    def steer(*, edits: Edits) -> None:
+        print(list(edits.by_operation()))
+
+    arguments = [word for name in OPERATIONS for word in (f"--{name.replace('_', '-')}", f"{name}=1")]
+    result = CliRunner().invoke(app, arguments)
+    assert result.stdout.strip() == str([(name, [f"{name}=1"]) for name in OPERATIONS])
+    assert CliRunner().invoke(app, []).stdout.strip() == str([(name, None) for name in OPERATIONS])
