@@ -61,6 +61,16 @@ def test_another_of_that_name_on_the_path_is_not_meant(
     assert typed(own_command()) == "here serve\n"
 
 
+def test_it_is_the_whole_path_where_the_current_folder_is_gone(
+    script: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert own_command() == f"'{script}'"
+
+
 def test_as_a_module_it_is_the_script_beside_this_python(
     script: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -123,7 +123,11 @@ def own_command() -> str:
         return NAME
     # Not resolved: a link into an environment is how that environment is named.
     absolute = os.path.abspath(script)
-    relative = os.path.relpath(absolute)
+    try:
+        relative = os.path.relpath(absolute)
+    except FileNotFoundError:
+        # The current folder is gone; the hint still has to be told.
+        return shlex.quote(absolute)
     # The shell would look for a bare name on PATH.
     relative = relative if os.sep in relative else os.path.join(os.curdir, relative)
     return shlex.quote(min(relative, absolute, key=len))
