@@ -83,7 +83,7 @@ class Witness:
         assert context.positions is not None
         slots = torch.arange(x.shape[0]) if context.slot is None else context.slot
         ranges = self._step.slots.tables[site].bounds.ranges[slots]
-        held = (ranges[:, 1] < NO_LIMIT).any(-1)
+        held = (ranges[:, 0, :, 1] < NO_LIMIT).flatten(1).any(-1)
         begins = (context.positions == 0) & (self._ids == self._bos)
         self.left_out += int((begins & held[:, None]).sum())
         x = x[held[:, None] & ~begins].double()

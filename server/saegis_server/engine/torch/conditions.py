@@ -154,11 +154,12 @@ class Settled(NamedTuple):
     peaks: Tensor
 
 
-def settle(conditions: StepConditions, peaks: Tensor, given: Tensor) -> Settled:
+def settle(conditions: StepConditions, peaks: Tensor, given: Tensor, finite: Tensor) -> Settled:
     """What the conditions of B slots come to at the end of a step of Q tokens each.
 
-    given: bool [B, Q], which are tokens of a text; peaks: float32 [sites, B, G], before the step. Where a
-    slot has no token, its state stays.
+    given: bool [B, Q], which are tokens of a text; peaks: float32 [sites, B, G], before the step; finite:
+    bool [B], whether its logits are: where they are not, nothing is chosen and nothing counted. Where a slot
+    has no token, its state stays.
     """
     verdict, old = conditions.verdict, conditions.state
     if verdict is None:
@@ -176,7 +177,7 @@ def settle(conditions: StepConditions, peaks: Tensor, given: Tensor) -> Settled:
         own = values[:, 0] if shape[1] == 1 else values.gather(1, last.expand(-1, 1, values.shape[2]))[:, 0]
         return torch.where(alive, own, before)
 
-    holds = by_slot.holds & counted[:, :, None]
+    holds = by_slot.holds & (counted & finite[:, None])[:, :, None]
     position = conditions.at.position.reshape(*shape, 1)
     first = torch.where(holds, position, old.first[:, None]).amin(1)
     state = ConditionState(

@@ -231,7 +231,8 @@ class Step:
             output = self.model(input_ids=ids, position_ids=positions, use_cache=False, return_dict=True)
             counts, state, peaks, outcome = torch.zeros(1, 1, COUNTED), tables.state, tables.peaks, given
             if (conditions := context.conditions) is not None and self.sites:
-                settled = settle(conditions, peaks, given)
+                finite = torch.isfinite(output.logits[:, -1]).all(-1)
+                settled = settle(conditions, peaks, given, finite)
                 counts = _counted([context.readings[site] for site in self.sites], settled.counted)
                 state, peaks, outcome = settled.state, settled.peaks, settled.outcome
             after = tables._replace(state=state, peaks=peaks)
@@ -342,18 +343,19 @@ class Step:
         """
         readings = [self.context.readings[site] for site in self.sites]
         watched = logits.new_zeros(0, logits.shape[0], SMALLEST, 2)
-        outcome = torch.zeros_like(given[:, 0], dtype=torch.int64)
+        outcome, finite = torch.zeros_like(given[:, 0], dtype=torch.int64), torch.isfinite(logits).all(-1)
         if readings:
-            counted, outcome = self._settle(given, slot, extent)
+            counted, outcome = self._settle(given, finite, slot, extent)
             self._count(_counted(readings, counted), slot)
             both = [torch.stack((one.watched_before, one.watched_after), -1) for one in readings]
             every = torch.stack(both).reshape(len(both), *given.shape, -1, 2)
             last = slice(0, 1) if slot is None else (given.sum(-1) - 1).clamp(min=0)
             watched = every[:, :, last][:, :, 0]
-        finite = torch.isfinite(logits).all(-1)
         return StepOutput(logits.argmax(-1), finite, logits, None, watched, outcome)
 
-    def _settle(self, given: Tensor, slot: Tensor | None, extent: Extent) -> tuple[Tensor, Tensor]:
+    def _settle(
+        self, given: Tensor, finite: Tensor, slot: Tensor | None, extent: Extent
+    ) -> tuple[Tensor, Tensor]:
         """Remember what the conditions come to; which tokens count [B, Q], and the outcomes [B]."""
         own, conditions = self.slots.conditions, self.context.conditions
         if conditions is None:
@@ -361,7 +363,7 @@ class Step:
         peaks = own.peaks[:, : extent.batch, : extent.guards]
         if slot is not None:
             peaks = peaks.index_select(1, slot)
-        settled = settle(conditions, peaks, given)
+        settled = settle(conditions, peaks, given, finite)
         view = own.state.view(extent.batch, *extent[-2:])
         if slot is None:
             for kept, new in zip(view, settled.state, strict=True):
