@@ -52,7 +52,7 @@ def test_a_label_takes_back_the_feature_that_it_stood_for() -> None:
     session = ChatSession()
     for line in ("/clamp the red bridge=3.5", "/watch the red bridge", "/ban 12"):
         session.command(line)
-    session.settle([saegis.clamp(17, 3.5), saegis.ban(12)], [saegis.watch(17)])
+    session.replace_labels([saegis.clamp(17, 3.5), saegis.ban(12)], [saegis.watch(17)])
     assert session.command("/unset the red bridge") == "in force: ban 12=0"
 
 

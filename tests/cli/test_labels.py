@@ -3,8 +3,8 @@
 import pytest
 
 import saegis
-from saegis.cli.labels import Find, settled, settled_target
-from saegis_server.cli.policy.explain import in_catalog
+from saegis.cli.edits import Search, best_feature, with_best_features
+from saegis_server.cli.policy.explain import catalog_search
 from saegis_server.sae.catalog import Catalog, LoadedSAE
 from saegis_server.sae.labels import FeatureLabel, Labels
 from tests.rpc import tiny
@@ -19,7 +19,7 @@ LABELS = Labels(
         FeatureLabel(7, "MIST"),
     ]
 )
-FIND = in_catalog(Catalog([LoadedSAE(tiny.sae("first", 1), tiny.FIRST_SITE, LABELS)]))
+SEARCH = catalog_search(Catalog([LoadedSAE(tiny.sae("first", 1), tiny.FIRST_SITE, LABELS)]))
 
 
 @pytest.mark.parametrize(
@@ -32,9 +32,9 @@ FIND = in_catalog(Catalog([LoadedSAE(tiny.sae("first", 1), tiny.FIRST_SITE, LABE
 def test_the_better_feature_is_taken_and_the_others_are_named(
     label: str, taken: int, told: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    edits = settled([saegis.clamp(label, 2.0), saegis.ban(5)], FIND)
+    edits = with_best_features([saegis.clamp(label, 2.0), saegis.ban(5)], SEARCH)
     assert edits == [saegis.clamp(taken, 2.0), saegis.ban(5)]
-    assert settled([saegis.watch(saegis.feature(label, sae="first"))], FIND) == [
+    assert with_best_features([saegis.watch(saegis.feature(label, sae="first"))], SEARCH) == [
         saegis.watch(saegis.feature(taken, sae="first"))
     ]
     assert capsys.readouterr().err.splitlines() == [told, told]
@@ -44,12 +44,12 @@ def test_the_better_feature_is_taken_and_the_others_are_named(
 def test_what_is_not_ambiguous_here_is_left_to_the_server(
     label: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert settled_target(saegis.feature(label), FIND) == saegis.feature(label)
+    assert best_feature(saegis.feature(label), SEARCH) == saegis.feature(label)
     assert capsys.readouterr().err == ""
 
 
 def test_features_of_several_saes_are_never_chosen_among() -> None:
     entries = [LoadedSAE(tiny.sae(name, 1), tiny.FIRST_SITE, LABELS) for name in ("first", "other")]
-    find: Find = in_catalog(Catalog(entries))
-    assert settled_target(saegis.feature("fog"), find) == saegis.feature("fog")
-    assert settled_target(saegis.feature("fog", sae="other"), find).selector == 4
+    find: Search = catalog_search(Catalog(entries))
+    assert best_feature(saegis.feature("fog"), find) == saegis.feature("fog")
+    assert best_feature(saegis.feature("fog", sae="other"), find).selector == 4

@@ -1,12 +1,17 @@
-"""The form in which the demo names further commands: the shell must find it."""
+"""The form in which messages name further commands: the shell must find it."""
 
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-from saegis_server.cli.own_command import own_command
+import saegis
+from saegis.cli.connection import advice
+from saegis.cli.output import own_command
+from saegis.errors import FieldViolation
+from saegis_server.cli.serve.start_errors import start_failed
 
 
 @pytest.fixture
@@ -56,6 +61,16 @@ def test_another_of_that_name_on_the_path_is_not_meant(
     assert typed(own_command()) == "here serve\n"
 
 
+def test_it_is_the_whole_path_where_the_current_folder_is_gone(
+    script: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert own_command() == f"'{script}'"
+
+
 def test_as_a_module_it_is_the_script_beside_this_python(
     script: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -63,4 +78,16 @@ def test_as_a_module_it_is_the_script_beside_this_python(
     monkeypatch.setattr(sys, "executable", str(script.parent / "python3"))
     assert typed(own_command()) == "here serve\n"
     script.unlink()
+    monkeypatch.setitem(sys.modules, "saegis_server.cli", ModuleType("saegis_server.cli"))
     assert own_command().endswith("python3' -m saegis_server.cli")
+    monkeypatch.delitem(sys.modules, "saegis_server.cli")
+    assert own_command().endswith("python3' -m saegis.cli")
+
+
+def test_hints_name_the_command_that_runs(script: Path) -> None:
+    assert "Start one with ''my env/bin/saegis' serve'" in advice(saegis.Unavailable("down"), "host:1")
+    no_feature = saegis.NotFound("gone", violations=[FieldViolation("steering.edits[0].feature", "none")])
+    assert "'my env/bin/saegis' features search WORDS" in advice(no_feature, "host:1")
+    failed = start_failed(ValueError("wrong"))
+    assert failed is not None
+    assert failed[1].startswith("'my env/bin/saegis' serve --help")

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from saegis.cli.output import own_command
 from saegis_lab.cli.app import app
 from saegis_server.sae.files import load_sae
 from tests.training.subjects import SITE, SubjectFiles, write_subject
@@ -55,7 +56,7 @@ def test_a_table_tells_the_result_and_what_to_do_next(files: SubjectFiles, tmp_p
     assert result.exit_code == 0, result.output
     sae = load_sae(out)
     assert f"{sae.stated_fvu:.4f}" in result.stdout
-    assert f"saegis serve --model {files.model} --sae {out}" in " ".join(result.stdout.split())
+    assert f"{own_command()} serve --model {files.model} --sae {out}" in " ".join(result.stdout.split())
     assert "step 32 of 32" in result.stderr
     training = sae.metadata["training"]
     assert isinstance(training, dict)

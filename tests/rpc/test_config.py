@@ -7,7 +7,8 @@ import pytest
 import typer
 from pydantic import ValidationError
 
-from saegis_server.cli.serve.command import _config, _limits
+from saegis_server.cli.serve.command import caller_limits, server_config
+from saegis_server.cli.serve.options import Served
 from saegis_server.rpc.server.config import Address, ServerConfig
 from saegis_server.rpc.server.limits import Limits
 
@@ -85,12 +86,12 @@ def test_where_it_listens(host: str, loopback: bool, target: str) -> None:
 )
 def test_a_limit_that_is_none_is_told(given: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(typer.Exit):
-        _config(model="tiny", sae=[], site=[], name=None, limits=_limits([given]))
+        server_config(Served(model="tiny"), {"limits": caller_limits([given])})
     assert told in capsys.readouterr().err
 
 
 def test_limits_are_set_by_name() -> None:
     given = ["tenant.tokens_per_minute=60000", "principal.requests=8", "requests=100"]
-    limits = _config(model="tiny", sae=[], site=[], name=None, limits=_limits(given)).limits
+    limits = server_config(Served(model="tiny"), {"limits": caller_limits(given)}).limits
     assert (limits.tenant.tokens_per_minute, limits.principal.requests, limits.requests) == (60000, 8, 100)
     assert limits.tenant.requests == Limits().tenant.requests

@@ -17,7 +17,7 @@ import typer.main
 from typer.testing import CliRunner, Result
 
 import saegis
-from saegis.cli.output import notes
+from saegis.cli.output import notes, own_command
 from saegis_lab.cli.app import app
 from saegis_server.cli.serve.command import _ready
 from saegis_server.cli.stages import LineStages
@@ -224,6 +224,7 @@ def test_the_banner_names_policies_and_the_audit_log(
         _ready(server.address, server.services, server.config, LineStages(notes()), json=False)
     said = " ".join(capsys.readouterr().err.split())
     assert "policies none audit log none" in said
+    assert f"try {own_command()} chat --server {server.address.target}" in said
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 import typer
 
 from saegis.cli.features import app as features
-from saegis.cli.policy.app import app as policy
+from saegis.cli.policy import app as policy
 from saegis_lab.cli import bench, calibrate, demo, train
 from saegis_lab.cli.eval import ban, clamp, coverage
 from saegis_lab.cli.features import choose, label

@@ -11,12 +11,12 @@ import typer
 from rich.table import Table
 
 from saegis.cli import options
-from saegis.cli.connection import Connection, connecting
+from saegis.cli.connection import Connection
 from saegis.cli.output import FAILURE, USAGE, console, fail, notes, print_json
 from saegis_lab.cli.eval import options as eval_options
 from saegis_lab.cli.files import codes, inputs, strengths_of, tell_written
 from saegis_lab.cli.tables import MARK, marked, number, strengths_table, titled, verdict
-from saegis_server.cli.policy import world as policy_world
+from saegis_server.cli.policy.world import read_bundle
 from saegis_server.cli.stages import stage_display
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ Strengths = Annotated[
 ]
 
 
-@connecting
+@options.grouped
 def calibrate(
     bundle: Folder,
     prompts: Prompts,
@@ -111,7 +111,7 @@ def calibrate(
     In each language harm must fall to --target times what it is without the ban, and divergence on benign
     prompts stay under --max-kl. Languages in which there is no harm without the ban must show none under it.
     """
-    read = policy_world.read_bundle(bundle)
+    read = read_bundle(bundle)
     from saegis_lab.evaluation.calibration import BanReport, Bars, check_calibration, judged_languages
     from saegis_lab.evaluation.policy_calibration import ban_rule
 

@@ -10,8 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from saegis.cli import options
-from saegis.cli.output import console, fail, notes, print_json
-from saegis_server.cli.own_command import own_command
+from saegis.cli.output import console, fail, notes, own_command, print_json
 from saegis_server.cli.serve.command import reference
 from saegis_server.cli.serve.options import Compile
 from saegis_server.cli.stages import BarStages, LineStages
@@ -62,9 +61,9 @@ def demo(
     try:
         told = _run(seed, compile, json)
     except ServerProcessError as error:
-        raise fail(str(error), "saegis serve shows the start by itself") from error
+        raise fail(str(error), f"{own_command()} serve shows the start by itself") from error
     except saegis.SaegisError as error:
-        raise fail(f"a call failed: {error}", "saegis serve --log-level info shows more") from error
+        raise fail(f"a call failed: {error}", f"{own_command()} serve --log-level info shows more") from error
     if json:
         print_json(told)
 

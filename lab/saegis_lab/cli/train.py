@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from saegis.cli import options
-from saegis.cli.output import USAGE, console, fail, notes, print_json
+from saegis.cli.output import USAGE, console, fail, notes, own_command, print_json
 from saegis_lab.training.settings import Precision, SAETraining, TrainedArchitecture
 from saegis_server.cli.options import Device, Dtype, DtypeName
 
@@ -243,7 +243,7 @@ def sae(
     try:
         source = _source(loaded, site, (texts, held_out, held_out_share, seed), (context, raw), reuse)
     except ValueError as error:
-        raise fail(str(error), "see saegis train sae --help", USAGE) from error
+        raise fail(str(error), f"see {own_command()} train sae --help", USAGE) from error
     result = _train(source, settings, out)
     _tell(result, model, json)
 
@@ -261,7 +261,7 @@ def _settings(chosen: dict[str, Any]) -> SAETraining:
     try:
         return SAETraining(**chosen)
     except ValueError as error:
-        raise fail(str(error), "see saegis train sae --help", USAGE) from error
+        raise fail(str(error), f"see {own_command()} train sae --help", USAGE) from error
 
 
 def _load(model: str, dtype: str, device: str) -> LoadedModel:
@@ -310,13 +310,15 @@ def _train(source: Source, settings: SAETraining, out: Path) -> TrainingResult:
     try:
         return run(source, settings, out, notes())
     except TextError as error:
-        raise fail(str(error), "see saegis train sae --help for what the files must hold") from error
+        raise fail(
+            str(error), f"see {own_command()} train sae --help for what the files must hold"
+        ) from error
     except CheckpointError as error:
         raise fail(str(error), "") from error
     except SAEMismatch as error:
         raise fail(str(error), "train on more --tokens, or with a larger --k") from error
     except ValueError as error:
-        raise fail(str(error), "see saegis train sae --help") from error
+        raise fail(str(error), f"see {own_command()} train sae --help") from error
     except OSError as error:
         raise fail(f"a file cannot be read or written: {error}", "is there room under --out?") from error
     except KeyboardInterrupt:
@@ -325,7 +327,7 @@ def _train(source: Source, settings: SAETraining, out: Path) -> TrainingResult:
 
 def _tell(result: TrainingResult, model: str, json: bool) -> None:
     """Print the result, and what to do next."""
-    serve = f"saegis serve --model {model} --sae {result.path}"
+    serve = f"{own_command()} serve --model {model} --sae {result.path}"
     measured, rate = result.measured, result.tokens / max(result.seconds, 1e-9)
     if json:
         print_json(

@@ -1,7 +1,7 @@
 """The application `saegis` with the server's commands, which importing this module adds."""
 
 from saegis.cli.app import app
-from saegis.cli.policy.app import app as policy
+from saegis.cli.policy import app as policy
 from saegis_server.cli.policy import diff, explain, sign, test, validate
 from saegis_server.cli.serve import audit, token
 from saegis_server.cli.serve import command as serve

@@ -1,4 +1,4 @@
-"""How the start of a server is shown: its stages with their time, as bars, plain lines or JSON lines."""
+"""How long work is shown: its stages with their time, as bars, plain lines or JSON lines."""
 
 import threading
 import time
@@ -13,10 +13,10 @@ from saegis.cli.output import notes, print_json_line
 
 
 class StageDisplay:
-    """Told of each stage, from any thread: `display(stage, done, total)`, `total` 0 where it is not known.
+    """Takes `display(stage, done, total)`, from any thread; a total of 0 means that it is not known.
 
-    A stage ends when the next one is told, when it is told that all is done, or with `close`. `seconds`
-    keeps how long each took.
+    A stage ends when all of it is done, when another begins, or with `close`. `seconds` keeps how long each
+    took. What is shown is for a subclass to say.
     """
 
     def __init__(self) -> None:
@@ -26,7 +26,7 @@ class StageDisplay:
         self._began = 0.0
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        """Take note of how far a stage has come."""
+        """Show how far a stage has come."""
         with self._lock:
             if stage != self._stage:
                 self._end()
@@ -123,15 +123,15 @@ class JsonStages(StageDisplay):
     """One JSON object a line on standard output, for a program that started the server."""
 
     def begun(self, stage: str, done: int, total: int) -> None:
-        """Tell the stage's beginning."""
+        """Print that the stage begins."""
         print_json_line({"event": "stage", "stage": stage, "done": done, "total": total})
 
     def advanced(self, stage: str, done: int, total: int) -> None:
-        """Tell how far it has come."""
+        """Print how far it has come."""
         self.begun(stage, done, total)
 
     def ended(self, stage: str, seconds: float) -> None:
-        """Tell how long it took."""
+        """Print how long it took."""
         print_json_line({"event": "stage_ended", "stage": stage, "seconds": round(seconds, 3)})
 
 

@@ -6,16 +6,15 @@ from typing import Annotated, Any
 
 import typer
 
-from saegis.cli import chat, features, generate, inspect
+from saegis.cli import chat, explain, features, generate, policy
 from saegis.cli.family import Family
 from saegis.cli.output import FAILURE, USAGE, fail
-from saegis.cli.policy import app as policy
 from saegis.cli.streams import NotTextError, StreamError, checked, guarded, sentence
 from saegis.version import __version__
 
 
 class Commands(Family):
-    """All commands, with one answer to what can befall each: no text, no room, nobody who reads."""
+    """All commands, with one answer to what any may meet: input that is no text, output that nobody takes."""
 
     names = (
         *("serve", "demo", "generate", "chat", "inspect", "bench"),
@@ -27,7 +26,7 @@ class Commands(Family):
         try:
             with guarded():
                 given = sys.argv[1:] if args is None else args
-                arguments = [checked(each, f"argument {number}") for number, each in enumerate(given, 1)]
+                arguments = [checked(text, f"argument {number}") for number, text in enumerate(given, 1)]
                 return super().main(arguments, *further, **settings)
         except (StreamError, OSError, UnicodeError) as error:
             wrong = isinstance(error, NotTextError | UnicodeError)
@@ -59,9 +58,10 @@ app = typer.Typer(
 )
 app.command(epilog=generate.EPILOG)(generate.generate)
 app.command(epilog=chat.EPILOG)(chat.chat)
-app.command(epilog=inspect.EPILOG)(inspect.inspect)
+app.command(epilog=features.INSPECT_EPILOG)(features.inspect)
 app.add_typer(features.app, name="features")
 app.add_typer(policy.app, name="policy")
+policy.app.command(epilog=explain.EPILOG)(explain.explain)
 
 
 def _show_version(wanted: bool) -> None:

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from saegis.cli import options
-from saegis.cli.connection import Connection, advice, connecting
-from saegis.cli.edits import EditSyntaxError
-from saegis.cli.labels import on_server, settled
-from saegis.cli.output import USAGE, console, fail, notes
+from saegis.cli.connection import Connection, advice
+from saegis.cli.edits import EditSyntaxError, edit_options, server_search, with_best_features
+from saegis.cli.output import console, fail, notes, own_command
 from saegis.cli.receipts import receipt_line, watched_table
 from saegis.cli.streams import sentence
 
@@ -35,7 +34,7 @@ The server is asked about each edit when it is given. Arrow keys edit the line a
 """
 
 
-@connecting
+@options.grouped
 def chat(
     clamp: options.Clamp = None,
     ban: options.Ban = None,
@@ -57,23 +56,21 @@ def chat(
     session = ChatSession(sae=sae)
     lines = [f"/clamp {each}" for each in clamp or ()] + [f"/ban {each}" for each in ban or ()]
     lines += [f"/watch {each}" for each in watch or ()] + ([f"/system {system}"] if system else [])
-    try:
+    with edit_options(f"{own_command()} chat --help shows examples"):
         for line in lines:
             session.command(line)
-    except EditSyntaxError as error:
-        raise fail(str(error), "saegis chat --help shows examples", USAGE) from error
     settings: GenerationOptions = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
     with connection.client() as client:
         model = client.model()
-        _settle(client, session)
+        _take_best_features(client, session)
         _try(client, session, ChatSession().in_force())
         notes().print(
             f"{model.id} at {connection.server}. /help lists the commands, /quit ends.", style="dim"
         )
         notes().print(session.steering(), style="dim", markup=False)
         _edit_lines()
-        while not session.ended and (said := _read()) is not None:
-            _turn(client, session, said.strip(), settings, connection.server)
+        while not session.ended and (typed := _read()) is not None:
+            _turn(client, session, typed.strip(), settings, connection.server)
 
 
 def _edit_lines() -> None:
@@ -93,35 +90,41 @@ def _read() -> str | None:
 
 
 def _turn(client: Client, session: ChatSession, line: str, settings: GenerationOptions, server: str) -> None:
+    """Do what one line says: a command, or a message to answer."""
     import saegis
 
-    if not line:
-        return
     if line.startswith("/"):
-        before = session.in_force()
+        notes().print(_command(client, session, line, server), style="dim", markup=False, soft_wrap=True)
+    elif line:
+        session.say(line)
         try:
-            told = session.command(line)
-            _settle(client, session)
-            _try(client, session, before)
-        except EditSyntaxError as error:
-            told = str(error)
+            _answer(client, session, settings)
         except (saegis.SaegisError, TypeError, ValueError) as error:
-            session.restore(before)
-            fail(str(error), advice(error, server) if isinstance(error, saegis.SaegisError) else "")
-            told = session.steering()
-        notes().print(told, style="dim", markup=False, soft_wrap=True)
-        return
-    session.say(line)
+            session.unsay()
+            hint = advice(error, server) if isinstance(error, saegis.SaegisError) else ""
+            fail(sentence(error), hint or "/reset takes the steering back, /clear the conversation")
+
+
+def _command(client: Client, session: ChatSession, line: str, server: str) -> str:
+    """Do a command and return what to print; what the server does not take is taken back."""
+    import saegis
+
+    before = session.in_force()
     try:
-        _answer(client, session, settings)
+        reply = session.command(line)
+        _take_best_features(client, session)
+        _try(client, session, before)
+    except EditSyntaxError as error:
+        return str(error)
     except (saegis.SaegisError, TypeError, ValueError) as error:
-        session.unsay()
-        hint = advice(error, server) if isinstance(error, saegis.SaegisError) else ""
-        fail(sentence(error), hint or "/reset takes the steering back, /clear the conversation")
+        session.restore(before)
+        fail(str(error), advice(error, server) if isinstance(error, saegis.SaegisError) else "")
+        return session.steering()
+    return reply
 
 
 def _try(client: Client, session: ChatSession, before: InForce) -> None:
-    """Ask for one token where something is newly in force: whether it may be, the server alone can tell.
+    """Ask for one token where something is newly in force, since only the server knows whether it may be.
 
     Raises SaegisError where it may not, and ValueError for what no request can hold.
     """
@@ -138,10 +141,12 @@ def _try(client: Client, session: ChatSession, before: InForce) -> None:
     )
 
 
-def _settle(client: Client, session: ChatSession) -> None:
+def _take_best_features(client: Client, session: ChatSession) -> None:
     """Let every label name one feature."""
-    find = on_server(client)
-    session.settle(settled(session.edits, find), settled(session.watches, find))
+    search = server_search(client)
+    session.replace_labels(
+        with_best_features(session.edits, search), with_best_features(session.watches, search)
+    )
 
 
 def _answer(client: Client, session: ChatSession, settings: GenerationOptions) -> None:

@@ -6,13 +6,7 @@ import re
 from dataclasses import dataclass, field
 
 from saegis import ChatMessage, Edit, FeatureRef, Watch
-from saegis.cli.edits import (
-    OPERATIONS,
-    EditSyntaxError,
-    describe_edit,
-    parse_edit,
-    parse_target,
-)
+from saegis.cli.edits import OPERATIONS, EditSyntaxError, describe_edit, parse_edit, parse_target
 
 _EXAMPLES = {"clamp": ": /clamp 3385=50, /clamp Great Wall=1max"}
 COMMANDS = {
@@ -58,7 +52,7 @@ class ChatSession:
     watched: list[str] = field(default_factory=list)
     watches: list[Watch] = field(default_factory=list)
     ended: bool = False
-    _stand_for: dict[FeatureRef, FeatureRef] = field(default_factory=dict)
+    _by_label: dict[FeatureRef, FeatureRef] = field(default_factory=dict)
 
     def say(self, text: str) -> None:
         """Add the user's message."""
@@ -74,7 +68,7 @@ class ChatSession:
             self.messages.pop()
 
     def command(self, line: str) -> str:
-        """Do what a line that begins with `/` says; returns what to tell. Raises EditSyntaxError."""
+        """Do what a line that begins with `/` says; returns what to print. Raises EditSyntaxError."""
         name, _, rest = line.strip().removeprefix("/").partition(" ")
         rest = rest.strip()
         named = _QUOTED.sub(r"\2\3", rest)
@@ -106,8 +100,8 @@ class ChatSession:
 
     def steering(self) -> str:
         """What is in force, in one line."""
-        told = [describe_edit(edit) for edit in self.edits] + [f"watch {name}" for name in self.watched]
-        return f"in force: {', '.join(told)}" if told else "nothing is in force: unsteered"
+        parts = [describe_edit(edit) for edit in self.edits] + [f"watch {name}" for name in self.watched]
+        return f"in force: {', '.join(parts)}" if parts else "nothing is in force: unsteered"
 
     def in_force(self) -> InForce:
         """The steering and the watches as they are now."""
@@ -118,21 +112,21 @@ class ChatSession:
         self.edits, self.watched = list(before.edits), list(before.watched)
         self.watches = list(before.watches)
 
-    def settle(self, edits: list[Edit], watches: list[Watch]) -> None:
-        """Let features stand for the labels that named them: one edit or watch for each that there is.
+    def replace_labels(self, edits: list[Edit], watches: list[Watch]) -> None:
+        """Put edits and watches by index in the place of those by label, in the same order.
 
-        Of two edits of one feature the later holds. A label still takes back what it named.
+        Of two edits of one feature the later holds. `/unset` still knows the label.
         """
         targets = [(old.target, new.target) for old, new in zip(self.edits, edits, strict=True)]
         targets += [(old.target, new.target) for old, new in zip(self.watches, watches, strict=True)]
         for before, now in targets:
             if isinstance(before, FeatureRef) and isinstance(now, FeatureRef):
-                self._stand_for[before] = now
+                self._by_label[before] = now
         self.edits, self.watches = list({edit.target: edit for edit in edits}.values()), watches
 
     def _unset(self, written: str) -> str:
         target = parse_target(written, self.sae)
-        target = self._stand_for.get(target, target)
+        target = self._by_label.get(target, target)
         edits = [edit for edit in self.edits if edit.target != target]
         watched = [
             (name, watch)

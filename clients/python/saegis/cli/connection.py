@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
-from functools import wraps
-from inspect import Parameter, signature
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from saegis.cli.output import FAILURE, USAGE, fail
+from saegis.cli.output import FAILURE, USAGE, fail, own_command
 from saegis.cli.streams import sentence
 
 if TYPE_CHECKING:
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 CERT_VARIABLE, KEY_VARIABLE = "SAEGIS_CERT", "SAEGIS_KEY"
 SERVER_VARIABLE, TOKEN_VARIABLE = "SAEGIS_SERVER", "SAEGIS_TOKEN"
 DEFAULT_SERVER = "127.0.0.1:50051"
-_PANEL = "Connection"
+_option = partial(typer.Option, rich_help_panel="Connection")
 
 
 def _token(file: str | None) -> str | None:
@@ -35,7 +34,7 @@ def _token(file: str | None) -> str | None:
     except (OSError, UnicodeDecodeError) as error:
         raise typer.BadParameter(f"{file} cannot be read: {_cause(error)}") from None
     if not token or len(token.split()) > 1:
-        raise typer.BadParameter(f"{file} holds no token; saegis token new makes one")
+        raise typer.BadParameter(f"{file} holds no token; {own_command()} token new makes one")
     return token
 
 
@@ -46,54 +45,41 @@ def _cause(error: OSError | UnicodeDecodeError) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """How a server is reached: each field is an option of every command that `connecting` decorates."""
+    """How a server is reached: the group of options of every command that asks one."""
 
     server: Annotated[
         str,
-        typer.Option(
+        _option(
             "--server",
             envvar=SERVER_VARIABLE,
             metavar="TARGET",
             help="Where the server listens: host:port, or unix:/path.",
-            rich_help_panel=_PANEL,
         ),
     ] = DEFAULT_SERVER
     token: Annotated[
         str | None,
-        typer.Option(
+        _option(
             "--token-file",
             callback=_token,
             metavar="FILE",
             help=f"File of the bearer token; without it {TOKEN_VARIABLE} in the environment.",
-            rich_help_panel=_PANEL,
         ),
     ] = None
     ca: Annotated[
         str | None,
-        typer.Option(
+        _option(
             "--ca",
             metavar="FILE",
             help="PEM file of the authorities to trust. Your own certificate, where the server asks for one, "
             f"and its key are the files in {CERT_VARIABLE} and {KEY_VARIABLE}.",
-            rich_help_panel=_PANEL,
         ),
     ] = None
     insecure: Annotated[
-        bool,
-        typer.Option(
-            "--insecure",
-            help="Reach a server that is not on this machine without encryption.",
-            rich_help_panel=_PANEL,
-        ),
+        bool, _option("--insecure", help="Reach a server that is not on this machine without encryption.")
     ] = False
     timeout: Annotated[
         float | None,
-        typer.Option(
-            "--timeout",
-            metavar="SECONDS",
-            help="Deadline of the call; none by default.",
-            rich_help_panel=_PANEL,
-        ),
+        _option("--timeout", metavar="SECONDS", help="Deadline of the call; none by default."),
     ] = None
 
     @contextmanager
@@ -116,39 +102,12 @@ class Connection:
             try:
                 yield client
             except saegis.SaegisError as error:
-                raise call_failed(error, self.server) from error
+                raise fail(error.message, advice(error, self.server), FAILURE, error.untold) from error
             except (TypeError, ValueError) as error:
                 raise fail(sentence(error), "see the command's --help", code=USAGE) from error
 
 
-def connecting(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with the options of a connection, last, in the place of its parameter `connection`.
-
-    One that the command declares itself stays as it declares it, and the connection has it only if it is set.
-    """
-    own = dict(signature(command, eval_str=True).parameters)
-    del own["connection"]
-    options = signature(Connection, eval_str=True).parameters
-
-    @wraps(command)
-    def run(**given: Any) -> None:
-        asked = {each.name: given[each.name] for each in fields(Connection)}
-        told = {name: given[name] for name in own}
-        chosen = {name: value for name, value in asked.items() if name not in own or value is not None}
-        command(**told, connection=Connection(**chosen))
-
-    further = (each for name, each in options.items() if name not in own)
-    together = [each.replace(kind=Parameter.KEYWORD_ONLY) for each in (*own.values(), *further)]
-    run.__signature__ = signature(command).replace(parameters=together)  # type: ignore[attr-defined]
-    return run
-
-
-def call_failed(error: SaegisError, server: str) -> typer.Exit:
-    """Tell how a call failed and what to do next; raise what is returned to end the command."""
-    return fail(error.message, advice(error, server), FAILURE, error.untold)
-
-
-_START = "is a server running at {server}? Start one with 'saegis serve', or name it with --server"
+_START = "is a server running at {server}? Start one with '{saegis} serve', or name it with --server"
 _OWN = f"name the files of your certificate and its key in {CERT_VARIABLE} and {KEY_VARIABLE}"
 #: What to do where no connection came about, by `saegis.Unreached`; else a server is to be started.
 _REACHING = {
@@ -165,23 +124,23 @@ _REACHING = {
 
 
 def advice(error: SaegisError, server: str) -> str:
-    """What to do after a failed call."""
+    """What to do after a failed call; empty where nothing helps."""
     import saegis
 
-    fields = " ".join(field for field, _ in error.violations)
     if isinstance(error, saegis.Unavailable) and error.reason in (*saegis.Unreached, ""):
-        return _REACHING.get(error.reason, "").format(server=server) or _START.format(server=server)
+        return _REACHING.get(error.reason, _START).format(server=server, saegis=own_command())
     if isinstance(error, saegis.Unavailable | saegis.ResourceExhausted) and error.retry_after is not None:
         return f"try again in {error.retry_after:g} s"
-    if isinstance(error, saegis.InvalidArgument | saegis.NotFound) and "feature" in fields:
-        return "find features with 'saegis features search WORDS'"
+    if isinstance(error, saegis.InvalidArgument | saegis.NotFound):
+        about_feature = any("feature" in field for field, _ in error.violations)
+        return f"find features with '{own_command()} features search WORDS'" if about_feature else ""
     if isinstance(error, saegis.Unauthenticated):
-        return "give a token with --token-file or in SAEGIS_TOKEN"
+        return f"give a token with --token-file or in {TOKEN_VARIABLE}"
     if isinstance(error, saegis.Aborted):
         return "somebody else has changed it meanwhile: look at it again, then try again"
     if isinstance(error, saegis.DeadlineExceeded):
         return "give more time with --timeout SECONDS"
     if isinstance(error, saegis.InternalError):
-        told = "".join(f" {key} {value}" for key, value in error.metadata.items())
-        return f"a defect of the server: its log has more under request {error.request_id}{told}"
+        metadata = "".join(f" {key} {value}" for key, value in error.metadata.items())
+        return f"a defect of the server: its log has more under request {error.request_id}{metadata}"
     return ""

@@ -1,13 +1,25 @@
-"""Edits and watches as they are written on the command line and in the chat: `123=5`, `poison=2max`."""
+"""Edits and watches as they are written on the command line and in the chat: `123=5`, `poison=2max`.
+
+Where a label names several features, the best of them is taken, and a note says so. A policy and a request
+over the API must name one feature: there a label of several is an error.
+"""
+
+from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from inspect import Parameter, signature
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from saegis import Edit, FeatureRef, Unit, Watch, feature, watch
+from saegis import Edit, FeatureRef, SaegisError, Unit, Watch, feature, watch
+from saegis.cli.output import USAGE, fail, notes
 from saegis.steering import WRITTEN
+
+if TYPE_CHECKING:
+    from saegis import Client
 
 _UNITS: dict[str, Unit] = {"": "feature", "max": "max_activation", "norm": "norm_fraction"}
 _VALUE = re.compile(r"(?P<number>[-+]?[0-9.]+(?:e[-+]?[0-9]+)?|[-+]?(?:inf|nan))(?P<unit>max|norm)?", re.I)
@@ -48,6 +60,33 @@ class EditSyntaxError(ValueError):
     """An edit that is not written as it should be; the message says how."""
 
 
+class Labelled(Protocol):
+    """A labelled feature, as a search returns it."""
+
+    @property
+    def sae(self) -> str: ...
+    @property
+    def index(self) -> int: ...
+    @property
+    def label(self) -> str: ...
+    @property
+    def precision(self) -> float | None: ...
+
+
+#: Finds features by the words of a label and by an SAE's id, the better ones first.
+Search = Callable[[str, str], Sequence[Labelled]]
+Asked = TypeVar("Asked", Edit, Watch)
+
+
+@contextmanager
+def edit_options(hint: str) -> Iterator[None]:
+    """End the command with a usage error where an option's edit is not written as it should be."""
+    try:
+        yield
+    except EditSyntaxError as error:
+        raise fail(str(error), hint, USAGE) from error
+
+
 def parse_target(text: str, sae: str = "") -> FeatureRef:
     """A feature by index (`123`) or by its exact label. Raises EditSyntaxError for an empty one."""
     name = text.strip()
@@ -66,11 +105,11 @@ def parse_edit(operation: str, text: str, *, sae: str = "", site: str = "") -> E
     if operation not in OPERATIONS:
         raise EditSyntaxError(f"{operation!r} is no operation; there are {', '.join(OPERATIONS)}")
     form = OPERATIONS[operation]
-    name, found, value = text.rpartition("=")
-    has_value = bool(form.value and found) and _VALUE.fullmatch(value.strip()) is not None
+    name, equals, value = text.rpartition("=")
+    has_value = bool(form.value and equals) and _VALUE.fullmatch(value.strip()) is not None
     if form.is_optional and not has_value:
         return form.make(parse_target(text, sae), site=site)
-    if not found:
+    if not equals:
         raise EditSyntaxError(f"{text!r} has no value; write TARGET=VALUE, such as 12=3.5")
     number, unit = _parse_value(value)
     target = parse_target(name, sae)
@@ -96,8 +135,8 @@ def parse_watches(texts: Iterable[str] | None, *, sae: str = "", site: str = "")
 def split_strength(text: str) -> tuple[str, float]:
     """The words and the strength of `WORDS[=STRENGTH]`, 0 where it is left out. Raises EditSyntaxError."""
     edit = parse_edit("ban", text)
-    words, found, value = text.rpartition("=")
-    if not found or _VALUE.fullmatch(value.strip()) is None:
+    words, equals, value = text.rpartition("=")
+    if not equals or _VALUE.fullmatch(value.strip()) is None:
         words = text
     return words.strip(), edit.value or 0.0
 
@@ -121,3 +160,50 @@ def _parse_value(text: str) -> tuple[float, Unit]:
     if not math.isfinite(number):
         raise EditSyntaxError(f"{text!r} is no value; it must be finite")
     return number, _UNITS[(match["unit"] or "").lower()]
+
+
+def server_search(client: Client) -> Search:
+    """A search by the server. Where it refuses, no feature is found, and the request itself is refused."""
+
+    def search(words: str, sae: str) -> Sequence[Labelled]:
+        try:
+            return client.search_features(words, sae=sae, page_size=100).features
+        except SaegisError:
+            return ()
+
+    return search
+
+
+def with_best_features(asked: Sequence[Asked], search: Search) -> list[Asked]:
+    """Edits or watches in which each label of several features is replaced by the best of them."""
+    return [
+        replace(edit, target=best_feature(edit.target, search))
+        if isinstance(edit.target, FeatureRef)
+        else edit
+        for edit in asked
+    ]
+
+
+def best_feature(target: FeatureRef, search: Search) -> FeatureRef:
+    """The most precise of the features of one SAE that a label names, with a note; else the target itself."""
+    label = target.selector
+    if isinstance(label, int):
+        return target
+    features = search(label, target.sae)
+    alike = [each for each in features if each.label == label]
+    alike = alike or [each for each in features if each.label.casefold() == label.casefold()]
+    if len(alike) < 2 or len({each.sae for each in alike}) > 1:
+        return target
+    best, *others = alike
+    left = ", ".join(map(_named, others))
+    notes().print(
+        f"{len(alike)} features are labelled {label!r}: taking {_named(best)}, not {left}",
+        style="yellow",
+        markup=False,
+        soft_wrap=True,
+    )
+    return FeatureRef(best.index, target.sae)
+
+
+def _named(feature: Labelled) -> str:
+    return str(feature.index) + ("" if feature.precision is None else f" (precision {feature.precision:.2f})")

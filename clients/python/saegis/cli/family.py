@@ -22,8 +22,8 @@ class Family(TyperGroup):
         super().__init__(**settings)
         self.away = [name for name in self.names if name not in self.commands]
         if self.away:
-            told = f"[bold]With the server[/bold]\n\n{', '.join(self.away)}: {INSTALL}"
-            self.epilog = f"{self.epilog or ''}\n\n{told}\n"
+            section = f"[bold]With the server[/bold]\n\n{', '.join(self.away)}: {INSTALL}"
+            self.epilog = f"{self.epilog or ''}\n\n{section}\n"
 
     def list_commands(self, ctx: Any) -> list[str]:
         """The names of those that are there."""

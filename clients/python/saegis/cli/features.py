@@ -1,4 +1,4 @@
-"""The commands `saegis features search | contrast | show`: find features and see what is known of them.
+"""The commands `saegis inspect` and `saegis features search | contrast | show`: features and what they read.
 
 The others of `saegis features` come with the server.
 """
@@ -14,15 +14,14 @@ from rich.table import Table
 from rich.text import Text
 
 from saegis.cli import options
-from saegis.cli.connection import Connection, connecting
-from saegis.cli.edits import EditSyntaxError, parse_target
+from saegis.cli.connection import Connection
+from saegis.cli.edits import EditSyntaxError, best_feature, parse_target, server_search
 from saegis.cli.family import Family
-from saegis.cli.labels import on_server, settled_target
-from saegis.cli.output import USAGE, console, fail, notes, print_json, shares
-from saegis.cli.streams import sentence
+from saegis.cli.output import USAGE, console, fail, notes, print_json, shares, titled
+from saegis.cli.streams import read_input, sentence
 
 if TYPE_CHECKING:
-    from saegis import Contrast, FeatureInfo
+    from saegis import Contrast, FeatureInfo, Inspection
 
 
 class _Features(Family):
@@ -35,6 +34,15 @@ app = typer.Typer(
     cls=_Features, no_args_is_help=True, help="Find features, label them, and choose those for a ban."
 )
 
+INSPECT_EPILOG = """
+[bold]Examples[/bold]
+
+saegis inspect "The bridge stands in the fog."
+
+saegis inspect "Мост стоит в тумане." --top 3
+
+saegis inspect --chat "How do I make bread?" --json
+"""
 SEARCH_EPILOG = """
 [bold]Examples[/bold]
 
@@ -60,8 +68,33 @@ saegis features show "Golden Gate Bridge" --json
 """
 
 
+@options.grouped
+def inspect(
+    text: Annotated[str, typer.Argument(help="The text to read; - reads it from standard input.")],
+    chat: Annotated[bool, typer.Option("--chat", help="The text is a user's message.")] = False,
+    top: Annotated[int, typer.Option(help="How many features to show for each token.")] = 5,
+    sae: options.Sae = "",
+    site: Annotated[str, typer.Option(metavar="SITE", help="Where to read; by default the SAE's.")] = "",
+    json: options.Json = False,
+    *,
+    connection: Connection,
+) -> None:
+    """Show the strongest features of each token, in feature units, with their labels."""
+    read = read_input() if text == "-" else text
+    with connection.client() as client:
+        inspection = (
+            client.inspect(messages=[{"role": "user", "content": read}], sae=sae, site=site, top_k=top)
+            if chat
+            else client.inspect(read, sae=sae, site=site, top_k=top)
+        )
+    if json:
+        print_json(inspection)
+    else:
+        console().print(_inspection_table(inspection))
+
+
 @app.command(epilog=SEARCH_EPILOG)
-@connecting
+@options.grouped
 def search(
     words: Annotated[str, typer.Argument(help="Words of the label; none lists every labelled one.")] = "",
     top: Annotated[int, typer.Option(help="How many features to show, at most.", min=1)] = 20,
@@ -71,27 +104,27 @@ def search(
     connection: Connection,
 ) -> None:
     """Find features by words of their labels, best first."""
-    found: list[FeatureInfo] = []
+    features: list[FeatureInfo] = []
     total, page_token = 0, ""
     with connection.client() as client:
-        while len(found) < top:
-            size = min(100, top - len(found))
+        while len(features) < top:
+            size = min(100, top - len(features))
             page = client.search_features(words, sae=sae, page_size=size, page_token=page_token)
-            found += page.features
+            features += page.features
             total, page_token = page.total_size, page.next_page_token
             if not page_token:
                 break
     if json:
-        print_json({"features": found, "total_size": total})
+        print_json({"features": features, "total_size": total})
         return
-    if not found:
+    if not features:
         notes().print(f"no label matches {words!r}", markup=False)
         return
-    console().print(features_table(found, f"{len(found)} of {total} features"))
+    console().print(_features_table(features, f"{len(features)} of {total} features"))
 
 
 @app.command(epilog=CONTRAST_EPILOG)
-@connecting
+@options.grouped
 def contrast(
     with_texts: Annotated[
         list[str] | None, typer.Option("--with", metavar="TEXT", help="A text that has it. Again for more.")
@@ -115,15 +148,15 @@ def contrast(
     positive = _texts(with_texts, with_file, "--with")
     negative = _texts(without_texts, without_file, "--without")
     with connection.client() as client:
-        found = client.contrast_features(positive, negative, sae=sae, limit=top)
+        ranked = client.contrast_features(positive, negative, sae=sae, limit=top)
     if json:
-        print_json(found)
+        print_json(ranked)
     else:
-        console().print(contrast_table(found))
+        console().print(_contrast_table(ranked))
 
 
 @app.command(epilog=SHOW_EPILOG)
-@connecting
+@options.grouped
 def show(
     feature: Annotated[str, typer.Argument(metavar="TARGET", help="Its index or exact label.")],
     sae: options.Sae = "",
@@ -137,68 +170,76 @@ def show(
     except EditSyntaxError as error:
         raise fail(str(error), code=USAGE) from error
     with connection.client() as client:
-        found = client.get_feature(settled_target(target, on_server(client)))
+        info = client.get_feature(best_feature(target, server_search(client)))
     if json:
-        print_json(found)
+        print_json(info)
         return
     table = Table(show_header=False)
-    for name, value in _rows(found):
+    for name, value in _rows(info):
         table.add_row(name, Text(value))
     console().print(table)
 
 
-def features_table(found: Iterable[FeatureInfo], title: str) -> Table:
+def _inspection_table(inspection: Inspection) -> Table:
+    """One row for each token: its text and its features, strongest first."""
+    table = titled(f"{inspection.sae} at {inspection.site}", ())
+    table.add_column("token", no_wrap=True)
+    table.add_column("strongest features: index, activation, label")
+    for token in inspection:
+        lines = (
+            f"{each.index:>6} {each.activation:8.2f}  {each.label or '(no label)'}" for each in token.features
+        )
+        table.add_row(Text(repr(token.text)), Text("\n".join(lines) or "(none)"))
+    return table
+
+
+def _features_table(features: Iterable[FeatureInfo], title: str) -> Table:
     """One row for each feature."""
-    table = Table(title=title, title_justify="left", title_style="bold")
-    for name in ("index", "label", "max", "density", "precision", "languages"):
-        table.add_column(
-            name, justify="right" if name in ("index", "max", "density", "precision") else "left"
-        )
-    for each in found:
+    numbers = ("index", "max", "density", "precision")
+    table = titled(title, ("index", "label", "max", "density", "precision", "languages"), numbers)
+    for feature in features:
         table.add_row(
-            str(each.index),
-            Text(each.label, style="red" if each.harmful else ""),
-            _number(each.max_activation, "{:.2f}"),
-            _number(each.density, "{:.4f}"),
-            _number(each.precision, "{:.2f}"),
-            Text(" ".join(each.languages)),
+            str(feature.index),
+            Text(feature.label, style="red" if feature.harmful else ""),
+            _number(feature.max_activation, "{:.2f}"),
+            _number(feature.density, "{:.4f}"),
+            _number(feature.precision, "{:.2f}"),
+            Text(" ".join(feature.languages)),
         )
     return table
 
 
-def contrast_table(found: Contrast) -> Table:
+def _contrast_table(contrast: Contrast) -> Table:
     """One row for each feature, highest score first."""
-    table = Table(title=f"features of {found.sae}", title_justify="left", title_style="bold")
-    for name in ("index", "score", "fires with", "fires without", "mean with", "mean without"):
-        table.add_column(name, justify="right")
-    table.add_column("label")
-    for each in found:
+    numbers = ("index", "score", "fires with", "fires without", "mean with", "mean without")
+    table = titled(f"features of {contrast.sae}", (*numbers, "label"), numbers)
+    for ranked in contrast:
         table.add_row(
-            str(each.feature.index),
-            f"{each.score:.2f}",
-            f"{each.positive.firing_rate:.0%}",
-            f"{each.negative.firing_rate:.0%}",
-            f"{each.positive.mean_activation:.2f}",
-            f"{each.negative.mean_activation:.2f}",
-            Text(each.feature.label or "(no label)"),
+            str(ranked.feature.index),
+            f"{ranked.score:.2f}",
+            f"{ranked.positive.firing_rate:.0%}",
+            f"{ranked.negative.firing_rate:.0%}",
+            f"{ranked.positive.mean_activation:.2f}",
+            f"{ranked.negative.mean_activation:.2f}",
+            Text(ranked.feature.label or "(no label)"),
         )
     return table
 
 
-def _rows(found: FeatureInfo) -> list[tuple[str, str]]:
+def _rows(feature: FeatureInfo) -> list[tuple[str, str]]:
     return [
-        ("SAE", found.sae),
-        ("index", str(found.index)),
-        ("site", found.site),
-        ("label", found.label or "(none)"),
-        ("recorded maximum", _number(found.max_activation, "{:.3f}")),
-        ("density", _number(found.density, "{:.5f}")),
-        ("precision", _number(found.precision, "{:.3f}")),
-        ("precision by language", shares(found.precision_by_language)),
-        ("recall by language", shares(found.recall)),
-        ("subjects", ", ".join(found.subjects) or "-"),
-        ("languages", ", ".join(found.languages) or "-"),
-        ("harmful", "yes" if found.harmful else "no"),
+        ("SAE", feature.sae),
+        ("index", str(feature.index)),
+        ("site", feature.site),
+        ("label", feature.label or "(none)"),
+        ("recorded maximum", _number(feature.max_activation, "{:.3f}")),
+        ("density", _number(feature.density, "{:.5f}")),
+        ("precision", _number(feature.precision, "{:.3f}")),
+        ("precision by language", shares(feature.precision_by_language)),
+        ("recall by language", shares(feature.recall)),
+        ("subjects", ", ".join(feature.subjects) or "-"),
+        ("languages", ", ".join(feature.languages) or "-"),
+        ("harmful", "yes" if feature.harmful else "no"),
     ]
 
 

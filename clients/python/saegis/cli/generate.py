@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from saegis.cli import options
-from saegis.cli.connection import Connection, connecting
-from saegis.cli.edits import EditSyntaxError, parse_edits, parse_watches, split_strength
-from saegis.cli.labels import on_server, settled
-from saegis.cli.output import USAGE, console, fail, notes, print_json, print_json_line
+from saegis.cli.connection import Connection
+from saegis.cli.edits import (
+    edit_options,
+    parse_edits,
+    parse_watches,
+    server_search,
+    split_strength,
+    with_best_features,
+)
+from saegis.cli.output import console, notes, own_command, print_json, print_json_line
 from saegis.cli.receipts import receipt_line, receipt_table, rules_table, watched_table
 from saegis.cli.streams import read_input
 
@@ -43,8 +47,7 @@ of the activation's norm.
 """
 
 
-@connecting
-@options.editing
+@options.grouped
 def generate(
     prompt: Annotated[str, typer.Argument(help="The text to continue; - reads it from standard input.")],
     chat: Annotated[bool, typer.Option("--chat", help="The prompt is a user's message to answer.")] = False,
@@ -56,7 +59,8 @@ def generate(
         bool, typer.Option("--receipt", help="Show the whole receipt, site by site and rule by rule.")
     ] = False,
     json: options.Json = False,
-    written: options.Written = (),
+    *,
+    edits: options.Edits,
     ban_matching: options.BanMatching = None,
     watch: options.Watch = None,
     sae: options.EditSae = "",
@@ -68,17 +72,16 @@ def generate(
     min_p: options.MinP = None,
     seed: options.Seed = None,
     stop: options.Stop = None,
-    *,
     connection: Connection,
 ) -> None:
     """Continue a prompt, with features clamped, scaled, capped, banned or watched.
 
     The text goes to standard output, the receipt to standard error.
     """
-    with _usage():
-        edits = parse_edits(written, sae=sae, site=site)
+    with edit_options(f"{own_command()} generate --help shows examples"):
+        steering = parse_edits(edits.by_operation(), sae=sae, site=site)
         watches = parse_watches(watch, sae=sae, site=site)
-        matching = [split_strength(each) for each in ban_matching or ()]
+        matching = [split_strength(text) for text in ban_matching or ()]
     request: GenerationOptions = {
         "max_tokens": max_tokens,
         "temperature": temperature,
@@ -89,56 +92,39 @@ def generate(
         "stop": stop or [],
     }
     text = read_input() if prompt == "-" else prompt
-    chats = chat or system is not None
-    if chats:
+    if answers := chat or system is not None:
         request["messages"] = _conversation(system, text)
     with connection.client() as client:
-        edits, watches = settled(edits, on_server(client)), settled(watches, on_server(client))
+        search = server_search(client)
+        steering, watches = with_best_features(steering, search), with_best_features(watches, search)
         for words, strength in matching:
-            edits += bans_matching(client, words, strength, sae=sae, site=site)
-        request |= {"steering": edits, "watch": watches}
-        answer = _ask(client, None if chats else text, request, stream, json)
-    _tell(answer, watch or [], json, stream, show_receipt)
-
-
-def _tell(answer: Generation, watches: list[str], json: bool, stream: bool, show_receipt: bool) -> None:
-    """Print the answer; as JSON after a stream's chunks on one line of its own."""
+            steering += _bans_matching(client, words, strength, sae=sae, site=site)
+        request |= {"steering": steering, "watch": watches}
+        answer = _ask(client, None if answers else text, request, stream, json)
     if json and stream:
         print_json_line({"generation": answer})
     elif json:
         print_json(answer)
     else:
-        _show(answer, watches, show_receipt, told=stream)
-
-
-@contextmanager
-def _usage() -> Iterator[None]:
-    """End the command with a usage error where an edit is not written as it should be."""
-    try:
-        yield
-    except EditSyntaxError as error:
-        raise fail(str(error), "saegis generate --help shows examples", USAGE) from error
+        _show(answer, watch or [], show_receipt, text_is_shown=stream)
 
 
 def _conversation(system: str | None, text: str) -> list[ChatMessage]:
     """The prompt as a conversation of one turn."""
-    told: list[ChatMessage] = [] if system is None else [{"role": "system", "content": system}]
-    return [*told, {"role": "user", "content": text}]
+    first: list[ChatMessage] = [] if system is None else [{"role": "system", "content": system}]
+    return [*first, {"role": "user", "content": text}]
 
 
-def bans_matching(client: Client, words: str, strength: float, *, sae: str, site: str) -> list[Edit]:
-    """Bans of every feature whose label the words find, told on standard error.
-
-    Raises ValueError where they find none.
-    """
+def _bans_matching(client: Client, words: str, strength: float, *, sae: str, site: str) -> list[Edit]:
+    """Bans of every feature whose label the words find, with a note on each. Raises ValueError for none."""
     import saegis
 
     edits, page_token = [], ""
     while True:
         page = client.search_features(words, sae=sae, page_size=100, page_token=page_token)
-        for found in page:
-            notes().print(f"banned: {found.index}  {found.label}", style="dim", markup=False)
-            edits.append(saegis.ban(found, strength, site=site))
+        for feature in page:
+            notes().print(f"banned: {feature.index}  {feature.label}", style="dim", markup=False)
+            edits.append(saegis.ban(feature, strength, site=site))
         page_token = page.next_page_token
         if not page_token:
             break
@@ -150,6 +136,7 @@ def bans_matching(client: Client, words: str, strength: float, *, sae: str, site
 def _ask(
     client: Client, prompt: str | None, request: GenerationOptions, stream: bool, json: bool
 ) -> Generation:
+    """The answer; of a stream each chunk is printed as it comes."""
     if not stream:
         return client.generate(prompt, **request)
     with client.stream(prompt, **request) as chunks:
@@ -166,8 +153,8 @@ def _ask(
         return assemble(seen, chunks.final)
 
 
-def _show(answer: Generation, watches: list[str], show_receipt: bool, *, told: bool) -> None:
-    if told:
+def _show(answer: Generation, watches: list[str], show_receipt: bool, *, text_is_shown: bool) -> None:
+    if text_is_shown:
         print(flush=True)
     else:
         console().print(answer.text, markup=False, soft_wrap=True)

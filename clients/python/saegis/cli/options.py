@@ -1,114 +1,104 @@
-"""Options that several commands share."""
+"""Options that several commands share, singly and as groups that a command takes as one value."""
 
-from collections.abc import Callable
-from functools import wraps
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import fields, is_dataclass, make_dataclass
+from functools import partial, wraps
 from inspect import Parameter, signature
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any, TypeVar
 
 import typer
 
 from saegis.cli.edits import OPERATIONS
 
-_SAMPLING = "Sampling"
-_STEERING = "Steering"
-#: What was written for each operation, by its name.
-Written: TypeAlias = tuple[tuple[str, list[str] | None], ...]
+_sampling = partial(typer.Option, rich_help_panel="Sampling")
+_steering = partial(typer.Option, rich_help_panel="Steering")
+_SAE = {"metavar": "ID", "help": "The SAE that features belong to; may be left out where there is one."}
 
 
 def _edit(name: str) -> Any:
     form = OPERATIONS[name]
-    return typer.Option(
-        f"--{name.replace('_', '-')}", metavar=form.metavar, help=form.help, rich_help_panel=_STEERING
-    )
-
-
-def editing(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with an option for each operation that can be written, in the place of its `written`."""
-    edits = [
-        Parameter(
-            name, Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[list[str] | None, _edit(name)]
-        )
-        for name in OPERATIONS
-    ]
-
-    @wraps(command)
-    def run(**given: Any) -> None:
-        written = tuple((name, given.pop(name)) for name in OPERATIONS)
-        command(**given, written=written)
-
-    together: list[Parameter] = []
-    for name, each in signature(command, eval_str=True).parameters.items():
-        together += edits if name == "written" else [each.replace(kind=Parameter.KEYWORD_ONLY)]
-    run.__signature__ = signature(command).replace(parameters=together)  # type: ignore[attr-defined]
-    return run
+    return _steering(f"--{name.replace('_', '-')}", metavar=form.metavar, help=form.help)
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
-Sae = Annotated[
-    str,
-    typer.Option(
-        "--sae-id", metavar="ID", help="The SAE that features belong to; may be left out where there is one."
-    ),
-]
+Sae = Annotated[str, typer.Option("--sae-id", **_SAE)]
 
 Clamp = Annotated[list[str] | None, _edit("clamp")]
 Ban = Annotated[list[str] | None, _edit("ban")]
 BanMatching = Annotated[
     list[str] | None,
-    typer.Option(
-        metavar="WORDS[=STRENGTH]",
-        help="Ban every feature that 'saegis features search WORDS' finds.",
-        rich_help_panel=_STEERING,
+    _steering(
+        metavar="WORDS[=STRENGTH]", help="Ban every feature that 'saegis features search WORDS' finds."
     ),
 ]
 Watch = Annotated[
     list[str] | None,
-    typer.Option(
-        metavar="TARGET",
-        help="Report a feature's value at each generated token.",
-        rich_help_panel=_STEERING,
-    ),
+    _steering(metavar="TARGET", help="Report a feature's value at each generated token."),
 ]
 EditSite = Annotated[
-    str,
-    typer.Option(
-        metavar="SITE",
-        help="Where the edits apply; by default where the SAE belongs.",
-        rich_help_panel=_STEERING,
-    ),
+    str, _steering(metavar="SITE", help="Where the edits apply; by default where the SAE belongs.")
 ]
-EditSae = Annotated[
-    str,
-    typer.Option(
-        "--sae-id",
-        metavar="ID",
-        help="The SAE that features belong to; may be left out where there is one.",
-        rich_help_panel=_STEERING,
-    ),
-]
+EditSae = Annotated[str, _steering("--sae-id", **_SAE)]
 
-Temperature = Annotated[
-    float | None,
-    typer.Option(help="0 is greedy; the server's default is 1.", rich_help_panel=_SAMPLING),
-]
-TopP = Annotated[
-    float | None,
-    typer.Option(help="Choose among the likeliest tokens that sum to this share.", rich_help_panel=_SAMPLING),
-]
-TopK = Annotated[
-    int | None, typer.Option(help="Choose among this many likeliest tokens.", rich_help_panel=_SAMPLING)
-]
+Temperature = Annotated[float | None, _sampling(help="0 is greedy; the server's default is 1.")]
+TopP = Annotated[float | None, _sampling(help="Choose among the likeliest tokens that sum to this share.")]
+TopK = Annotated[int | None, _sampling(help="Choose among this many likeliest tokens.")]
 MinP = Annotated[
-    float | None,
-    typer.Option(
-        help="Leave out tokens less likely than this share of the likeliest.", rich_help_panel=_SAMPLING
-    ),
+    float | None, _sampling(help="Leave out tokens less likely than this share of the likeliest.")
 ]
-MaxTokens = Annotated[int, typer.Option(help="Most tokens to generate.", rich_help_panel=_SAMPLING)]
-Seed = Annotated[
-    int | None, typer.Option(help="The same seed gives the same text.", rich_help_panel=_SAMPLING)
-]
-Stop = Annotated[
-    list[str] | None,
-    typer.Option(metavar="TEXT", help="End where this text appears.", rich_help_panel=_SAMPLING),
-]
+MaxTokens = Annotated[int, _sampling(help="Most tokens to generate.")]
+Seed = Annotated[int | None, _sampling(help="The same seed gives the same text.")]
+Stop = Annotated[list[str] | None, _sampling(metavar="TEXT", help="End where this text appears.")]
+
+
+Group = TypeVar("Group")
+
+
+def _with_operations(group: type[Group]) -> type[Group]:
+    """The group with an option for each operation that can be written on the command line."""
+    options = [(name, Annotated[list[str] | None, _edit(name)], None) for name in OPERATIONS]
+    return make_dataclass(group.__name__, options, bases=(group,), frozen=True)
+
+
+@_with_operations
+class Edits:
+    """The edits of a request as they are written, in a group of options."""
+
+    def by_operation(self) -> Iterable[tuple[str, list[str] | None]]:
+        """Each operation with what is written for it."""
+        return ((name, getattr(self, name)) for name in OPERATIONS)
+
+
+def grouped(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with a group's options in the place of each parameter whose type is a group.
+
+    A group is a dataclass whose fields are options, with their defaults. If the command declares an option of
+    the group itself, that declaration holds, and the group gets the value unless it is None.
+    """
+    declared = signature(command, eval_str=True).parameters
+    groups: dict[str, Any] = {
+        name: each.annotation for name, each in declared.items() if is_dataclass(each.annotation)
+    }
+    own = [name for name in declared if name not in groups]
+
+    @wraps(command)
+    def run(**values: Any) -> None:
+        arguments = {name: values[name] for name in own}
+        for name, group in groups.items():
+            options = [option.name for option in fields(group)]
+            unset = [option for option in options if option in own and values[option] is None]
+            arguments[name] = group(**{option: values[option] for option in options if option not in unset})
+        command(**arguments)
+
+    parameters: list[Parameter] = []
+    for name, parameter in declared.items():
+        if name in groups:
+            options = signature(groups[name], eval_str=True).parameters.values()
+            parameters += [option for option in options if option.name not in own]
+        else:
+            parameters.append(parameter)
+    keywords = [parameter.replace(kind=Parameter.KEYWORD_ONLY) for parameter in parameters]
+    run.__signature__ = signature(command).replace(parameters=keywords)  # type: ignore[attr-defined]
+    return run

@@ -3,17 +3,22 @@
 import dataclasses
 import json
 import os
+import shlex
+import shutil
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import typer
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 FAILURE = 1
 USAGE = 2
+NAME = "saegis"
 #: How wide tables are where no terminal says how wide it is.
 FILE_WIDTH = 120
 
@@ -47,12 +52,12 @@ def print_json_line(value: object) -> None:
 
 def _json(value: object, indent: int | None = None) -> str:
     """`value` as JSON, in ASCII where the output's encoding cannot show all of it."""
-    told = plain(value)
-    text = json.dumps(told, ensure_ascii=False, indent=indent)
+    document = plain(value)
+    text = json.dumps(document, ensure_ascii=False, indent=indent)
     try:
         text.encode(sys.stdout.encoding or "utf-8")
     except UnicodeEncodeError:
-        return json.dumps(told, indent=indent)
+        return json.dumps(document, indent=indent)
     return text
 
 
@@ -61,9 +66,9 @@ def plain(value: object) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, dict):
-        return {str(key): plain(each) for key, each in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(each) for each in value]
+        return [plain(item) for item in value]
     if isinstance(value, datetime):
         return value.isoformat()
     if isinstance(value, str):
@@ -71,6 +76,17 @@ def plain(value: object) -> Any:
     if value is None or isinstance(value, bool | int | float):
         return value
     raise TypeError(f"{type(value).__name__} has no JSON form")
+
+
+def titled(title: str, columns: Iterable[str], numbers: Collection[str] = (), style: str = "bold") -> Table:
+    """A table under its title, with no rows yet. The columns in `numbers` are set to the right."""
+    table = Table(title=Text(title, style), title_justify="left", caption_justify="left")
+    for name in columns:
+        if name in numbers:
+            table.add_column(name, justify="right")
+        else:
+            table.add_column(name, overflow="fold")
+    return table
 
 
 def shares(by_language: Mapping[str, float]) -> str:
@@ -88,3 +104,30 @@ def fail(message: str, hint: str = "", code: int = FAILURE, details: Iterable[st
     if hint:
         out.print(Text.assemble(("next:  ", "bold"), hint), soft_wrap=True)
     return typer.Exit(code)
+
+
+def own_command() -> str:
+    """How the user types the `saegis` that runs, for messages that name a command.
+
+    `saegis` where the shell finds this one by that name, else its path, relative where that is shorter. Where
+    it runs as a module it is the script beside this Python or, without one, `python -m` with the module.
+    """
+    script = Path(sys.argv[0])
+    if script.name != NAME:
+        script = Path(sys.executable).parent / NAME
+    if not script.is_file():
+        module = "saegis_server.cli" if "saegis_server.cli" in sys.modules else "saegis.cli"
+        return f"{shlex.quote(sys.executable)} -m {module}"
+    on_path = shutil.which(NAME)
+    if on_path is not None and Path(on_path).resolve() == script.resolve():
+        return NAME
+    # Not resolved: a link into an environment is how that environment is named.
+    absolute = os.path.abspath(script)
+    try:
+        relative = os.path.relpath(absolute)
+    except FileNotFoundError:
+        # The current folder is gone; the hint still has to be told.
+        return shlex.quote(absolute)
+    # The shell would look for a bare name on PATH.
+    relative = relative if os.sep in relative else os.path.join(os.curdir, relative)
+    return shlex.quote(min(relative, absolute, key=len))

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 from rich.text import Text
 
+from saegis.cli.output import titled
+
 if TYPE_CHECKING:
     from saegis import Receipt, Usage, Watched
 
@@ -50,16 +52,14 @@ def _by(receipt: Receipt) -> str:
 
 def receipt_table(receipt: Receipt, usage: Usage) -> Table:
     """The whole receipt, one row for each site."""
-    table = Table(title="receipt", title_justify="left", title_style="bold")
-    for name in ("site", "edits", "rules", "bans", "watches", "tokens edited", "bans fired", "largest move"):
-        table.add_column(name, justify="left" if name == "site" else "right")
+    numbers = ("edits", "rules", "bans", "watches", "tokens edited", "bans fired", "largest move")
+    table = titled("receipt", ("site", *numbers), numbers)
     for site in receipt.sites:
         counts = (site.edits, site.rules, site.bans, site.watches, site.tokens_edited, site.bans_fired)
         largest = "" if site.largest_relative_norm is None else f"{site.largest_relative_norm:.3f}"
         table.add_row(Text(site.site), *("" if count is None else str(count) for count in counts), largest)
     timings = receipt.timings
     decision = f" · decision {receipt.decision_id}" if receipt.decision_id else ""
-    table.caption_justify = "left"
     table.caption = Text(
         f"model {receipt.model} · steered: {'yes' if receipt.steered else 'no'} · "
         f"{usage.prompt_tokens} + {usage.completion_tokens} tokens, "
@@ -73,13 +73,13 @@ def receipt_table(receipt: Receipt, usage: Usage) -> Table:
 
 def rules_table(receipt: Receipt) -> Table:
     """The operator's rules that applied, as far as the policies tell them: their labels and reasons too."""
-    table = Table(title="the operator's rules", title_justify="left", title_style="bold")
-    for name in ("rule", "does", "mode", "its condition held", "features", "reason"):
-        table.add_column(name, overflow="fold")
+    columns = ("rule", "does", "mode", "its condition held", "features", "reason")
+    table = titled("the operator's rules", columns)
     for rule in receipt.rules:
         tokens = f"at {rule.tokens} tokens" if rule.conditional else "has none"
-        told = (rule.name, rule.action, str(rule.mode), tokens)
-        table.add_row(*map(Text, (*told, ", ".join(rule.labels) or "not told", rule.reason or "not told")))
+        labels = ", ".join(rule.labels) or "not told"
+        cells = (rule.name, rule.action, str(rule.mode), tokens, labels, rule.reason or "not told")
+        table.add_row(*map(Text, cells))
     if not receipt.rules:
         table.add_row(Text("not told"))
     return table
@@ -88,18 +88,15 @@ def rules_table(receipt: Receipt) -> Table:
 def watched_table(names: Sequence[str], watched: Sequence[Watched]) -> Table:
     """One completion's watched values, in feature units: mean and largest, before and after the edits, and
     what the request's own edits set them to, where it has any."""
-    table = Table(title="watched", title_justify="left", title_style="bold")
-    table.add_column("feature")
-    told = ("before", "set to", "after") if any(each.set_to for each in watched) else ("before", "after")
-    for name in ("tokens", *(f"{what} {name}" for what in ("mean", "max") for name in told)):
-        table.add_column(name, justify="right")
-    for each in watched:
-        values = {"before": each.before, "set to": each.set_to, "after": each.after}
-        means = [_figure(sum(values[name]) / max(len(values[name]), 1), values[name]) for name in told]
-        largest = [_figure(max(values[name], default=0.0), values[name]) for name in told]
-        table.add_row(Text(names[each.watch]), str(len(each.before)), *means, *largest)
-    if "set to" in told:
-        table.caption_justify = "left"
+    phases = ("before", "set to", "after") if any(each.set_to for each in watched) else ("before", "after")
+    numbers = ("tokens", *(f"{figure} {phase}" for figure in ("mean", "max") for phase in phases))
+    table = titled("watched", ("feature", *numbers), numbers)
+    for readings in watched:
+        values = {"before": readings.before, "set to": readings.set_to, "after": readings.after}
+        means = [_figure(sum(values[name]) / max(len(values[name]), 1), values[name]) for name in phases]
+        largest = [_figure(max(values[name], default=0.0), values[name]) for name in phases]
+        table.add_row(Text(names[readings.watch]), str(len(readings.before)), *means, *largest)
+    if "set to" in phases:
         table.caption = "after: what the whole activation reads, so it need not be what was set"
     return table
 

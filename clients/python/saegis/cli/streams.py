@@ -1,7 +1,7 @@
-"""Standard input and output of a command, whatever their encoding, and whether or not somebody reads.
+"""A command's standard streams, made to work with any encoding and when nobody reads them.
 
-What the output's encoding cannot show is shown as its escape, so no answer is lost to it. What standard error
-does not take is left out: notes must not cost the answer.
+A character that the output's encoding does not have is written as an escape, so that no answer is lost. A
+note that standard error does not take is left out: it must not cost the answer.
 """
 
 import codecs
@@ -12,14 +12,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO, cast
 
-#: What becomes of bytes that are not of the input's encoding, and of characters that the output's has not.
+#: How bytes are read that the input's encoding does not know, and characters written that the output's lacks.
 _READING, _WRITING = "surrogateescape", "backslashreplace"
 
 
 class StreamError(Exception):
-    """Standard output takes nothing: `str` says so in a sentence.
+    """Standard output takes nothing; the message is a sentence.
 
-    No OSError and no ValueError, so that nothing on the way takes it for a file's or a value's.
+    It is no OSError and no ValueError, which commands catch where a file or a value is wrong.
     """
 
 
@@ -29,10 +29,7 @@ class NotTextError(StreamError):
 
 @contextmanager
 def guarded() -> Iterator[None]:
-    """Let texts of any kind through the standard streams. Raises StreamError for output that is not taken.
-
-    In the end all output has been taken.
-    """
+    """Let any text through the standard streams, and flush them at the end. Raises StreamError."""
     if sys.stdout is None:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for as long as the process runs
         raise StreamError("standard output is closed: redirect it, if only to /dev/null")
@@ -68,7 +65,7 @@ def checked(text: str, name: str) -> str:
 
 
 def sentence(error: Exception) -> str:
-    """What an error says, also for one of encodings, whose own words quote a whole text."""
+    """An error's message. One of encodings would quote the whole text; here it quotes the wrong place."""
     if not isinstance(error, UnicodeEncodeError | UnicodeDecodeError):
         return str(error)
     if isinstance(error, UnicodeEncodeError):
@@ -77,7 +74,7 @@ def sentence(error: Exception) -> str:
 
 
 def _fit(stream: Any, errors: str) -> Any:
-    """The stream, which now fails at no character; one that knows ASCII alone reads UTF-8."""
+    """The stream, so that no character makes it fail. Input in ASCII, which is of UTF-8, is read as that."""
     if isinstance(stream, io.TextIOWrapper):
         reads_ascii = errors == _READING and codecs.lookup(stream.encoding).name == "ascii"
         # What has been read from already stays as it is.
@@ -87,7 +84,7 @@ def _fit(stream: Any, errors: str) -> Any:
 
 
 class _Stream:
-    """A stream with another answer to what it does not take; all else is the stream's own."""
+    """A stream that handles the failure of a write itself; all else is the stream's own."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -110,7 +107,7 @@ class _Stream:
             self._refused(error, 0)
 
     def _refused(self, error: OSError, length: int) -> int:
-        """What a write returns that was not taken; here and in the interpreter's end nothing fails again."""
+        """What a failed write returns. From now on the stream leads nowhere, so that no flush fails again."""
         with suppress(OSError, ValueError):
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self._stream.fileno())

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from saegis.cli import options
-from saegis.cli.connection import Connection, connecting
-from saegis.cli.edits import parse_target
-from saegis.cli.labels import on_server, settled_target
+from saegis.cli.connection import Connection
+from saegis.cli.edits import best_feature, parse_target, server_search
 from saegis_lab.cli.eval import options as eval_options
 from saegis_lab.cli.files import (
     check_places,
@@ -61,7 +60,7 @@ class _Ban:
     chosen_from: tuple[str, ...]
 
 
-@connecting
+@options.grouped
 def ban(
     features: eval_options.BanFeatures = None,
     sae: options.Sae = "",
@@ -102,7 +101,7 @@ def ban(
         decodings = _decodings(temperature or [0.0], samples, seed, max_tokens)
     with connection.client() as client, stage_display(json=False) as display:
         requests = Requests(client, concurrency, display)
-        targets = tuple(settled_target(each, on_server(client)) for each in wanted.features)
+        targets = tuple(best_feature(each, server_search(client)) for each in wanted.features)
         result = measure_ban(
             requests, asked, targets, wanted.strengths, scorers, decodings, wanted.chosen_from
         )

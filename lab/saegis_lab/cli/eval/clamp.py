@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from saegis.cli import options
-from saegis.cli.connection import Connection, connecting
-from saegis.cli.edits import parse_edit, parse_target
-from saegis.cli.labels import on_server, settled_target
+from saegis.cli.connection import Connection
+from saegis.cli.edits import best_feature, parse_edit, parse_target, server_search
 from saegis_lab.cli.eval import options as eval_options
 from saegis_lab.cli.files import check_places, give, inputs, shipped
 from saegis_lab.cli.tables import clamp_tables
@@ -50,7 +49,7 @@ class _Clamp:
     words: str
 
 
-@connecting
+@options.grouped
 def clamp(
     feature: eval_options.ClampFeature = None,
     sae: options.Sae = "",
@@ -86,7 +85,7 @@ def clamp(
         decoding = Decoding(temperature, samples, seed, max_tokens)
     with connection.client() as client, stage_display(json=False) as display:
         requests = Requests(client, concurrency, display)
-        target = settled_target(wanted.feature, on_server(client))
+        target = best_feature(wanted.feature, server_search(client))
         result = measure_clamp(
             requests, asked, target, wanted.values, wanted.unit, mention, wanted.words, decoding
         )

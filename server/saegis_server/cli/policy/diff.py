@@ -11,8 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from saegis.cli import options
-from saegis.cli.output import USAGE, console, fail, notes, print_json
-from saegis_server.cli.policy import world as policy_world
+from saegis.cli.output import USAGE, console, fail, notes, print_json, titled
+from saegis_server.cli.policy.world import Subject, read_bundle
 
 if TYPE_CHECKING:
     from saegis_server.policy.bundle.bundle import Bundle
@@ -48,33 +48,31 @@ ReplayFrom = Annotated[
 Examples = Annotated[int, typer.Option(min=0, help="Most decisions of a kind to show.")]
 
 
+@options.grouped
 def diff(
     old: Old,
     new: New,
     replay: ReplayFrom = None,
     examples: Examples = 5,
-    sae: policy_world.Sae = None,
-    site: policy_world.Sites = None,
-    name: policy_world.ModelName = None,
-    rows: policy_world.Rows = None,
+    *,
+    subject: Subject,
     json: options.Json = False,
 ) -> None:
     """Show what NEW says otherwise than OLD and, with --replay, what it would have decided otherwise."""
-    before, after = policy_world.read_bundle(old), policy_world.read_bundle(new)
+    before, after = read_bundle(old), read_bundle(new)
     from saegis_server.policy.bundle.difference import differences
 
     changes = differences(before, after)
-    found = None
+    replayed = None
     if replay is not None:
-        candidate = policy_world.compiled(new, after, policy_world.offline_world(sae, site, name, rows))
-        found = _replay(replay, candidate, before, examples)
+        replayed = _replay(replay, subject.compiled(new, after), before, examples)
     if json:
-        print_json(_plain(before, after, changes, found))
+        print_json(_plain(before, after, changes, replayed))
         return
     console().print(_changes_table(before, after, changes) if changes else Text("no difference", "green"))
-    if found is not None:
-        _tell(found)
-        _note(after, found)
+    if replayed is not None:
+        _show_replay(replayed)
+        _note(after, replayed)
 
 
 def _replay(place: Path, candidate: CompiledPolicy, before: Bundle, examples: int) -> Replay:
@@ -87,52 +85,41 @@ def _replay(place: Path, candidate: CompiledPolicy, before: Bundle, examples: in
         raise fail(str(error), "name the directory of an audit log with --replay", USAGE) from error
 
 
-def _plain(old: Bundle, new: Bundle, changes: tuple[Change, ...], found: Replay | None) -> dict[str, Any]:
-    told: dict[str, Any] = {
-        "old": {"revision": old.revision_name, "serial": old.policy.serial, "digest": old.digest},
-        "new": {"revision": new.revision_name, "serial": new.policy.serial, "digest": new.digest},
-        "changes": [
-            {
-                "kind": each.kind,
-                "section": each.section,
-                "id": each.id,
-                "key": each.key,
-                "before": each.before,
-                "after": each.after,
-            }
-            for each in changes
-        ],
+def _plain(old: Bundle, new: Bundle, changes: tuple[Change, ...], replay: Replay | None) -> dict[str, Any]:
+    """The difference as JSON knows it."""
+    plain: dict[str, Any] = {
+        name: {"revision": bundle.revision_name, "serial": bundle.policy.serial, "digest": bundle.digest}
+        for name, bundle in (("old", old), ("new", new))
     }
-    if found is not None:
+    keys = ("kind", "section", "id", "key", "before", "after")
+    plain["changes"] = [{key: getattr(change, key) for key in keys} for change in changes]
+    if replay is not None:
         from saegis_server.policy.decide.replay import Outcome
 
-        told["replay"] = {
+        plain["replay"] = {
             "outcomes": [
                 {
                     "outcome": outcome.value,
-                    "decisions": found.counts[outcome],
-                    "rules": dict(found.rules.get(outcome, {})),
-                    "examples": found.examples.get(outcome, []),
+                    "decisions": replay.counts[outcome],
+                    "rules": dict(replay.rules.get(outcome, {})),
+                    "examples": replay.examples.get(outcome, []),
                 }
                 for outcome in Outcome
             ],
-            "not_replayed": dict(found.reasons),
-            "unreadable_lines": found.unreadable,
+            "not_replayed": dict(replay.reasons),
+            "unreadable_lines": replay.unreadable,
         }
-    return told
+    return plain
 
 
 def _changes_table(old: Bundle, new: Bundle, changes: tuple[Change, ...]) -> Table:
-    table = Table(
-        title=Text(f"{old.revision_name} → {new.revision_name}"), title_justify="left", title_style="bold"
-    )
-    for column in ("", "what", "key", "before", "after"):
-        table.add_column(column, overflow="fold")
+    title = f"{old.revision_name} → {new.revision_name}"
+    table = titled(title, ("", "what", "key", "before", "after"))
     styles = {"added": "green", "removed": "red", "changed": "yellow"}
-    for each in changes:
-        what = f"{each.section}.{each.id}" if each.id else each.section
-        row = (what, each.key or "-", _shown(each.before), _shown(each.after))
-        table.add_row(Text(each.kind, styles[each.kind]), *map(Text, row))
+    for change in changes:
+        what = f"{change.section}.{change.id}" if change.id else change.section
+        row = (what, change.key or "-", _shown(change.before), _shown(change.after))
+        table.add_row(Text(change.kind, styles[change.kind]), *map(Text, row))
     return table
 
 
@@ -145,46 +132,40 @@ def _shown(value: object) -> str:
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
-def _tell(found: Replay) -> None:
+def _show_replay(replay: Replay) -> None:
     """The outcomes with the rules behind them, then examples of what changes."""
     from saegis_server.policy.decide.replay import Outcome
 
-    table = Table(
-        title=Text("recorded decisions under the candidate"), title_justify="left", title_style="bold"
-    )
-    table.add_column("outcome")
-    table.add_column("decisions", justify="right")
-    table.add_column("by rule", overflow="fold")
+    columns = ("outcome", "decisions", "by rule")
+    table = titled("recorded decisions under the candidate", columns, numbers=("decisions",))
     for outcome in Outcome:
-        rules = found.rules.get(outcome) if outcome is not Outcome.NOT_REPLAYED else found.reasons
-        told = "\n".join(f"{name}: {count}" for name, count in (rules or {}).items())
-        table.add_row(Text(outcome.value), str(found.counts[outcome]), Text(told))
+        rules = replay.rules.get(outcome) if outcome is not Outcome.NOT_REPLAYED else replay.reasons
+        counts = "\n".join(f"{name}: {count}" for name, count in (rules or {}).items())
+        table.add_row(Text(outcome.value), str(replay.counts[outcome]), Text(counts))
     console().print(table)
     for outcome in (Outcome.NEWLY_DENIED, Outcome.NEWLY_ALLOWED):
-        if found.examples.get(outcome):
-            console().print(_examples_table(outcome, found.examples[outcome]))
+        if replay.examples.get(outcome):
+            console().print(_examples_table(outcome, replay.examples[outcome]))
 
 
 def _examples_table(outcome: Outcome, examples: list[Replayed]) -> Table:
     from saegis_server.policy.decide.replay import rule_name
 
-    title = Text(f"{outcome.value}, the first {len(examples)}")
-    table = Table(title=title, title_justify="left", title_style="bold")
-    for column in ("decision", "time", "tenant", "by"):
-        table.add_column(column, overflow="fold")
-    for each in examples:
-        by = (
+    title = f"{outcome.value}, the first {len(examples)}"
+    table = titled(title, ("decision", "time", "tenant", "by"))
+    for example in examples:
+        denials = "\n".join(
             f"{rule_name(denial)}{f' at {denial.field}' if denial.field else ''}: {denial.message}"
-            for denial in each.denials
+            for denial in example.denials
         )
-        table.add_row(Text(each.decision_id[:12]), Text(each.time), Text(each.tenant), Text("\n".join(by)))
+        table.add_row(*map(Text, (example.decision_id[:12], example.time, example.tenant, denials)))
     return table
 
 
-def _note(new: Bundle, found: Replay) -> None:
+def _note(new: Bundle, replay: Replay) -> None:
     """What the reader should know: what could not be read, and what a replay leaves out."""
-    if found.unreadable:
-        notes().print(f"note: {found.unreadable} lines of the log are no records", style="yellow")
+    if replay.unreadable:
+        notes().print(f"note: {replay.unreadable} lines of the log are no records", style="yellow")
     acting = [rule.id for rule in new.policy.rules if rule.when is not None]
     if acting:
         notes().print(

@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from saegis.cli import explain as remote
 from saegis.cli import options
-from saegis.cli.connection import SERVER_VARIABLE, Connection, connecting
-from saegis.cli.labels import settled
+from saegis.cli.connection import SERVER_VARIABLE, Connection
+from saegis.cli.edits import with_best_features
 from saegis.cli.output import USAGE, fail
-from saegis.cli.policy import explain as remote
-from saegis_server.cli.policy import world as policy_world
+from saegis_server.cli.policy.world import Subject, read_bundle
 from saegis_server.rpc.auth.roles import Role
 
 if TYPE_CHECKING:
     import saegis
-    from saegis.cli.labels import Find, Labelled
+    from saegis.cli.edits import Labelled, Search
     from saegis_server.policy.decide.compiled import CompiledPolicy
     from saegis_server.policy.decide.decision import Decision, RequestFacts
     from saegis_server.sae.catalog import Catalog
@@ -52,48 +52,42 @@ Server = Annotated[
 ]
 
 
-@connecting
-@options.editing
+@options.grouped
 def explain(
     bundle: remote.Bundle = None,
     tenant: remote.Tenant = "",
     role: Annotated[list[Role] | None, remote.ROLE] = None,
     use: remote.Uses = None,
-    written: options.Written = (),
+    *,
+    edits: options.Edits,
     edit_sae: options.EditSae = "",
-    sae: policy_world.Sae = None,
-    site: policy_world.Sites = None,
-    name: policy_world.ModelName = None,
-    rows: policy_world.Rows = None,
+    subject: Subject,
     json: options.Json = False,
     server: Server = None,
-    *,
     connection: Connection,
 ) -> None:
     """Tell what is decided on a request, by which rules, and why. Nothing is generated."""
-    edits = remote.read_edits(written, sae=edit_sae)
-    uses = _uses(use or ())
+    steering, uses = remote.parsed(edits, edit_sae), _uses(use or ())
     if bundle is None or server is not None:
         if server is None and (named := os.environ.get(SERVER_VARIABLE)):
             connection = replace(connection, server=named)
-        remote.ask(connection, bundle, edits, tenant, role or (), uses, json)
+        remote.ask(connection, bundle, steering, tenant, role or (), uses, json)
         return
-    read = policy_world.read_bundle(bundle)
-    compiled = policy_world.compiled(bundle, read, policy_world.offline_world(sae, site, name, rows))
-    decision = _decided(compiled, edits, uses, tenant or "default", role or (Role.USE, Role.STEER))
-    _tell(decision, json)
+    compiled = subject.compiled(bundle, read_bundle(bundle))
+    decision = _decided(compiled, steering, uses, tenant or "default", role or (Role.USE, Role.STEER))
+    _show(decision, json)
 
 
 def _uses(words: Sequence[str]) -> dict[str, float | None]:
     """The words with their values; ends the command for one that is not written as it should be."""
     from saegis_server.policy.decide.uses import ORDINARY, Use
 
-    found = remote.uses(words)
-    for word, value in found.items():
+    values = remote.uses(words)
+    for word, value in values.items():
         if word not in list(Use) or (word in ORDINARY) != (value is not None):
             hint = ", ".join(f"{use.value}=VALUE" if use in ORDINARY else use.value for use in Use)
             raise fail(f"--use {word!r} is no use", f"write {hint}", USAGE)
-    return found
+    return values
 
 
 def _decided(
@@ -108,8 +102,8 @@ def _decided(
     from saegis_server.policy.decide.decision import RequestFacts
     from saegis_server.policy.decide.uses import Use, beyond
 
-    beyonds = (beyond(Use(word), value, "") for word, value in uses.items())
-    asked = tuple(use for use in beyonds if use is not None)
+    all_uses = (beyond(Use(word), value, "") for word, value in uses.items())
+    asked = tuple(use for use in all_uses if use is not None)
     request = RequestFacts(tenant, frozenset(roles), compiled.world.model, uses=asked)
     return PolicySet((compiled,)).decide(_with_edits(request, edits, compiled))
 
@@ -125,7 +119,7 @@ def _with_edits(
     from saegis_server.sae.catalog import CatalogError
 
     world = compiled.world
-    edits = settled(edits, in_catalog(world.catalog))
+    edits = with_best_features(edits, catalog_search(world.catalog))
     targets = Targets(world.sites, world.catalog, world.width)
     try:
         steering = request_steering(steering_message(edits), targets, world.capacity)
@@ -137,32 +131,32 @@ def _with_edits(
     return replace(request, edits=steering.edits)
 
 
-def in_catalog(catalog: Catalog) -> Find:
-    """Asks what is loaded here."""
-    from saegis_server.rpc.services.feature_search import search
+def catalog_search(catalog: Catalog) -> Search:
+    """A search of what is loaded here."""
+    from saegis_server.rpc.services import feature_search
 
-    def find(words: str, sae: str) -> Sequence[Labelled]:
+    def search(words: str, sae: str) -> Sequence[Labelled]:
         entries = [entry for entry in catalog.entries if sae in ("", entry.id)]
         return [
-            _Found(each.loaded.id, each.index, each.label.label, each.label.precision)
-            for each in search(entries, words)
-            if each.label is not None
+            _LabelledHere(hit.loaded.id, hit.index, hit.label.label, hit.label.precision)
+            for hit in feature_search.search(entries, words)
+            if hit.label is not None
         ]
 
-    return find
+    return search
 
 
 @dataclass(frozen=True, slots=True)
-class _Found:
+class _LabelledHere:
     sae: str
     index: int
     label: str
     precision: float | None
 
 
-def _tell(decision: Decision, json: bool) -> None:
+def _show(decision: Decision, json: bool) -> None:
     from saegis_server.policy.decide.explain import explain as explained
 
     digest = decision.program.digest if decision.allowed else ""
-    would_deny = [remote.plain_denial(each, str(each.mode)) for each in decision.would_deny]
-    remote.tell(decision, digest, explained(decision), json, would_deny)
+    would_deny = [remote.plain_denial(denial, str(denial.mode)) for denial in decision.would_deny]
+    remote.show(decision, digest, explained(decision), json, would_deny)

@@ -10,9 +10,9 @@ import typer
 from rich.text import Text
 
 from saegis.cli import options
-from saegis.cli.output import USAGE, console, fail, notes, print_json
-from saegis.cli.policy.bundle import BundlePath
-from saegis_server.cli.policy import world as policy_world
+from saegis.cli.output import USAGE, console, fail, notes, own_command, print_json
+from saegis.cli.policy import BundlePath
+from saegis_server.cli.policy.world import read_bundle
 
 SIGN_EPILOG = """
 [bold]Examples[/bold]
@@ -56,33 +56,32 @@ def sign(
     try:
         private = load_private_key(key)
     except KeyFileError as error:
-        raise fail(str(error), "make a key with: saegis policy keygen", USAGE) from error
+        raise fail(str(error), f"make a key with: {own_command()} policy keygen", USAGE) from error
     if key.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
         notes().print(f"[yellow]the private key can be read or changed by others: chmod 600 {key}[/yellow]")
-    found = signed_by(policy_world.read_bundle(bundle), private)
-    signature = found.signature
+    signed = signed_by(read_bundle(bundle), private)
+    signature = signed.signature
     assert signature is not None  # noqa: S101 - it was signed
     target = bundle / SIGNATURE_FILE if out is None else out
     try:
-        target.write_bytes(signature.to_json() if out is None else found.archive())
+        target.write_bytes(signature.to_json() if out is None else signed.archive())
     except OSError as error:
         raise fail(f"{target} cannot be written: {error.strerror}", "name another file") from error
     if json:
         print_json(
             {
-                "policy": found.policy.name,
-                "serial": found.policy.serial,
-                "revision": found.policy.revision,
-                "digest": found.digest,
+                "policy": signed.policy.name,
+                "serial": signed.policy.serial,
+                "revision": signed.policy.revision,
+                "digest": signed.digest,
                 "key": signature.key,
                 "written": str(target),
             }
         )
         return
-    told = f"{found.revision_name}, serial {found.policy.serial}, digest {found.digest[:12]}, with the key"
-    console().print(
-        Text.assemble(("signed: ", "bold green"), f"{told} {signature.key}: {target}"), soft_wrap=True
-    )
+    revision = f"{signed.revision_name}, serial {signed.policy.serial}, digest {signed.digest[:12]}"
+    shown = f"{revision}, with the key {signature.key}: {target}"
+    console().print(Text.assemble(("signed: ", "bold green"), shown), soft_wrap=True)
 
 
 def keygen(

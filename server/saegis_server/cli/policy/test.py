@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,9 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from saegis.cli import options
-from saegis.cli.output import FAILURE, console, print_json
-from saegis.cli.policy.bundle import BundlePath
-from saegis_server.cli.policy import world as policy_world
+from saegis.cli.output import FAILURE, console, print_json, titled
+from saegis.cli.policy import BundlePath
+from saegis_server.cli.policy.world import Subject, read_bundle
 
 if TYPE_CHECKING:
     from saegis_server.policy.bundle.bundle import Bundle, Source
@@ -47,21 +47,20 @@ MinCoverage = Annotated[
 ]
 
 
+@options.grouped
 def run(
     bundle: BundlePath,
     min_coverage: MinCoverage = 0.0,
-    sae: policy_world.Sae = None,
-    site: policy_world.Sites = None,
-    name: policy_world.ModelName = None,
-    rows: policy_world.Rows = None,
+    *,
+    subject: Subject,
     json: options.Json = False,
 ) -> None:
     """Run a bundle's own cases without a server, and show which of its rules they reach."""
-    read = policy_world.read_bundle(bundle)
-    compiled = policy_world.compiled(bundle, read, policy_world.offline_world(sae, site, name, rows))
+    policy = read_bundle(bundle)
+    compiled = subject.compiled(bundle, policy)
     from saegis_server.policy.decide.cases import run_cases
 
-    report = _Report(read, run_cases(compiled), min_coverage)
+    report = _Report(policy, run_cases(compiled), min_coverage)
     if json:
         print_json(report.plain())
     else:
@@ -99,33 +98,33 @@ class _Report:
         return [
             _Entry(
                 section,
-                each.id,
-                self.bundle.sources.get(each.id),
-                tuple(result.name for result in self.results if each.id in result.reached),
+                entry.id,
+                self.bundle.sources.get(entry.id),
+                tuple(result.name for result in self.results if entry.id in result.reached),
             )
             for section in _SECTIONS
-            for each in getattr(self.bundle.policy, section)
+            for entry in getattr(self.bundle.policy, section)
         ]
 
     @property
     def share(self) -> float:
         """The share of entries that some case reaches; 1 where there is nothing to reach."""
         entries = self.entries
-        return sum(bool(each.cases) for each in entries) / len(entries) if entries else 1.0
+        return sum(bool(entry.cases) for entry in entries) / len(entries) if entries else 1.0
 
     @property
     def faults(self) -> list[str]:
         """Why the bundle does not pass."""
         failed = sum(not result.passed for result in self.results)
-        found = [f"{failed} of {len(self.results)} cases failed"] if failed else []
+        faults = [f"{failed} of {len(self.results)} cases failed"] if failed else []
         if not self.results:
-            found.append("the bundle has no cases; write some into tests/cases.yaml")
+            faults.append("the bundle has no cases; write some into tests/cases.yaml")
         if self.share < self.min_coverage:
-            missed = ", ".join(each.id for each in self.entries if not each.cases)
-            found.append(
+            missed = ", ".join(entry.id for entry in self.entries if not entry.cases)
+            faults.append(
                 f"coverage {self.share:.0%} is under {self.min_coverage:.0%}: no case reaches {missed}"
             )
-        return found
+        return faults
 
     def plain(self) -> dict[str, Any]:
         """As JSON knows it."""
@@ -147,22 +146,22 @@ class _Report:
             "coverage": {
                 "share": self.share,
                 "wanted": self.min_coverage,
-                "entries": [each.plain() for each in self.entries],
+                "entries": [entry.plain() for entry in self.entries],
             },
         }
 
     def tables(self) -> list[Table]:
         """The cases, and what they reach."""
-        cases = _table(f"{self.bundle.revision_name}: cases", ("", "case", "where", "what came otherwise"))
+        cases = titled(f"{self.bundle.revision_name}: cases", ("", "case", "where", "what came otherwise"))
         for result in self.results:
             outcome = Text("PASS", "green") if result.passed else Text("FAIL", "bold red")
             where = _shown(self.bundle.case_sources.get(result.name))
             cases.add_row(outcome, Text(result.name), where, Text("\n".join(result.failures)))
-        reached = _table("coverage", ("", "what", "id", "where", "cases"))
-        for each in self.entries:
-            mark = Text("reached", "green") if each.cases else Text("never", "bold yellow")
-            count = Text(str(len(each.cases)))
-            reached.add_row(mark, Text(each.section), Text(each.id), _shown(each.source), count)
+        reached = titled("coverage", ("", "what", "id", "where", "cases"))
+        for entry in self.entries:
+            mark = Text("reached", "green") if entry.cases else Text("never", "bold yellow")
+            count = Text(str(len(entry.cases)))
+            reached.add_row(mark, Text(entry.section), Text(entry.id), _shown(entry.source), count)
         return [table for table in (cases, reached) if table.row_count]
 
     def verdict(self) -> Text:
@@ -172,13 +171,6 @@ class _Report:
         return Text.assemble(
             ("passed: ", "bold green"), f"{len(self.results)} cases, coverage {self.share:.0%}"
         )
-
-
-def _table(title: str, columns: Sequence[str]) -> Table:
-    table = Table(title=Text(title), title_justify="left", title_style="bold")
-    for name in columns:
-        table.add_column(name, overflow="fold")
-    return table
 
 
 def _place(source: Source | None) -> Mapping[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,9 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from saegis.cli import options
-from saegis.cli.output import FAILURE, USAGE, console, fail, print_json
-from saegis.cli.policy.bundle import BundlePath, problem_table
-from saegis_server.cli.policy import world as policy_world
+from saegis.cli.output import FAILURE, USAGE, console, fail, own_command, print_json
+from saegis.cli.policy import BundlePath, problem_table
+from saegis_server.cli.policy.world import Subject
 from saegis_server.policy.errors import Unmatched
 
 if TYPE_CHECKING:
@@ -23,8 +22,8 @@ if TYPE_CHECKING:
 
     from saegis_server.policy.bundle.bundle import Bundle
     from saegis_server.policy.decide.cases import CaseResult
-    from saegis_server.policy.decide.world import Callers, World
-    from saegis_server.policy.store.checking import Checker, Examination
+    from saegis_server.policy.decide.world import Callers
+    from saegis_server.policy.store.checking import Checker
     from saegis_server.problem import Problem
 
 EPILOG = """
@@ -64,21 +63,19 @@ UnmatchedPolicies = Annotated[
 ]
 
 
+@options.grouped
 def validate(
     bundle: BundlePath,
-    sae: policy_world.Sae = None,
-    site: policy_world.Sites = None,
-    name: policy_world.ModelName = None,
-    rows: policy_world.Rows = None,
+    *,
+    subject: Subject,
     keys: Keys = None,
     identities: Identities = None,
     unmatched_policies: UnmatchedPolicies = Unmatched.REFUSE,
     json: options.Json = False,
 ) -> None:
     """Check a bundle as a server would, and show every problem with its file and line."""
-    trusted = load_keys(keys or ())
-    world = partial(policy_world.offline_world, sae, site, name, rows)
-    report = _report(bundle, lambda: _checker(world(), trusted, identities, unmatched_policies))
+    trusted = _load_keys(keys or ())
+    report = _report(bundle, lambda: _checker(subject, trusted, identities, unmatched_policies))
     if json:
         print_json(report.plain())
     else:
@@ -88,7 +85,7 @@ def validate(
         raise typer.Exit(FAILURE)
 
 
-def load_keys(paths: Sequence[Path]) -> list[Ed25519PublicKey]:
+def _load_keys(paths: Sequence[Path]) -> list[Ed25519PublicKey]:
     """The public keys of these files; ends the command where one holds none."""
     from saegis_server.policy.bundle.signing import load_public_key
     from saegis_server.policy.errors import KeyFileError
@@ -96,12 +93,12 @@ def load_keys(paths: Sequence[Path]) -> list[Ed25519PublicKey]:
     try:
         return [load_public_key(path) for path in paths]
     except KeyFileError as error:
-        raise fail(str(error), "make a key with: saegis policy keygen", USAGE) from error
+        raise fail(str(error), f"make a key with: {own_command()} policy keygen", USAGE) from error
 
 
 @dataclass(frozen=True, slots=True)
 class _Report:
-    """What was found. bundle: None where it cannot be read. signed_by: empty where no key was asked for."""
+    """What a check finds. bundle: None if it cannot be read; signed_by: empty if no key is asked for."""
 
     problems: tuple[Problem, ...]
     bundle: Bundle | None = None
@@ -111,25 +108,25 @@ class _Report:
 
     def plain(self) -> dict[str, Any]:
         """As JSON knows it."""
-        told: dict[str, Any] = {
+        plain: dict[str, Any] = {
             "valid": not self.problems,
             "problems": [asdict(problem) for problem in self.problems],
             "warnings": [asdict(problem) for problem in self.warnings],
         }
         if self.bundle is not None:
             policy = self.bundle.policy
-            told["policy"] = {
+            plain["policy"] = {
                 "name": policy.name,
                 "serial": policy.serial,
                 "revision": policy.revision,
                 "digest": self.bundle.digest,
                 "signed_by": self.signed_by,
             }
-            told["cases"] = [
+            plain["cases"] = [
                 {"name": case.name, "passed": case.passed, "failures": list(case.failures)}
                 for case in self.cases
             ]
-        return told
+        return plain
 
     def lines(self, path: Path) -> list[Table | Text]:
         """For people: what is wrong, or what the bundle is."""
@@ -139,35 +136,39 @@ class _Report:
         assert self.bundle is not None  # noqa: S101 - without a bundle there is a problem
         policy = self.bundle.policy
         signed = f", signed by {self.signed_by}" if self.signed_by else ""
-        told = Text.assemble(
+        outcome = Text.assemble(
             ("valid: ", "bold green"),
             f"{self.bundle.revision_name}, serial {policy.serial}, digest {self.bundle.digest[:12]}{signed}; "
             f"{len(policy.rules)} rules, {len(self.cases)} cases passed",
         )
-        warned = problem_table(self.warnings, "warnings", "bold yellow") if self.warnings else None
-        return [told] if warned is None else [told, warned]
+        if not self.warnings:
+            return [outcome]
+        return [outcome, problem_table(self.warnings, "warnings", "bold yellow")]
 
 
 def _checker(
-    world: World, keys: Sequence[Ed25519PublicKey], identities: Path | None, unmatched: Unmatched
+    subject: Subject, keys: Sequence[Ed25519PublicKey], identities: Path | None, unmatched: Unmatched
 ) -> Checker:
-    """What judges as a server of this world would."""
+    """Checks bundles as a server of this subject would."""
     from dataclasses import replace
 
     from saegis_server.policy.store.checking import Checker
 
+    world = subject.world()
     if identities is not None:
         world = replace(world, callers=_callers(identities))
     return Checker(world, keys, unmatched)
 
 
 def _callers(identities: Path) -> Callable[[], Callers]:
+    """Who may call, by a file of identities; ends the command where it is wrong."""
     from saegis_server.rpc.auth.identities import IdentitiesError, read_identities
 
     try:
         known = read_identities(identities).callers
     except IdentitiesError as error:
-        raise fail(str(error), "saegis token new --help shows what the file looks like", USAGE) from error
+        hint = f"{own_command()} token new --help shows what the file looks like"
+        raise fail(str(error), hint, USAGE) from error
     return lambda: known
 
 
@@ -179,5 +180,5 @@ def _report(path: Path, checker: Callable[[], Checker]) -> _Report:
         bundle = Bundle.read(path)
     except PolicyError as error:
         return _Report(error.problems)
-    found: Examination = checker().examine(bundle, None)
-    return _Report(found.problems, bundle, found.signed_by, found.cases, found.warnings)
+    examined = checker().examine(bundle, None)
+    return _Report(examined.problems, bundle, examined.signed_by, examined.cases, examined.warnings)

@@ -12,11 +12,10 @@ from rich.table import Table
 from rich.text import Text
 
 from saegis.cli import options
-from saegis.cli.output import FAILURE, USAGE, console, fail, notes, print_json, print_json_line
+from saegis.cli.output import FAILURE, USAGE, console, fail, notes, own_command, print_json, print_json_line
 from saegis_server.audit.records import RecordKind
 
 if TYPE_CHECKING:
-    from saegis_server.audit.chain import Line
     from saegis_server.audit.records import PlainJson
     from saegis_server.audit.verify import Verification
 
@@ -51,21 +50,9 @@ Place = Annotated[
     Path, typer.Argument(metavar="PATH", exists=True, help="The log's directory, or one of its files.")
 ]
 #: The fields that a table shows of a record's own, in this order, where it has them.
-_TOLD = (
-    "decision_id",
-    "tenant",
-    "principal",
-    "method",
-    "allowed",
-    "reason",
-    "action",
-    "name",
-    "revision",
-    "policy_revision",
-    "finish_reasons",
-    "records",
-    "bytes",
-    "files",
+_SHOWN = (
+    *("decision_id", "tenant", "principal", "method", "allowed", "reason", "action"),
+    *("name", "revision", "policy_revision", "finish_reasons", "records", "bytes", "files"),
 )
 
 
@@ -85,12 +72,12 @@ def verify(
     from saegis_server.audit.verify import verify as verify_log
 
     with _log_errors():
-        found = verify_log(path, read_key(audit_key_file), expect_head)
+        verification = verify_log(path, read_key(audit_key_file), expect_head)
     if json:
-        print_json(_as_json(found))
+        print_json(_plain(verification))
     else:
-        _tell(found)
-    if found.problems:
+        _show(verification)
+    if verification.problems:
         raise typer.Exit(FAILURE)
 
 
@@ -118,13 +105,12 @@ def show(
         )
 
     with _log_errors():
-        wanted: Iterator[Line] = (line for line in records(files_of(path)) if fits(line.record))
-        found = deque(wanted, maxlen=last)
+        lines = deque((line for line in records(files_of(path)) if fits(line.record)), maxlen=last)
     if json:
-        for line in found:
+        for line in lines:
             print_json_line(line.record)
-    elif found:
-        console().print(_records_table(line.record for line in found))
+    elif lines:
+        console().print(_records_table(line.record for line in lines))
     else:
         notes().print("no record fits")
 
@@ -136,48 +122,47 @@ def _log_errors() -> Iterator[None]:
     try:
         yield
     except (AuditError, OSError) as error:
-        raise fail(str(error), "see `saegis audit --help`", USAGE) from error
+        raise fail(str(error), f"see `{own_command()} audit --help`", USAGE) from error
 
 
-def _as_json(found: Verification) -> dict[str, object]:
+def _plain(verification: Verification) -> dict[str, object]:
+    """The outcome as JSON knows it."""
+    first, last = verification.first, verification.last
     return {
-        "whole": not found.problems,
-        "records": found.records,
-        "first": found.first.seq if found.first else None,
-        "last": found.last.seq if found.last else None,
-        "head": found.head,
-        "problems": list(found.problems),
-        "notes": list(found.notes),
+        "whole": not verification.problems,
+        "records": verification.records,
+        "first": first.seq if first else None,
+        "last": last.seq if last else None,
+        "head": verification.head,
+        "problems": list(verification.problems),
+        "notes": list(verification.notes),
     }
 
 
-def _tell(found: Verification) -> None:
+def _show(verification: Verification) -> None:
+    """Print the outcome for people."""
     out = console()
-    for problem in found.problems:
+    for problem in verification.problems:
         out.print(Text(str(problem), style="red"), soft_wrap=True)
-    for note in found.notes:
+    for note in verification.notes:
         out.print(Text(f"note: {note}", style="dim"), soft_wrap=True)
-    if found.problems:
-        number = len(found.problems)
+    if number := len(verification.problems):
         out.print(Text(f"not whole: {number} {'problem' if number == 1 else 'problems'}", style="bold red"))
-        return
-    if found.first is None or found.last is None:
-        return
-    out.print(
-        Text(f"whole: {found.records} records, {found.first.seq} to {found.last.seq}", style="bold green")
-    )
-    out.print(Text(f"head:  {found.head}"), soft_wrap=True)
+    elif verification.first is not None and verification.last is not None:
+        numbers = f"{verification.first.seq} to {verification.last.seq}"
+        out.print(Text(f"whole: {verification.records} records, {numbers}", style="bold green"))
+        out.print(Text(f"head:  {verification.head}"), soft_wrap=True)
 
 
-def _records_table(found: Iterator[Mapping[str, PlainJson]]) -> Table:
+def _records_table(records: Iterator[Mapping[str, PlainJson]]) -> Table:
     table = Table("record", "time", "kind", "what")
-    for record in found:
+    for record in records:
         what = Text()
-        for name in _TOLD:
+        for name in _SHOWN:
             value = record.get(name)
             if value in (None, "", []):
                 continue
-            told = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-            what.append(f"{name} ", style="dim").append(f"{told}  ")
+            shown = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+            what.append(f"{name} ", style="dim").append(f"{shown}  ")
         table.add_row(str(record["seq"]), Text(str(record["time"])), Text(str(record["kind"])), what)
     return table

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import sys
-from pathlib import Path
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 from rich.text import Text
 
 from saegis.cli import options
-from saegis.cli.output import USAGE, fail, notes, print_json_line
-from saegis_server.audit import Fsync, OnFailure
-from saegis_server.cli.options import Device, Dtype, DtypeName
-from saegis_server.cli.serve import options as at
+from saegis.cli.output import USAGE, fail, notes, own_command, print_json_line
+from saegis_server.cli.serve.options import (
+    Audit,
+    Level,
+    Limits,
+    LogLevel,
+    Network,
+    Policies,
+    ReadyFile,
+    Served,
+)
 from saegis_server.cli.stages import StageDisplay, stage_display
-from saegis_server.policy.errors import Unmatched
 
 if TYPE_CHECKING:
     from saegis_server.rpc.server.config import Address, ServerConfig
@@ -55,43 +62,16 @@ SIGTERM and Ctrl-C let running requests finish within --grace seconds.
 REFERENCE_SAE_ID = "polyglot"
 
 
+@options.grouped
 def serve(
-    model: at.Model = None,
-    sae: at.Saes = None,
-    site: at.Sites = None,
-    name: at.Name = None,
-    dtype: Dtype = DtypeName.AUTO,
-    device: Device = "cpu",
-    compile: at.CompileWhen = at.Compile.AUTO,
-    host: at.Host = "127.0.0.1",
-    port: at.Port = 50051,
-    unix: at.Unix = None,
-    metrics_port: at.MetricsPort = 9464,
-    tls_cert: at.TlsCert = None,
-    tls_key: at.TlsKey = None,
-    client_ca: at.ClientCa = None,
-    identities: at.Identities = None,
-    policy: at.Policies = None,
-    policy_state: at.PolicyState = None,
-    policy_key: at.PolicyKeys = None,
-    unmatched_policies: at.UnmatchedPolicies = Unmatched.REFUSE,
-    audit: at.AuditDirectory = None,
-    audit_fsync: at.AuditFsync = Fsync.ALWAYS,
-    audit_key_file: at.AuditKeyFile = None,
-    audit_prompts: at.AuditPrompts = False,
-    audit_on_failure: at.AuditOnFailure = OnFailure.REFUSE,
-    reflection: at.Reflection = True,
-    max_num_seqs: at.MaxNumSeqs = 16,
-    max_model_len: at.MaxModelLen = None,
-    rows: at.Rows = None,
-    queue_limit: at.QueueLimit = 256,
-    limit: at.Limit = None,
-    stall: at.Stall = 10.0,
-    grace: at.Grace = 30.0,
-    steer_first_token: at.SteerFirstToken = False,
-    read_first_token: at.ReadFirstToken = False,
-    ready_file: at.ReadyFile = None,
-    log_level: at.LogLevel = at.Level.WARNING,
+    *,
+    served: Served,
+    network: Network,
+    policies: Policies,
+    audit: Audit,
+    limits: Limits,
+    ready_file: ReadyFile = None,
+    log_level: LogLevel = Level.WARNING,
     json: options.Json = False,
 ) -> None:
     """Serve a model with its SAEs over gRPC.
@@ -99,52 +79,38 @@ def serve(
     Shows each stage of the start: loading, checking the SAEs, compiling, proving that steering works.
     With --json the stages and the address are JSON lines on standard output.
     """
-    _log_to_stderr(log_level)
-    config = _config(
-        model=model,
-        sae=sae or [],
-        site=site or [],
-        name=name,
-        dtype=dtype,
-        device=device,
-        compile=compile.value,
-        host=host,
-        port=port,
-        unix=unix,
-        metrics_port=None if metrics_port < 0 else metrics_port,
-        tls=_tls(tls_cert, tls_key, client_ca),
-        identities=identities,
-        policies=_policies(policy or [], policy_state, policy_key or [], unmatched_policies),
-        audit=_audit(audit, audit_fsync, audit_key_file, audit_prompts, audit_on_failure),
-        reflection=reflection,
-        max_num_seqs=max_num_seqs,
-        max_model_len=max_model_len,
-        rows=room_for_rows(rows or []),
-        queue_limit=queue_limit,
-        limits=_limits(limit or []),
-        stall_seconds=stall,
-        grace_seconds=grace,
-        steer_first_token=steer_first_token,
-        read_first_token=read_first_token,
-        ready_file=ready_file,
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=log_level.upper(),
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
-    _run(config, json)
+    settings = {
+        **_network_settings(network),
+        "policies": _policy_settings(policies),
+        "audit": _audit_settings(audit),
+        **asdict(limits),
+        "rows": room_for_rows(limits.rows or []),
+        "limits": caller_limits(limits.limits or []),
+        "ready_file": ready_file,
+    }
+    _run(server_config(served, settings), json)
 
 
-def _config(
-    *, model: str | None, sae: list[str], site: list[str], name: str | None, **rest: Any
-) -> ServerConfig:
+def server_config(served: Served, settings: dict[str, Any]) -> ServerConfig:
     """The configuration; ends the command where it does not hold together."""
     from pydantic import ValidationError
 
     from saegis_server.rpc.server.config import ServerConfig
 
-    if site and len(site) < len(sae):
+    model, name, saes, sites = served.model, served.name, served.sae or [], served.site or []
+    if sites and len(sites) < len(saes):
         raise fail(
-            f"{len(sae)} SAEs but {len(site)} sites", "give each --sae its --site, or none of them one", USAGE
+            f"{len(saes)} SAEs but {len(sites)} sites",
+            "give each --sae its --site, or none of them one",
+            USAGE,
         )
     sources: list[dict[str, Any]] = [
-        {"path": path, "site": site[place] if site else None} for place, path in enumerate(sae)
+        {"path": path, "site": sites[place] if sites else None} for place, path in enumerate(saes)
     ]
     if model is None:
         model, own = reference()
@@ -152,13 +118,23 @@ def _config(
         sources = sources or [own]
     try:
         return ServerConfig.model_validate(
-            {"model": model, "name": name, "saes": sources, "sites": site[len(sae) :], **rest}
+            {
+                "model": model,
+                "name": name,
+                "saes": sources,
+                "sites": sites[len(saes) :],
+                "dtype": served.dtype,
+                "device": served.device,
+                "compile": served.compile.value,
+                **settings,
+            }
         )
     except ValidationError as error:
         problems = [
             f"{'.'.join(map(str, each['loc'])) or 'configuration'}: {each['msg']}" for each in error.errors()
         ]
-        raise fail("the configuration is wrong", "see saegis serve --help", USAGE, problems) from error
+        hint = f"see {own_command()} serve --help"
+        raise fail("the configuration is wrong", hint, USAGE, problems) from error
 
 
 def reference() -> tuple[str, dict[str, Any]]:
@@ -185,75 +161,62 @@ def room_for_rows(given: list[str]) -> dict[str, int]:
         rooms = TypeAdapter(dict[RowKind, Room]).validate_python(pairs)
         return {str(kind): room for kind, room in rooms.items()}
     except ValueError as error:
-        told = error.errors()[0]["msg"] if isinstance(error, ValidationError) else "a number is missing"
+        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else "a number is missing"
         hint = "write KIND=NUMBER, with edits, rules, bans, watches or conditions and 2 to 1024"
-        raise fail(f"--rows {' '.join(given)}: {told}", hint, USAGE) from error
+        raise fail(f"--rows {' '.join(given)}: {reason}", hint, USAGE) from error
 
 
-def _limits(given: list[str]) -> dict[str, Any]:
-    """Limits by principal, tenant and server, from NAME=NUMBER; what is unset keeps its default."""
+def caller_limits(given: list[str]) -> dict[str, Any]:
+    """Limits by principal, tenant and server, from NAME=NUMBER; what is not named keeps its default."""
     from saegis_server.rpc.server.limits import Limits
 
-    found: dict[str, Any] = Limits().model_dump()
-    for each in given:
-        name, equals, number = each.partition("=")
+    limits: dict[str, Any] = Limits().model_dump()
+    for text in given:
+        name, equals, number = text.partition("=")
         *scope, key = name.split(".")
-        place = found
+        place = limits
         for part in scope:
             place = place[part] if isinstance(place.get(part), dict) else {}
         if not equals or key not in place or isinstance(place[key], dict):
-            names = [f"{who}.{what}" for who in ("principal", "tenant") for what in found[who]]
+            names = [f"{who}.{what}" for who in ("principal", "tenant") for what in limits[who]]
             known = ", ".join((*names, "requests", "held_bytes"))
-            raise fail(f"--limit {each!r} sets no limit", f"give NAME=NUMBER of {known}", USAGE)
+            raise fail(f"--limit {text!r} sets no limit", f"give NAME=NUMBER of {known}", USAGE)
         place[key] = number
-    return found
+    return limits
 
 
-def _tls(cert: Path | None, key: Path | None, client_ca: Path | None) -> dict[str, Path | None] | None:
-    if cert is None and key is None and client_ca is None:
-        return None
-    if cert is None or key is None:
-        raise fail("a certificate without its key", "give both --tls-cert and --tls-key", USAGE)
-    return {"cert": cert, "key": key, "client_ca": client_ca}
+def _network_settings(network: Network) -> dict[str, Any]:
+    settings = asdict(network)
+    cert, key, client_ca = (settings.pop(name) for name in ("tls_cert", "tls_key", "client_ca"))
+    if (cert, key, client_ca) != (None, None, None):
+        if cert is None or key is None:
+            raise fail("a certificate without its key", "give both --tls-cert and --tls-key", USAGE)
+        settings["tls"] = {"cert": cert, "key": key, "client_ca": client_ca}
+    if network.metrics_port < 0:
+        settings["metrics_port"] = None
+    return settings
 
 
-def _policies(
-    bundles: list[Path], state: Path | None, keys: list[Path], unmatched: Unmatched
-) -> dict[str, Any] | None:
-    if not bundles and state is None:
-        if keys:
-            raise fail("a policy key without policies", "give a --policy or a --policy-state", USAGE)
-        return None
-    return {"bundles": bundles, "state": state, "keys": keys, "unmatched": unmatched}
+def _policy_settings(policies: Policies) -> dict[str, Any] | None:
+    settings = {**asdict(policies), "bundles": policies.bundles or [], "keys": policies.keys or []}
+    if settings["bundles"] or policies.state is not None:
+        return settings
+    if settings["keys"]:
+        raise fail("a policy key without policies", "give a --policy or a --policy-state", USAGE)
+    return None
 
 
-def _audit(
-    directory: Path | None, fsync: Fsync, key_file: Path | None, prompts: bool, on_failure: OnFailure
-) -> dict[str, Any] | None:
-    if directory is None:
-        if key_file is not None or prompts:
-            told = "--audit-prompts" if prompts else "--audit-key-file"
-            raise fail(f"{told} without an audit log", "give --audit its directory", USAGE)
-        return None
-    return {
-        "directory": directory,
-        "fsync": fsync,
-        "key_file": key_file,
-        "prompts": prompts,
-        "on_failure": on_failure,
-    }
-
-
-def _log_to_stderr(level: at.Level) -> None:
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=level.upper(),
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
+def _audit_settings(audit: Audit) -> dict[str, Any] | None:
+    if audit.directory is not None:
+        return asdict(audit)
+    if audit.prompts or audit.key_file is not None:
+        option = "--audit-prompts" if audit.prompts else "--audit-key-file"
+        raise fail(f"{option} without an audit log", "give --audit its directory", USAGE)
+    return None
 
 
 def _run(config: ServerConfig, json: bool) -> None:
-    """Serve until a signal comes; what stops the start or the service ends the command with a message."""
+    """Serve until a signal comes; an error that is foreseen ends the command with a message."""
     with stage_display(json) as display:
         # Importing torch takes seconds: it is the first thing to show.
         display("loading the libraries", 0, 0)
@@ -287,9 +250,7 @@ def _run(config: ServerConfig, json: bool) -> None:
 def _ready(
     address: Address, services: Services, config: ServerConfig, display: StageDisplay, json: bool
 ) -> None:
-    """Tell that the server serves, where, and by which rules."""
-    import os
-
+    """Say that the server serves, where, and by which policies."""
     from saegis_server.policy.decide.disclosure import OPERATOR
 
     display.close()
@@ -311,21 +272,19 @@ def _ready(
             }
         )
         return
+    everybody = "every program of this user" if config.unix else "every program of this machine"
+    rows = [("SAE", f"{source.id or source.path} {source.site or ''}") for source in config.saes]
+    if address.metrics_port is not None:
+        rows.append(("metrics", f"http://{config.metrics_host}:{address.metrics_port}/metrics"))
+    rows.append(("open to", f"the principals of {config.identities}" if config.identities else everybody))
+    rows += [("policy", f"{each.name}, revision {each.revision}, serial {each.serial}") for each in policies]
+    if not policies:
+        rows.append(("policies", "none" if store is None else "none: every request is denied"))
+    rows.append(("audit log", "none" if audit is None else str(audit)))
+    rows.append(("try", f"{own_command()} chat --server {address.target}"))
+    rows.append(("stop", "Ctrl-C or SIGTERM"))
     table = Table(show_header=False, box=None)
     table.add_row("serving", Text(f"{config.name or config.model} on {address.target}", style="bold green"))
-    for source in config.saes:
-        table.add_row("SAE", Text(f"{source.id or source.path} {source.site or ''}"))
-    if address.metrics_port is not None:
-        table.add_row("metrics", Text(f"http://{config.metrics_host}:{address.metrics_port}/metrics"))
-    everybody = "every program of this user" if config.unix else "every program of this machine"
-    table.add_row(
-        "open to", Text(f"the principals of {config.identities}" if config.identities else everybody)
-    )
-    for each in policies:
-        table.add_row("policy", Text(f"{each.name}, revision {each.revision}, serial {each.serial}"))
-    if not policies:
-        table.add_row("policies", Text("none" if store is None else "none: every request is denied"))
-    table.add_row("audit log", Text("none" if audit is None else str(audit)))
-    table.add_row("try", Text(f"saegis chat --server {address.target}"))
-    table.add_row("stop", Text("Ctrl-C or SIGTERM"))
+    for name, value in rows:
+        table.add_row(name, Text(value))
     notes().print(table)

@@ -1,5 +1,6 @@
 """What stops a start, in words: each exception with its message and what to do next."""
 
+from saegis.cli.output import own_command
 from saegis_server.audit import AuditError
 from saegis_server.engine.api import CanaryError
 from saegis_server.engine.torch.loading import MachineError, ModelLoadError
@@ -10,6 +11,7 @@ from saegis_server.rpc.server.server import EngineDiedError
 from saegis_server.sae.errors import SAEFileError, SAEMismatch
 from saegis_server.steering.site import SiteError
 
+#: What each kind of error is called, and what to do next; {saegis} stands for the command that runs.
 _ADVICE: tuple[tuple[type[Exception], str, str], ...] = (
     (
         SAEFileError,
@@ -18,17 +20,17 @@ _ADVICE: tuple[tuple[type[Exception], str, str], ...] = (
     ),
     (SAEMismatch, "", "give the --site at which the SAE was trained, or the SAE that belongs to this model"),
     (SiteError, "", "sites are written layers.NUMBER.resid_post; give another --site"),
-    (MachineError, "", "--dtype and --device say on what the model runs; see saegis serve --help"),
+    (MachineError, "", "--dtype and --device say on what the model runs; see {saegis} serve --help"),
     (ModelLoadError, "the model cannot be loaded: ", "give --model a directory or hub id with safetensors"),
     (
         IdentitiesError,
         "the identities cannot be read: ",
-        "saegis token new --help shows what the file looks like",
+        "{saegis} token new --help shows what the file looks like",
     ),
     (
         PolicyError,
         "a policy cannot come in force: ",
-        "saegis policy validate shows what is wrong with a bundle",
+        "{saegis} policy validate shows what is wrong with a bundle",
     ),
     (
         HistoryError,
@@ -44,20 +46,20 @@ _ADVICE: tuple[tuple[type[Exception], str, str], ...] = (
         "--log-level debug shows the whole cause",
     ),
     (EngineDiedError, "the engine has died: ", "the log above has the cause; start the server again"),
-    (ValueError, "", "saegis serve --help explains the settings"),
-    (OSError, "", "saegis serve --help explains the settings"),
+    (ValueError, "", "{saegis} serve --help explains the settings"),
+    (OSError, "", "{saegis} serve --help explains the settings"),
 )
 
 
 def start_failed(error: Exception) -> tuple[str, str] | None:
-    """The message and the advice for an error that is foreseen; None for a defect."""
+    """The message and the advice for an error that is foreseen; None for any other."""
     for kind, prefix, advice in _ADVICE:
         if isinstance(error, kind):
-            return f"{prefix}{_said(error)}", advice
+            return f"{prefix}{_reason(error)}", advice.format(saegis=own_command())
     return None
 
 
-def _said(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     """The error's words, without the number that the system has for it."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror

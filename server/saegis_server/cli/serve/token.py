@@ -70,24 +70,24 @@ def new(
     entry = {
         "name": principal or f"principal-{digest[:8]}",
         "tenant": tenant,
-        "roles": [str(each) for each in roles],
+        "roles": list(map(str, roles)),
         "token_sha256": digest,
     }
     try:
         Principal.model_validate(entry)
     except ValidationError as error:
-        options_of = {"name": "--principal", "tenant": "--tenant"}
-        named = [options_of[str(each["loc"][0])] for each in error.errors()]
-        wrong = [f"{option} must be letters, digits and . _ @ : / + -" for option in named]
-        raise fail("the principal cannot be named so", code=USAGE, details=wrong) from error
+        option = {"name": "--principal", "tenant": "--tenant"}
+        wrong = [option[str(problem["loc"][0])] for problem in error.errors()]
+        details = [f"{name} must be letters, digits and . _ @ : / + -" for name in wrong]
+        raise fail("the principal cannot be named so", code=USAGE, details=details) from error
     if json:
         print_json({"token": token, "principal": entry})
         return
     print(token, flush=True)
-    notes().print(entry_text(entry), soft_wrap=True, markup=False)
+    notes().print(_as_yaml(entry), soft_wrap=True, markup=False)
 
 
-def entry_text(entry: Mapping[str, object]) -> str:
+def _as_yaml(entry: Mapping[str, object]) -> str:
     """An entry of a file of identities, as YAML; JSON's texts and lists are YAML's."""
     first, *others = (f"{key}: {dumps(value)}" for key, value in entry.items())
     return "\n    ".join((f"  - {first}", *others))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,11 +11,10 @@ import typer
 from rich.text import Text
 
 from saegis.cli import options
-from saegis.cli.connection import Connection, connecting
-from saegis.cli.edits import EditSyntaxError, parse_edits
-from saegis.cli.labels import on_server, settled
-from saegis.cli.output import USAGE, console, fail, print_json
-from saegis.cli.policy.bundle import packed
+from saegis.cli.connection import Connection
+from saegis.cli.edits import edit_options, parse_edits, server_search, with_best_features
+from saegis.cli.output import USAGE, console, fail, own_command, print_json
+from saegis.cli.policy import packed
 from saegis.explanation import Explained, ExplainedDenial, explanation
 
 if TYPE_CHECKING:
@@ -32,71 +32,60 @@ saegis policy explain ./my-candidate --clamp 3385=50 --json
 The policies in force on the server; with a bundle, the server on that bundle. Values are written as with
 saegis generate. That a request is denied is an answer, not a failure: the exit code is 0.
 """
-_REQUEST = "The request"
+_request = partial(typer.Option, rich_help_panel="The request")
 
 Bundle = Annotated[
     Path | None, typer.Argument(metavar="BUNDLE", help="A bundle: its directory, or a .tar or .tar.gz of it.")
 ]
 Tenant = Annotated[
-    str,
-    typer.Option(
-        metavar="NAME",
-        help="Who asks. By default 'default' or, of a server, the caller.",
-        rich_help_panel=_REQUEST,
-    ),
+    str, _request(metavar="NAME", help="Who asks. By default 'default' or, of a server, the caller.")
 ]
-ROLE = typer.Option(
+ROLE = _request(
     "--role",
     help="In which role. Again for another. By default use and steer or, of a server, the caller's.",
-    rich_help_panel=_REQUEST,
 )
 Uses = Annotated[
     list[str] | None,
-    typer.Option(
+    _request(
         "--use",
         metavar="WORD[=VALUE]",
         help="What it asks for beyond the ordinary, such as text or n=4. Again for another.",
-        rich_help_panel=_REQUEST,
     ),
 ]
 
 
-@connecting
-@options.editing
+@options.grouped
 def explain(
     bundle: Bundle = None,
     tenant: Tenant = "",
     role: Annotated[list[str] | None, ROLE] = None,
     use: Uses = None,
-    written: options.Written = (),
+    *,
+    edits: options.Edits,
     edit_sae: options.EditSae = "",
     json: options.Json = False,
-    *,
     connection: Connection,
 ) -> None:
     """Tell what is decided on a request, by which rules, and why. Nothing is generated."""
-    edits = read_edits(written, sae=edit_sae)
-    ask(connection, bundle, edits, tenant, role or (), uses(use or ()), json)
+    ask(connection, bundle, parsed(edits, edit_sae), tenant, role or (), uses(use or ()), json)
 
 
-def read_edits(written: options.Written, *, sae: str) -> list[Edit]:
+def parsed(edits: options.Edits, sae: str) -> list[Edit]:
     """The edits of the command line; ends the command for one that is not written as it should be."""
-    try:
-        return parse_edits(written, sae=sae)
-    except EditSyntaxError as error:
-        raise fail(str(error), "saegis generate --help shows how edits are written", USAGE) from error
+    with edit_options(f"{own_command()} generate --help shows how edits are written"):
+        return parse_edits(edits.by_operation(), sae=sae)
 
 
 def uses(words: Sequence[str]) -> dict[str, float | None]:
     """The words with their values; ends the command for a value that is no number."""
-    found: dict[str, float | None] = {}
+    values: dict[str, float | None] = {}
     for text in words:
         word, equals, value = text.partition("=")
         try:
-            found[word] = float(value) if equals else None
+            values[word] = float(value) if equals else None
         except ValueError as error:
             raise fail(f"--use {text!r}: {value!r} is no number", f"write {word}=2", USAGE) from error
-    return found
+    return values
 
 
 def ask(
@@ -108,21 +97,21 @@ def ask(
     uses: Mapping[str, float | None],
     json: bool,
 ) -> None:
-    """Let a server decide, by the policies in force or by a bundle, and tell what it says."""
+    """Let a server decide, by the policies in force or by a bundle, and print its decision."""
     archive = b"" if bundle is None else packed(bundle)
     with connection.client() as client:
         decision = client.evaluate_policy(
-            settled(edits, on_server(client)),
+            with_best_features(edits, server_search(client)),
             tenant=tenant,
             roles=list(map(str, roles)),
             bundle=archive,
             uses=uses,
         )
     digest = decision.program_digest
-    tell(decision, digest, explanation(decision, digest), json)
+    show(decision, digest, explanation(decision, digest), json)
 
 
-def tell(
+def show(
     decision: Explained,
     digest: str,
     lines: Sequence[str],
@@ -147,23 +136,13 @@ def plain_denial(denial: ExplainedDenial, mode: str = "enforce") -> dict[str, st
 def _plain(
     decision: Explained, digest: str, lines: Sequence[str], would_deny: Sequence[Mapping[str, str]]
 ) -> dict[str, Any]:
+    names = ("policy", "rule", "action", "mode", "reason", "labels", "conditional")
     return {
         "allowed": decision.allowed,
         "policy_revision": decision.policy_revision,
         "denials": list(map(plain_denial, decision.denials)),
         "would_deny": would_deny,
-        "rules": [
-            {
-                "policy": rule.policy,
-                "rule": rule.rule,
-                "action": rule.action,
-                "mode": str(rule.mode),
-                "reason": rule.reason,
-                "labels": list(rule.labels),
-                "conditional": rule.conditional,
-            }
-            for rule in decision.rules
-        ],
+        "rules": [{name: getattr(rule, name) for name in names} for rule in decision.rules],
         "program_digest": digest,
         "lines": lines,
     }

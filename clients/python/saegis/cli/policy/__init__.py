@@ -1,1 +1,0 @@
-"""The commands `saegis policy ...` that ask a server."""
