@@ -256,6 +256,37 @@ def test_more_readings_than_there_is_room_for() -> None:
     assert "room for 3" in found
 
 
+@pytest.mark.parametrize(
+    ("reads", "acts", "over", "fits"),
+    [
+        ("first", "second", "token", True),
+        ("second", "second", "token", True),
+        ("second", "first", "token", False),
+        ("second", "first", "window, window: 4", False),
+        ("second", "first", "prompt", True),
+    ],
+)
+def test_rows_act_where_their_condition_reads_or_later(reads: str, acts: str, over: str, fits: bool) -> None:
+    """A condition over an answer's tokens is evaluated as the token passes through the model."""
+    when = f"when: {{if: {{feature: {{sae: {reads}, index: 5}}, above: 1}}, over: {over}}}"
+    text = f"rules: [{{id: a, {when}, ban: {{features: [{{sae: {acts}, index: 1}}]}}}}]"
+    if fits:
+        policy(text)
+    else:
+        (found,) = problems(text)
+        place = (
+            "acts at layers.0.resid_post, which comes before layers.1.resid_post, where its condition reads"
+        )
+        assert found.startswith(f"rules.a: p/a {place}: let it read there or earlier")
+
+
+def test_more_conditions_than_there_is_room_for() -> None:
+    rules = ", ".join(f"{{id: {name}, {WHEN}, stop: {{}}}}" for name in "abc")
+    policy(f"rules: [{rules}]", world=world(conditions=3))
+    (found,) = problems(f"rules: [{rules}]", where=world(conditions=2))
+    assert found.startswith("rules.a, rules.b, rules.c: 3 conditions; this server has room for 2 (its")
+
+
 def test_a_bound_on_edits_does_not_go_with_bans_of_the_request() -> None:
     (found,) = problems("allow: [{id: a, ops: [clamp, ban]}]\nlimits: {max_relative_norm: 0.5}")
     assert found.startswith("allow.a.ops: ")

@@ -178,9 +178,9 @@ def test_what_there_is_no_room_for_is_refused_with_how_to_make_room() -> None:
         compile_conditions(made, none, none, tuple((0, row) for row in range(32)), room)
 
     compiled(Literal(0, 1.0), Literal(1, 1.0))
-    with pytest.raises(ConditionError, match=r"3 conditions .* room for 2 .*--rows conditions=3"):
+    with pytest.raises(ConditionError, match=r"3 conditions; .* room for 2 .*--rows conditions=3"):
         compiled(*(Literal(row, 1.0) for row in range(3)))
-    with pytest.raises(ConditionError, match=r"12 comparisons .* room for 8 .*--rows conditions=3"):
+    with pytest.raises(ConditionError, match=r"12 comparisons .*; .* room for 8 .*--rows conditions=3"):
         compiled(AllOf(tuple(Literal(row, 1.0) for row in range(12))))
     nested: Expression = Literal(0, 1.0)
     for level in range(LEVELS):

@@ -223,14 +223,14 @@ def _check(
             raise ConditionError(f"condition {place} has more than {LEVELS} levels of all and any")
     wanted = {
         "conditions": (len(conditions), room),
-        "comparisons": (len(comparisons), COMPARISONS_EACH * room),
-        "joins": (len(conditions) + len(set(numbered) - set(gates)), GATES_EACH * room),
+        "comparisons of conditions": (len(comparisons), COMPARISONS_EACH * room),
+        "joins of conditions": (len(conditions) + len(set(numbered) - set(gates)), GATES_EACH * room),
     }
     for kind, (count, most) in wanted.items():
         if count > most:
             more = -(-count * room // most)
             raise ConditionError(
-                f"{count} {kind} of conditions; this server has room for {most} "
+                f"{count} {kind}; this server has room for {most} "
                 f"(its operator makes more with saegis serve --rows conditions={more})"
             )
 
