@@ -112,7 +112,8 @@ def test_bounds_of_one_feature_under_two_conditions_both_hold() -> None:
 def test_a_row_whose_condition_does_not_hold_leaves_every_bit(stage: str) -> None:
     row = rows.clamp(FEATURE, 3.0) if stage == "rules" else rows.ban(FEATURE, 2.0)
     x = cases.activations(torch.Generator().manual_seed(3), 40, WIDTH)
-    program = replace(SiteProgram(), **{stage: (replace(row, when=2),)})
+    own = (replace(row, when=2),)
+    program = SiteProgram(rules=own) if stage == "rules" else SiteProgram(bans=own)
     assert torch.equal(applied(program, x, {1, 3})[0], x)
     assert not torch.equal(applied(program, x, {2})[0], x)
 

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from saegis_server.steering.conditions import (
-    LEVELS,
     AllOf,
     AnyOf,
     Condition,
@@ -183,11 +182,14 @@ def test_what_there_is_no_room_for_is_refused_with_how_to_make_room() -> None:
     with pytest.raises(ConditionError, match=r"12 comparisons .*; .* room for 8 .*--rows conditions=3"):
         compiled(AllOf(tuple(Literal(row, 1.0) for row in range(12))))
     nested: Expression = Literal(0, 1.0)
-    for level in range(LEVELS):
-        nested = (AllOf if level % 2 else AnyOf)((nested, Literal(1, 1.0)))
-    compiled(nested, room=8)
-    with pytest.raises(ConditionError, match="levels"):
-        compiled((AnyOf if LEVELS % 2 == 0 else AllOf)((nested, Literal(1, 2.0))), room=8)
+    for level in range(1, 5):
+        nested = (AllOf if level % 2 else AnyOf)((nested, Literal(level, 1.0)))
+    compiled(nested, room=4)
+    spread = AllOf(tuple(Literal(row, 1.0) for row in range(32)))
+    for _ in range(2):
+        spread = AllOf((Literal(0, 2.0), AnyOf((Literal(1, 2.0), spread, Negation(spread)))))
+    with pytest.raises(ConditionError, match=r"too many levels|joins of conditions"):
+        compiled(spread, room=8)
 
 
 @pytest.mark.parametrize("threshold", [math.nan, math.inf, -math.inf])

@@ -102,13 +102,9 @@ def _activation(q: Tensor, numbers: _Numbers) -> Tensor:
     return torch.where(q > numbers.threshold, value, 0.0)
 
 
-def _applies(numbers: _Numbers, prompt: Tensor, on: Tensor) -> Tensor:
-    """Where the phase and the condition of each row hold, bool [T, K]; nowhere for an empty row.
-
-    on: bool [T, 1 + C], which conditions hold; the first stands for none and always does.
-    """
-    in_phase = torch.where(prompt[:, None], numbers.in_prompt, numbers.in_completion) > 0.0
-    return in_phase & _chosen(on, numbers.when)
+def _in_phase(numbers: _Numbers, prompt: Tensor) -> Tensor:
+    """Where the phase of each row holds, bool [T, K]; nowhere for an empty row."""
+    return torch.where(prompt[:, None], numbers.in_prompt, numbers.in_completion) > 0.0
 
 
 def _chosen(on: Tensor, number: Tensor) -> Tensor:
@@ -145,14 +141,20 @@ class _Stage(NamedTuple):
     norm: Tensor
     norms: frozenset[Norm]
 
-    def edit(self, x: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
+    def applies(self, numbers: _Numbers) -> Tensor:
+        """Where the phase and the condition of each row hold, bool [T, K]."""
+        return _in_phase(numbers, self.tokens.prompt) & _chosen(self.on, numbers.when)
+
+    def edit(self, x: Tensor, rows: Rows, conditional: bool) -> tuple[Tensor, Tensor]:
         """One stage of edits: all rows read the same x, and fractions are of ‖x‖ as it came in.
 
-        Returns the move [T, d] and the rows' values before it [T, K].
+        conditional: whether rows may have conditions, which a request's own edits have not. Returns the move
+        [T, d] and the rows' values before it [T, K].
         """
         numbers = _Numbers.of(rows.numbers, self.tokens)
         read, write = rows.vectors.unbind(1)
-        q, applies = _read(x, read, self.tokens), _applies(numbers, self.tokens.prompt, self.on)
+        q = _read(x, read, self.tokens)
+        applies = self.applies(numbers) if conditional else _in_phase(numbers, self.tokens.prompt)
         if self.norms == _PLAIN:
             f = _activation(q, numbers)
             change = _change(f, numbers, self.norm, applies)
@@ -208,7 +210,7 @@ def _hold(
     lengths, descent, sides, step, reach = tokens.own(bounds.lines).unbind(1)
     columns = rows.transpose(1, 2)
     y, allowed = _read(x, basis, tokens), _Range.of(bounds, stage, ruled)
-    f, applies = _activation(times(y, columns) * lengths, numbers), _applies(numbers, tokens.prompt, stage.on)
+    f, applies = _activation(times(y, columns) * lengths, numbers), stage.applies(numbers)
     change = _change(f, numbers, norm, applies)
     fired = ((f > 0.0) & applies).sum(-1, dtype=torch.float32)
     pushed = x + times(change, write)
@@ -259,9 +261,9 @@ def apply(
     before, guarded = _watch(clean, view.watches, tokens, norms), _watch(clean, view.guards, tokens, norms)
     on = torch.ones_like(tokens.prompt)[:, None] if gates is None else gates(guarded)
     stage = _Stage(tokens, on, norm, norms)
-    move, _ = stage.edit(clean, view.edits)
+    move, _ = stage.edit(clean, view.edits, conditional=False)
     steered = clean + _bounded(move, norm, _Numbers.of(view.edits.numbers, tokens).tightness)
-    move, ruled = stage.edit(steered, view.rules)
+    move, ruled = stage.edit(steered, view.rules, conditional=True)
     steered, fired = _hold(steered + move, clean, view.bounds, stage, ruled, x.dtype)
     result = steered.to(x.dtype)
     final = result.to(torch.float32)

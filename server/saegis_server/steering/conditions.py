@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -18,10 +19,10 @@ from torch import Tensor
 
 #: An age that no window reaches: of a comparison that never held. A float32 counts so far without a gap.
 NEVER = 2.0**24
-#: How many levels of `all` within `any` within `all` an expression may have.
-LEVELS = 6
 #: How many comparisons and gates there is room for, for each condition that there is room for.
 COMPARISONS_EACH, GATES_EACH = 4, 2
+#: Into how many gates an expression of more than two levels may be spread.
+_MOST_CHOICES = 1024
 
 
 class Scope(StrEnum):
@@ -218,9 +219,6 @@ def _check(
     if beyond:
         reading = max(conditions[beyond[0]].readings)
         raise ConditionError(f"condition {beyond[0]} looks at reading {reading}; there are {readings}")
-    for place, gate in enumerate(gates):
-        if _levels(gate) > LEVELS:
-            raise ConditionError(f"condition {place} has more than {LEVELS} levels of all and any")
     wanted = {
         "conditions": (len(conditions), room),
         "comparisons of conditions": (len(comparisons), COMPARISONS_EACH * room),
@@ -244,14 +242,30 @@ def _numbered(gates: Iterable[_Gate]) -> list[_Gate]:
     return list(found)
 
 
-def _levels(gate: _Gate) -> int:
-    return 1 + max((_levels(part) for part, _ in gate.inputs if isinstance(part, _Gate)), default=0)
-
-
 def _gate(expression: Expression, span: float) -> _Gate:
-    """An expression as a gate over comparisons that look `span` tokens back."""
+    """An expression as a gate over comparisons that look `span` tokens back, or over gates of comparisons."""
     part, negated = _input(expression, span, False)
-    return part if isinstance(part, _Gate) else _Gate(True, ((part, negated),))
+    return _two_levels(part) if isinstance(part, _Gate) else _Gate(True, ((part, negated),))
+
+
+def _two_levels(gate: _Gate) -> _Gate:
+    """The same gate over comparisons and over gates of comparisons alone.
+
+    What is any of some alls is all of the anys that take one from each. Raises ConditionError if that is too
+    much.
+    """
+    inputs: dict[_Input, None] = {}
+    for part, negated in gate.inputs:
+        if not isinstance(part, _Gate) or not any(isinstance(inner, _Gate) for inner, _ in part.inputs):
+            inputs[part, negated] = None
+            continue
+        flat = _two_levels(part)
+        choices = [inner.inputs if isinstance(inner, _Gate) else ((inner, no),) for inner, no in flat.inputs]
+        if math.prod(map(len, choices)) > _MOST_CHOICES:
+            raise ConditionError("a condition has too many levels of all and any within each other")
+        for chosen in product(*choices):
+            inputs[_Gate(flat.every, tuple(dict.fromkeys(chosen))), False] = None
+    return _Gate(gate.every, tuple(inputs))
 
 
 def _input(expression: Expression, span: float, negated: bool) -> _Input:

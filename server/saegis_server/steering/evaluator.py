@@ -15,7 +15,6 @@ from torch import Tensor
 from saegis_server.steering.conditions import (
     COMPARISONS_EACH,
     GATES_EACH,
-    LEVELS,
     NEVER,
     CompiledConditions,
     Condition,
@@ -93,10 +92,10 @@ class ConditionState(NamedTuple):
     age: Tensor
     latched: Tensor
     in_prompt: Tensor
-    carried: Tensor
     holds: Tensor
     held: Tensor
     first: Tensor
+    carried: Tensor
 
     @classmethod
     def allocate(cls, slots: int, conditions: int, device: torch.device | str = "cpu") -> ConditionState:
@@ -108,7 +107,7 @@ class ConditionState(NamedTuple):
         counts = torch.zeros(slots, gates, dtype=torch.int64, device=device)
         age = torch.full((slots, comparisons), NEVER, device=device)
         first = torch.full_like(counts, LATE)
-        return cls(age, latched, in_prompt, carried, holds, counts, first)
+        return cls(age, latched, in_prompt, holds, counts, first, carried)
 
     def view(self, slots: int, comparisons: int, gates: int) -> ConditionState:
         """The first comparisons and gates of the first slots."""
@@ -215,10 +214,8 @@ def _compared(read: Tensor, rows: ConditionRows, tokens: Tokens, at: Where) -> T
 def _truths(comparisons: Tensor, rows: ConditionRows, tokens: Tokens) -> Tensor:
     """Which gates hold, from which comparisons do: bool [T, L] → [T, N]."""
     direct = tokens.times(comparisons.to(rows.bias.dtype), rows.weights) + tokens.own(rows.bias)
-    truths = direct > 0.0
-    for _ in range(LEVELS - 1):  # a gate is right once all that it looks at is
-        truths = direct + tokens.times(truths.to(direct.dtype), rows.between) > 0.0
-    return truths
+    inner = (direct > 0.0).to(direct.dtype)  # right for gates that look at no other
+    return direct + tokens.times(inner, rows.between) > 0.0
 
 
 def _below(levels: Tensor, dtype: torch.dtype) -> Tensor:

@@ -76,6 +76,10 @@ class SteeringProgram:
             for stage, rows in at_site.stages():
                 for index, edit in enumerate(rows):
                     _check_numbers(site, stage, index, edit)
+            if conditional := [place for place, edit in enumerate(at_site.edits) if edit.when]:
+                raise SteeringError(
+                    "a request's own edit has no condition", site, (("edits", conditional[0]),)
+                )
             _check_contradictions(site, at_site.edits)
             _check_bans(site, at_site.bans)
             _check_provable(site, at_site)

@@ -364,13 +364,14 @@ class Step:
         if slot is not None:
             peaks = peaks.index_select(1, slot)
         settled = settle(conditions, peaks, given, finite)
-        view = own.state.view(extent.batch, *extent[-2:])
+        # What was carried over stays.
+        pairs = list(zip(own.state.view(extent.batch, *extent[-2:]), settled.state, strict=True))[:-1]
         if slot is None:
-            for kept, new in zip(view, settled.state, strict=True):
+            for kept, new in pairs:
                 kept.copy_(new)
             own.peaks[:, : extent.batch, : extent.guards] = settled.peaks
         else:
-            for kept, new in zip(view, settled.state, strict=True):
+            for kept, new in pairs:
                 kept.index_copy_(0, slot, new)
             own.peaks[:, : extent.batch, : extent.guards].index_copy_(1, slot, settled.peaks)
         return settled.counted, settled.outcome
