@@ -138,7 +138,7 @@ class Writer:
         self._is_dirty = False
 
     def close(self) -> None:
-        """Force what was written to the disk, unless `fsync` is never, and close. Raises the same."""
+        """Force what was written to the disk, unless `fsync` is never, and close. Raises as `write` does."""
         try:
             if self._is_dirty and self._settings.fsync is not Fsync.NEVER:
                 self.sync()

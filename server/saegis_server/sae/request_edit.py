@@ -1,4 +1,4 @@
-"""Request edits: what a request asks for of one feature or direction, and its value in feature units."""
+"""Request edits: what a request asks for of one feature or direction, and the units of its value."""
 
 from __future__ import annotations
 

@@ -167,14 +167,11 @@ class _Reading:
         parts = self._read(Part, in_folder(files, RULES))
         if self._errors:
             return None
-        merged = {
-            key: sorted(
-                (entry for part in (*whole, *parts) for entry in getattr(part, key)),
-                key=lambda entry: entry.id,
-            )
-            for key in ("rules", "allow", "protect")
-        }
-        return whole[0].model_copy(update={key: tuple(group) for key, group in merged.items()})
+        merged = {}
+        for key in ("rules", "allow", "protect"):
+            group = [entry for part in (*whole, *parts) for entry in getattr(part, key)]
+            merged[key] = tuple(sorted(group, key=lambda entry: entry.id))
+        return whole[0].model_copy(update=merged)
 
     def cases(self, files: Mapping[str, bytes]) -> tuple[Case, ...]:
         """The cases of all files, file by file."""
@@ -216,18 +213,16 @@ class _Reading:
                 contents.append(content)
         return contents
 
-    def _note(self, content: Policy | Part | Cases, document: Document, file: str) -> None:
+    def _note(self, part: Policy | Part | Cases, document: Document, file: str) -> None:
         """Note where each id and name stands. Raises SchemaError for any that stands somewhere else too."""
         problems = []
-        if isinstance(content, Policy):
+        if isinstance(part, Policy):
             places = [
-                (key, index)
-                for key in Match.model_fields
-                for index in range(len(getattr(content.match, key)))
+                (key, index) for key in Match.model_fields for index in range(len(getattr(part.match, key)))
             ]
             for place in (("match",), *(("match", *place) for place in places)):
                 self.match_sources[path_of(place)] = Source(file, document.line(place))
-        for known, place, name in self._names(content):
+        for known, place, name in self._names(part):
             line = document.line((*place, "name" if known is self.case_sources else "id"))
             first = known.setdefault(name, source := Source(file, line))
             if first is not source:
@@ -236,15 +231,13 @@ class _Reading:
         if problems:
             raise SchemaError(problems)
 
-    def _names(
-        self, content: Policy | Part | Cases
-    ) -> Iterator[tuple[dict[str, Source], tuple[str, int], str]]:
+    def _names(self, part: Policy | Part | Cases) -> Iterator[tuple[dict[str, Source], tuple[str, int], str]]:
         """For each id or name in a file: the dict that notes it, its place, and the id or name itself."""
-        if isinstance(content, Cases):
-            for number, case in enumerate(content.cases):
+        if isinstance(part, Cases):
+            for number, case in enumerate(part.cases):
                 yield self.case_sources, ("cases", number), case.name
         else:
-            for place, name in entries(content):
+            for place, name in entries(part):
                 yield self.sources, place, name
 
 

@@ -161,16 +161,7 @@ def _reached(
     ids.update(denial.rule for denial in (*played.denials, *played.decision.would_deny))
     if played.outcome == "allow":
         ids.update(set(expect.rules or ()) & played.rules)
-        ids.update(
-            allowance.id
-            for allowance in compiled.allowances
-            for edit in facts.edits
-            if allowance.fit(edit) is Fit.FITS
-        )
-        ids.update(
-            allowance.id
-            for allowance in compiled.allowances
-            for use in facts.uses
-            if allowance.permits(use) is Fit.FITS
-        )
+        for allowance in compiled.allowances:
+            if Fit.FITS in (*map(allowance.fit, facts.edits), *map(allowance.permits, facts.uses)):
+                ids.add(allowance.id)
     return frozenset(ids)

@@ -129,7 +129,7 @@ def _combined(standing: Sequence[StandingRule], world: World) -> Combined:
 
 
 def _with_flags(combined: Combined, policies: Sequence[CompiledPolicy]) -> Combined:
-    """Adds when text is told and what is done at the first token; the strictest policy counts."""
+    """Adds when text is sent and what is done at the first token; the strictest policy counts."""
     acting = [policy.policy for policy in policies if policy.mode is Mode.ENFORCE]
     guard = replace(
         combined.guard,

@@ -61,12 +61,8 @@ class Protections:
     @cached_property
     def _rows(self) -> Vectors:
         """The protected unit vectors, [p, d]."""
-        pairs = [
-            (target.probe.read, target.probe.write)
-            for protection in self.protections
-            for target in protection.targets
-        ]
-        return units([vector for pair in pairs for vector in pair])
+        probes = [target.probe for protection in self.protections for target in protection.targets]
+        return units([vector for probe in probes for vector in (probe.read, probe.write)])
 
     @cached_property
     def _bounds(self) -> Vectors:

@@ -192,7 +192,7 @@ class Opening:
         return self._opened(standing.with_active(revision), checked, bundle.archive())
 
     def _last_or_same(self, bundle: Bundle, standing: Standing) -> Opened:
-        """The last bundle in force; if it is broken on disk, the configured one where both are the same."""
+        """The last bundle in force. If its archive is broken, the configured one, if both are the same."""
         try:
             return self._last(standing)
         except (PolicyError, HistoryError) as error:
