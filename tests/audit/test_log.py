@@ -264,9 +264,9 @@ def test_failed_authentications_are_bounded(tmp_path: Path) -> None:
     log = AuditLog(settings(tmp_path))
     failures = IdentityFailures(log, per_minute=3, clock=lambda: now)
     for _ in range(10):
-        failures.tell("/saegis.v1.ModelService/GetModel", "ipv4:127.0.0.1:1", "unknown token")
+        failures.record("/saegis.v1.ModelService/GetModel", "ipv4:127.0.0.1:1", "unknown token")
     now = 20.0
-    failures.tell("/saegis.v1.ModelService/GetModel", "ipv4:127.0.0.1:1", "unknown token")
+    failures.record("/saegis.v1.ModelService/GetModel", "ipv4:127.0.0.1:1", "unknown token")
     log.close()
     found = [record for record in lines(tmp_path) if record["kind"] == "identity"]
     assert [record["suppressed"] for record in found] == [0, 0, 0, 7]
@@ -274,7 +274,7 @@ def test_failed_authentications_are_bounded(tmp_path: Path) -> None:
 
 def test_no_failed_authentication_is_written_where_the_bound_is_0(tmp_path: Path) -> None:
     log = AuditLog(settings(tmp_path))
-    IdentityFailures(log, per_minute=0).tell("method", "peer", "reason")
+    IdentityFailures(log, per_minute=0).record("method", "peer", "reason")
     log.close()
     assert [record["kind"] for record in lines(tmp_path)] == ["start", "stop"]
 

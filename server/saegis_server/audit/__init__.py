@@ -1,6 +1,6 @@
-"""The audit log: hash-chained records of decisions and endings, written ahead of the answer's end.
+"""The audit log: hash-chained records of decisions and answers, written before an answer ends.
 
-The words and errors that all of it shares stand here, so that the command line need not load more.
+The words and errors that all of it shares are here, so that the command line need not load more.
 """
 
 from enum import StrEnum
@@ -9,8 +9,8 @@ from enum import StrEnum
 class Fsync(StrEnum):
     """When records are forced to the disk, so that they outlive the machine and not only the process.
 
-    ALWAYS: before they are acknowledged. INTERVAL: every so many seconds; what was acknowledged since may be
-    lost with the machine. NEVER: when the system does it by itself.
+    ALWAYS: before they are acknowledged. INTERVAL: every few seconds; records acknowledged since may be lost
+    if the machine crashes. NEVER: when the system does it by itself.
     """
 
     ALWAYS = "always"
@@ -30,11 +30,11 @@ class AuditError(Exception):
 
 
 class AuditUnavailableError(AuditError):
-    """A record could not be written: the disk is full, the file is gone, the log is closed or overrun."""
+    """A record could not be written: the disk or the queue is full, the file is gone, the log is closed."""
 
 
 class AuditBrokenError(AuditError):
-    """A log that no server may go on with: its records do not form one chain, or another server holds it."""
+    """A log that must not be continued: its records form no chain, or another server holds it."""
 
 
 class AuditKeyError(AuditError):

@@ -3,10 +3,10 @@
 Records are lines of canonical JSON: keys sorted, no spaces, UTF-8. A record's hash is the SHA-256 of its
 canonical JSON without `hash`; with a key it is the HMAC-SHA-256.
 
-What the chain proves: a record that was changed, left out, moved or put in shows, as long as the hash of a
-later record is trusted. Who can write the files can make up a whole new chain of plain hashes; without the
-key they cannot do so for a keyed one. Neither shows that whole records were cut off at the end: for this the
-hash of the newest record (`AuditLog.head`) must be noted elsewhere and given to `saegis audit verify
+What the chain proves: as long as the hash of a later record is trusted, it shows whether a record was
+changed, left out, moved or put in. Whoever can write the files can make a whole new chain of plain hashes,
+but not a keyed one without the key. Neither shows whether whole records were cut off at the end: for this,
+note the hash of the newest record (`AuditLog.head`) elsewhere and give it to `saegis audit verify
 --expect-head`.
 """
 
@@ -23,9 +23,9 @@ from pathlib import Path
 from saegis_server.audit import AuditKeyError
 from saegis_server.audit.records import PlainJson
 
-#: What the first record holds as the hash of the one before it.
+#: The hash that the first record holds in place of that of a record before it.
 NO_HASH = "0" * 64
-#: A key has at least so many bytes.
+#: The fewest bytes that a key may have.
 LEAST_KEY_BYTES = 32
 _HASH = re.compile(r"[0-9a-f]{64}\Z")
 _encode = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
@@ -39,7 +39,7 @@ class Link:
     hash: str
 
 
-#: Before the first record.
+#: The place before the first record.
 BEGINNING = Link(0, NO_HASH)
 
 
@@ -49,7 +49,7 @@ class UnreadableLineError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A line of a log: the record, its place, the hash of the one before, and what it should hash to."""
+    """A line of a log: the record, its place, the hash of the record before it, and the hash that fits it."""
 
     record: Mapping[str, PlainJson]
     link: Link
@@ -58,7 +58,7 @@ class Line:
 
     @property
     def is_genuine(self) -> bool:
-        """Whether its content is what its hash was made of."""
+        """Whether its hash fits its content."""
         return hmac.compare_digest(self.link.hash, self.expected_hash)
 
     def follows(self, before: Link) -> bool:
@@ -67,7 +67,7 @@ class Line:
 
 
 def read_key(path: Path | None) -> bytes | None:
-    """The key of a key file without white space around it; None for no file.
+    """The content of a key file without white space around it; None for no file.
 
     Raises AuditKeyError for a file that cannot be read or holds fewer than 32 bytes.
     """
@@ -94,7 +94,7 @@ def seal(payload: Mapping[str, PlainJson], before: Link, key: bytes | None) -> t
 
 
 def read_line(line: bytes, key: bytes | None) -> Line:
-    """The record of a line. Raises UnreadableLineError where it is not one, down to its last byte."""
+    """The record of a line. Raises UnreadableLineError unless every byte of it is that of a record."""
     if not line.endswith(b"\n"):
         raise UnreadableLineError("the line is cut off")
     try:

@@ -1,4 +1,4 @@
-"""The files of the audit log: their names, the one that is written now, and opening a log that is there."""
+"""The files of the audit log: their names, the active file, and opening an existing log."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from saegis_server.audit import AuditBrokenError, AuditUnavailableError
 from saegis_server.audit.chain import BEGINNING, Line, Link, UnreadableLineError, read_line
 from saegis_server.audit.records import RepairRecord
 
-#: The file that is written now; closed ones are `audit-<first record>-<last record>.jsonl`.
+#: The active file, to which records are written; closed ones are `audit-<first record>-<last record>.jsonl`.
 ACTIVE = "audit.jsonl"
 _CLOSED = re.compile(r"audit-(\d{12,})-(\d{12,})\.jsonl\Z")
-#: Files of the log are their owner's alone.
+#: Only their owner may read the files of the log.
 FILE_MODE = 0o600
 DIRECTORY_MODE = 0o700
 
 
 class Disk:
-    """The operations of the log on the disk, one method each, so that tests can end a process at any.
+    """The operations of the log on the disk, one method each, so that tests can end a process at any of them.
 
-    Every method raises OSError as the system says.
+    Every method raises the OSError of the system.
     """
 
     def open(self, path: Path, create: bool) -> int:
@@ -33,11 +33,11 @@ class Disk:
         return os.open(path, os.O_RDWR | os.O_APPEND | (os.O_CREAT if create else 0), FILE_MODE)
 
     def write(self, descriptor: int, data: bytes) -> int:
-        """Write at the end; returns how many bytes were."""
+        """Write at the end; returns how many bytes were written."""
         return os.write(descriptor, data)
 
     def write_all(self, descriptor: int, data: bytes) -> None:
-        """Write all of it at the end, with one write where the system lets it."""
+        """Write all of it at the end, with a single write if the system allows."""
         rest = memoryview(data)
         while rest:
             rest = rest[self.write(descriptor, bytes(rest)) :]
@@ -59,7 +59,7 @@ class Disk:
         path.unlink()
 
     def sync_directory(self, directory: Path) -> None:
-        """Force the names of a directory to the disk."""
+        """Force the file names of a directory to the disk."""
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(descriptor)
@@ -69,7 +69,7 @@ class Disk:
 
 @dataclass(frozen=True, slots=True, order=True)
 class ClosedFile:
-    """A closed file: the numbers of its first and last record, as its name says."""
+    """A closed file: its path, and the numbers of its first and last record from its name."""
 
     first: int
     last: int
@@ -78,22 +78,22 @@ class ClosedFile:
 
 def closed_files(directory: Path) -> list[ClosedFile]:
     """The closed files of a log, oldest first."""
-    found = [(_CLOSED.match(path.name), path) for path in directory.iterdir()]
-    return sorted(ClosedFile(int(name[1]), int(name[2]), path) for name, path in found if name)
+    matches = [(_CLOSED.match(path.name), path) for path in directory.iterdir()]
+    return sorted(ClosedFile(int(match[1]), int(match[2]), path) for match, path in matches if match)
 
 
 def log_files(directory: Path) -> list[Path]:
     """All files of a log, oldest first, the active one last."""
     active = directory / ACTIVE
-    return [each.path for each in closed_files(directory)] + ([active] if active.exists() else [])
+    return [file.path for file in closed_files(directory)] + ([active] if active.exists() else [])
 
 
 class ActiveFile:
-    """The file that is written now. `size`: bytes that count; `last`: the newest record that it or its
-    predecessors hold; `first`: its own first record, or that to come.
+    """The active file. size: bytes of whole records. first: the number of its first record, or of the one
+    to come. last: the number of the newest record in it or in the files before it.
 
     What a failed write left behind is cut off before the next one. Used by one thread. Methods raise OSError,
-    and AuditUnavailableError where somebody else moved or changed the file.
+    and AuditUnavailableError if somebody else moved or changed the file.
     """
 
     def __init__(self, directory: Path, disk: Disk, size: int, first: int, last: int) -> None:
@@ -106,14 +106,14 @@ class ActiveFile:
         self._descriptor: int | None = None
 
     def append(self, lines: bytes, last: int, sync: bool) -> None:
-        """Write whole lines, of which `last` is the last record."""
+        """Write whole lines; `last` is the number of their last record."""
         descriptor = self._open()
         try:
             self._disk.write_all(descriptor, lines)
             if sync:
                 self._disk.fsync(descriptor)
         except OSError:
-            # At once where that goes: the process may end before the next write.
+            # Cut off at once if possible: the process may end before the next write.
             with suppress(OSError):
                 self._disk.truncate(descriptor, self.size)
             self.close()
@@ -131,7 +131,7 @@ class ActiveFile:
             raise
 
     def rotate(self, sync: bool) -> None:
-        """Close the file under its lasting name and begin a new one."""
+        """Rename the file to the name of a closed one, and begin a new one."""
         if sync:
             self.sync()
         target = self._directory / f"audit-{self._first:012}-{self.last:012}.jsonl"
@@ -144,18 +144,18 @@ class ActiveFile:
         self._open()
 
     def close(self) -> None:
-        """Let go of the file; the next use opens it again."""
+        """Close the descriptor; the next use opens the file again."""
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is not None:
             with suppress(OSError):
                 os.close(descriptor)
 
     def _open(self) -> int:
-        """The descriptor of a file that holds exactly what counts."""
+        """The descriptor of the file, cut to the whole records that were written."""
         if self._descriptor is not None:
             self._check_untouched(self._descriptor)
             return self._descriptor
-        # A file that should hold records is never made anew: it would begin in the middle of the chain.
+        # A file that should hold records is never created: it would begin in the middle of the chain.
         create = self.size == 0
         descriptor = self._disk.open(self._path, create)
         try:
@@ -189,7 +189,7 @@ class ActiveFile:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """An audit log that can be written: its file, where its chain ends, and what must be repaired."""
+    """An audit log that can be written: its active file, the end of its chain, and the record of a repair."""
 
     file: ActiveFile
     head: Link
@@ -198,7 +198,7 @@ class Opened:
 
 @dataclass(frozen=True, slots=True)
 class _Scan:
-    """A file, read: its first and last record, the bytes of whole records, and what is torn behind them."""
+    """A scanned file: its first and last record, the size of whole records, and the torn bytes after them."""
 
     first: Line | None
     head: Link
@@ -207,9 +207,9 @@ class _Scan:
 
 
 def lock(directory: Path) -> int:
-    """Make the directory where it is missing and hold it for this process; closing what is returned frees it.
+    """Lock the directory for this process, and make it if missing. Closing the returned descriptor frees it.
 
-    Raises AuditBrokenError where another process holds it, and OSError.
+    Raises AuditBrokenError if another process holds it, and OSError.
     """
     if not directory.exists():
         directory.mkdir(DIRECTORY_MODE, parents=True)
@@ -226,9 +226,9 @@ def lock(directory: Path) -> int:
 
 
 def open_log(directory: Path, key: bytes | None, disk: Disk) -> Opened:
-    """Read the newest file of a log, keep a torn last line beside it, and say where to go on.
+    """Read the newest file of a log, save a torn last line in a file beside it, and find where to go on.
 
-    Raises AuditBrokenError where the file's records do not form a chain, and OSError.
+    Raises AuditBrokenError if the file's records do not form a chain, and OSError.
     """
     active = directory / ACTIVE
     closed = closed_files(directory)
@@ -275,7 +275,7 @@ def _scan(path: Path, key: bytes | None) -> _Scan:
 
 
 def _keep(directory: Path, torn: bytes, disk: Disk) -> str:
-    """Write the torn bytes to a file of their own, before they are cut off; returns its name."""
+    """Write the torn bytes to a file of their own before they are cut off; returns its name."""
     name = f"audit.torn-{time.time_ns()}"
     path = directory / name
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, FILE_MODE)
@@ -288,9 +288,9 @@ def _keep(directory: Path, torn: bytes, disk: Disk) -> str:
     return name
 
 
-def _broken(path: Path, line: int, what: str) -> AuditBrokenError:
+def _broken(path: Path, line: int, problem: str) -> AuditBrokenError:
     place = f"{path}:{line}" if line else str(path)
     return AuditBrokenError(
-        f"{place}: {what}. The log is not continued; look at it with `saegis audit verify {path.parent}`, "
+        f"{place}: {problem}. The log is not continued; look at it with `saegis audit verify {path.parent}`, "
         "move its files away to keep them, and start again"
     )

@@ -1,4 +1,4 @@
-"""The audit log: a thread writes records in the order in which they come, and tells when they are safe."""
+"""The audit log: a thread writes records in the order in which they come, and reports when they are safe."""
 
 from __future__ import annotations
 
@@ -36,20 +36,20 @@ from saegis_server.audit.records import (
 
 logger = logging.getLogger(__name__)
 Place = TypeVar("Place", Link, Link | None)
-#: How often a log that cannot be written is tried again where nobody asks for it.
+#: How often, in seconds, writing is tried again after a failure while no record comes.
 RETRY_SECONDS = 1.0
 
 
 class AuditSettings(BaseModel):
     """The audit log's part of the configuration.
 
-    directory: made with mode 0700 where it is missing; it belongs to one server. interval_seconds: for
-    `fsync: interval`. max_bytes: a file that would grow beyond it is closed and a new one begun; a single
-    record may be larger. keep: how many closed files stay; None means all. prompts: whether the text of
-    prompts is written. mask: JSON pointers (RFC 6901; a part "*" means every item) into a record, such as
-    "/edits/*/label", whose values are replaced. key_file: with it the chain is keyed, and who lacks the key
-    cannot forge it. queue: records that may wait to be written. identity_per_minute: failed authentications
-    that are written a minute; 0 means none.
+    directory: made with mode 0700 if missing; it belongs to one server. interval_seconds: for `fsync:
+    interval`. max_bytes: a file that would grow beyond it is closed and a new one begun; a single record may
+    be larger. keep: how many closed files stay; None means all. prompts: whether the text of prompts is
+    written. mask: JSON pointers (RFC 6901; a part "*" means every item) into a record, such as
+    "/edits/*/label", whose values are replaced. key_file: with it the chain is keyed, and nobody can forge it
+    without the key. queue: how many records may wait to be written. identity_per_minute: how many failed
+    authentications are written in a minute; 0 means none.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -76,7 +76,7 @@ class AuditSettings(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Pending:
-    """A record that waits to be written, and the future that is told its place in the chain."""
+    """A record that waits to be written, and the future that gets its place in the chain."""
 
     payload: Mapping[str, PlainJson]
     future: Future[Link] = field(default_factory=Future)
@@ -97,13 +97,14 @@ class Writer:
         self._disk = disk
         self._is_synced_at = time.monotonic()
         self._is_dirty = False
-        # Files beyond `keep` may also be left from before, under another setting.
+        # True at the start too: another setting may have left more files than `keep`.
         self._has_rotated = True
 
     def write(self, waiting: deque[Pending]) -> list[tuple[Pending, Link]]:
-        """Write as much of what waits, in order, as one file has room for, and take it from `waiting`.
+        """Write as many waiting records, in order, as one file has room for, and take them from `waiting`.
 
-        Returns what is now on the disk, as `fsync` says, with its places; the caller resolves the futures.
+        Returns the records written, forced to the disk if `fsync` says so, with their places. The caller
+        resolves the futures.
         Raises OSError and AuditUnavailableError; then nothing was written.
         """
         lines, links = self._fill(waiting)
@@ -120,24 +121,24 @@ class Writer:
         return [(waiting.popleft(), link) for link in links]
 
     def seconds_until_sync(self) -> float | None:
-        """How long what was written may stay unforced; None where there is nothing to force."""
+        """Seconds until what was written must be forced to the disk; None if there is nothing to force."""
         if self._settings.fsync is not Fsync.INTERVAL or not self._is_dirty:
             return None
         return max(0.0, self._is_synced_at + self._settings.interval_seconds - time.monotonic())
 
     def sync_if_due(self) -> None:
-        """Force to the disk what waited long enough for it. Raises as `write` does."""
+        """Force what was written to the disk if the interval is over. Raises the same as `write`."""
         if self.seconds_until_sync() == 0.0:
             self.sync()
 
     def sync(self) -> None:
-        """Force everything written to the disk. Raises as `write` does."""
+        """Force everything written to the disk. Raises the same as `write`."""
         self._is_synced_at = time.monotonic()
         self._file.sync()
         self._is_dirty = False
 
     def close(self) -> None:
-        """Force what was written to the disk, unless set otherwise, and let go of the file. Raises so too."""
+        """Force what was written to the disk, unless `fsync` is never, and close. Raises as `write` does."""
         try:
             if self._is_dirty and self._settings.fsync is not Fsync.NEVER:
                 self.sync()
@@ -145,9 +146,9 @@ class Writer:
             self._file.close()
 
     def deletion(self) -> tuple[list[ClosedFile], DeletionRecord] | None:
-        """The files that are to be deleted now and the record to write before that, if any.
+        """The files to delete now and the record to write before that; None if there are none.
 
-        Raises OSError, and UnreadableLineError where what stays does not begin with a record.
+        Raises OSError, and UnreadableLineError if the oldest file that stays does not begin with a record.
         """
         keep, due = self._settings.keep, self._has_rotated
         self._has_rotated = False
@@ -160,25 +161,25 @@ class Writer:
         stays = log_files(directory)[len(old)]
         with stays.open("rb") as file:
             first = read_line(file.readline(), self._key)
-        names = tuple(each.path.name for each in old)
+        names = tuple(file.path.name for file in old)
         return old, DeletionRecord(files=names, first=first.link.seq, after=first.prev)
 
     def delete(self, files: list[ClosedFile]) -> None:
-        """Delete closed files, once the record of it is on the disk. Raises as `write` does."""
+        """Force the record of it to the disk, then delete closed files. Raises the same as `write`."""
         if self._settings.fsync is not Fsync.NEVER:
             self.sync()
-        for each in files:
-            self._disk.remove(each.path)
+        for file in files:
+            self._disk.remove(file.path)
         self._disk.sync_directory(self._settings.directory)
 
     def _fill(self, waiting: deque[Pending]) -> tuple[list[bytes], list[Link]]:
-        """The lines of as many records as the file still has room for, and their places in the chain."""
+        """The lines of as many waiting records as the file has room for, and their places in the chain."""
         lines: list[bytes] = []
         links: list[Link] = []
         size = self._file.size
-        for each in waiting:
-            line, link = seal(each.payload, links[-1] if links else self.head, self._key)
-            # A record that is larger than a whole file gets one of its own.
+        for pending in waiting:
+            line, link = seal(pending.payload, links[-1] if links else self.head, self._key)
+            # A record that is larger than a whole file gets a file of its own.
             if size and size + len(line) > self._settings.max_bytes:
                 break
             lines.append(line)
@@ -188,7 +189,7 @@ class Writer:
 
 
 class AuditObserver(Protocol):
-    """Who counts what the log does; called by any thread."""
+    """Counts what the log does. Any thread may call it."""
 
     def count_audit_record(self, kind: str) -> None: ...
     def count_audit_error(self) -> None: ...
@@ -197,8 +198,8 @@ class AuditObserver(Protocol):
 class AuditLog:
     """An open audit log, held by this process alone. Safe to use from any thread.
 
-    Opening it repairs a torn last line and writes the record of the start. Raises AuditBrokenError for a log
-    that must not be continued, AuditKeyError, and AuditUnavailableError where it cannot be written.
+    Opening it repairs a torn last line and writes a start record. Raises AuditBrokenError for a log that must
+    not be continued, AuditKeyError, and AuditUnavailableError if it cannot be written.
     """
 
     def __init__(
@@ -232,7 +233,7 @@ class AuditLog:
 
     @property
     def head(self) -> Link:
-        """The newest record that is written. Noted elsewhere, it shows whether the log's end was cut off."""
+        """The newest written record. Noted elsewhere, it shows whether the log's end was cut off."""
         return self._writer.head
 
     @property
@@ -247,12 +248,12 @@ class AuditLog:
 
     @property
     def is_failing(self) -> bool:
-        """Whether the last record could not be written; it tries again by itself."""
+        """Whether the last record could not be written. The log tries again by itself."""
         return self._is_failing
 
     @property
     def refuses(self) -> bool:
-        """Whether what needs a record is refused now."""
+        """Whether requests that need a record are refused now."""
         return self._is_failing and self._settings.on_failure is OnFailure.REFUSE
 
     @property
@@ -261,10 +262,10 @@ class AuditLog:
         return self._settings.directory
 
     def append(self, record: AuditRecord) -> Future[Link]:
-        """Queue a record; the future is told its place once it is written, and forced to the disk if so set.
+        """Queue a record. The future gets its place once it is written, and forced to the disk if so set.
 
-        The future fails with AuditUnavailableError where the record could not be written; what of it did
-        reach the file is cut off before the next. Raises ValueError for what has no form in JSON.
+        The future fails with AuditUnavailableError if the record could not be written; the part of it that
+        reached the file is cut off before the next one. Raises ValueError for what has no form in JSON.
         """
         pending = self._pending(record)
         with self._changed:
@@ -280,15 +281,15 @@ class AuditLog:
         return pending.future
 
     async def require(self, record: AuditRecord) -> Link | None:
-        """Write a record that must be in the log before what it tells goes on; returns its place.
+        """Write a record that must be in the log before what it records goes on; returns its place.
 
-        Where it cannot be written: raises AuditUnavailableError with `on_failure: refuse`, returns None with
+        If it cannot be written: raises AuditUnavailableError with `on_failure: refuse`, returns None with
         `continue`.
         """
         return await self.written(self.append(record))
 
     async def written(self, record: Future[Place]) -> Place | None:
-        """Wait for a record that was appended, as `require` does."""
+        """Wait for an appended record, as `require` does."""
         try:
             return await asyncio.wrap_future(record)
         except AuditUnavailableError:
@@ -297,7 +298,7 @@ class AuditLog:
             return None
 
     def require_blocking(self, record: AuditRecord) -> Link | None:
-        """As `require`, for threads that may wait."""
+        """Like `require`, for threads that may block."""
         try:
             return self.append(record).result()
         except AuditUnavailableError:
@@ -306,7 +307,7 @@ class AuditLog:
             return None
 
     def close(self) -> None:
-        """Write what waits and the record of the stop, and let go of the directory. Twice is once."""
+        """Write what waits and a stop record, and release the directory. A second call does nothing."""
         with self._changed:
             if self._is_closed:
                 return
@@ -351,7 +352,7 @@ class AuditLog:
             self._writer.close()
 
     def _take(self) -> deque[Pending]:
-        """Everything that waits, at least one record; none once the log is closed."""
+        """All waiting records, at least one; none once the log is closed."""
         while True:
             with self._changed:
                 due = self._writer.seconds_until_sync()
@@ -362,13 +363,13 @@ class AuditLog:
                 if batch or self._is_closing:
                     return batch
             if self._is_failing:
-                # Those who would ask are sent elsewhere while it fails: it must find out by itself.
+                # While it fails, requests are refused and bring no records, so it must try by itself.
                 self._write(deque())
             with self._errors_counted():
                 self._writer.sync_if_due()
 
     def _write(self, batch: deque[Pending]) -> None:
-        """Write a batch and resolve its futures; nothing that goes wrong ends the thread."""
+        """Write a batch and resolve its futures. No error ends the thread."""
         lost = self._lost
         try:
             if lost:
@@ -376,10 +377,10 @@ class AuditLog:
             while batch:
                 written = self._writer.write(batch)
                 self._is_failing = False
-                for each, place in written:
-                    if each.kind == LostRecord.kind:
+                for pending, place in written:
+                    if pending.kind == LostRecord.kind:
                         self._recover(lost)
-                    self._acknowledge(each, place)
+                    self._acknowledge(pending, place)
         except Exception as error:
             self._is_failing = True
             if not isinstance(error, OSError | AuditUnavailableError):
@@ -397,12 +398,12 @@ class AuditLog:
             self._writer.delete(files)
 
     def _pending(self, record: AuditRecord) -> Pending:
-        found = payload(record, self._settings.prompts)
-        if masked := mask(found, self._settings.mask):
-            found["masked"] = [*masked]
-        found["time"] = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
-        pending = Pending(found)
-        # Who waits may give up waiting; the record is written all the same.
+        fields = payload(record, self._settings.prompts)
+        if masked := mask(fields, self._settings.mask):
+            fields["masked"] = [*masked]
+        fields["time"] = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+        pending = Pending(fields)
+        # Even if nobody waits for the record any more, it is written.
         pending.future.set_running_or_notify_cancel()
         return pending
 
@@ -412,13 +413,13 @@ class AuditLog:
             self._observer.count_audit_record(pending.kind)
 
     def _refuse(self, refused: Collection[Pending], error: AuditUnavailableError) -> None:
-        """Tell who waits that their records are not in the log."""
-        own = sum(each.kind == LostRecord.kind for each in refused)
+        """Fail the futures of records that are not in the log."""
+        own = sum(pending.kind == LostRecord.kind for pending in refused)
         with self._changed:
             self._lost += len(refused) - own
         self._count_errors(len(refused) - own, error)
-        for each in refused:
-            each.future.set_exception(error)
+        for pending in refused:
+            pending.future.set_exception(error)
 
     def _recover(self, lost: int) -> None:
         with self._changed:
@@ -433,7 +434,7 @@ class AuditLog:
             self._count_errors(1, _unavailable(error))
 
     def _count_errors(self, number: int, error: AuditUnavailableError) -> None:
-        # Names of files may hold what has no form in UTF-8.
+        # File names may hold bytes that are not UTF-8.
         reason = str(error).encode(errors="replace").decode()
         if reason != self._reason:
             logger.error("%s", reason)
@@ -444,7 +445,7 @@ class AuditLog:
 
 
 class IdentityFailures:
-    """Writes at most `per_minute` records in any minute; what is left out is counted in the next one written.
+    """Writes at most `per_minute` records in any minute. The next one written counts those left out.
 
     Nobody waits for these records. Safe to use from any thread.
     """
@@ -457,8 +458,8 @@ class IdentityFailures:
         self._tokens, self._at = float(per_minute), clock()
         self._suppressed = 0
 
-    def tell(self, method: str, peer: str, reason: str) -> None:
-        """Record that a call of `method` from `peer` could not say who it is."""
+    def record(self, method: str, peer: str, reason: str) -> None:
+        """Record that the caller of `method` at `peer` could not be authenticated."""
         with self._lock:
             now = self._clock()
             refill = (now - self._at) * self._per_minute / 60.0

@@ -1,4 +1,4 @@
-"""What the audit log records: one dataclass for each kind of record, its form as plain JSON, and masking."""
+"""The records of the audit log: a dataclass for each kind, their form as plain JSON, and masking."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Fields: TypeAlias = Mapping[str, Json]
 MASKED = "[masked]"
 #: The part of a pointer that means every item.
 EVERY = "*"
-#: The keys that the log itself gives to every record; `masked` only where something is.
+#: The keys that the log itself adds to every record; `masked` only if something is masked.
 RESERVED = ("seq", "time", "kind", "prev", "hash", "masked")
 
 
@@ -36,14 +36,14 @@ class RecordKind(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditRecord:
-    """A record; `kind` says which."""
+    """A record; `kind` says of which kind."""
 
     kind: ClassVar[RecordKind]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StartRecord(AuditRecord):
-    """The log was opened. version: the server's. chain: "sha256", or "hmac-sha256" for a keyed one."""
+    """The log was opened. version: the server's. chain: "sha256", or "hmac-sha256" if it is keyed."""
 
     kind: ClassVar[RecordKind] = RecordKind.START
     version: str
@@ -72,7 +72,7 @@ class RepairRecord(AuditRecord):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LostRecord(AuditRecord):
-    """So many records could not be written since the one before; `reason` of the last."""
+    """How many records could not be written since the record before; `reason`: why the last could not."""
 
     kind: ClassVar[RecordKind] = RecordKind.LOST
     records: int
@@ -81,7 +81,10 @@ class LostRecord(AuditRecord):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeletionRecord(AuditRecord):
-    """Files are deleted, as the setting `keep` says. What stays begins with record `first`, after `after`."""
+    """Files are deleted, as the setting `keep` says. What stays begins with record `first`.
+
+    after: the hash of the record before that one.
+    """
 
     kind: ClassVar[RecordKind] = RecordKind.DELETION
     files: tuple[str, ...]
@@ -94,9 +97,9 @@ class DecisionRecord(AuditRecord):
     """What was decided on a request, before anything is generated.
 
     denials, would_deny: policy, rule, message, field, mode and shared of each. rules: policy, rule, action
-    and mode of each that applies. edits: of each edit and watch that was asked for, what a replay needs:
-    path, site, op, sae, index, value, unit, phase; no sae and index of a direction. uses: of what it asks
-    for beyond the ordinary use, field and value. prompt: its text, written only where the settings say so.
+    and mode of each that applies. edits: what a replay needs of each requested edit and watch: path, site,
+    op, sae, index, value, unit, phase; a direction has no sae and index. uses: use, field and value of each
+    use beyond the ordinary. prompt: its text, written only if the settings say so.
     """
 
     kind: ClassVar[RecordKind] = RecordKind.DECISION
@@ -121,13 +124,13 @@ class DecisionRecord(AuditRecord):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerRecord(AuditRecord):
-    """What was done for a request until it ended, however that was, before its end is told.
+    """What was done for a request, however it ended. Written before the caller gets the end.
 
     finish_reasons: how each completion ended: its finish reason, "scored", "refused" by a condition,
-    "cancelled" by the caller, or the error's name. conditions: name of each that was judged, whether and at
-    which token it held. peaks: by rule and feature, in feature units; null for what is no finite number.
-    first_token_steered, first_token_read: whether rows, and whether conditions, acted at the text's first
-    token.
+    "cancelled" by the caller, or the error's name. conditions: the name of each that was judged, and whether
+    and at which token it held. peaks: by rule and feature, in feature units; null for a value that is not
+    finite. first_token_steered, first_token_read: whether rows acted at, and conditions read, the first token
+    of the text.
     """
 
     kind: ClassVar[RecordKind] = RecordKind.ANSWER
@@ -148,7 +151,7 @@ class AnswerRecord(AuditRecord):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyRecord(AuditRecord):
-    """A policy was put, rolled back or rejected (`action`), by a principal; problems: why it was rejected."""
+    """A policy was put, rolled back or rejected (`action`), by a principal. problems: why it is rejected."""
 
     kind: ClassVar[RecordKind] = RecordKind.POLICY
     action: str
@@ -162,7 +165,7 @@ class PolicyRecord(AuditRecord):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IdentityRecord(AuditRecord):
-    """A failed authentication. suppressed: further ones before it that the bound on their rate left out."""
+    """A failed authentication. suppressed: how many before it the bound on their rate left out."""
 
     kind: ClassVar[RecordKind] = RecordKind.IDENTITY
     method: str
@@ -176,11 +179,11 @@ def payload(record: AuditRecord, prompts: bool = False) -> dict[str, PlainJson]:
 
     Raises ValueError, with the field, for what JSON cannot hold.
     """
-    found: dict[str, PlainJson] = {"kind": str(record.kind)}
+    plain: dict[str, PlainJson] = {"kind": str(record.kind)}
     for field in dataclasses.fields(record):
         if field.name != "prompt" or prompts:
-            found[field.name] = _plain(getattr(record, field.name), f"{record.kind}.{field.name}")
-    return found
+            plain[field.name] = _plain(getattr(record, field.name), f"{record.kind}.{field.name}")
+    return plain
 
 
 def _plain(value: Json, path: str) -> PlainJson:
@@ -199,14 +202,14 @@ def _plain(value: Json, path: str) -> PlainJson:
     if isinstance(value, Mapping):
         if not all(isinstance(key, str) for key in value):
             raise ValueError(f"{path}: keys must be strings")
-        return {str(key): _plain(each, f"{path}.{key}") for key, each in value.items()}
+        return {str(key): _plain(item, f"{path}.{key}") for key, item in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, bytes | bytearray):
-        return [_plain(each, f"{path}[{index}]") for index, each in enumerate(value)]
+        return [_plain(item, f"{path}[{index}]") for index, item in enumerate(value)]
     raise ValueError(f"{path}: {type(value).__name__} has no form in JSON")
 
 
 def check_pointer(pointer: str) -> None:
-    """Raise ValueError for what is no JSON pointer, or points at what the chain itself needs."""
+    """Raise ValueError for what is no JSON pointer, or points at a field that the chain needs."""
     if not pointer.startswith("/") or pointer == "/":
         raise ValueError(f"{pointer!r} is no JSON pointer into a record; write it like '/edits/0/label'")
     first = _parts(pointer)[0]
@@ -215,24 +218,24 @@ def check_pointer(pointer: str) -> None:
 
 
 def mask(payload: dict[str, PlainJson], pointers: Sequence[str]) -> list[str]:
-    """Replace what the pointers point at, in place; returns the pointers of what was replaced."""
-    found: list[str] = []
+    """Replace the values at the pointers, in place; returns the pointers of the replaced values."""
+    replaced: list[str] = []
     for pointer in pointers:
-        _mask(payload, _parts(pointer), "", found)
-    return sorted(set(found))
+        _mask(payload, _parts(pointer), "", replaced)
+    return sorted(set(replaced))
 
 
-def _mask(value: Any, parts: Sequence[str], path: str, found: list[str]) -> None:
+def _mask(value: Any, parts: Sequence[str], path: str, replaced: list[str]) -> None:
     keys = list(value) if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
     for key in keys:
         if parts[0] not in (EVERY, str(key)):
             continue
         place = f"{path}/{str(key).replace('~', '~0').replace('/', '~1')}"
         if parts[1:]:
-            _mask(value[key], parts[1:], place, found)
+            _mask(value[key], parts[1:], place, replaced)
         else:
             value[key] = MASKED
-            found.append(place)
+            replaced.append(place)
 
 
 def _parts(pointer: str) -> list[str]:

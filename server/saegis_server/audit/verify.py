@@ -1,4 +1,4 @@
-"""Verifying an audit log: what was changed, left out, moved, put in or cut off, by file and line."""
+"""Verification of an audit log: what was changed, left out, moved, put in or cut off, by file and line."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from saegis_server.problem import Problem
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What was found. records: lines that are records; first, last: the places of the first and last of them.
+    """The result. records: how many lines are records. first, last: the places of the first and last record.
 
-    problems: none where the log is whole. notes: what a reader should know though it is no problem.
+    problems: none if the log is whole. notes: what a reader should know though it is no problem.
     """
 
     records: int
@@ -28,17 +28,17 @@ class Verification:
 
     @property
     def head(self) -> str:
-        """The hash of the last record; empty where there is none."""
+        """The hash of the last record; empty if there is none."""
         return self.last.hash if self.last else ""
 
 
 def verify(
     place: Path | Sequence[Path], key: bytes | None = None, expect_head: str | None = None
 ) -> Verification:
-    """Verify a log's directory, or files of one in their order.
+    """Verify the directory of a log, or files of a log in their order.
 
-    expect_head: the hash of a record that was noted elsewhere, and that the log must still hold. Raises
-    AuditError where there is nothing to verify, and OSError.
+    expect_head: the hash of a record, noted elsewhere, that the log must still hold. Raises AuditError if
+    there is nothing to verify, and OSError.
     """
     files = files_of(place)
     walk = _Walk(key, expect_head)
@@ -68,7 +68,7 @@ def files_of(place: Path | Sequence[Path]) -> list[Path]:
 
 
 def lines(path: Path, key: bytes | None = None) -> Iterator[Line | UnreadableLineError]:
-    """What each line of a file is: a record, genuine or not, or why it is none. Raises OSError."""
+    """For each line of a file: its record, genuine or not, or the reason why it is none. Raises OSError."""
     with path.open("rb") as file:
         for text in file:
             try:
@@ -78,22 +78,22 @@ def lines(path: Path, key: bytes | None = None) -> Iterator[Line | UnreadableLin
 
 
 def records(files: Iterable[Path]) -> Iterator[Line]:
-    """The records of files that can be read as such, whether genuine or not.
+    """All readable records of files, whether genuine or not.
 
     Raises OSError, and AuditError for a file that has lines but no record.
     """
     for path in files:
-        found = False
+        has_record = False
         for line in lines(path):
             if isinstance(line, Line):
-                found = True
+                has_record = True
                 yield line
-        if not found and path.stat().st_size:
+        if not has_record and path.stat().st_size:
             raise AuditError(f"{path}: no line of it is an audit record")
 
 
 class _Walk:
-    """The walk over the lines of a log: what was found, and the place that the next record must follow."""
+    """A walk over the lines of a log: the findings so far, and the place that the next record must follow."""
 
     def __init__(self, key: bytes | None, expected: str | None) -> None:
         self.records = 0
@@ -104,23 +104,23 @@ class _Walk:
         self._key = key
         self._expected = expected
         self._expected_at: int | None = None
-        # The record there could not be read where the hash is empty.
+        # The hash is empty if the record at this place could not be read.
         self._before: Link | None = None
         self._deletions: dict[tuple[PlainJson, PlainJson], int] = {}
         self._ends: dict[str, tuple[int, int]] = {}
 
     def read(self, path: Path) -> None:
-        """Read one file, the next."""
+        """Read the next file."""
         for number, line in enumerate(lines(path, self._key), 1):
             if isinstance(line, Line):
                 self._take(line, path.name, number)
                 continue
-            self._tell(path.name, number, str(line))
+            self._report(path.name, number, str(line))
             if self._before is not None:
                 self._before = Link(self._before.seq + 1, "")
 
     def check_beginning(self, file: str) -> None:
-        """Whether the log begins with its first record, or with one before which files were deleted."""
+        """Check that the log begins with record 1, or that a record says why earlier ones are gone."""
         if self.first is None:
             self.notes.append("there is no record")
             return
@@ -129,26 +129,26 @@ class _Walk:
             return
         said_by = self._deletions.get((seq, self.first.prev))
         if said_by is None:
-            self._tell(
+            self._report(
                 file, 1, f"the log begins with record {seq}, and no record tells of a deletion before it"
             )
         else:
             self.notes.append(f"what came before record {seq} was deleted, as record {said_by} says")
 
     def check_names(self, closed: Sequence[ClosedFile]) -> None:
-        """Whether closed files hold the records that their names say."""
-        for each in closed:
-            held = self._ends.get(each.path.name)
-            if held != (each.first, each.last):
-                what = f"records {held[0]} to {held[1]}" if held else "no record"
-                self._tell(each.path.name, 0, f"holds {what}, not {each.first} to {each.last}")
+        """Check that closed files hold the records that their names say."""
+        for file in closed:
+            held = self._ends.get(file.path.name)
+            if held != (file.first, file.last):
+                content = f"records {held[0]} to {held[1]}" if held else "no record"
+                self._report(file.path.name, 0, f"holds {content}, not {file.first} to {file.last}")
 
     def check_head(self, file: str) -> None:
-        """Whether the record that was expected is there."""
+        """Check that the expected record is there."""
         if self._expected is None:
             return
         if self._expected_at is None:
-            self._tell(
+            self._report(
                 file,
                 0,
                 f"no record has the hash {self._expected}: the end was cut off, or the log made anew",
@@ -160,11 +160,11 @@ class _Walk:
         seq = line.link.seq
         if not line.is_genuine:
             hint = ", or written with another key" if not self.records else ""
-            self._tell(file, number, f"record {seq} was changed{hint}: its hash is not that of its content")
+            self._report(file, number, f"record {seq} was changed{hint}: its hash is not that of its content")
         if self._before is not None:
             self._follow(line, self._before, file, number)
         elif seq == 1 and line.prev != NO_HASH:
-            self._tell(file, number, "record 1 names a record before it")
+            self._report(file, number, "record 1 names a record before it")
         self.records += 1
         self.first = self.first or line
         self.last = self._before = line.link
@@ -177,16 +177,16 @@ class _Walk:
     def _follow(self, line: Line, before: Link, file: str, number: int) -> None:
         seq, expected = line.link.seq, before.seq + 1
         if seq == before.seq:
-            self._tell(file, number, f"record {seq} is there twice")
+            self._report(file, number, f"record {seq} is there twice")
         elif seq < expected:
-            self._tell(file, number, f"record {seq} follows record {before.seq}: they are not in order")
+            self._report(file, number, f"record {seq} follows record {before.seq}: they are not in order")
         elif seq > expected:
             gap = f"record {expected}" if seq == expected + 1 else f"records {expected} to {seq - 1}"
-            self._tell(file, number, f"record {seq} follows record {before.seq}: {gap} is missing here")
+            self._report(file, number, f"record {seq} follows record {before.seq}: {gap} is missing here")
         elif before.hash and line.prev != before.hash:
-            self._tell(
+            self._report(
                 file, number, f"record {seq} does not follow this record {before.seq}: one was replaced"
             )
 
-    def _tell(self, file: str, line: int, message: str) -> None:
+    def _report(self, file: str, line: int, message: str) -> None:
         self.problems.append(Problem(message, file=file, line=line))

@@ -1,4 +1,4 @@
-"""The errors of policies: what kind of fault was found, with all its problems."""
+"""The errors of policies: one class for each kind of fault, with all problems of that kind."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from saegis_server.problem import Problem
 
 
 class PolicyError(ValueError):
-    """A policy that cannot be taken; `problems` are all that were found, at least one.
+    """A policy that cannot be taken. `problems` holds all that were found, at least one.
 
     kind: what failed, as metrics and logs name it, such as "schema" or "signature".
     """
@@ -28,13 +28,13 @@ class BundleError(PolicyError):
 
 
 class SyntaxProblem(BundleError):
-    """A file that is no YAML, or that says a key twice."""
+    """A file that is no YAML, or that has a key twice."""
 
     kind = "syntax"
 
 
 class SchemaError(BundleError):
-    """A file whose keys or values are not as the schema says."""
+    """A file whose keys or values do not fit the schema."""
 
     kind = "schema"
 
@@ -46,13 +46,13 @@ class SignatureError(PolicyError):
 
 
 class KeyFileError(PolicyError):
-    """A file that holds no key of the kind that is wanted, or that would be overwritten."""
+    """A key file that holds no key of the right kind, or that would be overwritten."""
 
     kind = "key"
 
 
 class SerialError(PolicyError):
-    """A bundle whose serial is a step back, or the same with other content."""
+    """A bundle whose serial is lower than one taken before, or the same with other content."""
 
     kind = "serial"
 
@@ -83,17 +83,17 @@ class ConflictError(PolicyError):
 
 
 class CasesError(PolicyError):
-    """A bundle whose own cases do not come out as they say."""
+    """A bundle whose own cases do not come out as they expect."""
 
     kind = "cases"
 
 
 class HistoryError(Exception):
-    """The history of policies cannot be read or written; the message says which file and what to do."""
+    """The history of policies cannot be read or written. The message says which file, and what to do."""
 
 
 class StaleEtagError(Exception):
-    """The policy is not as its changer saw it: it has changed, came to be, or is not there yet."""
+    """The policy is not what the etag stands for: it has changed, is new, or is not there yet."""
 
     def __init__(self, name: str, etag: str) -> None:
         now = f"its etag is {etag!r} now" if etag else "it is not in force, so its etag is empty"
@@ -113,7 +113,7 @@ class UnknownPolicyError(LookupError):
 
 
 class UnknownRevisionError(LookupError):
-    """A policy never had a revision of this digest, or had several that begin so."""
+    """The policy never had a revision whose digest begins like this, or had several."""
 
     def __init__(self, name: str, digest: str, description: str) -> None:
         super().__init__(description)

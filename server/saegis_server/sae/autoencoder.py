@@ -1,4 +1,4 @@
-"""The sparse autoencoder in canonical form: whatever file it came from, this is what the server holds.
+"""The sparse autoencoder in canonical form, in which the server holds it whatever file it came from.
 
 The forward equations are those of SAELens (`sae_lens/saes/{standard,gated,jumprelu}_sae.py`), row vectors:
 
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from saegis_server.steering.rows import Norm, Probe
 
-#: Added to the standard deviation by SAELens' layer norm.
+#: SAELens' layer norm adds this to the standard deviation.
 LAYER_NORM_EPSILON = 1e-5
 
 
@@ -34,7 +34,7 @@ class Architecture(StrEnum):
     JUMPRELU = "jumprelu"
 
 
-#: The tensors that an architecture has, and their shapes: d the width, m the number of features.
+#: The tensors of each architecture and their axes: d is the width, m the number of features.
 _SHAPES = {"W_enc": "dm", "W_dec": "md", "b_dec": "d"}
 TENSORS: Mapping[Architecture, Mapping[str, str]] = {
     Architecture.STANDARD: {**_SHAPES, "b_enc": "m"},
@@ -46,7 +46,7 @@ _OPTIONAL = ("b_enc", "b_gate", "b_mag", "r_mag", "threshold")
 
 @dataclass(frozen=True, slots=True)
 class _Normalised:
-    """x normalised, and what undoes it: x = values·scale + shift, both [..., 1]."""
+    """x normalised, and the inverse: x = values·scale + shift, with scale and shift [..., 1]."""
 
     values: Tensor
     scale: Tensor | float
@@ -73,10 +73,9 @@ class SparseAutoencoder:
     b_gate, b_mag, r_mag [m] (gated). What the architecture does not have is None.
 
     hook_name, model_name: as the file states them, if it does. name: the id by which the server knows it.
-    digest: SHA-256 of the files it was read from; where there are none, of the tensors. stated_fvu,
-    stated_l0: the reconstruction that the file claims. excluded_tokens: on which tokens it was not trained,
-    so that readings and statistics leave them out; None: on the model's special ones. metadata: whatever else
-    it states.
+    digest: SHA-256 of the files it was read from; if there are none, of the tensors. stated_fvu, stated_l0:
+    the reconstruction that the file claims. excluded_tokens: the tokens that it was not trained on, which
+    readings and statistics leave out; None means the model's special ones. metadata: all else that it states.
     Raises ValueError, naming the tensor, for a missing or superfluous tensor, a shape that does not fit,
     a dtype other than float32 and numbers that are not finite.
     """
@@ -102,10 +101,10 @@ class SparseAutoencoder:
     metadata: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
 
     def __post_init__(self) -> None:
-        wanted = TENSORS[self.architecture]
+        required = TENSORS[self.architecture]
         for name in _OPTIONAL:
-            if (getattr(self, name) is None) == (name in wanted):
-                verb = "needs" if name in wanted else "has no"
+            if (getattr(self, name) is None) == (name in required):
+                verb = "needs" if name in required else "has no"
                 raise ValueError(f"the architecture {self.architecture} {verb} {name}")
         check_shapes(self.architecture, self.tensors())
         for name, tensor in self.tensors().items():
@@ -120,7 +119,7 @@ class SparseAutoencoder:
             object.__setattr__(self, "digest", self._content_digest())
 
     def _check_folding(self) -> None:
-        """Every probe's biases must be numbers of float32."""
+        """Check that the biases of every probe are finite in float32."""
         shift = self._read_bias @ self.W_enc
         if self.r_mag is not None:
             shift = shift * self.r_mag.exp().clamp(min=1.0)
@@ -151,7 +150,7 @@ class SparseAutoencoder:
 
     @cached_property
     def _read_bias(self) -> Tensor:
-        """What is taken from norm(x) before it is encoded, [d]."""
+        """The vector [d] that is subtracted from norm(x) before encoding."""
         return self.b_dec if self.apply_b_dec_to_input else torch.zeros_like(self.b_dec)
 
     def _require(self, name: str) -> Tensor:
@@ -175,7 +174,7 @@ class SparseAutoencoder:
     def decode(self, f: Tensor, x: Tensor) -> Tensor:
         """The reconstruction x̂, float32 [..., d], of the features f [..., m].
 
-        x [..., d] is the activation that f came from: its norm or mean and deviation scale the result.
+        x [..., d] is the activation that f came from: its norm, or its mean and deviation, scale the result.
         """
         if f.shape[-1] != self.features:
             raise ValueError(f"f has {f.shape[-1]} features; this SAE has {self.features}")
@@ -197,7 +196,7 @@ class SparseAutoencoder:
             )
 
     def probe(self, feature: int) -> Probe:
-        """How to read and write one feature, b_dec folded into its biases (in float64, then rounded).
+        """How to read and write one feature. b_dec is folded into its biases, in float64 and then rounded.
 
         Raises IndexError for a feature that does not exist.
         """
@@ -228,27 +227,27 @@ class SparseAutoencoder:
 def check_shapes(architecture: Architecture, tensors: Mapping[str, Tensor]) -> None:
     """Raise ValueError, naming the tensor, unless all shapes fit together.
 
-    d and m are taken from the biases, so that a transposed matrix is found and called so.
+    d and m are taken from the biases, so that a transposed matrix is recognised as one.
     """
     shapes = TENSORS[architecture]
     sizes: dict[str, int] = {}
     for name, axes in shapes.items():
-        found = list(tensors[name].shape)
-        if len(found) != len(axes):
+        shape = list(tensors[name].shape)
+        if len(shape) != len(axes):
             raise ValueError(
-                f"{name} has the shape {found}, not {len(axes)} dimension{'s' * (len(axes) > 1)}"
+                f"{name} has the shape {shape}, not {len(axes)} dimension{'s' * (len(axes) > 1)}"
             )
         if len(axes) == 1:
-            sizes.setdefault(axes, found[0])
+            sizes.setdefault(axes, shape[0])
     for name, axes in shapes.items():
-        found = list(tensors[name].shape)
+        shape = list(tensors[name].shape)
         expected = [sizes[axis] for axis in axes]
-        if found == expected and min(found) > 0:
+        if shape == expected and min(shape) > 0:
             continue
-        turned = "; it is transposed" if len(axes) == 2 and found == expected[::-1] else ""
+        turned = "; it is transposed" if len(axes) == 2 and shape == expected[::-1] else ""
         meaning = ", ".join({"d": "width", "m": "features"}[axis] for axis in axes)
         raise ValueError(
-            f"{name} has the shape {found}; {expected} ({meaning}) fits the other tensors{turned}"
+            f"{name} has the shape {shape}; {expected} ({meaning}) fits the other tensors{turned}"
         )
 
 

@@ -1,4 +1,4 @@
-"""The catalog: which SAEs the server has loaded, at which sites, and what a reference to a feature means."""
+"""The catalog: the loaded SAEs with their sites, and the features that references mean."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from saegis_server.steering.site import Site
 
 
 class CatalogError(LookupError):
-    """A reference that means no feature; `field` is the path of what is wrong, as the caller named it."""
+    """A reference that means no feature; `field` is the path of the fault, as the caller named it."""
 
     def __init__(self, field: str, description: str) -> None:
         super().__init__(f"{field}: {description}")
@@ -20,7 +20,7 @@ class CatalogError(LookupError):
 
 
 class UnknownSAEError(CatalogError):
-    """No SAE of the id `sae` is loaded."""
+    """No SAE with the id `sae` is loaded."""
 
     def __init__(self, field: str, description: str, sae: str) -> None:
         super().__init__(field, description)
@@ -28,7 +28,7 @@ class UnknownSAEError(CatalogError):
 
 
 class UnknownFeatureError(CatalogError):
-    """The SAE of the id `sae` has no such feature; `feature` is the index or label that was given."""
+    """The SAE with the id `sae` has no such feature; `feature` is the requested index or label."""
 
     def __init__(self, field: str, description: str, sae: str, feature: int | str) -> None:
         super().__init__(field, description)
@@ -41,7 +41,7 @@ class AmbiguousFeatureError(CatalogError):
 
 
 class SAENotAtSiteError(CatalogError):
-    """There is no SAE where the reference says: the one of the id `sae`, or with an empty id any."""
+    """The SAE with the id `sae` is not at the site of the reference; if the id is empty, no SAE is."""
 
     def __init__(self, field: str, description: str, sae: str) -> None:
         super().__init__(field, description)
@@ -50,7 +50,7 @@ class SAENotAtSiteError(CatalogError):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LoadedSAE:
-    """An SAE at its site, with its labels and what was measured when it was loaded, if it was."""
+    """An SAE at its site, with its labels and, if it was measured when loaded, its reconstruction."""
 
     sae: SparseAutoencoder
     site: Site
@@ -65,7 +65,7 @@ class LoadedSAE:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FoundFeature:
-    """What a reference means: a feature of an SAE. `label` is None where nobody labelled it."""
+    """The feature of an SAE that a reference means. `label` is None if it has none."""
 
     loaded: LoadedSAE
     index: int
@@ -73,7 +73,7 @@ class FoundFeature:
 
     @property
     def site(self) -> Site:
-        """The site that the feature lies at."""
+        """The site of the feature."""
         return self.loaded.site
 
     @property
@@ -100,20 +100,20 @@ class Catalog:
         return tuple(self._by_id.values())
 
     def sae(self, sae: str, path: str, site: Site | None = None, site_path: str = "site") -> LoadedSAE:
-        """The SAE of an id; an empty id means the only one (at `site`, where that is given).
+        """The SAE with this id; an empty id means the only one (at `site`, if that is given).
 
-        `path` and `site_path` name the fields in errors. Raises UnknownSAEError, SAENotAtSiteError if the
-        SAE, or any, is not loaded at `site`, and AmbiguousFeatureError if an empty id may mean several.
+        `path` and `site_path` name the fields in errors. Raises UnknownSAEError; SAENotAtSiteError if the SAE
+        or, for an empty id, any is not at `site`; and AmbiguousFeatureError if an empty id may mean several.
         """
         if sae:
-            found = self._by_id.get(sae)
-            if found is None:
+            loaded = self._by_id.get(sae)
+            if loaded is None:
                 raise UnknownSAEError(path, f"no SAE {sae!r} is loaded; {self._known()}", sae)
-            if site is not None and found.site != site:
+            if site is not None and loaded.site != site:
                 raise SAENotAtSiteError(
-                    site_path, f"the SAE {sae} is loaded at {found.site}, not at {site}", sae
+                    site_path, f"the SAE {sae} is loaded at {loaded.site}, not at {site}", sae
                 )
-            return found
+            return loaded
         candidates = [entry for entry in self.entries if site is None or entry.site == site]
         if len(candidates) == 1:
             return candidates[0]
@@ -123,18 +123,21 @@ class Catalog:
         raise AmbiguousFeatureError(path, f"name one of the {len(candidates)} SAEs; {self._known()}")
 
     def by_index(self, loaded: LoadedSAE, index: int, path: str) -> FoundFeature:
-        """The feature of an index. Raises UnknownFeatureError."""
+        """The feature with this index. Raises UnknownFeatureError."""
         if not 0 <= index < loaded.sae.features:
             last = loaded.sae.features - 1
-            told = f"the SAE {loaded.id} has features 0 to {last}, not {index}"
-            raise UnknownFeatureError(path, told, loaded.id, index)
+            description = f"the SAE {loaded.id} has features 0 to {last}, not {index}"
+            raise UnknownFeatureError(path, description, loaded.id, index)
         return FoundFeature(loaded, index, loaded.labels.get(index))
 
     def by_label(self, loaded: LoadedSAE, label: str, path: str) -> FoundFeature:
-        """The feature of a label, whatever its case and accents. Raises UnknownFeatureError if it has none,
-        AmbiguousFeatureError if it has several and not exactly one in the spelling given."""
-        found = loaded.labels.by_label(label)
-        chosen = [each for each in found if each.label == label] or found
+        """The feature with this label, whatever its case and accents.
+
+        Raises UnknownFeatureError if there is none, and AmbiguousFeatureError if there are several and not
+        exactly one of them is spelled like this.
+        """
+        candidates = loaded.labels.by_label(label)
+        chosen = [candidate for candidate in candidates if candidate.label == label] or candidates
         if len(chosen) == 1:
             return FoundFeature(loaded, chosen[0].feature, chosen[0])
         if chosen:
@@ -145,8 +148,8 @@ class Catalog:
                 "give one's index",
             )
         unlabelled = "" if len(loaded.labels) else "; none of them is labelled"
-        told = f"the SAE {loaded.id} has no feature labelled {label!r}{unlabelled}"
-        raise UnknownFeatureError(path, told, loaded.id, label)
+        description = f"the SAE {loaded.id} has no feature labelled {label!r}{unlabelled}"
+        raise UnknownFeatureError(path, description, loaded.id, label)
 
     def _known(self) -> str:
         if not self._by_id:

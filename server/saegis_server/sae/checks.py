@@ -1,4 +1,4 @@
-"""Whether an SAE fits its site: how well it reconstructs the activations that the site really has."""
+"""Checks whether an SAE fits its site: how well it reconstructs the real activations there."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -12,21 +12,21 @@ from saegis_server.sae.errors import SAEMismatch
 
 #: An SAE whose FVU is above this reconstructs worse than the activations' mean does.
 WORST_FVU = 1.0
-#: How far the measured FVU may lie above the stated one: the larger of a factor and a distance.
+#: How far the measured FVU may lie above the stated one: by this factor or this distance, whichever is more.
 FVU_FACTOR = 2.0
 FVU_DISTANCE = 0.15
-#: The largest FVU on text of another kind than an SAE was trained on: above it, it hardly reads the site.
+#: The largest FVU on unfamiliar text, of another kind than the SAE was trained on; above it, it hardly fits.
 UNFAMILIAR_FVU = 0.75
-#: Times an FVU: what is lower than it beyond rounding.
+#: An FVU is clearly lower than another one, beyond rounding, if it is below that one times this factor.
 _CLEARLY = 0.99
 _CHUNK = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Reconstruction:
-    """How an SAE does on some activations.
+    """How well an SAE reconstructs some activations.
 
-    fvu: the fraction of variance unexplained, Σ‖x − x̂‖² / Σ‖x − mean x‖², 0 is perfect, 1 as good as the
+    fvu: the fraction of variance unexplained, Σ‖x − x̂‖² / Σ‖x − mean x‖²; 0 is perfect, 1 is as good as the
     mean. l0: how many features are active at a token, on average.
     """
 
@@ -35,7 +35,7 @@ class Reconstruction:
 
 
 def measure(sae: SparseAutoencoder, activations: Tensor) -> Reconstruction:
-    """FVU and L0 of `sae` on activations [..., d]; sums are kept in float64.
+    """FVU and L0 of `sae` on activations [..., d]; the sums are float64.
 
     Raises ValueError for fewer than two tokens, another width, numbers that are not finite, and
     activations that do not vary.
@@ -58,7 +58,7 @@ def measure(sae: SparseAutoencoder, activations: Tensor) -> Reconstruction:
 
 
 def largest_fvu(stated: float | None) -> float:
-    """The largest FVU at which an SAE is still taken to fit its site."""
+    """The largest FVU at which an SAE still counts as fitting its site."""
     if stated is None:
         return WORST_FVU
     return max(FVU_FACTOR * stated, stated + FVU_DISTANCE)
@@ -73,47 +73,47 @@ def check_reconstruction(
 ) -> Reconstruction:
     """Measure `sae` on activations [..., d] of `site`, and refuse it if it does not fit.
 
-    It does not fit if its FVU is above `largest_fvu` of what its file states. Activations should come
-    from ordinary text, which `text` names, without the first token, whose norm is a model's outlier.
+    It does not fit if its FVU is above `largest_fvu` of the one that its file states. Activations should come
+    from ordinary text, named by `text`, without the first token, whose norm is an outlier in most models.
 
-    elsewhere: given where the text is not of the kind that the SAE was trained on, so that what its file
-    states does not hold there: the FVU on the same text at each of the model's other sites. Then an FVU of
-    up to UNFAMILIAR_FVU is taken too, if neither another site nor a matrix turned round gives a lower one.
+    elsewhere: returns the FVU on the same text at each of the model's other sites. It is given if the text is
+    not of the kind that the SAE was trained on, so that the stated FVU does not hold there. An FVU of up to
+    UNFAMILIAR_FVU is then accepted too, unless another site or a transposed matrix gives a lower one.
     Raises SAEMismatch with the measured and the stated numbers, and ValueError as `measure` does.
     """
-    found = measure(sae, activations)
+    fit = measure(sae, activations)
     limit = largest_fvu(sae.stated_fvu)
-    if math.isfinite(found.fvu) and found.fvu <= limit:
-        return found
+    if math.isfinite(fit.fvu) and fit.fvu <= limit:
+        return fit
     if elsewhere is not None:
         limit = max(limit, UNFAMILIAR_FVU)
-    better = min(limit, _CLEARLY * found.fvu) if math.isfinite(found.fvu) else limit
+    better = min(limit, _CLEARLY * fit.fvu) if math.isfinite(fit.fvu) else limit
     cause = _transposed(sae, activations, better)
     if elsewhere is not None:
         cause = cause or _better_site(elsewhere(), better)
-        if found.fvu <= limit and not cause:
-            return found
+        if fit.fvu <= limit and not cause:
+            return fit
     raise SAEMismatch(
         f"the SAE {sae.name} does not fit the site {site}: measured there on {text}, its FVU is "
-        f"{found.fvu:.3g} (at most {limit:.3g} is accepted) and its L0 {found.l0:.3g}; {stated_fit(sae)}. "
+        f"{fit.fvu:.3g} (at most {limit:.3g} is accepted) and its L0 {fit.l0:.3g}; {stated_fit(sae)}. "
         f"{cause or 'The site is wrong, or a matrix of the file is transposed'}",
-        found.fvu,
-        found.l0,
+        fit.fvu,
+        fit.l0,
         sae.stated_fvu,
         sae.stated_l0,
     )
 
 
 def stated_fit(sae: SparseAutoencoder) -> str:
-    """In words: which FVU and L0 the SAE's file states, and where it says that it was trained."""
-    told = "states neither" if sae.stated_fvu is None else f"states an FVU of {sae.stated_fvu:.3g}"
+    """In words: the FVU and L0 that the SAE's file states, and the site that it names."""
+    stated = "states neither" if sae.stated_fvu is None else f"states an FVU of {sae.stated_fvu:.3g}"
     if sae.stated_l0 is not None:
-        told = told.replace("states neither", "states no FVU") + f" and an L0 of {sae.stated_l0:.3g}"
-    return f"its file {told}" + (f"; it was trained at {sae.hook_name}" if sae.hook_name else "")
+        stated = stated.replace("states neither", "states no FVU") + f" and an L0 of {sae.stated_l0:.3g}"
+    return f"its file {stated}" + (f"; it was trained at {sae.hook_name}" if sae.hook_name else "")
 
 
 def _better_site(elsewhere: Mapping[str, float], below: float) -> str:
-    """The site at which the FVU is least, if that is at most `below`, in words; empty where none."""
+    """In words: the site with the least FVU, if that is at most `below`; else empty."""
     best = min(elsewhere, key=elsewhere.__getitem__, default="")
     if best and elsewhere[best] <= below:
         return f"At {best} it would be {elsewhere[best]:.3g}: the site is wrong"
@@ -121,19 +121,19 @@ def _better_site(elsewhere: Mapping[str, float], below: float) -> str:
 
 
 def _transposed(sae: SparseAutoencoder, activations: Tensor, below: float) -> str:
-    """The matrix that turned round gives the least FVU, if that is at most `below`, in words; else empty.
+    """In words: the matrix that transposed gives the least FVU, if that is at most `below`; else empty.
 
-    Only the shapes of a square SAE leave it open.
+    Only for a square SAE do the shapes not show a transposed matrix.
     """
     if sae.width != sae.features:
         return ""
     turned = {"W_enc": sae.W_enc.T.contiguous(), "W_dec": sae.W_dec.T.contiguous()}
-    found = {}
+    fvus = {}
     for names in (("W_enc",), ("W_dec",), ("W_enc", "W_dec")):
         weights = sae.tensors() | {name: turned[name] for name in names}
         other = replace(sae, W_enc=weights["W_enc"], W_dec=weights["W_dec"])
-        found[" and ".join(names)] = measure(other, activations).fvu
-    best = min(found, key=found.__getitem__)
-    if found[best] > below:
+        fvus[" and ".join(names)] = measure(other, activations).fvu
+    best = min(fvus, key=fvus.__getitem__)
+    if fvus[best] > below:
         return ""
-    return f"With {best} turned round it would be {found[best]:.3g}: a transposed matrix"
+    return f"With {best} turned round it would be {fvus[best]:.3g}: a transposed matrix"

@@ -1,4 +1,4 @@
-"""What goes wrong with an SAE: a file that cannot be read, or an SAE that does not fit its site."""
+"""The errors of SAEs: a file that cannot be read, or an SAE that does not fit its site."""
 
 from pathlib import Path
 
@@ -13,9 +13,9 @@ class SAEFileError(ValueError):
 
 
 class SAEMismatch(ValueError):
-    """An SAE that does not reconstruct the activations of the site that it was put at.
+    """An SAE that does not reconstruct the activations of its site.
 
-    fvu and l0 are what was measured there; stated_fvu and stated_l0 what its file states, if anything.
+    fvu, l0: measured there. stated_fvu, stated_l0: as its file states them, if it does.
     """
 
     def __init__(

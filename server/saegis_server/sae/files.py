@@ -1,4 +1,4 @@
-"""An SAE's files: where they are, a folder of this machine or of the Hugging Face hub, and reading them."""
+"""The files of an SAE, in a local folder or on the Hugging Face hub: finding and reading them."""
 
 import re
 from pathlib import Path
@@ -11,9 +11,11 @@ from saegis_server.sae.formats import LAYOUTS
 from saegis_server.sae.labels import LABELS_FILE
 from saegis_server.sae.layout import SAMPLE_FILE, Layout
 
-#: All that is ever downloaded from an SAE's folder, which is all that is read from one.
-FILES = tuple(dict.fromkeys((*(name for each in LAYOUTS for name in each.files), LABELS_FILE, SAMPLE_FILE)))
-_KNOWN = ", or ".join(" and ".join(each.files) for each in LAYOUTS)
+#: The only files of an SAE's folder that are read, and so the only ones that are downloaded.
+FILES = tuple(
+    dict.fromkeys((*(name for layout in LAYOUTS for name in layout.files), LABELS_FILE, SAMPLE_FILE))
+)
+_KNOWN = ", or ".join(" and ".join(layout.files) for layout in LAYOUTS)
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 _HUB_ID = re.compile(
     rf"(?P<repo>{_NAME}/{_NAME})(?P<folder>(?:/[A-Za-z0-9_][A-Za-z0-9._=+-]*)*)(?:@(?P<revision>[A-Za-z0-9._/-]+))?"
@@ -25,10 +27,9 @@ def load_sae(
 ) -> SparseAutoencoder:
     """Read the SAE in the directory `path`. Nothing is unpickled; every tensor is copied to float32.
 
-    name: the id to know it by; by default the directory's name. norm_scaling_factor: for an SAE with
-    `normalize_activations: expected_average_only_in` whose files do not state it, the factor that
-    its release gives.
-    Raises SAEFileError for anything that cannot be read or honoured, naming the file and the reason.
+    name: its id; by default the directory's name. norm_scaling_factor: the factor that the release gives, for
+    an SAE with `normalize_activations: expected_average_only_in` whose files do not state it.
+    Raises SAEFileError, naming the file and the reason, for anything that cannot be read or honoured.
     """
     try:
         if not path.is_dir():
@@ -39,11 +40,11 @@ def load_sae(
 
 
 def check_sae(spec: str) -> None:
-    """Raise SAEFileError for what is wrong with an SAE as far as that costs nothing: no such directory nor
-    hub id, or a directory of this machine whose description cannot be honoured. Downloads nothing."""
-    found = _where(spec)
-    if isinstance(found, Path):
-        _layout(found).check(found)
+    """Raise SAEFileError for faults of an SAE that are cheap to find: no such directory or hub id, or a local
+    directory whose description cannot be honoured. Downloads nothing."""
+    location = _where(spec)
+    if isinstance(location, Path):
+        _layout(location).check(location)
 
 
 def resolve_sae(spec: str) -> Path:
@@ -52,30 +53,30 @@ def resolve_sae(spec: str) -> Path:
 
     Raises SAEFileError if there is no such directory, or the hub does not give it.
     """
-    found = _where(spec)
-    if isinstance(found, Path):
-        return found
-    inside = found["folder"].lstrip("/")
+    location = _where(spec)
+    if isinstance(location, Path):
+        return location
+    inside = location["folder"].lstrip("/")
     prefix = f"{inside}/" if inside else ""
     # Whole names and no pattern: in huggingface_hub's patterns * crosses folders.
-    wanted = [prefix + name for name in FILES]
+    names = [prefix + name for name in FILES]
     try:
         snapshot = huggingface_hub.snapshot_download(
-            found["repo"], revision=found["revision"], allow_patterns=wanted
+            location["repo"], revision=location["revision"], allow_patterns=names
         )
     except (OSError, ValueError) as error:
         raise SAEFileError(
             spec, f"neither a local directory nor to be had from the hub: {type(error).__name__}: {error}"
         ) from error
     path = Path(snapshot) / inside
-    if not any((path / each.files[0]).is_file() for each in LAYOUTS):
-        lacking = " or ".join(prefix + each.files[0] for each in LAYOUTS)
-        raise SAEFileError(spec, f"the repository {found['repo']} has no {lacking}")
+    if not any((path / layout.files[0]).is_file() for layout in LAYOUTS):
+        lacking = " or ".join(prefix + layout.files[0] for layout in LAYOUTS)
+        raise SAEFileError(spec, f"the repository {location['repo']} has no {lacking}")
     return path
 
 
 def _layout(path: Path) -> Layout:
-    """The layout of which a folder holds the most files; of two alike, and in an empty folder, the first."""
+    """The layout of which a folder holds the most files; of several with as many, the first."""
     return max(LAYOUTS, key=lambda layout: sum((path / name).exists() for name in layout.files))
 
 

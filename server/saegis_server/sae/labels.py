@@ -1,4 +1,4 @@
-"""Feature labels: the `features.jsonl` beside an SAE, one JSON object a line, and a search over it."""
+"""Feature labels: the `features.jsonl` beside an SAE, one JSON object per line, and a search over them."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from saegis_server.json_text import parse_json
 from saegis_server.sae.errors import SAEFileError
 
 LABELS_FILE = "features.jsonl"
-#: What a query's word is worth where it is found, and how well it fits there.
+#: The score of a query's word: by the field where it is found, times how well it fits there.
 _IN_LABEL, _IN_SUBJECTS, _IN_LANGUAGES = 1.0, 0.8, 0.6
 _WHOLE_WORD, _PREFIX, _INSIDE = 1.0, 0.6, 0.3
 
@@ -22,10 +22,10 @@ _WHOLE_WORD, _PREFIX, _INSIDE = 1.0, 0.6, 0.3
 class FeatureLabel:
     """What is known of one feature.
 
-    precision: of the tokens on which it fires, the share that its label describes, and the same by
-    language, of the tokens in that language; recall: by language, of the tokens that its label describes,
-    the share on which it fires; max_activation: the largest activation recorded, in feature units;
-    density: the share of all tokens on which it fires. What was not recorded is None or absent.
+    precision: of the tokens on which it fires, the share that its label describes. precision_by_language: the
+    same for the tokens in each language. recall: by language, of the tokens that its label describes, the
+    share on which it fires. max_activation: the largest activation recorded, in feature units. density: the
+    share of all tokens on which it fires. What was not recorded is None or absent.
     """
 
     feature: int
@@ -54,10 +54,10 @@ class Labels:
 
     @classmethod
     def load(cls, directory: Path, features: int | None = None) -> "Labels":
-        """Read `features.jsonl` in `directory`; an absent file makes empty labels.
+        """Read `features.jsonl` in `directory`; without that file the labels are empty.
 
         features: how many features the SAE has; a label beyond them is an error.
-        Raises SAEFileError with the line's number for anything that is not as `FeatureLabel` says.
+        Raises SAEFileError with the line's number for anything that does not fit `FeatureLabel`.
         """
         path = directory / LABELS_FILE
         if not os.path.lexists(path):
@@ -85,7 +85,7 @@ class Labels:
         return cls(labels)
 
     def save(self, directory: Path) -> None:
-        """Write `features.jsonl` into `directory`, made if absent."""
+        """Write `features.jsonl` into `directory`, which is made if absent."""
         directory.mkdir(parents=True, exist_ok=True)
         lines = [json.dumps(_entry(label), ensure_ascii=False, allow_nan=False) for label in self]
         (directory / LABELS_FILE).write_text("".join(line + "\n" for line in lines), encoding="utf-8")
@@ -106,10 +106,10 @@ class Labels:
 
     @cached_property
     def _by_words(self) -> dict[tuple[str, ...], tuple[FeatureLabel, ...]]:
-        found: dict[tuple[str, ...], list[FeatureLabel]] = {}
+        groups: dict[tuple[str, ...], list[FeatureLabel]] = {}
         for label in self:
-            found.setdefault(_words(label.label), []).append(label)
-        return {words: tuple(sorted(labels, key=_less_precise)) for words, labels in found.items()}
+            groups.setdefault(_words(label.label), []).append(label)
+        return {words: tuple(sorted(labels, key=_less_precise)) for words, labels in groups.items()}
 
     @cached_property
     def _search_index(self) -> list[tuple[FeatureLabel, tuple[tuple[float, tuple[str, ...]], ...]]]:
@@ -128,35 +128,35 @@ class Labels:
     def search(self, query: str, limit: int) -> list[tuple[FeatureLabel, float]]:
         """The labels that fit the query's words best, with a score above 0 and at most 1, best first.
 
-        Words match without regard to case and accents in the label, the subjects and the languages. The
-        score is the mean over the query's words. For the order see `rank`.
+        Words match in the label, the subjects and the languages, whatever their case and accents. The score
+        is the mean over the query's words. `rank` says the order.
         """
-        wanted = _words(query)
-        if not wanted or limit <= 0:
+        words = _words(query)
+        if not words or limit <= 0:
             return []
         scored = [
-            (label, sum(_worth(word, places) for word in wanted) / len(wanted))
+            (label, sum(_worth(word, places) for word in words) / len(words))
             for label, places in self._search_index
         ]
-        found = [(label, score) for label, score in scored if score > 0.0]
-        return sorted(found, key=lambda pair: rank(query, *pair))[:limit]
+        fitting = [(label, score) for label, score in scored if score > 0.0]
+        return sorted(fitting, key=lambda pair: rank(query, *pair))[:limit]
 
 
 def rank(query: str, label: FeatureLabel, score: float) -> tuple[bool, float, float]:
-    """Where a label stands among those found, the least first: labels that are the query itself, whatever
-    their case, then by score, and of equal ones the most precise."""
+    """The sort key of a search result, least first: labels equal to the query, whatever their case, then by
+    score, and at equal scores the most precise."""
     return label.label.casefold() != query.strip().casefold(), -score, _less_precise(label)
 
 
 def _less_precise(label: FeatureLabel) -> float:
-    """Less for the more precise; most where no precision was recorded."""
+    """A sort key: less for a more precise label, greatest if no precision was recorded."""
     return 1.0 if label.precision is None else -label.precision
 
 
 def _words(text: str) -> tuple[str, ...]:
     """The words of a text, case-folded, without accents, punctuation and symbols."""
     plain = unicodedata.normalize("NFKD", unicodedata.normalize("NFKC", text).casefold())
-    # Vowel signs (class 0) are letters in many scripts and stay; accents combine with another class.
+    # Vowel signs have combining class 0 and are letters in many scripts, so they stay; accents do not.
     kept = (character for character in plain if not unicodedata.combining(character))
     return tuple("".join(c if unicodedata.category(c)[0] in "LMN" else " " for c in kept).split())
 
@@ -183,7 +183,7 @@ def _entry(label: FeatureLabel) -> dict[str, object]:
 
 
 def _parse(line: str) -> FeatureLabel:
-    """One line of the file. Raises ValueError that names the field."""
+    """The label in one line of the file. Raises ValueError, which names the field."""
     entry = parse_json(line)
     if not isinstance(entry, dict):
         raise ValueError("not a JSON object")

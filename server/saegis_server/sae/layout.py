@@ -1,4 +1,4 @@
-"""A layout of SAE files, and the reading that all layouts share: exactly, or refused with the reason."""
+"""Layouts of SAE files, and the readers that all of them share, which read a file exactly or refuse it."""
 
 import hashlib
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from saegis_server.json_text import parse_json
 from saegis_server.sae.autoencoder import SparseAutoencoder
 from saegis_server.sae.errors import SAEFileError
 
-#: A text that may lie beside an SAE in any layout: the server checks the SAE on it.
+#: A text that may lie beside an SAE in any layout. The server checks the SAE on it.
 SAMPLE_FILE = "sample.txt"
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _CHUNK = 1 << 22
@@ -21,13 +21,12 @@ _CHUNK = 1 << 22
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """One way in which somebody lays out an SAE in a folder.
+    """One way to lay out an SAE in a folder.
 
-    files: the names of its files below the folder, the one that tells of the SAE first. A folder is in the
-    layout of which it holds the most files. check: raises SAEFileError for what is wrong with a folder as far
-    as that can be known without the weights. read: the SAE of a folder, by the id to know it by and the
-    factor that its release gives for normalisation, if any; nothing is unpickled, and SAEFileError or OSError
-    raised for all that cannot be read or honoured.
+    files: the names of its files in the folder, the one that describes the SAE first. A folder has the layout
+    of which it holds the most files. check: raises SAEFileError for faults of a folder that show without the
+    weights. read: reads the SAE, given the folder, its id and the normalisation factor of its release, if
+    any. It unpickles nothing, and raises SAEFileError or OSError for all that it cannot read or honour.
     """
 
     files: tuple[str, ...]
@@ -46,18 +45,18 @@ def read_json(path: Path, layout: str) -> dict[str, object]:
     except (OSError, UnicodeDecodeError) as error:
         raise SAEFileError(path, f"cannot be read: {error}") from error
     try:
-        found = parse_json(content)
+        document = parse_json(content)
     except (ValueError, RecursionError) as error:
         raise SAEFileError(path, f"not JSON: {error}") from error
-    if not isinstance(found, dict):
+    if not isinstance(document, dict):
         raise SAEFileError(path, "not a JSON object")
-    return found
+    return document
 
 
 def read_safetensors(path: Path, layout: str) -> dict[str, Tensor]:
-    """All tensors of a file, float32, copied (a mapped file may change under a running server).
+    """All tensors of a file as float32 copies, since a mapped file may change while the server runs.
 
-    Raises SAEFileError, also for tensors that are no floats.
+    Raises SAEFileError, also for tensors that are not of floats.
     """
     if not path.is_file():
         raise SAEFileError(path, f"the file does not exist; weights in {layout} layout have this name")

@@ -1,4 +1,4 @@
-"""Left out: the tokens of a text that statistics of an SAE's features do not count. Rules hold there too."""
+"""Left out: the tokens of a text that statistics of features do not count. Rules act on them all the same."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ _STRUCTURAL = ("bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "
 
 
 def special_tokens(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """The tokens that tell where texts begin, end and are padded."""
+    """The tokens that mark the beginning, the end and the padding of texts."""
     named = (getattr(tokenizer, name, None) for name in _STRUCTURAL)
     return frozenset(token for token in named if isinstance(token, int))
 
@@ -24,8 +24,8 @@ def excluded_tokens(sae: SparseAutoencoder, special: frozenset[int]) -> frozense
 
 
 def left_out(tokens: Sequence[int], sae: SparseAutoencoder, special: frozenset[int], first: int) -> Tensor:
-    """Which tokens of a text are left out, bool [T]: the `first` ones, and those that the SAE was not trained
-    on; `special` are the tokenizer's special ones."""
+    """Which tokens of a text are left out, bool [T]: the first `first` ones, and those that the SAE was not
+    trained on; `special` are the tokenizer's special ones."""
     excluded = excluded_tokens(sae, special)
-    found = [place < first or token in excluded for place, token in enumerate(tokens)]
-    return torch.tensor(found, dtype=torch.bool)
+    flags = [place < first or token in excluded for place, token in enumerate(tokens)]
+    return torch.tensor(flags, dtype=torch.bool)

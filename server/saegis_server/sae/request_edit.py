@@ -1,4 +1,4 @@
-"""Request edits: what a request asks for of one feature or direction, and what its value comes to."""
+"""Request edits: what a request asks for of one feature or direction, and the units of its value."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from saegis_server.steering.site import Site
 
 @dataclass(frozen=True, slots=True)
 class RequestEdit:
-    """One edit or watch that a request asks for: `path` is its field, such as "steering.edits[2]".
+    """One edit or watch that a request asks for. path: its field, such as "steering.edits[2]".
 
-    feature: None for a direction of the request's own. value: as asked, in `unit`; None where there is none.
+    feature: None for a direction that the request brings. value: as given, in `unit`; None if there is none.
     edit: the row that it becomes at `site`.
     """
 
@@ -28,7 +28,7 @@ class RequestEdit:
 
 
 class UnitError(ValueError):
-    """A value that means nothing in its unit; `field` is which of the two is at fault, "unit" or "value"."""
+    """A value that means nothing in its unit; `field` names the one at fault, "unit" or "value"."""
 
     def __init__(self, field: str, description: str) -> None:
         super().__init__(description)
@@ -38,7 +38,7 @@ class UnitError(ValueError):
 def scaled(
     value: float, unit: Unit, feature: FoundFeature | None, name: str = "this feature"
 ) -> tuple[float, bool]:
-    """A value of a feature, None for a direction, in feature units or, with True, as a fraction of ‖x‖.
+    """A value in feature units or, with True, as a fraction of ‖x‖. feature: None for a direction.
 
     Raises UnitError, whose message calls the feature `name`.
     """

@@ -1,1 +1,1 @@
-"""Telemetry: the Prometheus series of the server."""
+"""Telemetry: the Prometheus series of the server, and the endpoint that serves them."""

@@ -1,4 +1,4 @@
-"""The metrics endpoint: Prometheus's text, and whether the server lives and is ready, over plain HTTP."""
+"""The metrics endpoint: metrics in Prometheus's text format, and liveness and readiness, over plain HTTP."""
 
 import asyncio
 import socket
@@ -9,9 +9,9 @@ from contextlib import suppress
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
-#: How many connections are held; with one more, the oldest is closed.
+#: The most open connections; one more closes the oldest.
 MOST_CONNECTIONS = 64
-#: How long a client may take to ask, and to take its answer.
+#: How long a client may take to send its request and read the answer, in seconds.
 CONNECTION_SECONDS = 5.0
 LARGEST_HEAD = 8192
 _REASONS = {200: "OK", 400: "Bad Request", 404: "Not Found", 405: "Method Not Allowed", 503: "Unavailable"}
@@ -25,7 +25,7 @@ def _always() -> bool:
 class MetricsEndpoint:
     """Serves `/metrics`, `/livez` and `/readyz` in one thread, on a loop of its own.
 
-    live, ready: asked from that thread. Raises OSError if the port is taken.
+    live, ready: called from that thread. Raises OSError if the port is taken.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class MetricsEndpoint:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        # Connections that are closed are let go of a turn later.
+        # Closed connections are released one turn of the loop later.
         await asyncio.sleep(0)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -85,7 +85,7 @@ class MetricsEndpoint:
                 writer.write(self._answer(head.decode("latin-1")))
                 await writer.drain()
         except (TimeoutError, asyncio.CancelledError, OSError, asyncio.IncompleteReadError):
-            # It never asked, or never took what it asked for.
+            # The client did not send its request or did not read the answer in time.
             pass
         except asyncio.LimitOverrunError:
             writer.write(_response(400, _PLAIN, b"the request is too long\n"))
@@ -102,14 +102,14 @@ class MetricsEndpoint:
             return _response(405, _PLAIN, b"ask with GET\n")
         if path in self._probes:
             holds = self._probes[path]()
-            found = _response(200 if holds else 503, _PLAIN, b"yes\n" if holds else b"no\n")
+            response = _response(200 if holds else 503, _PLAIN, b"yes\n" if holds else b"no\n")
         elif path in ("/", "/metrics"):
             headers = dict(line.lower().split(":", 1) for line in rest.split("\r\n") if ":" in line)
             encode, kind = choose_encoder(headers.get("accept", "").strip())
-            found = _response(200, kind, encode(self._registry))
+            response = _response(200, kind, encode(self._registry))
         else:
-            found = _response(404, _PLAIN, b"there are /metrics, /livez and /readyz\n")
-        return found.partition(b"\r\n\r\n")[0] + b"\r\n\r\n" if method == "HEAD" else found
+            response = _response(404, _PLAIN, b"there are /metrics, /livez and /readyz\n")
+        return response.partition(b"\r\n\r\n")[0] + b"\r\n\r\n" if method == "HEAD" else response
 
 
 def _response(status: int, kind: str, body: bytes) -> bytes:

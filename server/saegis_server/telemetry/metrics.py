@@ -1,4 +1,4 @@
-"""The Prometheus series of the server, in a registry of their own."""
+"""The server's Prometheus series, in their own registry."""
 
 from collections.abc import Callable, Mapping, Sequence, Set
 
@@ -10,7 +10,7 @@ _REQUEST_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.
 _TOKEN_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 _STALL_BUCKETS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 _MOVE_BUCKETS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
-#: What is read of the engine's load.
+#: The gauges of the engine's load.
 _LOAD: tuple[tuple[str, str, Callable[[EngineStats], float]], ...] = (
     ("saegis_requests_running", "Sequences that are being generated.", lambda load: load.running),
     ("saegis_requests_waiting", "Sequences that wait for a slot.", lambda load: load.waiting),
@@ -23,9 +23,9 @@ _LOAD: tuple[tuple[str, str, Callable[[EngineStats], float]], ...] = (
     ),
     ("saegis_engine_steps", "Steps that the engine has run.", lambda load: load.steps),
 )
-#: Methods of the server's own contract; anything else is counted as one, so that labels stay few.
+#: The label for all methods outside the server's contract, so that there are few labels.
 OTHER_METHOD = "other"
-#: What can keep a bundle from coming in force, as the errors of policies name it.
+#: The kinds of error that can keep a bundle from coming in force; see policy.errors.
 POLICY_FAILURES = (
     "bundle",
     "syntax",
@@ -110,14 +110,14 @@ class Metrics:
         return Histogram(name, description, labels, registry=self.registry, buckets=buckets)
 
     def observe_stall(self, seconds: float) -> None:
-        """Note for how long the event loop did not answer. To be called by one thread."""
+        """Note for how long the event loop did not answer. Only one thread may call it."""
         self.stalls.observe(seconds)
         if seconds > self._largest:
             self._largest = seconds
             self.largest_stall.set(seconds)
 
     def observe_work(self, read: Callable[[], Mapping[str, float]]) -> None:
-        """Let the gauges read what is inside: names and numbers as `read` gives them. Call it once."""
+        """Let the gauges read the work inside the server: `read` returns numbers by name. Call it once."""
         for name, description in (
             ("saegis_requests_inside", "RPCs that run or wait."),
             ("saegis_request_bytes_held", "Bytes of requests that are held."),
@@ -183,7 +183,7 @@ class Metrics:
         )
 
     def show_policies(self, before: Set[tuple[str, str]], now: Set[tuple[str, str]]) -> None:
-        """Show the policies in force, each by name and revision, in place of those before."""
+        """Show the policies in force now, each by name and revision, in place of those before."""
         for name, revision in now:
             self.policy_info.labels(name, revision).set(1)
         for name, revision in before - now:
@@ -195,14 +195,14 @@ class Metrics:
         self.policy_reload_time.set_to_current_time()
 
     def policy_failed(self, kind: str) -> None:
-        """Count a bundle that did not come in force; `kind` is what failed, as its error names it."""
+        """Count a bundle that did not come in force; `kind` is that of its error."""
         self.policy_reloaded.set(0)
         self.policy_failures.labels(kind).inc()
 
     def observe_audit(
         self, waiting: Callable[[], int], last: Callable[[], int], is_failing: Callable[[], bool]
     ) -> None:
-        """Let the gauges read how many records wait, the last one's number, and how it goes. Call it once."""
+        """Let the gauges read how many records wait, the last one's number, and failures. Call it once."""
         self._reading(
             "saegis_audit_available",
             "0 while the audit log cannot be written, and requests that need it are refused.",
@@ -252,10 +252,10 @@ class Metrics:
         for tokens in tokens_by_sequence:
             if tokens > 1:
                 self.inter_token_seconds.observe(timings.decode / (tokens - 1))
-        for each in ended.receipt.sites:
-            site = str(each.site)
-            self.tokens_edited.labels(site).inc(each.tokens_edited)
-            self.bans_fired.labels(site).inc(each.bans_fired)
-            self.watches.labels(site).inc(each.watches)
-            if each.tokens_edited:
-                self.largest_move.labels(site).observe(each.largest_relative_norm)
+        for report in ended.receipt.sites:
+            site = str(report.site)
+            self.tokens_edited.labels(site).inc(report.tokens_edited)
+            self.bans_fired.labels(site).inc(report.bans_fired)
+            self.watches.labels(site).inc(report.watches)
+            if report.tokens_edited:
+                self.largest_move.labels(site).observe(report.largest_relative_norm)

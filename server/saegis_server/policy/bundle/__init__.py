@@ -1,1 +1,1 @@
-"""A policy as its author hands it over: files, archive, signature, and what changed since the last one."""
+"""A policy as its author hands it over: files, archive, signature, and the differences between two."""

@@ -41,14 +41,14 @@ from saegis_server.problem import Problem
 
 Content = TypeVar("Content", Policy, Part, Cases)
 
-#: Most problems that are told of one bundle.
+#: Most problems that are reported of one bundle.
 MOST_PROBLEMS = 100
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where something stands in a bundle: its file and line."""
+    """The place of an entry in a bundle: its file and line."""
 
     file: str
     line: int
@@ -58,12 +58,12 @@ class Source:
 class Bundle:
     """A bundle. Two are equal if their files and signatures are.
 
-    policy: policy.yaml with the parts in rules/ merged in, all entries by id: the order in which they were
-    written has no meaning. cases: of tests/. directions: the vectors by file and name, float32 [d]. files:
-    every file by its path inside, the signature excepted. digest: see `digest_of`. signature: None of a
-    bundle that is not signed; whether it holds is for `signing.verify` to say. sources: where each rule,
-    allowance and protection stands, by id. case_sources: the same of each case, by name. match_sources: the
-    same of each name in the match, such as "match.models[0]", and of the match as a whole.
+    policy: policy.yaml with the parts in rules/ merged in, all entries sorted by id: the order in which they
+    were written has no meaning. cases: those in tests/. directions: the vectors by file and name, float32
+    [d]. files: every file except the signature, by its path inside. digest: see `digest_of`. signature: None
+    for a bundle that is not signed; `signing.verify` checks it. sources: where each rule, allowance and
+    protection stands, by id. case_sources: the same for each case, by name. match_sources: the same for the
+    match as a whole and for each name in it, by path, such as "match.models[0]".
     """
 
     policy: Policy = field(compare=False)
@@ -80,8 +80,8 @@ class Bundle:
     def read(cls, path: Path) -> Self:
         """The bundle in a directory, or in a .tar or .tar.gz file.
 
-        Raises BundleError, or a subclass of it that says what kind of fault it is, with every problem found;
-        SignatureError for a signature.json that is none.
+        Raises BundleError, or the subclass for the kind of fault, with every problem found; SignatureError
+        for a signature.json that is no signature.
         """
         if path.is_dir():
             return cls.from_files(read_folder(path))
@@ -94,12 +94,12 @@ class Bundle:
 
     @classmethod
     def from_archive(cls, data: bytes) -> Self:
-        """The bundle in the bytes of a tar or tar.gz. Raises as `read` does."""
+        """The bundle in the bytes of a tar or tar.gz. Raises the same as `read`."""
         return cls.from_files(read_archive(data))
 
     @classmethod
     def from_files(cls, files: Mapping[str, bytes]) -> Self:
-        """The bundle of these files, by path inside. Raises as `read` does."""
+        """The bundle of these files, by path inside. Raises the same as `read`."""
         check_files(files)
         signed = files.get(SIGNATURE_FILE)
         content = {path: bytes(files[path]) for path in sorted(files) if path != SIGNATURE_FILE}
@@ -109,7 +109,7 @@ class Bundle:
         directions = reading.directions(content)
         reading.calibration(content)
         reading.check()
-        assert policy is not None  # noqa: S101 - without one there was a problem
+        assert policy is not None  # noqa: S101 - where it is None, check() has raised
         return cls(
             policy=policy,
             cases=cases,
@@ -123,7 +123,7 @@ class Bundle:
         )
 
     def archive(self) -> bytes:
-        """A tar.gz of all files and the signature: the same bytes for equal bundles."""
+        """A tar.gz of all files and the signature. Equal bundles give the same bytes."""
         files = dict(self.files)
         if self.signature is not None:
             files[SIGNATURE_FILE] = self.signature.to_json()
@@ -142,7 +142,7 @@ def digest_of(files: Mapping[str, bytes]) -> str:
 
 
 class _Reading:
-    """Reads the files of a bundle, and gathers what is wrong with any of them."""
+    """Reads the files of a bundle, and gathers the problems of all of them."""
 
     def __init__(self) -> None:
         self.sources: dict[str, Source] = {}
@@ -151,47 +151,45 @@ class _Reading:
         self._errors: list[BundleError] = []
 
     def check(self) -> None:
-        """Raise one error for all that was wrong; a syntax error before others."""
+        """Raise one error with all problems; its kind is syntax before schema before any other."""
         if not self._errors:
             return
         problems = [problem for error in self._errors for problem in error.problems]
         if len(problems) > MOST_PROBLEMS:
             problems[MOST_PROBLEMS:] = [Problem(f"and {len(problems) - MOST_PROBLEMS} more problems")]
         kinds = [type(error) for error in self._errors]
-        kind = next((each for each in (SyntaxProblem, SchemaError) if each in kinds), BundleError)
+        kind = next((kind for kind in (SyntaxProblem, SchemaError) if kind in kinds), BundleError)
         raise kind(problems)
 
     def policy(self, files: Mapping[str, bytes]) -> Policy | None:
-        """policy.yaml with the parts merged in; None where one of them is wrong."""
+        """policy.yaml with the parts merged in; None if any of these files is wrong."""
         whole = self._read(Policy, {POLICY_FILE: files[POLICY_FILE]})
         parts = self._read(Part, in_folder(files, RULES))
         if self._errors:
             return None
-        merged = {
-            key: sorted(
-                (entry for part in (*whole, *parts) for entry in getattr(part, key)), key=lambda each: each.id
-            )
-            for key in ("rules", "allow", "protect")
-        }
-        return whole[0].model_copy(update={key: tuple(found) for key, found in merged.items()})
+        merged = {}
+        for key in ("rules", "allow", "protect"):
+            group = [entry for part in (*whole, *parts) for entry in getattr(part, key)]
+            merged[key] = tuple(sorted(group, key=lambda entry: entry.id))
+        return whole[0].model_copy(update=merged)
 
     def cases(self, files: Mapping[str, bytes]) -> tuple[Case, ...]:
         """The cases of all files, file by file."""
-        found = self._read(Cases, in_folder(files, TESTS))
-        return tuple(case for part in found for case in part.cases)
+        case_files = self._read(Cases, in_folder(files, TESTS))
+        return tuple(case for part in case_files for case in part.cases)
 
     def directions(self, files: Mapping[str, bytes]) -> dict[str, Mapping[str, Tensor]]:
-        """The vectors, by file and name."""
-        found = {}
+        """The vectors of all files, by file and name."""
+        directions = {}
         for file, data in in_folder(files, DIRECTIONS).items():
             try:
-                found[file] = read_directions(data, file)
+                directions[file] = read_directions(data, file)
             except BundleError as error:
                 self._errors.append(error)
-        return found
+        return directions
 
     def calibration(self, files: Mapping[str, bytes]) -> None:
-        """Any JSON object will do."""
+        """Check the calibration file: it may hold any JSON object."""
         if CALIBRATION_FILE not in files:
             return
         try:
@@ -202,51 +200,51 @@ class _Reading:
             self._errors.append(SyntaxProblem([Problem(message, file=CALIBRATION_FILE)]))
 
     def _read(self, model: type[Content], files: Mapping[str, bytes]) -> list[Content]:
-        """The files as `model`, those left out that are wrong."""
-        found = []
+        """The files as `model`, without those that are wrong."""
+        contents = []
         for file, data in files.items():
             try:
                 document = read_yaml(data, file)
-                made = validated(model, document, file)
-                self._note(made, document, file)
+                content = validated(model, document, file)
+                self._note(content, document, file)
             except BundleError as error:
                 self._errors.append(error)
             else:
-                found.append(made)
-        return found
+                contents.append(content)
+        return contents
 
-    def _note(self, made: Policy | Part | Cases, document: Document, file: str) -> None:
-        """Note where each id and name stands. Raises SchemaError for those that stand elsewhere too."""
+    def _note(self, part: Policy | Part | Cases, document: Document, file: str) -> None:
+        """Note where each id and name stands. Raises SchemaError for any that stands somewhere else too."""
         problems = []
-        if isinstance(made, Policy):
+        if isinstance(part, Policy):
             places = [
-                (key, each) for key in Match.model_fields for each in range(len(getattr(made.match, key)))
+                (key, index) for key in Match.model_fields for index in range(len(getattr(part.match, key)))
             ]
             for place in (("match",), *(("match", *place) for place in places)):
                 self.match_sources[path_of(place)] = Source(file, document.line(place))
-        for known, place, name in self._names(made):
+        for known, place, name in self._names(part):
             line = document.line((*place, "name" if known is self.case_sources else "id"))
             first = known.setdefault(name, source := Source(file, line))
             if first is not source:
-                told = f"{name!r} stands in {first.file}:{first.line} already; ids and names must differ"
-                problems.append(Problem(told, f"{place[0]}[{place[1]}]", file, line))
+                message = f"{name!r} stands in {first.file}:{first.line} already; ids and names must differ"
+                problems.append(Problem(message, f"{place[0]}[{place[1]}]", file, line))
         if problems:
             raise SchemaError(problems)
 
-    def _names(self, made: Policy | Part | Cases) -> Iterator[tuple[dict[str, Source], tuple[str, int], str]]:
-        """Each id or name of a file's content, where it is noted, and its place."""
-        if isinstance(made, Cases):
-            for number, case in enumerate(made.cases):
+    def _names(self, part: Policy | Part | Cases) -> Iterator[tuple[dict[str, Source], tuple[str, int], str]]:
+        """For each id or name in a file: the dict that notes it, its place, and the id or name itself."""
+        if isinstance(part, Cases):
+            for number, case in enumerate(part.cases):
                 yield self.case_sources, ("cases", number), case.name
         else:
-            for place, name in entries(made):
+            for place, name in entries(part):
                 yield self.sources, place, name
 
 
 def read_directions(data: bytes, file: str) -> Mapping[str, Tensor]:
     """The vectors of a file by name, float32 [d], finite and not zero.
 
-    Raises BundleError with every tensor that is none, and for a file that is no safetensors file.
+    Raises BundleError with every tensor that is no direction, and for a file that is no safetensors file.
     """
     try:
         tensors = load(data)
@@ -266,7 +264,7 @@ def read_directions(data: bytes, file: str) -> Mapping[str, Tensor]:
 
 
 def _fault(vector: Tensor) -> str:
-    """What keeps a tensor from being a direction; empty where nothing does."""
+    """Why a tensor is no direction; empty if it is one."""
     if vector.dtype != torch.float32:
         kind = str(vector.dtype).removeprefix("torch.")
         return f"is of type {kind}; a direction holds floats of 16, 32 or 64 bits"

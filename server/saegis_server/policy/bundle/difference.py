@@ -1,4 +1,4 @@
-"""Differences: what one bundle says otherwise than another, entry by entry and key by key."""
+"""Differences: what changed from one bundle to another, entry by entry and key by key."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ Value: TypeAlias = "bool | int | float | str | list[Value] | dict[str, Value] | 
 
 #: The lists of a policy whose entries have an id.
 _LISTS = ("rules", "allow", "protect")
-#: Keys whose value a name or a kind gives; they are the same in all bundles.
+#: Keys that have the same value in all bundles.
 _CONSTANT = ("apiVersion", "kind")
-#: Keys that are about the revision itself and not about what it does.
+#: Keys that name the revision and do not change what it does.
 _OF_THE_REVISION = ("name", "serial", "revision")
 
 
@@ -32,7 +32,7 @@ class Change:
 
     section: "policy" for the policy's own keys, or "rules", "allow", "protect", "cases", "directions". id: of
     the entry; empty for the policy's own keys. key: which of its keys, such as "ban.strength"; empty where
-    the whole entry is new or gone. before, after: None where it is not there.
+    the whole entry is new or gone. before, after: the values; None where there is none.
     """
 
     section: str
@@ -50,30 +50,30 @@ class Change:
 
 
 def differences(old: Bundle, new: Bundle) -> tuple[Change, ...]:
-    """What differs, defaults filled in, by section and id; the order of entries and lists has no meaning."""
+    """What differs, by section and id, defaults filled in. The order of entries and lists has no meaning."""
     before, after = _plain(old.policy), _plain(new.policy)
-    found = list(_keys("policy", "", _rest(before), _rest(after)))
+    changes = list(_keys("policy", "", _rest(before), _rest(after)))
     for section in _LISTS:
-        found += _entries(section, _by(before[section], "id"), _by(after[section], "id"))
+        changes += _entries(section, _by(before[section], "id"), _by(after[section], "id"))
     cases = [_by([_plain(case) for case in bundle.cases], "name") for bundle in (old, new)]
-    found += _entries("cases", *cases)
-    found += _files(in_folder(old.files, DIRECTIONS), in_folder(new.files, DIRECTIONS))
-    return tuple(found)
+    changes += _entries("cases", *cases)
+    changes += _files(in_folder(old.files, DIRECTIONS), in_folder(new.files, DIRECTIONS))
+    return tuple(changes)
 
 
 def by_entry(old: Bundle | None, new: Bundle) -> dict[str, str]:
-    """What became of each rule, allowance and protection, such as "rules.no-poison", and of the policy's own
-    keys, such as "limits": "added", "removed" or "changed". Without an old bundle the entries are added.
+    """How each entry, such as "rules.no-poison", and each own key of the policy, such as "limits", changed:
+    "added", "removed" or "changed". Without an old bundle all entries are "added".
     """
     if old is None:
-        return dict.fromkeys(sorted(f"{place[0]}.{each}" for place, each in entries(new.policy)), "added")
-    told = {}
-    for each in differences(old, new):
-        if each.section in _LISTS:
-            told[f"{each.section}.{each.id}"] = "changed" if each.key else each.kind
-        elif each.section == "policy" and (key := re.split(r"[.[]", each.key)[0]) not in _OF_THE_REVISION:
-            told[key] = "changed"
-    return dict(sorted(told.items()))
+        return dict.fromkeys(sorted(f"{place[0]}.{id_}" for place, id_ in entries(new.policy)), "added")
+    kinds = {}
+    for change in differences(old, new):
+        if change.section in _LISTS:
+            kinds[f"{change.section}.{change.id}"] = "changed" if change.key else change.kind
+        elif change.section == "policy" and (key := re.split(r"[.[]", change.key)[0]) not in _OF_THE_REVISION:
+            kinds[key] = "changed"
+    return dict(sorted(kinds.items()))
 
 
 def _plain(model: BaseModel) -> dict[str, Any]:
@@ -91,12 +91,12 @@ def _by(entries: Sequence[Mapping[str, Any]], name: str) -> dict[str, dict[str, 
 def _entries(
     section: str, old: Mapping[str, dict[str, Any]], new: Mapping[str, dict[str, Any]]
 ) -> Iterator[Change]:
-    for each in sorted({*old, *new}):
-        before, after = old.get(each), new.get(each)
+    for id_ in sorted({*old, *new}):
+        before, after = old.get(id_), new.get(id_)
         if before is None or after is None:
-            yield Change(section, each, "", before, after)
+            yield Change(section, id_, "", before, after)
         else:
-            yield from _keys(section, each, before, after)
+            yield from _keys(section, id_, before, after)
 
 
 def _keys(section: str, id_: str, before: Any, after: Any, path: str = "") -> Iterator[Change]:
@@ -117,16 +117,16 @@ def _keys(section: str, id_: str, before: Any, after: Any, path: str = "") -> It
 
 
 def _without(values: list[Any], others: list[Any]) -> list[Any]:
-    """What is in a list and not in the other, where the other holds each as often as it does."""
-    left = [json.dumps(each, sort_keys=True) for each in others]
-    found = []
+    """The values that a list has more often than the other list; each counts as often as it stands there."""
+    remaining = [json.dumps(value, sort_keys=True) for value in others]
+    extra = []
     for value in values:
         text = json.dumps(value, sort_keys=True)
-        if text in left:
-            left.remove(text)
+        if text in remaining:
+            remaining.remove(text)
         else:
-            found.append(value)
-    return found
+            extra.append(value)
+    return extra
 
 
 def _files(old: Mapping[str, bytes], new: Mapping[str, bytes]) -> Iterator[Change]:

@@ -1,10 +1,10 @@
-"""The files of a bundle: taken from a folder or an archive, neither of them trusted.
+"""The files of a bundle, read from a folder or an archive. Neither is trusted.
 
-An archive is a tar, compressed or not. The reader knows the tar of POSIX and GNU, and of it only what a
-bundle needs: plain files and directories. What other readers might understand otherwise (links, sparse files,
-names in extension headers, a file twice, bytes behind the end) is refused, so that what was signed is what is
-read. Python's own reader is not asked: it takes a damaged header for the end and follows a size below zero
-back, and 60 kB in an extension header hold that of Python 3.11.7 up for good (CVE-2024-6232).
+An archive is a tar, compressed or not. The reader knows only the part of POSIX and GNU tar that a bundle
+needs: plain files and directories. What other readers might read differently (links, sparse files, names in
+extension headers, a file twice, bytes after the end) is refused, so that what is read is what was signed.
+Python's own reader is not used: it takes a damaged header for the end of the archive, goes backwards for a
+negative size, and 60 kB in an extension header hang that of Python 3.11.7 forever (CVE-2024-6232).
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from saegis_server.problem import Problem
 #: Most bytes of all YAML files, which are slow to read.
 MOST_YAML_BYTES = 512 * 1024
 _BLOCK = 512
-#: Most bytes of a tar: the files, and for each its headers and padding, and the padding at the end.
+#: Most bytes of a tar: all files, the headers and padding of each, and the padding at the end.
 MOST_TAR_BYTES = MOST_BYTES + MOST_FILES * 8 * _BLOCK + 64 * 1024
 _GZIP = b"\x1f\x8b"
 _FILES, _DIRECTORY, _EXTENSIONS = (b"0", b"\0"), b"5", (b"x", b"g")
-#: Extension headers that change nothing about what a file is called or holds.
+#: Extension headers that change neither the name of a file nor its content.
 _HARMLESS = re.compile(
     r"[acm]time|comment|[ug]id|[ug]name|LIBARCHIVE\..+|SCHILY\.(xattr\..+|fflags|dev|ino|nlink)"
 )
@@ -38,7 +38,7 @@ _RECORD = re.compile(rb"([1-9][0-9]{0,8}) ")
 
 
 def in_folder(files: Mapping[str, bytes], folder: str) -> dict[str, bytes]:
-    """The files of one folder, by path, in order."""
+    """The files of one folder, sorted by path."""
     return {path: files[path] for path in sorted(files) if path.startswith(f"{folder}/")}
 
 
@@ -46,7 +46,7 @@ def check_files(files: Mapping[str, bytes]) -> None:
     """Raise BundleError for a missing policy.yaml, files that do not belong, too many or too large ones."""
     problems = [stray(path) for path in sorted(files) if not belongs(path)]
     if POLICY_FILE not in files:
-        problems.append(_told(bundles.MISSING))
+        problems.append(_problem(bundles.MISSING))
     if len(files) > MOST_FILES:
         problems.append(Problem(f"{len(files)} files; a bundle may have {MOST_FILES}"))
     total = sum(map(len, files.values()))
@@ -61,28 +61,28 @@ def check_files(files: Mapping[str, bytes]) -> None:
 
 def stray(path: str) -> Problem:
     """The problem of a file that does not belong."""
-    return _told(bundles.stray(path))
+    return _problem(bundles.stray(path))
 
 
 def read_folder(folder: Path) -> dict[str, bytes]:
     """Every file of a bundle's directory by its path inside. Links are not followed.
 
-    Raises BundleError for what is no plain file, does not belong, is too much or cannot be read.
+    Raises BundleError for anything that is no plain file, does not belong, is too large or cannot be read.
     """
     try:
         return bundles.read_folder(folder)
     except bundles.BundleFilesError as error:
-        raise BundleError([_told(each) for each in error.problems]) from error
+        raise BundleError([_problem(problem) for problem in error.problems]) from error
 
 
-def _told(problem: PolicyProblem) -> Problem:
+def _problem(problem: PolicyProblem) -> Problem:
     return Problem(problem.message, problem.path, problem.file, problem.line)
 
 
 def read_archive(data: bytes) -> dict[str, bytes]:
     """Every file of a tar or tar.gz by its path inside.
 
-    Raises BundleError for anything but plain files that belong to a bundle, whole, and once each.
+    Raises BundleError unless all are whole plain files that belong to a bundle, each of them once.
     """
     tar = _unpacked(data) if data[:2] == _GZIP else data
     if len(tar) > MOST_TAR_BYTES:
@@ -104,7 +104,7 @@ def _error(message: str) -> BundleError:
 
 
 def _unpacked(data: bytes) -> bytes:
-    """At most one byte more than a tar may have, whatever the compressed bytes would unpack to."""
+    """The unpacked bytes, at most one more than a tar may have, however many there would be."""
     try:
         with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
             return file.read(MOST_TAR_BYTES + 1)
@@ -142,7 +142,7 @@ def _entry(header: bytes) -> tuple[str, bytes, int]:
     stated = _number(header[148:156], "checksum")
     if stated != sum(header[:148]) + 8 * ord(" ") + sum(header[156:]):
         raise _error("is damaged: a header does not fit its checksum")
-    # GNU's magic has no version, and keeps times where POSIX has the path's first part.
+    # GNU's header has no version, and has times where POSIX has the first part of the path.
     prefix = _text(header[345:500]) if header[262:265] == b"\x0000" else ""
     name = _text(header[:100])
     path = f"{prefix}/{name}" if prefix else name
@@ -169,15 +169,15 @@ def _text(field: bytes) -> str:
         raise _error(f"has a file whose name is not ASCII: {field!r}") from error
 
 
-def _number(field: bytes, what: str) -> int:
-    found = _NUMBER.fullmatch(field)
-    if found is None:
-        raise _error(f"is damaged: {what} is no number")
-    return int(found[1], 8)
+def _number(field: bytes, name: str) -> int:
+    match = _NUMBER.fullmatch(field)
+    if match is None:
+        raise _error(f"is damaged: {name} is no number")
+    return int(match[1], 8)
 
 
 def _check_extension(content: bytes) -> None:
-    """Raise BundleError for an extension header that says more than times, owners and the like."""
+    """Raise BundleError for an extension header that holds more than times, owners and the like."""
     while content:
         start = _RECORD.match(content)
         length = int(start[1]) if start is not None else 0

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from saegis_server.policy.bundle.bundle import Bundle
 
 ALGORITHM = "ed25519"
-#: Hexadecimal digits of the SHA-256 of a public key that name it.
+#: How many hexadecimal digits of the SHA-256 of a public key are its id.
 KEY_DIGITS = 16
 _KEYS = {"algorithm", "key", "digest", "signature"}
 _LARGEST_SIGNATURE = 4096
@@ -50,36 +50,36 @@ class Signature:
 
     @classmethod
     def from_json(cls, data: bytes) -> Self:
-        """What `to_json` gave. Raises SignatureError for anything else."""
+        """The signature that `to_json` wrote. Raises SignatureError for anything else."""
         try:
-            told = json.loads(data[:_LARGEST_SIGNATURE].decode("utf-8"))
-            if not isinstance(told, dict) or told.keys() != _KEYS:
+            fields = json.loads(data[:_LARGEST_SIGNATURE].decode("utf-8"))
+            if not isinstance(fields, dict) or fields.keys() != _KEYS:
                 raise ValueError(f"it must have the keys {', '.join(sorted(_KEYS))}")
-            if told["algorithm"] != ALGORITHM:
+            if fields["algorithm"] != ALGORITHM:
                 raise ValueError(f"algorithm must be {ALGORITHM}")
-            if not _is_hex(told["key"], KEY_DIGITS) or not _is_hex(told["digest"], 64):
+            if not _is_hex(fields["key"], KEY_DIGITS) or not _is_hex(fields["digest"], 64):
                 raise ValueError(f"key must have {KEY_DIGITS} hexadecimal digits and digest 64")
-            value = base64.b64decode(told["signature"], validate=True)
+            value = base64.b64decode(fields["signature"], validate=True)
             if len(value) != 64:
                 raise ValueError("signature must be base64 of 64 bytes")
         except (ValueError, TypeError, RecursionError, binascii.Error) as error:
             message = f"cannot be read: {error}; sign the bundle again"
             raise SignatureError([Problem(message, file=SIGNATURE_FILE)]) from error
-        return cls(told["key"], told["digest"], value)
+        return cls(fields["key"], fields["digest"], value)
 
     def to_json(self) -> bytes:
-        """The file's content: the same bytes for the same signature."""
-        told = {
+        """The content of signature.json. The same signature always gives the same bytes."""
+        fields = {
             "algorithm": ALGORITHM,
             "key": self.key,
             "digest": self.digest,
             "signature": base64.b64encode(self.value).decode("ascii"),
         }
-        return json.dumps(told, indent=2).encode("ascii") + b"\n"
+        return json.dumps(fields, indent=2).encode("ascii") + b"\n"
 
 
 def payload(name: str, serial: int, digest: str) -> bytes:
-    """What is signed. No part holds a line's end, so it can be read in one way only."""
+    """The bytes that are signed. No part holds a newline, so they can be read in only one way."""
     return f"saegis-policy-v1\n{name}\n{serial}\n{digest}\n".encode("ascii")
 
 
@@ -101,7 +101,7 @@ def key_id(key: Ed25519PublicKey) -> str:
 
 
 def sign(bundle: Bundle, key: Ed25519PrivateKey) -> Bundle:
-    """The bundle with a signature, in the place of one that it may have had."""
+    """The bundle with a new signature, which replaces any that it had."""
     value = key.sign(payload(bundle.policy.name, bundle.policy.serial, bundle.digest))
     return replace(bundle, signature=Signature(key_id(key.public_key()), bundle.digest, value))
 
@@ -109,26 +109,26 @@ def sign(bundle: Bundle, key: Ed25519PrivateKey) -> Bundle:
 def verify(bundle: Bundle, keys: Sequence[Ed25519PublicKey]) -> str:
     """The id of the key that signed the bundle, one of `keys`.
 
-    Raises SignatureError for a bundle that is not signed, or by another key, or that was changed since.
+    Raises SignatureError for a bundle that is not signed, is signed by another key, or was changed since.
     """
-    found = bundle.signature
-    if found is None:
+    signature = bundle.signature
+    if signature is None:
         raise _refusal("the bundle is not signed; sign it with: saegis policy sign")
-    candidates = [key for key in keys if key_id(key) == found.key]
+    candidates = [key for key in keys if key_id(key) == signature.key]
     if not candidates:
         known = ", ".join(map(key_id, keys)) or "none"
-        raise _refusal(f"signed by the key {found.key}, which is not trusted; trusted: {known}")
-    if found.digest != bundle.digest:
+        raise _refusal(f"signed by the key {signature.key}, which is not trusted; trusted: {known}")
+    if signature.digest != bundle.digest:
         raise _refusal(
-            f"signed were files of the digest {found.digest[:KEY_DIGITS]}, these have "
+            f"signed were files of the digest {signature.digest[:KEY_DIGITS]}, these have "
             f"{bundle.digest[:KEY_DIGITS]}: they were changed; sign the bundle again"
         )
     signed = payload(bundle.policy.name, bundle.policy.serial, bundle.digest)
     for key in candidates:
         with suppress(InvalidSignature):
-            key.verify(found.value, signed)
-            return found.key
-    raise _refusal(f"the signature is not one of the key {found.key} for this bundle; sign it again")
+            key.verify(signature.value, signed)
+            return signature.key
+    raise _refusal(f"the signature is not one of the key {signature.key} for this bundle; sign it again")
 
 
 def _refusal(message: str) -> SignatureError:
@@ -136,9 +136,9 @@ def _refusal(message: str) -> SignatureError:
 
 
 def write_new_key(path: Path) -> Ed25519PublicKey:
-    """Make a key: the private one at `path`, for its owner alone to read, the public one beside it in .pub.
+    """Make a key pair: the private key at `path`, for its owner alone to read, the public key beside it.
 
-    Raises KeyFileError where either file exists or cannot be written; nothing is overwritten.
+    Raises KeyFileError if either file exists or cannot be written. Nothing is overwritten.
     """
     private, public = new_key()
     beside = public_path(path)
@@ -152,12 +152,12 @@ def write_new_key(path: Path) -> Ed25519PublicKey:
 
 
 def public_path(path: Path) -> Path:
-    """Where the public key of a private one at `path` is written."""
+    """The path of the public key that belongs to the private key at `path`."""
     return path.with_name(f"{path.name}.pub")
 
 
 def load_private_key(path: Path) -> Ed25519PrivateKey:
-    """The private key of a PEM file. Raises KeyFileError, which never quotes the file."""
+    """The private key of a PEM file. Raises KeyFileError, whose message never quotes the file."""
     data = _read(path)
     try:
         key = load_pem_private_key(data, password=None)
@@ -171,7 +171,7 @@ def load_private_key(path: Path) -> Ed25519PrivateKey:
 
 
 def load_public_key(path: Path) -> Ed25519PublicKey:
-    """The public key of a PEM file. Raises KeyFileError, also for a private key, which no server needs."""
+    """The public key of a PEM file. Raises KeyFileError, also for a private key: no server needs one."""
     data = _read(path)
     if b"PRIVATE KEY" in data:
         raise _no_key(path, f"holds a private key; give the public one, {public_path(path).name}")

@@ -1,1 +1,1 @@
-"""What policies say to a request: compiled in their world, combined without order, and told in words."""
+"""What policies decide on a request: compiled for their world, combined in any order, explained in words."""

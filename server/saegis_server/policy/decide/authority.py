@@ -21,7 +21,7 @@ from saegis_server.steering.site import Site
 
 
 class Fit(Enum):
-    """How an allowance fits an edit: not at all, but for the value, or altogether."""
+    """How an allowance fits an edit: not at all, in all but the value, or fully."""
 
     NOT = auto()
     BUT_FOR_VALUE = auto()
@@ -30,7 +30,7 @@ class Fit(Enum):
 
 @dataclass(frozen=True, slots=True)
 class CompiledAllowance:
-    """An allowance with its features resolved; `features` and `sites` are None for every one."""
+    """An allowance with its features resolved. Where `features` or `sites` is None, every one is allowed."""
 
     id: str
     ops: frozenset[Op]
@@ -55,8 +55,8 @@ class CompiledAllowance:
         return Fit.FITS if self._holds(edit) else Fit.BUT_FOR_VALUE
 
     def _holds(self, edit: RequestEdit) -> bool:
-        """Whether an edit's value lies in the range. Units are converted without rounding: what is over, if
-        only by the last digit, is over in every unit."""
+        """Whether an edit's value lies in the range. Units are converted without rounding, so that a value
+        outside by its last digit alone is outside in every unit."""
         value = 0.0 if edit.value is None else edit.value
         if not edit.op.units or edit.unit is self.unit:
             return self.low <= value <= self.high
@@ -69,19 +69,19 @@ class CompiledAllowance:
         )
 
     def outside(self, edit: RequestEdit) -> str:
-        """Why the value of an edit that fits otherwise is not allowed, in words."""
+        """In words: why the value of an edit that fits otherwise is not allowed."""
         unit = edit.unit.value
         shown = f"{0.0 if edit.value is None else edit.value:g}"
         if not edit.op.units:
             return f"{shown} is not in the range of {self.id}: {self.range}"
         if edit.unit is self.unit:
             return f"{shown} in unit {unit} is not in the range of {self.id}: {self.range}"
-        asked, allowed = (feature_units(each, edit.feature) for each in (edit.unit, self.unit))
+        asked, allowed = (feature_units(value_unit, edit.feature) for value_unit in (edit.unit, self.unit))
         if asked is None or allowed is None:
             why = _no_measure(edit, self.unit)
             return f"{shown} in unit {unit} cannot be held against {self.id}: {self.range}; {why}"
         exact = (edit.value or 0.0) * asked / allowed
-        # All digits where fewer would make it look as if it were not over.
+        # All digits where six would round it into the range.
         same = f"{exact:.6g}" if not self.low <= float(f"{exact:.6g}") <= self.high else repr(exact)
         return (
             f"{shown} in unit {unit}, that is {same} in unit {self.unit.value}, is not in the range of "
@@ -89,14 +89,14 @@ class CompiledAllowance:
         )
 
     def permits(self, asked: UseOfRequest) -> Fit:
-        """How it fits a use."""
+        """How it fits a use of a request."""
         if asked.use not in self.uses:
             return Fit.NOT
         return Fit.FITS if asked.value is None or asked.value <= self.high else Fit.BUT_FOR_VALUE
 
     @property
     def range(self) -> str:
-        """The values that it allows, in words."""
+        """In words: the values that it allows."""
         unit = self.unit.value
         match math.isfinite(self.low), math.isfinite(self.high):
             case True, True:
@@ -109,8 +109,11 @@ class CompiledAllowance:
 
 
 def feature_units(unit: Unit, feature: FoundFeature | None) -> float | None:
-    """How many feature units one of `unit` is, of a feature or, with None, of a direction; None where that
-    cannot be told: a fraction of ‖x‖ is another value at every token."""
+    """How many feature units one of `unit` is, for a feature or, with None, for a direction.
+
+    None where that is unknown: without a recorded maximum, and for a fraction of ‖x‖, which differs at every
+    token.
+    """
     if unit is Unit.FEATURE:
         return 1.0
     if unit is Unit.NORM_FRACTION or feature is None:
@@ -119,7 +122,7 @@ def feature_units(unit: Unit, feature: FoundFeature | None) -> float | None:
 
 
 def _no_measure(edit: RequestEdit, allowed: Unit) -> str:
-    """Why an edit's value cannot be converted to an allowance's other unit."""
+    """Why an edit's value cannot be converted to the unit of an allowance."""
     if Unit.NORM_FRACTION in (edit.unit, allowed):
         return "a fraction of ‖x‖ is another value at every token"
     if edit.feature is None:
@@ -141,8 +144,8 @@ def compile_allowance(allowance: Allowance, limits: Limits, selectors: Selectors
     features: set[Place] = set()
     for place, selector in enumerate(allowance.features or ()):
         with faults.gathered():
-            found = selectors.features(selector, f"{path}.features[{place}]")
-            features.update(each.key for each in found)
+            selected = selectors.features(selector, f"{path}.features[{place}]")
+            features.update(feature.key for feature in selected)
     sites: set[Site] = set()
     for place, name in enumerate(allowance.sites or ()):
         with faults.gathered():
@@ -164,14 +167,14 @@ def compile_allowance(allowance: Allowance, limits: Limits, selectors: Selectors
 def judge_allowances(
     policy: str, allowances: Sequence[CompiledAllowance], edits: Sequence[RequestEdit]
 ) -> Iterator[Denial]:
-    """A denial for each edit and watch that no allowance covers; without allowances that is every one."""
+    """A denial for each edit and watch that no allowance covers; without allowances, for every one."""
     for edit in edits:
         fits = {allowance.id: allowance.fit(edit) for allowance in allowances}
         if Fit.FITS in fits.values():
             continue
-        what = "a direction" if edit.feature is None else f"feature {edit.feature.index}"
-        message = f"the policy does not allow {edit.op.value} of {what} at {edit.site}"
-        near = next((each for each in allowances if fits[each.id] is Fit.BUT_FOR_VALUE), None)
+        target = "a direction" if edit.feature is None else f"feature {edit.feature.index}"
+        message = f"the policy does not allow {edit.op.value} of {target} at {edit.site}"
+        near = next((allowance for allowance in allowances if fits[allowance.id] is Fit.BUT_FOR_VALUE), None)
         if near is not None:
             message = near.outside(edit)
         yield Denial(policy, "allow", message, edit.path)
@@ -187,7 +190,7 @@ def judge_uses(
             continue
         beyond = f" above {ORDINARY[asked.use]:g}" if asked.use in ORDINARY else ""
         message = f"the policy does not allow the use {asked.use.value}{beyond}"
-        near = next((each for each in allowances if fits[each.id] is Fit.BUT_FOR_VALUE), None)
+        near = next((allowance for allowance in allowances if fits[allowance.id] is Fit.BUT_FOR_VALUE), None)
         if near is not None:
             message = f"{asked.shown} is more than {near.id} allows: at most {near.high:g}"
         yield Denial(policy, "allow", message, asked.field)
@@ -196,11 +199,11 @@ def judge_uses(
 def judge_limits(
     policy: str, limits: Limits, edits: Sequence[RequestEdit], sites: Sequence[Site], first_ban: Site | None
 ) -> Iterator[Denial]:
-    """Denials of too many edits, and of edits at `sites` (in forward order) behind one that has a ban.
+    """Denials of too many edits, and of edits at a site behind one that has a ban.
 
-    first_ban: the first site with a ban, None if there is no ban. Behind the last ban of any feature it
-    could be built again, and the first site with a ban is the last one of some feature; going by it, a
-    further ban never permits more.
+    sites: in forward order. first_ban: the first site with a ban; None if there is none. Behind the last ban
+    of a feature, edits could write that feature again. The first site with a ban is the last one of some
+    feature, so it is the one that counts, and a further ban never permits more.
     """
     edits = [edit for edit in edits if edit.op is not Op.WATCH]
     if limits.max_edits is not None and len(edits) > limits.max_edits:

@@ -1,4 +1,4 @@
-"""Case requests: a case's request as what is decided on, and its readings as the values that are judged."""
+"""Case requests: a case's request and readings, in the form in which policies judge them."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from saegis_server.steering.rows import Edit
 
 @dataclass(frozen=True)
 class Readings:
-    """What is read while a case is answered: by place the value at each token; 0 where nothing is said.
+    """What is read while a case is answered: by place, the value at each token; 0 where none is given.
 
-    prompt, answer: how many tokens both have; a prompt has at least one.
+    prompt, answer: how many tokens each of them has; a prompt has at least one.
     """
 
     prompt: int
@@ -49,7 +49,7 @@ def facts_of(request: CaseRequest, compiled: CompiledPolicy) -> RequestFacts:
         for place, edit in enumerate(request.edits)
     )
     model = request.model or compiled.world.model
-    uses = tuple(beyond(each.word, each.value, f"uses[{place}]") for place, each in enumerate(request.uses))
+    uses = tuple(beyond(use.word, use.value, f"uses[{place}]") for place, use in enumerate(request.uses))
     return RequestFacts(
         tenant=request.tenant,
         roles=frozenset(request.roles),
@@ -93,10 +93,10 @@ def _targets(
 
 
 def _edit(edit: CaseEdit, selectors: Selectors, path: str) -> RequestEdit:
-    found = _targets(edit.feature, edit.direction, selectors, path)
-    if len(found) > 1:
-        raise SelectionError(Problem(f"must name one feature; it names {len(found)}", f"{path}.feature"))
-    (target,) = found
+    targets = _targets(edit.feature, edit.direction, selectors, path)
+    if len(targets) > 1:
+        raise SelectionError(Problem(f"must name one feature; it names {len(targets)}", f"{path}.feature"))
+    (target,) = targets
     site = selectors.site(edit.site, f"{path}.site") if edit.site else target.site
     if target.feature is not None and site != target.site:
         raise SelectionError(Problem(f"{target.name} is at {target.site}, not at {site}", f"{path}.site"))

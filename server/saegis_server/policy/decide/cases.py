@@ -1,4 +1,4 @@
-"""Cases: the requests that a bundle's author tried, decided and played through, and what they reach."""
+"""Cases: a bundle's own test requests, decided and played through, and the rules that they reach."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from saegis_server.steering.evaluator import TextConditions
 class Played:
     """What comes of a case.
 
-    fires: the rules whose condition came to hold. stopped_at: how many tokens of the answer are told before
-    a rule stops it; None if none does. refusal: of a condition over the prompt.
+    fires: the rules whose condition came to hold. stopped_at: how many tokens of the answer are sent before
+    a rule stops it; None if none does. refusal: by a condition over the prompt.
     """
 
     decision: Decision
@@ -42,12 +42,12 @@ class Played:
 
     @property
     def denials(self) -> tuple[Denial, ...]:
-        """Why it may not run."""
+        """Why the request may not run."""
         return self.decision.denials if self.refusal is None else (self.refusal,)
 
     @property
     def rules(self) -> frozenset[str]:
-        """The rules that decided it: those that deny or, where it may run, those in force."""
+        """The rules that decided the case: those that deny it or, if it may run, those in force."""
         if self.outcome == "allow":
             return frozenset(rule.rule for rule in self.decision.rules if rule.mode is Mode.ENFORCE)
         return frozenset(denial.rule for denial in self.denials)
@@ -55,10 +55,10 @@ class Played:
 
 @dataclass(frozen=True, slots=True)
 class CaseResult:
-    """How a case went. failures: what came otherwise than expected, in words.
+    """How a case went. failures: in words, what differed from what it expects.
 
-    reached: the rules, allowances and protections on which its outcome rests: that denied or would deny,
-    whose condition came to hold, that covered an edit, or that it expects to be in force.
+    reached: the rules, allowances and protections on which its outcome rests: those that denied or would
+    deny, whose condition came to hold, that covered an edit, or that it expects to be in force.
     """
 
     name: str
@@ -67,7 +67,7 @@ class CaseResult:
 
     @property
     def passed(self) -> bool:
-        """Whether all that it expects came."""
+        """Whether everything that it expects came."""
         return not self.failures
 
 
@@ -78,11 +78,11 @@ def run_cases(compiled: CompiledPolicy) -> tuple[CaseResult, ...]:
 
 
 def coverage(compiled: CompiledPolicy, results: Sequence[CaseResult]) -> Mapping[str, bool]:
-    """Of each rule, allowance and protection, by id, whether a case reaches it."""
+    """By id: whether any case reaches that rule, allowance or protection."""
     reached = frozenset[str]().union(*(result.reached for result in results))
-    protections = (each.id for each in compiled.protections.protections)
-    ids = [*compiled.rules, *(each.id for each in compiled.allowances), *protections]
-    return {each: each in reached for each in sorted(ids)}
+    protections = (protection.id for protection in compiled.protections.protections)
+    ids = [*compiled.rules, *(allowance.id for allowance in compiled.allowances), *protections]
+    return {id_: id_ in reached for id_ in sorted(ids)}
 
 
 def _run(case: Case, compiled: CompiledPolicy, alone: PolicySet) -> CaseResult:
@@ -97,30 +97,30 @@ def _run(case: Case, compiled: CompiledPolicy, alone: PolicySet) -> CaseResult:
 
 
 def play(decision: Decision, readings: Readings, compiled: CompiledPolicy) -> Played:
-    """A decision played through over readings, token by token as the engine judges them."""
+    """A decision played through over readings, token by token, as the engine judges them."""
     conditions = decision.guard.conditions
     if not decision.allowed or not conditions:
         return Played(decision)
     places = _places(decision, compiled)
     values = [[readings.at_prompt(place, token) for place in places] for token in range(readings.prompt)]
     values += [[readings.at_answer(place, token) for place in places] for token in range(readings.answer)]
-    text = TextConditions(tuple(each.condition for each in conditions), len(places))
+    text = TextConditions(tuple(guarded.condition for guarded in conditions), len(places))
     holds = text.read(torch.tensor(values, dtype=torch.float64), readings.prompt)
     fires = set[str]()
-    for told, truths in enumerate(holds[readings.prompt - 1 :].tolist()):
-        held = [each for each, truth in zip(conditions, truths, strict=True) if truth]
-        fires.update(_rule(each) for each in held)
-        refusing = next((each for each in held if each.reaction is Reaction.REFUSE), None)
+    for tokens, truths in enumerate(holds[readings.prompt - 1 :].tolist()):
+        holding = [guarded for guarded, truth in zip(conditions, truths, strict=True) if truth]
+        fires.update(_rule(guarded) for guarded in holding)
+        refusing = next((guarded for guarded in holding if guarded.reaction is Reaction.REFUSE), None)
         if refusing is not None:
             refusal = Denial(compiled.name, _rule(refusing), refusing.message)
             return Played(decision, frozenset(fires), refusal=refusal)
-        if any(each.reaction is Reaction.STOP for each in held):
-            return Played(decision, frozenset(fires), stopped_at=told)
+        if any(guarded.reaction is Reaction.STOP for guarded in holding):
+            return Played(decision, frozenset(fires), stopped_at=tokens)
     return Played(decision, frozenset(fires))
 
 
 def _places(decision: Decision, compiled: CompiledPolicy) -> list[Place]:
-    """What each reading of the guard is, in the order of the forward pass."""
+    """The place of each reading of the guard, in the order of the forward pass."""
     sites = decision.program.sites
     return [
         (site, probe.key) for site in compiled.world.sites if site in sites for probe in sites[site].guards
@@ -138,14 +138,14 @@ def _failures(expect: Expectation, played: Played) -> Iterator[str]:
     if expect.rules is not None:
         missing = sorted(set(expect.rules) - played.rules)
         if missing or (not expect.rules and played.rules):
-            wanted = ", ".join(missing) or "none"
-            yield f"rules: expected {wanted}, came {_listed(played.rules)}"
+            expected = ", ".join(missing) or "none"
+            yield f"rules: expected {expected}, came {_listed(played.rules)}"
     if expect.fires is not None and set(expect.fires) != played.fires:
         yield f"fires: expected {_listed(expect.fires)}, came {_listed(played.fires)}"
     if expect.stopped_at is not None and expect.stopped_at != played.stopped_at:
         came = "it is not stopped" if played.stopped_at is None else f"it is stopped at {played.stopped_at}"
         yield f"stopped_at: expected {expect.stopped_at}, but {came}"
-    if expect.message is not None and not any(expect.message in each.message for each in played.denials):
+    if expect.message is not None and not any(expect.message in denial.message for denial in played.denials):
         came = "; ".join(denial.message for denial in played.denials) or "no message"
         yield f"message: expected {expect.message!r}, came {came!r}"
 
@@ -157,14 +157,11 @@ def _listed(ids: Sequence[str] | frozenset[str]) -> str:
 def _reached(
     expect: Expectation, played: Played, facts: RequestFacts, compiled: CompiledPolicy
 ) -> frozenset[str]:
-    found = set(played.fires)
-    found.update(denial.rule for denial in (*played.denials, *played.decision.would_deny))
+    ids = set(played.fires)
+    ids.update(denial.rule for denial in (*played.denials, *played.decision.would_deny))
     if played.outcome == "allow":
-        found.update(set(expect.rules or ()) & played.rules)
-        found.update(
-            each.id for each in compiled.allowances for edit in facts.edits if each.fit(edit) is Fit.FITS
-        )
-        found.update(
-            each.id for each in compiled.allowances for use in facts.uses if each.permits(use) is Fit.FITS
-        )
-    return frozenset(found)
+        ids.update(set(expect.rules or ()) & played.rules)
+        for allowance in compiled.allowances:
+            if Fit.FITS in (*map(allowance.fit, facts.edits), *map(allowance.permits, facts.uses)):
+                ids.add(allowance.id)
+    return frozenset(ids)

@@ -1,4 +1,4 @@
-"""Claims: what rules want of one probe, which of them contradict each other, and the rows they become."""
+"""Claims: what rules require of one probe, which claims contradict each other, and the rows they become."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from saegis_server.steering.operations import Op
 from saegis_server.steering.rows import Edit, Phase
 from saegis_server.steering.site import Site
 
-#: A site and the key of a probe: what one claim is about.
+#: A site and the key of a probe at it.
 Place = tuple[Site, str]
-#: A policy and its rule.
+#: The name of a policy and the id of one of its rules.
 Owner = tuple[str, str]
 
 
-#: Operations that leave a value as it is between bounds.
+#: Operations that change a value only beyond a bound.
 _BOUNDS = frozenset((Op.CAP, Op.FLOOR))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Claim:
-    """What one rule wants of one feature or direction.
+    """What one rule requires of one feature or direction.
 
-    value: a ban's strength, a scale's factor, else the value, in feature units or as a fraction of ‖x‖.
-    conditional: it acts only while a condition holds.
+    value: a ban's strength, a scale's factor or, for other operations, the value in feature units or, if
+    `relative`, as a fraction of ‖x‖. conditional: it acts only while a condition holds.
     """
 
     owner: Owner
@@ -49,34 +49,33 @@ class Claim:
 
     @property
     def outlives_no_ban(self) -> bool:
-        """Whether a ban of the same probe would take away what it holds: a value that may have to be above 0,
-        or, of a direction, below."""
+        """Whether a ban of the same probe would undo it, since it may hold a value other than 0."""
         if self.op is Op.CAP:
             return self.target.probe.linear
         return self.op in (Op.FLOOR, Op.CLAMP)
 
     def same_effect(self, other: Claim) -> bool:
-        """Whether both do the same where they act."""
+        """Whether both claims do the same where they act."""
         mine, theirs = (self.op, self.value, self.relative), (other.op, other.value, other.relative)
         return mine == theirs
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Contradiction:
-    """Two claims that cannot both be met, and why."""
+    """Two claims that cannot both be met, and the reason."""
 
-    one: Claim
-    other: Claim
+    first: Claim
+    second: Claim
     reason: str
 
     def __str__(self) -> str:
-        names = f"{self.one.name} and {self.other.name}"
-        return f"{names} contradict each other on {self.one.target.name}: {self.reason}"
+        names = f"{self.first.name} and {self.second.name}"
+        return f"{names} contradict each other on {self.first.target.name}: {self.reason}"
 
 
 @dataclass(frozen=True)
 class SiteRows:
-    """Rows of one site: of the stage of rules and of the stage of bans."""
+    """The rows of one site, in the stage of rules and in the stage of bans."""
 
     rules: tuple[Edit, ...] = ()
     bans: tuple[Edit, ...] = ()
@@ -84,7 +83,7 @@ class SiteRows:
 
 @dataclass(frozen=True)
 class Merged:
-    """Claims as rows, by site: those in force always, and those of each rule while its condition holds."""
+    """Claims as rows, by site: those that always act, and those of each rule with a condition."""
 
     always: Mapping[Site, SiteRows] = field(default_factory=dict)
     conditional: Mapping[Owner, Mapping[Site, SiteRows]] = field(default_factory=dict)
@@ -100,48 +99,48 @@ class Merged:
 
 
 def by_place(claims: Iterable[Claim]) -> dict[Place, list[Claim]]:
-    """Claims by what they are about."""
-    found: dict[Place, list[Claim]] = {}
+    """Claims by their site and probe."""
+    groups: dict[Place, list[Claim]] = {}
     for claim in claims:
-        found.setdefault(claim.target.key, []).append(claim)
-    return found
+        groups.setdefault(claim.target.key, []).append(claim)
+    return groups
 
 
 def contradictions(claims: Iterable[Claim]) -> Iterator[Contradiction]:
     """Every pair of claims that contradict each other. Bans never do.
 
-    A pair is judged by itself, so further claims never resolve a contradiction.
+    Each pair is judged by itself, so that a further claim never resolves a contradiction.
     """
     for group in by_place(claim for claim in claims if claim.op is not Op.BAN).values():
-        for one, other in combinations(sorted(group, key=lambda claim: claim.owner), 2):
-            if one.acts_in(other.phase) and (reason := _why_not(one, other)):
-                yield Contradiction(one, other, reason)
+        for first, second in combinations(sorted(group, key=lambda claim: claim.owner), 2):
+            if first.acts_in(second.phase) and (reason := _why_not(first, second)):
+                yield Contradiction(first, second, reason)
 
 
-def _why_not(one: Claim, other: Claim) -> str:
+def _why_not(first: Claim, second: Claim) -> str:
     """Why two claims of the same probe at the same tokens cannot both be met; empty if they can."""
-    if one.conditional and other.conditional:
+    if first.conditional and second.conditional:
         return "both have a condition, and while both hold their changes would add up"
-    pair, ops = (one, other), {one.op, other.op}
+    pair, ops = (first, second), {first.op, second.op}
     if not ops & _BOUNDS:
-        return "" if one.same_effect(other) else f"{_words(one)} and {_words(other)}"
-    if Op.SCALE not in ops and one.relative != other.relative:
+        return "" if first.same_effect(second) else f"{_words(first)} and {_words(second)}"
+    if Op.SCALE not in ops and first.relative != second.relative:
         return "their values are in different units"
     if ops == _BOUNDS:
         cap, floor = sorted(pair, key=lambda claim: claim.op)
         if floor.value > cap.value:
             return f"a floor of {floor.value:g} lies above a cap of {cap.value:g}"
-        return "only one of them has a condition" if one.conditional or other.conditional else ""
+        return "only one of them has a condition" if first.conditional or second.conditional else ""
     if Op.CLAMP_IF_ACTIVE in ops and any(_acts_on_inactive(claim) for claim in pair):
         return "one acts where the feature is not active too, a clamp where it is active does not"
-    conditional = one if one.conditional else other
+    conditional = first if first.conditional else second
     if conditional.conditional and conditional.op not in _BOUNDS:
         return f"{conditional.name} has a condition, and while it holds their changes would add up"
     return ""
 
 
 def _acts_on_inactive(claim: Claim) -> bool:
-    """Whether it is a bound that 0 lies beyond."""
+    """Whether it is a bound that excludes 0, so that it also moves an inactive feature."""
     return claim.value < 0.0 if claim.op is Op.CAP else claim.op is Op.FLOOR and claim.value > 0.0
 
 
@@ -153,41 +152,42 @@ def _words(claim: Claim) -> str:
 
 
 def needless_conditions(claims: Sequence[Claim]) -> Iterator[Contradiction]:
-    """Pairs of a claim in force always and a stricter one with a condition, which would then act always.
+    """Pairs of a claim that always acts and a stricter one with a condition, which would always act too.
 
-    Across policies that is how they combine; inside one policy it is not what its author meant.
+    Across policies this is how claims combine. Inside one policy its author cannot mean it.
     """
     for group in by_place(claims).values():
         for fixed in (claim for claim in group if not claim.conditional):
-            for other in (claim for claim in group if claim.conditional):
-                if _is_stricter(other, fixed):
+            for conditional in (claim for claim in group if claim.conditional):
+                if _is_stricter(conditional, fixed):
                     yield Contradiction(
                         fixed,
-                        other,
+                        conditional,
                         "the first acts always and the second, which has a condition, is stricter, so it "
                         "would act always too; give both a condition, or leave one out",
                     )
 
 
-def _is_stricter(other: Claim, fixed: Claim) -> bool:
-    if Op.BAN in (other.op, fixed.op):
-        wider = fixed.phase is not Phase.ALL and other.phase is not fixed.phase
-        return other.op is fixed.op and (other.value > fixed.value or wider)
-    if other.op not in _BOUNDS or not other.acts_in(fixed.phase):
+def _is_stricter(conditional: Claim, fixed: Claim) -> bool:
+    if Op.BAN in (conditional.op, fixed.op):
+        wider = fixed.phase is not Phase.ALL and conditional.phase is not fixed.phase
+        return conditional.op is fixed.op and (conditional.value > fixed.value or wider)
+    if conditional.op not in _BOUNDS or not conditional.acts_in(fixed.phase):
         return False
-    sign = 1.0 if other.op is Op.CAP else -1.0
+    sign = 1.0 if conditional.op is Op.CAP else -1.0
     if fixed.op is Op.SCALE:
         return True
-    return other.relative == fixed.relative and sign * other.value < sign * fixed.value
+    return conditional.relative == fixed.relative and sign * conditional.value < sign * fixed.value
 
 
 def merge(claims: Iterable[Claim]) -> Merged:
-    """The rows of claims without contradictions; in no stage two rows of one probe for the same tokens.
+    """The rows of claims that do not contradict each other.
 
-    Bans take the greatest strength, and all tokens where their phases differ; caps take the minimum, floors
-    the maximum, and both also bound what clamps and scales of the same probe set. A conditional ban, cap or
-    floor of a probe that has such a row always is folded into that row: the stricter one counts. Conditional
-    bans of one probe stay apart: while both conditions hold, the pushes add up to more than the greater.
+    Conditional bans aside, no stage has two rows of one probe for the same tokens. Bans take the greatest
+    strength, and all tokens if their phases differ. Caps take the minimum, floors the maximum, and both
+    also bound what clamps and scales of the same probe set. Where a probe has a row that always acts, its
+    conditional bans, caps and floors are folded into that row: the stricter one counts. Conditional bans
+    of one probe stay apart: while both conditions hold, their pushes add up.
     """
     always: dict[Site, tuple[list[Edit], list[Edit]]] = {}
     conditional: dict[Owner, dict[Site, tuple[list[Edit], list[Edit]]]] = {}
@@ -199,15 +199,15 @@ def merge(claims: Iterable[Claim]) -> Merged:
         for owner, edit in _merged_bans(bans):
             target = always if owner is None else conditional.setdefault(owner, {})
             target.setdefault(site, ([], []))[1].append(edit)
-    return Merged(_frozen(always), {owner: _frozen(found) for owner, found in sorted(conditional.items())})
+    return Merged(_frozen(always), {owner: _frozen(sites) for owner, sites in sorted(conditional.items())})
 
 
-def _frozen(found: Mapping[Site, tuple[list[Edit], list[Edit]]]) -> dict[Site, SiteRows]:
-    return {site: SiteRows(tuple(rules), tuple(bans)) for site, (rules, bans) in found.items()}
+def _frozen(by_site: Mapping[Site, tuple[list[Edit], list[Edit]]]) -> dict[Site, SiteRows]:
+    return {site: SiteRows(tuple(rules), tuple(bans)) for site, (rules, bans) in by_site.items()}
 
 
 def _merged_bans(bans: Sequence[Claim]) -> Iterator[tuple[Owner | None, Edit]]:
-    """The rows of one probe's bans: one in force always, or one of each rule with a condition."""
+    """The rows of one probe's bans: a single one that always acts, or one for each rule with a condition."""
     if any(not ban.conditional for ban in bans):
         yield None, _ban(bans)
         return
@@ -222,27 +222,27 @@ def _ban(bans: Sequence[Claim]) -> Edit:
 
 
 def _probe(claims: Sequence[Claim]) -> Claim:
-    """Whose probe is used: of equal ones that of the first policy, so that the order does not matter."""
+    """The claim whose probe is used: that of the first owner, so that the order of claims does not matter."""
     return min(claims, key=lambda claim: claim.owner)
 
 
 def _merged_rules(claims: Sequence[Claim]) -> Iterator[tuple[Owner | None, Edit]]:
-    """The rows of one probe in the stage of rules, for the prompt and the completion each."""
-    found: dict[Owner | None, dict[Phase, Edit]] = {}
+    """The rows of one probe in the stage of rules, worked out for the prompt and for the completion."""
+    by_owner: dict[Owner | None, dict[Phase, Edit]] = {}
     for phase in (Phase.PROMPT, Phase.COMPLETION):
         acting = [claim for claim in claims if claim.acts_in(phase)]
         if any(not claim.conditional for claim in acting):
-            found.setdefault(None, {})[phase] = _bounded(acting)
+            by_owner.setdefault(None, {})[phase] = _bounded(acting)
         else:
             for claim in acting:
-                found.setdefault(claim.owner, {})[phase] = _bounded([claim])
-    for owner, edits in found.items():
+                by_owner.setdefault(claim.owner, {})[phase] = _bounded([claim])
+    for owner, edits in by_owner.items():
         for edit in _joined(edits):
             yield owner, edit
 
 
 def _joined(edits: Mapping[Phase, Edit]) -> Iterator[Edit]:
-    """One row for all tokens where those of both phases do the same."""
+    """One row for all tokens if the rows of both phases do the same, else one for each phase."""
     values = list(edits.values())
     if len(values) == 2 and values[0].numbers() == values[1].numbers():
         yield values[0]
@@ -252,7 +252,7 @@ def _joined(edits: Mapping[Phase, Edit]) -> Iterator[Edit]:
 
 
 def _bounded(claims: Sequence[Claim]) -> Edit:
-    """One row for what is set, if anything is, under the least cap and above the greatest floor."""
+    """One row: the clamp or scale, if there is one, under the least cap and above the greatest floor."""
     probe = _probe(claims).target.probe
     bounds = [claim for claim in claims if claim.op in _BOUNDS]
     cap = min((claim.value for claim in bounds if claim.op is Op.CAP), default=rows.INFINITY)

@@ -1,4 +1,4 @@
-"""Combination: the rules of all policies that match a request, in no order, as one program and guard."""
+"""Combination: the rules of all policies that match a request, as one program and guard, in any order."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _REACTIONS = {"stop": Reaction.STOP, "refuse": Reaction.REFUSE, "record": Reacti
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StandingRule:
-    """A rule as it stands for a request: of which policy, in which mode."""
+    """A rule as it applies to a request: with its policy and its mode."""
 
     policy: str
     rule: CompiledRule
@@ -56,7 +56,7 @@ class StandingRule:
         return self.mode is Mode.ENFORCE
 
     def applied(self) -> AppliedRule:
-        """The rule as decisions and receipts tell it."""
+        """The rule in the form that decisions and receipts have."""
         return AppliedRule(
             policy=self.policy,
             rule=self.rule.id,
@@ -72,7 +72,7 @@ class StandingRule:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """Why rules cannot be in force together: the rules and the reason."""
+    """Rules that cannot be in force together, and the reason."""
 
     owners: tuple[Owner, ...]
     message: str
@@ -80,11 +80,11 @@ class Fault:
 
 @dataclass(frozen=True, eq=False)
 class Combined:
-    """What rules come to, whatever a request's own edits are. With faults there is no program.
+    """The combined rules, whatever a request's own edits are. With faults there is no program.
 
-    faults: what cannot be evaluated. bans: the enforced ban rules by what they ban. recorded_bans: likewise
-    those that are only recorded. unbannable: the enforced bounds that a ban would break, by what they hold.
-    program: rows and guard readings by site, in forward order.
+    faults: why the rules cannot be evaluated. bans: the enforced ban rules, by what they ban. recorded_bans:
+    the same for ban rules that are only recorded. unbannable: the enforced rules that a ban would undo, by
+    what they hold. program: rows and guard readings by site, in forward order. peaks: see `Decision`.
     """
 
     faults: tuple[Fault, ...] = ()
@@ -98,19 +98,19 @@ class Combined:
 
 
 def combine(standing: Iterable[StandingRule], world: World) -> Combined:
-    """Everything that follows from rules alone. The order of `standing` makes no difference."""
-    ordered = sorted(standing, key=lambda each: (each.owner, each.candidate))
-    enforced = [each for each in ordered if each.enforced]
-    claims = [claim for each in enforced for claim in each.rule.claims]
+    """Everything that follows from the rules alone. The order of `standing` makes no difference."""
+    ordered = sorted(standing, key=lambda rule: (rule.owner, rule.candidate))
+    enforced = [rule for rule in ordered if rule.enforced]
+    claims = [claim for rule in enforced for claim in rule.rule.claims]
     known = Combined(
-        applied=tuple(each.applied() for each in ordered),
+        applied=tuple(rule.applied() for rule in ordered),
         bans=_bans(enforced),
-        recorded_bans=_bans(each for each in ordered if not each.enforced),
+        recorded_bans=_bans(rule for rule in ordered if not rule.enforced),
         unbannable=_owners(claim for claim in claims if claim.outlives_no_ban),
     )
     clashes = list(contradictions(claims))
     if clashes:
-        faults = tuple(Fault((clash.one.owner, clash.other.owner), str(clash)) for clash in clashes)
+        faults = tuple(Fault((clash.first.owner, clash.second.owner), str(clash)) for clash in clashes)
         return replace(known, faults=faults)
     merged = merge(claims)
     layout = _Layout(ordered, world)
@@ -123,16 +123,16 @@ def combine(standing: Iterable[StandingRule], world: World) -> Combined:
         program=_program(merged.always, layout, world),
         guard=guard,
         peaks=tuple(
-            (layout.number(target), each.applied().name, target.name)
-            for each in ordered
-            if each.rule.action == "watch" and each not in layout.left_out
-            for target in each.rule.targets
+            (layout.number(target), rule.applied().name, target.name)
+            for rule in ordered
+            if rule.rule.action == "watch" and rule not in layout.left_out
+            for target in rule.rule.targets
         ),
     )
 
 
 def _bans(standing: Iterable[StandingRule]) -> dict[Place, tuple[Owner, ...]]:
-    return _owners(claim for each in standing for claim in each.rule.claims if claim.op is Op.BAN)
+    return _owners(claim for rule in standing for claim in rule.rule.claims if claim.op is Op.BAN)
 
 
 def _owners(claims: Iterable[Claim]) -> dict[Place, tuple[Owner, ...]]:
@@ -140,27 +140,27 @@ def _owners(claims: Iterable[Claim]) -> dict[Place, tuple[Owner, ...]]:
 
 
 class _Layout:
-    """Which reading is at which row: by site in forward order, then by key.
+    """The row of each reading: by site in forward order, then by key.
 
-    What is only recorded gives way where there is no room: it must not change what is decided.
-    left_out: the rules that could not be read.
+    Where there is no room, rules that are only recorded are left out: they must not change the decision.
+    left_out: those rules.
     """
 
     def __init__(self, ordered: Sequence[StandingRule], world: World) -> None:
         self.left_out: list[StandingRule] = []
         self.by_site: dict[Site, dict[str, Selected]] = {site: {} for site in world.sites}
-        for each in sorted(ordered, key=lambda each: not each.enforced):
-            wanted = {site: dict(found) for site, found in self.by_site.items()}
-            for reading in readings_of(each):
-                wanted[reading.site].setdefault(reading.probe.key, reading)
-            full = any(len(found) > world.capacity.watches for found in wanted.values())
-            if full and not each.enforced:
-                self.left_out.append(each)
-                log.warning("rule %s is not recorded: no room for its readings", each.applied().name)
+        for rule in sorted(ordered, key=lambda rule: not rule.enforced):
+            by_site = {site: dict(readings) for site, readings in self.by_site.items()}
+            for reading in readings_of(rule):
+                by_site[reading.site].setdefault(reading.probe.key, reading)
+            full = any(len(readings) > world.capacity.watches for readings in by_site.values())
+            if full and not rule.enforced:
+                self.left_out.append(rule)
+                log.warning("rule %s is not recorded: no room for its readings", rule.applied().name)
             else:
-                self.by_site = wanted
-        self.by_site = {site: dict(sorted(found.items())) for site, found in self.by_site.items()}
-        keys = [(site, key) for site, found in self.by_site.items() for key in found]
+                self.by_site = by_site
+        self.by_site = {site: dict(sorted(readings.items())) for site, readings in self.by_site.items()}
+        keys = [(site, key) for site, readings in self.by_site.items() for key in readings]
         self._numbers = {place: number for number, place in enumerate(keys)}
 
     def number(self, reading: Selected) -> int:
@@ -168,33 +168,33 @@ class _Layout:
 
 
 def readings_of(standing: StandingRule) -> tuple[Selected, ...]:
-    """What has to be read for a rule: by its condition, or to be recorded."""
+    """What is read for a rule: the readings of its condition, or the targets that it watches."""
     return standing.rule.targets if standing.rule.action == "watch" else standing.rule.readings
 
 
 def _program(by_site: Mapping[Site, SiteRows], layout: _Layout, world: World) -> SteeringProgram:
-    found = {}
+    programs = {}
     for site in world.sites:
         own = by_site.get(site, SiteRows())
         guards = tuple(reading.probe for reading in layout.by_site[site].values())
-        found[site] = SiteProgram(rules=own.rules, bans=own.bans, guards=guards)
-    return SteeringProgram({site: program for site, program in found.items() if program != SiteProgram()})
+        programs[site] = SiteProgram(rules=own.rules, bans=own.bans, guards=guards)
+    return SteeringProgram({site: program for site, program in programs.items() if program != SiteProgram()})
 
 
 def _guarded(ordered: Sequence[StandingRule], merged: Merged, layout: _Layout) -> Iterator[Guarded]:
-    for each in ordered:
-        condition = None if each in layout.left_out else each.rule.renumbered(layout.number)
+    for rule in ordered:
+        condition = None if rule in layout.left_out else rule.rule.renumbered(layout.number)
         if condition is None:
             continue
-        by_site = merged.conditional.get(each.owner, {}) if each.enforced else {}
-        found = {site: SiteProgram(rules=own.rules, bans=own.bans) for site, own in by_site.items()}
-        reaction = _REACTIONS.get(each.rule.action, Reaction.EDIT if found else Reaction.RECORD)
+        by_site = merged.conditional.get(rule.owner, {}) if rule.enforced else {}
+        rows_by_site = {site: SiteProgram(rules=own.rules, bans=own.bans) for site, own in by_site.items()}
+        reaction = _REACTIONS.get(rule.rule.action, Reaction.EDIT if rows_by_site else Reaction.RECORD)
         yield Guarded(
-            name=each.applied().name,
+            name=rule.applied().name,
             condition=condition,
-            reaction=reaction if each.enforced else Reaction.RECORD,
-            message=each.rule.message,
-            rows=found,
+            reaction=reaction if rule.enforced else Reaction.RECORD,
+            message=rule.rule.message,
+            rows=rows_by_site,
         )
 
 
@@ -206,7 +206,7 @@ def _prove(
     claims: Sequence[Claim],
     world: World,
 ) -> Iterator[Fault]:
-    """What keeps the rows from being in force, whichever conditions hold."""
+    """What keeps the rows from being in force, whichever of the conditions hold."""
     every = merged.all_on()
     try:
         program = _program(every, layout, world)
@@ -218,7 +218,7 @@ def _prove(
         try:
             world.capacity.check(site, at_site)
         except SteeringError as error:
-            # All rows of the kind are too many; which of them comes last means nothing.
+            # The rows of this stage are too many together, so the error names none of them.
             crowded = SteeringError(str(error), site, tuple((stage, -1) for stage, _ in error.rows))
             yield _fault(crowded, every, enforced, claims)
             has_room = False
@@ -238,11 +238,13 @@ def _fault(
     enforced: Sequence[StandingRule],
     claims: Sequence[Claim],
 ) -> Fault:
-    """An error of the steering with the rules that its rows came from; a row −1 stands for all."""
+    """A steering error with the rules that its rows came from; a row of −1 stands for all of them."""
     stages = {stage for stage, _ in error.rows}
     if stages & {"watches", "guards"}:
-        readers = [each for each in enforced if any(one.site == error.site for one in readings_of(each))]
-        return Fault(tuple(each.owner for each in readers), str(error))
+        readers = [
+            rule for rule in enforced if any(reading.site == error.site for reading in readings_of(rule))
+        ]
+        return Fault(tuple(rule.owner for rule in readers), str(error))
     at_site = SiteRows() if error.site is None else every.get(error.site, SiteRows())
     edits = {stage: getattr(at_site, stage, ()) for stage in stages}
     named = [edits[stage][row].probe.key for stage, row in error.rows if 0 <= row < len(edits[stage])]
@@ -259,14 +261,14 @@ def _fault(
 def with_edits(
     combined: Combined, edits: Sequence[RequestEdit], bound: float | None, world: World
 ) -> SteeringProgram:
-    """The program of the rules and a request's own edits, bans and watches, which is still to be admitted.
+    """The program of the rules and a request's own edits, bans and watches. It is still to be admitted.
 
-    bound: the largest ‖Δx‖/‖x‖ that the edits may make at a site. A ban of what is banned already counts
-    with the greater strength. Raises ValueError for an edit at a site that is none.
+    bound: the largest ‖Δx‖/‖x‖ that the edits may cause at a site. Where a feature is banned already, the
+    greater strength counts. Raises ValueError for an edit at a site that does not exist.
     """
-    found: dict[Site, SiteProgram] = dict(combined.program.sites)
+    programs: dict[Site, SiteProgram] = dict(combined.program.sites)
     for edit in edits:
-        at_site = found.get(edit.site, SiteProgram())
+        at_site = programs.get(edit.site, SiteProgram())
         match edit.op:
             case Op.WATCH:
                 at_site = replace(at_site, watches=(*at_site.watches, edit.edit.probe))
@@ -274,15 +276,15 @@ def with_edits(
                 at_site = replace(at_site, bans=_with_ban(at_site.bans, edit.edit))
             case _:
                 at_site = replace(at_site, edits=(*at_site.edits, edit.edit), max_relative_norm=bound)
-        found[edit.site] = at_site
-    ordered = sorted(found, key=world.sites.index)
-    return replace(combined.program, sites={site: found[site] for site in ordered})
+        programs[edit.site] = at_site
+    ordered = sorted(programs, key=world.sites.index)
+    return replace(combined.program, sites={site: programs[site] for site in ordered})
 
 
 def _with_ban(bans: tuple[Edit, ...], own: Edit) -> tuple[Edit, ...]:
     for place, ban in enumerate(bans):
         if ban.probe.key == own.probe.key:
             phase = ban.phase if ban.phase is own.phase else Phase.ALL
-            both = rows.ban(ban.probe, max(-ban.a, -own.a), phase=phase)
-            return (*bans[:place], both, *bans[place + 1 :])
+            joined = rows.ban(ban.probe, max(-ban.a, -own.a), phase=phase)
+            return (*bans[:place], joined, *bans[place + 1 :])
     return (*bans, own)

@@ -1,4 +1,4 @@
-"""Compiled policies: a bundle in the world that it governs, everything resolved and proven that can be."""
+"""Compiled policies: a bundle with its names resolved in one world, and its rules proven to fit there."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ W = TypeVar("W", bound=_Entry)
 
 @dataclass(frozen=True, eq=False)
 class CompiledPolicy:
-    """A policy that holds in its world. Immutable; decisions only look things up.
+    """A policy that fits its world. Immutable; decisions only look things up in it.
 
-    rules: by id. selectors: resolve what its cases name.
+    rules: by id. selectors: resolve the features and directions that its cases name.
     """
 
     policy: Policy
@@ -70,17 +70,17 @@ class CompiledPolicy:
 
     @property
     def urgent(self) -> bool:
-        """Whether it also governs requests that were admitted before it."""
+        """Whether it also governs requests that were admitted before it came in force."""
         return self.policy.urgent
 
     @property
     def mode(self) -> Mode:
-        """What is done with it."""
+        """Whether it acts, is recorded, or is only counted."""
         return self.policy.mode
 
     @property
     def transparency(self) -> Transparency:
-        """What receipts tell of it."""
+        """What receipts say of it."""
         return self.policy.transparency
 
     def matches(self, tenant: str, roles: frozenset[str], model: str) -> bool:
@@ -93,7 +93,7 @@ class CompiledPolicy:
         )
 
     def standing(self, candidate: bool = False) -> tuple[StandingRule, ...]:
-        """Its rules in their modes. A candidate and a policy in shadow mode are shadows altogether."""
+        """Its rules in their modes. Those of a candidate or of a policy in shadow mode are all shadows."""
         shadow = candidate or self.mode is Mode.SHADOW
         return tuple(
             StandingRule(
@@ -111,24 +111,24 @@ def compile_policy(bundle: Bundle, world: World) -> CompiledPolicy:
     """The policy of a bundle in a world.
 
     Raises CompileError with everything that does not fit: unknown features, labels, SAEs and sites, values
-    in units that are not known, rules that contradict each other, bans that cannot be proven, and more rows
-    than there is room for when every condition holds.
+    that cannot be converted to feature units, rules that contradict each other, bans that cannot be proven,
+    and more rows than there is room for when every condition holds.
     """
     policy, selectors = bundle.policy, Selectors(world, bundle.directions)
     problems: list[Problem] = []
 
-    def each(written: Iterable[W], compile_one: Callable[[W], T]) -> list[T]:
-        found = []
+    def compile_all(written: Iterable[W], compile_one: Callable[[W], T]) -> list[T]:
+        compiled = []
         for entry in sorted(written, key=lambda entry: entry.id):
             try:
-                found.append(compile_one(entry))
+                compiled.append(compile_one(entry))
             except SelectionError as error:
-                problems.extend(_placed(problem, entry.id, bundle) for problem in error.problems)
-        return found
+                problems.extend(placed(problem, entry.id, bundle) for problem in error.problems)
+        return compiled
 
-    rules = each(policy.rules, lambda rule: compile_rule(rule, policy.name, selectors))
-    allowances = each(policy.allow, lambda entry: compile_allowance(entry, policy.limits, selectors))
-    protections = each(policy.protect, lambda entry: compile_protection(entry, selectors))
+    rules = compile_all(policy.rules, lambda rule: compile_rule(rule, policy.name, selectors))
+    allowances = compile_all(policy.allow, lambda entry: compile_allowance(entry, policy.limits, selectors))
+    protections = compile_all(policy.protect, lambda entry: compile_protection(entry, selectors))
     bound = policy.limits.max_relative_norm
     if bound is not None and bound > LARGEST_VALUE:
         problems.append(
@@ -151,22 +151,22 @@ def compile_policy(bundle: Bundle, world: World) -> CompiledPolicy:
     )
 
 
-def _placed(problem: Problem, entry: str, bundle: Bundle) -> Problem:
+def placed(problem: Problem, entry: str, bundle: Bundle) -> Problem:
     """The problem with the file and line where its rule, allowance or protection stands."""
     source = bundle.sources.get(entry)
     return problem if source is None else replace(problem, file=source.file, line=source.line)
 
 
 def _unprovable(bundle: Bundle, rules: Sequence[CompiledRule], world: World) -> Iterator[Problem]:
-    """What keeps the rules from being in force together, and each that is only recorded by itself."""
+    """What keeps the enforced rules from being in force together, and each other rule from being so alone."""
     together = [rule for rule in rules if rule.mode in (None, Mode.ENFORCE)]
     alone = [[rule] for rule in rules if rule not in together]
     for group in (together, *alone):
-        found = combine((StandingRule(bundle.policy.name, rule, Mode.ENFORCE) for rule in group), world)
-        for fault in found.faults:
+        combined = combine((StandingRule(bundle.policy.name, rule, Mode.ENFORCE) for rule in group), world)
+        for fault in combined.faults:
             ids = [rule for _, rule in fault.owners]
             path = ", ".join(f"rules.{rule}" for rule in ids)
-            yield _placed(Problem(fault.message, path or "rules"), ids[-1] if ids else "", bundle)
+            yield placed(Problem(fault.message, path or "rules"), ids[-1] if ids else "", bundle)
     for pair in needless_conditions([claim for rule in together for claim in rule.claims]):
-        _, rule = pair.other.owner
-        yield _placed(Problem(str(pair), f"rules.{rule}.when"), rule, bundle)
+        _, rule = pair.second.owner
+        yield placed(Problem(str(pair), f"rules.{rule}.when"), rule, bundle)

@@ -31,10 +31,10 @@ from saegis_server.steering.site import Site
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CompiledRule:
-    """One rule. mode: its own, None for its policy's.
+    """One rule. mode: its own; None where its policy's mode holds.
 
-    targets: of its action, by site and key; none for stop, refuse and record. claims: what a ban, clamp, cap,
-    floor or scale wants of each target. condition: its literals count `readings`.
+    targets: those of its action, by site and key; none for stop, refuse and record. claims: what a ban,
+    clamp, cap, floor or scale requires of each target. condition: its literals are numbered by `readings`.
     """
 
     id: str
@@ -49,16 +49,16 @@ class CompiledRule:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The labels of the features that it changes or, where it changes none, that it reads; each once."""
-        found = (each.feature for each in self.targets or self.readings)
-        labels = (feature.label for feature in found if feature is not None)
+        """The labels, each once, of the features that it changes or, if there are none, that it reads."""
+        features = (selected.feature for selected in self.targets or self.readings)
+        labels = (feature.label for feature in features if feature is not None)
         return tuple(dict.fromkeys(label.label for label in labels if label is not None))
 
     def renumbered(self, number: Callable[[Selected], int]) -> Condition | None:
-        """Its condition with the readings as they are numbered elsewhere."""
+        """Its condition with each reading numbered by `number`."""
         if self.condition is None:
             return None
-        numbers = [number(each) for each in self.readings]
+        numbers = [number(reading) for reading in self.readings]
         return replace(self.condition, expression=_renumbered(self.condition.expression, numbers))
 
 
@@ -142,14 +142,14 @@ def _parts(
     path: str,
     readings: dict[tuple[Site, str], tuple[int, Selected]],
 ) -> tuple[Expression, ...]:
-    """All parts. Raises SelectionError with what is wrong with every one of them."""
-    found: list[Expression] = []
+    """All parts of an expression. Raises SelectionError with the problems of all of them."""
+    expressions: list[Expression] = []
     faults = Faults()
     for place, part in enumerate(parts):
         with faults.gathered():
-            found.append(_expression(part, selectors, f"{path}[{place}]", readings))
+            expressions.append(_expression(part, selectors, f"{path}[{place}]", readings))
     faults.raise_any()
-    return tuple(found)
+    return tuple(expressions)
 
 
 def _read(reading: Reading, selectors: Selectors, path: str) -> Selected:

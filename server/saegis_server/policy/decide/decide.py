@@ -1,4 +1,4 @@
-"""Decisions on requests: the policies in force together, and what all that match say to one request."""
+"""Decisions on requests: the policies in force, and what those that match a request decide together."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from saegis_server.steering.program import SiteProgram, SteeringError, SteeringP
 
 log = logging.getLogger("saegis.policy")
 
-#: How many sets of matching policies are remembered; a server has a handful.
+#: How many sets of matching policies are remembered; most servers have a handful.
 _REMEMBERED = 1024
 _NO_POLICY = Decision(False, "", (Denial("", "match", "no policy in force concerns this request"),))
 
 
 @dataclass(frozen=True, eq=False)
 class _InForce:
-    """What matching policies say whatever a request's edits are. plain: to a request without edits."""
+    """What matching policies decide, whatever a request's edits are. plain: the decision without edits."""
 
     policies: tuple[CompiledPolicy, ...]
     candidates: tuple[CompiledPolicy, ...]
@@ -38,9 +38,9 @@ class _InForce:
 class PolicySet:
     """Policies of distinct names, and candidates that are evaluated beside them. Immutable; thread-safe.
 
-    A request that no policy concerns is denied. A policy in audit mode concerns it, but denies nothing; one
-    in shadow mode, and a candidate, change nothing at all. Raises ValueError for two policies of one name,
-    and for policies that were compiled for different sites.
+    A request that no policy concerns is denied. A policy in audit mode concerns a request but denies nothing.
+    A policy in shadow mode and a candidate change nothing at all. Raises ValueError for two policies of one
+    name, and for policies that were compiled for different sites.
     """
 
     def __init__(
@@ -58,11 +58,11 @@ class PolicySet:
 
     @property
     def revision(self) -> str:
-        """Names all policies in force together, as receipts do."""
+        """The name of all policies in force together, as receipts have it."""
         return revision_of(self.policies)
 
     def decide(self, facts: RequestFacts) -> Decision:
-        """What the policies say to a request. Never raises: what cannot be evaluated denies."""
+        """The decision on a request. Never raises: what cannot be evaluated denies it."""
         try:
             in_force = self.in_force(facts.tenant, facts.roles, facts.model)
         except Exception:
@@ -73,7 +73,7 @@ class PolicySet:
         return _judged(in_force, facts) if facts.edits or facts.uses else in_force.plain
 
     def in_force(self, tenant: str, roles: frozenset[str], model: str) -> _InForce | None:
-        """What holds for requests of a kind, worked out when first asked for; None if no policy matches."""
+        """What holds for such requests, worked out the first time it is needed; None if no policy matches."""
         policies = tuple(policy for policy in self.policies if policy.matches(tenant, roles, model))
         if all(policy.mode is Mode.SHADOW for policy in policies):
             return None
@@ -123,14 +123,14 @@ def _combined(standing: Sequence[StandingRule], world: World) -> Combined:
     try:
         return combine(standing, world)
     except Exception:
-        # What is only recorded must not change the answer, so it is not what may fail.
+        # Rules that are only recorded must not make a request fail.
         log.exception("the rules could not be combined; those that are only recorded are left out")
         return combine((rule for rule in standing if rule.enforced), world)
 
 
 def _with_flags(combined: Combined, policies: Sequence[CompiledPolicy]) -> Combined:
-    """What the policies in force say of when text is told, and of the first token: the stricter one holds."""
-    acting = [each.policy for each in policies if each.mode is Mode.ENFORCE]
+    """Adds when text is sent and what is done at the first token; the strictest policy counts."""
+    acting = [policy.policy for policy in policies if policy.mode is Mode.ENFORCE]
     guard = replace(
         combined.guard,
         hold_back=any(policy.told is Told.JUDGED for policy in acting),
@@ -148,12 +148,12 @@ def _judged(in_force: _InForce, facts: RequestFacts) -> Decision:
     denials += _bans_of_held(edits, combined.unbannable)
     modes = {(rule.policy, rule.rule): rule.mode for rule in combined.applied}
     would_deny = [
-        replace(each, mode=modes[each.policy, each.rule])
-        for each in _edits_of_banned(edits, combined.recorded_bans)
+        replace(denial, mode=modes[denial.policy, denial.rule])
+        for denial in _edits_of_banned(edits, combined.recorded_bans)
     ]
     for policy in in_force.policies:
-        found = _of_policy(policy, facts, combined, policy.mode)
-        (denials if policy.mode is Mode.ENFORCE else would_deny).extend(found)
+        policy_denials = _of_policy(policy, facts, combined, policy.mode)
+        (denials if policy.mode is Mode.ENFORCE else would_deny).extend(policy_denials)
     for policy in in_force.candidates:
         would_deny += _of_policy(policy, facts, combined, Mode.SHADOW)
     acting = [edit for edit in edits if edit.op is not Op.WATCH]
@@ -177,13 +177,13 @@ def _judged(in_force: _InForce, facts: RequestFacts) -> Decision:
 
 
 def _of_policy(policy: CompiledPolicy, facts: RequestFacts, combined: Combined, mode: Mode) -> list[Denial]:
-    """The denials of one policy, in its mode; one that cannot be evaluated denies."""
+    """The denials of one policy, in its mode. A policy that cannot be evaluated denies."""
     try:
-        found = list(_judge_one(policy, facts, combined))
+        denials = list(_judge_one(policy, facts, combined))
     except Exception:
         log.exception("policy %s could not be evaluated on a request", policy.revision_name)
-        found = [_not_evaluated(policy.name)]
-    return [replace(denial, mode=mode) for denial in found]
+        denials = [_not_evaluated(policy.name)]
+    return [replace(denial, mode=mode) for denial in denials]
 
 
 def _judge_one(policy: CompiledPolicy, facts: RequestFacts, combined: Combined) -> Iterator[Denial]:
@@ -204,9 +204,9 @@ def _owns(policy: CompiledPolicy, owners: Sequence[Owner]) -> bool:
 def _edits_of_banned(
     edits: Sequence[RequestEdit], bans: Mapping[Place, tuple[Owner, ...]]
 ) -> Iterator[Denial]:
-    """Denials of edits of what is banned; that a request bans it as well is no contradiction.
+    """Denials of edits of what is banned.
 
-    Nor is that it reads it, where an allowance lets it.
+    A request may ban the same feature as well, and may watch it if an allowance says so.
     """
     for edit in edits:
         if edit.op not in (Op.BAN, Op.WATCH):
@@ -215,7 +215,7 @@ def _edits_of_banned(
 
 
 def _bans_of_held(edits: Sequence[RequestEdit], held: Mapping[Place, tuple[Owner, ...]]) -> Iterator[Denial]:
-    """Denials of bans of what a rule holds at a value: the ban, which comes first, would undo the rule."""
+    """Denials of bans of what a rule holds at a value: such a ban would undo the rule."""
     for edit in edits:
         if edit.op is Op.BAN:
             for policy, rule in held.get((edit.site, edit.edit.probe.key), ()):
@@ -223,20 +223,20 @@ def _bans_of_held(edits: Sequence[RequestEdit], held: Mapping[Place, tuple[Owner
 
 
 def _bound(policies: Iterable[CompiledPolicy]) -> float | None:
-    """The least of the enforced bounds on what a request's edits may move."""
-    bounds = (each.policy.limits.max_relative_norm for each in policies if each.mode is Mode.ENFORCE)
+    """The least of the enforced bounds on how far a request's edits may move an activation."""
+    bounds = (policy.policy.limits.max_relative_norm for policy in policies if policy.mode is Mode.ENFORCE)
     return min((bound for bound in bounds if bound is not None), default=None)
 
 
 def _check_room(edits: Sequence[RequestEdit], combined: Combined, world: World) -> None:
-    """Raise SteeringError unless a request's rows find room beside the rules', whatever they have in common.
+    """Raise SteeringError unless a request's rows find room beside the rules', with no row counted as shared.
 
-    Else a request could count how many of its own bans fit, and find which features are banned already.
+    Otherwise a request could count how many of its own bans fit, and so find out which features are banned.
     """
     for site in dict.fromkeys(edit.site for edit in edits):
         at_site = combined.program.sites.get(site, SiteProgram())
         own = {(edit.op is Op.BAN, edit.edit.probe.key): edit.edit for edit in edits if edit.site == site}
-        bans = tuple(own[each] for each in own if each[0])
+        bans = tuple(own[key] for key in own if key[0])
         watches = tuple(edit.edit.probe for edit in edits if edit.site == site and edit.op is Op.WATCH)
         world.capacity.check(site, replace(at_site, bans=(*at_site.bans, *bans), watches=watches))
 
@@ -244,9 +244,9 @@ def _check_room(edits: Sequence[RequestEdit], combined: Combined, world: World) 
 def _require_room(
     program: SteeringProgram, combined: Combined, acting: Sequence[RequestEdit], world: World
 ) -> None:
-    """Raise SteeringError where the edits have no room beside the rules, or what is held cannot be then.
+    """Raise SteeringError if the edits have no room beside the rules, or keep a ban from holding.
 
-    What is at fault only with what the request reads, or with the rows of conditions, is left to the engine:
+    Faults that come only from what the request reads, or from the rows of conditions, are left to the engine:
     it admits the same program, and refuses the request by its fields.
     """
     try:
@@ -257,7 +257,7 @@ def _require_room(
 
 
 def _limits(policies: Iterable[CompiledPolicy], candidate: bool = False) -> Iterator[AppliedRule]:
-    """The bounds on what a request's edits may move, as rules that apply."""
+    """The bounds on how far a request's edits may move an activation, as rules that apply."""
     for policy in policies:
         if policy.policy.limits.max_relative_norm is not None:
             mode = Mode.SHADOW if candidate else policy.mode
@@ -266,7 +266,7 @@ def _limits(policies: Iterable[CompiledPolicy], candidate: bool = False) -> Iter
 
 
 def _does_not_fit(error: SteeringError, edits: Sequence[RequestEdit], combined: Combined) -> Denial:
-    """A denial of edits that cannot go together with the rules, by the first rule that bans at their site."""
+    """The denial of edits that do not fit the rules. It names the first rule that bans at their site."""
     owners = sorted(
         owner for (site, _), group in combined.bans.items() if site == error.site for owner in group
     )
@@ -280,5 +280,5 @@ def _does_not_fit(error: SteeringError, edits: Sequence[RequestEdit], combined: 
 
 
 def _not_evaluated(policy: str) -> Denial:
-    # What went wrong is in the log: it may tell of the policy more than the one who asks may know.
+    # What went wrong is only logged: it may reveal more of the policy than the caller may know.
     return Denial(policy, "evaluation", "the policy could not be evaluated")

@@ -1,4 +1,4 @@
-"""Decisions: what the policies in force say to one request, and the steering that comes of it."""
+"""Decisions: what the policies in force decide on one request, and the steering that follows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from saegis_server.steering.program import UNSTEERED, SteeringProgram
 
 @dataclass(frozen=True, slots=True)
 class RequestFacts:
-    """Who asks, in which roles, what model, which edits and watches, and what beyond the ordinary."""
+    """What policies judge of a request: its caller, its model, its edits and watches, and its uses."""
 
     tenant: str
     roles: frozenset[str]
@@ -27,8 +27,8 @@ class RequestFacts:
 class Denial:
     """Why a request may not run: policy, rule (or allowance, limit, protection), and field.
 
-    mode: of what says so; only what is enforced denies. shared: it rests on what several policies want
-    together, so that its message may tell of each of them.
+    mode: that of the rule; only an enforced one denies. shared: it rests on several policies together, so
+    that its message may tell of each of them.
     """
 
     policy: str
@@ -41,10 +41,10 @@ class Denial:
 
 @dataclass(frozen=True, slots=True)
 class AppliedRule:
-    """A rule that applies to a request. `mode` says whether it acts; `labels` are of its features.
+    """A rule that applies to a request. `mode` says whether it acts; `labels` are those of its features.
 
-    transparency: whether its policy lets the one who is steered know more than that there is a rule.
-    candidate: it is of a candidate, evaluated beside the policy in force; its mode is then SHADOW.
+    transparency: whether its policy lets the caller know more than that there is a rule. candidate: whether
+    it belongs to a candidate, evaluated beside the policy in force; its mode is then SHADOW.
     """
 
     policy: str
@@ -65,16 +65,16 @@ class AppliedRule:
 
 @dataclass(frozen=True)
 class Decision:
-    """What the policies say to a request.
+    """What the policies decide on a request.
 
-    policy_revision: "name@revision" of each policy that matches, by name, with commas between. program and
-    guard are those to run with, the request's own edits and watches included; of a denial they are empty.
-    rules: in force and recorded only. would_deny: denials of policies that only audit or shadow. guard
-    conditions are named `AppliedRule.name`; those in audit and shadow mode are there with Reaction.RECORD.
-    peaks: which rows of the program's `guards`, in the order of `Literal.reading`, the rules of action
-    "watch" read: name of the rule and of the feature. ruled_program: that of the rules alone, as of a request
-    without edits. asked: the request's own edits and watches. concealed: the names of the policies that
-    concern it and tell only that there are rules.
+    policy_revision: "name@revision" of each policy that matches, by name, separated by commas. program,
+    guard: what the request runs with, its own edits and watches included; empty for a denial. rules: those in
+    force and those only recorded. would_deny: denials of policies in audit or shadow mode. Conditions of the
+    guard are named by `AppliedRule.name`; those in audit and shadow mode have Reaction.RECORD. peaks: what
+    the rules of action "watch" read: the row of the program's `guards`, in the order of `Literal.reading`,
+    and the names of the rule and of the feature. ruled_program: the program of the rules alone, without the
+    request's edits. asked: the request's own edits and watches. concealed: the names of the policies that
+    concern the request and reveal only that there are rules.
     """
 
     allowed: bool
@@ -91,5 +91,5 @@ class Decision:
 
     @cached_property
     def digest(self) -> str:
-        """What names all that may act on the request: its program, and the conditions beside it."""
+        """The digest of all that may act on the request: its program, and the conditions beside it."""
         return self.guard.digest_beside(self.program)

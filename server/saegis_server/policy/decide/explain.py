@@ -1,4 +1,4 @@
-"""Explanations: a decision in words, with what only the one who made it knows."""
+"""Explanations: a decision in words, with what only the server knows."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from saegis_server.policy.decide.decision import Decision
 
 
 def explain(decision: Decision) -> list[str]:
-    """Who decided, why it is denied or which rules act, and what would be denied by rules that do not act.
+    """Who decided, why it is denied or which rules act, and what rules that do not act would deny.
 
-    For the operator: it tells reasons and labels whatever a policy lets others know.
+    For the operator: it shows reasons and labels, whatever a policy lets others know.
     """
     return explanation(decision, decision.digest, _further(decision))
 
@@ -26,12 +26,12 @@ def _further(decision: Decision) -> Iterator[str]:
             "bans": len(program.bans),
             "readings": len(program.guards),
         }
-        told = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
-        if not told:
+        amounts = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
+        if not amounts:
             continue
         bound = program.max_relative_norm
         moved = "" if bound is None else f"; own edits move a token by at most {bound:g} of its norm"
-        yield f"  at {site}: {told}{moved}"
+        yield f"  at {site}: {amounts}{moved}"
     if decision.guard.hold_back:
         yield "  text is told only once its tokens have been judged"
     if decision.guard.reads_first_token:

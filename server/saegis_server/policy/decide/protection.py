@@ -1,4 +1,4 @@
-"""Protection: features and directions that no vector of a request, nor any sum of them, may come close to."""
+"""Protection: features and directions that no vector of a request, or sum of vectors, may come close to."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from saegis_server.steering.operations import Op
 
 Vectors = NDArray[np.float64]
 
-#: A combination of unit vectors that cancel to less than this is rounding: requests' vectors are float32,
-#: exact in float64, and their values are bounded, so anything greater can be blown up to a real move.
+#: Unit vectors that cancel out to less than this differ only by rounding. Requests' vectors are float32,
+#: exact in float64, and their values are bounded, so that anything greater can be scaled up to a real move.
 RANK_TOLERANCE = 1e-12
-#: A cosine this close to the bound is beyond it: the arithmetic is float64, the vectors are not.
+#: A cosine this close to the bound counts as beyond it: the arithmetic is float64, the vectors are not.
 COSINE_TOLERANCE = 1e-9
 
 
@@ -50,35 +50,36 @@ class Protections:
 
     @cached_property
     def _owners(self) -> tuple[tuple[CompiledProtection, Selected], ...]:
-        """Whose rows `_rows` are: the encoder row and the decoder row of each target."""
+        """The protection and target of each row of `_rows`: each target has an encoder and a decoder row."""
         return tuple(
-            (each, target) for each in self.protections for target in each.targets for _ in ("read", "write")
+            (protection, target)
+            for protection in self.protections
+            for target in protection.targets
+            for _ in ("read", "write")
         )
 
     @cached_property
     def _rows(self) -> Vectors:
         """The protected unit vectors, [p, d]."""
-        pairs = [
-            (target.probe.read, target.probe.write) for each in self.protections for target in each.targets
-        ]
-        return units([vector for pair in pairs for vector in pair])
+        probes = [target.probe for protection in self.protections for target in protection.targets]
+        return units([vector for probe in probes for vector in (probe.read, probe.write)])
 
     @cached_property
     def _bounds(self) -> Vectors:
         """The largest cosine with each row, [p]."""
-        return np.array([each.max_cosine for each, _ in self._owners]) - COSINE_TOLERANCE
+        return np.array([protection.max_cosine for protection, _ in self._owners]) - COSINE_TOLERANCE
 
     @cached_property
     def _places(self) -> dict[Place, CompiledProtection]:
-        return {target.key: each for each in self.protections for target in each.targets}
+        return {target.key: protection for protection in self.protections for target in protection.targets}
 
     def prepare(self) -> None:
-        """Work out what depends on the policy alone, so that the first decision need not."""
+        """Work out what depends on the policy alone, so that the first decision is not slow."""
         if self.protections:
             _ = self._owners, self._rows, self._bounds, self._places
 
     def judge(self, edits: Sequence[RequestEdit]) -> Iterator[Denial]:
-        """Denials of edits and watches of what is protected, of vectors and sums of vectors close to it."""
+        """Denials of edits and watches that touch what is protected, or whose vectors or sums come close."""
         if not self.protections or not edits:
             return
         reads = units([edit.edit.probe.read for edit in edits])
@@ -89,46 +90,46 @@ class Protections:
                 denied.add((denial.rule, denial.field))
                 yield denial
         if not denied:
-            # Edits move an activation along what they write; a ban's projection moves along its read too.
+            # Edits move an activation along their write vectors, bans along their read vectors too.
             bans = [edit.op is Op.BAN for edit in edits]
             watched = np.array([edit.op is Op.WATCH for edit in edits])
             yield from self._sums(np.concatenate([writes[~watched], reads[bans]]), "edits")
-            # What is read of several vectors is read of every sum of them.
+            # Who reads several vectors also reads every sum of them.
             yield from self._sums(reads[watched], "watches")
 
     def _touched(self, edits: Sequence[RequestEdit]) -> Iterator[Denial]:
         for edit in edits:
-            found = self._places.get((edit.site, edit.edit.probe.key))
-            if found is not None:
-                yield Denial(self.policy, found.id, "this is protected", edit.path)
+            protection = self._places.get((edit.site, edit.edit.probe.key))
+            if protection is not None:
+                yield Denial(self.policy, protection.id, "this is protected", edit.path)
 
     def _close(self, edits: Sequence[RequestEdit], reads: Vectors, writes: Vectors) -> Iterator[Denial]:
-        """Denials of single vectors, read or written."""
+        """Denials of single vectors, whether read or written."""
         cosines = np.maximum(np.abs(reads @ self._rows.T), np.abs(writes @ self._rows.T))
         for place, row in np.argwhere(cosines > self._bounds):
             protection, target = self._owners[row]
-            what = "watch" if edits[place].op is Op.WATCH else "edit"
-            message = _message(f"a vector of this {what} has", cosines[place, row], protection, target)
+            noun = "watch" if edits[place].op is Op.WATCH else "edit"
+            message = _message(f"a vector of this {noun} has", cosines[place, row], protection, target)
             yield Denial(self.policy, protection.id, message, edits[place].path)
 
-    def _sums(self, vectors: Vectors, what: str) -> Iterator[Denial]:
-        """Denials of what vectors can add up to, at all sites: they add to one stream."""
+    def _sums(self, vectors: Vectors, kind: str) -> Iterator[Denial]:
+        """Denials of what vectors can add up to, over all sites: they all add to one residual stream."""
         if not len(vectors):
             return
         cosines = span_cosines(vectors, self._rows)
-        told: set[str] = set()
+        denied: set[str] = set()
         for row in np.flatnonzero(cosines > self._bounds):
             protection, target = self._owners[row]
-            if protection.id not in told:
-                told.add(protection.id)
-                message = _message(f"the {what} together reach", cosines[row], protection, target)
-                yield Denial(self.policy, protection.id, message, f"steering.{what}")
+            if protection.id not in denied:
+                denied.add(protection.id)
+                message = _message(f"the {kind} together reach", cosines[row], protection, target)
+                yield Denial(self.policy, protection.id, message, f"steering.{kind}")
 
 
-def _message(what: str, cosine: float, protection: CompiledProtection, target: Selected) -> str:
-    # Which feature is protected is the operator's business; the site and the numbers are enough to act on.
+def _message(subject: str, cosine: float, protection: CompiledProtection, target: Selected) -> str:
+    # Which feature is protected stays secret; the site and the numbers are enough to act on.
     return (
-        f"{what} a cosine of {cosine:.3f} with what is protected at {target.site}; "
+        f"{subject} a cosine of {cosine:.3f} with what is protected at {target.site}; "
         f"at most {protection.max_cosine:g} is allowed"
     )
 
@@ -136,19 +137,19 @@ def _message(what: str, cosine: float, protection: CompiledProtection, target: S
 def units(vectors: Sequence[Tensor]) -> Vectors:
     """Vectors as float64 rows [n, d] of length 1; a zero vector stays zero."""
     rows: Vectors = np.stack([vector.detach().cpu().numpy().astype(np.float64) for vector in vectors])
-    # By the largest entry first, so that no square overflows or vanishes.
+    # Scaled by the largest entry first, so that no square overflows or underflows.
     rows = rows / np.maximum(np.abs(rows).max(axis=1, keepdims=True), 1e-300)
-    found: Vectors = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-300)
-    return found
+    unit_rows: Vectors = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-300)
+    return unit_rows
 
 
 def span_cosines(vectors: Vectors, protected: Vectors) -> Vectors:
     """The cosine of each protected unit vector [p, d] with the nearest one in the span of `vectors` [n, d].
 
-    That is the length of its projection onto the span: vectors that are far from it, each by itself, are
-    found where they add up to it. Returns [p].
+    That is the length of its projection onto the span. It finds vectors that are far from it one by one but
+    add up to it. Returns [p].
     """
     _, singular, right = np.linalg.svd(vectors, full_matrices=False)
     basis = right[singular > RANK_TOLERANCE * max(float(singular.max(initial=0.0)), 1e-300)]
-    found: Vectors = np.linalg.norm(protected @ basis.T, axis=1)
-    return found
+    cosines: Vectors = np.linalg.norm(protected @ basis.T, axis=1)
+    return cosines

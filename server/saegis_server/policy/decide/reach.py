@@ -1,6 +1,6 @@
-"""Reach: what of a policy can match no model, tenant or role of this server, and what it tells unmeant.
+"""Reach: names in a match that fit nothing on this server, and allowances that reveal what is concealed.
 
-A policy that matches nothing is in force and governs nobody, so that requests go on under another one.
+A policy that matches nothing is in force but governs nobody: requests then go on under other policies.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from saegis.bundles import POLICY_FILE
 from saegis_server.policy.bundle.bundle import Bundle
 from saegis_server.policy.decide.authority import CompiledAllowance
 from saegis_server.policy.decide.claims import Place
-from saegis_server.policy.decide.compiled import CompiledPolicy
+from saegis_server.policy.decide.compiled import CompiledPolicy, placed
 from saegis_server.policy.decide.world import Callers, World
 from saegis_server.policy.schema.policy import EVERY, Match, Mode, Transparency
 from saegis_server.problem import Problem
 from saegis_server.steering.operations import Op
 
-#: Letters that look like Latin ones, beside those that Unicode's own equivalence finds.
+#: Letters and digits that look like Latin letters, beyond those that Unicode's own equivalence finds.
 _ALIKE = str.maketrans("авекмнорстухіјѕԁԛԝһӏαβγεηικνορτυχ01ıɡ", "abekmhopctyxijsdqwhlabyenikvoptuxolig")
 _MOST_NAMES = 10
 
@@ -29,7 +29,8 @@ _MOST_NAMES = 10
 class Reach:
     """What was found.
 
-    unmatched: what the policy cannot be meant to say. stray: names that match nothing beside others that do.
+    unmatched: what cannot be meant, since it matches nothing at all or looks like a name that exists. stray:
+    names that match nothing, beside others that do.
     """
 
     unmatched: tuple[Problem, ...] = ()
@@ -37,7 +38,7 @@ class Reach:
 
 
 def reach(bundle: Bundle, world: World, callers: Callers | None) -> Reach:
-    """Whom a bundle's policy can concern here. callers: None where it is not known who may call."""
+    """Which names in a bundle's match fit nothing here. callers: None where it is not known who may call."""
     match = bundle.policy.match
     unmatched: list[Problem] = []
     stray: list[Problem] = []
@@ -54,14 +55,14 @@ def reach(bundle: Bundle, world: World, callers: Callers | None) -> Reach:
         names: Sequence[str] = getattr(match, key)
         if known is None or EVERY in names:
             continue
-        found = list(_strays(key, names, known, unknown))
-        nothing = len(found) == len(names)
-        for problem, alike in found:
-            placed = _placed(problem, bundle)
-            (unmatched if nothing or alike else stray).append(placed)
+        strays = list(_strays(key, names, known, unknown))
+        nothing = len(strays) == len(names)
+        for problem, alike in strays:
+            problem = _at_match(problem, bundle)
+            (unmatched if nothing or alike else stray).append(problem)
     if not unmatched and callers is not None and not _concerns_somebody(match, callers):
         message = "nobody who may call this server has one of these tenants and one of these roles"
-        unmatched.append(_placed(Problem(message, "match"), bundle))
+        unmatched.append(_at_match(Problem(message, "match"), bundle))
     return Reach(tuple(unmatched), tuple(stray))
 
 
@@ -70,7 +71,7 @@ def _strays(
 ) -> Iterator[tuple[Problem, bool]]:
     """Each name that is none of the known ones, and whether it looks like one."""
     shown = ", ".join(sorted(known)[:_MOST_NAMES]) + (" ..." if len(known) > _MOST_NAMES else "")
-    shapes = {_shape(each): each for each in sorted(known, reverse=True)}
+    shapes = {_shape(name): name for name in sorted(known, reverse=True)}
     for place, name in enumerate(names):
         if name in known:
             continue
@@ -82,11 +83,11 @@ def _strays(
 
 
 def _shape(name: str) -> str:
-    """The same for names that differ in case, spaces, what is not seen, accents or look-alike letters."""
+    """One form for names that differ only in case, spaces, invisible characters, accents and lookalikes."""
     plain = unicodedata.normalize("NFKD", name).casefold().translate(_ALIKE)
-    # Control and format characters, separators, and marks.
-    seen = (each for each in plain if unicodedata.category(each)[0] not in "CZM")
-    return "".join(seen).replace("l", "i")
+    # Without control and format characters, separators and marks.
+    visible = (character for character in plain if unicodedata.category(character)[0] not in "CZM")
+    return "".join(visible).replace("l", "i")
 
 
 def _concerns_somebody(match: Match, callers: Callers) -> bool:
@@ -97,15 +98,16 @@ def _concerns_somebody(match: Match, callers: Callers) -> bool:
     )
 
 
-def _placed(problem: Problem, bundle: Bundle) -> Problem:
+def _at_match(problem: Problem, bundle: Bundle) -> Problem:
+    """The problem with the file and line of the match, or of the name in it, that it is about."""
     source = bundle.match_sources.get(problem.path)
     if source is None:
         return replace(problem, file=POLICY_FILE)
     return replace(problem, file=source.file, line=source.line)
 
 
-def told_by_allowances(bundle: Bundle, compiled: CompiledPolicy) -> Iterator[Problem]:
-    """Allowances by which a request could find out what the policy conceals."""
+def revealed_by_allowances(bundle: Bundle, compiled: CompiledPolicy) -> Iterator[Problem]:
+    """Warnings about allowances by which a request could find out what the policy conceals."""
     if compiled.transparency is not Transparency.STEERED:
         return
     claims = [
@@ -123,12 +125,11 @@ def told_by_allowances(bundle: Bundle, compiled: CompiledPolicy) -> Iterator[Pro
         if allowance.ops - {Op.WATCH, Op.BAN} and _covers(allowance, banned):
             faults.append("allows edits of what the rules ban, and those are denied all the same")
         for fault in faults:
-            source = bundle.sources.get(allowance.id)
             problem = Problem(
                 f"{fault}: that tells what is ruled, and the policy says transparency: steered",
                 f"allow.{allowance.id}",
             )
-            yield problem if source is None else replace(problem, file=source.file, line=source.line)
+            yield placed(problem, allowance.id, bundle)
 
 
 def _covers(allowance: CompiledAllowance, places: Collection[Place], directions: bool = False) -> bool:

@@ -1,4 +1,4 @@
-"""Replay: what a policy would have decided on the requests that an audit log tells of."""
+"""Replay: what a policy would have decided on the requests of an audit log."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from saegis_server.policy.schema.cases import CaseEdit, CaseRequest, CaseUse
 
 Record = Mapping[str, PlainJson]
 
-#: What a replay reads of a record; one of which something is masked cannot be replayed.
+#: The fields of a record that a replay needs; where one of them is masked, there is no replay.
 _NEEDED = ("tenant", "roles", "model", "policy_revision", "allowed", "denials", "edits", "uses")
 _NO_POLICY = ("", "match")
 
@@ -39,14 +39,14 @@ class Outcome(StrEnum):
 
 
 class NotReplayableError(ValueError):
-    """A record that does not hold all that the decision rested on; `str` says what is missing."""
+    """A record that lacks something the decision rested on; `str` says what."""
 
 
 @dataclass(frozen=True, slots=True)
 class Replayed:
     """One recorded decision, and what would have come of it.
 
-    denials: why it would be denied or, of one newly allowed, why it was. reason: why it is not replayed.
+    denials: why it would be denied; if newly allowed, why it was denied. reason: why it is not replayed.
     """
 
     decision_id: str
@@ -61,9 +61,9 @@ class Replayed:
 class Replay:
     """What comes of all recorded decisions.
 
-    counts: how many have each outcome. rules: by outcome "policy/rule" with the decisions that it denies or,
-    of those newly allowed, that it denied. reasons: why decisions are not replayed. examples: the first few
-    of each outcome. unreadable: lines of the log that are no records.
+    counts: how many have each outcome. rules: by outcome, how many decisions each "policy/rule" denies or, if
+    newly allowed, denied. reasons: how often each reason kept a decision from being replayed. examples: the
+    first few of each outcome. unreadable: how many lines of the log are no records.
     """
 
     counts: Counter[Outcome] = field(default_factory=Counter)
@@ -72,41 +72,41 @@ class Replay:
     examples: dict[Outcome, list[Replayed]] = field(default_factory=dict)
     unreadable: int = 0
 
-    def add(self, one: Replayed, most_examples: int) -> None:
+    def add(self, replayed: Replayed, most_examples: int) -> None:
         """Count one decision."""
-        self.counts[one.outcome] += 1
-        if one.denials:
-            self.rules.setdefault(one.outcome, Counter()).update(set(map(rule_name, one.denials)))
-        if one.reason:
-            self.reasons[one.reason] += 1
-        kept = self.examples.setdefault(one.outcome, [])
-        if len(kept) < most_examples:
-            kept.append(one)
+        self.counts[replayed.outcome] += 1
+        if replayed.denials:
+            self.rules.setdefault(replayed.outcome, Counter()).update(set(map(rule_name, replayed.denials)))
+        if replayed.reason:
+            self.reasons[replayed.reason] += 1
+        examples = self.examples.setdefault(replayed.outcome, [])
+        if len(examples) < most_examples:
+            examples.append(replayed)
 
 
 def replay(
     place: Path, candidate: CompiledPolicy, replaced: Sequence[str] = (), most_examples: int = 5
 ) -> Replay:
-    """What `candidate` would have decided in place of the policies of the names `replaced` and of its own.
+    """What `candidate` would have decided in place of the policy of its own name and of those in `replaced`.
 
-    What further policies denied stays denied. Conditions are not replayed, since a log holds no readings.
+    What other policies denied stays denied. Conditions are not replayed, since a log holds no readings.
     Raises AuditError where there is no log, and OSError.
     """
-    found = Replay()
+    result = Replay()
     names = frozenset((candidate.name, *replaced))
     alone = PolicySet((candidate,))
     for line in chain.from_iterable(map(lines, files_of(place))):
         if not isinstance(line, Line):
-            found.unreadable += 1
+            result.unreadable += 1
         elif line.record["kind"] == DecisionRecord.kind:
-            found.add(_replayed(line.record, candidate, alone, names), most_examples)
-    return found
+            result.add(_replayed(line.record, candidate, alone, names), most_examples)
+    return result
 
 
 def _replayed(record: Record, candidate: CompiledPolicy, alone: PolicySet, names: frozenset[str]) -> Replayed:
     decision_id, time, tenant = (str(record.get(name, "")) for name in ("decision_id", "time", "tenant"))
 
-    def told(outcome: Outcome, denials: tuple[Denial, ...] = (), reason: str = "") -> Replayed:
+    def replayed(outcome: Outcome, denials: tuple[Denial, ...] = (), reason: str = "") -> Replayed:
         return Replayed(decision_id, time, tenant, outcome, denials, reason)
 
     try:
@@ -115,10 +115,10 @@ def _replayed(record: Record, candidate: CompiledPolicy, alone: PolicySet, names
         standing = _standing(record, before, names)
         after = _after(alone.decide(_facts(record, candidate)), standing, _others(record, names))
     except NotReplayableError as error:
-        return told(Outcome.NOT_REPLAYED, reason=str(error))
+        return replayed(Outcome.NOT_REPLAYED, reason=str(error))
     if record["allowed"] is True:
-        return told(Outcome.NEWLY_DENIED if after else Outcome.STILL_ALLOWED, after)
-    return told(Outcome.STILL_DENIED if after else Outcome.NEWLY_ALLOWED, after or before)
+        return replayed(Outcome.NEWLY_DENIED if after else Outcome.STILL_ALLOWED, after)
+    return replayed(Outcome.STILL_DENIED if after else Outcome.NEWLY_ALLOWED, after or before)
 
 
 def _check_whole(record: Record) -> None:
@@ -133,7 +133,7 @@ def _check_whole(record: Record) -> None:
 
 
 def _standing(record: Record, before: Sequence[Denial], names: frozenset[str]) -> tuple[Denial, ...]:
-    """The denials of other policies, which stand whatever the candidate says."""
+    """The denials of other policies, which stand whatever the candidate decides."""
     for denial in before:
         if not denial.policy and denial.rule != "match" and _others(record, names):
             raise NotReplayableError("denied by several policies together")
@@ -141,28 +141,28 @@ def _standing(record: Record, before: Sequence[Denial], names: frozenset[str]) -
 
 
 def _after(decision: Decision, standing: Sequence[Denial], others: Sequence[str]) -> tuple[Denial, ...]:
-    """Why a request would be denied; nothing where it would not."""
+    """Why a request would be denied; empty if it would not be."""
     denials = decision.denials
     if others and any((denial.policy, denial.rule) == _NO_POLICY for denial in denials):
-        # It is none of the candidate's business, but other policies allow it.
+        # The candidate does not concern it, but other policies do and allow it.
         denials = ()
     return (*standing, *denials)
 
 
 def _others(record: Record, names: frozenset[str]) -> list[str]:
-    """The further policies under which it was decided."""
+    """The other policies under which it was decided."""
     revisions = filter(None, str(record["policy_revision"]).split(","))
-    return [name for name in (each.partition("@")[0] for each in revisions) if name not in names]
+    return [name for name in (revision.partition("@")[0] for revision in revisions) if name not in names]
 
 
 def _denials(record: Record) -> tuple[Denial, ...]:
-    found = []
-    for each in _maps(record["denials"], "denials"):
+    denials = []
+    for entry in _maps(record["denials"], "denials"):
         policy, rule, message, field = (
-            str(each.get(name, "")) for name in ("policy", "rule", "message", "field")
+            str(entry.get(name, "")) for name in ("policy", "rule", "message", "field")
         )
-        found.append(Denial(policy, rule, message, field))
-    return tuple(found)
+        denials.append(Denial(policy, rule, message, field))
+    return tuple(denials)
 
 
 def _facts(record: Record, candidate: CompiledPolicy) -> RequestFacts:
@@ -175,20 +175,20 @@ def _facts(record: Record, candidate: CompiledPolicy) -> RequestFacts:
         tenant=str(record["tenant"]), roles=tuple(map(str, roles)), model=str(record["model"])
     )
     try:
-        # Cases are made of the same edits, so that they are judged in the same way.
+        # Cases have the same kind of edits, so a record is judged as a case is.
         return facts_of(request.model_copy(update={"edits": tuple(edits), "uses": tuple(uses)}), candidate)
     except SelectionError as error:
         raise NotReplayableError("; ".join(problem.message for problem in error.problems)) from error
 
 
 def _edits(recorded: Iterable[Record]) -> Iterator[CaseEdit]:
-    for each in recorded:
-        if "index" not in each:
+    for edit in recorded:
+        if "index" not in edit:
             raise NotReplayableError("an edit lacks its index")
-        if each["index"] is None:
+        if edit["index"] is None:
             raise NotReplayableError("an edit is of a direction, which a log does not hold")
-        known = {name: each[name] for name in ("op", "site", "value", "unit", "phase") if name in each}
-        feature = {"sae": each.get("sae") or "", "index": each["index"]}
+        known = {name: edit[name] for name in ("op", "site", "value", "unit", "phase") if name in edit}
+        feature = {"sae": edit.get("sae") or "", "index": edit["index"]}
         try:
             yield CaseEdit.model_validate(known | {"feature": feature})
         except ValidationError as error:
@@ -197,9 +197,9 @@ def _edits(recorded: Iterable[Record]) -> Iterator[CaseEdit]:
 
 
 def _uses(recorded: Iterable[Record]) -> Iterator[CaseUse]:
-    for each in recorded:
+    for use in recorded:
         try:
-            yield CaseUse.model_validate({"word": each.get("use"), "value": each.get("value")})
+            yield CaseUse.model_validate({"word": use.get("use"), "value": use.get("value")})
         except ValidationError as error:
             raise NotReplayableError("a use is not as it should be") from error
 
@@ -207,7 +207,7 @@ def _uses(recorded: Iterable[Record]) -> Iterator[CaseUse]:
 def _maps(value: PlainJson, name: str) -> list[dict[str, PlainJson]]:
     if not isinstance(value, list):
         raise NotReplayableError(f"its {name} are no list")
-    maps = [each for each in value if isinstance(each, dict)]
+    maps = [entry for entry in value if isinstance(entry, dict)]
     if len(maps) < len(value):
         raise NotReplayableError(f"its {name} are no maps")
     return maps

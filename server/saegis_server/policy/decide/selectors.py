@@ -18,12 +18,12 @@ from saegis_server.steering.operations import Unit
 from saegis_server.steering.rows import Probe
 from saegis_server.steering.site import Site, SiteError
 
-#: The tensors of a bundle's files of directions, by path and by name.
+#: The tensors of a bundle's direction files, by path and then by name.
 Directions = Mapping[str, Mapping[str, Tensor]]
 
 
 class SelectionError(LookupError):
-    """Selectors or values that mean nothing in the world: one problem for each, with its key as the path."""
+    """Selectors or values that mean nothing in the world: a problem for each, with its key as the path."""
 
     def __init__(self, *problems: Problem) -> None:
         super().__init__("; ".join(map(str, problems)))
@@ -31,21 +31,21 @@ class SelectionError(LookupError):
 
 
 class Faults:
-    """What is wrong in several places, so that all of it is told and not only the first."""
+    """Gathers the problems of several places, so that all of them are reported and not only the first."""
 
     def __init__(self) -> None:
         self.problems: list[Problem] = []
 
     @contextmanager
     def gathered(self) -> Iterator[None]:
-        """Keep what goes wrong in a block, and go on behind it."""
+        """Keep the problems of a SelectionError in the block, and go on after the block."""
         try:
             yield
         except SelectionError as error:
             self.problems += error.problems
 
     def raise_any(self) -> None:
-        """Raise SelectionError with all that went wrong, if anything did."""
+        """Raise SelectionError with all gathered problems, if there are any."""
         if self.problems:
             raise SelectionError(*self.problems)
 
@@ -56,7 +56,7 @@ def _fault(path: str, message: str) -> SelectionError:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Selected:
-    """One feature or direction at its site. name: how people are told of it."""
+    """One feature or direction at its site. name: what messages call it."""
 
     site: Site
     probe: Probe
@@ -65,7 +65,7 @@ class Selected:
 
     @property
     def key(self) -> tuple[Site, str]:
-        """What tells it apart: its site and its probe's key."""
+        """Its identity: its site and its probe's key."""
         return self.site, self.probe.key
 
     def scaled(self, value: float, unit: Unit, path: str) -> tuple[float, bool]:
@@ -79,7 +79,7 @@ class Selected:
 class Selectors:
     """Resolves selectors in one world. The same feature always gives the same `Probe` object.
 
-    directions: what the bundle holds under `directions/`, float32 [d] each.
+    directions: the tensors of the bundle's `directions/`, float32 [d] each.
     """
 
     def __init__(self, world: World, directions: Directions) -> None:
@@ -87,19 +87,21 @@ class Selectors:
         self._known: dict[tuple[Site, str], Selected] = {}
 
     def targets(self, targets: Targets, path: str) -> tuple[Selected, ...]:
-        """All features and directions, each once, by site in forward order and key. Raises SelectionError."""
+        """All features and directions, each once, sorted by site and key. Raises SelectionError."""
         distinct: dict[tuple[Site, str], Selected] = {}
         faults = Faults()
         for place, feature in enumerate(targets.features):
             with faults.gathered():
-                found = self.features(feature, f"{path}.features[{place}]")
-                distinct.update((each.key, each) for each in found)
+                selected = self.features(feature, f"{path}.features[{place}]")
+                distinct.update((target.key, target) for target in selected)
         for place, direction in enumerate(targets.directions):
             with faults.gathered():
-                one = self.direction(direction, f"{path}.directions[{place}]")
-                distinct[one.key] = one
+                target = self.direction(direction, f"{path}.directions[{place}]")
+                distinct[target.key] = target
         faults.raise_any()
-        return tuple(sorted(distinct.values(), key=lambda each: (self.order(each.site), each.probe.key)))
+        return tuple(
+            sorted(distinct.values(), key=lambda target: (self.order(target.site), target.probe.key))
+        )
 
     def features(self, selector: FeatureSelector, path: str) -> tuple[Selected, ...]:
         """The features that a selector names, at least one. Raises SelectionError."""
@@ -107,36 +109,36 @@ class Selectors:
         try:
             loaded = catalog.sae(selector.sae, f"{path}.sae")
             if selector.index is not None:
-                found = [catalog.by_index(loaded, selector.index, f"{path}.index")]
+                features = [catalog.by_index(loaded, selector.index, f"{path}.index")]
             elif selector.indices is not None:
-                found = [catalog.by_index(loaded, index, f"{path}.indices") for index in selector.indices]
+                features = [catalog.by_index(loaded, index, f"{path}.indices") for index in selector.indices]
             elif selector.label is not None:
-                found = [catalog.by_label(loaded, selector.label, f"{path}.label")]
+                features = [catalog.by_label(loaded, selector.label, f"{path}.label")]
             elif selector.where is not None:
-                found = _labelled(loaded, selector.where, f"{path}.where")
+                features = _labelled(loaded, selector.where, f"{path}.where")
             else:
                 raise _fault(path, "must give one of index, indices, label and where")
         except CatalogError as error:
             raise _fault(error.field, error.description) from error
-        return tuple(self._feature(each, path) for each in found)
+        return tuple(self._feature(feature, path) for feature in features)
 
     def feature(self, selector: FeatureSelector, path: str) -> Selected:
         """The one feature that a selector names. Raises SelectionError for several."""
-        found = self.features(selector, path)
-        if len(found) > 1:
-            raise _fault(path, f"must name one feature; it names {len(found)}")
-        return found[0]
+        features = self.features(selector, path)
+        if len(features) > 1:
+            raise _fault(path, f"must name one feature; it names {len(features)}")
+        return features[0]
 
     def direction(self, selector: DirectionSelector, path: str) -> Selected:
-        """A direction of the bundle. Raises SelectionError for one that is not there or does not fit."""
+        """A direction of the bundle. Raises SelectionError if it is missing or does not fit."""
         tensors = self._directions.get(selector.file)
         if tensors is None:
             known = ", ".join(sorted(self._directions)) or "none"
             raise _fault(f"{path}.file", f"{selector.file} is not in the bundle; its files: {known}")
         vector = tensors[_tensor_name(tensors, selector, path)]
         if vector.shape != (self._world.width,):
-            wanted = f"[{self._world.width}], as the model's activations"
-            raise _fault(path, f"has the shape {list(vector.shape)}, not {wanted}")
+            expected = f"[{self._world.width}], as the model's activations"
+            raise _fault(path, f"has the shape {list(vector.shape)}, not {expected}")
         site = self._direction_site(selector.site, f"{path}.site")
         try:
             probe = Probe.direction(vector)
@@ -157,23 +159,23 @@ class Selectors:
         return site
 
     def order(self, site: Site) -> int:
-        """The place of a site in the forward pass."""
+        """The position of a site in the forward pass."""
         return self._world.sites.index(site)
 
-    def _feature(self, found: FoundFeature, path: str) -> Selected:
-        probe = found.loaded.sae.probe(found.index)
-        key = (found.site, probe.key)
+    def _feature(self, feature: FoundFeature, path: str) -> Selected:
+        loaded, site = feature.loaded, feature.site
+        probe = loaded.sae.probe(feature.index)
+        key = (site, probe.key)
         if key not in self._known:
-            if found.site not in self._world.sites:
+            if site not in self._world.sites:
                 raise _fault(
-                    path,
-                    f"the SAE {found.loaded.id} is at {found.site}, no site of this server: {self._sites()}",
+                    path, f"the SAE {loaded.id} is at {site}, no site of this server: {self._sites()}"
                 )
             if probe.read.shape != (self._world.width,):
                 width = f"{len(probe.read)}, not the model's {self._world.width}"
-                raise _fault(path, f"the SAE {found.loaded.id} has the width {width}")
-            label = f" ({found.label.label})" if found.label else ""
-            self._known[key] = Selected(found.site, probe, f"{found.loaded.id}:{found.index}{label}", found)
+                raise _fault(path, f"the SAE {loaded.id} has the width {width}")
+            label = f" ({feature.label.label})" if feature.label else ""
+            self._known[key] = Selected(site, probe, f"{loaded.id}:{feature.index}{label}", feature)
         return self._known[key]
 
     def _direction_site(self, name: str, path: str) -> Site:
@@ -198,16 +200,16 @@ def _tensor_name(tensors: Mapping[str, Tensor], selector: DirectionSelector, pat
 
 
 def _labelled(loaded: LoadedSAE, where: Where, path: str) -> list[FoundFeature]:
-    found = [FoundFeature(loaded, label.feature, label) for label in loaded.labels if fits(label, where)]
-    if not found:
-        wanted = ", ".join(f"{name} {value}" for name, value in where if value is not None)
+    features = [FoundFeature(loaded, label.feature, label) for label in loaded.labels if fits(label, where)]
+    if not features:
+        conditions = ", ".join(f"{name} {value}" for name, value in where if value is not None)
         labelled = "" if len(loaded.labels) else "; none of its features is labelled"
-        raise _fault(path, f"the SAE {loaded.id} has no feature with {wanted}{labelled}")
-    return found
+        raise _fault(path, f"the SAE {loaded.id} has no feature with {conditions}{labelled}")
+    return features
 
 
 class Labelled(Protocol):
-    """What is recorded of a labelled feature, wherever it is told."""
+    """What is known of a labelled feature, wherever it is stored."""
 
     @property
     def harmful(self) -> bool: ...
@@ -220,18 +222,18 @@ class Labelled(Protocol):
 
 
 def fits(label: Labelled, where: Where) -> bool:
-    """Whether a feature's label is of a set."""
-    wanted: Sequence[bool] = (
+    """Whether a feature's label meets all conditions of `where`."""
+    conditions: Sequence[bool] = (
         where.harmful is None or label.harmful == where.harmful,
         where.subject is None or where.subject in label.subjects,
         where.language is None or where.language in label.languages,
         where.min_precision is None
         or (label.precision is not None and label.precision >= where.min_precision),
     )
-    return all(wanted)
+    return all(conditions)
 
 
 def names(selected: Sequence[Selected]) -> str:
-    """The names of a few, for messages."""
-    shown = ", ".join(each.name for each in selected[:4])
+    """The first few names, for messages."""
+    shown = ", ".join(target.name for target in selected[:4])
     return shown if len(selected) <= 4 else f"{shown} and {len(selected) - 4} more"

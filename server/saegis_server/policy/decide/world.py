@@ -1,4 +1,4 @@
-"""The world that a policy is compiled for: what is served, where it can be steered, with how much room."""
+"""The world that a policy is compiled for: the model, its sites, and the room for rows there."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class Callers:
 class World:
     """model: its name, as matches name it. sites: in forward order. width: d at every site.
 
-    callers: tells who may call now; None where that is not known. named: whether `model` is the name that
-    the model is served under, and no stand-in for it.
+    callers: returns who may call now; None where that is not known. named: whether `model` is the name that
+    the model is served under, and no placeholder.
     """
 
     model: str
@@ -50,5 +50,5 @@ class World:
 
     @cached_property
     def room(self) -> Room:
-        """What programs are admitted to."""
+        """The room to which programs are admitted."""
         return Room(self.sites, self.width, self.capacity, self.activations)

@@ -1,1 +1,1 @@
-"""What a policy's YAML may say, read with the place of every key."""
+"""The schema of a policy's YAML, read with the place of every key."""

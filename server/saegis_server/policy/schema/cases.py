@@ -1,4 +1,4 @@
-"""The schema of a bundle's cases: requests that its author tried, and what must come of them."""
+"""The schema of a bundle's cases: test requests, and what must come of them."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ class CaseUse(Strict):
     @model_validator(mode="after")
     def _has_its_value(self) -> Self:
         if (self.word in ORDINARY) != (self.value is not None):
-            wanted = "give the value" if self.word in ORDINARY else "has no value"
-            raise ValueError(f"{self.word.value}: {wanted}")
+            problem = "give the value" if self.word in ORDINARY else "has no value"
+            raise ValueError(f"{self.word.value}: {problem}")
         return self
 
 
 class CaseRequest(Strict):
-    """The request of a case: who asks what model, what it asks for, and what is read while it is answered."""
+    """The request of a case: its caller, its model, what it asks for, and what is read meanwhile."""
 
     tenant: str = "default"
     roles: tuple[str, ...] = ("use", "steer")
@@ -63,10 +63,11 @@ class CaseRequest(Strict):
 
 
 class Expectation(Strict):
-    """What a case's request must meet; what is left out is not looked at.
+    """What must come of a case's request. What is left out is not checked.
 
-    rules: the ids that decided it (denials) or that are in force. fires: the rules whose condition comes to
-    hold with the readings. stopped_at: the number of the answer's tokens that are told before it is stopped.
+    rules: the ids of the rules that deny it or, if it is allowed, that are in force. fires: the rules whose
+    condition comes to hold with the readings. stopped_at: how many of the answer's tokens are sent before it
+    is stopped.
     """
 
     decision: Literal["allow", "deny", "no_policy"]

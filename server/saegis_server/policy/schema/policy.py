@@ -21,9 +21,9 @@ API_VERSION = "saegis.dev/v1"
 EVERY = "*"
 REVISION_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,63}$"
 NAME_PATTERN = r"^[a-z0-9]([a-z0-9._-]{0,62}[a-z0-9])?$"
-#: A file of directions: flat, so that its path has one spelling.
+#: A file of directions. There are no subfolders, so that its path has one spelling.
 DIRECTIONS_PATTERN = r"^directions/[A-Za-z0-9_][A-Za-z0-9._+-]{0,63}\.safetensors$"
-#: Tags of the kinds of expression. No key of a bundle looks like one, so errors can leave them out again.
+#: Tags of the kinds of expression. No key of a bundle looks like one, so they can be removed from errors.
 TAGS = {"all": "<all>", "any": "<any>", "not": "<not>"}
 READING_TAG = "<reading>"
 
@@ -38,7 +38,7 @@ Count = Annotated[int, Field(ge=0, strict=True)]
 
 
 class Strict(BaseModel):
-    """Unknown keys are errors, and nothing changes after it was read."""
+    """A model without unknown keys, which does not change once it was read."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -46,8 +46,8 @@ class Strict(BaseModel):
 class Where(Strict):
     """A set of labelled features: those whose label fits every key that is given.
 
-    subject, language: one of the label's subjects, languages. min_precision: its precision is known and at
-    least this.
+    subject, language: is one of the label's subjects or languages. min_precision: the label's precision is
+    known and at least this.
     """
 
     harmful: Flag | None = None
@@ -63,9 +63,9 @@ class Where(Strict):
 
 
 class FeatureSelector(Strict):
-    """Features of one SAE: by index, by exact label, or a set of labels. Exactly one of the three.
+    """Features of one SAE: by index, by exact label, or by a set of labels. Exactly one of the three.
 
-    sae: its id; may be left out where the server has one.
+    sae: its id; may be left out if the server has only one.
     """
 
     sae: str = ""
@@ -76,10 +76,10 @@ class FeatureSelector(Strict):
 
     @model_validator(mode="after")
     def _is_one(self) -> Self:
-        given = [name for name in ("index", "indices", "label", "where") if getattr(self, name) is not None]
-        if len(given) != 1:
+        named = [name for name in ("index", "indices", "label", "where") if getattr(self, name) is not None]
+        if len(named) != 1:
             raise ValueError(
-                f"give exactly one of index, indices, label and where, not {' and '.join(given) or 'none'}"
+                f"give exactly one of index, indices, label and where, not {' and '.join(named) or 'none'}"
             )
         if self.indices is not None and len(set(self.indices)) < len(self.indices):
             raise ValueError("indices: one stands there twice")
@@ -89,8 +89,8 @@ class FeatureSelector(Strict):
 class DirectionSelector(Strict):
     """A direction: one tensor [d] of a safetensors file under the bundle's `directions/`, at a site.
 
-    tensor: its name in the file; may be left out where the file holds one. site: may be left out where the
-    server has one.
+    tensor: its name in the file; may be left out if the file holds only one. site: may be left out if the
+    server has only one.
     """
 
     file: Annotated[str, StringConstraints(pattern=DIRECTIONS_PATTERN)]
@@ -99,7 +99,7 @@ class DirectionSelector(Strict):
 
 
 class Targets(Strict):
-    """What a rule is about: features, directions, or both; at least one."""
+    """What a rule acts on: features, directions, or both; at least one."""
 
     features: tuple[FeatureSelector, ...] = ()
     directions: tuple[DirectionSelector, ...] = ()
@@ -112,7 +112,7 @@ class Targets(Strict):
 
 
 class Target(Strict):
-    """One feature or direction; exactly one of both."""
+    """One feature or one direction; exactly one of the two."""
 
     feature: FeatureSelector | None = None
     direction: DirectionSelector | None = None
@@ -127,7 +127,7 @@ class Target(Strict):
 class Reading(Target):
     """One watched feature or direction against one threshold.
 
-    above: holds where the value is greater; below: where it is less. The value is that of the clean
+    above: holds if the value is greater; below: holds if it is less. The value is read from the clean
     activation, before any edit at its site.
     """
 
@@ -163,11 +163,11 @@ class Not(Strict):
 
 
 def _kind(value: object) -> str:
-    """The tag of an expression, by the key that it has: an error then is about that kind alone."""
+    """The tag of an expression, from its key, so that errors are about that kind of expression alone."""
     if isinstance(value, dict):
         return next((tag for key, tag in TAGS.items() if key in value), READING_TAG)
-    made = ((All, "all"), (Any_, "any"), (Not, "not"))
-    return next((TAGS[key] for kind, key in made if isinstance(value, kind)), READING_TAG)
+    models = ((All, "all"), (Any_, "any"), (Not, "not"))
+    return next((TAGS[key] for kind, key in models if isinstance(value, kind)), READING_TAG)
 
 
 Expression = Annotated[
@@ -180,7 +180,7 @@ Expression = Annotated[
 
 
 class When(Strict):
-    """A condition. sticky: once it held it goes on holding for the request's answer."""
+    """A condition. sticky: once it has held, it holds for the rest of the answer."""
 
     if_: Annotated[Expression, Field(alias="if")]
     over: Scope = Scope.TOKEN
@@ -194,12 +194,12 @@ class When(Strict):
         return self
 
 
-for _each in (All, Any_, Not, When):
-    _each.model_rebuild()
+for _model in (All, Any_, Not, When):
+    _model.model_rebuild()
 
 
 class Mode(StrEnum):
-    """What is done with a rule that applies: act; record, but not act; or only count beside the others."""
+    """What is done with a rule that applies: it acts, is recorded without acting, or is only counted."""
 
     ENFORCE = "enforce"
     AUDIT = "audit"
@@ -207,9 +207,9 @@ class Mode(StrEnum):
 
 
 class Transparency(StrEnum):
-    """What is told of the policy to those who do not administer it (see `policy.disclosure`).
+    """What callers who do not administer the policy may learn of it (see `policy.decide.disclosure`).
 
-    Its rules with their reasons and labels, and why it denies; or only that there are rules.
+    LABELS: its rules with their reasons and labels, and why it denies. STEERED: only that there are rules.
     """
 
     LABELS = "labels"
@@ -217,21 +217,21 @@ class Transparency(StrEnum):
 
 
 class Told(StrEnum):
-    """When text is told: at once, or only when its tokens have been judged by every condition."""
+    """When text is sent: at once, or only after every condition has judged its tokens."""
 
     AT_ONCE = "at_once"
     JUDGED = "judged"
 
 
 class Ban(Targets):
-    """Push down where active by the strength, then keep from re-encoding (see steering.rows.ban)."""
+    """Push an active feature down by the strength, then keep it from re-encoding (see steering.rows.ban)."""
 
     strength: Strength = 0.0
     phase: Phase = Phase.ALL
 
 
 class Clamp(Targets):
-    """Set to a value, everywhere or where active."""
+    """Set to a value, everywhere or only where active."""
 
     value: Number
     unit: Unit = Unit.FEATURE
@@ -240,7 +240,7 @@ class Clamp(Targets):
 
 
 class Cap(Targets):
-    """Let the value be at most `value`."""
+    """Keep the value at most at `value`."""
 
     value: Number
     unit: Unit = Unit.FEATURE
@@ -248,7 +248,7 @@ class Cap(Targets):
 
 
 class Floor(Targets):
-    """Let the value be at least `value`."""
+    """Keep the value at least at `value`."""
 
     value: Number
     unit: Unit = Unit.FEATURE
@@ -263,15 +263,15 @@ class Scale(Targets):
 
 
 class Watch(Targets):
-    """Read, and put into the audit record: the largest value over the answer of each feature."""
+    """Read each feature, and put its largest value over the answer into the audit record."""
 
 
 class Stop(Strict):
-    """End the answer before another token is told, with finish_reason CONTENT_FILTER."""
+    """End the answer before another token is sent, with finish_reason CONTENT_FILTER."""
 
 
 class Refuse(Strict):
-    """Refuse the request, when its prompt is read, with a message; for conditions over the prompt alone."""
+    """Refuse the request with a message once its prompt is read; only for conditions over the prompt."""
 
     message: Text
 
@@ -281,9 +281,9 @@ class Record(Strict):
 
 
 class Rule(Strict):
-    """One rule: an action, which where there is a `when` acts only while that holds. Exactly one action.
+    """One rule with exactly one action. With a `when` it acts only while that condition holds.
 
-    reason: told to the one who is steered, where labels are told. mode: the policy's where it is left out.
+    reason: shown to callers if the policy's transparency is `labels`. mode: by default the policy's.
     """
 
     id: Name
@@ -302,14 +302,14 @@ class Rule(Strict):
 
     @model_validator(mode="after")
     def _is_one_action(self) -> Self:
-        given = [name for name in ACTIONS if getattr(self, name) is not None]
-        if len(given) != 1:
+        actions = [name for name in ACTIONS if getattr(self, name) is not None]
+        if len(actions) != 1:
             raise ValueError(
-                f"give exactly one action of {', '.join(ACTIONS)}, not {' and '.join(given) or 'none'}"
+                f"give exactly one action of {', '.join(ACTIONS)}, not {' and '.join(actions) or 'none'}"
             )
-        if self.when is None and given[0] in ("stop", "refuse", "record"):
-            raise ValueError(f"{given[0]}: needs a `when`")
-        if self.when is not None and given[0] == "watch":
+        if self.when is None and actions[0] in ("stop", "refuse", "record"):
+            raise ValueError(f"{actions[0]}: needs a `when`")
+        if self.when is not None and actions[0] == "watch":
             raise ValueError("watch: takes no `when`")
         if self.refuse is not None and self.when is not None and self.when.over is not Scope.PROMPT:
             raise ValueError("refuse: needs a condition `over: prompt`; later there is an answer to stop")
@@ -326,7 +326,7 @@ ACTIONS = ("ban", "clamp", "cap", "floor", "scale", "watch", "stop", "refuse", "
 
 
 class Match(Strict):
-    """Whom a policy concerns: requests whose tenant, one of whose roles, and whose model are named."""
+    """The requests that a policy concerns: it names their tenant, one of their roles, and their model."""
 
     tenants: Annotated[tuple[Text, ...], Field(min_length=1)] = (EVERY,)
     roles: Annotated[tuple[Text, ...], Field(min_length=1)] = (EVERY,)
@@ -334,20 +334,20 @@ class Match(Strict):
 
     @model_validator(mode="after")
     def _has_no_patterns(self) -> Self:
-        for each in (*self.tenants, *self.roles, *self.models):
-            if EVERY in each and each != EVERY:
-                raise ValueError(f"{each!r}: a * stands for every one, alone; there are no patterns")
+        for name in (*self.tenants, *self.roles, *self.models):
+            if EVERY in name and name != EVERY:
+                raise ValueError(f"{name!r}: a * stands for every one, alone; there are no patterns")
         return self
 
 
 class Allowance(Strict):
-    """What a request may do: any of these operations on any of these targets within the range; or these uses.
+    """What a request may do: any of these operations on any of these targets in the range, or these uses.
 
     features, sites: left out means every one. directions: whether the request's own vectors may be used.
     min, max: the range of the value, strength or factor, in `unit`; left out means no bound. A value in
-    another unit is converted, without rounding, where the feature has a recorded maximum; a fraction of ‖x‖
-    is no other unit's value, so an edit in it is allowed by an entry in it alone. A watch has no value. uses:
-    words for what a request asks for beyond the ordinary; `max` then bounds n or temperature.
+    another unit is converted, without rounding, if the feature has a recorded maximum. A fraction of ‖x‖
+    cannot be converted, so only an entry in the same unit allows it. A watch has no value. uses: words for
+    what a request asks for beyond the ordinary; `max` then bounds n or temperature.
     """
 
     id: Name
@@ -387,9 +387,9 @@ class Allowance(Strict):
 class Limits(Strict):
     """Bounds on all edits of a request together.
 
-    max_edits: how many. max_relative_norm: the largest ‖Δx‖/‖x‖ that they may make at a token of a site;
-    what goes beyond is scaled down to it. after_bans: whether edits are allowed at sites behind the last
-    ban, where what is banned could be built again.
+    max_edits: how many there may be. max_relative_norm: the largest ‖Δx‖/‖x‖ that they may cause at a token
+    of a site; a larger move is scaled down to it. after_bans: whether edits are allowed at sites behind the
+    last ban, where they could write again what is banned.
     """
 
     max_edits: Count | None = None
@@ -398,7 +398,7 @@ class Limits(Strict):
 
 
 class Protection(Targets):
-    """Features and directions that no request may touch, nor any vector or sum of vectors close to them.
+    """Features and directions that no request may touch, and no vector or sum of vectors may come close to.
 
     max_cosine: how close a request's vectors, or anything in their span, may come to a protected one's
     encoder or decoder row.
@@ -412,8 +412,8 @@ class Protection(Targets):
 class FirstToken(Strict):
     """What is done at a sequence's first token, where that is the model's own beginning-of-sequence token.
 
-    conditions: conditions read it. rows: rows move it. Nothing stands before it, so it says nothing of the
-    request, and most features fire on it. Any matching policy that says true wins.
+    conditions: whether conditions read it. rows: whether rows move it. It is the same in every request, and
+    most features fire on it. If any matching policy says true, it is done.
     """
 
     conditions: Flag = False
@@ -423,9 +423,9 @@ class FirstToken(Strict):
 class Policy(Strict):
     """A policy: who it is, whom it concerns, and its rules.
 
-    serial: rises with every revision; a server takes no step back. revision: the author's name for it.
-    urgent: it also governs requests that were admitted before it, by ending them. told: when text is told;
-    `judged` wins where several policies match.
+    serial: rises with every revision; a server takes no lower one. revision: the author's name for it.
+    urgent: it also governs requests that were admitted before it, by ending them. told: when text is sent;
+    `judged` wins if several policies match.
     """
 
     apiVersion: Literal["saegis.dev/v1"]
@@ -447,7 +447,7 @@ class Policy(Strict):
 
     @model_validator(mode="after")
     def _has_distinct_ids(self) -> Self:
-        ids = (((*place, "id"), each) for place, each in entries(self))
+        ids = (((*place, "id"), id_) for place, id_ in entries(self))
         check_distinct(ids, "two entries have the id '{name}'")
         return self
 
@@ -463,7 +463,7 @@ class Part(Strict):
 
     @model_validator(mode="after")
     def _has_distinct_ids(self) -> Self:
-        ids = (((*place, "id"), each) for place, each in entries(self))
+        ids = (((*place, "id"), id_) for place, id_ in entries(self))
         check_distinct(ids, "two entries have the id '{name}'")
         return self
 
@@ -476,7 +476,7 @@ def entries(part: Policy | Part) -> Iterable[tuple[tuple[str, int], str]]:
 
 
 def check_distinct(named: Iterable[tuple[tuple[str | int, ...], str]], twice: LiteralString) -> None:
-    """Raise PydanticCustomError, which says `twice` and tells where, for a name that stands there again."""
+    """Raise PydanticCustomError with the message `twice` and the place of the first repeated name."""
     seen: set[str] = set()
     for place, name in named:
         if name in seen:

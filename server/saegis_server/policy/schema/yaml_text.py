@@ -1,8 +1,8 @@
 """YAML as bundles use it: maps, lists and plain scalars of YAML 1.2, read with the line of every key.
 
-What makes YAML surprising is refused: keys said twice, anchors, aliases, tags, several documents in a file.
-Only true and false are booleans, so that `no` is a word; numbers are decimal. One number of a text can be set
-with every other character left as it is.
+The surprising parts of YAML are refused: a key given twice, anchors, aliases, tags, several documents in a
+file. Only true and false are booleans, so that `no` is a word; numbers are decimal. A number in a text can be
+replaced with every other character left as it is.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from saegis_server.problem import Problem
 Place = tuple[str | int, ...]
 #: Largest YAML file, in bytes.
 LARGEST = 128 * 1024
-#: After so many problems a text is followed no further.
+#: After this many problems the reader gives up on a text.
 MOST_PROBLEMS = 50
 #: Deepest nesting of maps and lists.
 DEEPEST = 32
@@ -38,7 +38,7 @@ _TOO_DEEP = f"more than {DEEPEST} maps and lists lie within each other here"
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """What a file says, as dicts, lists, texts, numbers, booleans and None, and the lines it says it at."""
+    """The content of a file as dicts, lists, texts, numbers, booleans and None, and the line of each part."""
 
     value: object
     lines: Mapping[Place, int]
@@ -53,7 +53,7 @@ class Document:
 def read_yaml(data: bytes, file: str) -> Document:
     """Read a file of one document. `file` names it in errors.
 
-    Raises SyntaxProblem with the line of everything that is wrong, as far as the text can be followed.
+    Raises SyntaxProblem with the line of every problem, as far as the text can be parsed.
     """
     if len(data) > LARGEST:
         raise _problem(file, 0, f"has {len(data)} bytes; a YAML file may have {LARGEST}")
@@ -78,11 +78,11 @@ def _character(character: str | int) -> str:
 
 
 class _Reader:
-    """Builds a document from the parser's events. Problems that do not end the text are gathered."""
+    """Builds a document from the parser's events. Problems that do not end the parsing are gathered."""
 
     def __init__(self, text: str, file: str) -> None:
-        # libyaml's parser: those in Python, ruamel.yaml's among them, take three seconds for the largest file
-        # that this one reads in a fifteenth of one.
+        # libyaml's parser reads the largest file in a fifteenth of a second. Parsers in Python, that of
+        # ruamel.yaml among them, take three seconds.
         self._events = yaml.CSafeLoader(text)
         self._text = text.split("\n")
         self._file = file
@@ -110,17 +110,17 @@ class _Reader:
             mark = error.problem_mark or error.context_mark
             # The end of the text has a line of its own.
             line = min(mark.line, len(self._text) - 1) if mark else 0
-            self._end(line + 1, self._told(error, self._text[line][mark.column :] if mark else ""))
-        assert event is not None  # noqa: S101 - nobody asks after the last one
+            self._end(line + 1, self._complaint(error, self._text[line][mark.column :] if mark else ""))
+        assert event is not None  # noqa: S101 - nobody reads on after the last event
         return event
 
-    def _told(self, error: yaml.MarkedYAMLError, rest: str) -> str:
-        """What the parser complains of; `rest` is the line from there on."""
+    def _complaint(self, error: yaml.MarkedYAMLError, rest: str) -> str:
+        """What the parser complains of; `rest` is the rest of the line from there on."""
         if "nesting depth" in (error.problem or ""):
             return _TOO_DEEP
         hint = "; indent with spaces" if rest.startswith("\t") else ""
-        told = " ".join(part for part in (error.context, error.problem) if part)
-        return (told or "this is no YAML") + hint
+        complaint = " ".join(part for part in (error.context, error.problem) if part)
+        return (complaint or "this is no YAML") + hint
 
     def _end(self, line: int, message: str) -> NoReturn:
         raise SyntaxProblem([*self._problems, Problem(message, file=self._file, line=line)])
@@ -149,7 +149,7 @@ class _Reader:
         return event.value if event.style else _scalar(event.value)
 
     def _map(self, place: Place) -> dict[str, object]:
-        found: dict[str, object] = {}
+        entries: dict[str, object] = {}
         while not isinstance(event := self._next(), yaml.MappingEndEvent):
             line = _line(event)
             key = self._value((*place, "?"), event)
@@ -157,19 +157,19 @@ class _Reader:
             if not isinstance(key, str):
                 self._complain(event, f"a key must be a word, not {_shown(key)}", place)
                 key = "?"
-            elif key in found:
+            elif key in entries:
                 first = self._lines[(*place, key)]
                 self._complain(event, f"the key {key!r} stands in line {first} already", (*place, key))
             inside = (*place, key)
             self._lines.setdefault(inside, line)
-            found[key] = self._value(inside, self._next())
-        return found
+            entries[key] = self._value(inside, self._next())
+        return entries
 
     def _list(self, place: Place) -> list[object]:
-        found: list[object] = []
+        items: list[object] = []
         while not isinstance(event := self._next(), yaml.SequenceEndEvent):
-            found.append(self._value((*place, len(found)), event))
-        return found
+            items.append(self._value((*place, len(items)), event))
+        return items
 
 
 def path_of(place: Place) -> str:
@@ -210,14 +210,14 @@ def _scalar(text: str) -> str | int | float | bool | None:
 
 
 def with_number(data: bytes, file: str, place: Place, value: float) -> bytes:
-    """The YAML in which the key at `place`, of a map that is there, has the finite number `value`.
+    """The YAML with the finite number `value` at the key `place`, whose map must exist.
 
-    A number that is there already is replaced; the characters around it stay. A key that is missing is
-    added as a line, or as an entry of a map in braces. Raises SyntaxProblem for what `read_yaml` refuses, and
-    PolicyError where the map is not there, or is written so that the number cannot be set.
+    An existing number is replaced; the characters around it stay. A missing key is added as a line, or as an
+    entry of a map in braces. Raises SyntaxProblem for what `read_yaml` refuses, and PolicyError if the map is
+    missing, or is written so that the number cannot be set.
     """
     document = read_yaml(data, file)
-    wanted = deepcopy(document.value)
+    expected = deepcopy(document.value)
     fault = PolicyError(
         [
             Problem(
@@ -228,7 +228,7 @@ def with_number(data: bytes, file: str, place: Place, value: float) -> bytes:
             )
         ]
     )
-    around: Any = wanted
+    around: Any = expected
     try:
         for part in place[:-1]:
             around = around[part]
@@ -236,12 +236,12 @@ def with_number(data: bytes, file: str, place: Place, value: float) -> bytes:
     except (LookupError, TypeError):
         raise fault from None
     edited = _edited(data.decode("utf-8"), place, repr(value)).encode("utf-8")
-    # The proof that nothing else changed, whatever form the text has.
+    # This proves that nothing else changed, however the text is written.
     try:
-        found = read_yaml(edited, file).value
+        actual = read_yaml(edited, file).value
     except PolicyError:
         raise fault from None
-    if found != wanted:
+    if actual != expected:
         raise fault
     return edited
 
@@ -270,11 +270,11 @@ def _entry(node: Any, part: str | int) -> tuple[Any, Any]:
 
 
 def _with_line(text: str, node: Any, key: Any, entry: str) -> str:
-    """The text with a line in a map that has a line for each key; `key` is that of the map itself."""
+    """The text with a new line in a map that has a line for each key; `key` is the key of the map itself."""
     start, indent = node.start_mark, " " * node.start_mark.column
     after_key = "" if key is None else text[key.end_mark.index :].lstrip(" ")
     if after_key.startswith(":") and key.end_mark.line < start.line:
-        # Right under the map's own key, so that comments stay above the keys that they are about.
+        # Right under the map's own key, so that comments stay above the keys that they describe.
         end = text.index("\n", key.end_mark.index)
         newline = "\n"
         if text[end - 1] == "\r":

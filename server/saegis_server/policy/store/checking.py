@@ -1,5 +1,4 @@
-"""Checking a bundle before it comes in force: its signature, serial, fit to what is served and to the other
-policies, and its cases."""
+"""Checks of a bundle before it comes in force: signature, serial, fit to the server, conflicts and cases."""
 
 from __future__ import annotations
 
@@ -14,7 +13,7 @@ from saegis_server.policy.bundle.signing import verify
 from saegis_server.policy.decide.cases import CaseResult, run_cases
 from saegis_server.policy.decide.compiled import CompiledPolicy, compile_policy
 from saegis_server.policy.decide.conflicts import conflicts
-from saegis_server.policy.decide.reach import reach, told_by_allowances
+from saegis_server.policy.decide.reach import reach, revealed_by_allowances
 from saegis_server.policy.decide.world import World
 from saegis_server.policy.errors import (
     CasesError,
@@ -32,9 +31,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class CheckedBundle:
-    """A bundle that may come in force. signed_by: the id of the key, or empty where none is asked for.
+    """A bundle that may come in force. signed_by: the id of the key; empty if none is required.
 
-    warnings: what in it is probably a mistake.
+    warnings: probable mistakes in it.
     """
 
     bundle: Bundle
@@ -46,7 +45,7 @@ class CheckedBundle:
 
 @dataclass(frozen=True, slots=True)
 class Examination:
-    """All that can be said of a bundle, good or not. cases: empty where it does not compile."""
+    """Everything found about a bundle, whether it is good or not. cases: empty if it does not compile."""
 
     bundle: Bundle
     signed_by: str
@@ -56,9 +55,9 @@ class Examination:
 
 
 class Checker:
-    """Checks bundles for a world. keys: those that the operator trusts; without any, none must be signed.
+    """Checks bundles for a world. keys: those that the operator trusts; if none, bundles need no signature.
 
-    unmatched: what is done with a policy that can match nothing of the world.
+    unmatched: what is done with a policy that can match nothing in the world.
     """
 
     def __init__(
@@ -74,13 +73,13 @@ class Checker:
     def check(
         self, bundle: Bundle, standing: Standing | None = None, beside: Iterable[CompiledPolicy] = ()
     ) -> CheckedBundle:
-        """The bundle, ready to come in force over `standing`, `beside` policies that are.
+        """The bundle, ready to come in force in place of `standing` and `beside` other policies.
 
         Raises SignatureError, SerialError, CompileError, CasesError, ConflictError or UnmatchedError,
         whichever comes first.
         """
         signed_by, compiled, cases, warnings = self._looked_at(bundle, standing, beside)
-        assert compiled is not None  # noqa: S101 - else it raised
+        assert compiled is not None  # noqa: S101 - where it is None, an error was raised
         return CheckedBundle(bundle, compiled, signed_by, cases, warnings)
 
     def examine(
@@ -91,9 +90,9 @@ class Checker:
         *,
         tells_callers: bool = True,
     ) -> Examination:
-        """Everything that `check` would find, not only the first.
+        """Everything that `check` would find, and not only the first problem.
 
-        tells_callers: whether what it finds may tell of who may call.
+        tells_callers: whether the result may reveal who may call.
         """
         problems: list[Problem] = []
         signed_by, _, cases, warnings = self._looked_at(bundle, standing, beside, problems, tells_callers)
@@ -109,7 +108,7 @@ class Checker:
     ) -> tuple[str, CompiledPolicy | None, tuple[CaseResult, ...], tuple[Problem, ...]]:
         """Who signed it, what it compiles to, how its cases went, and warnings.
 
-        problems: gathers what is wrong, from the first step to the last; without it the first one is raised.
+        problems: a list that gathers the problems of all steps; without it the first error is raised.
         """
 
         def attempt(step: Callable[[], T]) -> T | None:
@@ -131,24 +130,24 @@ class Checker:
             attempt(lambda: check_conflicts(bundle, compiled, beside))
         warnings = attempt(lambda: self._check_reach(bundle, tells_callers)) or ()
         if compiled is not None:
-            warnings = (*warnings, *told_by_allowances(bundle, compiled))
+            warnings = (*warnings, *revealed_by_allowances(bundle, compiled))
         return signed_by, compiled, cases, warnings
 
     def _check_reach(self, bundle: Bundle, tells_callers: bool = True) -> tuple[Problem, ...]:
-        """What of the match reaches nothing, where that is only a warning. Raises UnmatchedError."""
+        """Warnings about names in the match that reach nothing. Raises UnmatchedError if they are refused."""
         ask = self.world.callers if tells_callers else None
-        found = reach(bundle, self.world, ask() if ask is not None else None)
-        if found.unmatched and self.unmatched is Unmatched.REFUSE:
-            raise UnmatchedError(found.unmatched)
-        return (*found.unmatched, *found.stray)
+        result = reach(bundle, self.world, ask() if ask is not None else None)
+        if result.unmatched and self.unmatched is Unmatched.REFUSE:
+            raise UnmatchedError(result.unmatched)
+        return (*result.unmatched, *result.stray)
 
     def signed_by(self, bundle: Bundle) -> str:
-        """The id of the key that signed it, empty where none is asked for. Raises SignatureError."""
+        """The id of the key that signed it; empty if none is required. Raises SignatureError."""
         return verify(bundle, self.keys) if self.keys else ""
 
 
 def check_serial(bundle: Bundle, standing: Standing) -> None:
-    """Raise SerialError unless the serial is above all that were taken, or the bundle acts already."""
+    """Raise SerialError unless the serial is above all taken so far, or the bundle is in place already."""
     serial, highest = bundle.policy.serial, standing.highest
     if serial > highest or bundle.digest in (standing.active, standing.shadow):
         return
@@ -163,7 +162,7 @@ def check_serial(bundle: Bundle, standing: Standing) -> None:
 
 
 def check_conflicts(bundle: Bundle, compiled: CompiledPolicy, beside: Iterable[CompiledPolicy]) -> None:
-    """Raise ConflictError where the bundle's rules cannot hold beside those of other policies."""
+    """Raise ConflictError if the bundle's rules cannot hold beside those of other policies."""
     if problems := list(conflicts(bundle, compiled, beside)):
         raise ConflictError(problems)
 

@@ -1,8 +1,8 @@
-"""The history of policies: each revision's archive and how each policy stands, on disk or in memory.
+"""The history of policies: the archive of each revision and the state of each policy, on disk or in memory.
 
-On disk a policy has a folder of its name with an archive for each revision, and the file state.json that says
-how it stands. An archive is whole on disk before the file names it, and the file changes by one rename. So
-after a crash at any point the folder holds either the old state or the new one.
+On disk a policy has a folder of its name, with an archive for each revision and its state in state.json. An
+archive is whole on disk before that file names it, and the file changes by one rename. So after a crash at
+any point the folder holds either the old state or the new one.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, Self
 
 from saegis_server.policy.errors import HistoryError
 
-#: Digits of a digest that name a revision in a file's name, and the least that a caller may give.
+#: How many digits of a digest a file's name has, and how few a caller may give.
 DIGITS_IN_NAMES = 12
 FEWEST_DIGITS = 8
 _FORMAT = 1
@@ -31,8 +31,8 @@ _PARTIAL = ".partial"
 class Revision:
     """One revision of a policy.
 
-    digest: of its bundle, hex. signed_by: the id of the key, verified; empty where no keys are asked for.
-    put_time: when it last came in force or beside it, in UTC. put_by: a principal, or "start".
+    digest: of its bundle, hex. signed_by: the id of the key, verified; empty if none is required. put_time:
+    when it last came in force, or became the candidate, in UTC. put_by: a principal, or "start".
     """
 
     name: str
@@ -45,18 +45,18 @@ class Revision:
 
     @property
     def file_name(self) -> str:
-        """The name of its archive among its policy's."""
+        """The file name of its archive in the folder of its policy."""
         return f"{self.serial}-{self.digest[:DIGITS_IN_NAMES]}.tar.gz"
 
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """How a policy stands: what of it is persisted beside the archives.
+    """The state of a policy that is persisted beside the archives.
 
-    active: digest of the revision in force. shadow: of the one evaluated beside it, or empty. highest: the
-    largest serial ever taken, which no roll back lowers. changes: counts puts and roll backs. source: the
-    path in the server's configuration that it came from, or empty. revisions: all that were taken, each once,
-    by serial.
+    active: digest of the revision in force. shadow: digest of the candidate beside it, or empty. highest: the
+    largest serial ever taken; a roll back does not lower it. changes: how many puts and roll backs there
+    were. source: the path in the server's configuration that it came from, or empty. revisions: all that were
+    taken, each once, by serial.
     """
 
     name: str
@@ -69,102 +69,104 @@ class Standing:
 
     @property
     def etag(self) -> str:
-        """Another one after every change."""
+        """A text that differs after every change."""
         text = "\n".join((self.name, self.active, self.shadow, str(self.changes)))
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
     def of_digest(self, digest: str) -> Revision | None:
-        """The revision of a whole digest."""
-        return next((each for each in self.revisions if each.digest == digest), None)
+        """The revision with this digest, all digits given."""
+        return next((revision for revision in self.revisions if revision.digest == digest), None)
 
     def of_serial(self, serial: int) -> Revision | None:
-        """The revision of a serial."""
-        return next((each for each in self.revisions if each.serial == serial), None)
+        """The revision with this serial."""
+        return next((revision for revision in self.revisions if revision.serial == serial), None)
 
     def with_active(self, revision: Revision) -> Self:
-        """With another revision in force. A candidate that is not newer than it is one no longer."""
+        """With another revision in force. A candidate that is not newer is dropped."""
         beside = self.of_digest(self.shadow)
         keeps = beside is not None and beside.serial > revision.serial
         return replace(self._with(revision), active=revision.digest, shadow=self.shadow if keeps else "")
 
     def with_shadow(self, revision: Revision) -> Self:
-        """With another revision beside the one in force."""
+        """With this revision as the candidate beside the one in force."""
         return replace(self._with(revision), shadow=revision.digest)
 
     def rolled_back(self, revision: Revision) -> Self:
-        """With an earlier revision in force again, and none beside it."""
+        """With an earlier revision in force again, and no candidate."""
         return replace(self._with(revision), active=revision.digest, shadow="")
 
     def _with(self, revision: Revision) -> Self:
-        others = [each for each in self.revisions if each.digest != revision.digest]
+        others = [other for other in self.revisions if other.digest != revision.digest]
         return replace(
             self,
             highest=max(self.highest, revision.serial),
             changes=self.changes + 1,
-            revisions=tuple(sorted((*others, revision), key=lambda each: each.serial)),
+            revisions=tuple(sorted((*others, revision), key=lambda entry: entry.serial)),
         )
 
     def to_json(self) -> bytes:
-        """As it is persisted."""
-        told = asdict(self)
-        for revision in told["revisions"]:
+        """The content of state.json."""
+        fields = asdict(self)
+        for revision in fields["revisions"]:
             revision["put_time"] = revision["put_time"].isoformat()
-        return json.dumps({"format": _FORMAT, **told}, indent=2, sort_keys=True).encode() + b"\n"
+        return json.dumps({"format": _FORMAT, **fields}, indent=2, sort_keys=True).encode() + b"\n"
 
     @classmethod
     def from_json(cls, data: bytes) -> Self:
-        """What `to_json` gave. Raises ValueError for anything else."""
+        """The state that `to_json` wrote. Raises ValueError for anything else."""
         try:
-            told: dict[str, Any] = json.loads(data)
-            if told.pop("format") != _FORMAT:
+            fields: dict[str, Any] = json.loads(data)
+            if fields.pop("format") != _FORMAT:
                 raise ValueError(f"its format is not {_FORMAT}")
-            told["revisions"] = tuple(_revision(each) for each in told["revisions"])
-            found = cls(**told)
+            fields["revisions"] = tuple(_revision(revision) for revision in fields["revisions"])
+            standing = cls(**fields)
             texts = all(
-                isinstance(each, str) for each in (found.name, found.active, found.shadow, found.source)
+                isinstance(text, str)
+                for text in (standing.name, standing.active, standing.shadow, standing.source)
             )
-            numbers = all(type(each) is int and each >= 0 for each in (found.highest, found.changes))
+            numbers = all(type(count) is int and count >= 0 for count in (standing.highest, standing.changes))
         except RecursionError:
             raise ValueError("its maps and lists lie too deep within each other") from None
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"it lacks or misstates a key: {error}") from error
         if not (texts and numbers):
             raise ValueError("it misstates a key")
-        for digest in (found.active, *([found.shadow] if found.shadow else [])):
-            if found.of_digest(digest) is None:
+        for digest in (standing.active, *([standing.shadow] if standing.shadow else [])):
+            if standing.of_digest(digest) is None:
                 raise ValueError(f"it has no revision {digest!r}, which is to be in force")
-        if found.highest < max(each.serial for each in found.revisions):
+        if standing.highest < max(revision.serial for revision in standing.revisions):
             raise ValueError("its highest serial is less than that of a revision")
-        return found
+        return standing
 
 
-def _revision(told: dict[str, Any]) -> Revision:
-    put_time = datetime.fromisoformat(told["put_time"]).astimezone(UTC)
-    made = Revision(**{**told, "put_time": put_time})
-    if type(made.serial) is not int or not all(
-        isinstance(each, str) for each in (made.name, made.revision, made.digest, made.signed_by, made.put_by)
+def _revision(fields: dict[str, Any]) -> Revision:
+    put_time = datetime.fromisoformat(fields["put_time"]).astimezone(UTC)
+    revision = Revision(**{**fields, "put_time": put_time})
+    if type(revision.serial) is not int or not all(
+        isinstance(text, str)
+        for text in (revision.name, revision.revision, revision.digest, revision.signed_by, revision.put_by)
     ):
         raise ValueError("it misstates a revision")
-    return made
+    return revision
 
 
 class History:
-    """Keeps archives and standings; this one in memory, until the process ends."""
+    """Keeps archives and states. This class keeps them in memory, until the process ends."""
 
     def __init__(self) -> None:
         self._standings: dict[str, Standing] = {}
         self._archives: dict[tuple[str, str], bytes] = {}
 
     def standings(self) -> dict[str, Standing]:
-        """How each policy stands, by name."""
+        """The state of each policy, by name."""
         return dict(self._standings)
 
     def keep(self, revision: Revision, archive: bytes) -> None:
-        """Keep a revision's archive; one of the same digest that is there already is written anew."""
+        """Keep a revision's archive; an archive of the same digest is written anew."""
         self._archives[revision.name, revision.digest] = archive
 
     def stand(self, standing: Standing) -> None:
-        """Let a policy stand as said; its archives were kept before."""
+        """Set the state of a policy, whose archives were kept before."""
         self._standings[standing.name] = standing
 
     def archive(self, revision: Revision) -> bytes:
@@ -172,13 +174,13 @@ class History:
         return self._archives[revision.name, revision.digest]
 
     def close(self) -> None:
-        """Let another server have it."""
+        """Release it for another server."""
 
 
 class DiskHistory(History):
-    """A history in a directory, which one server has at a time.
+    """A history in a directory, which only one server holds at a time.
 
-    Raises HistoryError where the directory cannot be used, another server has it, or a file of it cannot be
+    Raises HistoryError if the directory cannot be used, another server holds it, or a file in it cannot be
     read or written.
     """
 
@@ -198,16 +200,16 @@ class DiskHistory(History):
             ) from error
 
     def standings(self) -> dict[str, Standing]:
-        """How each policy stands, by name. Raises HistoryError for a file that says no such thing."""
-        found = {}
+        """The state of each policy, by name. Raises HistoryError for a file that holds none."""
+        standings = {}
         try:
             files = sorted(self.directory.glob(f"*/{_STATE}"))
             for file in files:
                 standing = self._standing(file)
-                found[standing.name] = standing
+                standings[standing.name] = standing
         except OSError as error:
             raise HistoryError(f"{self.directory}: cannot be read: {error}") from error
-        return found
+        return standings
 
     def _standing(self, file: Path) -> Standing:
         try:
@@ -216,14 +218,14 @@ class DiskHistory(History):
             raise HistoryError(
                 f"{file}: does not say how a policy stands: {error}; restore it, or move its folder away"
             ) from error
-        if {standing.name, *(each.name for each in standing.revisions)} != {file.parent.name}:
+        if {standing.name, *(revision.name for revision in standing.revisions)} != {file.parent.name}:
             raise HistoryError(
                 f"{file}: is about the policy {standing.name!r}; restore it, or move its folder away"
             )
         return standing
 
     def keep(self, revision: Revision, archive: bytes) -> None:
-        """Keep a revision's archive, on the disk when this returns."""
+        """Keep a revision's archive. It is on the disk when this returns."""
         folder = self.directory / revision.name
         try:
             if not folder.is_dir():
@@ -234,7 +236,7 @@ class DiskHistory(History):
             raise HistoryError(f"{folder / revision.file_name}: cannot be written: {error}") from error
 
     def stand(self, standing: Standing) -> None:
-        """Let a policy stand as said, from this moment even after a crash."""
+        """Set the state of a policy. Once this returns, it survives a crash."""
         file = self.directory / standing.name / _STATE
         try:
             _write_whole(file, standing.to_json())
@@ -242,7 +244,7 @@ class DiskHistory(History):
             raise HistoryError(f"{file}: cannot be written: {error}") from error
 
     def archive(self, revision: Revision) -> bytes:
-        """A revision's archive, as it is in its file."""
+        """A revision's archive, as its file holds it."""
         file = self.directory / revision.name / revision.file_name
         try:
             return file.read_bytes()
@@ -250,20 +252,20 @@ class DiskHistory(History):
             raise HistoryError(f"{file}: cannot be read: {error}") from error
 
     def close(self) -> None:
-        """Let another server have the directory."""
+        """Release the directory for another server."""
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
 
 
 def _write_whole(file: Path, data: bytes) -> None:
-    """Put `data` in a file's place: after a crash it has the old content or the new. Raises OSError."""
+    """Replace a file by `data`. After a crash it has the old content or the new. Raises OSError."""
     partial = file.with_name(f"{file.name}{_PARTIAL}")
     descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
-        left = memoryview(data)
-        while left:
-            left = left[os.write(descriptor, left) :]
+        rest = memoryview(data)
+        while rest:
+            rest = rest[os.write(descriptor, rest) :]
         os.fsync(descriptor)
     finally:
         os.close(descriptor)

@@ -1,6 +1,6 @@
-"""Policies in force: each with its checked bundles, all of them at one moment, and which are at the start.
+"""Policies in force: each with its checked bundles, all of them at one moment, and their choice at the start.
 
-At the start configured bundles stand against those that were in force last.
+At the start a policy may have a configured bundle and one that was in force last.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from saegis_server.policy.store.history import History, Revision, Standing
 from saegis_server.problem import Problem
 
 log = logging.getLogger("saegis.policy")
-#: Who puts a configured bundle in force.
+#: The name of who puts a configured bundle in force.
 AT_START = "start"
-#: Told what could not come in force, and why: the bundle, where it could be read, and its error.
+#: Called with what could not come in force: the bundle, if it could be read, and the error.
 Failed = Callable[[Bundle | None, PolicyError | HistoryError], None]
 
 
 @dataclass(frozen=True, slots=True)
 class PolicyState:
-    """A policy as it is told: what is in force, what beside it, and what the author wrote of it.
+    """A policy as callers see it: the revision in force, the candidate beside it, and its description.
 
     rules: the ids of its rules.
     """
@@ -43,7 +43,7 @@ class PolicyState:
 
 @dataclass(frozen=True, slots=True)
 class InForce:
-    """One policy: how it stands, the bundle in force, and the candidate beside it."""
+    """One policy: its state in the history, the bundle in force, and the candidate beside it."""
 
     standing: Standing
     active: CheckedBundle
@@ -51,7 +51,7 @@ class InForce:
 
     @property
     def state(self) -> PolicyState:
-        """What is told of it."""
+        """The policy as callers see it."""
         policy = self.active.bundle.policy
         return PolicyState(
             active=self._revision(self.active),
@@ -62,7 +62,7 @@ class InForce:
         )
 
     def _revision(self, checked: CheckedBundle) -> Revision:
-        """As it was put; by the key that it was last verified with."""
+        """The revision as it was put, with the key that last verified it."""
         known = self.standing.of_digest(checked.bundle.digest)
         if known is None:
             raise LookupError(f"{checked.bundle.revision_name} is in force and not in its history")
@@ -71,7 +71,7 @@ class InForce:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """All policies in force at one moment, by name, and what decides by them. Made once for each change."""
+    """All policies in force at one moment, by name, and the set that decides. Made once for each change."""
 
     policies: Mapping[str, InForce] = field(default_factory=lambda: MappingProxyType({}))
     deciding: PolicySet = field(default_factory=lambda: PolicySet(()))
@@ -79,20 +79,22 @@ class Snapshot:
     @property
     def revisions(self) -> frozenset[tuple[str, str]]:
         """The names of the policies and of their revisions in force."""
-        return frozenset((name, each.active.bundle.policy.revision) for name, each in self.policies.items())
+        return frozenset(
+            (name, policy.active.bundle.policy.revision) for name, policy in self.policies.items()
+        )
 
     @classmethod
     def of(cls, policies: Mapping[str, InForce]) -> Snapshot:
-        """The snapshot of some policies."""
+        """The snapshot of these policies."""
         ordered = {name: policies[name] for name in sorted(policies)}
-        active = tuple(each.active.compiled for each in ordered.values())
-        beside = tuple(each.shadow.compiled for each in ordered.values() if each.shadow is not None)
+        active = tuple(policy.active.compiled for policy in ordered.values())
+        beside = tuple(policy.shadow.compiled for policy in ordered.values() if policy.shadow is not None)
         return cls(MappingProxyType(ordered), PolicySet(active, beside))
 
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A policy that comes in force. archive: of a bundle that is to be kept, because it is new."""
+    """A policy that comes in force. archive: of a new bundle, which is to be kept; else None."""
 
     policy: InForce
     archive: bytes | None = None
@@ -101,8 +103,8 @@ class Opened:
 class Opening:
     """Decides for each policy between the configured bundle and the last one that was in force.
 
-    The newer serial wins. Where a configured bundle is broken the last one stays in force, and `failed` is
-    told. Where there is no last one the start fails: a policy that was asked for is never left out.
+    The newer serial wins. If a configured bundle is broken, the last one stays in force and `failed` is
+    called. If there is no last one, the start fails: a configured policy is never left out.
     """
 
     def __init__(self, checker: Checker, history: History, failed: Failed) -> None:
@@ -116,27 +118,27 @@ class Opening:
         opened: dict[str, Opened] = {}
         for path in paths:
             source = str(path.resolve())
-            found = self._configured(path, source, standings)
-            name = found.policy.standing.name
+            configured = self._configured(path, source, standings)
+            name = configured.policy.standing.name
             if name in opened:
                 fault = f"another configured bundle is of the policy {name!r} too; give each once"
                 raise PolicyError([Problem(fault, file=str(path))])
-            standing = replace(found.policy.standing, source=source)
-            opened[name] = replace(found, policy=replace(found.policy, standing=standing))
+            standing = replace(configured.policy.standing, source=source)
+            opened[name] = replace(configured, policy=replace(configured.policy, standing=standing))
         for name in sorted(standings.keys() - opened.keys()):
             opened[name] = self._last(standings[name])
         self._settle(opened, standings)
         return opened
 
     def _settle(self, opened: dict[str, Opened], standings: dict[str, Standing]) -> None:
-        """Put a new bundle that conflicts with another policy out again, for the last good one.
+        """Replace each new bundle that conflicts with another policy by the last good one.
 
-        Raises ConflictError where there is none.
+        Raises ConflictError if there is none.
         """
-        for name in [name for name, found in opened.items() if found.archive is not None]:
+        for name in [name for name, entry in opened.items() if entry.archive is not None]:
             checked = opened[name].policy.active
             try:
-                acting = [each.policy.active.compiled for each in opened.values()]
+                acting = [entry.policy.active.compiled for entry in opened.values()]
                 check_conflicts(checked.bundle, checked.compiled, acting)
             except ConflictError as error:
                 self._failed(checked.bundle, error)
@@ -157,7 +159,7 @@ class Opening:
             return self._first(bundle, standing)
         except PolicyError as error:
             if bundle is None:
-                standing = next((each for each in standings.values() if each.source == source), None)
+                standing = next((known for known in standings.values() if known.source == source), None)
             self._failed(bundle, error)
             if standing is None:
                 raise
@@ -165,7 +167,7 @@ class Opening:
             return self._last(standing)
 
     def _is_taken(self, bundle: Bundle, standing: Standing) -> bool:
-        """Whether the bundle was in force before, or is older than one that was. Raises SerialError."""
+        """Whether the bundle was taken before, or is older than one that was. Raises SerialError."""
         known = standing.of_digest(bundle.digest) is not None
         if bundle.policy.serial > standing.highest:
             return False
@@ -182,7 +184,7 @@ class Opening:
         return True
 
     def _first(self, bundle: Bundle, standing: Standing | None) -> Opened:
-        """A configured bundle that is new. Raises PolicyError."""
+        """A new configured bundle, checked. Raises PolicyError."""
         checked = self._checker.check(bundle, standing)
         revision = revision_of(checked, AT_START)
         if standing is None:
@@ -190,7 +192,7 @@ class Opening:
         return self._opened(standing.with_active(revision), checked, bundle.archive())
 
     def _last_or_same(self, bundle: Bundle, standing: Standing) -> Opened:
-        """The last one in force; if that is the configured one, and broken on disk, the configured one."""
+        """The last bundle in force. If its archive is broken, the configured one, if both are the same."""
         try:
             return self._last(standing)
         except (PolicyError, HistoryError) as error:
@@ -201,14 +203,14 @@ class Opening:
         return self._opened(standing, checked, bundle.archive())
 
     def _last(self, standing: Standing) -> Opened:
-        """What was in force last, checked again. Raises PolicyError and HistoryError."""
+        """The last bundle in force, checked again. Raises PolicyError and HistoryError."""
         active = standing.of_digest(standing.active)
         if active is None:
             raise HistoryError(f"{standing.name}: its history lacks the revision in force")
         return self._opened(standing, load(self._checker, self._history, active))
 
     def _opened(self, standing: Standing, checked: CheckedBundle, archive: bytes | None = None) -> Opened:
-        """A bundle with the candidate beside it. A broken candidate, which never acts, is left out."""
+        """A bundle with its candidate. A broken candidate is left out, since it never acts."""
         revision, beside = standing.of_digest(standing.shadow), None
         if revision is not None:
             try:
@@ -223,7 +225,7 @@ class Opening:
 def load(
     checker: Checker, history: History, revision: Revision, beside: Iterable[CompiledPolicy] = ()
 ) -> CheckedBundle:
-    """A revision out of the history, checked again but for its serial, to be in force `beside` policies.
+    """A revision from the history, to be in force `beside` policies; all but its serial is checked again.
 
     Raises PolicyError and HistoryError.
     """
@@ -236,7 +238,7 @@ def load(
 
 
 def revision_of(checked: CheckedBundle, by: str) -> Revision:
-    """The revision that a bundle becomes when it is put now."""
+    """The revision of a bundle that is put now."""
     policy = checked.bundle.policy
     return Revision(
         name=policy.name,
@@ -250,5 +252,5 @@ def revision_of(checked: CheckedBundle, by: str) -> Revision:
 
 
 def first_standing(revision: Revision) -> Standing:
-    """How a policy stands with its first revision."""
+    """The state of a policy with its first revision."""
     return Standing(revision.name, revision.digest).with_active(revision)

@@ -1,4 +1,4 @@
-"""The store of policies: those in force, read without a lock, and the one way in which they change."""
+"""The store of policies: those in force, which are read without a lock, and all changes to them."""
 
 from __future__ import annotations
 
@@ -49,13 +49,13 @@ from saegis_server.problem import Problem
 from saegis_server.telemetry.metrics import Metrics
 
 log = logging.getLogger("saegis.policy")
-#: Told of a change: what decided before it, what decides now, and whether it also governs running requests.
+#: Called after a change with the set before it, the set now, and whether it governs running requests too.
 Listener = Callable[[PolicySet, PolicySet, bool], None]
 
 
 @dataclass(slots=True)
 class _Attempt:
-    """A change that is being tried, as far as it is known. name: of the policy, once that is known."""
+    """A change that is being tried. name, bundle: those of the policy, once they are known."""
 
     action: str
     by: str
@@ -65,7 +65,7 @@ class _Attempt:
 
 @dataclass(frozen=True, slots=True)
 class _Change:
-    """A change that is to come: the policy as it is to be, of which revision it tells, and what to keep."""
+    """A change to make: the policy after it, the revision that it is about, and the archive to keep."""
 
     policy: InForce
     revision: Revision
@@ -76,13 +76,13 @@ class _Change:
 class PolicyStore:
     """The policies in force and their history.
 
-    world: what they are compiled for. directory: where they survive a restart; None: they do not. keys: one
-    of them must have signed a bundle; without any, none must be signed. record: told of each change before it
-    takes effect, and of each bundle that was rejected; what it raises keeps a change from taking effect.
-    unmatched: what is done with a policy that can match nothing of the world.
+    world: what they are compiled for. directory: where they are kept for a restart; None: they are not. keys:
+    one of them must have signed a bundle; without any, no bundle need be signed. record: called with each
+    change before it takes effect, and with each rejected bundle; if it raises, a change does not take effect.
+    unmatched: what is done with a policy that can match nothing in the world.
 
-    Changes are slow and come one after another; reads never wait. Raises HistoryError where the directory
-    cannot be used.
+    Changes are slow and come one after another; reads never wait. Raises HistoryError if the directory cannot
+    be used.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class PolicyStore:
 
     @property
     def active(self) -> PolicySet:
-        """What decides now. It never changes: who holds it keeps what was in force."""
+        """The set that decides now. It is immutable: who holds it keeps what was in force."""
         return self._now.deciding
 
     @property
@@ -113,50 +113,50 @@ class PolicyStore:
         return self._checker.world
 
     def all_for(self, audience: Audience) -> tuple[InForce, ...]:
-        """The policies in force of which an audience knows, by name, at one moment."""
+        """The policies in force that an audience knows of, by name, all at one moment."""
         policies = self._now.policies.values()
-        return tuple(each for each in policies if audience.knows_of(each.active.bundle.policy))
+        return tuple(policy for policy in policies if audience.knows_of(policy.active.bundle.policy))
 
     def get(self, name: str, audience: Audience = OPERATOR) -> tuple[PolicyState, Bundle]:
         """A policy in force and its bundle.
 
-        Raises UnknownPolicyError, as the others that take a name do: also where the audience does not know
-        of it.
+        Raises UnknownPolicyError, as all methods that take a name do, also if the audience does not know of
+        it.
         """
-        found = self._policy(name, audience)
-        return found.state, found.active.bundle
+        policy = self._policy(name, audience)
+        return policy.state, policy.active.bundle
 
     def history(self, name: str, audience: Audience = OPERATOR) -> tuple[PolicyState, tuple[Revision, ...]]:
-        """A policy in force and all revisions that it had, newest first."""
-        found = self._policy(name, audience)
-        return found.state, found.standing.revisions[::-1]
+        """A policy in force and all its revisions, newest first."""
+        policy = self._policy(name, audience)
+        return policy.state, policy.standing.revisions[::-1]
 
     def on_change(self, listener: Listener) -> None:
-        """Tell `listener` of each change once it is in force, in the changing thread. It must not raise."""
+        """Call `listener` after each change, in the thread that made it. It must not raise."""
         self._listeners.append(listener)
 
     def check(self, bundle: Bundle) -> CheckedBundle:
         """The bundle, ready to come in force. Raises the PolicyError that `put` would."""
-        found = self._now.policies.get(bundle.policy.name)
-        return self._checker.check(bundle, found.standing if found is not None else None, self._acting)
+        policy = self._now.policies.get(bundle.policy.name)
+        return self._checker.check(bundle, policy.standing if policy is not None else None, self._acting)
 
     def examine(self, bundle: Bundle, audience: Audience = OPERATOR) -> Examination:
         """Everything that is wrong with a bundle, and how its cases went.
 
-        It is held against the policies of which the audience may learn what they say, and no others: a
-        conflict tells of both.
+        It is compared only with policies whose content the audience may learn, since a conflict reveals both
+        sides.
         """
         now = self._now
-        found = now.policies.get(bundle.policy.name)
-        known = found is not None and audience.knows_of(found.active.bundle.policy)
-        beside = [each for each in now.deciding.policies if audience.reads(each.policy)]
-        standing = found.standing if found is not None and known else None
+        policy = now.policies.get(bundle.policy.name)
+        known = policy is not None and audience.knows_of(policy.active.bundle.policy)
+        beside = [compiled for compiled in now.deciding.policies if audience.reads(compiled.policy)]
+        standing = policy.standing if policy is not None and known else None
         return self._checker.examine(bundle, standing, beside, tells_callers=audience.administers)
 
     def load_start(self, paths: Sequence[Path]) -> None:
-        """Put the configured bundles and those that were in force last in force, whichever are newer.
+        """Put in force the configured bundles or those that were in force last, whichever are newer.
 
-        Raises PolicyError and HistoryError where a policy that was asked for cannot come in force.
+        Raises PolicyError and HistoryError if a configured policy cannot come in force.
         """
         with self._lock:
             failures: list[Exception] = []
@@ -167,15 +167,15 @@ class PolicyStore:
 
             opened = Opening(self._checker, self._history, failed).open(paths)
             before = self._history.standings()
-            for name, each in opened.items():
-                self._keep_opened(each, before.get(name))
-                _warn(each.policy.active)
-            self._show(Snapshot.of({name: each.policy for name, each in opened.items()}), urgent=False)
+            for name, entry in opened.items():
+                self._keep_opened(entry, before.get(name))
+                _warn(entry.policy.active)
+            self._show(Snapshot.of({name: entry.policy for name, entry in opened.items()}), urgent=False)
             if not failures:
                 self._metrics.policies_loaded()
 
     def put(self, archive: bytes, etag: str, by: str, *, shadow: bool = False) -> PolicyState:
-        """Put a bundle in force or, with `shadow`, beside the revision that is.
+        """Put a bundle in force or, with `shadow`, make it the candidate beside the revision in force.
 
         The same bundle again changes nothing, whatever the etag. Raises PolicyError, StaleEtagError,
         UnknownPolicyError for a candidate of a policy that is not in force, and HistoryError.
@@ -198,11 +198,11 @@ class PolicyStore:
             return self._change(attempt, change)
 
     def roll_back(self, name: str, digest: str, etag: str, by: str) -> PolicyState:
-        """Put an earlier revision in force again, given the first digits of its digest, and none beside it.
+        """Put the earlier revision whose digest begins with `digest` in force again, with no candidate.
 
-        Its serial may be lower; a later put still needs one above all that were taken. Raises
-        UnknownPolicyError, UnknownRevisionError, StaleEtagError, PolicyError where the revision does not fit
-        what is served any longer, and HistoryError.
+        Its serial may be lower; a later put still needs a serial above all that were taken. Raises
+        UnknownPolicyError, UnknownRevisionError, StaleEtagError, PolicyError if the revision no longer fits
+        what is served, and HistoryError.
         """
         attempt = _Attempt("roll_back", by, name)
         with self._lock, self._rejecting(attempt):
@@ -217,22 +217,22 @@ class PolicyStore:
             return self._change(attempt, _Change(policy, revision, urgent=checked.bundle.policy.urgent))
 
     def close(self) -> None:
-        """Let another server have the directory."""
+        """Release the directory for another server."""
         self._history.close()
 
     @property
     def _acting(self) -> tuple[CompiledPolicy, ...]:
-        """The policies in force, beside which another one must be able to be."""
+        """The policies in force, with which another one must not conflict."""
         return self._now.deciding.policies
 
     def _policy(self, name: str, audience: Audience = OPERATOR) -> InForce:
-        known = {each.standing.name: each for each in self.all_for(audience)}
+        known = {policy.standing.name: policy for policy in self.all_for(audience)}
         if name not in known:
             raise UnknownPolicyError(name, tuple(known))
         return known[name]
 
     def _is_there(self, bundle: Bundle, before: InForce, *, shadow: bool) -> bool:
-        """Whether the bundle, signed as it is, is in the place that it is put to. Raises SignatureError."""
+        """Whether the bundle, with this signature, is already where it is put. Raises SignatureError."""
         beside = before.active if not shadow else before.shadow
         if shadow and bundle.digest == before.standing.active:
             fault = "this revision is in force; there is nothing to evaluate beside it"
@@ -241,13 +241,13 @@ class PolicyStore:
         return beside is not None and (beside.bundle.digest, beside.signed_by) == (bundle.digest, signed_by)
 
     def _check_etag(self, name: str, etag: str) -> None:
-        found = self._now.policies.get(name)
-        now = found.standing.etag if found is not None else ""
+        policy = self._now.policies.get(name)
+        now = policy.standing.etag if policy is not None else ""
         if etag != now:
             raise StaleEtagError(name, now)
 
     def _keep_opened(self, opened: Opened, before: Standing | None) -> None:
-        """Persist what the start has changed."""
+        """Persist what the start changed."""
         policy = opened.policy
         if policy.standing.changes != (before.changes if before is not None else 0) and opened.archive:
             change = _Change(policy, policy.state.active, opened.archive)
@@ -266,7 +266,7 @@ class PolicyStore:
         return change.policy.state
 
     def _persist(self, attempt: _Attempt, change: _Change) -> None:
-        """Keep a change; the record comes before it takes effect."""
+        """Persist a change. It is recorded before it takes effect."""
         revision = change.revision
         if change.archive is not None:
             self._history.keep(revision, change.archive)
@@ -288,7 +288,7 @@ class PolicyStore:
         )
 
     def _show(self, snapshot: Snapshot, urgent: bool) -> None:
-        """Let reads see a snapshot, from one moment on."""
+        """Make a snapshot the one that reads see."""
         before, self._now = self._now, snapshot
         self._metrics.show_policies(before.revisions, snapshot.revisions)
         for listener in self._listeners:
@@ -296,7 +296,7 @@ class PolicyStore:
 
     @contextmanager
     def _rejecting(self, attempt: _Attempt) -> Iterator[None]:
-        """Tell in log, metric and record why an attempt failed."""
+        """Log, count and record an attempt that fails."""
         try:
             yield
         except (PolicyError, HistoryError) as error:
@@ -323,7 +323,7 @@ class PolicyStore:
         try:
             self._record(record)
         except Exception:
-            # Nothing takes effect, and what is wrong with the bundle is the more useful answer.
+            # Nothing takes effect either way, and the problem of the bundle is the more useful answer.
             log.exception("the rejection of %s could not be recorded", shown)
 
 
@@ -333,7 +333,7 @@ def _warn(checked: CheckedBundle) -> None:
 
 
 def _put(before: InForce | None, checked: CheckedBundle, by: str, archive: bytes, *, shadow: bool) -> _Change:
-    """The change that a put of a checked bundle is."""
+    """The change that putting a checked bundle makes."""
     revision = revision_of(checked, by)
     if before is None:
         policy = InForce(first_standing(revision), checked)
@@ -350,10 +350,12 @@ def _find(standing: Standing, digest: str) -> Revision:
     if len(digest) < FEWEST_DIGITS:
         fault = f"give at least {FEWEST_DIGITS} digits of the digest, not {len(digest)}"
         raise UnknownRevisionError(standing.name, digest, fault)
-    found = [each for each in standing.revisions if each.digest.startswith(digest)]
-    if len(found) != 1:
-        known = ", ".join(f"{each.digest[:12]} ({each.revision})" for each in standing.revisions[::-1][:10])
-        count = "no revision" if not found else f"{len(found)} revisions"
+    matching = [revision for revision in standing.revisions if revision.digest.startswith(digest)]
+    if len(matching) != 1:
+        known = ", ".join(
+            f"{revision.digest[:12]} ({revision.revision})" for revision in standing.revisions[::-1][:10]
+        )
+        count = "no revision" if not matching else f"{len(matching)} revisions"
         fault = f"{standing.name!r} has {count} whose digest begins with {digest!r}; it has {known}"
         raise UnknownRevisionError(standing.name, digest, fault)
-    return found[0]
+    return matching[0]

@@ -138,7 +138,7 @@ def _authorization(config: ServerConfig, premises: Premises) -> Authorization:
     if audit is None or config.audit is None or config.audit.identity_per_minute == 0:
         return Authorization(file, metrics)
     failures = IdentityFailures(audit, config.audit.identity_per_minute)
-    return Authorization(file, metrics, failures.tell)
+    return Authorization(file, metrics, failures.record)
 
 
 def _options(config: ServerConfig) -> list[tuple[str, int]]:

@@ -23,7 +23,7 @@ from saegis_server.audit import AuditUnavailableError
 from saegis_server.engine import api as engine
 from saegis_server.policy import errors as policy
 from saegis_server.policy.decide.decision import Denial
-from saegis_server.policy.decide.disclosure import revisions_told
+from saegis_server.policy.decide.disclosure import disclosed_revisions
 from saegis_server.rpc.auth.identity import current_audience
 from saegis_server.rpc.wire import problems
 from saegis_server.sae import catalog
@@ -173,7 +173,7 @@ def _denied_by(error: problems.PolicyDeniedError) -> dict[str, str]:
     found = {"decision_id": error.decision_id}
     if told := _denials(error):
         found |= {"policy": told[0].policy, "rule": told[0].rule, "denials": str(len(told))}
-    if revision := revisions_told(error.decision, current_audience()):
+    if revision := disclosed_revisions(error.decision, current_audience()):
         found["revision"] = revision
     return found
 

@@ -1,6 +1,6 @@
-"""The layouts of SAE files that are read; a file for each says which files it has and how they are read."""
+"""The layouts of SAE files that can be read; a module for each names its files and reads them."""
 
 from saegis_server.sae.formats import saelens
 
-#: Where a folder holds equally many files of two layouts, the first of them is meant.
+#: If a folder holds equally many files of two layouts, the first of them counts.
 LAYOUTS = (saelens.LAYOUT,)

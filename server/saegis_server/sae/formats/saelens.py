@@ -1,6 +1,6 @@
-"""SAELens's layout, `cfg.json` and `sae_weights.safetensors`.
+"""SAELens's layout: `cfg.json` and `sae_weights.safetensors`.
 
-Read as of version 6 and of the flat form before it; written so that sae_lens and Saegis both load it.
+Reads version 6 and the flat form before it; writes files that both sae_lens and Saegis load.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from saegis_server.steering.rows import Norm
 CONFIG_FILE = "cfg.json"
 WEIGHTS_FILE = "sae_weights.safetensors"
 _OWNER = "SAELens'"
-#: The version of the layout: without one of at least 6, SAELens takes a file for the flat form before it.
+#: The version of the layout. SAELens takes a file without a version of at least 6 for the flat form.
 LAYOUT_VERSION = "6.0.0"
 _NORM_NAMES = {
     Norm.NONE: "none",
     Norm.CONSTANT_NORM: "constant_norm_rescale",
     Norm.LAYER_NORM: "layer_norm",
 }
-#: Names of before version 6, and what they are called since (SAELens `handle_pre_6_0_config`).
+#: Names from before version 6, and the names since (SAELens `handle_pre_6_0_config`).
 _RENAMED = {"hook_point": "hook_name", "hook_point_head_index": "hook_head_index"}
 _LARGEST = 1e30
 _DTYPES = ("float16", "bfloat16", "float32", "float64")
@@ -46,7 +46,7 @@ _AS_JUMPRELU = (
     "threshold, and load that"
 )
 _TRANSCODER = "reads at one site and writes at another; load an SAE that reads and writes the same site"
-#: Why an architecture of SAELens' is refused, and what to do instead.
+#: Why an architecture of SAELens is refused, and what to do instead.
 _REFUSED = {
     "topk": f"{_BY_RANK}; retrain or convert it as batchtopk or jumprelu with a fixed threshold",
     "abstopk": f"{_BY_RANK}; retrain it as batchtopk or jumprelu",
@@ -90,7 +90,7 @@ def _read(folder: Path, name: str, norm_scaling_factor: float | None) -> SparseA
 
 
 def _canonical_names(path: Path, config: _Config, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of the architecture, and no others."""
+    """The tensors of the architecture, by their canonical names. Raises SAEFileError for any other set."""
     tensors = dict(tensors)
     scale = tensors.pop("scaling_factor", None)
     if scale is not None and not torch.allclose(scale, torch.ones_like(scale)):
@@ -104,13 +104,13 @@ def _canonical_names(path: Path, config: _Config, tensors: dict[str, Tensor]) ->
         if "threshold" in tensors:
             raise SAEFileError(path, "both threshold and log_threshold are present")
         tensors["threshold"] = tensors.pop("log_threshold").exp()
-    wanted = TENSORS[config.architecture].keys()
-    missing = sorted(wanted - tensors.keys())
+    required = TENSORS[config.architecture].keys()
+    missing = sorted(required - tensors.keys())
     if missing:
         raise SAEFileError(
             path, f"the architecture {config.architecture} needs {', '.join(missing)}, not in the file"
         )
-    superfluous = sorted(tensors.keys() - wanted)
+    superfluous = sorted(tensors.keys() - required)
     if superfluous:
         named = ", ".join(repr(name) for name in superfluous[:8])
         raise SAEFileError(
@@ -120,8 +120,8 @@ def _canonical_names(path: Path, config: _Config, tensors: dict[str, Tensor]) ->
 
 
 def _fold_average_norm(path: Path, tensors: dict[str, Tensor], factor: float | None) -> None:
-    """Fold the factor s by which activations were scaled: W_enc·s, W_dec/s, b_dec/s (SAELens
-    `fold_activation_norm_scaling_factor`; the encoder's biases and the thresholds stay)."""
+    """Fold the factor s that scaled the activations into the weights: W_enc·s, W_dec/s, b_dec/s (SAELens
+    `fold_activation_norm_scaling_factor`). The encoder's biases and the thresholds stay."""
     if factor is None:
         raise SAEFileError(
             path,
@@ -136,18 +136,18 @@ def _fold_average_norm(path: Path, tensors: dict[str, Tensor], factor: float | N
 
 
 def _check_sizes(path: Path, config: _Config, sae: SparseAutoencoder) -> None:
-    for field, stated, found in (("d_in", config.d_in, sae.width), ("d_sae", config.d_sae, sae.features)):
-        if stated != found:
-            raise SAEFileError(path, f"{field} is {stated}, but the tensors of {WEIGHTS_FILE} say {found}")
+    for field, stated, actual in (("d_in", config.d_in, sae.width), ("d_sae", config.d_sae, sae.features)):
+        if stated != actual:
+            raise SAEFileError(path, f"{field} is {stated}, but the tensors of {WEIGHTS_FILE} say {actual}")
 
 
 @dataclass(frozen=True, slots=True)
 class _Config:
     """What Saegis needs of a `cfg.json`; see SparseAutoencoder for the fields' meaning.
 
-    average_norm: whether the weights expect activations scaled by the release's norm_scaling_factor,
-    which is then a number or, where the file does not state it, None. excluded_tokens: the file's
-    exclude_special_tokens, as SparseAutoencoder has it.
+    average_norm: whether the weights expect activations scaled by norm_scaling_factor, the factor of the
+    release; that is None if the file does not state it. excluded_tokens: the file's exclude_special_tokens,
+    in the form of SparseAutoencoder.
     """
 
     architecture: Architecture
@@ -174,7 +174,7 @@ class _Fields:
             raise SAEFileError(path, "metadata is not an object")
         self.path = path
         self.metadata = metadata
-        # What stands in version 6's metadata stood at the top before, some of it under another name.
+        # Before version 6 the fields of metadata stood at the top, some of them under another name.
         top = {key: value for key, value in config.items() if key != "metadata"}
         self.values = metadata | {_RENAMED.get(key, key): value for key, value in top.items()} | top
 
@@ -304,8 +304,8 @@ def _normalisation(fields: _Fields) -> str:
 def save_sae(sae: SparseAutoencoder, path: Path, sample: str | None = None) -> None:
     """Write `cfg.json` and `sae_weights.safetensors` (float32) into the directory `path`, made if absent.
 
-    The SAE's metadata is kept. sample: a text of the kind that it was trained on, written to `sample.txt`:
-    the server checks the SAE on it and not on its built-in text. Raises OSError if the files cannot be
+    The SAE's metadata is kept. sample: a text of the kind that it was trained on, written to `sample.txt`;
+    the server then checks the SAE on it and not on its built-in text. Raises OSError if the files cannot be
     written and TypeError for metadata that JSON cannot hold.
     """
     metadata: dict[str, object] = {"sae_lens_version": LAYOUT_VERSION, **sae.metadata}
