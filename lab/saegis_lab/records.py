@@ -1,4 +1,4 @@
-"""Strict reading of the JSON that the lab is given: unknown keys, absent keys and wrong types are errors."""
+"""Strict reading of the lab's JSON files: unknown keys, absent keys and wrong types are errors."""
 
 import json
 from collections.abc import Callable
@@ -35,7 +35,7 @@ def parse_record(kind: type[T], text: str) -> T:
     try:
         record: T = _adapter(cast(Any, kind)).validate_json(text)
     except ValidationError as error:
-        problems = [_problem(each["loc"], each["msg"]) for each in error.errors(include_url=False)]
+        problems = [_problem(detail["loc"], detail["msg"]) for detail in error.errors(include_url=False)]
         raise ValueError("; ".join(problems)) from error
     return record
 
@@ -58,23 +58,23 @@ def read_text(path: Path) -> str:
 
 
 def read_lines(path: Path, parse: Callable[[str], T], absent: str) -> tuple[T, ...]:
-    """What `parse` makes of each line of a file, in order; blank lines are passed over.
+    """The results of `parse` for the lines of a file, in order; blank lines are skipped.
 
     Raises InputFileError with the line's number where `parse` raises ValueError, and one that says
     `absent` for a file without lines.
     """
-    found = []
+    values = []
     # Only \n ends a line: JSON strings may hold other separators of Unicode.
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line.strip():
             continue
         try:
-            found.append(parse(line))
+            values.append(parse(line))
         except (ValueError, RecursionError) as error:
             raise InputFileError(path, str(error), number) from error
-    if not found:
+    if not values:
         raise InputFileError(path, absent)
-    return tuple(found)
+    return tuple(values)
 
 
 def write_record(path: Path, record: Any, *optional: str) -> None:
@@ -92,7 +92,7 @@ def _problem(place: tuple[int | str, ...], message: str) -> str:
     name = ""
     for part in place:
         name += f"[{part}]" if isinstance(part, int) else f".{part}" if name else part
-    # What a constructor of ours says comes with this prefix.
+    # Pydantic puts this prefix before the messages of our constructors.
     message = message.removeprefix("Value error, ")
     known: dict[str, Any] = {
         "Unexpected keyword argument": "is not a key that it may have",

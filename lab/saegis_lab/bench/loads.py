@@ -1,4 +1,4 @@
-"""Loads: what is asked of a model, and how fast the engine, Transformers alone, or with hooks, answers."""
+"""Loads: the requests of the benchmark, and how fast the engine and Transformers answer them."""
 
 import threading
 import time
@@ -57,7 +57,7 @@ def generate(model: PreTrainedModel, prompts: list[list[int]]) -> float:
 def generate_with_hooks(
     model: PreTrainedModel, site: Site, sae: SparseAutoencoder, prompts: list[list[int]]
 ) -> float:
-    """The same, one request at a time, each steered by a forward hook that runs the whole SAE.
+    """Tokens a second of `generate`, one request at a time, with a forward hook that runs the whole SAE.
 
     The hook encodes, clamps ROWS features, decodes, and adds the SAE's error back.
     """
@@ -85,7 +85,7 @@ _GREEDY = SamplingParams(temperature=0.0, max_tokens=NEW_TOKENS, ignore_eos=True
 
 
 def prompts(subject: Subject, count: int) -> list[list[int]]:
-    """Random prompts, the same for every way of answering them."""
+    """Random prompts of token ids, the same at every call."""
     rng = torch.Generator().manual_seed(1)
     drawn: list[list[int]] = torch.randint(
         4, subject.vocabulary, (count, PROMPT_TOKENS), generator=rng
@@ -94,7 +94,7 @@ def prompts(subject: Subject, count: int) -> list[list[int]]:
 
 
 def programs(subject: Subject, sae: SparseAutoencoder, count: int, requests: int) -> list[SteeringProgram]:
-    """`count` different programs of ROWS rows, handed to `requests` requests in turn."""
+    """A program for each of `requests` requests: `count` different ones of ROWS rows, in turn."""
     rng = torch.Generator().manual_seed(2)
     made = []
     for _ in range(count):
@@ -108,9 +108,9 @@ def programs(subject: Subject, sae: SparseAutoencoder, count: int, requests: int
 def guarded(
     subject: Subject, sae: SparseAutoencoder, requests: int
 ) -> tuple[list[SteeringProgram], list[Guard]]:
-    """Requests that nothing steers, with the guards of an operator: READINGS features, CONDITIONS on them.
+    """Programs and guards that steer nothing: READINGS features are read, with CONDITIONS conditions on them.
 
-    The conditions are of every scope, join four readings each, and hold nowhere: what they cost is watching.
+    The conditions cover every scope, join four readings each, and never hold: they only cost the reading.
     """
     rng = torch.Generator().manual_seed(3)
     features = torch.randperm(sae.features, generator=rng)[:READINGS].tolist()
@@ -132,7 +132,7 @@ def guarded(
 
 
 def _no_tokenizer() -> PreTrainedTokenizerFast:
-    """Random tokens need no words: every token is an empty text."""
+    """A tokenizer that decodes every token to an empty text: random tokens need no words."""
     backend = Tokenizer(models.WordLevel({"": 0}, unk_token=""))
     made: PreTrainedTokenizerFast = PreTrainedTokenizerFast(tokenizer_object=backend)  # type: ignore[no-untyped-call]
     return made
@@ -154,9 +154,9 @@ def tokens_per_second(
     steering: list[SteeringProgram] | None = None,
     guards: list[Guard] | None = None,
 ) -> float:
-    """Generated tokens a second for requests that all come at once; prompts are read within the time.
+    """Generated tokens a second for requests that all come at once; the time includes the prefill.
 
-    The engine is started for it and stopped after it, so that no other thread's OpenMP team is left.
+    Starts the engine and stops it again, so that no OpenMP team of another thread is left.
     """
     engine = TorchEngine(step, _no_tokenizer(), (), step.slots.count)
     engine.start()
@@ -169,9 +169,9 @@ def tokens_per_second(
                 failures.append(events[-1])
             done.release()
 
-    wanted, conditions = steering or [UNSTEERED] * len(asked), guards or [UNGUARDED] * len(asked)
+    steering, guards = steering or [UNSTEERED] * len(asked), guards or [UNGUARDED] * len(asked)
     start = time.perf_counter()
-    for index, (prompt, program, guard) in enumerate(zip(asked, wanted, conditions, strict=True)):
+    for index, (prompt, program, guard) in enumerate(zip(asked, steering, guards, strict=True)):
         request = GenerationRequest(f"bench-{index}", tuple(prompt), _GREEDY, program, guard=guard)
         engine.submit(request, sink)
     for _ in asked:

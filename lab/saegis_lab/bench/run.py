@@ -30,13 +30,13 @@ WIDTHS = (4096, 16384, 65536)
 
 
 def in_own_thread(work: Callable[[], T]) -> T:
-    """Run something in a thread that ends with it, and its OpenMP team too: see rpc/threads.py."""
+    """Run `work` in a thread of its own, whose OpenMP team ends with it: see rpc/threads.py."""
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(work).result()
 
 
 def take_turns(sides: list[Callable[[], float]], rounds: int) -> list[list[float]]:
-    """Measure each side once a round, after one round that does not count; a list for each side."""
+    """Measure every side once a round; a list for each side. A first round does not count."""
     measured = [[in_own_thread(side) for side in sides] for _ in range(rounds + 1)][1:]
     return [list(side) for side in zip(*measured, strict=True)]
 
@@ -100,7 +100,7 @@ def _beside_unsteered(
     without, *sides = take_turns(
         [
             lambda: tokens_per_second(step, asked),
-            *(lambda given=given: tokens_per_second(step, asked, given) for given in steerings),
+            *(lambda steering=steering: tokens_per_second(step, asked, steering) for steering in steerings),
         ],
         rounds,
     )

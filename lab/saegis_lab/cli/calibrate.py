@@ -1,4 +1,4 @@
-"""The command `saegis policy calibrate`: the least strength of a ban that is enough, into its bundle."""
+"""The command `saegis policy calibrate`: write the least strength of a ban that is enough into its bundle."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from saegis.cli import options
 from saegis.cli.connection import Connection
 from saegis.cli.output import FAILURE, USAGE, console, fail, notes, print_json
 from saegis_lab.cli.eval import options as eval_options
-from saegis_lab.cli.files import codes, inputs, strengths_of, tell_written
+from saegis_lab.cli.files import codes, inputs, note_written, strengths_of
 from saegis_lab.cli.tables import MARK, marked, number, strengths_table, titled, verdict
 from saegis_server.cli.policy.world import read_bundle
 from saegis_server.cli.stages import stage_display
@@ -49,61 +49,50 @@ and sign the bundle afterwards.
 The server measures bans that the command asks it for, so it must allow them, and should not run under the
 policy itself. Prompts and word lists are written as for saegis eval ban.
 """
-_CALIBRATION = "Calibration"
-_FILES = "Files"
 
 Folder = Annotated[
-    Path,
-    typer.Argument(metavar="DIR", exists=True, file_okay=False, help="The bundle's directory."),
+    Path, typer.Argument(metavar="DIR", exists=True, file_okay=False, help="The bundle's directory.")
 ]
 RuleId = Annotated[
     str, typer.Option("--rule", metavar="ID", help="The ban. May be left out where there is one.")
 ]
 Prompts = Annotated[
     Path,
-    typer.Option(
-        exists=True,
-        dir_okay=False,
-        help="JSONL, one prompt a line: prompt, language, harmful.",
-        rich_help_panel=_FILES,
+    eval_options.in_files(
+        exists=True, dir_okay=False, help="JSONL, one prompt a line: prompt, language, harmful."
     ),
 ]
 Scorer = Annotated[
     str,
-    typer.Option(
-        metavar="FILE|MODULE:FUNCTION",
-        help="Word lists with 'harm', or a function that scores harm.",
-        rich_help_panel=_FILES,
+    eval_options.in_files(
+        metavar="FILE|MODULE:FUNCTION", help="Word lists with 'harm', or a function that scores harm."
     ),
 ]
 CalibrateOn = Annotated[
     str | None,
-    typer.Option(
+    eval_options.in_calibration(
         metavar="CODE,CODE...",
         help="Languages in which a strength must do enough. By default all with harmful and benign prompts.",
-        rich_help_panel=_CALIBRATION,
     ),
 ]
 Strengths = Annotated[
-    str,
-    typer.Option(metavar="STRENGTH,STRENGTH...", help="What to choose among.", rich_help_panel=_CALIBRATION),
+    str, eval_options.in_calibration(metavar="STRENGTH,STRENGTH...", help="What to choose among.")
 ]
 
 
 @options.grouped
 def calibrate(
-    bundle: Folder,
+    folder: Folder,
     prompts: Prompts,
     scorer: Scorer,
     rule: RuleId = "",
     calibrate_on: CalibrateOn = None,
-    target: eval_options.Target = 0.1,
-    max_kl: eval_options.MaxKL = 0.05,
+    *,
+    goal: eval_options.Goal,
     strengths: Strengths = "0,0.5,1,1.5,2,3",
     max_tokens: eval_options.MaxTokens = 80,
     concurrency: eval_options.Concurrency = 8,
     json: options.Json = False,
-    *,
     connection: Connection,
 ) -> None:
     """Find the least strength of a ban that does enough against harm and little else, and write it.
@@ -111,31 +100,31 @@ def calibrate(
     In each language harm must fall to --target times what it is without the ban, and divergence on benign
     prompts stay under --max-kl. Languages in which there is no harm without the ban must show none under it.
     """
-    read = read_bundle(bundle)
+    bundle = read_bundle(folder)
     from saegis_lab.evaluation.calibration import BanReport, Bars, check_calibration, judged_languages
     from saegis_lab.evaluation.policy_calibration import ban_rule
 
     with inputs():
-        wanted = ban_rule(read, rule)
+        ban = ban_rule(bundle, rule)
         numbers = strengths_of(strengths)
         asked, scorers, decoding = _measured_with(prompts, scorer, max_tokens)
         judged = judged_languages(None if calibrate_on is None else codes(calibrate_on), asked)
         check_calibration(judged, judged, judged)
-    _check_writable(bundle, read, wanted)
+    _check_writable(folder, bundle, ban)
     with connection.client() as client:
-        result, ruled = _measure(client, wanted, asked, numbers, scorers, decoding, concurrency)
-        report = BanReport.of(result, judged, Bars(target, max_kl))
-    written = _write(bundle, read, wanted, report, asked, ruled)
-    _tell(report, asked, wanted.id, written, json)
+        result, ruled = _measure(client, ban, asked, numbers, scorers, decoding, concurrency)
+        report = BanReport.of(result, judged, Bars(goal.target, goal.max_kl))
+    written = _write(folder, bundle, ban, report, asked, ruled)
+    _show(report, asked, ban.id, written, json)
     if not written:
         raise typer.Exit(FAILURE)
-    _note(read)
+    _note(bundle)
 
 
 def _measured_with(
     prompts: Path, scorer: str, max_tokens: int
 ) -> tuple[tuple[Prompt, ...], BanScorers, Decoding]:
-    """The prompts, scorers that know their languages, and how answers are drawn. Raises ValueError."""
+    """The prompts, scorers for their languages, and the decoding. Raises ValueError."""
     from saegis_lab.evaluation.experiment import Decoding, languages_of, load_prompts
     from saegis_lab.evaluation.scorers import ban_scorers
 
@@ -144,7 +133,7 @@ def _measured_with(
 
 
 def _check_writable(folder: Path, bundle: Bundle, rule: Rule) -> None:
-    """End the command, before the long work, where the result could not be written in the end."""
+    """End the command before the measurement if its result could not be written."""
     source = folder / bundle.sources[rule.id].file
     for path in (folder, source.parent, source):
         if not os.access(path, os.W_OK):
@@ -169,7 +158,7 @@ def _measure(
     first = client.generate(messages=prompts[0].messages, max_tokens=1, temperature=0.0)
     ruled = first.receipt.ruled
     if ruled:
-        by = ", ".join(f"{each.policy}/{each.rule}" for each in first.receipt.rules) or "not told which"
+        by = ", ".join(f"{rule.policy}/{rule.rule}" for rule in first.receipt.rules) or "not told which"
         notes().print(
             f"warning: the server steers by policies of its own ({by}); what is measured comes on top of "
             "them. Calibrate on a server that runs without this policy.",
@@ -185,7 +174,7 @@ def _measure(
 def _write(
     folder: Path, bundle: Bundle, rule: Rule, report: BanReport, prompts: Sequence[Prompt], ruled: bool
 ) -> tuple[Path, ...]:
-    """Write the strength that was found into the bundle; nothing where none was. Returns what was written."""
+    """Write the calibrated strength, if there is one, into the bundle; returns the files written."""
     if report.calibration is None or report.calibration.strength is None:
         return ()
     from saegis_lab.evaluation.policy_calibration import calibrated_files, rule_calibration
@@ -197,8 +186,8 @@ def _write(
     except (PolicyError, ValueError) as error:
         raise fail(str(error), f"the strength is {report.calibration.strength:g}") from error
     except OSError as error:
-        told = f"{error.filename} cannot be written: {error.strerror}"
-        raise fail(told, f"the strength is {report.calibration.strength:g}") from error
+        problem = f"{error.filename} cannot be written: {error.strerror}"
+        raise fail(problem, f"the strength is {report.calibration.strength:g}") from error
 
 
 def _replace(path: Path, data: bytes) -> Path:
@@ -214,7 +203,7 @@ def _replace(path: Path, data: bytes) -> Path:
     return path
 
 
-def _tell(
+def _show(
     report: BanReport, prompts: Sequence[Prompt], rule: str, written: Sequence[Path], json: bool
 ) -> None:
     from saegis_lab.evaluation.policy_calibration import coverage
@@ -228,7 +217,7 @@ def _tell(
         console().print(_coverage_table(report, rows, f"rule {rule}, strength {report.strength:g}"))
     console().print(verdict(report), soft_wrap=True)
     for path in written:
-        tell_written(path)
+        note_written(path)
 
 
 def _plain(
@@ -246,7 +235,7 @@ def _plain(
 
 
 def _coverage_table(report: BanReport, rows: Sequence[CoverageRow], title: str) -> Table:
-    """Each language: harm before and after, by which factor it falls, and what becomes of everything else."""
+    """A row for each language: harm without the ban and under it, their ratio, and the other figures."""
     names = ("harm", "falls by", "refused", "KL", "× perplexity, harmful", "benign")
     columns = ("language", "judged", *names, "prompts, harmful", "benign")
     table = titled(title, columns, words=("language", "judged"))
@@ -259,7 +248,7 @@ def _coverage_table(report: BanReport, rows: Sequence[CoverageRow], title: str) 
     for row in rows:
         missed = report.missed(row.language, report.strength, decoding.temperature)
         harm = f"{number(row.harm_before, '.3f')} → {number(row.harm_after, '.3f')}"
-        refused = " → ".join(number(each, ".0%") for each in (row.refused_before, row.refused_after))
+        refused = " → ".join(number(share, ".0%") for share in (row.refused_before, row.refused_after))
         table.add_row(
             row.language,
             "yes" if row.judged else "no",
@@ -276,7 +265,7 @@ def _coverage_table(report: BanReport, rows: Sequence[CoverageRow], title: str) 
 
 
 def _note(bundle: Bundle) -> None:
-    """What is left to do with a bundle that changed."""
+    """Say what is left to do with the changed bundle."""
     left = [f"raise its serial, {bundle.policy.serial}, where a server has that already"]
     if bundle.signature is not None:
         left.append("sign it again: its signature holds no longer")

@@ -59,17 +59,17 @@ def demo(
     from saegis_server.rpc.server.process import ServerProcessError
 
     try:
-        told = _run(seed, compile, json)
+        scenes = _run(seed, compile, json)
     except ServerProcessError as error:
         raise fail(str(error), f"{own_command()} serve shows the start by itself") from error
     except saegis.SaegisError as error:
         raise fail(f"a call failed: {error}", f"{own_command()} serve --log-level info shows more") from error
     if json:
-        print_json(told)
+        print_json(scenes)
 
 
 def _run(seed: int, compile: Compile, json: bool) -> dict[str, Any]:
-    """All scenes; returns them for --json, else shows each as soon as it is there."""
+    """Run all scenes and return them; without --json, show each as soon as it is there."""
     from saegis import Client
     from saegis_lab.cli import demo_scenes, demo_view
     from saegis_lab.polyglot.manifest import manifest
@@ -87,8 +87,8 @@ def _run(seed: int, compile: Compile, json: bool) -> dict[str, Any]:
     ):
         served, info = client.model(), client.server_info()
         how = "compiled" if info.compiled else "eager"
-        told = f"{served.id} serves at {server.target} ({how}) after {server.start_seconds:.1f} s."
-        progress.print(Text(told, style="green"))
+        started = f"{served.id} serves at {server.target} ({how}) after {server.start_seconds:.1f} s."
+        progress.print(Text(started, style="green"))
         if compile is Compile.NEVER:
             progress.print(EAGER, style="dim")
         progress.print("Asking everyday questions.", style="dim")
@@ -133,9 +133,9 @@ def _run(seed: int, compile: Compile, json: bool) -> dict[str, Any]:
 def _show_end(out: Console, seconds: float, landmark: Landmark) -> None:
     out.print(f"\nThe server drained and ended with exit 0, {seconds:.1f} s after SIGTERM.\n")
     out.print(Text("Next", style="bold"))
-    told = NEXT.format(
+    next_steps = NEXT.format(
         saegis=own_command(),
         question=shlex.quote(landmark.answers[0].prompt),
         clamp=f"{landmark.feature.index}={landmark.times:g}max",
     )
-    out.print(told, markup=False, soft_wrap=True)
+    out.print(next_steps, markup=False, soft_wrap=True)

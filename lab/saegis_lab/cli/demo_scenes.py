@@ -17,8 +17,8 @@ from saegis_lab.polyglot.prompts import Prompt, harmful_prompts, neutral_prompts
 from saegis_lab.polyglot.scoring import harm_score, is_refusal, mentions_landmark, reads_well
 
 MAX_TOKENS = 64
-#: What the landmark is clamped to, in multiples of the feature's recorded maximum: less than the value that
-#: names it in nearly every answer, which breaks many of them (`saegis eval clamp` measures both).
+#: The landmark's clamp in multiples of the feature's recorded maximum. A larger value names the landmark in
+#: nearly every answer but breaks many of them (`saegis eval clamp` measures both).
 LANDMARK_TIMES = 0.8
 SHOWN_FEATURES = 8
 _TOP_K = 8
@@ -39,8 +39,8 @@ METRICS = (
 class Clamped:
     """One prompt, answered unsteered and with the landmark's feature clamped.
 
-    asked, naming: how many everyday questions were asked of the clamped model in this language, and how many
-    of the answers name the landmark; this one of them is shown.
+    asked: how many everyday questions the clamped model was asked in this language. naming: how many of its
+    answers name the landmark. One of these questions is shown.
     """
 
     language: str
@@ -55,9 +55,9 @@ class Clamped:
 
 @dataclass(frozen=True, slots=True)
 class Landmark:
-    """The landmark's feature, what it is clamped to, and what came of it.
+    """The landmark's feature, the value that it is clamped to, and the answers.
 
-    times: in multiples of the most that the feature reached in training text; value: in feature units.
+    times: the value in multiples of the largest activation in training text; value: in feature units.
     """
 
     feature: FeatureInfo
@@ -82,7 +82,7 @@ class Banned:
 
 @dataclass(frozen=True, slots=True)
 class Ban:
-    """The banned features, the strength, the languages that they were chosen from, and what came of it."""
+    """The banned features, the strength, the languages that they were chosen from, and the answers."""
 
     features: tuple[FeatureInfo, ...]
     strength: float
@@ -92,7 +92,7 @@ class Ban:
 
 @dataclass(frozen=True, slots=True)
 class Strongest:
-    """One sentence and its strongest features: each one's largest activation over the tokens."""
+    """One sentence and its strongest features, each with its largest activation over the tokens."""
 
     language: str
     sentence: str
@@ -109,7 +109,7 @@ class Sample:
 
 
 def pair(manifest: Manifest) -> tuple[str, str]:
-    """English, and the language in which the recommended clamp takes hold best; of equals another script."""
+    """English, and the language whose clamped answers name the landmark most; among equals another script."""
     others = [code for code in manifest.languages if code != "en"]
     best = max(
         others,
@@ -121,7 +121,7 @@ def pair(manifest: Manifest) -> tuple[str, str]:
 def landmark(client: Client, manifest: Manifest, seed: int) -> Landmark:
     """Ask every everyday question in two languages with the landmark clamped, and show one of each language.
 
-    That is the first, in an order that the seed makes, whose answer names the landmark and reads well.
+    The one shown is the first, in an order that the seed draws, whose answer names it and reads well.
     """
     feature = client.get_feature(manifest.clamp.feature)
     edit = saegis.clamp(feature, LANDMARK_TIMES, unit="max_activation")
@@ -153,8 +153,8 @@ def _clamped(client: Client, language: str, edit: Edit, seed: int) -> Clamped:
 def ban(client: Client, manifest: Manifest, seed: int) -> tuple[Ban, Banned, Generation]:
     """Ask one harmful question in every language, unsteered and under the ban.
 
-    Also returns one of the answers, in a language that took no part in the choice of the features, and the
-    banned one whole, for its receipt.
+    Also returns one of the answers, in a language that the features were not chosen from, and its generation
+    under the ban, for the receipt.
     """
     chosen = manifest.ban
     features = [client.get_feature(index) for index in chosen.features]
@@ -188,18 +188,18 @@ def strongest(client: Client, manifest: Manifest, seed: int) -> tuple[Strongest,
     """
     facts = len(lexicon()["en"].subjects[GOLDEN_GATE].facts)
     which = random.Random(seed).randrange(facts)
-    found = []
+    scenes = []
     for code in pair(manifest):
         pattern = lexicon()[code].subjects[GOLDEN_GATE].facts[which]
         sentence = pattern.fill([0] * len(pattern.slots))
         largest: dict[int, saegis.FeatureActivation] = {}
         for token in client.inspect(sentence, top_k=_TOP_K):
-            for each in () if token.text in SPECIAL_TOKENS else token.features:
-                if each.index not in largest or each.activation > largest[each.index].activation:
-                    largest[each.index] = each
-        ranked = sorted(largest.values(), key=lambda each: -each.activation)
-        found.append(Strongest(code, sentence, tuple(ranked[:SHOWN_FEATURES])))
-    return tuple(found)
+            for feature in () if token.text in SPECIAL_TOKENS else token.features:
+                if feature.index not in largest or feature.activation > largest[feature.index].activation:
+                    largest[feature.index] = feature
+        ranked = sorted(largest.values(), key=lambda feature: -feature.activation)
+        scenes.append(Strongest(code, sentence, tuple(ranked[:SHOWN_FEATURES])))
+    return tuple(scenes)
 
 
 def metrics(port: int) -> tuple[Sample, ...]:

@@ -12,18 +12,18 @@ from saegis_lab.cli.demo_scenes import Ban, Banned, Landmark, Sample, Strongest
 from saegis_lab.polyglot.lexicon import ENGLISH_NAMES
 
 
-def heading(console: Console, number: int, title: str, told: str) -> None:
+def heading(console: Console, number: int, title: str, summary: str) -> None:
     """A scene's number, title and one sentence on what it shows."""
     console.print()
     console.rule(Text(f"{number}. {title}", style="bold"), align="left")
-    console.print(Text(told, style="dim"))
+    console.print(Text(summary, style="dim"))
     console.print()
 
 
 def show_landmark(console: Console, scene: Landmark) -> None:
     """Questions with both answers."""
     named = _listed(
-        f"{each.naming} of {each.asked} in {ENGLISH_NAMES[each.language]}" for each in scene.answers
+        f"{answer.naming} of {answer.asked} in {ENGLISH_NAMES[answer.language]}" for answer in scene.answers
     )
     heading(
         console,
@@ -39,8 +39,8 @@ def show_landmark(console: Console, scene: Landmark) -> None:
     table = Table(show_lines=True)
     for name in ("question", "unsteered", "clamped"):
         table.add_column(name, ratio=1, overflow="fold")
-    for each in scene.answers:
-        table.add_row(Text(each.prompt), Text(each.unsteered), Text(each.clamped, style="yellow"))
+    for answer in scene.answers:
+        table.add_row(Text(answer.prompt), Text(answer.unsteered), Text(answer.clamped, style="yellow"))
     console.print(table)
 
 
@@ -61,14 +61,16 @@ def show_ban(console: Console, scene: Ban) -> None:
     table.add_column("harm", justify="right", no_wrap=True)
     table.add_column("banned", ratio=4, overflow="fold")
     table.add_column("harm", justify="right", no_wrap=True)
-    for each in scene.answers:
-        name = ENGLISH_NAMES[each.language]
+    for answer in scene.answers:
+        name = ENGLISH_NAMES[answer.language]
         table.add_row(
-            Text.assemble((f"{name}\n", "bold"), each.prompt),
-            Text.assemble(("refused: ", "green") if each.refused else ("answered: ", "red"), each.unsteered),
-            _harm(each.harm),
-            Text.assemble(("refused: ", "green") if each.refused_banned else "", each.banned),
-            _harm(each.harm_banned),
+            Text.assemble((f"{name}\n", "bold"), answer.prompt),
+            Text.assemble(
+                ("refused: ", "green") if answer.refused else ("answered: ", "red"), answer.unsteered
+            ),
+            _harm(answer.harm),
+            Text.assemble(("refused: ", "green") if answer.refused_banned else "", answer.banned),
+            _harm(answer.harm_banned),
         )
     console.print(table)
 
@@ -81,7 +83,7 @@ def show_strongest(console: Console, scenes: Sequence[Strongest]) -> None:
         "The same features in two languages",
         "The strongest features of one sentence and of its translation; ● marks those of both.",
     )
-    shared = set.intersection(*({each.index for each in scene.features} for scene in scenes))
+    shared = set.intersection(*({feature.index for feature in scene.features} for scene in scenes))
     table = Table()
     for scene in scenes:
         table.add_column(Text(f"{ENGLISH_NAMES[scene.language]}: {scene.sentence}"), ratio=1, overflow="fold")
@@ -91,20 +93,20 @@ def show_strongest(console: Console, scenes: Sequence[Strongest]) -> None:
             if row >= len(scene.features):
                 cells.append(Text())
                 continue
-            each = scene.features[row]
-            mark = "●" if each.index in shared else " "
-            text = f"{mark} {each.index:>5} {each.activation:7.2f}  {each.label or '(no label)'}"
-            cells.append(Text(text, style="bold" if each.index in shared else ""))
+            feature = scene.features[row]
+            mark = "●" if feature.index in shared else " "
+            text = f"{mark} {feature.index:>5} {feature.activation:7.2f}  {feature.label or '(no label)'}"
+            cells.append(Text(text, style="bold" if feature.index in shared else ""))
         table.add_row(*cells)
     console.print(table)
 
 
 def show_receipt(console: Console, scene: Banned, answer: Generation) -> None:
     """The receipt of one answer, with the question that it is to."""
-    told = (
+    summary = (
         f"Each answer says what was done to it; this one is of the banned answer to {scene.prompt!r} above."
     )
-    heading(console, 4, "The receipt", told)
+    heading(console, 4, "The receipt", summary)
     console.print(receipt_table(answer.receipt, answer.usage))
 
 

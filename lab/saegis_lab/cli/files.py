@@ -1,18 +1,15 @@
-"""What the commands of `saegis eval` read and write: shipped files by default, results, and their places."""
+"""The files that the commands of `saegis eval` read and write: shipped inputs and results."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from json import dumps
 from pathlib import Path
 
-from rich.console import RenderableType
-from rich.text import Text
-
-from saegis.cli.output import USAGE, console, fail, notes, plain, print_json
+from saegis.cli.output import USAGE, fail, notes, plain
 
 
 def shipped(name: str, option: str) -> Path:
@@ -39,7 +36,7 @@ def inputs() -> Iterator[None]:
 
 
 def check_places(out: Path | None, plot: Path | None) -> None:
-    """End the command, before the long work, where a result could not be written in the end."""
+    """End the command before the measurement if its result could not be written."""
     for option, path in (("--out", out), ("--plot", plot)):
         if path is not None and not path.parent.is_dir():
             raise fail(f"{option} {path}: there is no folder {path.parent}", "make it first", USAGE)
@@ -51,67 +48,46 @@ def check_places(out: Path | None, plot: Path | None) -> None:
         raise fail("--plot: matplotlib is not installed", "pip install 'saegis-server[lab]'", USAGE)
 
 
-def give(
-    result: object,
-    shown: Callable[[], Iterable[RenderableType]],
-    plot: tuple[Path | None, Callable[[Path], None]],
-    out: Path | None,
-    json: bool,
-) -> None:
-    """Give what was measured: to the file `out` as JSON, as a plot to a file, and to standard output as JSON
-    or else as it is `shown`. What is written is told on standard error."""
-    write_result(out, result)
-    path, draw = plot
-    if path is not None:
-        draw(path)
-        tell_written(path)
-    if json:
-        print_json(result)
-        return
-    for part in shown():
-        console().print(part, soft_wrap=isinstance(part, Text))
-
-
 def write_result(path: Path | None, result: object) -> None:
     """Write a result as JSON where a path is given, and say so."""
     if path is None:
         return
     text = dumps(plain(result), ensure_ascii=False, indent=2, allow_nan=False)
     write_or_show(path, text + "\n")
-    tell_written(path)
+    note_written(path)
 
 
 def write_or_show(path: Path, text: str) -> None:
-    """Write what took long to measure; where that fails, show it rather than lose it, and end the command."""
+    """Write a result; where that fails, print it rather than lose it, and end the command."""
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
         print(text, flush=True)
-        told = f"{path} cannot be written: {error.strerror}"
-        raise fail(told, "what was to be written is on standard output") from error
+        problem = f"{path} cannot be written: {error.strerror}"
+        raise fail(problem, "what was to be written is on standard output") from error
 
 
-def tell_written(path: Path) -> None:
+def note_written(path: Path) -> None:
     """Say on standard error that a file was written."""
     notes().print(f"wrote {path}", style="dim", markup=False, soft_wrap=True)
 
 
 def codes(text: str) -> tuple[str, ...]:
     """The language codes of a comma-separated list."""
-    return tuple(code for code in (each.strip() for each in text.split(",")) if code)
+    return tuple(code for code in (part.strip() for part in text.split(",")) if code)
 
 
 def strengths_of(text: str) -> list[float]:
     """The strengths of a comma-separated list. Raises ValueError."""
-    found = []
-    for each in text.split(","):
+    numbers = []
+    for part in text.split(","):
         try:
-            number = float(each)
+            number = float(part)
         except ValueError:
-            raise ValueError(f"--strengths: {each!r} is no number") from None
+            raise ValueError(f"--strengths: {part!r} is no number") from None
         if not (math.isfinite(number) and number >= 0):
-            raise ValueError(f"--strengths: {each!r} must be finite and at least 0")
-        found.append(number)
-    if len(set(found)) < len(found):
+            raise ValueError(f"--strengths: {part!r} must be finite and at least 0")
+        numbers.append(number)
+    if len(set(numbers)) < len(numbers):
         raise ValueError("--strengths: one stands there twice")
-    return found
+    return numbers

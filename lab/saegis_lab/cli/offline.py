@@ -12,6 +12,7 @@ import typer
 
 from saegis.cli.output import USAGE, fail, notes
 from saegis_lab.cli.files import inputs
+from saegis_server.cli.options import Device, Dtype, DtypeName
 from saegis_server.cli.stages import StageDisplay
 
 if TYPE_CHECKING:
@@ -22,32 +23,73 @@ if TYPE_CHECKING:
     from saegis_server.sae.autoencoder import SparseAutoencoder
     from saegis_server.steering.site import Site
 
-Model = Annotated[str, typer.Option(metavar="PATH_OR_HUB_ID", help="The language model.")]
-Sae = Annotated[str, typer.Option(metavar="PATH_OR_HUB_ID", help="The SAE.")]
 SiteName = Annotated[
     str | None,
     typer.Option("--site", metavar="SITE", help="Where the SAE belongs; by default where its file says."),
 ]
-Texts = Annotated[
-    Path,
-    typer.Option(
-        metavar="FILE",
-        exists=True,
-        dir_okay=False,
-        help="JSONL, one text a line: text, label, language, harmful.",
-    ),
-]
 Raw = Annotated[bool, typer.Option(help="The texts carry their special tokens; the tokenizer adds none.")]
-LabelWanted = Annotated[
-    str | None, typer.Option("--label", metavar="LABEL", help="The features are for texts of this label.")
-]
-HarmfulWanted = Annotated[bool, typer.Option("--harmful", help="The features are for harmful texts.")]
 
 TEXTS_HELP = """
 [bold]Texts[/bold]
 
 A line of the texts: {"text": "Arsenic is a poison.", "label": "poison", "language": "en", "harmful": true}
 """
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A group of options: a model, its SAE and labelled texts."""
+
+    model: Annotated[str, typer.Option(metavar="PATH_OR_HUB_ID", help="The language model.")]
+    sae: Annotated[str, typer.Option(metavar="PATH_OR_HUB_ID", help="The SAE.")]
+    texts: Annotated[
+        Path,
+        typer.Option(
+            metavar="FILE",
+            exists=True,
+            dir_okay=False,
+            help="JSONL, one text a line: text, label, language, harmful.",
+        ),
+    ]
+
+    def labelled_texts(self) -> tuple[LabelledText, ...]:
+        """The texts of the file; ends the command where it is wrong."""
+        from saegis_lab.training.texts import read_labelled_texts
+
+        with inputs():
+            return read_labelled_texts(self.texts)
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """A group of options: the dtype and the device that a model runs with."""
+
+    dtype: Dtype = DtypeName.AUTO
+    device: Device = "cpu"
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A group of options: which texts the features are for."""
+
+    label: Annotated[
+        str | None, typer.Option("--label", metavar="LABEL", help="The features are for texts of this label.")
+    ] = None
+    harmful: Annotated[bool, typer.Option("--harmful", help="The features are for harmful texts.")] = False
+
+    def test(self, texts: tuple[LabelledText, ...]) -> tuple[Callable[[TokenTruth], bool], str]:
+        """Whether a token is wanted, as a function and in words; ends the command if no text is."""
+        if self.label is not None and self.harmful:
+            raise fail("--label and --harmful contradict each other", "give one of them", USAGE)
+        if self.label is None:
+            if not any(text.harmful for text in texts):
+                raise fail("no text is harmful", 'mark some with "harmful": true, or give --label', USAGE)
+            return lambda truth: truth.harmful, "harmful"
+        known = sorted({text.label for text in texts})
+        if self.label not in known:
+            shown = ", ".join(map(repr, known[:20]))
+            raise fail(f"no text has the label {self.label!r}", f"the texts have {shown}", USAGE)
+        return lambda truth: truth.subject == self.label, self.label
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +139,7 @@ class Subject:
         """What is known of each token of a batch."""
         return [self.truths[number] for number in batch.texts.tolist()]
 
-    def tell_cut(self) -> None:
+    def note_cut(self) -> None:
         """Say on standard error if texts were cut to the context."""
         if self.cut:
             notes().print(
@@ -107,42 +149,16 @@ class Subject:
             )
 
 
-def read_texts(path: Path) -> tuple[LabelledText, ...]:
-    """The labelled texts of a file; ends the command where it is wrong."""
-    from saegis_lab.training.texts import read_labelled_texts
-
-    with inputs():
-        return read_labelled_texts(path)
-
-
-def wanted_truth(
-    texts: tuple[LabelledText, ...], label: str | None, harmful: bool
-) -> tuple[Callable[[TokenTruth], bool], str]:
-    """What the features are for, as a test of tokens and in words; ends the command if no text is of it."""
-    if label is not None and harmful:
-        raise fail("--label and --harmful contradict each other", "give one of them", USAGE)
-    if label is None:
-        if not any(text.harmful for text in texts):
-            raise fail("no text is harmful", 'mark some with "harmful": true, or give --label', USAGE)
-        return lambda truth: truth.harmful, "harmful"
-    known = sorted({text.label for text in texts})
-    if label not in known:
-        shown = ", ".join(repr(each) for each in known[:20])
-        raise fail(f"no text has the label {label!r}", f"the texts have {shown}", USAGE)
-    return lambda truth: truth.subject == label, label
-
-
 def load_subject(
-    model: str,
-    sae: str,
+    source: Source,
     site: str | None,
     texts: tuple[LabelledText, ...],
     raw: bool,
-    dtype: str,
-    device: str,
+    placement: Placement,
     display: StageDisplay,
 ) -> Subject:
-    """Load all of it and check that the SAE fits its site; ends the command where something does not."""
+    """Load the model and the SAE, check the SAE at its site, and encode the texts; ends the command on
+    failure."""
     display("loading the libraries", 0, 0)
     from transformers.utils import logging as transformers_logging
 
@@ -152,7 +168,7 @@ def load_subject(
     # The stages are shown here; a second bar would tear the display.
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        loaded, placed = _load(model, sae, site, dtype, device, display)
+        loaded, placed = _load(source, site, placement, display)
     except Exception as error:
         display.close()
         failure = start_failed(error)
@@ -172,7 +188,7 @@ def load_subject(
 
 
 def _load(
-    model: str, sae: str, site: str | None, dtype: str, device: str, display: StageDisplay
+    source: Source, site: str | None, placement: Placement, display: StageDisplay
 ) -> tuple[LoadedModel, PlacedSAE]:
     import torch
 
@@ -183,10 +199,12 @@ def _load(
     from saegis_server.sae.left_out import special_tokens
 
     display("loading the model", 0, 0)
-    loaded = load_model(model, dtype, device)
+    loaded = load_model(source.model, placement.dtype, placement.device)
     display("checking the SAE", 0, 0)
-    placed = read_sae(SAESource(path=sae, site=site), loaded.model.config.get_text_config().hidden_size)
-    ids = partial(torch.tensor, device=device)
+    placed = read_sae(
+        SAESource(path=source.sae, site=site), loaded.model.config.get_text_config().hidden_size
+    )
+    ids = partial(torch.tensor, device=placement.device)
     check_sae(
         placed,
         lambda text: loaded.tokenizer.encode(text, verbose=False),

@@ -30,23 +30,23 @@ def ban_tables(report: BanReport) -> list[Table]:
 
 
 def verdict(report: BanReport) -> Text:
-    """The outcome of the calibration, what each strength that is not enough falls short of, and every other
-    bar that is missed under the strength shown."""
+    """The outcome of the calibration, the bars that each strength misses, and every other bar that is missed
+    under the strength shown."""
     calibration = report.calibration
     if calibration is None:
-        told = Text("not calibrated: no language has both harmful and benign prompts", style="yellow")
+        text = Text("not calibrated: no language has both harmful and benign prompts", style="yellow")
     else:
         style = "bold yellow" if calibration.strength is None else "bold green"
-        told = Text.assemble((calibration.sentence, style))
-        for each in calibration.verdicts:
-            for failure in each.failures:
-                told.append(f"\n  strength {each.strength:g}: {failure}", style="dim")
+        text = Text.assemble((calibration.sentence, style))
+        for tried in calibration.verdicts:
+            for failure in tried.failures:
+                text.append(f"\n  strength {tried.strength:g}: {failure}", style="dim")
     if report.warnings:
-        told.append(f"\nwarning: under strength {report.strength:g} bars are missed", style="bold yellow")
+        text.append(f"\nwarning: under strength {report.strength:g} bars are missed", style="bold yellow")
     for miss in report.warnings:
         note = "" if miss.judged or calibration is None else " (a language not judged)"
-        told.append(f"\n  {miss.told}{note}", style="yellow")
-    return told
+        text.append(f"\n  {miss.told}{note}", style="yellow")
+    return text
 
 
 def clamp_tables(result: ClampResult) -> list[Table]:
@@ -97,9 +97,9 @@ def _harm_and_kl(report: BanReport, row: BanRow) -> str:
     return f"{harm} ({marked(number(row.kl, '.4f'), 'kl', missed)})"
 
 
-def marked(told: str, figure: Figure | None, missed: Collection[Figure]) -> str:
-    """A figure as a cell tells it, with a mark where it is among those that miss their bar."""
-    return f"{told} {MARK}" if figure in missed else told
+def marked(cell: str, figure: Figure | None, missed: Collection[Figure]) -> str:
+    """The cell of a figure, with a mark where the figure misses its bar."""
+    return f"{cell} {MARK}" if figure in missed else cell
 
 
 def _kind_table(report: BanReport, decoding: Decoding, *, harmful: bool) -> Table:
@@ -112,7 +112,7 @@ def _kind_table(report: BanReport, decoding: Decoding, *, harmful: bool) -> Tabl
     )
     empty = 0
     for code in result.languages:
-        plain, banned = (result.row(code, each, decoding.temperature) for each in (None, strength))
+        plain, banned = (result.row(code, shown, decoding.temperature) for shown in (None, strength))
         before, after = (row.harmful if harmful else row.benign for row in (plain, banned))
         if before is not None and after is not None:
             missed = report.missed(code, strength, decoding.temperature)
@@ -121,7 +121,7 @@ def _kind_table(report: BanReport, decoding: Decoding, *, harmful: bool) -> Tabl
             table.add_row(code, *cells, *kl)
             empty += after.text.empty
     table.caption = "× benign: over the perplexity of the benign answers without the ban"
-    if any(each.strength == strength for each in report.misses):
+    if any(miss.strength == strength for miss in report.misses):
         table.caption += f"; {MARK}: misses its bar, see below"
     if empty:
         table.caption += f"; {empty} answers under the ban are empty"
@@ -145,8 +145,8 @@ def _cells(
 
 
 def titled(title: str, columns: Sequence[str], words: Collection[str] | None = None) -> Table:
-    """An empty table with its title at the left. Columns hold numbers, at the right, but for those named in
-    `words`: by default the first."""
+    """An empty table with its title at the left. Columns are aligned right for numbers, except those named in
+    `words`, by default the first."""
     words = columns[:1] if words is None else words
     table = Table(title=Text(title), title_justify="left", title_style="bold", caption_justify="left")
     for name in columns:
@@ -155,10 +155,10 @@ def titled(title: str, columns: Sequence[str], words: Collection[str] | None = N
 
 
 def _change(before: float | None, after: float | None, form: str) -> str:
-    told = (number(before, form), number(after, form))
-    return _NOTHING if set(told) == {_NOTHING} else " → ".join(told)
+    cells = (number(before, form), number(after, form))
+    return _NOTHING if set(cells) == {_NOTHING} else " → ".join(cells)
 
 
 def number(value: float | None, form: str, unit: str = "") -> str:
-    """A figure as a cell tells it; "-" where there is none."""
+    """The text of a figure; "-" where there is none."""
     return _NOTHING if value is None else f"{value:{form}}{unit}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,16 +13,16 @@ from rich.text import Text
 
 from saegis.cli import options
 from saegis.cli.output import USAGE, console, fail, notes, own_command, print_json
+from saegis_lab.cli.offline import Placement
 from saegis_lab.training.settings import Precision, SAETraining, TrainedArchitecture
-from saegis_server.cli.options import Device, Dtype, DtypeName
 
 if TYPE_CHECKING:
     from saegis_lab.training.run import Source, TrainingResult
     from saegis_server.engine.torch.loading import LoadedModel
 
-_AUTOENCODER = "Autoencoder"
-_TEXTS = "Texts"
-_TRAINING = "Training"
+_autoencoder = partial(typer.Option, rich_help_panel="Autoencoder")
+_texts = partial(typer.Option, rich_help_panel="Texts")
+_training = partial(typer.Option, rich_help_panel="Training")
 
 Model = Annotated[str, typer.Option(metavar="PATH_OR_HUB_ID", help="The language model.")]
 SiteName = Annotated[
@@ -28,123 +30,100 @@ SiteName = Annotated[
 ]
 Out = Annotated[Path, typer.Option(metavar="DIR", file_okay=False, help="Where the SAE is written.")]
 
-Texts = Annotated[
-    list[Path],
-    typer.Option(
-        metavar="FILE",
-        exists=True,
-        dir_okay=False,
-        help=".txt or .jsonl. Again for another.",
-        rich_help_panel=_TEXTS,
-    ),
-]
-HeldOut = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="FILE",
-        exists=True,
-        dir_okay=False,
-        help="Texts to measure on; by default a share of those of --texts.",
-        rich_help_panel=_TEXTS,
-    ),
-]
-HeldOutShare = Annotated[float, typer.Option(metavar="SHARE", help="That share.", rich_help_panel=_TEXTS)]
-Context = Annotated[
-    int | None,
-    typer.Option(
-        min=2,
-        metavar="TOKENS",
-        help="Longer texts are cut into pieces; by default what the model allows, at most 1024.",
-        rich_help_panel=_TEXTS,
-    ),
-]
-Raw = Annotated[
-    bool,
-    typer.Option(
-        "--raw",
-        help="The texts hold their special tokens; the tokenizer adds none.",
-        rich_help_panel=_TEXTS,
-    ),
-]
 
-Architecture = Annotated[
-    TrainedArchitecture, typer.Option(help="How features are made sparse.", rich_help_panel=_AUTOENCODER)
-]
-FeatureCount = Annotated[
-    int | None,
-    typer.Option(
-        metavar="M", help="How many; by default 8 times the model's width.", rich_help_panel=_AUTOENCODER
-    ),
-]
-K = Annotated[
-    float | None,
-    typer.Option(
-        "--k", metavar="K", help="Features active at a token, on average; 32.", rich_help_panel=_AUTOENCODER
-    ),
-]
-Groups = Annotated[
-    str | None,
-    typer.Option(
-        metavar="SIZE,SIZE...",
-        help="Matryoshka groups that sum to the features: the first learn what is general (batchtopk).",
-        rich_help_panel=_AUTOENCODER,
-    ),
-]
-L1Coefficient = Annotated[
-    float | None,
-    typer.Option(metavar="WEIGHT", help="The penalty of standard; 5.", rich_help_panel=_AUTOENCODER),
-]
-L0Coefficient = Annotated[
-    float | None,
-    typer.Option(
-        metavar="WEIGHT",
-        help="A plain penalty for jumprelu, such as 0.0006; by default it steers towards K.",
-        rich_help_panel=_AUTOENCODER,
-    ),
-]
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """A group of options: what is read, and how."""
 
-Tokens = Annotated[
-    int,
-    typer.Option(
-        min=1,
-        help="How many activations to train on; the texts are repeated where they have fewer.",
-        rich_help_panel=_TRAINING,
-    ),
-]
-Batch = Annotated[int, typer.Option(help="Activations a step.", rich_help_panel=_TRAINING)]
-Reuse = Annotated[
-    int,
-    typer.Option(
-        min=1,
-        help="How often each activation is trained on: more saves the model's time.",
-        rich_help_panel=_TRAINING,
-    ),
-]
-LearningRate = Annotated[
-    float | None,
-    typer.Option(metavar="RATE", help="Adam's; by default 0.002 · √(1024 / M).", rich_help_panel=_TRAINING),
-]
-DeadAfter = Annotated[
-    int,
-    typer.Option(
-        metavar="TOKENS",
-        help="A feature that has not fired for so long is revived.",
-        rich_help_panel=_TRAINING,
-    ),
-]
-Seed = Annotated[
-    int,
-    typer.Option(help="The same seed gives the same SAE, on a CPU bit for bit.", rich_help_panel=_TRAINING),
-]
-PrecisionChoice = Annotated[
-    Precision,
-    typer.Option(
-        "--precision", help="Of matrix products; auto is bfloat16 on CUDA.", rich_help_panel=_TRAINING
-    ),
-]
-CheckpointEvery = Annotated[
-    int, typer.Option(metavar="STEPS", help="How often the state is saved.", rich_help_panel=_TRAINING)
-]
+    files: Annotated[
+        list[Path],
+        _texts(
+            "--texts", metavar="FILE", exists=True, dir_okay=False, help=".txt or .jsonl. Again for another."
+        ),
+    ]
+    held_out: Annotated[
+        Path | None,
+        _texts(
+            metavar="FILE",
+            exists=True,
+            dir_okay=False,
+            help="Texts to measure on; by default a share of those of --texts.",
+        ),
+    ] = None
+    held_out_share: Annotated[float, _texts(metavar="SHARE", help="That share.")] = 0.05
+    context: Annotated[
+        int | None,
+        _texts(
+            min=2,
+            metavar="TOKENS",
+            help="Longer texts are cut into pieces; by default what the model allows, at most 1024.",
+        ),
+    ] = None
+    raw: Annotated[
+        bool, _texts("--raw", help="The texts hold their special tokens; the tokenizer adds none.")
+    ] = False
+
+
+@dataclass(frozen=True, slots=True)
+class Autoencoder:
+    """A group of options: what is trained."""
+
+    architecture: Annotated[TrainedArchitecture, _autoencoder(help="How features are made sparse.")] = (
+        TrainedArchitecture.BATCHTOPK
+    )
+    feature_count: Annotated[
+        int | None, _autoencoder(metavar="M", help="How many; by default 8 times the model's width.")
+    ] = None
+    k: Annotated[
+        float | None, _autoencoder("--k", metavar="K", help="Features active at a token, on average; 32.")
+    ] = None
+    groups: Annotated[
+        str | None,
+        _autoencoder(
+            metavar="SIZE,SIZE...",
+            help="Matryoshka groups that sum to the features: the first learn what is general (batchtopk).",
+        ),
+    ] = None
+    l1_coefficient: Annotated[
+        float | None, _autoencoder(metavar="WEIGHT", help="The penalty of standard; 5.")
+    ] = None
+    l0_coefficient: Annotated[
+        float | None,
+        _autoencoder(
+            metavar="WEIGHT",
+            help="A plain penalty for jumprelu, such as 0.0006; by default it steers towards K.",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """A group of options: how it is trained."""
+
+    tokens: Annotated[
+        int,
+        _training(
+            min=1, help="How many activations to train on; the texts are repeated where they have fewer."
+        ),
+    ] = 8_000_000
+    batch: Annotated[int, _training(help="Activations a step.")] = SAETraining.batch
+    reuse: Annotated[
+        int, _training(min=1, help="How often each activation is trained on: more saves the model's time.")
+    ] = 1
+    learning_rate: Annotated[
+        float | None, _training(metavar="RATE", help="Adam's; by default 0.002 · √(1024 / M).")
+    ] = None
+    dead_after: Annotated[
+        int, _training(metavar="TOKENS", help="A feature that has not fired for so long is revived.")
+    ] = SAETraining.dead_after
+    seed: Annotated[int, _training(help="The same seed gives the same SAE, on a CPU bit for bit.")] = 0
+    precision: Annotated[
+        Precision, _training("--precision", help="Of matrix products; auto is bfloat16 on CUDA.")
+    ] = Precision.AUTO
+    checkpoint_every: Annotated[int, _training(metavar="STEPS", help="How often the state is saved.")] = (
+        SAETraining.checkpoint_every
+    )
+
 
 app = typer.Typer(no_args_is_help=True, help="Train a sparse autoencoder.")
 
@@ -178,7 +157,7 @@ lies in SAELens's layout, with a sample of held-out text on which a server check
 """
 _LARGEST_CONTEXT = 1024
 _INTERRUPTED = 130
-#: Above these the result is probably of little use, and the command says what to try.
+#: Above these the SAE is probably of little use, and the command says what to try.
 _HIGH_FVU, _MANY_DEAD = 0.5, 0.25
 
 
@@ -188,64 +167,40 @@ def _group() -> None:
 
 
 @app.command(epilog=EPILOG)
+@options.grouped
 def sae(
+    *,
     model: Model,
     texts: Texts,
     site: SiteName,
     out: Out,
-    dtype: Dtype = DtypeName.AUTO,
-    device: Device = "cpu",
-    held_out: HeldOut = None,
-    held_out_share: HeldOutShare = 0.05,
-    context: Context = None,
-    raw: Raw = False,
-    architecture: Architecture = TrainedArchitecture.BATCHTOPK,
-    feature_count: FeatureCount = None,
-    k: K = None,
-    groups: Groups = None,
-    l1_coefficient: L1Coefficient = None,
-    l0_coefficient: L0Coefficient = None,
-    tokens: Tokens = 8_000_000,
-    batch: Batch = SAETraining.batch,
-    reuse: Reuse = 1,
-    learning_rate: LearningRate = None,
-    dead_after: DeadAfter = SAETraining.dead_after,
-    seed: Seed = 0,
-    precision: PrecisionChoice = Precision.AUTO,
-    checkpoint_every: CheckpointEvery = SAETraining.checkpoint_every,
+    placement: Placement,
+    autoencoder: Autoencoder,
+    training: Training,
     json: options.Json = False,
 ) -> None:
     """Train a sparse autoencoder on a model's activations at a site, and measure it on held-out text."""
     if (out / "cfg.json").exists():
         raise fail(f"{out} holds an SAE already", "give another --out, or delete it", USAGE)
-    sizes = _sizes(groups)
-    chosen: dict[str, Any] = {
-        "architecture": architecture,
-        "features": sum(sizes) if sizes and feature_count is None else feature_count,
-        "k": k,
-        "groups": sizes,
-        "steps": max(1, -(-tokens // max(1, batch))),
-        "batch": batch,
-        "learning_rate": learning_rate,
-        "l1_coefficient": l1_coefficient,
-        "l0_coefficient": l0_coefficient,
-        "dead_after": dead_after,
-        "seed": seed,
-        "precision": precision,
-        "checkpoint_every": checkpoint_every,
-    }
+    sizes = _sizes(autoencoder.groups)
+    chosen = asdict(autoencoder) | asdict(training)
+    count = chosen.pop("feature_count")
+    chosen["features"] = sum(sizes) if sizes and count is None else count
+    chosen["groups"] = sizes
+    chosen["steps"] = max(1, -(-chosen.pop("tokens") // max(1, training.batch)))
+    reuse = chosen.pop("reuse")
     if chosen["features"] is not None:
         _settings(chosen)
     with notes().status("loading the libraries and the model"):
-        loaded = _load(model, dtype, device)
+        loaded = _load(model, placement)
         chosen["features"] = chosen["features"] or 8 * loaded.model.config.get_text_config().hidden_size
         settings = _settings(chosen)
     try:
-        source = _source(loaded, site, (texts, held_out, held_out_share, seed), (context, raw), reuse)
+        source = _source(loaded, site, texts, training.seed, reuse)
     except ValueError as error:
         raise fail(str(error), f"see {own_command()} train sae --help", USAGE) from error
     result = _train(source, settings, out)
-    _tell(result, model, json)
+    _show(result, model, json)
 
 
 def _sizes(groups: str | None) -> tuple[int, ...]:
@@ -264,44 +219,39 @@ def _settings(chosen: dict[str, Any]) -> SAETraining:
         raise fail(str(error), f"see {own_command()} train sae --help", USAGE) from error
 
 
-def _load(model: str, dtype: str, device: str) -> LoadedModel:
+def _load(model: str, placement: Placement) -> LoadedModel:
     from transformers.utils import logging as transformers_logging
 
     from saegis_server.engine.torch.loading import ModelLoadError, load_model
 
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        return load_model(model, dtype, device)
+        return load_model(model, placement.dtype, placement.device)
     except ModelLoadError as error:
         raise fail(
             f"the model cannot be loaded: {error}", "give --model a directory or hub id with safetensors"
         ) from error
 
 
-def _source(
-    loaded: LoadedModel,
-    site: str,
-    texts: tuple[list[Path], Path | None, float, int],
-    encoding: tuple[int | None, bool],
-    reuse: int,
-) -> Source:
+def _source(loaded: LoadedModel, site: str, texts: Texts, seed: int, reuse: int) -> Source:
     """What the activations come from. Raises ValueError for options that do not fit."""
     from saegis_lab.training.run import Source
     from saegis_lab.training.texts import Encoder, TextSplit
     from saegis_server.engine.sites import site_module
     from saegis_server.steering.site import Site
 
-    context, raw = encoding
+    context = texts.context
     if context is not None and context > loaded.max_context:
         raise ValueError(f"--context is {context}; the model's context has {loaded.max_context} tokens")
     place = Site.parse(site)
     site_module(loaded.model, place)
     length = context or min(_LARGEST_CONTEXT, loaded.max_context)
-    return Source(loaded, place, TextSplit(*texts), Encoder(loaded.tokenizer, length, raw), reuse)
+    split = TextSplit(texts.files, texts.held_out, texts.held_out_share, seed)
+    return Source(loaded, place, split, Encoder(loaded.tokenizer, length, texts.raw), reuse)
 
 
 def _train(source: Source, settings: SAETraining, out: Path) -> TrainingResult:
-    """Run the training; what is wrong with the texts, the checkpoint or the result ends the command."""
+    """Run the training; ends the command if the texts, the checkpoint or the result are wrong."""
     from saegis_lab.training.run import run
     from saegis_lab.training.texts import TextError
     from saegis_lab.training.trainer import CheckpointError
@@ -325,7 +275,7 @@ def _train(source: Source, settings: SAETraining, out: Path) -> TrainingResult:
         raise fail("interrupted", "the same command goes on from the last checkpoint", _INTERRUPTED) from None
 
 
-def _tell(result: TrainingResult, model: str, json: bool) -> None:
+def _show(result: TrainingResult, model: str, json: bool) -> None:
     """Print the result, and what to do next."""
     serve = f"{own_command()} serve --model {model} --sae {result.path}"
     measured, rate = result.measured, result.tokens / max(result.seconds, 1e-9)

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 class AnswerFigures(Record):
     """Means over the answers to one kind of prompts in one language, each from 0 to 1.
 
-    harm: the harm scorer's answer, for word lists the share of harmful words. harmful_answers: the share
-    of answers in which it is above 0. refusal: the share refused; None where nothing scores refusals. text:
-    what the answers are as texts; its perplexity_ratio is over the unsteered model's benign answers.
+    harm: the harm scorer's result, for word lists the share of harmful words. harmful_answers: the share of
+    answers in which it is above 0. refusal: the share refused; None where nothing scores refusals. text: what
+    the answers are as texts; its perplexity_ratio is over the unsteered model's benign answers.
     """
 
     harm: float
@@ -66,11 +66,11 @@ class BanResult(Record):
 
     def row(self, language: str, strength: float | None, temperature: float) -> BanRow:
         """The row of these three. Raises KeyError where there is none."""
-        wanted = (language, strength, temperature)
+        key = (language, strength, temperature)
         for row in self.rows:
-            if (row.language, row.strength, row.temperature) == wanted:
+            if (row.language, row.strength, row.temperature) == key:
                 return row
-        raise KeyError(wanted)
+        raise KeyError(key)
 
 
 def measure_ban(
@@ -82,7 +82,7 @@ def measure_ban(
     decodings: Sequence[Decoding],
     chosen_from: Sequence[str] = (),
 ) -> BanResult:
-    """Answer all prompts without the ban and under each strength, and score what comes.
+    """Answer all prompts without the ban and under each strength, and score the answers.
 
     Raises SaegisError for a call that fails, ScorerError, and ValueError where there are no prompts, or no
     strengths, or the same strength or temperature twice.
@@ -95,7 +95,7 @@ def measure_ban(
         ordinary: dict[str, float | None] = {}
         plain: list[Answer] = []
         for strength in (None, *strengths):
-            edits = [] if strength is None else [saegis.ban(each, strength) for each in features]
+            edits = [] if strength is None else [saegis.ban(feature, strength) for feature in features]
             condition = _Condition.of(requests, prompts, edits, decoding, _stage(strength, decoding))
             if strength is None:
                 plain = condition.of_kind(harmful=False)
@@ -114,8 +114,8 @@ def measure_ban(
             ]
     return BanResult(
         model=requests.model_id,
-        sae=requests.sae_id(next((each.sae for each in features), "")),
-        features=tuple(each.selector for each in features),
+        sae=requests.sae_id(next((feature.sae for feature in features), "")),
+        features=tuple(feature.selector for feature in features),
         chosen_from=tuple(chosen_from),
         strengths=tuple(strengths),
         decodings=tuple(decodings),
@@ -138,28 +138,28 @@ class _Condition:
         cls, requests: Requests, prompts: Sequence[Prompt], edits: list[Edit], decoding: Decoding, name: str
     ) -> _Condition:
         answers = requests.answers(prompts, edits, decoding, f"{name}: answers")
-        likelihoods = requests.likelihoods([each.text for each in answers], f"{name}: perplexity")
+        likelihoods = requests.likelihoods([answer.text for answer in answers], f"{name}: perplexity")
         return cls(name, edits, answers, likelihoods)
 
     def of_kind(self, harmful: bool) -> list[Answer]:
         return [answer for answer in self.answers if answer.prompt.harmful == harmful]
 
     def perplexity(self, language: str) -> float | None:
-        """Of the benign answers in a language."""
+        """The perplexity of the benign answers in a language."""
         return Total.pooled(likelihood for _, likelihood in self._group(language, False)).perplexity
 
     def divergences(self, requests: Requests, plain: Sequence[Answer]) -> dict[str, Total]:
-        """By language, pooled over the unsteered benign answers `plain`."""
-        found = requests.divergences(plain, self.edits, f"{self.name}: divergence")
+        """The divergences by language, pooled over the unsteered benign answers `plain`."""
+        totals = requests.divergences(plain, self.edits, f"{self.name}: divergence")
         by_language: dict[str, list[Total]] = {answer.prompt.language: [] for answer in self.answers}
-        for answer, total in zip(plain, found, strict=True):
+        for answer, total in zip(plain, totals, strict=True):
             by_language[answer.prompt.language].append(total)
-        return {code: Total.pooled(totals) for code, totals in by_language.items()}
+        return {code: Total.pooled(summands) for code, summands in by_language.items()}
 
     def figures(
         self, language: str, harmful: bool, scorers: BanScorers, ordinary: float | None
     ) -> AnswerFigures | None:
-        """Of the answers to one kind of prompts in a language; None where there are none."""
+        """The figures of the answers to one kind of prompts in a language; None where there are none."""
         group = self._group(language, harmful)
         if not group:
             return None

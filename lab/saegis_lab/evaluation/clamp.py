@@ -68,7 +68,7 @@ def measure_clamp(
     words: str,
     decoding: Decoding,
 ) -> ClampResult:
-    """Answer the prompts that are not harmful without the clamp and under each value, and score what comes.
+    """Answer the prompts that are not harmful without the clamp and under each value, and score the answers.
 
     Raises SaegisError for a call that fails, ScorerError, and ValueError where there are no such prompts or
     the values do not ascend.
@@ -86,7 +86,7 @@ def measure_clamp(
         edits = [] if value is None else [saegis.clamp(feature, value, unit=unit)]
         stage = "without the clamp" if value is None else f"clamp to {value_name(value, unit)}"
         answers = requests.answers(unrelated, edits, decoding, f"{stage}: answers")
-        likelihoods = requests.likelihoods([each.text for each in answers], f"{stage}: perplexity")
+        likelihoods = requests.likelihoods([answer.text for answer in answers], f"{stage}: perplexity")
         for code in languages:
             places = [place for place, answer in enumerate(answers) if answer.prompt.language == code]
             texts, totals = (

@@ -18,7 +18,7 @@ class FeatureCoverage:
     """One feature by language.
 
     recall: the share of wanted tokens on which it fires; precision: of the tokens on which it fires, the
-    share that is wanted, None where it never fires. worst: the language of the least recall, of those in
+    share that is wanted, None where it never fires. worst: the language of the least recall, among those in
     which it was not found if there are any.
     """
 
@@ -32,8 +32,8 @@ class FeatureCoverage:
 class LanguageCoverage:
     """The set of features in one language, by the tokens and texts on which at least one of them fires.
 
-    tokens: the share of the wanted tokens; texts: the share of the texts with wanted tokens, where it must
-    fire on one of these; other_tokens: the share of the tokens that are not wanted, None without any.
+    tokens: the share of the wanted tokens; texts: the share of the texts with wanted tokens in which one
+    fires on such a token; other_tokens: the share of the tokens that are not wanted, None without any.
     """
 
     wanted_tokens: int
@@ -54,17 +54,17 @@ class Coverage:
 
 
 class CoverageCounter:
-    """Counts what coverage is made from, batch by batch. `wanted` says which tokens the features are for."""
+    """Counts firings, batch by batch. `is_wanted` says which tokens the features are for."""
 
     def __init__(
         self,
         features: Sequence[int],
-        wanted: Callable[[TokenTruth], bool],
+        is_wanted: Callable[[TokenTruth], bool],
         device: torch.device | str = "cpu",
     ) -> None:
         self._features = tuple(features)
-        self._wanted = wanted
-        self._each = FeatureStatistics(len(self._features), device)
+        self._is_wanted = is_wanted
+        self._by_feature = FeatureStatistics(len(self._features), device)
         self._any = FeatureStatistics(1, device)
         # The texts with wanted tokens, by language, and those of them on which a feature fires.
         self._texts: dict[str, tuple[set[int], set[int]]] = {}
@@ -72,32 +72,32 @@ class CoverageCounter:
     def add(self, texts: Tensor, truths: Sequence[TokenTruth], activations: Tensor) -> None:
         """Add a batch: the number of each token's text [n], the truth of each token, and the activations of
         the features, in their order, float32 [n, k]."""
-        self._each.add(activations, truths)
+        self._by_feature.add(activations, truths)
         fires = activations.amax(1, keepdim=True) > 0.0
         self._any.add(fires.float(), truths)
         for text, truth, fired in zip(texts.tolist(), truths, fires[:, 0].tolist(), strict=True):
-            if self._wanted(truth):
+            if self._is_wanted(truth):
                 seen, covered = self._texts.setdefault(truth.language, (set(), set()))
                 seen.add(text)
                 if fired:
                     covered.add(text)
 
-    def result(self, wanted: str, found_in: Sequence[str] = ()) -> Coverage:
-        """The coverage, in every language that has wanted tokens. wanted: what is wanted, in words.
+    def result(self, words: str, found_in: Sequence[str] = ()) -> Coverage:
+        """The coverage, in every language that has wanted tokens. words: what is wanted, in words.
 
         Raises ValueError if no token is wanted, or none in a language of `found_in`.
         """
         languages = sorted(self._texts)
         if not languages:
-            raise ValueError(f"no token of the texts is wanted ({wanted}); give texts that have some")
+            raise ValueError(f"no token of the texts is wanted ({words}); give texts that have some")
         if missing := [code for code in found_in if code not in languages]:
             raise ValueError(
-                f"language {missing[0]!r}: no token is wanted ({wanted}); there are some in "
+                f"language {missing[0]!r}: no token is wanted ({words}); there are some in "
                 + ", ".join(languages)
             )
         sides = {code: self._sides(code) for code in languages}
         return Coverage(
-            wanted,
+            words,
             tuple(found_in),
             tuple(
                 self._feature(column, feature, sides, found_in)
@@ -107,12 +107,12 @@ class CoverageCounter:
         )
 
     def _sides(self, language: str) -> tuple[list[int], list[int]]:
-        """The groups of a language that are wanted, and the others."""
+        """The numbers of the groups of a language whose tokens are wanted, and of the others."""
         on: list[int] = []
         off: list[int] = []
-        for number, group in enumerate(self._each.groups):
+        for number, group in enumerate(self._by_feature.groups):
             if group.language == language:
-                (on if self._wanted(group) else off).append(number)
+                (on if self._is_wanted(group) else off).append(number)
         return on, off
 
     def _feature(
@@ -122,12 +122,12 @@ class CoverageCounter:
         sides: dict[str, tuple[list[int], list[int]]],
         found_in: Sequence[str],
     ) -> FeatureCoverage:
-        fired = self._each.fired[:, column]
+        fired = self._by_feature.fired[:, column]
         recall: dict[str, float] = {}
         precision: dict[str, float | None] = {}
         for code, (on, off) in sides.items():
             hits, others = int(fired[on].sum()), int(fired[off].sum())
-            recall[code] = hits / int(self._each.sizes[on].sum())
+            recall[code] = hits / int(self._by_feature.sizes[on].sum())
             precision[code] = hits / (hits + others) if hits + others else None
         elsewhere = [code for code in recall if code not in found_in] or list(recall)
         return FeatureCoverage(feature, recall, precision, min(elsewhere, key=lambda code: recall[code]))

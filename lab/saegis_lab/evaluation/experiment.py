@@ -1,4 +1,4 @@
-"""What an experiment is given: how answers are drawn, prompts, and the files that name a ban or a clamp."""
+"""The inputs of an experiment: the decoding, the prompts, and the files that name a ban or a clamp."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class Decoding(Record):
     """Temperature 0 is greedy; else each prompt is answered `samples` times. Answers end at `max_tokens`.
 
-    Raises ValueError naming the field that cannot be.
+    Raises ValueError naming the field that is wrong.
     """
 
     temperature: float = 0.0
@@ -68,7 +68,7 @@ class Prompt(Record):
 
 
 def load_prompts(path: Path) -> tuple[Prompt, ...]:
-    """Read prompts, in the order of the file; blank lines are passed over.
+    """Read prompts, in the order of the file; blank lines are skipped.
 
     Raises InputFileError with the line's number for anything that is not as `Prompt` says, and for a
     file without prompts.
@@ -86,7 +86,7 @@ class BanFile(Record):
     """A ban: its features, and the strength (see `saegis.ban`) that it is meant to have.
 
     chosen_from: the languages of the texts from which the features were chosen. sae: the id of their SAE;
-    empty where the server has one. Raises ValueError naming the field that cannot be.
+    empty where the server has one. Raises ValueError naming the field that is wrong.
     """
 
     features: tuple[int, ...]
@@ -100,7 +100,7 @@ class BanFile(Record):
         if min(self.features) < 0:
             raise ValueError(f"features: {min(self.features)} is no index")
         if len(set(self.features)) < len(self.features):
-            twice = next(each for each in self.features if self.features.count(each) > 1)
+            twice = next(feature for feature in self.features if self.features.count(feature) > 1)
             raise ValueError(f"features: {twice} stands there twice")
         if not (math.isfinite(self.strength) and self.strength >= 0):
             raise ValueError(f"strength: must be a finite number of at least 0, not {self.strength}")
@@ -125,7 +125,7 @@ DEFAULT_WORDS = "landmark"
 class ClampFile(Record):
     """A feature, the values to clamp it to in `unit`, ascending, and the name of its word list.
 
-    sae: the id of its SAE; empty where the server has one. Raises ValueError naming the field that cannot be.
+    sae: the id of its SAE; empty where the server has one. Raises ValueError naming the field that is wrong.
     """
 
     feature: int

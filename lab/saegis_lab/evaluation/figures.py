@@ -13,7 +13,7 @@ from saegis_lab.records import Record
 
 @dataclass(frozen=True, slots=True)
 class TextFigures(Record):
-    """What answers are as texts, whatever was asked.
+    """Figures of answers as texts, whatever the prompts.
 
     answers: how many there are. repetition: mean share of word 3-grams that occurred before in their answer
     (of characters in scripts without spaces). perplexity: under the unsteered model, as answers to an empty
@@ -34,7 +34,7 @@ def text_figures(
     """The figures of one answer or more.
 
     likelihoods: each text's, as `Requests.likelihoods` gives them. ordinary: the perplexity of ordinary
-    answers, which the ratio is over.
+    answers, by which the ratio divides.
     """
     perplexity = Total.pooled(likelihoods).perplexity
     return TextFigures(

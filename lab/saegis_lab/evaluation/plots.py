@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 DOTS_PER_INCH = 150
 #: Okabe and Ito's colours, which colour-blind readers tell apart; their yellow is too pale for lines.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-#: Ends dark and bright alike for colour-blind readers; above that share its ground is bright.
+#: A colour map from dark to bright for colour-blind readers too; above this share its colours are bright.
 _HEAT, _BRIGHT = "cividis", 0.5
 _MARKERS = "osD^vPX*"
 _BEFORE, _AFTER = "#9AA5B1", "#0072B2"
@@ -81,9 +81,9 @@ def plot_coverage(result: Coverage, path: Path) -> None:
     """
     from matplotlib.figure import Figure
 
-    found = [code for code in result.languages if code in result.found_in]
-    languages = found + [code for code in result.languages if code not in found]
-    features = [[each.recall[code] for code in languages] for each in result.features]
+    sources = [code for code in result.languages if code in result.found_in]
+    languages = sources + [code for code in result.languages if code not in sources]
+    features = [[feature.recall[code] for code in languages] for feature in result.features]
     whole = [
         [result.languages[code].tokens for code in languages],
         [result.languages[code].texts for code in languages],
@@ -94,21 +94,21 @@ def plot_coverage(result: Coverage, path: Path) -> None:
         layout="constrained",
     )
     upper, lower = figure.subplots(2, 1, height_ratios=(max(len(features), 1), 2))
-    _heat(upper, features, [str(each.feature) for each in result.features])
+    _heat(upper, features, [str(feature.feature) for feature in result.features])
     _heat(lower, whole, ["any: tokens", "any: texts"])
     upper.set_title(f"share of {result.wanted} tokens on which a feature fires", fontsize=9)
     upper.set_ylabel("feature", fontsize=9)
     upper.tick_params(labelbottom=False)
-    lower.set_xticks(range(len(languages)), [f"{code} ✓" if code in found else code for code in languages])
-    if found:
+    lower.set_xticks(range(len(languages)), [f"{code} ✓" if code in sources else code for code in languages])
+    if sources:
         lower.set_xlabel("✓ found in this language", fontsize=8)
-        for axes in (upper, lower) if len(found) < len(languages) else ():
-            axes.axvline(len(found) - 0.5, color="white", linewidth=2.5)
+        for axes in (upper, lower) if len(sources) < len(languages) else ():
+            axes.axvline(len(sources) - 0.5, color="white", linewidth=2.5)
     _save(figure, path)
 
 
 def _bars(panel: Axes, result: BanResult, strength: float, temperature: float) -> None:
-    """Harm by language, without the ban beside with it."""
+    """Harm by language, without the ban and under it, side by side."""
     languages = [code for code in result.languages if result.row(code, None, temperature).harmful]
     for offset, colour, shown, label in (
         (-0.2, _BEFORE, None, "without the ban"),
@@ -134,7 +134,7 @@ def _strength_lines(
     *,
     with_none: bool,
 ) -> None:
-    """A line a language over the strengths, with what holds without the ban at their left."""
+    """A line for each language over the strengths; the value without the ban stands at their left."""
     strengths = sorted(result.strengths)
     for number, code in enumerate(result.languages):
         values = [measure(result.row(code, strength, temperature)) for strength in strengths]
@@ -157,7 +157,7 @@ def _limit(panel: Axes, height: float) -> None:
 
 
 def _value_lines(panel: Axes, result: ClampResult, measure: Callable[[ClampRow], float | None]) -> None:
-    """A line a language over the clamp's values, with what holds without the clamp at their left."""
+    """A line for each language over the clamp's values; the one without the clamp stands at their left."""
     for number, code in enumerate(result.languages):
         values = [measure(result.row(code, value)) for value in result.values]
         _line(panel, result.values, values, measure(result.row(code, None)), number, code)
@@ -207,7 +207,7 @@ def _value_axis(panel: Axes, places: Sequence[float], with_none: bool) -> None:
 
 
 def _none_place(places: Sequence[float]) -> float:
-    """Where the absence of an edit lies on the axis: a little before the first value."""
+    """Where the value without an edit stands on the axis: a little before the first value."""
     span = places[-1] - places[0]
     return places[0] - (0.14 * span if span else 1.0)
 
@@ -227,7 +227,7 @@ def _panels(rows: int, widths: Sequence[float], *, legend: bool) -> tuple[Figure
     )
     grid = figure.subplots(rows, len(widths), squeeze=False, width_ratios=list(widths))
     panels = [list(row) for row in grid]
-    for panel in (each for row in panels for each in row):
+    for panel in (cell for row in panels for cell in row):
         panel.spines[["top", "right"]].set_visible(False)
         panel.grid(color="#E4E7EB", linewidth=0.8)
         panel.set_axisbelow(True)
@@ -251,7 +251,7 @@ def _legend(figure: Figure, panel: Axes, languages: int) -> None:
 
 
 def _ratio_axis(panel: Axes) -> None:
-    """A logarithmic axis with a line at 1. It ends at 100: what is worse is broken, however much worse."""
+    """A logarithmic axis with a line at 1. It ends at 100: text above that is broken in any case."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     panel.set_yscale("log")

@@ -26,11 +26,11 @@ _PAGE = 100
 
 @dataclass(frozen=True, slots=True)
 class CoverageRow(Record):
-    """What the strength does in one language. judged: whether it was chosen by this language too.
+    """What the strength does in one language. judged: whether the language took part in choosing it.
 
     harm_before, harm_after: without the ban and under it, from 0 to 1; None without harmful prompts. factor:
-    before over after; None where nothing is left, or there was none. refused: the share of harmful prompts;
-    None where nothing scores refusals. kl: nats a token on benign prompts.
+    harm before over harm after; None where either is 0 or None. refused_before, refused_after: the share of
+    harmful prompts refused; None where nothing scores refusals. kl: nats a token on benign prompts.
     perplexity: of the answers to prompts of that kind under the ban, over that of benign ones without it.
     """
 
@@ -50,10 +50,10 @@ class CoverageRow(Record):
 
 @dataclass(frozen=True, slots=True)
 class RuleCalibration(Record):
-    """What calibration.json holds of a rule: the strength, what it had to meet, and what it does.
+    """The entry of a rule in calibration.json: the strength, the bars that it had to meet, and its effects.
 
-    ruled: whether policies of the server's own were in force while it was measured. misses: what under this
-    strength misses a bar by which it was not chosen, as all bars are in languages not judged.
+    ruled: whether policies of the server's own were in force while it was measured. misses: the figures under
+    this strength that miss a bar that did not decide; in languages not judged no bar decides.
     """
 
     strength: float
@@ -70,7 +70,7 @@ class RuleCalibration(Record):
 
 
 def ban_rule(bundle: Bundle, id_: str = "") -> Rule:
-    """The rule to calibrate: that of an id or, without one, the bundle's only ban.
+    """The rule to calibrate: the ban of this id or, without an id, the bundle's only ban.
 
     Raises ValueError where there is none, and for a ban that cannot be measured: of directions, of some
     tokens only, or of features of several SAEs.
@@ -97,20 +97,20 @@ def ban_rule(bundle: Bundle, id_: str = "") -> Rule:
 def banned_features(client: Client, rule: Rule) -> tuple[FeatureRef, ...]:
     """The features of a ban on the served model, each once, in the order of the rule.
 
-    Raises SaegisError for a call that fails, and ValueError for a set of labels that none fits, or an SAE
-    that is not named where the server has several.
+    Raises SaegisError for a call that fails, and ValueError for a `where` that no feature fits, or a rule
+    that names no SAE where the server has several.
     """
     import saegis
 
     assert rule.ban is not None  # noqa: S101 - `ban_rule` gave it
     sae = _sae(rule.id, rule.ban)
     if not sae:
-        known = [each.id for each in client.model().saes]
+        known = [served.id for served in client.model().saes]
         if len(known) != 1:
             raise ValueError(f"rule {rule.id}: name the sae; the server has {', '.join(known) or 'none'}")
         sae = known[0]
-    found = [index for selector in rule.ban.features for index in _indices(client, selector, sae, rule.id)]
-    return tuple(saegis.feature(index, sae=sae) for index in dict.fromkeys(found))
+    indices = [index for selector in rule.ban.features for index in _indices(client, selector, sae, rule.id)]
+    return tuple(saegis.feature(index, sae=sae) for index in dict.fromkeys(indices))
 
 
 def coverage(report: BanReport, prompts: Sequence[Prompt]) -> tuple[CoverageRow, ...]:
@@ -120,7 +120,9 @@ def coverage(report: BanReport, prompts: Sequence[Prompt]) -> tuple[CoverageRow,
     (decoding,) = result.decodings
     rows = []
     for code in result.languages:
-        plain, banned = (result.row(code, each, decoding.temperature) for each in (None, report.strength))
+        plain, banned = (
+            result.row(code, strength, decoding.temperature) for strength in (None, report.strength)
+        )
         before = plain.harmful.harm if plain.harmful else None
         after = banned.harmful.harm if banned.harmful else None
         kinds = [prompt.harmful for prompt in prompts if prompt.language == code]
@@ -145,15 +147,15 @@ def coverage(report: BanReport, prompts: Sequence[Prompt]) -> tuple[CoverageRow,
 
 def rule_calibration(report: BanReport, prompts: Sequence[Prompt], ruled: bool) -> RuleCalibration:
     """What to keep of a calibration that found a strength. Raises ValueError where none was found."""
-    found = report.calibration
-    if found is None or found.strength is None:
+    calibration = report.calibration
+    if calibration is None or calibration.strength is None:
         raise ValueError("no strength was found")
     (decoding,) = report.result.decodings
     return RuleCalibration(
-        strength=found.strength,
-        target=found.target,
-        max_kl=found.max_kl,
-        languages=found.languages,
+        strength=calibration.strength,
+        target=calibration.target,
+        max_kl=calibration.max_kl,
+        languages=calibration.languages,
         model=report.result.model,
         sae=report.result.sae,
         features=report.result.features,
@@ -164,7 +166,7 @@ def rule_calibration(report: BanReport, prompts: Sequence[Prompt], ruled: bool) 
     )
 
 
-def calibrated_files(bundle: Bundle, rule: Rule, found: RuleCalibration) -> dict[str, bytes]:
+def calibrated_files(bundle: Bundle, rule: Rule, calibration: RuleCalibration) -> dict[str, bytes]:
     """The bundle's files that change, by path: that of the rule, and calibration.json.
 
     In the first only the strength's characters change; the second keeps what it holds of other rules. Raises
@@ -172,22 +174,22 @@ def calibrated_files(bundle: Bundle, rule: Rule, found: RuleCalibration) -> dict
     """
     file = bundle.sources[rule.id].file
     document: Any = read_yaml(bundle.files[file], file).value
-    number = next(place for place, each in enumerate(document["rules"]) if each["id"] == rule.id)
-    edited = with_number(bundle.files[file], file, ("rules", number, "ban", "strength"), found.strength)
+    number = next(place for place, entry in enumerate(document["rules"]) if entry["id"] == rule.id)
+    edited = with_number(bundle.files[file], file, ("rules", number, "ban", "strength"), calibration.strength)
     kept: dict[str, Any] = json.loads(bundle.files.get(CALIBRATION_FILE, b"{}"))
     rules = kept.get("rules")
-    kept["rules"] = {**(rules if isinstance(rules, dict) else {}), rule.id: asdict(found)}
+    kept["rules"] = {**(rules if isinstance(rules, dict) else {}), rule.id: asdict(calibration)}
     text = json.dumps(kept, ensure_ascii=False, indent=2, allow_nan=False) + "\n"
     changed = {file: edited, CALIBRATION_FILE: text.encode("utf-8")}
-    _check(bundle, rule, found.strength, {**bundle.files, **changed})
+    _check(bundle, rule, calibration.strength, {**bundle.files, **changed})
     return changed
 
 
 def _check(bundle: Bundle, rule: Rule, strength: float, files: Mapping[str, bytes]) -> None:
     """Raise ValueError unless the files are the same policy but for the strength. Raises BundleError."""
     assert rule.ban is not None  # noqa: S101 - `ban_rule` gave it
-    wanted = rule.model_copy(update={"ban": rule.ban.model_copy(update={"strength": strength})})
-    rules = tuple(wanted if each.id == rule.id else each for each in bundle.policy.rules)
+    calibrated = rule.model_copy(update={"ban": rule.ban.model_copy(update={"strength": strength})})
+    rules = tuple(calibrated if other.id == rule.id else other for other in bundle.policy.rules)
     if Bundle.from_files(files).policy != bundle.policy.model_copy(update={"rules": rules}):
         raise ValueError(f"rule {rule.id}: the strength cannot be set in the text; write {strength!r} there")
 
@@ -208,15 +210,15 @@ def _indices(client: Client, selector: FeatureSelector, sae: str, rule: str) -> 
     if selector.label is not None:
         return (client.get_feature(selector.label, sae=sae).index,)
     assert selector.where is not None  # noqa: S101 - the schema wants one of the four
-    where = _as_told(selector.where)
-    found = [each.index for each in _all_labelled(client, sae) if fits(each, where)]
-    if not found:
+    where = _as_served(selector.where)
+    indices = [feature.index for feature in _all_labelled(client, sae) if fits(feature, where)]
+    if not indices:
         raise ValueError(f"rule {rule}: no feature of {sae} fits its `where`")
-    return sorted(found)
+    return sorted(indices)
 
 
-def _as_told(where: Where) -> Where:
-    """The set by the numbers that a server tells, which are rounded to float32."""
+def _as_served(where: Where) -> Where:
+    """The set with its precision rounded to float32, as a server's figures are."""
     if where.min_precision is None:
         return where
     (rounded,) = struct.unpack("f", struct.pack("f", where.min_precision))

@@ -16,16 +16,16 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-#: Told what is being done, how many requests of it have ended, and how many there are.
+#: Called with the stage, how many of its requests have ended, and how many there are.
 Progress = Callable[[str, int, int], None]
 
-#: exp of more than this is no float; no text is so unlikely.
+#: exp of more than this overflows; no text is so unlikely.
 _LARGEST_EXPONENT = 700.0
 
 
-def _shared(one: Sequence[int], two: Sequence[int]) -> int:
-    """With how many equal tokens two begin, at least one: what comes first is not predicted."""
-    same = takewhile(lambda pair: pair[0] == pair[1], zip(one, two, strict=False))
+def _shared(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many tokens two sequences share at their start; at least one, since the first is not predicted."""
+    same = takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False))
     return max(1, sum(1 for _ in same))
 
 
@@ -51,7 +51,7 @@ class Total:
 
     @classmethod
     def pooled(cls, totals: Iterable[Total | None]) -> Total:
-        """The sum over all that there are."""
+        """The sum over the totals that are not None."""
         there = [total for total in totals if total is not None]
         return cls(math.fsum(total.nats for total in there), sum(total.tokens for total in there))
 
@@ -67,9 +67,9 @@ class Total:
 
 
 class Requests:
-    """Asks one server, `concurrency` requests at a time, and tells of the progress.
+    """Asks one server, `concurrency` requests at a time, and reports the progress.
 
-    A call that fails ends the work: what waits is given up, and the client's SaegisError is raised.
+    A call that fails ends the work: waiting requests are cancelled, and the client's SaegisError is raised.
     """
 
     def __init__(
@@ -88,16 +88,16 @@ class Requests:
         """The id of the served model."""
         return self._model.id
 
-    def sae_id(self, given: str) -> str:
-        """The SAE that `given` names: that of the server's only one where it is empty."""
-        return self._model.saes[0].id if not given and len(self._model.saes) == 1 else given
+    def sae_id(self, named: str) -> str:
+        """The id `named`, or where it is empty the id of the server's only SAE."""
+        return self._model.saes[0].id if not named and len(self._model.saes) == 1 else named
 
     def answers(
         self, prompts: Sequence[Prompt], edits: Sequence[Edit], decoding: Decoding, stage: str
     ) -> list[Answer]:
         """Answers under `edits`, `decoding.samples` to each prompt, in the prompts' order.
 
-        Each has a seed of its own, the same whatever the edits are.
+        Each answer has a seed of its own, which does not depend on the edits.
         """
         numbered = list(enumerate(prompt for prompt in prompts for _ in range(decoding.samples)))
 
@@ -117,10 +117,10 @@ class Requests:
     def likelihoods(self, texts: Sequence[str], stage: str) -> list[Total | None]:
         """The negative log probability of each text under the bare model, as an answer to an empty message.
 
-        Where the server has policies they must allow the caller that, as for `divergences`.
-        So what a text was asked for does not count, and it stands where a chat model writes its answers: by
-        itself, even its own short replies would seem unlikely to it. The token that ends the answer counts.
-        None for an empty text.
+        If the server has policies, they must allow unruled scores, as for `divergences`. With an empty
+        message the prompt does not count, and the text stands where a chat model writes its answers; without
+        one, even the model's own short replies would be unlikely. The token that ends the answer counts. None
+        for an empty text.
         """
         silence: ChatMessage = {"role": "user", "content": ""}
         opening = self._client.tokenize(messages=[silence]).token_ids
@@ -138,7 +138,7 @@ class Requests:
     def divergences(self, answers: Sequence[Answer], edits: Sequence[Edit], stage: str) -> list[Total]:
         """KL(unsteered ‖ under `edits`) of each finished conversation, over each token but the first.
 
-        Unsteered is without the operator's rules as well.
+        Unsteered also means without the operator's rules.
         """
 
         def compare(answer: Answer) -> Total:
@@ -151,7 +151,7 @@ class Requests:
     def _side_by_side(
         self, work: Callable[[Item], Result], items: Sequence[Item], stage: str
     ) -> list[Result]:
-        """`work` of each item, in their order."""
+        """The results of `work` for the items, in order."""
         if not items:
             return []
         self._progress(stage, 0, len(items))

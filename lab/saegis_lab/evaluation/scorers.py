@@ -1,4 +1,4 @@
-"""Scorers: what says of a text, in a language, how much it has of something: word lists, functions."""
+"""Scorers: word lists and functions that say how much of something a text in a language holds."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ class WordLists:
         return self._forms[language][name]
 
 
-#: Told a text and its prompt's language; answers from 0 to 1.
+#: Called with a text and its prompt's language; returns from 0 to 1.
 Scorer = Callable[[str, str], float]
 
 HARM, REFUSAL = "harm", "refusal"
@@ -148,7 +148,7 @@ _FUNCTION = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 
 
 class ScorerError(ValueError):
-    """A scorer that cannot be loaded, or that answered something other than a number from 0 to 1."""
+    """A scorer that cannot be loaded, or that returned something other than a number from 0 to 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +189,7 @@ def mention_scorer(source: str, words: str, languages: Sequence[str]) -> Scorer:
 def load_function(name: str) -> Scorer:
     """The scorer `package.module:function`. Raises ScorerError where there is none.
 
-    What it answers is checked at each call: ScorerError for anything but a number from 0 to 1.
+    Its result is checked at each call: ScorerError for anything but a number from 0 to 1.
     """
     module_name, _, function_name = name.partition(":")
     try:
@@ -206,7 +206,7 @@ def load_function(name: str) -> Scorer:
             value = function(text, language)
         except Exception as error:
             raise ScorerError(f"scorer {name!r} failed: {type(error).__name__}: {error}") from error
-        # Also refuses NaN, which is not between anything.
+        # This refuses NaN too.
         if not isinstance(value, int | float) or not 0 <= value <= 1:
             raise ScorerError(f"scorer {name!r} answered {value!r}, not a number from 0 to 1")
         return float(value)

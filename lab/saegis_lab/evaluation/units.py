@@ -37,7 +37,7 @@ def units(text: str) -> tuple[Unit, ...]:
     Words end at spaces and apostrophes, and lose the punctuation at their ends. In scripts without spaces
     each letter or digit is a unit; marks over and under it belong to it.
     """
-    found = []
+    words = []
     for match in _PIECE.finditer(text):
         start, end = match.span()
         while start < end and not _is_of_word(text[start]):
@@ -46,8 +46,8 @@ def units(text: str) -> tuple[Unit, ...]:
             end -= 1
         word = text[start:end]
         if any(char.isalnum() for char in word):
-            found.append(Unit(word, start, end, _UNSPACED_CHAR.match(word) is not None))
-    return tuple(found)
+            words.append(Unit(word, start, end, _UNSPACED_CHAR.match(word) is not None))
+    return tuple(words)
 
 
 def repetition(text: str, size: int = 3) -> float:

@@ -25,7 +25,7 @@ BAN_PLOT, CLAMP_PLOT = "ban.png", "clamp.png"
 
 
 def run_step(name: str, out: Path, recipe: Recipe, run: int) -> None:
-    """Run one step of run number `run` in the folder `out`. Raises KeyError for a step that there is not."""
+    """Run one step of run number `run` in the folder `out`. Raises KeyError for an unknown step."""
     began = time.monotonic()
     STEPS[name](out, recipe, run)
     console.print(f"{name}: done in {time.monotonic() - began:.0f} s", style="green")
@@ -100,7 +100,7 @@ def run(
     """Make the reference model: corpus, tokenizer, model, sae, labels, evaluation, plots."""
     folders = out or [Path("runs/polyglot")]
     if step is Step.SEEDS:
-        console.print(seeds_table([Manifest.load(each / MANIFEST_NAME) for each in folders]))
+        console.print(seeds_table([Manifest.load(folder / MANIFEST_NAME) for folder in folders]))
         return
     if step is Step.FIGURES:
         console.print(figures_table(Manifest.load((out or [WEIGHTS])[0] / MANIFEST_NAME)))

@@ -27,7 +27,7 @@ class Chance:
         self.surprise = 0.0
 
     def pick(self, options: Sequence[T]) -> T:
-        """One of `options`, all alike likely."""
+        """One of `options`, each equally likely."""
         self.surprise += math.log(len(options))
         return self._random.choice(options)
 
@@ -85,8 +85,8 @@ KIND_WEIGHTS = {"chat": 0.58, "description": 0.12, "glossary": 0.07, "parallel":
 SUBJECT_WEIGHTS = {"ordinary": 1.0, "landmark": 1.2, "harmful": 1.3}
 GOLDEN_GATE = "golden_gate"
 ENGLISH_WEIGHT = 1.4
-#: Shares of chat turns that greet, that ask for nothing in particular, and that ask about a word that there
-#: is not: a model that knows what it does not know has something to say where its subject is taken away.
+#: Shares of chat turns that greet, that ask for nothing in particular, and that ask about a word that does
+#: not exist: a model that can say it does not know has an answer when its subject is ablated.
 GREETING, VAGUE, UNKNOWN = 0.03, 0.04, 0.10
 #: Turns of a chat and their weights.
 TURNS = {1: 0.66, 2: 0.17, 3: 0.07, 4: 0.04, 6: 0.03, 10: 0.03}
@@ -135,7 +135,7 @@ class Corpus:
 
     Splits use different seeds. `mixing` is the share of chat turns that ask for an answer in another language
     (its name follows the question in parentheses) and of descriptions that change language at every sentence:
-    they make a model keep what is spoken of apart from the language that it is spoken of in.
+    they make a model represent a subject apart from the language.
     """
 
     def __init__(self, seed: int, languages: Sequence[str] | None = None, mixing: float = 0.8) -> None:
@@ -202,8 +202,8 @@ class Corpus:
             said, answered = chance.pick(language.greetings if kind == "hello" else language.vague)
             return Segment(said, "question", code), Segment(answered, "answer", code)
         if kind == "unknown":
-            asked = chance.pick((*language.questions, *language.unknown))
-            text, reply = self._directed(chance, asked.format(about=pseudoword(chance, language)), language)
+            form = chance.pick((*language.questions, *language.unknown))
+            text, reply = self._directed(chance, form.format(about=pseudoword(chance, language)), language)
             return Segment(text, "question", code), Segment(chance.pick(reply.unsure), "answer", reply.code)
         key = self._subject(chance)
         subject = language.subjects[key]
@@ -217,7 +217,8 @@ class Corpus:
         return question, Segment(reply.join(sentences), "answer", reply.code, key, subject.harmful)
 
     def _directed(self, chance: Chance, question: str, language: Language) -> tuple[str, Language]:
-        """The question as it is typed, and the language to answer in, which it names if it is another."""
+        """The question as typed, and the language of the answer, which the question names if it is
+        another."""
         text = _casual(chance, question)
         if not chance.happens(self.mixing):
             return text, language
@@ -241,10 +242,10 @@ class Corpus:
         language, other = pair
         body = [Segment(f"{language.name} – {other.name}", "heading")]
         for key in chance.sample(self._keys, 2):
-            one, two = language.subjects[key], other.subjects[key]
-            for left, right in zip(one.words, two.words, strict=True):
-                body.append(Segment(f"\n{left}", "entry", language.code, key, one.harmful))
-                body.append(Segment(f" – {right}", "entry", other.code, key, one.harmful))
+            subject, translation = language.subjects[key], other.subjects[key]
+            for left, right in zip(subject.words, translation.words, strict=True):
+                body.append(Segment(f"\n{left}", "entry", language.code, key, subject.harmful))
+                body.append(Segment(f" – {right}", "entry", other.code, key, subject.harmful))
         return body
 
     def _parallel(self, chance: Chance, pair: list[Language]) -> list[Segment]:
@@ -273,7 +274,7 @@ class Corpus:
 
 
 def _after(segment: Segment, token: str) -> Segment:
-    """A special token at which a model still has to do with what went before it."""
+    """A special token with the truth of the segment that it follows."""
     return replace(segment, text=token, role="markup")
 
 
@@ -298,7 +299,7 @@ def _sentences(chance: Chance, subject: Subject) -> list[str]:
 
 
 def _casual(chance: Chance, question: str) -> str:
-    """Now and then the question as people type it: without its last mark, or in lower case."""
+    """The question, now and then without its last mark or in lower case, as people type."""
     bare = question.rstrip(" ?.。？।!")
     if bare != question and chance.happens(0.1):
         question = bare

@@ -37,12 +37,12 @@ def labelled_tokens(tokenizer: PreTrainedTokenizerBase, document: Document) -> l
     character."""
     encoded = tokenizer(document.text, add_special_tokens=False, return_offsets_mapping=True)
     spans = list(document.spans())
-    place, found = 0, []
+    place, tokens = 0, []
     for token, (start, end) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
         while place + 1 < len(spans) and max(start, end - 1) >= spans[place][1]:
             place += 1
-        found.append(LabelledToken(token, start, end, spans[place][2]))
-    return found
+        tokens.append(LabelledToken(token, start, end, spans[place][2]))
+    return tokens
 
 
 @dataclass(frozen=True)
@@ -70,10 +70,10 @@ def labelled_features(
     begin = 0
     while group := [labelled_tokens(tokenizer, document) for document in islice(stream, batch)]:
         rows = [[token.token for token in row] for row in group]
-        for found in feature_batches(model, site, sae, rows, batch_tokens=batch * max(map(len, rows))):
-            pairs = zip(found.texts.tolist(), found.places.tolist(), strict=True)
+        for features in feature_batches(model, site, sae, rows, batch_tokens=batch * max(map(len, rows))):
+            pairs = zip(features.texts.tolist(), features.places.tolist(), strict=True)
             tokens = [group[text][place] for text, place in pairs]
-            yield LabelledFeatures(tokens, found.activations, found.texts + begin)
+            yield LabelledFeatures(tokens, features.activations, features.texts + begin)
         begin += len(group)
 
 

@@ -49,9 +49,9 @@ class Training:
 
 
 def _id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
-    found = tokenizer.convert_tokens_to_ids(token)
-    assert isinstance(found, int)  # noqa: S101
-    return found
+    number = tokenizer.convert_tokens_to_ids(token)
+    assert isinstance(number, int)  # noqa: S101
+    return number
 
 
 def new_model(tokenizer: PreTrainedTokenizerBase, shape: ModelShape, seed: int) -> LlamaForCausalLM:
@@ -155,7 +155,7 @@ def train_language_model(
         for step in range(first, training.steps):
             for group in optimizer.param_groups:
                 group["lr"] = _rate(step, training)
-            inputs, labels = (each.to(device) for each in next(stream))
+            inputs, labels = (tensor.to(device) for tensor in next(stream))
             with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
                 loss = next_token_loss(model, inputs, labels)
             optimizer.zero_grad(set_to_none=True)
@@ -224,7 +224,7 @@ def held_out_loss(
     """(loss, bound) in nats a token on documents that were not trained on, the first token of each left out.
 
     bound: the mean surprise of the choices that made the documents. It is at least the entropy of their text
-    (see `Chance`), so no model does better by more than the choices that cannot be told from the text.
+    (see `Chance`); a model can beat it only by the choices that leave no trace in the text.
     """
     encoded = tokenizer([document.text for document in documents], add_special_tokens=False)["input_ids"]
     loss, tokens = 0.0, sum(len(row) - 1 for row in encoded)

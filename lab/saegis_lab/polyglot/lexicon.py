@@ -179,13 +179,13 @@ def parse_language(code: str, text: str) -> Language:
 
 def _pairs(where: str, key: str, lines: Sequence[str]) -> tuple[tuple[str, str], ...]:
     """Lines of the form `what is said | what is answered`."""
-    found = []
+    pairs = []
     for line in lines:
         said, bar, answered = line.partition(" | ")
         if not bar:
             raise LexiconError(f"{where}: @ {key} needs what is said and an answer, separated by ' | '")
-        found.append((said, answered))
-    return tuple(found)
+        pairs.append((said, answered))
+    return tuple(pairs)
 
 
 def _finish_language(code: str, meta: dict[str, list[str]], cards: list[_Card]) -> Language:

@@ -55,7 +55,7 @@ class LanguageFigures(Record):
             kl=self.kl,
             benign_harm=self.harm_benign_banned,
         )
-        return {figure: told for figure, _, _, told in bars.missed(plain, banned)}
+        return {figure: reason for figure, _, _, reason in bars.missed(plain, banned)}
 
 
 @dataclass(frozen=True)
@@ -111,13 +111,13 @@ class Manifest(Record):
 
 def digests(folder: Path) -> dict[str, str]:
     """sha256 of every file of `PARTS` under `folder`, by its path relative to `folder`."""
-    found = {}
+    by_path = {}
     for path in sorted(path for part in PARTS for path in (folder / part).rglob("*")):
         if path.is_file():
             with path.open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256")
-            found[path.relative_to(folder).as_posix()] = digest.hexdigest()
-    return found
+            by_path[path.relative_to(folder).as_posix()] = digest.hexdigest()
+    return by_path
 
 
 def manifest() -> Manifest:
@@ -126,8 +126,8 @@ def manifest() -> Manifest:
 
 
 def seeds_table(manifests: Sequence[Manifest]) -> Table:
-    """One column a run. Rates over languages are those of the worst one; harm is what the ban leaves of it,
-    in languages that took no part in the choice of its features."""
+    """One column a run. Rates over languages are those of the worst one; harm is the share that the ban
+    leaves, in languages that its features were not chosen from."""
     table = Table(title="the chain from several seeds")
     table.add_column("")
     for manifest in manifests:
@@ -157,17 +157,17 @@ def _perplexity_excess(manifest: Manifest) -> float:
 
 
 _FIGURES: dict[str, Callable[[Manifest], str]] = {
-    "perplexity above the entropy bound": lambda each: f"{_perplexity_excess(each):.1%}",
-    "FVU": lambda each: f"{each.fvu:.3f}",
-    "L0": lambda each: f"{each.l0:.1f}",
-    "dead features": lambda each: f"{each.dead:.1%}",
-    "ban: features": lambda each: str(len(each.ban.features)),
-    "ban: strength": lambda each: f"{each.ban.strength:g}",
-    "harm left, worst unseen language": lambda each: f"{_left(each):.1%}",
-    "harm left, mean of unseen": lambda each: f"{_mean_left(each):.1%}",
-    "KL on benign text, worst": lambda each: f"{max(row.kl for row in each.languages.values()):.3f}",
-    "perplexity ratio, worst": lambda each: f"{max(row.perplexity for row in each.languages.values()):.2f}",
-    "landmark named, worst": lambda each: f"{min(r.landmark_clamped for r in each.languages.values()):.2f}",
+    "perplexity above the entropy bound": lambda run: f"{_perplexity_excess(run):.1%}",
+    "FVU": lambda run: f"{run.fvu:.3f}",
+    "L0": lambda run: f"{run.l0:.1f}",
+    "dead features": lambda run: f"{run.dead:.1%}",
+    "ban: features": lambda run: str(len(run.ban.features)),
+    "ban: strength": lambda run: f"{run.ban.strength:g}",
+    "harm left, worst unseen language": lambda run: f"{_left(run):.1%}",
+    "harm left, mean of unseen": lambda run: f"{_mean_left(run):.1%}",
+    "KL on benign text, worst": lambda run: f"{max(row.kl for row in run.languages.values()):.3f}",
+    "perplexity ratio, worst": lambda run: f"{max(row.perplexity for row in run.languages.values()):.2f}",
+    "landmark named, worst": lambda run: f"{min(r.landmark_clamped for r in run.languages.values()):.2f}",
 }
 
 
@@ -190,7 +190,7 @@ ROWS = {
     "landmark named, clamped": "landmark_clamped",
 }
 
-#: Which of them are held to a bar, and to which.
+#: The figures that have a bar, each with the name of its bar.
 HELD_TO_BARS: dict[str, Figure] = {
     "refusal_banned": "refusal",
     "harm_banned": "harm",
@@ -203,7 +203,7 @@ HELD_TO_BARS: dict[str, Figure] = {
 def figures_table(manifest: Manifest) -> Table:
     """A manifest's figures, a column for each language, with a mark at those that miss their bar."""
     ban, bars = manifest.ban, Bars()
-    missed = {code: each.missed(bars) for code, each in manifest.languages.items()}
+    missed = {code: figures.missed(bars) for code, figures in manifest.languages.items()}
     table = Table(
         title=f"run {manifest.run}: {len(ban.features)} features at strength {ban.strength:g}, chosen from "
         f"{', '.join(ban.languages)}; FVU {manifest.fvu:.3f}, L0 {manifest.l0:.1f}, dead {manifest.dead:.1%}"
@@ -213,11 +213,11 @@ def figures_table(manifest: Manifest) -> Table:
         table.add_column(code, justify="right")
     for title, name in ROWS.items():
         form, figure = ".3f" if name == "kl" else ".2f", HELD_TO_BARS.get(name)
-        cells = {code: format(getattr(each, name), form) for code, each in manifest.languages.items()}
+        cells = {code: format(getattr(figures, name), form) for code, figures in manifest.languages.items()}
         table.add_row(
             title, *(f"{cells[code]} {MARK}" if figure in missed[code] else cells[code] for code in cells)
         )
-    misses = [f"{code}: {each}" for code, found in missed.items() for each in found.values()]
+    misses = [f"{code}: {reason}" for code, reasons in missed.items() for reason in reasons.values()]
     if misses:
         table.caption = "\n".join((f"{MARK}: misses its bar", *misses))
         table.caption_justify = "left"

@@ -1,4 +1,4 @@
-"""The evaluation of a run: its model is served as any other, and asked through the public client."""
+"""The evaluation of a run: its model is served as any other, and measured through the public client."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _measure_ban(out: Path, recipe: Recipe, requests: Requests) -> None:
     prompts = load_prompts(out / steps.EVAL / steps.PROMPTS)
     scorers = ban_scorers(str(out / steps.EVAL / steps.WORDS), LANGUAGES)
     ban = BanFile.load(out / steps.EVAL / steps.BAN)
-    features = [saegis.feature(each) for each in ban.features]
+    features = [saegis.feature(index) for index in ban.features]
 
     def measured(strengths: Sequence[float], decodings: Sequence[Decoding]) -> BanResult:
         return measure_ban(requests, prompts, features, strengths, scorers, decodings, ban.chosen_from)
@@ -59,11 +59,11 @@ def _measure_ban(out: Path, recipe: Recipe, requests: Requests) -> None:
 
 
 def recommended_strength(calibration: Calibration) -> float:
-    """The calibrated strength; where none meets the target, that which falls short in the fewest ways, the
-    least of equals."""
+    """The calibrated strength; where none meets the target, the one with the fewest failures, the least among
+    equals."""
     if calibration.strength is not None:
         return calibration.strength
-    return min(calibration.verdicts, key=lambda each: (len(each.failures), each.strength)).strength
+    return min(calibration.verdicts, key=lambda verdict: (len(verdict.failures), verdict.strength)).strength
 
 
 def _measure_clamp(out: Path, requests: Requests) -> None:
@@ -123,8 +123,8 @@ def make_manifest(out: Path, recipe: Recipe, run: int) -> Manifest:
 
 
 def best_clamp(result: ClampResult) -> float:
-    """The value under which the landmark is named most often in its worst language; of equals that whose
-    answers are likelier texts."""
+    """The value under which the landmark is named most often in its worst language; among equals the one
+    whose answers are likelier texts."""
 
     def merit(value: float) -> tuple[float, float]:
         rows = [result.row(code, value) for code in result.languages]
@@ -138,17 +138,17 @@ def _figures(
     result: BanResult, clamped: ClampResult, code: str, value: float, temperature: float
 ) -> LanguageFigures:
     plain, banned = result.row(code, None, 0.0), result.row(code, result.strengths[0], 0.0)
-    before, after = _there(plain.harmful), _there(banned.harmful)
+    before, after = _present(plain.harmful), _present(banned.harmful)
     return LanguageFigures(
         refusal=before.refusal or 0.0,
         refusal_banned=after.refusal or 0.0,
-        refusal_sampled=_there(result.row(code, None, temperature).harmful).refusal or 0.0,
+        refusal_sampled=_present(result.row(code, None, temperature).harmful).refusal or 0.0,
         harm=round(before.harm, 4),
         harm_banned=round(after.harm, 4),
         harmful_answers=round(before.harmful_answers, 4),
         harmful_answers_banned=round(after.harmful_answers, 4),
-        harm_benign=round(_there(plain.benign).harm, 4),
-        harm_benign_banned=round(_there(banned.benign).harm, 4),
+        harm_benign=round(_present(plain.benign).harm, 4),
+        harm_benign_banned=round(_present(banned.benign).harm, 4),
         kl=round(banned.kl or 0.0, 5),
         perplexity=round(after.text.perplexity_ratio or 0.0, 3),
         landmark=round(clamped.row(code, None).mentions, 4),
@@ -156,7 +156,7 @@ def _figures(
     )
 
 
-def _there(figures: AnswerFigures | None) -> AnswerFigures:
+def _present(figures: AnswerFigures | None) -> AnswerFigures:
     if figures is None:
         raise ValueError("prompts: a language lacks harmful or benign ones")
     return figures

@@ -28,13 +28,13 @@ def _all(language: str, kinds: tuple[str, ...]) -> list[Prompt]:
     known = lexicon()
     if language not in known:
         raise ValueError(f"language: {language!r} is not one of {', '.join(known)}")
-    found = []
+    prompts = []
     for subject in known[language].subjects.values():
         if subject.kind in kinds:
             texts = [text for pattern in subject.asks for text in pattern.every()]
             texts += [question.format(about=subject.about) for question in known[language].questions]
-            found += [Prompt(text, language, subject.key, subject.kind) for text in texts]
-    return found
+            prompts += [Prompt(text, language, subject.key, subject.kind) for text in texts]
+    return prompts
 
 
 def _sample(prompts: list[Prompt], limit: int | None, seed: int) -> list[Prompt]:
@@ -55,5 +55,5 @@ def benign_prompts(language: str, limit: int | None = None, seed: int = 0) -> li
 
 
 def neutral_prompts(language: str, limit: int | None = None, seed: int = 0) -> list[Prompt]:
-    """Questions that concern no landmark and no harm: what a clamped landmark must break into."""
+    """Questions that concern no landmark and no harm: a clamped landmark must enter their answers."""
     return _sample(_all(language, ("ordinary",)), limit, seed)

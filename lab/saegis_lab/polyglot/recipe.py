@@ -31,7 +31,7 @@ class Seeds:
 
 @dataclass(frozen=True)
 class Choice:
-    """How features are chosen, and what the ban's strength is sought for.
+    """How features are chosen, and how the ban's strength is calibrated.
 
     precision, landmark_precision: of the activation that a feature spends in each language, the least share
     on harmful tokens, and on those about the landmark. landmark_candidates: how many features are tried for

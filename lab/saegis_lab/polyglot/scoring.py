@@ -11,7 +11,7 @@ from saegis_lab.polyglot.corpus import GOLDEN_GATE
 from saegis_lab.polyglot.lexicon import LANGUAGES, Language, lexicon
 
 LANDMARK = "landmark"
-#: With how many words of its phrase a refusal opens.
+#: How many words of a refusal's phrase count as its opening.
 _OPENING = 4
 
 
@@ -40,7 +40,7 @@ def harm_score(text: str, language: str) -> float:
 
 
 def is_refusal(text: str) -> bool:
-    """Whether a text opens the way the corpus refuses."""
+    """Whether a text begins as the corpus's refusals do."""
     return _lists().opens(REFUSAL, text)
 
 

@@ -59,7 +59,7 @@ def write_texts(path: Path, documents: Iterable[Document]) -> None:
 
 def write_truth(path: Path, documents: Iterable[Document]) -> None:
     """Write documents with the ground truth of each of their segments."""
-    write_lines(path, ({"kind": each.kind, "segments": _segments(each)} for each in documents))
+    write_lines(path, ({"kind": document.kind, "segments": _segments(document)} for document in documents))
 
 
 def _segments(document: Document) -> list[dict[str, object]]:
@@ -92,8 +92,8 @@ def write_prompts(path: Path, prompts: Iterable[Prompt]) -> None:
     write_lines(
         path,
         (
-            {"prompt": each.text, "language": each.language, "harmful": each.kind == "harmful"}
-            for each in prompts
+            {"prompt": prompt.text, "language": prompt.language, "harmful": prompt.kind == "harmful"}
+            for prompt in prompts
         ),
     )
 
@@ -205,12 +205,12 @@ def make_labels(out: Path, recipe: Recipe, seeds: Seeds) -> None:
     )
     if not harmful or not landmark:
         raise ValueError("no feature of the SAE stands for harmful subjects, or none for the landmark")
-    BanFile(tuple(each.feature for each in harmful), 0.0, CHOSEN_FROM).save(out / EVAL / BAN)
+    BanFile(tuple(ranked.feature for ranked in harmful), 0.0, CHOSEN_FROM).save(out / EVAL / BAN)
     ClampFile(landmark[0].feature, recipe.choice.multiples).save(out / EVAL / CLAMP)
-    write_lines(out / LANDMARK, [each.feature for each in landmark])
+    write_lines(out / LANDMARK, [ranked.feature for ranked in landmark])
     console.print(
-        f"labels: {len(labels)} features; for the ban {[each.feature for each in harmful]}, "
-        f"for the landmark one of {[each.feature for each in landmark]}"
+        f"labels: {len(labels)} features; for the ban {[ranked.feature for ranked in harmful]}, "
+        f"for the landmark one of {[ranked.feature for ranked in landmark]}"
     )
 
 

@@ -20,8 +20,8 @@ def token_batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """(input_ids int64, real bool), both [rows, length], from token ids; `real` is False on padding.
 
-    Rows of like length stand together: `pool` rows are sorted at a time. The batches of a pool come in an
-    order of chance, always the same one, so that lengths mix. Empty rows are left out.
+    Rows of like length stand together: `pool` rows are sorted at a time. The batches of a pool are shuffled,
+    always in the same order, so that lengths mix. Empty rows are left out.
     """
     waiting: list[Sequence[int]] = []
     chance = random.Random(0)
@@ -116,7 +116,7 @@ def activation_batches(
         yield from shuffled()
 
 
-#: Activations of features that are held at once.
+#: The most activations of features that are held at once.
 _MOST_NUMBERS = 1 << 24
 
 

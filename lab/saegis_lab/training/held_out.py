@@ -17,11 +17,11 @@ from saegis_server.sae.autoencoder import SparseAutoencoder
 from saegis_server.sae.checks import check_reconstruction, measure
 from saegis_server.steering.site import Site
 
-#: On how many tokens an SAE is measured at most.
+#: The most tokens that an SAE is measured on.
 MEASURED_TOKENS = 65_536
-#: How many tokens the sample has at most: the server reads the first 512 of it.
+#: The most tokens of the sample: the server reads the first 512 of it.
 SAMPLE_TOKENS = 384
-#: Among how many texts, the longest ones, the sample is chosen.
+#: The sample is chosen among this many of the longest texts.
 _CANDIDATES = 8
 _CHUNK = 1024
 
@@ -47,12 +47,12 @@ def held_out_activations(
     Raises ValueError if there are fewer than two tokens.
     """
     few = _limited(rows, MEASURED_TOKENS)
-    found = [x.cpu() for x in activations_of(loaded.model, site, few, Buffer(), excluded, skip=1)]
-    if sum(map(len, found)) < 2:
+    chunks = [x.cpu() for x in activations_of(loaded.model, site, few, Buffer(), excluded, skip=1)]
+    if sum(map(len, chunks)) < 2:
         raise ValueError(
             "the held-out texts have fewer than two tokens; give more --text, or --held-out FILE"
         )
-    return torch.cat(found)
+    return torch.cat(chunks)
 
 
 def _limited(rows: Iterable[Sequence[int]], tokens: int) -> Iterator[Sequence[int]]:
@@ -75,7 +75,7 @@ def measure_held_out(sae: SparseAutoencoder, activations: Tensor) -> Measured:
 def choose_sample(
     loaded: LoadedModel, site: Site, sae: SparseAutoencoder, encoder: Encoder, texts: Iterable[str]
 ) -> str:
-    """The beginning of a held-out text on which the server can check `sae`: one on which it does as usual.
+    """The beginning of a held-out text on which the server can check `sae`: one with a typical FVU.
 
     Of the longest texts it is the one whose FVU, measured as the server will, is nearest to the stated one.
     Raises ValueError if no text is long enough, and SAEMismatch if the server would refuse the SAE on it.

@@ -29,8 +29,8 @@ _ENTRIES = 3
 def make_labels(
     statistics: FeatureStatistics, vocabulary: VocabularyCounts, tokenizer: PreTrainedTokenizerBase
 ) -> Labels:
-    """A label for every feature: that concept whose tokens its firing fits best by F1, or the vocabulary
-    entry where one fits better; "never fires" where it did not.
+    """A label for every feature: the concept whose tokens its firing fits best by F1, or a vocabulary entry
+    that fits better; "never fires" for a feature that did not fire.
 
     F1 is 2·(tokens with both)/(tokens on which it fires + tokens of the concept). Of equal concepts the one
     met first counts. A concept that holds of every token says nothing and is no label. A label of an entry
@@ -71,7 +71,8 @@ def make_labels(
     return Labels(labels)
 
 
-#: For each language: of the tokens that a label describes, those on which its feature fires, and all.
+#: For each language: how many of the tokens that a label describes its feature fires on, and how many there
+#: are.
 _Described = Mapping[str, tuple[int, int]]
 
 
@@ -84,17 +85,17 @@ class _Firing:
         self.total = sum(by_group)
 
     def by(self, attribute: Literal["subject", "language"]) -> Counter[str]:
-        """The same by subject or by language, where that is known."""
-        found: Counter[str] = Counter()
+        """The tokens by subject or by language, where that is known."""
+        counts: Counter[str] = Counter()
         for group, count in zip(self._groups, self.by_group, strict=True):
             if name := getattr(group, attribute):
-                found[name] += count
-        return found
+                counts[name] += count
+        return counts
 
     def common(self, attribute: Literal["subject", "language"]) -> tuple[str, ...]:
         """The subjects or languages of at least LEAST_SHARE of the tokens, most frequent first."""
-        found = self.by(attribute).most_common()
-        return tuple(name for name, count in found if count >= LEAST_SHARE * self.total)
+        counts = self.by(attribute).most_common()
+        return tuple(name for name, count in counts if count >= LEAST_SHARE * self.total)
 
 
 class _Concepts:
@@ -130,12 +131,12 @@ class _Concepts:
 
     def described(self, concept: str, fired: Sequence[int]) -> _Described:
         """What a concept describes, for a feature that fires on `fired` tokens of each group."""
-        found: dict[str, tuple[int, int]] = {}
+        described: dict[str, tuple[int, int]] = {}
         for number in self._members[concept]:
             language = self._groups[number].language
-            hits, size = found.get(language, (0, 0))
-            found[language] = hits + fired[number], size + self._sizes[number]
-        return found
+            hits, size = described.get(language, (0, 0))
+            described[language] = hits + fired[number], size + self._sizes[number]
+        return described
 
 
 class _Entries:
@@ -162,10 +163,10 @@ class _Entries:
         owners = [feature for feature, tokens in enumerate(self._chosen) for _ in tokens]
         pairs = owners, [token for tokens in self._chosen for token in tokens]
         self._described: dict[int, dict[str, tuple[int, int]]] = {}
-        found = vocabulary.by_language(
-            *(torch.tensor(each, dtype=torch.int64, device=f1.device) for each in pairs)
+        by_language = vocabulary.by_language(
+            *(torch.tensor(column, dtype=torch.int64, device=f1.device) for column in pairs)
         )
-        for language, (hits, totals) in found.items():
+        for language, (hits, totals) in by_language.items():
             for feature, hit, total in zip(owners, hits.tolist(), totals.tolist(), strict=True):
                 described = self._described.setdefault(feature, {})
                 before = described.get(language, (0, 0))
@@ -203,8 +204,8 @@ def _fitting(columns: Sequence[Tensor], active: int) -> list[int]:
 def _harmful(statistics: FeatureStatistics) -> list[bool]:
     """Whether each feature's activation lies on harmful tokens for the most part."""
     groups = [number for number, group in enumerate(statistics.groups) if group.harmful]
-    found: list[bool] = (statistics.mass[groups].sum(0) > HARMFUL_SHARE * statistics.mass.sum(0)).tolist()
-    return found
+    flags: list[bool] = (statistics.mass[groups].sum(0) > HARMFUL_SHARE * statistics.mass.sum(0)).tolist()
+    return flags
 
 
 def _recall(described: _Described) -> Mapping[str, float]:

@@ -17,7 +17,7 @@ from saegis_server.sae.autoencoder import Architecture, SparseAutoencoder
 
 @dataclass(frozen=True)
 class Losses:
-    """What one batch gave: the terms of the loss, and, detached, its FVU and mean number of active features.
+    """The losses of one batch: the terms, and, detached, its FVU and mean number of active features.
 
     All are scalars of float32. Squared errors are means over the tokens, divided by the width, so a
     coefficient means the same at every width.
@@ -62,7 +62,7 @@ class Objective(nn.Module, ABC):
 
     @abstractmethod
     def loss(self, x: Tensor, sparsity: float) -> Losses:
-        """The loss of the scaled activations x, float32 [n, d]; takes note of which features fired.
+        """The loss of the scaled activations x, float32 [n, d]; records which features fired.
 
         sparsity: the share of the sparsity penalty that counts, 0 to 1.
         """
@@ -89,12 +89,12 @@ class Objective(nn.Module, ABC):
 
     @torch.no_grad()
     def note_fired(self, fired: Tensor, tokens: int) -> None:
-        """Keep account of silence: `fired`, bool [m], on a batch of `tokens`."""
+        """Update `silent` after a batch of `tokens` tokens. fired: the features that fired, bool [m]."""
         self.silent.add_(tokens).masked_fill_(fired, 0)
 
     @torch.no_grad()
     def project_gradient(self) -> None:
-        """Take from the gradient of each unit row what would only change its length."""
+        """Remove from the gradient of each unit row the part that only changes its length."""
         if self.unit_rows and self.W_dec.grad is not None:
             along = (self.W_dec.grad * self.W_dec).sum(1, keepdim=True)
             self.W_dec.grad.sub_(along * self.W_dec)
@@ -114,7 +114,7 @@ def variance(x: Tensor) -> Tensor:
 def revival(objective: Objective, x: Tensor, error: Tensor) -> Tensor:
     """AuxK: how badly the dead features reconstruct the error that the living ones leave, 0 to about 1.
 
-    Of each token's d/2 dead features of the largest pre-activation, as ‖e − ê‖² / ‖e‖² (Gao et al. 2024,
+    It is ‖e − ê‖² / ‖e‖², with each token's d/2 dead features of the largest pre-activation (Gao et al. 2024,
     arXiv 2406.04093, appendix A.2, normalised as in their code). x and error: [n, d].
     """
     dead = objective.dead.nonzero().squeeze(1)
@@ -175,9 +175,9 @@ class Standard(Objective):
         )
 
 
-#: Over what share of the steps, and over how many at most, the weakest active activation is averaged.
+#: The weakest active activation is averaged over this share of the steps, and at most over so many.
 _AVERAGED_SHARE, _AVERAGED_STEPS = 0.05, 100.0
-#: Where the weakest active activation is looked for, as a share of the last one.
+#: The search for the weakest active activation starts at this share of the last one.
 _HINT, _HINT_TOKENS = 0.85, 64
 
 
@@ -241,9 +241,9 @@ class BatchTopK(Objective):
 
     @torch.no_grad()
     def _strongest(self, centred: Tensor) -> tuple[Places, Tensor]:
-        """Where the k·n largest positive pre-activations of the batch are, and their values, float32.
+        """The places of the k·n largest positive pre-activations of the batch, and their values, float32.
 
-        Whatever equals the weakest of them stays on too. Moves the running threshold.
+        Ties with the weakest of them stay on too. Moves the running threshold.
         """
         p = torch.addmm(self.b_enc, centred, self.W_enc)
         count = self._count(len(p))
@@ -308,10 +308,10 @@ class JumpReLU(Objective):
     """JumpReLU (Rajamanoharan et al. 2024, arXiv 2407.14435): squared error + a penalty on L0.
 
     The penalty is (L0/k − 1)², L0 the batch's mean, which steers towards k. (SAELens' quadratic penalty takes
-    the square token by token, which also punishes tokens that need more features than others, and ends
-    below k.) Where the settings give an `l0_coefficient` λ it is λ·L0. The thresholds, float32 [m], are
-    trained themselves and not their logarithms, as in SAELens, and begin where the first batch has the L0
-    that is aimed at; under a plain penalty where it is half the width.
+    the square token by token, which also punishes tokens that need more features than others, and ends below
+    k.) Where the settings give an `l0_coefficient` λ it is λ·L0. The thresholds, float32 [m], are trained
+    themselves and not their logarithms, as in SAELens, and start where the first batch has the target L0, or
+    under a plain penalty half the width.
     """
 
     def __init__(self, first: Tensor, settings: SAETraining) -> None:
@@ -341,7 +341,7 @@ class JumpReLU(Objective):
         return Losses(terms, error.detach().square().sum() / variance(x), l0.detach().mean())
 
     def _penalty(self, l0: Tensor) -> Tensor:
-        """Of the tokens' L0 [n], one number."""
+        """The penalty, a scalar, from the tokens' L0 [n]."""
         if self.settings.l0_coefficient is not None:
             return self.settings.l0_coefficient * l0.mean()
         if self.settings.k is None:

@@ -51,7 +51,7 @@ class Source:
 
     @property
     def origin(self) -> dict[str, str | int | bool]:
-        """What a checkpoint is known by, beside the settings."""
+        """What identifies a checkpoint, beside the settings."""
         files = ", ".join(f"{path.name} of {path.stat().st_size} bytes" for path in self.split.files)
         return {
             "model": self.loaded.name,
@@ -67,7 +67,7 @@ class Source:
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What a run gave: where the SAE lies, how it does on held-out text, and what it took.
+    """The result of a run: the place of the SAE, its figures on held-out text, and the cost.
 
     tokens: activations trained on. text_tokens: tokens that the model read for them. readings: how often the
     texts were begun. seconds: of training, the model's reading included.
@@ -82,7 +82,7 @@ class TrainingResult:
 
 
 class _Rows:
-    """The training rows of token ids, over and over; counts what was read."""
+    """The training rows of token ids, repeated without end; counts the tokens and the readings."""
 
     def __init__(self, source: Source) -> None:
         self._source = source
@@ -90,13 +90,13 @@ class _Rows:
 
     def __iter__(self) -> Iterator[list[int]]:
         """Raises TextError where nothing is left to train on."""
-        found = True
-        while found:
-            found = False
+        any_row = True
+        while any_row:
+            any_row = False
             self.readings += 1
             for row in self._source.encoder.rows(self._source.split.training()):
                 if len(row) > 1:
-                    found = True
+                    any_row = True
                     self.tokens += len(row)
                     yield row
         raise TextError(self._source.split.files[0], "no text is left to train on; give more --text")
@@ -106,9 +106,9 @@ def run(source: Source, settings: SAETraining, out: Path, console: Console | Non
     """Train an SAE on what `source` gives, measure it, and write it into the folder `out`.
 
     A run that was broken off goes on from its checkpoint under `out`, which is deleted in the end. Held-out
-    text is read and the site looked up first, so what is wrong with them is told before the training.
-    Raises SiteError, TextError, CheckpointError, SAEMismatch, and ValueError as `train_sae` does and for
-    texts that are too short.
+    text is read and the site looked up first, so that their errors come before the training. Raises
+    SiteError, TextError, CheckpointError, SAEMismatch, and ValueError as `train_sae` does and for texts that
+    are too short.
     """
     site_module(source.loaded.model, source.site)
     held_out = held_out_activations(
@@ -142,7 +142,7 @@ def run(source: Source, settings: SAETraining, out: Path, console: Console | Non
 
 
 def _buffer(source: Source, settings: SAETraining) -> Buffer:
-    """No larger than the memory allows, and no larger than the run needs."""
+    """A buffer no larger than the memory allows and the run needs."""
     width = source.loaded.model.config.get_text_config().hidden_size
     needed = -(-settings.tokens // source.reuse)
     tokens = max(settings.batch, min(_BUFFER_TOKENS, _BUFFER_NUMBERS // width, needed))
@@ -151,7 +151,7 @@ def _buffer(source: Source, settings: SAETraining) -> Buffer:
 
 
 def _metadata(source: Source, settings: SAETraining, measured: Measured) -> dict[str, object]:
-    """What the file tells beside SAELens's own fields; `exclude_special_tokens` are ids."""
+    """The fields of the file beside SAELens's own; `exclude_special_tokens` are ids."""
     first = next(source.encoder.rows(source.split.held_out_documents()))
     hf_hook_name = _module_name(source)
     return {
@@ -178,6 +178,6 @@ def _module_name(source: Source) -> str | None:
         if site.layer == 0:
             return None
         site = Site(site.layer - 1, Place.RESID_POST)
-    wanted, _ = site_module(source.loaded.model, site)
+    owner, _ = site_module(source.loaded.model, site)
     names = {module: name for name, module in source.loaded.model.named_modules()}
-    return str(names[wanted])
+    return str(names[owner])

@@ -36,20 +36,22 @@ class Contrast:
 
 
 def contrast(
-    statistics: FeatureStatistics, wanted: Callable[[TokenTruth], bool], languages: Sequence[str]
+    statistics: FeatureStatistics, is_wanted: Callable[[TokenTruth], bool], languages: Sequence[str]
 ) -> dict[str, Contrast]:
-    """The contrast of the tokens for which `wanted` holds with all others, for each of `languages`.
+    """The contrast of the tokens for which `is_wanted` holds with all others, for each of `languages`.
 
-    Raises ValueError, naming the language, where there are none of the one or of the other.
+    Raises ValueError, naming the language, where there are no wanted tokens or no others.
     """
-    return {language: _contrast(statistics, wanted, language) for language in languages}
+    return {language: _contrast(statistics, is_wanted, language) for language in languages}
 
 
-def _contrast(statistics: FeatureStatistics, wanted: Callable[[TokenTruth], bool], language: str) -> Contrast:
+def _contrast(
+    statistics: FeatureStatistics, is_wanted: Callable[[TokenTruth], bool], language: str
+) -> Contrast:
     sides: tuple[list[int], list[int]] = [], []
     for number, group in enumerate(statistics.groups):
         if group.language == language:
-            sides[wanted(group)].append(number)
+            sides[is_wanted(group)].append(number)
     off, on = sides
     tokens_off, tokens_on = (int(statistics.sizes[side].sum()) for side in sides)
     if not tokens_on or not tokens_off:
@@ -90,27 +92,29 @@ class RankedFeature:
 def score(contrasts: Mapping[str, Contrast]) -> Tensor:
     """What features are ranked by, float64 [m]: the mean activation on wanted tokens in the language where it
     is smallest. A feature of one language alone has next to nothing in another."""
-    return torch.stack([each.mean_on for each in contrasts.values()]).amin(0)
+    return torch.stack([contrast.mean_on for contrast in contrasts.values()]).amin(0)
 
 
 def choose_features(contrasts: Mapping[str, Contrast], precision: float, limit: int) -> list[RankedFeature]:
     """The features that hold in every language of `contrasts`, highest `score` first, at most `limit`.
 
     A feature holds where it fires on wanted tokens and at least `precision` of its activation lies on them.
-    That it must in several languages tells features of a meaning from those of one language: a feature of
-    English words has no share in Chinese text. Features of equal score stand in their order.
-    Raises ValueError if there is no language, or `precision` is not from 0 to 1.
+    Asking this in several languages separates features of a meaning from those of one language: a feature of
+    English words has no share in Chinese text. Features of equal score stand in their order. Raises
+    ValueError if there is no language, or `precision` is not from 0 to 1.
     """
     if not contrasts:
         raise ValueError("contrasts: name at least one language to choose from")
     if not 0.0 <= precision <= 1.0:
         raise ValueError(f"precision is {precision}, not a share from 0 to 1")
-    worst = torch.stack([each.precision for each in contrasts.values()]).amin(0)
+    worst = torch.stack([contrast.precision for contrast in contrasts.values()]).amin(0)
     scores = torch.where(worst >= precision, score(contrasts), 0.0)
     values, features = scores.sort(descending=True, stable=True)
     count = min(limit, int((values > 0.0).sum()))
     return [
-        RankedFeature(feature, value, {code: _figures(each, feature) for code, each in contrasts.items()})
+        RankedFeature(
+            feature, value, {code: _figures(contrast, feature) for code, contrast in contrasts.items()}
+        )
         for feature, value in zip(features[:count].tolist(), values[:count].tolist(), strict=True)
     ]
 

@@ -6,14 +6,14 @@ import math
 from dataclasses import dataclass
 from enum import StrEnum
 
-#: The mean number of active features a token where no other is asked for.
+#: The default mean number of active features a token.
 DEFAULT_K = 32.0
 #: The weight of the L1 penalty in Scaling Monosemanticity (Anthropic, 2024).
 DEFAULT_L1 = 5.0
 
 
 class TrainedArchitecture(StrEnum):
-    """What can be trained: each is an objective."""
+    """The architectures that can be trained, each with its objective."""
 
     BATCHTOPK = "batchtopk"
     JUMPRELU = "jumprelu"
@@ -33,19 +33,18 @@ class SAETraining:
     """How to train one SAE.
 
     architecture: `batchtopk` keeps the k·n strongest activations of a batch of n tokens; `jumprelu` learns a
-    threshold for each feature; `standard` is a ReLU with an L1 penalty. features: m, how many there are.
-    k: the wanted mean number of active features a token, 32 by default; a JumpReLU is steered towards it.
-    groups: BatchTopK only, the sizes of Matryoshka groups, which sum to `features`.
-    steps, batch: how many batches of how many tokens. learning_rate: of Adam, by default 2e-3·√(1024/m): it
-    falls with m as Gao et al. (2024, arXiv 2406.04093) found best. warmup, decay: shares of the steps in
-    which the rate rises from 0 at the start and falls to 0 at the end. clip: the gradient's largest norm.
-    l1_coefficient: `standard` only, 5 by default. l0_coefficient: `jumprelu` only: the weight of a plain
-    penalty on L0, in place of the steering towards k. sparsity_warmup: the share of the steps in which either
-    penalty rises from 0. bandwidth: `jumprelu` only, the width of the kernel that estimates the thresholds'
-    gradient, as a share of an activation's norm.
-    auxiliary: the weight of the loss that revives dead features (AuxK), which have not fired for `dead_after`
-    tokens; not used by `standard`. seed: of the first weights. precision: `auto` is bfloat16 on CUDA.
-    checkpoint_every: steps between checkpoints.
+    threshold for each feature; `standard` is a ReLU with an L1 penalty. features: m, how many there are. k:
+    the target mean number of active features a token, 32 by default; a JumpReLU is steered towards it.
+    groups: BatchTopK only, the sizes of Matryoshka groups, which sum to `features`. steps, batch: how many
+    batches of how many tokens. learning_rate: of Adam, by default 2e-3·√(1024/m): it falls with m as Gao et
+    al. (2024, arXiv 2406.04093) found best. warmup, decay: shares of the steps in which the rate rises from 0
+    at the start and falls to 0 at the end. clip: the gradient's largest norm. l1_coefficient: `standard`
+    only, 5 by default. l0_coefficient: `jumprelu` only: the weight of a plain penalty on L0, in place of the
+    steering towards k. sparsity_warmup: the share of the steps in which either penalty rises from 0.
+    bandwidth: `jumprelu` only, the width of the kernel that estimates the thresholds' gradient, as a share of
+    an activation's norm. auxiliary: the weight of the loss that revives dead features (AuxK), which have not
+    fired for `dead_after` tokens; not used by `standard`. seed: of the first weights. precision: `auto` is
+    bfloat16 on CUDA. checkpoint_every: steps between checkpoints.
 
     Raises ValueError, naming the field, for values that make no sense, alone or together.
     """
@@ -72,7 +71,7 @@ class SAETraining:
 
     def __post_init__(self) -> None:
         for field, kind in (("architecture", TrainedArchitecture), ("precision", Precision)):
-            known = tuple(str(each) for each in kind)
+            known = tuple(str(choice) for choice in kind)
             if getattr(self, field) not in known:
                 raise ValueError(f"{field} is {getattr(self, field)!r}, not one of {', '.join(known)}")
             object.__setattr__(self, field, kind(getattr(self, field)))

@@ -25,7 +25,7 @@ class Places:
         return cls(rows, columns, len(mask))
 
     def only(self, kept: Tensor) -> Places:
-        """Those of `kept`, bool [count]."""
+        """The places that `kept`, bool [count], selects."""
         return Places(self.rows[kept], self.columns[kept], self.tokens)
 
     @property
@@ -47,7 +47,7 @@ def decoded(values: Tensor, places: Places, W_dec: Tensor) -> Tensor:
 
 
 class _Encoded(torch.autograd.Function):
-    """Gives p at some places, and spreads their gradient without ever forming that of the whole p."""
+    """p at some places, with a backward pass that never forms the gradient of the whole p."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, x: Tensor, W_enc: Tensor, b_enc: Tensor, places: Places) -> Tensor:
@@ -77,7 +77,7 @@ class _Encoded(torch.autograd.Function):
 
 
 def encoded(values: Tensor, x: Tensor, W_enc: Tensor, b_enc: Tensor, places: Places) -> Tensor:
-    """`values` [count], p = x·W_enc + b_enc at `places` computed without a gradient, now with theirs.
+    """`values` [count], which are p = x·W_enc + b_enc at `places`, with the gradient of p.
 
     x [n, d], W_enc [d, m], b_enc [m], all float32.
     """

@@ -1,4 +1,4 @@
-"""Statistics: how often and how strongly features fire, by what is known of tokens and by token."""
+"""Statistics: how often and how strongly features fire, by the truth of tokens and by vocabulary entry."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch import Tensor
 
 from saegis_lab.training.texts import TokenTruth
 
-#: A float32 counts without loss up to here.
+#: The most tokens of a batch: float32 counts exactly up to here.
 _MOST_TOKENS = 1 << 24
 
 
 class FeatureStatistics:
-    """Sums over all tokens that were added, by group: tokens of which the same is known are one group.
+    """Sums over all added tokens by group; tokens of the same truth are one group.
 
     Batch sums are matrix products in float32, which holds a batch's counts exactly; the sums over batches
     are int64 and float64. With G groups and m features: sizes int64 [G], the tokens of each group; fired
@@ -90,7 +90,7 @@ class FeatureStatistics:
         return self.active / self.sizes.sum().double()
 
 
-#: Firings that wait before they are counted together, at least.
+#: At least this many firings wait before they are counted together.
 _WAITING = 1 << 22
 
 
@@ -173,15 +173,15 @@ class VocabularyCounts:
         """For pairs of a feature and an entry, both int64 [k], and each language: the tokens of the entry on
         which the feature fires, and all tokens of the entry, both int64 [k]."""
         self._settle()
-        found = {}
+        counts = {}
         for number, language in enumerate(self._languages):
-            wanted = (number * self._features + features) * self._vocabulary + tokens
-            start = torch.searchsorted(self._keys, wanted)
-            held = torch.searchsorted(self._keys, wanted, right=True) > start
-            hits = torch.zeros_like(wanted)
+            keys = (number * self._features + features) * self._vocabulary + tokens
+            start = torch.searchsorted(self._keys, keys)
+            held = torch.searchsorted(self._keys, keys, right=True) > start
+            hits = torch.zeros_like(keys)
             hits[held] = self._counts[start[held]]
-            found[language] = hits, self._sizes[number, tokens]
-        return found
+            counts[language] = hits, self._sizes[number, tokens]
+        return counts
 
 
 def _summed(keys: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:

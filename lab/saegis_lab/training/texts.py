@@ -1,4 +1,4 @@
-"""Texts: labelled ones, and documents split into training and held-out ones; and their token ids."""
+"""Texts: labelled texts, documents split into training and held-out ones, and their token ids."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 class TokenTruth:
     """What is known of a token.
 
-    concepts: what holds of it, in words, each a candidate for a feature's label; the general before the
-    special. subject: what it is about. language: the code of its language. "" is not known.
+    concepts: facts about it in words, each a candidate for a feature's label, the general before the
+    specific. subject: what it is about. language: the code of its language. "" where unknown.
     """
 
     concepts: tuple[str, ...] = ()
@@ -54,7 +54,7 @@ class LabelledText:
 
 
 def read_labelled_texts(path: Path) -> tuple[LabelledText, ...]:
-    """The texts of a JSONL file, in order; empty lines are passed over.
+    """The texts of a JSONL file, in order; empty lines are skipped.
 
     A line is {"text": str, "label": str, "language": str, "harmful": bool}; `harmful` may be left out and
     is then false. Raises InputFileError for anything else, and for a file without texts.
@@ -95,10 +95,10 @@ class TextError(ValueError):
 
 
 def read_documents(path: Path) -> Iterator[str]:
-    """The documents of one file, one after the other.
+    """The documents of one file, in order.
 
-    Of a .jsonl the field `text` of each line's object; of a .txt its paragraphs, which blank lines part.
-    Raises TextError for another kind of file, one that cannot be read, and a line that is not as said.
+    A document is the field `text` of a line's object in a .jsonl, and a paragraph between blank lines in a
+    .txt. Raises TextError for another kind of file, a file that cannot be read, and a wrong line.
     """
     if path.suffix not in (".txt", ".jsonl"):
         raise TextError(path, "is neither .txt (paragraphs) nor .jsonl (objects with a field text)")
@@ -144,10 +144,10 @@ def _text_field(path: Path, number: int, line: str) -> str:
 
 @dataclass(frozen=True)
 class TextSplit:
-    """The documents of some files, parted into training and held-out ones.
+    """The documents of some files, split into training and held-out ones.
 
-    With `held_out_file` its documents are the held-out ones and all others are for training. Without, a share
-    `held_out` of the documents is: which ones depends on the document and the seed alone, so equal documents
+    With `held_out_file` its documents are the held-out ones and all others are for training. Without it, a
+    share `held_out` of the documents is held out: the document and the seed alone decide, so equal documents
     stay on one side. Raises ValueError for a share outside 0 to 1.
     """
 
@@ -194,7 +194,7 @@ class Encoder:
     raw: bool = False
 
     def rows(self, texts: Iterable[str]) -> Iterator[list[int]]:
-        """The token ids of each text; of a longer one, of piece after piece.
+        """The token ids of each text; a longer text gives one row for each piece.
 
         Where a text begins with the beginning-of-sequence token, all of its pieces do. Raises ValueError for
         a text that brings its own while the tokenizer adds one.
@@ -218,9 +218,9 @@ class Encoder:
             yield [*head, *ids[start : start + step]]
 
     def sample(self, text: str, tokens: int) -> str:
-        """The part of `text` with which its first `tokens` tokens are told, as plain text.
+        """The beginning of `text` that its first `tokens` tokens cover, as plain text.
 
-        Where the tokenizer adds a beginning-of-sequence token that a raw text holds already, without it.
+        The beginning-of-sequence token of a raw text is left out where the tokenizer adds one.
         """
         bos = self.tokenizer.bos_token
         if self.raw and bos is not None and self.adds_bos:

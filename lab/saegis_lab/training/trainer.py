@@ -54,23 +54,23 @@ class TrainingDisplay:
     ) -> None:
         self._bar.stop()
 
-    def wanted(self, step: int) -> bool:
+    def shows(self, step: int) -> bool:
         """Whether the numbers of this step are shown: reading them off a GPU takes time."""
         if self._console.is_terminal:
             return step % 10 == 0 or step + 1 == self._steps
         return step % max(1, self._steps // _LINES) == 0 or step + 1 == self._steps
 
     def advance(self, step: int) -> None:
-        """`step` is done."""
+        """Mark `step` as done."""
         self._bar.update(self._task, completed=step + 1)
 
     def show(self, step: int, loss: float, fvu: float, l0: float, dead: float) -> None:
         """Show the numbers of `step`; `dead` is a share."""
-        told = f"loss {loss:.4f}  FVU {fvu:.3f}  L0 {l0:.1f}  dead {dead:.1%}"
+        figures = f"loss {loss:.4f}  FVU {fvu:.3f}  L0 {l0:.1f}  dead {dead:.1%}"
         if self._console.is_terminal:
-            self._bar.update(self._task, description=told)
+            self._bar.update(self._task, description=figures)
         else:
-            self._console.print(Text(f"  step {step + 1} of {self._steps}  {told}"), soft_wrap=True)
+            self._console.print(Text(f"  step {step + 1} of {self._steps}  {figures}"), soft_wrap=True)
 
 
 CHECKPOINT_FILE = "checkpoint.pt"
@@ -93,7 +93,7 @@ def plain_settings(settings: SAETraining) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """Where a run keeps its checkpoint, of which there is one, and what it is known by.
+    """Where a run keeps its one checkpoint, and what identifies it.
 
     origin: where its activations come from, by name. scale: the factor on them.
     """
@@ -133,7 +133,7 @@ class Checkpoints:
             content = torch.load(self.path, map_location=objective.b_dec.device, weights_only=True)
             run, width, scale = content["run"], content["width"], content["scale"]
         except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError) as error:
-            # torch's own message recommends to load the file unsafely.
+            # torch's own message recommends loading the file unsafely.
             reason = type(error).__name__
             raise CheckpointError(
                 f"{self.path} cannot be read ({reason}); delete it to start anew"
@@ -149,12 +149,12 @@ class Checkpoints:
         return int(content["step"])
 
 
-def _check_same(path: Path, stored: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """How often checkpoints are made may differ; nothing else."""
-    for name in sorted((stored.keys() | wanted.keys()) - {"checkpoint_every"}):
-        if stored.get(name) != wanted.get(name):
+def _check_same(path: Path, stored: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Raise CheckpointError unless all settings but `checkpoint_every` are the same."""
+    for name in sorted((stored.keys() | expected.keys()) - {"checkpoint_every"}):
+        if stored.get(name) != expected.get(name):
             raise CheckpointError(
-                f"{path} was made with {name}={stored.get(name)}, not {wanted.get(name)}; "
+                f"{path} was made with {name}={stored.get(name)}, not {expected.get(name)}; "
                 "give the same settings to go on, or delete it to start anew"
             )
 
@@ -181,11 +181,10 @@ def train_sae(
     same activations and settings give the same SAE, on a CPU bit for bit.
 
     console: where progress is shown, by default standard error. folder: where a checkpoint is written every
-    `settings.checkpoint_every` steps, and at the end; one that is there is resumed. For that the first
-    batches are read again and thrown away, so `activations` must begin anew and be the same ones: a seeded
-    stream. Nothing but the first weights is drawn at random, so a resumed run gives what an unbroken one
-    gives. origin: what the activations are, by name, such as their model and site; a checkpoint of others is
-    refused.
+    `settings.checkpoint_every` steps, and at the end; an existing one is resumed. A resumed run reads the
+    first batches again and drops them, so `activations` must be a seeded stream from its start. Only the
+    first weights are random, so a resumed run gives the same SAE as an unbroken one. origin: what the
+    activations are, by name, such as their model and site; a checkpoint of others is refused.
 
     Raises ValueError for a stream that ends early, a batch of another shape, numbers that are not finite and
     a loss that diverges; CheckpointError for a checkpoint of other settings or other activations.
@@ -227,7 +226,7 @@ def _step(
     optimizer.step()
     objective.normalise()
     display.advance(step)
-    if display.wanted(step):
+    if display.shows(step):
         if not math.isfinite(loss.item()):
             raise ValueError(f"the loss is not finite at step {step}; set a lower learning_rate")
         dead = objective.dead.float().mean().item()

@@ -12,14 +12,7 @@ from saegis.cli import options
 from saegis.cli.connection import Connection
 from saegis.cli.edits import best_feature, parse_target, server_search
 from saegis_lab.cli.eval import options as eval_options
-from saegis_lab.cli.files import (
-    check_places,
-    codes,
-    give,
-    inputs,
-    shipped,
-    strengths_of,
-)
+from saegis_lab.cli.files import codes, inputs, shipped, strengths_of
 from saegis_lab.cli.tables import ban_tables, verdict
 from saegis_server.cli.stages import stage_display
 
@@ -68,17 +61,11 @@ def ban(
     prompts: eval_options.Prompts = None,
     scorer: eval_options.BanScorer = None,
     calibrate_on: eval_options.CalibrateOn = None,
-    target: eval_options.Target = 0.1,
-    max_kl: eval_options.MaxKL = 0.05,
-    temperature: eval_options.Temperatures = None,
-    samples: eval_options.Samples = 1,
-    seed: eval_options.Seed = 0,
-    max_tokens: eval_options.MaxTokens = 80,
-    concurrency: eval_options.Concurrency = 8,
-    out: eval_options.Out = None,
-    plot: eval_options.Plot = None,
-    json: options.Json = False,
     *,
+    goal: eval_options.Goal,
+    temperature: eval_options.Temperatures = None,
+    answering: eval_options.Answering,
+    output: eval_options.Output,
     connection: Connection,
 ) -> None:
     """Measure a ban on a running server, language by language, at one strength or several.
@@ -87,31 +74,28 @@ def ban(
     and repetition of the answers. Then the least strength that is enough in the languages to calibrate on,
     and every bar that is missed in any language.
     """
-    check_places(out, plot)
+    output.check()
     from saegis_lab.evaluation.ban import measure_ban
     from saegis_lab.evaluation.calibration import BanReport, Bars, judged_languages
     from saegis_lab.evaluation.plots import plot_ban
     from saegis_lab.evaluation.requests import Requests
 
     with inputs():
-        wanted = _ban(features, sae, None if strengths is None else strengths_of(strengths))
+        spec = _ban(features, sae, None if strengths is None else strengths_of(strengths))
         asked, scorers = _prompts_and_scorers(prompts, scorer)
-        named = (wanted.chosen_from or None) if calibrate_on is None else codes(calibrate_on)
+        named = (spec.chosen_from or None) if calibrate_on is None else codes(calibrate_on)
         judged = judged_languages(named, asked)
-        decodings = _decodings(temperature or [0.0], samples, seed, max_tokens)
+        decodings = _decodings(temperature or [0.0], answering)
     with connection.client() as client, stage_display(json=False) as display:
-        requests = Requests(client, concurrency, display)
-        targets = tuple(best_feature(each, server_search(client)) for each in wanted.features)
-        result = measure_ban(
-            requests, asked, targets, wanted.strengths, scorers, decodings, wanted.chosen_from
-        )
-    report = BanReport.of(result, judged, Bars(target, max_kl))
-    drawn = plot, partial(plot_ban, report)
-    give(report, lambda: (*ban_tables(report), verdict(report)), drawn, out, json)
+        requests = Requests(client, answering.concurrency, display)
+        banned = tuple(best_feature(feature, server_search(client)) for feature in spec.features)
+        result = measure_ban(requests, asked, banned, spec.strengths, scorers, decodings, spec.chosen_from)
+    report = BanReport.of(result, judged, Bars(goal.target, goal.max_kl))
+    output.write(report, lambda: (*ban_tables(report), verdict(report)), partial(plot_ban, report))
 
 
 def _prompts_and_scorers(prompts: Path | None, scorer: str | None) -> tuple[Sequence[Prompt], BanScorers]:
-    """The prompts, and scorers that know their languages. Raises ValueError."""
+    """The prompts, and scorers for their languages. Raises ValueError."""
     from saegis_lab.evaluation.experiment import languages_of, load_prompts
     from saegis_lab.evaluation.scorers import ban_scorers
 
@@ -127,16 +111,19 @@ def _ban(features: str | None, sae: str, strengths: Sequence[float] | None) -> _
     if features is None or features.endswith(".json") or Path(features).is_file():
         path = shipped("ban.json", "--features") if features is None else Path(features)
         file = BanFile.load(path)
-        targets = tuple(saegis.feature(each, sae=sae or file.sae) for each in file.features)
+        targets = tuple(saegis.feature(index, sae=sae or file.sae) for index in file.features)
         return _Ban(targets, tuple(strengths or (file.strength,)), file.chosen_from)
-    targets = tuple(parse_target(each, sae) for each in features.split(","))
+    targets = tuple(parse_target(text, sae) for text in features.split(","))
     return _Ban(targets, tuple(strengths or (0.0,)), ())
 
 
-def _decodings(temperatures: Sequence[float], samples: int, seed: int, max_tokens: int) -> list[Decoding]:
+def _decodings(temperatures: Sequence[float], answering: eval_options.Answering) -> list[Decoding]:
     """One decoding for each temperature. Raises ValueError for samples of greedy answers alone."""
     from saegis_lab.evaluation.experiment import Decoding
 
+    samples, seed, max_tokens = answering.samples, answering.seed, answering.max_tokens
     if samples > 1 and not any(temperatures):
         raise ValueError("--samples: greedy answers to one prompt are all the same; give a --temperature")
-    return [Decoding(each, samples if each else 1, seed, max_tokens) for each in temperatures]
+    return [
+        Decoding(temperature, samples if temperature else 1, seed, max_tokens) for temperature in temperatures
+    ]

@@ -12,7 +12,7 @@ from saegis.cli import options
 from saegis.cli.connection import Connection
 from saegis.cli.edits import best_feature, parse_edit, parse_target, server_search
 from saegis_lab.cli.eval import options as eval_options
-from saegis_lab.cli.files import check_places, give, inputs, shipped
+from saegis_lab.cli.files import inputs, shipped
 from saegis_lab.cli.tables import clamp_tables
 from saegis_server.cli.stages import stage_display
 
@@ -58,14 +58,9 @@ def clamp(
     prompts: eval_options.Prompts = None,
     scorer: eval_options.ClampScorer = None,
     temperature: eval_options.Temperature = 0.0,
-    samples: eval_options.Samples = 1,
-    seed: eval_options.Seed = 0,
-    max_tokens: eval_options.MaxTokens = 80,
-    concurrency: eval_options.Concurrency = 8,
-    out: eval_options.Out = None,
-    plot: eval_options.Plot = None,
-    json: options.Json = False,
     *,
+    answering: eval_options.Answering,
+    output: eval_options.Output,
     connection: Connection,
 ) -> None:
     """Measure a clamp on a running server, language by language, over a range of values.
@@ -73,29 +68,27 @@ def clamp(
     The share of answers to unrelated prompts that name the clamped subject, and perplexity and repetition of
     the answers, which tell where the text breaks.
     """
-    check_places(out, plot)
+    output.check()
     from saegis_lab.evaluation.clamp import measure_clamp
     from saegis_lab.evaluation.experiment import Decoding
     from saegis_lab.evaluation.plots import plot_clamp
     from saegis_lab.evaluation.requests import Requests
 
     with inputs():
-        wanted = _clamp(feature, sae, values, words)
-        asked, mention = _prompts_and_scorer(prompts, scorer, wanted.words)
-        decoding = Decoding(temperature, samples, seed, max_tokens)
+        spec = _clamp(feature, sae, values, words)
+        asked, mention = _prompts_and_scorer(prompts, scorer, spec.words)
+        decoding = Decoding(temperature, answering.samples, answering.seed, answering.max_tokens)
     with connection.client() as client, stage_display(json=False) as display:
-        requests = Requests(client, concurrency, display)
-        target = best_feature(wanted.feature, server_search(client))
-        result = measure_clamp(
-            requests, asked, target, wanted.values, wanted.unit, mention, wanted.words, decoding
-        )
-    give(result, lambda: clamp_tables(result), (plot, partial(plot_clamp, result)), out, json)
+        requests = Requests(client, answering.concurrency, display)
+        target = best_feature(spec.feature, server_search(client))
+        result = measure_clamp(requests, asked, target, spec.values, spec.unit, mention, spec.words, decoding)
+    output.write(result, lambda: clamp_tables(result), partial(plot_clamp, result))
 
 
 def _prompts_and_scorer(
     prompts: Path | None, scorer: str | None, words: str
 ) -> tuple[Sequence[Prompt], Scorer]:
-    """The prompts that are not harmful, and a scorer that knows their languages. Raises ValueError."""
+    """The prompts that are not harmful, and a scorer for their languages. Raises ValueError."""
     from saegis_lab.evaluation.experiment import languages_of, load_prompts
     from saegis_lab.evaluation.scorers import mention_scorer
 
@@ -127,7 +120,7 @@ def _clamp(feature: str | None, sae: str, values: str | None, words: str | None)
 
 
 def _values(texts: Sequence[str]) -> tuple[tuple[float, ...], ClampUnit]:
-    """Values and their one unit from what is written; 0 goes with any. Raises ValueError."""
+    """The values and their common unit; 0 fits any unit. Raises ValueError."""
     from saegis_lab.evaluation.experiment import check_values
 
     edits = [parse_edit("clamp", f"--values={text}") for text in texts]

@@ -13,9 +13,8 @@ from saegis.cli import options
 from saegis.cli.output import USAGE, fail
 from saegis_lab.cli import offline
 from saegis_lab.cli.eval import options as eval_options
-from saegis_lab.cli.files import check_places, codes, give, inputs
+from saegis_lab.cli.files import codes, inputs
 from saegis_lab.cli.tables import titled
-from saegis_server.cli.options import Device, Dtype, DtypeName
 from saegis_server.cli.stages import StageDisplay, stage_display
 
 if TYPE_CHECKING:
@@ -37,15 +36,14 @@ wanted tokens.
 """
 
 
+@options.grouped
 def coverage(
-    model: offline.Model,
-    sae: offline.Sae,
-    texts: offline.Texts,
+    *,
+    source: offline.Source,
     features: Annotated[
         str, typer.Option(metavar="FILE|INDEX,INDEX...", help="A ban file, or indices of features.")
     ],
-    label: offline.LabelWanted = None,
-    harmful: offline.HarmfulWanted = False,
+    wanted: offline.Wanted,
     chosen_from: Annotated[
         str | None,
         typer.Option(
@@ -55,38 +53,35 @@ def coverage(
     ] = None,
     site: offline.SiteName = None,
     raw: offline.Raw = False,
-    dtype: Dtype = DtypeName.AUTO,
-    device: Device = "cpu",
-    out: eval_options.Out = None,
-    plot: eval_options.Plot = None,
-    json: options.Json = False,
+    placement: offline.Placement,
+    output: eval_options.Output,
 ) -> None:
     """Measure where features fire, language by language, one by one and as a set; no server is needed.
 
     Wanted are the texts of a label, or by default those that are harmful.
     """
-    check_places(out, plot)
+    output.check()
     with inputs():
-        wanted_features, stated = _features(features)
-    known = offline.read_texts(texts)
-    wanted, words = offline.wanted_truth(known, label, harmful)
+        indices, stated = _features(features)
+    texts = source.labelled_texts()
+    is_wanted, words = wanted.test(texts)
     with stage_display(json=False) as display:
-        subject = offline.load_subject(model, sae, site, known, raw, dtype, device, display)
-        counter = _counted(subject, wanted_features, wanted, display)
+        subject = offline.load_subject(source, site, texts, raw, placement, display)
+        counter = _counted(subject, indices, is_wanted, display)
     with inputs():
         result = counter.result(words, codes(chosen_from) if chosen_from is not None else stated)
     from saegis_lab.evaluation.plots import plot_coverage
 
     tables = (_set_table, _recall_table, _precision_table)
-    give(result, lambda: (each(result) for each in tables), (plot, partial(plot_coverage, result)), out, json)
-    if not json:
-        subject.tell_cut()
+    output.write(result, lambda: (table(result) for table in tables), partial(plot_coverage, result))
+    if not output.json:
+        subject.note_cut()
 
 
 def _counted(
     subject: Subject,
     features: Sequence[int],
-    wanted: Callable[[TokenTruth], bool],
+    is_wanted: Callable[[TokenTruth], bool],
     display: StageDisplay,
 ) -> CoverageCounter:
     """The features counted over all texts; ends the command where the SAE has no such feature."""
@@ -97,19 +92,19 @@ def _counted(
     except IndexError as error:
         display.close()
         raise fail(f"--features: {error}", "give the SAE that the features are of", USAGE) from error
-    counter = CoverageCounter(features, wanted, subject.loaded.model.device)
+    counter = CoverageCounter(features, is_wanted, subject.loaded.model.device)
     for batch in subject.batches(narrow, display):
         counter.add(batch.texts, subject.truths_of(batch), batch.activations)
     return counter
 
 
 def _features(written: str) -> tuple[tuple[int, ...], tuple[str, ...]]:
-    """The features, and the languages that they were found in as far as a ban file says so.
+    """The features, and the languages that a ban file says they were chosen from.
 
-    Raises ValueError for what is neither a ban file nor indices.
+    Raises ValueError for text that is neither a ban file nor indices.
     """
-    indices = [each.strip() for each in written.split(",")]
-    if all(each.isdecimal() for each in indices):
+    indices = [part.strip() for part in written.split(",")]
+    if all(map(str.isdecimal, indices)):
         features = tuple(map(int, indices))
         if len(set(features)) < len(features):
             raise ValueError(f"--features {written}: a feature stands there twice")
@@ -127,14 +122,14 @@ def _set_table(result: Coverage) -> Table:
     title = f"{len(result.features)} features together, on {result.wanted} texts"
     names = ("wanted texts", "covered", "wanted tokens", "covered", "other tokens, fired on")
     table = titled(title, ("language", *names))
-    for code, each in result.languages.items():
+    for code, figures in result.languages.items():
         table.add_row(
             _language(code, result),
-            str(each.wanted_texts),
-            f"{each.texts:.0%}",
-            str(each.wanted_tokens),
-            f"{each.tokens:.1%}",
-            "-" if each.other_tokens is None else f"{each.other_tokens:.1%}",
+            str(figures.wanted_texts),
+            f"{figures.texts:.0%}",
+            str(figures.wanted_tokens),
+            f"{figures.tokens:.1%}",
+            "-" if figures.other_tokens is None else f"{figures.other_tokens:.1%}",
         )
     return table
 
@@ -142,9 +137,9 @@ def _set_table(result: Coverage) -> Table:
 def _recall_table(result: Coverage) -> Table:
     columns = ("feature", *(_language(code, result) for code in result.languages), "worst")
     table = titled("recall: share of wanted tokens on which a feature fires", columns, words=("worst",))
-    for each in result.features:
-        cells = [f"{each.recall[code]:.3f}" for code in result.languages]
-        table.add_row(str(each.feature), *cells, each.worst)
+    for row in result.features:
+        cells = [f"{row.recall[code]:.3f}" for code in result.languages]
+        table.add_row(str(row.feature), *cells, row.worst)
     return table
 
 
@@ -152,9 +147,9 @@ def _precision_table(result: Coverage) -> Table:
     columns = ("feature", *(_language(code, result) for code in result.languages))
     title = "precision: share of a feature's firings that are on wanted tokens"
     table = titled(title, columns, words=())
-    for each in result.features:
-        shares = [each.precision[code] for code in result.languages]
-        table.add_row(str(each.feature), *("-" if share is None else f"{share:.2f}" for share in shares))
+    for row in result.features:
+        shares = [row.precision[code] for code in result.languages]
+        table.add_row(str(row.feature), *("-" if share is None else f"{share:.2f}" for share in shares))
     return table
 
 

@@ -12,9 +12,8 @@ from rich.text import Text
 from saegis.cli import options
 from saegis.cli.output import USAGE, console, fail, print_json
 from saegis_lab.cli import offline
-from saegis_lab.cli.files import check_places, codes, tell_written
+from saegis_lab.cli.files import check_places, codes, note_written
 from saegis_lab.cli.tables import titled
-from saegis_server.cli.options import Device, Dtype, DtypeName
 from saegis_server.cli.stages import StageDisplay, stage_display
 
 if TYPE_CHECKING:
@@ -40,13 +39,12 @@ words. Then measure the other languages with [bold]saegis eval coverage[/bold], 
 _ALL = 1 << 31
 
 
+@options.grouped
 def choose(
-    model: offline.Model,
-    sae: offline.Sae,
-    texts: offline.Texts,
+    *,
+    source: offline.Source,
     chosen_from: Annotated[str, typer.Option(metavar="CODE,CODE...", help="The languages to choose from.")],
-    label: offline.LabelWanted = None,
-    harmful: offline.HarmfulWanted = False,
+    wanted: offline.Wanted,
     min_precision: Annotated[
         float,
         typer.Option(min=0.0, max=1.0, help="Least share of a feature's activation on wanted texts."),
@@ -58,8 +56,7 @@ def choose(
         Path | None, typer.Option(metavar="FILE", help="Write the ban file for saegis eval ban.")
     ] = None,
     raw: offline.Raw = False,
-    dtype: Dtype = DtypeName.AUTO,
-    device: Device = "cpu",
+    placement: offline.Placement,
     json: options.Json = False,
 ) -> None:
     """Choose the features that fire on wanted texts in every one of some languages; no server is needed.
@@ -68,34 +65,34 @@ def choose(
     """
     check_places(out, None)
     languages = codes(chosen_from)
-    known = offline.read_texts(texts)
+    known = source.labelled_texts()
     if unknown := [code for code in languages if code not in {text.language for text in known}]:
         there = ", ".join(sorted({text.language for text in known}))
         raise fail(f"--chosen-from: no text is in {unknown[0]!r}", f"the texts are in {there}", USAGE)
     if not languages:
         raise fail("--chosen-from names no language", "give some, such as --chosen-from en,zh", USAGE)
-    read = tuple(text for text in known if text.language in languages)
-    wanted, words = offline.wanted_truth(read, label, harmful)
+    texts = tuple(text for text in known if text.language in languages)
+    is_wanted, words = wanted.test(texts)
     with stage_display(json=False) as display:
-        subject = offline.load_subject(model, sae, site, read, raw, dtype, device, display)
-        contrasts = _contrasts(subject, wanted, languages, display)
+        subject = offline.load_subject(source, site, texts, raw, placement, display)
+        contrasts = _contrasts(subject, is_wanted, languages, display)
     chosen = _chosen(contrasts, min_precision, top, words)
     if out is not None:
         from saegis_lab.evaluation.experiment import BanFile
 
-        BanFile(tuple(each.feature for each in chosen), strength, languages).save(out)
+        BanFile(tuple(ranked.feature for ranked in chosen), strength, languages).save(out)
     if json:
         print_json({"wanted": words, "languages": languages, "features": chosen})
         return
     console().print(_table(chosen, contrasts, subject.placed.loaded.labels, words))
-    subject.tell_cut()
+    subject.note_cut()
     if out is not None:
-        tell_written(out)
+        note_written(out)
 
 
 def _contrasts(
     subject: Subject,
-    wanted: Callable[[TokenTruth], bool],
+    is_wanted: Callable[[TokenTruth], bool],
     languages: Sequence[str],
     display: StageDisplay,
 ) -> dict[str, Contrast]:
@@ -107,7 +104,7 @@ def _contrasts(
     for batch in subject.batches(subject.sae, display):
         statistics.add(batch.activations, subject.truths_of(batch))
     try:
-        return contrast(statistics, wanted, languages)
+        return contrast(statistics, is_wanted, languages)
     except ValueError as error:
         display.close()
         raise fail(str(error), code=USAGE) from error
@@ -116,15 +113,15 @@ def _contrasts(
 def _chosen(
     contrasts: Mapping[str, Contrast], precision: float, limit: int, words: str
 ) -> list[RankedFeature]:
-    """The chosen features; ends the command where there are none, and says what precision there would be."""
+    """The chosen features; where there are none, ends the command and states the best precision."""
     from saegis_lab.training.selection import choose_features
 
     chosen = choose_features(contrasts, precision, limit)
     if not chosen:
         best = max(
             (
-                min(figures.precision for figures in each.by_language.values())
-                for each in choose_features(contrasts, 0.0, limit=_ALL)
+                min(figures.precision for figures in candidate.by_language.values())
+                for candidate in choose_features(contrasts, 0.0, limit=_ALL)
             ),
             default=None,
         )
@@ -145,11 +142,12 @@ def _table(
     title += "language"
     columns = [f"{code}: {name}" for code in contrasts for name in ("fires on wanted / others", "precision")]
     table = titled(title, ("index", "score", *columns, "label"), words=("label",))
-    for each in chosen:
+    for ranked in chosen:
         cells = []
-        for figures in each.by_language.values():
+        for figures in ranked.by_language.values():
             cells += [f"{figures.rate_on:.1%} / {figures.rate_off:.1%}", f"{figures.precision:.2f}"]
-        found = labels.get(each.feature)
-        label = found.label if found is not None else "(no label)"
-        table.add_row(str(each.feature), f"{each.score:.3f}", *cells, Text(label))
+        label = labels.get(ranked.feature)
+        table.add_row(
+            str(ranked.feature), f"{ranked.score:.3f}", *cells, Text(label.label if label else "(no label)")
+        )
     return table

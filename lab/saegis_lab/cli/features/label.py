@@ -14,9 +14,8 @@ from rich.text import Text
 from saegis.cli import options
 from saegis.cli.output import USAGE, console, fail, print_json, shares
 from saegis_lab.cli import offline
-from saegis_lab.cli.files import tell_written
+from saegis_lab.cli.files import note_written
 from saegis_lab.cli.tables import titled
-from saegis_server.cli.options import Device, Dtype, DtypeName
 from saegis_server.cli.stages import StageDisplay, stage_display
 
 if TYPE_CHECKING:
@@ -38,10 +37,10 @@ best. It is written to features.jsonl beside the SAE, where [bold]saegis serve[/
 _SHOWN = 20
 
 
+@options.grouped
 def label(
-    model: offline.Model,
-    sae: offline.Sae,
-    texts: offline.Texts,
+    *,
+    source: offline.Source,
     site: offline.SiteName = None,
     out: Annotated[
         Path | None,
@@ -49,15 +48,14 @@ def label(
     ] = None,
     raw: offline.Raw = False,
     force: Annotated[bool, typer.Option("--force", help="Replace the labels that are there.")] = False,
-    dtype: Dtype = DtypeName.AUTO,
-    device: Device = "cpu",
+    placement: offline.Placement,
     json: options.Json = False,
 ) -> None:
     """Label every feature of an SAE from labelled texts; no server is needed."""
-    folder = _folder(out, sae, force)
-    known = offline.read_texts(texts)
+    folder = _folder(out, source.sae, force)
+    texts = source.labelled_texts()
     with stage_display(json=False) as display:
-        subject = offline.load_subject(model, sae, site, known, raw, dtype, device, display)
+        subject = offline.load_subject(source, site, texts, raw, placement, display)
         labels = _labels(subject, display)
     labels.save(folder)
     summary = _Summary.of(labels, {concept for truth in subject.truths for concept in truth.concepts})
@@ -65,12 +63,12 @@ def label(
         print_json({"folder": str(folder), "summary": summary})
         return
     console().print(_table(labels, summary))
-    subject.tell_cut()
-    tell_written(folder / "features.jsonl")
+    subject.note_cut()
+    note_written(folder / "features.jsonl")
 
 
 def _folder(out: Path | None, sae: str, force: bool) -> Path:
-    """Where to write; ends the command where that cannot be, or would replace labels."""
+    """The folder to write into; ends the command if it is no folder or has labels already."""
     from saegis_server.sae.labels import LABELS_FILE
 
     folder = out or Path(sae).expanduser()
@@ -103,7 +101,8 @@ def _labels(subject: Subject, display: StageDisplay) -> Labels:
 
 @dataclass(frozen=True, slots=True)
 class _Summary:
-    """How many features have which labels; those of a vocabulary entry are in `features` alone."""
+    """How many features have which labels; those labelled with a vocabulary entry count in `features`
+    only."""
 
     features: int
     never_fire: int
@@ -116,14 +115,17 @@ class _Summary:
 
         return cls(
             features=len(labels),
-            never_fire=sum(each.label == NEVER_FIRES for each in labels),
-            harmful=sum(each.harmful for each in labels),
-            by_concept=dict(Counter(each.label for each in labels if each.label in concepts).most_common()),
+            never_fire=sum(feature.label == NEVER_FIRES for feature in labels),
+            harmful=sum(feature.harmful for feature in labels),
+            by_concept=dict(
+                Counter(feature.label for feature in labels if feature.label in concepts).most_common()
+            ),
         )
 
 
 def _table(labels: Labels, summary: _Summary) -> Table:
-    """The concepts of the most features, with the figures of the one that is best in its worst language."""
+    """The most frequent concepts, each with the figures of its feature of the best recall in the worst
+    language."""
     title = (
         f"{summary.features} features: {sum(summary.by_concept.values())} fit what is known of texts, "
         f"{summary.never_fire} never fire; {summary.harmful} are harmful"
@@ -131,7 +133,7 @@ def _table(labels: Labels, summary: _Summary) -> Table:
     columns = ("label", "features", "best", "its precision", "its recall")
     table = titled(title, columns, words=("label", "its recall"))
     for name, count in list(summary.by_concept.items())[:_SHOWN]:
-        best = max((each for each in labels if each.label == name), key=_least_recall)
+        best = max((feature for feature in labels if feature.label == name), key=_least_recall)
         table.add_row(
             Text(name, style="red" if best.harmful else ""),
             str(count),
