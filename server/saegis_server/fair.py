@@ -1,4 +1,4 @@
-"""Fair queues: whoever shares a queue with others waits for one of each, not for all that they sent."""
+"""Fair queues: an owner waits for one item of each other owner, not for everything that they sent."""
 
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
@@ -8,10 +8,10 @@ T = TypeVar("T")
 
 
 class FairQueue(Generic[T]):
-    """Items in the order of their arrival for each party; an owner's parties take turns, and so do owners."""
+    """A queue in which owners take turns, and so do an owner's parties. A party's items keep their order."""
 
     def __init__(self, owner: Callable[[T], str], party: Callable[[T], str] = lambda _: "") -> None:
-        """`party`: who of the owner's an item is; by default an owner is one party."""
+        """owner: whose an item is. party: which of the owner's parties it belongs to; by default to one."""
         self._owner, self._party = owner, party
         self._items: OrderedDict[str, OrderedDict[str, deque[T]]] = OrderedDict()
 
@@ -29,15 +29,15 @@ class FairQueue(Generic[T]):
 
     @property
     def owners(self) -> tuple[str, ...]:
-        """Those who have something here, the next one first."""
+        """The owners with queued items, the next one first."""
         return tuple(self._items)
 
     def count(self, owner: str) -> int:
-        """How much an owner has here."""
+        """How many items an owner has queued."""
         return sum(map(len, self._items.get(owner, {}).values()))
 
     def append(self, item: T) -> None:
-        """Queue an item behind those of its party."""
+        """Queue an item behind the others of its party."""
         parties = self._items.setdefault(self._owner(item), OrderedDict())
         parties.setdefault(self._party(item), deque()).append(item)
 
@@ -47,7 +47,7 @@ class FairQueue(Generic[T]):
             self.append(item)
 
     def pop(self, owner: str) -> T:
-        """Take an owner's next item; it is everyone else's turn before the one after it."""
+        """Take an owner's next item. Then all other owners have a turn before this one."""
         party = next(iter(self._items[owner]))
         item = self._items[owner][party].popleft()
         self._items[owner].move_to_end(party)
@@ -56,7 +56,7 @@ class FairQueue(Generic[T]):
         return item
 
     def remove(self, item: T) -> None:
-        """Take an item out. Raises ValueError if it is not here."""
+        """Remove an item. Raises ValueError if it is not queued."""
         owner, party = self._owner(item), self._party(item)
         if party not in self._items.get(owner, ()):
             raise ValueError("the item is not in the queue")
@@ -64,20 +64,20 @@ class FairQueue(Generic[T]):
         self._tidy(owner, party)
 
     def _tidy(self, owner: str, party: str) -> None:
-        """Forget who has nothing here any more."""
+        """Forget a party and an owner without items."""
         if not self._items[owner][party]:
             del self._items[owner][party]
         if not self._items[owner]:
             del self._items[owner]
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Remove all items."""
         self._items.clear()
 
 
 def has_room(waiting: int, own: int, more: int, most: int) -> bool:
-    """Whether `more` items of one party, who has `own` of the `waiting` ones, may be queued.
+    """Whether a party that has `own` of the `waiting` items may queue `more`, where `most` fit.
 
-    A queue that others have filled still takes what little one asks for: up to a quarter of it for each.
+    A party with few items finds room in a full queue too: up to a quarter of `most`.
     """
     return waiting + more <= most or own + more <= max(1, most // 4)

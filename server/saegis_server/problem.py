@@ -1,11 +1,11 @@
-"""A problem: one thing that is wrong with what somebody wrote, and where it stands."""
+"""A problem: one thing that is wrong with what a user wrote, and its place."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong: in which file (empty: none), at which line (0: none), at which key or rule."""
+    """One thing that is wrong. path: the key or rule; file: empty for none; line: 0 for none."""
 
     message: str
     path: str = ""

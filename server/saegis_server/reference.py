@@ -1,4 +1,4 @@
-"""The reference model, which ships with the server: where its weights lie."""
+"""The paths of the reference model, which ships with the server."""
 
 from pathlib import Path
 

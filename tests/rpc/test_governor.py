@@ -18,7 +18,6 @@ from saegis.v1 import generation_pb2 as pb
 from saegis.v1 import generation_pb2_grpc, policy_pb2, policy_pb2_grpc, steering_pb2
 from saegis_server.audit.verify import verify
 from saegis_server.policy.bundle.bundle import Bundle
-from saegis_server.policy.decide import combine
 from saegis_server.steering import admitted
 from saegis_server.steering.program import SiteProgram
 from saegis_server.steering.projection import HeldGeometry, held_geometry
@@ -379,8 +378,7 @@ def test_a_governed_request_is_checked_once(tmp_path: Path, monkeypatch: pytest.
     with ruled(write(tmp_path, BAN + allow)) as (_, stub):
         stub.Generate(ask())
         monkeypatch.setattr(Capacity, "check", check)
-        for module in (admitted, combine):
-            monkeypatch.setattr(module, "held_geometry", geometry)
+        monkeypatch.setattr(admitted, "held_geometry", geometry)
         request = ask(PROMPT, 4, edit(7, 1.0, steering_pb2.OPERATION_BAN), edit(5, 1.0))
         feature = steering_pb2.FeatureRef(sae="first", index=8)
         request.steering.watches.add(feature=feature)

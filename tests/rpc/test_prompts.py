@@ -128,7 +128,7 @@ def test_what_a_caller_writes_of_the_answer_is_told_apart() -> None:
 
     def given(request: pb.GenerateRequest) -> str:
         kind, tokens = request.WhichOneof("prompt"), read(request)
-        return READER.decode(tokens[len(tokens) - READER.given(request, kind, tokens) :], False)
+        return READER.decode(tokens[len(tokens) - READER.prefilled(request, kind, tokens) :], False)
 
     assert given(chat(("user", "the river"))) == ""
     assert given(chat(("user", "the river"), ("assistant", "is long"), ("user", "why?"))) == ""
@@ -144,8 +144,8 @@ def test_what_a_caller_writes_of_the_answer_is_told_apart() -> None:
     assert given(pb.GenerateRequest(text="the river")) == ""
     # Never all of it: an answer has something before it.
     alone = pb.GenerateRequest(token_ids=prompt_pb2.TokenIds(ids=(*read(chat(("user", "x")))[-1:], 7, 8)))
-    assert READER.given(alone, "token_ids", alone.token_ids.ids) == 2
+    assert READER.prefilled(alone, "token_ids", alone.token_ids.ids) == 2
     plain = train_tokenizer([tiny.TEXT], tiny.VOCABULARY, tiny.CONTEXT)
     plain.chat_template = None
     text = pb.GenerateRequest(text=opened + "is long")
-    assert PromptReader(plain, tiny.VOCABULARY).given(text, "text", read(text)) == 0
+    assert PromptReader(plain, tiny.VOCABULARY).prefilled(text, "text", read(text)) == 0

@@ -1,4 +1,4 @@
-"""What both clients share: their settings, deadlines, metadata and the reading of health."""
+"""What both clients share: their settings, deadlines, metadata and health checks."""
 
 import math
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ DEFAULT_TARGET = "127.0.0.1:50051"
 
 
 class BaseClient:
-    """Settings of a client, checked, and what is done with them."""
+    """The checked settings of a client, and what follows from them."""
 
     _is_async: ClassVar[bool] = False
 
@@ -41,15 +41,15 @@ class BaseClient:
         Args:
             target: a gRPC target: host and port, or a Unix socket.
             tls: certificates. Without it only loopback targets are reached unencrypted.
-            insecure: reach any target unencrypted; whoever listens reads prompts and token.
+            insecure: reach any target unencrypted. Anyone on the network path can read prompts and token.
             token: a bearer token, sent with every call.
             timeout: the default deadline of a call in seconds. None: calls wait as long as the server works.
             max_attempts: how often to try a call that fails with UNAVAILABLE, from 1 to 5.
             keepalive_seconds: how often to ping a silent connection. Proxies may refuse less than 10.
 
         Raises:
-            ValueError: for a target or a token that can be none, settings that contradict each other or lie
-                outside their range.
+            ValueError: for an invalid target or token, for settings that contradict each other or are out of
+                range.
             OSError: for a certificate file that cannot be read.
         """
         self.target = checked_target(target)
@@ -64,7 +64,7 @@ class BaseClient:
         self._open()
 
     def _open(self) -> None:
-        """Make the channel, where that is possible at once."""
+        """Make the channel, if that is possible now."""
 
     def _deadline(self, timeout: float | None) -> float | None:
         """The call's own timeout or the client's, in seconds; infinity means none."""
@@ -73,7 +73,7 @@ class BaseClient:
 
 
 def checked_token(token: str) -> str:
-    """The token. Raises ValueError, which does not tell it, for what no header can hold."""
+    """The token. Raises ValueError, without quoting it, for one that no header can hold."""
     if not token.isascii() or not token.isprintable() or " " in token:
         raise ValueError("the token cannot be sent: a token is printable ASCII on one line, without spaces")
     return token
@@ -87,9 +87,9 @@ def checked_timeout(timeout: float | None) -> float | None:
 
 
 def why_not_ready(answer: HealthResponse | SaegisError) -> str:
-    """Why a server is not ready, from its answer or from a failed check; empty where it is.
+    """Why a server is not ready, from its answer or from a failed check; empty if it is ready.
 
-    Raises the error where it means that the server cannot tell.
+    Raises the error unless it means that the server is not ready.
     """
     if not isinstance(answer, SaegisError):
         return "" if answer.value == SERVING else "it does not serve yet"
@@ -104,11 +104,11 @@ class Patience:
 
     target: str
     deadline: float
-    """When to give up, on the clock that `pause` is given, in seconds."""
+    """When to give up, in seconds on the clock of `pause`'s argument `now`."""
     pause_seconds: float = 0.05
 
     def pause(self, now: float, why: str) -> float:
-        """How long to pause now, in seconds; why: the server is not ready.
+        """How long to pause now, in seconds; why: why the server is not ready.
 
         Raises DeadlineExceeded once the deadline has passed.
         """

@@ -1,4 +1,4 @@
-"""Bundles of policies as files: which there may be, how a directory is read, and how it is packed."""
+"""Bundles of policies as files: which files they may have, and how a directory is read and packed."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def belongs(path: str) -> bool:
 
 
 class BundleFilesError(ValueError):
-    """Files that are no bundle's; `problems` are all that were found, at least one."""
+    """Files that are no valid bundle; `problems` holds everything that is wrong, at least one."""
 
     def __init__(self, problems: Sequence[PolicyProblem]) -> None:
         super().__init__("; ".join(map(str, problems)))
@@ -69,9 +69,9 @@ def stray(path: str) -> PolicyProblem:
 
 
 def pack(path: Path) -> bytes:
-    """The archive of a bundle: a directory's files, or the bytes of the file that is one already.
+    """The archive of a bundle: made from a directory, or the bytes of an archive file.
 
-    Raises BundleFilesError as `read_folder` does, without a policy.yaml, and for too large an archive.
+    Raises BundleFilesError as `read_folder` does, if there is no policy.yaml, and for too large an archive.
     """
     if path.is_dir():
         files = read_folder(path)
@@ -91,7 +91,7 @@ def pack(path: Path) -> bytes:
 def read_folder(folder: Path) -> dict[str, bytes]:
     """Every file of a bundle's directory by its path inside. Links are not followed.
 
-    Raises BundleFilesError for what is no plain file, does not belong, is too much or cannot be read.
+    Raises BundleFilesError for files that are not plain, do not belong or cannot be read, and for too many.
     """
     files: dict[str, bytes] = {}
     problems: list[PolicyProblem] = []
@@ -108,8 +108,8 @@ def read_folder(folder: Path) -> dict[str, bytes]:
 
 
 def _listed(folder: Path, problems: list[PolicyProblem]) -> list[tuple[Path, str]]:
-    """The plain files that belong; what does not is added to `problems`."""
-    found = []
+    """The plain files that belong, with their paths inside; adds all others to `problems`."""
+    listed = []
     pending = [(folder, "")]
     while pending:
         at, prefix = pending.pop()
@@ -126,8 +126,8 @@ def _listed(folder: Path, problems: list[PolicyProblem]) -> list[tuple[Path, str
             elif not entry.is_file(follow_symlinks=False):
                 problems.append(_problem("is no plain file; copy what it stands for here", inside))
             else:
-                found.append((Path(entry.path), inside))
-    return found
+                listed.append((Path(entry.path), inside))
+    return listed
 
 
 def read_plain(path: Path, inside: str, most: int) -> bytes:
@@ -146,7 +146,7 @@ def read_plain(path: Path, inside: str, most: int) -> bytes:
 
 
 def write_archive(files: Mapping[str, bytes]) -> bytes:
-    """A tar.gz of the files: the same bytes for the same files."""
+    """A tar.gz of the files. The same files give the same bytes."""
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for path in sorted(files):

@@ -27,17 +27,17 @@ ChannelOptions = list[tuple[str, str | int]]
 class TLS:
     """Certificates for an encrypted connection, each as the path of a PEM file or as its bytes.
 
-    Raises ValueError where only one of `cert` and `key` is given, OSError where a file cannot be read.
+    Raises ValueError if only one of `cert` and `key` is given, OSError if a file cannot be read.
     """
 
     ca: str | Path | bytes | None = None
     """Certificates of the authorities to trust; None means the system's."""
     cert: str | Path | bytes | None = None
-    """The client's own certificate chain, where the server asks for one."""
+    """The client's own certificate chain, if the server asks for one."""
     key: str | Path | bytes | None = None
     """The private key of `cert`."""
     server_name: str | None = None
-    """The name that the server's certificate bears, where it is not the target's host."""
+    """The name in the server's certificate, if it is not the target's host."""
 
     def __post_init__(self) -> None:
         if (self.cert is None) != (self.key is None):
@@ -53,7 +53,7 @@ def _read(pem: str | Path | bytes | None) -> bytes | None:
 
 
 def is_loopback(target: str) -> bool:
-    """Whether a gRPC target surely lies on this machine: a loopback address, localhost or a Unix socket."""
+    """Whether a gRPC target is certainly on this machine: a loopback address, localhost or a Unix socket."""
     if target.startswith(("unix:", "unix-abstract:")):
         return True
     host, _ = _host_and_port(target)
@@ -68,8 +68,8 @@ def is_loopback(target: str) -> bool:
 def channel_credentials(target: str, tls: TLS | None, insecure: bool) -> grpc.ChannelCredentials | None:
     """Credentials for the target; None for an unencrypted connection.
 
-    Unencrypted are loopback targets without `tls`, and those for which `insecure` says so. Every other
-    connection is encrypted. Raises ValueError where both `tls` and `insecure` are given.
+    Connections to loopback targets without `tls`, and those with `insecure`, are not encrypted; all others
+    are. Raises ValueError if both `tls` and `insecure` are given.
     """
     if tls is not None and insecure:
         raise ValueError("tls and insecure contradict each other: give one of them")
@@ -79,7 +79,7 @@ def channel_credentials(target: str, tls: TLS | None, insecure: bool) -> grpc.Ch
 
 
 def checked_target(target: str) -> str:
-    """The target. Raises ValueError for what can be none, before gRPC waits for a name that nobody has."""
+    """The target. Raises ValueError for an invalid one, for which gRPC would wait in vain."""
     if not target.strip():
         raise ValueError(f"the target is empty: {_FORMS}")
     scheme, _, rest = target.partition(":")
@@ -93,7 +93,7 @@ def checked_target(target: str) -> str:
     if rest.startswith("//") and scheme.lower() in ("http", "https", "grpc", "grpcs", "tcp"):
         raise ValueError(f"the target {target!r} is a URL: {_FORMS}")
     if scheme in ("vsock", "xds") or "," in rest or re.match("dns://[^/]", target):
-        return target  # What gRPC knows beside these, and rarely meets.
+        return target  # Rare forms that gRPC knows too.
     host, port = _host_and_port(target)
     if not host:
         raise ValueError(f"the target {target!r} names no host: {_FORMS}")
@@ -103,14 +103,14 @@ def checked_target(target: str) -> str:
 
 
 def _host_and_port(target: str) -> tuple[str, str | None]:
-    """The host of a gRPC target without brackets, empty where there is none, and the port if it has one."""
+    """The host of a gRPC target without brackets, empty if there is none, and the port if it has one."""
     scheme, _, rest = target.partition(":")
-    found = _ADDRESS.fullmatch(rest.lstrip("/") if scheme in ("dns", "ipv4", "ipv6") else target)
-    if found is None:
+    match = _ADDRESS.fullmatch(rest.lstrip("/") if scheme in ("dns", "ipv4", "ipv6") else target)
+    if match is None:
         return "", None
-    return found["bracketed"] or found["name"] or found["bare"] or "", found["port"] if found[
+    return match["bracketed"] or match["name"] or match["bare"] or "", match["port"] if match[
         "bracketed"
-    ] else found["port_of_name"]
+    ] else match["port_of_name"]
 
 
 def channel_options(
@@ -118,11 +118,11 @@ def channel_options(
 ) -> ChannelOptions:
     """gRPC channel options for a target.
 
-    A target on this machine is never reached through a proxy, whatever http_proxy says; for others no_proxy
-    names those that are not.
+    A target on this machine is never reached through a proxy, whatever http_proxy says; for other targets,
+    no_proxy names exceptions.
 
     Calls that fail with UNAVAILABLE before the answer has begun are tried up to `max_attempts` times, after
-    a growing delay or after what the server asks for (`grpc-retry-pushback-ms`). gRPC itself makes at most 5
+    a growing delay or the delay that the server asks for (`grpc-retry-pushback-ms`). gRPC makes at most 5
     attempts. Raises ValueError for fewer than 1 or more than 5 attempts, or a keepalive that is not positive.
     """
     if not 1 <= max_attempts <= 5:
@@ -132,14 +132,14 @@ def channel_options(
     options: ChannelOptions = [
         ("grpc.enable_retries", int(max_attempts > 1)),
         ("grpc.service_config", json.dumps(_service_config(max_attempts))),
-        # An answer that is being computed sends no data: without pings a middlebox would drop the connection.
+        # While an answer is computed no data is sent; without pings a middlebox would drop the connection.
         ("grpc.keepalive_time_ms", min(_LONGEST_MS, max(1, round(keepalive_seconds * 1000)))),
         # A server on a busy machine may take seconds to answer a ping, and its calls would be lost.
         ("grpc.keepalive_timeout_ms", 20_000),
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.max_receive_message_length", MAX_RECEIVE_BYTES),
         ("grpc.max_send_message_length", -1),
-        # A server that starts is found soon, not after gRPC's own two minutes.
+        # A starting server is found soon; gRPC's default is two minutes.
         ("grpc.initial_reconnect_backoff_ms", 200),
         ("grpc.max_reconnect_backoff_ms", 2_000),
         ("grpc.primary_user_agent", f"saegis-python/{__version__}"),
@@ -161,7 +161,7 @@ def _service_config(max_attempts: int) -> dict[str, object]:
         "backoffMultiplier": 2,
         "retryableStatusCodes": ["UNAVAILABLE"],
     }
-    # Health checks are not named: they report what they find.
+    # Health checks are not retried, since they report what they find.
     names = [{"service": service} for service in SERVICES]
     return {
         "methodConfig": [{"name": names, "retryPolicy": policy}],

@@ -1,7 +1,7 @@
 """The clients: the blocking one, and its twin for asyncio."""
 
-# A timeout is the RPC's deadline, which the server is told; asyncio.timeout could not do that. Readiness has
-# no event to wait for: the server is asked until it says yes.
+# A timeout is the RPC's deadline, which is sent to the server; asyncio.timeout could not do that. There is no
+# event to wait for readiness, so the server is polled.
 # ruff: noqa: ASYNC109, ASYNC110
 
 import asyncio
@@ -39,9 +39,9 @@ class Client(_Methods):
     """Talks to a Saegis server; every method waits for its answer.
 
         with Client("127.0.0.1:50051") as client:
-            asked = [{"role": "user", "content": "How do I visit the Golden Gate Bridge?"}]
+            messages = [{"role": "user", "content": "How do I visit the Golden Gate Bridge?"}]
             wall = clamp("Great Wall", 1.0, unit="max_activation")
-            answer = client.generate(messages=asked, steering=[wall], temperature=0.0)
+            answer = client.generate(messages=messages, steering=[wall], temperature=0.0)
             print(answer.text, answer.receipt.steered)
 
     Safe to share between threads. `timeout` is a call's deadline in seconds; None means the client's,
@@ -73,7 +73,7 @@ class Client(_Methods):
     def healthy(
         self, service: str = GENERATION_SERVICE, *, timeout: float | None = HEALTH_TIMEOUT_SECONDS
     ) -> bool:
-        """Whether the server says that it serves; False where it cannot be reached. Never retried."""
+        """Whether the server reports that it serves; False if it cannot be reached. Never retried."""
         return not self._why_not_ready(service, timeout)
 
     def _why_not_ready(self, service: str, timeout: float | None) -> str:
@@ -128,7 +128,7 @@ class AsyncClient(_Methods):
 
     _is_async = True
 
-    # Made at the first call, because grpc.aio binds a channel to the event loop that runs then.
+    # Made at the first call, because grpc.aio binds a channel to the running event loop.
     @cached_property
     def _channel(self) -> grpc.aio.Channel:
         if self._credentials is None:
@@ -159,7 +159,7 @@ class AsyncClient(_Methods):
     async def healthy(
         self, service: str = GENERATION_SERVICE, *, timeout: float | None = HEALTH_TIMEOUT_SECONDS
     ) -> bool:
-        """Whether the server says that it serves; False where it cannot be reached. Never retried."""
+        """Whether the server reports that it serves; False if it cannot be reached. Never retried."""
         return not await self._why_not_ready(service, timeout)
 
     async def _why_not_ready(self, service: str, timeout: float | None) -> str:
@@ -195,7 +195,7 @@ class AsyncClient(_Methods):
         timeout: float | None,
     ) -> Response:
         try:
-            # The stubs are those of the blocking kind to type checkers; on this channel they are awaited.
+            # Type checkers take the stubs for blocking ones; on this channel their calls are awaitable.
             call = method(request, timeout=self._deadline(timeout), metadata=self._metadata)
             return await cast(Awaitable[Response], call)
         except grpc.RpcError as error:

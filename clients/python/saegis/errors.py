@@ -15,7 +15,7 @@
     ├── Unimplemented        the server does not know the call
     └── InternalError        a defect of the server: report .request_id and .metadata
 
-A value that cannot even be written into a request raises TypeError or ValueError, before anything is sent.
+A value that cannot be written into a request raises TypeError or ValueError before anything is sent.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -42,7 +42,7 @@ class FieldViolation(NamedTuple):
 
 
 class SaegisError(Exception):
-    """A call failed. The base of all errors that a server's answer, or its absence, leads to."""
+    """A call failed. The base of all errors from a server's answer or its absence."""
 
     def __init__(
         self,
@@ -58,12 +58,12 @@ class SaegisError(Exception):
         self.message = message
         """What happened, in a sentence."""
         self.reason = reason
-        """What happened, for programs: a constant such as "QUEUE_FULL", or one of `saegis.Unreached` where
-        there was no connection. Empty where the server gave none."""
+        """What happened, for programs: a constant such as "QUEUE_FULL", or one of `saegis.Unreached` if
+        there was no connection. Empty if the server gave none."""
         self.retry_after = retry_after
-        """How long to wait before a retry, in seconds. None where the server gave no advice."""
+        """How long to wait before a retry, in seconds. None if the server gave no advice."""
         self.request_id = request_id
-        """The server's name for the request. Empty where it gave none."""
+        """The server's name for the request. Empty if it gave none."""
         self.metadata = dict(metadata or {})
         """More about the reason, such as the policy's rule."""
         self.violations = list(violations)
@@ -74,10 +74,10 @@ class SaegisError(Exception):
 
     @property
     def untold(self) -> list[str]:
-        """The wrong fields that `message` does not tell of, each with what is wrong with it."""
-        # The server cuts long texts, and the message later than the fields.
+        """The wrong fields that `message` does not mention, each with what is wrong with it."""
+        # The server cuts long texts, and allows the message more than the fields.
         fields = [f"{field}: {text}" for field, text in self.violations]
-        return [each for each in fields if each.removesuffix("...") not in self.message]
+        return [text for text in fields if text.removesuffix("...") not in self.message]
 
 
 class InvalidArgument(SaegisError):
@@ -87,8 +87,8 @@ class InvalidArgument(SaegisError):
 class NotFound(SaegisError):
     """The request names a feature, SAE, site, policy or revision that the server does not have.
 
-    By index or label, in whichever call: `metadata` and `violations` say which field names it. A name that
-    leaves open what is meant, such as a label of two features, is InvalidArgument.
+    `metadata` and `violations` say which field names it. An ambiguous name, such as a label of two features,
+    is InvalidArgument.
     """
 
 
@@ -159,12 +159,12 @@ _BY_STATUS: dict[grpc.StatusCode, type[SaegisError]] = {
 def from_rpc_error(error: grpc.RpcError, reach: Reach) -> SaegisError:
     """The exception for an error of grpc or grpc.aio, with the google.rpc details of its trailers.
 
-    reach: how the server was to be reached, to tell why it was not.
+    reach: how the client tried to reach the server, to explain a failure.
     """
     unreached = why_unreached(error.details() or "", reach) if error.code() is _UNAVAILABLE else None
     if unreached is not None:
         return Unavailable(unreached[1], reason=unreached[0])
-    # The stubs describe another type than the pairs that both kinds of grpc give.
+    # The type stubs are wrong: both kinds of grpc return pairs.
     trailers = dict(cast(Iterable[tuple[str, str | bytes]], error.trailing_metadata() or ()))
     info = error_details_pb2.ErrorInfo()
     request = error_details_pb2.RequestInfo()
@@ -185,12 +185,14 @@ def from_rpc_error(error: grpc.RpcError, reach: Reach) -> SaegisError:
         retry_after=retry_after,
         request_id=request.request_id,
         metadata=dict(info.metadata),
-        violations=[FieldViolation(each.field, each.description) for each in fields.field_violations],
+        violations=[
+            FieldViolation(violation.field, violation.description) for violation in fields.field_violations
+        ],
     )
 
 
 def _status(trailers: Mapping[str, str | bytes]) -> status_pb2.Status:
-    """The google.rpc.Status of the trailers; an empty one where there is none that can be read."""
+    """The google.rpc.Status of the trailers; an empty one if there is none or it is malformed."""
     encoded = trailers.get(_DETAILS_KEY, b"")
     try:
         return status_pb2.Status.FromString(encoded if isinstance(encoded, bytes) else encoded.encode())

@@ -1,4 +1,4 @@
-"""Explanations: a decision of policies in words, line by line, whoever made it."""
+"""Explanations: a policy decision in words, line by line, made by a server or offline."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MODES: dict[str, str] = {
 
 
 class ExplainedDenial(Protocol):
-    """One reason for which a request may not run; the names are empty where they are concealed."""
+    """One reason why a request may not run; the names are empty if they are concealed."""
 
     @property
     def policy(self) -> str: ...
@@ -49,7 +49,7 @@ class ExplainedRule(Protocol):
 
 
 class Explained(Protocol):
-    """A decision: a server's answer, or the server's own."""
+    """A decision: a server's answer, or an object of the server's own code."""
 
     @property
     def allowed(self) -> bool: ...
@@ -62,9 +62,9 @@ class Explained(Protocol):
 
 
 def explanation(decision: Explained, program_digest: str, further: Iterable[str] = ()) -> list[str]:
-    """Who decided, why it is denied or which rules act, and the program that it runs with if it may.
+    """The policies that decided, the denials, the rules that act, and the program if the request is allowed.
 
-    further: lines of what else is known of it.
+    further: additional lines.
     """
     return list(_lines(decision, program_digest, further))
 

@@ -1,4 +1,4 @@
-"""FeatureService: where features fire, what is recorded about them, and which tell texts apart."""
+"""FeatureService: where features fire, what is recorded about them, and which ones distinguish texts."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ class TokenFeatures:
     text: str
     features: tuple[FeatureActivation, ...]
     left_out: bool = False
-    """Whether contrasts and statistics leave the token out, since the SAE has hardly learnt it."""
+    """Whether contrasts and statistics leave the token out, since the SAE was hardly trained on it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class FeaturePage:
 
     features: tuple[FeatureInfo, ...]
     next_page_token: str
-    """What to give as `page_token` for the next page; empty where there is none."""
+    """The `page_token` of the next page; empty if there is none."""
     total_size: int
     """How many features match, over all pages."""
 
@@ -78,7 +78,7 @@ class FeatureContrast:
 
     feature: FeatureInfo
     score: float
-    """Firing rate in the positive less that in the negative texts, from -1 to 1."""
+    """Firing rate in the positive texts minus that in the negative ones, from -1 to 1."""
     positive: ContrastSide
     negative: ContrastSide
 
@@ -99,8 +99,12 @@ class Contrast:
 
 def _inspection(message: pb.InspectResponse) -> Inspection:
     tokens = tuple(
-        result(TokenFeatures, each, features=tuple(result(FeatureActivation, one) for one in each.features))
-        for each in message.tokens
+        result(
+            TokenFeatures,
+            token,
+            features=tuple(result(FeatureActivation, feature) for feature in token.features),
+        )
+        for token in message.tokens
     )
     return result(Inspection, message, tokens=tokens)
 
@@ -110,26 +114,26 @@ def _feature(message: pb.GetFeatureResponse) -> FeatureInfo:
 
 
 def _page(message: pb.SearchFeaturesResponse) -> FeaturePage:
-    found = tuple(result(FeatureInfo, each) for each in message.features)
-    return result(FeaturePage, message, features=found)
+    features = tuple(result(FeatureInfo, feature) for feature in message.features)
+    return result(FeaturePage, message, features=features)
 
 
 def _contrast(message: pb.ContrastFeaturesResponse) -> Contrast:
-    found = tuple(
+    features = tuple(
         result(
             FeatureContrast,
-            each,
-            feature=result(FeatureInfo, each.feature),
-            positive=result(ContrastSide, each.positive),
-            negative=result(ContrastSide, each.negative),
+            contrast,
+            feature=result(FeatureInfo, contrast.feature),
+            positive=result(ContrastSide, contrast.positive),
+            negative=result(ContrastSide, contrast.negative),
         )
-        for each in message.features
+        for contrast in message.features
     )
-    return result(Contrast, message, features=found)
+    return result(Contrast, message, features=features)
 
 
 class FeatureMethods(BaseClient):
-    """What both clients ask of FeatureService."""
+    """The methods of both clients that call FeatureService."""
 
     @rpc(lambda stubs: stubs.feature.Inspect, _inspection)
     def inspect(
@@ -143,7 +147,7 @@ class FeatureMethods(BaseClient):
         top_k: int | None = None,
         timeout: float | None = None,
     ) -> pb.InspectRequest:
-        """Tell the `top_k` strongest features of each token of a text, a conversation or token ids."""
+        """Return the `top_k` strongest features of each token of a text, a conversation or token ids."""
         request = pb.InspectRequest(sae=sae, site=site)
         set_prompt(request, text, messages, token_ids)
         put(request, "top_k", top_k)
@@ -153,7 +157,7 @@ class FeatureMethods(BaseClient):
     def get_feature(
         self, feature: int | str | FeatureRef | FeatureInfo, *, sae: str = "", timeout: float | None = None
     ) -> pb.GetFeatureRequest:
-        """Tell what is recorded about one feature, given by index or by exact label."""
+        """Return what is recorded about one feature, given by index or by exact label."""
         target = as_target(feature)
         if isinstance(target, Direction):
             raise TypeError("a direction is no feature")

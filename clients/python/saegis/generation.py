@@ -1,4 +1,4 @@
-"""GenerationService: texts and chunks with their readings, token counts and the receipt, and scores."""
+"""GenerationService: completions and chunks with watched values, token counts and receipts; and scores."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -74,7 +74,7 @@ class LogProbs:
     token_ids: tuple[int, ...]
     token_logprobs: tuple[float, ...]
     top: tuple[tuple[Alternative, ...], ...]
-    """The most probable alternatives at each token, most probable first; empty where none were asked for."""
+    """The most probable alternatives at each token, most probable first; empty if none were asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +88,8 @@ class Watched:
     after: tuple[float, ...]
     """Values after edits and rules, read from the whole activation: not always what an edit set."""
     set_to: tuple[float, ...] = ()
-    """What the request's own edits of the target set the values to; `before` where none of them acts. Empty
-    where it has no such edit, or one in fractions of the norm."""
+    """The values that the request's own edits of the target set; `before` at tokens where none of them acts.
+    Empty if the request has no such edit, or one in fractions of the norm."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +101,7 @@ class Usage:
     cached_tokens: int
     """Prompt tokens whose keys and values were reused."""
     steered_tokens: int | None
-    """Tokens, of prompt and completions, that at least one edit or rule moved; None where it is concealed."""
+    """Tokens, of prompt and completions, that at least one edit or rule moved; None if it is concealed."""
 
     @property
     def total_tokens(self) -> int:
@@ -126,13 +126,13 @@ class SiteReceipt:
     edits: int
     """The request's own edits in force."""
     rules: int | None
-    """The policy's clamps, caps, floors and scalings in force; None where a policy conceals its rules."""
+    """The policy's clamps, caps, floors and scalings in force; None if a policy conceals its rules."""
     bans: int | None
     """Bans in force, the policy's and the request's."""
     watches: int
     tokens_edited: int | None
     bans_fired: int | None
-    """How often a banned feature was active at a token and was put out."""
+    """How often a banned feature was active at a token and was made inactive."""
     largest_relative_norm: float | None
     """The largest move of any token, as a fraction of its activation's norm."""
 
@@ -142,23 +142,23 @@ class Receipt:
     """What was done to the activations of a request, and by whose rule."""
 
     program_digest: str
-    """SHA-256 of the effective steering, the request's and the policy's together, in hexadecimal; empty where
+    """SHA-256 of the effective steering, the request's and the policy's together, in hexadecimal; empty if
     a policy conceals its rules."""
     policy_revision: str
-    """The policy revision in force at admission; empty where the server has no policy."""
+    """The policy revision in force at admission; empty if the server has no policy."""
     sites: tuple[SiteReceipt, ...]
     steered: bool
     """Whether any token was moved."""
     model: str
     timings: Timings
     rules: tuple[AppliedRule, ...]
-    """The operator's rules that applied; empty where the policy does not tell them."""
+    """The operator's rules that applied; empty if the policy does not show them."""
     ruled: bool
-    """Whether any of the operator's rules was in force, told or not."""
+    """Whether any of the operator's rules was in force, shown or not."""
     decision_id: str
-    """Names the decision, as the operator's audit log does; empty where the server has no policy."""
+    """The decision's id, as in the operator's audit log; empty if the server has no policy."""
     first_token_steered: bool = False
-    """Whether edits and rules acted at the text's first token; by default not where it is the model's own
+    """Whether edits and rules acted at the text's first token; by default not if it is the model's own
     beginning-of-sequence token."""
     first_token_read: bool = False
     """Whether the operator's conditions read that token."""
@@ -190,7 +190,7 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """The answer to `generate`. The properties are those of its first completion."""
+    """The answer to `generate`. The properties are those of the first completion."""
 
     request_id: str
     choices: tuple[Choice, ...]
@@ -209,7 +209,7 @@ class Generation:
 
     @property
     def logprobs(self) -> LogProbs | None:
-        """The first completion's log probabilities, where asked for."""
+        """The first completion's log probabilities, if asked for."""
         return self.choices[0].logprobs
 
     @property
@@ -233,7 +233,7 @@ class Chunk:
     logprobs: LogProbs | None
     watched: tuple[Watched, ...]
     finish_reason: FinishReason | None
-    """Why the completion ended; None in all pieces of an index but its last."""
+    """Why the completion ended; None except in the last piece of an index."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,9 +248,9 @@ class Final:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """The answer to `score`: how likely each token of a text is, as steered and plainly.
+    """The answer to `score`: how likely each token of a text is, steered and plain.
 
-    The tuples of numbers have one entry less than there are tokens: entry i is of token i + 1, given tokens
+    The tuples of numbers have one entry less than there are tokens: entry i is for token i + 1, given tokens
     0 to i. Logarithms are natural.
     """
 
@@ -260,7 +260,7 @@ class Score:
     logprobs: tuple[float, ...]
     """Log probabilities under the model as steered."""
     plain_logprobs: tuple[float, ...]
-    """Log probabilities under the operator's rules alone or, where `unruled`, under the model as it is."""
+    """Log probabilities under the operator's rules alone or, if `unruled`, under the unsteered model."""
     divergences: tuple[float, ...]
     """KL(plain || steered) of the distributions of the next token, in nats."""
     receipt: Receipt
@@ -277,7 +277,7 @@ class Score:
 
     @property
     def plain_perplexity(self) -> float:
-        """Perplexity in the plain reading."""
+        """Perplexity of the plain log probabilities."""
         return _perplexity(self.plain_logprobs)
 
 
@@ -333,19 +333,19 @@ def _join_watched(pieces: Sequence[Watched]) -> tuple[Watched, ...]:
 def generate_request(prompt: str | None, options: GenerationOptions) -> pb.GenerateRequest:
     """The request of `generate` and, wrapped, of `stream`.
 
-    Raises TypeError for an unknown option or a value of the wrong type, and ValueError where not exactly one
-    of prompt, messages and token_ids is given or a number does not fit its field.
+    Raises TypeError for an unknown option or a value of the wrong type, and ValueError unless exactly one of
+    prompt, messages and token_ids is given, or if a number does not fit its field.
     """
     unknown = options.keys() - GenerationOptions.__annotations__.keys()
     if unknown:
         raise TypeError(f"unknown option {', '.join(sorted(unknown))}")
-    # A copy, typed loosely: the loop below goes over the options by name.
+    # A loosely typed copy, since the loop below takes options by name.
     rest: dict[str, Any] = {**options}
     request = pb.GenerateRequest()
     set_prompt(request, prompt, rest.pop("messages", None), rest.pop("token_ids", None))
     put(request, "request_id", rest.pop("request_id", None))
     request.steering.CopyFrom(steering_message(rest.pop("steering", ())))
-    request.steering.watches.extend(watch_message(each) for each in rest.pop("watch", ()))
+    request.steering.watches.extend(watch_message(watch) for watch in rest.pop("watch", ()))
     if not request.steering.edits and not request.steering.watches:
         request.ClearField("steering")
     request.sampling.SetInParent()
@@ -387,8 +387,8 @@ def chunk(message: pb.GenerationChunk) -> Chunk:
 def final(message: pb.GenerationComplete) -> Final:
     """The closing message of a stream."""
     outcomes = tuple(
-        Outcome(each.index, word(FinishReason, each, "finish_reason"), _matched_stop(each))
-        for each in message.outcomes
+        Outcome(outcome.index, word(FinishReason, outcome, "finish_reason"), _matched_stop(outcome))
+        for outcome in message.outcomes
     )
     return Final(message.request_id, outcomes, result(Usage, message.usage), _receipt(message.receipt))
 
@@ -425,7 +425,8 @@ def _logprobs(
 
 def _watched(messages: Iterable[pb.WatchedActivations]) -> tuple[Watched, ...]:
     return tuple(
-        Watched(each.watch, tuple(each.before), tuple(each.after), tuple(each.set_to)) for each in messages
+        Watched(message.watch, tuple(message.before), tuple(message.after), tuple(message.set_to))
+        for message in messages
     )
 
 
@@ -440,7 +441,7 @@ def _receipt(message: pb.Receipt) -> Receipt:
 
 
 class GenerationMethods(BaseClient):
-    """What both clients ask of GenerationService, but for streams."""
+    """The methods of both clients that call GenerationService, except streams."""
 
     @rpc(lambda stubs: stubs.generation.Generate, _generation)
     def generate(
@@ -450,7 +451,7 @@ class GenerationMethods(BaseClient):
         timeout: float | None = None,
         **options: Unpack[GenerationOptions],
     ) -> pb.GenerateRequest:
-        """Continue a prompt, `messages` or `token_ids`; answers when everything is generated."""
+        """Continue a prompt, `messages` or `token_ids`; returns when everything is generated."""
         return generate_request(prompt, options)
 
     @rpc(lambda stubs: stubs.generation.Score, _score)
@@ -465,10 +466,10 @@ class GenerationMethods(BaseClient):
         request_id: str | None = None,
         timeout: float | None = None,
     ) -> pb.ScoreRequest:
-        """Tell how likely a text, a finished conversation or token ids are, with `steering` and without.
+        """Return how likely a text, a finished conversation or token ids are, with `steering` and without.
 
-        With `unruled`, they are compared with the model without the operator's rules too: that needs the role
-        of that name and, under a policy, that it is allowed.
+        With `unruled`, the comparison is with the model without the operator's rules too. That needs the role
+        of that name and, under a policy, its permission.
         """
         request = pb.ScoreRequest(unruled=unruled)
         set_prompt(request, text, messages, token_ids)

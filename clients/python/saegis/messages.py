@@ -1,4 +1,4 @@
-"""Messages of the contract: the one place where arguments are written into them and results read out."""
+"""Messages of the contract: the only place that writes arguments into them and reads results from them."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import Field, fields
@@ -24,13 +24,13 @@ Result = TypeVar("Result", bound=_Dataclass)
 Word = TypeVar("Word", bound=StrEnum)
 
 
-def result(kind: type[Result], message: Message, **given: object) -> Result:
-    """A result from the message's fields of the same names, but for those that are given.
+def result(kind: type[Result], message: Message, **overrides: object) -> Result:
+    """A result whose fields are the message's fields of the same names, except the overridden ones.
 
-    Repeated fields become tuples, maps dictionaries, and what is optional and not set None.
+    Repeated fields become tuples, maps become dictionaries, and unset optional fields become None.
     """
-    told = {each.name: _value(message, each.name) for each in fields(kind) if each.name not in given}
-    return kind(**told, **given)
+    read = {field.name: _value(message, field.name) for field in fields(kind) if field.name not in overrides}
+    return kind(**read, **overrides)
 
 
 def _value(message: Message, name: str) -> Any:
@@ -42,7 +42,7 @@ def _value(message: Message, name: str) -> Any:
 
 
 def word(kind: type[Word], message: Message, name: str) -> Word:
-    """The value of a field that is an enum, by its name. Raises InternalError for one that is unknown."""
+    """The value of an enum field. Raises InternalError for an unknown value."""
     described: Any = message.DESCRIPTOR.fields_by_name[name].enum_type
     values = described.values_by_number
     number = getattr(message, name)
@@ -62,14 +62,14 @@ def set_prompt(
     """Set the prompt of a request that has one. Raises ValueError unless exactly one is given."""
     # Any message with a choice between a text, a conversation and token ids.
     asking: Any = request
-    given = [value for value in (text, messages, token_ids) if value is not None]
-    if len(given) != 1:
-        raise ValueError(f"give exactly one of a text, messages and token_ids, not {len(given)} of them")
+    prompts = [value for value in (text, messages, token_ids) if value is not None]
+    if len(prompts) != 1:
+        raise ValueError(f"give exactly one of a text, messages and token_ids, not {len(prompts)} of them")
     if text is not None:
         put(request, "text", text)
     elif messages is not None:
         chat: prompt_pb2.Chat = asking.chat
-        chat.messages.extend(_chat_message(each) for each in messages)
+        chat.messages.extend(_chat_message(message) for message in messages)
         chat.SetInParent()
     else:
         ids: prompt_pb2.TokenIds = asking.token_ids
@@ -87,7 +87,7 @@ def _chat_message(message: ChatMessage) -> prompt_pb2.ChatMessage:
 
 
 def steering_message(edits: Iterable[Edit]) -> steering_pb2.Steering:
-    """Edits as the contract has them. Raises TypeError for what is no edit, ValueError for its numbers."""
+    """Edits as a message. Raises TypeError for what is no edit, ValueError for numbers that do not fit."""
     return steering_pb2.Steering(edits=[_edit(edit) for edit in edits])
 
 
@@ -106,7 +106,7 @@ def _edit(edit: Edit) -> steering_pb2.Edit:
 
 
 def watch_message(watch: Watch | Target) -> steering_pb2.Watch:
-    """A watch, or the target of one, as the contract has it. Raises TypeError for what is neither."""
+    """A watch, or the target of one, as a message. Raises TypeError for what is neither."""
     if not isinstance(watch, Watch):
         watch = Watch(as_target(watch))
     message = steering_pb2.Watch(site=watch.site)
@@ -123,7 +123,7 @@ def _set_target(message: steering_pb2.Edit | steering_pb2.Watch, target: Feature
 
 
 def feature_message(feature: FeatureRef) -> steering_pb2.FeatureRef:
-    """A feature as the contract names it. Raises ValueError for an index that does not fit its field."""
+    """A feature as a message. Raises ValueError for an index that does not fit its field."""
     message = steering_pb2.FeatureRef(sae=feature.sae)
     put(message, "label" if isinstance(feature.selector, str) else "index", feature.selector)
     return message

@@ -85,7 +85,7 @@ class ServerInfo:
     start_time: datetime
     """When it started, in UTC."""
     compiled: bool
-    """Whether the forward pass is compiled; else it runs operation by operation."""
+    """Whether the forward pass is compiled; otherwise it runs eagerly."""
     torch_version: str
     device: str
     limits: Limits
@@ -118,8 +118,8 @@ class TokenizedText:
 
 
 def _model(message: pb.GetModelResponse) -> ModelInfo:
-    sites = tuple(result(SiteInfo, each) for each in message.sites)
-    saes = tuple(result(SaeInfo, each) for each in message.saes)
+    sites = tuple(result(SiteInfo, site) for site in message.sites)
+    saes = tuple(result(SaeInfo, sae) for sae in message.saes)
     return result(ModelInfo, message, sites=sites, saes=saes)
 
 
@@ -146,7 +146,7 @@ def _detokenized(message: pb.DetokenizeResponse) -> str:
 
 
 class ModelMethods(BaseClient):
-    """What both clients ask of ModelService."""
+    """The methods of both clients that call ModelService."""
 
     @rpc(lambda stubs: stubs.model.GetModel, _model)
     def model(self, *, timeout: float | None = None) -> pb.GetModelRequest:
@@ -160,7 +160,7 @@ class ModelMethods(BaseClient):
 
     @rpc(lambda stubs: stubs.model.GetLoad, _load)
     def load(self, *, timeout: float | None = None) -> pb.GetLoadRequest:
-        """Tell how busy the server is now."""
+        """Return how busy the server is now."""
         return pb.GetLoadRequest()
 
     @rpc(lambda stubs: stubs.model.Tokenize, _tokenized)

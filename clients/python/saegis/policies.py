@@ -25,7 +25,7 @@ class RuleMode(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class AppliedRule:
-    """A rule of the operator's that applies to a request, and what it did."""
+    """One of the operator's rules that applies to a request, and what it did."""
 
     policy: str
     rule: str
@@ -34,11 +34,11 @@ class AppliedRule:
     "limit"."""
     mode: RuleMode
     labels: tuple[str, ...]
-    """The labels of the features it is about; empty where the policy does not tell them."""
+    """The labels of its features; empty if the policy does not show them."""
     reason: str
     """The author's reason."""
     tokens: int
-    """Tokens at which its condition held; 0 where it has none or nothing was generated."""
+    """Tokens at which its condition held; 0 if it has none or nothing was generated."""
     conditional: bool
 
     @property
@@ -59,7 +59,7 @@ class PolicyRevision:
     digest: str
     """SHA-256 over the digests of the bundle's files, in hexadecimal."""
     signed_by: str
-    """The id of the key that signed it; empty where the server asks for no signature."""
+    """The id of the key that signed it; empty if the server requires no signature."""
     put_time: datetime | None
     """When it was put in force, in UTC; None for a bundle that was only validated."""
     put_by: str
@@ -67,7 +67,7 @@ class PolicyRevision:
     active: bool
     """Whether it is in force."""
     shadow: bool
-    """Whether it is evaluated beside the one in force, without acting."""
+    """Whether it is evaluated beside the revision in force, without acting."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ class PolicyState:
     shadow: PolicyRevision | None
     """The candidate that is evaluated beside it."""
     etag: str
-    """Changes with every put and roll back; `put_policy` and `roll_back_policy` take it."""
+    """Changes with every put and roll back; an argument of `put_policy` and `roll_back_policy`."""
     description: str
     rules: tuple[str, ...]
     """The ids of its rules."""
@@ -90,7 +90,7 @@ class Policy:
 
     policy: PolicyState
     bundle: bytes
-    """The bundle as a tar archive; empty where it was not asked for."""
+    """The bundle as a tar archive; empty if it was not asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +98,9 @@ class PolicyList:
     """The answer to `list_policies`."""
 
     policies: tuple[PolicyState, ...]
-    """Those in force, by name."""
+    """The policies in force, ordered by name."""
     policy_revision: str
-    """Names all of them together, as receipts do."""
+    """The name of all of them together, as in receipts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,9 +108,9 @@ class PolicyProblem:
     """One thing that is wrong with a bundle."""
 
     file: str
-    """The file in the bundle; empty where the problem is not in one file."""
+    """The file in the bundle; empty if the problem is not in one file."""
     line: int
-    """The line, from 1; 0 where it is not in one line."""
+    """The line, from 1; 0 if it is not in one line."""
     path: str
     """The key, such as "rules[2].ban.strength", or the rule."""
     message: str
@@ -122,7 +122,7 @@ class PolicyProblem:
 
 @dataclass(frozen=True, slots=True)
 class CaseOutcome:
-    """How one of a bundle's own cases went."""
+    """The result of one of a bundle's own cases."""
 
     name: str
     passed: bool
@@ -130,7 +130,7 @@ class CaseOutcome:
 
 
 class ChangeKind(StrEnum):
-    """What became of an entry of a policy."""
+    """How an entry of a policy changed."""
 
     ADDED = "added"
     REMOVED = "removed"
@@ -139,7 +139,7 @@ class ChangeKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class PolicyChange:
-    """One entry or key of a policy that is otherwise than before."""
+    """One entry or key of a policy that has changed."""
 
     change: ChangeKind
     key: str
@@ -154,25 +154,25 @@ class Validation:
     """Whether `put_policy` would take the bundle."""
     problems: tuple[PolicyProblem, ...]
     revision: PolicyRevision | None
-    """What the bundle is; None where it cannot be read."""
+    """The revision that the bundle holds; None if it cannot be read."""
     cases: tuple[CaseOutcome, ...]
     warnings: tuple[PolicyProblem, ...] = ()
-    """What keeps nobody from taking it, and is hardly meant."""
+    """What does not prevent the put but is probably a mistake."""
     replaces: PolicyState | None = None
     """The policy of this name that is in force."""
     changes: tuple[PolicyChange, ...] | None = None
-    """What the bundle says otherwise than that; None where it cannot be read, or the caller may not know."""
+    """What the bundle changes in that policy; None if it cannot be read or the caller may not know."""
 
 
 @dataclass(frozen=True, slots=True)
 class Denial:
-    """One reason for which a request may not run; policy and rule are empty where they are concealed."""
+    """One reason why a request may not run; policy and rule are empty if they are concealed."""
 
     policy: str
     rule: str
     """The rule, allowance, limit or protection."""
     field: str
-    """The field of the request, such as "steering.edits[2]"; empty where it is the request as a whole."""
+    """The field of the request, such as "steering.edits[2]"; empty for the request as a whole."""
     message: str
 
 
@@ -182,12 +182,12 @@ class Decision:
 
     allowed: bool
     policy_revision: str
-    """Names the policies that decided, as receipts do."""
+    """The name of the policies that decided, as in receipts."""
     denials: tuple[Denial, ...]
     rules: tuple[AppliedRule, ...]
-    """The rules in force for it, and those that are only recorded."""
+    """The rules that apply to it, those included that are only recorded."""
     program_digest: str
-    """Names the steering that it would get; empty where it may not run, or a policy conceals its rules."""
+    """The digest of the steering that it would get; empty if it is denied or a policy conceals its rules."""
 
 
 def _policy(message: pb.GetPolicyResponse) -> Policy:
@@ -217,14 +217,14 @@ def _state(message: pb.PolicyState) -> PolicyState:
 
 
 def _validation(message: pb.ValidatePolicyResponse) -> Validation:
-    told = message.changes.changes
-    changes = tuple(result(PolicyChange, each, change=word(ChangeKind, each, "change")) for each in told)
+    items = message.changes.changes
+    changes = tuple(result(PolicyChange, item, change=word(ChangeKind, item, "change")) for item in items)
     return result(
         Validation,
         message,
         problems=_problems(message.problems),
         revision=_revision(message.revision) if message.HasField("revision") else None,
-        cases=tuple(result(CaseOutcome, each) for each in message.cases),
+        cases=tuple(result(CaseOutcome, case) for case in message.cases),
         warnings=_problems(message.warnings),
         replaces=_state(message.replaces) if message.HasField("replaces") else None,
         changes=changes if message.HasField("changes") else None,
@@ -232,43 +232,43 @@ def _validation(message: pb.ValidatePolicyResponse) -> Validation:
 
 
 def _problems(messages: Iterable[pb.PolicyProblem]) -> tuple[PolicyProblem, ...]:
-    return tuple(result(PolicyProblem, each) for each in messages)
+    return tuple(result(PolicyProblem, message) for message in messages)
 
 
 def _decision(message: pb.EvaluatePolicyResponse) -> Decision:
     decision = message.decision
-    denials = tuple(result(Denial, each) for each in decision.denials)
+    denials = tuple(result(Denial, denial) for denial in decision.denials)
     return result(Decision, decision, denials=denials, rules=applied_rules(decision.rules))
 
 
 def applied_rules(messages: Iterable[pb.AppliedRule]) -> tuple[AppliedRule, ...]:
     """The rules of a decision or a receipt."""
-    return tuple(result(AppliedRule, each, mode=word(RuleMode, each, "mode")) for each in messages)
+    return tuple(result(AppliedRule, message, mode=word(RuleMode, message, "mode")) for message in messages)
 
 
 class PolicyMethods(BaseClient):
-    """What both clients ask of PolicyService."""
+    """The methods of both clients that call PolicyService."""
 
     @rpc(lambda stubs: stubs.policy.ListPolicies, _policies)
     def list_policies(self, *, timeout: float | None = None) -> pb.ListPoliciesRequest:
-        """Tell all policies in force."""
+        """Return all policies in force."""
         return pb.ListPoliciesRequest()
 
     @rpc(lambda stubs: stubs.policy.GetPolicy, _policy)
     def get_policy(
         self, name: str, *, include_bundle: bool = False, timeout: float | None = None
     ) -> pb.GetPolicyRequest:
-        """Tell one policy in force and, where asked for, send its bundle."""
+        """Return one policy in force and, if asked for, its bundle."""
         return pb.GetPolicyRequest(name=name, include_bundle=include_bundle)
 
     @rpc(lambda stubs: stubs.policy.ListPolicyRevisions, _revisions)
     def policy_revisions(self, name: str, *, timeout: float | None = None) -> pb.ListPolicyRevisionsRequest:
-        """Tell the revisions that a policy had, newest first."""
+        """Return the revisions that a policy had, newest first."""
         return pb.ListPolicyRevisionsRequest(name=name)
 
     @rpc(lambda stubs: stubs.policy.ValidatePolicy, _validation)
     def validate_policy(self, bundle: bytes, *, timeout: float | None = None) -> pb.ValidatePolicyRequest:
-        """Check a bundle, a tar archive, as `put_policy` would; changes nothing."""
+        """Check a bundle, a tar archive, as `put_policy` would. Changes nothing."""
         return pb.ValidatePolicyRequest(bundle=bundle)
 
     @rpc(lambda stubs: stubs.policy.EvaluatePolicy, _decision)
@@ -282,16 +282,16 @@ class PolicyMethods(BaseClient):
         uses: Mapping[str, float | None] = MappingProxyType({}),
         timeout: float | None = None,
     ) -> pb.EvaluatePolicyRequest:
-        """Tell what would be decided on a request, by the policies in force or by a bundle.
+        """Return what would be decided on a request, by the policies in force or by a bundle.
 
-        tenant, roles: who would ask; by default the caller. uses: what would be asked for beyond the
-        ordinary, by its word in policies, with the value of "n" and "temperature" and None for others.
+        tenant, roles: who would send it; by default the caller. uses: what it would use beyond the ordinary,
+        by its word in policies, with the value of "n" and "temperature" and None for others.
         """
         if isinstance(roles, str):
             raise TypeError(f"roles: expected several, not the single string {roles!r}")
         request = pb.EvaluatePolicyRequest(tenant=tenant, roles=roles, bundle=bundle)
-        for each, value in uses.items():
-            request.uses.add(word=each, value=value)
+        for use, value in uses.items():
+            request.uses.add(word=use, value=value)
         if steering:
             request.steering.CopyFrom(steering_message(steering))
         return request
@@ -300,9 +300,9 @@ class PolicyMethods(BaseClient):
     def put_policy(
         self, bundle: bytes, *, etag: str = "", shadow: bool = False, timeout: float | None = None
     ) -> pb.PutPolicyRequest:
-        """Put a bundle, a tar archive, in force or, as a `shadow`, beside the revision that is.
+        """Put a bundle, a tar archive, in force or, as a `shadow`, beside the revision in force.
 
-        etag: that of the policy which it shall replace, as `get_policy` tells it; empty for a new one.
+        etag: the etag, from `get_policy`, of the policy that it replaces; empty for a new policy.
         """
         return pb.PutPolicyRequest(bundle=bundle, etag=etag, shadow=shadow)
 

@@ -1,4 +1,4 @@
-"""An RPC of the contract as a method of both clients, described once."""
+"""RPCs of the contract as methods of both clients, each described once."""
 
 import inspect
 from collections.abc import Callable, Coroutine
@@ -21,7 +21,7 @@ _Owner = type[BaseClient]
 
 
 class Stubs:
-    """The services on one channel, of either kind of grpc: the generated classes take both at run time."""
+    """The services on one channel of grpc or grpc.aio; the generated classes take both at run time."""
 
     def __init__(self, channel: object) -> None:
         on = cast(grpc.Channel, channel)
@@ -37,7 +37,7 @@ class Stubs:
 
 
 class Rpc(Generic[P, Result]):
-    """A method that waits for its answer in `Client`, and is a coroutine function in `AsyncClient`."""
+    """A method that blocks in `Client` and is a coroutine function in `AsyncClient`."""
 
     def __init__(
         self,
@@ -76,21 +76,21 @@ def rpc(
 ) -> Callable[[Callable[Concatenate[Any, P], Request]], Rpc[P, Result]]:
     """Make an RPC a method of both clients, from the function that writes its request.
 
-    The method has the function's arguments, one of which is `timeout`, and its docstring. stub: the RPC.
-    read: makes the result of the answer.
+    The method has the function's arguments, `timeout` among them, and its docstring. stub: selects the RPC.
+    read: makes the result from the answer.
     """
     return lambda request: Rpc(stub, read, request)
 
 
 def _dressed(method: Any, request: Callable[..., Any], read: Callable[..., Any]) -> Any:
-    """The method with the name, the docstring and the arguments of what writes its request."""
+    """The method with the name, docstring and arguments of the function that writes its request."""
     returned = inspect.signature(read).return_annotation
     update_wrapper(method, request)
     method.__signature__ = inspect.signature(request).replace(return_annotation=returned)
     return method
 
 
-def _timeout(given: dict[str, Any]) -> float | None:
-    """The call's own deadline, which is the keyword argument `timeout` of every method."""
-    timeout: float | None = given.get("timeout")
+def _timeout(arguments: dict[str, Any]) -> float | None:
+    """The call's own deadline: every method has the keyword argument `timeout`."""
+    timeout: float | None = arguments.get("timeout")
     return timeout

@@ -1,8 +1,8 @@
-"""How to say what a request should change or watch: edits, watches, features and directions.
+"""What a request changes or watches: edits, watches, features and directions.
 
 A target is a feature or a direction: an index (`123`), a label (`"Great Wall"`), a feature of
 a named SAE (`feature(123, sae="res-12")`), a feature found by `search_features`, or `direction([...])`.
-The index or label alone is enough where the server has one SAE.
+The index or label alone is enough if the server has one SAE.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -25,7 +25,7 @@ class FeatureRef:
 
 @dataclass(frozen=True, slots=True)
 class FeatureInfo:
-    """What is recorded about one feature. What nobody recorded is None or empty."""
+    """What is recorded about one feature. What is not recorded is None or empty."""
 
     sae: str
     index: int
@@ -40,7 +40,7 @@ class FeatureInfo:
     precision: float | None
     """The share of its firings that the label explains, from 0 to 1."""
     recall: Mapping[str, float]
-    """For each language, the share of what the label means on which the feature fires, from 0 to 1."""
+    """For each language, the share of the label's occurrences on which the feature fires, from 0 to 1."""
     precision_by_language: Mapping[str, float]
     """For each language, the share of its firings there that the label explains, from 0 to 1."""
     harmful: bool
@@ -49,7 +49,7 @@ class FeatureInfo:
 
 @dataclass(frozen=True, slots=True)
 class Direction:
-    """A direction in activation space, as many numbers as the model's hidden size; its length is ignored."""
+    """A direction in activation space: as many numbers as the model's hidden size. Its norm is ignored."""
 
     values: tuple[float, ...]
 
@@ -160,8 +160,8 @@ def ban(target: Target, strength: float = 0.0, *, site: str = "", phase: Phase |
     return Edit("ban", as_target(target), strength, None, site, phase)
 
 
-#: The operations that can be written on a command line, such as `--clamp 12=3.5`, and what their options say.
-#: How each is written follows from its function's parameters.
+#: The operations that can be written on a command line, such as `--clamp 12=3.5`, with the help of their
+#: options. The form of each follows from its function's parameters.
 WRITTEN: Mapping[str, tuple[Callable[..., Edit], str]] = MappingProxyType(
     {
         "clamp": (clamp, "Set a feature's value at every token. Again for another."),
@@ -174,7 +174,7 @@ WRITTEN: Mapping[str, tuple[Callable[..., Edit], str]] = MappingProxyType(
 
 
 def as_target(target: Target) -> FeatureRef | Direction:
-    """What an edit, a watch or a look-up names. Raises TypeError for anything that is no target."""
+    """The target of an edit, a watch or a look-up. Raises TypeError for anything that is no target."""
     if isinstance(target, FeatureRef | Direction):
         return target
     if isinstance(target, FeatureInfo):

@@ -1,4 +1,4 @@
-"""The iterators that `stream` returns: chunks as they come, the closing message at the end."""
+"""The iterators that `stream` returns: chunks as they come, then the closing message."""
 
 import asyncio
 import contextlib
@@ -19,14 +19,14 @@ AsyncCall = grpc.aio.UnaryStreamCall[generation_pb2.StreamGenerateRequest, _Resp
 
 
 class Call(Protocol):
-    """What a blocking stream of grpc offers."""
+    """The part of a blocking grpc stream that is used."""
 
     def __next__(self) -> _Response: ...
     def cancel(self) -> bool: ...
 
 
 class _Progress:
-    """What both kinds of stream keep: the chunks so far and the closing message."""
+    """What both kinds of stream hold: the chunks so far and the closing message."""
 
     def __init__(self) -> None:
         self._chunks: list[Chunk] = []
@@ -61,8 +61,8 @@ class _Progress:
 class Stream(_Progress):
     """Chunks of one request, in the order in which they come; with n > 1 their indices alternate.
 
-    Iterate over it, then read `final`; or call `collect`. Leaving it early, by `close`, by the end of a
-    `with` block, or by letting go of it, cancels the generation. Raises subclasses of SaegisError.
+    Iterate over it, then read `final`; or call `collect`. Leaving it early cancels the generation: by
+    `close`, by the end of a `with` block, or by deleting it. Raises subclasses of SaegisError.
     """
 
     def __init__(self, call: Call, reach: Reach) -> None:
@@ -86,7 +86,7 @@ class Stream(_Progress):
                 return piece
 
     def collect(self) -> Generation:
-        """Read the stream to its end; returns what `generate` would have."""
+        """Read the stream to its end; returns what `generate` would have returned."""
         for _ in self:
             pass
         return assemble(self._chunks, self.final)
@@ -137,7 +137,7 @@ class AsyncStream(_Progress):
                 return piece
 
     async def collect(self) -> Generation:
-        """Read the stream to its end; returns what `generate` would have."""
+        """Read the stream to its end; returns what `generate` would have returned."""
         async for _ in self:
             pass
         return assemble(self._chunks, self.final)
@@ -156,7 +156,7 @@ class AsyncStream(_Progress):
         await self.close()
 
     def __del__(self) -> None:
-        # Runs in any thread, perhaps after the loop has closed: then there is nothing left to cancel.
+        # Runs in any thread, perhaps after the loop has closed; then there is nothing left to cancel.
         if not self._call.done():
             with contextlib.suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(self._call.cancel)

@@ -1,20 +1,20 @@
-"""Why a server was not reached: gRPC has one status and many words for it, told apart here."""
+"""Why a server was not reached. gRPC has one status for it; its message tells the causes apart."""
 
 from enum import StrEnum
 from typing import NamedTuple
 
 
 class Unreached(StrEnum):
-    """Why no connection came about: what `Unavailable.reason` then says."""
+    """Why there was no connection: the values of `Unavailable.reason` in that case."""
 
     NO_SERVER = "NO_SERVER"
     """Nobody listens at the target."""
     UNKNOWN_HOST = "UNKNOWN_HOST"
     """The target's host has no address."""
     TLS_EXPECTED = "TLS_EXPECTED"
-    """The client came without TLS, and the server closed the connection."""
+    """The client connected without TLS, and the server closed the connection."""
     TLS_NOT_OFFERED = "TLS_NOT_OFFERED"
-    """The client came with TLS, and the server knows none."""
+    """The client connected with TLS, which the server does not speak."""
     SERVER_NOT_TRUSTED = "SERVER_NOT_TRUSTED"
     """No authority that the client trusts has signed the server's certificate, or it is not valid now."""
     SERVER_NAME_DIFFERS = "SERVER_NAME_DIFFERS"
@@ -24,7 +24,7 @@ class Unreached(StrEnum):
     CLIENT_CERTIFICATE_REFUSED = "CLIENT_CERTIFICATE_REFUSED"
     """The server closed the connection to a client with a certificate."""
     CERTIFICATES_UNUSABLE = "CERTIFICATES_UNUSABLE"
-    """The client's own files are no certificates, or the key is another one's."""
+    """The client's own files are no certificates, or the key does not belong to the certificate."""
     TLS_FAILED = "TLS_FAILED"
     """The TLS handshake failed in another way."""
 
@@ -73,7 +73,7 @@ _MESSAGES = {
 
 
 def why_unreached(details: str, reach: Reach) -> tuple[Unreached, str] | None:
-    """Why no connection came about, and what to do, from gRPC's words; None where there was one."""
+    """Why there was no connection, and what to do, from gRPC's message; None if there was one."""
     if "errors resolving" in details or "DNS resolution failed" in details:
         cause = details.rpartition(f"{reach.target}: ")[2].strip("[] ")
         return Unreached.UNKNOWN_HOST, _MESSAGES[Unreached.UNKNOWN_HOST].format(
@@ -99,7 +99,7 @@ def _kind(details: str, reach: Reach) -> Unreached:
     if "Socket closed" in details or "reset by peer" in details:
         if not reach.encrypted:
             return Unreached.TLS_EXPECTED
-        # Under TLS 1.3 a server reads the client's certificate last: its alert comes too late to be told.
+        # Under TLS 1.3 a server reads the client's certificate last, so its alert comes too late to report.
         if reach.certified:
             return Unreached.CLIENT_CERTIFICATE_REFUSED
         return Unreached.CLIENT_CERTIFICATE_MISSING

@@ -1,3 +1,3 @@
-"""The version of the client and of the server: this is its one place."""
+"""The version of the client and of the server, defined only here."""
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""`python -m saegis_server.cli` is the command `saegis`, also where nothing is installed."""
+"""`python -m saegis_server.cli` runs the command `saegis`, even without an installation."""
 
 from saegis.cli.main import main
 from saegis_lab.cli.main import add_commands

@@ -15,7 +15,7 @@ app.add_typer(token.app, name="token")
 policy.command(epilog=validate.EPILOG)(validate.validate)
 policy.command("test", epilog=test.EPILOG)(test.run)
 policy.command(epilog=diff.EPILOG)(diff.diff)
-# In the place of the client's, which asks a server alone.
+# Replaces the client's command, which can only ask a server.
 policy.command(epilog=explain.EPILOG)(explain.explain)
 policy.command(epilog=sign.SIGN_EPILOG)(sign.sign)
 policy.command(epilog=sign.KEYGEN_EPILOG)(sign.keygen)

@@ -2,7 +2,7 @@
 
 
 def add_commands() -> None:
-    """Add the server's commands to `saegis`: the entry point that the client finds them by."""
+    """Add the server's commands to `saegis`. The client finds this function as an entry point."""
     from saegis_server.engine.torch.compile_cache import keep_out
 
     keep_out()

@@ -7,7 +7,7 @@ import typer
 
 
 class DtypeName(StrEnum):
-    """The dtypes that a model runs in; auto leaves it to the device and the checkpoint."""
+    """The dtypes that a model runs in. `auto` chooses by the device and the checkpoint."""
 
     AUTO = "auto"
     FLOAT32 = "float32"

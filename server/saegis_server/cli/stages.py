@@ -1,4 +1,4 @@
-"""How long work is shown: its stages with their time, as bars, plain lines or JSON lines."""
+"""Progress displays of long work: its stages with their time, as bars, plain lines or JSON lines."""
 
 import threading
 import time
@@ -13,10 +13,10 @@ from saegis.cli.output import notes, print_json_line
 
 
 class StageDisplay:
-    """Takes `display(stage, done, total)`, from any thread; a total of 0 means that it is not known.
+    """Called as `display(stage, done, total)`, from any thread; a total of 0 means that it is not known.
 
-    A stage ends when all of it is done, when another begins, or with `close`. `seconds` keeps how long each
-    took. What is shown is for a subclass to say.
+    A stage ends when all of it is done, when another begins, or with `close`. `seconds` holds the duration of
+    each stage. Subclasses do the display.
     """
 
     def __init__(self) -> None:
@@ -69,7 +69,7 @@ class StageDisplay:
 
 
 class LineStages(StageDisplay):
-    """One line for each stage that ends, for logs; with `announce` one also when it begins."""
+    """A line for each stage that ends, for logs; with `announce` also a line when it begins."""
 
     def __init__(self, console: Console, announce: bool = True) -> None:
         super().__init__()
@@ -77,12 +77,12 @@ class LineStages(StageDisplay):
         self._announce = announce
 
     def begun(self, stage: str, done: int, total: int) -> None:
-        """Say which stage begins."""
+        """Print which stage begins."""
         if self._announce:
             self._console.print(Text(f"  {stage}{_share(done, total)} ..."), soft_wrap=True)
 
     def ended(self, stage: str, seconds: float) -> None:
-        """Say how long it took."""
+        """Print how long the stage took."""
         self._console.print(Text(f"  {stage}: {seconds:.1f} s"), soft_wrap=True)
 
 
@@ -102,7 +102,7 @@ class BarStages(StageDisplay):
         self._progress.start()
 
     def begun(self, stage: str, done: int, total: int) -> None:
-        """Add a bar; it moves by itself where the total is not known."""
+        """Add a bar; it moves by itself if the total is not known."""
         self._task = self._progress.add_task(stage, total=total or None, completed=done)
 
     def advanced(self, stage: str, done: int, total: int) -> None:
@@ -114,7 +114,7 @@ class BarStages(StageDisplay):
         self._progress.update(self._task, total=1, completed=1)
 
     def close(self) -> None:
-        """End the running stage and let the terminal go on below."""
+        """End the running stage and release the terminal."""
         super().close()
         self._progress.stop()
 

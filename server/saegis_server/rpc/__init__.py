@@ -1,1 +1,1 @@
-"""The gRPC face of the server: servicers, interceptors and status mapping."""
+"""The gRPC side of the server: servicers, interceptors and status mapping."""

@@ -1,1 +1,1 @@
-"""The command `saegis`: what asks a server; the server's own commands are added where it is installed."""
+"""The command `saegis`: commands that call a server. The server package adds its own commands."""

@@ -1,4 +1,4 @@
-"""`python -m saegis.cli` is the command `saegis`."""
+"""`python -m saegis.cli` runs the command `saegis`."""
 
 from saegis.cli.main import main
 

@@ -1,4 +1,4 @@
-"""The application `saegis`: its subcommands, each in a module of its own that loads only what it needs."""
+"""The application `saegis` and its subcommands. Each has its own module, which loads only what it needs."""
 
 import sys
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from saegis.version import __version__
 
 
 class Commands(Family):
-    """All commands, with one answer to what any may meet: input that is no text, output that nobody takes."""
+    """All commands. It handles errors that any may have: input that is not text, output that fails."""
 
     names = (
         *("serve", "demo", "generate", "chat", "inspect", "bench"),
@@ -25,8 +25,8 @@ class Commands(Family):
         """Run a command, as typer does."""
         try:
             with guarded():
-                given = sys.argv[1:] if args is None else args
-                arguments = [checked(text, f"argument {number}") for number, text in enumerate(given, 1)]
+                written = sys.argv[1:] if args is None else args
+                arguments = [checked(text, f"argument {number}") for number, text in enumerate(written, 1)]
                 return super().main(arguments, *further, **settings)
         except (StreamError, OSError, UnicodeError) as error:
             wrong = isinstance(error, NotTextError | UnicodeError)
@@ -64,8 +64,8 @@ app.add_typer(policy.app, name="policy")
 policy.app.command(epilog=explain.EPILOG)(explain.explain)
 
 
-def _show_version(wanted: bool) -> None:
-    if wanted:
+def _show_version(requested: bool) -> None:
+    if requested:
         print(f"saegis {__version__}")
         raise typer.Exit
 

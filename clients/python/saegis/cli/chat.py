@@ -54,8 +54,8 @@ def chat(
     from saegis.cli.chat_session import ChatSession
 
     session = ChatSession(sae=sae)
-    lines = [f"/clamp {each}" for each in clamp or ()] + [f"/ban {each}" for each in ban or ()]
-    lines += [f"/watch {each}" for each in watch or ()] + ([f"/system {system}"] if system else [])
+    lines = [f"/clamp {edit}" for edit in clamp or ()] + [f"/ban {edit}" for edit in ban or ()]
+    lines += [f"/watch {target}" for target in watch or ()] + ([f"/system {system}"] if system else [])
     with edit_options(f"{own_command()} chat --help shows examples"):
         for line in lines:
             session.command(line)
@@ -74,9 +74,9 @@ def chat(
 
 
 def _edit_lines() -> None:
-    """Let `input` edit lines and bring back earlier ones, as the arrow keys ask; in memory only."""
+    """Let the arrow keys edit lines of `input` and bring back earlier ones, which are kept in memory only."""
     if sys.stdin.isatty() and sys.stdout.isatty():
-        # Python may be built without it: then lines are edited as the terminal itself does.
+        # Python may be built without it; then the terminal itself edits lines.
         with suppress(ImportError):
             import readline  # noqa: F401 - importing it is what makes `input` use it
 
@@ -90,7 +90,7 @@ def _read() -> str | None:
 
 
 def _turn(client: Client, session: ChatSession, line: str, settings: GenerationOptions, server: str) -> None:
-    """Do what one line says: a command, or a message to answer."""
+    """Handle one line: a command, or a message to answer."""
     import saegis
 
     if line.startswith("/"):
@@ -106,7 +106,7 @@ def _turn(client: Client, session: ChatSession, line: str, settings: GenerationO
 
 
 def _command(client: Client, session: ChatSession, line: str, server: str) -> str:
-    """Do a command and return what to print; what the server does not take is taken back."""
+    """Do a command and return what to print. An edit or watch that the server refuses is taken back."""
     import saegis
 
     before = session.in_force()
@@ -124,9 +124,9 @@ def _command(client: Client, session: ChatSession, line: str, server: str) -> st
 
 
 def _try(client: Client, session: ChatSession, before: InForce) -> None:
-    """Ask for one token where something is newly in force, since only the server knows whether it may be.
+    """Generate one token if an edit or a watch is new, since only the server knows whether it is valid.
 
-    Raises SaegisError where it may not, and ValueError for what no request can hold.
+    Raises SaegisError if the server refuses it, and ValueError if no request can hold it.
     """
     now = session.in_force()
     if not now.adds_to(before):
@@ -142,7 +142,7 @@ def _try(client: Client, session: ChatSession, before: InForce) -> None:
 
 
 def _take_best_features(client: Client, session: ChatSession) -> None:
-    """Let every label name one feature."""
+    """Replace each label of several features by the best of them."""
     search = server_search(client)
     session.replace_labels(
         with_best_features(session.edits, search), with_best_features(session.watches, search)

@@ -11,7 +11,7 @@ from saegis.cli.edits import OPERATIONS, EditSyntaxError, describe_edit, parse_e
 _EXAMPLES = {"clamp": ": /clamp 3385=50, /clamp Great Wall=1max"}
 COMMANDS = {
     **{
-        # Of an option's help what it does, in a phrase.
+        # The first phrase of the option's help.
         f"/{name} {form.metavar}": re.split("[.:;]", form.help[:1].lower() + form.help[1:])[0]
         + _EXAMPLES.get(name, "")
         for name, form in OPERATIONS.items()
@@ -25,20 +25,20 @@ COMMANDS = {
     "/help": "show this",
     "/quit": "end; so does Ctrl-D",
 }
-#: What is quoted as a shell wants it; in a chat the quotes would be read as part of a label.
+#: A target in quotes, as in a shell. In a chat the quotes would become part of the label.
 _QUOTED = re.compile(r"""^(["'])(.*)\1(=\S*)?$""")
 
 
 @dataclass(frozen=True)
 class InForce:
-    """Edits, and watches with what was written for them."""
+    """The edits, and the watches with their written forms."""
 
     edits: tuple[Edit, ...]
     watched: tuple[str, ...]
     watches: tuple[Watch, ...]
 
     def adds_to(self, before: InForce) -> bool:
-        """Whether there is any edit or watch that was not there before."""
+        """Whether it has an edit or a watch that `before` has not."""
         return not (set(self.edits) <= set(before.edits) and set(self.watches) <= set(before.watches))
 
 
@@ -68,13 +68,13 @@ class ChatSession:
             self.messages.pop()
 
     def command(self, line: str) -> str:
-        """Do what a line that begins with `/` says; returns what to print. Raises EditSyntaxError."""
+        """Do the command of a line that begins with `/`; returns what to print. Raises EditSyntaxError."""
         name, _, rest = line.strip().removeprefix("/").partition(" ")
         rest = rest.strip()
         named = _QUOTED.sub(r"\2\3", rest)
         if name in OPERATIONS:
             edit = parse_edit(name, named, sae=self.sae)
-            self.edits = [each for each in self.edits if each.target != edit.target] + [edit]
+            self.edits = [kept for kept in self.edits if kept.target != edit.target] + [edit]
             return self.steering()
         if name == "watch":
             self.watches.append(Watch(parse_target(named, self.sae)))
@@ -104,18 +104,18 @@ class ChatSession:
         return f"in force: {', '.join(parts)}" if parts else "nothing is in force: unsteered"
 
     def in_force(self) -> InForce:
-        """The steering and the watches as they are now."""
+        """The present steering and watches."""
         return InForce(tuple(self.edits), tuple(self.watched), tuple(self.watches))
 
     def restore(self, before: InForce) -> None:
-        """Put steering and watches back to what they were."""
+        """Restore earlier steering and watches."""
         self.edits, self.watched = list(before.edits), list(before.watched)
         self.watches = list(before.watches)
 
     def replace_labels(self, edits: list[Edit], watches: list[Watch]) -> None:
-        """Put edits and watches by index in the place of those by label, in the same order.
+        """Replace edits and watches by label with those by index, in the same order.
 
-        Of two edits of one feature the later holds. `/unset` still knows the label.
+        Of two edits of one feature the later one counts. `/unset` still knows the label.
         """
         targets = [(old.target, new.target) for old, new in zip(self.edits, edits, strict=True)]
         targets += [(old.target, new.target) for old, new in zip(self.watches, watches, strict=True)]

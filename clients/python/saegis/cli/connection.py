@@ -1,4 +1,4 @@
-"""A command's connection to its server: the options that say how, and what is said when a call fails."""
+"""A command's connection to its server: its options, and the advice when a call fails."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from saegis.cli.streams import sentence
 if TYPE_CHECKING:
     from saegis import Client, SaegisError
 
-#: The files of a client's own certificate and its key, where a server asks for one.
+#: Environment variables with the files of the client's own certificate and key, if a server asks for one.
 CERT_VARIABLE, KEY_VARIABLE = "SAEGIS_CERT", "SAEGIS_KEY"
 SERVER_VARIABLE, TOKEN_VARIABLE = "SAEGIS_SERVER", "SAEGIS_TOKEN"
 DEFAULT_SERVER = "127.0.0.1:50051"
@@ -26,7 +26,7 @@ _option = partial(typer.Option, rich_help_panel="Connection")
 
 
 def _token(file: str | None) -> str | None:
-    """The token in a file, or in the environment where no file is named."""
+    """The token in a file or, if no file is named, in the environment."""
     if file is None:
         return os.environ.get(TOKEN_VARIABLE) or None
     try:
@@ -39,13 +39,13 @@ def _token(file: str | None) -> str | None:
 
 
 def _cause(error: OSError | UnicodeDecodeError) -> str:
-    """Why, without a byte of the file."""
+    """Why the file cannot be read, without any of its content."""
     return (error.strerror or "no reason given") if isinstance(error, OSError) else "it is not ASCII text"
 
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """How a server is reached: the group of options of every command that asks one."""
+    """How to reach a server: the group of options of every command that calls one."""
 
     server: Annotated[
         str,
@@ -86,7 +86,7 @@ class Connection:
     def client(self) -> Iterator[Client]:
         """A client of the server; failed calls and wrong values end the command with a message.
 
-        Raises typer.Exit: code 1 where a call failed, 2 where a value cannot be written into a request.
+        Raises typer.Exit: with code 1 if a call failed, with 2 if a value cannot be written into a request.
         """
         import saegis
 
@@ -109,7 +109,7 @@ class Connection:
 
 _START = "is a server running at {server}? Start one with '{saegis} serve', or name it with --server"
 _OWN = f"name the files of your certificate and its key in {CERT_VARIABLE} and {KEY_VARIABLE}"
-#: What to do where no connection came about, by `saegis.Unreached`; else a server is to be started.
+#: What to do if there is no connection, by `saegis.Unreached`; otherwise `_START`.
 _REACHING = {
     "UNKNOWN_HOST": "is --server {server} spelled right?",
     "TLS_EXPECTED": "name the authority of the server's certificate with --ca",
@@ -124,7 +124,7 @@ _REACHING = {
 
 
 def advice(error: SaegisError, server: str) -> str:
-    """What to do after a failed call; empty where nothing helps."""
+    """What to do after a failed call; empty if there is no advice."""
     import saegis
 
     if isinstance(error, saegis.Unavailable) and error.reason in (*saegis.Unreached, ""):

@@ -1,7 +1,7 @@
-"""Edits and watches as they are written on the command line and in the chat: `123=5`, `poison=2max`.
+"""Edits and watches as written on the command line and in the chat: `123=5`, `poison=2max`.
 
-Where a label names several features, the best of them is taken, and a note says so. A policy and a request
-over the API must name one feature: there a label of several is an error.
+If a label names several features, the best of them is taken and a note says so. In a policy and in a request
+over the API a label of several features is an error.
 """
 
 from __future__ import annotations
@@ -27,9 +27,8 @@ _VALUE = re.compile(r"(?P<number>[-+]?[0-9.]+(?:e[-+]?[0-9]+)?|[-+]?(?:inf|nan))
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """How an operation is written: what makes its edit, and the name of its value (empty: it has none).
-
-    is_optional, has_unit: of the value, whether it may be left out, and have a unit. help: what it does.
+    """How an operation is written. make: the function that makes its edit. value: the name of its value, or
+    empty. is_optional, has_unit: whether the value may be left out or have a unit. help: what it does.
     """
 
     make: Callable[..., Edit]
@@ -40,24 +39,24 @@ class Form:
 
     @property
     def metavar(self) -> str:
-        """As helps write it, such as `TARGET[=STRENGTH]`."""
+        """The form in help texts, such as `TARGET[=STRENGTH]`."""
         value = self.value and f"={self.value}"
         return f"TARGET[{value}]" if value and self.is_optional else f"TARGET{value}"
 
 
-def _form_of(make: Callable[..., Edit], told: str) -> Form:
-    """What the parameters of a function such as `saegis.clamp` say."""
+def _form_of(make: Callable[..., Edit], help: str) -> Form:
+    """The form that follows from the parameters of a function such as `saegis.clamp`."""
     _, second, *rest = signature(make).parameters.values()
     name = "" if second.kind is Parameter.KEYWORD_ONLY else second.name.upper()
-    has_unit = any(each.name == "unit" for each in rest)
-    return Form(make, name, second.default is not Parameter.empty, has_unit, told)
+    has_unit = any(parameter.name == "unit" for parameter in rest)
+    return Form(make, name, second.default is not Parameter.empty, has_unit, help)
 
 
-OPERATIONS = {name: _form_of(make, told) for name, (make, told) in WRITTEN.items()}
+OPERATIONS = {name: _form_of(make, help) for name, (make, help) in WRITTEN.items()}
 
 
 class EditSyntaxError(ValueError):
-    """An edit that is not written as it should be; the message says how."""
+    """An edit that is malformed; the message says how to write it."""
 
 
 class Labelled(Protocol):
@@ -73,14 +72,14 @@ class Labelled(Protocol):
     def precision(self) -> float | None: ...
 
 
-#: Finds features by the words of a label and by an SAE's id, the better ones first.
+#: Finds features by the words of a label and an SAE's id, best first.
 Search = Callable[[str, str], Sequence[Labelled]]
-Asked = TypeVar("Asked", Edit, Watch)
+EditOrWatch = TypeVar("EditOrWatch", Edit, Watch)
 
 
 @contextmanager
 def edit_options(hint: str) -> Iterator[None]:
-    """End the command with a usage error where an option's edit is not written as it should be."""
+    """End the command with a usage error for a malformed edit in the block."""
     try:
         yield
     except EditSyntaxError as error:
@@ -88,7 +87,7 @@ def edit_options(hint: str) -> Iterator[None]:
 
 
 def parse_target(text: str, sae: str = "") -> FeatureRef:
-    """A feature by index (`123`) or by its exact label. Raises EditSyntaxError for an empty one."""
+    """A feature by index (`123`) or by its exact label. Raises EditSyntaxError for an empty text."""
     name = text.strip()
     if not name:
         raise EditSyntaxError(f"{text!r} names no feature; write an index or a label")
@@ -100,7 +99,7 @@ def parse_edit(operation: str, text: str, *, sae: str = "", site: str = "") -> E
 
     VALUE is a number in feature units, `2max` for multiples of the feature's recorded maximum, or
     `0.1norm` for fractions of the activation's norm; a ban's `=STRENGTH` may be left out. A label may
-    contain `=`: the last one counts. Raises EditSyntaxError.
+    contain `=`: the last `=` separates the value. Raises EditSyntaxError.
     """
     if operation not in OPERATIONS:
         raise EditSyntaxError(f"{operation!r} is no operation; there are {', '.join(OPERATIONS)}")
@@ -123,7 +122,7 @@ def parse_edit(operation: str, text: str, *, sae: str = "", site: str = "") -> E
 def parse_edits(
     written: Iterable[tuple[str, Iterable[str] | None]], *, sae: str = "", site: str = ""
 ) -> list[Edit]:
-    """Edits from pairs of an operation's name and what was written for it. Raises EditSyntaxError."""
+    """Edits from pairs of an operation's name and its texts. Raises EditSyntaxError."""
     return [parse_edit(name, text, sae=sae, site=site) for name, texts in written for text in texts or ()]
 
 
@@ -133,7 +132,7 @@ def parse_watches(texts: Iterable[str] | None, *, sae: str = "", site: str = "")
 
 
 def split_strength(text: str) -> tuple[str, float]:
-    """The words and the strength of `WORDS[=STRENGTH]`, 0 where it is left out. Raises EditSyntaxError."""
+    """The words and the strength of `WORDS[=STRENGTH]`, 0 if it is left out. Raises EditSyntaxError."""
     edit = parse_edit("ban", text)
     words, equals, value = text.rpartition("=")
     if not equals or _VALUE.fullmatch(value.strip()) is None:
@@ -163,7 +162,7 @@ def _parse_value(text: str) -> tuple[float, Unit]:
 
 
 def server_search(client: Client) -> Search:
-    """A search by the server. Where it refuses, no feature is found, and the request itself is refused."""
+    """A search by the server. If the server refuses it, nothing is found; the request itself fails later."""
 
     def search(words: str, sae: str) -> Sequence[Labelled]:
         try:
@@ -174,25 +173,25 @@ def server_search(client: Client) -> Search:
     return search
 
 
-def with_best_features(asked: Sequence[Asked], search: Search) -> list[Asked]:
-    """Edits or watches in which each label of several features is replaced by the best of them."""
+def with_best_features(requested: Sequence[EditOrWatch], search: Search) -> list[EditOrWatch]:
+    """The edits or watches, with each label of several features replaced by the best of them."""
     return [
         replace(edit, target=best_feature(edit.target, search))
         if isinstance(edit.target, FeatureRef)
         else edit
-        for edit in asked
+        for edit in requested
     ]
 
 
 def best_feature(target: FeatureRef, search: Search) -> FeatureRef:
-    """The most precise of the features of one SAE that a label names, with a note; else the target itself."""
+    """The most precise feature if a label names several of one SAE, with a note; else the target itself."""
     label = target.selector
     if isinstance(label, int):
         return target
     features = search(label, target.sae)
-    alike = [each for each in features if each.label == label]
-    alike = alike or [each for each in features if each.label.casefold() == label.casefold()]
-    if len(alike) < 2 or len({each.sae for each in alike}) > 1:
+    alike = [candidate for candidate in features if candidate.label == label]
+    alike = alike or [candidate for candidate in features if candidate.label.casefold() == label.casefold()]
+    if len(alike) < 2 or len({candidate.sae for candidate in alike}) > 1:
         return target
     best, *others = alike
     left = ", ".join(map(_named, others))

@@ -71,7 +71,7 @@ def explain(
 
 
 def parsed(edits: options.Edits, sae: str) -> list[Edit]:
-    """The edits of the command line; ends the command for one that is not written as it should be."""
+    """The edits of the command line; ends the command for a malformed one."""
     with edit_options(f"{own_command()} generate --help shows how edits are written"):
         return parse_edits(edits.by_operation(), sae=sae)
 
@@ -118,7 +118,7 @@ def show(
     json: bool,
     would_deny: Sequence[Mapping[str, str]] = (),
 ) -> None:
-    """Print a decision: `lines` for people, the whole for programs."""
+    """Print a decision: `lines` for people, all of it as JSON for programs."""
     if json:
         print_json(_plain(decision, digest, lines, would_deny))
         return
@@ -128,7 +128,7 @@ def show(
 
 
 def plain_denial(denial: ExplainedDenial, mode: str = "enforce") -> dict[str, str]:
-    """A denial as JSON knows it."""
+    """A denial in JSON form."""
     names = ("policy", "rule", "message", "field")
     return {name: str(getattr(denial, name)) for name in names} | {"mode": mode}
 

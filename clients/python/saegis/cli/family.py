@@ -1,4 +1,4 @@
-"""Families of commands: in which order they are shown, and what is said of one that comes with the server."""
+"""Families of commands: their order in the help, and the message for commands of the server package."""
 
 from typing import Any, ClassVar
 
@@ -12,8 +12,8 @@ INSTALL = "pip install saegis-server"
 class Family(TyperGroup):
     """A family of commands.
 
-    names: all of them, in the order in which they are shown. Those that are not there are the server's, which
-    is not installed: naming one tells what to install.
+    names: all of them, in their order in the help. Missing ones belong to the server package, which is not
+    installed; using one prints what to install.
     """
 
     names: ClassVar[tuple[str, ...]] = ()
@@ -26,11 +26,11 @@ class Family(TyperGroup):
             self.epilog = f"{self.epilog or ''}\n\n{section}\n"
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """The names of those that are there."""
+        """The names of the installed commands."""
         return sorted(self.commands, key=self.names.index)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Find the command that the arguments name, as typer does."""
+        """Find the command that the arguments name. Ends with a message for one of the server package."""
         if args[0] in self.away:
             message = f"{ctx.command_path} {args[0]} is a command of the server, which is not installed"
             raise fail(message, INSTALL, USAGE)

@@ -1,6 +1,6 @@
 """The commands `saegis inspect` and `saegis features search | contrast | show`: features and what they read.
 
-The others of `saegis features` come with the server.
+The other commands of `saegis features` come with the server package.
 """
 
 from __future__ import annotations
@@ -187,7 +187,8 @@ def _inspection_table(inspection: Inspection) -> Table:
     table.add_column("strongest features: index, activation, label")
     for token in inspection:
         lines = (
-            f"{each.index:>6} {each.activation:8.2f}  {each.label or '(no label)'}" for each in token.features
+            f"{feature.index:>6} {feature.activation:8.2f}  {feature.label or '(no label)'}"
+            for feature in token.features
         )
         table.add_row(Text(repr(token.text)), Text("\n".join(lines) or "(none)"))
     return table
@@ -247,9 +248,9 @@ def _number(value: float | None, form: str) -> str:
     return "-" if value is None else form.format(value)
 
 
-def _texts(given: list[str] | None, file: Path | None, name: str) -> list[str]:
-    """The texts of an option and its file, blank lines left out; ends the command where there are none."""
-    texts = list(given or ())
+def _texts(values: list[str] | None, file: Path | None, name: str) -> list[str]:
+    """The texts of an option and its file without blank lines; ends the command if there are none."""
+    texts = list(values or ())
     if file is not None:
         try:
             lines = file.read_text(encoding="utf-8").splitlines()

@@ -110,13 +110,13 @@ def generate(
 
 
 def _conversation(system: str | None, text: str) -> list[ChatMessage]:
-    """The prompt as a conversation of one turn."""
+    """The prompt as a user's message, after the system message if there is one."""
     first: list[ChatMessage] = [] if system is None else [{"role": "system", "content": system}]
     return [*first, {"role": "user", "content": text}]
 
 
 def _bans_matching(client: Client, words: str, strength: float, *, sae: str, site: str) -> list[Edit]:
-    """Bans of every feature whose label the words find, with a note on each. Raises ValueError for none."""
+    """Bans of every feature that a search for `words` finds, with notes. Raises ValueError for none."""
     import saegis
 
     edits, page_token = [], ""
@@ -136,7 +136,7 @@ def _bans_matching(client: Client, words: str, strength: float, *, sae: str, sit
 def _ask(
     client: Client, prompt: str | None, request: GenerationOptions, stream: bool, json: bool
 ) -> Generation:
-    """The answer; of a stream each chunk is printed as it comes."""
+    """The answer. With `stream` each chunk is printed as it comes."""
     if not stream:
         return client.generate(prompt, **request)
     with client.stream(prompt, **request) as chunks:

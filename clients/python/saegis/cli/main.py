@@ -1,17 +1,17 @@
-"""The entry point `saegis`, which finds the server's commands and says what is missing."""
+"""The entry point `saegis`, which adds the commands of installed distributions."""
 
 import sys
 from importlib.metadata import entry_points
 
-#: Where a distribution names a function that adds its commands.
+#: The entry point group in which a distribution names the function that adds its commands.
 GROUP = "saegis.commands"
 
 
 def main() -> None:
     """Run the command line."""
     try:
-        for added in entry_points(group=GROUP):
-            added.load()()
+        for entry_point in entry_points(group=GROUP):
+            entry_point.load()()
         from saegis.cli.app import app
     except ModuleNotFoundError as error:
         if error.name not in ("typer", "rich"):

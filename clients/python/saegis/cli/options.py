@@ -1,4 +1,4 @@
-"""Options that several commands share, singly and as groups that a command takes as one value."""
+"""Options that several commands share, alone or in groups that a command takes as one value."""
 
 from __future__ import annotations
 
@@ -57,29 +57,31 @@ Group = TypeVar("Group")
 
 
 def _with_operations(group: type[Group]) -> type[Group]:
-    """The group with an option for each operation that can be written on the command line."""
+    """A class decorator that adds an option for each operation that can be written on the command line."""
     options = [(name, Annotated[list[str] | None, _edit(name)], None) for name in OPERATIONS]
     return make_dataclass(group.__name__, options, bases=(group,), frozen=True)
 
 
 @_with_operations
 class Edits:
-    """The edits of a request as they are written, in a group of options."""
+    """The edits of a request as written, as a group of options."""
 
     def by_operation(self) -> Iterable[tuple[str, list[str] | None]]:
-        """Each operation with what is written for it."""
+        """Each operation with its texts."""
         return ((name, getattr(self, name)) for name in OPERATIONS)
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with a group's options in the place of each parameter whose type is a group.
+    """A command decorator that replaces each parameter whose type is a group by the group's options.
 
-    A group is a dataclass whose fields are options, with their defaults. If the command declares an option of
-    the group itself, that declaration holds, and the group gets the value unless it is None.
+    A group is a dataclass whose fields are options, with their defaults. If the command itself declares an
+    option of the group, its declaration is used, and the group gets the value unless it is None.
     """
     declared = signature(command, eval_str=True).parameters
     groups: dict[str, Any] = {
-        name: each.annotation for name, each in declared.items() if is_dataclass(each.annotation)
+        name: parameter.annotation
+        for name, parameter in declared.items()
+        if is_dataclass(parameter.annotation)
     }
     own = [name for name in declared if name not in groups]
 

@@ -19,22 +19,22 @@ from rich.text import Text
 FAILURE = 1
 USAGE = 2
 NAME = "saegis"
-#: How wide tables are where no terminal says how wide it is.
+#: The width of tables if no terminal gives one.
 FILE_WIDTH = 120
 
 
 def console() -> Console:
-    """Standard output, as it is now: tests and shells replace it."""
+    """The present standard output, which tests and shells replace."""
     return _widened(Console(highlight=False))
 
 
 def notes() -> Console:
-    """Standard error, for what is not the answer itself: receipts, notes, progress and errors."""
+    """Standard error, for everything beside the answer: receipts, notes, progress and errors."""
     return _widened(Console(stderr=True, highlight=False))
 
 
 def _widened(console: Console) -> Console:
-    # With a width of 0 nothing at all would be printed.
+    # With a width of 0 nothing would be printed.
     if console.width < 1 or (not console.is_terminal and "COLUMNS" not in os.environ):
         console.width = FILE_WIDTH
     return console
@@ -51,7 +51,7 @@ def print_json_line(value: object) -> None:
 
 
 def _json(value: object, indent: int | None = None) -> str:
-    """`value` as JSON, in ASCII where the output's encoding cannot show all of it."""
+    """`value` as JSON, in ASCII if the output's encoding lacks a character."""
     document = plain(value)
     text = json.dumps(document, ensure_ascii=False, indent=indent)
     try:
@@ -62,7 +62,7 @@ def _json(value: object, indent: int | None = None) -> str:
 
 
 def plain(value: object) -> Any:
-    """`value` as JSON knows it. Raises TypeError for what has no JSON form."""
+    """`value` in JSON form. Raises TypeError for what has no JSON form."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, dict):
@@ -79,7 +79,7 @@ def plain(value: object) -> Any:
 
 
 def titled(title: str, columns: Iterable[str], numbers: Collection[str] = (), style: str = "bold") -> Table:
-    """A table under its title, with no rows yet. The columns in `numbers` are set to the right."""
+    """A table with a title and no rows yet. The columns in `numbers` are aligned to the right."""
     table = Table(title=Text(title, style), title_justify="left", caption_justify="left")
     for name in columns:
         if name in numbers:
@@ -95,7 +95,7 @@ def shares(by_language: Mapping[str, float]) -> str:
 
 
 def fail(message: str, hint: str = "", code: int = FAILURE, details: Iterable[str] = ()) -> typer.Exit:
-    """Print an error and what to do next on standard error; raise what is returned to end the command."""
+    """Print an error and what to do next on standard error. Raising the result ends the command."""
     sys.stdout.flush()
     out = notes()
     out.print(Text.assemble(("error: ", "bold red"), message), soft_wrap=True)
@@ -107,10 +107,10 @@ def fail(message: str, hint: str = "", code: int = FAILURE, details: Iterable[st
 
 
 def own_command() -> str:
-    """How the user types the `saegis` that runs, for messages that name a command.
+    """How the user can type the running `saegis`, for messages that name a command.
 
-    `saegis` where the shell finds this one by that name, else its path, relative where that is shorter. Where
-    it runs as a module it is the script beside this Python or, without one, `python -m` with the module.
+    It is `saegis` if the shell finds this one by that name, else its path, relative if that is shorter. If it
+    runs as a module, it is the script beside this Python or, without one, `python -m` with the module.
     """
     script = Path(sys.argv[0])
     if script.name != NAME:
@@ -121,13 +121,13 @@ def own_command() -> str:
     on_path = shutil.which(NAME)
     if on_path is not None and Path(on_path).resolve() == script.resolve():
         return NAME
-    # Not resolved: a link into an environment is how that environment is named.
+    # Not resolved, since users may name an environment by a link.
     absolute = os.path.abspath(script)
     try:
         relative = os.path.relpath(absolute)
     except FileNotFoundError:
-        # The current folder is gone; the hint still has to be told.
+        # The current folder is gone, but the hint must still be printed.
         return shlex.quote(absolute)
-    # The shell would look for a bare name on PATH.
+    # The shell would search PATH for a bare name.
     relative = relative if os.sep in relative else os.path.join(os.curdir, relative)
     return shlex.quote(min(relative, absolute, key=len))

@@ -1,6 +1,6 @@
-"""The family `saegis policy`, its commands `apply | list | history | roll-back`, and bundles on their way.
+"""The family `saegis policy`, its commands `apply | list | history | roll-back`, and the packing of bundles.
 
-The others that ask a server are in `explain`; the rest of the family comes with the server.
+`saegis policy explain` is in the module `explain`; the other commands come with the server package.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def apply(
 
 
 def _check(validation: Validation, path: Path, json: bool) -> None:
-    """End the command where the server would not take the bundle."""
+    """End the command if the server would not take the bundle."""
     if validation.valid:
         return
     if json:
@@ -215,7 +215,7 @@ def _table(revisions: Iterable[PolicyRevision]) -> Table:
 
 
 def packed(path: Path) -> bytes:
-    """The archive of the bundle at `path`; ends the command, with every problem, where there is none."""
+    """The archive of the bundle at `path`; ends the command with every problem if it is no bundle."""
     try:
         return pack(path)
     except BundleFilesError as error:
@@ -224,7 +224,7 @@ def packed(path: Path) -> bytes:
 
 
 class Problem(Protocol):
-    """One thing that is wrong: at which file, line (0: none) and key, and what."""
+    """One thing that is wrong: its file, line (0: none), key and message."""
 
     @property
     def file(self) -> str: ...
@@ -237,7 +237,7 @@ class Problem(Protocol):
 
 
 def problem_table(problems: Sequence[Problem], title: str, style: str = "bold red") -> Table:
-    """One row for each problem: where, at which key, what."""
+    """A table with a row for each problem: its place, key and message."""
     table = titled(title, ("where", "key"), style=style)
     table.add_column("problem", overflow="fold", ratio=1)
     for problem in problems:

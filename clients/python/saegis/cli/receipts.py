@@ -1,4 +1,4 @@
-"""How answers are shown: the receipt, the usage and the watched values."""
+"""The display of answers: the receipt, the usage and the watched values."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def receipt_line(receipt: Receipt, usage: Usage) -> Text:
 
 
 def _by(receipt: Receipt) -> str:
-    """Whose rules are in force, as far as the policies tell."""
+    """Which of the operator's rules are in force, as far as the policies show them."""
     if not receipt.ruled:
         return ""
     names = [rule.name for rule in receipt.rules if rule.mode == "enforce"]
@@ -72,7 +72,7 @@ def receipt_table(receipt: Receipt, usage: Usage) -> Table:
 
 
 def rules_table(receipt: Receipt) -> Table:
-    """The operator's rules that applied, as far as the policies tell them: their labels and reasons too."""
+    """The operator's rules that applied with labels and reasons, as far as the policies show them."""
     columns = ("rule", "does", "mode", "its condition held", "features", "reason")
     table = titled("the operator's rules", columns)
     for rule in receipt.rules:
@@ -86,9 +86,9 @@ def rules_table(receipt: Receipt) -> Table:
 
 
 def watched_table(names: Sequence[str], watched: Sequence[Watched]) -> Table:
-    """One completion's watched values, in feature units: mean and largest, before and after the edits, and
-    what the request's own edits set them to, where it has any."""
-    phases = ("before", "set to", "after") if any(each.set_to for each in watched) else ("before", "after")
+    """One completion's watched values, in feature units: mean and largest, before and after the edits, and,
+    if the request has own edits of the target, the values that they set."""
+    phases = ("before", "set to", "after") if any(watch.set_to for watch in watched) else ("before", "after")
     numbers = ("tokens", *(f"{figure} {phase}" for figure in ("mean", "max") for phase in phases))
     table = titled("watched", ("feature", *numbers), numbers)
     for readings in watched:

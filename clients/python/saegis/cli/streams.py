@@ -1,7 +1,7 @@
-"""A command's standard streams, made to work with any encoding and when nobody reads them.
+"""A command's standard streams, made to work with any encoding and with closed pipes.
 
-A character that the output's encoding does not have is written as an escape, so that no answer is lost. A
-note that standard error does not take is left out: it must not cost the answer.
+A character that the output's encoding lacks is written as an escape, so that no answer is lost. A note that
+cannot be written to standard error is dropped, so that the answer still comes.
 """
 
 import codecs
@@ -12,14 +12,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO, cast
 
-#: How bytes are read that the input's encoding does not know, and characters written that the output's lacks.
+#: Error handlers for bytes that the input's encoding cannot decode, and characters that the output's lacks.
 _READING, _WRITING = "surrogateescape", "backslashreplace"
 
 
 class StreamError(Exception):
-    """Standard output takes nothing; the message is a sentence.
+    """Standard output cannot be written; the message is a sentence.
 
-    It is no OSError and no ValueError, which commands catch where a file or a value is wrong.
+    It is neither OSError nor ValueError, since commands catch those for wrong files and values.
     """
 
 
@@ -47,17 +47,17 @@ def guarded() -> Iterator[None]:
 
 
 def read_input() -> str:
-    """All of standard input. Raises NotTextError where it is not text."""
+    """All of standard input. Raises NotTextError if it is not text."""
     return checked(sys.stdin.read(), "standard input")
 
 
 def checked(text: str, name: str) -> str:
-    """The text itself. Raises NotTextError where it holds bytes that are no UTF-8, or half a character."""
+    """The text itself. Raises NotTextError if it holds bytes that are not UTF-8, or a lone surrogate."""
     try:
         text.encode()
     except UnicodeError:
         try:
-            # Bytes that the locale's encoding did not know may be UTF-8 nevertheless.
+            # Bytes that the locale's encoding could not decode may still be UTF-8.
             return os.fsencode(text).decode()
         except UnicodeError:
             raise NotTextError(f"{name} is not UTF-8 text: {text[:200]!a}") from None
@@ -65,7 +65,7 @@ def checked(text: str, name: str) -> str:
 
 
 def sentence(error: Exception) -> str:
-    """An error's message. One of encodings would quote the whole text; here it quotes the wrong place."""
+    """An error's message. An encoding error quotes only the wrong place, not the whole text."""
     if not isinstance(error, UnicodeEncodeError | UnicodeDecodeError):
         return str(error)
     if isinstance(error, UnicodeEncodeError):
@@ -74,17 +74,17 @@ def sentence(error: Exception) -> str:
 
 
 def _fit(stream: Any, errors: str) -> Any:
-    """The stream, so that no character makes it fail. Input in ASCII, which is of UTF-8, is read as that."""
+    """The stream, set so that no character makes it fail. ASCII input is read as UTF-8, which contains it."""
     if isinstance(stream, io.TextIOWrapper):
         reads_ascii = errors == _READING and codecs.lookup(stream.encoding).name == "ascii"
-        # What has been read from already stays as it is.
+        # A stream that has been read from cannot be changed.
         with suppress(io.UnsupportedOperation):
             stream.reconfigure(encoding="utf-8" if reads_ascii else None, errors=errors)
     return stream
 
 
 class _Stream:
-    """A stream that handles the failure of a write itself; all else is the stream's own."""
+    """A stream whose failed writes are handled by `_refused`; all else is the wrapped stream's."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -100,14 +100,14 @@ class _Stream:
             return self._refused(error, len(text))
 
     def flush(self) -> None:
-        """Write what is held back."""
+        """Write what is buffered."""
         try:
             self._stream.flush()
         except OSError as error:
             self._refused(error, 0)
 
     def _refused(self, error: OSError, length: int) -> int:
-        """What a failed write returns. From now on the stream leads nowhere, so that no flush fails again."""
+        """The result of a failed write. Redirects the stream to nowhere, so that no later flush fails."""
         with suppress(OSError, ValueError):
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self._stream.fileno())
@@ -116,11 +116,11 @@ class _Stream:
 
 
 class _Notes(_Stream):
-    """Standard error: what it does not take is left out."""
+    """Standard error: what cannot be written is dropped."""
 
 
 class _Output(_Stream):
-    """Standard output: what it does not take ends the command."""
+    """Standard output: a failed write ends the command."""
 
     def _refused(self, error: OSError, length: int) -> int:
         super()._refused(error, length)

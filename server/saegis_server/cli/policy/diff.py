@@ -1,4 +1,4 @@
-"""The command `saegis policy diff`: what a bundle says otherwise, and what it would have decided."""
+"""The command `saegis policy diff`: what a bundle changes, and which decisions would have changed."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def _replay(place: Path, candidate: CompiledPolicy, before: Bundle, examples: in
 
 
 def _plain(old: Bundle, new: Bundle, changes: tuple[Change, ...], replay: Replay | None) -> dict[str, Any]:
-    """The difference as JSON knows it."""
+    """The difference in JSON form."""
     plain: dict[str, Any] = {
         name: {"revision": bundle.revision_name, "serial": bundle.policy.serial, "digest": bundle.digest}
         for name, bundle in (("old", old), ("new", new))
@@ -133,7 +133,7 @@ def _shown(value: object) -> str:
 
 
 def _show_replay(replay: Replay) -> None:
-    """The outcomes with the rules behind them, then examples of what changes."""
+    """Print the outcomes with the rules behind them, then examples of changed decisions."""
     from saegis_server.policy.decide.replay import Outcome
 
     columns = ("outcome", "decisions", "by rule")
@@ -163,7 +163,7 @@ def _examples_table(outcome: Outcome, examples: list[Replayed]) -> Table:
 
 
 def _note(new: Bundle, replay: Replay) -> None:
-    """What the reader should know: what could not be read, and what a replay leaves out."""
+    """Print notes on what could not be read and on what a replay leaves out."""
     if replay.unreadable:
         notes().print(f"note: {replay.unreadable} lines of the log are no records", style="yellow")
     acting = [rule.id for rule in new.policy.rules if rule.when is not None]

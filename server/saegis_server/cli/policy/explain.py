@@ -79,7 +79,7 @@ def explain(
 
 
 def _uses(words: Sequence[str]) -> dict[str, float | None]:
-    """The words with their values; ends the command for one that is not written as it should be."""
+    """The words with their values; ends the command for a malformed one."""
     from saegis_server.policy.decide.uses import ORDINARY, Use
 
     values = remote.uses(words)
@@ -97,21 +97,21 @@ def _decided(
     tenant: str,
     roles: Sequence[str],
 ) -> Decision:
-    """What a policy by itself decides; ends the command for edits that no request could ask for."""
+    """What a policy alone decides; ends the command for edits that no request could have."""
     from saegis_server.policy.decide.decide import PolicySet
     from saegis_server.policy.decide.decision import RequestFacts
     from saegis_server.policy.decide.uses import Use, beyond
 
     all_uses = (beyond(Use(word), value, "") for word, value in uses.items())
-    asked = tuple(use for use in all_uses if use is not None)
-    request = RequestFacts(tenant, frozenset(roles), compiled.world.model, uses=asked)
+    request_uses = tuple(use for use in all_uses if use is not None)
+    request = RequestFacts(tenant, frozenset(roles), compiled.world.model, uses=request_uses)
     return PolicySet((compiled,)).decide(_with_edits(request, edits, compiled))
 
 
 def _with_edits(
     request: RequestFacts, edits: Sequence[saegis.Edit], compiled: CompiledPolicy
 ) -> RequestFacts:
-    """The request with edits, resolved as a server resolves them."""
+    """The request with edits, resolved as on a server."""
     from saegis.messages import steering_message
     from saegis_server.engine.api import FieldError
     from saegis_server.rpc.wire.programs import request_steering
@@ -132,7 +132,7 @@ def _with_edits(
 
 
 def catalog_search(catalog: Catalog) -> Search:
-    """A search of what is loaded here."""
+    """A search in a local catalog."""
     from saegis_server.rpc.services import feature_search
 
     def search(words: str, sae: str) -> Sequence[Labelled]:

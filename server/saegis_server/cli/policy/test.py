@@ -73,7 +73,7 @@ def run(
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """A rule, allowance or protection: where it stands, and which cases reach it."""
+    """A rule, allowance or protection: its place in the bundle, and which cases reach it."""
 
     section: str
     id: str
@@ -86,7 +86,7 @@ class _Entry:
 
 @dataclass(frozen=True, slots=True)
 class _Report:
-    """How the cases of a bundle went. min_coverage: the share of entries that they must reach."""
+    """The results of a bundle's cases. min_coverage: the share of entries that they must reach."""
 
     bundle: Bundle
     results: tuple[CaseResult, ...]
@@ -108,7 +108,7 @@ class _Report:
 
     @property
     def share(self) -> float:
-        """The share of entries that some case reaches; 1 where there is nothing to reach."""
+        """The share of entries that some case reaches; 1 if there is nothing to reach."""
         entries = self.entries
         return sum(bool(entry.cases) for entry in entries) / len(entries) if entries else 1.0
 
@@ -127,7 +127,7 @@ class _Report:
         return faults
 
     def plain(self) -> dict[str, Any]:
-        """As JSON knows it."""
+        """The report in JSON form."""
         policy = self.bundle.policy
         return {
             "passed": not self.faults,
@@ -151,7 +151,7 @@ class _Report:
         }
 
     def tables(self) -> list[Table]:
-        """The cases, and what they reach."""
+        """The tables of the cases and of what they reach."""
         cases = titled(f"{self.bundle.revision_name}: cases", ("", "case", "where", "what came otherwise"))
         for result in self.results:
             outcome = Text("PASS", "green") if result.passed else Text("FAIL", "bold red")

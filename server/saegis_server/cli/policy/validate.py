@@ -86,7 +86,7 @@ def validate(
 
 
 def _load_keys(paths: Sequence[Path]) -> list[Ed25519PublicKey]:
-    """The public keys of these files; ends the command where one holds none."""
+    """The public keys of these files; ends the command if one holds none."""
     from saegis_server.policy.bundle.signing import load_public_key
     from saegis_server.policy.errors import KeyFileError
 
@@ -98,7 +98,7 @@ def _load_keys(paths: Sequence[Path]) -> list[Ed25519PublicKey]:
 
 @dataclass(frozen=True, slots=True)
 class _Report:
-    """What a check finds. bundle: None if it cannot be read; signed_by: empty if no key is asked for."""
+    """The result of a check. bundle: None if it cannot be read; signed_by: empty if no key is required."""
 
     problems: tuple[Problem, ...]
     bundle: Bundle | None = None
@@ -107,7 +107,7 @@ class _Report:
     warnings: tuple[Problem, ...] = ()
 
     def plain(self) -> dict[str, Any]:
-        """As JSON knows it."""
+        """The report in JSON form."""
         plain: dict[str, Any] = {
             "valid": not self.problems,
             "problems": [asdict(problem) for problem in self.problems],
@@ -129,7 +129,7 @@ class _Report:
         return plain
 
     def lines(self, path: Path) -> list[Table | Text]:
-        """For people: what is wrong, or what the bundle is."""
+        """The report for people: the problems, or a summary of the bundle."""
         if self.problems:
             count = len(self.problems)
             return [problem_table(self.problems, f"{path}: {count} problem{'' if count == 1 else 's'}")]
@@ -149,7 +149,7 @@ class _Report:
 def _checker(
     subject: Subject, keys: Sequence[Ed25519PublicKey], identities: Path | None, unmatched: Unmatched
 ) -> Checker:
-    """Checks bundles as a server of this subject would."""
+    """A checker that checks bundles as a server of this subject would."""
     from dataclasses import replace
 
     from saegis_server.policy.store.checking import Checker
@@ -161,15 +161,15 @@ def _checker(
 
 
 def _callers(identities: Path) -> Callable[[], Callers]:
-    """Who may call, by a file of identities; ends the command where it is wrong."""
+    """Who may call, by a file of identities; ends the command if the file is wrong."""
     from saegis_server.rpc.auth.identities import IdentitiesError, read_identities
 
     try:
-        known = read_identities(identities).callers
+        callers = read_identities(identities).callers
     except IdentitiesError as error:
         hint = f"{own_command()} token new --help shows what the file looks like"
         raise fail(str(error), hint, USAGE) from error
-    return lambda: known
+    return lambda: callers
 
 
 def _report(path: Path, checker: Callable[[], Checker]) -> _Report:

@@ -1,4 +1,4 @@
-"""What the offline commands of `saegis policy` work on: a bundle, and the world that it is judged in."""
+"""What the offline commands of `saegis policy` work on: a bundle, and the world in which it is judged."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _option = partial(typer.Option, rich_help_panel="What the policy is for")
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What a policy is for, where no server is asked, as a group of options."""
+    """What a policy is for when no server is asked, as a group of options."""
 
     sae: Annotated[
         str | None,
@@ -51,7 +51,7 @@ class Subject:
     ] = None
 
     def world(self) -> World:
-        """A server of one SAE, as far as a policy is concerned; ends the command where there is none."""
+        """The world of a server with one SAE; ends the command if the SAE or a site is wrong."""
         from saegis_server.policy.decide.world import World
         from saegis_server.sae.catalog import Catalog
         from saegis_server.sae.errors import SAEFileError
@@ -81,7 +81,7 @@ class Subject:
         )
 
     def compiled(self, path: Path, bundle: Bundle) -> CompiledPolicy:
-        """The bundle in this world; ends the command, with every problem, where it does not fit."""
+        """The bundle compiled in this world; ends the command with every problem if it does not fit."""
         from saegis_server.policy.decide.compiled import compile_policy
         from saegis_server.policy.errors import CompileError
 
@@ -95,7 +95,7 @@ class Subject:
 
 
 def read_bundle(path: Path) -> Bundle:
-    """The bundle at `path`; ends the command, with every problem, where it cannot be read."""
+    """The bundle at `path`; ends the command with every problem if it cannot be read."""
     from saegis_server.policy.bundle.bundle import Bundle
     from saegis_server.policy.errors import PolicyError
 

@@ -1,1 +1,1 @@
-"""Commands of who runs a server: serve, demo, bench, token, audit."""
+"""Commands for those who run a server: serve, token, audit."""

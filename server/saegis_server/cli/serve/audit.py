@@ -49,7 +49,7 @@ Nothing is verified here; `saegis audit verify` does that.
 Place = Annotated[
     Path, typer.Argument(metavar="PATH", exists=True, help="The log's directory, or one of its files.")
 ]
-#: The fields that a table shows of a record's own, in this order, where it has them.
+#: The fields of a record that a table shows, in this order, if the record has them.
 _SHOWN = (
     *("decision_id", "tenant", "principal", "method", "allowed", "reason", "action"),
     *("name", "revision", "policy_revision", "finish_reasons", "records", "bytes", "files"),
@@ -126,7 +126,7 @@ def _log_errors() -> Iterator[None]:
 
 
 def _plain(verification: Verification) -> dict[str, object]:
-    """The outcome as JSON knows it."""
+    """The outcome in JSON form."""
     first, last = verification.first, verification.last
     return {
         "whole": not verification.problems,

@@ -97,7 +97,7 @@ def serve(
 
 
 def server_config(served: Served, settings: dict[str, Any]) -> ServerConfig:
-    """The configuration; ends the command where it does not hold together."""
+    """The configuration; ends the command if it is not valid."""
     from pydantic import ValidationError
 
     from saegis_server.rpc.server.config import ServerConfig
@@ -131,14 +131,15 @@ def server_config(served: Served, settings: dict[str, Any]) -> ServerConfig:
         )
     except ValidationError as error:
         problems = [
-            f"{'.'.join(map(str, each['loc'])) or 'configuration'}: {each['msg']}" for each in error.errors()
+            f"{'.'.join(map(str, fault['loc'])) or 'configuration'}: {fault['msg']}"
+            for fault in error.errors()
         ]
         hint = f"see {own_command()} serve --help"
         raise fail("the configuration is wrong", hint, USAGE, problems) from error
 
 
 def reference() -> tuple[str, dict[str, Any]]:
-    """The shipped reference model and its SAE as a source; ends the command where they are missing."""
+    """The shipped reference model and its SAE as a source; ends the command if they are missing."""
     from saegis_server.reference import MANIFEST, MODEL, SAE
 
     for path in (MODEL, SAE, MANIFEST):
@@ -150,28 +151,28 @@ def reference() -> tuple[str, dict[str, Any]]:
     return str(MODEL), {"path": str(SAE), "id": REFERENCE_SAE_ID}
 
 
-def room_for_rows(given: list[str]) -> dict[str, int]:
-    """Room for rows by kind, from KIND=NUMBER; what is not named keeps its default."""
+def room_for_rows(texts: list[str]) -> dict[str, int]:
+    """Room for rows by kind, from texts of the form KIND=NUMBER; other kinds keep their defaults."""
     from pydantic import TypeAdapter, ValidationError
 
     from saegis_server.rpc.server.config import Room, RowKind
 
     try:
-        pairs = dict(text.split("=", 1) for text in given)
+        pairs = dict(text.split("=", 1) for text in texts)
         rooms = TypeAdapter(dict[RowKind, Room]).validate_python(pairs)
         return {str(kind): room for kind, room in rooms.items()}
     except ValueError as error:
         reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else "a number is missing"
         hint = "write KIND=NUMBER, with edits, rules, bans, watches or conditions and 2 to 1024"
-        raise fail(f"--rows {' '.join(given)}: {reason}", hint, USAGE) from error
+        raise fail(f"--rows {' '.join(texts)}: {reason}", hint, USAGE) from error
 
 
-def caller_limits(given: list[str]) -> dict[str, Any]:
-    """Limits by principal, tenant and server, from NAME=NUMBER; what is not named keeps its default."""
+def caller_limits(texts: list[str]) -> dict[str, Any]:
+    """All limits, from texts of the form NAME=NUMBER; other limits keep their defaults."""
     from saegis_server.rpc.server.limits import Limits
 
     limits: dict[str, Any] = Limits().model_dump()
-    for text in given:
+    for text in texts:
         name, equals, number = text.partition("=")
         *scope, key = name.split(".")
         place = limits
@@ -179,8 +180,8 @@ def caller_limits(given: list[str]) -> dict[str, Any]:
             place = place[part] if isinstance(place.get(part), dict) else {}
         if not equals or key not in place or isinstance(place[key], dict):
             names = [f"{who}.{what}" for who in ("principal", "tenant") for what in limits[who]]
-            known = ", ".join((*names, "requests", "held_bytes"))
-            raise fail(f"--limit {text!r} sets no limit", f"give NAME=NUMBER of {known}", USAGE)
+            choices = ", ".join((*names, "requests", "held_bytes"))
+            raise fail(f"--limit {text!r} sets no limit", f"give NAME=NUMBER of {choices}", USAGE)
         place[key] = number
     return limits
 
@@ -216,16 +217,16 @@ def _audit_settings(audit: Audit) -> dict[str, Any] | None:
 
 
 def _run(config: ServerConfig, json: bool) -> None:
-    """Serve until a signal comes; an error that is foreseen ends the command with a message."""
+    """Serve until a signal comes; a known error ends the command with a message."""
     with stage_display(json) as display:
-        # Importing torch takes seconds: it is the first thing to show.
+        # Importing torch takes seconds, so it is the first stage.
         display("loading the libraries", 0, 0)
         from transformers.utils import logging as transformers_logging
 
         from saegis_server.cli.serve.start_errors import start_failed
         from saegis_server.rpc.server.server import serve as serve_until_signalled
 
-        # The stages are shown here; a second bar would tear the display.
+        # A second progress bar would tear the display.
         transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         try:
             asyncio.run(
@@ -250,12 +251,12 @@ def _run(config: ServerConfig, json: bool) -> None:
 def _ready(
     address: Address, services: Services, config: ServerConfig, display: StageDisplay, json: bool
 ) -> None:
-    """Say that the server serves, where, and by which policies."""
+    """Print that the server serves, where, and under which policies."""
     from saegis_server.policy.decide.disclosure import OPERATOR
 
     display.close()
     store = services.policies
-    policies = [] if store is None else [each.state.active for each in store.all_for(OPERATOR)]
+    policies = [] if store is None else [policy.state.active for policy in store.all_for(OPERATOR)]
     audit = config.audit.directory.absolute() if config.audit else None
     if json:
         print_json_line(
@@ -265,7 +266,8 @@ def _ready(
                 "metrics_port": address.metrics_port,
                 "pid": os.getpid(),
                 "policies": [
-                    {"name": each.name, "revision": each.revision, "serial": each.serial} for each in policies
+                    {"name": policy.name, "revision": policy.revision, "serial": policy.serial}
+                    for policy in policies
                 ],
                 "audit": None if audit is None else str(audit),
                 "seconds": {stage: round(seconds, 3) for stage, seconds in display.seconds.items()},
@@ -277,7 +279,10 @@ def _ready(
     if address.metrics_port is not None:
         rows.append(("metrics", f"http://{config.metrics_host}:{address.metrics_port}/metrics"))
     rows.append(("open to", f"the principals of {config.identities}" if config.identities else everybody))
-    rows += [("policy", f"{each.name}, revision {each.revision}, serial {each.serial}") for each in policies]
+    rows += [
+        ("policy", f"{policy.name}, revision {policy.revision}, serial {policy.serial}")
+        for policy in policies
+    ]
     if not policies:
         rows.append(("policies", "none" if store is None else "none: every request is denied"))
     rows.append(("audit log", "none" if audit is None else str(audit)))

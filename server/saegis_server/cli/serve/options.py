@@ -1,4 +1,4 @@
-"""The options of `saegis serve`, in groups. Where a field is a setting of `ServerConfig`, it has its name."""
+"""The options of `saegis serve`, in groups. A field that is a setting of `ServerConfig` has its name."""
 
 import enum
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from saegis_server.policy.errors import Unmatched
 
 
 def _path(text: str) -> Path:
-    """A path. An empty one is most often a variable that is not set, and would mean the current folder."""
+    """A path. An empty text, mostly an unset variable, is refused: it would mean the current folder."""
     if not text:
         raise typer.BadParameter("the path is empty")
     return Path(text)
@@ -39,7 +39,7 @@ class Level(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """What is served, and on what it runs. The n-th site belongs to the n-th SAE; further ones are bare."""
+    """What is served, and on which device. The n-th site belongs to the n-th SAE; further sites have none."""
 
     model: Annotated[
         str | None,
@@ -182,7 +182,7 @@ _limits = partial(typer.Option, rich_help_panel="Limits")
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What requests and callers may have, as it is written."""
+    """Limits of requests and callers, as written on the command line."""
 
     max_num_seqs: Annotated[int, _limits(min=1, max=1024, help="Sequences that share a batch.")] = 16
     max_model_len: Annotated[

@@ -1,4 +1,4 @@
-"""What stops a start, in words: each exception with its message and what to do next."""
+"""Errors that stop a start: the message of each exception and what to do next."""
 
 from saegis.cli.output import own_command
 from saegis_server.audit import AuditError
@@ -11,7 +11,7 @@ from saegis_server.rpc.server.server import EngineDiedError
 from saegis_server.sae.errors import SAEFileError, SAEMismatch
 from saegis_server.steering.site import SiteError
 
-#: What each kind of error is called, and what to do next; {saegis} stands for the command that runs.
+#: Each kind of error with the prefix of its message and what to do next; {saegis} stands for the command.
 _ADVICE: tuple[tuple[type[Exception], str, str], ...] = (
     (
         SAEFileError,
@@ -52,7 +52,7 @@ _ADVICE: tuple[tuple[type[Exception], str, str], ...] = (
 
 
 def start_failed(error: Exception) -> tuple[str, str] | None:
-    """The message and the advice for an error that is foreseen; None for any other."""
+    """The message and the advice for a known error; None for any other."""
     for kind, prefix, advice in _ADVICE:
         if isinstance(error, kind):
             return f"{prefix}{_reason(error)}", advice.format(saegis=own_command())
@@ -60,7 +60,7 @@ def start_failed(error: Exception) -> tuple[str, str] | None:
 
 
 def _reason(error: Exception) -> str:
-    """The error's words, without the number that the system has for it."""
+    """The error's message without the system's error number."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return str(error)

@@ -1,4 +1,4 @@
-"""The command `saegis token new`: a bearer token, and the entry by which a server knows whose it is."""
+"""The command `saegis token new`: makes a bearer token and its entry in a file of identities."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def new(
 
 
 def _as_yaml(entry: Mapping[str, object]) -> str:
-    """An entry of a file of identities, as YAML; JSON's texts and lists are YAML's."""
+    """An entry of a file of identities, as YAML. JSON's strings and lists are valid YAML."""
     first, *others = (f"{key}: {dumps(value)}" for key, value in entry.items())
     return "\n    ".join((f"  - {first}", *others))
 

@@ -1,1 +1,1 @@
-"""Who calls, and what they and the operator's policies let them do."""
+"""Who calls, and what their roles and the operator's policies allow."""

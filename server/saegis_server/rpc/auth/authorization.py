@@ -1,4 +1,4 @@
-"""Authorization: before an RPC is let in, who calls it is found out, and whether they may."""
+"""Authorization: who calls an RPC, and whether they may. It comes before anything of the request is read."""
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,7 +22,7 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class Authorization:
-    """Lets callers in by the table of roles. Without `identities` all are anonymous and have every role."""
+    """Admits callers by the table of roles. Without `identities` all are anonymous and have every role."""
 
     def __init__(
         self,
@@ -30,7 +30,7 @@ class Authorization:
         metrics: Metrics,
         failed: Callable[[str, str, str], None] = lambda method, peer, reason: None,
     ) -> None:
-        """`failed` is told of each failed authentication: the method, the peer, the reason."""
+        """`failed` is called at each failed authentication with the method, the peer and the reason."""
         self._identities = identities
         self._metrics = metrics
         self._failed = failed
@@ -38,10 +38,10 @@ class Authorization:
             metrics.open_to_all.set(1.0)
 
     def admit(self, method: str, context: _Context) -> None:
-        """Find out who calls, and make them the RPC's identity; nothing of the request is read for it.
+        """Authenticate the caller and set the RPC's identity. Reads nothing of the request.
 
-        Raises UnauthenticatedError, and RoleMissingError for a role that they lack and for a method that the
-        table lacks.
+        Raises UnauthenticatedError, and RoleMissingError if the caller lacks the role or the table lacks the
+        method.
         """
         if method in EVERYBODY:
             return
@@ -53,7 +53,7 @@ class Authorization:
         identity.set(caller)
 
     def check(self, method: str, request: Any) -> None:
-        """Whether the caller may also ask what a request asks. Raises RoleMissingError."""
+        """Raise RoleMissingError if the caller lacks a role that the request's fields need."""
         if (needed := NEEDED.get(method)) is not None:
             for role, field in needed.further_roles(request):
                 identity.get().require(role, method, field)
@@ -72,20 +72,20 @@ class Authorization:
             raise
 
     def _authenticated(self, context: _Context, file: IdentitiesFile) -> Identity:
-        """Who calls: by the token, or where none is sent, by the certificate."""
-        known = file.current()
+        """The caller, by the token or, if none is sent, by the certificate."""
+        identities = file.current()
         sent = [value for key, value in context.invocation_metadata() or () if key == TOKEN_KEY]
         if sent:
-            found = known.of_token(token_of(sent))
-            if found is None:
+            caller = identities.of_token(token_of(sent))
+            if caller is None:
                 raise UnauthenticatedError("token", "the bearer token is nobody's whom this server knows")
-            return found
+            return caller
         names = certificate_names(context.auth_context())
         if not names:
             raise UnauthenticatedError(
                 "missing", "say who you are: send a bearer token, or connect with a client certificate"
             )
-        named = known.of_certificate(names)
+        named = identities.of_certificate(names)
         if len(named) != 1:
             raise UnauthenticatedError(
                 "certificate",
@@ -97,23 +97,23 @@ class Authorization:
 
 
 def token_of(sent: Sequence[str | bytes]) -> str:
-    """The token that `authorization` headers give, or "", which is no token, where they give none."""
+    """The token of the `authorization` headers; "" if they hold none. No valid token is empty."""
     header = sent[0] if len(sent) == 1 else ""
     text = header.decode("latin-1") if isinstance(header, bytes) else header
     scheme, _, token = text.strip().partition(" ")
     return token.strip() if scheme.lower() == _SCHEME else ""
 
 
-#: How many certificates' names are remembered.
+#: How many certificates' names are cached.
 _REMEMBERED = 1024
 
 
 def certificate_names(facts: Mapping[str, Iterable[bytes]]) -> tuple[str, ...]:
-    """The names of the client certificate that the connection was verified with, from its auth context.
+    """The names of the verified client certificate of a connection, from its auth context.
 
-    The subject alternative names (URIs, DNS names, addresses of mail and IP); the common names where it has
-    none. Read from the certificate, since grpc tells of a name only what stands before a NUL. Raises
-    UnauthenticatedError for names with characters that cannot be printed, of whichever kind they are.
+    These are its subject alternative names (URIs, DNS names, mail and IP addresses) or, without any, its
+    common names. They are read from the certificate itself, since grpc cuts a name at a NUL. Raises
+    UnauthenticatedError if a name of either kind has characters that cannot be printed.
     """
     return tuple(name for pem in facts.get("x509_pem_cert", ()) for name in _names(bytes(pem)))
 
@@ -122,7 +122,7 @@ def certificate_names(facts: Mapping[str, Iterable[bytes]]) -> tuple[str, ...]:
 def _names(pem: bytes) -> tuple[str, ...]:
     try:
         certificate = x509.load_pem_x509_certificate(pem)
-        common = [str(each.value) for each in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
+        common = [str(name.value) for name in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
         alternative = _alternative(certificate)
     except ValueError as error:
         raise UnauthenticatedError("certificate", "the client certificate's names cannot be read") from error
@@ -134,11 +134,11 @@ def _names(pem: bytes) -> tuple[str, ...]:
 
 
 def _alternative(certificate: x509.Certificate) -> list[str] | None:
-    """The subject alternative names that a principal can have; None for a certificate without any."""
+    """The subject alternative names of the kinds that a principal can have; None without the extension."""
     try:
-        found = certificate.extensions.get_extension_for_oid(ExtensionOID.SUBJECT_ALTERNATIVE_NAME).value
+        extension = certificate.extensions.get_extension_for_oid(ExtensionOID.SUBJECT_ALTERNATIVE_NAME).value
     except x509.ExtensionNotFound:
         return None
     kinds = (x509.UniformResourceIdentifier, x509.DNSName, x509.RFC822Name, x509.IPAddress)
-    listed = found if isinstance(found, x509.SubjectAlternativeName) else ()
-    return [str(each.value) for each in listed if isinstance(each, kinds)]
+    listed = extension if isinstance(extension, x509.SubjectAlternativeName) else ()
+    return [str(name.value) for name in listed if isinstance(name, kinds)]

@@ -1,4 +1,4 @@
-"""The governor: what the operator's policies say to a request, and the records that it leaves behind."""
+"""The governor: decides on requests by the operator's policies, and writes their audit records."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from saegis_server.policy.schema.policy import Mode
 from saegis_server.policy.store.store import PolicyStore
 from saegis_server.rpc.auth.identity import current_identity
 from saegis_server.rpc.server.threads import in_own_thread
-from saegis_server.rpc.services.run import CANCELLED, Asked, Governed, Run
+from saegis_server.rpc.services.run import CANCELLED, Governed, RequestSummary, Run
 from saegis_server.rpc.wire.problems import InFlightError, NotServingError, PolicyDeniedError
 from saegis_server.rpc.wire.programs import RequestSteering
 from saegis_server.steering.operations import Op
 from saegis_server.steering.table import Capacity
 from saegis_server.telemetry.metrics import Metrics
 
-#: How soon a request that came just before an urgent policy may be tried again.
+#: After how long a request that an urgent policy ended may be tried again.
 RETRY_SECONDS = 0.1
-#: How long the log waits, when it is closed, for the ends of requests.
+#: How long closing the log waits for running requests to end.
 LAST_RECORDS_SECONDS = 2.0
 
 
 class Governor:
-    """Decides on requests and records them. To be used on the event loop, but for `end_all` and `close`."""
+    """Decides on requests and records them. For the event loop only, except `end_all` and `close`."""
 
     def __init__(
         self,
@@ -41,10 +41,10 @@ class Governor:
         policies: PolicyStore | None = None,
         audit: AuditLog | None = None,
     ) -> None:
-        """Without policies every request may do what it asks. capacity: of a slot, at each site."""
+        """Without policies every request is allowed. capacity: the rows of a slot at each site."""
         self.policies, self.audit = policies, audit
         self._model, self._capacity, self._metrics = model, capacity, metrics
-        #: How work is done off the event loop.
+        #: Runs work off the event loop.
         self.in_thread: Callable[[Callable[[], Decision]], Awaitable[Decision]] = in_own_thread
         self._names: set[tuple[str, str]] = set()
         self._changed = Condition()
@@ -52,16 +52,16 @@ class Governor:
         self._ended = 0
 
     @asynccontextmanager
-    async def admit(self, asked: Asked, steering: RequestSteering) -> AsyncIterator[Run]:
-        """Decide on a request, and let it run for the length of the block; decision and end are recorded.
+    async def admit(self, summary: RequestSummary, steering: RequestSteering) -> AsyncIterator[Run]:
+        """Decide on a request and let it run within the block. Its decision and its end are recorded.
 
-        The end is in the log before the block is left, unless whoever asked has gone: then the engine's work
-        is ended, and the record follows. A prompt that a condition refuses raises PolicyDeniedError instead
-        of the engine's error. Raises InFlightError, PolicyDeniedError, AuditUnavailableError, and
-        NotServingError, to be tried again, for a request that was decided before an urgent policy came.
+        The end is in the log before the block is left. If the client has gone, the engine's work is ended and
+        the record follows later. If a condition refuses the prompt, the engine's error becomes
+        PolicyDeniedError. Raises InFlightError, PolicyDeniedError, AuditUnavailableError, and NotServingError
+        (worth a retry) if an urgent policy came after the decision.
         """
-        with self._named(asked):
-            governed = await self._governed(asked, steering)
+        with self._named(summary):
+            governed = await self._governed(summary, steering)
             if not governed.decision.allowed:
                 await self._record_decision(governed, steering)
                 raise PolicyDeniedError(governed.id, governed.decision)
@@ -83,22 +83,22 @@ class Governor:
                 raise
             await self._recorded(run)
 
-    async def permit(self, asked: Asked, steering: RequestSteering) -> None:
-        """Decide on what only reads, such as Inspect, and record it.
+    async def permit(self, summary: RequestSummary, steering: RequestSteering) -> None:
+        """Decide on a request that only reads, such as Inspect, and record the decision.
 
         Raises PolicyDeniedError and AuditUnavailableError.
         """
-        governed = await self._governed(asked, steering)
+        governed = await self._governed(summary, steering)
         await self._record_decision(governed, steering)
         if not governed.decision.allowed:
             raise PolicyDeniedError(governed.id, governed.decision)
 
     @contextmanager
-    def _named(self, asked: Asked) -> Iterator[None]:
-        """Keep a request's name from being used again while it runs; each tenant has names of its own."""
-        name = current_identity().tenant, asked.request_id
+    def _named(self, summary: RequestSummary) -> Iterator[None]:
+        """Refuse a second request of the same name while one runs; each tenant has its own names."""
+        name = current_identity().tenant, summary.request_id
         if name in self._names:
-            raise InFlightError(asked.request_id)
+            raise InFlightError(summary.request_id)
         self._names.add(name)
         try:
             yield
@@ -106,51 +106,53 @@ class Governor:
             self._names.discard(name)
 
     def require_current(self, governed: Governed) -> None:
-        """Raise NotServingError if an urgent policy has ended all that ran since a request was decided."""
+        """Raise NotServingError if an urgent policy has ended all requests since this one was decided."""
         if self.is_outdated(governed):
             raise NotServingError("POLICY_REPLACED", "an urgent policy has come in force", RETRY_SECONDS)
 
     def is_outdated(self, governed: Governed) -> bool:
-        """Whether an urgent policy has ended all that ran since a request was decided."""
+        """Whether an urgent policy has ended all requests since this one was decided."""
         return governed.ended != self._ended
 
     def end_all(self) -> None:
-        """End everything that runs, as an urgent policy demands. May be called from any thread."""
+        """End all running requests, as an urgent policy demands. Any thread may call it."""
         with self._changed:
             self._ended += 1
             runs = list(self._runs)
         for run in runs:
             run.end(FinishReason.ABORT.value)
 
-    async def _governed(self, asked: Asked, steering: RequestSteering) -> Governed:
+    async def _governed(self, summary: RequestSummary, steering: RequestSteering) -> Governed:
         if self.policies is None:
-            return Governed(_name(), current_identity().tenant, asked, steering.program, self._ended)
-        return await self._decided(self.policies, asked, steering)
+            return Governed(_name(), current_identity().tenant, summary, steering.program, self._ended)
+        return await self._decided(self.policies, summary, steering)
 
-    async def _decided(self, policies: PolicyStore, asked: Asked, steering: RequestSteering) -> Governed:
+    async def _decided(
+        self, policies: PolicyStore, summary: RequestSummary, steering: RequestSteering
+    ) -> Governed:
         identity, ended = current_identity(), self._ended
-        facts = RequestFacts(identity.tenant, identity.roles, self._model, steering.edits, asked.uses)
+        facts = RequestFacts(identity.tenant, identity.roles, self._model, steering.edits, summary.uses)
         deciding = policies.active
         if any(edit.op is Op.BAN for edit in steering.edits):
-            # Whether a request's own bans can hold takes milliseconds to find out, or longer.
+            # Proving that a request's own bans can hold takes milliseconds or longer.
             decision = await self.in_thread(lambda: deciding.decide(facts))
         else:
             decision = deciding.decide(facts)
         if not decision.allowed:
-            # What no server has room for is the request's own fault, whatever the policies say to it.
+            # If the request's rows exceed the room by themselves, that error comes before a denial.
             steering.require_room(self._capacity)
         self._count(decision)
-        return Governed(_name(), identity.tenant, asked, decision.program, ended, decision.guard, decision)
+        return Governed(_name(), identity.tenant, summary, decision.program, ended, decision.guard, decision)
 
     async def _recorded(self, run: Run) -> None:
-        """Wait until the log has how a request ended. Raises AuditUnavailableError."""
+        """Wait until the log holds the record of a request's end. Raises AuditUnavailableError."""
         if self.audit is None:
             await asyncio.wrap_future(run.record)
         else:
             await self.audit.written(run.record)
 
     def _forget(self, run: Run) -> None:
-        """A run has ended, and its record is on its way."""
+        """Forget a run that has ended and whose record is being written."""
         with self._changed:
             self._runs.discard(run)
             self._changed.notify_all()
@@ -162,7 +164,7 @@ class Governor:
         return PolicyDeniedError(governed.id, denied)
 
     def close(self) -> None:
-        """Write what the log still holds, and let go of the files. Blocks until the last runs have ended."""
+        """Write the pending records and close the files. Waits a while for running requests to end."""
         with self._changed:
             self._changed.wait_for(lambda: not self._runs, LAST_RECORDS_SECONDS)
             left = list(self._runs)
@@ -178,29 +180,29 @@ class Governor:
     async def _record_decision(self, governed: Governed, steering: RequestSteering) -> None:
         if self.audit is None:
             return
-        identity, decision, asked = current_identity(), governed.decision, governed.asked
+        identity, decision, summary = current_identity(), governed.decision, governed.summary
         await self.audit.require(
             DecisionRecord(
                 decision_id=governed.id,
-                request_id=asked.request_id,
+                request_id=summary.request_id,
                 principal=identity.name,
                 tenant=identity.tenant,
                 roles=tuple(sorted(identity.roles)),
-                method=asked.method,
+                method=summary.method,
                 model=self._model,
                 policy_revision=decision.policy_revision,
                 allowed=decision.allowed,
-                denials=tuple(asdict(each) for each in decision.denials),
-                would_deny=tuple(asdict(each) for each in decision.would_deny),
+                denials=tuple(asdict(denial) for denial in decision.denials),
+                would_deny=tuple(asdict(denial) for denial in decision.would_deny),
                 rules=tuple(
                     {"policy": rule.policy, "rule": rule.rule, "action": rule.action, "mode": rule.mode}
                     for rule in decision.rules
                 ),
                 program_digest=governed.digest,
-                prompt_tokens=asked.prompt_tokens,
+                prompt_tokens=summary.prompt_tokens,
                 edits=tuple(_edit_summary(steering)),
-                uses=tuple(asdict(use) for use in asked.uses),
-                prompt=asked.prompt() if self.audit.writes_prompts else None,
+                uses=tuple(asdict(use) for use in summary.uses),
+                prompt=summary.prompt() if self.audit.writes_prompts else None,
             )
         )
 

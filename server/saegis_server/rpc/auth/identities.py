@@ -1,4 +1,4 @@
-"""Identities: the principals that a server knows, by the credentials in a YAML file."""
+"""Identities: the principals that a server knows, with their credentials, from a YAML file."""
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
@@ -18,9 +18,9 @@ from saegis_server.telemetry.metrics import Metrics
 
 log = logging.getLogger("saegis.rpc")
 
-#: Names that records give to what is no principal.
+#: Names that records use for callers that are no principals.
 RESERVED = frozenset((ANONYMOUS.name, "start"))
-#: What a value must be, by key: pydantic's own words would be a regular expression.
+#: What a value must be, by key. pydantic's own message would be a regular expression.
 _WANTED = {
     "name": "must be 1 to 128 letters, digits and . _ @ : / + -",
     "tenant": "must be 1 to 128 letters, digits and . _ @ : / + -",
@@ -30,7 +30,7 @@ _WANTED = {
 
 
 class IdentitiesError(ValueError):
-    """A file of identities that cannot be taken; `problems` are all that were found, at least one."""
+    """A file of identities that cannot be used; `problems` holds everything that is wrong, at least one."""
 
     def __init__(self, problems: Iterable[Problem]) -> None:
         self.problems = tuple(problems)
@@ -53,22 +53,23 @@ class Identities:
         self._certificates = certificates
 
     def of_token(self, token: str) -> Identity | None:
-        """Whose a token is, whatever text it is; None for nobody's.
+        """The owner of a token, which may be any text; None if it has none.
 
-        Tokens have 256 random bits and are looked up by their digest, so time tells nothing about them.
+        Tokens have 256 random bits and are looked up by their digest, so timing reveals nothing about them.
         """
-        found = self._tokens.get(token_digest(token))
-        return found if token else None
+        identity = self._tokens.get(token_digest(token))
+        return identity if token else None
 
     def of_certificate(self, names: Iterable[str]) -> frozenset[Identity]:
-        """Whom the names of a verified certificate name: more than one where it is ambiguous."""
-        return frozenset(found for name in names if (found := self._certificates.get(name)) is not None)
+        """The principals with any of these names of a verified certificate; several if it is ambiguous."""
+        return frozenset(identity for name in names if (identity := self._certificates.get(name)) is not None)
 
     @property
     def callers(self) -> Callers:
         """The tenants and roles of all principals."""
-        known = (*self._tokens.values(), *self._certificates.values())
-        return Callers(frozenset((each.tenant, frozenset(map(str, each.roles))) for each in known))
+        identities = (*self._tokens.values(), *self._certificates.values())
+        pairs = ((identity.tenant, frozenset(map(str, identity.roles))) for identity in identities)
+        return Callers(frozenset(pairs))
 
     @property
     def names_certificates(self) -> bool:
@@ -77,9 +78,10 @@ class Identities:
 
 
 def callers_of(path: Path | None) -> Callable[[], Callers]:
-    """What tells who may call by a file of identities; without one, anybody as ANONYMOUS.
+    """A function that returns who may call, by a file of identities; without a file, ANONYMOUS.
 
-    The file is read at each call, since principals come and go. Where it cannot be read, whom it last named.
+    It reads the file at each call, since principals come and go. If the file cannot be read, it returns what
+    the file said last.
     """
     anybody = Callers(frozenset(((ANONYMOUS.tenant, frozenset(map(str, ANONYMOUS.roles))),)))
     last: list[Callers] = []
@@ -98,7 +100,7 @@ def callers_of(path: Path | None) -> Callable[[], Callers]:
 
 
 def read_identities(path: Path) -> Identities:
-    """Read a file of identities. Raises IdentitiesError with the line of everything that is wrong."""
+    """Read a file of identities. Raises IdentitiesError with each problem and its line."""
     try:
         document = read_yaml(path.read_bytes(), str(path))
     except OSError as error:
@@ -107,12 +109,12 @@ def read_identities(path: Path) -> Identities:
     except PolicyError as error:
         raise IdentitiesError(error.problems) from error
     try:
-        found = _File.model_validate(document.value)
+        content = _File.model_validate(document.value)
     except ValidationError as error:
         raise IdentitiesError(
-            _problem(each, document, str(path)) for each in error.errors(include_input=False)
+            _problem(details, document, str(path)) for details in error.errors(include_input=False)
         ) from None
-    return _indexed(found.principals, document, str(path))
+    return _indexed(content.principals, document, str(path))
 
 
 def _indexed(principals: tuple[Principal, ...], document: Document, file: str) -> Identities:
@@ -124,31 +126,29 @@ def _indexed(principals: tuple[Principal, ...], document: Document, file: str) -
     def complain(place: Place, message: str) -> None:
         problems.append(Problem(message, path_of(place), file, document.line(place)))
 
-    for number, each in enumerate(principals):
-        place = ("principals", number)
-        if each.name in RESERVED:
-            complain((*place, "name"), f"{each.name!r} is what records call no principal; choose another")
-        if (first := names.setdefault(each.name, number)) != number:
-            complain(
-                (*place, "name"), f"{each.name!r} is principals[{first}] already; one has all credentials"
-            )
-        if not each.token_sha256 and not each.certificate:
-            complain(place, f"{each.name!r} has no credential; give token_sha256 or certificate")
-        for key, given, known in (
-            ("token_sha256", each.token_sha256, tokens),
-            ("certificate", each.certificate, certificates),
+    for number, principal in enumerate(principals):
+        place, name = ("principals", number), principal.name
+        if name in RESERVED:
+            complain((*place, "name"), f"{name!r} is what records call no principal; choose another")
+        if (first := names.setdefault(name, number)) != number:
+            complain((*place, "name"), f"{name!r} is principals[{first}] already; one has all credentials")
+        if not principal.token_sha256 and not principal.certificate:
+            complain(place, f"{name!r} has no credential; give token_sha256 or certificate")
+        for key, credentials, owners in (
+            ("token_sha256", principal.token_sha256, tokens),
+            ("certificate", principal.certificate, certificates),
         ):
-            for credential in given:
-                if credential in known:
-                    complain((*place, key), f"{known[credential].name!r} has the same credential")
-                known[credential] = Identity(each.name, each.tenant, each.roles)
+            for credential in credentials:
+                if credential in owners:
+                    complain((*place, key), f"{owners[credential].name!r} has the same credential")
+                owners[credential] = Identity(name, principal.tenant, principal.roles)
     if problems:
         raise IdentitiesError(problems)
     return Identities(tokens, certificates)
 
 
 def _problem(error: ErrorDetails, document: Document, file: str) -> Problem:
-    """One of pydantic's errors with its place. What was given is not told: it may be a token."""
+    """One of pydantic's errors with its place. It does not show the value, which may be a token."""
     place: Place = error["loc"]
     keys = [part for part in place if isinstance(part, str)]
     message = error["msg"]
@@ -168,7 +168,7 @@ def _keys(place: Place) -> Iterable[str]:
 
 
 class IdentitiesFile:
-    """A file of identities, read again when it has changed, so that a token is revoked without a restart."""
+    """A file of identities. A changed file is read again, so that a token is revoked without a restart."""
 
     def __init__(self, path: Path, metrics: Metrics) -> None:
         """Read the file. Raises IdentitiesError."""
@@ -179,9 +179,9 @@ class IdentitiesFile:
         metrics.identities_stale.set(0.0)
 
     def current(self) -> Identities:
-        """The identities that are in force now. A file that cannot be read leaves the last good ones."""
+        """The identities in force. If the file cannot be read, the last good ones stay in force."""
         if (stamp := self._stamp()) != self._seen:
-            # Taken before the file is read: what is written meanwhile is read at the next call.
+            # The stamp is older than the content: a write in between is read at the next call.
             self._seen = stamp
             try:
                 self._good = read_identities(self._path)
@@ -194,9 +194,9 @@ class IdentitiesFile:
         return self._good
 
     def _stamp(self) -> tuple[Any, ...] | None:
-        """Changes with the file; None where there is none."""
+        """A value that changes with the file; None if there is no file."""
         try:
-            found = self._path.stat()
+            status = self._path.stat()
         except OSError:
             return None
-        return found.st_mtime_ns, found.st_size, found.st_ino
+        return status.st_mtime_ns, status.st_size, status.st_ino

@@ -1,4 +1,4 @@
-"""Principals: who may call a server, and the tokens and certificates by which they are known."""
+"""Principals: who may call a server, and the tokens and certificates that identify them."""
 
 import hashlib
 import secrets
@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from saegis_server.rpc.auth.roles import Role
 
-TOKEN_PREFIX = "saegis_"  # noqa: S105 - what secret scanners know a token by
+TOKEN_PREFIX = "saegis_"  # noqa: S105 - lets secret scanners recognize a token
 TOKEN_BYTES = 32
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._@:/+-]{0,127}$"
 DIGEST_PATTERN = r"^[0-9a-f]{64}$"
@@ -17,12 +17,12 @@ Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 
 
 def new_token() -> str:
-    """A token of 256 random bits. Nothing keeps it: only its digest belongs into a file of identities."""
+    """A token of 256 random bits. It is stored nowhere: a file of identities holds only its digest."""
     return TOKEN_PREFIX + secrets.token_urlsafe(TOKEN_BYTES)
 
 
 def token_digest(token: str) -> str:
-    """The SHA-256 of a text, in hexadecimal. That is hash enough, since tokens cannot be guessed."""
+    """The SHA-256 of a text, in hexadecimal. A fast hash is enough, since tokens cannot be guessed."""
     return hashlib.sha256(token.encode("utf-8", "surrogatepass")).hexdigest()
 
 
@@ -37,9 +37,9 @@ def _printable(name: str) -> str:
 
 
 class Principal(BaseModel):
-    """One principal. token_sha256: the digest of each of its tokens. certificate: names by which a verified
-    client certificate is known: any subject alternative name (a URI such as spiffe://domain/path, a DNS
-    name), or the common name of a certificate without such. Of two, one can be replaced without a gap.
+    """One principal. token_sha256: the digest of each of its tokens. certificate: names of its verified
+    client certificates: a subject alternative name (a URI such as spiffe://domain/path, a DNS name) or, for a
+    certificate without any, the common name. With two credentials one can be replaced without a gap.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

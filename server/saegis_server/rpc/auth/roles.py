@@ -1,4 +1,4 @@
-"""Roles: what principals may do, and what each RPC needs, which is said where it is served."""
+"""Roles: what principals may do, and which roles each RPC needs. Servicers declare the latter."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from google.protobuf.message import Message
 
 
 class Role(StrEnum):
-    """What a principal may do. No role implies another: whoever may do two things has two roles."""
+    """What a principal may do. No role implies another."""
 
     USE = "use"
     """Generate text, count tokens, and read what is served."""
@@ -32,9 +32,9 @@ ALL_ROLES = frozenset(Role)
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """What an RPC needs: a role of its caller, and further ones by the field of the request that needs each.
+    """What an RPC needs: a role and, for fields of the request, further roles.
 
-    large: its requests carry prompts or bundles, and may be as large as the server is set to.
+    large: its requests carry prompts or bundles, and may have max_message_bytes. further: roles by field.
     """
 
     role: Role
@@ -42,19 +42,19 @@ class Needs:
     further: Mapping[str, Role] = field(default_factory=dict)
 
     def further_roles(self, request: Any) -> Iterator[tuple[Role, str]]:
-        """The roles that a request needs beside that of its RPC, each with the field that needs it."""
+        """The further roles that a request needs, each with the field that needs it."""
         for path, role in self.further.items():
             if used := _used(request, path):
                 yield role, used
 
 
-#: What each RPC needs, such as "/saegis.v1.ModelService/GetLoad", which `serves` enters. An RPC that is not
-#: here is open to nobody.
+#: What each RPC needs, by its name, such as "/saegis.v1.ModelService/GetLoad". `serves` fills it. An RPC that
+#: is not here is open to nobody.
 NEEDED: dict[str, Needs] = {
     f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo": Needs(Role.INSPECT)
     for version in ("v1", "v1alpha")
 }
-#: RPCs that need neither a principal nor a role: load balancers and orchestrators ask them.
+#: RPCs that need neither a principal nor a role. Load balancers and orchestrators call them.
 EVERYBODY = frozenset(f"/grpc.health.v1.Health/{method}" for method in ("Check", "List", "Watch"))
 
 Method = TypeVar("Method", bound=Callable[..., Any])
@@ -65,7 +65,7 @@ _said: dict[object, Needs] = {}
 def needs(
     role: Role, *, large: bool = False, further: Mapping[str, Role] = MappingProxyType({})
 ) -> Callable[[Method], Method]:
-    """Say of a servicer's method what `Needs` says. further: by fields such as "request.steering"."""
+    """Declare what a servicer's method needs; see `Needs`. further: by fields such as "request.steering"."""
 
     def say(method: Method) -> Method:
         _said[method] = Needs(role, large, further)
@@ -75,19 +75,19 @@ def needs(
 
 
 def serves(service: ServiceDescriptor) -> Callable[[Servicer], Servicer]:
-    """Enter what a servicer's methods need into the table, as far as they say it."""
+    """Enter what a servicer's methods declare into the table NEEDED."""
 
     def enter(servicer: Servicer) -> Servicer:
         for rpc in service.methods:
-            if (found := _said.get(vars(servicer).get(rpc.name))) is not None:
-                NEEDED[f"/{service.full_name}/{rpc.name}"] = found
+            if (needed := _said.get(vars(servicer).get(rpc.name))) is not None:
+                NEEDED[f"/{service.full_name}/{rpc.name}"] = needed
         return servicer
 
     return enter
 
 
 def _used(request: Any, path: str) -> str:
-    """The field at `path` that a request uses, or the first one in it, such as "steering.edits"; or ""."""
+    """The path of what a request sets at `path`, such as "steering.edits"; "" if it sets nothing there."""
     value = request
     for name in path.split("."):
         value = getattr(value, name)

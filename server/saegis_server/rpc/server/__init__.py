@@ -1,1 +1,1 @@
-"""The server's life: configured, listening, loaded, open, drained."""
+"""The server's life cycle: configuration, listening, loading, serving, draining."""

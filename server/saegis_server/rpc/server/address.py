@@ -1,4 +1,4 @@
-"""Where a server listens: ports and the Unix socket, free before they are taken, and the ready file."""
+"""Where a server listens: its port or Unix socket, checked before use, and the ready file."""
 
 import errno
 import fcntl
@@ -13,14 +13,14 @@ from pathlib import Path
 
 from saegis_server.rpc.server.config import Address
 
-#: The most bytes of a Unix socket's path, by the system's own structure.
+#: The most bytes of a Unix socket's path that the system takes.
 LONGEST_PATH = 107
 
 
 def check_port(host: str, port: int, option: str) -> None:
-    """Raise OSError, in a sentence that names the option, where nothing can listen on a port of this host.
+    """Raise OSError, with a message that names the option, if nothing can listen on a port of this host.
 
-    gRPC itself only says that it failed, and where a name has several addresses it is content with one.
+    gRPC does not say why it failed, and of a name's several addresses it needs only one.
     """
     for family, _, _, _, address in _addresses(host, port):
         try:
@@ -28,32 +28,32 @@ def check_port(host: str, port: int, option: str) -> None:
                 pass
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
-                told = f"port {port} of {host} is taken: choose another with {option}, or 0 for a free one"
+                message = f"port {port} of {host} is taken: choose another with {option}, or 0 for a free one"
             elif error.errno == errno.EACCES:
-                told = f"port {port} is not for this user: choose one from 1024 on with {option}"
+                message = f"port {port} is not for this user: choose one from 1024 on with {option}"
             elif host == "localhost" and error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
-                continue  # Machines without IPv6 may know localhost by an address of it all the same.
+                continue  # Machines without IPv6 may still have an IPv6 address for localhost.
             else:
-                told = f"cannot listen on port {port} of {host}: {error.strerror or error}"
-            raise OSError(error.errno, told) from error
+                message = f"cannot listen on port {port} of {host}: {error.strerror or error}"
+            raise OSError(error.errno, message) from error
 
 
 def _addresses(host: str, port: int) -> list[tuple[int, int, int, str, tuple[str, int]]]:
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    return [(*each[:4], (str(each[4][0]), int(each[4][1]))) for each in found]
+    infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    return [(*info[:4], (str(info[4][0]), int(info[4][1]))) for info in infos]
 
 
 class UnixSocket:
-    """A path to listen on, which this process alone has for as long as it holds it.
+    """A path to listen on that this process holds exclusively.
 
-    gRPC deletes whatever lies at the path when it begins and ends to listen. So the path is held by a lock on
-    the file PATH.lock, which ends with the process, however that ends.
+    gRPC deletes whatever is at the path when it starts and stops listening. So a lock protects the path: on
+    the file PATH.lock, which the system releases when the process ends.
     """
 
     def __init__(self, path: Path) -> None:
-        """Hold the path, and take away a socket that nobody listens on.
+        """Lock the path, and delete a socket there that nobody listens on.
 
-        Raises OSError, also where somebody does, or something else lies there.
+        Raises OSError, also if somebody listens there or the path is no socket.
         """
         self.path = path
         if len(os.fsencode(path)) > LONGEST_PATH:
@@ -90,7 +90,7 @@ class UnixSocket:
 
     @contextmanager
     def for_its_owner(self) -> Iterator[None]:
-        """What is made in this block is its owner's alone: mode 0600, from the first moment."""
+        """Files made in this block have mode 0600 from the start: only their owner has access."""
         before = os.umask(0o177)
         try:
             yield
@@ -98,7 +98,7 @@ class UnixSocket:
             os.umask(before)
 
     def close(self) -> None:
-        """Let another process have the path."""
+        """Release the path for other processes."""
         os.close(self._held)
 
 
@@ -107,17 +107,16 @@ def _taken(path: Path) -> OSError:
 
 
 class ReadyFile:
-    """Tells other programs that a server serves, and where; with `path` None there is none.
+    """A file that tells other programs that a server serves, and where. With `path` None there is no file.
 
-    It stands for a living process: its writer holds a lock on it, which ends with the process however that
-    ends. So the next server knows the file of a killed one, and deletes it at its start: it must not seem
-    ready while it loads.
+    The server holds a lock on it, which the system releases when the process ends. So the next server
+    recognizes the file of a killed one and deletes it before it loads, since it is not ready yet.
     """
 
     def __init__(self, path: Path | None) -> None:
-        """Check that it can be written, and take away one that no running server holds.
+        """Check that the file can be written, and delete one that no running server holds.
 
-        Raises OSError, also where a running server has written it.
+        Raises OSError, also if a running server has written it.
         """
         self._path = path
         self._held = -1
@@ -132,7 +131,7 @@ class ReadyFile:
                 ) from error
 
     def write(self, address: Address) -> None:
-        """Write it, whole or not at all. Raises OSError."""
+        """Write the file atomically. Raises OSError."""
         path = self._path
         if path is None:
             return
@@ -145,7 +144,7 @@ class ReadyFile:
         partial.replace(path)
 
     def remove(self) -> None:
-        """Delete it, if this process has written the one that is there. Twice is once."""
+        """Delete the file if this process has written it. May be called twice."""
         if self._path is None or self._held < 0:
             return
         with suppress(FileNotFoundError):

@@ -13,7 +13,7 @@ from saegis_server.rpc.server.limits import Limits
 #: gRPC's own default; prompts of a model with a context of a million tokens fit.
 DEFAULT_MAX_MESSAGE_BYTES = 4 * 2**20
 LARGEST_MESSAGE_BYTES = 64 * 2**20
-#: Room for rows of each kind (see steering.table.Capacity), within reason: what is held costs its square.
+#: Room for rows of each kind (see steering.table.Capacity). Bounded, since the cost grows with its square.
 RowKind = Literal["edits", "rules", "bans", "watches", "conditions"]
 Room = Annotated[int, Field(ge=2, le=1024)]
 
@@ -25,8 +25,8 @@ class _Strict(BaseModel):
 class SAESource(_Strict):
     """One SAE to load: `path` is a directory or a hub id (owner/repo[/folder][@revision]).
 
-    site: where it belongs; by default the hook point that its file states. id: the name by which requests
-    know it; by default the directory's name. norm_scaling_factor: for an SAE whose file does not state it.
+    site: where it belongs; by default the hook point that its file states. id: its name in requests; by
+    default the directory's name. norm_scaling_factor: for an SAE whose file does not state it.
     """
 
     path: str = Field(min_length=1)
@@ -44,13 +44,13 @@ class TLSFiles(_Strict):
 
 
 class PolicySettings(_Strict):
-    """Which policies govern requests. With it, a request that no policy matches is denied.
+    """Which policies govern requests. With these settings, a request that no policy matches is denied.
 
-    bundles: directories or tar files to put in force at the start. state: the directory where the policies in
-    force and their history are kept; without it those that PutPolicy brought end with the server. keys: PEM
-    files of public keys, one of which must have signed a bundle; without any, bundles need no signature.
-    unmatched: whether a policy that can match no model, tenant or role of this server is refused, also at the
-    start, or only warned about.
+    bundles: directories or tar files to put in force at the start. state: the directory of the policies in
+    force and their history; without it, policies from PutPolicy end with the server. keys: PEM files of
+    public keys, one of which must have signed a bundle; without keys, bundles need no signature. unmatched:
+    whether a policy that can match no model, tenant or role of this server is refused, also at the start, or
+    only causes a warning.
     """
 
     bundles: tuple[Path, ...] = ()
@@ -60,24 +60,23 @@ class PolicySettings(_Strict):
 
 
 class ServerConfig(_Strict):
-    """Everything that `serve` needs to know.
+    """All settings of `serve`.
 
-    model: a local directory or hub id of a Transformers causal language model. name: what GetModel and
-    receipts call it; by default what `model` says. sites: further sites that requests may steer with
-    directions, beside those of the SAEs. port and metrics_port: 0 means any free one, metrics_port None
-    means no metrics endpoint. max_model_len: tokens of prompt and completion together; by default what the
-    model allows. rows: for how many rows of a kind a sequence has room at each site, where that is not the
-    default. queue_limit: sequences that may wait; a tenant that has few of them finds room beyond it.
-    steer_first_token, read_first_token: whether rows move, and conditions, contrasts and statistics read, a
-    text's first token also where it is the model's own beginning-of-sequence token. limits: what each
-    principal and tenant may have. identities: the file of those who may call and in which roles; without it
-    the server is open to every program of this machine, and cannot be reached from others. policies: what
-    governs requests; without it nothing does. audit: the log of decisions and answers; without it there is
-    none. compile: "auto" compiles where a C++ compiler is found. stall_seconds: an event loop that does not
-    answer for so long makes the server not live, and one that does not for six times as long ends the
-    process; 0 turns both off. ready_file: written as JSON (target, metrics_port, pid) once the server
-    serves. unix: the path of a Unix socket to listen on in the place of host and port, open to its owner
-    alone.
+    model: a local directory or hub id of a Transformers causal language model. name: the model's name in
+    GetModel and receipts; by default `model`. sites: further sites, beside those of the SAEs, that requests
+    may steer with directions. port, metrics_port: 0 means any free port; metrics_port None means no metrics
+    endpoint. max_model_len: the most tokens of prompt and completion together; by default the model's limit.
+    rows: room for rows of a kind, for each sequence and site, where it is not the default. queue_limit: the
+    most waiting sequences; a tenant with few of them finds room beyond it. steer_first_token: whether rows
+    also move a text's first token if it is the model's beginning-of-sequence token. read_first_token: the
+    same for what conditions, contrasts and statistics read. limits: what each principal and tenant may have.
+    identities: the file of principals and their roles; without it the server is open to every program of this
+    machine, and cannot be reached from others. policies: what governs requests; without it nothing does.
+    audit: the log of decisions and answers; without it there is none. compile: "auto" compiles if a C++
+    compiler is found. stall_seconds: if the event loop does not answer for this long, the server is not live,
+    and after six times as long the process ends; 0 turns both off. ready_file: written as JSON (target,
+    metrics_port, pid) once the server serves. unix: the path of a Unix socket to listen on instead of host
+    and port; only its owner can connect.
     Raises pydantic's ValidationError for unknown keys and values out of range.
     """
 
@@ -152,9 +151,9 @@ class ServerConfig(_Strict):
 
 
 class Address(_Strict):
-    """Where a running server listens; `metrics_port` is None where there is no metrics endpoint.
+    """Where a running server listens; `metrics_port` is None if there is no metrics endpoint.
 
-    unix: the path of the Unix socket, in the place of host and port.
+    unix: the path of the Unix socket, instead of host and port.
     """
 
     host: str
@@ -164,7 +163,7 @@ class Address(_Strict):
 
     @property
     def target(self) -> str:
-        """The gRPC target, for clients on this machine also where the server listens on every address."""
+        """The gRPC target for clients; if the server listens on every address, the loopback one."""
         if self.unix is not None:
             return f"unix:{self.unix.absolute()}"
         if self.host == "localhost":

@@ -1,4 +1,4 @@
-"""The gate: whether RPCs are let in now, how many are inside, and what health tells of it."""
+"""The gate: whether RPCs are admitted now, how many are inside, and the health status."""
 
 import asyncio
 import logging
@@ -16,7 +16,7 @@ log = logging.getLogger("saegis.rpc")
 
 
 class Phase(Enum):
-    """What the server does now, and what it tells callers that it does not let in."""
+    """What the server does now; the values are messages to callers that it does not admit."""
 
     STARTING = "the server is starting"
     SERVING = "the server serves"
@@ -25,9 +25,9 @@ class Phase(Enum):
 
 
 class Gate:
-    """Lets RPCs of the server's own services in while it serves, and counts those inside.
+    """Admits RPCs of the server's own services while it serves, and counts those inside.
 
-    To be used on the event loop alone.
+    For the event loop only.
     """
 
     def __init__(self, services: tuple[str, ...], metrics: Metrics, retry_seconds: float = 1.0) -> None:
@@ -42,33 +42,33 @@ class Gate:
         self._empty.set()
 
     async def set(self, phase: Phase) -> None:
-        """Go on to a phase. Health tells it before anything else happens."""
+        """Enter a phase and update the health status."""
         self.phase = phase
-        await self._tell()
+        await self._report()
 
     async def set_unavailable(self, reason: str) -> None:
-        """Tell that the server can answer nobody though it serves, and why; an empty reason takes it back.
+        """Report NOT_SERVING for a reason although the server serves; an empty reason takes that back.
 
-        Requests are still let in: each is told by itself what keeps it from being answered.
+        Requests are still admitted, and each fails with its own error.
         """
         if reason == self._unavailable:
             return
         self._unavailable = reason
         log.warning("the server is not healthy: %s" if reason else "the server is healthy again%s", reason)
-        await self._tell()
+        await self._report()
 
-    async def _tell(self) -> None:
-        serving = self.phase is Phase.SERVING and not self._unavailable
-        told = (
+    async def _report(self) -> None:
+        serving = self.is_healthy
+        status = (
             health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
         )
         for service in self._services:
-            await self.health.set(service, told)
+            await self.health.set(service, status)
         self._metrics.serving.set(1.0 if serving else 0.0)
 
     @contextmanager
     def enter(self) -> Iterator[None]:
-        """Be inside for the length of one RPC. Raises NotServingError."""
+        """Count an RPC as inside for the length of the block. Raises NotServingError."""
         if self.phase is not Phase.SERVING:
             raise NotServingError(self.phase.name, self.phase.value, self._retry_seconds)
         self._inside += 1
@@ -91,7 +91,7 @@ class Gate:
         return self._inside == 0
 
     async def emptied(self, seconds: float) -> bool:
-        """Wait until no RPC is inside; False if so many seconds pass before."""
+        """Wait until no RPC is inside; returns False if that takes more than `seconds`."""
         try:
             await asyncio.wait_for(self._empty.wait(), seconds)
         except TimeoutError:

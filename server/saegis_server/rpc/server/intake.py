@@ -1,7 +1,7 @@
-"""The intake: requests come in and answers go out, so many at once, each within its time and size.
+"""The intake: receives requests and writes answers, with bounds on number, time and size.
 
-Reading a message blocks everybody for as long as it takes, and that goes with its fields and not with its
-bytes: two million empty edits fit into 4 MB, and reading them takes the better part of a second.
+Parsing a message blocks the event loop, for a time that grows with its fields and not with its bytes: two
+million empty edits fit into 4 MB, and parsing them takes most of a second.
 """
 
 import asyncio
@@ -26,10 +26,10 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class Intake:
-    """Receives requests and writes the messages of streams. To be used on the event loop.
+    """Receives requests and writes the messages of streams. For the event loop only.
 
-    At most so many requests are received at once, half as many of one tenant; where nobody is asked who
-    they are, of one address. The wait for a client that does not send, or does not read, is bounded.
+    At most `at_once` requests are received at once, and half as many of one tenant. For RPCs without
+    authentication it is an eighth, of one address. A client must send and read within a bounded time.
     """
 
     def __init__(
@@ -42,14 +42,14 @@ class Intake:
         self._receive_seconds, self._write_seconds = receive_seconds, write_seconds
         self._known = Turns(at_once, most_waiting, self._full, max(1, at_once // 2))
         self._unknown = Turns(at_once, most_waiting, self._full, max(1, at_once // 8))
-        # One at a time: threads that compute in Python keep the event loop waiting, the more the longer.
+        # One at a time: each thread that computes in Python delays the event loop.
         self._counting = WorkPool("large requests", 1, most_waiting)
 
     async def receive(self, method: str, context: _Context, holding: Holding) -> bytes:
-        """The one message of a request, which `holding` counts.
+        """Read the one message of a request and count its bytes in `holding`.
 
-        Raises UnsentRequestError, BusyError, MalformedRequestError for none or several messages, and what
-        `check_message` raises.
+        Raises UnsentRequestError, BusyError, MalformedRequestError unless there is exactly one message, and
+        what `check_message` raises.
         """
         turns = self._unknown if method in EVERYBODY else self._known
         async with turns.turn(holding.caller.tenant):
@@ -82,7 +82,7 @@ class Intake:
         return BusyError("SERVER_LIMIT", "intake", "too many requests are coming in", RETRY_SECONDS)
 
 
-#: The most fields of a message, those within others included.
+#: The most fields of a message, nested ones included.
 MOST_FIELDS = 32768
 #: The most bytes of a request that has neither prompts nor a bundle.
 SMALL_MESSAGE_BYTES = 64 * 1024
@@ -90,18 +90,18 @@ _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
 def needs_counting(method: str, data: bytes) -> bool:
-    """Whether `check_message` has to count fields, which takes as long as a tenth of a second."""
+    """Whether `check_message` has to count fields, which can take a tenth of a second."""
     # A field has two bytes or more.
     return _is_large(method) and len(data) > 2 * MOST_FIELDS
 
 
 def _is_large(method: str) -> bool:
-    """Whether a method's requests may be as large as the server is set to."""
+    """Whether a method's requests may be as large as max_message_bytes."""
     return (needed := NEEDED.get(method)) is not None and needed.large
 
 
 def check_message(method: str, data: bytes) -> None:
-    """Raise MessageTooLargeError or MalformedRequestError for a request that is more than it may be."""
+    """Raise MessageTooLargeError or MalformedRequestError for a request with too many bytes or fields."""
     if not _is_large(method) and len(data) > SMALL_MESSAGE_BYTES:
         raise MessageTooLargeError(method, len(data), SMALL_MESSAGE_BYTES)
     if needs_counting(method, data):
@@ -111,9 +111,9 @@ def check_message(method: str, data: bytes) -> None:
 
 
 def has_more_fields(data: bytes, kind: Descriptor, most: int) -> bool:
-    """Whether a message of this kind has more than `most` fields, those within others included.
+    """Whether a message of this kind has more than `most` fields, nested ones included.
 
-    What is no message is left to its reader: the count ends where it cannot be followed.
+    Malformed data is left to the parser: the count ends where it cannot be followed.
     """
     count = 0
     open_messages = [(0, len(data), kind)]
@@ -140,7 +140,7 @@ def has_more_fields(data: bytes, kind: Descriptor, most: int) -> bool:
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """A number and where it ends; beyond the end of the data everything is 0."""
+    """The number at `at` and where it ends; beyond the end of the data every byte is 0."""
     value = shift = 0
     while at < len(data) and shift < 70:
         byte = data[at]

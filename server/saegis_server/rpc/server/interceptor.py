@@ -30,7 +30,7 @@ OWN_PREFIX = "/saegis.v1."
 LONGEST_REQUEST_ID = 128
 _Context = grpc.aio.ServicerContext[Any, Any]
 
-#: The id of the RPC that runs in this task: the caller's if it gave a usable one.
+#: The id of the RPC that runs in this task: the caller's request_id if it is usable.
 request_id: ContextVar[str] = ContextVar("request_id")
 
 
@@ -44,15 +44,15 @@ class _Call:
 
 
 def usable_request_id(name: str) -> bool:
-    """Whether a caller's request_id can be taken: not empty, not too long, and printable in one line."""
+    """Whether a caller's request_id can be used: not empty, not too long, and printable in one line."""
     return 0 < len(name) <= LONGEST_REQUEST_ID and name.isprintable()
 
 
 class OutermostInterceptor(grpc.aio.ServerInterceptor):
-    """Maps exceptions to statuses, counts, logs one line an RPC (never a prompt), and asks who may and when.
+    """Authorizes RPCs, counts them, logs a line for each (never a prompt), and maps exceptions to statuses.
 
-    Every handler gets its requests through here, as bytes. So no RPC is served without being authorized, and
-    nothing of a request is received, let alone read, before its caller is known.
+    Every handler gets its requests from here, as bytes. So every RPC is authorized, and nothing of a request
+    is received before its caller is known.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class OutermostInterceptor(grpc.aio.ServerInterceptor):
         limiter: Limiter,
         intake: Intake,
     ) -> None:
-        """`limiter` says how much each caller may have; `intake` reads the requests."""
+        """`limiter` bounds each caller; `intake` reads the requests."""
         self._limiter, self._intake = limiter, intake
         self.gate = gate
         self.metrics = metrics
@@ -76,8 +76,8 @@ class OutermostInterceptor(grpc.aio.ServerInterceptor):
     ) -> Any:
         """The method's handler, wrapped; None for a method that does not exist.
 
-        To grpc its requests are a stream, whatever they are, since only of a stream it reads nothing by
-        itself; on the wire that is the same.
+        For grpc every request is a stream, since it does not read a stream by itself. On the wire a stream of
+        one message is the same as a unary request.
         """
         handler = await continuation(handler_call_details)
         if handler is None:
@@ -92,14 +92,14 @@ class OutermostInterceptor(grpc.aio.ServerInterceptor):
 
     def _wrapped(self, handler: Any, method: str) -> Any:
         kinds = (handler.unary_unary, handler.unary_stream, handler.stream_unary, handler.stream_stream)
-        (inner,) = (each for each in kinds if each is not None)
+        (inner,) = (kind for kind in kinds if kind is not None)
         read = _reader(handler.request_deserializer)
         writes = inspect.isasyncgenfunction(inner)
 
         async def run(request: Any, context: _Context) -> Any:
             if not writes:
                 return await inner(request, context)
-            # Written here and not yielded on, so that a cancellation while writing reaches `inner` at once.
+            # Written here and not yielded, so that a cancellation while writing reaches `inner` at once.
             async with aclosing(inner(request, context)) as messages:
                 async for message in messages:
                     await self._intake.write(context, message)
@@ -114,7 +114,7 @@ class OutermostInterceptor(grpc.aio.ServerInterceptor):
                         inside.enter_context(self.gate.enter())
                     holding = inside.enter_context(self._limiter.enter(_caller(method, context)))
                     if handler.request_streaming:
-                        request = _each(sent, method, read)
+                        request = _read(sent, method, read)
                     else:
                         request = read(await self._intake.receive(method, context, holding))
                     call.id = _request_id(request) or call.id
@@ -130,12 +130,12 @@ class OutermostInterceptor(grpc.aio.ServerInterceptor):
         return behaviour
 
     async def _fail(self, error: BaseException, call: _Call, context: _Context) -> None:
-        """Give the RPC the status of `error`; returns where it has one already."""
+        """End the RPC with the status of `error`; returns only if it has a status already."""
         if isinstance(error, grpc.aio.AbortError):
             self._end(call, str(context.code()))
             return
         if isinstance(error, asyncio.CancelledError):
-            # The client has gone or its deadline has passed: nobody hears an answer.
+            # The client has gone or its deadline has passed: nobody receives an answer.
             left = context.time_remaining()
             late = left is not None and left <= 0.0
             self._end(
@@ -160,13 +160,13 @@ class OutermostInterceptor(grpc.aio.ServerInterceptor):
 
 
 def _request_id(request: Any) -> str:
-    """The caller's name for a request, or of the request within it; empty where none can be taken."""
-    given = getattr(getattr(request, "request", request), "request_id", "")
-    return given if isinstance(given, str) and usable_request_id(given) else ""
+    """The request_id of a request or of the request inside it; empty if there is no usable one."""
+    name = getattr(getattr(request, "request", request), "request_id", "")
+    return name if isinstance(name, str) and usable_request_id(name) else ""
 
 
 def _caller(method: str, context: _Context) -> Identity:
-    """Whose limits an RPC counts for; where nobody is asked who they are, those of the address."""
+    """Whose limits an RPC counts against; for RPCs without authentication, those of the peer's address."""
     if method not in EVERYBODY:
         return identity.get(ANONYMOUS)
     address = context.peer().rpartition(":")[0]
@@ -174,7 +174,7 @@ def _caller(method: str, context: _Context) -> Identity:
 
 
 def _reader(deserializer: Callable[[bytes], Any] | None) -> Callable[[bytes], Any]:
-    """What reads a message's bytes and raises MalformedRequestError, which grpc would report as UNKNOWN."""
+    """A parser of a message's bytes. Raises MalformedRequestError; grpc itself would report UNKNOWN."""
 
     def read(data: bytes) -> Any:
         if deserializer is None:
@@ -187,7 +187,7 @@ def _reader(deserializer: Callable[[bytes], Any] | None) -> Callable[[bytes], An
     return read
 
 
-async def _each(sent: AsyncIterator[bytes], method: str, read: Callable[[bytes], Any]) -> AsyncIterator[Any]:
+async def _read(sent: AsyncIterator[bytes], method: str, read: Callable[[bytes], Any]) -> AsyncIterator[Any]:
     async for data in sent:
         check_message(method, data)
         yield read(data)

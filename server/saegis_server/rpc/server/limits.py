@@ -18,11 +18,11 @@ _MINUTE = 60.0
 
 
 class RequestLimits(BaseModel):
-    """What one principal, or one tenant, may have; None is no limit.
+    """The limits of one principal or one tenant; None is no limit.
 
-    requests: RPCs at once, those that wait included. tokens_per_minute: of prompts and completions together.
-    bytes_per_minute: of requests. Both may be saved up for a minute. A request may take more than is left;
-    the next one waits until that is paid back.
+    requests: RPCs at once, waiting ones included. tokens_per_minute: of prompts and completions together.
+    bytes_per_minute: of requests. An unused budget grows to at most one minute's. A request may overdraw the
+    budget; the next ones are refused until it has recovered.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -33,7 +33,7 @@ class RequestLimits(BaseModel):
 
 
 class Limits(BaseModel):
-    """Whose limits are which. requests, held_bytes: of all callers together, RPCs and bytes of requests."""
+    """All limits. requests, held_bytes: RPCs at once and bytes of requests, of all callers together."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -45,7 +45,7 @@ class Limits(BaseModel):
 
 @dataclass(slots=True)
 class _Budget:
-    """What may be spent: it fills up within a minute, and may fall below zero."""
+    """A budget that refills within a minute and may fall below zero."""
 
     per_minute: int
     left: float
@@ -73,12 +73,12 @@ class _Party:
 
 
 class Limiter:
-    """Keeps the books of who has how much. `spend` may be called from any thread, all else on the loop."""
+    """Keeps account of what each caller uses. Any thread may call `spend`; the rest is for the event loop."""
 
     def __init__(self, limits: Limits, clock: Callable[[], float] = time.monotonic) -> None:
         self._limits = limits
         self._clock = clock
-        #: By kind and name of a party: its RPCs, the bytes that they hold, and what it has left of each unit.
+        #: By kind and name of a party: its running RPCs, the bytes that they hold, and its budgets by unit.
         self._running = Counter[tuple[str, str]]()
         self._holding = Counter[tuple[str, str]]()
         self._budgets: dict[tuple[str, str, str], _Budget] = {}
@@ -97,14 +97,14 @@ class Limiter:
 
     @contextmanager
     def enter(self, caller: Identity) -> Iterator["Holding"]:
-        """Be inside for the length of one RPC. Raises BusyError where the caller or the server has enough."""
+        """Count an RPC as inside for the length of the block. Raises BusyError beyond a limit."""
         parties = self._parties(caller)
         for party in parties:
             most = party.limits.requests
             if most is not None and self._running[party.key] >= most:
                 raise self._full(party, f"has {most} requests running or waiting already")
             self._require_budget(party)
-        # What others fill still has room for who asks for little.
+        # A full server still has room for a tenant that has nothing running.
         if self._inside >= self._limits.requests and self._running[parties[1].key] > 0:
             described = f"{self._inside} requests are running or waiting already"
             raise BusyError("SERVER_LIMIT", "requests", described, RETRY_SECONDS)
@@ -121,14 +121,14 @@ class Limiter:
             self._release(caller, holding.size)
 
     def spend(self, caller: Identity, unit: str, amount: int) -> None:
-        """Take `tokens` or `bytes` from what the caller and its tenant have left; they may owe some then."""
+        """Take `tokens` or `bytes` from the caller's and its tenant's budgets, even below zero."""
         with self._lock:
             for party in self._parties(caller):
                 if (budget := self._budget(party, unit)) is not None:
                     budget.left -= amount
 
     def metered(self, caller: Identity, sink: Sink) -> Sink:
-        """A sink of a request's events by which its tokens are spent."""
+        """The sink of a request's events, wrapped so that it spends their tokens."""
         if all(party.limits.tokens_per_minute is None for party in self._parties(caller)):
             return sink
 
@@ -141,7 +141,7 @@ class Limiter:
         return take
 
     def _hold(self, caller: Identity, size: int) -> None:
-        """Note that a request's bytes are held. Raises BusyError."""
+        """Count a request's bytes as held. Raises BusyError."""
         tenant = self._parties(caller)[1]
         own = self._holding[tenant.key]
         if self._held + size > self._limits.held_bytes and own + size > self._limits.held_bytes // 4:
@@ -193,7 +193,7 @@ class Holding:
         self.caller = caller
 
     def add(self, size: int) -> None:
-        """Note bytes of the request. Raises BusyError where the server holds enough."""
+        """Count bytes of the request. Raises BusyError if the server holds too many."""
         self._limiter._hold(self.caller, size)
         self.size += size
 

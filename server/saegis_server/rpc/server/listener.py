@@ -34,9 +34,9 @@ REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
 
 
 class Listener:
-    """A gRPC server that is bound, and its port. Its own services can be added while it serves others.
+    """A bound gRPC server and its port. The contract's services can be added while it serves the open ones.
 
-    Raises OSError if the address is taken or a certificate cannot be read, IdentitiesError.
+    Raises IdentitiesError, and OSError if the address is taken or a certificate cannot be read.
     """
 
     def __init__(self, config: ServerConfig, premises: Premises, gate: Gate, intake: Intake) -> None:
@@ -54,7 +54,7 @@ class Listener:
             raise
 
     async def stop(self, grace: float) -> None:
-        """End what runs after `grace` seconds, and free the address."""
+        """End running RPCs after `grace` seconds, and free the address."""
         await self.server.stop(grace)
         self._release()
 
@@ -84,15 +84,15 @@ def register_open(server: Any, gate: Gate, reflects: bool) -> None:
 
 
 class _UnderName:
-    """Registers a service under another name: reflection v1 is v1alpha on the wire, message by message,
-    and grpcio-reflection has v1alpha alone.
+    """Registers a service under another name. grpcio-reflection offers only v1alpha, whose messages are the
+    same as those of v1.
     """
 
     def __init__(self, server: Any, name: str) -> None:
         self._server, self._name = server, name
 
     def add_generic_rpc_handlers(self, _: object) -> None:
-        """They hold the same methods, under the name that is not wanted."""
+        """Ignore these handlers, which hold the same methods under the original name."""
 
     def add_registered_method_handlers(self, _: str, handlers: dict[str, Any]) -> None:
         handler = grpc.method_handlers_generic_handler(self._name, handlers)
@@ -101,9 +101,9 @@ class _UnderName:
 
 
 class _OwnHandlers(grpc.GenericRpcHandler):
-    """The handlers of the server's own services, which may be registered after it has started.
+    """The handlers of the contract's services, which may be registered after the server has started.
 
-    Until then each RPC has one that is never reached, since the gate lets nobody in.
+    Until then each RPC has a placeholder that is never reached, since the gate admits nobody.
     """
 
     def __init__(self) -> None:
@@ -113,14 +113,14 @@ class _OwnHandlers(grpc.GenericRpcHandler):
         self._handlers += handlers
 
     def add_registered_method_handlers(self, service: str, handlers: object) -> None:
-        """The generic handlers hold the same."""
+        """Ignore these handlers, since the generic ones hold the same methods."""
 
     def service(self, details: grpc.HandlerCallDetails) -> Any:
-        """The handler of a method, None for one that there is not."""
-        found = (handler.service(details) for handler in self._handlers)
-        handler = next((each for each in found if each is not None), None)
-        known = details.method in NEEDED and details.method.startswith(OWN_PREFIX)
-        return grpc.unary_unary_rpc_method_handler(_not_loaded) if handler is None and known else handler
+        """The handler of a method; None if there is no such method."""
+        candidates = (handler.service(details) for handler in self._handlers)
+        handler = next((candidate for candidate in candidates if candidate is not None), None)
+        is_own = details.method in NEEDED and details.method.startswith(OWN_PREFIX)
+        return grpc.unary_unary_rpc_method_handler(_not_loaded) if handler is None and is_own else handler
 
 
 async def _not_loaded(_: object, context: grpc.aio.ServicerContext[Any, Any]) -> None:
@@ -146,31 +146,31 @@ def _options(config: ServerConfig) -> list[tuple[str, int]]:
         ("grpc.max_receive_message_length", config.max_message_bytes),
         # Answers are bounded by the requests' own limits.
         ("grpc.max_send_message_length", -1),
-        # What is not read yet of a connection is bounded by its streams.
+        # A connection holds unread data for each of its streams.
         ("grpc.max_concurrent_streams", 256),
-        # A stream that nobody reads yet holds a window of bytes; it would grow to megabytes by itself.
+        # An unread stream holds a window of bytes, which would grow to megabytes by itself.
         ("grpc.http2.bdp_probe", 0),
         ("grpc.http2.lookahead_bytes", 64 * 1024),
         ("grpc.server_handshake_timeout_ms", 10_000),
         ("grpc.max_connection_idle_ms", 10 * 60_000),
-        # Clients then connect again, and are asked for their certificate again; what runs is not cut off.
+        # Clients then connect again and present their certificate again; running RPCs are not cut off.
         ("grpc.max_connection_age_ms", 60 * 60_000),
         # Without it a second server on the same port would silently share its calls.
         ("grpc.so_reuseport", 0),
         # A unary call sends no data while it generates: clients must be allowed to ping meanwhile.
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
         ("grpc.keepalive_permit_without_calls", 1),
-        # A process that had to wait reads several pings at once, and would end a good client's calls for it.
-        # What answers to a flood of pings may hold is bounded by grpc itself.
+        # A delayed process reads several pings at once, and would then end a good client's calls. grpc itself
+        # bounds the memory that a flood of pings may take.
         ("grpc.http2.max_ping_strikes", 0),
-        # Find clients that have vanished: their requests hold slots.
+        # Detects clients that have vanished, whose requests hold slots.
         ("grpc.keepalive_time_ms", 60_000),
         ("grpc.keepalive_timeout_ms", 20_000),
     ]
 
 
 def _bind(server: grpc.aio.Server, config: ServerConfig, unix: UnixSocket | None) -> int:
-    """Bind the server; its port, which a Unix socket does not have: 0."""
+    """Bind the server; returns its port, 0 for a Unix socket."""
     if unix is not None:
         with unix.for_its_owner():
             _bind_to(server, f"unix:{unix.path.absolute()}", config.tls)
@@ -197,7 +197,7 @@ def _credentials(tls: TLSFiles) -> grpc.ServerCredentials:
 
 
 class _Certificates:
-    """The files' contents, read again when they have changed, so that they are renewed without a restart."""
+    """The contents of the certificate files. Changed files are read again, without a restart."""
 
     def __init__(self, tls: TLSFiles) -> None:
         self._tls = tls
@@ -209,7 +209,7 @@ class _Certificates:
         return tuple(path.stat().st_mtime_ns for path in paths if path is not None)
 
     def read(self) -> grpc.ServerCertificateConfiguration:
-        """The files as they are. Raises OSError."""
+        """Read the files. Raises OSError."""
         tls = self._tls
         return grpc.ssl_server_certificate_configuration(
             [(tls.key.read_bytes(), tls.cert.read_bytes())],
@@ -217,7 +217,7 @@ class _Certificates:
         )
 
     def current(self) -> grpc.ServerCertificateConfiguration:
-        """Called for each new connection. Files that cannot be read leave the last good ones in force."""
+        """The certificates for a new connection. If files cannot be read, the last good ones are used."""
         try:
             if (times := self._times()) != self._seen:
                 self._good, self._seen = self.read(), times

@@ -1,4 +1,4 @@
-"""Loading: everything that a configuration names, read, checked, and put together into an engine."""
+"""Loading: reads and checks everything that a configuration names, and builds an engine from it."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -30,17 +30,16 @@ log = logging.getLogger("saegis.rpc")
 
 
 def check_machine(config: ServerConfig) -> None:
-    """Raise MachineError for a device or a dtype that is none, or that this machine does not have."""
+    """Raise MachineError for a device or dtype that does not exist, or not on this machine."""
     check_dtype(config.dtype)
     check_device(config.device)
 
 
 def load_services(config: ServerConfig, premises: Premises, progress: Progress) -> Services:
-    """Load the model and its SAEs, check them, and make an engine, which is not started yet.
+    """Load and check the model and its SAEs, and make an engine, which is not started yet.
 
-    Raises ModelLoadError, SAEFileError, SAEMismatch, SiteError for a site that the model does not have,
-    what `govern` raises for policies that cannot come in force, and ValueError for settings that
-    do not fit the model or this machine.
+    Raises ModelLoadError, SAEFileError, SAEMismatch, SiteError for a site that the model does not have, what
+    `govern` raises, and ValueError for settings that do not fit the model or this machine.
     """
     compiled = compiles(config.compile, config.device, progress)
     progress("loading the model", 0, 0)
@@ -55,10 +54,10 @@ def load_services(config: ServerConfig, premises: Premises, progress: Progress) 
     step = _step(config, loaded, placed, compiled)
     prompts = PromptReader(loaded.tokenizer, step.slots.vocabulary)
     checked = []
-    for count, each in enumerate(placed):
+    for count, sae in enumerate(placed):
         progress("checking SAEs", count, len(placed))
-        capture, length = _capture_at(step, each.loaded.site), step.slots.max_length
-        checked.append(check_sae(each, prompts.text, capture, _survey(step), length, prompts.special))
+        capture, length = _capture_at(step, sae.loaded.site), step.slots.max_length
+        checked.append(check_sae(sae, prompts.text, capture, _survey(step), length, prompts.special))
     return services(config, premises, loaded, step, prompts, checked)
 
 
@@ -70,7 +69,7 @@ def services(
     prompts: PromptReader,
     saes: Sequence[LoadedSAE],
 ) -> Services:
-    """An engine on `step`, and what the servicers need beside it. Raises as `govern` does."""
+    """An engine on `step` and everything else that the servicers need. Raises what `govern` raises."""
     limits = Limits(queue=config.queue_limit)
     first = FirstToken(loaded.bos_token_id, moved=config.steer_first_token, read=config.read_first_token)
     must_compile = config.compile == "always"
@@ -102,7 +101,7 @@ def services(
         limiter=premises.limiter,
     )
     for entry in saes:
-        # Makes the index now: the first request would wait for it on the event loop.
+        # Build the index now; otherwise the first request would build it on the event loop.
         entry.labels.by_label("")
     governor.in_thread = made.before_running
     metrics.observe_work(made.work)
@@ -111,9 +110,9 @@ def services(
 
 def _step(config: ServerConfig, loaded: LoadedModel, placed: Sequence[PlacedSAE], compiled: bool) -> Step:
     sites = {Site.parse(name): frozenset((Norm.NONE,)) for name in config.sites}
-    for each in placed:
-        norms = sites.get(each.loaded.site, frozenset((Norm.NONE,)))
-        sites[each.loaded.site] = norms | {each.loaded.sae.norm}
+    for sae in placed:
+        norms = sites.get(sae.loaded.site, frozenset((Norm.NONE,)))
+        sites[sae.loaded.site] = norms | {sae.loaded.sae.norm}
     room = Capacity(**config.rows)
     return build_step(loaded, sites, config.max_num_seqs, config.max_model_len, room, compiled)
 

@@ -1,4 +1,4 @@
-"""Premises: what a server needs beside its model, taken and checked, and what then governs it."""
+"""Premises: what a server needs beside its model, opened and checked, and its governor."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ class Premises:
     audit: AuditLog | None
 
     def close(self) -> None:
-        """Let go of the audit log. Twice is once."""
+        """Close the audit log. May be called twice."""
         if self.audit is not None:
             self.audit.close()
 
 
 def prepare(config: ServerConfig) -> Premises:
-    """Check all of a configuration that can be checked without its model, and open the audit log.
+    """Check everything of a configuration that needs no model, and open the audit log.
 
     Raises SiteError and SAEFileError for sites and SAEs that do not exist; IdentitiesError, PolicyError,
-    KeyFileError and HistoryError for files that cannot be used; ValueError and OSError for those of TLS;
+    KeyFileError and HistoryError for files that cannot be used; ValueError and OSError for TLS files;
     AuditBrokenError, AuditKeyError and AuditUnavailableError for a log that cannot be written.
     """
     for site in (*config.sites, *(source.site for source in config.saes if source.site is not None)):
@@ -65,33 +65,33 @@ def prepare(config: ServerConfig) -> Premises:
 
 
 def _check_policies(settings: PolicySettings) -> None:
-    """Read keys, state and bundles. A bundle may be broken if the state has one from its path."""
+    """Read keys, state and bundles. A broken bundle is accepted if the state has one from the same path."""
     for path in settings.keys:
         load_public_key(path)
-    known: set[str] = set()
+    sources: set[str] = set()
     if settings.state is not None:
         history = DiskHistory(settings.state)
         try:
-            known = {each.source for each in history.standings().values()}
+            sources = {standing.source for standing in history.standings().values()}
         finally:
             history.close()
     for path in settings.bundles:
         try:
             Bundle.read(path)
         except PolicyError as error:
-            if str(path.resolve()) not in known:
-                raise PolicyError([_placed(each, path) for each in error.problems]) from error
+            if str(path.resolve()) not in sources:
+                raise PolicyError([_placed(problem, path) for problem in error.problems]) from error
 
 
 def _placed(problem: Problem, bundle: Path) -> Problem:
-    """A problem, with the path of the bundle that it was found in, since several may be given."""
+    """A problem with its bundle's path, since there may be several bundles."""
     if problem.file.startswith(str(bundle)):
         return problem
     return replace(problem, file=str(bundle / problem.file))
 
 
 def _check_tls(tls: TLSFiles) -> None:
-    """Raise ValueError for files that are no certificate and its key, and OSError."""
+    """Raise ValueError unless the files are a certificate and its key, and OSError if they cannot be read."""
     for path in (tls.cert, tls.key, *([tls.client_ca] if tls.client_ca else [])):
         path.read_bytes()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -110,7 +110,7 @@ def _check_tls(tls: TLSFiles) -> None:
 
 
 def govern(config: ServerConfig, premises: Premises, world: World) -> Governor:
-    """The governor of a configuration, its policies in force.
+    """The governor of a configuration, with its policies in force.
 
     Raises PolicyError, KeyFileError and HistoryError for policies that cannot come in force.
     """
@@ -154,13 +154,13 @@ log = logging.getLogger("saegis.rpc")
 
 
 def warn_of_modes(config: ServerConfig) -> None:
-    """Warn about secrets that others can read, and about what others could change to get more than theirs."""
+    """Warn about secrets that others can read, and about trusted files that others can change."""
     for problem in open_files(config):
         log.warning("%s", problem)
 
 
 def open_files(config: ServerConfig) -> Iterator[str]:
-    """What is wrong with the modes of a configuration's files, and how to mend it."""
+    """What is wrong with the modes of a configuration's files, and how to fix it."""
     tls, audit, policies = config.tls, config.audit, config.policies
     secrets = [
         ("the TLS key", tls.key if tls else None),
@@ -184,7 +184,7 @@ def open_files(config: ServerConfig) -> Iterator[str]:
 
 
 def _mode(path: Path | None) -> int:
-    """The mode of a path; none for what is not there, which is told elsewhere."""
+    """The mode of a path; 0 if there is no file, an error that is reported elsewhere."""
     try:
         return 0 if path is None else stat.S_IMODE(path.stat().st_mode)
     except OSError:

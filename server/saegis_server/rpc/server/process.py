@@ -1,4 +1,4 @@
-"""A server process: `saegis serve` on free loopback ports, started, awaited and stopped."""
+"""A server process: starts `saegis serve` on free loopback ports, waits for it, and stops it."""
 
 import json
 import signal
@@ -10,31 +10,31 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Self
 
-#: Told how far a stage of the start has come: its name, what is done, out of how much (0: not known).
+#: Called with a stage of the start, how much of it is done, and out of how much (0: not known).
 Progress = Callable[[str, int, int], None]
 STOP_SECONDS = 60.0
 _LAST_LINES = 20
 
 
 class ServerProcessError(RuntimeError):
-    """The server did not start or did not stop as it should; the message holds its last lines."""
+    """The server did not start or stop properly; the message holds its last lines."""
 
 
 class ServerProcess:
-    """A running `saegis serve`; the end of the `with` block stops it, whatever happened inside."""
+    """A running `saegis serve`; the end of the `with` block always stops it."""
 
     def __init__(self, options: Sequence[str], progress: Progress) -> None:
         """Start it with these options of `saegis serve`, and wait until it serves.
 
-        Raises ServerProcessError where it ends before.
+        Raises ServerProcessError if it ends before.
         """
         self.target = ""
         self.metrics_port = 0
         self.start_seconds = 0.0
         self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
-        # -P: Python would take modules from the current folder, such as a `secrets.py` of the user's.
+        # -P: otherwise Python would import modules from the current folder, such as a user's `secrets.py`.
         command = [sys.executable, "-P", "-m", "saegis_server.cli", "serve", "--json", "--port", "0"]
-        # A session of its own: Ctrl-C reaches this process alone, which then stops the server in order.
+        # In a session of its own: Ctrl-C reaches only this process, which then stops the server properly.
         self._process = subprocess.Popen(  # noqa: S603 - the command is made here
             [*command, "--metrics-port", "0", *options],
             stdout=subprocess.PIPE,
@@ -67,7 +67,7 @@ class ServerProcess:
         raise ServerProcessError(f"the server ended with exit {code} before it served:\n{self._last_lines()}")
 
     def stop(self) -> float:
-        """Send SIGTERM and wait; returns how many seconds it took.
+        """Send SIGTERM and wait for the end; returns how many seconds it took.
 
         Raises ServerProcessError unless it ends with exit 0 in time.
         """

@@ -1,4 +1,4 @@
-"""SAE sources: the SAEs of a configuration read from their files, put at their sites, and checked there."""
+"""SAE sources: reads the SAEs of a configuration, places them at their sites, and checks them there."""
 
 import logging
 import os
@@ -21,17 +21,17 @@ from saegis_server.steering.site import Site, SiteError
 
 log = logging.getLogger("saegis.rpc")
 
-#: Shows a function the activations [1, T, d] of tokens at each of the model's sites.
+#: Calls a function with the activations [1, T, d] of some tokens at each of the model's sites.
 Survey = Callable[[Sequence[int], Callable[[Site, Tensor], None]], None]
-#: What the metadata of an SAE holds that `saegis train sae` made.
+#: The metadata key of an SAE that `saegis train sae` made.
 TRAINED_BY = "saegis_version"
-#: Tokens on which an SAE is checked; the first is left out, whose norm is a model's outlier.
+#: Tokens on which an SAE is checked. The first is left out, since its norm is an outlier.
 CHECKED_TOKENS = 512
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PlacedSAE:
-    """An SAE read from its files, not yet checked; `sample` is its own text to check it on, if it has one."""
+    """An SAE read from its files but not checked; `sample` is its own text for the check, if it has one."""
 
     loaded: LoadedSAE
     sample: str | None
@@ -40,8 +40,8 @@ class PlacedSAE:
 def read_sae(source: SAESource, width: int) -> PlacedSAE:
     """Read one SAE; `width` is that of the model's activations.
 
-    Raises SAEFileError, which names the file and the reason, for anything that cannot be read, does not say
-    its site, or is of another width.
+    Raises SAEFileError, which names the file and the reason, if it cannot be read, its site is not known, or
+    its width differs.
     """
     path = resolve_sae(source.path)
     sae = load_sae(path, name=source.id, norm_scaling_factor=source.norm_scaling_factor)
@@ -89,13 +89,13 @@ def check_sae(
     max_length: int,
     special: frozenset[int] = frozenset(),
 ) -> LoadedSAE:
-    """The SAE with what was measured at its site, without the tokens that it was not trained on.
+    """The SAE with its fit at its site, measured without the tokens that it was not trained on.
 
     It is checked on its own sample or, without one, on the built-in text. On the built-in text the FVU may be
-    higher than its file states: it is taken, with a warning, if no other site of the model has a lower one.
+    higher than its file states: then it is accepted, with a warning, if no other site has a lower FVU.
 
-    encode: a text's token ids; capture: tokens' activations at the SAE's site, [T, d]; special: the
-    tokenizer's special tokens. Raises SAEMismatch.
+    encode: returns a text's token ids; capture: returns the activations [T, d] of tokens at the SAE's site;
+    special: the tokenizer's special tokens. Raises SAEMismatch.
     """
     sae, site = placed.loaded.sae, placed.loaded.site
     own = placed.sample is not None
@@ -104,15 +104,15 @@ def check_sae(
     kept = ~left_out(tokens, sae, special, first=1)
 
     def elsewhere() -> dict[str, float]:
-        found: dict[str, float] = {}
+        fvus: dict[str, float] = {}
 
         def visit(other: Site, x: Tensor) -> None:
-            with suppress(ValueError):  # Numbers that tell nothing are no better fit.
-                found[str(other)] = measure(sae, x[0].cpu()[kept]).fvu
+            with suppress(ValueError):  # A site without a meaningful FVU is no better fit.
+                fvus[str(other)] = measure(sae, x[0].cpu()[kept]).fvu
 
         survey(tokens, visit)
-        found.pop(str(site), None)
-        return found
+        fvus.pop(str(site), None)
+        return fvus
 
     name = f"its {SAMPLE_FILE}" if own else f"the built-in text, since it has no {SAMPLE_FILE}"
     activations = capture(tokens).cpu()[kept]

@@ -1,4 +1,4 @@
-"""The server, from configuration to exit: it listens, loads, opens, drains, and dies with its engine."""
+"""The server, from configuration to exit: it listens, loads, opens, drains, and ends with its engine."""
 
 import asyncio
 import gc
@@ -22,7 +22,7 @@ from saegis_server.telemetry.http import MetricsEndpoint
 
 T = TypeVar("T")
 log = logging.getLogger("saegis.rpc")
-#: How long answers that are ready may take to leave, after the engine has stopped.
+#: How long finished answers may take to be sent after the engine has stopped.
 LAST_WORDS_SECONDS = 2.0
 _ENGINE_POLL_SECONDS = 0.1
 _AUDIT_POLL_SECONDS = 0.25
@@ -33,10 +33,10 @@ class EngineDiedError(RuntimeError):
 
 
 class SaegisServer:
-    """gRPC, health and metrics over an engine. Made and used on the event loop.
+    """gRPC, health and metrics over an engine. For the event loop only.
 
-    Listens from `start`, has its services from `add`, takes requests from `open` and ends with `drain`,
-    whatever came before.
+    `start` makes it listen, `add` gives it its services, `open` lets it take requests, and `drain` ends it
+    at any point.
     """
 
     def __init__(self, config: ServerConfig, premises: Premises) -> None:
@@ -80,7 +80,7 @@ class SaegisServer:
         )
 
     def add(self, services: Services) -> None:
-        """Have the services that answer requests, once they are loaded and the server has started."""
+        """Register the services that answer requests, after `start`."""
         if self._listener is None:
             raise RuntimeError("the server listens nowhere: start it first")
         self._services = services
@@ -88,7 +88,7 @@ class SaegisServer:
 
     @property
     def services(self) -> Services:
-        """What its requests are answered with. Raises RuntimeError before `add`."""
+        """The services that answer requests. Raises RuntimeError before `add`."""
         if self._services is None:
             raise RuntimeError("the server has no services yet")
         return self._services
@@ -99,22 +99,22 @@ class SaegisServer:
         self._following = asyncio.ensure_future(self._follow_audit())
 
     async def _follow_audit(self) -> None:
-        """Let health tell while the audit log cannot be written, since then nothing is answered."""
+        """Report NOT_SERVING while the audit log cannot be written, since then nothing is answered."""
         audit = self._premises.audit
         while audit is not None:
             await self.gate.set_unavailable("the audit log cannot be written" if audit.refuses else "")
             await asyncio.sleep(_AUDIT_POLL_SECONDS)
 
     async def engine_death(self) -> BaseException:
-        """Wait until the engine's thread has died by itself; what it died of."""
+        """Wait until the engine's thread has died by itself; returns the cause."""
         while (error := self.services.engine.error) is None:  # noqa: ASYNC110 - set by another thread
             await asyncio.sleep(_ENGINE_POLL_SECONDS)
         return error
 
     async def drain(self, hurry: asyncio.Event | None = None, died: bool = False) -> None:
-        """Stop: health first, then what runs may finish within the grace period, then everything ends.
+        """Stop: report it to health, let requests finish within the grace period, then end everything.
 
-        `hurry` ends the grace period when it is set; `died` says that the engine has stopped already.
+        `hurry` ends the grace period when it is set; `died` means that the engine has stopped already.
         """
         if self._drained:
             return
@@ -138,7 +138,7 @@ class SaegisServer:
             await asyncio.to_thread(self._watchdog.close)
 
     async def _emptied(self, hurry: asyncio.Event | None) -> bool:
-        """Whether all RPCs ended by themselves, within the grace period and before anyone hurries."""
+        """Whether all RPCs ended by themselves within the grace period, before `hurry` was set."""
         await _first_of(self.gate.emptied(self.config.grace_seconds), *([hurry.wait()] if hurry else ()))
         return self.gate.is_empty
 
@@ -148,14 +148,13 @@ async def serve(
 ) -> None:
     """Listen, load, warm up, and serve until SIGTERM or SIGINT; then drain and return.
 
-    Whatever can be known to be wrong without the model is found before it is loaded.
+    Errors that do not depend on the model come before it is loaded.
 
     progress: called from other threads. ready: called on the loop once requests are taken, after the ready
-    file is written. A second signal ends the grace period. Before the server is ready signals act as usual.
+    file is written. A second signal ends the grace period. Before the server is ready, signals act as usual.
 
-    Raises what `check_machine`, `prepare`, `load_services` and the engine's warm-up do, OSError for an
-    address that is taken or a ready file that cannot be written, EngineDiedError if the engine ended by
-    itself.
+    Raises what `check_machine`, `prepare`, `load_services` and the engine's warm-up raise, OSError if the
+    address is taken or the ready file cannot be written, and EngineDiedError if the engine ended by itself.
     """
     check_machine(config)
     premises = prepare(config)
@@ -187,8 +186,8 @@ async def serve(
 
 
 async def _first_of(awaited: Coroutine[Any, Any, T], *others: Coroutine[Any, Any, Any]) -> T | None:
-    """Wait until one of several has ended, and end the others; what `awaited` gave, or None."""
-    waits = [asyncio.ensure_future(each) for each in (awaited, *others)]
+    """Wait until one coroutine has ended, and cancel the others; the result of `awaited`, or None."""
+    waits = [asyncio.ensure_future(coroutine) for coroutine in (awaited, *others)]
     _, pending = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
     for waiting in pending:
         waiting.cancel()
@@ -218,6 +217,6 @@ class _Signals:
 
 
 def _leave_loaded_objects_alone() -> None:
-    """Keep the garbage collector off what was loaded: going through it stops every thread for 0.3 s."""
+    """Exclude the loaded objects from garbage collection, which would stop every thread for 0.3 s."""
     gc.collect()
     gc.freeze()

@@ -1,8 +1,8 @@
-"""Threads and turns: work off the event loop, so much of it at once, and whose turn is next.
+"""Threads and turns: runs work off the event loop, bounds how much runs at once, and takes turns fairly.
 
-OpenMP keeps a team of threads for each thread that ever ran a parallel region. Once there are more of them
-than cores it lets them all sleep between regions, and the engine's steps then take a third longer. A thread
-that ends takes its team with it, so nothing that computes runs in a pool of lasting threads.
+OpenMP keeps a team of threads for each thread that ever ran a parallel region. If there are more of them than
+cores, they all sleep between regions, and the engine's steps take a third longer. A thread that ends takes
+its team with it, so computations never run in a pool of lasting threads.
 """
 
 import asyncio
@@ -26,17 +26,15 @@ class _Waiter:
 
 
 class Turns:
-    """A number of turns that may be taken at once, and a number of callers that may wait for one.
+    """Bounds how many turns are taken at once and how many callers wait for one. For the event loop only.
 
-    To be used on the event loop.
-
-    A free turn goes to the owner who holds the fewest, and among those to whoever did not just have one.
+    A free turn goes to the owner who holds the fewest, and of those to one who did not have the last turn.
     """
 
     def __init__(
         self, at_once: int, most_waiting: int, full: Callable[[], Exception], most_each: int | None = None
     ) -> None:
-        """`full` makes what is raised where too many wait; one owner holds at most `most_each` turns."""
+        """`full` makes the error if too many callers wait; one owner holds at most `most_each` turns."""
         self._free = at_once
         self._most_waiting = most_waiting
         self._most_each = most_each or at_once
@@ -55,7 +53,7 @@ class Turns:
         return self._held.total()
 
     async def take(self, owner: str) -> None:
-        """Wait for a turn; whoever has one gives it back. Raises what `full` makes."""
+        """Wait for a turn, which `give_back` ends. Raises what `full` makes."""
         if self._free > 0 and self._held[owner] < self._most_each and not self._waiting.count(owner):
             self._hold(owner)
             return
@@ -79,17 +77,17 @@ class Turns:
         if not self._held[owner]:
             del self._held[owner]
         while self._free > 0:
-            due = [each for each in self._waiting.owners if self._held[each] < self._most_each]
+            due = [name for name in self._waiting.owners if self._held[name] < self._most_each]
             if not due:
                 return
-            waiter = self._waiting.pop(min(due, key=lambda each: (self._held[each], each == owner)))
-            if not waiter.turn.cancelled():  # by a caller who has left, and whose task has not run since
+            waiter = self._waiting.pop(min(due, key=lambda name: (self._held[name], name == owner)))
+            if not waiter.turn.cancelled():  # else the caller has left, but its task has not run since
                 self._hold(waiter.owner)
                 waiter.turn.set_result(None)
 
     @asynccontextmanager
     async def turn(self, owner: str) -> AsyncIterator[None]:
-        """Have a turn for the length of a block."""
+        """Hold a turn for the length of the block."""
         await self.take(owner)
         try:
             yield
@@ -102,9 +100,9 @@ class Turns:
 
 
 T = TypeVar("T")
-#: How soon work that found no place may be tried again.
+#: After how long work that found no place may be tried again.
 RETRY_SECONDS = 1.0
-#: Set once nobody waits any more for what runs in this thread.
+#: Set once nobody waits any more for the work in this thread.
 _unwanted: ContextVar[Event | None] = ContextVar("unwanted", default=None)
 
 
@@ -113,19 +111,19 @@ class UnwantedError(Exception):
 
 
 def stop_if_unwanted() -> None:
-    """Raise UnwantedError where the caller has left; long work asks between its pieces."""
+    """Raise UnwantedError if the caller has left. Long work calls it between its parts."""
     unwanted = _unwanted.get()
     if unwanted is not None and unwanted.is_set():
         raise UnwantedError
 
 
 async def in_own_thread(function: Callable[[], T]) -> T:
-    """Run what takes long in a thread of its own, which does not keep the process from ending."""
+    """Run a function in a new thread, which does not keep the process from ending."""
     return await _start(function, lambda: None)
 
 
 async def _start(function: Callable[[], T], ended: Callable[[], None]) -> T:
-    """As `in_own_thread`; `ended` is called on the loop once the thread has done, whoever still waits."""
+    """As `in_own_thread`; `ended` is called on the loop once the thread is done, even if nobody waits."""
     loop = asyncio.get_running_loop()
     done: asyncio.Future[T] = loop.create_future()
     unwanted = Event()
@@ -162,28 +160,28 @@ async def _start(function: Callable[[], T], ended: Callable[[], None]) -> T:
 
 
 class WorkPool:
-    """Work of one kind: so much of it at once, so much that waits, fairly among tenants.
+    """Runs work of one kind, fairly among tenants; bounds how much runs at once and how much waits.
 
-    Work whose caller leaves is not begun; what runs already keeps its place until its thread has ended.
+    If the caller leaves, waiting work is dropped; running work keeps its place until its thread has ended.
     """
 
     def __init__(self, name: str, at_once: int, most_waiting: int) -> None:
-        """`name` says in errors whose queue is full."""
+        """`name`: the kind of work, as errors name it."""
         self._turns = Turns(at_once, most_waiting, self._full)
         self.name = name
 
     @property
     def waiting(self) -> int:
-        """How much waits."""
+        """How many pieces of work wait."""
         return self._turns.waiting
 
     @property
     def running(self) -> int:
-        """How much runs, work whose caller has left included."""
+        """How many pieces of work run, those whose caller has left included."""
         return self._turns.held
 
     async def run(self, tenant: str, function: Callable[..., T], *args: Any) -> T:
-        """Run a function in a thread of its own once it is its turn. Raises BusyError, and what it raises."""
+        """Run a function in a new thread when its turn comes. Raises BusyError and what it raises."""
         await self._turns.take(tenant)
         return await _start(lambda: function(*args), lambda: self._turns.give_back(tenant))
 

@@ -1,4 +1,4 @@
-"""The watchdog: a thread that asks the event loop, over and over, whether it still answers."""
+"""The watchdog: a thread that checks regularly whether the event loop still answers."""
 
 import asyncio
 import faulthandler
@@ -11,26 +11,26 @@ import traceback
 from collections.abc import Callable
 
 log = logging.getLogger("saegis.rpc")
-#: How often it asks.
+#: How often it checks.
 _PERIOD_SECONDS = 0.05
-#: A loop that is stuck for so many times as long as makes it not live is not waited for any more.
+#: After this many times `stall_seconds` without an answer the process ends.
 ENDS_AFTER = 6
-#: The exit status of a process whose loop is stuck: that of an internal error, by sysexits.h.
+#: The exit status of a process whose loop is stuck: EX_SOFTWARE, an internal error, of sysexits.h.
 STUCK_STATUS = 70
 
 
 class Watchdog:
-    """Measures how long the loop makes its callers wait, and tells when it is stuck.
+    """Measures how long the event loop takes to answer, and detects when it is stuck.
 
-    It counts its own turns, so that a process which was stopped, or a machine that slept, is not stuck. To be
-    made on the loop.
+    It counts its own turns instead of time, so that a stopped process or a suspended machine does not count
+    as stuck. Must be made on the loop.
     """
 
     def __init__(self, observe: Callable[[float], None], stall_seconds: float) -> None:
-        """`observe` is told of every wait, in seconds.
+        """`observe` is called with every waiting time, in seconds.
 
-        After `stall_seconds` without an answer the loop is not live, and after a multiple of that the process
-        ends; 0 turns both off.
+        After `stall_seconds` without an answer the loop is not live, and after ENDS_AFTER times as long the
+        process ends; 0 turns both off.
         """
         self._loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
@@ -43,7 +43,7 @@ class Watchdog:
 
     @property
     def is_live(self) -> bool:
-        """Whether the loop has answered within the time that it may take. Any thread may ask."""
+        """Whether the loop has answered within `stall_seconds`. Any thread may read this."""
         return self._is_live
 
     def close(self) -> None:
@@ -54,13 +54,13 @@ class Watchdog:
     def _run(self) -> None:
         while not self._closing.wait(_PERIOD_SECONDS):
             answered = threading.Event()
-            asked = time.monotonic()
+            began = time.monotonic()
             try:
                 self._loop.call_soon_threadsafe(answered.set)
             except RuntimeError:
                 return
             self._await(answered)
-            self._observe(time.monotonic() - asked)
+            self._observe(time.monotonic() - began)
 
     def _await(self, answered: threading.Event) -> None:
         """Wait for the loop's answer, however long it takes."""
@@ -86,6 +86,6 @@ class Watchdog:
 
 
 def _exit() -> None:
-    """End the process without asking the loop, which does not answer."""
+    """End the process without the loop, which does not answer."""
     faulthandler.dump_traceback(all_threads=True)
     os._exit(STUCK_STATUS)

@@ -1,1 +1,1 @@
-"""The services of the contract, thin over the engine, the catalog and the policies."""
+"""The services of the contract: thin layers over the engine, the catalog and the policies."""

@@ -1,4 +1,4 @@
-"""FeatureService: where features fire, what is known of them, and which ones tell texts apart."""
+"""FeatureService: where features fire, what is recorded about them, and which ones distinguish texts."""
 
 import asyncio
 from collections.abc import Iterator, Sequence
@@ -16,7 +16,7 @@ from saegis_server.rpc.auth.roles import Role, needs, serves
 from saegis_server.rpc.server.interceptor import request_id
 from saegis_server.rpc.server.threads import stop_if_unwanted
 from saegis_server.rpc.services.feature_search import next_page_token, offset_of, search
-from saegis_server.rpc.services.run import Asked
+from saegis_server.rpc.services.run import RequestSummary
 from saegis_server.rpc.services.shared import Context, Servicer
 from saegis_server.rpc.wire import convert
 from saegis_server.rpc.wire.programs import RequestSteering
@@ -29,9 +29,9 @@ DEFAULT_TOP_K, LARGEST_TOP_K = 5, 1000
 DEFAULT_PAGE, LARGEST_PAGE = 20, 1000
 #: The most texts that one contrast compares, both sides together.
 LARGEST_CONTRAST = 512
-#: The most characters of one side's texts, where a single text may not have more.
+#: The most characters of one side's texts, unless a single text may have more.
 LONGEST_CONTRAST = 2**20
-#: The most features that one Inspect tells, over all tokens.
+#: The most features that one Inspect returns, over all tokens.
 LARGEST_INSPECT = 100_000
 #: The most characters and words of a search.
 LONGEST_QUERY, MOST_QUERY_WORDS = 1024, 32
@@ -56,28 +56,28 @@ def side(largest: Tensor) -> Side:
 
 
 def contrast(positive: Side, negative: Side, limit: int, loaded: LoadedSAE) -> list[pb.FeatureContrast]:
-    """The features that tell the sides apart, best first, at most `limit`.
+    """The features that distinguish the positive side, best first, at most `limit`.
 
-    The score is the firing rate in the positive less that in the negative texts. Ties are ordered by the
-    difference of the means, then by index. A feature that does not lean to the positive side is left out.
+    The score is the firing rate in the positive texts minus that in the negative ones. Ties are ordered by
+    the difference of the means, then by index. Features that do not lean to the positive side are left out.
     """
     score = positive.rate - negative.rate
     lead = positive.mean - negative.mean
     leaning = ((score > 0.0) | ((score == 0.0) & (lead > 0.0))).nonzero().squeeze(-1)
     ranked = sorted(
         zip(leaning.tolist(), score[leaning].tolist(), lead[leaning].tolist(), strict=True),
-        key=lambda found: (-found[1], -found[2], found[0]),
+        key=lambda row: (-row[1], -row[2], row[0]),
     )
 
-    def told(side: Side, index: int) -> pb.ContrastSide:
+    def side_message(side: Side, index: int) -> pb.ContrastSide:
         return pb.ContrastSide(mean_activation=float(side.mean[index]), firing_rate=float(side.rate[index]))
 
     return [
         pb.FeatureContrast(
             feature=convert.feature(FoundFeature(loaded, index, loaded.labels.get(index))),
             score=value,
-            positive=told(positive, index),
-            negative=told(negative, index),
+            positive=side_message(positive, index),
+            negative=side_message(negative, index),
         )
         for index, value, _ in ranked[:limit]
     ]
@@ -100,8 +100,8 @@ class FeatureServicer(Servicer, feature_pb2_grpc.FeatureServiceServicer):
         tokens = await services.in_thread(services.prompts.read, request, kind, False)
         check_length(tokens, str(kind), services.engine.max_length, completion=0)
         if len(tokens) * top_k > LARGEST_INSPECT:
-            told = f"at most {LARGEST_INSPECT // len(tokens)} for each of {len(tokens)} tokens, not {top_k}"
-            raise FieldError("top_k", told)
+            reason = f"at most {LARGEST_INSPECT // len(tokens)} for each of {len(tokens)} tokens, not {top_k}"
+            raise FieldError("top_k", reason)
         await self._decide("Inspect", tokens)
         x = await self._activations(tokens, loaded)
         return await services.in_thread(self._inspected, tokens, loaded, x, top_k)
@@ -111,22 +111,22 @@ class FeatureServicer(Servicer, feature_pb2_grpc.FeatureServiceServicer):
     ) -> pb.InspectResponse:
         strongest = _strongest(loaded, x, top_k)
         left_out, texts = self._left_out(tokens, loaded).tolist(), self.services.prompts.pieces(tokens)
-        found = pb.InspectResponse(sae=loaded.id, site=str(loaded.site))
+        response = pb.InspectResponse(sae=loaded.id, site=str(loaded.site))
         for token, text, features, left in zip(tokens, texts, strongest, left_out, strict=True):
-            found.tokens.add(token_id=token, text=text, features=features, left_out=left)
-        return found
+            response.tokens.add(token_id=token, text=text, features=features, left_out=left)
+        return response
 
     @needs(Role.INSPECT)
     async def GetFeature(self, request: pb.GetFeatureRequest, context: Context) -> pb.GetFeatureResponse:
-        """What is known of one feature."""
-        found = self.services.targets.feature(request.feature, "feature")
-        return pb.GetFeatureResponse(feature=convert.feature(found))
+        """What is recorded about one feature."""
+        feature = self.services.targets.feature(request.feature, "feature")
+        return pb.GetFeatureResponse(feature=convert.feature(feature))
 
     @needs(Role.INSPECT)
     async def SearchFeatures(
         self, request: pb.SearchFeaturesRequest, context: Context
     ) -> pb.SearchFeaturesResponse:
-        """One page of the features whose labels fit."""
+        """One page of the features whose labels match."""
         size = request.page_size or DEFAULT_PAGE
         _check_range("page_size", size, 1, LARGEST_PAGE)
         if len(request.query) > LONGEST_QUERY or len(request.query.split()) > MOST_QUERY_WORDS:
@@ -135,13 +135,13 @@ class FeatureServicer(Servicer, feature_pb2_grpc.FeatureServiceServicer):
         catalog = self.services.catalog
         entries = (catalog.sae(request.sae, "sae"),) if request.sae else catalog.entries
         begin = offset_of(request.page_token, request.query, request.sae)
-        found = await self.services.in_thread(search, entries, request.query)
+        matches = await self.services.in_thread(search, entries, request.query)
         end = begin + size
-        more = next_page_token(end, request.query, request.sae) if end < len(found) else ""
+        more = next_page_token(end, request.query, request.sae) if end < len(matches) else ""
         return pb.SearchFeaturesResponse(
-            features=[convert.feature(each) for each in found[begin:end]],
+            features=[convert.feature(match) for match in matches[begin:end]],
             next_page_token=more,
-            total_size=len(found),
+            total_size=len(matches),
         )
 
     @needs(Role.INSPECT, large=True)
@@ -160,8 +160,8 @@ class FeatureServicer(Servicer, feature_pb2_grpc.FeatureServiceServicer):
         await self._decide("ContrastFeatures", *positive_texts, *negative_texts)
         positive = await self._side(positive_texts, loaded)
         negative = await self._side(negative_texts, loaded)
-        found = await self.services.in_thread(contrast, positive, negative, limit, loaded)
-        return pb.ContrastFeaturesResponse(sae=loaded.id, features=found)
+        contrasts = await self.services.in_thread(contrast, positive, negative, limit, loaded)
+        return pb.ContrastFeaturesResponse(sae=loaded.id, features=contrasts)
 
     async def _texts(self, path: str, texts: Sequence[str], loaded: LoadedSAE) -> list[tuple[int, ...]]:
         """The tokens of one side's texts."""
@@ -185,12 +185,12 @@ class FeatureServicer(Servicer, feature_pb2_grpc.FeatureServiceServicer):
         return side(torch.stack(largest))
 
     def _left_out(self, tokens: tuple[int, ...], loaded: LoadedSAE) -> Tensor:
-        """Which tokens of a text are left out of what its features tell, bool [T]."""
+        """Which tokens of a text contrasts and statistics leave out, bool [T]."""
         first = self.services.engine.first_token.left_out(tokens)
         return left_out(tokens, loaded.sae, self.services.prompts.special, first)
 
     async def _decide(self, method: str, *prompts: tuple[int, ...]) -> None:
-        """Let the policies decide whether activations without any rule may be told, and record it.
+        """Let the policies decide whether unruled activations may be shown, and record the decision.
 
         Raises PolicyDeniedError and AuditUnavailableError.
         """
@@ -199,11 +199,13 @@ class FeatureServicer(Servicer, feature_pb2_grpc.FeatureServiceServicer):
             decode = self.services.prompts.decode
             return "\n".join(decode(tokens, skip_special_tokens=False) for tokens in prompts)
 
-        asked = Asked(method, request_id.get(), sum(map(len, prompts)), text, (UseOfRequest(Use.INSPECT),))
-        await self.services.governor.permit(asked, RequestSteering(UNSTEERED))
+        summary = RequestSummary(
+            method, request_id.get(), sum(map(len, prompts)), text, (UseOfRequest(Use.INSPECT),)
+        )
+        await self.services.governor.permit(summary, RequestSteering(UNSTEERED))
 
     async def _activations(self, tokens: tuple[int, ...], loaded: LoadedSAE) -> Tensor:
-        """The clean activations of some tokens at an SAE's site, [T, d]."""
+        """The unsteered activations of some tokens at an SAE's site, [T, d]."""
         caller = current_identity()
         self.services.limiter.spend(caller, "tokens", len(tokens))
         captured = await asyncio.wrap_future(self.services.engine.capture(tokens, caller.tenant))
@@ -217,15 +219,15 @@ def _check_range(path: str, value: int, least: int, most: int) -> None:
 
 
 def _tokenized(prompts: PromptReader, texts: Sequence[str]) -> list[tuple[int, ...]]:
-    found = []
+    tokenized = []
     for text in texts:
         stop_if_unwanted()
-        found.append(prompts.text(text))
-    return found
+        tokenized.append(prompts.text(text))
+    return tokenized
 
 
 def _parts(x: Tensor) -> Iterator[Tensor]:
-    """Activations [T, d] in parts, as long as somebody waits for what is made of them."""
+    """Activations [T, d] in parts. Raises UnwantedError once nobody waits for the result."""
     for part in torch.split(x.cpu(), ENCODED_AT_ONCE):
         stop_if_unwanted()
         yield part
@@ -242,13 +244,13 @@ def _largest(loaded: LoadedSAE, x: Tensor) -> Tensor:
 def _strongest(loaded: LoadedSAE, x: Tensor, top_k: int) -> list[list[pb.FeatureActivation]]:
     """The active features of each token of x [T, d], strongest first, at most `top_k`."""
     count = min(top_k, loaded.sae.features)
-    found = []
+    strongest = []
     for part in _parts(x):
         values, indices = loaded.sae.encode(part).topk(count, dim=-1)
         for strengths, features in zip(values.tolist(), indices.tolist(), strict=True):
             active = [pair for pair in zip(features, strengths, strict=True) if pair[1] > 0.0]
-            found.append([_activation(loaded, index, value) for index, value in active])
-    return found
+            strongest.append([_activation(loaded, index, value) for index, value in active])
+    return strongest
 
 
 def _activation(loaded: LoadedSAE, index: int, value: float) -> pb.FeatureActivation:

@@ -1,4 +1,4 @@
-"""GenerationService: a request to the engine, the engine's events or score back to the client."""
+"""GenerationService: passes requests to the engine, and its events or scores back to the client."""
 
 import asyncio
 import time
@@ -31,7 +31,7 @@ from saegis_server.rpc.auth.identity import current_identity
 from saegis_server.rpc.auth.roles import Role, needs, serves
 from saegis_server.rpc.server.interceptor import LONGEST_REQUEST_ID, request_id, usable_request_id
 from saegis_server.rpc.server.threads import in_own_thread
-from saegis_server.rpc.services.run import Asked, Governed, Run
+from saegis_server.rpc.services.run import Governed, RequestSummary, Run
 from saegis_server.rpc.services.shared import Context, Servicer
 from saegis_server.rpc.wire import convert
 from saegis_server.rpc.wire.mailbox import Mailbox, closing
@@ -42,9 +42,9 @@ from saegis_server.rpc.wire.sampling import sampling_params
 from saegis_server.steering.program import SteeringError
 
 T = TypeVar("T")
-#: Texts longer than this are tokenized in a thread, so that the event loop goes on.
+#: Requests of more bytes than this are tokenized in a thread, so that the event loop goes on.
 LONG_TEXT = 4096
-#: Answers of more tokens than this are put together in a thread.
+#: Answers of more tokens than this are assembled in a thread.
 LONG_ANSWER = 512
 
 
@@ -62,24 +62,24 @@ class GenerationServicer(Servicer, generation_pb2_grpc.GenerationServiceServicer
                 batch = await running.mailbox.get()
                 events += batch
                 ended = closing(batch)
-        found = convert.pieces(events)
-        self._count(ended, {index: len(piece.tokens) for index, piece in found.items()})
+        pieces = convert.pieces(events)
+        self._count(ended, {index: len(piece.tokens) for index, piece in pieces.items()})
         return pb.GenerateResponse(
             request_id=request_id.get(),
-            choices=await self._choices(found, running.details),
+            choices=await self._choices(pieces, running.details),
             usage=convert.usage(ended.usage, running.governed.decision),
             receipt=self._receipt(ended.receipt, ended.timings, running.governed),
         )
 
     async def _choices(
-        self, found: Mapping[int, convert.Piece], details: convert.TokenDetails
+        self, pieces: Mapping[int, convert.Piece], details: convert.TokenDetails
     ) -> list[pb.Choice]:
-        """The choices of an answer; made in a thread where they are long, so that the event loop goes on."""
+        """The choices of an answer; long ones are made in a thread, so that the event loop goes on."""
 
         def make() -> list[pb.Choice]:
-            return [convert.choice(found[index], details) for index in sorted(found)]
+            return [convert.choice(pieces[index], details) for index in sorted(pieces)]
 
-        if sum(len(piece.tokens) for piece in found.values()) > LONG_ANSWER:
+        if sum(len(piece.tokens) for piece in pieces.values()) > LONG_ANSWER:
             return await in_own_thread(make)
         return make()
 
@@ -87,7 +87,7 @@ class GenerationServicer(Servicer, generation_pb2_grpc.GenerationServiceServicer
     async def StreamGenerate(
         self, request: pb.StreamGenerateRequest, context: Context
     ) -> AsyncIterator[pb.StreamGenerateResponse]:
-        """Pieces as they come, then one closing message."""
+        """Chunks as they come, then one closing message."""
         endings: dict[int, SequenceFinished] = {}
         tokens: dict[int, int] = {}
         async with self._running(request.request, context) as running:
@@ -112,15 +112,15 @@ class GenerationServicer(Servicer, generation_pb2_grpc.GenerationServiceServicer
 
     @needs(Role.INSPECT, large=True, further={"steering": Role.STEER, "unruled": Role.UNRULED})
     async def Score(self, request: pb.ScoreRequest, context: Context) -> pb.ScoreResponse:
-        """How likely a text is. A client that leaves ends the reading."""
+        """How likely a text is. If the client leaves, the reading ends."""
         services = self.services
         tokens, kind = await self._prompt(request, opens_turn=False)
         check_length(tokens, kind, services.engine.max_length, completion=0)
         if request.steering.watches:
             raise FieldError("steering.watches", "Score reports no activations; watch with Generate")
         steering = self._steering(request.steering)
-        asked = self._asked("Score", tokens, _uses_of_score(request, services.prompts))
-        async with services.governor.admit(asked, steering) as run:
+        summary = self._summary("Score", tokens, _uses_of_score(request, services.prompts))
+        async with services.governor.admit(summary, steering) as run:
             governed = run.governed
             score = services.engine.score
             submit = partial(
@@ -136,27 +136,27 @@ class GenerationServicer(Servicer, generation_pb2_grpc.GenerationServiceServicer
                 reading = await self._submit(run, submit, Future.cancel)
                 services.limiter.spend(current_identity(), "tokens", len(tokens))
             run.hand_over(reading.cancel)
-            found = await self._read(run, reading)
+            scored = await self._read(run, reading)
         return pb.ScoreResponse(
             request_id=request_id.get(),
             token_ids=tokens,
-            logprobs=found.logprobs,
-            plain_logprobs=found.plain_logprobs,
-            divergences=found.divergences,
-            receipt=self._receipt(found.receipt, found.timings, governed),
+            logprobs=scored.logprobs,
+            plain_logprobs=scored.plain_logprobs,
+            divergences=scored.divergences,
+            receipt=self._receipt(scored.receipt, scored.timings, governed),
         )
 
     @asynccontextmanager
     async def _running(self, message: pb.GenerateRequest, context: Context) -> AsyncIterator["_Running"]:
-        """Submit a request; however the block is left, the request does not run on."""
+        """Submit a request, which ends with the block at the latest."""
         services, engine, governor = self.services, self.services.engine, self.services.governor
         prompt, kind = await self._prompt(message, opens_turn=True)
         check_length(prompt, kind, engine.max_length, completion=1)
-        given = await self._off_loop(message, services.prompts.given, message, kind, prompt)
+        prefilled = await self._off_loop(message, services.prompts.prefilled, message, kind, prompt)
         sampling = self._sampling(message, len(prompt))
         steering = self._steering(message.steering)
-        asked = self._asked("Generate", prompt, _uses_of_generation(message, services.prompts))
-        async with governor.admit(asked, steering) as run:
+        summary = self._summary("Generate", prompt, _uses_of_generation(message, services.prompts))
+        async with governor.admit(summary, steering) as run:
             governed = run.governed
             request = GenerationRequest(
                 request_id=governed.id,
@@ -167,12 +167,12 @@ class GenerationServicer(Servicer, generation_pb2_grpc.GenerationServiceServicer
                 guard=governed.guard,
                 tenant=governed.tenant,
                 principal=current_identity().name,
-                prefilled=given,
+                prefilled=prefilled,
             )
             mailbox = Mailbox(services.unread_limit, lambda: run.end(SlowReaderError.__name__))
 
             def hear(events: list[Event]) -> None:
-                """Whatever comes of the RPC, the end is recorded, and before it is told."""
+                """Record the end before the RPC receives it, and even if the RPC has gone."""
                 if isinstance(events[-1], Closing):
                     run.ended(events[-1])
                 mailbox.put(events)
@@ -183,16 +183,16 @@ class GenerationServicer(Servicer, generation_pb2_grpc.GenerationServiceServicer
                 await self._submit(run, submit, lambda _: engine.cancel(governed.id))
                 services.limiter.spend(current_identity(), "tokens", len(prompt))
             if governor.is_outdated(governed):
-                # What an urgent policy ended may not have been the engine's yet.
+                # When an urgent policy ended all requests, the engine may not have had this one yet.
                 run.end()
             details = convert.TokenDetails(request.sampling.logprobs is not None, steering.watches)
             yield _Running(mailbox, details, governed)
 
     async def _read(self, run: Run, reading: Future[Scored]) -> Scored:
-        """A score, once the text is read. Raises NotServingError where an urgent policy has ended it."""
+        """Wait for a score. Raises NotServingError if an urgent policy has ended it."""
         governor = self.services.governor
         if governor.is_outdated(run.governed):
-            # What an urgent policy ended may not have been the engine's yet.
+            # When an urgent policy ended all requests, the engine may not have had this one yet.
             run.end()
         try:
             return await asyncio.wrap_future(reading)
@@ -202,9 +202,9 @@ class GenerationServicer(Servicer, generation_pb2_grpc.GenerationServiceServicer
             raise
 
     async def _submit(self, run: Run, submit: Callable[[], T], cancel: Callable[[T], object]) -> T:
-        """Submit to the engine; in a thread where there are bans, since new ones take it milliseconds.
+        """Submit to the engine; with bans in a thread, since new bans take the engine milliseconds.
 
-        `cancel` takes back what was submitted for a client that has gone meanwhile.
+        `cancel` ends what was submitted if the client has gone meanwhile.
         """
         run.hand_over()
         try:
@@ -214,7 +214,7 @@ class GenerationServicer(Servicer, generation_pb2_grpc.GenerationServiceServicer
             try:
                 return await asyncio.shield(submitting)
             except asyncio.CancelledError:
-                # The thread goes on: what it submits has no reader any more.
+                # The thread goes on, but what it submits has no reader any more.
                 submitting.add_done_callback(partial(_cancel_orphan, run, cancel))
                 raise
         except Exception:
@@ -235,9 +235,9 @@ class GenerationServicer(Servicer, generation_pb2_grpc.GenerationServiceServicer
         """A request's own edits and watches."""
         return request_steering(message, self.services.targets, self.services.engine.capacity)
 
-    def _asked(self, method: str, prompt: tuple[int, ...], uses: Iterable[UseOfRequest]) -> Asked:
+    def _summary(self, method: str, prompt: tuple[int, ...], uses: Iterable[UseOfRequest]) -> RequestSummary:
         text = partial(self.services.prompts.decode, prompt, skip_special_tokens=False)
-        return Asked(method, request_id.get(), len(prompt), text, tuple(uses))
+        return RequestSummary(method, request_id.get(), len(prompt), text, tuple(uses))
 
     def _receipt(self, done: Receipt, timings: Timings, governed: Governed) -> pb.Receipt:
         return convert.receipt(done, timings, self.services.model.name, governed)
@@ -254,9 +254,9 @@ class GenerationServicer(Servicer, generation_pb2_grpc.GenerationServiceServicer
         return await self._off_loop(message, prompts.read, message, kind, opens_turn), str(kind)
 
     async def _off_loop(self, message: Message, work: Callable[..., T], *arguments: Any) -> T:
-        """Do what is done with a prompt, in a thread where it is long.
+        """Run work on a prompt; in a thread if the message is long or a conversation.
 
-        So is what is done with a conversation: a template is a program, which may take its time.
+        A chat template is a program that may be slow.
         """
         if message.WhichOneof("prompt") == "chat" or message.ByteSize() > LONG_TEXT:
             return await self.services.before_running(work, *arguments)
@@ -268,7 +268,7 @@ class GenerationServicer(Servicer, generation_pb2_grpc.GenerationServiceServicer
 
 @dataclass(frozen=True, slots=True)
 class _Running:
-    """A submitted request: where its events come, what it wants told of them, what it runs under."""
+    """A submitted request: its mailbox, which token details it asked for, and its decision."""
 
     mailbox: Mailbox
     details: convert.TokenDetails
@@ -277,7 +277,7 @@ class _Running:
 
 @contextmanager
 def _explained(kind: str, steering: RequestSteering) -> Iterator[None]:
-    """Let the engine's refusals name the request's own fields; `kind` is the prompt's."""
+    """Make the engine's errors name fields of the request; `kind` is the field of the prompt."""
     try:
         yield
     except SteeringError as error:
@@ -289,13 +289,13 @@ def _explained(kind: str, steering: RequestSteering) -> Iterator[None]:
 
 
 def _deadline(context: Context) -> float | None:
-    """Until when a call's answer is waited for, on the monotonic clock."""
+    """The deadline of a call on the monotonic clock, in seconds; None if it has none."""
     left = context.time_remaining()
     return None if left is None else time.monotonic() + left
 
 
 def _cancel_orphan(run: Run, cancel: Callable[[T], object], submitted: asyncio.Future[T]) -> None:
-    """Take back what was submitted for a client that has gone; nothing where it was refused."""
+    """Cancel what was submitted for a client that has gone, or take it back if the engine refused it."""
     if submitted.cancelled() or submitted.exception() is not None:
         run.take_back()
     else:
@@ -311,15 +311,15 @@ def _uses_of_generation(message: pb.GenerateRequest, prompts: PromptReader) -> I
     if sampling.logit_bias:
         yield UseOfRequest(Use.LOGIT_BIAS, "sampling.logit_bias")
     for use in (Use.N, Use.TEMPERATURE):
-        # What is unset is 1.
+        # Unset means 1.
         if sampling.HasField(use.value):
-            asked = beyond(use, float(getattr(sampling, use.value)), f"sampling.{use.value}")
-            if asked is not None:
-                yield asked
+            use_of_request = beyond(use, float(getattr(sampling, use.value)), f"sampling.{use.value}")
+            if use_of_request is not None:
+                yield use_of_request
 
 
 def _uses_of_score(message: pb.ScoreRequest, prompts: PromptReader) -> Iterator[UseOfRequest]:
-    """The uses of a request of Score; a text that is only read has no turn that would be continued."""
+    """The uses of a request of Score. A text that is only read never prefills an answer."""
     yield UseOfRequest(Use.SCORE)
     if message.unruled:
         yield UseOfRequest(Use.UNRULED, "unruled")

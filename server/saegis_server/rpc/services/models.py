@@ -1,4 +1,4 @@
-"""ModelService: what is served, how it is set up, how busy it is, and the tokenizer."""
+"""ModelService: the model, the server's limits and load, and the tokenizer."""
 
 import torch
 

@@ -29,11 +29,11 @@ NO_POLICIES = "NO_POLICIES"
 
 @serves(pb.DESCRIPTOR.services_by_name["PolicyService"])
 class PolicyServicer(Servicer, policy_pb2_grpc.PolicyServiceServicer):
-    """Tells and changes the policies in force."""
+    """Shows and changes the policies in force."""
 
     @needs(Role.INSPECT)
     async def GetPolicy(self, request: pb.GetPolicyRequest, context: Context) -> pb.GetPolicyResponse:
-        """One policy in force, with its bundle where asked for."""
+        """One policy in force, with its bundle if asked for."""
         _need("name", request.name)
         caller = current_identity()
         state, bundle = self._store().get(request.name, caller.audience)
@@ -47,19 +47,21 @@ class PolicyServicer(Servicer, policy_pb2_grpc.PolicyServiceServicer):
     async def ListPolicies(
         self, request: pb.ListPoliciesRequest, context: Context
     ) -> pb.ListPoliciesResponse:
-        """The policies in force of which the caller may know."""
+        """The policies in force that the caller may know."""
         audience = current_identity().audience
-        found = self._store().all_for(audience)
+        entries = self._store().all_for(audience)
         return pb.ListPoliciesResponse(
-            policies=[convert.state(each.state, audience.reads(each.active.bundle.policy)) for each in found],
-            policy_revision=revision_of([each.active.compiled for each in found]),
+            policies=[
+                convert.state(entry.state, audience.reads(entry.active.bundle.policy)) for entry in entries
+            ],
+            policy_revision=revision_of([entry.active.compiled for entry in entries]),
         )
 
     @needs(Role.INSPECT, large=True)
     async def ValidatePolicy(
         self, request: pb.ValidatePolicyRequest, context: Context
     ) -> pb.ValidatePolicyResponse:
-        """What PutPolicy would say to a bundle."""
+        """The problems that PutPolicy would find in a bundle."""
         _need("bundle", request.bundle)
         audience = current_identity().audience
         return await self.services.in_thread(_validate, self._store(), request.bundle, audience)
@@ -79,7 +81,7 @@ class PolicyServicer(Servicer, policy_pb2_grpc.PolicyServiceServicer):
 
     @needs(Role.ADMINISTER, large=True)
     async def PutPolicy(self, request: pb.PutPolicyRequest, context: Context) -> pb.PutPolicyResponse:
-        """Put a bundle in force, or beside the revision that is."""
+        """Put a bundle in force or, as a shadow, beside the revision in force."""
         _need("bundle", request.bundle)
         put = partial(self._store().put, shadow=request.shadow)
         by = current_identity().name
@@ -106,7 +108,9 @@ class PolicyServicer(Servicer, policy_pb2_grpc.PolicyServiceServicer):
         """The revisions that a policy had, newest first."""
         _need("name", request.name)
         state, revisions = self._store().history(request.name, current_identity().audience)
-        return pb.ListPolicyRevisionsResponse(revisions=[convert.revision(each, state) for each in revisions])
+        return pb.ListPolicyRevisionsResponse(
+            revisions=[convert.revision(revision, state) for revision in revisions]
+        )
 
     def _store(self) -> PolicyStore:
         store = self.services.policies
@@ -121,10 +125,10 @@ class PolicyServicer(Servicer, policy_pb2_grpc.PolicyServiceServicer):
 
 
 def facts_of(request: pb.EvaluatePolicyRequest, caller: Identity, services: Services) -> RequestFacts:
-    """What the policies judge of a request: the caller's tenant and roles where it names none.
+    """What the policies judge of a request. Without a tenant or roles, it has the caller's.
 
-    Raises RoleMissingError where it may not ask as whom it names; FieldError and the catalog's errors for
-    steering that no request could ask for.
+    Raises RoleMissingError if the caller may not ask for others; FieldError and the catalog's errors for
+    steering that no request could have.
     """
     if request.tenant not in ("", caller.tenant):
         caller.require(Role.ADMINISTER, field="tenant")
@@ -142,39 +146,39 @@ def facts_of(request: pb.EvaluatePolicyRequest, caller: Identity, services: Serv
     )
 
 
-def _uses(asked: Sequence[pb.RequestedUse]) -> Iterator[UseOfRequest]:
-    for place, each in enumerate(asked):
+def _uses(messages: Sequence[pb.RequestedUse]) -> Iterator[UseOfRequest]:
+    for place, message in enumerate(messages):
         path = f"uses[{place}]"
-        if each.word not in list(Use):
-            raise FieldError(f"{path}.word", f"{each.word!r} is no use; there are {', '.join(Use)}")
-        use, value = Use(each.word), each.value if each.HasField("value") else None
+        if message.word not in list(Use):
+            raise FieldError(f"{path}.word", f"{message.word!r} is no use; there are {', '.join(Use)}")
+        use, value = Use(message.word), message.value if message.HasField("value") else None
         if (use in ORDINARY) != (value is not None):
-            wanted = "must be given" if use in ORDINARY else "takes no value"
-            raise FieldError(f"{path}.value", f"{use.value}: {wanted}")
-        found = beyond(use, value, path)
-        if found is not None:
-            yield found
+            requirement = "must be given" if use in ORDINARY else "takes no value"
+            raise FieldError(f"{path}.value", f"{use.value}: {requirement}")
+        use_of_request = beyond(use, value, path)
+        if use_of_request is not None:
+            yield use_of_request
 
 
 def _validate(store: PolicyStore, archive: bytes, audience: Audience) -> pb.ValidatePolicyResponse:
     try:
-        found = store.examine(Bundle.from_archive(archive), audience)
+        examined = store.examine(Bundle.from_archive(archive), audience)
     except PolicyError as error:
         return pb.ValidatePolicyResponse(problems=map(convert.problem, error.problems))
-    policy = found.bundle.policy
-    replaces, changed = _replaced(store, found.bundle, audience)
+    policy = examined.bundle.policy
+    replaces, changed = _replaced(store, examined.bundle, audience)
     return pb.ValidatePolicyResponse(
-        valid=not found.problems,
-        problems=map(convert.problem, found.problems),
+        valid=not examined.problems,
+        problems=map(convert.problem, examined.problems),
         revision=pb.PolicyRevision(
             name=policy.name,
             serial=policy.serial,
             revision=policy.revision,
-            digest=found.bundle.digest,
-            signed_by=found.signed_by,
+            digest=examined.bundle.digest,
+            signed_by=examined.signed_by,
         ),
-        cases=map(convert.case_outcome, found.cases),
-        warnings=map(convert.problem, found.warnings),
+        cases=map(convert.case_outcome, examined.cases),
+        warnings=map(convert.problem, examined.warnings),
         replaces=replaces,
         changes=changed,
     )
@@ -183,19 +187,19 @@ def _validate(store: PolicyStore, archive: bytes, audience: Audience) -> pb.Vali
 def _replaced(
     store: PolicyStore, new: Bundle, audience: Audience
 ) -> tuple[pb.PolicyState | None, pb.PolicyChanges | None]:
-    """What the bundle would replace and what it changes, as far as the audience may learn it."""
+    """The policy that the bundle would replace and what it changes, as far as the audience may know."""
     try:
         state, bundle = store.get(new.policy.name, audience)
     except UnknownPolicyError:
         return None, convert.changes(by_entry(None, new))
-    told = convert.state(state, reads := audience.reads(bundle.policy))
+    replaced = convert.state(state, reads := audience.reads(bundle.policy))
     if not reads:
-        return told, None
-    return told, convert.changes(by_entry(bundle, new))
+        return replaced, None
+    return replaced, convert.changes(by_entry(bundle, new))
 
 
 def _evaluate(store: PolicyStore, archive: bytes, facts: RequestFacts) -> Decision:
-    """What a bundle by itself would decide; its signature and serial do not matter for that."""
+    """What a bundle alone would decide; its signature and serial do not matter."""
     compiled = compile_policy(Bundle.from_archive(archive), store.world)
     return PolicySet((compiled,)).decide(facts)
 

@@ -1,4 +1,4 @@
-"""A run: a request that was let in, until it has ended, and the one record of how it did."""
+"""A run: an admitted request until its end, and the one record of its end."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ from saegis_server.steering.program import SteeringProgram
 
 log = logging.getLogger("saegis.rpc")
 
-#: What a server without policies says to every request.
+#: The decision of a server without policies on every request.
 NO_POLICIES = Decision(allowed=True, policy_revision="")
-#: How records say that a request ended, beside an answer's finish reasons and the names of errors.
+#: The ends of requests in records, beside an answer's finish reasons and the names of errors.
 CANCELLED, REFUSED, SCORED = "cancelled", "refused", "scored"
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """What is asked: by which method, under which name, how long the prompt is, how to get its text, and what
-    beyond the ordinary.
+class RequestSummary:
+    """What policies and records need to know of a request. prompt: makes the prompt's text. uses: what the
+    request uses beyond the ordinary.
     """
 
     method: str
@@ -49,21 +49,21 @@ class Asked:
 
     @property
     def unruled(self) -> bool:
-        """Whether a score is to be compared with the model without the operator's rules."""
-        return any(each.use is Use.UNRULED for each in self.uses)
+        """Whether a score is compared with the model without the operator's rules."""
+        return any(use.use is Use.UNRULED for use in self.uses)
 
 
 @dataclass(frozen=True, eq=False)
 class Governed:
-    """A request that was decided on, and what it runs under.
+    """A request with its decision and what it runs under.
 
-    id: the decision's name: the engine's for the request, and that of receipt and audit log. ended: how often
-    an urgent policy had ended all that ran when it was decided.
+    id: the decision's id, also used by the engine, the receipt and the audit log. ended: how often, at the
+    time of the decision, urgent policies had ended all requests.
     """
 
     id: str
     tenant: str
-    asked: Asked
+    summary: RequestSummary
     program: SteeringProgram
     ended: int
     guard: Guard = UNGUARDED
@@ -71,20 +71,20 @@ class Governed:
 
     @cached_property
     def digest(self) -> str:
-        """What names all that may act on it."""
+        """Identifies the program and the guard that may act on it."""
         return self.guard.digest_beside(self.program)
 
     @property
     def baseline(self) -> Baseline:
-        """What a score is compared with: the operator's rules alone, or the bare model."""
-        return AS_IT_IS if self.asked.unruled else Baseline(self.decision.ruled_program, self.guard)
+        """What a score is compared with: the operator's rules alone, or the unsteered model."""
+        return AS_IT_IS if self.summary.unruled else Baseline(self.decision.ruled_program, self.guard)
 
 
 class Run:
-    """A request that was let in: how to end it, and the record of its end. Safe to use from any thread.
+    """An admitted request: how to end it, and the record of its end. Safe to use from any thread.
 
-    The record is made once: by what the engine tells of the request's end, whoever waits for it or does not,
-    or, where the engine never had it, by why it came to nothing.
+    The record is made exactly once: from the engine's closing event, even if nobody waits for it, or, if the
+    engine never had the request, from the reason why it ended.
     """
 
     def __init__(
@@ -93,39 +93,39 @@ class Run:
         append: Callable[[AnswerRecord], Future[Link]] | None,
         recorded: Callable[[Run], None],
     ) -> None:
-        """`append` writes a record, without which none is made; `recorded` hears that it was told to."""
+        """`append` writes a record, None for no log; `recorded` is called once the record is on its way."""
         self.governed = governed
         self._append, self._recorded = append, recorded
         self._lock = Lock()
         self._handed_over = self._is_recorded = False
         self._cancel: Callable[[], object] | None = None
         self._reason = ""
-        #: Told the record's place once it is written, None where no log is kept.
+        #: Becomes the record's place once it is written; None if no log is kept.
         self.record: Future[Link | None] = Future()
-        # Who waits for it may give up waiting; the record is written all the same.
+        # Whoever waits for it cannot cancel it: the record is always written.
         self.record.set_running_or_notify_cancel()
 
     def hand_over(self, cancel: Callable[[], object] | None = None) -> None:
-        """The engine may have it from now on, and tells how it ends. `cancel` makes the engine end it."""
+        """From now on the engine may have the request, and reports its end. `cancel` ends it there."""
         with self._lock:
             self._handed_over, self._cancel = True, cancel or self._cancel
 
     def take_back(self) -> None:
-        """The engine has refused it: nothing will be told of its end."""
+        """The engine has refused the request and will not report its end."""
         with self._lock:
             self._handed_over, reason = False, self._reason
         if reason:
             self._write((reason,), None)
 
     def end(self, reason: str = "") -> None:
-        """Make the engine end it. `reason`: why, where the engine's own word for it would not tell."""
+        """Make the engine end the request. `reason`: for the record, instead of the engine's own reason."""
         with self._lock:
             self._reason, cancel = self._reason or reason, self._cancel
         if cancel is not None:
             cancel()
 
     def leave(self, reason: str) -> None:
-        """Nobody waits for it any more: what the engine has of it is ended, and then recorded."""
+        """Nobody waits for the request any more: end it in the engine, if it is there, and record the end."""
         with self._lock:
             handed_over = self._handed_over
         if handed_over:
@@ -134,7 +134,7 @@ class Run:
             self._write((reason,), None)
 
     def ended(self, closing: Closing) -> None:
-        """The engine has ended it. Must be called before its end is told to anyone; never raises."""
+        """The engine has ended the request. Must be called before anyone learns of the end; never raises."""
         if isinstance(closing, RequestFailed):
             done, refused = closing.done, isinstance(closing.error, RefusedByPolicyError)
             cut_off = REFUSED if refused else type(closing.error).__name__
@@ -142,14 +142,14 @@ class Run:
         else:
             done, whole = closing, SCORED
             cut_off = self._reason or FinishReason.ABORT.value
-        told = (
+        reasons = (
             cut_off if reason is None or reason is FinishReason.ABORT else reason.value
             for reason in done.reasons
         )
-        self._write(tuple(told) or (whole,), done)
+        self._write(tuple(reasons) or (whole,), done)
 
     def give_up(self, reason: str) -> None:
-        """Record it without waiting for the engine any longer."""
+        """Record the end without waiting for the engine any longer."""
         self._write((reason,), None)
 
     def _write(self, reasons: tuple[str, ...], done: RequestFinished | None) -> None:
@@ -175,21 +175,21 @@ class Run:
 
 
 def _answer(governed: Governed, reasons: tuple[str, ...], done: RequestFinished | None) -> AnswerRecord:
-    """The record of how a request ended; `done` is None where the engine never had it."""
+    """The record of how a request ended; `done` is None if the engine never had it."""
     decision = governed.decision
     receipt = done.receipt if done else None
     sites, peaks = (receipt.sites, receipt.guard_peaks) if receipt else ((), ())
     timings = done.timings if done else None
     return AnswerRecord(
         decision_id=governed.id,
-        request_id=governed.asked.request_id,
+        request_id=governed.summary.request_id,
         tenant=governed.tenant,
         program_digest=governed.digest,
         policy_revision=decision.policy_revision,
         finish_reasons=reasons,
         usage=asdict(done.usage) if done else {},
-        sites=tuple(_plain(asdict(each) | {"site": str(each.site)}) for each in sites),
-        conditions=tuple(asdict(each) for each in receipt.conditions) if receipt else (),
+        sites=tuple(_plain(asdict(site) | {"site": str(site.site)}) for site in sites),
+        conditions=tuple(asdict(condition) for condition in receipt.conditions) if receipt else (),
         peaks=_plain(
             {f"{rule}/{feature}": peaks[row] for row, rule, feature in decision.peaks if row < len(peaks)}
         ),
@@ -200,7 +200,7 @@ def _answer(governed: Governed, reasons: tuple[str, ...], done: RequestFinished 
 
 
 def _plain(fields: dict[str, Json]) -> Fields:
-    """Fields with null for numbers that have no form in JSON: those of a request that has diverged."""
+    """Fields with None for numbers that JSON cannot hold, such as those of a diverged request."""
     return {
         name: None if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in fields.items()

@@ -1,4 +1,4 @@
-"""What all servicers share: the engine, the model, the catalog, and how they are asked."""
+"""What all servicers share: the engine, the model, the catalog, and the pools for their work."""
 
 import time
 from collections.abc import Callable
@@ -24,7 +24,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """What GetModel tells of the model beside its sites and SAEs."""
+    """What GetModel returns about the model, beside its sites and SAEs."""
 
     name: str
     architectures: tuple[str, ...]
@@ -59,7 +59,7 @@ class Services:
 
     @property
     def policies(self) -> PolicyStore | None:
-        """The operator's policies; None where nothing governs requests."""
+        """The operator's policies; None if nothing governs requests."""
         return self.governor.policies
 
     @property
@@ -69,11 +69,11 @@ class Services:
 
     @property
     def longest_text(self) -> int:
-        """How many characters a text may have, if it must be read whole."""
+        """How many characters a text may have that is read whole."""
         return most_characters(self.engine.max_length)
 
     def work(self) -> dict[str, float]:
-        """What is inside, by the name of its metric."""
+        """How much work is inside, by metric."""
         return {
             "saegis_requests_inside": self.limiter.inside,
             "saegis_request_bytes_held": self.limiter.held_bytes,
@@ -86,12 +86,12 @@ class Services:
         return await self.heavy.run(identity.get(ANONYMOUS).tenant, function, *args)
 
     async def before_running(self, function: Callable[..., T], *args: Any) -> T:
-        """Run what a generation waits for off the event loop, fairly among tenants. Raises BusyError."""
+        """Run work that a generation waits for off the event loop, fairly among tenants. Raises BusyError."""
         return await self.admission.run(identity.get(ANONYMOUS).tenant, function, *args)
 
 
 class Servicer:
-    """What answers one service of the contract. Errors are exceptions, which the interceptor maps."""
+    """The base of the servicers. They raise exceptions, which the interceptor maps to statuses."""
 
     def __init__(self, services: Services) -> None:
         self.services = services

@@ -1,1 +1,1 @@
-"""Messages of the contract to what the server works with, and back; every error with its field and status."""
+"""Conversion of the contract's messages to the server's types and back; errors have a field and a status."""

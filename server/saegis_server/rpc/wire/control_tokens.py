@@ -1,4 +1,4 @@
-"""Control tokens: those by which chat templates mark turns, and which no message's content can write."""
+"""Control tokens: chat templates mark turns with them, and no message's content can write them."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from collections.abc import Callable, Iterator, Sequence
 from tokenizers import AddedToken, Tokenizer, models
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-#: The shape of a control token that a template may put together, such as "<|" + role + "|>".
+#: The shape of a control token that a template may compose, such as "<|" + role + "|>".
 _MARKER = re.compile(r"<[|｜].*[|｜]>")
-#: Digits are what no template and no normalization changes.
+#: The length of secret numbers. No template and no normalization changes digits.
 _DIGITS = 24
 
 
 class ForgeryError(ValueError):
-    """A content would become control tokens; `position` is its message's."""
+    """A message's content would become control tokens; `position` is that of the message."""
 
     def __init__(self, position: int) -> None:
         super().__init__(
@@ -30,9 +30,9 @@ class ForgeryError(ValueError):
 class ControlTokens:
     """Tokenizes conversations so that control tokens come from the template alone.
 
-    It has a copy of the tokenizer that knows the control tokens by secret names only. Those that a template
-    writes are given these names; the same texts in a content are, to the copy, text like any other. What has
-    no such text gets the tokens that the tokenizer itself gives it. Safe to use from several threads.
+    It has a copy of the tokenizer that knows the control tokens only by secret names. Control tokens that the
+    template writes are replaced by these names; the same texts in a content are plain text to the copy. Text
+    without control tokens gets the same tokens as from the tokenizer. Safe to use from several threads.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -45,19 +45,19 @@ class ControlTokens:
         self._finder.add_tokens([AddedToken(text, normalized=False) for text in texts])
         self._names = {text: f"<{_number()}>" for text in texts}
         self._copy = _copied(tokenizer.backend_tokenizer, self._names)
-        known = tokenizer.added_tokens_decoder
+        added = tokenizer.added_tokens_decoder
         self._ids = {
-            self._copy.token_to_id(self._names.get(each.content, each.content)): number
-            for number, each in known.items()
+            self._copy.token_to_id(self._names.get(token.content, token.content)): number
+            for number, token in added.items()
         }
-        # A character that the tokenizer does not know is the unknown token, wherever it stands.
+        # Any character that the tokenizer does not know becomes the unknown token, also in a content.
         unknown = tokenizer.unk_token_id
         self._controls = frozenset(
-            number for number, each in known.items() if each.content in self._names and number != unknown
+            number for number, token in added.items() if token.content in self._names and number != unknown
         )
 
     def tokens(self, render: Callable[[Sequence[str]], str], contents: Sequence[str]) -> tuple[int, ...]:
-        """The tokens of a conversation, whose text `render` gives for any contents. Raises ForgeryError."""
+        """The tokens of a conversation; `render` makes its text from contents. Raises ForgeryError."""
         mark, forged = _number(), list[str]()
 
         def stand_in(text: str) -> str:
@@ -69,7 +69,7 @@ class ControlTokens:
         if written - self._written(render([_blank(content) for content in contents])):
             raise ForgeryError(self._culprit(render, contents, written))
         named = self._replaced(rendered, self._names.__getitem__)
-        text = re.sub(f"{mark}([0-9]{{10}})", lambda found: forged[int(found[1])], named)
+        text = re.sub(f"{mark}([0-9]{{10}})", lambda match: forged[int(match[1])], named)
         ids = tuple(
             self._ids.get(number, number) for number in self._copy.encode(text, add_special_tokens=False).ids
         )
@@ -80,7 +80,7 @@ class ControlTokens:
     def _culprit(
         self, render: Callable[[Sequence[str]], str], contents: Sequence[str], written: Counter[str]
     ) -> int:
-        """The first message that has control tokens itself, or without which there were fewer."""
+        """The first message whose content has control tokens, or without which there would be fewer."""
         for position, content in enumerate(contents):
             others = [*contents[:position], _blank(content), *contents[position + 1 :]]
             if next(self._spans(content), None) or written - self._written(render(others)):
@@ -91,9 +91,9 @@ class ControlTokens:
         return Counter(text[start:end] for start, end in self._spans(text))
 
     def _spans(self, text: str) -> Iterator[tuple[int, int]]:
-        """Where control tokens stand in a text."""
-        found = self._finder.encode(text, add_special_tokens=False)
-        return (span for number, span in zip(found.ids, found.offsets, strict=True) if number > 0)
+        """Start and end of each control token in a text."""
+        encoding = self._finder.encode(text, add_special_tokens=False)
+        return (span for number, span in zip(encoding.ids, encoding.offsets, strict=True) if number > 0)
 
     def _replaced(self, text: str, write: Callable[[str], str]) -> str:
         parts, at = list[str](), 0
@@ -104,26 +104,26 @@ class ControlTokens:
 
 
 def _control_texts(tokenizer: PreTrainedTokenizerFast) -> list[str]:
-    """What is special, what the chat template writes, and what looks like a mark of either.
+    """The added tokens that are special, occur in the chat template, or look like a control token.
 
-    Other tokens that were added, such as runs of spaces or tags of HTML, are ways to write text.
+    Other added tokens, such as runs of spaces or HTML tags, are text.
     """
     template = str(tokenizer.chat_template)
     return [
-        each.content
-        for each in tokenizer.added_tokens_decoder.values()
-        if each.special
-        or (each.content.strip() and each.content in template)
-        or _MARKER.fullmatch(each.content)
+        token.content
+        for token in tokenizer.added_tokens_decoder.values()
+        if token.special
+        or (token.content.strip() and token.content in template)
+        or _MARKER.fullmatch(token.content)
     ]
 
 
 def _copied(backend: Tokenizer, names: dict[str, str]) -> Tokenizer:
-    """A copy that knows tokens by other names, and adds, pads and cuts off nothing."""
+    """A copy of a tokenizer with renamed tokens, which neither adds nor pads nor truncates."""
     made = json.loads(backend.to_str())
-    for each in made["added_tokens"]:
-        each["content"] = names.get(each["content"], each["content"])
-    # A token under a new name gets a new id, which must be nobody's where the vocabulary has gaps.
+    for token in made["added_tokens"]:
+        token["content"] = names.get(token["content"], token["content"])
+    # A renamed token gets a new id. If the vocabulary has gaps, fillers keep it from an id that is in use.
     own = backend.get_vocab(with_added_tokens=False)
     gaps = max(own.values(), default=-1) + 1 - len(own)
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
@@ -134,10 +134,10 @@ def _copied(backend: Tokenizer, names: dict[str, str]) -> Tokenizer:
 
 
 def _blank(content: str) -> str:
-    """A content of which nothing is left but that there is some."""
+    """A stand-in for a content: a number unless it is empty or white space."""
     return _number() if content.strip() else content
 
 
 def _number() -> str:
-    """Digits that nobody can guess."""
+    """A random number that nobody can guess."""
     return f"{secrets.randbelow(10**_DIGITS):0{_DIGITS}}"

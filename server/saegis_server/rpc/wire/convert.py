@@ -1,4 +1,4 @@
-"""Conversions of what engine, catalog and policies give to the contract's messages."""
+"""Conversions of the engine's, the catalog's and the policies' objects to the contract's messages."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -40,15 +40,15 @@ _FINISH_REASONS: Mapping[FinishReason, generation_pb2.FinishReason] = {
 Made = TypeVar("Made", bound=Message)
 
 
-def message(kind: type[Made], source: object, **given: Any) -> Made:
-    """A message of the source's attributes by the names of its fields, but for those that are given."""
-    names = (field.name for field in kind.DESCRIPTOR.fields if field.name not in given)
-    return kind(**{name: getattr(source, name) for name in names}, **given)
+def message(kind: type[Made], source: object, **overrides: Any) -> Made:
+    """A message whose fields are the source's attributes of the same names, except the overridden ones."""
+    names = (field.name for field in kind.DESCRIPTOR.fields if field.name not in overrides)
+    return kind(**{name: getattr(source, name) for name in names}, **overrides)
 
 
 @dataclass(frozen=True, slots=True)
 class TokenDetails:
-    """What a request wants told of its tokens: whether log probabilities, and the places of its watches."""
+    """Which details of its tokens a request asks for: log probabilities, and the places of its watches."""
 
     logprobs: bool = False
     watches: tuple[int, ...] = ()
@@ -56,7 +56,7 @@ class TokenDetails:
 
 @dataclass(slots=True)
 class Piece:
-    """New text and tokens of one sequence, and its end if that has come."""
+    """New text and tokens of one sequence, and its closing event if it has ended."""
 
     index: int
     text: str = ""
@@ -74,11 +74,11 @@ class Piece:
 
 def pieces(events: Iterable[Event]) -> dict[int, Piece]:
     """The events of each sequence gathered into one piece, by index."""
-    found: dict[int, Piece] = {}
+    by_index: dict[int, Piece] = {}
     for event in events:
         if isinstance(event, Delta | SequenceFinished):
-            found.setdefault(event.index, Piece(event.index)).add(event)
-    return found
+            by_index.setdefault(event.index, Piece(event.index)).add(event)
+    return by_index
 
 
 def chunk(piece: Piece, details: TokenDetails) -> generation_pb2.GenerationChunk:
@@ -122,15 +122,15 @@ def choice(piece: Piece, details: TokenDetails) -> generation_pb2.Choice:
 
 
 def usage(counted: Usage, decision: Decision) -> generation_pb2.Usage:
-    """Token counts, as far as the policies that decided let them be told."""
+    """Token counts, as far as the policies do not conceal them."""
     steered = counted.steered_tokens if receipt_counts(decision) else None
     return message(generation_pb2.Usage, counted, steered_tokens=steered)
 
 
 def receipt(done: Receipt, timings: Timings, model: str, governed: Governed) -> generation_pb2.Receipt:
-    """What was done to a request that `model` answered, and by whose rules."""
+    """The receipt of a request that `model` answered: what was done to it, and by whose rules."""
     decision = governed.decision
-    held = {each.name: each.held_tokens for each in done.conditions}
+    held = {condition.name: condition.held_tokens for condition in done.conditions}
     return generation_pb2.Receipt(
         policy_revision=decision.policy_revision,
         decision_id=governed.id,
@@ -147,7 +147,7 @@ def receipt(done: Receipt, timings: Timings, model: str, governed: Governed) -> 
 
 
 def _sites(done: Receipt, decision: Decision) -> list[generation_pb2.SiteReceipt]:
-    """What was done at each site; where a policy conceals, what the request itself asked for there."""
+    """What was done at each site; if a policy conceals it, only what the request itself asked for."""
     if receipt_counts(decision):
         return [message(generation_pb2.SiteReceipt, site, site=str(site.site)) for site in done.sites]
     own = own_sites(decision)
@@ -158,12 +158,12 @@ def _sites(done: Receipt, decision: Decision) -> list[generation_pb2.SiteReceipt
     ]
 
 
-def feature(found: FoundFeature) -> feature_pb2.Feature:
+def feature(source: FoundFeature) -> feature_pb2.Feature:
     """What is recorded about a feature."""
-    place: dict[str, Any] = {"sae": found.loaded.id, "index": found.index, "site": str(found.site)}
-    if found.label is None:
+    place: dict[str, Any] = {"sae": source.loaded.id, "index": source.index, "site": str(source.site)}
+    if source.label is None:
         return feature_pb2.Feature(**place)
-    return message(feature_pb2.Feature, found.label, **place)
+    return message(feature_pb2.Feature, source.label, **place)
 
 
 def _timings(timings: Timings) -> generation_pb2.Timings:
@@ -191,13 +191,13 @@ def _logprobs(tokens: Sequence[TokenOutput]) -> generation_pb2.LogProbs:
 def _watched(
     tokens: Sequence[TokenOutput], watches: tuple[int, ...]
 ) -> list[generation_pb2.WatchedActivations]:
-    """One entry for each watch, in the order of the request; the engine's order is that of the sites."""
+    """One entry for each watch, in the request's order. The engine orders watches by site."""
     entries = [
         generation_pb2.WatchedActivations(
             watch=place,
             before=[token.watched[row].before for token in tokens],
             after=[token.watched[row].after for token in tokens],
-            set_to=[each for token in tokens if (each := token.watched[row].set_to) is not None],
+            set_to=[value for token in tokens if (value := token.watched[row].set_to) is not None],
         )
         for row, place in enumerate(watches)
     ]
@@ -211,35 +211,37 @@ _MODES = {
 }
 
 
-def revision(found: Revision, state: PolicyState) -> pb.PolicyRevision:
-    """A revision of a policy that stands as `state` says."""
+def revision(stored: Revision, state: PolicyState) -> pb.PolicyRevision:
+    """A revision of a policy whose present state is `state`."""
     put_time = Timestamp()
-    put_time.FromDatetime(found.put_time)
-    shadow = state.shadow is not None and found.digest == state.shadow.digest
-    active = found.digest == state.active.digest
-    return message(pb.PolicyRevision, found, put_time=put_time, active=active, shadow=shadow)
+    put_time.FromDatetime(stored.put_time)
+    shadow = state.shadow is not None and stored.digest == state.shadow.digest
+    active = stored.digest == state.active.digest
+    return message(pb.PolicyRevision, stored, put_time=put_time, active=active, shadow=shadow)
 
 
-def state(found: PolicyState, reads: bool = True) -> pb.PolicyState:
-    """A policy in force. reads: whether what it says may be told."""
+def state(stored: PolicyState, reads: bool = True) -> pb.PolicyState:
+    """A policy in force. reads: whether its content may be shown."""
     return pb.PolicyState(
-        active=revision(found.active, found),
-        shadow=revision(found.shadow, found) if found.shadow is not None else None,
-        etag=found.etag,
-        description=found.description if reads else "",
-        rules=found.rules if reads else (),
+        active=revision(stored.active, stored),
+        shadow=revision(stored.shadow, stored) if stored.shadow is not None else None,
+        etag=stored.etag,
+        description=stored.description if reads else "",
+        rules=stored.rules if reads else (),
     )
 
 
-def problem(found: Problem) -> pb.PolicyProblem:
+def problem(source: Problem) -> pb.PolicyProblem:
     """One thing that is wrong with a bundle."""
-    return message(pb.PolicyProblem, found)
+    return message(pb.PolicyProblem, source)
 
 
 def changes(by_entry: Mapping[str, str]) -> pb.PolicyChanges:
     """What became of a policy's entries, by key: "added", "removed" or "changed"."""
-    told = (pb.PolicyChange(change=f"CHANGE_KIND_{kind.upper()}", key=key) for key, kind in by_entry.items())
-    return pb.PolicyChanges(changes=told)
+    entries = (
+        pb.PolicyChange(change=f"CHANGE_KIND_{kind.upper()}", key=key) for key, kind in by_entry.items()
+    )
+    return pb.PolicyChanges(changes=entries)
 
 
 def case_outcome(case: CaseResult) -> pb.CaseOutcome:
@@ -248,16 +250,16 @@ def case_outcome(case: CaseResult) -> pb.CaseOutcome:
 
 
 def applied_rule(rule: decision.AppliedRule, tokens: int = 0) -> pb.AppliedRule:
-    """A rule that applies. tokens: at how many its condition held."""
+    """A rule that applies. tokens: at how many tokens its condition held."""
     return message(pb.AppliedRule, rule, mode=_MODES[rule.mode], tokens=tokens)
 
 
-def decided(found: decision.Decision, audience: Audience) -> pb.PolicyDecision:
-    """A decision, as far as the audience may learn it."""
+def decided(verdict: decision.Decision, audience: Audience) -> pb.PolicyDecision:
+    """A decision, as far as the audience may know it."""
     return pb.PolicyDecision(
-        allowed=found.allowed,
-        policy_revision=found.policy_revision,
-        denials=[message(pb.Denial, each) for each in audience.denials(found)],
-        rules=[applied_rule(rule) for rule in audience.rules(found)],
-        program_digest=found.digest if found.allowed and not audience.conceals(found) else "",
+        allowed=verdict.allowed,
+        policy_revision=verdict.policy_revision,
+        denials=[message(pb.Denial, denial) for denial in audience.denials(verdict)],
+        rules=[applied_rule(rule) for rule in audience.rules(verdict)],
+        program_digest=verdict.digest if verdict.allowed and not audience.conceals(verdict) else "",
     )

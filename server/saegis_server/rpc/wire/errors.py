@@ -1,9 +1,9 @@
-"""The status table: which gRPC status, with which google.rpc details, each exception becomes.
+"""The status table: the gRPC status and google.rpc details of each exception.
 
-What a request names and what does not exist here (an SAE, a feature by index or label, a site, a policy, a
-revision) is NOT_FOUND, with its ResourceInfo and the field that names it. A value that is malformed, out of
-its range or leaves open what is meant is INVALID_ARGUMENT. Two things that exist and do not belong together
-(an SAE and a site) are FAILED_PRECONDITION.
+If a request names something that does not exist (an SAE, a feature by index or label, a site, a policy, a
+revision), the status is NOT_FOUND, with its ResourceInfo and the field that names it. A malformed, ambiguous
+or out-of-range value is INVALID_ARGUMENT. Two things that exist but do not belong together (an SAE and a
+site) are FAILED_PRECONDITION.
 """
 
 import math
@@ -31,23 +31,23 @@ from saegis_server.steering.program import SteeringError
 
 Code = grpc.StatusCode
 Cell = TypeVar("Cell")
-#: What a row of the table makes of an exception of its kind.
+#: Makes a cell of a row of the table from an exception.
 Of: TypeAlias = Callable[[Any], Cell]
 
 DOMAIN = "saegis.dev"
 PUSHBACK_KEY = "grpc-retry-pushback-ms"
 DETAILS_KEY = "grpc-status-details-bin"
-#: How long to wait before a retry after what ends by itself soon: a restart, another request's memory.
+#: How long to wait before a retry if the cause soon ends by itself: a restart, another request's memory.
 RETRY_SECONDS = 1.0
-#: Trailers have little room, and a message may quote what the caller sent: beyond 8 KiB a client sees
-#: RESOURCE_EXHAUSTED and nothing else. So much is told of a message, in bytes as it is sent, where each byte
-#: beyond printable ASCII takes three; of each text of the details; and of the status with all its details.
+#: The most bytes of a message as sent, of each text in the details, and of the status with all its details.
+#: Trailers have little room, and a message may quote what the caller sent: beyond 8 KiB a client sees only
+#: RESOURCE_EXHAUSTED. In a message, each byte that is not printable ASCII takes three.
 LONGEST_MESSAGE, LONGEST_DETAIL, MOST_STATUS_BYTES = 1000, 300, 3600
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """What the client is told. violations: paths of the request, each with what is wrong there."""
+    """What the client receives. violations: paths in the request, each with what is wrong there."""
 
     code: grpc.StatusCode
     reason: str
@@ -62,7 +62,7 @@ class Problem:
 
 
 def _said(error: Any) -> str:
-    """What an exception says, without the field that its text begins with."""
+    """An exception's message without the field at its beginning."""
     return str(getattr(error, "description", error))
 
 
@@ -73,10 +73,10 @@ def _own_field(error: Any) -> tuple[tuple[str, str], ...]:
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """What an exception becomes: each cell says it, or makes it of the exception.
+    """What an exception becomes. Each cell is a constant or a function of the exception.
 
     message: by default the exception's own text. fields: the violations, by default its own field.
-    details: beside those that every status has.
+    details: further ones beside those that every status has.
     """
 
     code: grpc.StatusCode
@@ -88,7 +88,7 @@ class _Row:
     retry_after: float | Of[float] | None = None
 
     def problem(self, error: BaseException) -> Problem:
-        """The row, filled in."""
+        """The problem that this row makes of an exception."""
         return Problem(
             self.code,
             self.reason if isinstance(self.reason, str) else self.reason(error),
@@ -131,7 +131,7 @@ def _quota(subject: Of[str]) -> Of[Message]:
 
 
 def _not_found(what: str, kind: str, name: Of[str]) -> _Row:
-    """What a request names, in its field where one is told, and what does not exist here."""
+    """The row of something that a request names and that does not exist here."""
     return _Row(
         Code.NOT_FOUND,
         f"{what}_NOT_FOUND",
@@ -141,47 +141,49 @@ def _not_found(what: str, kind: str, name: Of[str]) -> _Row:
 
 
 def _bundle_row(code: grpc.StatusCode, reason: str) -> _Row:
-    """A bundle that was not taken: as many of its problems as there is room for, and how many there are."""
+    """The row of a rejected bundle: its first problem, their number, and each as a violation."""
     return _Row(
         code,
         reason,
         lambda e: f"the bundle is not taken: {_first(list(map(str, e.problems)))}",
         fields=lambda e: (
-            (" ".join(filter(None, (each.place, each.path))) or "bundle", each.message) for each in e.problems
+            (" ".join(filter(None, (problem.place, problem.path))) or "bundle", problem.message)
+            for problem in e.problems
         ),
         metadata=lambda e: {"kind": e.kind, "problems": str(len(e.problems))},
     )
 
 
 def _first(messages: Sequence[str]) -> str:
-    """The first message, short enough that its end is told too, and how many more there are."""
+    """The first message, shortened to leave room for the rest, and how many more there are."""
     more = len(messages) - 1
     return shortened(messages[0], LONGEST_MESSAGE // 2, escaped=3) + (f" (and {more} more)" if more else "")
 
 
 def _denials(error: problems.PolicyDeniedError) -> list[Denial]:
-    """The denials of which the caller may learn the rule."""
-    return [each for each in current_audience().denials(error.decision) if each.rule]
+    """The denials whose rules the caller may know."""
+    return [denial for denial in current_audience().denials(error.decision) if denial.rule]
 
 
 def _denied(error: problems.PolicyDeniedError) -> str:
-    told = [each.message for each in _denials(error)]
-    return "the operator's policy denies the request" + (f": {_first(told)}" if told else "")
+    messages = [denial.message for denial in _denials(error)]
+    return "the operator's policy denies the request" + (f": {_first(messages)}" if messages else "")
 
 
 def _denied_by(error: problems.PolicyDeniedError) -> dict[str, str]:
-    found = {"decision_id": error.decision_id}
-    if told := _denials(error):
-        found |= {"policy": told[0].policy, "rule": told[0].rule, "denials": str(len(told))}
+    metadata = {"decision_id": error.decision_id}
+    if denials := _denials(error):
+        metadata |= {"policy": denials[0].policy, "rule": denials[0].rule, "denials": str(len(denials))}
     if revision := disclosed_revisions(error.decision, current_audience()):
-        found["revision"] = revision
-    return found
+        metadata["revision"] = revision
+    return metadata
 
 
 def _denied_fields(error: problems.PolicyDeniedError) -> Iterable[tuple[str, str]]:
-    for each in current_audience().denials(error.decision):
-        if each.field:
-            yield each.field, f"{each.policy}/{each.rule}: {each.message}" if each.rule else each.message
+    for denial in current_audience().denials(error.decision):
+        if denial.field:
+            rule = f"{denial.policy}/{denial.rule}: " if denial.rule else ""
+            yield denial.field, f"{rule}{denial.message}"
 
 
 _OUT_OF_MEMORY = _Row(
@@ -190,9 +192,9 @@ _OUT_OF_MEMORY = _Row(
     "the device has no memory left for this request",
     retry_after=RETRY_SECONDS,
 )
-#: The table; the first kind that fits wins, so subclasses come before their bases.
+#: The table. The first kind that matches wins, so subclasses come before their bases.
 _TABLE: Mapping[type[BaseException], _Row] = {
-    # What the request says.
+    # Errors in the request.
     problems.MalformedRequestError: _Row(Code.INVALID_ARGUMENT, "MALFORMED_REQUEST"),
     problems.ContextLengthError: _Row(
         Code.INVALID_ARGUMENT,
@@ -235,7 +237,7 @@ _TABLE: Mapping[type[BaseException], _Row] = {
         lambda e: f"request_id: {e}",
         details=_resource("Request", lambda e: e.request_id),
     ),
-    # The policies, and who calls.
+    # Policies and identities.
     problems.PolicyDeniedError: _Row(
         Code.PERMISSION_DENIED, "POLICY_DENIED", _denied, fields=_denied_fields, metadata=_denied_by
     ),
@@ -257,7 +259,7 @@ _TABLE: Mapping[type[BaseException], _Row] = {
         "ROLE_MISSING",
         metadata=lambda e: {key: value for key, value in (("role", e.role), ("method", e.method)) if value},
     ),
-    # Too much, too slow, too late.
+    # Limits and deadlines.
     engine.QueueFullError: _Row(
         Code.RESOURCE_EXHAUSTED,
         "QUEUE_FULL",
@@ -288,7 +290,7 @@ _TABLE: Mapping[type[BaseException], _Row] = {
     ),
     engine.OutOfMemoryError: _OUT_OF_MEMORY,
     torch.OutOfMemoryError: _OUT_OF_MEMORY,
-    # The server itself.
+    # Errors of the server itself.
     problems.NotServingError: _Row(Code.UNAVAILABLE, lambda e: e.reason, retry_after=lambda e: e.retry_after),
     AuditUnavailableError: _Row(
         Code.UNAVAILABLE,
@@ -310,9 +312,9 @@ _TABLE: Mapping[type[BaseException], _Row] = {
 
 
 def describe(error: BaseException) -> Problem:
-    """The problem that an exception stands for; what nobody foresaw becomes INTERNAL with an error_id.
+    """The problem of an exception; one that is not in the table becomes INTERNAL with an error_id.
 
-    Nothing of an unforeseen exception's text is told: it may hold anything.
+    The text of such an exception is not sent, since it may hold anything.
     """
     for kind, row in _TABLE.items():
         if isinstance(error, kind):
@@ -328,7 +330,7 @@ def describe(error: BaseException) -> Problem:
 def status(problem: Problem, request_id: str) -> status_pb2.Status:
     """The google.rpc.Status of a problem, with ErrorInfo, RequestInfo and whatever else applies.
 
-    Each text is shortened, and of many violations only the first are told, so that it fits into trailers.
+    Each text is shortened and only the first violations are included, so that it fits into trailers.
     """
     metadata = {key: shortened(value) for key, value in problem.metadata.items()}
     details: list[Message] = [
@@ -349,7 +351,7 @@ def status(problem: Problem, request_id: str) -> status_pb2.Status:
 
 
 def _bad_request(violations: Sequence[tuple[str, str]], room: int) -> Message:
-    """The first violations, as many as there is room for, and at least one."""
+    """The first violations, as many as fit into `room` bytes, and at least one."""
     fields = error_details_pb2.BadRequest()
     for path, description in violations:
         fields.field_violations.add(field=shortened(path), description=shortened(description))
@@ -361,14 +363,16 @@ def _bad_request(violations: Sequence[tuple[str, str]], room: int) -> Message:
 
 
 def shortened(text: str, most: int = LONGEST_DETAIL, escaped: int = 1) -> str:
-    """As much of a text as fits into `most` bytes, with "..." where something is left out.
+    """As much of a text as fits into `most` bytes, with "..." at the end if it was cut.
 
-    escaped: how many bytes each byte takes that is not printable ASCII. A lone surrogate, which no message
-    can hold, is told as its escape.
+    escaped: how many bytes a byte takes that is not printable ASCII. A lone surrogate, which no message can
+    hold, becomes its escape.
     """
     text = text[: most + 1].encode(errors="backslashreplace").decode()
     plain = [" " <= char <= "~" and char != "%" for char in text]
-    sizes = [1 if each else escaped * len(char.encode()) for char, each in zip(text, plain, strict=True)]
+    sizes = [
+        1 if is_plain else escaped * len(char.encode()) for char, is_plain in zip(text, plain, strict=True)
+    ]
     ends = list(accumulate(sizes))
     if not ends or ends[-1] <= most:
         return text
@@ -376,8 +380,8 @@ def shortened(text: str, most: int = LONGEST_DETAIL, escaped: int = 1) -> str:
 
 
 def trailers(problem: Problem, request_id: str) -> tuple[tuple[str, str | bytes], ...]:
-    """The trailing metadata of a problem: its status, and when to retry where that helps."""
-    found: list[tuple[str, str | bytes]] = [(DETAILS_KEY, status(problem, request_id).SerializeToString())]
+    """The trailing metadata of a problem: its status, and when to retry if that helps."""
+    metadata: list[tuple[str, str | bytes]] = [(DETAILS_KEY, status(problem, request_id).SerializeToString())]
     if problem.retry_after is not None:
-        found.append((PUSHBACK_KEY, str(math.ceil(problem.retry_after * 1000))))
-    return tuple(found)
+        metadata.append((PUSHBACK_KEY, str(math.ceil(problem.retry_after * 1000))))
+    return tuple(metadata)

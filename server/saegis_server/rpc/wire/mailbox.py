@@ -11,10 +11,10 @@ from saegis_server.rpc.wire.problems import SlowReaderError
 
 
 class Mailbox:
-    """Takes events on the engine's thread and gives them, in order, on the event loop.
+    """Takes events on the engine's thread and returns them, in order, on the event loop.
 
-    The loop is woken once for any number of events that come before it looks. Where the reader does not keep
-    up and more than `limit` tokens wait, `on_overflow` is called (on the loop) and nothing more is kept.
+    Events that come before the loop reads them wake it only once. If the reader does not keep up and more
+    than `limit` tokens wait, `on_overflow` is called on the loop and no further events are kept.
     """
 
     def __init__(self, limit: int, on_overflow: Callable[[], None]) -> None:
@@ -54,7 +54,7 @@ class Mailbox:
         self._filled.set()
 
     async def get(self) -> list[Event]:
-        """All events since the last call, at least one. Raises SlowReaderError once too many have waited."""
+        """Wait for all events since the last call, at least one. Raises SlowReaderError after an overflow."""
         while True:
             with self._lock:
                 if self._overflowed:

@@ -1,4 +1,4 @@
-"""Problems that the RPC layer itself finds: malformed, contradicting, forbidden or untimely requests."""
+"""Errors that the RPC layer itself raises: for malformed, contradictory, forbidden or untimely requests."""
 
 from saegis_server.engine.api import FieldError
 from saegis_server.policy.decide.decision import Decision
@@ -54,7 +54,7 @@ class PreconditionError(Exception):
 
 
 class SlowReaderError(Exception):
-    """The client reads its stream more slowly than the server may hold tokens back for it."""
+    """The client reads its stream so slowly that more tokens wait than the server may hold."""
 
     def __init__(self, limit: int) -> None:
         super().__init__(f"more than {limit} tokens were waiting to be read; the generation was cancelled")
@@ -83,7 +83,7 @@ class PolicyDeniedError(Exception):
 
 
 class UnauthenticatedError(Exception):
-    """Nobody knows who calls. kind: what failed, as log and metric say: missing, token or certificate."""
+    """The caller is not known. kind: what failed, in log and metric: missing, token or certificate."""
 
     def __init__(self, kind: str, description: str) -> None:
         super().__init__(description)
@@ -91,7 +91,7 @@ class UnauthenticatedError(Exception):
 
 
 class RoleMissingError(Exception):
-    """The caller lacks a role, which is empty where none would do. field: what of the request needs it."""
+    """The caller lacks a role; "" if no role would do. field: the request's field that needs the role."""
 
     def __init__(self, role: str, method: str = "", field: str = "") -> None:
         needs = f"needs the role '{role}', which the caller does not have"
@@ -102,7 +102,7 @@ class RoleMissingError(Exception):
 
 
 class MessageTooLargeError(Exception):
-    """The request has more bytes than its method takes."""
+    """The request has more bytes than its method allows."""
 
     def __init__(self, method: str, size: int, most: int) -> None:
         super().__init__(f"the request has {size} bytes; {method} takes at most {most}")
@@ -110,7 +110,7 @@ class MessageTooLargeError(Exception):
 
 
 class BusyError(Exception):
-    """The caller, its tenant or the server has more to do than it may; `subject` says whose limit it is.
+    """The caller, its tenant or the server is at a limit; `subject` says whose limit it is.
 
     reason: WORK_QUEUE_FULL, TENANT_LIMIT, PRINCIPAL_LIMIT, SERVER_LIMIT or RATE_LIMITED.
     """
@@ -123,7 +123,7 @@ class BusyError(Exception):
 
 
 class StalledReaderError(Exception):
-    """The client has read nothing of its stream for as long as the server waits."""
+    """The client has not read its stream for as long as the server waits."""
 
     def __init__(self, seconds: float) -> None:
         super().__init__(f"nothing of the stream was read for {seconds:g} s; the request was ended")
@@ -131,7 +131,7 @@ class StalledReaderError(Exception):
 
 
 class UnsentRequestError(Exception):
-    """The client has opened an RPC and not sent its request."""
+    """The client has opened an RPC but not sent its request."""
 
     def __init__(self, seconds: float) -> None:
         super().__init__(f"the request did not come within {seconds:g} s")

@@ -1,4 +1,4 @@
-"""Prompts: text, token ids or a conversation to the token ids that the model reads."""
+"""Prompts: turns text, token ids or a conversation into the token ids that the model reads."""
 
 import re
 from collections.abc import Sequence
@@ -15,15 +15,15 @@ from saegis_server.rpc.wire.control_tokens import ControlTokens, ForgeryError
 from saegis_server.rpc.wire.problems import ContextLengthError, PreconditionError
 from saegis_server.sae.left_out import special_tokens
 
-#: Roles of those who ask, or tell what was asked for: what they say is no part of the answer.
+#: Roles whose messages are input to the model and never part of its answer.
 _ASKING = frozenset({"system", "developer", "user", "tool", "function"})
 #: The usual roles.
 _ROLES = _ASKING | {"assistant"}
-#: Where a template compares a message's role with a name.
+#: A comparison of a message's role with a name in a template.
 _COMPARED = re.compile(r"""\brole\b['"]?\]?\s*[!=]=\s*['"]([^'"]+)['"]""")
 #: The most messages that a conversation may have.
 MOST_MESSAGES = 1024
-#: No prompt has more characters than this, or than so many for each token of the context.
+#: A prompt has at most this many characters or, if that is more, this many for each token of the context.
 SMALLEST_TEXT_BOUND, LONGEST_TOKEN = 64 * 1024, 32
 
 
@@ -78,11 +78,11 @@ class PromptReader:
         return tokens
 
     def text(self, text: str, add_special_tokens: bool = True) -> tuple[int, ...]:
-        """The token ids of plain text, with the special tokens that the tokenizer adds by itself, or not."""
+        """The token ids of plain text, with or without the special tokens that the tokenizer adds."""
         return tuple(self.tokenizer.encode(text, add_special_tokens=add_special_tokens, verbose=False))
 
     def chat(self, chat: prompt_pb2.Chat, path: str, opens_turn: bool) -> tuple[int, ...]:
-        """The token ids of a conversation in the model's own template; contents are text and no more."""
+        """The token ids of a conversation in the model's template. Contents never become control tokens."""
         if not self.has_chat_template:
             raise PreconditionError(
                 "NO_CHAT_TEMPLATE",
@@ -90,12 +90,12 @@ class PromptReader:
                 "the model's tokenizer has no chat template; send text instead",
             )
         if not 0 < len(chat.messages) <= MOST_MESSAGES:
-            asked = f"at most {MOST_MESSAGES} messages, not {len(chat.messages)}"
-            raise FieldError(f"{path}.messages", asked if chat.messages else "must have at least one message")
+            limit = f"at most {MOST_MESSAGES} messages, not {len(chat.messages)}"
+            raise FieldError(f"{path}.messages", limit if chat.messages else "must have at least one message")
         for position, message in enumerate(chat.messages):
             if message.role not in self.roles:
-                known = ", ".join(sorted(self.roles))
-                raise FieldError(f"{path}.messages[{position}].role", f"must be one of {known}")
+                roles = ", ".join(sorted(self.roles))
+                raise FieldError(f"{path}.messages[{position}].role", f"must be one of {roles}")
         turns = [(message.role, message.content) for message in chat.messages]
         try:
             return self._rendered(turns, opens_turn)
@@ -107,17 +107,17 @@ class PromptReader:
 
     @cached_property
     def roles(self) -> frozenset[str]:
-        """Who may speak in a conversation: the usual ones, and whom the chat template knows beside them.
+        """The roles that a conversation may have: the usual ones, and those that the chat template knows.
 
-        Others are refused: a template may make control tokens of them.
+        Others are refused, since a template may make control tokens of them.
         """
         return _ROLES | frozenset(_COMPARED.findall(str(self.tokenizer.chat_template)))
 
-    def given(self, message: Prompt, kind: str | None, tokens: Sequence[int]) -> int:
-        """How many of a prompt's last tokens are the beginning of the assistant's answer: less than all.
+    def prefilled(self, message: Prompt, kind: str | None, tokens: Sequence[int]) -> int:
+        """How many tokens at the prompt's end begin the assistant's answer; always fewer than all.
 
-        Of a conversation, its last message where that is nobody's who asks, to the end of the prompt. Of text
-        and token ids, what comes after the last opening of an assistant's turn.
+        In a conversation they are the last message if its role is the assistant's, to the end of the prompt.
+        In text and token ids they are what follows the last opening of an assistant's turn.
         """
         if not self.has_chat_template:
             return 0
@@ -131,20 +131,23 @@ class PromptReader:
         return len(tokens) - max(start, 1)
 
     def _last_turn(self, chat: prompt_pb2.Chat, tokens: Sequence[int]) -> int:
-        """Where what the caller writes of the answer begins; where that is in doubt, not too late."""
+        """Where the answer that the caller has begun starts; in doubt, too early rather than too late."""
         if not begins_answer(chat):
             return len(tokens)
-        turns = [(each.role, each.content) for each in chat.messages[:-1]]
+        turns = [(message.role, message.content) for message in chat.messages[:-1]]
         try:
             before = self._rendered(turns, opens_turn=True) if turns else ()
         except (jinja2.TemplateError, ForgeryError):
             before = ()
         pairs = enumerate(zip(before, tokens, strict=False))
-        return next((place for place, (one, other) in pairs if one != other), min(len(before), len(tokens)))
+        return next((place for place, (old, new) in pairs if old != new), min(len(before), len(tokens)))
 
     @cached_property
     def _opening(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """What opens an assistant's turn, and white space behind it, which may merge with what follows."""
+        """The tokens that open an assistant's turn, and the white space after them.
+
+        The white space is separate since it may merge with the text that follows.
+        """
         turns = [("user", "a")]
         try:
             closed, opened = self._rendered(turns, False), self._rendered(turns, True)
@@ -170,7 +173,7 @@ class PromptReader:
             except jinja2.TemplateError:
                 raise
             except Exception as error:
-                # A template is a program of the model's: what it may raise is not known.
+                # A template is a program that comes with the model and may raise anything.
                 raise jinja2.TemplateRuntimeError(f"{type(error).__name__}: {error}") from error
             return str(text)
 
@@ -185,13 +188,13 @@ class PromptReader:
         return tuple(tokens)
 
     def pieces(self, tokens: Sequence[int]) -> list[str]:
-        """Each token's text by itself; bytes that are no whole character show as U+FFFD."""
-        found: dict[int, str] = {}
+        """Each token's text by itself; bytes that are no whole character become U+FFFD."""
+        texts: dict[int, str] = {}
         for token in tokens:
-            if token not in found:
+            if token not in texts:
                 stop_if_unwanted()
-                found[token] = self.decode([token], skip_special_tokens=False)
-        return [found[token] for token in tokens]
+                texts[token] = self.decode([token], skip_special_tokens=False)
+        return [texts[token] for token in tokens]
 
     def decode(self, tokens: Sequence[int], skip_special_tokens: bool, path: str = "token_ids") -> str:
         """The text of some tokens. Raises FieldError for ids that the model does not know."""
@@ -203,21 +206,21 @@ class PromptReader:
 
 
 def _end_of_last(opening: Sequence[int], tokens: Sequence[int]) -> int:
-    """Behind the last place where `opening` stands in the tokens; their end where it does not."""
-    width, wanted = len(opening), tuple(opening)
+    """The end of the last occurrence of `opening` in the tokens; the tokens' end if there is none."""
+    width, pattern = len(opening), tuple(opening)
     if not width:
         return len(tokens)
     places = range(len(tokens) - width, -1, -1)
-    return next((at + width for at in places if tuple(tokens[at : at + width]) == wanted), len(tokens))
+    return next((at + width for at in places if tuple(tokens[at : at + width]) == pattern), len(tokens))
 
 
 def begins_answer(chat: prompt_pb2.Chat) -> bool:
-    """Whether a conversation ends in words put into the model's mouth."""
+    """Whether a conversation ends with the beginning of the model's answer."""
     return bool(chat.messages) and chat.messages[-1].role not in _ASKING
 
 
 def check_size(message: Prompt, kind: str | None, max_length: int) -> None:
-    """Refuse a prompt that cannot fit into the context, before it is turned into tokens.
+    """Refuse a prompt that cannot fit into the context, before it is tokenized.
 
     Raises ContextLengthError and FieldError.
     """
@@ -228,7 +231,7 @@ def check_size(message: Prompt, kind: str | None, max_length: int) -> None:
 
 
 def check_text(message: Spoken, kind: str | None, max_length: int) -> None:
-    """Refuse a text or a conversation of far more characters than fit into the context. Raises FieldError."""
+    """Raise FieldError for a text or a conversation of far more characters than fit into the context."""
     most = most_characters(max_length)
     if kind == "text":
         check_characters("text", len(message.text), most)

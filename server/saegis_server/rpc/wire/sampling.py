@@ -1,4 +1,4 @@
-"""Sampling parameters of a request: the contract's message to the engine's, with the contract's defaults."""
+"""Sampling parameters: turns the contract's message into the engine's, with the contract's defaults."""
 
 from saegis.v1 import generation_pb2
 from saegis_server.engine.api import FieldError, SamplingParams
@@ -30,20 +30,20 @@ def sampling_params(message: generation_pb2.SamplingParams, vocab_size: int, roo
     for name, most in (("logit_bias", MOST_BIASES), ("stop_token_ids", MOST_STOP_TOKENS)):
         if (count := len(getattr(message, name))) > most:
             raise FieldError(f"sampling.{name}", f"at most {most} tokens, not {count}")
-    given = {name: getattr(message, name) for name in _OPTIONAL if message.HasField(name)}
+    options = {name: getattr(message, name) for name in _OPTIONAL if message.HasField(name)}
     for position, token in enumerate(message.stop_token_ids):
         _check_token(f"sampling.stop_token_ids[{position}]", token, vocab_size)
     for token in message.logit_bias:
         _check_token(f"sampling.logit_bias[{token}]", token, vocab_size)
     return SamplingParams(
-        **given,
+        **options,
         top_k=_top_k(message.top_k),
         max_tokens=_max_tokens(message, room),
         stop=tuple(message.stop),
         stop_token_ids=tuple(message.stop_token_ids),
         include_stop_str_in_output=message.include_stop_str_in_output,
         ignore_eos=message.ignore_eos,
-        # Every int64 is a seed of its own: negative ones are those above 2^63.
+        # Every int64 is a different seed: negative ones map to those from 2^63 on.
         seed=message.seed % 2**64 if message.HasField("seed") else None,
         logit_bias=dict(message.logit_bias),
     )
@@ -65,5 +65,5 @@ def _max_tokens(message: generation_pb2.SamplingParams, room: int) -> int:
         return min(max(DEFAULT_MAX_TOKENS, message.min_tokens), room)
     if message.max_tokens < 1:
         raise FieldError("sampling.max_tokens", "must be at least 1, not 0")
-    # A completion ends where the context does, with the reason LENGTH.
+    # A completion ends with the context, with the reason LENGTH.
     return min(message.max_tokens, room)

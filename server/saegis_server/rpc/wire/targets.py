@@ -1,4 +1,4 @@
-"""Targets: what an edit or a watch of a request names, a feature or a direction, resolved to a probe."""
+"""Targets: resolves the feature or direction that an edit or a watch names to a probe."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -29,7 +29,7 @@ class Target(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """A target: where it is, how to read and write it, and which feature it is; None for a direction."""
+    """A resolved target: its site, its probe, and its feature; None for a direction."""
 
     site: Site
     probe: Probe
@@ -51,8 +51,8 @@ class Targets:
         """
         site = self.site(message.site, f"{path}.site") if message.site else None
         if kind == "feature":
-            found = self.feature(message.feature, f"{path}.feature", site, f"{path}.site")
-            return Resolved(found.site, found.probe(), found)
+            feature = self.feature(message.feature, f"{path}.feature", site, f"{path}.site")
+            return Resolved(feature.site, feature.probe(), feature)
         if kind == "direction":
             site = site or self._only_site(f"{path}.site")
             return Resolved(site, self._direction(message.direction, f"{path}.direction"))
@@ -68,8 +68,8 @@ class Targets:
         except SiteError as error:
             raise FieldError(path, str(error)) from error
         if site not in self.sites:
-            known = ", ".join(map(str, self.sites)) or "none"
-            raise UnknownSiteError(path, f"{name!r} is no site of this server; its sites: {known}", name)
+            names = ", ".join(map(str, self.sites)) or "none"
+            raise UnknownSiteError(path, f"{name!r} is no site of this server; its sites: {names}", name)
         return site
 
     def feature(
@@ -90,8 +90,8 @@ class Targets:
     def _only_site(self, path: str) -> Site:
         if len(self.sites) == 1:
             return self.sites[0]
-        known = ", ".join(map(str, self.sites)) or "none"
-        raise FieldError(path, f"must be given for a direction; this server's sites: {known}")
+        names = ", ".join(map(str, self.sites)) or "none"
+        raise FieldError(path, f"must be given for a direction; this server's sites: {names}")
 
     def _direction(self, message: steering_pb2.Direction, path: str) -> Probe:
         if len(message.values) != self.width:
