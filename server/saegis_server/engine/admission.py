@@ -31,15 +31,15 @@ class AdmittedProgram:
 
     def in_force(self, held: Collection[int]) -> dict[Site, SiteProgram]:
         """The rows whose condition is among these, as Edit.when counts them."""
-        found = {}
+        rows_by_site = {}
         for site, rows in self.rows.items():
             rules, bans = (
                 tuple(row for row in stage if row.when in held) for stage in (rows.rules, rows.bans)
             )
             own = SiteProgram(rows.edits, rules, bans, rows.watches, rows.guards, rows.max_relative_norm)
             if own != SiteProgram():
-                found[site] = own
-        return found
+                rows_by_site[site] = own
+        return rows_by_site
 
 
 class GuardError(FieldError):
@@ -109,15 +109,15 @@ def _fault(guarded: Guarded, sites: list[Site], room: Room) -> str:
 
 def _with_conditional(program: Mapping[Site, SiteProgram], guard: Guard) -> dict[Site, SiteProgram]:
     """The sites at which conditions have rows, with all rows there, each with its condition."""
-    found: dict[Site, SiteProgram] = {}
+    rows_by_site: dict[Site, SiteProgram] = {}
     for number, guarded in enumerate(guard.conditions, start=1):
         for site, rows in guarded.rows.items():
-            own = found.get(site) or program.get(site, SiteProgram())
+            own = rows_by_site.get(site) or program.get(site, SiteProgram())
             rules, bans = (
                 tuple(replace(row, when=number) for row in stage) for stage in (rows.rules, rows.bans)
             )
-            found[site] = replace(own, rules=own.rules + rules, bans=own.bans + bans)
-    return found
+            rows_by_site[site] = replace(own, rules=own.rules + rules, bans=own.bans + bans)
+    return rows_by_site
 
 
 def _compiled(admitted: AdmittedProgram, room: Room) -> AdmittedProgram:

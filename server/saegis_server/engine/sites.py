@@ -11,14 +11,14 @@ from saegis_server.steering.site import Place, Site, SiteError
 def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     """The list of decoder layers of a causal language model of any family. Raises SiteError if unclear."""
     count = model.config.get_text_config().num_hidden_layers
-    found = [
+    lists = [
         module
         for module in model.modules()
         if isinstance(module, nn.ModuleList) and len(module) == count and _holds_layers(module)
     ]
-    if len(found) != 1:
-        raise SiteError(f"{type(model).__name__} has {len(found)} lists of {count} decoder layers, not one")
-    return found[0]
+    if len(lists) != 1:
+        raise SiteError(f"{type(model).__name__} has {len(lists)} lists of {count} decoder layers, not one")
+    return lists[0]
 
 
 def _holds_layers(modules: nn.ModuleList) -> bool:

@@ -50,8 +50,8 @@ class Room:
 
     def admit(self, program: Mapping[Site, SiteProgram]) -> dict[Site, AdmittedRows]:
         """The rows of every site, checked. Raises SteeringError for what has no room or cannot be held."""
-        found = {}
+        admitted = {}
         for site, rows in program.items():
             self.check(site, rows)
-            found[site] = AdmittedRows.of(rows, site, self.activations)
-        return found
+            admitted[site] = AdmittedRows.of(rows, site, self.activations)
+        return admitted

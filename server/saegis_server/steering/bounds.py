@@ -80,7 +80,7 @@ class Held:
     def side(self) -> int:
         """1 if it has only upper limits, −1 if only lower ones, 0 if it has both."""
         ranges = (*self.prompt, *self.completion)
-        high, low = any(one.has_high for one in ranges), any(one.has_low for one in ranges)
+        high, low = any(reach.has_high for reach in ranges), any(reach.has_low for reach in ranges)
         return int(high) - int(low)
 
     @classmethod
@@ -210,15 +210,15 @@ def _joined(known: Held, new: Held) -> Held | None:
 
 def _all_of(some: tuple[Range, ...], more: tuple[Range, ...]) -> tuple[Range, ...] | None:
     """The ranges of both, joined where that can be; None where there are too many for a row."""
-    found = [one for one in some if one != OPEN]
-    for new in (one for one in more if one != OPEN):
-        for place, known in enumerate(found):
-            if (joined := _both(known, new)) is not None:
-                found[place] = joined
+    joined_ranges = [reach for reach in some if reach != OPEN]
+    for added in (reach for reach in more if reach != OPEN):
+        for place, known in enumerate(joined_ranges):
+            if (joined := _both(known, added)) is not None:
+                joined_ranges[place] = joined
                 break
         else:
-            found.append(new)
-    return None if len(found) > RANGES else (*found, *_FREE[len(found) :])
+            joined_ranges.append(added)
+    return None if len(joined_ranges) > RANGES else (*joined_ranges, *_FREE[len(joined_ranges) :])
 
 
 def _both(one: Range, other: Range) -> Range | None:
@@ -256,6 +256,9 @@ def _leaves_room(reach: Range) -> bool:
 def numbers_of(held: Held) -> list[list[list[float]]]:
     """The ranges of a row as a table keeps them [2, RANGES, RANGE]: for prompts, then for completions."""
     return [
-        [[*one.high, *one.low, float(one.gate), float(one.when), float(one.unless)] for one in ranges]
+        [
+            [*reach.high, *reach.low, float(reach.gate), float(reach.when), float(reach.unless)]
+            for reach in ranges
+        ]
         for ranges in (held.prompt, held.completion)
     ]

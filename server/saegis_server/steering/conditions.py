@@ -175,7 +175,7 @@ def compile_conditions(
     ConditionError for what there is no room for, for expressions of too many levels, and for readings that
     are none.
     """
-    gates = [_gate(each.expression, _span(each)) for each in conditions]
+    gates = [_gate(condition.expression, _span(condition)) for condition in conditions]
     numbered = _numbered(gates)
     looked_at = (part for gate in numbered for part, _ in gate.inputs)
     comparisons = list(dict.fromkeys(part for part in looked_at if not isinstance(part, _Gate)))
@@ -199,10 +199,10 @@ def compile_conditions(
         forbidden = sum(negated for _, negated in gate.inputs)
         bias[column] = 0.5 - (len(gate.inputs) - forbidden) if gate.every else forbidden - 0.5
     flags = np.zeros((5, size + len(inner)), dtype=np.float64)
-    for column, each in enumerate(conditions):
-        of_prompt = each.scope is Scope.PROMPT
-        stays = each.sticky or of_prompt
-        flags[:, column] = (each.scope is Scope.TOKEN, of_prompt, stays, edits[column], ends[column])
+    for column, condition in enumerate(conditions):
+        of_prompt = condition.scope is Scope.PROMPT
+        stays = condition.sticky or of_prompt
+        flags[:, column] = (condition.scope is Scope.TOKEN, of_prompt, stays, edits[column], ends[column])
     rows = tuple(torch.from_numpy(array) for array in (table, weights, between, bias, flags, np.ones(1)))
     return CompiledConditions(conditions, rows, count, size + len(inner))
 

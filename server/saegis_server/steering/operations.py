@@ -86,8 +86,8 @@ class Op(StrEnum):
             return ("value", f"{name} needs a value") if self.takes is Takes.VALUE else None
         if self.takes is Takes.NOTHING:
             return "value", f"{name} takes no value"
-        if found := value_fault(value):
-            return "value", found
+        if reason := value_fault(value):
+            return "value", reason
         if self.bans and value < 0.0:
             return "value", f"the strength of a ban must be at least 0, not {value:g}"
         return None

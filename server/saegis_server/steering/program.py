@@ -131,12 +131,12 @@ def _check_contradictions(site: Site, edits: tuple[Edit, ...]) -> None:
             known = tightest.get((edit.probe.key, phase))
             if known is None or not _overlap(edit.phase, phase):
                 continue
-            against = next((one for one in known if not _go_together(edits[one], edit)), None)
-            if against is not None:
+            opposed = next((earlier for earlier in known if not _go_together(edits[earlier], edit)), None)
+            if opposed is not None:
                 raise SteeringError(
                     f"two edits of {edit.probe.name} contradict each other",
                     site,
-                    (("edits", against), ("edits", later)),
+                    (("edits", opposed), ("edits", later)),
                 )
         floor, cap = tightest.get((edit.probe.key, edit.phase), (later, later))
         tightest[edit.probe.key, edit.phase] = (

@@ -129,11 +129,11 @@ def _geometry(key: _Key) -> HeldGeometry | None:
     held = held_by(key.bans, key.rules)
     if not held:
         return None
-    read = torch.stack([each.probe.read for each in held]).double()
+    read = torch.stack([bound.probe.read for bound in held]).double()
     lengths = read.norm(dim=1)
-    for index, each in enumerate(held):
+    for index, bound in enumerate(held):
         if not lengths[index] > 0.0:
-            raise SteeringError(f"{each.probe.name} reads nothing", None, (each.place,))
+            raise SteeringError(f"{bound.probe.name} reads nothing", None, (bound.place,))
     unit = read / lengths[:, None]
     _, singular, right = torch.linalg.svd(unit, full_matrices=False)
     rank = int((singular > RANK_TOLERANCE * singular[0]).sum())
@@ -142,13 +142,13 @@ def _geometry(key: _Key) -> HeldGeometry | None:
     basis[:rank] = right[:rank]
     rows = unit @ basis.T
     gram = rows @ rows.T
-    sides = torch.tensor([float(each.side) for each in held], dtype=torch.float64)
+    sides = torch.tensor([float(bound.side) for bound in held], dtype=torch.float64)
     fixed_pinv = _fixed_pinv(held, rows, sides)
     descent = _descent(rows, sides)
     lost = rounding(key.activations, width).relative * (0.0 if descent is None else float(descent.norm()))
     if descent is None or lost > MOST_UNDONE:
-        named = ", ".join(each.probe.name for each in held)
-        places = tuple(each.place for each in held)
+        named = ", ".join(bound.probe.name for bound in held)
+        places = tuple(bound.place for bound in held)
         raise SteeringError(
             f"these oppose each other, so that rounding to {_name(key.activations)} could always break one: "
             f"{named}",
@@ -182,7 +182,7 @@ def _ranges(held: Sequence[Held], lengths: Tensor) -> Tensor:
     """The numbers of the ranges [2, RANGES, RANGE, k] in float64, reads in units of the unit rows; an open
     side stays open.
     """
-    numbers = torch.tensor([numbers_of(each) for each in held], dtype=torch.float64).permute(1, 2, 3, 0)
+    numbers = torch.tensor([numbers_of(bound) for bound in held], dtype=torch.float64).permute(1, 2, 3, 0)
     scaled = (numbers / lengths).clamp(-NO_LIMIT, NO_LIMIT)
     kept = numbers.abs() == NO_LIMIT
     kept[:, :, READS:] = True  # gates and conditions
@@ -191,7 +191,7 @@ def _ranges(held: Sequence[Held], lengths: Tensor) -> Tensor:
 
 def _fixed_pinv(held: Sequence[Held], rows: Tensor, sides: Tensor) -> Tensor:
     """The pseudo-inverse of the Gram of the rows with both limits. Raises SteeringError if they depend."""
-    found = torch.zeros(len(held), len(held), dtype=torch.float64)
+    pinv = torch.zeros(len(held), len(held), dtype=torch.float64)
     fixed = (sides == 0.0).nonzero()[:, 0]
     if len(fixed):
         own = rows[fixed]
@@ -201,8 +201,8 @@ def _fixed_pinv(held: Sequence[Held], rows: Tensor, sides: Tensor) -> Tensor:
             raise SteeringError(
                 f"these read nearly the same, so they cannot all be held: {named}", None, places
             )
-        found[fixed[:, None], fixed] = torch.linalg.inv(own @ own.T)
-    return found
+        pinv[fixed[:, None], fixed] = torch.linalg.inv(own @ own.T)
+    return pinv
 
 
 def _descent(rows: Tensor, sides: Tensor) -> Tensor | None:
@@ -214,8 +214,8 @@ def _descent(rows: Tensor, sides: Tensor) -> Tensor | None:
     free = torch.eye(rows.shape[1], dtype=rows.dtype)
     if len(fixed):
         free = torch.linalg.svd(fixed, full_matrices=True)[2][len(fixed) :]
-    found = _lowering((loose @ free.T).numpy())
-    return None if found is None else free.T @ torch.from_numpy(found)
+    move = _lowering((loose @ free.T).numpy())
+    return None if move is None else free.T @ torch.from_numpy(move)
 
 
 def _lowering(rows: NDArray[np.float64]) -> NDArray[np.float64] | None:

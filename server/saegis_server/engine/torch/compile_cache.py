@@ -31,12 +31,12 @@ def keep_out() -> None:
 
 def settle() -> Path:
     """Make the folder, let torch keep there what it compiles, and return it. Raises CompileCacheError."""
-    told = os.environ.get(SETTING)
+    setting = os.environ.get(SETTING)
     try:
-        folder = Path(told).absolute() if told else _own_folder()
+        folder = Path(setting).absolute() if setting else _own_folder()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = folder.stat()
-        if not told and (found.st_uid != os.geteuid() or found.st_mode & 0o022):
+        status = folder.stat()
+        if not setting and (status.st_uid != os.geteuid() or status.st_mode & 0o022):
             raise CompileCacheError(f"others than this user may write to {folder}, and what it holds is run")
         with tempfile.TemporaryFile(dir=folder):
             pass
@@ -44,7 +44,7 @@ def settle() -> Path:
         raise
     except (OSError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or error
-        place = told or "the user's cache folder"
+        place = setting or "the user's cache folder"
         raise CompileCacheError(f"compiled programs cannot be kept in {place} ({reason})") from error
     os.environ[_OF_TORCH] = str(folder)
     return folder
@@ -56,8 +56,8 @@ def _own_folder() -> Path:
 
     from saegis.version import __version__
 
-    told = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    base = told if told.is_absolute() else Path.home() / ".cache"
+    cache = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    base = cache if cache.is_absolute() else Path.home() / ".cache"
     return base / "saegis" / f"compiled-{__version__}-torch-{version('torch')}"
 
 

@@ -52,7 +52,7 @@ class KVCache:
         """An empty cache of a single slot of `length` tokens, for the same model on the same device."""
 
         def make(tensors: list[Tensor]) -> list[Tensor]:
-            return [each.new_zeros(1, each.shape[1], length, each.shape[3]) for each in tensors]
+            return [tensor.new_zeros(1, tensor.shape[1], length, tensor.shape[3]) for tensor in tensors]
 
         return KVCache(make(self.keys), make(self.values))
 

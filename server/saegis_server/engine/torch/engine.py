@@ -263,12 +263,12 @@ class TorchEngine:
             self._active[running.request.request_id] = running
             self._schedule.waiting.extend(running.sequences)
         for request_id in cancelled:
-            if (found := self._active.get(request_id)) is not None:
-                self._abort(found)
+            if (request := self._active.get(request_id)) is not None:
+                self._abort(request)
         return not stopping
 
     def _drop_expired(self) -> None:
-        for running in [one for one in self._active.values() if one.expired]:
+        for running in [request for request in self._active.values() if request.expired]:
             self._fail(running, DeadlineExceededError("the deadline passed"))
 
     def _read_prompts(self) -> None:
@@ -317,7 +317,8 @@ class TorchEngine:
         """After a step that found no memory, go back before it and fail the request that came last."""
         lengths = [sequence.length for sequence in running]
         self.step.slots.rewind([sequence.last_token for sequence in running], lengths)
-        self._fail(max((each.running for each in running), key=lambda each: each.began or 0.0), failure)
+        requests = (sequence.running for sequence in running)
+        self._fail(max(requests, key=lambda request: request.began or 0.0), failure)
 
     def _hand_out(self, sequences: list[Sequence], output: StepOutput, endings: Mapping[int, Ending]) -> None:
         """Give each sequence its token; row i of the output is the i-th sequence's.

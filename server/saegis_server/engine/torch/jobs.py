@@ -108,7 +108,7 @@ class Jobs:
     def drop_cancelled(self) -> None:
         """Forget the jobs that nobody wants any more."""
         with self._lock:
-            dropped = [each for each in self._waiting if each.result.cancelled()]
+            dropped = [queued for queued in self._waiting if queued.result.cancelled()]
             for queued in dropped:
                 self._waiting.remove(queued)
         for queued in dropped:

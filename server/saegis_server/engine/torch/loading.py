@@ -97,13 +97,13 @@ def check_device(device: str) -> None:
     """Raise MachineError for a device that is none, or that this machine or this torch does not have."""
     if device == "cpu":
         return
-    found = _CUDA.fullmatch(device)
-    if found is None:
+    cuda = _CUDA.fullmatch(device)
+    if cuda is None:
         raise MachineError(f"device {device!r} is none; devices are cpu, cuda, cuda:1 ...")
     if not torch.cuda.is_available():
         built = "no driver or no GPU is found" if torch.version.cuda is not None else "this torch has no CUDA"
         raise MachineError(f"device {device!r} cannot be used: {built}; cpu can")
-    if int(found["number"] or 0) >= torch.cuda.device_count():
+    if int(cuda["number"] or 0) >= torch.cuda.device_count():
         raise MachineError(
             f"device {device!r} is not there: there are cuda:0 to cuda:{torch.cuda.device_count() - 1}"
         )

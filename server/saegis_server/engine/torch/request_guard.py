@@ -22,7 +22,8 @@ class RequestGuard:
         """`unread`: how many of the tokens that the request begins with its conditions do not read;
         `hold_back`: whether tokens are told only once they are judged, where anything can end an answer."""
         self.admitted, self.unread = admitted, unread
-        ends = any(each.reaction in (Reaction.STOP, Reaction.REFUSE) for each in admitted.guard.conditions)
+        reactions = {guarded.reaction for guarded in admitted.guard.conditions}
+        ends = not reactions.isdisjoint((Reaction.STOP, Reaction.REFUSE))
         self.holds_back = hold_back and ends
         count = len(admitted.guard.conditions)
         self._held = torch.zeros(count, dtype=torch.int64)

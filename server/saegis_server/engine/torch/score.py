@@ -114,12 +114,12 @@ class Reading:
         if self._cache is None or self._tables is None:
             raise RuntimeError("a reading goes on that has not begun")
         unread = 0 if self._guard is None else self._guard.unread
-        found = self._step.read(
+        reading = self._step.read(
             list(tokens), start, self._cache, self._tables, self._length, self._unmoved, unread
         )
-        self._tables, self._outcome = found.tables, found.outcome
-        self._tally.add(self._step.sites, found.counts.tolist())
-        return found
+        self._tables, self._outcome = reading.tables, reading.outcome
+        self._tally.add(self._step.sites, reading.counts.tolist())
+        return reading
 
     def require_readable(self) -> None:
         """Raise NonFiniteLogitsError where what a condition looked at last is no number."""

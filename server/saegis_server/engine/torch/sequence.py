@@ -311,9 +311,9 @@ class Sequence:
         if self.length <= self.running.unmoved:
             return value
         phase = Phase.PROMPT if self.generated == 1 else Phase.COMPLETION
-        found = [edit.sets(value) for edit in edits if edit.phase in (Phase.ALL, phase)]
+        values = [edit.sets(value) for edit in edits if edit.phase in (Phase.ALL, phase)]
         # All read the same value, and what they change adds up.
-        return found[0] if len(found) == 1 else value + sum(each - value for each in found)
+        return values[0] if len(values) == 1 else value + sum(changed - value for changed in values)
 
 
 def extent_of(batch: int, length: int, sequences: list[Sequence]) -> Extent:

@@ -92,9 +92,9 @@ def _counted(readings: list[Readings], counted: Tensor) -> Tensor:
 
     Last, how many tokens any of them edited.
     """
+    by_token = [(at_site.edited, at_site.bans_fired, at_site.relative_norm) for at_site in readings]
     edited, fired, moved = (
-        torch.stack(parts).reshape(-1, *counted.shape)
-        for parts in zip(*((one.edited, one.bans_fired, one.relative_norm) for one in readings), strict=True)
+        torch.stack(parts).reshape(-1, *counted.shape) for parts in zip(*by_token, strict=True)
     )
     edited = edited & counted
     fired, moved = (torch.where(counted, part, 0.0) for part in (fired, moved))
@@ -236,8 +236,8 @@ class Step:
                 counts = _counted([context.readings[site] for site in self.sites], settled.counted)
                 state, peaks, outcome = settled.state, settled.peaks, settled.outcome
             after = tables._replace(state=state, peaks=peaks)
-            found = Outcome(int(outcome[0])) if self.sites else Outcome.GOES_ON
-            return ReadOutput(output.logits[0], counts[:, 0], found, after)
+            what = Outcome(int(outcome[0])) if self.sites else Outcome.GOES_ON
+            return ReadOutput(output.logits[0], counts[:, 0], what, after)
         finally:
             self._finish()
 
@@ -347,7 +347,7 @@ class Step:
         if readings:
             counted, outcome = self._settle(given, finite, slot, extent)
             self._count(_counted(readings, counted), slot)
-            both = [torch.stack((one.watched_before, one.watched_after), -1) for one in readings]
+            both = [torch.stack((reading.watched_before, reading.watched_after), -1) for reading in readings]
             every = torch.stack(both).reshape(len(both), *given.shape, -1, 2)
             last = slice(0, 1) if slot is None else (given.sum(-1) - 1).clamp(min=0)
             watched = every[:, :, last][:, :, 0]

@@ -105,10 +105,10 @@ class TextStream:
 
     def _up_to_stop(self) -> str | None:
         """The text up to the first stop string, if there is one."""
-        found = [(self._pending.find(stop), stop) for stop in self._stops if stop in self._pending]
-        if not found:
+        stops = [(self._pending.find(stop), stop) for stop in self._stops if stop in self._pending]
+        if not stops:
             return None
-        start, self.matched = min(found)
+        start, self.matched = min(stops)
         return self._release(start + len(self.matched) if self._keep_stop else start)
 
     def _held_back(self) -> int:
