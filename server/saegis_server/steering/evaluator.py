@@ -113,14 +113,19 @@ class ConditionState(NamedTuple):
         """The first comparisons and gates of the first slots."""
         return ConditionState(self.age[:slots, :comparisons], *(each[:slots, :gates] for each in self[1:]))
 
-    def begin(self, slot: int, carried: Tensor | None = None, latched: Tensor | None = None) -> None:
-        """A text begins: nothing of it has been read, but that these, bool [N], held when it was read
-        before.
-        """
+    def begin(self, slot: int) -> None:
+        """A text begins, of which nothing has been read."""
         self.age[slot], self.held[slot], self.first[slot] = NEVER, 0, LATE
-        self.in_prompt[slot] = self.holds[slot] = False
-        self.carried[slot] = False if carried is None else carried
-        self.latched[slot] = False if latched is None else latched
+        for truths in (self.latched, self.in_prompt, self.holds, self.carried):
+            truths[slot] = False
+
+    def read_again(self, slot: int, compiled: CompiledConditions) -> None:
+        """A text is read again from its start, with what holds now in force from there."""
+        holds = self.holds[slot].clone()
+        self.begin(slot)
+        self.carried[slot] = holds
+        stays = compiled.flags.stays.to(holds.device)
+        self.latched[slot, : len(stays)] = holds[: len(stays)] & stays
 
 
 #: The position at which a condition held first that never did.

@@ -67,10 +67,7 @@ class SlotConditions:
 
     def read_again(self, slot: int) -> None:
         """Let the text of a slot be read again from its start, with what holds now in force from there."""
-        holds, gates = self.state.holds[slot].clone(), self._used[slot].gates
-        stays = torch.zeros_like(holds)
-        stays[:gates] = self._used[slot].flags.stays.to(holds.device)
-        self.state.begin(slot, holds, holds & stays)
+        self.state.read_again(slot, self._used[slot])
 
     def of(self, slot: Tensor, comparisons: int, gates: int) -> tuple[ConditionRows, ConditionState]:
         """Copies of what one slot has, an int64 [1], as that of a table of one."""

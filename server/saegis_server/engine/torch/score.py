@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from saegis_server.engine.admission import AdmittedProgram
 from saegis_server.engine.api import (
@@ -98,15 +97,13 @@ class Reading:
     def begin(self) -> None:
         """Read the text from its beginning, with what held at its end when it was read before in force."""
         slots, rows = self._step.slots, RowCounts.of(self._admitted).padded
-        self._cache, before = slots.cache.apart(self._length), self._tables
-        self._tables = slots.tables_of(
-            self._admitted.rows, self._admitted.compiled, rows.at_site, rows.comparisons, rows.gates
-        )
-        if before is not None and self._admitted.compiled is not None:
-            holds = before.state.holds[0]
-            stays = self._admitted.compiled.flags.stays.to(holds.device)
-            self._tables.state.begin(0, holds, holds & functional.pad(stays, (0, len(holds) - len(stays))))
-            self._tables.peaks.copy_(before.peaks)
+        self._cache = slots.cache.apart(self._length)
+        if self._tables is None:
+            self._tables = slots.tables_of(
+                self._admitted.rows, self._admitted.compiled, rows.at_site, rows.comparisons, rows.gates
+            )
+        elif self._admitted.compiled is not None:
+            self._tables.state.read_again(0, self._admitted.compiled)
         self._tally = Tally(self._admitted.digest, self._admitted.rows, self._unmoved)
 
     def read(self, tokens: Sequence[int], start: int) -> ReadOutput:
