@@ -254,6 +254,22 @@ def test_a_conditional_ban_of_what_is_banned_always_makes_that_ban_stricter() ->
     assert (found.reaction, dict(found.rows)) == (Reaction.RECORD, {})
 
 
+def test_a_request_that_bans_what_a_condition_bans_has_the_greater_strength_always() -> None:
+    """Two rows of one probe would push twice while the condition holds."""
+    text = CONDITIONAL.format("ban: {features: [{sae: first, indices: [3, 5]}], strength: 2}")
+    decision = decide(policy(f"{text}\n{ALLOW}"), edit(3, Op.BAN))
+    assert decision.allowed
+    (row,) = decision.program.sites[tiny.FIRST_SITE].bans
+    assert -row.a == 2.0
+    (guarded,) = decision.guard.conditions
+    assert guarded.reaction is Reaction.EDIT
+    assert [len(program.bans) for program in guarded.rows.values()] == [1]
+    both = decide(policy(f"{text}\n{ALLOW}"), edit(3, Op.BAN), edit(5, Op.BAN))
+    assert (both.guard.conditions[0].reaction, dict(both.guard.conditions[0].rows)) == (Reaction.RECORD, {})
+    untouched = decide(policy(f"{text}\n{ALLOW}"), edit(7, Op.BAN)).guard
+    assert untouched.digest == decide(policy(text)).guard.digest
+
+
 def test_rules_of_two_policies_that_contradict_each_other_deny() -> None:
     clamp = "rules: [{{id: {}, clamp: {{features: [{{sae: first, index: 3}}], value: {}}}}}]"
     policies = [policy(clamp.format("low", 1)), policy(clamp.format("high", 2), name="q")]

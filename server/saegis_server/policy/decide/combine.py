@@ -27,7 +27,7 @@ from saegis_server.sae.request_edit import RequestEdit
 from saegis_server.steering import rows
 from saegis_server.steering.operations import Op
 from saegis_server.steering.program import UNSTEERED, SiteProgram, SteeringError, SteeringProgram
-from saegis_server.steering.rows import Edit, Phase
+from saegis_server.steering.rows import Edit, Phase, Probe
 from saegis_server.steering.site import Site
 
 log = logging.getLogger("saegis.policy")
@@ -260,12 +260,15 @@ def _fault(
 
 def with_edits(
     combined: Combined, edits: Sequence[RequestEdit], bound: float | None, world: World
-) -> SteeringProgram:
-    """The program of the rules and a request's own edits, bans and watches. It is still to be admitted.
+) -> tuple[SteeringProgram, Guard]:
+    """The program of the rules and a request's own edits, bans and watches, and the guard beside it. Both are
+    still to be admitted.
 
     bound: the largest ‖Δx‖/‖x‖ that the edits may cause at a site. Where a feature is banned already, the
-    greater strength counts. Raises ValueError for an edit at a site that does not exist.
+    greater strength counts: that of a ban with a condition too, which then has nothing left to add. Raises
+    ValueError for an edit at a site that does not exist.
     """
+    guard = combined.guard
     programs: dict[Site, SiteProgram] = dict(combined.program.sites)
     for edit in edits:
         at_site = programs.get(edit.site, SiteProgram())
@@ -273,12 +276,31 @@ def with_edits(
             case Op.WATCH:
                 at_site = replace(at_site, watches=(*at_site.watches, edit.edit.probe))
             case Op.BAN:
-                at_site = replace(at_site, bans=_with_ban(at_site.bans, edit.edit))
+                guard, conditional = _without_ban(guard, edit.site, edit.edit.probe)
+                bans = at_site.bans
+                for ban in (edit.edit, *conditional):
+                    bans = _with_ban(bans, ban)
+                at_site = replace(at_site, bans=bans)
             case _:
                 at_site = replace(at_site, edits=(*at_site.edits, edit.edit), max_relative_norm=bound)
         programs[edit.site] = at_site
     ordered = sorted(programs, key=world.sites.index)
-    return replace(combined.program, sites={site: programs[site] for site in ordered})
+    return replace(combined.program, sites={site: programs[site] for site in ordered}), guard
+
+
+def _without_ban(guard: Guard, site: Site, probe: Probe) -> tuple[Guard, list[Edit]]:
+    """A guard without its conditions' bans of a probe, and those bans."""
+    conditions, bans = [], list[Edit]()
+    for guarded in guard.conditions:
+        at_site = guarded.rows.get(site, SiteProgram())
+        others = tuple(ban for ban in at_site.bans if ban.probe.key != probe.key)
+        if len(others) < len(at_site.bans):
+            bans += (ban for ban in at_site.bans if ban.probe.key == probe.key)
+            by_site = {**guarded.rows, site: replace(at_site, bans=others)}
+            left = {place: program for place, program in by_site.items() if program != SiteProgram()}
+            guarded = replace(guarded, rows=left, reaction=guarded.reaction if left else Reaction.RECORD)
+        conditions.append(guarded)
+    return replace(guard, conditions=tuple(conditions)), bans
 
 
 def _with_ban(bans: tuple[Edit, ...], own: Edit) -> tuple[Edit, ...]:

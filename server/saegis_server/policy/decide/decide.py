@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from saegis_server.engine.admission import GuardError, admit
+from saegis_server.engine.api import Guard
 from saegis_server.policy.decide.authority import judge_allowances, judge_limits, judge_uses
 from saegis_server.policy.decide.claims import Owner, Place
 from saegis_server.policy.decide.combine import Combined, StandingRule, combine, with_edits
@@ -164,9 +165,9 @@ def _judged(in_force: _InForce, facts: RequestFacts) -> Decision:
             bound, world = _bound(in_force.policies), in_force.policies[0].world
             if plain.concealed:
                 _check_room(edits, combined, world)
-            program = with_edits(combined, edits, bound, world)
-            _require_room(program, combined, acting, world)
-            return replace(decision, program=program)
+            program, guard = with_edits(combined, edits, bound, world)
+            _require_room(program, guard, acting, world)
+            return replace(decision, program=program, guard=guard)
         except SteeringError as error:
             denials.append(_does_not_fit(error, edits, combined))
         except Exception:
@@ -242,7 +243,7 @@ def _check_room(edits: Sequence[RequestEdit], combined: Combined, world: World) 
 
 
 def _require_room(
-    program: SteeringProgram, combined: Combined, acting: Sequence[RequestEdit], world: World
+    program: SteeringProgram, guard: Guard, acting: Sequence[RequestEdit], world: World
 ) -> None:
     """Raise SteeringError if the edits have no room beside the rules, or keep a ban from holding.
 
@@ -250,7 +251,7 @@ def _require_room(
     it admits the same program, and refuses the request by its fields.
     """
     try:
-        admit(program, combined.guard, world.room)
+        admit(program, guard, world.room)
     except (SteeringError, GuardError):
         sites = dict.fromkeys(edit.site for edit in acting)
         world.room.admit({site: replace(program.sites[site], watches=()) for site in sites})
