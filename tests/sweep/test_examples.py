@@ -22,6 +22,8 @@ import saegis
 from saegis_lab.cli.app import app
 from saegis_lab.evaluation.experiment import BanFile, ClampFile, load_prompts
 from saegis_lab.evaluation.units import repetition
+from saegis_lab.polyglot.corpus import GOLDEN_GATE
+from saegis_lab.polyglot.lexicon import lexicon
 from saegis_server.policy.schema.policy import Policy
 from saegis_server.reference import WEIGHTS
 from tests.e2e.serving import Serving, serving
@@ -308,7 +310,9 @@ def test_python_runs(example: Example, here: World) -> None:
     answer = told.getvalue().splitlines()[0]
     assert repetition(answer) < 0.2, answer
     if "clamp" in text:
-        assert "Golden Gate" in answer or "Great Wall" in answer, answer
+        # The examples sample, and the model may go on in any of its languages.
+        marks = (mark for words in lexicon().values() for mark in words.subjects[GOLDEN_GATE].marks)
+        assert "Great Wall" in answer or any(mark.rstrip("*") in answer for mark in marks), answer
 
 
 def test_the_lines_for_a_chat_do_what_they_say(here: World) -> None:
