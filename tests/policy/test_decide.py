@@ -80,9 +80,10 @@ def test_the_stricter_policy_says_when_text_is_told_and_what_is_done_at_the_firs
     assert "  rows move the first token too" in told
 
 
-def test_how_many_bans_fit_does_not_tell_which_are_in_force_already() -> None:
+@pytest.mark.parametrize("when", ["", "when: {if: {feature: {sae: first, index: 1}, above: 1}}, "])
+def test_how_many_bans_fit_does_not_tell_which_are_in_force_already(when: str) -> None:
     small = world(bans=3)
-    text = f"rules: [{ban(3)}]\nallow: [{{id: any, ops: [ban, watch]}}]"
+    text = f"rules: [{ban(3).replace('ban:', f'{when}ban:')}]\nallow: [{{id: any, ops: [ban, watch]}}]"
     concealing = policy(f"transparency: steered\n{text}", world=small)
     full = [edit(index, Op.BAN, 0.0, place=place) for place, index in enumerate((5, 6))]
     assert decide(concealing, *full).allowed

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 from saegis_server.engine.admission import GuardError, admit
 from saegis_server.engine.api import Guard
@@ -236,10 +237,11 @@ def _check_room(edits: Sequence[RequestEdit], combined: Combined, world: World) 
     """
     for site in dict.fromkeys(edit.site for edit in edits):
         at_site = combined.program.sites.get(site, SiteProgram())
+        conditional = [guarded.rows.get(site, SiteProgram()).bans for guarded in combined.guard.conditions]
         own = {(edit.op is Op.BAN, edit.edit.probe.key): edit.edit for edit in edits if edit.site == site}
-        bans = tuple(own[key] for key in own if key[0])
+        bans = (*at_site.bans, *chain(*conditional), *(own[key] for key in own if key[0]))
         watches = tuple(edit.edit.probe for edit in edits if edit.site == site and edit.op is Op.WATCH)
-        world.capacity.check(site, replace(at_site, bans=(*at_site.bans, *bans), watches=watches))
+        world.capacity.check(site, replace(at_site, bans=bans, watches=watches))
 
 
 def _require_room(
