@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -29,8 +29,11 @@ class AdmittedProgram:
     compiled: CompiledConditions | None = None
     readings: tuple[tuple[int, int], ...] = ()
 
-    def in_force(self, held: Collection[int]) -> dict[Site, SiteProgram]:
-        """The rows whose condition is among these, as Edit.when counts them."""
+    def in_force(self, holds: Iterable[int]) -> dict[Site, SiteProgram]:
+        """The rows without a condition and those whose condition holds; `holds` has a truth for each of
+        them.
+        """
+        held = {0, *(number for number, truth in enumerate(holds, start=1) if truth)}
         rows_by_site = {}
         for site, rows in self.rows.items():
             rules, bans = (

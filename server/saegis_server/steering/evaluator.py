@@ -149,15 +149,13 @@ class Where(NamedTuple):
 class Verdict(NamedTuple):
     """What conditions come to at T tokens, the state after each of them included.
 
-    on: bool [T, 1 + N], whose rows are in force, the first for rows without a condition. judged: bool [T],
-    whether conditions are judged there: at the end of a prompt and at every token of an answer; holds,
-    latched, in_prompt: bool [T, N]; age: float32 [T, L]. bool [T]: ends, whether one that holds ends the
-    text; turns, whether a prompt is to be read again, under other rows; unreadable, whether a reading is no
-    number.
+    on: bool [T, 1 + N], whose rows are in force, the first for rows without a condition. holds, of those that
+    are judged there, at the end of a prompt and at every token of an answer; latched, in_prompt: bool [T, N];
+    age: float32 [T, L]. bool [T]: ends, whether one that holds ends the text; turns, whether a prompt is to
+    be read again, under other rows; unreadable, whether a reading is no number.
     """
 
     on: Tensor
-    judged: Tensor
     holds: Tensor
     latched: Tensor
     in_prompt: Tensor
@@ -193,7 +191,6 @@ def evaluate(read: Tensor, rows: ConditionRows, state: ConditionState, tokens: T
     wanted = torch.where(prompt, carried, holds) & flag.edits
     return Verdict(
         on=torch.cat((torch.ones_like(wanted[:, :1]), wanted), 1),
-        judged=judged[:, 0],
         holds=holds,
         latched=latched,
         in_prompt=in_prompt,

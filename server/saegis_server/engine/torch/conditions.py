@@ -37,6 +37,11 @@ class ConditionResult(NamedTuple):
     first: Tensor
     peaks: Tensor
 
+    @classmethod
+    def of(cls, state: ConditionState, peaks: Tensor, slot: int) -> ConditionResult:
+        """That of the text in a slot, on the host. peaks: float32 [sites, S, G]."""
+        return cls(state.held[slot].cpu(), state.first[slot].cpu(), peaks[:, slot].cpu())
+
 
 class SlotConditions:
     """The conditions of every slot, and what is remembered of each text. peaks: float32 [sites, S, G]."""
@@ -85,8 +90,7 @@ class SlotConditions:
 
     def result(self, slot: int) -> ConditionResult:
         """What came of a slot's conditions so far, on the host."""
-        state = self.state
-        return ConditionResult(state.held[slot].cpu(), state.first[slot].cpu(), self.peaks[:, slot].cpu())
+        return ConditionResult.of(self.state, self.peaks, slot)
 
     def move(self, source: int, target: int) -> None:
         """Let `target` hold what `source` holds."""

@@ -60,9 +60,8 @@ class Guarding:
         guard = sequence.running.guard
         if guard is None:
             return sequence.rows.steer
-        holds = self._slots.conditions.holds(sequence.slot)
-        held = {0, *(place + 1 for place, truth in enumerate(holds) if truth)}
-        return any(rows.changes_anything for rows in guard.admitted.in_force(held).values())
+        rows_by_site = guard.admitted.in_force(self._slots.conditions.holds(sequence.slot))
+        return any(rows.changes_anything for rows in rows_by_site.values())
 
     def _ending(self, sequence: Sequence, outcome: Outcome, told: bool) -> Ending:
         """told: whether any own token of the sequence was; what refuses a prompt then stops the answer."""

@@ -33,8 +33,7 @@ class RequestGuard:
     @property
     def came_in_force(self) -> Mapping[Site, SiteProgram]:
         """The rows of the program that were in force in any sequence that was added."""
-        held = {0, *(place + 1 for place, tokens in enumerate(self._held.tolist()) if tokens)}
-        return self.admitted.in_force(held)
+        return self.admitted.in_force(self._held.tolist())
 
     def add(self, result: ConditionResult, answer: int) -> None:
         """Add what came of one sequence, whose answer begins at a position."""

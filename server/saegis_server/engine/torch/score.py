@@ -139,8 +139,7 @@ class Reading:
         if self._guard is None:
             return self._tally.receipt(self._admitted.rows)
         if self._tables is not None:
-            held, first = self._tables.state.held[0].cpu(), self._tables.state.first[0].cpu()
-            self._guard.add(ConditionResult(held, first, self._tables.peaks[:, 0].cpu()), self._length)
+            self._guard.add(ConditionResult.of(self._tables.state, self._tables.peaks, 0), self._length)
         return self._guard.complete(self._tally.receipt(self._guard.came_in_force))
 
     @property
