@@ -301,7 +301,7 @@ _UNIT_NORM = 1.0
 
 
 def _valued(row: Edit, f: float) -> float:
-    if row.only_if_active and not f > 0.0:
+    if not f > row.above:
         return f
     return min(max(row.a * f + row.b * _UNIT_NORM, row.lo), row.hi)
 

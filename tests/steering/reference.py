@@ -47,11 +47,14 @@ def change(edit: Edit, x: Vector, prompt: bool, norm: float) -> Vector:
     if not acts(edit, prompt):
         return np.zeros_like(x)
     f = read(edit.probe, x)
-    if edit.only_if_active and not f > 0.0:
+    if not f > edit.above:
         return np.zeros_like(x)
     unit = norm if edit.relative_to_norm else 1.0
     wanted = min(max(edit.a * f + unit * edit.b, unit * edit.lo), unit * edit.hi)
-    return (wanted - f) * write_scale(edit.probe, x) * vector(edit.probe.write)
+    moved = (wanted - f) * vector(edit.probe.write)
+    if edit.target is not None:
+        moved = moved + edit.factor * f * vector(edit.target.write)
+    return write_scale(edit.probe, x) * moved
 
 
 def steer(program: SiteProgram, x: Vector, prompt: bool) -> tuple[Vector, Vector]:
@@ -94,7 +97,7 @@ def half_spaces(program: SiteProgram, clean: Vector, edited: Vector, prompt: boo
         high, low = rule.hi, rule.lo
         if rule.a == 0.0:
             high = low = min(max(rule.b, rule.lo), rule.hi)
-        if rule.only_if_active and not read(probe, edited) > 0.0:
+        if not read(probe, edited) > rule.above:
             low = -math.inf
         if math.isfinite(high):
             found.append((vector(probe.read), _read_at(probe, high * unit)))

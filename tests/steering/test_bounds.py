@@ -191,7 +191,7 @@ def test_nothing_undoes_what_the_operator_holds(seed: int, count: int, banned: i
             assert bool((found <= high * unit + strict).all())
         if math.isfinite(low) and low > 0.0:
             # Whether a value near 0 was active, float32 and float64 may see differently.
-            on = before > 1e-3 * (1.0 + before.abs().max()) if rule.only_if_active else before == before
+            on = before > 1e-3 * (1.0 + before.abs().max()) if rule.above == 0.0 else before == before
             assert bool((found >= low * unit - slack)[on].all())
 
 

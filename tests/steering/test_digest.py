@@ -45,7 +45,7 @@ _edits = st.builds(
     b=_numbers,
     lo=st.floats(-100.0, 0.0),
     hi=st.floats(0.0, 100.0),
-    only_if_active=st.booleans(),
+    above=st.sampled_from((-rows.INFINITY, 0.0, 1.5)),
     relative_to_norm=st.booleans(),
     phase=st.sampled_from(Phase),
 )

@@ -151,7 +151,7 @@ def range_of(rule: Edit, place: int = 0) -> Range:
     value = min(max(rule.b, rule.lo), rule.hi)
     if value > 0.0:
         _check_reachable(rule, value, place)
-    return Range(_high(rule, value), _low(rule, value), gate=place if rule.only_if_active else -1)
+    return Range(_high(rule, value), _low(rule, value), gate=place if rule.above == 0.0 else -1)
 
 
 def _phases(phase: Phase) -> tuple[Phase, ...]:

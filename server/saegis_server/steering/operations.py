@@ -8,7 +8,7 @@ from enum import Enum, StrEnum, auto
 
 from saegis_server.steering import rows
 from saegis_server.steering.program import LARGEST_VALUE
-from saegis_server.steering.rows import Edit, Phase, Probe
+from saegis_server.steering.rows import Edit, Phase, Probe, Redirection
 
 
 class Unit(StrEnum):
@@ -62,14 +62,24 @@ class Op(StrEnum):
     FLOOR = "floor", rows.floor, Takes.VALUE, frozenset(Unit)
     ABLATE = "ablate", rows.ablate, Takes.NOTHING
     BAN = "ban", rows.ban, Takes.MAYBE, frozenset[Unit](), True
+    REDIRECT = "redirect", rows.redirect, Takes.VALUE, frozenset((Unit.FEATURE, Unit.MAX_ACTIVATION))
     WATCH = "watch", Edit, Takes.NOTHING
 
-    def row(self, probe: Probe, value: float, phase: Phase = Phase.ALL, relative: bool = False) -> Edit:
+    def row(
+        self,
+        probe: Probe,
+        value: float,
+        phase: Phase = Phase.ALL,
+        relative: bool = False,
+        to: Redirection | None = None,
+    ) -> Edit:
         """The row of this operation.
 
-        value: in feature units or, with `relative`, a fraction of ‖x‖; the factor of a scale, the strength of
-        a ban; of no account for what takes none.
+        value: in feature units or, with `relative`, a fraction of ‖x‖; the factor of a scale or a redirect,
+        the strength of a ban; of no account for what takes none. to: of a redirect, and of nothing else.
         """
+        if self is Op.REDIRECT:
+            return self.make(probe, value, to, phase=phase)
         value_of_it = () if self.takes is Takes.NOTHING else (value,)
         unit_of_it = {"relative": relative} if self.units else {}
         return self.make(probe, *value_of_it, phase=phase, **unit_of_it)

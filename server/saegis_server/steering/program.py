@@ -101,12 +101,12 @@ UNSTEERED = SteeringProgram()
 
 
 def _check_numbers(site: Site, stage: str, index: int, edit: Edit) -> None:
-    for number in (edit.a, edit.b):
+    for number in (edit.a, edit.b, edit.factor):
         if not math.isfinite(number) or abs(number) > LARGEST_VALUE:
             raise SteeringError(
                 f"{number} is not a value between ±{LARGEST_VALUE:g}", site, ((stage, index),)
             )
-    for bound in (edit.lo, edit.hi):
+    for bound in (edit.lo, edit.hi, edit.above):
         if math.isnan(bound) or (math.isfinite(bound) and abs(bound) > LARGEST_VALUE):
             raise SteeringError(f"{bound} is not a bound between ±{LARGEST_VALUE:g}", site, ((stage, index),))
 

@@ -6,6 +6,9 @@ Everything that Saegis does at a site is one form (x is one token's activation, 
     f  = φ(q)                             activate   relu, jumprelu, gated, or identity
     f' = clip(a·f + b, lo, hi)            edit       only where its gate holds
     x' = x + s(x)·Σ (f' − f)·w            write      w: a decoder row, or the direction
+
+A redirect writes something else than what it reads: with strength s and factor k its w is
+w_i − k/(1+s)·v, so that f_i·w_i goes, −s·f_i·w_i and k·f_i·v come.
 """
 
 import math
@@ -99,9 +102,9 @@ class Probe:
 class Edit:
     """A change of one probe: f' = clip(a·f + b, lo, hi), at the tokens of `phase`.
 
-    With `relative_to_norm`, b, lo and hi are fractions of ‖x‖. With `only_if_active` nothing changes
-    where f is not positive. when: the condition of the request's guard, counted from 1, while which alone it
-    acts; 0 for always.
+    With `relative_to_norm`, b, lo and hi are fractions of ‖x‖. above: nothing changes where f is not
+    greater. when: the condition of the request's guard, counted from 1, while which alone it acts; 0 for
+    always. target: of a redirect, what is written `factor` times where f goes; None for every other edit.
     """
 
     probe: Probe
@@ -109,26 +112,48 @@ class Edit:
     b: float = 0.0
     lo: float = -INFINITY
     hi: float = INFINITY
-    only_if_active: bool = False
+    above: float = -INFINITY
     relative_to_norm: bool = False
     phase: Phase = field(default=Phase.ALL)
     when: int = 0
+    target: Probe | None = None
+    factor: float = 0.0
 
     @property
     def holds(self) -> bool:
         """Whether it leaves f a bound, an upper or a lower one: as an operator's rule it is then held."""
-        return self.a == 0.0 or self.lo > -INFINITY or self.hi < INFINITY
+        return self.target is None and (self.a == 0.0 or self.lo > -INFINITY or self.hi < INFINITY)
+
+    @property
+    def write(self) -> Tensor:
+        """What a change of f by one writes, float32 [d]: the probe's own row, and where there is a target
+        −factor/(1 − a) times its row, since f changes by (a − 1)·f.
+        """
+        if self.target is None:
+            return self.probe.write
+        return self.probe.write - self.factor / (1.0 - self.a) * self.target.write
 
     def sets(self, value: float) -> float:
         """What becomes of a value of the probe. Not for edits that are relative to the norm."""
-        if self.only_if_active and value <= 0.0:
+        if value <= self.above:
             return value
         return min(max(self.a * value + self.b, self.lo), self.hi)
 
-    def numbers(self) -> tuple[float, float, float, float, bool, bool, Phase, int]:
+    def numbers(self) -> tuple[float | str, ...]:
         """What distinguishes this edit from others of the same probe."""
-        bounds = (self.a, self.b, self.lo, self.hi)
-        return (*bounds, self.only_if_active, self.relative_to_norm, self.phase, self.when)
+        target = "" if self.target is None else self.target.key
+        bounds = (self.a, self.b, self.lo, self.hi, self.above)
+        return (*bounds, self.relative_to_norm, self.phase, self.when, target, self.factor)
+
+
+@dataclass(frozen=True, slots=True)
+class Redirection:
+    """Where a redirect writes: to a target, at the strength and above the threshold of the feature that it
+    reads."""
+
+    target: Probe
+    strength: float = 0.0
+    threshold: float = 0.0
 
 
 def clamp(probe: Probe, value: float, *, phase: Phase = Phase.ALL, relative: bool = False) -> Edit:
@@ -138,7 +163,7 @@ def clamp(probe: Probe, value: float, *, phase: Phase = Phase.ALL, relative: boo
 
 def clamp_if_active(probe: Probe, value: float, *, phase: Phase = Phase.ALL, relative: bool = False) -> Edit:
     """Set f to `value` where f is positive (conditional clamp, Farrell et al. 2410.19278)."""
-    return Edit(probe, a=0.0, b=value, only_if_active=True, relative_to_norm=relative, phase=phase)
+    return Edit(probe, a=0.0, b=value, above=0.0, relative_to_norm=relative, phase=phase)
 
 
 def scale(probe: Probe, factor: float, *, phase: Phase = Phase.ALL) -> Edit:
@@ -168,4 +193,9 @@ def ablate(probe: Probe, *, phase: Phase = Phase.ALL) -> Edit:
 
 def ban(probe: Probe, strength: float = 0.0, *, phase: Phase = Phase.ALL) -> Edit:
     """Push f to −strength·f where it is positive; the projection then keeps it from re-encoding."""
-    return Edit(probe, a=-strength, hi=0.0, only_if_active=True, phase=phase)
+    return Edit(probe, a=-strength, hi=0.0, above=0.0, phase=phase)
+
+
+def redirect(probe: Probe, factor: float, to: Redirection, *, phase: Phase = Phase.ALL) -> Edit:
+    """Where f is above the threshold, write `factor`·f of the target in its place: f becomes −strength·f."""
+    return Edit(probe, a=-to.strength, above=to.threshold, phase=phase, target=to.target, factor=factor)

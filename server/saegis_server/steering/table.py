@@ -184,7 +184,7 @@ def _edit_numbers(edit: Edit) -> list[float]:
     numbers = _probe_numbers(edit.probe)
     numbers[Column.A], numbers[Column.B] = edit.a, edit.b
     numbers[Column.LO], numbers[Column.HI] = max(edit.lo, -UNBOUNDED), min(edit.hi, UNBOUNDED)
-    numbers[Column.GATE] = 0.0 if edit.only_if_active else -UNBOUNDED
+    numbers[Column.GATE] = max(edit.above, -UNBOUNDED)
     numbers[Column.RELATIVE] = float(edit.relative_to_norm)
     numbers[Column.IN_PROMPT] = float(edit.phase is not Phase.COMPLETION)
     numbers[Column.IN_COMPLETION] = float(edit.phase is not Phase.PROMPT)
@@ -263,7 +263,7 @@ class SiteTable:
             if edits:
                 used.append(table)
                 reads = [centred_read(edit.probe) for edit in edits]
-                _fill(table, slot, reads, [edit.probe.write for edit in edits])
+                _fill(table, slot, reads, [edit.write for edit in edits])
                 _fill_numbers(table, slot, [_edit_numbers(edit) for edit in edits])
         if program.max_relative_norm is not None and program.edits:
             self.edits.numbers[slot, Column.TIGHTNESS, 0] = _tightness(program.max_relative_norm)
