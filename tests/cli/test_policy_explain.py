@@ -69,9 +69,9 @@ def test_a_redirect_is_asked_for_and_explained(world: Path) -> None:
     rule = f"  - {{id: away, redirect: {{features: [{{sae: first, index: 8}}], {target}, factor: 2}}}}\n"
     redirecting = f"{POLICY[: POLICY.index('allow:')]}{rule}allow: [{{id: style, ops: [redirect], max: 2}}]\n"
     write_files(world / "away", {"policy.yaml": redirecting.encode()})
-    told = offline(world, "--redirect", "4=6:1", bundle="away").splitlines()
-    assert "  p/away: redirect of twins, in force" in told
-    assert f"  at {tiny.FIRST_SITE}: 1 own edits, 1 rules, 1 bans" in told
+    told = offline(world, "--redirect", "4=6:1", bundle="away")
+    assert "  p/away: redirect of twins, in force\n" in told
+    assert f"  at {tiny.FIRST_SITE}: 1 own edits, 1 rules, 1 bans\n" in told
     told = offline(world, "--redirect", "4=the red bridge:1", bundle="away")
     assert "denied by p/away at steering.edits[0]: a rule redirects to this\n" in told
     told = offline(world, "--redirect", "5=7:1max:3", bundle="away")

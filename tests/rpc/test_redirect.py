@@ -47,6 +47,7 @@ def value(sae: SparseAutoencoder, named: int | Tensor, x: Tensor) -> float:
     """The value of a feature of a JumpReLU SAE, or of a direction, at x in float64 [d]."""
     if isinstance(named, Tensor):
         return float(x @ named / named.norm())
+    assert sae.b_enc is not None
     before = float((x - sae.b_dec.double()) @ sae.W_enc.double()[:, named] + sae.b_enc.double()[named])
     assert sae.threshold is not None
     return before if before > max(float(sae.threshold[named]), 0.0) else 0.0
