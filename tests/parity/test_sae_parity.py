@@ -13,8 +13,8 @@ from torch import Tensor
 from saegis_server.sae.autoencoder import Architecture, SparseAutoencoder
 from saegis_server.sae.files import load_sae
 from saegis_server.sae.formats.saelens import save_sae
+from saegis_server.steering.admitted import AdmittedRows
 from saegis_server.steering.program import SiteProgram
-from saegis_server.steering.projection import held_geometry
 from saegis_server.steering.rows import Norm, clamp, clamp_if_active, scale
 from saegis_server.steering.table import Capacity, SiteTable, TableView
 from tests.steering import cases
@@ -89,7 +89,8 @@ def _close(found: Tensor, wanted: Tensor) -> None:
 
 def _view(program: SiteProgram) -> TableView:
     table = SiteTable(1, WIDTH, Capacity(edits=4, rules=2, bans=2, watches=2))
-    table.write(0, program, held_geometry(program))
+    admitted = AdmittedRows.of(program)
+    table.write(0, admitted, admitted.geometry, admitted.moves)
     return TableView(table.edits, table.rules, table.bounds, table.watches, table.guards)
 
 
