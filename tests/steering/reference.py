@@ -164,8 +164,11 @@ def nearest_allowed(allowed: list[HalfSpace], x: Vector) -> Vector:
     return np.asarray(x - unit * residual[:-1] / residual[-1])
 
 
-def settled(program: SiteProgram, x: Vector, prompt: bool) -> Vector:
-    """The activation after everything: edits, rules, pushes, and the projection onto what is allowed."""
-    edited, pushed = steer(program, x, prompt)
+def settled(program: SiteProgram, x: Vector, prompt: bool, every: SiteProgram | None = None) -> Vector:
+    """The activation after everything: edits, rules, pushes, and the projection onto what is allowed.
+
+    every: see `steer`.
+    """
+    edited, pushed = steer(program, x, prompt, every)
     allowed = half_spaces(program, x, edited, prompt)
     return nearest_allowed(allowed, pushed) if allowed else pushed
