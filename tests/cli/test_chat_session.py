@@ -71,7 +71,8 @@ def test_help_lists_every_command_and_each_is_understood() -> None:
     for command in COMMANDS:
         assert command in told
         name = command.partition(" ")[0]
-        argument = " 1=1" if "=" in command else " 1" if "TARGET" in command else ""
+        ways = {"=TO": " 1=2:1", "=": " 1=1", "TARGET": " 1"}
+        argument = next((written for form, written in ways.items() if form in command), "")
         session = ChatSession()
         session.command("/ban 1")
         session.command(name + argument)

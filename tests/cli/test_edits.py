@@ -31,6 +31,15 @@ from saegis.cli.edits import (
         ("ban", "poison", saegis.ban("poison")),
         ("ban", "7=2", saegis.ban(7, 2.0)),
         ("ban", "a = b", saegis.ban("a = b")),
+        ("redirect", "367=3552:1.3", saegis.redirect(367, 1.3, to=3552, unit="feature")),
+        ("redirect", "a=b= calm :-2", saegis.redirect("a=b", -2, to="calm", unit="feature")),
+        ("redirect", "7=a: b:1MAX", saegis.redirect(7, 1, to="a: b", unit="max_activation")),
+        ("redirect", "7=8:1:2", saegis.redirect(7, 1, to=8, strength=2, unit="feature")),
+        (
+            "redirect",
+            "7=8:1max:0:.5",
+            saegis.redirect(7, 1, to=8, threshold=0.5, unit="max_activation"),
+        ),
     ],
 )
 def test_an_edit_is_read_as_written(operation: str, text: str, expected: saegis.Edit) -> None:
@@ -52,6 +61,14 @@ def test_an_edit_is_read_as_written(operation: str, text: str, expected: saegis.
         ("scale", "12=2max", "without a unit"),
         ("ban", "12=2norm", "without a unit"),
         ("clamps", "12=2", "is no operation"),
+        ("redirect", "12", "is no redirect"),
+        ("redirect", "12=7", "is no redirect; write TARGET=TO:FACTOR"),
+        ("redirect", "12=7:much", "is no redirect"),
+        ("redirect", "12=7:1norm", "is no redirect"),
+        ("redirect", "12=7:1:2max", "is no redirect"),
+        ("redirect", "12=7:1:inf", "finite"),
+        ("redirect", "12=:1", "names no feature"),
+        ("redirect", "=7:1", "names no feature"),
     ],
 )
 def test_what_is_not_written_right_says_why(operation: str, text: str, complaint: str) -> None:
@@ -93,7 +110,13 @@ def test_words_and_strength_are_told_apart(text: str, words: str, strength: floa
     assert split_strength(text) == (words, strength)
 
 
-@pytest.mark.parametrize("text", ["clamp 12=3.5", "clamp 12=2max", "add x=0.1norm", "scale 3=0.5", "ban 7=2"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("clamp 12=3.5", "clamp 12=2max", "add x=0.1norm", "scale 3=0.5", "ban 7=2"),
+        *("redirect 12=7:1.5", "redirect a=b c:2max:1", "redirect 12=7:1:0:0.5"),
+    ],
+)
 def test_a_described_edit_reads_back_as_itself(text: str) -> None:
     operation, _, rest = text.partition(" ")
     assert describe_edit(parse_edit(operation, rest)) == text

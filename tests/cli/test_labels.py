@@ -34,10 +34,13 @@ def test_the_better_feature_is_taken_and_the_others_are_named(
 ) -> None:
     edits = with_best_features([saegis.clamp(label, 2.0), saegis.ban(5)], SEARCH)
     assert edits == [saegis.clamp(taken, 2.0), saegis.ban(5)]
+    (redirect,) = with_best_features([saegis.redirect(label, 1.0, to=label)], SEARCH)
+    assert redirect.redirect is not None
+    assert redirect.target == redirect.redirect.target == edits[0].target
     assert with_best_features([saegis.watch(saegis.feature(label, sae="first"))], SEARCH) == [
         saegis.watch(saegis.feature(taken, sae="first"))
     ]
-    assert capsys.readouterr().err.splitlines() == [told, told]
+    assert capsys.readouterr().err.splitlines() == [told] * 4
 
 
 @pytest.mark.parametrize("label", ["Fog", "rain", "no such", "mis", "!"])

@@ -107,6 +107,31 @@ def test_operations(edit: saegis.Edit, operation: str, value: float | None) -> N
     )
 
 
+def test_a_redirect_says_what_it_writes_instead() -> None:
+    to = saegis.redirect(1, 1.5, to=saegis.feature("calm", sae="b"), unit="max_activation", phase="all")
+    assert sent(to) == steering_pb2.Edit(
+        operation="OPERATION_REDIRECT",
+        feature=FeatureRef(index=1),
+        value=1.5,
+        unit="UNIT_MAX_ACTIVATION",
+        phase="PHASE_ALL",
+        redirect=steering_pb2.Redirection(
+            feature=FeatureRef(sae="b", label="calm"), strength=0.0, threshold=0.0
+        ),
+    )
+    to = saegis.redirect("a", -2, to=saegis.direction([1, 0.5]), strength=1, threshold=0.25, site="x")
+    assert sent(to).redirect == steering_pb2.Redirection(
+        direction=Direction(values=[1, 0.5]), strength=1.0, threshold=0.25
+    )
+    with pytest.raises(TypeError, match=r"redirect\.strength"):
+        sent(saegis.redirect(1, 1, to=2, strength="much"))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="a target is"):
+        saegis.redirect(1, 1, to=None)  # type: ignore[arg-type]
+    for operation, redirection in (("redirect", None), ("clamp", saegis.Redirection(saegis.feature(1)))):
+        with pytest.raises(ValueError, match="a redirect needs one"):
+            saegis.Edit(operation, saegis.feature(1), 1.0, redirect=redirection)
+
+
 def test_every_operation_unit_and_phase_of_the_contract_can_be_said() -> None:
     for enum, literal in (("Operation", saegis.Operation), ("Unit", saegis.Unit), ("Phase", saegis.Phase)):
         names = steering_pb2.DESCRIPTOR.enum_types_by_name[enum].values_by_number.values()

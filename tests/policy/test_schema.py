@@ -136,6 +136,32 @@ def test_a_whole_policy_is_read() -> None:
             "give at least one of harmful, subject, language and min_precision",
         ),
         (
+            "rules:\n- id: a\n  redirect:\n    features: [{index: 1}]\n    factor: 1\n    to: {}",
+            11,
+            "rules[0].redirect.to",
+            "give one of feature and direction",
+        ),
+        (
+            "rules:\n- id: a\n  redirect: {features: [{index: 1}], factor: 1, to: {feature: {indices: [2]}}}",
+            8,
+            "rules[0].redirect",
+            "to: a redirect writes one feature, named by index or label",
+        ),
+        (
+            "rules:\n- id: a\n  redirect: {features: [{index: 1}], factor: 1, to: {feature: {index: 2}},\n"
+            "   unit: norm_fraction}",
+            9,
+            "rules[0].redirect.unit",
+            "must be feature or max_activation, not 'norm_fraction'",
+        ),
+        (
+            "rules:\n- id: a\n  redirect: {features: [{index: 1}], factor: 1, to: {feature: {index: 2}},\n"
+            "   threshold: -1}",
+            9,
+            "rules[0].redirect.threshold",
+            "must be greater than or equal to 0, not -1",
+        ),
+        (
             "protect:\n- {id: a, features: [{index: 1}]}\n- {features: [{index: 2}],\n   id: a}",
             9,
             "protect[1].id",
@@ -276,6 +302,7 @@ def test_a_rule_has_exactly_one_action(actions: list[str]) -> None:
         "cap": {**targets, "value": 1},
         "floor": {**targets, "value": 1},
         "scale": {**targets, "factor": 0.5},
+        "redirect": {**targets, "factor": 0.5, "to": {"feature": {"index": 2}}},
         "watch": targets,
         "refuse": {"message": "no"},
     }

@@ -95,6 +95,7 @@ MEANINGS = {
     "--read-first-token": "whether conditions read a text's first token",
     "--ready-file": "the file that says where a server serves",
     "--receipt": "whether the whole receipt is shown",
+    "--redirect": "an edit that writes one feature where another is active",
     "--reflection": "whether clients may read the contract",
     "--replay": "the audit log whose decisions are made again",
     "--reuse": "how often an activation is trained on",
@@ -150,7 +151,8 @@ VARIED = {
 FREE = """
     ADDRESS CODE,CODE... DEVICE FILE FILE|INDEX,INDEX... FILE|MODULE:FUNCTION FILE|TARGET HASH ID KIND=NUMBER
     FILE|TARGET,TARGET... LABEL NAME NAME=NUMBER PATH_OR_HUB_ID SITE SIZE,SIZE... STRENGTH,STRENGTH... TARGET
-    TARGET=FACTOR TARGET=VALUE TARGET[=STRENGTH] TEXT VALUE,VALUE... WORDS[=STRENGTH] WORD[=VALUE]
+    TARGET=FACTOR TARGET=TO:FACTOR[:STRENGTH[:THRESHOLD]] TARGET=VALUE TARGET[=STRENGTH] TEXT VALUE,VALUE...
+    WORDS[=STRENGTH] WORD[=VALUE]
 """
 
 

@@ -86,6 +86,7 @@ from saegis.steering import (
     FeatureRef,
     Operation,
     Phase,
+    Redirection,
     Target,
     Unit,
     Watch,
@@ -97,6 +98,7 @@ from saegis.steering import (
     direction,
     feature,
     floor,
+    redirect,
     scale,
     watch,
 )
@@ -156,6 +158,7 @@ __all__ = [
     "PolicyRevision",
     "PolicyState",
     "Receipt",
+    "Redirection",
     "ResourceExhausted",
     "RuleMode",
     "SaeInfo",
@@ -187,6 +190,7 @@ __all__ = [
     "direction",
     "feature",
     "floor",
+    "redirect",
     "scale",
     "watch",
 ]

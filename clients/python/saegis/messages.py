@@ -102,6 +102,10 @@ def _edit(edit: Edit) -> steering_pb2.Edit:
     )
     _set_target(message, edit.target)
     put(message, "value", edit.value)
+    if edit.redirect is not None:
+        _set_target(message.redirect, edit.redirect.target)
+        for name in ("strength", "threshold"):
+            put(message.redirect, name, getattr(edit.redirect, name), shown_as=f"redirect.{name}")
     return message
 
 
@@ -114,7 +118,9 @@ def watch_message(watch: Watch | Target) -> steering_pb2.Watch:
     return message
 
 
-def _set_target(message: steering_pb2.Edit | steering_pb2.Watch, target: FeatureRef | Direction) -> None:
+def _set_target(
+    message: steering_pb2.Edit | steering_pb2.Watch | steering_pb2.Redirection, target: FeatureRef | Direction
+) -> None:
     if isinstance(target, Direction):
         message.direction.values.extend(target.values)
         message.direction.SetInParent()

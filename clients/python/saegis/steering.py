@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal, get_args
 
-Operation = Literal["clamp", "clamp_if_active", "scale", "add", "cap", "floor", "ablate", "ban"]
+Operation = Literal["clamp", "clamp_if_active", "scale", "add", "cap", "floor", "ablate", "ban", "redirect"]
 Unit = Literal["feature", "max_activation", "norm_fraction"]
 Phase = Literal["all", "prompt", "completion"]
 
@@ -58,10 +58,20 @@ Target = int | str | FeatureRef | FeatureInfo | Direction
 
 
 @dataclass(frozen=True, slots=True)
-class Edit:
-    """One change of one target; made by `clamp`, `scale`, `add`, `cap`, `floor`, `ablate` and `ban`.
+class Redirection:
+    """What a redirect writes, how hard it pushes against what it reads, and above which value it acts."""
 
-    Raises ValueError for an operation, unit or phase that does not exist.
+    target: FeatureRef | Direction
+    strength: float = 0.0
+    threshold: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """One change of one target; made by `clamp`, `scale`, `add`, `cap`, `floor`, `ablate`, `ban`, `redirect`.
+
+    Raises ValueError for an operation, unit or phase that does not exist, for a redirect without a
+    redirection, and for any other operation with one.
     """
 
     operation: Operation
@@ -70,6 +80,7 @@ class Edit:
     unit: Unit | None = None
     site: str = ""
     phase: Phase | None = None
+    redirect: Redirection | None = None
 
     def __post_init__(self) -> None:
         _one_of("operation", self.operation, get_args(Operation))
@@ -77,6 +88,8 @@ class Edit:
             _one_of("unit", self.unit, get_args(Unit))
         if self.phase is not None:
             _one_of("phase", self.phase, get_args(Phase))
+        if (self.operation == "redirect") != (self.redirect is not None):
+            raise ValueError("redirect: a redirect needs one, and no other operation takes one")
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +173,28 @@ def ban(target: Target, strength: float = 0.0, *, site: str = "", phase: Phase |
     return Edit("ban", as_target(target), strength, None, site, phase)
 
 
+def redirect(
+    target: Target,
+    factor: float,
+    *,
+    to: Target,
+    strength: float = 0.0,
+    threshold: float = 0.0,
+    unit: Unit | None = None,
+    site: str = "",
+    phase: Phase | None = None,
+) -> Edit:
+    """Where the target's value f is greater than `threshold`, write factor·f of `to` in its place.
+
+    f itself is replaced by -strength·f, so 0 removes it and more pushes against it. `to` is a feature or a
+    direction at the same site. Each unit of the target becomes `factor` units of `to`; with the unit
+    "max_activation" the target at its recorded maximum becomes `factor` times the recorded maximum of `to`.
+    `threshold` is in the same unit; `strength` is a plain number. There is no "norm_fraction" here.
+    """
+    redirection = Redirection(as_target(to), strength, threshold)
+    return Edit("redirect", as_target(target), factor, unit, site, phase, redirection)
+
+
 #: The operations that can be written on a command line, such as `--clamp 12=3.5`, with the help of their
 #: options. The form of each follows from its function's parameters.
 WRITTEN: Mapping[str, tuple[Callable[..., Edit], str]] = MappingProxyType(
@@ -169,6 +204,10 @@ WRITTEN: Mapping[str, tuple[Callable[..., Edit], str]] = MappingProxyType(
         "add": (add, "Add to a feature's value."),
         "cap": (cap, "Keep a feature from exceeding a value."),
         "ban": (ban, "Keep a feature inactive; strength 0 removes it, more pushes against it."),
+        "redirect": (
+            redirect,
+            "Where a feature is active, write FACTOR times its value of the feature TO instead.",
+        ),
     }
 )
 

@@ -28,7 +28,8 @@ class Takes(Enum):
 
 
 class Op(StrEnum):
-    """An operation: its name, what makes its row, whether it takes a value, in which units, whether it bans.
+    """An operation: its name, what makes its row, whether it takes a value, in which units, whether it bans,
+    whether it redirects.
 
     The names are those of the contract's `Operation` in lower case, and `watch`, which reads and changes
     nothing. Without units a value is a plain number: a factor, or a strength.
@@ -65,6 +66,11 @@ class Op(StrEnum):
     REDIRECT = "redirect", rows.redirect, Takes.VALUE, frozenset((Unit.FEATURE, Unit.MAX_ACTIVATION))
     WATCH = "watch", Edit, Takes.NOTHING
 
+    @property
+    def redirects(self) -> bool:
+        """Whether it writes another feature or direction than it reads."""
+        return self is Op.REDIRECT
+
     def row(
         self,
         probe: Probe,
@@ -78,20 +84,24 @@ class Op(StrEnum):
         value: in feature units or, with `relative`, a fraction of ‖x‖; the factor of a scale or a redirect,
         the strength of a ban; of no account for what takes none. to: of a redirect, and of nothing else.
         """
-        if self is Op.REDIRECT:
+        if self.redirects:
             return self.make(probe, value, to, phase=phase)
         value_of_it = () if self.takes is Takes.NOTHING else (value,)
         unit_of_it = {"relative": relative} if self.units else {}
         return self.make(probe, *value_of_it, phase=phase, **unit_of_it)
 
-    def fault(self, value: float | None, unit: Unit | None, name: str = "") -> tuple[str, str] | None:
-        """Which of "value" and "unit" is wrong, and why; None if nothing is.
+    def fault(
+        self, value: float | None, unit: Unit | None, name: str = "", to: Redirection | None = None
+    ) -> tuple[str, str] | None:
+        """Which of "value", "unit", "to", "strength" and "threshold" is wrong, and why; None if nothing is.
 
-        value, unit: None where none is given. name: how the one who asks spells the operation.
+        value, unit, to: None where none is given. name: how the one who asks spells the operation.
         """
         name = name or self.value
+        if (to is not None) is not self.redirects:
+            return "to", f"{name} {'needs a' if self.redirects else 'takes no'} target to write instead"
         if unit is not None and unit not in self.units:
-            return "unit", f"{name} takes no unit"
+            return "unit", f"{name} takes no unit{f' {unit}' if self.units else ''}"
         if value is None:
             return ("value", f"{name} needs a value") if self.takes is Takes.VALUE else None
         if self.takes is Takes.NOTHING:
@@ -100,7 +110,16 @@ class Op(StrEnum):
             return "value", reason
         if self.bans and value < 0.0:
             return "value", f"the strength of a ban must be at least 0, not {value:g}"
-        return None
+        return None if to is None else _redirection_fault(to)
+
+
+def _redirection_fault(to: Redirection) -> tuple[str, str] | None:
+    for name, number in (("strength", to.strength), ("threshold", to.threshold)):
+        if reason := value_fault(number):
+            return name, reason
+        if number < 0.0:
+            return name, f"the {name} of a redirect must be at least 0, not {number:g}"
+    return None
 
 
 def value_fault(value: float) -> str:

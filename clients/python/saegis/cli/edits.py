@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from inspect import Parameter, signature
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from saegis import Edit, FeatureRef, SaegisError, Unit, Watch, feature, watch
+from saegis import Direction, Edit, FeatureRef, SaegisError, Unit, Watch, feature, watch
 from saegis.cli.output import USAGE, fail, notes
 from saegis.steering import WRITTEN
 
@@ -22,19 +22,30 @@ if TYPE_CHECKING:
     from saegis import Client
 
 _UNITS: dict[str, Unit] = {"": "feature", "max": "max_activation", "norm": "norm_fraction"}
-_VALUE = re.compile(r"(?P<number>[-+]?[0-9.]+(?:e[-+]?[0-9]+)?|[-+]?(?:inf|nan))(?P<unit>max|norm)?", re.I)
+_NUMBER = r"[-+]?[0-9.]+(?:e[-+]?[0-9]+)?|[-+]?(?:inf|nan)"
+_VALUE = re.compile(rf"(?P<number>{_NUMBER})(?P<unit>max|norm)?", re.I)
+#: What stands right of a redirect's last `=`. What can be read as one of its numbers is none of the label.
+_REDIRECTION = re.compile(
+    rf"(?P<to>(?:(?!:(?:{_NUMBER})(?:max)?(?::|$)).)*):(?P<factor>(?:{_NUMBER})(?:max)?)"
+    rf"(?::(?P<strength>{_NUMBER})(?::(?P<threshold>{_NUMBER}))?)?",
+    re.I,
+)
+#: How the value of an operation that also writes another feature is written.
+_TO = "TO:FACTOR[:STRENGTH[:THRESHOLD]]"
 
 
 @dataclass(frozen=True, slots=True)
 class Form:
     """How an operation is written. make: the function that makes its edit. value: the name of its value, or
-    empty. is_optional, has_unit: whether the value may be left out or have a unit. help: what it does.
+    empty. is_optional, has_unit: whether the value may be left out or have a unit. has_target: whether it
+    also writes another feature. help: what it does.
     """
 
     make: Callable[..., Edit]
     value: str
     is_optional: bool
     has_unit: bool
+    has_target: bool
     help: str
 
     @property
@@ -48,8 +59,10 @@ def _form_of(make: Callable[..., Edit], help: str) -> Form:
     """The form that follows from the parameters of a function such as `saegis.clamp`."""
     _, second, *rest = signature(make).parameters.values()
     name = "" if second.kind is Parameter.KEYWORD_ONLY else second.name.upper()
-    has_unit = any(parameter.name == "unit" for parameter in rest)
-    return Form(make, name, second.default is not Parameter.empty, has_unit, help)
+    named = {parameter.name for parameter in rest}
+    has_target = "to" in named
+    is_optional = second.default is not Parameter.empty
+    return Form(make, _TO if has_target else name, is_optional, "unit" in named, has_target, help)
 
 
 OPERATIONS = {name: _form_of(make, help) for name, (make, help) in WRITTEN.items()}
@@ -95,15 +108,18 @@ def parse_target(text: str, sae: str = "") -> FeatureRef:
 
 
 def parse_edit(operation: str, text: str, *, sae: str = "", site: str = "") -> Edit:
-    """One edit from `TARGET=VALUE`.
+    """One edit from `TARGET=VALUE`, or a redirect from `TARGET=TO:FACTOR[:STRENGTH[:THRESHOLD]]`.
 
     VALUE is a number in feature units, `2max` for multiples of the feature's recorded maximum, or
-    `0.1norm` for fractions of the activation's norm; a ban's `=STRENGTH` may be left out. A label may
-    contain `=`: the last `=` separates the value. Raises EditSyntaxError.
+    `0.1norm` for fractions of the activation's norm; a ban's `=STRENGTH` may be left out. A FACTOR such as
+    `1max` has its THRESHOLD in the same unit. A label may contain `=`: the last `=` separates the value.
+    Raises EditSyntaxError.
     """
     if operation not in OPERATIONS:
         raise EditSyntaxError(f"{operation!r} is no operation; there are {', '.join(OPERATIONS)}")
     form = OPERATIONS[operation]
+    if form.has_target:
+        return _parse_redirect(form, text, sae, site)
     name, equals, value = text.rpartition("=")
     has_value = bool(form.value and equals) and _VALUE.fullmatch(value.strip()) is not None
     if form.is_optional and not has_value:
@@ -117,6 +133,19 @@ def parse_edit(operation: str, text: str, *, sae: str = "", site: str = "") -> E
     if unit != "feature":
         raise EditSyntaxError(f"{text!r}: {operation} takes a plain number without a unit")
     return form.make(target, number, site=site)
+
+
+def _parse_redirect(form: Form, text: str, sae: str, site: str) -> Edit:
+    name, _, right = text.rpartition("=")
+    match = _REDIRECTION.fullmatch(right.strip())
+    if match is None:
+        raise EditSyntaxError(f"{text!r} is no redirect; write TARGET={form.value}, such as 12=7:1.5")
+    factor, unit = _parse_value(match["factor"])
+    further = {
+        key: _parse_value(match[key])[0] for key in ("strength", "threshold") if match[key] is not None
+    }
+    to = parse_target(match["to"], sae)
+    return form.make(parse_target(name, sae), factor, to=to, unit=unit, site=site, **further)
 
 
 def parse_edits(
@@ -142,10 +171,17 @@ def split_strength(text: str) -> tuple[str, float]:
 
 def describe_edit(edit: Edit) -> str:
     """An edit as it would be written, such as `clamp 12=3.5`."""
-    name = edit.target.selector if isinstance(edit.target, FeatureRef) else "a direction"
     suffix = next((short for short, unit in _UNITS.items() if unit == edit.unit), "")
-    value = "" if edit.value is None else f"={edit.value:g}{suffix}"
-    return f"{edit.operation} {name}{value}"
+    value = "" if edit.value is None else f"{edit.value:g}{suffix}"
+    if edit.redirect is not None:
+        to = edit.redirect
+        further = [f"{to.strength:g}", f"{to.threshold:g}"] if to.threshold else [f"{to.strength:g}"]
+        value = ":".join([_shown(to.target), value, *(further if to.threshold or to.strength else ())])
+    return f"{edit.operation} {_shown(edit.target)}{value and '='}{value}"
+
+
+def _shown(target: FeatureRef | Direction) -> str:
+    return str(target.selector) if isinstance(target, FeatureRef) else "a direction"
 
 
 def _parse_value(text: str) -> tuple[float, Unit]:
@@ -175,12 +211,18 @@ def server_search(client: Client) -> Search:
 
 def with_best_features(requested: Sequence[EditOrWatch], search: Search) -> list[EditOrWatch]:
     """The edits or watches, with each label of several features replaced by the best of them."""
-    return [
-        replace(edit, target=best_feature(edit.target, search))
-        if isinstance(edit.target, FeatureRef)
-        else edit
-        for edit in requested
-    ]
+    return [_with_best(edit, search) for edit in requested]
+
+
+def _with_best(edit: EditOrWatch, search: Search) -> EditOrWatch:
+    if isinstance(edit, Edit) and edit.redirect is not None:
+        to = edit.redirect
+        edit = replace(edit, redirect=replace(to, target=_best(to.target, search)))
+    return replace(edit, target=_best(edit.target, search))
+
+
+def _best(target: FeatureRef | Direction, search: Search) -> FeatureRef | Direction:
+    return best_feature(target, search) if isinstance(target, FeatureRef) else target
 
 
 def best_feature(target: FeatureRef, search: Search) -> FeatureRef:

@@ -18,6 +18,7 @@ class Operation(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     OPERATION_FLOOR: _ClassVar[Operation]
     OPERATION_ABLATE: _ClassVar[Operation]
     OPERATION_BAN: _ClassVar[Operation]
+    OPERATION_REDIRECT: _ClassVar[Operation]
 
 class Unit(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -41,6 +42,7 @@ OPERATION_CAP: Operation
 OPERATION_FLOOR: Operation
 OPERATION_ABLATE: Operation
 OPERATION_BAN: Operation
+OPERATION_REDIRECT: Operation
 UNIT_UNSPECIFIED: Unit
 UNIT_FEATURE: Unit
 UNIT_MAX_ACTIVATION: Unit
@@ -59,7 +61,7 @@ class Steering(_message.Message):
     def __init__(self, edits: _Optional[_Iterable[_Union[Edit, _Mapping[str, object]]]] = ..., watches: _Optional[_Iterable[_Union[Watch, _Mapping[str, object]]]] = ...) -> None: ...
 
 class Edit(_message.Message):
-    __slots__ = ("operation", "feature", "direction", "site", "value", "unit", "phase")
+    __slots__ = ("operation", "feature", "direction", "site", "value", "unit", "phase", "redirect")
     OPERATION_FIELD_NUMBER: _ClassVar[int]
     FEATURE_FIELD_NUMBER: _ClassVar[int]
     DIRECTION_FIELD_NUMBER: _ClassVar[int]
@@ -67,6 +69,7 @@ class Edit(_message.Message):
     VALUE_FIELD_NUMBER: _ClassVar[int]
     UNIT_FIELD_NUMBER: _ClassVar[int]
     PHASE_FIELD_NUMBER: _ClassVar[int]
+    REDIRECT_FIELD_NUMBER: _ClassVar[int]
     operation: Operation
     feature: FeatureRef
     direction: Direction
@@ -74,7 +77,20 @@ class Edit(_message.Message):
     value: float
     unit: Unit
     phase: Phase
-    def __init__(self, operation: _Optional[_Union[Operation, str]] = ..., feature: _Optional[_Union[FeatureRef, _Mapping[str, object]]] = ..., direction: _Optional[_Union[Direction, _Mapping[str, object]]] = ..., site: _Optional[str] = ..., value: _Optional[float] = ..., unit: _Optional[_Union[Unit, str]] = ..., phase: _Optional[_Union[Phase, str]] = ...) -> None: ...
+    redirect: Redirection
+    def __init__(self, operation: _Optional[_Union[Operation, str]] = ..., feature: _Optional[_Union[FeatureRef, _Mapping[str, object]]] = ..., direction: _Optional[_Union[Direction, _Mapping[str, object]]] = ..., site: _Optional[str] = ..., value: _Optional[float] = ..., unit: _Optional[_Union[Unit, str]] = ..., phase: _Optional[_Union[Phase, str]] = ..., redirect: _Optional[_Union[Redirection, _Mapping[str, object]]] = ...) -> None: ...
+
+class Redirection(_message.Message):
+    __slots__ = ("feature", "direction", "strength", "threshold")
+    FEATURE_FIELD_NUMBER: _ClassVar[int]
+    DIRECTION_FIELD_NUMBER: _ClassVar[int]
+    STRENGTH_FIELD_NUMBER: _ClassVar[int]
+    THRESHOLD_FIELD_NUMBER: _ClassVar[int]
+    feature: FeatureRef
+    direction: Direction
+    strength: float
+    threshold: float
+    def __init__(self, feature: _Optional[_Union[FeatureRef, _Mapping[str, object]]] = ..., direction: _Optional[_Union[Direction, _Mapping[str, object]]] = ..., strength: _Optional[float] = ..., threshold: _Optional[float] = ...) -> None: ...
 
 class Watch(_message.Message):
     __slots__ = ("feature", "direction", "site")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from saegis_server.policy.decide.claims import Place
 from saegis_server.policy.decide.compiled import CompiledPolicy
@@ -13,9 +13,8 @@ from saegis_server.policy.decide.uses import beyond
 from saegis_server.policy.schema.cases import CaseEdit, CaseRequest
 from saegis_server.policy.schema.policy import DirectionSelector, FeatureSelector
 from saegis_server.problem import Problem
-from saegis_server.sae.request_edit import RequestEdit
+from saegis_server.sae.request_edit import EditError, RequestEdit, Wish, request_edit
 from saegis_server.steering.operations import Unit
-from saegis_server.steering.rows import Edit
 
 
 @dataclass(frozen=True)
@@ -100,20 +99,16 @@ def _edit(edit: CaseEdit, selectors: Selectors, path: str) -> RequestEdit:
     site = selectors.site(edit.site, f"{path}.site") if edit.site else target.site
     if target.feature is not None and site != target.site:
         raise SelectionError(Problem(f"{target.name} is at {target.site}, not at {site}", f"{path}.site"))
-    return RequestEdit(
-        path=path,
-        site=site,
+    wish = Wish(
         op=edit.op,
-        edit=_row(edit, target, path),
-        feature=target.feature,
         value=edit.value,
-        unit=edit.unit,
+        unit=None if edit.unit is Unit.FEATURE else edit.unit,
+        phase=edit.phase,
+        to=None if edit.to is None else selectors.written(edit.to, site, f"{path}.to"),
+        strength=edit.strength,
+        threshold=edit.threshold,
     )
-
-
-def _row(edit: CaseEdit, target: Selected, path: str) -> Edit:
-    unit = None if edit.unit is Unit.FEATURE else edit.unit
-    if fault := edit.op.fault(edit.value, unit):
-        raise SelectionError(Problem(fault[1], f"{path}.{fault[0]}"))
-    value, relative = target.scaled(edit.value or 0.0, edit.unit, f"{path}.unit")
-    return edit.op.row(target.probe, value, edit.phase, relative)
+    try:
+        return request_edit(path, replace(target, site=site), wish)
+    except EditError as error:
+        raise SelectionError(Problem(str(error), f"{path}.{error.field}")) from error

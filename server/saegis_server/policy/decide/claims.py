@@ -9,7 +9,7 @@ from itertools import combinations
 from saegis_server.policy.decide.selectors import Selected
 from saegis_server.steering import rows
 from saegis_server.steering.operations import Op
-from saegis_server.steering.rows import Edit, Phase
+from saegis_server.steering.rows import Edit, Phase, Redirection
 from saegis_server.steering.site import Site
 
 #: A site and the key of a probe at it.
@@ -20,14 +20,17 @@ Owner = tuple[str, str]
 
 #: Operations that change a value only beyond a bound.
 _BOUNDS = frozenset((Op.CAP, Op.FLOOR))
+#: Operations that leave nothing of what another row writes along their own.
+_TAKES_BACK = frozenset((Op.BAN, Op.CLAMP, Op.CLAMP_IF_ACTIVE))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Claim:
     """What one rule requires of one feature or direction.
 
-    value: a ban's strength, a scale's factor or, for other operations, the value in feature units or, if
-    `relative`, as a fraction of ‖x‖. conditional: it acts only while a condition holds.
+    value: a ban's strength, the factor of a scale or a redirect or, for other operations, the value in
+    feature units or, if `relative`, as a fraction of ‖x‖. conditional: it acts only while a condition holds.
+    to, redirection: of a redirect, what it writes, and how, in feature units.
     """
 
     owner: Owner
@@ -37,6 +40,8 @@ class Claim:
     relative: bool = False
     phase: Phase = Phase.ALL
     conditional: bool = False
+    to: Selected | None = None
+    redirection: Redirection | None = None
 
     @property
     def name(self) -> str:
@@ -56,13 +61,17 @@ class Claim:
 
     def same_effect(self, other: Claim) -> bool:
         """Whether both claims do the same where they act."""
-        mine, theirs = (self.op, self.value, self.relative), (other.op, other.value, other.relative)
-        return mine == theirs
+        return self._numbers() == other._numbers()
+
+    def _numbers(self) -> tuple[object, ...]:
+        to = self.redirection
+        further = () if to is None else (to.target.key, to.strength, to.threshold)
+        return self.op, self.value, self.relative, *further
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Contradiction:
-    """Two claims that cannot both be met, and the reason."""
+    """Two claims that cannot both be met, and the reason. They meet on what the first one is about."""
 
     first: Claim
     second: Claim
@@ -107,14 +116,27 @@ def by_place(claims: Iterable[Claim]) -> dict[Place, list[Claim]]:
 
 
 def contradictions(claims: Iterable[Claim]) -> Iterator[Contradiction]:
-    """Every pair of claims that contradict each other. Bans never do.
+    """Every pair of claims that contradict each other. Two bans never do.
 
     Each pair is judged by itself, so that a further claim never resolves a contradiction.
     """
-    for group in by_place(claim for claim in claims if claim.op is not Op.BAN).values():
-        for first, second in combinations(sorted(group, key=lambda claim: claim.owner), 2):
+    places = by_place(claims)
+    for group in places.values():
+        rules = sorted((claim for claim in group if claim.op is not Op.BAN), key=lambda claim: claim.owner)
+        for first, second in combinations(rules, 2):
             if first.acts_in(second.phase) and (reason := _why_not(first, second)):
                 yield Contradiction(first, second, reason)
+        for redirect in (claim for claim in group if claim.to is not None):
+            yield from _undone(redirect, places)
+
+
+def _undone(redirect: Claim, places: Mapping[Place, Sequence[Claim]]) -> Iterator[Contradiction]:
+    """The claims that would take back what a redirect writes: bans and clamps of its target."""
+    target = None if redirect.to is None else places.get(redirect.to.key)
+    for claim in target or ():
+        if claim.acts_in(redirect.phase) and claim.op in _TAKES_BACK:
+            verb = "bans" if claim.op is Op.BAN else "holds at a value"
+            yield Contradiction(claim, redirect, f"the first {verb} what the second redirects to")
 
 
 def _why_not(first: Claim, second: Claim) -> str:
@@ -122,7 +144,7 @@ def _why_not(first: Claim, second: Claim) -> str:
     if first.conditional and second.conditional:
         return "both have a condition, and while both hold their changes would add up"
     pair, ops = (first, second), {first.op, second.op}
-    if not ops & _BOUNDS:
+    if Op.REDIRECT in ops or not ops & _BOUNDS:
         return "" if first.same_effect(second) else f"{_words(first)} and {_words(second)}"
     if Op.SCALE not in ops and first.relative != second.relative:
         return "their values are in different units"
@@ -147,6 +169,11 @@ def _acts_on_inactive(claim: Claim) -> bool:
 def _words(claim: Claim) -> str:
     if claim.op is Op.SCALE:
         return f"scale by {claim.value:g}"
+    if claim.op in _BOUNDS:
+        return f"{claim.op} at {claim.value:g}{' of the norm' if claim.relative else ''}"
+    if claim.to is not None and claim.redirection is not None:
+        strength, threshold = claim.redirection.strength, claim.redirection.threshold
+        return f"redirect to {claim.to.name} by {claim.value:g}, at strength {strength:g} above {threshold:g}"
     where = " where active" if claim.op is Op.CLAMP_IF_ACTIVE else ""
     return f"clamp to {claim.value:g}{' of the norm' if claim.relative else ''}{where}"
 
@@ -252,7 +279,8 @@ def _joined(edits: Mapping[Phase, Edit]) -> Iterator[Edit]:
 
 
 def _bounded(claims: Sequence[Claim]) -> Edit:
-    """One row: the clamp or scale, if there is one, under the least cap and above the greatest floor."""
+    """One row: a redirect, or the clamp or scale, if there is one, under the least cap and above the
+    greatest floor."""
     probe = _probe(claims).target.probe
     bounds = [claim for claim in claims if claim.op in _BOUNDS]
     cap = min((claim.value for claim in bounds if claim.op is Op.CAP), default=rows.INFINITY)
@@ -261,5 +289,7 @@ def _bounded(claims: Sequence[Claim]) -> Edit:
     if sets is None or sets.op is Op.SCALE:
         factor, relative = 1.0 if sets is None else sets.value, any(claim.relative for claim in bounds)
         return Edit(probe, a=factor, lo=floor, hi=cap, relative_to_norm=relative)
+    if sets.redirection is not None:
+        return rows.redirect(probe, sets.value, sets.redirection)
     make = rows.clamp if sets.op is Op.CLAMP else rows.clamp_if_active
     return make(probe, max(min(sets.value, cap), floor), relative=sets.relative)

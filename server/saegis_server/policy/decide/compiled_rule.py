@@ -17,6 +17,7 @@ from saegis_server.policy.schema.policy import (
     Mode,
     Not,
     Reading,
+    Redirect,
     Rule,
     Scale,
     Targets,
@@ -26,6 +27,7 @@ from saegis_server.policy.schema.policy import Expression as Written
 from saegis_server.problem import Problem
 from saegis_server.steering.conditions import AllOf, AnyOf, Condition, Expression, Literal, Negation
 from saegis_server.steering.operations import Op, Unit
+from saegis_server.steering.rows import Redirection
 from saegis_server.steering.site import Site
 
 
@@ -34,7 +36,8 @@ class CompiledRule:
     """One rule. mode: its own; None where its policy's mode holds.
 
     targets: those of its action, by site and key; none for stop, refuse and record. claims: what a ban,
-    clamp, cap, floor or scale requires of each target. condition: its literals are numbered by `readings`.
+    clamp, cap, floor, scale or redirect requires of each target. condition: its literals are numbered by
+    `readings`.
     """
 
     id: str
@@ -73,7 +76,7 @@ def compile_rule(rule: Rule, policy: str, selectors: Selectors) -> CompiledRule:
     if isinstance(action, Targets):
         with faults.gathered():
             targets = selectors.targets(action, f"{path}.{rule.action}")
-            claims = tuple(_claims(rule, policy, action, targets, f"{path}.{rule.action}"))
+            claims = tuple(_claims(rule, policy, action, targets, selectors, f"{path}.{rule.action}"))
     if rule.when is not None:
         with faults.gathered():
             condition, readings = _condition(rule.when, selectors, f"{path}.when.if")
@@ -92,13 +95,19 @@ def compile_rule(rule: Rule, policy: str, selectors: Selectors) -> CompiledRule:
 
 
 def _claims(
-    rule: Rule, policy: str, action: Targets, targets: Sequence[Selected], path: str
+    rule: Rule, policy: str, action: Targets, targets: Sequence[Selected], selectors: Selectors, path: str
 ) -> Iterator[Claim]:
     owner, conditional = (policy, rule.id), rule.when is not None
     for target in targets:
+        to: Selected | None = None
+        redirection: Redirection | None = None
         match action:
             case Ban():
                 op, value, relative = Op.BAN, action.strength, False
+            case Redirect():
+                to, op, relative = selectors.written(action.to, target.site, f"{path}.to"), Op.REDIRECT, False
+                strengths = action.strength, action.threshold
+                value, redirection = target.redirected(to, action.factor, action.unit, strengths, path)
             case Clamp():
                 op = Op.CLAMP_IF_ACTIVE if action.if_active else Op.CLAMP
                 value, relative = target.scaled(action.value, action.unit, f"{path}.unit")
@@ -109,7 +118,7 @@ def _claims(
                 op, value, relative = Op.SCALE, action.factor, False
             case _:
                 return
-        yield Claim(owner, target, op, value, relative, action.phase, conditional)
+        yield Claim(owner, target, op, value, relative, action.phase, conditional, to, redirection)
 
 
 def _condition(when: When, selectors: Selectors, path: str) -> tuple[Condition, tuple[Selected, ...]]:

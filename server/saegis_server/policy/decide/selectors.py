@@ -10,12 +10,18 @@ from typing import Protocol
 from torch import Tensor
 
 from saegis_server.policy.decide.world import World
-from saegis_server.policy.schema.policy import DirectionSelector, FeatureSelector, Targets, Where
+from saegis_server.policy.schema.policy import (
+    DirectionSelector,
+    FeatureSelector,
+    Target,
+    Targets,
+    Where,
+)
 from saegis_server.problem import Problem
 from saegis_server.sae.catalog import CatalogError, FoundFeature, LoadedSAE
-from saegis_server.sae.request_edit import UnitError, scaled
+from saegis_server.sae.request_edit import EditError, redirected, scaled
 from saegis_server.steering.operations import Unit
-from saegis_server.steering.rows import Probe
+from saegis_server.steering.rows import Probe, Redirection
 from saegis_server.steering.site import Site, SiteError
 
 #: The tensors of a bundle's direction files, by path and then by name.
@@ -72,8 +78,21 @@ class Selected:
         """A value in feature units or, with True, as a fraction of ‖x‖. Raises SelectionError."""
         try:
             return scaled(value, unit, self.feature, self.name)
-        except UnitError as error:
+        except EditError as error:
             raise _fault(path, str(error)) from error
+
+    def redirected(
+        self, to: Selected, factor: float, unit: Unit, strengths: tuple[float, float], path: str
+    ) -> tuple[float, Redirection]:
+        """The factor and the redirection of a redirect to `to` in feature units. Raises SelectionError.
+
+        strengths: the strength, and the threshold in `unit`.
+        """
+        given = Redirection(to.probe, *strengths)
+        try:
+            return redirected(factor, unit, given, (self.feature, to.feature), (self.name, to.name))
+        except EditError as error:
+            raise _fault(f"{path}.{error.field}".replace(".value", ".factor"), str(error)) from error
 
 
 class Selectors:
@@ -147,6 +166,20 @@ class Selectors:
         file = selector.file.removeprefix("directions/")
         name = f"{file}:{selector.tensor}" if selector.tensor else file
         return self._known.setdefault((site, probe.key), Selected(site, probe, name))
+
+    def written(self, target: Target, site: Site, path: str) -> Selected:
+        """The one feature or direction that a redirect at `site` writes. Raises SelectionError."""
+        if target.feature is not None:
+            selected = self.feature(target.feature, f"{path}.feature")
+        elif target.direction is not None:
+            # Where it is not told, a direction is at the site of what is redirected.
+            at = target.direction.site or str(site)
+            selected = self.direction(target.direction.model_copy(update={"site": at}), f"{path}.direction")
+        else:
+            raise _fault(path, "give one of feature and direction")
+        if selected.site != site:
+            raise _fault(path, f"{selected.name} is at {selected.site}, and what is redirected is at {site}")
+        return selected
 
     def site(self, name: str, path: str) -> Site:
         """A site of the world, in any spelling. Raises SelectionError."""

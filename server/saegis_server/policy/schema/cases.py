@@ -11,6 +11,7 @@ from saegis_server.policy.schema.policy import (
     Count,
     Name,
     Number,
+    Strength,
     Strict,
     Target,
     Text,
@@ -21,13 +22,22 @@ from saegis_server.steering.rows import Phase
 
 
 class CaseEdit(Target):
-    """An edit of a case's request."""
+    """An edit of a case's request. to, strength, threshold: of a redirect, whose value is the factor."""
 
     op: Op
     site: str = ""
     value: Number | None = None
     unit: Unit = Unit.FEATURE
     phase: Phase = Phase.ALL
+    to: Target | None = None
+    strength: Strength = 0.0
+    threshold: Strength = 0.0
+
+    @model_validator(mode="after")
+    def _has_a_target_to_redirect_to(self) -> Self:
+        if self.to is None and {"strength", "threshold"} & self.model_fields_set:
+            raise ValueError("strength and threshold: are for a redirect, which has `to`")
+        return self
 
 
 class CaseReading(Target):

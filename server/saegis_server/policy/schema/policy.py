@@ -262,6 +262,28 @@ class Scale(Targets):
     phase: Phase = Phase.ALL
 
 
+class Redirect(Targets):
+    """Where active, write something else instead (see steering.rows.redirect).
+
+    to: the one feature or direction that is written, at the site of what is read. factor: how many units of
+    it each unit that is read becomes; in max_activation, how many of its maxima the maximum of what is read
+    becomes. threshold: nothing happens at or below it; in the same unit. strength: a plain number.
+    """
+
+    to: Target
+    factor: Number
+    strength: Strength = 0.0
+    threshold: Strength = 0.0
+    unit: Literal[Unit.FEATURE, Unit.MAX_ACTIVATION] = Unit.FEATURE
+    phase: Phase = Phase.ALL
+
+    @model_validator(mode="after")
+    def _writes_one(self) -> Self:
+        if self.to.feature is not None and (self.to.feature.indices or self.to.feature.where):
+            raise ValueError("to: a redirect writes one feature, named by index or label")
+        return self
+
+
 class Watch(Targets):
     """Read each feature, and put its largest value over the answer into the audit record."""
 
@@ -295,6 +317,7 @@ class Rule(Strict):
     cap: Cap | None = None
     floor: Floor | None = None
     scale: Scale | None = None
+    redirect: Redirect | None = None
     watch: Watch | None = None
     stop: Stop | None = None
     refuse: Refuse | None = None
@@ -322,7 +345,7 @@ class Rule(Strict):
 
 
 #: The actions that a rule may have.
-ACTIONS = ("ban", "clamp", "cap", "floor", "scale", "watch", "stop", "refuse", "record")
+ACTIONS = ("ban", "clamp", "cap", "floor", "scale", "redirect", "watch", "stop", "refuse", "record")
 
 
 class Match(Strict):
@@ -346,8 +369,10 @@ class Allowance(Strict):
     features, sites: left out means every one. directions: whether the request's own vectors may be used.
     min, max: the range of the value, strength or factor, in `unit`; left out means no bound. A value in
     another unit is converted, without rounding, if the feature has a recorded maximum. A fraction of ‖x‖
-    cannot be converted, so only an entry in the same unit allows it. A watch has no value. uses: words for
-    what a request asks for beyond the ordinary; `max` then bounds n or temperature.
+    cannot be converted, so only an entry in the same unit allows it. A watch has no value. A redirect is
+    allowed only if both what it reads and what it writes are; its strength is at most `max`, as a plain
+    number, or 0. uses: words for what a request asks for beyond the ordinary; `max` then bounds n or
+    temperature.
     """
 
     id: Name

@@ -6,7 +6,7 @@ from saegis.v1 import steering_pb2 as pb
 from saegis_server.engine.api import FieldError
 from saegis_server.rpc.wire.problems import ConflictError
 from saegis_server.rpc.wire.targets import Resolved, Targets
-from saegis_server.sae.request_edit import RequestEdit, UnitError, scaled
+from saegis_server.sae.request_edit import EditError, RequestEdit, Wish, request_edit
 from saegis_server.steering.operations import Op, Unit
 from saegis_server.steering.program import SiteProgram, SteeringError, SteeringProgram
 from saegis_server.steering.rows import Edit, Phase, Probe
@@ -17,6 +17,8 @@ from saegis_server.steering.table import Capacity
 _OPS = {number: Op[name.removeprefix("OPERATION_")] for name, number in pb.Operation.items() if number}
 _UNITS = {number: Unit[name.removeprefix("UNIT_")] for name, number in pb.Unit.items() if number}
 _PHASES = {number: Phase[name.removeprefix("PHASE_")] for name, number in pb.Phase.items() if number}
+#: What the contract calls the parts of a redirect.
+_FIELDS = {"to": "redirect", "strength": "redirect.strength", "threshold": "redirect.threshold"}
 
 
 @dataclass(slots=True)
@@ -26,7 +28,8 @@ class _SiteRows:
     edits: list[tuple[int, Edit]] = field(default_factory=list)
     bans: list[tuple[int, Edit]] = field(default_factory=list)
     watches: list[tuple[int, Probe]] = field(default_factory=list)
-    #: The place of the first edit by kind (a ban or not), probe and phase, for quick look-ups.
+    #: The place of the first edit by kind (a ban or not), probe and phase, for quick look-ups. A redirect
+    #: also stands there as an edit of what it writes.
     first: dict[tuple[bool, str, Phase], int] = field(default_factory=dict)
 
     def places(self) -> list[tuple[str, int, int]]:
@@ -84,11 +87,11 @@ def request_steering(message: pb.Steering, targets: Targets, capacity: Capacity)
     for place, edit in enumerate(message.edits):
         path = f"steering.edits[{place}]"
         resolved = targets.resolve(edit, edit.WhichOneof("target"), path)
-        request_edit = _edit(edit, resolved, path)
-        edits.append(request_edit)
+        asked = _edit(edit, resolved, targets, path)
+        edits.append(asked)
         at_site = gathered[resolved.site]
-        _check_conflicts(place, request_edit.edit, at_site, request_edit.op.bans)
-        (at_site.bans if request_edit.op.bans else at_site.edits).append((place, request_edit.edit))
+        _check_conflicts(place, asked, at_site)
+        (at_site.bans if asked.op.bans else at_site.edits).append((place, asked.edit))
     for place, watch in enumerate(message.watches):
         path = f"steering.watches[{place}]"
         resolved = targets.resolve(watch, watch.WhichOneof("target"), path)
@@ -123,7 +126,7 @@ def _explain(error: SteeringError, paths: dict[tuple[Site, str, int], str]) -> F
     return ConflictError(fields[-1], tuple(fields[:-1]), str(error))
 
 
-def _edit(message: pb.Edit, target: Resolved, path: str) -> RequestEdit:
+def _edit(message: pb.Edit, target: Resolved, targets: Targets, path: str) -> RequestEdit:
     """An edit with its row and, in the requested unit, its value."""
     if message.phase and message.phase not in _PHASES:
         raise FieldError(f"{path}.phase", f"there is no phase {message.phase}")
@@ -132,31 +135,38 @@ def _edit(message: pb.Edit, target: Resolved, path: str) -> RequestEdit:
         raise FieldError(f"{path}.operation", reason)
     if op.units and message.unit and message.unit not in _UNITS:
         raise FieldError(f"{path}.unit", f"there is no unit {message.unit}")
-    unit = _UNITS.get(message.unit, Unit.FEATURE)
-    requested = message.value if message.HasField("value") else None
-    if fault := op.fault(requested, unit if message.unit else None, pb.Operation.Name(message.operation)):
-        raise FieldError(f"{path}.{fault[0]}", fault[1])
+    to = message.redirect if message.HasField("redirect") else None
+    wish = Wish(
+        op=op,
+        value=message.value if message.HasField("value") else None,
+        unit=_UNITS.get(message.unit, Unit.FEATURE) if message.unit else None,
+        phase=_PHASES.get(message.phase, Phase.ALL),
+        to=None if to is None else targets.written(to, target.site, f"{path}.redirect"),
+        strength=message.redirect.strength,
+        threshold=message.redirect.threshold,
+        name=pb.Operation.Name(message.operation),
+    )
     try:
-        value, relative = scaled(requested or 0.0, unit, target.feature)
-    except UnitError as error:
-        raise FieldError(f"{path}.{error.field}", str(error)) from error
-    row = op.row(target.probe, value, _PHASES.get(message.phase, Phase.ALL), relative)
-    return RequestEdit(path, target.site, op, row, target.feature, requested, unit)
+        return request_edit(path, target, wish)
+    except EditError as error:
+        raise FieldError(f"{path}.{_FIELDS.get(error.field, error.field)}", str(error)) from error
 
 
-def _check_conflicts(place: int, row: Edit, at_site: _SiteRows, is_ban: bool) -> None:
+def _check_conflicts(place: int, edit: RequestEdit, at_site: _SiteRows) -> None:
     """Raise ConflictError if a banned feature has another edit or ban at the same tokens."""
-    phases = tuple(Phase) if row.phase == Phase.ALL else (Phase.ALL, row.phase)
-    for banned in (True, False) if is_ban else (True,):
-        for phase in phases:
-            other = at_site.first.get((banned, row.probe.key, phase))
-            if other is not None:
-                raise ConflictError(
-                    f"steering.edits[{place}]",
-                    (f"steering.edits[{other}]",),
-                    "one of the two bans what the other one edits, at the same tokens",
-                )
-    at_site.first.setdefault((is_ban, row.probe.key, row.phase), place)
+    is_ban, own = edit.op.bans, edit.edit.phase
+    phases = tuple(Phase) if own == Phase.ALL else (Phase.ALL, own)
+    for probe in edit.probes:
+        for banned in (True, False) if is_ban else (True,):
+            for phase in phases:
+                other = at_site.first.get((banned, probe.key, phase))
+                if other is not None:
+                    raise ConflictError(
+                        f"steering.edits[{place}]",
+                        (f"steering.edits[{other}]",),
+                        "one of the two bans what the other one edits, at the same tokens",
+                    )
+        at_site.first.setdefault((is_ban, probe.key, own), place)
 
 
 def _check_counts(message: pb.Steering, sites: int, capacity: Capacity) -> None:

@@ -58,6 +58,19 @@ class Targets:
             return Resolved(site, self._direction(message.direction, f"{path}.direction"))
         raise FieldError(path, "one of feature and direction must be given")
 
+    def written(self, message: steering_pb2.Redirection, site: Site, path: str) -> Resolved:
+        """What a redirect writes at the site of what it reads.
+
+        Raises FieldError and the catalog's errors, with field paths that begin with `path`.
+        """
+        kind = message.WhichOneof("target")
+        if kind == "feature":
+            feature = self.feature(message.feature, f"{path}.feature", site, f"{path}.feature.sae")
+            return Resolved(site, feature.probe(), feature)
+        if kind == "direction":
+            return Resolved(site, self._direction(message.direction, f"{path}.direction"))
+        raise FieldError(path, "one of feature and direction must be given")
+
     def site(self, name: str, path: str) -> Site:
         """The site of a name, in any spelling that `Site.parse` reads.
 
