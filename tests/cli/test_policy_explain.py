@@ -64,6 +64,23 @@ def offline(world: Path, *arguments: str, bundle: str = "policy", code: int = 0)
     return invoke(str(world / bundle), *known, "--tenant", "acme", *arguments, code=code)
 
 
+def test_a_redirect_is_asked_for_and_explained(world: Path) -> None:
+    target = "to: {feature: {sae: first, index: 3}}"
+    rule = f"  - {{id: away, redirect: {{features: [{{sae: first, index: 8}}], {target}, factor: 2}}}}\n"
+    redirecting = f"{POLICY[: POLICY.index('allow:')]}{rule}allow: [{{id: style, ops: [redirect], max: 2}}]\n"
+    write_files(world / "away", {"policy.yaml": redirecting.encode()})
+    told = offline(world, "--redirect", "4=6:1", bundle="away").splitlines()
+    assert "  p/away: redirect of twins, in force" in told
+    assert f"  at {tiny.FIRST_SITE}: 1 own edits, 1 rules, 1 bans" in told
+    told = offline(world, "--redirect", "4=the red bridge:1", bundle="away")
+    assert "denied by p/away at steering.edits[0]: a rule redirects to this\n" in told
+    told = offline(world, "--redirect", "5=7:1max:3", bundle="away")
+    assert "denied by p/no-poison at steering.edits[0]: this feature is banned\n" in told
+    assert "denied by p/allow at steering.edits[0]: a strength of 3 is not in the range of style" in told
+    told = offline(world, "--redirect", "4=99:1", bundle="away", code=2)
+    assert "steering.edits[0].redirect.feature.index" in told
+
+
 def test_a_bundle_is_explained_without_a_server(world: Path) -> None:
     lines = offline(world, "--clamp", "the red bridge=1.5max").splitlines()
     assert lines[:4] == [

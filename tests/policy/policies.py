@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from textwrap import dedent, indent
 
 import torch
@@ -15,8 +15,8 @@ from saegis_server.policy.decide.decide import PolicySet
 from saegis_server.policy.decide.decision import Decision, Denial, RequestFacts
 from saegis_server.policy.decide.uses import UseOfRequest
 from saegis_server.policy.decide.world import World
-from saegis_server.sae.catalog import Catalog
-from saegis_server.sae.request_edit import RequestEdit
+from saegis_server.sae.catalog import Catalog, FoundFeature
+from saegis_server.sae.request_edit import RequestEdit, Wish, request_edit
 from saegis_server.steering.operations import Op, Unit
 from saegis_server.steering.rows import Phase, Probe
 from saegis_server.steering.site import Site
@@ -81,7 +81,9 @@ def edit(
     unit: Unit = Unit.FEATURE,
     phase: Phase = Phase.ALL,
 ) -> RequestEdit:
-    """A request's edit of a feature."""
+    """A request's edit of a feature. A redirect goes to feature 11 of the same SAE."""
+    if op.redirects:
+        return redirect(index, 11, value or 0.0, sae=sae, place=place, unit=unit, phase=phase)
     found = CATALOG.by_index(CATALOG.sae(sae, "sae"), index, "index")
     value = None if op is Op.ABLATE else value
     times = (found.max_activation or 1.0) if unit is Unit.MAX_ACTIVATION else 1.0
@@ -98,9 +100,46 @@ def along(
     place: int = 0,
     phase: Phase = Phase.ALL,
 ) -> RequestEdit:
-    """A request's edit of a direction of its own."""
+    """A request's edit of a direction of its own. A redirect goes to another one."""
+    if op.redirects:
+        return redirect(vector, vector.flip(0), value or 0.0, site=site, place=place, phase=phase)
     made = op.row(Probe.direction(vector), value or 0.0, phase)
     return RequestEdit(f"steering.edits[{place}]", site, op, made, None, value)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A feature or a direction, as a request names it."""
+
+    site: Site
+    probe: Probe
+    feature: FoundFeature | None
+
+    @classmethod
+    def of(cls, named: int | torch.Tensor, sae: str, site: Site) -> _Found:
+        """A feature by its index in an SAE, or a direction at a site."""
+        if isinstance(named, torch.Tensor):
+            return cls(site, Probe.direction(named), None)
+        feature = CATALOG.by_index(CATALOG.sae(sae, "sae"), named, "index")
+        return cls(feature.site, feature.probe(), feature)
+
+
+def redirect(
+    source: int | torch.Tensor = 3,
+    to: int | torch.Tensor = 5,
+    factor: float = 1.0,
+    *,
+    sae: str = "first",
+    site: Site = tiny.FIRST_SITE,
+    place: int = 0,
+    unit: Unit = Unit.FEATURE,
+    phase: Phase = Phase.ALL,
+    strength: float = 0.0,
+    threshold: float = 0.0,
+) -> RequestEdit:
+    """A request's redirect of a feature or direction to another one."""
+    wish = Wish(Op.REDIRECT, factor, unit, phase, _Found.of(to, sae, site), strength, threshold)
+    return request_edit(f"steering.edits[{place}]", _Found.of(source, sae, site), wish)
 
 
 def watch(index: int = 3, *, sae: str = "first", place: int = 0) -> RequestEdit:

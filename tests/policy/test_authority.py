@@ -20,11 +20,22 @@ from saegis_server.sae.labels import FeatureLabel, Labels
 from saegis_server.sae.request_edit import RequestEdit
 from saegis_server.steering.operations import Op, Unit
 from saegis_server.steering.rows import Phase
-from tests.policy.policies import CATALOG, WORLD, along, bundle, decide, edit, policy, reasons, watch
+from tests.policy.policies import (
+    CATALOG,
+    WORLD,
+    along,
+    bundle,
+    decide,
+    edit,
+    policy,
+    reasons,
+    redirect,
+    watch,
+)
 from tests.rpc import tiny
 
 VECTOR = torch.randn(tiny.WIDTH, generator=torch.Generator().manual_seed(5))
-ALL_OPS = "[clamp, clamp_if_active, scale, add, cap, floor, ablate, ban, watch]"
+ALL_OPS = "[clamp, clamp_if_active, scale, add, cap, floor, ablate, ban, redirect, watch]"
 ANYTHING = f"allow: [{{id: any, ops: {ALL_OPS}, directions: true}}]"
 
 
@@ -82,6 +93,39 @@ def test_an_edit_of_a_part_of_the_tokens_is_an_edit(phase: Phase) -> None:
         ("ops: [ablate], max: 1", edit(3, Op.ABLATE), True),
         ("ops: [ban], max: 1", edit(3, Op.BAN, None), True),
         ("ops: [ban], max: 1", edit(3, Op.BAN, 2.0), False),
+        # What a redirect reads and what it writes must both be covered.
+        ("ops: [redirect]", redirect(3, 5), True),
+        ("ops: [clamp, scale]", redirect(3, 5), False),
+        ("ops: [redirect], features: [{sae: first, indices: [3, 5]}]", redirect(3, 5), True),
+        ("ops: [redirect], features: [{sae: first, index: 3}]", redirect(3, 5), False),
+        ("ops: [redirect], features: [{sae: first, index: 5}]", redirect(3, 5), False),
+        ("ops: [redirect], features: [{sae: first, index: 3}]", redirect(3, 3), True),
+        ("ops: [redirect]", redirect(3, VECTOR), False),
+        ("ops: [redirect], directions: true", redirect(3, VECTOR), True),
+        ("ops: [redirect], features: [], directions: true", redirect(3, VECTOR), False),
+        ("ops: [redirect]", redirect(VECTOR, 3), False),
+        ("ops: [redirect], directions: true", redirect(VECTOR, 3), True),
+        ("ops: [redirect], features: [], directions: true", redirect(VECTOR, 3), False),
+        ("ops: [redirect], features: [], directions: true", redirect(VECTOR, VECTOR.flip(0)), True),
+        ("ops: [redirect], min: -1, max: 2", redirect(factor=2.0), True),
+        ("ops: [redirect], min: -1, max: 2", redirect(factor=2.5), False),
+        ("ops: [redirect], min: -1, max: 2", redirect(factor=-1.5), False),
+        # The maxima are 4 and 2, so that one of both maxima is half a unit for a unit.
+        ("ops: [redirect], max: 1", redirect(3, 5, 2.0, unit=Unit.MAX_ACTIVATION), True),
+        ("ops: [redirect], max: 1", redirect(3, 5, 2.1, unit=Unit.MAX_ACTIVATION), False),
+        ("ops: [redirect], max: 2, unit: max_activation", redirect(3, 5, 1.0), True),
+        ("ops: [redirect], max: 2, unit: max_activation", redirect(3, 5, 1.01), False),
+        ("ops: [redirect], unit: max_activation", redirect(3, 10, 0.1), False),
+        ("ops: [redirect], unit: max_activation", redirect(10, 3, 0.1), False),
+        ("ops: [redirect], unit: max_activation, directions: true", redirect(3, VECTOR, 0.1), False),
+        ("ops: [redirect], unit: norm_fraction", redirect(), False),
+        # A strength is a plain number, at most the greatest value, or 0.
+        ("ops: [redirect], max: 2", redirect(factor=1.0, strength=2.0), True),
+        ("ops: [redirect], max: 2", redirect(factor=1.0, strength=2.1), False),
+        ("ops: [redirect], max: 2, unit: max_activation", redirect(3, 5, 1.0, strength=2.1), False),
+        ("ops: [redirect], min: -3, max: -1", redirect(factor=-2.0), True),
+        ("ops: [redirect], min: -3, max: -1", redirect(factor=-2.0, strength=0.1), False),
+        ("ops: [redirect], min: 1", redirect(factor=1.0, strength=1e6, threshold=1e6), True),
         ("ops: [add]", along(VECTOR), False),
         ("ops: [add], directions: true", along(VECTOR), True),
         ("ops: [add], features: [{sae: first, index: 3}], directions: true", along(VECTOR), True),
@@ -92,6 +136,50 @@ def test_an_allowance_covers_what_it_says(entry: str, asked: RequestEdit, fits: 
     decision = decide(policy(f"allow: [{{id: entry, {entry}}}]"), asked)
     covered = ("p", "allow", "steering.edits[0]") not in reasons(decision.denials)
     assert covered is fits
+
+
+@pytest.mark.parametrize(
+    ("entry", "asked", "told"),
+    [
+        (
+            "max: 1",
+            redirect(factor=2.0),
+            "2 in unit feature is not in the range of few: at most 1, in unit feature",
+        ),
+        (
+            "max: 1",
+            redirect(factor=3.0, unit=Unit.MAX_ACTIVATION),
+            "3 in unit max_activation, that is 1.5 in unit feature, is not in the range of few: at most 1, "
+            "in unit feature",
+        ),
+        (
+            "max: 1, unit: max_activation",
+            redirect(3, 10, 0.5),
+            "0.5 in unit feature cannot be held against few: at most 1, in unit max_activation; no largest "
+            "activation is recorded for feature 10",
+        ),
+        (
+            "max: 1, unit: max_activation, directions: true",
+            redirect(3, VECTOR, 0.5),
+            "0.5 in unit feature cannot be held against few: at most 1, in unit max_activation; a direction "
+            "has no maximum",
+        ),
+        ("max: 1", redirect(strength=2.0), "a strength of 2 is not in the range of few: at most 1"),
+        (
+            "features: [{sae: first, index: 3}]",
+            redirect(3, 5),
+            "the policy does not allow redirect of feature 3 to feature 5 at layers.0.resid_post",
+        ),
+        (
+            "max: 1",
+            redirect(3, VECTOR),
+            "the policy does not allow redirect of feature 3 to a direction at layers.0.resid_post",
+        ),
+    ],
+)
+def test_why_a_redirect_is_not_allowed_is_told(entry: str, asked: RequestEdit, told: str) -> None:
+    (denial,) = decide(policy(f"allow: [{{id: few, ops: [redirect], {entry}}}]"), asked).denials
+    assert denial.message == told
 
 
 def test_a_value_out_of_range_is_told_with_the_entry() -> None:
@@ -219,6 +307,15 @@ def test_a_later_ban_does_not_open_what_an_earlier_one_closes() -> None:
     first = policy(f"{ANYTHING}\n{BANS_FIRST}")
     second = policy(f"{ANYTHING}\n{BANS_SECOND}\nlimits: {{after_bans: true}}", name="q")
     assert reasons(decide([first, second], edit(4, sae="second")).denials) == BEHIND
+
+
+def test_a_redirect_closes_what_is_behind_it_too() -> None:
+    rule = "redirect: {features: [{sae: first, index: 3}], to: {feature: {sae: first, index: 5}}, factor: 1}"
+    redirecting = policy(f"{ANYTHING}\nrules: [{{id: r, {rule}}}]")
+    (denial,) = decide(redirecting, edit(4, sae="second")).denials
+    assert (denial.rule, denial.field) == ("limits.after_bans", "steering.edits[0]")
+    assert "behind layers.0.resid_post, where features are banned or redirected" in denial.message
+    assert decide(redirecting, edit(4)).allowed
 
 
 def test_a_conditional_ban_closes_what_is_behind_it_too() -> None:

@@ -57,6 +57,13 @@ def asking(more: str = "") -> str:
             asking("edits: [{op: ablate, feature: {sae: first, index: 3}}]"),
             "decision: deny, rules: [no-bridge, allow]",
         ),
+        (
+            asking(
+                "edits: [{op: redirect, feature: {sae: first, index: 4}, value: 2, strength: 1, "
+                "threshold: 0.5, to: {feature: {sae: first, index: 6}}}]"
+            ),
+            "decision: deny, rules: [allow], message: not allow redirect of feature 4 to feature 6",
+        ),
         (asking(f"readings: [{{{RIVER}, answer: [0, 1, 1.5, 3]}}]"), "decision: allow, stopped_at: 3"),
         (asking(f"readings: [{{{RIVER}, prompt: [0, 2], answer: [0]}}]"), "decision: allow, stopped_at: 0"),
         (
@@ -108,6 +115,27 @@ def test_a_case_that_comes_out_as_expected(request_: str, expect: str) -> None:
             asking("edits: [{op: scale, feature: {sae: first, index: 4}, value: 1, unit: max_activation}]"),
             "decision: deny",
             "steering.edits[0].unit: scale takes no unit",
+        ),
+        (
+            asking("edits: [{op: redirect, feature: {sae: first, index: 4}, value: 1}]"),
+            "decision: deny",
+            "steering.edits[0].to: redirect needs a target to write instead",
+        ),
+        (
+            asking(
+                "edits: [{op: clamp, feature: {sae: first, index: 4}, value: 1, "
+                "to: {feature: {sae: first, index: 6}}}]"
+            ),
+            "decision: deny",
+            "steering.edits[0].to: clamp takes no target to write instead",
+        ),
+        (
+            asking(
+                "edits: [{op: redirect, feature: {sae: first, index: 4}, value: 1, "
+                "to: {feature: {sae: second, index: 6}}}]"
+            ),
+            "decision: deny",
+            "steering.edits[0].to: second:6 is at layers.1.resid_post, and what is redirected is at",
         ),
         (
             asking("readings: [{feature: {sae: first, index: 30}, prompt: [1]}]"),

@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
+import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
@@ -23,7 +24,7 @@ from saegis_server.sae.request_edit import RequestEdit
 from saegis_server.steering.operations import Op
 from saegis_server.steering.program import SiteProgram, SteeringProgram
 from saegis_server.steering.rows import Edit, Phase
-from tests.policy.policies import WORLD, ask, edit, policy
+from tests.policy.policies import WORLD, ask, bundle, edit, policy
 from tests.rpc import tiny
 from tests.steering import reference
 
@@ -51,6 +52,14 @@ def rules(draw: st.DrawFn) -> Written:
     targets = draw(st.lists(st.sampled_from(_FEATURES), min_size=1, max_size=2, unique=True))
     common = {"features": tuple(map(_feature, targets)), "phase": draw(_PHASES)}
     unit = draw(st.sampled_from(["feature", "feature", "feature", "norm_fraction"]))
+    sae = targets[0][0]
+    redirect = {
+        **common,
+        "features": tuple(_feature(target) for target in targets if target[0] == sae),
+        "to": {"feature": {"sae": sae, "index": draw(st.sampled_from([1, 6]))}},
+        "strength": draw(st.sampled_from([0.0, 1.0])),
+        "threshold": draw(st.sampled_from([0.0, 0.5])),
+    }
     action: Written = draw(
         st.one_of(
             st.builds(lambda s: {"ban": {**common, "strength": s}}, st.sampled_from([0.0, 1.0, 2.0])),
@@ -58,6 +67,7 @@ def rules(draw: st.DrawFn) -> Written:
             st.builds(lambda v: {"floor": {**common, "value": v, "unit": unit}}, _VALUES),
             st.builds(lambda v, i: {"clamp": {**common, "value": v, "if_active": i}}, _VALUES, st.booleans()),
             st.builds(lambda v: {"scale": {**common, "factor": v}}, _VALUES),
+            st.builds(lambda v: {"redirect": {**redirect, "factor": v}}, _VALUES),
             st.just({"watch": {"features": common["features"]}}),
         )
     )
@@ -101,7 +111,7 @@ def policies(draw: st.DrawFn, name: str = "p") -> Written:
 def requests(draw: st.DrawFn) -> Asked:
     """Edits and watches of different features, and what goes beyond the ordinary."""
     chosen = draw(st.lists(st.sampled_from([*_FEATURES, ("first", 4)]), max_size=2, unique=True))
-    ops = st.sampled_from([Op.CLAMP, Op.BAN, Op.ABLATE, Op.WATCH])
+    ops = st.sampled_from([Op.CLAMP, Op.BAN, Op.ABLATE, Op.REDIRECT, Op.WATCH])
     phases = st.sampled_from(list(Phase))
     uses = draw(st.lists(st.sampled_from(_USES), max_size=2, unique=True))
     edits = (
@@ -199,12 +209,19 @@ def test_a_further_rule_never_permits_more(written: Written, rule: Written, edit
 
 
 def _assert_no_weaker(before: Decision, after: Decision) -> None:
-    """Every ban that was in force is, with at least its strength and at no fewer tokens."""
+    """Every ban that was in force is, no weaker and at no fewer tokens; and so is every redirect."""
     for site, program in before.program.sites.items():
         now = {ban.probe.key: ban for ban in after.program.sites[site].bans}
         for ban in program.bans:
             assert -now[ban.probe.key].a >= -ban.a
             assert now[ban.probe.key].phase in (ban.phase, Phase.ALL)
+        standing = {
+            replace(row, phase=phase).numbers()
+            for row in after.program.sites[site].rules
+            for phase in Phase
+            if row.phase in (phase, Phase.ALL)
+        }
+        assert {row.numbers() for row in program.rules if row.target is not None} <= standing
 
 
 @given(policies("p"), policies("q"), requests())
@@ -309,7 +326,7 @@ def _valued(row: Edit, f: float) -> float:
 def _by_hand(written: list[Written], feature: Written, f: float, prompt: bool) -> float:
     value, caps, floors = f, [], []
     for rule in written:
-        for action in ("clamp", "scale", "cap", "floor"):
+        for action in ("clamp", "scale", "cap", "floor", "redirect"):
             wanted = rule.get(action)
             if wanted is None or feature not in wanted["features"]:
                 continue
@@ -321,6 +338,8 @@ def _by_hand(written: list[Written], feature: Written, f: float, prompt: bool) -
                 floors.append(wanted["value"])
             elif action == "scale":
                 value = wanted["factor"] * f
+            elif action == "redirect":
+                value = -wanted["strength"] * f if f > wanted["threshold"] else f
             elif not wanted["if_active"] or f > 0.0:
                 value = wanted["value"]
     return float(max([min([value, *caps]), *floors]))
@@ -338,3 +357,37 @@ def test_caps_take_the_minimum_and_bound_what_is_set() -> None:
     value = reference.read(row.probe, x)
     expected = (2.0 - value) * reference.vector(row.probe.write)
     assert abs(moved - expected).max() < 1e-9
+
+
+def test_a_redirect_is_written_as_the_rule_says() -> None:
+    """x − (1+s)·f·w + k·f·v where f is above the threshold, in float64; the same rule twice counts once."""
+    text = """
+        rules: [{id: ID, redirect: {features: [{sae: first, index: 3}], to: {feature: {sae: first, index: 5}},
+        factor: 1.5, unit: max_activation, strength: 0.5, threshold: 0.25}}]
+    """
+    one, other = policy(text.replace("ID", "a")), policy(text.replace("ID", "b"), name="q")
+    (row,) = PolicySet([one, other]).decide(ask()).program.sites[tiny.FIRST_SITE].rules
+    source, target = edit(3).edit.probe, edit(5).edit.probe
+    for at in (0.9, 1.1, 3.0):
+        direction = reference.vector(source.read)
+        x = direction * (at - source.value_bias) / (direction @ direction)
+        f = reference.read(source, x)
+        moved = 1.5 * (2.0 / 4.0) * f * reference.vector(target.write)
+        moved -= 1.5 * f * reference.vector(source.write)
+        assert abs(f - at) < 1e-6
+        found = reference.change(row, x, prompt=True, norm=1.0)
+        assert abs(found - (moved if at > 0.25 * 4.0 else 0.0)).max() < 1e-9
+
+
+def test_a_redirect_to_a_direction_of_the_bundle_is_at_the_site_of_what_it_reads() -> None:
+    vector = torch.arange(1.0, tiny.WIDTH + 1)
+    text = """
+        rules: [{id: a, redirect: {features: [{sae: second, index: 3}], factor: 2,
+        to: {direction: {file: directions/all.safetensors}}}}]
+    """
+    found = compile_policy(bundle(text, directions={"v": vector}), WORLD)
+    program = PolicySet([found]).decide(ask()).program
+    (row,) = program.sites[tiny.SECOND_SITE].rules
+    assert row.target is not None
+    assert torch.allclose(row.target.write, vector / vector.norm())
+    assert list(program.sites) == [tiny.SECOND_SITE]

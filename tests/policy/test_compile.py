@@ -157,6 +157,21 @@ def test_a_direction_of_another_width_and_several_tensors() -> None:
     assert "must be given for a direction" in found
 
 
+TO = "to: {feature: {sae: first, index: 5}}"
+#: What contradicts a redirect of the same feature to feature 5, by 1, at strength 0 above 0.
+BESIDE_A_REDIRECT = (
+    "clamp: {F, value: 0}",
+    "clamp: {F, value: 0, if_active: true, phase: prompt}",
+    "cap: {F, value: 9}",
+    "floor: {F, value: -9, unit: norm_fraction}",
+    "scale: {F, factor: 1}",
+    f"redirect: {{F, {TO}, factor: 2}}",
+    f"redirect: {{F, {TO}, factor: 1, strength: 1}}",
+    f"redirect: {{F, {TO}, factor: 1, threshold: 1, phase: completion}}",
+    "redirect: {F, to: {feature: {sae: first, index: 6}}, factor: 1}",
+)
+
+
 @pytest.mark.parametrize(
     ("one", "other"),
     [
@@ -166,6 +181,7 @@ def test_a_direction_of_another_width_and_several_tensors() -> None:
         ("scale: {F, factor: 1}", "scale: {F, factor: 2, phase: prompt}"),
         ("cap: {F, value: 1}", "cap: {F, value: 1, unit: norm_fraction}"),
         ("clamp: {F, value: 1, if_active: true}", "cap: {F, value: -1}"),
+        *((f"redirect: {{F, {TO}, factor: 1}}", other) for other in BESIDE_A_REDIRECT),
     ],
 )
 def test_rules_that_contradict_each_other(one: str, other: str) -> None:
@@ -175,6 +191,7 @@ def test_rules_that_contradict_each_other(one: str, other: str) -> None:
     assert found.startswith("rules.a, rules.b: p/a and p/b contradict each other on first:3 (the red bridge)")
 
 
+REDIRECT = f"redirect: {{F, {TO}, factor: 1}}"
 WHEN = "when: {if: {feature: {sae: first, index: 5}, above: 1}}"
 
 
@@ -187,6 +204,9 @@ WHEN = "when: {if: {feature: {sae: first, index: 5}, above: 1}}"
         ("scale: {F, factor: 2}", f"{WHEN}, cap: {{F, value: 1}}", "would act always"),
         ("cap: {F, value: 2}", f"{WHEN}, clamp: {{F, value: 1}}", "would add up"),
         (f"{WHEN}, cap: {{F, value: 2}}", f"{WHEN}, cap: {{F, value: 1}}", "would add up"),
+        (REDIRECT, f"{WHEN}, cap: {{F, value: 1}}", "and cap at 1"),
+        (f"{WHEN}, {REDIRECT}", "scale: {F, factor: 2}", "and scale by 2"),
+        (f"{WHEN}, {REDIRECT}", f"{WHEN}, {REDIRECT}", "would add up"),
     ],
 )
 def test_conditions_that_cannot_be_kept_apart(one: str, other: str, words: str) -> None:
@@ -203,11 +223,93 @@ def test_conditions_that_cannot_be_kept_apart(one: str, other: str, words: str) 
         ("clamp: {F, value: 1}", "mode: audit, clamp: {F, value: 2}"),
         ("cap: {F, value: 1}", "ban: {F}"),
         ("ban: {F, strength: 2}", f"{WHEN}, ban: {{F, strength: 1}}"),
+        (REDIRECT, REDIRECT),
+        (REDIRECT, "ban: {F, strength: 2}"),
+        (f"{WHEN}, {REDIRECT}", REDIRECT),
+        (f"{WHEN}, {REDIRECT}", "ban: {F}"),
+        (REDIRECT, "mode: audit, scale: {F, factor: 2}"),
+        (f"redirect: {{F, {TO}, factor: 1, phase: prompt}}", "scale: {F, factor: 2, phase: completion}"),
+        (REDIRECT, "redirect: {features: [{sae: first, index: 4}], " + TO + ", factor: 9}"),
+        # What is written may be capped, scaled, and redirected itself: each reads what the request left.
+        (REDIRECT, "cap: {features: [{sae: first, index: 5}], value: 1}"),
+        (REDIRECT, "scale: {features: [{sae: first, index: 5}], factor: 2}"),
+        (
+            REDIRECT,
+            "redirect: {features: [{sae: first, index: 5}], factor: 1, "
+            "to: {feature: {sae: first, index: 3}}}",
+        ),
+        (REDIRECT, "mode: shadow, ban: {features: [{sae: first, index: 5}]}"),
     ],
 )
 def test_rules_that_go_together(one: str, other: str) -> None:
     target = "features: [{sae: first, index: 3}]"
     policy(f"rules: [{{id: a, {one}}}, {{id: b, {other}}}]".replace("F", target))
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        ("ban: {T}", "the first bans what the second redirects to"),
+        (f"{WHEN}, ban: {{T, strength: 1, phase: prompt}}", "the first bans what the second redirects to"),
+        ("clamp: {T, value: 1}", "the first holds at a value what the second redirects to"),
+        ("clamp: {T, value: 0, if_active: true}", "the first holds at a value what the second redirects to"),
+    ],
+)
+def test_nothing_takes_back_what_a_redirect_writes(other: str, words: str) -> None:
+    target, written = "features: [{sae: first, index: 3}]", "features: [{sae: first, index: 5}]"
+    text = f"rules: [{{id: a, {REDIRECT}}}, {{id: b, {other}}}]".replace("F", target).replace("T", written)
+    (found,) = problems(text)
+    assert found.startswith("rules.b, rules.a: p/b and p/a contradict each other on first:5 (a river)")
+    assert words in found
+
+
+@pytest.mark.parametrize(
+    ("rule", "path", "words"),
+    [
+        ("F, factor: 1, to: {feature: {sae: first, index: 48}}", ".to.feature.index", "features 0 to 47"),
+        ("F, factor: 1, to: {feature: {sae: first, label: twins}}", ".to.feature.label", "2 features"),
+        ("F, factor: 1, to: {feature: {sae: second, index: 1}}", ".to", "second:1 is at layers.1.resid_post"),
+        ("F, factor: 1, to: {direction: {file: directions/x.safetensors}}", ".to.direction.file", "not in"),
+        (
+            "F, factor: 1, to: {direction: {file: directions/all.safetensors, site: layers.1}}",
+            ".to",
+            "and what is redirected is at layers.0.resid_post",
+        ),
+        (
+            "F, factor: 1, unit: max_activation, to: {feature: {sae: first, index: 10}}",
+            ".unit",
+            "no largest activation is recorded for first:10",
+        ),
+        (
+            "F, factor: 1, unit: max_activation, to: {direction: {file: directions/all.safetensors}}",
+            ".unit",
+            "a direction has no maximum",
+        ),
+        (
+            "features: [{sae: first, index: 10}], factor: 1, unit: max_activation, "
+            "to: {feature: {sae: first, index: 3}}",
+            ".unit",
+            "no largest activation is recorded for first:10",
+        ),
+        (
+            "F, factor: 1, threshold: 300000, unit: max_activation, to: {feature: {sae: first, index: 5}}",
+            ".threshold",
+            "must lie between",
+        ),
+        (
+            "features: [{sae: first, index: 5}], factor: 600000, unit: max_activation, "
+            "to: {feature: {sae: first, index: 3}}",
+            ".factor",
+            "must lie between",
+        ),
+    ],
+)
+def test_a_redirect_that_means_nothing(rule: str, path: str, words: str) -> None:
+    target = "features: [{sae: first, index: 3}]"
+    text = f"rules: [{{id: a, redirect: {{{rule.replace('F,', f'{target},')}}}}}]"
+    (found,) = problems(text, directions={"v": torch.ones(tiny.WIDTH)})
+    assert found.startswith(f"rules.a.redirect{path}: ")
+    assert words in found
 
 
 @pytest.mark.parametrize("mode", ["enforce", "audit"])

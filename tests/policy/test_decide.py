@@ -22,10 +22,11 @@ from saegis_server.steering.conditions import AllOf, AnyOf, Condition, Literal, 
 from saegis_server.steering.operations import Op
 from saegis_server.steering.rows import Phase, Probe
 from saegis_server.steering.site import Place, Site
-from tests.policy.policies import WORLD, along, ask, bundle, decide, edit, policy, reasons, world
+from tests.policy.policies import WORLD, along, ask, bundle, decide, edit, policy, reasons, redirect, world
 from tests.rpc import tiny
 
 ALLOW = "allow: [{id: any, ops: [clamp, add, ban], directions: true}]"
+ANY_OP = "allow: [{id: any, ops: [clamp, scale, ban, redirect, watch]}]"
 BAN = (
     "{{id: {id}, ban: {{features: [{{sae: first, index: {index}}}], strength: {strength}, phase: {phase}}}}}"
 )
@@ -241,6 +242,70 @@ def test_a_request_cannot_ban_away_a_value_that_a_rule_holds() -> None:
     for index, rule in ((3, "up"), (5, "at")):
         assert reasons(decide(held, edit(index, Op.BAN)).denials) == {("p", rule, "steering.edits[0]")}
     assert decide(held, edit(7, Op.BAN)).allowed, "a ban is stricter than a cap"
+
+
+@pytest.mark.parametrize("mode", ["enforce", "audit", "shadow"])
+@pytest.mark.parametrize("when", ["", "when: {if: {feature: {sae: first, index: 8}, above: 1}}, "])
+def test_what_is_redirected_and_what_it_is_redirected_to_is_kept_from_edits(mode: str, when: str) -> None:
+    """A request may ban and watch what is redirected, and only watch what that is redirected to."""
+    source, target = "features: [{sae: first, indices: [3, 5]}]", "to: {feature: {sae: first, index: 7}}"
+    redirecting = policy(f"""
+        mode: {mode}
+        rules: [{{id: away, {when}redirect: {{{source}, {target}, factor: 2}}}}]
+        {ANY_OP}
+    """)
+    beside = policy(ANY_OP, name="q")
+    away = {("p", "away", "steering.edits[0]")}
+    read, written = "this feature is redirected", "a rule redirects to this"
+    for asked, told in (
+        (edit(3), {read}),
+        (edit(5, Op.SCALE), {read}),
+        (edit(3, Op.BAN), set()),
+        (edit(3, Op.WATCH, None), set()),
+        (edit(7), {written}),
+        (edit(7, Op.BAN), {written}),
+        (edit(7, Op.WATCH, None), set()),
+        (redirect(3, 4), {read}),
+        (redirect(4, 5), {read}),
+        (redirect(4, 7), {written}),
+        (redirect(7, 4), {written}),
+        (redirect(3, 7), {read, written}),
+        (edit(4), set()),
+        (redirect(4, 6), set()),
+    ):
+        decision = decide([redirecting, beside], asked)
+        found = decision.denials if mode == "enforce" else decision.would_deny
+        assert {denial.message for denial in found} == told
+        assert reasons(found) == (away if told else set())
+        assert len(found) == len(told)
+        assert decision.allowed is (mode != "enforce" or not told)
+
+
+def test_what_is_banned_may_not_be_redirected_nor_written_by_a_redirect() -> None:
+    banning = policy(f"rules: [{ban(3)}]\nallow: [{{id: any, ops: [redirect]}}]")
+    for asked in (redirect(3, 4), redirect(4, 3), redirect(3, 3)):
+        (denial,) = decide(banning, asked).denials
+        assert (denial.rule, denial.message) == ("no", "this feature is banned")
+    assert decide(banning, redirect(4, 5)).allowed
+
+
+def test_a_redirect_and_a_ban_of_the_same_feature_are_a_row_each() -> None:
+    text = f"rules: [{ban(3, strength=1.0)}, {{id: away, redirect: {{features: [{{sae: first, index: 3}}], "
+    text += "to: {feature: {sae: first, index: 7}}, factor: 2}}]"
+    program = decide(policy(text)).program.sites[tiny.FIRST_SITE]
+    assert [(row.factor, row.probe.key) for row in program.rules] == [(2.0, program.bans[0].probe.key)]
+    assert [row.a for row in program.bans] == [-1.0]
+
+
+def test_a_redirect_under_a_condition_acts_only_while_that_holds() -> None:
+    text = CONDITIONAL.format(
+        "redirect: {features: [{sae: first, index: 3}], to: {feature: {sae: first, index: 4}}, factor: 2}"
+    )
+    decision = decide(policy(text))
+    (found,) = decision.guard.conditions
+    (row,) = found.rows[tiny.FIRST_SITE].rules
+    assert (found.reaction, row.factor) == (Reaction.EDIT, 2.0)
+    assert not decision.program.steers
 
 
 def test_a_conditional_ban_of_what_is_banned_always_makes_that_ban_stricter() -> None:

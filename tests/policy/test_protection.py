@@ -14,10 +14,12 @@ from saegis_server.policy.decide.protection import span_cosines, units
 from saegis_server.steering.operations import Op
 from saegis_server.steering.rows import Phase
 from saegis_server.steering.site import Site
-from tests.policy.policies import CATALOG, along, decide, edit, policy, reasons, watch
+from tests.policy.policies import CATALOG, along, decide, edit, policy, reasons, redirect, watch
 from tests.rpc import tiny
 
-ALLOW = "allow: [{id: any, ops: [clamp, add, ablate, ban], directions: true}]\nlimits: {after_bans: true}"
+ALLOW = """
+allow: [{id: any, ops: [clamp, add, ablate, ban, redirect], directions: true}]
+limits: {after_bans: true}"""
 PROBE = CATALOG.entries[0].sae.probe(7)
 WIDTH = tiny.WIDTH
 
@@ -134,6 +136,29 @@ def test_a_ban_of_the_request_moves_along_what_it_reads() -> None:
         reference_cosine([other, one], PROBE.read) <= 0.5
         and reference_cosine([other, one], PROBE.write) <= 0.5
     )
+
+
+def test_a_redirect_counts_with_what_it_reads_and_with_what_it_writes() -> None:
+    """Touched by name, close by a vector, and as a part of a sum; on either side."""
+    keep = {("p", "keep", "steering.edits[0]")}
+    close = 0.55 * unit(PROBE.write) + (1.0 - 0.55**2) ** 0.5 * apart(1)
+    for bad in (7, close, unit(PROBE.read)):
+        assert reasons(decide(CLOSE, redirect(bad, apart(2))).denials) == keep
+        assert reasons(decide(CLOSE, redirect(apart(2), bad)).denials) == keep
+    assert decide(CLOSE, redirect(apart(1), apart(2))).allowed
+    halves = [unit(unit(PROBE.write) + 3.0 * sign * apart(1)) for sign in (1.0, -1.0)]
+    assert all(decide(CLOSE, along(half)).allowed for half in halves)
+    assert reasons(decide(CLOSE, redirect(halves[0], halves[1])).denials) == {("p", "keep", "steering.edits")}
+    beside = decide(CLOSE, redirect(apart(4), halves[0]), along(halves[1], place=1))
+    assert reasons(beside.denials) == {("p", "keep", "steering.edits")}
+
+
+def test_what_a_redirect_writes_counts_as_it_is_made_of_two_vectors() -> None:
+    """Neither row is close by itself; w − k·v, what is written, is."""
+    halves = [unit(unit(PROBE.write) * 0.45 + 0.893 * sign * apart(1)) for sign in (1.0, -1.0)]
+    asked = redirect(halves[0], halves[1], -1.0)
+    assert float(units([asked.edit.write])[0] @ units([PROBE.write])[0]) > 0.99
+    assert reasons(decide(CLOSE, asked).denials) == {("p", "keep", "steering.edits[0]")}
 
 
 def reference_cosine(vectors: list[torch.Tensor], protected: torch.Tensor) -> float:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import torch
 
 from saegis_server.policy.decide.world import Callers
 from saegis_server.policy.errors import Unmatched, UnmatchedError
 from saegis_server.policy.store.checking import Checker
 from tests.policy.policies import WORLD, bundle
+from tests.rpc import tiny
 
 CALLERS = Callers(
     frozenset(
@@ -118,3 +120,35 @@ def test_an_allowance_that_tells_what_is_concealed_is_warned_of(
     edits = WATCHED.replace("ENTRY", entry).replace("watch, ban", "clamp")
     found = Checker(HERE).check(bundle(f"transparency: {transparency}\n{edits}"))
     assert bool(found.warnings) is (warned and "directions" not in entry)
+
+
+REDIRECTED = """
+transparency: steered
+rules:
+- id: away
+  redirect: {features: [{sae: first, index: 3}], to: TO, factor: 1}
+allow: [{id: see, ENTRY}]
+"""
+VECTOR = "{direction: {file: directions/all.safetensors}}"
+
+
+@pytest.mark.parametrize(
+    ("to", "entry", "warned"),
+    [
+        ("{feature: {sae: first, index: 5}}", "ops: [clamp], features: [{sae: first, index: 3}]", True),
+        ("{feature: {sae: first, index: 5}}", "ops: [clamp], features: [{sae: first, index: 5}]", True),
+        ("{feature: {sae: first, index: 5}}", "ops: [clamp], features: [{sae: first, index: 6}]", False),
+        ("{feature: {sae: first, index: 5}}", "ops: [ban], features: [{sae: first, index: 3}]", False),
+        ("{feature: {sae: first, index: 5}}", "ops: [ban], features: [{sae: first, index: 5}]", True),
+        ("{feature: {sae: first, index: 5}}", "ops: [watch], features: [{sae: first, index: 5}]", True),
+        (VECTOR, "ops: [add], features: [], directions: true", True),
+        (VECTOR, "ops: [ban], features: [], directions: true", True),
+        (VECTOR, "ops: [watch], features: [{sae: first, index: 6}]", False),
+        (VECTOR, "ops: [ban]", False),
+    ],
+)
+def test_what_a_redirect_reads_and_writes_counts_as_ruled(to: str, entry: str, warned: bool) -> None:
+    text = REDIRECTED.replace("TO", to).replace("ENTRY", entry)
+    directions = {"v": torch.ones(tiny.WIDTH)} if to == VECTOR else None
+    found = Checker(HERE).check(bundle(text, directions=directions))
+    assert [each.path for each in found.warnings] == (["allow.see"] if warned else [])

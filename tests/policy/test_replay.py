@@ -1,7 +1,7 @@
 """Replaying an audit log: what a candidate would have decided on what was decided."""
 
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,20 +19,21 @@ from saegis_server.policy.decide.compiled import CompiledPolicy
 from saegis_server.policy.decide.decide import PolicySet
 from saegis_server.policy.decide.decision import Decision, Denial, RequestFacts
 from saegis_server.policy.decide.replay import Outcome, Replay, replay
+from saegis_server.rpc.auth.governor import edits_recorded
 from saegis_server.sae.request_edit import RequestEdit
 from saegis_server.steering.operations import Op, Unit
 from saegis_server.steering.rows import Phase
 from tests.audit.logs import settings as log_settings
-from tests.policy.policies import along, ask, edit, policy
+from tests.policy.policies import along, ask, edit, policy, redirect
 from tests.rpc import tiny
 
 OLD = """
 rules: [{id: no-poison, ban: {features: [{sae: first, index: 7}]}}]
-allow: [{id: style, ops: [clamp, scale, ban], features: [{sae: first, indices: [3, 4]}], max: 4}]
+allow: [{id: style, ops: [clamp, scale, ban, redirect], features: [{sae: first, indices: [3, 4]}], max: 4}]
 """
 WIDER = OLD.replace("indices: [3, 4]", "indices: [3, 4, 5]")
 NARROWER = OLD.replace("indices: [3, 4]", "indices: [3]")
-FREE = "allow: [{id: all, ops: [clamp, clamp_if_active, scale, add, cap, floor, ablate, ban]}]\n"
+FREE = "allow: [{id: all, ops: [clamp, clamp_if_active, scale, add, cap, floor, ablate, ban, redirect]}]\n"
 OTHER = FREE + "rules: [{id: no-five, ban: {features: [{sae: first, index: 5}]}}]\n"
 
 
@@ -49,19 +50,7 @@ def recorded(facts: RequestFacts, decision: Decision, **changed: Any) -> Decisio
         "policy_revision": decision.policy_revision,
         "allowed": decision.allowed,
         "denials": tuple(asdict(each) for each in decision.denials),
-        "edits": tuple(
-            {
-                "path": each.path,
-                "op": each.op.value,
-                "site": str(each.site),
-                "sae": each.feature.loaded.id if each.feature else None,
-                "index": each.feature.index if each.feature else None,
-                "value": each.value,
-                "unit": each.unit.value,
-                "phase": each.edit.phase.name.lower(),
-            }
-            for each in facts.edits
-        ),
+        "edits": edits_recorded(facts.edits),
     }
     return DecisionRecord(**(known | changed))
 
@@ -155,6 +144,27 @@ def test_what_the_log_does_not_hold_is_counted_with_its_reason(tmp_path: Path) -
     assert outcomes(harmless) == {"still allowed": 1}
 
 
+def test_a_redirect_is_replayed_with_what_it_writes(tmp_path: Path) -> None:
+    to_four, to_five = redirect(3, 4, 2.0, strength=1.0, threshold=0.5), redirect(3, 5)
+    assert (
+        edits_recorded((to_four,))[0].items()
+        >= {
+            "op": "redirect",
+            "index": 3,
+            "value": 2.0,
+            "to": {"sae": "first", "index": 4},
+            "strength": 1.0,
+            "threshold": 0.5,
+        }.items()
+    )
+    found = replayed([under(OLD, to_four), under(OLD, to_five)], policy(WIDER), tmp_path / "wider")
+    assert outcomes(found) == {"still allowed": 1, "newly allowed": 1}
+    weaker = replayed([under(OLD, to_four)], policy(OLD.replace("max: 4", "max: 0.5")), tmp_path / "weaker")
+    assert outcomes(weaker) == {"newly denied": 1}
+    along_one = under(FREE, redirect(3, torch.ones(tiny.WIDTH)))
+    assert outcomes(replayed([along_one], policy(FREE), tmp_path / "d")) == {"not replayed": 1}
+
+
 def test_lines_that_are_no_records_are_counted_and_examples_are_few(tmp_path: Path) -> None:
     replayed([under(OLD, edit(4))] * 8, policy(NARROWER), tmp_path)
     with (tmp_path / ACTIVE).open("ab") as file:
@@ -177,17 +187,27 @@ PLAIN = st.builds(
 )
 IN_UNITS = st.builds(edit, st.just(3), st.just(Op.CAP), VALUES, unit=st.sampled_from(list(Unit)))
 
+REDIRECTS = st.builds(
+    redirect,
+    st.sampled_from([3, 4, 7]),
+    st.sampled_from([3, 5, 7]),
+    VALUES,
+    unit=st.just(Unit.FEATURE),
+    strength=st.sampled_from([0.0, 1.0, 5.0]),
+    threshold=st.sampled_from([0.0, 0.5]),
+)
+
 
 @st.composite
 def requests(draw: st.DrawFn) -> RequestFacts:
     """A request of distinct features, as clients make them."""
-    found = draw(st.lists(st.one_of(PLAIN, IN_UNITS), max_size=3, unique_by=lambda each: each.edit.probe.key))
-    placed = [RequestEdit(f"steering.edits[{n}]", *_rest(each)) for n, each in enumerate(found)]
+    found = draw(
+        st.lists(
+            st.one_of(PLAIN, IN_UNITS, REDIRECTS), max_size=3, unique_by=lambda each: each.edit.probe.key
+        )
+    )
+    placed = [replace(each, path=f"steering.edits[{n}]") for n, each in enumerate(found)]
     return ask(*placed, tenant=draw(st.sampled_from(["acme", "globex"])))
-
-
-def _rest(each: RequestEdit) -> tuple[Any, ...]:
-    return each.site, each.op, each.edit, each.feature, each.value, each.unit
 
 
 @settings(max_examples=60, deadline=None)

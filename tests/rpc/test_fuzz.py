@@ -25,7 +25,15 @@ _GENERATE = generation_pb2.GenerateRequest(
                 value=1.0,
                 unit=steering_pb2.UNIT_MAX_ACTIVATION,
                 phase=steering_pb2.PHASE_PROMPT,
-            )
+            ),
+            steering_pb2.Edit(
+                operation=steering_pb2.OPERATION_REDIRECT,
+                feature=steering_pb2.FeatureRef(sae="first", index=4),
+                value=1.0,
+                redirect=steering_pb2.Redirection(
+                    feature=steering_pb2.FeatureRef(sae="first", index=5), strength=1.0, threshold=0.5
+                ),
+            ),
         ],
         watches=[steering_pb2.Watch(feature=steering_pb2.FeatureRef(sae="first", label="a river"))],
     ),

@@ -280,6 +280,145 @@ def test_without_saes_a_feature_means_nothing() -> None:
         )
 
 
+def redirect(
+    index: int = 3,
+    value: float | None = 1.0,
+    *,
+    unit: pb.Unit | None = None,
+    phase: pb.Phase | None = None,
+    **fields: object,
+) -> pb.Edit:
+    """A redirect of a feature, to feature 5 unless the fields say otherwise."""
+    if "direction" not in fields:
+        fields.setdefault("feature", pb.FeatureRef(sae="first", index=5))
+    to = pb.Redirection(**fields)  # type: ignore[arg-type]
+    return feature(index, operation=pb.OPERATION_REDIRECT, value=value, unit=unit, phase=phase, redirect=to)
+
+
+def test_a_redirect_has_what_it_reads_and_what_it_writes() -> None:
+    source, target = FIRST.probe(3), FIRST.probe(5)
+    plain = only_edit(redirect(value=-2.0))
+    assert plain.numbers() == rows.redirect(source, -2.0, rows.Redirection(target)).numbers()
+    written = only_edit(redirect(value=1.5, strength=0.5, threshold=0.25, phase=pb.PHASE_PROMPT))
+    to = rows.Redirection(target, 0.5, 0.25)
+    assert written.numbers() == rows.redirect(source, 1.5, to, phase=Phase.PROMPT).numbers()
+    # The recorded maxima are 4 and 2: 3 times the one at its own is 1.5 of the other for each of the one.
+    in_maxima = only_edit(redirect(value=3.0, threshold=0.25, unit=pb.UNIT_MAX_ACTIVATION))
+    to = rows.Redirection(target, 0.0, 1.0)
+    assert in_maxima.numbers() == rows.redirect(source, 1.5, to).numbers()
+    itself = only_edit(redirect(value=0.5, strength=1.0, feature=pb.FeatureRef(sae="first", index=3)))
+    assert itself.sets(2.0) == -2.0
+    assert torch.allclose(itself.write, 0.75 * source.write)
+
+
+def test_a_redirect_to_a_direction_is_at_the_site_of_what_it_reads() -> None:
+    values = [1.0] + [0.0] * (tiny.WIDTH - 1)
+    found = only_edit(redirect(direction=pb.Direction(values=values)))
+    assert found.target is not None
+    assert found.target.write.tolist() == values
+    source = pb.Edit(
+        operation=pb.OPERATION_REDIRECT,
+        value=1.0,
+        direction=pb.Direction(values=values),
+        site="layers.1",
+        redirect=pb.Redirection(feature=pb.FeatureRef(sae="second", index=1)),
+    )
+    steering = translate(source)
+    (row,) = steering.program.sites[tiny.SECOND_SITE].edits
+    assert row.target is not None
+    assert (row.probe.key, row.target.key) == (found.target.key, CATALOG.entries[1].sae.probe(1).key)
+    assert steering.edits[0].to is not None
+    assert (steering.edits[0].feature, steering.edits[0].to.index) == (None, 1)
+
+
+def test_a_target_may_be_found_by_its_label_and_in_another_sae_of_the_site() -> None:
+    beside = LoadedSAE(tiny.sae("beside", 7), tiny.FIRST_SITE)
+    targets = Targets(tiny.SITES, Catalog([*CATALOG.entries, beside]), tiny.WIDTH)
+    label = redirect(feature=pb.FeatureRef(sae="first", label="a river"))
+    other = redirect(4, feature=pb.FeatureRef(sae="beside", index=2))
+    found = translate(label, other, targets=targets).program.sites[tiny.FIRST_SITE].edits
+    assert [edit.target.key for edit in found if edit.target] == [
+        FIRST.probe(5).key,
+        beside.sae.probe(2).key,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("edit", "field", "words"),
+    [
+        (
+            feature(operation=pb.OPERATION_REDIRECT, value=1.0),
+            "redirect",
+            "OPERATION_REDIRECT needs a target",
+        ),
+        (
+            feature(operation=pb.OPERATION_CLAMP, value=1.0, redirect=redirect().redirect),
+            "redirect",
+            "OPERATION_CLAMP takes no target",
+        ),
+        (
+            feature(operation=pb.OPERATION_REDIRECT, value=1.0, redirect=pb.Redirection()),
+            "redirect",
+            "one of feature and direction",
+        ),
+        (redirect(value=None), "value", "needs a value"),
+        (redirect(value=math.nan), "value", "finite"),
+        (redirect(value=1e7), "value", "must lie between"),
+        (redirect(unit=pb.UNIT_NORM_FRACTION), "unit", "OPERATION_REDIRECT takes no unit norm_fraction"),
+        (redirect(strength=-1.0), "redirect.strength", "at least 0, not -1"),
+        (redirect(strength=math.inf), "redirect.strength", "finite"),
+        (redirect(threshold=-0.5), "redirect.threshold", "at least 0, not -0.5"),
+        (redirect(threshold=math.nan), "redirect.threshold", "finite"),
+        (
+            redirect(threshold=9e5, unit=pb.UNIT_MAX_ACTIVATION),
+            "redirect.threshold",
+            "not 3.6e+06",
+        ),
+        (
+            redirect(5, 9e5, unit=pb.UNIT_MAX_ACTIVATION, feature=pb.FeatureRef(sae="first", index=3)),
+            "value",
+            "1.8e+06",
+        ),
+        (redirect(10, unit=pb.UNIT_MAX_ACTIVATION), "unit", "recorded for this feature"),
+        (
+            redirect(unit=pb.UNIT_MAX_ACTIVATION, feature=pb.FeatureRef(sae="first", index=10)),
+            "unit",
+            "recorded for the feature that is written",
+        ),
+        (
+            redirect(unit=pb.UNIT_MAX_ACTIVATION, direction=pb.Direction(values=[1.0] * tiny.WIDTH)),
+            "unit",
+            "a direction has no maximum",
+        ),
+        (redirect(direction=pb.Direction(values=[1.0])), "redirect.direction.values", "must have 32 numbers"),
+        (
+            redirect(direction=pb.Direction(values=[0.0] * tiny.WIDTH)),
+            "redirect.direction.values",
+            "not zero",
+        ),
+        (
+            redirect(feature=pb.FeatureRef(sae="first", index=48)),
+            "redirect.feature.index",
+            "features 0 to 47",
+        ),
+        (redirect(feature=pb.FeatureRef(sae="first")), "redirect.feature", "one of index and label"),
+        (
+            redirect(feature=pb.FeatureRef(sae="second", index=1)),
+            "redirect.feature.sae",
+            "the SAE second is loaded at layers.1.resid_post, not at layers.0.resid_post",
+        ),
+        (redirect(feature=pb.FeatureRef(sae="none", index=1)), "redirect.feature.sae", "no SAE 'none'"),
+    ],
+)
+def test_whatever_is_wrong_with_a_redirect_names_its_field(edit: pb.Edit, field: str, words: str) -> None:
+    with pytest.raises((FieldError, CatalogError)) as caught:
+        translate(feature(1, operation=pb.OPERATION_ABLATE), edit)
+    error = caught.value
+    assert isinstance(error, FieldError | CatalogError)
+    assert error.field == f"steering.edits[1].{field}"
+    assert words in error.description
+
+
 BAN = feature(operation=pb.OPERATION_BAN)
 
 
@@ -291,6 +430,12 @@ BAN = feature(operation=pb.OPERATION_BAN)
         (BAN, feature(operation=pb.OPERATION_CLAMP, value=2.0)),
         (feature(operation=pb.OPERATION_ADD, value=2.0, phase=pb.PHASE_PROMPT), BAN),
         (BAN, feature(operation=pb.OPERATION_BAN, value=1.0)),
+        (BAN, redirect()),
+        (redirect(), BAN),
+        (redirect(4), feature(5, operation=pb.OPERATION_BAN, phase=pb.PHASE_PROMPT)),
+        (feature(5, operation=pb.OPERATION_BAN), redirect(4)),
+        (redirect(), redirect()),
+        (redirect(), feature(operation=pb.OPERATION_CLAMP, value=2.0)),
         (
             feature(operation=pb.OPERATION_CAP, value=1.0),
             feature(operation=pb.OPERATION_FLOOR, value=2.0),
@@ -311,6 +456,8 @@ def test_edits_of_other_tokens_or_features_go_together() -> None:
         feature(3, "second", operation=pb.OPERATION_CLAMP, value=1.0),
         feature(5, operation=pb.OPERATION_CLAMP, value=1.0, phase=pb.PHASE_PROMPT),
         feature(5, operation=pb.OPERATION_CLAMP, value=2.0, phase=pb.PHASE_COMPLETION),
+        redirect(6),
+        redirect(7),
     )
 
 

@@ -1,7 +1,6 @@
 """The table of operations against what names them: the contract, the client, commands, the schema."""
 
 import math
-from dataclasses import replace
 from enum import StrEnum
 from functools import partial
 from itertools import product
@@ -131,5 +130,5 @@ def test_a_value_or_unit_that_an_operation_does_not_take_is_at_fault() -> None:
     ],
 )
 def test_the_numbers_of_a_redirect_are_judged_by_name(name: str, number: float, reason: str) -> None:
-    to = replace(Redirection(OTHER), **{name: number})
+    to = Redirection(OTHER, number) if name == "strength" else Redirection(OTHER, threshold=number)
     assert Op.REDIRECT.fault(1.0, None, to=to) == (name, reason.format(name))

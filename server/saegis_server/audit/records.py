@@ -98,8 +98,9 @@ class DecisionRecord(AuditRecord):
 
     denials, would_deny: policy, rule, message, field, mode and shared of each. rules: policy, rule, action
     and mode of each that applies. edits: what a replay needs of each requested edit and watch: path, site,
-    op, sae, index, value, unit, phase; a direction has no sae and index. uses: use, field and value of each
-    use beyond the ordinary. prompt: its text, written only if the settings say so.
+    op, sae, index, value, unit, phase, and of a redirect to (sae and index), strength and threshold; a
+    direction has no sae and index, and no to. uses: use, field and value of each use beyond the ordinary.
+    prompt: its text, written only if the settings say so.
     """
 
     kind: ClassVar[RecordKind] = RecordKind.DECISION

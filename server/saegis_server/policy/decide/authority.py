@@ -46,13 +46,20 @@ class CompiledAllowance:
         """How it fits an edit. An edit without a value (ablate, a plain ban) counts as one of 0."""
         if edit.op not in self.ops or (self.sites is not None and edit.site not in self.sites):
             return Fit.NOT
-        if edit.feature is None:
-            covered = self.directions
-        else:
-            covered = self.features is None or (edit.site, edit.edit.probe.key) in self.features
+        features = (edit.feature, edit.to) if edit.op.redirects else (edit.feature,)
+        covered = all(
+            self._covers((edit.site, probe.key), feature)
+            for probe, feature in zip(edit.probes, features, strict=True)
+        )
         if not covered or edit.op is Op.WATCH:
             return Fit.FITS if covered else Fit.NOT
-        return Fit.FITS if self._holds(edit) else Fit.BUT_FOR_VALUE
+        return Fit.FITS if self._holds(edit) and self._holds_strength(edit) else Fit.BUT_FOR_VALUE
+
+    def _covers(self, place: Place, feature: FoundFeature | None) -> bool:
+        """Whether it is for what stands at a place: a feature or, with None, a direction."""
+        if feature is None:
+            return self.directions
+        return self.features is None or place in self.features
 
     def _holds(self, edit: RequestEdit) -> bool:
         """Whether an edit's value lies in the range. Units are converted without rounding, so that a value
@@ -60,27 +67,34 @@ class CompiledAllowance:
         value = 0.0 if edit.value is None else edit.value
         if not edit.op.units or edit.unit is self.unit:
             return self.low <= value <= self.high
-        asked, allowed = (feature_units(unit, edit.feature) for unit in (edit.unit, self.unit))
+        asked, allowed = (feature_units(unit, edit) for unit in (edit.unit, self.unit))
         if asked is None or allowed is None or not math.isfinite(value):
             return False
-        exact = Fraction(value) * Fraction(asked)
-        return (math.isinf(self.low) or Fraction(self.low) * Fraction(allowed) <= exact) and (
-            math.isinf(self.high) or exact <= Fraction(self.high) * Fraction(allowed)
+        exact = Fraction(value) * asked
+        return (math.isinf(self.low) or Fraction(self.low) * allowed <= exact) and (
+            math.isinf(self.high) or exact <= Fraction(self.high) * allowed
         )
+
+    def _holds_strength(self, edit: RequestEdit) -> bool:
+        """Whether the strength of a redirect is at most the upper bound, a plain number here, or 0."""
+        return edit.redirection is None or edit.redirection.strength <= max(self.high, 0.0)
 
     def outside(self, edit: RequestEdit) -> str:
         """In words: why the value of an edit that fits otherwise is not allowed."""
+        if edit.redirection is not None and not self._holds_strength(edit):
+            highest, strength = max(self.high, 0.0), edit.redirection.strength
+            return f"a strength of {strength:g} is not in the range of {self.id}: at most {highest:g}"
         unit = edit.unit.value
         shown = f"{0.0 if edit.value is None else edit.value:g}"
         if not edit.op.units:
             return f"{shown} is not in the range of {self.id}: {self.range}"
         if edit.unit is self.unit:
             return f"{shown} in unit {unit} is not in the range of {self.id}: {self.range}"
-        asked, allowed = (feature_units(value_unit, edit.feature) for value_unit in (edit.unit, self.unit))
+        asked, allowed = (feature_units(value_unit, edit) for value_unit in (edit.unit, self.unit))
         if asked is None or allowed is None:
             why = _no_measure(edit, self.unit)
             return f"{shown} in unit {unit} cannot be held against {self.id}: {self.range}; {why}"
-        exact = (edit.value or 0.0) * asked / allowed
+        exact = (edit.value or 0.0) * float(asked) / float(allowed)
         # All digits where six would round it into the range.
         same = f"{exact:.6g}" if not self.low <= float(f"{exact:.6g}") <= self.high else repr(exact)
         return (
@@ -108,26 +122,35 @@ class CompiledAllowance:
         return f"any value in unit {unit}"
 
 
-def feature_units(unit: Unit, feature: FoundFeature | None) -> float | None:
-    """How many feature units one of `unit` is, for a feature or, with None, for a direction.
+def feature_units(unit: Unit, edit: RequestEdit) -> Fraction | None:
+    """How many feature units one of `unit` is, for the value of an edit; of a redirect, for its factor.
 
-    None where that is unknown: without a recorded maximum, and for a fraction of ‖x‖, which differs at every
-    token.
+    None where that is unknown: without a recorded maximum, as of a direction, and for a fraction of ‖x‖,
+    which differs at every token.
     """
     if unit is Unit.FEATURE:
-        return 1.0
-    if unit is Unit.NORM_FRACTION or feature is None:
+        return Fraction(1)
+    read, written = _maximum(edit.feature), _maximum(edit.to)
+    if unit is Unit.NORM_FRACTION or read is None:
         return None
-    return feature.max_activation or None
+    if not edit.op.redirects:
+        return read
+    return None if written is None else written / read
+
+
+def _maximum(feature: FoundFeature | None) -> Fraction | None:
+    """The largest activation recorded for a feature. None without one, and of a direction."""
+    return Fraction(feature.max_activation) if feature is not None and feature.max_activation else None
 
 
 def _no_measure(edit: RequestEdit, allowed: Unit) -> str:
     """Why an edit's value cannot be converted to the unit of an allowance."""
     if Unit.NORM_FRACTION in (edit.unit, allowed):
         return "a fraction of ‖x‖ is another value at every token"
-    if edit.feature is None:
+    unmeasured = edit.feature if _maximum(edit.feature) is None else edit.to
+    if unmeasured is None:
         return "a direction has no maximum"
-    return f"no largest activation is recorded for feature {edit.feature.index}"
+    return f"no largest activation is recorded for feature {unmeasured.index}"
 
 
 def compile_allowance(allowance: Allowance, limits: Limits, selectors: Selectors) -> CompiledAllowance:
@@ -172,12 +195,16 @@ def judge_allowances(
         fits = {allowance.id: allowance.fit(edit) for allowance in allowances}
         if Fit.FITS in fits.values():
             continue
-        target = "a direction" if edit.feature is None else f"feature {edit.feature.index}"
-        message = f"the policy does not allow {edit.op.value} of {target} at {edit.site}"
+        to = f" to {_named(edit.to)}" if edit.op.redirects else ""
+        message = f"the policy does not allow {edit.op.value} of {_named(edit.feature)}{to} at {edit.site}"
         near = next((allowance for allowance in allowances if fits[allowance.id] is Fit.BUT_FOR_VALUE), None)
         if near is not None:
             message = near.outside(edit)
         yield Denial(policy, "allow", message, edit.path)
+
+
+def _named(feature: FoundFeature | None) -> str:
+    return "a direction" if feature is None else f"feature {feature.index}"
 
 
 def judge_uses(
@@ -197,21 +224,21 @@ def judge_uses(
 
 
 def judge_limits(
-    policy: str, limits: Limits, edits: Sequence[RequestEdit], sites: Sequence[Site], first_ban: Site | None
+    policy: str, limits: Limits, edits: Sequence[RequestEdit], sites: Sequence[Site], first_taken: Site | None
 ) -> Iterator[Denial]:
-    """Denials of too many edits, and of edits at a site behind one that has a ban.
+    """Denials of too many edits, and of edits at a site behind one that has a ban or a redirect.
 
-    sites: in forward order. first_ban: the first site with a ban; None if there is none. Behind the last ban
-    of a feature, edits could write that feature again. The first site with a ban is the last one of some
-    feature, so it is the one that counts, and a further ban never permits more.
+    sites: in forward order. first_taken: the first site with a ban or a redirect; None if there is none.
+    Behind the last ban or redirect of a feature, edits could write that feature again. The first such site is
+    the last one of some feature, so it is the one that counts, and a further one never permits more.
     """
     edits = [edit for edit in edits if edit.op is not Op.WATCH]
     if limits.max_edits is not None and len(edits) > limits.max_edits:
         message = f"has {len(edits)} edits; the policy allows {limits.max_edits}"
         yield Denial(policy, "limits.max_edits", message, "steering.edits")
-    if limits.after_bans or first_ban is None:
+    if limits.after_bans or first_taken is None:
         return
     for edit in edits:
-        if sites.index(edit.site) > sites.index(first_ban):
-            message = f"{edit.site} is behind {first_ban}, where features are banned"
+        if sites.index(edit.site) > sites.index(first_taken):
+            message = f"{edit.site} is behind {first_taken}, where features are banned or redirected"
             yield Denial(policy, "limits.after_bans", message, edit.path, shared=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Self
 
 from saegis_server.engine.admission import GuardError, admit
 from saegis_server.engine.api import UNGUARDED, Guard, Guarded, Reaction
@@ -14,7 +15,6 @@ from saegis_server.policy.decide.claims import (
     Owner,
     Place,
     SiteRows,
-    by_place,
     contradictions,
     merge,
 )
@@ -79,18 +79,47 @@ class Fault:
 
 
 @dataclass(frozen=True, eq=False)
+class Reserved:
+    """What rules keep from the edits of requests, each with those rules.
+
+    banned: what they ban. redirected: what they redirect. written: what they redirect to.
+    """
+
+    banned: Mapping[Place, tuple[Owner, ...]] = field(default_factory=dict)
+    redirected: Mapping[Place, tuple[Owner, ...]] = field(default_factory=dict)
+    written: Mapping[Place, tuple[Owner, ...]] = field(default_factory=dict)
+
+    @classmethod
+    def by(cls, standing: Iterable[StandingRule]) -> Self:
+        """What these rules keep."""
+        claims = [claim for rule in standing for claim in rule.rule.claims]
+        redirects = [(claim, claim.to) for claim in claims if claim.to is not None]
+        return cls(
+            _owners((claim.target.key, claim) for claim in claims if claim.op is Op.BAN),
+            _owners((claim.target.key, claim) for claim, _ in redirects),
+            _owners((to.key, claim) for claim, to in redirects),
+        )
+
+    def taken(self) -> Iterator[tuple[Site, tuple[Owner, ...]]]:
+        """The sites where something is banned or redirected, with the rules; a site may come again."""
+        for by_place in (self.banned, self.redirected):
+            for (site, _), owners in by_place.items():
+                yield site, owners
+
+
+@dataclass(frozen=True, eq=False)
 class Combined:
     """The combined rules, whatever a request's own edits are. With faults there is no program.
 
-    faults: why the rules cannot be evaluated. bans: the enforced ban rules, by what they ban. recorded_bans:
-    the same for ban rules that are only recorded. unbannable: the enforced rules that a ban would undo, by
+    faults: why the rules cannot be evaluated. reserved: what the enforced rules keep from edits. recorded:
+    the same of the rules that are only recorded. unbannable: the enforced rules that a ban would undo, by
     what they hold. program: rows and guard readings by site, in forward order. peaks: see `Decision`.
     """
 
     faults: tuple[Fault, ...] = ()
     applied: tuple[AppliedRule, ...] = ()
-    bans: Mapping[Place, tuple[Owner, ...]] = field(default_factory=dict)
-    recorded_bans: Mapping[Place, tuple[Owner, ...]] = field(default_factory=dict)
+    reserved: Reserved = Reserved()
+    recorded: Reserved = Reserved()
     unbannable: Mapping[Place, tuple[Owner, ...]] = field(default_factory=dict)
     program: SteeringProgram = UNSTEERED
     guard: Guard = UNGUARDED
@@ -104,9 +133,9 @@ def combine(standing: Iterable[StandingRule], world: World) -> Combined:
     claims = [claim for rule in enforced for claim in rule.rule.claims]
     known = Combined(
         applied=tuple(rule.applied() for rule in ordered),
-        bans=_bans(enforced),
-        recorded_bans=_bans(rule for rule in ordered if not rule.enforced),
-        unbannable=_owners(claim for claim in claims if claim.outlives_no_ban),
+        reserved=Reserved.by(enforced),
+        recorded=Reserved.by(rule for rule in ordered if not rule.enforced),
+        unbannable=_owners((claim.target.key, claim) for claim in claims if claim.outlives_no_ban),
     )
     clashes = list(contradictions(claims))
     if clashes:
@@ -131,12 +160,12 @@ def combine(standing: Iterable[StandingRule], world: World) -> Combined:
     )
 
 
-def _bans(standing: Iterable[StandingRule]) -> dict[Place, tuple[Owner, ...]]:
-    return _owners(claim for rule in standing for claim in rule.rule.claims if claim.op is Op.BAN)
-
-
-def _owners(claims: Iterable[Claim]) -> dict[Place, tuple[Owner, ...]]:
-    return {place: tuple(claim.owner for claim in group) for place, group in by_place(claims).items()}
+def _owners(claims: Iterable[tuple[Place, Claim]]) -> dict[Place, tuple[Owner, ...]]:
+    """The rules of each place, each once."""
+    owners: dict[Place, dict[Owner, None]] = {}
+    for place, claim in claims:
+        owners.setdefault(place, {})[claim.owner] = None
+    return {place: tuple(group) for place, group in owners.items()}
 
 
 class _Layout:

@@ -11,7 +11,7 @@ from saegis_server.engine.admission import GuardError, admit
 from saegis_server.engine.api import Guard
 from saegis_server.policy.decide.authority import judge_allowances, judge_limits, judge_uses
 from saegis_server.policy.decide.claims import Owner, Place
-from saegis_server.policy.decide.combine import Combined, StandingRule, combine, with_edits
+from saegis_server.policy.decide.combine import Combined, Reserved, StandingRule, combine, with_edits
 from saegis_server.policy.decide.compiled import CompiledPolicy
 from saegis_server.policy.decide.decision import AppliedRule, Decision, Denial, RequestFacts
 from saegis_server.policy.decide.world import World
@@ -146,12 +146,12 @@ def _with_flags(combined: Combined, policies: Sequence[CompiledPolicy]) -> Combi
 def _judged(in_force: _InForce, facts: RequestFacts) -> Decision:
     """The decision on a request with edits, watches or uses."""
     plain, combined, edits = in_force.plain, in_force.combined, facts.edits
-    denials = [*plain.denials, *_edits_of_banned(edits, combined.bans)]
+    denials = [*plain.denials, *_edits_of_reserved(edits, combined.reserved)]
     denials += _bans_of_held(edits, combined.unbannable)
     modes = {(rule.policy, rule.rule): rule.mode for rule in combined.applied}
     would_deny = [
         replace(denial, mode=modes[denial.policy, denial.rule])
-        for denial in _edits_of_banned(edits, combined.recorded_bans)
+        for denial in _edits_of_reserved(edits, combined.recorded)
     ]
     for policy in in_force.policies:
         policy_denials = _of_policy(policy, facts, combined, policy.mode)
@@ -189,10 +189,11 @@ def _of_policy(policy: CompiledPolicy, facts: RequestFacts, combined: Combined, 
 
 
 def _judge_one(policy: CompiledPolicy, facts: RequestFacts, combined: Combined) -> Iterator[Denial]:
-    edits, sites, places = facts.edits, policy.world.sites, set(combined.bans)
+    edits, sites = facts.edits, policy.world.sites
+    taken = {site for site, _ in combined.reserved.taken()}
     if policy.mode is not Mode.ENFORCE:
-        places |= {place for place, owners in combined.recorded_bans.items() if _owns(policy, owners)}
-    first = min((site for site, _ in places), key=sites.index, default=None)
+        taken |= {site for site, owners in combined.recorded.taken() if _owns(policy, owners)}
+    first = min(taken, key=sites.index, default=None)
     yield from judge_uses(policy.name, policy.allowances, facts.uses)
     yield from judge_allowances(policy.name, policy.allowances, edits)
     yield from judge_limits(policy.name, policy.policy.limits, edits, sites, first)
@@ -203,17 +204,24 @@ def _owns(policy: CompiledPolicy, owners: Sequence[Owner]) -> bool:
     return any(name == policy.name for name, _ in owners)
 
 
-def _edits_of_banned(
-    edits: Sequence[RequestEdit], bans: Mapping[Place, tuple[Owner, ...]]
-) -> Iterator[Denial]:
-    """Denials of edits of what is banned.
+def _edits_of_reserved(edits: Sequence[RequestEdit], reserved: Reserved) -> Iterator[Denial]:
+    """Denials of edits of what is banned or redirected, and of what it is redirected to.
 
-    A request may ban the same feature as well, and may watch it if an allowance says so.
+    A request may ban what is banned or redirected as well, and may watch it if an allowance says so. What is
+    redirected to it may not ban either: that would undo the redirect.
     """
     for edit in edits:
-        if edit.op not in (Op.BAN, Op.WATCH):
-            for policy, rule in bans.get((edit.site, edit.edit.probe.key), ()):
-                yield Denial(policy, rule, "this feature is banned", edit.path)
+        reasons = {
+            "this feature is banned": {} if edit.op is Op.BAN else reserved.banned,
+            "this feature is redirected": {} if edit.op is Op.BAN else reserved.redirected,
+            "a rule redirects to this": reserved.written,
+        }
+        if edit.op is Op.WATCH:
+            continue
+        for reason, owners in reasons.items():
+            found = (owners.get((edit.site, probe.key), ()) for probe in edit.probes)
+            for policy, rule in dict.fromkeys(chain(*found)):
+                yield Denial(policy, rule, reason, edit.path)
 
 
 def _bans_of_held(edits: Sequence[RequestEdit], held: Mapping[Place, tuple[Owner, ...]]) -> Iterator[Denial]:
@@ -269,9 +277,9 @@ def _limits(policies: Iterable[CompiledPolicy], candidate: bool = False) -> Iter
 
 
 def _does_not_fit(error: SteeringError, edits: Sequence[RequestEdit], combined: Combined) -> Denial:
-    """The denial of edits that do not fit the rules. It names the first rule that bans at their site."""
+    """The denial of edits that do not fit the rules. It names the first one that bans or redirects there."""
     owners = sorted(
-        owner for (site, _), group in combined.bans.items() if site == error.site for owner in group
+        owner for site, group in combined.reserved.taken() if site == error.site for owner in group
     )
     policy, rule = owners[0] if owners else ("", "program")
     at_site = [edit for edit in edits if edit.site == error.site]

@@ -82,41 +82,39 @@ class Protections:
         """Denials of edits and watches that touch what is protected, or whose vectors or sums come close."""
         if not self.protections or not edits:
             return
-        reads = units([edit.edit.probe.read for edit in edits])
-        writes = units([edit.edit.probe.write for edit in edits])
+        vectors = [(edit, vector) for edit in edits for vector in _vectors(edit)]
         denied: set[tuple[str, str]] = set()
-        for denial in (*self._touched(edits), *self._close(edits, reads, writes)):
+        for denial in (*self._touched(edits), *self._close(vectors)):
             if (denial.rule, denial.field) not in denied:
                 denied.add((denial.rule, denial.field))
                 yield denial
         if not denied:
-            # Edits move an activation along their write vectors, bans along their read vectors too.
-            bans = [edit.op is Op.BAN for edit in edits]
-            watched = np.array([edit.op is Op.WATCH for edit in edits])
-            yield from self._sums(np.concatenate([writes[~watched], reads[bans]]), "edits")
+            yield from self._sums([vector for edit in edits for vector in _moves(edit)], "edits")
             # Who reads several vectors also reads every sum of them.
-            yield from self._sums(reads[watched], "watches")
+            yield from self._sums([edit.edit.probe.read for edit in edits if edit.op is Op.WATCH], "watches")
 
     def _touched(self, edits: Sequence[RequestEdit]) -> Iterator[Denial]:
         for edit in edits:
-            protection = self._places.get((edit.site, edit.edit.probe.key))
-            if protection is not None:
-                yield Denial(self.policy, protection.id, "this is protected", edit.path)
+            for probe in edit.probes:
+                protection = self._places.get((edit.site, probe.key))
+                if protection is not None:
+                    yield Denial(self.policy, protection.id, "this is protected", edit.path)
 
-    def _close(self, edits: Sequence[RequestEdit], reads: Vectors, writes: Vectors) -> Iterator[Denial]:
-        """Denials of single vectors, whether read or written."""
-        cosines = np.maximum(np.abs(reads @ self._rows.T), np.abs(writes @ self._rows.T))
+    def _close(self, vectors: Sequence[tuple[RequestEdit, Tensor]]) -> Iterator[Denial]:
+        """Denials of single vectors, whether read or written, each with its edit."""
+        cosines = np.abs(units([vector for _, vector in vectors]) @ self._rows.T)
         for place, row in np.argwhere(cosines > self._bounds):
+            edit, _ = vectors[place]
             protection, target = self._owners[row]
-            noun = "watch" if edits[place].op is Op.WATCH else "edit"
+            noun = "watch" if edit.op is Op.WATCH else "edit"
             message = _message(f"a vector of this {noun} has", cosines[place, row], protection, target)
-            yield Denial(self.policy, protection.id, message, edits[place].path)
+            yield Denial(self.policy, protection.id, message, edit.path)
 
-    def _sums(self, vectors: Vectors, kind: str) -> Iterator[Denial]:
+    def _sums(self, vectors: Sequence[Tensor], kind: str) -> Iterator[Denial]:
         """Denials of what vectors can add up to, over all sites: they all add to one residual stream."""
-        if not len(vectors):
+        if not vectors:
             return
-        cosines = span_cosines(vectors, self._rows)
+        cosines = span_cosines(units(vectors), self._rows)
         denied: set[str] = set()
         for row in np.flatnonzero(cosines > self._bounds):
             protection, target = self._owners[row]
@@ -124,6 +122,27 @@ class Protections:
                 denied.add(protection.id)
                 message = _message(f"the {kind} together reach", cosines[row], protection, target)
                 yield Denial(self.policy, protection.id, message, f"steering.{kind}")
+
+
+def _vectors(edit: RequestEdit) -> Iterator[Tensor]:
+    """All vectors of an edit: what it reads and writes, and of a redirect the same of its target too."""
+    yield from (probe.read for probe in edit.probes)
+    yield from _writes(edit)
+
+
+def _moves(edit: RequestEdit) -> Iterator[Tensor]:
+    """The vectors along which an edit may move an activation."""
+    if edit.op is Op.WATCH:
+        return
+    # A ban moves it along its read vector too.
+    yield from _vectors(edit) if edit.op is Op.BAN else _writes(edit)
+
+
+def _writes(edit: RequestEdit) -> Iterator[Tensor]:
+    yield from (probe.write for probe in edit.probes)
+    if edit.op.redirects:
+        # What it writes as it is rounded, beside the two that this is made of.
+        yield edit.edit.write
 
 
 def _message(subject: str, cosine: float, protection: CompiledProtection, target: Selected) -> str:

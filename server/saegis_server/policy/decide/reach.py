@@ -13,8 +13,8 @@ from difflib import get_close_matches
 from saegis.bundles import POLICY_FILE
 from saegis_server.policy.bundle.bundle import Bundle
 from saegis_server.policy.decide.authority import CompiledAllowance
-from saegis_server.policy.decide.claims import Place
 from saegis_server.policy.decide.compiled import CompiledPolicy, placed
+from saegis_server.policy.decide.selectors import Selected
 from saegis_server.policy.decide.world import Callers, World
 from saegis_server.policy.schema.policy import EVERY, Match, Mode, Transparency
 from saegis_server.problem import Problem
@@ -116,14 +116,16 @@ def revealed_by_allowances(bundle: Bundle, compiled: CompiledPolicy) -> Iterator
         if (rule.mode or compiled.mode) is Mode.ENFORCE
         for claim in rule.claims
     ]
-    ruled = {claim.target.key for claim in claims}
-    banned = {claim.target.key for claim in claims if claim.op is Op.BAN}
+    written = [claim.to for claim in claims if claim.to is not None]
+    ruled = [*(claim.target for claim in claims), *written]
+    reserved = [*(claim.target for claim in claims if claim.op in (Op.BAN, Op.REDIRECT)), *written]
     for allowance in compiled.allowances:
         faults = []
-        if Op.WATCH in allowance.ops and _covers(allowance, ruled, directions=True):
+        if Op.WATCH in allowance.ops and _covers(allowance, ruled, any_vector=True):
             faults.append("lets requests watch what the rules move, before and after it is moved")
-        if allowance.ops - {Op.WATCH, Op.BAN} and _covers(allowance, banned):
-            faults.append("allows edits of what the rules ban, and those are denied all the same")
+        edits, bans = allowance.ops - {Op.WATCH, Op.BAN}, Op.BAN in allowance.ops
+        if (edits and _covers(allowance, reserved)) or (bans and _covers(allowance, written)):
+            faults.append("allows edits of what the rules ban or redirect, and those are denied all the same")
         for fault in faults:
             problem = Problem(
                 f"{fault}: that tells what is ruled, and the policy says transparency: steered",
@@ -132,8 +134,10 @@ def revealed_by_allowances(bundle: Bundle, compiled: CompiledPolicy) -> Iterator
             yield placed(problem, allowance.id, bundle)
 
 
-def _covers(allowance: CompiledAllowance, places: Collection[Place], directions: bool = False) -> bool:
-    """Whether an allowance covers any of these features or, with `directions`, any vector at their sites."""
-    at_sites = {place for place in places if allowance.sites is None or place[0] in allowance.sites}
-    features = at_sites if allowance.features is None else at_sites & allowance.features
-    return bool(features) or (directions and allowance.directions and bool(at_sites))
+def _covers(allowance: CompiledAllowance, targets: Sequence[Selected], any_vector: bool = False) -> bool:
+    """Whether an allowance covers any of these or, with `any_vector`, directions at any of their sites."""
+    at_sites = [one for one in targets if allowance.sites is None or one.site in allowance.sites]
+    if allowance.directions and any(any_vector or one.feature is None for one in at_sites):
+        return True
+    features = {one.key for one in at_sites if one.feature is not None}
+    return bool(features if allowance.features is None else features & allowance.features)

@@ -25,6 +25,8 @@ Record = Mapping[str, PlainJson]
 
 #: The fields of a record that a replay needs; where one of them is masked, there is no replay.
 _NEEDED = ("tenant", "roles", "model", "policy_revision", "allowed", "denials", "edits", "uses")
+#: The fields of a recorded edit that are those of a case.
+_OF_AN_EDIT = ("op", "site", "value", "unit", "phase", "strength", "threshold")
 _NO_POLICY = ("", "match")
 
 
@@ -185,12 +187,13 @@ def _edits(recorded: Iterable[Record]) -> Iterator[CaseEdit]:
     for edit in recorded:
         if "index" not in edit:
             raise NotReplayableError("an edit lacks its index")
-        if edit["index"] is None:
+        if edit["index"] is None or ("to" in edit and edit["to"] is None):
             raise NotReplayableError("an edit is of a direction, which a log does not hold")
-        known = {name: edit[name] for name in ("op", "site", "value", "unit", "phase") if name in edit}
+        known = {name: edit[name] for name in _OF_AN_EDIT if name in edit}
         feature = {"sae": edit.get("sae") or "", "index": edit["index"]}
+        to = {"to": {"feature": edit["to"]}} if "to" in edit else {}
         try:
-            yield CaseEdit.model_validate(known | {"feature": feature})
+            yield CaseEdit.model_validate(known | {"feature": feature} | to)
         except ValidationError as error:
             fields = ", ".join(".".join(map(str, problem["loc"])) for problem in error.errors())
             raise NotReplayableError(f"an edit is not as it should be: {fields}") from error

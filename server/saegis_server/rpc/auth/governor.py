@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict, replace
 from threading import Condition
@@ -20,6 +20,7 @@ from saegis_server.rpc.server.threads import in_own_thread
 from saegis_server.rpc.services.run import CANCELLED, Governed, RequestSummary, Run
 from saegis_server.rpc.wire.problems import InFlightError, NotServingError, PolicyDeniedError
 from saegis_server.rpc.wire.programs import RequestSteering
+from saegis_server.sae.request_edit import RequestEdit
 from saegis_server.steering.operations import Op
 from saegis_server.steering.table import Capacity
 from saegis_server.telemetry.metrics import Metrics
@@ -200,7 +201,7 @@ class Governor:
                 ),
                 program_digest=governed.digest,
                 prompt_tokens=summary.prompt_tokens,
-                edits=tuple(_edit_summary(steering)),
+                edits=edits_recorded(steering.edits),
                 uses=tuple(asdict(use) for use in summary.uses),
                 prompt=summary.prompt() if self.audit.writes_prompts else None,
             )
@@ -222,8 +223,9 @@ def _name() -> str:
     return uuid4().hex
 
 
-def _edit_summary(steering: RequestSteering) -> list[Fields]:
-    return [
+def edits_recorded(edits: Iterable[RequestEdit]) -> tuple[Fields, ...]:
+    """What the record of a decision holds of a request's edits and watches."""
+    return tuple(
         {
             "path": edit.path,
             "op": edit.op.value,
@@ -233,6 +235,14 @@ def _edit_summary(steering: RequestSteering) -> list[Fields]:
             "value": edit.value,
             "unit": edit.unit.value,
             "phase": edit.edit.phase.name.lower(),
+            **_redirect_recorded(edit),
         }
-        for edit in steering.edits
-    ]
+        for edit in edits
+    )
+
+
+def _redirect_recorded(edit: RequestEdit) -> Fields:
+    if edit.redirection is None:
+        return {}
+    to: Fields | None = None if edit.to is None else {"sae": edit.to.loaded.id, "index": edit.to.index}
+    return {"to": to, "strength": edit.redirection.strength, "threshold": edit.redirection.threshold}
