@@ -90,6 +90,10 @@ def random_program(seed: int, count: int) -> SteeringProgram:
         probe = cases.random_probe(rng, tiny.WIDTH, kind, Norm.NONE, f"{seed}:{index}")
         operation = cases.OPERATIONS[int(torch.randint(len(cases.OPERATIONS), (1,), generator=rng))]
         edit = cases.random_edit(rng, probe, operation)
+        if index % 7 in (3, 5):
+            kind = ("direction", "relu")[index % 2]
+            to = cases.random_probe(rng, tiny.WIDTH, kind, Norm.NONE, f"{seed}:{index} to")
+            edit = cases.random_redirect(rng, probe, to)
         target = rules if index % 5 == 0 and len(rules[site]) < 8 and cases.may_rule(edit) else edits
         target[site].append(edit)
     if count:

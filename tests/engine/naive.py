@@ -153,6 +153,7 @@ class Naive:
         return values
 
     def _hook(self, site: Site, programs: Sequence[Programs], values: list[list[float]]) -> Any:
+        every = self._program(set(range(len(self.guard.conditions)))).get(site)
 
         def steer(x: Tensor) -> Tensor:
             changed = x.clone()
@@ -161,7 +162,7 @@ class Naive:
                     continue
                 clean = reference.vector(x[0, token])
                 values[token] = [reference.read(probe, clean) for probe in rows.guards]
-                steered = reference.settled(rows, clean, token < len(self.prompt))
+                steered = reference.settled(rows, clean, token < len(self.prompt), every)
                 changed[0, token] = torch.from_numpy(steered).to(x.dtype)
             return changed
 

@@ -22,7 +22,7 @@ from saegis.v1 import model_pb2, model_pb2_grpc
 from saegis_server.rpc.auth.principals import token_digest
 from saegis_server.rpc.wire.errors import DETAILS_KEY
 from tests.e2e.serving import Serving, serving, write_tiny_files
-from tests.hostile.crafts import BANNED, CAPPED, CLAMPED, FLOORED, SAE, Call, Manner
+from tests.hostile.crafts import BANNED, CAPPED, CLAMPED, FLOORED, REDIRECTED, SAE, TARGET, Call, Manner
 from tests.rpc.half_open import HalfOpen
 
 SLOTS, GRACE_SECONDS = 8, 10.0
@@ -38,10 +38,15 @@ rules:
   - {{id: ban, ban: {{features: [{{sae: {SAE}, index: {BANNED}}}]}}}}
   - {{id: cap, cap: {{features: [{{sae: {SAE}, index: {CAPPED}}}], value: 0.5}}}}
   - {{id: floor, floor: {{features: [{{sae: {SAE}, index: {FLOORED}}}], value: 0.25}}}}
+  - id: redirect
+    redirect:
+      features: [{{sae: {SAE}, index: {REDIRECTED}}}]
+      to: {{feature: {{sae: {SAE}, index: {TARGET}}}}}
+      factor: 2
   - {{id: clamp, clamp: {{features: [{{sae: {SAE}, index: {CLAMPED}}}], value: 0.75}}}}
 allow:
   - id: every-edit
-    ops: [clamp, clamp_if_active, scale, add, cap, floor, ablate, ban, watch]
+    ops: [clamp, clamp_if_active, scale, add, cap, floor, ablate, ban, redirect, watch]
     directions: true
 """
 _USES = """

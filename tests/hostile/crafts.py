@@ -24,7 +24,9 @@ from saegis.v1 import (
 #: The tenants that attack: under a policy that allows edits alone, and under one that allows everything.
 HOSTILE = ("hostile", "wild")
 SAE, FEATURES, VOCABULARY = "tiny-sae", 64, 300
-BANNED, CAPPED, FLOORED, CLAMPED = 7, 11, 12, 13
+BANNED, CAPPED, FLOORED, CLAMPED, REDIRECTED, TARGET = 7, 11, 12, 13, 14, 15
+#: The feature that reads and writes the opposite of another is so many further on.
+OPPOSITE = FEATURES // 2
 _OPERATIONS = (
     steering_pb2.OPERATION_CLAMP,
     steering_pb2.OPERATION_CLAMP_IF_ACTIVE,
@@ -34,6 +36,7 @@ _OPERATIONS = (
     steering_pb2.OPERATION_FLOOR,
     steering_pb2.OPERATION_ABLATE,
     steering_pb2.OPERATION_BAN,
+    steering_pb2.OPERATION_REDIRECT,
 )
 _GENERATION = "/saegis.v1.GenerationService/"
 _MODEL = "/saegis.v1.ModelService/"
@@ -154,6 +157,25 @@ def edits_of_what_is_held(pick: random.Random) -> Call:
     value = pick.choice((0.0, -1.0, 80.0, 1e6, -1e6, float("nan"), float("inf"), 1e300))
     index = pick.choice((BANNED, CAPPED, FLOORED, CLAMPED))
     request.steering.edits.append(_edit(index, operation, value))
+    return _generate(request)
+
+
+def redirects_and_what_undoes_them(pick: random.Random) -> Call:
+    """Point 3: what the operator redirects, its target and their opposites: moved, banned, redirected."""
+    request = _ask(pick)
+    index = pick.choice((REDIRECTED, TARGET)) + pick.choice((0, OPPOSITE))
+    edit = _edit(
+        index, pick.choice((*_OPERATIONS, steering_pb2.OPERATION_REDIRECT)), pick.choice((-9.0, 80.0, 1e6))
+    )
+    if edit.operation == steering_pb2.OPERATION_REDIRECT or pick.random() < 0.1:
+        to = steering_pb2.FeatureRef(sae=SAE, index=pick.choice((3, TARGET, TARGET + OPPOSITE, FEATURES)))
+        strange = pick.choice((0.0, 0.0, 1.0, -1.0, float("nan"), float("inf")))
+        edit.redirect.CopyFrom(steering_pb2.Redirection(feature=to, strength=strange, threshold=strange))
+    if pick.random() < 0.5:
+        place = pick.choice((REDIRECTED, TARGET))
+        vector = [pick.gauss(0.0, 0.3) + (number == place) for number in range(OPPOSITE)]
+        edit.direction.values.extend(vector)
+    request.steering.edits.append(edit)
     return _generate(request)
 
 
@@ -351,6 +373,7 @@ def messages_over_the_limit(pick: random.Random) -> Call:
 CRAFTS: dict[Craft, float] = {
     score_as_a_baseline_probe: 6,
     ids_taken_again: 6,
+    redirects_and_what_undoes_them: 6,
     edits_of_what_is_held: 8,
     an_answer_that_nobody_awaits: 5,
     a_reader_that_never_reads: 1,

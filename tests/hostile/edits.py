@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from saegis_server.engine.api import SamplingParams
+from saegis_server.sae.autoencoder import SparseAutoencoder
 from saegis_server.sae.catalog import Catalog, FoundFeature
 from saegis_server.sae.request_edit import RequestEdit
 from saegis_server.steering.operations import Op, Unit
-from saegis_server.steering.rows import INFINITY, Phase, Probe
+from saegis_server.steering.rows import INFINITY, Phase, Probe, Redirection
 from saegis_server.steering.site import Site
 
 #: Stands for an edit's field until its place in the request is known.
@@ -31,18 +32,40 @@ class Bound:
 
 
 @dataclass(frozen=True)
+class Redirected:
+    """Features that the operator redirects, and to which feature of the same SAE or to which unit vector."""
+
+    features: tuple[int, ...]
+    factor: float
+    to: int | Tensor
+    strength: float = 0.0
+    threshold: float = 0.0
+
+    def target(self, sae: SparseAutoencoder) -> Probe:
+        """What is written."""
+        return sae.probe(self.to) if isinstance(self.to, int) else Probe.direction(self.to)
+
+
+@dataclass(frozen=True)
 class Held:
-    """What the operator holds of one SAE: banned features, and bounds of others."""
+    """What the operator holds of one SAE: banned features, bounds of others, and what he redirects."""
 
     site: Site
     sae: str
-    banned: tuple[int, ...]
+    banned: tuple[int, ...] = ()
     bounds: tuple[Bound, ...] = ()
+    redirected: tuple[Redirected, ...] = ()
+
+    @property
+    def held(self) -> tuple[int, ...]:
+        """The features that are banned or bounded."""
+        return (*self.banned, *(bound.feature for bound in self.bounds))
 
     @property
     def features(self) -> tuple[int, ...]:
-        """All that is held in some way."""
-        return (*self.banned, *(bound.feature for bound in self.bounds))
+        """All with which something is done."""
+        targets = (each.to for each in self.redirected if isinstance(each.to, int))
+        return (*self.held, *(i for each in self.redirected for i in each.features), *targets)
 
 
 @dataclass(frozen=True)
@@ -73,7 +96,13 @@ class Client:
             self._later_site,
             self._many_small,
             self._anything,
+            self._along_target,
+            self._sum_to_target,
+            self._along_sources,
+            self._ban_target,
+            self._redirect_again,
         )
+        self._redirecting = [each for each in held if each.redirected]
 
     def tries(self, count: int) -> Iterator[Try]:
         """So many requests."""
@@ -146,6 +175,45 @@ class Client:
             for index in range(8)
         ]
 
+    def _along_target(self) -> list[RequestEdit]:
+        """Along what a redirect writes, or near it, mostly the other way."""
+        site, _, target = self._redirection()
+        noise = self._noise() * self._random.choice((0.0, 1e-4, 1e-2, 0.1, 0.5, 1.0))
+        sign = self._random.choice((-1.0, -1.0, 1.0))
+        return [self._on_vector(site, sign * target / target.norm() + noise)]
+
+    def _sum_to_target(self) -> list[RequestEdit]:
+        """Vectors that are far from a target, and what is read for it, and add up to both."""
+        site, read, target = self._redirection()
+        vector = read / read.norm() - target / target.norm()
+        apart, size = 3.0 * self._noise(), self._random.choice((1.0, 5.0, 40.0, 1e4))
+        return [
+            self._on_vector(site, vector + apart, Op.ADD, size),
+            self._on_vector(site, vector - apart, Op.ADD, size),
+        ]
+
+    def _along_sources(self) -> list[RequestEdit]:
+        """Near what a redirect reads, so that it would see nothing."""
+        site, read, _ = self._redirection()
+        noise = self._noise() * self._random.choice((0.01, 0.1, 0.5))
+        value = -self._random.choice((1.0, 5.0, 80.0, 1e4))
+        return [self._on_vector(site, read / read.norm() + noise, Op.ADD, value)]
+
+    def _ban_target(self) -> list[RequestEdit]:
+        site, _, target = self._redirection()
+        noise = self._noise() * self._random.choice((0.0, 1e-3, 0.1, 0.3, 1.0, 2.0))
+        return [self._on_vector(site, target / target.norm() + noise, Op.BAN)]
+
+    def _redirect_again(self) -> list[RequestEdit]:
+        """What the operator redirects, by another row, to the opposite."""
+        held = self._random.choice(self._redirecting)
+        each = self._random.choice(held.redirected)
+        sae = self._catalog.sae(held.sae, "sae")
+        feature = self._catalog.by_index(sae, self._random.choice(each.features), "index")
+        to = Probe.direction(-each.target(sae.sae).write + self._random.choice((0.0, 0.3)) * self._noise())
+        value = self._random.choice((1.0, 5.0, 80.0))
+        return [self._edit(held.site, feature.probe(), feature, Op.REDIRECT, value, to)]
+
     def _anything(self) -> list[RequestEdit]:
         found = []
         for _ in range(self._random.randint(1, 4)):
@@ -157,6 +225,14 @@ class Client:
         return self._distinct(found)
 
     # -- its parts ------------------------------------------------------------------------------------
+
+    def _redirection(self) -> tuple[Site, Tensor, Tensor]:
+        """A site, what a redirect reads there (or all that go to one target, in sum) and what it writes."""
+        held = self._random.choice(self._redirecting)
+        sae, each = self._catalog.sae(held.sae, "sae").sae, self._random.choice(held.redirected)
+        reads = [sae.probe(index).read for index in each.features]
+        read = self._random.choice([*reads, torch.stack(reads).sum(0)])
+        return held.site, read, each.target(sae).write
 
     def _held_probe(self, held: Held) -> Probe:
         return self._catalog.sae(held.sae, "sae").sae.probe(self._random.choice(held.features))
@@ -184,6 +260,7 @@ class Client:
         feature: FoundFeature | None,
         op: Op | None = None,
         value: float | None = None,
+        to: Probe | None = None,
     ) -> RequestEdit:
         op = op or self._random.choice([each for each in Op if each is not Op.WATCH])
         phase = self._random.choice((Phase.ALL, Phase.ALL, Phase.PROMPT, Phase.COMPLETION))
@@ -191,6 +268,10 @@ class Client:
             told = 0.0 if op is Op.BAN else None
             return RequestEdit(_PATH, site, op, op.row(probe, 0.0, phase), feature, told)
         value = self._random.choice(_VALUES) if value is None else value
+        if op.redirects:
+            given = Redirection(to or Probe.direction(self._noise()), self._random.choice((0.0, 1.0)))
+            row = op.row(probe, value, phase, to=given)
+            return RequestEdit(_PATH, site, op, row, feature, value, Unit.FEATURE, given)
         relative = bool(op.units) and abs(value) <= 80.0 and self._random.random() < 0.3
         unit = Unit.NORM_FRACTION if relative else Unit.FEATURE
         return RequestEdit(_PATH, site, op, op.row(probe, value, phase, relative), feature, value, unit)

@@ -8,7 +8,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import save
+from torch import Tensor
 
+from saegis_server.engine import admission
 from saegis_server.engine.api import FirstToken, GenerationRequest, Limits, RequestFinished
 from saegis_server.engine.torch.engine import TorchEngine
 from saegis_server.engine.torch.slots import Slots
@@ -18,24 +21,42 @@ from saegis_server.policy.decide.compiled import compile_policy
 from saegis_server.policy.decide.decide import PolicySet
 from saegis_server.policy.decide.decision import RequestFacts
 from saegis_server.policy.decide.world import World
-from saegis_server.sae.catalog import Catalog
+from saegis_server.sae.catalog import Catalog, LoadedSAE
+from saegis_server.steering import admitted, bounds, projection
 from saegis_server.steering.rows import Norm
 from saegis_server.steering.site import Site
 from saegis_server.steering.table import Capacity
 from tests.engine.serving import Answer
-from tests.hostile.edits import Bound, Client, Held, Try
+from tests.hostile.edits import Bound, Client, Held, Redirected, Try
 from tests.hostile.witness import Witness
 from tests.rpc import tiny
 from tests.tiers import sized
 
 SITES = (tiny.FIRST_SITE, Site.parse("layers.1.mlp_out"), tiny.SECOND_SITE)
+#: A site where nothing is held, and only redirects are.
+FREE_SITE = SITES[1]
+
+
+def _unmoved(features: tuple[int, ...]) -> Tensor:
+    """A unit vector along which these features of the first SAE write nothing."""
+    vector = torch.randn(tiny.WIDTH, generator=torch.Generator().manual_seed(14))
+    rows = tiny.sae("first", 1).W_dec[list(features)]
+    found: Tensor = vector - torch.linalg.lstsq(rows.T, vector[:, None]).solution[:, 0] @ rows
+    unit: Tensor = found / found.norm()
+    return unit
+
+
+#: What the witness works out is only what redirects write: so the other rules must not move x along it.
+REFUSAL = _unmoved((12, 15, 18))
 HELD = (
     Held(
         tiny.FIRST_SITE,
         "first",
         (3, 7, 8, 9, 21, 30),
         (Bound(12, high=2.0), Bound(15, low=1.5), Bound(18, 1.25, 1.25)),
+        (Redirected((13, 22, 27), 3.0, REFUSAL, strength=0.5),),
     ),
+    Held(FREE_SITE, "free", redirected=(Redirected((2, 5, 11), 2.0, 17, threshold=0.05),)),
     Held(
         tiny.SECOND_SITE,
         "second",
@@ -47,6 +68,18 @@ RULES = """
 rules:
   - {id: ban-first, ban: {features: [{sae: first, indices: [3, 7, 8, 9, 21, 30]}], strength: 1.5}}
   - {id: ban-second, ban: {features: [{sae: second, indices: [0, 1, 2, 3, 40]}]}}
+  - id: redirect-first
+    redirect:
+      features: [{sae: first, indices: [13, 22, 27]}]
+      to: {direction: {file: directions/refusal.safetensors}}
+      factor: 3
+      strength: 0.5
+  - id: redirect-free
+    redirect:
+      features: [{sae: free, indices: [2, 5, 11]}]
+      to: {feature: {sae: free, index: 17}}
+      factor: 2
+      threshold: 0.05
   - {id: cap-first, cap: {features: [{sae: first, index: 12}], value: 2}}
   - {id: floor-first, floor: {features: [{sae: first, index: 15}], value: 1.5}}
   - {id: clamp-first, clamp: {features: [{sae: first, index: 18}], value: 1.25}}
@@ -67,7 +100,7 @@ match: {{tenants: [lab]}}
 {RULES}
 allow:
   - id: everything
-    ops: [clamp, clamp_if_active, scale, add, cap, floor, ablate, ban]
+    ops: [clamp, clamp_if_active, scale, add, cap, floor, ablate, ban, redirect]
     directions: true
   - id: fractions
     ops: [clamp, clamp_if_active, add, cap, floor]
@@ -91,7 +124,7 @@ protect:
 """
 #: What a denial may name beside the rules above.
 OTHERS = {"allow", "limits.max_edits", "limits.after_bans", "keep-away"}
-NAMED = OTHERS | set(re.findall(r"id: ([a-z-]+),", RULES))
+NAMED = OTHERS | set(re.findall(r"id: ([a-z-]+)", RULES))
 #: In full. The server's own attack makes up the rest of the twenty thousand: see test_server.py.
 TRIES, AT_ONCE = sized(12_000, 256), 256
 
@@ -113,12 +146,16 @@ class Attack:
         sites = {site: frozenset((Norm.NONE,)) for site in SITES}
         slots = Slots(model, tuple(sites), 32, 64, Capacity())
         self.step = Step(model, sites, slots, compiled=False)
-        self.catalog = Catalog([each for each in tiny.catalog().entries if each.id != "explosive"])
+        own = [each for each in tiny.catalog().entries if each.id != "explosive"]
+        self.catalog = Catalog([*own, LoadedSAE(tiny.sae("free", 4), FREE_SITE)])
         assert model.config.bos_token_id is not None
         self.bos = model.config.bos_token_id
         self.witness = Witness(model, self.step, self.catalog, HELD, self.bos)
         world = World("tiny", SITES, tiny.WIDTH, self.catalog, slots.capacity)
-        bundles = [Bundle.from_files({"policy.yaml": text.encode()}) for text in (PERMISSIVE, STRICT)]
+        files = {"directions/refusal.safetensors": save({"refusal": REFUSAL})}
+        bundles = [
+            Bundle.from_files({"policy.yaml": text.encode(), **files}) for text in (PERMISSIVE, STRICT)
+        ]
         self.policies = PolicySet(tuple(compile_policy(bundle, world) for bundle in bundles))
         limits = Limits(queue=2 * AT_ONCE, prefill_chunk=16)
         self.engine = TorchEngine(self.step, tiny.tokenizer(), (), 32, limits, FirstToken(self.bos))
@@ -166,6 +203,7 @@ def test_no_try_undoes_what_is_held(unmeasured: None) -> None:
             attack.run(list(client.tries(count)))
             assert not attack.witness.awake, attack.witness.awake[:5]
             assert not attack.witness.beyond, attack.witness.beyond[:5]
+            assert not attack.witness.undone, attack.witness.undone[:5]
             left -= count
     finally:
         attack.engine.stop()
@@ -175,6 +213,7 @@ def test_no_try_undoes_what_is_held(unmeasured: None) -> None:
     assert attack.diverged < TRIES // 10
     assert attack.witness.tokens > 2 * TRIES
     assert attack.witness.left_out > TRIES // 20
+    assert attack.witness.redirected > TRIES
 
 
 def test_the_witness_is_not_blind() -> None:
@@ -194,3 +233,34 @@ def test_the_witness_is_not_blind() -> None:
     assert not attack.witness.awake
     assert not attack.witness.beyond
     assert of_first_tokens.awake, "no row moves the model's own BOS, where features are awake"
+
+
+@pytest.fixture
+def forgotten() -> Iterator[None]:
+    """Nothing that was worked out before is known, nor what the test works out afterwards."""
+    for known in (projection._geometry, admission._admitted):
+        known.cache_clear()
+    yield
+    for known in (projection._geometry, admission._admitted):
+        known.cache_clear()
+
+
+@pytest.mark.parametrize("guarantee", ["of edits", "of bans"])
+def test_the_witness_sees_redirects_undone(
+    guarantee: str, monkeypatch: pytest.MonkeyPatch, forgotten: None
+) -> None:
+    """Where a request's edits write what they like, or its bans go down along a target."""
+    if guarantee == "of edits":
+        monkeypatch.setattr(admitted, "unreserved_moves", lambda *_: None)
+    else:
+        monkeypatch.setattr(bounds, "_targets", lambda _: iter(()))
+    attack = Attack()
+    attack.engine.start()
+    try:
+        client = Client(attack.catalog, SITES, HELD, attack.bos, seed=2)
+        attack.run([replace(each, tenant="lab") for each in client.tries(128)])
+    finally:
+        attack.engine.stop()
+    places = {told.partition(": ")[0].partition(" at ")[2] for told in attack.witness.undone}
+    assert places == {str(tiny.FIRST_SITE), str(FREE_SITE)}
+    assert not attack.witness.awake

@@ -1,4 +1,8 @@
-"""A witness of what lies behind every held site: it encodes each token again, in float64, and compares."""
+"""A witness of what lies behind every held site: it encodes each token again, in float64, and compares.
+
+Of a redirect it sees the activation as it comes in, too: it works out what the redirect reads there and what
+it writes along its target, and whether x lies there behind the site.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +18,10 @@ from saegis_server.engine.torch.step import Step
 from saegis_server.sae.autoencoder import SparseAutoencoder
 from saegis_server.sae.catalog import Catalog
 from saegis_server.steering.bounds import NO_LIMIT
+from saegis_server.steering.rows import Probe
 from saegis_server.steering.site import Site
-from tests.hostile.edits import Held
+from saegis_server.steering.table import UNBOUNDED, Column, Rows
+from tests.hostile.edits import Held, Redirected
 
 #: How far a clamped feature, or one held from both sides, may lie beyond its bound by rounding alone, in
 #: float32 at small widths: so many times ‖x‖ and the length of its encoder row. Bans, and caps and floors
@@ -23,6 +29,31 @@ from tests.hostile.edits import Held
 CLAMP_ROUNDING = 2.0**-17
 #: Of a value, for what float64 rounds when it encodes again.
 _WITNESS_ROUNDING = 1e-9
+#: What float32 may lose of a sum at small widths: so many times what was added up.
+_SUM_ROUNDING = 2.0**-18
+
+
+Hook = Callable[[object, object, Any], None]
+
+
+def _value(probe: Probe, q: Tensor) -> Tensor:
+    """The value of a feature from its reads r·x."""
+    value = (probe.gain * q + probe.value_bias).clamp(min=0.0)
+    return torch.where(q + probe.gate_bias > probe.threshold, value, 0.0)
+
+
+def _farthest(edits: Rows, slots: Tensor, x: Tensor) -> Tensor:
+    """How far a request's edits may move each token of x [B, Q, d] at most, one by one and added up."""
+    numbers = edits.numbers[slots].double()
+    read, write = (vectors.norm(dim=-1) for vectors in edits.vectors[slots].double().unbind(1))
+    size = x.double().norm(dim=-1, keepdim=True)
+    f = numbers[:, None, Column.GAIN].abs() * read[:, None] * size + numbers[:, None, Column.BIAS].abs()
+    bounds = numbers[:, [Column.B, Column.LO, Column.HI]].abs()
+    wanted = torch.where(bounds < UNBOUNDED / 2.0, bounds, 0.0).sum(1)[:, None]
+    unit = torch.where(numbers[:, None, Column.RELATIVE] > 0.0, size, 1.0)
+    change = (1.0 + numbers[:, None, Column.A].abs()) * f + unit * wanted
+    farthest: Tensor = (change * write[:, None]).sum(-1)
+    return farthest
 
 
 class Witness:
@@ -38,19 +69,26 @@ class Witness:
         self.tokens = self.left_out = 0
         self.awake: list[str] = []
         self.beyond: list[str] = []
+        self.undone: list[str] = []
+        self.redirected = 0
         self._step, self._bos = step, bos
         self._ids: Tensor | None = None
         model.get_input_embeddings().register_forward_pre_hook(self._see_tokens)
         for each in held:
             module, _ = site_module(model, each.site)
             sae = catalog.sae(each.sae, "sae").sae
-            module.register_forward_hook(self._hook(each, sae))
+            if each.held:
+                module.register_forward_hook(self._hook(each, sae))
+            for redirected in each.redirected:
+                before, after = self._redirect_hooks(each.site, redirected, sae)
+                module.register_forward_hook(before, prepend=True)
+                module.register_forward_hook(after)
 
     def _see_tokens(self, module: object, args: tuple[Tensor, ...]) -> None:
         self._ids = args[0]
 
     def _hook(self, held: Held, sae: SparseAutoencoder) -> Callable[[object, object, Any], None]:
-        features = list(held.features)
+        features = list(held.held)
         banned = torch.tensor([feature in held.banned for feature in features])
         low = torch.tensor([0.0] * len(held.banned) + [bound.low for bound in held.bounds]).double()
         high = torch.tensor([0.0] * len(held.banned) + [bound.high for bound in held.bounds]).double()
@@ -76,15 +114,66 @@ class Witness:
 
         return look
 
+    def _redirect_hooks(
+        self, site: Site, redirected: Redirected, sae: SparseAutoencoder
+    ) -> tuple[Hook, Hook]:
+        """What keeps the activation as it comes in, and what compares it with what lies behind the site."""
+        probes, clean = [sae.probe(index) for index in redirected.features], list[Tensor]()
+        target = redirected.target(sae).write.double()
+        reads = torch.stack([probe.read for probe in probes]).double()
+        own = torch.stack([probe.write for probe in probes]).double() @ target
+        along = redirected.factor * float(target @ target) - (1.0 + redirected.strength) * own
+
+        def value(q: Tensor) -> Tensor:
+            columns = zip(probes, q.unbind(-1), strict=True)
+            f = torch.stack([_value(probe, column) for probe, column in columns], dim=-1)
+            return torch.where(f > redirected.threshold, f, 0.0)
+
+        def before(module: object, args: object, output: Any) -> None:
+            clean[:] = [(output[0] if isinstance(output, tuple) else output).clone()]
+
+        def after(module: object, args: object, output: Any) -> None:
+            if self._step.context.tokens is None:
+                return
+            result = output[0] if isinstance(output, tuple) else output
+            tables, slots = self._step.slots.tables[site], self._slots(result)
+            ruled = (tables.rules.numbers[slots][:, [Column.IN_PROMPT, Column.IN_COMPLETION]] > 0.0).any(-1)
+            kept = ruled.any(-1)[:, None] & ~self._begins()
+            kept = kept & torch.isfinite(result).all(-1)
+            moved = _farthest(tables.edits, slots, clean[0])[kept]
+            limited = (tables.bounds.ranges[slots][:, :, :, 1] < NO_LIMIT).flatten(1).any(-1)
+            limited = limited[:, None].expand(kept.shape)[kept]
+            x, y = clean[0][kept].double(), result[kept].double()
+            # float32 may read either side of a feature's threshold.
+            lost = _SUM_ROUNDING * (x.norm(dim=-1) + y.norm(dim=-1) + moved)
+            q, noise = x @ reads.T, lost[:, None] * reads.norm(dim=1)
+            sides = torch.stack((value(q - noise) * along, value(q + noise) * along))
+            at, found = x @ target, y @ target
+            slack = lost * float(target.norm()) * (1.0 + redirected.factor)
+            low, high = at + sides.amin(0).sum(-1) - slack, at + sides.amax(0).sum(-1) + slack
+            self.redirected += int((value(q).sum(-1) > 0.0).sum())
+            for token in ((found < low) | ((found > high) & ~limited)).nonzero()[:, 0].tolist():
+                told = f"{found[token]:.9g}, not {low[token]:.9g} to {high[token]:.9g}"
+                self.undone.append(f"along {redirected.target(sae).name} at {site}: {told}")
+
+        return before, after
+
+    def _slots(self, x: Tensor) -> Tensor:
+        slot = self._step.context.slot
+        return torch.arange(x.shape[0]) if slot is None else slot
+
+    def _begins(self) -> Tensor:
+        """Where a token is its sequence's first and the model's own BOS, which no row moves."""
+        positions = self._step.context.positions
+        assert self._ids is not None
+        assert positions is not None
+        return (positions == 0) & (self._ids == self._bos)
+
     def _held_tokens(self, site: Site, x: Tensor) -> Tensor:
         """The finite activations [T, d] of slots under a ban that no exception leaves alone, in float64."""
-        context = self._step.context
-        assert self._ids is not None
-        assert context.positions is not None
-        slots = torch.arange(x.shape[0]) if context.slot is None else context.slot
-        ranges = self._step.slots.tables[site].bounds.ranges[slots]
+        ranges = self._step.slots.tables[site].bounds.ranges[self._slots(x)]
         held = (ranges[:, 0, :, 1] < NO_LIMIT).flatten(1).any(-1)
-        begins = (context.positions == 0) & (self._ids == self._bos)
+        begins = self._begins()
         self.left_out += int((begins & held[:, None]).sum())
         x = x[held[:, None] & ~begins].double()
         x = x[torch.isfinite(x).all(-1)]

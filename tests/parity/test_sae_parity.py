@@ -13,9 +13,9 @@ from torch import Tensor
 from saegis_server.sae.autoencoder import Architecture, SparseAutoencoder
 from saegis_server.sae.files import load_sae
 from saegis_server.sae.formats.saelens import save_sae
-from saegis_server.steering.program import SiteProgram
-from saegis_server.steering.projection import held_geometry
-from saegis_server.steering.rows import Norm, clamp, clamp_if_active, scale
+from saegis_server.steering.admitted import AdmittedRows
+from saegis_server.steering.program import SiteProgram, SteeringError, SteeringProgram
+from saegis_server.steering.rows import Norm, Probe, Redirection, clamp, clamp_if_active, redirect, scale
 from saegis_server.steering.table import Capacity, SiteTable, TableView
 from tests.steering import cases
 
@@ -89,7 +89,8 @@ def _close(found: Tensor, wanted: Tensor) -> None:
 
 def _view(program: SiteProgram) -> TableView:
     table = SiteTable(1, WIDTH, Capacity(edits=4, rules=2, bans=2, watches=2))
-    table.write(0, program, held_geometry(program))
+    admitted = AdmittedRows.of(program)
+    table.write(0, admitted, admitted.geometry, admitted.moves)
     return TableView(table.edits, table.rules, table.bounds, table.watches, table.guards)
 
 
@@ -150,6 +151,43 @@ def test_steered_activation_agrees(
     _close(steered[0], wanted)
     theirs.reset_hooks()
     _close(readings.watched_before[0, :, 0], theirs.encode(x)[:, feature])
+
+
+@every_form
+@pytest.mark.parametrize("to_direction", [False, True])
+@torch.no_grad()
+def test_redirected_activation_agrees(
+    tmp_path: Path, architecture: str, normalisation: str, apply_b_dec: bool, to_direction: bool
+) -> None:
+    """SAELens' own features, with one of them turned into another, decoded with the error of the clean pass;
+    a direction is added to what SAELens decodes without the feature, by its value there."""
+    theirs, ours = _pair(tmp_path, architecture, normalisation, apply_b_dec)
+    x = _activations(seed=11)
+    f = theirs.encode(x)
+    source, target = (f > 0.0).sum(0).topk(2).indices.tolist()
+    factor, strength, threshold = 2.5, 0.5, float(f[:, source].quantile(0.5))
+    acting = torch.where(f[:, source] > threshold, f[:, source], 0.0)
+    changed = f.clone()
+    changed[:, source] -= (1.0 + strength) * acting
+    direction = torch.randn(WIDTH, generator=torch.Generator().manual_seed(3))
+    to = Probe.direction(direction) if to_direction else ours.probe(target)
+    program = SiteProgram(edits=(redirect(ours.probe(source), factor, Redirection(to, strength, threshold)),))
+    if to_direction and ours.norm is not Norm.NONE:
+        with pytest.raises(SteeringError, match="cannot be redirected to"):
+            SteeringProgram({cases.SITE: program})
+        return
+    if not to_direction:
+        changed[:, target] += factor * acting
+    error = x - theirs.decode(f)
+    theirs.encode(x)  # it decodes once, in the norm of what it encoded last
+    wanted = theirs.decode(changed) + error
+    if to_direction:
+        wanted = wanted + factor * acting[:, None] * direction / direction.norm()
+    prompt = torch.zeros(1, TOKENS, dtype=torch.bool)
+    steered, _ = cases.applied(x[None], _view(program), prompt, frozenset({Norm.NONE, ours.norm}))
+    assert 10 < int((acting > 0.0).sum()) < TOKENS - 10
+    assert float((wanted - x).abs().max()) > 0.1, "the edit must be felt"
+    _close(steered[0], wanted)
 
 
 @every_form

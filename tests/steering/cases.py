@@ -4,10 +4,11 @@ import torch
 from torch import Tensor
 
 from saegis_server.steering import rows
+from saegis_server.steering.admitted import AdmittedRows
 from saegis_server.steering.apply import Readings, apply
 from saegis_server.steering.program import SiteProgram, SteeringError, SteeringProgram
 from saegis_server.steering.projection import held_geometry
-from saegis_server.steering.rows import Edit, Norm, Phase, Probe
+from saegis_server.steering.rows import Edit, Norm, Phase, Probe, Redirection
 from saegis_server.steering.site import Place, Site
 from saegis_server.steering.table import Capacity, SiteTable, TableView
 from saegis_server.steering.tokens import Spread, Tokens
@@ -53,6 +54,14 @@ def random_edit(rng: torch.Generator, probe: Probe, operation: str) -> Edit:
     return edit
 
 
+def random_redirect(rng: torch.Generator, probe: Probe, target: Probe) -> Edit:
+    """A redirect with a random factor, mostly of either sign, strength, threshold and phase."""
+    factor = float(3.0 * torch.randn(1, generator=rng))
+    strength, threshold = (torch.rand(2, generator=rng) * (torch.rand(2, generator=rng) < 0.5)).tolist()
+    phase = list(Phase)[int(torch.randint(3, (1,), generator=rng))]
+    return rows.redirect(probe, factor, Redirection(target, 2.0 * strength, 0.5 * threshold), phase=phase)
+
+
 def may_rule(edit: Edit) -> bool:
     """Whether an edit may be an operator's rule: whether what it bounds can be held, by itself."""
     try:
@@ -90,7 +99,8 @@ def table_of(programs: list[SiteProgram], width: int, activations: torch.dtype =
     """A table whose slots run `programs`."""
     table = SiteTable(len(programs), width, Capacity())
     for slot, program in enumerate(programs):
-        table.write(slot, program, held_geometry(program, None, activations))
+        admitted = AdmittedRows.of(program, None, activations)
+        table.write(slot, admitted, admitted.geometry, admitted.moves)
     return table
 
 

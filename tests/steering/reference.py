@@ -57,20 +57,37 @@ def change(edit: Edit, x: Vector, prompt: bool, norm: float) -> Vector:
     return write_scale(edit.probe, x) * moved
 
 
-def steer(program: SiteProgram, x: Vector, prompt: bool) -> tuple[Vector, Vector]:
+def steer(
+    program: SiteProgram, x: Vector, prompt: bool, every: SiteProgram | None = None
+) -> tuple[Vector, Vector]:
     """The activation after the edits, and after rules and the bans' pushes but before any projection.
 
-    Rules' fractions are of ‖x‖ as it comes in.
+    Rules' fractions are of ‖x‖ as it comes in. Beside an operator's redirects the edits move only what these
+    neither read nor write; `every`: the program with those whose condition does not hold now.
     """
     norm = float(np.linalg.norm(x))
     move = sum((change(edit, x, prompt, norm) for edit in program.edits), np.zeros_like(x))
+    if reserved := [
+        vector(row)
+        for _, rule, target in (every or program).redirects
+        for row in (rule.probe.read, target.write)
+    ]:
+        along = np.stack(reserved, axis=1)
+        move = move - along @ np.linalg.lstsq(along, move, rcond=1e-9)[0]
     if program.max_relative_norm is not None:
         longest, length = program.max_relative_norm * norm, np.linalg.norm(move)
         move = move * (longest / length if length > longest else 1.0)
     edited = x + move
-    ruled = edited + sum((change(rule, edited, prompt, norm) for rule in program.rules), np.zeros_like(x))
+    ruled = after_rules(program, x, edited, prompt)
     pushed = ruled + sum((change(ban, ruled, prompt, norm) for ban in program.bans), np.zeros_like(x))
     return edited, pushed
+
+
+def after_rules(program: SiteProgram, clean: Vector, edited: Vector, prompt: bool) -> Vector:
+    """The activation as the rules leave it."""
+    norm = float(np.linalg.norm(clean))
+    moves = (change(rule, edited, prompt, norm) for rule in program.rules)
+    return edited + sum(moves, np.zeros_like(clean))
 
 
 def acts(edit: Edit, prompt: bool) -> bool:
@@ -85,14 +102,15 @@ HalfSpace = tuple[Vector, float]
 def half_spaces(program: SiteProgram, clean: Vector, edited: Vector, prompt: bool) -> list[HalfSpace]:
     """What the bans and rules of a program allow at one token: by the values that they ask for.
 
-    A rule says nothing where its probe is banned at the same tokens.
+    A rule says nothing where its probe is banned at the same tokens. Beside what is held anywhere, along the
+    targets of redirects x may not fall below where the rules leave it.
     """
     bans = [ban for ban in program.bans if acts(ban, prompt)]
     found = [(vector(ban.probe.read), ban.probe.limit) for ban in bans]
     banned = {ban.probe.key for ban in bans}
     for rule in program.rules:
         probe, unit = rule.probe, float(np.linalg.norm(clean)) if rule.relative_to_norm else 1.0
-        if not acts(rule, prompt) or probe.key in banned:
+        if not acts(rule, prompt) or probe.key in banned or rule.target is not None:
             continue
         high, low = rule.hi, rule.lo
         if rule.a == 0.0:
@@ -103,6 +121,12 @@ def half_spaces(program: SiteProgram, clean: Vector, edited: Vector, prompt: boo
             found.append((vector(probe.read), _read_at(probe, high * unit)))
         if math.isfinite(low) and (probe.linear or low > 0.0):
             found.append((-vector(probe.read), -_read_at(probe, low * unit)))
+    if program.bans or any(rule.holds for rule in program.rules):
+        ruled = after_rules(program, clean, edited, prompt)
+        for _, rule, target in program.redirects:
+            if acts(rule, prompt) and rule.factor:
+                along = -math.copysign(1.0, rule.factor) * vector(target.write)
+                found.append((along, float(along @ ruled)))
     return found
 
 
@@ -140,8 +164,11 @@ def nearest_allowed(allowed: list[HalfSpace], x: Vector) -> Vector:
     return np.asarray(x - unit * residual[:-1] / residual[-1])
 
 
-def settled(program: SiteProgram, x: Vector, prompt: bool) -> Vector:
-    """The activation after everything: edits, rules, pushes, and the projection onto what is allowed."""
-    edited, pushed = steer(program, x, prompt)
+def settled(program: SiteProgram, x: Vector, prompt: bool, every: SiteProgram | None = None) -> Vector:
+    """The activation after everything: edits, rules, pushes, and the projection onto what is allowed.
+
+    every: see `steer`.
+    """
+    edited, pushed = steer(program, x, prompt, every)
     allowed = half_spaces(program, x, edited, prompt)
     return nearest_allowed(allowed, pushed) if allowed else pushed

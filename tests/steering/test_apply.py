@@ -18,13 +18,18 @@ def random_program(rng: torch.Generator, shape: tuple[int, int, int, int]) -> Si
     """A program with the given numbers of edits, rules, bans and watches; no probe twice."""
     kinds, norms = ("relu", "jumprelu", "gated", "direction"), list(Norm)
 
-    def pick(name: str) -> rows.Probe:
-        kind = kinds[int(torch.randint(4, (1,), generator=rng))]
-        return cases.random_probe(rng, WIDTH, kind, norms[int(torch.randint(3, (1,), generator=rng))], name)
+    def pick(name: str, norm: Norm | None = None) -> rows.Probe:
+        kind = kinds[int(torch.randint(4 if norm in (None, Norm.NONE) else 3, (1,), generator=rng))]
+        chosen = norms[int(torch.randint(3, (1,), generator=rng))] if norm is None else norm
+        return cases.random_probe(rng, WIDTH, kind, chosen, name)
 
     def edit(name: str) -> rows.Edit:
-        operation = cases.OPERATIONS[int(torch.randint(len(cases.OPERATIONS), (1,), generator=rng))]
-        return cases.random_edit(rng, pick(name), operation)
+        operations = (*cases.OPERATIONS, "redirect")
+        operation = operations[int(torch.randint(len(operations), (1,), generator=rng))]
+        probe = pick(name)
+        if operation == "redirect":
+            return cases.random_redirect(rng, probe, pick(f"target of {name}", probe.norm))
+        return cases.random_edit(rng, probe, operation)
 
     def rule(name: str) -> rows.Edit:
         while not cases.may_rule(found := edit(name)):

@@ -58,7 +58,7 @@ def test_what_acts_is_what_the_loop_does_with_the_rows_whose_condition_holds(
     result, _ = applied(program, x, held)
     for token, got in zip(x, result, strict=True):
         clean, found = reference.vector(token), reference.vector(got)
-        edited, pushed = reference.steer(alone, clean, True)
+        edited, pushed = reference.steer(alone, clean, True, program)
         allowed = reference.half_spaces(alone, clean, edited, True)
         nearest = reference.nearest_allowed(allowed, pushed) if allowed else pushed
         scale = 1.0 + max(np.abs(each).max() for each in (edited, pushed, nearest, clean))

@@ -5,26 +5,38 @@ from dataclasses import dataclass, fields
 from typing import Self
 
 import torch
+from torch import Tensor
 
 from saegis_server.steering.program import SiteProgram, SteeringError
 from saegis_server.steering.projection import HeldGeometry, held_geometry
+from saegis_server.steering.reserved import unreserved_moves
 from saegis_server.steering.site import Site
 from saegis_server.steering.table import Capacity
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AdmittedRows(SiteProgram):
-    """The rows of one site and, where they hold anything, its geometry: what a table takes as it is."""
+    """The rows of one site as a table takes them.
+
+    geometry: where they hold anything, that of it. moves: beside an operator's redirects, what the request's
+    edits write, float32 [E, d]; else None, and they write their own vectors.
+    """
 
     geometry: HeldGeometry | None = None
+    moves: Tensor | None = None
 
     @classmethod
     def of(
         cls, rows: SiteProgram, site: Site | None = None, activations: torch.dtype = torch.float32
     ) -> Self:
-        """The rows with their geometry for activations of a dtype; raises as `held_geometry` does."""
+        """The rows with their geometry for activations of a dtype; raises as `held_geometry` and
+        `unreserved_moves` do."""
         own = {field.name: getattr(rows, field.name) for field in fields(SiteProgram)}
-        return cls(**own, geometry=held_geometry(rows, site, activations))
+        return cls(
+            **own,
+            geometry=held_geometry(rows, site, activations),
+            moves=unreserved_moves(rows, site),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +54,10 @@ class Room:
             offered = ", ".join(map(str, self.sites)) or "none"
             raise SteeringError(f"{site} is not a site of this server (its sites: {offered})", site)
         self.capacity.check(site, rows)
-        edited = (edit.probe for _, edits in rows.stages() for edit in edits)
+        edits = [edit for _, stage in rows.stages() for edit in stage]
+        targets = (edit.target for edit in edits if edit.target is not None)
         width = (self.width,)
-        for probe in (*edited, *rows.watches, *rows.guards):
+        for probe in (*(edit.probe for edit in edits), *targets, *rows.watches, *rows.guards):
             if probe.read.shape != width or probe.write.shape != width:
                 raise SteeringError(f"a row at {site} does not have the model's width {self.width}", site)
 

@@ -173,16 +173,20 @@ class _Range(NamedTuple):
     room: Tensor
 
     @classmethod
-    def of(cls, bounds: Bounds, stage: _Stage, ruled: Tensor) -> "_Range":
-        """The strictest of each row's ranges whose conditions hold. ruled: the values of the rules [T, R]."""
+    def of(cls, bounds: Bounds, stage: _Stage, ruled: Tensor, left: Tensor) -> "_Range":
+        """The strictest of each row's ranges whose conditions hold.
+
+        ruled: the values of the rules [T, R]; left: the least reads [T, K] of rows that stay where the rules
+        left them.
+        """
         own = stage.tokens.own(bounds.ranges)
         chosen = torch.where(stage.tokens.prompt[:, None, None, None], own[:, 0], own[:, 1])
-        base, constant, slope, low_base, low_constant, low_slope, gate, when, unless = chosen.unbind(2)
+        base, constant, slope, low_base, low_constant, low_slope, gate, when, unless, stays = chosen.unbind(2)
         norm = stage.norm[:, None]
         active = _chosen(stage.on, when) & ~((unless > 0.0) & _chosen(stage.on, unless))
         is_on = (gate < 0.0) | (_chosen(ruled, gate.clamp(min=0.0)) > 0.0)
         high = torch.where(active, torch.maximum(base, constant + slope * norm), NO_LIMIT).amin(1)
-        low = torch.maximum(low_base, low_constant + low_slope * norm)
+        low = torch.maximum(low_base, low_constant + low_slope * norm + stays * left[:, None])
         low = torch.where(active & is_on, low, -NO_LIMIT).amax(1)
         return cls(low, high, 0.5 * (high - low))
 
@@ -209,13 +213,16 @@ def _hold(
     rows, gram, gram_pinv, fixed_pinv, writes = bounds.squares.unbind(1)
     lengths, descent, sides, step, reach = tokens.own(bounds.lines).unbind(1)
     columns = rows.transpose(1, 2)
-    y, allowed = _read(x, basis, tokens), _Range.of(bounds, stage, ruled)
-    f, applies = _activation(times(y, columns) * lengths, numbers), stage.applies(numbers)
+    y, size = _read(x, basis, tokens), x.norm(dim=-1, keepdim=True)
+    level = times(y, columns)
+    # A target that nothing pushes must not count as touched, however its read rounds.
+    allowed = _Range.of(bounds, stage, ruled, level - lost.relative * (norm + 2.0 * size) - lost.absolute)
+    f, applies = _activation(level * lengths, numbers), stage.applies(numbers)
     change = _change(f, numbers, norm, applies)
     fired = ((f > 0.0) & applies).sum(-1, dtype=torch.float32)
     pushed = x + times(change, write)
     level = times(y + times(change, writes), columns)
-    largest = torch.maximum(x.norm(dim=-1, keepdim=True), pushed.norm(dim=-1, keepdim=True))
+    largest = torch.maximum(size, pushed.norm(dim=-1, keepdim=True))
     noise = lost.arithmetic * largest
     touched = (level > allowed.high - noise) | (level < allowed.low + noise) | (change != 0.0)
     moves = touched.any(-1, keepdim=True) | (x != clean).any(-1, keepdim=True)

@@ -1,13 +1,16 @@
-"""Bounds: within which range bans, and the operator's caps, floors and clamps, hold what a probe reads.
+"""Bounds: within which range bans, and the operator's caps, floors, clamps and redirects, hold what is read.
 
 A value f of a feature and its read q = r·x rise together, so a bound on f is one on q: a half-space of
 activations, or, with both sides, the slab between two. What a rule writes along the decoder row is only a
 step towards it; the projection then holds it, whatever a request's edits did before.
+
+What an operator's redirect wrote along its target no ban may take away again: where anything is held, the
+target's row is too, from below, at the read at which the rules leave it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import NamedTuple
@@ -36,7 +39,8 @@ class Range(NamedTuple):
 
     gate: the row among the rules whose value must be positive for the low side to hold; −1 for always.
     when, unless: the condition that must hold for the range to hold, and the one that must not, as Edit.when
-    counts them; 0 for none.
+    counts them; 0 for none. stays: 1 where the low side rises with the read at which the rules leave the row,
+    less what rounding may take of it; else 0.
     """
 
     high: Side = Side(-NO_LIMIT, NO_LIMIT, 0.0)
@@ -44,6 +48,7 @@ class Range(NamedTuple):
     gate: int = -1
     when: int = 0
     unless: int = 0
+    stays: int = 0
 
     @property
     def has_high(self) -> bool:
@@ -59,9 +64,11 @@ class Range(NamedTuple):
 #: The range that holds nothing.
 OPEN = Range()
 #: How many numbers a range has.
-RANGE = READS + 3
+RANGE = READS + 4
 #: What holds nothing in a phase.
 _FREE = (OPEN,) * RANGES
+#: Holds a row from below where the rules leave it.
+_STAYS = Range(low=Side(-NO_LIMIT, 0.0, 0.0), stays=1)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -97,7 +104,8 @@ def held_by(bans: Sequence[Edit], rules: Sequence[Edit]) -> tuple[Held, ...]:
     """What the bans and the rules of one site hold; the bans first, a row for each.
 
     A rule says nothing where its probe is banned, as long as it is. What is wanted of one probe becomes one
-    row where that can be. Raises SteeringError, with no site, for a bound that no activation can meet.
+    row where that can be. The targets of redirects come last, and only beside other rows: by themselves
+    nothing takes them back. Raises SteeringError, with no site, for a bound that no activation can meet.
     """
     found: list[Held] = []
     for place, ban in enumerate(bans):
@@ -122,7 +130,36 @@ def held_by(bans: Sequence[Edit], rules: Sequence[Edit]) -> tuple[Held, ...]:
             found.append(new)
     for held in found:
         _check(held)
-    return tuple(found)
+    return (*found, *_targets(rules)) if found else ()
+
+
+def _targets(rules: Sequence[Edit]) -> Iterator[Held]:
+    """The targets of redirects, a row for each and for each sense in which it is written.
+
+    A row is held at the tokens of all the phases in which a redirect may write it. It has a condition only
+    where all of these have the same.
+    """
+    groups: dict[tuple[str, bool], list[int]] = {}
+    for place, rule in enumerate(rules):
+        if rule.target is not None and rule.factor:
+            groups.setdefault((rule.target.key, rule.factor > 0.0), []).append(place)
+    for (key, rises), places in groups.items():
+        write = next(target.write for place in places if (target := rules[place].target) is not None)
+        row = write if rises else -write
+        probe = Probe(f"{'target' if rises else 'against'}:{key}", row, row, linear=True)
+        in_prompt, in_completion = (
+            {rules[place].when for place in places if phase in _phases(rules[place].phase)}
+            for phase in (Phase.PROMPT, Phase.COMPLETION)
+        )
+        yield Held(probe, _staying(in_prompt), _staying(in_completion), ("rules", places[0]))
+
+
+def _staying(conditions: Collection[int]) -> tuple[Range, ...]:
+    """Held where the rules leave it while any of the conditions may hold; 0 for always."""
+    if not conditions:
+        return _FREE
+    when = next(iter(conditions)) if len(conditions) == 1 else 0
+    return (_STAYS._replace(when=when), *_FREE[1:])
 
 
 def _unless(reach: Range, bans: Sequence[Edit], rule: Edit, place: int) -> Range:
@@ -256,9 +293,6 @@ def _leaves_room(reach: Range) -> bool:
 def numbers_of(held: Held) -> list[list[list[float]]]:
     """The ranges of a row as a table keeps them [2, RANGES, RANGE]: for prompts, then for completions."""
     return [
-        [
-            [*reach.high, *reach.low, float(reach.gate), float(reach.when), float(reach.unless)]
-            for reach in ranges
-        ]
+        [[*reach.high, *reach.low, *(float(number) for number in reach[2:])] for reach in ranges]
         for ranges in (held.prompt, held.completion)
     ]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from saegis_server.steering.digest import digest_of
-from saegis_server.steering.rows import Edit, Norm, Phase, Probe
+from saegis_server.steering.rows import INFINITY, Edit, Norm, Phase, Probe
 from saegis_server.steering.site import Site
 
 #: Numbers beyond this are refused: no feature of a finite model comes near it.
@@ -46,9 +46,20 @@ class SiteProgram:
         yield "bans", self.bans
 
     @property
+    def redirects(self) -> tuple[tuple[int, Edit, Probe], ...]:
+        """The operator's redirects: their places among the rules, and their targets."""
+        return tuple(
+            (place, rule, rule.target) for place, rule in enumerate(self.rules) if rule.target is not None
+        )
+
+    @property
     def held(self) -> int:
-        """How many rows hold what a probe reads at most: the bans, and the rules that leave a bound."""
-        return len(self.bans) + sum(rule.holds for rule in self.rules)
+        """At most how many rows are held: the bans, the rules that leave a bound and, beside these, the
+        targets of the operator's redirects.
+        """
+        bounds = len(self.bans) + sum(rule.holds for rule in self.rules)
+        targets = {(target.key, rule.factor > 0.0) for _, rule, target in self.redirects}
+        return bounds + len(targets) if bounds else 0
 
     @property
     def changes_anything(self) -> bool:
@@ -61,8 +72,8 @@ class SteeringProgram:
     """What is read and changed at every site for one request.
 
     Raises SteeringError for numbers that are not finite or absurd, for two edits of one probe that
-    contradict each other, for a ban or an operator's bound that cannot be proven (a normalising SAE), and for
-    a bound on the edits that is not a share.
+    contradict each other, for a redirect that is none, for a ban or an operator's bound or redirect that
+    cannot be proven (a normalising SAE), and for a bound on the edits that is not a share.
 
     moves_first_token: whether rows move a text's first token also where it is the model's own
     beginning-of-sequence token.
@@ -76,6 +87,8 @@ class SteeringProgram:
             for stage, rows in at_site.stages():
                 for index, edit in enumerate(rows):
                     _check_numbers(site, stage, index, edit)
+                    if fault := _redirect_fault(stage, edit):
+                        raise SteeringError(fault, site, ((stage, index),))
             if conditional := [place for place, edit in enumerate(at_site.edits) if edit.when]:
                 raise SteeringError(
                     "a request's own edit has no condition", site, (("edits", conditional[0]),)
@@ -109,6 +122,27 @@ def _check_numbers(site: Site, stage: str, index: int, edit: Edit) -> None:
     for bound in (edit.lo, edit.hi, edit.above):
         if math.isnan(bound) or (math.isfinite(bound) and abs(bound) > LARGEST_VALUE):
             raise SteeringError(f"{bound} is not a bound between ±{LARGEST_VALUE:g}", site, ((stage, index),))
+
+
+def _redirect_fault(stage: str, edit: Edit) -> str:
+    """Why an edit with a target is no redirect, or one without a target is half of one; empty if neither."""
+    probe, target = edit.probe, edit.target
+    if target is None:
+        return "a factor is of a redirect, and this has no target" if edit.factor else ""
+    if stage == "bans":
+        return f"{probe.name} cannot be banned and redirected by one row"
+    if edit.a > 0.0:
+        return f"the strength of a redirect must be at least 0, not {-edit.a:g}"
+    if not 0.0 <= edit.above < INFINITY:
+        return f"the threshold of a redirect must be finite and at least 0, not {edit.above:g}"
+    if edit.b or edit.lo > -INFINITY or edit.hi < INFINITY or edit.relative_to_norm:
+        return f"only a redirect has a target, and this sets or bounds {probe.name}"
+    if target.norm is not probe.norm:
+        return (
+            f"{probe.name} cannot be redirected to {target.name}: what is written is scaled as the one that "
+            f"reads is normalised ({probe.norm.name.lower()}), and the target's is {target.norm.name.lower()}"
+        )
+    return ""
 
 
 def _overlap(one: Phase, other: Phase) -> bool:
@@ -159,18 +193,23 @@ def _check_bans(site: Site, bans: tuple[Edit, ...]) -> None:
 
 
 def _check_provable(site: Site, program: SiteProgram) -> None:
-    """What an SAE that normalises its input reads can be moved, but not held."""
-    for stage, verb in (("bans", "banned"), ("rules", "held")):
+    """What an SAE that normalises its input reads can be moved, but not held; and whatever changes ‖x‖ or
+    the mean changes it, so that a request could hide it from an operator's redirect.
+    """
+    no_half_space = "so the allowed activations are no half-space"
+    hidden = "so a request's edit could hide it by changing the norm"
+    for stage in ("bans", "rules"):
         for index, edit in enumerate(getattr(program, stage)):
             norm = edit.probe.norm
-            if norm is not Norm.NONE and (stage == "bans" or edit.holds):
-                raise SteeringError(
-                    f"{edit.probe.name} cannot be {verb}: its SAE normalises its input "
-                    f"({norm.name.lower()}), so the allowed activations are no half-space and it could not "
-                    "be guaranteed",
-                    site,
-                    ((stage, index),),
-                )
+            if norm is Norm.NONE or not (stage == "bans" or edit.holds or edit.target is not None):
+                continue
+            verb = "banned" if stage == "bans" else "held" if edit.target is None else "redirected by a rule"
+            raise SteeringError(
+                f"{edit.probe.name} cannot be {verb}: its SAE normalises its input ({norm.name.lower()}), "
+                f"{no_half_space if edit.target is None else hidden} and it could not be guaranteed",
+                site,
+                ((stage, index),),
+            )
 
 
 def _check_bound(site: Site, bound: float | None) -> None:

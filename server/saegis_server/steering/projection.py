@@ -97,7 +97,10 @@ class _Key:
     def __init__(self, bans: tuple[Edit, ...], rules: tuple[Edit, ...], activations: torch.dtype) -> None:
         self.bans, self.rules, self.activations = bans, rules, activations
         banned = ((ban.probe.digest, ban.phase, ban.when) for ban in bans)
-        ruled = ((rule.probe.digest, rule.numbers()) for rule in rules)
+        ruled = (
+            (rule.probe.digest, rule.numbers(), None if rule.target is None else rule.target.digest)
+            for rule in rules
+        )
         self.key = (activations, tuple(banned), tuple(ruled))
 
     def __hash__(self) -> int:
@@ -111,6 +114,9 @@ def held_geometry(
     program: SiteProgram, site: Site | None = None, activations: torch.dtype = torch.float32
 ) -> HeldGeometry | None:
     """Work out the constants of what a site's bans and rules hold, in float64; None where they hold nothing.
+
+    Beside what is held, the targets of the rules' redirects are held from below (see `bounds`): a ban that
+    opposes one is refused, and names it.
 
     activations: the dtype in which they are written. Raises SteeringError where it could not be guaranteed
     for every activation: rows that are zero, that oppose each other so that no margin against rounding can be

@@ -108,7 +108,7 @@ class Rows(NamedTuple):
 
 
 #: The range of a row that holds nothing, as `Bounds.ranges` has it.
-_OPEN_RANGE = torch.tensor([*OPEN.high, *OPEN.low, float(OPEN.gate), 0.0, 0.0])
+_OPEN_RANGE = torch.tensor([*OPEN.high, *OPEN.low, *(float(number) for number in OPEN[2:])])
 
 
 class Bounds(NamedTuple):
@@ -255,15 +255,23 @@ class SiteTable:
         # Which kinds of rows each slot has that is not empty.
         self._used: dict[int, list[Rows | Bounds]] = {}
 
-    def write(self, slot: int, program: SiteProgram, held: HeldGeometry | None) -> None:
-        """Make `program`, which must fit, the one that `slot` runs at this site; `held` is its geometry."""
+    def write(
+        self, slot: int, program: SiteProgram, held: HeldGeometry | None, moves: Tensor | None = None
+    ) -> None:
+        """Make `program`, which must fit, the one that `slot` runs at this site.
+
+        held: its geometry. moves: what its edits write, float32 [E, d]; None for their own write vectors.
+        """
         self.clear(slot)
         used = self._used.setdefault(slot, [])
-        for table, edits in ((self.edits, program.edits), (self.rules, program.rules)):
+        own = [edit.write for edit in program.edits] if moves is None else list(moves)
+        written = own, [rule.write for rule in program.rules]
+        for table, edits, writes in zip(
+            (self.edits, self.rules), (program.edits, program.rules), written, strict=True
+        ):
             if edits:
                 used.append(table)
-                reads = [centred_read(edit.probe) for edit in edits]
-                _fill(table, slot, reads, [edit.write for edit in edits])
+                _fill(table, slot, [centred_read(edit.probe) for edit in edits], writes)
                 _fill_numbers(table, slot, [_edit_numbers(edit) for edit in edits])
         if program.max_relative_norm is not None and program.edits:
             self.edits.numbers[slot, Column.TIGHTNESS, 0] = _tightness(program.max_relative_norm)

@@ -126,7 +126,7 @@ class Slots:
         for steering in self.tables.values():
             steering.clear(slot)
         for site, rows in program.items():
-            self.tables[site].write(slot, rows, rows.geometry)
+            self.tables[site].write(slot, rows, rows.geometry, rows.moves)
 
     @torch.inference_mode()
     def read_again(self, slot: int) -> None:
@@ -204,8 +204,8 @@ class Slots:
         try:
             own.load(self.count, conditions)
             for site, table in self.tables.items():
-                if site in program:
-                    table.write(self.count, program[site], program[site].geometry)
+                if (rows_here := program.get(site)) is not None:
+                    table.write(self.count, rows_here, rows_here.geometry, rows_here.moves)
                 views[site] = table.view_one(spare, *rows)
             peaks = own.peaks[:, self.count : self.count + 1, : rows[-1]].clone()
             return TextTables(views, *own.of(spare, comparisons, gates), peaks)
