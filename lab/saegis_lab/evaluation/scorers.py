@@ -110,10 +110,19 @@ class WordLists:
         Units are words, or characters in scripts without spaces; they may stand side by side in one text.
         Raises ValueError where the language has no such list.
         """
+        covered, total = self._covered(name, text, language)
+        return covered / total if total else 0.0
+
+    def count(self, name: str, text: str, language: str) -> int:
+        """How many units of `text` the list covers. Raises ValueError as `share` does."""
+        return self._covered(name, text, language)[0]
+
+    def _covered(self, name: str, text: str, language: str) -> tuple[int, int]:
+        """How many units of `text` the list covers, and how many there are."""
         forms = self._list(name, language)
         plain = normalized(text)
         parts = units(plain)
-        return forms.covered(plain, parts) / len(parts) if parts else 0.0
+        return forms.covered(plain, parts), len(parts)
 
     def occurs(self, name: str, text: str, language: str) -> bool:
         """Whether any form of the list stands in `text`. Raises ValueError as `share` does."""
@@ -153,10 +162,14 @@ class ScorerError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class BanScorers:
-    """What the answers under a ban are scored by; without `refusal`, refusals are not counted."""
+    """What the answers under a ban are scored by; without `refusal`, refusals are not counted.
+
+    words: how many words of an answer are harmful; None where nothing counts them.
+    """
 
     harm: Scorer
     refusal: Scorer | None
+    words: Callable[[str, str], int] | None = None
 
 
 def ban_scorers(source: str, languages: Sequence[str]) -> BanScorers:
@@ -171,7 +184,11 @@ def ban_scorers(source: str, languages: Sequence[str]) -> BanScorers:
     lists = WordLists.load(Path(source))
     lists.require(HARM, languages)
     refusal = (lambda text, _language: float(lists.opens(REFUSAL, text))) if lists.has(REFUSAL) else None
-    return BanScorers(lambda text, language: lists.share(HARM, text, language), refusal)
+    return BanScorers(
+        harm=lambda text, language: lists.share(HARM, text, language),
+        refusal=refusal,
+        words=lambda text, language: lists.count(HARM, text, language),
+    )
 
 
 def mention_scorer(source: str, words: str, languages: Sequence[str]) -> Scorer:
