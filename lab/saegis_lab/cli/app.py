@@ -4,7 +4,7 @@ import typer
 
 from saegis.cli.features import app as features
 from saegis.cli.policy import app as policy
-from saegis_lab.cli import bench, calibrate, demo, train
+from saegis_lab.cli import bench, calibrate, demo, make_filter, train
 from saegis_lab.cli.eval import ban, clamp, coverage, filter
 from saegis_lab.cli.features import choose, label
 from saegis_server.cli.app import app
@@ -25,3 +25,4 @@ features.command(epilog=label.EPILOG)(label.label)
 features.command(epilog=choose.EPILOG)(choose.choose)
 
 policy.command(epilog=calibrate.EPILOG)(calibrate.calibrate)
+policy.command(epilog=make_filter.EPILOG)(make_filter.make_filter)

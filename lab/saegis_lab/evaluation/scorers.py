@@ -140,6 +140,12 @@ class WordLists:
                     return True
         return False
 
+    def occurs_anywhere(self, name: str, text: str) -> bool:
+        """Whether any form of the list, in any language, stands in `text`."""
+        plain = normalized(text)
+        parts = units(plain)
+        return any(named[name].covered(plain, parts) for named in self._forms.values() if name in named)
+
     def _list(self, name: str, language: str) -> _Forms:
         if language not in self._forms:
             raise ValueError(f"the word lists have no language {language!r}, only {', '.join(self._forms)}")
@@ -189,6 +195,15 @@ def ban_scorers(source: str, languages: Sequence[str]) -> BanScorers:
         refusal=refusal,
         words=lambda text, language: lists.count(HARM, text, language),
     )
+
+
+def holds_refusal(source: str) -> Callable[[str], bool]:
+    """Whether a text holds a refusal, by the lists `refusal` of all languages; never by a `module:function`,
+    which scores harm alone. Raises as `ban_scorers` does."""
+    if _is_function(source):
+        return lambda _text: False
+    lists = WordLists.load(Path(source))
+    return lambda text: lists.occurs_anywhere(REFUSAL, text)
 
 
 def mention_scorer(source: str, words: str, languages: Sequence[str]) -> Scorer:
