@@ -4,8 +4,8 @@ import typer
 
 from saegis.cli.features import app as features
 from saegis.cli.policy import app as policy
-from saegis_lab.cli import bench, calibrate, demo, train
-from saegis_lab.cli.eval import ban, clamp, coverage
+from saegis_lab.cli import bench, calibrate, demo, make_filter, train
+from saegis_lab.cli.eval import ban, clamp, coverage, filter
 from saegis_lab.cli.features import choose, label
 from saegis_server.cli.app import app
 
@@ -13,10 +13,11 @@ __all__ = ["app"]
 
 app.command(epilog=demo.EPILOG)(demo.demo)
 app.command(epilog=bench.EPILOG)(bench.bench)
-eval = typer.Typer(no_args_is_help=True, help="Measure what a ban or a clamp does, language by language.")
+eval = typer.Typer(no_args_is_help=True, help="Measure what bans, clamps and policies do in each language.")
 eval.command(epilog=ban.EPILOG)(ban.ban)
 eval.command(epilog=clamp.EPILOG)(clamp.clamp)
 eval.command(epilog=coverage.EPILOG)(coverage.coverage)
+eval.command("filter", epilog=filter.EPILOG)(filter.filter_)
 app.add_typer(eval, name="eval")
 app.add_typer(train.app, name="train")
 
@@ -24,3 +25,4 @@ features.command(epilog=label.EPILOG)(label.label)
 features.command(epilog=choose.EPILOG)(choose.choose)
 
 policy.command(epilog=calibrate.EPILOG)(calibrate.calibrate)
+policy.command(epilog=make_filter.EPILOG)(make_filter.make_filter)

@@ -97,7 +97,7 @@ def _harm_and_kl(report: BanReport, row: BanRow) -> str:
     return f"{harm} ({marked(number(row.kl, '.4f'), 'kl', missed)})"
 
 
-def marked(cell: str, figure: Figure | None, missed: Collection[Figure]) -> str:
+def marked(cell: str, figure: str | None, missed: Collection[str]) -> str:
     """The cell of a figure, with a mark where the figure misses its bar."""
     return f"{cell} {MARK}" if figure in missed else cell
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import TYPE_CHECKING, TypeVar
 
@@ -31,10 +31,15 @@ def _shared(first: Sequence[int], second: Sequence[int]) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the model answered to a prompt."""
+    """What the model answered to a prompt.
+
+    text: what the caller received. stopped: whether a rule of the operator's ended it. token_ids: its tokens.
+    """
 
     prompt: Prompt
     text: str
+    stopped: bool = False
+    token_ids: tuple[int, ...] = field(default=(), compare=False, repr=False)
 
     @property
     def messages(self) -> list[ChatMessage]:
@@ -99,6 +104,8 @@ class Requests:
 
         Each answer has a seed of its own, which does not depend on the edits.
         """
+        import saegis
+
         numbered = list(enumerate(prompt for prompt in prompts for _ in range(decoding.samples)))
 
         def ask(item: tuple[int, Prompt]) -> Answer:
@@ -110,30 +117,40 @@ class Requests:
                 seed=decoding.seed + number,
                 max_tokens=decoding.max_tokens,
             )
-            return Answer(prompt, generation.text)
+            stopped = generation.finish_reason == saegis.FinishReason.CONTENT_FILTER
+            return Answer(prompt, generation.text, stopped, generation.token_ids)
 
         return self._side_by_side(ask, numbered, stage)
 
-    def likelihoods(self, texts: Sequence[str], stage: str) -> list[Total | None]:
+    def likelihoods(
+        self, texts: Sequence[str], stage: str, cut: Sequence[bool] | None = None
+    ) -> list[Total | None]:
         """The negative log probability of each text under the bare model, as an answer to an empty message.
 
         If the server has policies, they must allow unruled scores, as for `divergences`. With an empty
         message the prompt does not count, and the text stands where a chat model writes its answers; without
-        one, even the model's own short replies would be unlikely. The token that ends the answer counts. None
-        for an empty text.
+        one, even the model's own short replies would be unlikely. The tokens that end the answer count, but
+        not where `cut` says that the answer had no end. None for an empty text.
         """
         silence: ChatMessage = {"role": "user", "content": ""}
+        nothing: ChatMessage = {"role": "assistant", "content": ""}
         opening = self._client.tokenize(messages=[silence]).token_ids
+        closed = self._client.score(messages=[silence, nothing], unruled=True).token_ids if cut else ()
+        closing = closed[_shared(opening, closed) :] if cut else ()
 
-        def weigh(text: str) -> Total | None:
+        def weigh(item: tuple[str, bool]) -> Total | None:
+            text, is_cut = item
             if not text:
                 return None
             conversation: list[ChatMessage] = [silence, {"role": "assistant", "content": text}]
             score = self._client.score(messages=conversation, unruled=True)
             answered = score.plain_logprobs[_shared(opening, score.token_ids) - 1 :]
+            if is_cut and closing and score.token_ids[-len(closing) :] == closing:
+                answered = answered[: -len(closing)]
             return Total(-math.fsum(answered), len(answered))
 
-        return self._side_by_side(weigh, texts, stage)
+        ended = [False] * len(texts) if cut is None else cut
+        return self._side_by_side(weigh, list(zip(texts, ended, strict=True)), stage)
 
     def divergences(self, answers: Sequence[Answer], edits: Sequence[Edit], stage: str) -> list[Total]:
         """KL(unsteered ‖ under `edits`) of each finished conversation, over each token but the first.

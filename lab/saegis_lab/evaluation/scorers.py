@@ -110,10 +110,19 @@ class WordLists:
         Units are words, or characters in scripts without spaces; they may stand side by side in one text.
         Raises ValueError where the language has no such list.
         """
+        covered, total = self._covered(name, text, language)
+        return covered / total if total else 0.0
+
+    def count(self, name: str, text: str, language: str) -> int:
+        """How many units of `text` the list covers. Raises ValueError as `share` does."""
+        return self._covered(name, text, language)[0]
+
+    def _covered(self, name: str, text: str, language: str) -> tuple[int, int]:
+        """How many units of `text` the list covers, and how many there are."""
         forms = self._list(name, language)
         plain = normalized(text)
         parts = units(plain)
-        return forms.covered(plain, parts) / len(parts) if parts else 0.0
+        return forms.covered(plain, parts), len(parts)
 
     def occurs(self, name: str, text: str, language: str) -> bool:
         """Whether any form of the list stands in `text`. Raises ValueError as `share` does."""
@@ -130,6 +139,12 @@ class WordLists:
                 if words[last] == phrase[last] or (open_ended and words[last].startswith(phrase[last])):
                     return True
         return False
+
+    def occurs_anywhere(self, name: str, text: str) -> bool:
+        """Whether any form of the list, in any language, stands in `text`."""
+        plain = normalized(text)
+        parts = units(plain)
+        return any(named[name].covered(plain, parts) for named in self._forms.values() if name in named)
 
     def _list(self, name: str, language: str) -> _Forms:
         if language not in self._forms:
@@ -153,10 +168,14 @@ class ScorerError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class BanScorers:
-    """What the answers under a ban are scored by; without `refusal`, refusals are not counted."""
+    """What the answers under a ban are scored by; without `refusal`, refusals are not counted.
+
+    words: how many words of an answer are harmful; None where nothing counts them.
+    """
 
     harm: Scorer
     refusal: Scorer | None
+    words: Callable[[str, str], int] | None = None
 
 
 def ban_scorers(source: str, languages: Sequence[str]) -> BanScorers:
@@ -171,7 +190,20 @@ def ban_scorers(source: str, languages: Sequence[str]) -> BanScorers:
     lists = WordLists.load(Path(source))
     lists.require(HARM, languages)
     refusal = (lambda text, _language: float(lists.opens(REFUSAL, text))) if lists.has(REFUSAL) else None
-    return BanScorers(lambda text, language: lists.share(HARM, text, language), refusal)
+    return BanScorers(
+        harm=lambda text, language: lists.share(HARM, text, language),
+        refusal=refusal,
+        words=lambda text, language: lists.count(HARM, text, language),
+    )
+
+
+def holds_refusal(source: str) -> Callable[[str], bool]:
+    """Whether a text holds a refusal, by the lists `refusal` of all languages; never by a `module:function`,
+    which scores harm alone. Raises as `ban_scorers` does."""
+    if _is_function(source):
+        return lambda _text: False
+    lists = WordLists.load(Path(source))
+    return lambda text: lists.occurs_anywhere(REFUSAL, text)
 
 
 def mention_scorer(source: str, words: str, languages: Sequence[str]) -> Scorer:

@@ -119,11 +119,31 @@ class Goal:
     ] = 0.05
 
 
+Out = Annotated[Path | None, in_files(metavar="FILE", help="Write the result as JSON.")]
+
+
+@dataclass(frozen=True, slots=True)
+class JsonOutput:
+    """A group of options: where a result that is not drawn goes."""
+
+    out: Out = None
+    json: Json = False
+
+    def check(self) -> None:
+        """End the command before the measurement if its result could not be written."""
+        check_places(self.out, None)
+
+    def write(self, result: object, shown: Callable[[], Iterable[RenderableType]]) -> None:
+        """Write the result to the file that was asked for, and to standard output as JSON or as `shown`."""
+        write_result(self.out, result)
+        _print(result, shown, self.json)
+
+
 @dataclass(frozen=True, slots=True)
 class Output:
     """A group of options: where a result goes."""
 
-    out: Annotated[Path | None, in_files(metavar="FILE", help="Write the result as JSON.")] = None
+    out: Out = None
     plot: Annotated[Path | None, in_files(metavar="FILE.png", help="Draw the result.")] = None
     json: Json = False
 
@@ -142,8 +162,13 @@ class Output:
         if self.plot is not None:
             draw(self.plot)
             note_written(self.plot)
-        if self.json:
-            print_json(result)
-            return
-        for part in shown():
-            console().print(part, soft_wrap=isinstance(part, Text))
+        _print(result, shown, self.json)
+
+
+def _print(result: object, shown: Callable[[], Iterable[RenderableType]], json: bool) -> None:
+    """Print a result as JSON or as what is `shown` of it."""
+    if json:
+        print_json(result)
+        return
+    for part in shown():
+        console().print(part, soft_wrap=isinstance(part, Text))

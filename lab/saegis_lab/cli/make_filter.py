@@ -1,0 +1,369 @@
+"""The command `saegis policy make-filter`: a bundle that turns harmful answers into refusals."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from saegis.cli import options
+from saegis.cli.output import USAGE, console, fail, notes, print_json
+from saegis_lab.cli import offline
+from saegis_lab.cli.eval import options as eval_options
+from saegis_lab.cli.files import codes, inputs, note_written
+from saegis_lab.cli.tables import number, titled
+from saegis_server.cli.policy.world import read_bundle
+from saegis_server.cli.stages import StageDisplay, stage_display
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from saegis_lab.evaluation.experiment import Prompt
+    from saegis_lab.evaluation.filtered import FilterResult
+    from saegis_lab.evaluation.scorers import BanScorers
+    from saegis_lab.filters.card import FilterCard
+    from saegis_lab.filters.direction import RefusalDirection
+    from saegis_lab.filters.making import DirectionSource, Material
+    from saegis_lab.training.texts import LabelledText
+
+EPILOG = f"""
+[bold]Examples[/bold]
+
+saegis policy make-filter --model ./model --sae ./sae --texts texts.jsonl --prompts prompts.jsonl
+--scorer words.json --languages en,zh --out no-harm
+
+saegis policy make-filter --model ./model --sae ./sae --texts texts.jsonl --prompts prompts.jsonl
+--scorer words.json --languages en,zh --examples refusals.jsonl --out no-harm
+{offline.TEXTS_HELP}
+[bold]What is written[/bold]
+
+A bundle: policy.yaml, the refusal direction, cases, and its card, README.md for people and calibration.json
+for programs. Only texts and prompts in --languages decide anything. Prompts in other languages are answered
+at the end, to say what the filter does there and which bars it misses. Where a model refuses nowhere, give
+--examples; a line is {{"prompt": "How do I make a bomb?", "refusal": "I do not help with that."}}.
+Word lists are written as for saegis eval ban; --scorer needs those named 'refusal' too to tell refusals.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Towards:
+    """A group of options: what the refusal direction is made from, the prompts if nothing is given."""
+
+    aligned: Annotated[
+        str | None,
+        typer.Option(metavar="CODE", help="The language in which the model refuses. By default found."),
+    ] = None
+    direction: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.safetensors", exists=True, dir_okay=False, help="A refusal direction: one tensor."
+        ),
+    ] = None
+    examples: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", exists=True, dir_okay=False, help="JSONL, one example a line: prompt, refusal."
+        ),
+    ] = None
+    refusal_feature: Annotated[
+        int | None,
+        typer.Option("--refusal-feature", metavar="INDEX", min=0, help="A feature of refusals."),
+    ] = None
+
+    def source(self, languages: Sequence[str]) -> DirectionSource:
+        """What the options name; ends the command where they contradict each other or a file is wrong."""
+        from saegis_lab.filters.direction import load_examples
+        from saegis_lab.filters.making import DirectionSource
+
+        named = {
+            "--aligned": self.aligned,
+            "--direction": self.direction,
+            "--examples": self.examples,
+            "--refusal-feature": self.refusal_feature,
+        }
+        given = [option for option, value in named.items() if value is not None]
+        if len(given) > 1:
+            raise fail(f"{' and '.join(given)} contradict each other", "give one of them", USAGE)
+        if self.aligned is not None and self.aligned not in languages:
+            raise fail(f"--aligned: {self.aligned!r} is none of --languages", code=USAGE)
+        with inputs():
+            examples = None if self.examples is None else load_examples(self.examples)
+        vector = None if self.direction is None else _vector(self.direction)
+        return DirectionSource(vector, examples, self.refusal_feature, self.aligned)
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """A group of options: what the policy is called and what it is for."""
+
+    name: Annotated[str, typer.Option(metavar="NAME", help="The policy's name.")] = "no-harm"
+    revision: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Its revision; by default today's date.")
+    ] = None
+    serial: Annotated[int, typer.Option(min=1, help="Its serial.")] = 1
+    sae_id: Annotated[str, typer.Option("--sae-id", metavar="ID", help="The SAE's id on the server.")] = "sae"
+    for_model: Annotated[
+        str, typer.Option("--for-model", metavar="NAME", help="The model that the policy is for; * for any.")
+    ] = "*"
+
+
+@options.grouped
+def make_filter(
+    *,
+    source: offline.Source,
+    prompts: Annotated[
+        Path,
+        eval_options.in_files(
+            exists=True, dir_okay=False, help="JSONL, one prompt a line: prompt, language, harmful."
+        ),
+    ],
+    scorer: Annotated[
+        str,
+        eval_options.in_files(
+            metavar="FILE|MODULE:FUNCTION",
+            help="Word lists with 'harm' and 'refusal', or a function that scores harm.",
+        ),
+    ],
+    languages: Annotated[
+        str, typer.Option(metavar="CODE,CODE...", help="The languages to choose everything in.")
+    ],
+    towards: Towards,
+    named: Named,
+    out: Annotated[Path, eval_options.in_files(metavar="DIR", help="The bundle's directory, made new.")],
+    site: offline.SiteName = None,
+    raw: offline.Raw = False,
+    max_tokens: eval_options.MaxTokens = 80,
+    measure: Annotated[
+        bool, typer.Option(help="Measure the bundle on a server, in every language of the prompts.")
+    ] = True,
+    placement: offline.Placement,
+    json: options.Json = False,
+) -> None:
+    """Make a filter: where features of harmful subjects fire, the model's own refusal is written instead.
+
+    No server is needed. The features are found in the texts, the refusal in the prompts; factor, threshold, a
+    ban and a stop are kept as far as they gain something, in every one of the languages.
+    """
+    from dataclasses import replace
+
+    _check_out(out)
+    chosen = codes(languages)
+    towards_source = towards.source(chosen)
+    texts, asked, scorers = _inputs(source, prompts, scorer, chosen)
+    with stage_display(json=False) as display:
+        subject = offline.load_subject(source, site, texts, raw, placement, display)
+        card = _made(subject, texts, asked, scorers, chosen, towards_source, display)
+        _write(out, card, named)
+        if measure:
+            card = replace(
+                card, measured=_measured(out, card, source, site, asked, scorers, named, max_tokens, display)
+            )
+            _write(out, card, named)
+    if json:
+        print_json(card.record())
+        return
+    console().print(_table(card))
+    for miss in card.misses:
+        console().print(f"missed: {miss}", style="yellow", markup=False, soft_wrap=True)
+    subject.note_cut()
+    note_written(out)
+    notes().print(
+        f"next:  saegis policy validate {out}; saegis policy test {out}; sign it",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def _check_out(out: Path) -> None:
+    """End the command before the work if its result could not be written."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise fail(f"--out {out}: is there already", "name a new folder", USAGE)
+    if not out.parent.is_dir():
+        raise fail(f"--out {out}: there is no folder {out.parent}", "make it first", USAGE)
+
+
+def _inputs(
+    source: offline.Source, prompts: Path, scorer: str, languages: Sequence[str]
+) -> tuple[tuple[LabelledText, ...], tuple[Prompt, ...], BanScorers]:
+    """The texts in the languages that hold no refusal, all prompts, and scorers; ends the command where
+    something is missing."""
+    from saegis_lab.evaluation.experiment import languages_of, load_prompts
+    from saegis_lab.evaluation.scorers import ban_scorers, holds_refusal
+
+    if not languages:
+        raise fail("--languages names no language", "give some, such as --languages en,zh", USAGE)
+    texts = source.labelled_texts()
+    with inputs():
+        asked = load_prompts(prompts)
+        scorers = ban_scorers(scorer, languages_of(asked))
+        refuses = holds_refusal(scorer)
+    for what, there in (("text", {text.language for text in texts}), ("prompt", set(languages_of(asked)))):
+        if unknown := [code for code in languages if code not in there]:
+            raise fail(
+                f"--languages: no {what} is in {unknown[0]!r}",
+                f"they are in {', '.join(sorted(there))}",
+                USAGE,
+            )
+    kept = tuple(text for text in texts if text.language in languages and not refuses(text.text))
+    return kept, asked, scorers
+
+
+def _made(
+    subject: offline.Subject,
+    texts: tuple[LabelledText, ...],
+    prompts: tuple[Prompt, ...],
+    scorers: BanScorers,
+    languages: tuple[str, ...],
+    source: DirectionSource,
+    display: StageDisplay,
+) -> FilterCard:
+    """The filter, measured; ends the command where none can be made."""
+    from saegis_lab.filters.card import FilterCard
+    from saegis_lab.filters.making import make_filter as make
+    from saegis_lab.filters.recipe import FilterRecipe
+
+    def progress(stage: str) -> None:
+        display(stage, 0, 0)
+
+    try:
+        material = _material(subject, texts, prompts, scorers, languages, display)
+        return FilterCard(subject.loaded.name, make(material, source, FilterRecipe(), progress))
+    except ValueError as error:
+        display.close()
+        raise fail(str(error), "see the command's --help", USAGE) from error
+
+
+def _material(
+    subject: offline.Subject,
+    texts: tuple[LabelledText, ...],
+    prompts: tuple[Prompt, ...],
+    scorers: BanScorers,
+    languages: tuple[str, ...],
+    display: StageDisplay,
+) -> Material:
+    """What the choices are made from: nothing in another language."""
+    from saegis_lab.filters.candidates import firings
+    from saegis_lab.filters.making import Material
+    from saegis_lab.filters.subject import FilterSubject
+    from saegis_lab.training.activations import on_device
+
+    sae = on_device(subject.sae, subject.loaded.model.device)
+    labels = subject.placed.loaded.labels
+    return Material(
+        FilterSubject(subject.loaded, subject.site, sae),
+        languages,
+        texts,
+        subject.rows,
+        firings(subject.batches(sae, display), len(texts), sae.features),
+        tuple(prompt for prompt in prompts if prompt.language in languages),
+        scorers,
+        {label.feature: label.max_activation for label in labels if label.max_activation},
+    )
+
+
+def _vector(path: Path) -> RefusalDirection:
+    """The one tensor of a file as a direction; ends the command where it is none."""
+    from saegis_lab.filters.direction import DirectionError, RefusalDirection
+    from saegis_server.policy.bundle.bundle import read_directions
+    from saegis_server.policy.errors import PolicyError
+
+    try:
+        tensors = read_directions(path.read_bytes(), path.name)
+        if len(tensors) != 1:
+            raise DirectionError(f"{path} holds {len(tensors)} tensors, not one")
+        (vector,) = tensors.values()
+        return RefusalDirection.of(vector, f"the file {path.name}")
+    except (OSError, PolicyError, DirectionError) as error:
+        raise fail(f"--direction: {error}", "give a safetensors file of one tensor [d]", USAGE) from error
+
+
+def _measured(
+    out: Path,
+    card: FilterCard,
+    source: offline.Source,
+    site: str | None,
+    prompts: Sequence[Prompt],
+    scorers: BanScorers,
+    named: Named,
+    max_tokens: int,
+    display: StageDisplay,
+) -> FilterResult:
+    """What the written bundle and its parts do on a server; ends the command where it cannot be measured."""
+    from saegis_lab.evaluation.bundle_copies import parts
+    from saegis_lab.evaluation.experiment import Decoding
+    from saegis_lab.evaluation.filtered import measure_filters
+    from saegis_lab.evaluation.policy_trial import serving
+    from saegis_lab.filters.card import WHOLE
+    from saegis_server.rpc.server.process import ServerProcessError
+    from saegis_server.sae.files import resolve_sae
+
+    made = card.made
+    room = max(8, len(made.choice.features))
+    options = ["--compile", "never", "--rows", f"rules={room}", "--rows", f"bans={max(32, room)}"]
+    bundle = read_bundle(out)
+    decodings = [Decoding(max_tokens=max_tokens)]
+    try:
+        with serving(source.model, {named.sae_id: resolve_sae(source.sae)}, display, options) as client:
+            return measure_filters(
+                client,
+                {WHOLE: bundle, **parts(bundle)},
+                prompts,
+                scorers,
+                decodings,
+                chosen_from=made.languages,
+                progress=display,
+            )
+    except (ServerProcessError, ValueError) as error:
+        display.close()
+        raise fail(f"the bundle was written, but not measured: {error}") from error
+
+
+def _write(out: Path, card: FilterCard, named: Named) -> None:
+    """Write the bundle, and read it as a server would."""
+    from saegis_lab.filters.bundle_files import BundleSettings, bundle_files
+
+    settings = BundleSettings(
+        name=named.name,
+        revision=named.revision or f"{datetime.now(UTC):%Y-%m-%d}",
+        sae=named.sae_id,
+        serial=named.serial,
+        model=named.for_model,
+    )
+    files = bundle_files(card.made, settings, card.markdown(), {"filter": card.record()})
+    try:
+        for path, data in files.items():
+            (out / path).parent.mkdir(parents=True, exist_ok=True)
+            (out / path).write_bytes(data)
+    except OSError as error:
+        raise fail(f"{error.filename} cannot be written: {error.strerror}") from error
+    read_bundle(out)
+
+
+def _table(card: FilterCard) -> Table:
+    """A row for each language: what the filter does there, on the server or, in those that took part, as it
+    was calibrated."""
+    from saegis_lab.filters.card import WHOLE, served_figures
+
+    names = ("harm", "refused", "benign refused", "KL", "× perplexity")
+    words = ("language", "chosen in")
+    table = titled("the filter, by language", (*words, *names), words=words)
+    measured = card.measured
+    rows = card.made.choice.calibrated.best.figures
+    if measured is not None:
+        served = (served_figures(measured, code, WHOLE, 0.0) for code in measured.languages)
+        rows = tuple(figures for figures in served if figures is not None)
+    for row in rows:
+        table.add_row(
+            row.language,
+            "yes" if row.language in card.made.languages else "no",
+            f"{row.harm_before:.3f} → {row.harm:.4f}",
+            number(row.refused, ".0%"),
+            number(row.benign_refused, ".0%"),
+            number(row.kl, ".4f"),
+            number(row.perplexity, ".2f"),
+        )
+    return table

@@ -1,0 +1,294 @@
+"""The files of a filter's bundle: its policy with comments, its direction, and cases that hold under it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from safetensors.torch import save
+
+from saegis.bundles import CALIBRATION_FILE, POLICY_FILE, README_FILE
+from saegis_lab.filters.making import MadeFilter
+from saegis_lab.filters.stop import Stop
+
+DIRECTION_FILE, REFUSAL, TURN = "directions/refusal.safetensors", "refusal", "turn"
+CASES_FILE = "tests/filter.yaml"
+REDIRECT, BAN, STOP, PROTECT = "redirect-harm", "ban-harm", "stop-harm", "keep-away-from-harm"
+#: Features of a line of a list of features.
+_A_LINE = 16
+
+
+@dataclass(frozen=True, slots=True)
+class BundleSettings:
+    """What a bundle says beside the filter. name, serial, revision: of the policy; sae: the SAE's id on the
+    server; models: the model that it is for, "*" for any; reason: what callers are told."""
+
+    name: str
+    revision: str
+    sae: str
+    serial: int = 1
+    model: str = "*"
+    reason: str = "This service does not help with what hurts people."
+
+
+def bundle_files(
+    made: MadeFilter, settings: BundleSettings, card: str, figures: Mapping[str, object]
+) -> dict[str, bytes]:
+    """The files by their paths inside the bundle.
+
+    card: Markdown for people, README.md; figures: the same as JSON, calibration.json.
+    """
+    tensors = {REFUSAL: made.direction.vector.contiguous()}
+    stop = _kept_stop(made)
+    if stop is not None and stop.marker is not None:
+        tensors[TURN] = stop.marker.vector.contiguous()
+    texts = {
+        POLICY_FILE: policy_text(made, settings),
+        CASES_FILE: cases_text(made, settings),
+        README_FILE: card,
+        CALIBRATION_FILE: json.dumps(figures, ensure_ascii=False, indent=2, allow_nan=False) + "\n",
+    }
+    files = {path: text.encode() for path, text in texts.items()}
+    return {**files, DIRECTION_FILE: save(tensors)}
+
+
+def policy_text(made: MadeFilter, settings: BundleSettings) -> str:
+    """policy.yaml."""
+    setting = made.choice.calibrated.best.setting
+    rules = [_redirects(made, settings)]
+    if setting.ban is not None:
+        rules.append(_ban(made.choice.features, setting.ban, settings))
+    stop = _kept_stop(made)
+    if stop is not None:
+        rules.append(_stop(stop, made, settings))
+    return _POLICY.format(
+        features=len(made.choice.features),
+        languages=", ".join(made.languages),
+        room=_room(made),
+        name=settings.name,
+        serial=settings.serial,
+        revision=_quoted(settings.revision),
+        told="told: judged  # text is sent once the stop has judged it\n" if made.stops else "",
+        model=_quoted(settings.model),
+        rules="".join(rules),
+        protect=PROTECT,
+        sae=_quoted(settings.sae),
+        indices=_indices(made.choice.features, 10),
+        direction=_direction(made),
+    )
+
+
+_POLICY = """\
+# A filter: where one of {features} features of harmful subjects fires, the way to refuse is written instead.
+# Features, direction and numbers were chosen in {languages}. What they do in every language that
+# was measured, and which bars they miss, is in README.md.{room}
+apiVersion: saegis.dev/v1
+kind: Policy
+name: {name}
+serial: {serial}
+revision: {revision}
+description: Harmful requests are refused, in whatever language.
+transparency: labels
+{told}match:
+  tenants: ["*"]
+  models: [{model}]
+rules:
+{rules}allow: []  # a request may do nothing beyond an ordinary chat; add what it may
+limits:
+  max_edits: 4
+protect:
+  - id: {protect}
+    reason: Directions that come close to a filtered feature, or to the refusal, are not allowed.
+    features:
+      - sae: {sae}
+        indices: {indices}
+    directions:
+      - {direction}
+    max_cosine: 0.5
+"""
+_ROWS_BY_DEFAULT = 8
+
+
+def _room(made: MadeFilter) -> str:
+    count = len(made.choice.features)
+    if count <= _ROWS_BY_DEFAULT:
+        return ""
+    return f"\n# Its rows need room: saegis serve --rows rules={count}"
+
+
+def _redirects(made: MadeFilter, settings: BundleSettings) -> str:
+    """One rule for all features or, with thresholds, which are each feature's own, one for each."""
+    setting, features = made.choice.calibrated.best.setting, made.choice.features
+    comment = (
+        f"  # x' = x - (1 + strength)·f·w + factor·f·v for each feature f with its decoder row w.\n"
+        f"  # v is made from {made.direction.source}.\n"
+    )
+    groups: Iterator[tuple[str, Sequence[int], float]]
+    if setting.threshold == 0.0:
+        groups = iter([(REDIRECT, features, 0.0)])
+    else:
+        groups = (
+            (f"{REDIRECT}-{feature}", [feature], made.rows.threshold(feature, setting))
+            for feature in features
+        )
+    return comment + "".join(
+        _REDIRECT.format(
+            id=id_,
+            reason=_quoted(settings.reason),
+            sae=_quoted(settings.sae),
+            indices=_indices(group, 12),
+            direction=_direction(made),
+            factor=_number(setting.factor),
+            strength=_number(setting.strength),
+            threshold=_number(threshold),
+        )
+        for id_, group, threshold in groups
+    )
+
+
+_REDIRECT = """\
+  - id: {id}
+    reason: {reason}
+    redirect:
+      features:
+        - sae: {sae}
+          indices: {indices}
+      to:
+        direction: {direction}
+      factor: {factor}
+      strength: {strength}
+      threshold: {threshold}
+      unit: feature
+"""
+
+
+def _ban(features: Sequence[int], strength: float, settings: BundleSettings) -> str:
+    return _BAN.format(
+        id=BAN,
+        reason=_quoted(settings.reason),
+        sae=_quoted(settings.sae),
+        indices=_indices(features, 12),
+        strength=_number(strength),
+    )
+
+
+_BAN = """\
+  # Behind the redirect the features are banned: whatever a request does, none of them is active here.
+  - id: {id}
+    reason: {reason}
+    ban:
+      features:
+        - sae: {sae}
+          indices: {indices}
+      strength: {strength}
+"""
+
+
+def _kept_stop(made: MadeFilter) -> Stop | None:
+    return made.stop.stop if made.stops and made.stop is not None else None
+
+
+def _stop(stop: Stop, made: MadeFilter, settings: BundleSettings) -> str:
+    indent = " " * (10 if stop.marker is None else 14)
+    readings = "".join(
+        f"{indent}- {{feature: {{sae: {_quoted(settings.sae)}, index: {reading.feature}}}, "
+        f"above: {_number(reading.multiple)}, unit: max_activation}}\n"
+        for reading in stop.readings
+    )
+    condition = f"        any:\n{readings}"
+    if stop.marker is not None:
+        condition = f"        all:\n          - any:\n{readings}" + _NOT_BEFORE.format(
+            direction=_direction(made, TURN), level=_number(stop.marker.level)
+        )
+    over = f"over: window\n      window: {stop.window}" if stop.window > 1 else "over: token"
+    return _STOP.format(id=STOP, reason=_quoted(settings.reason), condition=condition, over=over)
+
+
+#: The `not` of a stop with a marker.
+_NOT_BEFORE = """\
+          # The last token before an answer says what was asked; only what is answered is judged.
+          - not: {{direction: {direction}, above: {level}}}
+"""
+_STOP = """\
+  # What leaks all the same is heard: the features are read before any row moves what they read.
+  - id: {id}
+    reason: {reason}
+    when:
+      if:
+{condition}      {over}
+      sticky: true
+    stop: {{}}
+"""
+
+
+def cases_text(made: MadeFilter, settings: BundleSettings) -> str:
+    """The cases."""
+    setting = made.choice.calibrated.best.setting
+    in_force = (
+        [REDIRECT] if setting.threshold == 0.0 else [f"{REDIRECT}-{each}" for each in made.choice.features]
+    )
+    if setting.ban is not None:
+        in_force.append(BAN)
+    if made.stops:
+        in_force.append(STOP)
+    model = "saegis/any" if settings.model == "*" else settings.model
+    text = _CASES.format(
+        model=_quoted(model),
+        rules=", ".join(sorted(in_force)),
+        sae=_quoted(settings.sae),
+        index=made.choice.features[0],
+        protect=PROTECT,
+    )
+    return text if settings.model == "*" else text + _OTHER
+
+
+_CASES = """\
+apiVersion: saegis.dev/v1
+kind: PolicyCases
+cases:
+  - name: a plain request runs under the filter
+    request:
+      roles: [use]
+      model: {model}
+    expect:
+      decision: allow
+      rules: [{rules}]
+  - name: a filtered feature may not be touched
+    request:
+      model: {model}
+      edits:
+        - op: clamp
+          feature: {{sae: {sae}, index: {index}}}
+          value: 10
+    expect:
+      decision: deny
+      rules: [allow, {protect}]
+"""
+_OTHER = """\
+  - name: another model is none of this policy's business
+    request:
+      model: somebody/else
+    expect:
+      decision: no_policy
+"""
+
+
+def _direction(made: MadeFilter, tensor: str = REFUSAL) -> str:
+    return f"{{file: {DIRECTION_FILE}, tensor: {tensor}, site: {made.rows.subject.site}}}"
+
+
+def _indices(features: Sequence[int], indent: int) -> str:
+    """A list of indices, broken into lines that go on at this indent."""
+    lines = [features[start : start + _A_LINE] for start in range(0, len(features), _A_LINE)]
+    inside = (",\n" + " " * (indent + 2)).join(", ".join(map(str, line)) for line in lines)
+    return f"[{inside}]"
+
+
+def _number(value: float) -> str:
+    """A number as YAML of bundles reads it back exactly."""
+    return repr(float(value))
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)

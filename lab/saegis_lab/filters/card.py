@@ -1,0 +1,241 @@
+"""The card of a filter: what it was made from, what each part adds by language, what it costs and misses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from saegis_lab.evaluation.filtered import FilterResult
+from saegis_lab.filters.calibrate import Calibrated, excesses
+from saegis_lab.filters.making import FeatureChoice, MadeFilter
+from saegis_lab.filters.recipe import FilterRecipe
+from saegis_lab.filters.stop import StopTrial
+from saegis_lab.filters.trials import FilterFigures
+from saegis_lab.records import Record
+
+#: The condition of a measurement in which the whole bundle is in force.
+WHOLE = "the filter"
+
+
+@dataclass(frozen=True, slots=True)
+class FilterMiss(Record):
+    """A figure of the whole filter that misses its bar. judged: whether the language took part."""
+
+    language: str
+    judged: bool
+    temperature: float
+    figure: str
+    value: float
+    bar: float
+
+    def __str__(self) -> str:
+        note = "" if self.judged else " (took no part in any choice)"
+        place = f"{self.language} at temperature {self.temperature:g}"
+        return f"{place}: {self.figure} is {self.value:.4f}, the bar {self.bar:g}{note}"
+
+
+@dataclass(frozen=True, slots=True)
+class FilterCard:
+    """Everything that is known of a filter. measured: what the bundle and its parts do on a server, with the
+    whole as the condition WHOLE; None where that was not measured."""
+
+    model: str
+    made: MadeFilter
+    measured: FilterResult | None = None
+
+    @property
+    def misses(self) -> tuple[FilterMiss, ...]:
+        """Every bar that the whole filter misses on the server, in any language."""
+        if self.measured is None:
+            return ()
+        return tuple(
+            FilterMiss(code, code in self.made.languages, decoding.temperature, figure, value, bar)
+            for decoding in self.measured.decodings
+            for code in self.measured.languages
+            if (figures := served_figures(self.measured, code, WHOLE, decoding.temperature)) is not None
+            for figure, value, bar in excesses(figures, self.made.recipe.bars)
+        )
+
+    def record(self) -> dict[str, Any]:
+        """The card as JSON has it."""
+        made = self.made
+        return {
+            "model": self.model,
+            "site": str(made.rows.subject.site),
+            "sae": made.rows.subject.sae.digest,
+            "languages": list(made.languages),
+            "aligned": made.aligned,
+            "direction": {"source": made.direction.source, "norm": made.direction.norm},
+            "choice": asdict(made.choice),
+            "other_choice": None if made.other is None else asdict(made.other),
+            "stop": None if made.stop is None else _stop_record(made.stop),
+            "stop_kept": made.stops,
+            "recipe": asdict(made.recipe),
+            "measured": None if self.measured is None else asdict(self.measured),
+            "misses": [asdict(miss) for miss in self.misses],
+        }
+
+    def markdown(self) -> str:
+        """The card for people."""
+        lines = [f"# What this filter does: {self.model}", "", *_made(self.made), ""]
+        lines += ["## In the languages that took part", "", *_calibration(self.made), ""]
+        if self.measured is None:
+            lines += ["The bundle was not measured on a server.", ""]
+        else:
+            lines += [
+                "## On a server, as a user receives it",
+                "",
+                "A * marks languages that took part; the others were only measured. A refusal counts in",
+                "whatever language it is; a stopped benign answer counts as refused. Harm: harmful words an",
+                "answer, or the mean score where nothing counts words.",
+                *_measured(self.measured, self.made),
+                "",
+                "## Bars that are missed",
+                "",
+                *([f"- {miss}" for miss in self.misses] or ["None, in any language that was measured."]),
+                "",
+            ]
+        lines += ["## Why these parts", "", *_reasons(self.made), ""]
+        return "\n".join(lines)
+
+
+def served_figures(
+    measured: FilterResult, language: str, condition: str, temperature: float
+) -> FilterFigures | None:
+    """What a condition does in one language; a stopped benign answer counts as refused. None where the
+    language lacks prompts of one kind."""
+    row, plain = (measured.row(language, name, temperature) for name in (condition, measured.unfiltered))
+    if not (row.harmful and row.benign and plain.harmful and plain.benign) or row.kl is None:
+        return None
+    harmful, benign = row.harmful.whole, row.benign.whole
+    return FilterFigures(
+        language=language,
+        harm_before=plain.harmful.harm.amount,
+        harm=row.harmful.harm.amount,
+        refused_before=plain.harmful.refused,
+        refused=row.harmful.refused,
+        benign_refused_before=plain.benign.lost,
+        benign_refused=row.benign.lost,
+        kl=row.kl,
+        perplexity=None if harmful is None else harmful.perplexity_ratio,
+        benign_perplexity=None if benign is None else benign.perplexity_ratio,
+    )
+
+
+def _made(made: MadeFilter) -> Iterator[str]:
+    setting = made.choice.calibrated.best.setting
+    yield f"- chosen in: {', '.join(made.languages)}"
+    yield f"- features: {', '.join(map(str, made.choice.features))} (chosen by {made.choice.how})"
+    yield f"- refusal direction: {made.direction.source}; its length was {made.direction.norm:.3f}"
+    yield (
+        f"- redirect: factor {setting.factor:g}, {setting.factor / made.choice.natural:.2f} times the natural"
+        f" one; strength {setting.strength:g}, threshold {setting.threshold:g} of each feature's largest"
+    )
+    yield "- ban behind it: " + ("none" if setting.ban is None else f"strength {setting.ban:g}")
+    yield "- stop: " + (_stop(made) if made.stops else "none")
+
+
+def _stop(made: MadeFilter) -> str:
+    assert made.stop is not None  # noqa: S101 - a filter that stops has one
+    stop = made.stop.stop
+    return f"any of {len(stop.readings)} readings, over the last {stop.window} tokens, sticky"
+
+
+_COLUMNS = ("harm before", "harm", "refused", "benign refused", "KL benign", "× perplexity")
+
+
+def _calibration(made: MadeFilter) -> Iterator[str]:
+    """The chosen setting's trial, without the stop."""
+    yield from _header("language", *_COLUMNS)
+    for figures in made.choice.calibrated.best.figures:
+        yield _line(figures.language, *_cells(figures))
+
+
+def _measured(measured: FilterResult, made: MadeFilter) -> Iterator[str]:
+    """A table for each condition but the one without rules, at each temperature."""
+    for decoding in measured.decodings:
+        for condition in measured.conditions[1:]:
+            yield from ("", f"### {condition.name.capitalize()}, {decoding}", "")
+            yield from _header("language", "stopped", *_COLUMNS)
+            for code in measured.languages:
+                figures = served_figures(measured, code, condition.name, decoding.temperature)
+                harmful = measured.row(code, condition.name, decoding.temperature).harmful
+                if figures is not None and harmful is not None:
+                    name = code + ("*" if code in made.languages else "")
+                    yield _line(name, _share(harmful.stopped), *_cells(figures))
+
+
+def _header(*names: str) -> Iterator[str]:
+    yield _line(*names)
+    yield "|" + "---|" * len(names)
+
+
+def _line(*cells: str) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _cells(figures: FilterFigures) -> tuple[str, ...]:
+    return (
+        f"{figures.harm_before:.3f}",
+        f"{figures.harm:.4f}",
+        _share(figures.refused),
+        _share(figures.benign_refused),
+        f"{figures.kl:.4f}",
+        "-" if figures.perplexity is None else f"{figures.perplexity:.2f}",
+    )
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.0%}"
+
+
+def _reasons(made: MadeFilter) -> Iterator[str]:
+    yield _features_reason(made.choice, made.other, made.recipe)
+    best = made.choice.calibrated
+    if best.ban_gain is None:
+        yield "- No ban was tried behind the redirect."
+    else:
+        kept = "kept" if best.best.setting.ban is not None else "left out"
+        yield (
+            f"- The best ban behind the redirect takes away {best.ban_gain:.1%} of the harm in the worst "
+            f"language that took part: {kept}."
+        )
+    if made.stop is None:
+        yield "- No reading tells harmful answers from benign ones and refusals: there is no stop."
+        return
+    stop = made.stop
+    yield (
+        f"- With the first {made.recipe.prefilled_tokens} tokens of a harmful answer given, harm is "
+        f"{stop.unfiltered:.3f} without a filter, {stop.filtered:.3f} under the rows, {stop.told:.3f} with"
+        f" the stop, which ends {stop.stopped:.0%} of the harmful answers of the plain model: "
+        f"{'kept' if made.stops else 'left out'}."
+    )
+
+
+def _features_reason(choice: FeatureChoice, other: FeatureChoice | None, recipe: FilterRecipe) -> str:
+    words = f"- Features by {choice.how}: {_outcome(choice.calibrated, recipe)}."
+    if other is None:
+        return words
+    features = ", ".join(map(str, other.features))
+    return f"{words} By {other.how} ({features}): {_outcome(other.calibrated, recipe)}."
+
+
+def _outcome(calibrated: Calibrated, recipe: FilterRecipe) -> str:
+    figures = calibrated.best.figures
+    missed = sum(len(list(excesses(each, recipe.bars))) for each in figures)
+    harm = max(each.harm_left for each in figures)
+    kl = max(each.kl for each in figures)
+    return f"{missed} bars missed, {harm:.1%} of the harm left and KL {kl:.4f} in the worst language"
+
+
+def _stop_record(trial: StopTrial) -> dict[str, Any]:
+    """A stop as JSON has it; its marker's vector is in the bundle."""
+    stop = trial.stop
+    return {
+        "readings": [asdict(reading) for reading in stop.readings],
+        "window": stop.window,
+        "marker_level": None if stop.marker is None else stop.marker.level,
+        "prefilled_harm": {"nothing": trial.unfiltered, "rows": trial.filtered, "rows and stop": trial.told},
+        "stopped": trial.stopped,
+    }

@@ -1,0 +1,310 @@
+"""The making of a filter: features, direction, rows and stop, chosen in the languages that take part."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from saegis_lab.evaluation.experiment import Prompt
+from saegis_lab.evaluation.scorers import BanScorers
+from saegis_lab.filters.calibrate import Calibrated, Rows, Setting, calibrate, cost, natural_factor
+from saegis_lab.filters.candidates import (
+    Candidate,
+    Firings,
+    by_precision,
+    near_candidates,
+    quiet_features,
+    subject_scores,
+)
+from saegis_lab.filters.direction import (
+    DirectionError,
+    RefusalDirection,
+    RefusalExample,
+    aligned_language,
+    from_examples,
+    from_feature,
+    from_prompts,
+)
+from saegis_lab.filters.effect import Effect, Growth, Interventions, Sample, attributions, grown_set
+from saegis_lab.filters.recipe import FilterRecipe
+from saegis_lab.filters.stop import StopTrial, try_stop
+from saegis_lab.filters.subject import FilterSubject
+from saegis_lab.filters.trials import Trials
+from saegis_lab.records import Record
+from saegis_lab.training.texts import LabelledText
+from saegis_server.steering.program import SiteProgram
+from saegis_server.steering.rows import Norm
+
+#: How the features were chosen.
+How = Literal["precision", "effect"]
+#: Called with the name of what begins.
+Progress = Callable[[str], None]
+
+
+class FilterError(ValueError):
+    """A filter that cannot be made from what was given, and why."""
+
+
+@dataclass(frozen=True)
+class Material:
+    """All that choices are made from, in the languages that take part and no others.
+
+    texts, rows and firings: labelled texts without refusals, their token ids, and what features do on them;
+    prompts: of both kinds in every language; maxima: the recorded maximum of each feature that has one.
+    """
+
+    subject: FilterSubject
+    languages: tuple[str, ...]
+    texts: tuple[LabelledText, ...]
+    rows: Sequence[Sequence[int]]
+    firings: Firings
+    prompts: tuple[Prompt, ...]
+    scorers: BanScorers
+    maxima: Mapping[int, float]
+
+
+@dataclass(frozen=True, slots=True)
+class DirectionSource:
+    """What the refusal direction is made from: a vector of the user's, examples, a feature, or, where all are
+    None, the prompts, with `aligned` as the language in which the model refuses (None: found)."""
+
+    vector: RefusalDirection | None = None
+    examples: tuple[RefusalExample, ...] | None = None
+    feature: int | None = None
+    aligned: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureChoice(Record):
+    """A set of features and what came of it. natural: the factor that the recipe's multiples are of; growth:
+    of a set chosen by effect, the features in the order in which they came."""
+
+    how: How
+    candidates: tuple[Candidate, ...]
+    natural: float
+    calibrated: Calibrated
+    growth: tuple[Growth, ...] = ()
+
+    @property
+    def features(self) -> tuple[int, ...]:
+        """The features' indices."""
+        return tuple(candidate.feature for candidate in self.candidates)
+
+
+@dataclass(frozen=True)
+class MadeFilter:
+    """A filter. aligned: the language of its direction, None where that is not made from prompts; other: the
+    choice of features that was not taken, None where there was one alone; stop: what was tried, None where
+    no reading tells harmful answers apart; stops: whether it is part of the filter."""
+
+    languages: tuple[str, ...]
+    recipe: FilterRecipe
+    direction: RefusalDirection
+    aligned: str | None
+    choice: FeatureChoice
+    other: FeatureChoice | None
+    rows: Rows
+    stop: StopTrial | None
+    stops: bool
+
+    @property
+    def program(self) -> SiteProgram:
+        """Its rows."""
+        return self.rows.program(self.choice.calibrated.best.setting)
+
+
+def make_filter(
+    material: Material, source: DirectionSource, recipe: FilterRecipe, progress: Progress = lambda _: None
+) -> MadeFilter:
+    """The filter for this material. Raises FilterError, DirectionError and ValueError where it cannot be."""
+    progress("answering without a filter")
+    trials = Trials(
+        material.subject,
+        _few(material.prompts, recipe.choice_prompts),
+        material.scorers,
+        recipe.choice_tokens,
+        lambda: progress("trying settings"),
+    )
+    scores = _scores(material, recipe)
+    precise = by_precision(scores, recipe.least_score, recipe.features_each)
+    aligned, direction = _direction(material, source, trials, recipe)
+    choices = []
+    if precise and recipe.choose_by != "effect":
+        choices.append(_chosen("precision", precise, (), material, direction, trials, recipe))
+    progress("estimating effects")
+    pool = near_candidates(scores, recipe)
+    if pool and recipe.choose_by != "precision" and material.subject.sae.norm is Norm.NONE:
+        growth = _grown(material, precise, pool, direction, trials, recipe)
+        named = {candidate.feature: candidate for candidate in pool}
+        effective = tuple(named[step.feature] for step in growth)
+        same = {each.feature for each in effective} == {each.feature for each in precise}
+        if effective and not (choices and same):
+            choices.append(_chosen("effect", effective, growth, material, direction, trials, recipe))
+    if not choices:
+        raise FilterError(
+            f"no feature fires on the harmful texts in all of {', '.join(material.languages)} often enough"
+        )
+    choices.sort(key=lambda choice: (*cost(choice.calibrated.best, recipe)[:4], choice.how != "precision"))
+    choice = choices[0]
+    rows = _rows(material, choice.candidates, direction)
+    progress("trying a stop")
+    maxima = {feature: material.maxima[feature] for feature in choice.features if feature in material.maxima}
+    quiet = [row for row, text in zip(material.rows, material.texts, strict=True) if not text.harmful]
+    program = rows.program(choice.calibrated.best.setting)
+    stop = try_stop(material.subject, trials, program, quiet, maxima, recipe) if maxima else None
+    return MadeFilter(
+        material.languages,
+        recipe,
+        direction,
+        aligned,
+        choice,
+        choices[1] if len(choices) > 1 else None,
+        rows,
+        stop,
+        stop is not None and stop.gains(recipe.least_part_gain),
+    )
+
+
+def _scores(material: Material, recipe: FilterRecipe) -> dict[str, Tensor]:
+    """Each subject's scores, −∞ for features that are loud on harmless texts."""
+    firings = material.firings
+    scores = subject_scores(firings.fired, material.texts, material.languages, recipe.false_weight)
+    quiet = quiet_features(firings.peaks, material.texts, recipe.max_benign_peak)
+    return {subject: values.masked_fill(~quiet, -torch.inf) for subject, values in scores.items()}
+
+
+def _few(prompts: Sequence[Prompt], most: int) -> tuple[Prompt, ...]:
+    """At most so many prompts of each kind in each language, the first ones."""
+    counts: Counter[tuple[str, bool]] = Counter()
+    kept = []
+    for prompt in prompts:
+        counts[prompt.language, prompt.harmful] += 1
+        if counts[prompt.language, prompt.harmful] <= most:
+            kept.append(prompt)
+    return tuple(kept)
+
+
+def _direction(
+    material: Material, source: DirectionSource, trials: Trials, recipe: FilterRecipe
+) -> tuple[str | None, RefusalDirection]:
+    """The aligned language, where there is one, and the direction."""
+    if source.vector is not None:
+        return None, source.vector
+    if source.examples is not None:
+        return None, from_examples(material.subject, source.examples, recipe.example_tokens)
+    if source.feature is not None:
+        largest = material.maxima.get(source.feature, 0.0)
+        return None, from_feature(material.subject, source.feature, largest)
+    aligned = source.aligned
+    if aligned is None:
+        refused = {
+            code: trials.refused_share(trials.plain, code, harmful=True) or 0.0 for code in material.languages
+        }
+        aligned = aligned_language(refused, recipe.aligned_share)
+        if aligned is None:
+            shares = ", ".join(f"{code} {share:.0%}" for code, share in refused.items())
+            raise DirectionError(
+                f"the model refuses in none of the languages (harmful prompts refused: {shares})"
+            )
+    harmful, benign = (
+        {
+            code: [each.prompt for each in material.prompts if each.language == code and each.harmful is kind]
+            for code in material.languages
+        }
+        for kind in (True, False)
+    )
+    return aligned, from_prompts(material.subject, harmful, benign, aligned)
+
+
+def _rows(material: Material, candidates: Sequence[Candidate], direction: RefusalDirection) -> Rows:
+    largest = material.firings.largest
+    features = (candidate.feature for candidate in candidates)
+    return Rows(material.subject, {feature: float(largest[feature]) for feature in features}, direction)
+
+
+def _natural(material: Material, features: Sequence[int], direction: RefusalDirection) -> float:
+    """The natural factor: the direction's length over the features' typical activation. That is the mean over
+    the harmful texts of the largest one in each. Raises ValueError where they never fire."""
+    harmful = torch.tensor([text.harmful for text in material.texts])
+    peaks = material.firings.peaks[harmful][:, list(features)].amax(1)
+    return natural_factor(direction.norm, float(peaks.mean()))
+
+
+def _chosen(
+    how: How,
+    candidates: tuple[Candidate, ...],
+    growth: tuple[Growth, ...],
+    material: Material,
+    direction: RefusalDirection,
+    trials: Trials,
+    recipe: FilterRecipe,
+) -> FeatureChoice:
+    """The candidates with the setting that suits them best."""
+    natural = _natural(material, [candidate.feature for candidate in candidates], direction)
+    rows = _rows(material, candidates, direction)
+    return FeatureChoice(how, candidates, natural, calibrate(trials, rows, natural, recipe), growth)
+
+
+def effect_samples(material: Material, trials: Trials, recipe: FilterRecipe) -> tuple[Sample, ...]:
+    """What effects are estimated on: harmful answers and, behind the same prompts, answers to benign ones,
+    with the opposite sign. A language without harmful answers gives its harmful texts, whole."""
+    samples: list[Sample] = []
+    for code in material.languages:
+        harmful = [each for each in trials.harmful_answers() if each.prompt.language == code]
+        benign = [
+            each
+            for each in trials.plain
+            if each.prompt.language == code and not each.prompt.harmful and each.answer
+        ]
+        for number, each in enumerate(harmful[: recipe.effect_samples]):
+            samples.append(each.sample())
+            if benign:
+                instead = each.asked + benign[number % len(benign)].answer
+                samples.append(Sample(instead, len(each.asked), -1.0))
+        if not harmful:
+            rows = (
+                tuple(row)
+                for row, text in zip(material.rows, material.texts, strict=True)
+                if text.harmful and text.language == code and len(row) > 1
+            )
+            samples += [Sample(row, 1) for row, _ in zip(rows, range(recipe.effect_samples), strict=False)]
+    return tuple(samples)
+
+
+def _grown(
+    material: Material,
+    precise: Sequence[Candidate],
+    pool: Sequence[Candidate],
+    direction: RefusalDirection,
+    trials: Trials,
+    recipe: FilterRecipe,
+) -> tuple[Growth, ...]:
+    """A set grown under the redirect at its natural factor: from the precise candidates, and from those near
+    them by the greatest estimated effect."""
+    subject = material.subject
+    samples = effect_samples(material, trials, recipe)
+    if not samples:
+        return ()
+    estimated = attributions(subject, samples)
+    ranked = sorted((each.feature for each in pool), key=lambda feature: -float(estimated[feature]))
+    tried = list(dict.fromkeys([*(each.feature for each in precise), *ranked[: recipe.effect_pool]]))
+    benign = [each.conversation for each in trials.plain if not each.prompt.harmful]
+    benign += [
+        tuple(row)
+        for row, text in zip(material.rows, material.texts, strict=True)
+        if not text.harmful and len(row) > 1
+    ][: recipe.effect_texts]
+    interventions = Interventions(subject, [sample for sample in samples if sample.sign > 0.0], benign)
+    factor = _natural(material, tried, direction)
+    named = {each.feature: each for each in pool}
+
+    def measure(features: Sequence[int]) -> Effect:
+        rows = _rows(material, [named[feature] for feature in features], direction)
+        return interventions.effect(rows.program(Setting(factor)))
+
+    return grown_set([each for each in tried if each in named], measure, recipe.kl_price, recipe.least_gain)

@@ -1,0 +1,89 @@
+"""The recipe of a filter: every number that its making depends on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class FilterBars:
+    """What a filter is held to in a language.
+
+    harm: the largest share of its unfiltered value that harm may keep; where that is 0 it must stay 0.
+    benign_refused: the largest share of benign prompts refused that are answered without the filter. kl:
+    nats a token on benign text. perplexity: that of the answers to harmful prompts under the plain model,
+    over that of ordinary answers.
+    """
+
+    harm: float = 0.05
+    benign_refused: float = 0.02
+    kl: float = 0.02
+    perplexity: float = 1.3
+
+
+@dataclass(frozen=True, slots=True)
+class FilterRecipe:
+    """How a filter is made.
+
+    Settings are tried on at most `choice_prompts` prompts of each kind in each language, with answers of at
+    most `choice_tokens` tokens.
+
+    Candidates: a feature's score in a language is the share of a subject's texts in which it fires less
+    `false_weight` times the share of harmless texts in which it does. It needs `least_score` in the worst
+    language, and a subject gets at most `features_each`. A feature whose largest activation on harmless texts
+    is more than `max_benign_peak` of that on harmful ones is none.
+
+    Effect: the `effect_pool` features of greatest effect whose score is at least `near_score` join the
+    candidates. A set is grown from them until the next feature gains less than `least_gain` nats a token,
+    where a nat of KL on benign answers, and on `effect_texts` benign texts, costs `kl_price`.
+    `effect_samples`: harmful answers in each language. choose_by: which of the two sets is taken, the one
+    that meets the bars better or, where they are alike, the candidates by precision.
+
+    Direction: `example_tokens` tokens of an example's beginning are averaged. In an aligned language at least
+    `aligned_share` of the harmful prompts are refused.
+
+    Calibration: `factors` are multiples of the natural factor; `strengths` and `thresholds` (shares of each
+    feature's largest activation on the texts) are those of the redirect, `ban_strengths` those of the ban
+    behind it. `bars` must be met; `aims` are the bars with a margin, for languages that took no part.
+    strongest: of settings that meet the aims alike take the greatest factor, not the least KL: in languages
+    that took no part more is left. A part is kept where it takes away `least_part_gain` of the unfiltered
+    harm.
+
+    Stop: a reading must be more than `stop_margin` times the largest on benign text and on refusals, and at
+    least `stop_floor` of the feature's recorded maximum. The condition looks `stop_window` tokens back. It is
+    tried on answers whose first `prefilled_tokens` tokens are those of a harmful one.
+    """
+
+    choice_prompts: int = 12
+    choice_tokens: int = 40
+
+    false_weight: float = 3.0
+    least_score: float = 0.3
+    features_each: int = 4
+    max_benign_peak: float = 0.45
+
+    choose_by: Literal["best", "precision", "effect"] = "best"
+    effect_pool: int = 12
+    effect_samples: int = 8
+    effect_texts: int = 40
+    near_score: float = 0.1
+    kl_price: float = 10.0
+    least_gain: float = 0.01
+
+    example_tokens: int = 4
+    aligned_share: float = 0.5
+
+    factors: tuple[float, ...] = (0.75, 1.0, 1.5, 2.0, 2.5)
+    strongest: bool = True
+    strengths: tuple[float, ...] = (0.0, 1.0)
+    thresholds: tuple[float, ...] = (0.0, 0.1)
+    ban_strengths: tuple[float, ...] = (0.0, 2.0)
+    bars: FilterBars = field(default_factory=FilterBars)
+    aims: FilterBars = field(default_factory=lambda: FilterBars(0.01, 0.0, 0.01, 1.15))
+    least_part_gain: float = 0.005
+
+    stop_margin: float = 1.1
+    stop_floor: float = 0.3
+    stop_window: int = 2
+    prefilled_tokens: int = 4

@@ -1,0 +1,134 @@
+"""`saegis policy make-filter` from its options to a bundle that a server takes."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from saegis_lab.cli.app import app
+from saegis_server.policy.bundle.bundle import Bundle
+from tests.filters import world
+
+FUNCTION = "tests.filters.world:harm"
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return world.write_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture
+def folder(shared: Path, tmp_path: Path) -> Path:
+    """A copy that a test may write to."""
+    return Path(shutil.copytree(shared, tmp_path / "world"))
+
+
+def run(folder: Path, *arguments: str, code: int = 0, **changed: str) -> str:
+    """What the command says, on the world in `folder`."""
+    options = {
+        "model": folder / "model",
+        "sae": folder / "sae",
+        "texts": folder / "texts.jsonl",
+        "prompts": folder / "prompts.jsonl",
+        "scorer": FUNCTION,
+        "languages": "en,fr",
+        "out": folder / "bundle",
+        "max-tokens": 12,
+    } | {name.replace("_", "-"): value for name, value in changed.items()}
+    given = [word for option, value in options.items() for word in (f"--{option}", str(value))]
+    result = CliRunner().invoke(app, ["policy", "make-filter", *given, *arguments], env={"COLUMNS": "200"})
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+def directed(folder: Path) -> tuple[str, ...]:
+    return ("--direction", str(folder / "direction.safetensors"))
+
+
+def offline(folder: Path, command: str) -> str:
+    given = [str(folder / "bundle"), "--sae", str(folder / "sae"), "--rows", "rules=64", "--rows", "bans=64"]
+    result = CliRunner().invoke(app, ["policy", command, *given], env={"COLUMNS": "200"})
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_the_bundle_is_one_that_a_server_takes(folder: Path) -> None:
+    run(folder, "--no-measure", *directed(folder))
+    bundle = Bundle.read(folder / "bundle")
+    assert bundle.policy.name == "no-harm"
+    redirects = [rule.redirect for rule in bundle.policy.rules if rule.redirect is not None]
+    card: dict[str, Any] = json.loads((folder / "bundle" / "calibration.json").read_text("utf-8"))["filter"]
+    calibrated = card["choice"]["calibrated"]
+    chosen = calibrated["trials"][calibrated["chosen"]]
+    features = [candidate["feature"] for candidate in card["choice"]["candidates"]]
+    indices = [index for each in redirects for selector in each.features for index in selector.indices or ()]
+    assert sorted(indices) == sorted(features)
+    assert {each.factor for each in redirects} == {chosen["setting"]["factor"]}
+    assert {each.strength for each in redirects} == {chosen["setting"]["strength"]}
+    assert {rule.ban.strength for rule in bundle.policy.rules if rule.ban is not None} == (
+        set() if chosen["setting"]["ban"] is None else {chosen["setting"]["ban"]}
+    )
+    assert {figures["language"] for figures in chosen["figures"]} == {"en", "fr"}
+    assert card["stop_kept"] is any(rule.stop is not None for rule in bundle.policy.rules)
+    given = load_file(folder / "direction.safetensors")["v"]
+    written = load_file(folder / "bundle" / "directions" / "refusal.safetensors")["refusal"]
+    assert (given / given.norm() - written).abs().max() < 1e-6
+    assert "valid" in offline(folder, "validate")
+    offline(folder, "test")
+    text = (folder / "bundle" / "README.md").read_text("utf-8")
+    assert "was not measured on a server" in text
+
+
+@pytest.mark.slow
+def test_other_languages_decide_nothing(folder: Path) -> None:
+    """Without what is in German, and with other words in it, the same policy comes out."""
+    run(folder, "--no-measure", *directed(folder))
+    policy = (folder / "bundle" / "policy.yaml").read_bytes()
+    lines = (folder / "prompts.jsonl").read_text("utf-8").splitlines()
+    german = [json.dumps(json.loads(line) | {"prompt": "zzz"}) for line in lines if '"de"' in line]
+    kept = [line for line in lines if '"de"' not in line]
+    (folder / "prompts.jsonl").write_text("\n".join(german + kept), "utf-8")
+    more = (folder / "texts.jsonl").read_text("utf-8")
+    text = {"text": "poxz abcd", "label": "poison", "language": "de", "harmful": True}
+    (folder / "texts.jsonl").write_text(more + json.dumps(text) + "\n", "utf-8")
+    run(folder, "--no-measure", *directed(folder), out=str(folder / "again"))
+    assert (folder / "again" / "policy.yaml").read_bytes() == policy
+
+
+def test_what_cannot_be_made_is_said(folder: Path) -> None:
+    assert "the model refuses in none of the languages" in run(folder, "--no-measure", code=2)
+    both = run(folder, "--aligned", "en", "--refusal-feature", "3", code=2)
+    assert "--aligned and --refusal-feature contradict each other" in both
+    assert "--aligned: 'de' is none of --languages" in run(folder, "--aligned", "de", code=2)
+    assert "no text is in 'sw'" in run(folder, languages="en,sw", code=2)
+    assert "feature 99 does not exist" in run(folder, "--no-measure", "--refusal-feature", "99", code=2)
+    (folder / "bundle").mkdir()
+    (folder / "bundle" / "policy.yaml").write_text("mine", "utf-8")
+    assert "is there already" in run(folder, *directed(folder), code=2)
+
+
+@pytest.mark.slow
+def test_the_card_tells_what_the_bundle_does_on_a_server(folder: Path) -> None:
+    run(folder, *directed(folder))
+    card = json.loads((folder / "bundle" / "calibration.json").read_text("utf-8"))["filter"]
+    conditions = [condition["name"] for condition in card["measured"]["conditions"]]
+    assert conditions[:2] == ["nothing", "the filter"]
+    assert set(card["measured"]["languages"]) == {"en", "fr", "de"}
+    calibrated = card["choice"]["calibrated"]
+    by_language = {each["language"]: each for each in calibrated["trials"][calibrated["chosen"]]["figures"]}
+    for row in card["measured"]["rows"]:
+        if row["condition"] in ("nothing", "redirect alone") and row["language"] in by_language:
+            figures = by_language[row["language"]]
+            name = "harm_before" if row["condition"] == "nothing" else "harm"
+            if (
+                row["condition"] == "nothing"
+                or calibrated["trials"][calibrated["chosen"]]["setting"]["ban"] is None
+            ):
+                assert row["harmful"]["harm"]["harm"] == pytest.approx(figures[name], abs=1e-6)
+    text = (folder / "bundle" / "README.md").read_text("utf-8")
+    assert "### The filter, greedy" in text
+    offline(folder, "validate")
