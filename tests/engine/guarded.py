@@ -71,7 +71,7 @@ def random_case(seed: int) -> Case:
     conditions = []
     for place in range(chance.randint(1, 4)):
         reaction = chance.choice((*[Reaction.EDIT] * 6, Reaction.STOP, Reaction.RECORD))
-        scope = chance.choice((Scope.TOKEN, Scope.TOKEN, Scope.WINDOW, Scope.PROMPT))
+        scope = chance.choice((Scope.TOKEN, Scope.ANSWER, Scope.WINDOW, Scope.PROMPT))
         window = chance.randint(2, 6) if scope is Scope.WINDOW else 1
         expression = _expression(chance, plain, chance.randint(0, 2))
         condition = Condition(expression, scope, window, chance.random() < 0.5)

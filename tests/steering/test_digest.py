@@ -74,7 +74,7 @@ def _joined(parts: st.SearchStrategy[Expression]) -> st.SearchStrategy[Expressio
 _expressions: st.SearchStrategy[Expression] = st.recursive(_literals, _joined, max_leaves=4)
 _conditions = st.builds(
     Condition, _expressions, st.just(Scope.WINDOW), st.integers(2, 9), st.booleans()
-) | st.builds(Condition, _expressions, st.sampled_from([Scope.TOKEN, Scope.PROMPT]), st.just(1))
+) | st.builds(Condition, _expressions, st.sampled_from([Scope.TOKEN, Scope.PROMPT, Scope.ANSWER]), st.just(1))
 _guarded = st.builds(
     Guarded, st.text(max_size=3), _conditions, st.sampled_from(Reaction), st.text(max_size=3), _by_site
 )

@@ -38,7 +38,12 @@ expressions: st.SearchStrategy[Expression] = st.recursive(
     max_leaves=6,
 )
 conditions = st.one_of(
-    st.builds(Condition, expressions, st.sampled_from((Scope.PROMPT, Scope.TOKEN)), sticky=st.booleans()),
+    st.builds(
+        Condition,
+        expressions,
+        st.sampled_from((Scope.PROMPT, Scope.TOKEN, Scope.ANSWER)),
+        sticky=st.booleans(),
+    ),
     st.builds(Condition, expressions, st.just(Scope.WINDOW), st.integers(1, 9), st.booleans()),
 )
 tokens = st.lists(st.lists(st.sampled_from(VALUES), min_size=READINGS, max_size=READINGS), max_size=12)
@@ -67,6 +72,8 @@ def naive(condition: Condition, prompt: list[list[float]], answer: list[list[flo
             holds = over(condition.expression, prompt)
         elif condition.scope is Scope.WINDOW:
             holds = over(condition.expression, text[-condition.window :])
+        elif end == len(prompt) and condition.scope is Scope.ANSWER:
+            holds = False
         elif end == len(prompt):
             holds = any(over(condition.expression, [row]) for row in prompt)
         else:

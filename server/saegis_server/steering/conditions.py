@@ -32,12 +32,14 @@ class Scope(StrEnum):
     reading at the prompt's tokens; as the prompt does not change, what held then goes on holding. WINDOW: at
     the end of the prompt and at every token of the answer, in the same way over the last `window` tokens,
     the prompt's among them. TOKEN: at every token by itself; in a prompt it holds if it holds at any of the
-    tokens.
+    tokens. ANSWER: at every token of the answer by itself, and never in a prompt: the tokens behind which a
+    model begins to answer tell what was asked, not what is said.
     """
 
     PROMPT = "prompt"
     WINDOW = "window"
     TOKEN = "token"  # noqa: S105 - no secret
+    ANSWER = "answer"
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +127,7 @@ class Flag(NamedTuple):
 
     of_token: Tensor
     of_prompt: Tensor
+    of_answer: Tensor
     stays: Tensor
     edits: Tensor
     ends: Tensor
@@ -198,11 +201,11 @@ def compile_conditions(
             target[row, column] += -1.0 if negated else 1.0
         forbidden = sum(negated for _, negated in gate.inputs)
         bias[column] = 0.5 - (len(gate.inputs) - forbidden) if gate.every else forbidden - 0.5
-    flags = np.zeros((5, size + len(inner)), dtype=np.float64)
+    flags = np.zeros((len(Flag._fields), size + len(inner)), dtype=np.float64)
     for column, condition in enumerate(conditions):
-        of_prompt = condition.scope is Scope.PROMPT
-        stays = condition.sticky or of_prompt
-        flags[:, column] = (condition.scope is Scope.TOKEN, of_prompt, stays, edits[column], ends[column])
+        stays = condition.sticky or condition.scope is Scope.PROMPT
+        scope = [condition.scope is each for each in (Scope.TOKEN, Scope.PROMPT, Scope.ANSWER)]
+        flags[:, column] = (*scope, stays, edits[column], ends[column])
     rows = tuple(torch.from_numpy(array) for array in (table, weights, between, bias, flags, np.ones(1)))
     return CompiledConditions(conditions, rows, count, size + len(inner))
 

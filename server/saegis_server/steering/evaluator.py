@@ -31,7 +31,7 @@ class ConditionRows(NamedTuple):
 
     comparisons [S, 5, L]: the number of the site, the row among its guards, 1 or −1 for above or below, the
     level, and how many tokens back it looks; weights [S, L, N] and between [S, N, N]: of comparisons and of
-    gates in each gate, which holds where their sum and its bias [S, N] are above 0; flags [S, 5, N]: see
+    gates in each gate, which holds where their sum and its bias [S, N] are above 0; flags [S, 6, N]: see
     Flag; guarded [S, 1]: whether a slot has guards, all of which must read numbers.
     """
 
@@ -55,7 +55,8 @@ class ConditionRows(NamedTuple):
         dtype: that of the readings.
         """
         comparisons, gates = COMPARISONS_EACH * conditions + 1, GATES_EACH * conditions + 1
-        shapes = (5, comparisons), (comparisons, gates), (gates, gates), (gates,), (5, gates), (1,)
+        flags = len(Flag._fields), gates
+        shapes = (5, comparisons), (comparisons, gates), (gates, gates), (gates,), flags, (1,)
         return cls(*(torch.zeros(slots, *shape, device=device, dtype=dtype) for shape in shapes))
 
     def view(self, slots: int, comparisons: int, gates: int) -> ConditionRows:
@@ -183,7 +184,7 @@ def evaluate(read: Tensor, rows: ConditionRows, state: ConditionState, tokens: T
     _, seen = tokens.so_far(truths & flag.of_token & prompt)
     in_prompt, carried = tokens.own(state.in_prompt) | seen, tokens.own(state.carried)
     whole = torch.where(flag.of_token, in_prompt, truths) | carried
-    event = torch.where(prompt, whole & last, truths & ~flag.of_prompt)
+    event = torch.where(prompt, whole & last & ~flag.of_answer, truths & ~flag.of_prompt)
     _, latches = tokens.so_far(event & flag.stays)
     latched = tokens.own(state.latched) | latches
     judged = (at.given & (~tokens.prompt | last[:, 0]))[:, None]
