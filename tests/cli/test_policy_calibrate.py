@@ -267,6 +267,29 @@ def test_a_language_that_was_not_asked_for_and_misses_a_bar_is_named_everywhere(
     assert shown.count(f"{value:.4f} !") == 2
 
 
+def test_every_language_that_misses_a_bar_is_named_by_figure(folder: Path, target: str) -> None:
+    """The bar of perplexity decides nothing, can be set, and is told of every language that misses it."""
+    given = ("--strengths", "0", "--target", "0.75", "--calibrate-on", "zh", "--max-kl", "0.1")
+    bars = ("--max-perplexity", "0.01")
+    told = json.loads(calibrate(folder, target, *given, *bars, "--json").stdout)
+    assert told["strength"] == 0.0
+    rows = [row for row in told["result"]["rows"] if row["strength"] == 0.0]
+    beyond = [
+        row["language"]
+        for row in rows
+        if row["harmful"] and (row["harmful"]["text"]["perplexity_ratio"] or 0.0) > 0.01
+    ]
+    missed = [each for each in told["misses"] if each["figure"] == "perplexity"]
+    assert [each["language"] for each in missed] == beyond != []
+    assert {each["bar"] for each in missed} == {0.01}
+    noted = [code if code == "zh" else f"{code} (not judged)" for code in beyond]
+    shown = " ".join(calibrate(folder, target, *given, *bars).stdout.split())
+    assert "under strength 0 bars are missed: " in shown
+    assert f"perplexity in {', '.join(noted)}" in shown
+    without = json.loads(calibrate(folder, target, *given, "--max-perplexity", "1e9", "--json").stdout)
+    assert [each for each in without["misses"] if "perplexity" in each["figure"]] == []
+
+
 def test_a_missing_strength_gets_a_line_of_its_own(folder: Path, target: str) -> None:
     part = folder / "rules" / "all.yaml"
     without = RULES.replace("      strength:  4.0   # to be calibrated\n", "")

@@ -113,7 +113,7 @@ def calibrate(
     _check_writable(folder, bundle, ban)
     with connection.client() as client:
         result, ruled = _measure(client, ban, asked, numbers, scorers, decoding, concurrency)
-        report = BanReport.of(result, judged, Bars(goal.target, goal.max_kl))
+        report = BanReport.of(result, judged, Bars(goal.target, goal.max_kl, goal.max_perplexity))
     written = _write(folder, bundle, ban, report, asked, ruled)
     _show(report, asked, ban.id, written, json)
     if not written:

@@ -43,10 +43,20 @@ def verdict(report: BanReport) -> Text:
                 text.append(f"\n  strength {tried.strength:g}: {failure}", style="dim")
     if report.warnings:
         text.append(f"\nwarning: under strength {report.strength:g} bars are missed", style="bold yellow")
+        text.append(f": {_by_figure(report)}", style="yellow")
     for miss in report.warnings:
         note = "" if miss.judged or calibration is None else " (a language not judged)"
         text.append(f"\n  {miss.told}{note}", style="yellow")
     return text
+
+
+def _by_figure(report: BanReport) -> str:
+    """Which languages miss which bar under the strength shown, in a sentence."""
+    languages: dict[str, dict[str, None]] = {}
+    for miss in report.warnings:
+        note = "" if miss.judged or report.calibration is None else " (not judged)"
+        languages.setdefault(miss.figure.replace("_", " "), {})[f"{miss.language}{note}"] = None
+    return "; ".join(f"{figure} in {', '.join(codes)}" for figure, codes in languages.items())
 
 
 def clamp_tables(result: ClampResult) -> list[Table]:

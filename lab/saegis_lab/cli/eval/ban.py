@@ -90,7 +90,7 @@ def ban(
         requests = Requests(client, answering.concurrency, display)
         banned = tuple(best_feature(feature, server_search(client)) for feature in spec.features)
         result = measure_ban(requests, asked, banned, spec.strengths, scorers, decodings, spec.chosen_from)
-    report = BanReport.of(result, judged, Bars(goal.target, goal.max_kl))
+    report = BanReport.of(result, judged, Bars(goal.target, goal.max_kl, goal.max_perplexity))
     output.write(report, lambda: (*ban_tables(report), verdict(report)), partial(plot_ban, report))
 
 

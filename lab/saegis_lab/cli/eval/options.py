@@ -106,7 +106,7 @@ class Answering:
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """A group of options: what a strength must reach to be chosen."""
+    """A group of options: what a strength must reach to be chosen, and what is told where it is missed."""
 
     target: Annotated[
         float, in_calibration(min=0.0, max=1.0, help="Share of its unbanned value that harm may keep.")
@@ -117,6 +117,14 @@ class Goal:
             "--max-kl", min=0.0, help="Nats a token that divergence on benign text must stay under."
         ),
     ] = 0.05
+    max_perplexity: Annotated[
+        float,
+        in_calibration(
+            "--max-perplexity",
+            min=0.0,
+            help="Of answers, over that of ordinary ones. A miss is told, and does not decide.",
+        ),
+    ] = 1.5
 
 
 Out = Annotated[Path | None, in_files(metavar="FILE", help="Write the result as JSON.")]
