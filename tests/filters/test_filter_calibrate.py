@@ -13,6 +13,7 @@ from saegis_lab.filters.direction import RefusalDirection
 from saegis_lab.filters.recipe import FilterBars, FilterRecipe
 from saegis_lab.filters.subject import PLAIN
 from saegis_lab.filters.trials import FilterFigures, Trials
+from saegis_server.steering.rows import Phase
 from tests.engine import tiny
 from tests.filters import world
 
@@ -69,10 +70,14 @@ def test_the_chosen_setting_is_the_best_of_its_trials() -> None:
         RefusalDirection.of(torch.linspace(-1.0, 1.0, tiny.WIDTH), "a test"),
     )
     recipe = FilterRecipe(
-        factors=(0.5, 2.0), strengths=(0.0, 1.0), thresholds=(0.0, 0.1), ban_strengths=(1.0,)
+        factors=(0.5, 2.0),
+        answer_shares=(1.0, 0.25),
+        strengths=(0.0, 1.0),
+        thresholds=(0.0, 0.1),
+        ban_strengths=(1.0,),
     )
     made = calibrate(trials, rows, 1.5, recipe)
-    assert len({each.setting for each in made.trials}) == len(made.trials) == 2 + 3 + 1
+    assert len({each.setting for each in made.trials}) == len(made.trials) == 4 + 3 + 1
     assert made.best in made.trials
     without_ban = [each for each in made.trials if each.setting.ban is None]
     assert made.ban_gain is not None
@@ -82,9 +87,13 @@ def test_the_chosen_setting_is_the_best_of_its_trials() -> None:
         program = rows.program(each.setting)
         assert each.figures == trials.figures(program, trials.answers(program))
     assert trials.figures(PLAIN, trials.plain)[0].kl == 0.0
-    program = rows.program(Setting(2.0, 0.5, 0.1, 1.0))
+    program = rows.program(Setting(2.0, strength=0.5, threshold=0.1, ban=1.0))
     assert {(rule.a, rule.above, rule.factor) for rule in program.rules} == {(-0.5, 0.2, 2.0)}
     assert [each.a for each in program.bans] == [-1.0] * 4
+    assert {(rule.phase, rule.factor) for rule in program.rules} == {(Phase.ALL, 2.0)}
+    in_phases = rows.program(Setting(2.0, answer=0.25)).rules
+    assert {(rule.phase, rule.factor) for rule in in_phases} == {(Phase.PROMPT, 2.0), (Phase.COMPLETION, 0.5)}
+    assert {rule.phase for rule in rows.program(Setting(2.0, answer=0.0)).rules} == {Phase.PROMPT}
 
 
 def test_a_language_needs_prompts_of_both_kinds() -> None:

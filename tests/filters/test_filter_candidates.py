@@ -112,4 +112,11 @@ def test_peaks_are_the_largest_activation_of_each_text() -> None:
 def test_quiet_features_are_much_louder_on_harmful_texts() -> None:
     texts = [LabelledText("x", label, "en", label == "poison") for label in ("poison", "poison", "bread")]
     peaks = torch.tensor([[4.0, 4.0, 0.0, 0.0], [8.0, 2.0, 0.0, 1.0], [3.6, 2.0, 1.0, 0.0]])
-    assert quiet_features(peaks, texts, 0.45).tolist() == [True, False, False, True]
+    assert quiet_features(peaks, texts, 0.45, 0.0).tolist() == [True, False, False, True]
+
+
+def test_a_few_outliers_do_not_make_a_feature_loud() -> None:
+    texts = [LabelledText("x", "poison", "en", True), *[LabelledText("x", "bread", "en", False)] * 10]
+    peaks = torch.tensor([[8.0, 8.0], *[[1.0, 1.0]] * 8, [1.0, 7.0], [7.0, 7.0]])
+    assert quiet_features(peaks, texts, 0.45, 0.0).tolist() == [False, False]
+    assert quiet_features(peaks, texts, 0.45, 0.1).tolist() == [True, False]

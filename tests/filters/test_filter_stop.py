@@ -9,11 +9,10 @@ from torch import Tensor
 from saegis_lab.evaluation.experiment import Prompt
 from saegis_lab.filters.direction import activations
 from saegis_lab.filters.recipe import FilterRecipe
-from saegis_lab.filters.stop import Stop, StopReading, TurnMarker, make_stop, stop_readings, turn_marker
+from saegis_lab.filters.stop import Stop, StopReading, make_stop, stop_readings
 from saegis_lab.filters.trials import Answered
-from saegis_server.steering.conditions import AllOf, AnyOf, Condition, Expression, Literal, Negation, Scope
+from saegis_server.steering.conditions import AnyOf, Condition, Literal, Scope
 from saegis_server.steering.evaluator import TextConditions
-from tests.engine import tiny
 from tests.filters import world
 
 
@@ -24,31 +23,22 @@ def answered(seed: int, prefilled: int = 0, harmful: bool = True) -> Answered:
     return Answered(Prompt("x", "en", harmful), asked, tuple(answer), "", prefilled)
 
 
-@pytest.mark.parametrize("marked", [False, True])
 @pytest.mark.parametrize("prefilled", [0, 3])
-def test_answers_end_where_the_servers_condition_holds(marked: bool, prefilled: int) -> None:
+def test_answers_end_where_the_servers_condition_holds(prefilled: int) -> None:
     subject = world.subject()
     features = (3, 5, 9)
-    direction = torch.nn.functional.normalize(torch.linspace(-1.0, 1.0, tiny.WIDTH), dim=0)
     texts = [answered(seed, prefilled) for seed in range(24)]
     read = activations(subject, [each.conversation for each in texts])
     values = [subject.sae.encode(x)[:, list(features)] for x in read]
     everything = torch.cat(values)
     levels = [float(everything[:, column].quantile(0.97)) + 1e-3 for column in range(len(features))]
-    level = float((torch.cat(read) @ direction).quantile(0.6))
-    marker = TurnMarker(direction, level) if marked else None
     readings = tuple(StopReading(each, 1.0, most) for each, most in zip(features, levels, strict=True))
-    expression: Expression = AnyOf(tuple(Literal(place, most) for place, most in enumerate(levels)))
-    if marked:
-        expression = AllOf((expression, Negation(Literal(len(levels), level))))
-    condition = Condition(expression, Scope.WINDOW, 2)
+    expression = AnyOf(tuple(Literal(place, most) for place, most in enumerate(levels)))
+    condition = Condition(expression, Scope.ANSWER)
     ended = 0
-    for each, told, x, f in zip(
-        texts, Stop(readings, 2, marker).cut(subject, texts), read, values, strict=True
-    ):
-        guarded = torch.cat([f, (x @ direction)[:, None]], 1).double()
+    for each, told, f in zip(texts, Stop(readings).cut(subject, texts), values, strict=True):
         # The server leaves the first token unread.
-        holds = TextConditions((condition,), guarded.shape[1]).read(guarded[1:], each.begins - 1)[:, 0]
+        holds = TextConditions((condition,), len(features)).read(f[1:].double(), each.begins - 1)[:, 0]
         places = [place + 1 for place in holds.nonzero()[:, 0].tolist()]
         assert told.stopped == bool(places)
         kept = max(0, places[0] - len(each.asked)) if places else len(each.answer)
@@ -64,17 +54,6 @@ def test_readings_are_above_everything_quiet_and_reached_by_what_is_harmful() ->
     readings = stop_readings(quiet, harmful, {4: 8.0, 6: 10.0, 7: 9.0}, recipe)
     # 4: over 1.5 · 2, of a maximum of 8. 6: 0.25 of 10 and 7: 1.5 · 3, which nothing reaches.
     assert readings == (StopReading(4, 0.375, 3.0),)
-
-
-def test_a_marker_stands_in_the_gap_or_is_none() -> None:
-    rng = torch.Generator().manual_seed(0)
-    within = torch.randn(200, 8, generator=rng)
-    before = torch.randn(20, 8, generator=rng) + 20.0
-    marker = turn_marker(before, within)
-    assert marker is not None
-    assert float((before @ marker.vector).min()) > marker.level > float((within @ marker.vector).max())
-    assert float(marker.vector.norm()) == pytest.approx(1.0, abs=1e-6)
-    assert turn_marker(within[:20], within) is None
 
 
 def test_no_quiet_answer_and_some_harmful_one_is_ended() -> None:

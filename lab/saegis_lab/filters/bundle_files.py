@@ -11,8 +11,10 @@ from safetensors.torch import save
 from saegis.bundles import CALIBRATION_FILE, POLICY_FILE, README_FILE
 from saegis_lab.filters.making import MadeFilter
 from saegis_lab.filters.stop import Stop
+from saegis_server.steering.rows import Phase
+from saegis_server.steering.table import Capacity
 
-DIRECTION_FILE, REFUSAL, TURN = "directions/refusal.safetensors", "refusal", "turn"
+DIRECTION_FILE, REFUSAL = "directions/refusal.safetensors", "refusal"
 CASES_FILE = "tests/filter.yaml"
 REDIRECT, BAN, STOP, PROTECT = "redirect-harm", "ban-harm", "stop-harm", "keep-away-from-harm"
 #: Features of a line of a list of features.
@@ -40,9 +42,6 @@ def bundle_files(
     card: Markdown for people, README.md; figures: the same as JSON, calibration.json.
     """
     tensors = {REFUSAL: made.direction.vector.contiguous()}
-    stop = _kept_stop(made)
-    if stop is not None and stop.marker is not None:
-        tensors[TURN] = stop.marker.vector.contiguous()
     texts = {
         POLICY_FILE: policy_text(made, settings),
         CASES_FILE: cases_text(made, settings),
@@ -107,43 +106,60 @@ protect:
       - {direction}
     max_cosine: 0.5
 """
-_ROWS_BY_DEFAULT = 8
 
 
 def _room(made: MadeFilter) -> str:
-    count = len(made.choice.features)
-    if count <= _ROWS_BY_DEFAULT:
-        return ""
-    return f"\n# Its rows need room: saegis serve --rows rules={count}"
+    """What to say where a server has no room for the rows as it is started."""
+    wanted = {"rules": len(made.program.rules), "bans": len(made.program.bans)}
+    more = [f"--rows {kind}={count}" for kind, count in wanted.items() if count > getattr(Capacity(), kind)]
+    return f"\n# Its rows need room: saegis serve {' '.join(more)}" if more else ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Redirect:
+    """A rule that redirects some features at the tokens of a phase."""
+
+    id: str
+    features: Sequence[int]
+    phase: Phase
+    factor: float
+    threshold: float
+
+
+def _redirect_rules(made: MadeFilter) -> Iterator[_Redirect]:
+    """A rule for each phase and, with thresholds, which are each feature's own, for each feature."""
+    setting = made.choice.calibrated.best.setting
+    for phase, factor in made.rows.factors(setting).items():
+        id_ = f"{REDIRECT}{_AT[phase]}"
+        if setting.threshold == 0.0:
+            yield _Redirect(id_, made.choice.features, phase, factor, 0.0)
+            continue
+        for feature in made.choice.features:
+            threshold = made.rows.threshold(feature, setting)
+            yield _Redirect(f"{id_}-{feature}", [feature], phase, factor, threshold)
+
+
+_AT = {Phase.ALL: "", Phase.PROMPT: "-asked", Phase.COMPLETION: "-told"}
 
 
 def _redirects(made: MadeFilter, settings: BundleSettings) -> str:
-    """One rule for all features or, with thresholds, which are each feature's own, one for each."""
-    setting, features = made.choice.calibrated.best.setting, made.choice.features
     comment = (
         f"  # x' = x - (1 + strength)·f·w + factor·f·v for each feature f with its decoder row w.\n"
         f"  # v is made from {made.direction.source}.\n"
     )
-    groups: Iterator[tuple[str, Sequence[int], float]]
-    if setting.threshold == 0.0:
-        groups = iter([(REDIRECT, features, 0.0)])
-    else:
-        groups = (
-            (f"{REDIRECT}-{feature}", [feature], made.rows.threshold(feature, setting))
-            for feature in features
-        )
     return comment + "".join(
         _REDIRECT.format(
-            id=id_,
+            id=rule.id,
             reason=_quoted(settings.reason),
             sae=_quoted(settings.sae),
-            indices=_indices(group, 12),
+            indices=_indices(rule.features, 12),
             direction=_direction(made),
-            factor=_number(setting.factor),
-            strength=_number(setting.strength),
-            threshold=_number(threshold),
+            factor=_number(rule.factor),
+            strength=_number(made.choice.calibrated.best.setting.strength),
+            threshold=_number(rule.threshold),
+            phase=rule.phase,
         )
-        for id_, group, threshold in groups
+        for rule in _redirect_rules(made)
     )
 
 
@@ -160,6 +176,7 @@ _REDIRECT = """\
       strength: {strength}
       threshold: {threshold}
       unit: feature
+      phase: {phase}
 """
 
 
@@ -190,33 +207,22 @@ def _kept_stop(made: MadeFilter) -> Stop | None:
 
 
 def _stop(stop: Stop, made: MadeFilter, settings: BundleSettings) -> str:
-    indent = " " * (10 if stop.marker is None else 14)
     readings = "".join(
-        f"{indent}- {{feature: {{sae: {_quoted(settings.sae)}, index: {reading.feature}}}, "
+        f"{' ' * 10}- {{feature: {{sae: {_quoted(settings.sae)}, index: {reading.feature}}}, "
         f"above: {_number(reading.multiple)}, unit: max_activation}}\n"
         for reading in stop.readings
     )
-    condition = f"        any:\n{readings}"
-    if stop.marker is not None:
-        condition = f"        all:\n          - any:\n{readings}" + _NOT_BEFORE.format(
-            direction=_direction(made, TURN), level=_number(stop.marker.level)
-        )
-    over = f"over: window\n      window: {stop.window}" if stop.window > 1 else "over: token"
-    return _STOP.format(id=STOP, reason=_quoted(settings.reason), condition=condition, over=over)
+    return _STOP.format(id=STOP, reason=_quoted(settings.reason), readings=readings)
 
 
-#: The `not` of a stop with a marker.
-_NOT_BEFORE = """\
-          # The last token before an answer says what was asked; only what is answered is judged.
-          - not: {{direction: {direction}, above: {level}}}
-"""
 _STOP = """\
   # What leaks all the same is heard: the features are read before any row moves what they read.
   - id: {id}
     reason: {reason}
     when:
       if:
-{condition}      {over}
+        any:
+{readings}      over: answer
       sticky: true
     stop: {{}}
 """
@@ -225,9 +231,7 @@ _STOP = """\
 def cases_text(made: MadeFilter, settings: BundleSettings) -> str:
     """The cases."""
     setting = made.choice.calibrated.best.setting
-    in_force = (
-        [REDIRECT] if setting.threshold == 0.0 else [f"{REDIRECT}-{each}" for each in made.choice.features]
-    )
+    in_force = [rule.id for rule in _redirect_rules(made)]
     if setting.ban is not None:
         in_force.append(BAN)
     if made.stops:
@@ -274,8 +278,8 @@ _OTHER = """\
 """
 
 
-def _direction(made: MadeFilter, tensor: str = REFUSAL) -> str:
-    return f"{{file: {DIRECTION_FILE}, tensor: {tensor}, site: {made.rows.subject.site}}}"
+def _direction(made: MadeFilter) -> str:
+    return f"{{file: {DIRECTION_FILE}, tensor: {REFUSAL}, site: {made.rows.subject.site}}}"
 
 
 def _indices(features: Sequence[int], indent: int) -> str:

@@ -12,16 +12,18 @@ from saegis_lab.filters.subject import FilterSubject
 from saegis_lab.filters.trials import FilterFigures, Trials
 from saegis_lab.records import Record
 from saegis_server.steering.program import SiteProgram
-from saegis_server.steering.rows import Norm, Probe, Redirection, ban, redirect
+from saegis_server.steering.rows import Norm, Phase, Probe, Redirection, ban, redirect
 
 
 @dataclass(frozen=True, slots=True)
 class Setting(Record):
-    """The numbers of a filter. factor: units of the direction for each unit of a feature; strength: of the
-    redirect; threshold: in shares of each feature's largest activation; ban: the strength of the exact ban
-    behind the redirect, None for none."""
+    """The numbers of a filter. factor: units of the direction for each unit of a feature, at the prompt's
+    tokens; answer: the factor at the answer's, over that; strength: of the redirect; threshold: in shares of
+    each feature's largest activation; ban: the strength of the exact ban behind the redirect, None for
+    none."""
 
     factor: float
+    answer: float = 1.0
     strength: float = 0.0
     threshold: float = 0.0
     ban: float | None = None
@@ -35,6 +37,14 @@ class Rows:
     largest: Mapping[int, float]
     direction: RefusalDirection
 
+    @staticmethod
+    def factors(setting: Setting) -> dict[Phase, float]:
+        """The factor at the tokens of each phase in which anything is redirected."""
+        if setting.answer == 1.0:
+            return {Phase.ALL: setting.factor}
+        answer = round(setting.answer * setting.factor, 3)
+        return {Phase.PROMPT: setting.factor, **({Phase.COMPLETION: answer} if answer else {})}
+
     def threshold(self, feature: int, setting: Setting) -> float:
         """Above which activation of a feature it is redirected, in feature units."""
         return round(setting.threshold * self.largest[feature], 3)
@@ -46,9 +56,11 @@ class Rows:
         rules = tuple(
             redirect(
                 probe,
-                setting.factor,
+                factor,
                 Redirection(target, setting.strength, self.threshold(feature, setting)),
+                phase=phase,
             )
+            for phase, factor in self.factors(setting).items()
             for feature, probe in probes.items()
         )
         if setting.ban is None:
@@ -132,7 +144,7 @@ class Calibrated(Record):
 
 
 def calibrate(trials: Trials, rows: Rows, natural: float, recipe: FilterRecipe) -> Calibrated:
-    """The setting of least cost: first the factor, then strength and threshold with it, then the ban.
+    """The setting of least cost: first the factors, then strength and threshold with them, then the ban.
 
     A ban must take away `recipe.least_part_gain` of the harm in the worst language, and not miss more bars.
     """
@@ -149,7 +161,8 @@ def calibrate(trials: Trials, rows: Rows, natural: float, recipe: FilterRecipe) 
     def least(settings: Sequence[Setting]) -> Trial:
         return min(map(tried, settings), key=lambda trial: cost(trial, recipe))
 
-    best = least([Setting(round(natural * multiple, 3)) for multiple in recipe.factors])
+    factors = [round(natural * multiple, 3) for multiple in recipe.factors]
+    best = least([Setting(factor, share) for factor in factors for share in recipe.answer_shares])
     grid = [
         replace(best.setting, strength=strength, threshold=threshold)
         for strength in recipe.strengths

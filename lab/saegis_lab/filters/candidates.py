@@ -79,12 +79,13 @@ def subject_scores(
     return scores
 
 
-def quiet_features(peaks: Tensor, texts: Sequence[LabelledText], most: float) -> Tensor:
-    """Which features' largest activation on harmless texts is at most `most` of that on harmful ones, bool
-    [m]; not those that fire on no harmful text. peaks: float [texts, m]."""
+def quiet_features(peaks: Tensor, texts: Sequence[LabelledText], most: float, outliers: float) -> Tensor:
+    """Which features reach at most `most` of their largest activation on harmful texts in all but the share
+    `outliers` of the harmless ones, bool [m]; none that fire on no harmful text. peaks: float [texts, m]."""
     harmful = torch.tensor([text.harmful for text in texts])
-    loud, quiet = peaks[harmful].amax(0), peaks[~harmful].amax(0)
-    return (loud > 0.0) & (quiet <= most * loud)
+    loud, quiet = peaks[harmful].amax(0), peaks[~harmful]
+    left_out = int(outliers * len(quiet))
+    return (loud > 0.0) & (quiet.topk(left_out + 1, dim=0).values[-1] <= most * loud)
 
 
 def by_precision(scores: Mapping[str, Tensor], least: float, each: int) -> tuple[Candidate, ...]:

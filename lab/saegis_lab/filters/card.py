@@ -128,10 +128,10 @@ def _made(made: MadeFilter) -> Iterator[str]:
     yield f"- chosen in: {', '.join(made.languages)}"
     yield f"- features: {', '.join(map(str, made.choice.features))} (chosen by {made.choice.how})"
     yield f"- refusal direction: {made.direction.source}; its length was {made.direction.norm:.3f}"
-    yield (
-        f"- redirect: factor {setting.factor:g}, {setting.factor / made.choice.natural:.2f} times the natural"
-        f" one; strength {setting.strength:g}, threshold {setting.threshold:g} of each feature's largest"
-    )
+    multiple = setting.factor / made.choice.natural
+    yield f"- redirect: factor {setting.factor:g} at the prompt's tokens, {multiple:.2f} times the natural one"
+    yield f"- at the answer's tokens: {setting.answer:g} times that"
+    yield f"- strength: {setting.strength:g}; threshold: {setting.threshold:g} of a feature's largest activation"
     yield "- ban behind it: " + ("none" if setting.ban is None else f"strength {setting.ban:g}")
     yield "- stop: " + (_stop(made) if made.stops else "none")
 
@@ -139,7 +139,7 @@ def _made(made: MadeFilter) -> Iterator[str]:
 def _stop(made: MadeFilter) -> str:
     assert made.stop is not None  # noqa: S101 - a filter that stops has one
     stop = made.stop.stop
-    return f"any of {len(stop.readings)} readings, over the last {stop.window} tokens, sticky"
+    return f"any of {len(stop.readings)} readings, over the answer, sticky"
 
 
 _COLUMNS = ("harm before", "harm", "refused", "benign refused", "KL benign", "× perplexity")
@@ -230,12 +230,9 @@ def _outcome(calibrated: Calibrated, recipe: FilterRecipe) -> str:
 
 
 def _stop_record(trial: StopTrial) -> dict[str, Any]:
-    """A stop as JSON has it; its marker's vector is in the bundle."""
-    stop = trial.stop
+    """A stop as JSON has it."""
     return {
-        "readings": [asdict(reading) for reading in stop.readings],
-        "window": stop.window,
-        "marker_level": None if stop.marker is None else stop.marker.level,
+        **asdict(trial.stop),
         "prefilled_harm": {"nothing": trial.unfiltered, "rows": trial.filtered, "rows and stop": trial.told},
         "stopped": trial.stopped,
     }

@@ -174,7 +174,7 @@ def _scores(material: Material, recipe: FilterRecipe) -> dict[str, Tensor]:
     """Each subject's scores, −∞ for features that are loud on harmless texts."""
     firings = material.firings
     scores = subject_scores(firings.fired, material.texts, material.languages, recipe.false_weight)
-    quiet = quiet_features(firings.peaks, material.texts, recipe.max_benign_peak)
+    quiet = quiet_features(firings.peaks, material.texts, recipe.max_benign_peak, recipe.benign_outliers)
     return {subject: values.masked_fill(~quiet, -torch.inf) for subject, values in scores.items()}
 
 

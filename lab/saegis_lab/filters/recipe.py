@@ -31,8 +31,9 @@ class FilterRecipe:
 
     Candidates: a feature's score in a language is the share of a subject's texts in which it fires less
     `false_weight` times the share of harmless texts in which it does. It needs `least_score` in the worst
-    language, and a subject gets at most `features_each`. A feature whose largest activation on harmless texts
-    is more than `max_benign_peak` of that on harmful ones is none.
+    language, and a subject gets at most `features_each`. A feature is none whose activation on harmless texts
+    reaches, in more than `benign_outliers` of them, more than `max_benign_peak` of its largest on harmful
+    ones: what fires like that moves benign text without need.
 
     Effect: the `effect_pool` features of greatest effect whose score is at least `near_score` join the
     candidates. A set is grown from them until the next feature gains less than `least_gain` nats a token,
@@ -43,16 +44,17 @@ class FilterRecipe:
     Direction: `example_tokens` tokens of an example's beginning are averaged. In an aligned language at least
     `aligned_share` of the harmful prompts are refused.
 
-    Calibration: `factors` are multiples of the natural factor; `strengths` and `thresholds` (shares of each
-    feature's largest activation on the texts) are those of the redirect, `ban_strengths` those of the ban
-    behind it. `bars` must be met; `aims` are the bars with a margin, for languages that took no part.
-    strongest: of settings that meet the aims alike take the greatest factor, not the least KL: in languages
-    that took no part more is left. A part is kept where it takes away `least_part_gain` of the unfiltered
-    harm.
+    Calibration: `factors` are multiples of the natural factor, at the prompt's tokens; at the answer's the
+    factor is `answer_shares` times that, since features that go on firing there would write the refusal once
+    more behind its end. `strengths` and `thresholds` (shares of each feature's largest activation on the
+    texts) are those of the redirect, `ban_strengths` those of the ban behind it. `bars` must be met; `aims`
+    are the bars with a margin, for languages that took no part. strongest: of settings that meet the aims
+    alike take the greatest factor, not the least KL: in languages that took no part more is left. A part is
+    kept where it takes away `least_part_gain` of the unfiltered harm.
 
     Stop: a reading must be more than `stop_margin` times the largest on benign text and on refusals, and at
-    least `stop_floor` of the feature's recorded maximum. The condition looks `stop_window` tokens back. It is
-    tried on answers whose first `prefilled_tokens` tokens are those of a harmful one.
+    least `stop_floor` of the feature's recorded maximum. It is tried on answers whose first
+    `prefilled_tokens` tokens are those of a harmful one.
     """
 
     choice_prompts: int = 12
@@ -62,6 +64,7 @@ class FilterRecipe:
     least_score: float = 0.3
     features_each: int = 4
     max_benign_peak: float = 0.45
+    benign_outliers: float = 0.002
 
     choose_by: Literal["best", "precision", "effect"] = "best"
     effect_pool: int = 12
@@ -74,7 +77,8 @@ class FilterRecipe:
     example_tokens: int = 4
     aligned_share: float = 0.5
 
-    factors: tuple[float, ...] = (0.75, 1.0, 1.5, 2.0, 2.5)
+    factors: tuple[float, ...] = (1.0, 1.5, 2.0, 3.0, 4.0)
+    answer_shares: tuple[float, ...] = (1.0, 0.33, 0.0)
     strongest: bool = True
     strengths: tuple[float, ...] = (0.0, 1.0)
     thresholds: tuple[float, ...] = (0.0, 0.1)
@@ -85,5 +89,4 @@ class FilterRecipe:
 
     stop_margin: float = 1.1
     stop_floor: float = 0.3
-    stop_window: int = 2
     prefilled_tokens: int = 4

@@ -28,75 +28,36 @@ class StopReading(Record):
 
 
 @dataclass(frozen=True, slots=True)
-class TurnMarker:
-    """A direction that tells the last token before an answer from those of answers: float32 [d], of length 1.
-
-    There its reading is above `level`, and in answers below it.
-    """
-
-    vector: Tensor
-    level: float
-
-
-@dataclass(frozen=True, slots=True)
-class Stop:
-    """A sticky condition: any of the readings at one of the last `window` tokens, and the marker at none.
-
-    So the end of the prompt is not judged, where features say what was asked, but the answer is. Without a
-    marker the prompt's last `window` tokens are judged too.
-    """
+class Stop(Record):
+    """A sticky condition over the answer: any of the readings at one of its tokens, what was prefilled of it
+    among them. The prompt is not judged: what its last tokens tell is what was asked."""
 
     readings: tuple[StopReading, ...]
-    window: int
-    marker: TurnMarker | None = None
 
     def holds(self, x: Tensor, subject: FilterSubject) -> Tensor:
-        """Whether it holds at each of some tokens that follow each other, bool [tokens]; x: their clean
-        activations, float32 [tokens, d]."""
+        """Whether it holds at each of some tokens by itself, bool [tokens]; x: their clean activations,
+        float32 [tokens, d]."""
         levels = torch.tensor([reading.level for reading in self.readings])
         features = [reading.feature for reading in self.readings]
-        over = _lately((feature_readings(subject, x, features) > levels).any(1), self.window)
-        if self.marker is None:
-            return over
-        return over & ~_lately(x @ self.marker.vector > self.marker.level, self.window)
+        return (feature_readings(subject, x, features) > levels).any(1)
 
     def cut(self, subject: FilterSubject, answered: Sequence[Answered]) -> tuple[Answered, ...]:
         """The answers as they are told under the condition: each ends before the token that it stops."""
         told = []
         read = activations(subject, [each.conversation for each in answered])
         for each, x in zip(answered, read, strict=True):
-            # It is judged from the last token of the prompt on, with those before it in its window.
-            begins = max(1, each.begins - self.window)
-            held = self.holds(x[begins:], subject)[each.begins - 1 - begins :].nonzero()[:, 0].tolist()
+            held = self.holds(x[each.begins :], subject).nonzero()[:, 0].tolist()
             if not held:
                 told.append(each)
                 continue
-            kept = each.answer[: max(0, each.begins - 1 + held[0] - len(each.asked))]
+            kept = each.answer[: max(0, each.begins + held[0] - len(each.asked))]
             told.append(replace(each, answer=kept, text=subject.text(kept), stopped=True))
         return tuple(told)
-
-
-def _lately(truths: Tensor, window: int) -> Tensor:
-    """Whether each truth, bool [tokens], or one of the `window` − 1 before it is true."""
-    padded = torch.cat([truths.new_zeros(window - 1), truths])
-    return padded.unfold(0, window, 1).any(1)
 
 
 def feature_readings(subject: FilterSubject, x: Tensor, features: Sequence[int]) -> Tensor:
     """The values of some features, float32 [tokens, n] on the CPU, of activations x [tokens, d]."""
     return subject.sae.encode(x.to(subject.device))[:, list(features)].cpu()
-
-
-def turn_marker(before: Tensor, within: Tensor) -> TurnMarker | None:
-    """The marker from activations at the last token before answers and at those of answers, both [tokens, d]:
-    the difference of their means, with its level in the middle of the gap; None where there is no gap."""
-    difference = before.double().mean(0) - within.double().mean(0)
-    length = difference.norm()
-    if not length > 0.0:
-        return None
-    vector = (difference / length).float()
-    lowest, highest = float((before @ vector).min()), float((within @ vector).max())
-    return TurnMarker(vector, 0.5 * (lowest + highest)) if lowest > highest else None
 
 
 def stop_readings(
@@ -150,22 +111,16 @@ def make_stop(
     the first counts; maxima: the recorded maximum of each feature that may be read.
     """
     features = list(maxima)
-    groups = [
-        list(zip(part, activations(subject, [each.conversation for each in part]), strict=True))
-        for part in (quiet, harmful)
-    ]
-    before = torch.stack([x[each.begins - 1] for part in groups for each, x in part])
-    within = torch.cat([x[each.begins :] for part in groups for each, x in part])
-    texts = [x[1:] for x in activations(subject, quiet_texts)]
-    marker = turn_marker(before, within) if len(within) else None
-    # Without a marker the end of the prompt is judged, so what is read there must not end an answer either.
-    early = recipe.stop_window if marker is None else 0
-    parts = [[x[max(1, each.begins - early) :] for each, x in part] for part in groups]
     silent, loud = (
-        [feature_readings(subject, x, features) for x in part] for part in (parts[0] + texts, parts[1])
+        [
+            feature_readings(subject, x[each.begins :], features)
+            for each, x in zip(part, activations(subject, [each.conversation for each in part]), strict=True)
+        ]
+        for part in (quiet, harmful)
     )
+    silent += [feature_readings(subject, x[1:], features) for x in activations(subject, quiet_texts)]
     readings = stop_readings(silent, loud, maxima, recipe)
-    return Stop(readings, recipe.stop_window, marker) if readings else None
+    return Stop(readings) if readings else None
 
 
 def try_stop(
