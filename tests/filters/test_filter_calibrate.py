@@ -77,8 +77,15 @@ def test_the_chosen_setting_is_the_best_of_its_trials() -> None:
         ban_strengths=(1.0,),
     )
     made = calibrate(trials, rows, 1.5, recipe)
-    assert len({each.setting for each in made.trials}) == len(made.trials) == 4 + 3 + 1
+    assert len({each.setting for each in made.trials}) == len(made.trials) <= 4 + 3 + 1
     assert made.best in made.trials
+    # The sweep ends, for each share, at the first factor that misses a bar on benign text.
+    for share in recipe.answer_shares:
+        factors = [each.setting.factor for each in made.trials if each.setting.answer == share]
+        assert factors[0] == 0.75
+        weakest = next(each for each in made.trials if each.setting == Setting(0.75, share))
+        harms = {name for each in weakest.figures for name, _, _ in excesses(each, recipe.bars)}
+        assert (3.0 in factors) is harms.isdisjoint(("kl", "benign_refused"))
     without_ban = [each for each in made.trials if each.setting.ban is None]
     assert made.ban_gain is not None
     if made.best.setting.ban is None:

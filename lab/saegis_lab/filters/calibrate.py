@@ -161,8 +161,13 @@ def calibrate(trials: Trials, rows: Rows, natural: float, recipe: FilterRecipe) 
     def least(settings: Sequence[Setting]) -> Trial:
         return min(map(tried, settings), key=lambda trial: cost(trial, recipe))
 
-    factors = [round(natural * multiple, 3) for multiple in recipe.factors]
-    best = least([Setting(factor, share) for factor in factors for share in recipe.answer_shares])
+    swept: list[Setting] = []
+    for share in recipe.answer_shares:
+        for multiple in recipe.factors:
+            swept.append(Setting(round(natural * multiple, 3), share))
+            if _harms_benign(tried(swept[-1]), recipe):
+                break  # a greater factor moves benign text more
+    best = least(swept)
     grid = [
         replace(best.setting, strength=strength, threshold=threshold)
         for strength in recipe.strengths
@@ -176,6 +181,12 @@ def calibrate(trials: Trials, rows: Rows, natural: float, recipe: FilterRecipe) 
         if gain >= recipe.least_part_gain and cost(banned, recipe) < cost(best, recipe):
             best = banned
     return Calibrated(tuple(made), made.index(best), gain)
+
+
+def _harms_benign(trial: Trial, recipe: FilterRecipe) -> bool:
+    """Whether it misses a bar on benign text or benign prompts."""
+    missed = {name for figures in trial.figures for name, _, _ in excesses(figures, recipe.bars)}
+    return not missed.isdisjoint(("kl", "benign_refused"))
 
 
 def _most_harm(trial: Trial) -> float:

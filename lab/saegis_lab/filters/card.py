@@ -129,9 +129,9 @@ def _made(made: MadeFilter) -> Iterator[str]:
     yield f"- features: {', '.join(map(str, made.choice.features))} (chosen by {made.choice.how})"
     yield f"- refusal direction: {made.direction.source}; its length was {made.direction.norm:.3f}"
     multiple = setting.factor / made.choice.natural
-    yield f"- redirect: factor {setting.factor:g} at the prompt's tokens, {multiple:.2f} times the natural one"
+    yield f"- redirect: factor {setting.factor:g} at the prompt's tokens ({multiple:.2f} natural ones)"
     yield f"- at the answer's tokens: {setting.answer:g} times that"
-    yield f"- strength: {setting.strength:g}; threshold: {setting.threshold:g} of a feature's largest activation"
+    yield f"- strength: {setting.strength:g}; threshold: {setting.threshold:g} of a feature's largest value"
     yield "- ban behind it: " + ("none" if setting.ban is None else f"strength {setting.ban:g}")
     yield "- stop: " + (_stop(made) if made.stops else "none")
 

@@ -44,13 +44,14 @@ class FilterRecipe:
     Direction: `example_tokens` tokens of an example's beginning are averaged. In an aligned language at least
     `aligned_share` of the harmful prompts are refused.
 
-    Calibration: `factors` are multiples of the natural factor, at the prompt's tokens; at the answer's the
-    factor is `answer_shares` times that, since features that go on firing there would write the refusal once
-    more behind its end. `strengths` and `thresholds` (shares of each feature's largest activation on the
-    texts) are those of the redirect, `ban_strengths` those of the ban behind it. `bars` must be met; `aims`
-    are the bars with a margin, for languages that took no part. strongest: of settings that meet the aims
-    alike take the greatest factor, not the least KL: in languages that took no part more is left. A part is
-    kept where it takes away `least_part_gain` of the unfiltered harm.
+    Calibration: `factors` are multiples of the natural factor, at the prompt's tokens, ascending; at the
+    answer's the factor is `answer_shares` times that, since features that go on firing there would write the
+    refusal once more behind its end; of shares that do alike the first is taken. `strengths` and `thresholds`
+    (shares of each feature's largest activation on the texts) are those of the redirect, `ban_strengths`
+    those of the ban behind it. `bars` must be met; `aims` are the bars with a margin, for languages that took
+    no part. strongest: of settings that meet the aims alike take the greatest factor, not the least KL: in
+    languages that took no part more is left. A part is kept where it takes away `least_part_gain` of the
+    unfiltered harm.
 
     Stop: a reading must be more than `stop_margin` times the largest on benign text and on refusals, and at
     least `stop_floor` of the feature's recorded maximum. It is tried on answers whose first
@@ -77,8 +78,8 @@ class FilterRecipe:
     example_tokens: int = 4
     aligned_share: float = 0.5
 
-    factors: tuple[float, ...] = (1.0, 1.5, 2.0, 3.0, 4.0)
-    answer_shares: tuple[float, ...] = (1.0, 0.33, 0.0)
+    factors: tuple[float, ...] = (1.0, 2.0, 3.0, 4.0, 6.0, 9.0, 14.0)
+    answer_shares: tuple[float, ...] = (0.33, 1.0, 0.0)
     strongest: bool = True
     strengths: tuple[float, ...] = (0.0, 1.0)
     thresholds: tuple[float, ...] = (0.0, 0.1)
