@@ -39,7 +39,7 @@ def rows(evaluated_target: str) -> tuple[MentionRow, ...]:
 def test_every_row_is_what_single_calls_say(client: saegis.Client, rows: tuple[MentionRow, ...]) -> None:
     places = [(name, code) for name in (PLAIN, *TRIALS) for code in ("en", "de")]
     assert [(row.edits, row.language) for row in rows] == places
-    plain_perplexity = {}
+    plain_perplexity: dict[str, float] = {}
     for row in rows:
         texts = [
             client.generate(
