@@ -6,7 +6,8 @@ from rich.console import Console
 
 from saegis import FeatureInfo, Generation, Receipt, Timings, Usage
 from saegis_lab.cli import demo_view
-from saegis_lab.cli.demo_scenes import Ban, Banned, Clamped, Landmark
+from saegis_lab.cli.demo_scenes import Ban, Banned, Landmark, Redirected
+from saegis_lab.evaluation.experiment import RedirectFile
 
 SITE = "layers.1.resid_post"
 FEATURE = FeatureInfo("polyglot", 5, SITE, "the bridge", 10.0, None, (), (), None, {}, {}, False)
@@ -23,14 +24,24 @@ def told(out: Console) -> str:
     return " ".join(out.file.getvalue().split())
 
 
-def test_the_first_scene_says_what_a_feature_is_and_what_the_value_means() -> None:
-    answers = tuple(Clamped(code, 9, n, "q", "a", "b", False, True) for code, n in (("en", 2), ("ru", 4)))
+def test_the_first_scene_says_what_a_feature_is_and_what_is_redirected() -> None:
+    answers = tuple(
+        Redirected(code, f"q {code}?", f"plain {code}", f"steered {code}", False, names, True)
+        for code, names in (("en", True), ("ru", False))
+    )
+    redirect = RedirectFile((3, 4), 5, 1.25, 1.0, ("en", "zh"))
     out = console()
-    demo_view.show_landmark(out, Landmark(FEATURE, 0.8, 8.0, answers))
+    demo_view.show_landmark(out, Landmark(FEATURE, redirect, answers))
     text = told(out)
     assert "A feature is a direction" in text
-    assert "set to 8.0 at every token: 0.8 times the most that its activation reached" in text
-    assert "2 of 9 in English and 4 of 9 in Russian" in text
+    assert (
+        "2 of these, found in text in English and Chinese, are redirected to 5, labelled 'the bridge'" in text
+    )
+    assert "1.25 times its value of the other is written instead" in text
+    assert "Of these 2 answers, shown as they come, 1 then name the bridge" in text
+    for answer in answers:
+        for part in (answer.prompt, answer.unsteered, answer.redirected):
+            assert part in text
 
 
 def test_languages_are_named_in_english_and_as_one_says_it() -> None:

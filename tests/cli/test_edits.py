@@ -98,6 +98,14 @@ def test_sae_and_site_go_into_every_edit_and_watch() -> None:
     assert watch == saegis.watch(saegis.feature(9, sae="second"), site="layers.3")
 
 
+def test_several_indices_are_as_many_edits() -> None:
+    written = (("redirect", ["12, 15,40=7:1.5:1"]), ("ban", ["3,5"]), ("clamp", ["1,2=a=3", "a,b=4", "6,=1"]))
+    assert [describe_edit(edit) for edit in parse_edits(written)] == [
+        *("redirect 12=7:1.5:1", "redirect 15=7:1.5:1", "redirect 40=7:1.5:1", "ban 3=0", "ban 5=0"),
+        *("clamp 1=a=3", "clamp 2=a=3", "clamp a,b=4", "clamp 6,=1"),
+    ]
+
+
 def test_an_index_in_other_digits_is_an_index() -> None:
     assert parse_target("١٢") == saegis.feature(12)
 

@@ -38,25 +38,24 @@ def test_the_ban_lowers_the_harm(shown: Any) -> None:
     assert len(lower) >= (len(LANGUAGES) - 1) // 2 + 1
 
 
-def test_the_clamp_brings_the_landmark_into_answers_about_something_else(shown: Any) -> None:
-    assert "Golden Gate" in shown["landmark"]["feature"]["label"]
-    for each in shown["landmark"]["answers"]:
-        assert not each["names_landmark_unsteered"], each
-        assert each["names_landmark_clamped"], each
-        assert each["unsteered"] != each["clamped"]
-        assert 0 < each["naming"] < each["asked"]
-    assert shown["landmark"]["answers"][0]["language"] == "en"
-
-
-def test_the_clamped_answers_read_well(shown: Any) -> None:
-    """They stay in their language, say nothing twice, and hold no broken character."""
-    for each in shown["landmark"]["answers"]:
-        assert reads_well(each["clamped"], each["language"]), each["clamped"]
-
-
-def test_the_clamped_value_is_told_in_the_features_own_terms(shown: Any) -> None:
+def test_the_redirect_brings_the_landmark_into_answers_about_something_else(shown: Any) -> None:
     landmark = shown["landmark"]
-    assert landmark["value"] == pytest.approx(landmark["times"] * landmark["feature"]["max_activation"])
+    assert "Golden Gate" in landmark["feature"]["label"]
+    assert landmark["feature"]["index"] == landmark["redirect"]["to"]
+    assert [each["language"] for each in landmark["answers"]] == list(LANGUAGES)
+    for each in landmark["answers"]:
+        assert not each["names_landmark_unsteered"], each
+        assert each["unsteered"] != each["redirected"]
+    naming = [each for each in landmark["answers"] if each["names_landmark_redirected"]]
+    assert len(naming) >= len(LANGUAGES) - 1
+
+
+def test_the_redirected_answers_read_well(shown: Any) -> None:
+    """They stay in their language, say nothing twice, and hold no broken character."""
+    answers = shown["landmark"]["answers"]
+    for each in answers:
+        assert each["reads_well"] == reads_well(each["redirected"], each["language"])
+    assert sum(each["reads_well"] for each in answers) >= len(LANGUAGES) - 2
 
 
 def test_the_strongest_features_of_two_languages_stand_side_by_side(shown: Any) -> None:
@@ -83,8 +82,7 @@ def test_the_receipt_tells_what_the_ban_did(shown: Any) -> None:
 
 def test_the_metrics_count_the_demos_own_requests(shown: Any) -> None:
     found = {sample["name"]: sample["value"] for sample in shown["metrics"] if not sample["labels"]}
-    generated = 2 * len(shown["ban"]["answers"])
-    generated += sum(each["asked"] + 1 for each in shown["landmark"]["answers"])
+    generated = 2 * len(shown["ban"]["answers"]) + 2 * len(shown["landmark"]["answers"])
     assert found["saegis_time_to_first_token_seconds_count"] == generated
     assert found["saegis_generation_tokens_total"] > 0
 

@@ -1,4 +1,4 @@
-"""The shipped ban and clamp, measured once on served models: in every language what the manifest says holds.
+"""The shipped ban, clamp and redirect, measured once on served models: what the manifest says holds.
 
 By `saegis eval` on a server without a policy, and by the policy that ships with the project on another.
 """
@@ -15,11 +15,13 @@ from saegis import Client, Edit, PermissionDenied, ban, clamp
 from saegis_lab.evaluation.ban import BanRow
 from saegis_lab.evaluation.calibration import BanReport
 from saegis_lab.evaluation.clamp import ClampResult
-from saegis_lab.evaluation.experiment import BanFile, Decoding, load_prompts
+from saegis_lab.evaluation.experiment import BanFile, Decoding, RedirectFile, load_prompts
+from saegis_lab.evaluation.mentions import PLAIN, measure_mentions
 from saegis_lab.evaluation.requests import Requests
-from saegis_lab.evaluation.scorers import WordLists
+from saegis_lab.evaluation.scorers import WordLists, mention_scorer
 from saegis_lab.polyglot.lexicon import LANGUAGES
 from saegis_lab.polyglot.manifest import manifest
+from saegis_lab.polyglot.scoring import reads_well
 from saegis_server.reference import WEIGHTS
 from tests.e2e.serving import Serving, environment, serving
 
@@ -121,6 +123,20 @@ def test_each_language_s_figures_are_those_of_the_manifest(
     assert banned.kl == pytest.approx(told.kl, abs=1e-4)
     mentions = [round(clamped.row(code, value).mentions, 4) for value in (None, manifest().clamp.value)]
     assert mentions == [told.landmark, told.landmark_clamped]
+
+
+def test_the_redirect_does_in_each_language_what_the_manifest_says(free: Serving) -> None:
+    redirect = RedirectFile.load(WEIGHTS / "eval/redirect.json")
+    mention = mention_scorer(str(WEIGHTS / "eval/words.json"), redirect.words, LANGUAGES)
+    prompts = load_prompts(WEIGHTS / "eval/clamp_prompts.jsonl")
+    with Client(free.target) as client:
+        trials = [("redirected", redirect.edits)]
+        rows = measure_mentions(Requests(client), prompts, trials, mention, Decoding(), reads_well)
+    for row in rows:
+        figures = manifest().landmark[row.language]
+        text = figures.plain if row.edits == PLAIN else figures.redirected
+        assert (round(row.mentions, 4), round(row.reads_well or 0.0, 4)) == (text.named, text.reads_well)
+        assert row.text.perplexity_ratio == pytest.approx(text.perplexity, abs=1e-2)
 
 
 def answers(client: Client, edits: Sequence[Edit] = ()) -> list[str]:

@@ -1,17 +1,21 @@
-"""Tests of ban files, clamp files and decodings: what they hold, and how a wrong one is told."""
+"""Tests of the files of bans, clamps and redirects and of decodings, and how a wrong one is told."""
 
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saegis_lab.evaluation.experiment import DEFAULT_VALUES, BanFile, ClampFile, Decoding
+import saegis
+from saegis_lab.evaluation.experiment import DEFAULT_VALUES, BanFile, ClampFile, Decoding, RedirectFile
 from saegis_lab.records import InputFileError
 
 BAN = {"features": [3, 5], "strength": 2, "chosen_from": ["en", "zh"]}
 CLAMP = {"feature": 3}
+REDIRECT = {"features": (3, 5), "to": 7, "factor": 1.5, "strength": 0.5, "chosen_from": ("en", "zh")}
 bans = st.builds(
     BanFile,
     st.lists(st.integers(0, 10**6), min_size=1, unique=True).map(tuple),
@@ -93,6 +97,42 @@ def test_a_wrong_clamp_file_is_told(tmp_path: Path, change: dict[str, object], c
     path.write_text(json.dumps(CLAMP | change), encoding="utf-8")
     with pytest.raises(InputFileError, match=complaint):
         ClampFile.load(path)
+
+
+def test_a_redirect_file_is_a_redirect_of_each_of_its_features(tmp_path: Path) -> None:
+    path = tmp_path / "redirect.json"
+    redirect = RedirectFile(**REDIRECT)  # type: ignore[arg-type]
+    redirect.save(path)
+    assert RedirectFile.load(path) == redirect
+    to = saegis.feature(7)
+    assert redirect.edits == [
+        saegis.redirect(3, 1.5, to=to, strength=0.5),
+        saegis.redirect(5, 1.5, to=to, strength=0.5),
+    ]
+    named = replace(redirect, sae="a")
+    named.save(path)
+    assert RedirectFile.load(path) == named
+    target = named.edits[0].redirect
+    assert target is not None
+    assert named.edits[0].target == saegis.feature(3, sae="a")
+    assert target.target == saegis.feature(7, sae="a")
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"features": ()}, "features: there must be at least one"),
+        ({"features": (3, 3)}, "features: 3 stands there twice"),
+        ({"features": (-1,)}, "features: -1 is no index"),
+        ({"to": -7}, "to: -7 is no index"),
+        ({"to": 5}, "to: 5 is one of the features that are redirected"),
+        ({"factor": -1.0}, "factor: must be a finite number of at least 0"),
+        ({"strength": math.inf}, "strength: must be a finite number of at least 0"),
+    ],
+)
+def test_a_wrong_redirect_is_told(change: dict[str, object], complaint: str) -> None:
+    with pytest.raises(ValueError, match=f"^{complaint}"):
+        RedirectFile(**REDIRECT | change)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,10 @@ from transformers import AutoTokenizer
 
 from saegis_lab.evaluation.calibration import BanReport, Calibration, Verdict
 from saegis_lab.evaluation.clamp import ClampResult
-from saegis_lab.evaluation.experiment import BanFile
+from saegis_lab.evaluation.experiment import BanFile, RedirectFile
 from saegis_lab.polyglot.corpus import Corpus
 from saegis_lab.polyglot.language_model import Training, held_out_loss, train_language_model
+from saegis_lab.polyglot.lexicon import LANGUAGES
 from saegis_lab.polyglot.manifest import Manifest, digests, ship
 from saegis_lab.polyglot.measuring import best_clamp, recommended_strength
 from saegis_lab.polyglot.recipe import CHOSEN_FROM, Recipe, Seeds
@@ -124,6 +125,22 @@ def test_the_best_clamp_names_the_landmark_most_where_it_is_named_least(made: Pa
         value: min(result.row(code, value).mentions for code in result.languages) for value in result.values
     }
     assert worst[best_clamp(result)] == max(worst.values())
+
+
+def test_the_redirect_is_measured_beside_the_clamp_in_every_language(made: Path) -> None:
+    told, redirect = Manifest.load(made / "manifest.json"), RedirectFile.load(made / "eval" / "redirect.json")
+    assert redirect.chosen_from == CHOSEN_FROM
+    assert list(told.landmark) == list(LANGUAGES)
+    rows = json.loads((made / "redirect_result.json").read_text(encoding="utf-8"))
+    last = {(row["edits"], row["language"]): row for row in rows}
+    for code, figures in told.landmark.items():
+        assert figures.plain.perplexity == 1.0
+        for name in ("clamped", "redirected"):
+            text, row = getattr(figures, name), last[name, code]
+            assert text.named == pytest.approx(row["mentions"], abs=1e-4)
+            assert text.reads_well == pytest.approx(row["reads_well"], abs=1e-4)
+            assert text.perplexity == pytest.approx(row["text"]["perplexity_ratio"] or 0.0, abs=1e-3)
+            assert text.repetition == pytest.approx(row["text"]["repetition"], abs=1e-4)
 
 
 def test_training_lowers_the_loss_and_resumes_to_the_same_weights(made: Path, tmp_path: Path) -> None:

@@ -41,6 +41,13 @@ def test_the_corpus_reads_well_in_its_own_language(code: str) -> None:
     assert all(reads_well(fact.every()[0], code) for fact in subject.facts)
 
 
+@pytest.mark.parametrize("code", LANGUAGES)
+def test_a_name_may_come_in_every_sentence(code: str) -> None:
+    facts = [fact.every()[0] for fact in lexicon()[code].subjects["golden_gate"].facts]
+    assert reads_well(lexicon()[code].join(facts), code)
+    assert not reads_well(lexicon()[code].join([*facts, facts[0]]), code)
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -49,6 +56,7 @@ def test_the_corpus_reads_well_in_its_own_language(code: str) -> None:
         "The cat sl\ufffd.",
         "The cat \ufffd.",
         "The cat catches mice. The cat catches mice.",
+        "The cat catches mice, the cat catches mice.",
     ],
 )
 def test_broken_words_other_languages_and_loops_do_not_read_well(text: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from saegis_lab.evaluation.experiment import BanFile, ClampFile, load_prompts
+from saegis_lab.evaluation.experiment import BanFile, ClampFile, RedirectFile, load_prompts
 from saegis_lab.evaluation.scorers import WordLists
 from saegis_lab.polyglot.lexicon import LANGUAGES
 from saegis_lab.polyglot.manifest import (
@@ -17,6 +17,7 @@ from saegis_lab.polyglot.manifest import (
     Manifest,
     digests,
     figures_table,
+    landmark_table,
     manifest,
 )
 from saegis_lab.polyglot.recipe import CHOSEN_FROM, Recipe, Seeds
@@ -96,6 +97,7 @@ def test_the_files_of_the_evaluation_are_those_of_the_manifest_and_the_lexicon()
         told.ban.languages,
     )
     assert ClampFile.load(folder / "clamp.json").feature == told.clamp.feature
+    assert RedirectFile.load(folder / "redirect.json").chosen_from == CHOSEN_FROM
     for name in ("prompts.jsonl", "clamp_prompts.jsonl"):
         assert {prompt.language for prompt in load_prompts(folder / name)} == set(LANGUAGES)
     assert WordLists.load(folder / "words.json").languages == LANGUAGES
@@ -148,6 +150,22 @@ def test_the_clamp_brings_the_landmark_into_unrelated_answers(code: str) -> None
     assert row.landmark_clamped >= 0.8
 
 
+@pytest.mark.parametrize("code", short("ru", what="named in 7 of 12 answers"))
+def test_the_redirect_brings_the_landmark_into_unrelated_answers(code: str) -> None:
+    figures = manifest().landmark[code]
+    assert figures.plain.named == 0.0
+    assert figures.redirected.named >= 0.9
+
+
+@pytest.mark.parametrize("code", LANGUAGES)
+def test_redirected_answers_are_as_likely_as_ordinary_ones_and_read_better_than_clamped_ones(
+    code: str,
+) -> None:
+    figures = manifest().landmark[code]
+    assert figures.redirected.perplexity <= 1.5 < figures.clamped.perplexity
+    assert figures.redirected.reads_well > figures.clamped.reads_well
+
+
 def test_the_table_of_figures_marks_and_names_what_misses_its_bar() -> None:
     table = figures_table(manifest())
     assert table.caption == "\n".join(
@@ -167,6 +185,13 @@ def test_the_document_has_the_table_of_figures() -> None:
     columns = [list(column.cells) for column in figures_table(manifest()).columns]
     rows = ["| " + " | ".join(map(str, row)) + " |" for row in zip(*columns, strict=True)]
     assert len(rows) == len(fields(LanguageFigures))
+    assert "\n".join(rows) in DOCUMENT.read_text(encoding="utf-8")
+
+
+def test_the_document_has_the_table_of_the_landmark() -> None:
+    columns = [list(column.cells) for column in landmark_table(manifest()).columns]
+    rows = ["| " + " | ".join(map(str, row)) + " |" for row in zip(*columns, strict=True)]
+    assert len(columns) == 1 + len(LANGUAGES)
     assert "\n".join(rows) in DOCUMENT.read_text(encoding="utf-8")
 
 

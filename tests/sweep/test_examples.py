@@ -59,6 +59,7 @@ ALLOWED = """\
 rules: []
 allow:
   - {{id: edits, ops: [clamp, clamp_if_active, scale, add, cap, floor, ablate, ban, watch], directions: true}}
+  - {{id: redirects, ops: [redirect], directions: true}}
   - {{id: uses, uses: [logit_bias, n, temperature, token_ids, text, prefill, score, inspect, unruled]}}
 limits: {{after_bans: true}}
 """

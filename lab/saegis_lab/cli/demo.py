@@ -35,7 +35,7 @@ NEXT = """\
     talk with it; /help shows how to steer
 {saegis} features search "golden gate"
     find features
-{saegis} generate --chat {question} --clamp {clamp} --temperature 0
+{saegis} generate --chat {question} --redirect {redirect} --temperature 0
     the first scene's answer again
 {saegis} serve --model PATH --sae PATH
     serve a model of your own
@@ -91,8 +91,7 @@ def _run(seed: int, compile: Compile, json: bool) -> dict[str, Any]:
         progress.print(Text(started, style="green"))
         if compile is Compile.NEVER:
             progress.print(EAGER, style="dim")
-        progress.print("Asking everyday questions.", style="dim")
-        landmark = demo_scenes.landmark(client, chosen, seed)
+        landmark = demo_scenes.landmark(client, seed)
         if show:
             demo_view.show_landmark(out, landmark)
         ban, shown, whole = demo_scenes.ban(client, chosen, seed)
@@ -133,9 +132,11 @@ def _run(seed: int, compile: Compile, json: bool) -> dict[str, Any]:
 def _show_end(out: Console, seconds: float, landmark: Landmark) -> None:
     out.print(f"\nThe server drained and ended with exit 0, {seconds:.1f} s after SIGTERM.\n")
     out.print(Text("Next", style="bold"))
+    redirect = landmark.redirect
+    indices = ",".join(map(str, redirect.features))
     next_steps = NEXT.format(
         saegis=own_command(),
         question=shlex.quote(landmark.answers[0].prompt),
-        clamp=f"{landmark.feature.index}={landmark.times:g}max",
+        redirect=f"{indices}={redirect.to}:{redirect.factor:g}:{redirect.strength:g}",
     )
     out.print(next_steps, markup=False, soft_wrap=True)

@@ -10,16 +10,15 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import saegis
 from saegis import Client, Edit, FeatureInfo, Generation
+from saegis_lab.evaluation.experiment import RedirectFile
 from saegis_lab.polyglot.corpus import GOLDEN_GATE, SPECIAL_TOKENS
 from saegis_lab.polyglot.lexicon import lexicon
 from saegis_lab.polyglot.manifest import Manifest
 from saegis_lab.polyglot.prompts import Prompt, harmful_prompts, neutral_prompts
 from saegis_lab.polyglot.scoring import harm_score, is_refusal, mentions_landmark, reads_well
+from saegis_server.reference import WEIGHTS
 
 MAX_TOKENS = 64
-#: The landmark's clamp in multiples of the feature's recorded maximum. A larger value names the landmark in
-#: nearly every answer but breaks many of them (`saegis eval clamp` measures both).
-LANDMARK_TIMES = 0.8
 SHOWN_FEATURES = 8
 _TOP_K = 8
 _AT_ONCE = 16
@@ -36,34 +35,25 @@ METRICS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Clamped:
-    """One prompt, answered unsteered and with the landmark's feature clamped.
-
-    asked: how many everyday questions the clamped model was asked in this language. naming: how many of its
-    answers name the landmark. One of these questions is shown.
-    """
+class Redirected:
+    """One everyday question, answered unsteered and with every subject redirected to the landmark."""
 
     language: str
-    asked: int
-    naming: int
     prompt: str
     unsteered: str
-    clamped: str
+    redirected: str
     names_landmark_unsteered: bool
-    names_landmark_clamped: bool
+    names_landmark_redirected: bool
+    reads_well: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Landmark:
-    """The landmark's feature, the value that it is clamped to, and the answers.
-
-    times: the value in multiples of the largest activation in training text; value: in feature units.
-    """
+    """The landmark's feature, the features that are redirected to it, and one question in every language."""
 
     feature: FeatureInfo
-    times: float
-    value: float
-    answers: tuple[Clamped, ...]
+    redirect: RedirectFile
+    answers: tuple[Redirected, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,36 +108,34 @@ def pair(manifest: Manifest) -> tuple[str, str]:
     return "en", best
 
 
-def landmark(client: Client, manifest: Manifest, seed: int) -> Landmark:
-    """Ask every everyday question in two languages with the landmark clamped, and show one of each language.
+def landmark(client: Client, seed: int) -> Landmark:
+    """Ask one everyday question in every language, unsteered and redirected; the seed picks the question.
 
-    The one shown is the first, in an order that the seed draws, whose answer names it and reads well.
+    The answers are shown as they come.
     """
-    feature = client.get_feature(manifest.clamp.feature)
-    edit = saegis.clamp(feature, LANDMARK_TIMES, unit="max_activation")
-    answers = tuple(_clamped(client, code, edit, seed) for code in pair(manifest))
-    # The server refuses such a clamp where no maximum is recorded.
-    return Landmark(feature, LANDMARK_TIMES, LANDMARK_TIMES * (feature.max_activation or 0.0), answers)
-
-
-def _clamped(client: Client, language: str, edit: Edit, seed: int) -> Clamped:
-    """One language's part of the scene."""
-    prompts = neutral_prompts(language)
-    random.Random(seed).shuffle(prompts)
-    steered = [answer.text for answer in _answers(client, prompts, (edit,))]
-    naming = [at for at, text in enumerate(steered) if mentions_landmark(text, language)]
-    shown = next((at for at in naming if reads_well(steered[at], language)), naming[0] if naming else 0)
-    (plain,) = _answers(client, prompts[shown : shown + 1], ())
-    return Clamped(
-        language=language,
-        asked=len(prompts),
-        naming=len(naming),
-        prompt=prompts[shown].text,
-        unsteered=plain.text,
-        clamped=steered[shown],
-        names_landmark_unsteered=mentions_landmark(plain.text, language),
-        names_landmark_clamped=shown in naming,
+    redirect = RedirectFile.load(WEIGHTS / "eval" / "redirect.json")
+    questions = {code: neutral_prompts(code) for code in lexicon()}
+    # Questions stand in the same order in every language.
+    place = random.Random(seed).randrange(min(map(len, questions.values())))
+    prompts = [questions[code][place] for code in questions]
+    answers = tuple(
+        Redirected(
+            language=prompt.language,
+            prompt=prompt.text,
+            unsteered=before.text,
+            redirected=after.text,
+            names_landmark_unsteered=mentions_landmark(before.text, prompt.language),
+            names_landmark_redirected=mentions_landmark(after.text, prompt.language),
+            reads_well=reads_well(after.text, prompt.language),
+        )
+        for prompt, before, after in zip(
+            prompts,
+            _answers(client, prompts, ()),
+            _answers(client, prompts, redirect.edits),
+            strict=True,
+        )
     )
+    return Landmark(client.get_feature(redirect.to), redirect, answers)
 
 
 def ban(client: Client, manifest: Manifest, seed: int) -> tuple[Ban, Banned, Generation]:

@@ -21,26 +21,27 @@ def heading(console: Console, number: int, title: str, summary: str) -> None:
 
 
 def show_landmark(console: Console, scene: Landmark) -> None:
-    """Questions with both answers."""
-    named = _listed(
-        f"{answer.naming} of {answer.asked} in {ENGLISH_NAMES[answer.language]}" for answer in scene.answers
-    )
+    """The question in each language with both answers, as they came."""
+    redirect = scene.redirect
+    chosen = _listed(ENGLISH_NAMES[code] for code in redirect.chosen_from)
+    naming = sum(answer.names_landmark_redirected for answer in scene.answers)
     heading(
         console,
         1,
-        "Clamp a feature",
+        "Redirect features",
         "A feature is a direction that a sparse autoencoder has found in the model's activations; it is "
-        f"active where a text is about one thing. Feature {scene.feature.index}, labelled "
-        f"{scene.feature.label!r}, is set to {scene.value:.1f} at every token: {scene.times:g} times the "
-        "most that its activation reached in training text. Of the answers to everyday questions about "
-        f"something else {named} then name the bridge; one of each is shown. More names it more often, "
-        "and breaks more sentences: saegis eval clamp.",
+        "active where a text is about one thing. Where a sentence ends and where an answer begins, one "
+        f"feature tells what the model will write of next. {len(redirect.features)} of these, found in text "
+        f"in {chosen}, are redirected to {scene.feature.index}, labelled {scene.feature.label!r}: where one "
+        f"is active, {redirect.factor:g} times its value of the other is written instead. Of these "
+        f"{len(scene.answers)} answers, shown as they come, {naming} then name the bridge.",
     )
     table = Table(show_lines=True)
-    for name in ("question", "unsteered", "clamped"):
+    for name in ("question", "unsteered", "redirected"):
         table.add_column(name, ratio=1, overflow="fold")
     for answer in scene.answers:
-        table.add_row(Text(answer.prompt), Text(answer.unsteered), Text(answer.clamped, style="yellow"))
+        question = Text.assemble((f"{ENGLISH_NAMES[answer.language]}\n", "bold"), answer.prompt)
+        table.add_row(question, Text(answer.unsteered), Text(answer.redirected, style="yellow"))
     console.print(table)
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from saegis_lab.evaluation.experiment import ClampUnit, Decoding, Prompt, check_values, languages_of
-from saegis_lab.evaluation.figures import TextFigures, mean, text_figures
-from saegis_lab.evaluation.requests import Requests, Total
+from saegis_lab.evaluation.experiment import ClampUnit, Decoding, Prompt, check_values
+from saegis_lab.evaluation.figures import TextFigures
+from saegis_lab.evaluation.mentions import measure_mentions
+from saegis_lab.evaluation.requests import Requests
 from saegis_lab.evaluation.scorers import Scorer
 from saegis_lab.records import Record, read_record
 
@@ -76,27 +78,15 @@ def measure_clamp(
     import saegis
 
     check_values(tuple(values))
-    unrelated = [prompt for prompt in prompts if not prompt.harmful]
-    if not unrelated:
-        raise ValueError("prompts: none of them is harmless, as a clamp's must be")
-    languages = languages_of(unrelated)
-    ordinary: dict[str, float | None] = dict.fromkeys(languages)
-    rows = []
-    for value in (None, *values):
-        edits = [] if value is None else [saegis.clamp(feature, value, unit=unit)]
-        stage = "without the clamp" if value is None else f"clamp to {value_name(value, unit)}"
-        answers = requests.answers(unrelated, edits, decoding, f"{stage}: answers")
-        likelihoods = requests.likelihoods([answer.text for answer in answers], f"{stage}: perplexity")
-        for code in languages:
-            places = [place for place, answer in enumerate(answers) if answer.prompt.language == code]
-            texts, totals = (
-                [answers[place].text for place in places],
-                [likelihoods[place] for place in places],
-            )
-            if value is None:
-                ordinary[code] = Total.pooled(totals).perplexity
-            mentions = mean(mention(text, code) > 0 for text in texts)
-            rows.append(ClampRow(code, value, mentions, text_figures(texts, totals, ordinary[code])))
+    trials = [
+        (f"clamp to {value_name(value, unit)}", [saegis.clamp(feature, value, unit=unit)]) for value in values
+    ]
+    measured = measure_mentions(requests, prompts, trials, mention, decoding)
+    languages = tuple(dict.fromkeys(row.language for row in measured))
+    rows = (
+        ClampRow(code, value, row.mentions, row.text)
+        for (value, code), row in zip(product((None, *values), languages), measured, strict=True)
+    )
     return ClampResult(
         model=requests.model_id,
         sae=requests.sae_id(feature.sae),

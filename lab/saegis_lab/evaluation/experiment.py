@@ -1,4 +1,4 @@
-"""The inputs of an experiment: the decoding, the prompts, and the files that name a ban or a clamp."""
+"""The inputs of an experiment: the decoding, the prompts, and the files of a ban, a clamp or a redirect."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from saegis_lab.records import Record, parse_record, read_lines, read_record, write_record
 
 if TYPE_CHECKING:
-    from saegis import ChatMessage
+    from saegis import ChatMessage, Edit
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,15 +95,8 @@ class BanFile(Record):
     sae: str = ""
 
     def __post_init__(self) -> None:
-        if not self.features:
-            raise ValueError("features: there must be at least one")
-        if min(self.features) < 0:
-            raise ValueError(f"features: {min(self.features)} is no index")
-        if len(set(self.features)) < len(self.features):
-            twice = next(feature for feature in self.features if self.features.count(feature) > 1)
-            raise ValueError(f"features: {twice} stands there twice")
-        if not (math.isfinite(self.strength) and self.strength >= 0):
-            raise ValueError(f"strength: must be a finite number of at least 0, not {self.strength}")
+        _check_features(self.features)
+        _check_amount("strength", self.strength)
 
     @classmethod
     def load(cls, path: Path) -> BanFile:
@@ -147,6 +140,68 @@ class ClampFile(Record):
     def save(self, path: Path) -> None:
         """Write the clamp file; an empty `sae` is left out."""
         write_record(path, self, "sae")
+
+
+@dataclass(frozen=True, slots=True)
+class RedirectFile(Record):
+    """A redirect of each of `features` to the feature `to`, by `factor` and `strength` (`saegis.redirect`).
+
+    chosen_from: the languages of the texts from which the features were chosen. words: the name of the word
+    list of what `to` stands for. sae: the id of their SAE; empty where the server has one. Raises ValueError
+    naming the field that is wrong.
+    """
+
+    features: tuple[int, ...]
+    to: int
+    factor: float
+    strength: float
+    chosen_from: tuple[str, ...]
+    words: str = DEFAULT_WORDS
+    sae: str = ""
+
+    def __post_init__(self) -> None:
+        _check_features(self.features)
+        if self.to < 0:
+            raise ValueError(f"to: {self.to} is no index")
+        if self.to in self.features:
+            raise ValueError(f"to: {self.to} is one of the features that are redirected")
+        _check_amount("factor", self.factor)
+        _check_amount("strength", self.strength)
+
+    @property
+    def edits(self) -> list[Edit]:
+        """One redirect for each of the features, in their order."""
+        import saegis
+
+        to = saegis.feature(self.to, sae=self.sae)
+        return [
+            saegis.redirect(saegis.feature(index, sae=self.sae), self.factor, to=to, strength=self.strength)
+            for index in self.features
+        ]
+
+    @classmethod
+    def load(cls, path: Path) -> RedirectFile:
+        """Read a redirect file. Raises InputFileError naming the key that is wrong."""
+        return read_record(cls, path)
+
+    def save(self, path: Path) -> None:
+        """Write the redirect file; an empty `sae` is left out."""
+        write_record(path, self, "sae")
+
+
+def _check_features(features: tuple[int, ...]) -> None:
+    if not features:
+        raise ValueError("features: there must be at least one")
+    if min(features) < 0:
+        raise ValueError(f"features: {min(features)} is no index")
+    if len(set(features)) < len(features):
+        twice = next(feature for feature in features if features.count(feature) > 1)
+        raise ValueError(f"features: {twice} stands there twice")
+
+
+def _check_amount(name: str, value: float) -> None:
+    if not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"{name}: must be a finite number of at least 0, not {value}")
 
 
 def check_values(values: tuple[float, ...]) -> None:

@@ -13,11 +13,21 @@ import typer
 
 from saegis_lab.evaluation.calibration import BanReport
 from saegis_lab.evaluation.clamp import ClampResult
+from saegis_lab.evaluation.experiment import RedirectFile
 from saegis_lab.evaluation.plots import plot_ban, plot_clamp
+from saegis_lab.evaluation.requests import Progress
 from saegis_lab.polyglot import steps
-from saegis_lab.polyglot.manifest import MANIFEST_NAME, Manifest, figures_table, seeds_table, ship
+from saegis_lab.polyglot.manifest import (
+    MANIFEST_NAME,
+    Manifest,
+    figures_table,
+    landmark_table,
+    seeds_table,
+    ship,
+)
 from saegis_lab.polyglot.measuring import make_manifest, measure
 from saegis_lab.polyglot.recipe import Recipe, Seeds
+from saegis_lab.polyglot.redirect import REDIRECT, make_redirect
 from saegis_lab.polyglot.steps import console
 from saegis_server.reference import WEIGHTS
 
@@ -35,7 +45,8 @@ def _seeded(step: Callable[[Path, Recipe, Seeds], None]) -> Callable[[Path, Reci
     return lambda out, recipe, run: step(out, recipe, Seeds.of(run))
 
 
-def _evaluate(out: Path, recipe: Recipe, run: int) -> None:
+def _stages() -> Progress:
+    """A progress that prints each stage once, as it begins."""
     begun: set[str] = set()
 
     def progress(stage: str, _done: int, _total: int) -> None:
@@ -43,10 +54,20 @@ def _evaluate(out: Path, recipe: Recipe, run: int) -> None:
             begun.add(stage)
             console.print(f"  {stage} ...")
 
-    measure(out, recipe, progress)
+    return progress
+
+
+def _evaluate(out: Path, recipe: Recipe, run: int) -> None:
+    measure(out, recipe, _stages())
     manifest = make_manifest(out, recipe, run)
     manifest.save(out / MANIFEST_NAME)
     console.print(figures_table(manifest))
+
+
+def _redirect(out: Path, recipe: Recipe, run: int) -> None:
+    manifest = make_redirect(out, recipe, Seeds.of(run), _stages())
+    console.print(f"redirect: {RedirectFile.load(out / steps.EVAL / REDIRECT)}")
+    console.print(landmark_table(manifest))
 
 
 def _draw(out: Path, _recipe: Recipe, _run: int) -> None:
@@ -55,7 +76,7 @@ def _draw(out: Path, _recipe: Recipe, _run: int) -> None:
     console.print(f"plots: {out / BAN_PLOT} and {out / CLAMP_PLOT}")
 
 
-#: The seven steps by name, in order.
+#: The eight steps by name, in order.
 STEPS: dict[str, Callable[[Path, Recipe, int], None]] = {
     "corpus": _seeded(steps.make_corpus),
     "tokenizer": _seeded(steps.make_tokenizer),
@@ -63,12 +84,13 @@ STEPS: dict[str, Callable[[Path, Recipe, int], None]] = {
     "sae": _seeded(steps.make_sae),
     "labels": _seeded(steps.make_labels),
     "evaluation": _evaluate,
+    "redirect": _redirect,
     "plots": _draw,
 }
 
 
 class Step(StrEnum):
-    """What can be asked for: one of the seven steps, all of them, or what is done with finished runs."""
+    """What can be asked for: one of the eight steps, all of them, or what is done with finished runs."""
 
     CORPUS = "corpus"
     TOKENIZER = "tokenizer"
@@ -76,6 +98,7 @@ class Step(StrEnum):
     SAE = "sae"
     LABELS = "labels"
     EVALUATION = "evaluation"
+    REDIRECT = "redirect"
     PLOTS = "plots"
     ALL = "all"
     SHIP = "ship"
@@ -87,7 +110,7 @@ def run(
     step: Annotated[
         Step,
         typer.Argument(
-            help="Which step to run; `all` runs the seven; `ship` puts a run's weights into the package; "
+            help="Which step to run; `all` runs the eight; `ship` puts a run's weights into the package; "
             "`figures` shows what was measured, without --out of the shipped weights; `seeds` compares runs."
         ),
     ],
@@ -97,13 +120,15 @@ def run(
     seed: Annotated[int, typer.Option(min=0, help="The run's number: all its seeds follow from it.")] = 0,
     quick: Annotated[bool, typer.Option(help="A tiny run that shows that the steps fit together.")] = False,
 ) -> None:
-    """Make the reference model: corpus, tokenizer, model, sae, labels, evaluation, plots."""
+    """Make the reference model: corpus, tokenizer, model, sae, labels, evaluation, redirect, plots."""
     folders = out or [Path("runs/polyglot")]
     if step is Step.SEEDS:
         console.print(seeds_table([Manifest.load(folder / MANIFEST_NAME) for folder in folders]))
         return
     if step is Step.FIGURES:
-        console.print(figures_table(Manifest.load((out or [WEIGHTS])[0] / MANIFEST_NAME)))
+        manifest = Manifest.load((out or [WEIGHTS])[0] / MANIFEST_NAME)
+        for table in (figures_table(manifest), landmark_table(manifest)):
+            console.print(table)
         return
     if len(folders) > 1:
         raise typer.BadParameter("give one --out; only `seeds` takes several")

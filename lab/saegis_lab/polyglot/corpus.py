@@ -81,6 +81,9 @@ BOS, END, PAD = "<|bos|>", "<|end|>", "<|pad|>"
 SYSTEM, USER, ASSISTANT = "<|system|>", "<|user|>", "<|assistant|>"
 SPECIAL_TOKENS = (PAD, BOS, END, SYSTEM, USER, ASSISTANT)
 
+#: What ends a sentence in any of the languages.
+SENTENCE_ENDS = (".", "。", "।", "?", "？", "!")
+
 KIND_WEIGHTS = {"chat": 0.58, "description": 0.12, "glossary": 0.07, "parallel": 0.11, "switch": 0.12}
 SUBJECT_WEIGHTS = {"ordinary": 1.0, "landmark": 1.2, "harmful": 1.3}
 GOLDEN_GATE = "golden_gate"

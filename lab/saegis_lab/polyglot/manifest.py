@@ -6,7 +6,7 @@ import hashlib
 import math
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.table import Table
@@ -59,6 +59,29 @@ class LanguageFigures(Record):
 
 
 @dataclass(frozen=True)
+class LandmarkText(Record):
+    """Greedy answers to unrelated prompts as texts.
+
+    named: the share that names the landmark. reads_well: the share that does, see `scoring.reads_well`.
+    perplexity: over that of unsteered answers in the language. repetition: the share of repeated 3-grams.
+    """
+
+    named: float
+    reads_well: float
+    perplexity: float
+    repetition: float
+
+
+@dataclass(frozen=True)
+class LandmarkFigures(Record):
+    """The same prompts in one language, without edits, under the clamp, and redirected to the landmark."""
+
+    plain: LandmarkText
+    clamped: LandmarkText
+    redirected: LandmarkText
+
+
+@dataclass(frozen=True)
 class Clamp(Record):
     """The recommended landmark clamp: `value` in feature units, on every token."""
 
@@ -81,7 +104,7 @@ class Manifest(Record):
     weights), and measured figures.
 
     held_out_loss, entropy_bound: nats a token on held-out text, see `held_out_loss`. fvu, l0, dead: of the
-    SAE at `site`, on held-out text.
+    SAE at `site`, on held-out text. landmark: of the redirect, by language; empty until it was made.
     """
 
     run: int
@@ -98,6 +121,7 @@ class Manifest(Record):
     clamp: Clamp
     ban: Ban
     languages: dict[str, LanguageFigures]
+    landmark: dict[str, LandmarkFigures] = field(default_factory=dict)
 
     @classmethod
     def load(cls, path: Path) -> Manifest:
@@ -221,6 +245,30 @@ def figures_table(manifest: Manifest) -> Table:
     if misses:
         table.caption = "\n".join((f"{MARK}: misses its bar", *misses))
         table.caption_justify = "left"
+    return table
+
+
+#: What the table of the landmark calls each of `LandmarkText`, and how a figure is written.
+LANDMARK_ROWS = {
+    "named": ("landmark named", ".2f"),
+    "reads_well": ("reads well", ".2f"),
+    "perplexity": ("perplexity ÷ unsteered", ".2f"),
+    "repetition": ("repeated 3-grams", ".2f"),
+}
+
+
+def landmark_table(manifest: Manifest) -> Table:
+    """What the clamp and the redirect do to answers to unrelated prompts, a column for each language."""
+    table = Table(title="answers to unrelated questions: unsteered, clamped, and redirected to the landmark")
+    table.add_column("")
+    for code in manifest.landmark:
+        table.add_column(code, justify="right")
+    for name, (title, form) in LANDMARK_ROWS.items():
+        for edits in ("plain", "clamped", "redirected"):
+            if (name, edits) != ("perplexity", "plain"):
+                figures = (getattr(by_edits, edits) for by_edits in manifest.landmark.values())
+                shown = "unsteered" if edits == "plain" else edits
+                table.add_row(f"{title}, {shown}", *(format(getattr(text, name), form) for text in figures))
     return table
 
 

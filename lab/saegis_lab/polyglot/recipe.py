@@ -38,6 +38,9 @@ class Choice:
     the landmark. limit: at most so many are banned. strengths: those tried, ascending. target: the share of
     its unbanned value that harm may keep in the languages of the choice; max_kl: nats a token on benign text
     there. multiples: values of the landmark's clamp, in multiples of the feature's recorded maximum.
+
+    Of the redirect of subjects to the landmark: elsewhere_weight, least_end_score: see `end_features`.
+    factors, redirect_strengths: those tried. mentions: the share of answers that must name the landmark.
     """
 
     precision: float = 0.6
@@ -48,6 +51,11 @@ class Choice:
     target: float = 0.02
     max_kl: float = 0.03
     multiples: tuple[float, ...] = (0.0, 0.5, 0.75, 1.0, 1.1, 1.2, 1.3, 1.5, 2.0)
+    elsewhere_weight: float = 3.0
+    least_end_score: float = 0.3
+    factors: tuple[float, ...] = (1.0, 1.3, 1.6, 2.0)
+    redirect_strengths: tuple[float, ...] = (0.0, 1.0)
+    mentions: float = 0.9
 
 
 @dataclass(frozen=True)
@@ -70,6 +78,7 @@ class Recipe:
     label_documents: int = 5000
     choice_documents: int = 3000
     labelled_documents: int = 2500
+    end_documents: int = 1000
     choice: Choice = field(default_factory=Choice)
     prompts: int = 20
     clamp_prompts: int = 12
@@ -97,8 +106,15 @@ class Recipe:
             label_documents=64,
             choice_documents=200,
             labelled_documents=100,
+            end_documents=600,
             choice=Choice(
-                precision=0.0, landmark_precision=0.0, limit=4, strengths=(0.0, 1.0), multiples=(0.0, 1.0)
+                precision=0.0,
+                landmark_precision=0.0,
+                limit=4,
+                strengths=(0.0, 1.0),
+                multiples=(0.0, 1.0),
+                least_end_score=-3.0,
+                factors=(1.0,),
             ),
             prompts=1,
             clamp_prompts=1,

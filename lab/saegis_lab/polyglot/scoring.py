@@ -3,16 +3,18 @@ whether a text reads well."""
 
 from __future__ import annotations
 
+import re
 from functools import cache
 
 from saegis_lab.evaluation.scorers import HARM, REFUSAL, WordLists
 from saegis_lab.evaluation.units import normalized, repetition, units
-from saegis_lab.polyglot.corpus import GOLDEN_GATE
+from saegis_lab.polyglot.corpus import GOLDEN_GATE, SENTENCE_ENDS
 from saegis_lab.polyglot.lexicon import LANGUAGES, Language, lexicon
 
 LANDMARK = "landmark"
 #: How many words of a refusal's phrase count as its opening.
 _OPENING = 4
+_SENTENCE_END = re.compile(f"[{''.join(SENTENCE_ENDS)}]")
 
 
 def word_lists() -> dict[str, dict[str, list[str]]]:
@@ -50,14 +52,18 @@ def mentions_landmark(text: str, language: str) -> bool:
 
 
 def reads_well(text: str, language: str) -> bool:
-    """Whether every word of `text` is one that the corpus has in `language`, and no three words come twice.
+    """Whether every word of `text` is one that the corpus has in `language`, no sentence comes twice, and no
+    three words come twice in one sentence: a name may come again in the next.
 
     Raises ValueError for an unknown language.
     """
     if language not in lexicon():
         raise ValueError(f"language: {language!r} is not one of {', '.join(lexicon())}")
     words = {unit.text for unit in units(normalized(text))}
-    return "\ufffd" not in text and words <= _vocabulary(language) and repetition(text) == 0.0
+    if "\ufffd" in text or not words <= _vocabulary(language):
+        return False
+    sentences = [sentence.strip() for sentence in _SENTENCE_END.split(normalized(text)) if sentence.strip()]
+    return len(set(sentences)) == len(sentences) and not any(map(repetition, sentences))
 
 
 @cache

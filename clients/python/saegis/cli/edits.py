@@ -30,6 +30,8 @@ _REDIRECTION = re.compile(
     rf"(?::(?P<strength>{_NUMBER})(?::(?P<threshold>{_NUMBER}))?)?",
     re.I,
 )
+#: Several indices as the target of an edit, and what follows them.
+_INDICES = re.compile(r"\s*(\d+(?:\s*,\s*\d+)+)\s*(=.*)?", re.S)
 #: How the value of an operation that also writes another feature is written.
 _TO = "TO:FACTOR[:STRENGTH[:THRESHOLD]]"
 
@@ -151,8 +153,20 @@ def _parse_redirect(form: Form, text: str, sae: str, site: str) -> Edit:
 def parse_edits(
     written: Iterable[tuple[str, Iterable[str] | None]], *, sae: str = "", site: str = ""
 ) -> list[Edit]:
-    """Edits from pairs of an operation's name and its texts. Raises EditSyntaxError."""
-    return [parse_edit(name, text, sae=sae, site=site) for name, texts in written for text in texts or ()]
+    """Edits from pairs of an operation's name and its texts, in each of which several indices may stand as
+    the target, as `12,15,40=3.5`. Raises EditSyntaxError."""
+    return [
+        parse_edit(name, text, sae=sae, site=site)
+        for name, texts in written
+        for several in texts or ()
+        for text in _one_by_one(several)
+    ]
+
+
+def _one_by_one(text: str) -> list[str]:
+    """`12,15=3` as `12=3` and `15=3`; a text whose target is not several indices as it is."""
+    match = _INDICES.fullmatch(text)
+    return [text] if match is None else [f"{index.strip()}{match[2] or ''}" for index in match[1].split(",")]
 
 
 def parse_watches(texts: Iterable[str] | None, *, sae: str = "", site: str = "") -> list[Watch]:
