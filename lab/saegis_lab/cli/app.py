@@ -5,7 +5,7 @@ import typer
 from saegis.cli.features import app as features
 from saegis.cli.policy import app as policy
 from saegis_lab.cli import bench, calibrate, demo, make_filter, train
-from saegis_lab.cli.eval import attack, ban, clamp, coverage, filter
+from saegis_lab.cli.eval import attack, ban, clamp, coverage, detectors, filter
 from saegis_lab.cli.features import choose, label
 from saegis_server.cli.app import app
 
@@ -17,6 +17,7 @@ eval = typer.Typer(no_args_is_help=True, help="Measure what bans, clamps and pol
 eval.command(epilog=ban.EPILOG)(ban.ban)
 eval.command(epilog=clamp.EPILOG)(clamp.clamp)
 eval.command(epilog=coverage.EPILOG)(coverage.coverage)
+eval.command(epilog=detectors.EPILOG)(detectors.detectors)
 eval.command("filter", epilog=filter.EPILOG)(filter.filter_)
 eval.command(epilog=attack.EPILOG)(attack.attack)
 app.add_typer(eval, name="eval")

@@ -77,6 +77,25 @@ def codes(text: str) -> tuple[str, ...]:
     return tuple(code for code in (part.strip() for part in text.split(",")) if code)
 
 
+def features_of(written: str) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """The features, and the languages that a ban file says they were chosen from.
+
+    Raises ValueError for text that is neither a ban file nor indices.
+    """
+    indices = [part.strip() for part in written.split(",")]
+    if all(map(str.isdecimal, indices)):
+        features = tuple(map(int, indices))
+        if len(set(features)) < len(features):
+            raise ValueError(f"--features {written}: a feature stands there twice")
+        return features, ()
+    if not Path(written).is_file():
+        raise ValueError(f"--features {written}: no such file, and not indices such as 17,99")
+    from saegis_lab.evaluation.experiment import BanFile
+
+    ban = BanFile.load(Path(written))
+    return ban.features, ban.chosen_from
+
+
 def strengths_of(text: str) -> list[float]:
     """The strengths of a comma-separated list. Raises ValueError."""
     numbers = []

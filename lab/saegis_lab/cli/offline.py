@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
@@ -16,12 +16,14 @@ from saegis_server.cli.options import Device, Dtype, DtypeName
 from saegis_server.cli.stages import StageDisplay
 
 if TYPE_CHECKING:
-    from saegis_lab.training.activations import FeatureBatch
+    from saegis_lab.training.activations import FeatureBatch, TokenBatch
     from saegis_lab.training.texts import LabelledText, TokenTruth
     from saegis_server.engine.torch.loading import LoadedModel
     from saegis_server.rpc.server.sae_sources import PlacedSAE
     from saegis_server.sae.autoencoder import SparseAutoencoder
     from saegis_server.steering.site import Site
+
+_Batch = TypeVar("_Batch", "FeatureBatch", "TokenBatch")
 
 SiteName = Annotated[
     str | None,
@@ -121,6 +123,17 @@ class Subject:
         """The features of `sae` on the texts, shown as a stage; ends the command if no token is left."""
         from saegis_lab.training.activations import feature_batches
 
+        read = feature_batches(self.loaded.model, self.site, sae, self.rows, self.excluded)
+        return self._shown(read, display)
+
+    def token_batches(self, display: StageDisplay) -> Iterator[TokenBatch]:
+        """The activations of the texts' tokens, as `batches` gives features."""
+        from saegis_lab.training.activations import token_batches_at
+
+        read = token_batches_at(self.loaded.model, self.site, self.rows, self.excluded)
+        return self._shown(read, display)
+
+    def _shown(self, read: Iterator[_Batch], display: StageDisplay) -> Iterator[_Batch]:
         total = sum(1 for row in self.rows for token in row[1:] if token not in self.excluded)
         if not total:
             display.close()
@@ -130,7 +143,7 @@ class Subject:
             )
         done = 0
         display("reading the tokens", done, total)
-        for batch in feature_batches(self.loaded.model, self.site, sae, self.rows, self.excluded):
+        for batch in read:
             yield batch
             done += len(batch.token_ids)
             display("reading the tokens", done, total)

@@ -121,9 +121,57 @@ _MOST_NUMBERS = 1 << 24
 
 
 @dataclass(frozen=True, slots=True)
-class FeatureBatch:
+class TokenBatch:
     """Some tokens. texts, places and token_ids: int64 [n], the number of each token's text, where it stands
-    in that text, and what it is; activations: float32 [n, m], in feature units. All on the model's device.
+    in that text, and what it is; x: float32 [n, d], the activations at a site. All on the model's device.
+    """
+
+    texts: Tensor
+    places: Tensor
+    token_ids: Tensor
+    x: Tensor
+
+
+@torch.no_grad()
+def token_batches_at(
+    model: PreTrainedModel,
+    site: Site,
+    rows: Sequence[Sequence[int]],
+    excluded: frozenset[int] = frozenset(),
+    batch_tokens: int = 4096,
+) -> Iterator[TokenBatch]:
+    """Every token of `rows` once, without the first of each row, whose norm is a model's outlier, and without
+    the token ids `excluded`.
+
+    rows: token ids of each text, special tokens included. They run through the model `batch_tokens` tokens at
+    a time, padding included, longest rows first. Raises SiteError if the model has no such site.
+    """
+    left_out = torch.tensor(sorted(excluded), dtype=torch.int64)
+    order = sorted(range(len(rows)), key=lambda number: -len(rows[number]))
+    while order and len(rows[order[0]]) > 1:
+        length = len(rows[order[0]])
+        count = max(1, batch_tokens // length)
+        group, order = order[:count], order[count:]
+        ids = torch.zeros(len(group), length, dtype=torch.int64)
+        for place, number in enumerate(group):
+            ids[place, : len(rows[number])] = torch.tensor(rows[number])
+        sizes = torch.tensor([len(rows[number]) for number in group])
+        kept = (torch.arange(length) < sizes[:, None]) & ~torch.isin(ids, left_out)
+        kept[:, 0] = False
+        x = read_site(model, site, ids.to(model.device))
+        lines, places = kept.nonzero(as_tuple=True)
+        yield TokenBatch(
+            torch.tensor(group)[lines].to(x.device),
+            places.to(x.device),
+            ids[lines, places].to(x.device),
+            x[lines.to(x.device), places.to(x.device)],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureBatch:
+    """Some tokens. texts, places and token_ids: int64 [n], as of TokenBatch; activations: float32 [n, m], in
+    feature units. All on the model's device.
     """
 
     texts: Tensor
@@ -141,36 +189,17 @@ def feature_batches(
     excluded: frozenset[int] = frozenset(),
     batch_tokens: int = 4096,
 ) -> Iterator[FeatureBatch]:
-    """Every token of `rows` once, without the first of each row, whose norm is a model's outlier, and without
-    the token ids `excluded`.
+    """The features of the tokens of `token_batches_at`, of which the arguments are.
 
-    rows: token ids of each text, special tokens included. They run through the model `batch_tokens` tokens at
-    a time, padding included, longest rows first. Raises SiteError if the model has no such site, and
-    ValueError if its activations are not as wide as the SAE reads them.
+    Raises as that does, and ValueError if the activations are not as wide as the SAE reads them.
     """
     sae = on_device(sae, model.device)
-    left_out = torch.tensor(sorted(excluded), dtype=torch.int64)
-    order = sorted(range(len(rows)), key=lambda number: -len(rows[number]))
-    while order and len(rows[order[0]]) > 1:
-        length = len(rows[order[0]])
-        count = max(1, batch_tokens // length)
-        group, order = order[:count], order[count:]
-        ids = torch.zeros(len(group), length, dtype=torch.int64)
-        for place, number in enumerate(group):
-            ids[place, : len(rows[number])] = torch.tensor(rows[number])
-        sizes = torch.tensor([len(rows[number]) for number in group])
-        kept = (torch.arange(length) < sizes[:, None]) & ~torch.isin(ids, left_out)
-        kept[:, 0] = False
-        x = read_site(model, site, ids.to(model.device))
-        lines, places = kept.nonzero(as_tuple=True)
-        texts = torch.tensor(group)[lines]
-        for part in torch.split(torch.arange(len(lines)), max(1, _MOST_NUMBERS // sae.features)):
-            at = lines[part].to(x.device), places[part].to(x.device)
+    most = max(1, _MOST_NUMBERS // sae.features)
+    for batch in token_batches_at(model, site, rows, excluded, batch_tokens):
+        for start in range(0, len(batch.texts), most):
+            part = slice(start, start + most)
             yield FeatureBatch(
-                texts[part].to(x.device),
-                at[1],
-                ids[lines[part], places[part]].to(x.device),
-                sae.encode(x[at]),
+                batch.texts[part], batch.places[part], batch.token_ids[part], sae.encode(batch.x[part])
             )
 
 

@@ -58,7 +58,7 @@ class Capacity:
     """
 
     edits: int = 32
-    rules: int = 8
+    rules: int = 32
     bans: int = 32
     watches: int = 64
     conditions: int = 32

@@ -171,7 +171,10 @@ def test_a_guard_that_does_not_fit_is_not_admitted(serving: Serving) -> None:
         rows.ban(rows.Probe(f"{sign}", sign * probe(1).read, probe(1).read, gate_bias=5.0, value_bias=5.0))
         for sign in (1.0, -1.0)
     )
-    for added, message in ((crowded, "room for 8"), (SiteProgram(bans=opposed), "oppose each other")):
+    for added, message in (
+        (crowded, f"room for {Capacity().rules}"),
+        (SiteProgram(bans=opposed), "oppose each other"),
+    ):
         edit = always("p/edit", Reaction.EDIT, rows={SITES[0]: added})
         with pytest.raises(SteeringError, match=message):
             engine.ask([1], GREEDY, READ_ONLY, guard=Guard((edit,)))

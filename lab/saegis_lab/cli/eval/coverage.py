@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,7 +12,7 @@ from saegis.cli import options
 from saegis.cli.output import USAGE, fail
 from saegis_lab.cli import offline
 from saegis_lab.cli.eval import options as eval_options
-from saegis_lab.cli.files import codes, inputs
+from saegis_lab.cli.files import codes, features_of, inputs
 from saegis_lab.cli.tables import titled
 from saegis_server.cli.stages import StageDisplay, stage_display
 
@@ -62,7 +61,7 @@ def coverage(
     """
     output.check()
     with inputs():
-        indices, stated = _features(features)
+        indices, stated = features_of(features)
     texts = source.labelled_texts()
     is_wanted, words = wanted.test(texts)
     with stage_display(json=False) as display:
@@ -96,25 +95,6 @@ def _counted(
     for batch in subject.batches(narrow, display):
         counter.add(batch.texts, subject.truths_of(batch), batch.activations)
     return counter
-
-
-def _features(written: str) -> tuple[tuple[int, ...], tuple[str, ...]]:
-    """The features, and the languages that a ban file says they were chosen from.
-
-    Raises ValueError for text that is neither a ban file nor indices.
-    """
-    indices = [part.strip() for part in written.split(",")]
-    if all(map(str.isdecimal, indices)):
-        features = tuple(map(int, indices))
-        if len(set(features)) < len(features):
-            raise ValueError(f"--features {written}: a feature stands there twice")
-        return features, ()
-    if not Path(written).is_file():
-        raise ValueError(f"--features {written}: no such file, and not indices such as 17,99")
-    from saegis_lab.evaluation.experiment import BanFile
-
-    ban = BanFile.load(Path(written))
-    return ban.features, ban.chosen_from
 
 
 def _set_table(result: Coverage) -> Table:

@@ -194,7 +194,7 @@ class Limits:
         _limits(
             metavar="KIND=NUMBER",
             help="How many edits, rules, bans or watches a sequence has room for at each site, such as "
-            "bans=64, and how many conditions; by default edits=32, rules=8, bans=32, watches=64, "
+            "bans=64, and how many conditions; by default edits=32, rules=32, bans=32, watches=64, "
             "conditions=32. Again for another.",
         ),
     ] = None
