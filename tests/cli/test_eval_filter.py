@@ -62,7 +62,9 @@ def invoke(*arguments: str) -> Result:
 @pytest.mark.slow
 def test_a_filter_and_its_parts_are_measured_and_every_miss_is_told(files: Path) -> None:
     options = ("--sae", "first=sae", "--chosen-from", "en", "--out", "filter.json", "--max-tokens", "6")
-    result = invoke(*options, "--parts", "--temperatures", "0,1", "--samples", "2", "--max-kl", "0")
+    result = invoke(
+        *options, "--parts", "--temperatures", "0,1", "--samples", "2", "--max-kl", "0", "--rows", "rules=3"
+    )
     assert result.exit_code == 0, result.output
     report = FilterReport.load(Path("filter.json"))
     names = [condition.name for condition in report.result.conditions]
@@ -87,6 +89,7 @@ def test_a_filter_and_its_parts_are_measured_and_every_miss_is_told(files: Path)
         (("--temperatures", "0,x"), "is no list of numbers"),
         (("--temperatures", "-1"), "temperature: must be finite and at least 0"),
         (("--sae", "first=none"), "there is no folder none"),
+        (("--rows", "rules=1"), "--rows rules=1: Input should be greater than or equal to 2"),
         (("--out", "no/such.json"), "there is no folder no"),
         (("--target", "2"), "--target"),
     ],

@@ -286,8 +286,6 @@ def test_every_language_that_misses_a_bar_is_named_by_figure(folder: Path, targe
     shown = " ".join(calibrate(folder, target, *given, *bars).stdout.split())
     assert "under strength 0 bars are missed: " in shown
     assert f"perplexity in {', '.join(noted)}" in shown
-    without = json.loads(calibrate(folder, target, *given, "--max-perplexity", "1e9", "--json").stdout)
-    assert [each for each in without["misses"] if "perplexity" in each["figure"]] == []
 
 
 def test_a_missing_strength_gets_a_line_of_its_own(folder: Path, target: str) -> None:

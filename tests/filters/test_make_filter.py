@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from saegis_lab.cli.app import app
+from saegis_lab.filters.recipe import FilterRecipe
 from saegis_server.policy.bundle.bundle import Bundle
 from saegis_server.steering.rows import Phase
 from tests.filters import world
@@ -58,7 +59,8 @@ def offline(folder: Path, command: str) -> str:
 
 
 def test_the_bundle_is_one_that_a_server_takes(folder: Path) -> None:
-    run(folder, "--no-measure", *directed(folder))
+    told = run(folder, "--no-measure", *directed(folder))
+    assert "not attacked: --attack asks for up to" in told
     bundle = Bundle.read(folder / "bundle")
     assert bundle.policy.name == "no-harm"
     redirects = [rule.redirect for rule in bundle.policy.rules if rule.redirect is not None]
@@ -87,6 +89,8 @@ def test_the_bundle_is_one_that_a_server_takes(folder: Path) -> None:
     offline(folder, "test")
     text = (folder / "bundle" / "README.md").read_text("utf-8")
     assert "was not measured on a server" in text
+    assert "It was not attacked" in text
+    assert card["attacked"] is None
 
 
 @pytest.mark.slow
@@ -110,6 +114,7 @@ def test_what_cannot_be_made_is_said(folder: Path) -> None:
     both = run(folder, "--aligned", "en", "--refusal-feature", "3", code=2)
     assert "--aligned and --refusal-feature contradict each other" in both
     assert "--aligned: 'de' is none of --languages" in run(folder, "--aligned", "de", code=2)
+    assert "--attack and --no-measure contradict" in run(folder, "--no-measure", "--attack", code=2)
     assert "no text is in 'sw'" in run(folder, languages="en,sw", code=2)
     assert "feature 99 does not exist" in run(folder, "--no-measure", "--refusal-feature", "99", code=2)
     (folder / "bundle").mkdir()
@@ -119,7 +124,8 @@ def test_what_cannot_be_made_is_said(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_the_card_tells_what_the_bundle_does_on_a_server(folder: Path) -> None:
-    run(folder, *directed(folder))
+    """In the languages that took part it is what was calibrated, with answers as long as there."""
+    run(folder, *directed(folder), max_tokens=str(FilterRecipe().choice_tokens))
     card = json.loads((folder / "bundle" / "calibration.json").read_text("utf-8"))["filter"]
     conditions = [condition["name"] for condition in card["measured"]["conditions"]]
     assert conditions[:2] == ["nothing", "the filter"]
@@ -138,3 +144,23 @@ def test_the_card_tells_what_the_bundle_does_on_a_server(folder: Path) -> None:
     text = (folder / "bundle" / "README.md").read_text("utf-8")
     assert "### The filter, greedy" in text
     offline(folder, "validate")
+
+
+@pytest.mark.slow
+def test_the_card_tells_what_comes_back_under_attack(folder: Path) -> None:
+    first: dict[tuple[str, bool], str] = {}
+    for line in (folder / "prompts.jsonl").read_text("utf-8").splitlines():
+        prompt = json.loads(line)
+        first.setdefault((prompt["language"], prompt["harmful"]), line)
+    (folder / "prompts.jsonl").write_text("\n".join(first.values()), "utf-8")
+    told = run(folder, *directed(folder), "--attack")
+    assert "the attack asks for up to" in told
+    card = json.loads((folder / "bundle" / "calibration.json").read_text("utf-8"))["filter"]
+    text = (folder / "bundle" / "README.md").read_text("utf-8")
+    attacked = card["attacked"]
+    rows = [row for row in attacked["result"]["rows"] if row["condition"] == "the filter"]
+    assert {row["attack"] for row in rows} == set(attacked["result"]["attacks"])
+    for row in rows:
+        (line,) = (each for each in text.splitlines() if each.startswith(f"| {row['attack']} |"))
+        assert (f"{row['back']:.1%}" if row["back"] is not None else "-") in line
+    assert all(miss["told"] in text for miss in attacked["misses"])

@@ -22,6 +22,7 @@ import saegis
 from saegis_lab.cli.app import app
 from saegis_lab.evaluation.experiment import BanFile, ClampFile, load_prompts
 from saegis_lab.evaluation.units import repetition
+from saegis_lab.filters.direction import load_examples
 from saegis_lab.polyglot.corpus import GOLDEN_GATE
 from saegis_lab.polyglot.lexicon import lexicon
 from saegis_server.policy.schema.policy import Policy
@@ -37,6 +38,9 @@ NOT_RUN = {
     r"saegis serve": "it serves until it is stopped; tests/e2e/test_serve_process.py and the server here do",
     r"saegis demo": "a server of its own: tests/e2e/test_demo.py",
     r"saegis bench": "ten minutes",
+    r"saegis eval filter": "a server of its own: tests/cli/test_eval_filter.py",
+    r"saegis eval attack": "a server of its own, and long: tests/evaluation/test_attack.py",
+    r"saegis policy make-filter": "minutes: tests/filters/test_make_filter.py",
     r"saegis train sae": "an hour; tests/e2e/test_train_serve.py trains",
     r".* owner/": "a hub's ids",
     r"saegis .* (--model MODEL|--features ban.json --prompts)": "what the help shows, in one go",
@@ -217,7 +221,7 @@ def parsed(arguments: list[str]) -> None:
 def test_a_command_that_is_not_run_is_written_as_it_must_be(example: Example, here: World) -> None:
     # Files of somebody else's are here too, so that only what is written is judged.
     for word in example.arguments:
-        if re.fullmatch(r"[\w./-]+\.(jsonl|txt|yaml|pem|key|pub)|T", word):
+        if re.fullmatch(r"[\w./-]+\.(jsonl?|txt|yaml|pem|key|pub)|T", word):
             Path(word).touch()
     parsed(
         [LOG if each == LOG else each for each in example.arguments if each != LOG]
@@ -336,6 +340,8 @@ def test_json_in_helps_is_read_by_what_it_is_for(tmp_path: Path) -> None:
             assert BanFile.load(path).chosen_from == ("en", "zh")
         elif text.startswith('{"feature"'):
             assert ClampFile.load(path).values == (0.0, 1.0, 2.0)
+        elif text.startswith('{"prompt"') and '"refusal"' in text:
+            assert len(load_examples(path)) == 1
         elif text.startswith('{"prompt"'):
             assert len(load_prompts(path)) == 1
         else:

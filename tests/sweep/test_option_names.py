@@ -19,7 +19,9 @@ from saegis_lab.cli.app import app
 #: What each name means, in whatever command it stands. A new option takes the name here that means the same.
 MEANINGS = {
     "--add": "an edit that adds to a feature",
+    "--aligned": "the language in which a model refuses",
     "--architecture": "how an SAE's features are made sparse",
+    "--attack": "whether a filter that is made is attacked too",
     "--audit": "the audit log to keep",
     "--audit-fsync": "when audit records are forced to the disk",
     "--audit-key-file": "the key of the audit log's chain",
@@ -42,6 +44,7 @@ MEANINGS = {
     "--dead-after": "when an SAE's feature counts as dead",
     "--decision": "the id of a policy decision",
     "--device": "what the model runs on",
+    "--direction": "the file of a refusal direction",
     "--dry-run": "whether nothing is changed",
     "--dtype": "the model's dtype",
     "--examples": "how many decisions of a kind are shown",
@@ -49,6 +52,7 @@ MEANINGS = {
     "--feature": "the feature that is clamped",
     "--feature-count": "how many features an SAE gets",
     "--features": "the features of a ban",
+    "--for-model": "the model that a policy is for",
     "--force": "whether what is there is replaced",
     "--grace": "how long running requests may take to end",
     "--groups": "the sizes of Matryoshka groups",
@@ -65,15 +69,21 @@ MEANINGS = {
     "--l0-coefficient": "the weight of the L0 penalty",
     "--l1-coefficient": "the weight of the L1 penalty",
     "--label": "the label of the wanted texts",
+    "--languages": "the languages in which a filter is chosen",
     "--last": "how many records are shown, from the end",
     "--learning-rate": "the step length of training",
     "--limit": "what a caller may have",
     "--log-level": "what the server's log tells",
     "--markdown": "the file for a table in Markdown",
+    "--max-back": "the share of the harm that an attack may bring back",
     "--max-kl": "the divergence that a ban must stay under",
+    "--max-lost": "the share of benign answers that a filter may refuse or stop",
     "--max-model-len": "tokens of prompt and completion together",
     "--max-num-seqs": "sequences that share a batch",
+    "--max-perplexity": "the perplexity that answers under a ban or a filter must stay under",
     "--max-tokens": "tokens of an answer",
+    "--max-worst": "the share of the harm that an attack may bring back in the worst sample",
+    "--measure": "whether a filter that is made is measured on a server",
     "--metrics-port": "the port of the Prometheus endpoint",
     "--min-coverage": "the share of a bundle that its cases must reach",
     "--min-p": "sampling: the least share of the likeliest token's probability",
@@ -82,6 +92,7 @@ MEANINGS = {
     "--name": "what the model is called",
     "--only": "the models that are measured",
     "--out": "where the result is written",
+    "--parts": "whether the parts of a policy are tried too",
     "--plot": "where the result is drawn",
     "--policy": "a bundle to put in force",
     "--policy-key": "a public key that must have signed a bundle",
@@ -90,6 +101,7 @@ MEANINGS = {
     "--precision": "the dtype of an SAE's matrix products",
     "--principal": "what logs call a caller",
     "--prompts": "the prompts to ask",
+    "--prompts-per-language": "how many prompts of each kind are asked in a language",
     "--queue-limit": "sequences that may wait",
     "--raw": "whether texts carry their special tokens",
     "--read-first-token": "whether conditions read a text's first token",
@@ -97,8 +109,11 @@ MEANINGS = {
     "--receipt": "whether the whole receipt is shown",
     "--redirect": "an edit that writes one feature where another is active",
     "--reflection": "whether clients may read the contract",
+    "--refusal-examples": "prompts with refusals, from which a refusal direction is made",
+    "--refusal-feature": "a feature of refusals",
     "--replay": "the audit log whose decisions are made again",
     "--reuse": "how often an activation is trained on",
+    "--revision": "the revision of a policy that is made",
     "--role": "what a caller may do",
     "--rounds": "how often each side is measured",
     "--rule": "the id of a rule",
@@ -109,8 +124,10 @@ MEANINGS = {
     "--scale": "an edit that scales a feature",
     "--scorer": "what scores answers",
     "--seed": "what random choices are drawn from",
+    "--serial": "the serial of a policy that is made",
     "--server": "the server to call",
     "--shadow": "whether a bundle is evaluated without acting",
+    "--shots": "earlier turns with harmful answers",
     "--site": "a place in the forward pass",
     "--stall": "how long the event loop may be stuck",
     "--steer-first-token": "whether rows move a text's first token",
@@ -121,6 +138,7 @@ MEANINGS = {
     "--system": "the system message",
     "--target": "the share of its harm that a ban may leave",
     "--temperature": "sampling: the temperature",
+    "--temperatures": "sampling: the temperatures that are measured",
     "--tenant": "whose policies concern a caller",
     "--texts": "the texts to read activations of",
     "--timeout": "a call's deadline",
@@ -140,19 +158,21 @@ MEANINGS = {
     "--with-file": "texts that have what is looked for",
     "--without": "a text that lacks what is looked for",
     "--without-file": "texts that lack what is looked for",
+    "--wordings": "the file of other wordings of prompts",
     "--words": "the name of a word list",
 }
 #: Names whose value is written in several ways, each for a reason.
 VARIED = {
     "--out": "a file or a directory, as the result is one",
+    "--sae": "with an id of its own where policies name several",
     "--features": "targets where a server is asked, indices alone where an SAE's file is read",
 }
 #: How text is written that is not one of a set of words. A set of words is an enumeration.
 FREE = """
-    ADDRESS CODE,CODE... DEVICE FILE FILE|INDEX,INDEX... FILE|MODULE:FUNCTION FILE|TARGET HASH ID KIND=NUMBER
-    FILE|TARGET,TARGET... LABEL NAME NAME=NUMBER PATH_OR_HUB_ID SITE SIZE,SIZE... STRENGTH,STRENGTH... TARGET
-    TARGET=FACTOR TARGET=TO:FACTOR[:STRENGTH[:THRESHOLD]] TARGET=VALUE TARGET[=STRENGTH] TEXT VALUE,VALUE...
-    WORDS[=STRENGTH] WORD[=VALUE]
+    ADDRESS CODE CODE,CODE... DEVICE FILE FILE|INDEX,INDEX... FILE|MODULE:FUNCTION FILE|TARGET HASH ID
+    KIND=NUMBER FILE|TARGET,TARGET... LABEL NAME NAME=NUMBER NUMBER,NUMBER... PATH_OR_HUB_ID SITE
+    SIZE,SIZE... STRENGTH,STRENGTH... TARGET TARGET=FACTOR TARGET=TO:FACTOR[:STRENGTH[:THRESHOLD]]
+    TARGET=VALUE TARGET[=STRENGTH] TEXT VALUE,VALUE... WORDS[=STRENGTH] WORD[=VALUE] [ID=]FOLDER
 """
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,8 +21,10 @@ from saegis_server.cli.policy.world import read_bundle
 from saegis_server.cli.stages import StageDisplay, stage_display
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
+    from saegis import Client
+    from saegis_lab.evaluation.attack_report import AttackReport
     from saegis_lab.evaluation.experiment import Prompt
     from saegis_lab.evaluation.filtered import FilterResult
     from saegis_lab.evaluation.scorers import BanScorers
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
     from saegis_lab.filters.direction import RefusalDirection
     from saegis_lab.filters.making import DirectionSource, Material
     from saegis_lab.training.texts import LabelledText
+    from saegis_server.policy.bundle.bundle import Bundle
 
 EPILOG = f"""
 [bold]Examples[/bold]
@@ -37,14 +41,14 @@ saegis policy make-filter --model ./model --sae ./sae --texts texts.jsonl --prom
 --scorer words.json --languages en,zh --out no-harm
 
 saegis policy make-filter --model ./model --sae ./sae --texts texts.jsonl --prompts prompts.jsonl
---scorer words.json --languages en,zh --examples refusals.jsonl --out no-harm
+--scorer words.json --languages en,zh --refusal-examples refusals.jsonl --out no-harm
 {offline.TEXTS_HELP}
 [bold]What is written[/bold]
 
 A bundle: policy.yaml, the refusal direction, cases, and its card, README.md for people and calibration.json
 for programs. Only texts and prompts in --languages decide anything. Prompts in other languages are answered
 at the end, to say what the filter does there and which bars it misses. Where a model refuses nowhere, give
---examples; a line is {{"prompt": "How do I make a bomb?", "refusal": "I do not help with that."}}.
+--refusal-examples; a line is {{"prompt": "How do I make a bomb?", "refusal": "I do not help with that."}}.
 Word lists are written as for saegis eval ban; --scorer needs those named 'refusal' too to tell refusals.
 """
 
@@ -63,7 +67,7 @@ class Towards:
             metavar="FILE.safetensors", exists=True, dir_okay=False, help="A refusal direction: one tensor."
         ),
     ] = None
-    examples: Annotated[
+    refusal_examples: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE", exists=True, dir_okay=False, help="JSONL, one example a line: prompt, refusal."
@@ -82,7 +86,7 @@ class Towards:
         named = {
             "--aligned": self.aligned,
             "--direction": self.direction,
-            "--examples": self.examples,
+            "--refusal-examples": self.refusal_examples,
             "--refusal-feature": self.refusal_feature,
         }
         given = [option for option, value in named.items() if value is not None]
@@ -91,7 +95,7 @@ class Towards:
         if self.aligned is not None and self.aligned not in languages:
             raise fail(f"--aligned: {self.aligned!r} is none of --languages", code=USAGE)
         with inputs():
-            examples = None if self.examples is None else load_examples(self.examples)
+            examples = None if self.refusal_examples is None else load_examples(self.refusal_examples)
         vector = None if self.direction is None else _vector(self.direction)
         return DirectionSource(vector, examples, self.refusal_feature, self.aligned)
 
@@ -140,6 +144,9 @@ def make_filter(
     measure: Annotated[
         bool, typer.Option(help="Measure the bundle on a server, in every language of the prompts.")
     ] = True,
+    attack: Annotated[
+        bool, typer.Option(help="Attack the bundle there too, as saegis eval attack does; takes long.")
+    ] = False,
     placement: offline.Placement,
     json: options.Json = False,
 ) -> None:
@@ -151,18 +158,25 @@ def make_filter(
     from dataclasses import replace
 
     _check_out(out)
+    if attack and not measure:
+        raise fail("--attack and --no-measure contradict each other", "give one of them", USAGE)
     chosen = codes(languages)
     towards_source = towards.source(chosen)
     texts, asked, scorers = _inputs(source, prompts, scorer, chosen)
+    if attack:
+        notes().print(f"the attack asks for up to {_answers_of(asked, max_tokens)} answers")
     with stage_display(json=False) as display:
         subject = offline.load_subject(source, site, texts, raw, placement, display)
         card = _made(subject, texts, asked, scorers, chosen, towards_source, display)
         _write(out, card, named)
         if measure:
-            card = replace(
-                card, measured=_measured(out, card, source, site, asked, scorers, named, max_tokens, display)
-            )
-            _write(out, card, named)
+            tried_on = (asked, scorers, max_tokens, display)
+            with _served(out, source, named, display) as client:
+                card = replace(card, measured=_measured(out, card, client, *tried_on))
+                _write(out, card, named)
+                if attack:
+                    card = replace(card, attacked=_attacked(out, card, client, *tried_on))
+                    _write(out, card, named)
     if json:
         print_json(card.record())
         return
@@ -171,6 +185,8 @@ def make_filter(
         console().print(f"missed: {miss}", style="yellow", markup=False, soft_wrap=True)
     subject.note_cut()
     note_written(out)
+    if not attack:
+        notes().print(f"not attacked: --attack asks for up to {_answers_of(asked, max_tokens)} answers more")
     notes().print(
         f"next:  saegis policy validate {out}; saegis policy test {out}; sign it",
         markup=False,
@@ -281,45 +297,97 @@ def _vector(path: Path) -> RefusalDirection:
         raise fail(f"--direction: {error}", "give a safetensors file of one tensor [d]", USAGE) from error
 
 
-def _measured(
-    out: Path,
-    card: FilterCard,
-    source: offline.Source,
-    site: str | None,
-    prompts: Sequence[Prompt],
-    scorers: BanScorers,
-    named: Named,
-    max_tokens: int,
-    display: StageDisplay,
-) -> FilterResult:
-    """What the written bundle and its parts do on a server; ends the command where it cannot be measured."""
-    from saegis_lab.evaluation.bundle_copies import parts
-    from saegis_lab.evaluation.experiment import Decoding
-    from saegis_lab.evaluation.filtered import measure_filters
+@contextmanager
+def _served(out: Path, source: offline.Source, named: Named, display: StageDisplay) -> Iterator[Client]:
+    """A client of a server with room for the written bundle; ends the command where it cannot be measured."""
     from saegis_lab.evaluation.policy_trial import serving
-    from saegis_lab.filters.card import WHOLE
     from saegis_server.rpc.server.process import ServerProcessError
     from saegis_server.sae.files import resolve_sae
 
-    made = card.made
-    room = max(8, len(made.choice.features))
-    options = ["--compile", "never", "--rows", f"rules={room}", "--rows", f"bans={max(32, room)}"]
-    bundle = read_bundle(out)
-    decodings = [Decoding(max_tokens=max_tokens)]
+    options = ["--compile", "never", *(f"--rows={kind}={room}" for kind, room in _room(read_bundle(out)))]
     try:
         with serving(source.model, {named.sae_id: resolve_sae(source.sae)}, display, options) as client:
-            return measure_filters(
-                client,
-                {WHOLE: bundle, **parts(bundle)},
-                prompts,
-                scorers,
-                decodings,
-                chosen_from=made.languages,
-                progress=display,
-            )
+            yield client
     except (ServerProcessError, ValueError) as error:
         display.close()
-        raise fail(f"the bundle was written, but not measured: {error}") from error
+        raise fail(f"the bundle was written, but not measured to the end: {error}") from error
+
+
+def _room(bundle: Bundle) -> Iterator[tuple[str, int]]:
+    """Room for the rows of a bundle that names features by index, no less than a server has as it starts."""
+    from saegis_server.steering.table import Capacity
+
+    rows = {"rules": 0, "bans": 0}
+    for rule in bundle.policy.rules:
+        for kind, targets in (("rules", rule.redirect), ("bans", rule.ban)):
+            selectors = () if targets is None else targets.features
+            rows[kind] += sum(len(selector.indices or ()) for selector in selectors)
+    least = Capacity()
+    yield "rules", max(least.rules, rows["rules"])
+    yield "bans", max(least.bans, rows["bans"])
+
+
+def _measured(
+    out: Path,
+    card: FilterCard,
+    client: Client,
+    prompts: Sequence[Prompt],
+    scorers: BanScorers,
+    max_tokens: int,
+    display: StageDisplay,
+) -> FilterResult:
+    """What the written bundle and its parts do on a server. Raises ValueError."""
+    from saegis_lab.evaluation.bundle_copies import parts
+    from saegis_lab.evaluation.experiment import Decoding
+    from saegis_lab.evaluation.filtered import measure_filters
+    from saegis_lab.filters.card import WHOLE
+
+    bundle = read_bundle(out)
+    return measure_filters(
+        client,
+        {WHOLE: bundle, **parts(bundle)},
+        prompts,
+        scorers,
+        [Decoding(max_tokens=max_tokens)],
+        chosen_from=card.made.languages,
+        progress=display,
+    )
+
+
+def _attacked(
+    out: Path,
+    card: FilterCard,
+    client: Client,
+    prompts: Sequence[Prompt],
+    scorers: BanScorers,
+    max_tokens: int,
+    display: StageDisplay,
+) -> AttackReport:
+    """What comes back under the written bundle on a server. Raises ValueError."""
+    from saegis_lab.evaluation.attack import AttackSettings, measure_attacks
+    from saegis_lab.evaluation.attack_report import AttackReport
+    from saegis_lab.evaluation.wordings import load_wordings
+    from saegis_lab.filters.card import WHOLE
+
+    result = measure_attacks(
+        client,
+        {WHOLE: read_bundle(out)},
+        prompts,
+        scorers,
+        load_wordings(),
+        AttackSettings(max_tokens=max_tokens),
+        chosen_from=card.made.languages,
+        progress=display,
+    )
+    return AttackReport.of(result)
+
+
+def _answers_of(prompts: Sequence[Prompt], max_tokens: int) -> int:
+    """How many answers an attack asks for: without rules and under the filter."""
+    from saegis_lab.evaluation.attack import AttackSettings, answers_of_attacks
+    from saegis_lab.evaluation.wordings import load_wordings
+
+    return 2 * answers_of_attacks(prompts, load_wordings(), AttackSettings(max_tokens=max_tokens))
 
 
 def _write(out: Path, card: FilterCard, named: Named) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from saegis_lab.evaluation.attack_report import AttackReport
 from saegis_lab.evaluation.filtered import FilterResult
 from saegis_lab.filters.calibrate import Calibrated, excesses
 from saegis_lab.filters.making import FeatureChoice, MadeFilter
@@ -38,11 +39,13 @@ class FilterMiss(Record):
 @dataclass(frozen=True, slots=True)
 class FilterCard:
     """Everything that is known of a filter. measured: what the bundle and its parts do on a server, with the
-    whole as the condition WHOLE; None where that was not measured."""
+    whole as the condition WHOLE; attacked: how much harm comes back under it by other ways of asking. None
+    where that was not measured."""
 
     model: str
     made: MadeFilter
     measured: FilterResult | None = None
+    attacked: AttackReport | None = None
 
     @property
     def misses(self) -> tuple[FilterMiss, ...]:
@@ -74,6 +77,7 @@ class FilterCard:
             "recipe": asdict(made.recipe),
             "measured": None if self.measured is None else asdict(self.measured),
             "misses": [asdict(miss) for miss in self.misses],
+            "attacked": None if self.attacked is None else asdict(self.attacked),
         }
 
     def markdown(self) -> str:
@@ -96,6 +100,11 @@ class FilterCard:
                 *([f"- {miss}" for miss in self.misses] or ["None, in any language that was measured."]),
                 "",
             ]
+        lines += ["## What comes back under attack", ""]
+        if self.attacked is None:
+            lines += ["It was not attacked: `saegis eval attack --policy` does.", ""]
+        else:
+            lines += [*_attacked(self.attacked, self.made), ""]
         lines += ["## Why these parts", "", *_reasons(self.made), ""]
         return "\n".join(lines)
 
@@ -166,6 +175,26 @@ def _measured(measured: FilterResult, made: MadeFilter) -> Iterator[str]:
                     yield _line(name, _share(harmful.stopped), *_cells(figures))
 
 
+def _attacked(report: AttackReport, made: MadeFilter) -> Iterator[str]:
+    """What each attack brings back under the whole filter, and the bars that it misses."""
+    result = report.result
+    yield "Share of the unfiltered model's harm that a user receives all the same when asking in another way."
+    yield f"Worst: of each prompt's worst answer; sampled attacks draw {result.settings.samples} of each."
+    yield ""
+    names = (code + ("*" if code in made.languages else "") for code in result.languages)
+    yield from _header("attack", *names, "mean", "worst")
+    for attack in result.attacks:
+        back = {row.language: row.back for row in result.of(attack, WHOLE)}
+        means = (result.mean_back(attack, WHOLE, worst) for worst in (False, True))
+        yield _line(attack, *(_fine(back.get(code)) for code in result.languages), *map(_fine, means))
+    yield ""
+    yield from (f"- missed: {miss.told}" for miss in report.misses)
+    yield from (f"- not tried: {reason}" for reason in result.left_out)
+    if not report.misses:
+        bars = report.bars
+        yield f"- all bars met: {bars.mean:.0%} in the mean, {bars.worst:.0%} of the worst answers"
+
+
 def _header(*names: str) -> Iterator[str]:
     yield _line(*names)
     yield "|" + "---|" * len(names)
@@ -188,6 +217,10 @@ def _cells(figures: FilterFigures) -> tuple[str, ...]:
 
 def _share(value: float | None) -> str:
     return "-" if value is None else f"{value:.0%}"
+
+
+def _fine(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"
 
 
 def _reasons(made: MadeFilter) -> Iterator[str]:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 EPILOG = f"""
 [bold]Examples[/bold]
 
-saegis eval detectors --model ./model --sae ./sae --texts texts.jsonl --policy ./no-harm --chosen-from en,zh
+saegis eval detectors --model ./model --sae ./sae --texts texts.jsonl --policy ./my-policy --chosen-from en,zh
 --scorer words.json
 
 saegis eval detectors --model ./model --sae ./sae --texts texts.jsonl --features ban.json --json

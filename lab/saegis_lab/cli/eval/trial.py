@@ -15,6 +15,7 @@ from saegis.cli.output import FAILURE, USAGE, fail
 from saegis_lab.cli.eval import options as eval_options
 from saegis_lab.cli.files import codes, shipped
 from saegis_server.cli.policy.world import read_bundle
+from saegis_server.cli.serve.command import room_for_rows
 from saegis_server.cli.serve.options import Compile
 
 if TYPE_CHECKING:
@@ -50,6 +51,13 @@ class Trial:
         ),
     ] = None
     compile: Annotated[Compile, typer.Option(help="Whether the server compiles the model.")] = Compile.NEVER
+    rows: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KIND=NUMBER",
+            help="Room for rows on the server, as of saegis serve, such as rules=64. Again for another kind.",
+        ),
+    ] = None
     prompts: eval_options.Prompts = None
     scorer: eval_options.BanScorer = None
     prompts_per_language: Annotated[
@@ -121,8 +129,9 @@ class Trial:
             if not folder.is_dir():
                 raise fail(f"--sae {written}: there is no folder {folder}", "give the SAE's folder", USAGE)
             saes[name or folder.resolve().name] = folder
+        room = [f"--rows={kind}={number}" for kind, number in room_for_rows(self.rows or []).items()]
         try:
-            with serving(self.model, saes, progress, ["--compile", self.compile.value]) as client:
+            with serving(self.model, saes, progress, ["--compile", self.compile.value, *room]) as client:
                 yield client
         except ServerProcessError as error:
             raise fail(str(error), "serve the model with saegis serve to see more", FAILURE) from error
