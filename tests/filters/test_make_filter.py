@@ -71,11 +71,11 @@ def test_the_bundle_is_one_that_a_server_takes(folder: Path) -> None:
     selectors = [selector for each in redirects for selector in each.features]
     indices = [index for selector in selectors for index in selector.indices or ()]
     asked = [each for each in redirects if each.phase is not Phase.COMPLETION]
-    told = [each for each in redirects if each.phase is not Phase.PROMPT]
+    answering = [each for each in redirects if each.phase is not Phase.PROMPT]
     assert set(indices) == set(features)
     assert {each.factor for each in asked} == {chosen["setting"]["factor"]}
     share, factor = chosen["setting"]["answer"], chosen["setting"]["factor"]
-    assert {each.factor for each in told} == ({round(share * factor, 3)} if share else set())
+    assert {each.factor for each in answering} == ({round(share * factor, 3)} if share else set())
     assert {each.strength for each in redirects} == {chosen["setting"]["strength"]}
     assert {rule.ban.strength for rule in bundle.policy.rules if rule.ban is not None} == (
         set() if chosen["setting"]["ban"] is None else {chosen["setting"]["ban"]}
