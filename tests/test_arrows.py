@@ -21,7 +21,8 @@ ALLOWED = {
     "rpc": {"policy", "audit", "telemetry", "engine", "sae", "steering"},
     "cli": {"rpc", "policy", "audit", "telemetry", "engine", "sae", "steering"},
     "lab/training": {"engine", "sae", "steering"},
-    "lab/evaluation": {"lab/training", "policy", "sae", "steering"},
+    "lab/evaluation": {"lab/training", "rpc", "policy", "sae", "steering"},
+    "lab/filters": {"lab/evaluation", "lab/training", "rpc", "policy", "engine", "sae", "steering"},
     "lab/bench": {"engine", "sae", "steering"},
     "lab/polyglot": {"lab/evaluation", "lab/training", "rpc", "engine", "sae", "steering"},
 }

@@ -62,8 +62,9 @@ ANSWERS = {r"saegis policy calibrate": (0, 1)}
 ALLOWED = """\
 rules: []
 allow:
-  - {{id: edits, ops: [clamp, clamp_if_active, scale, add, cap, floor, ablate, ban, watch], directions: true}}
-  - {{id: redirects, ops: [redirect], directions: true}}
+  - id: edits
+    ops: [clamp, clamp_if_active, scale, add, cap, floor, ablate, ban, redirect, watch]
+    directions: true
   - {{id: uses, uses: [logit_bias, n, temperature, token_ids, text, prefill, score, inspect, unruled]}}
 limits: {{after_bans: true}}
 """

@@ -102,7 +102,7 @@ def test_a_score_is_what_a_request_of_the_same_program_is_told(serving: Serving)
                 replace(site, largest_relative_norm=0.0) for site in wanted.sites
             ]
             assert (receipt.program_digest, receipt.steered) == (program.digest, True)
-            assert max(site.tokens_edited for site in receipt.sites) == len(prompt)
+            assert 0 < max(site.tokens_edited for site in receipt.sites) <= len(prompt)
 
 
 def test_every_token_is_one_of_the_prompt(serving: Serving) -> None:

@@ -27,7 +27,7 @@ class _Policy(Family):
     """The commands `saegis policy ...`."""
 
     names = (
-        *("validate", "test", "diff", "explain", "calibrate", "sign", "keygen"),
+        *("validate", "test", "diff", "explain", "make-filter", "calibrate", "sign", "keygen"),
         *("apply", "list", "history", "roll-back"),
     )
 
