@@ -27,3 +27,14 @@ def client(evaluated: Running) -> Iterator[saegis.Client]:
 def evaluated_target(evaluated: Running) -> str:
     """Where the server listens, for fixtures that outlive one test."""
     return evaluated.target
+
+
+@pytest.fixture(scope="module")
+def asker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[saegis.Client]:
+    """A client of a server of its own, whose policies the tests of one module change."""
+    state = tmp_path_factory.mktemp("policies") / "state"
+    with (
+        running(max_num_seqs=4, queue_limit=256, policies={"state": str(state)}) as server,
+        saegis.Client(server.target) as client,
+    ):
+        yield client

@@ -1,6 +1,5 @@
 """Tests of the recovery attack on a real server: against the same calls made one by one, and naive shares."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +22,6 @@ from saegis_lab.evaluation.policy_trial import PolicyTrial
 from saegis_lab.evaluation.scorers import BanScorers
 from saegis_lab.evaluation.wordings import Wordings
 from tests.evaluation.bundles import BAN, bundle
-from tests.rpc.harness import Running, running
 
 pytestmark = pytest.mark.slow
 PROMPTS = (
@@ -47,19 +45,6 @@ def share_of_vowels(text: str, language: str) -> float:
 
 
 SCORERS = BanScorers(share_of_vowels, None, vowels)
-
-
-@pytest.fixture(scope="module")
-def governed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    state = tmp_path_factory.mktemp("attack") / "state"
-    with running(max_num_seqs=4, queue_limit=256, policies={"state": str(state)}) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def asker(governed: Running) -> Iterator[saegis.Client]:
-    with saegis.Client(governed.target) as client:
-        yield client
 
 
 @pytest.fixture(scope="module")

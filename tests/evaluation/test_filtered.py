@@ -2,7 +2,6 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from saegis_lab.evaluation.scorers import BanScorers
 from saegis_server.policy.bundle.bundle import Bundle
 from tests.evaluation.bundles import BAN, STOP, bundle
 from tests.evaluation.samples import PROMPTS, answer_logprobs
-from tests.rpc.harness import Running, running
+from tests.rpc.harness import running
 from tests.tiers import few
 
 GREEDY, SAMPLED = Decoding(max_tokens=6), Decoding(1.0, 5, 5, 6)
@@ -45,19 +44,6 @@ def opens_low(text: str, language: str) -> float:
 
 
 SCORERS = BanScorers(share_of_vowels, opens_low, vowels)
-
-
-@pytest.fixture(scope="module")
-def governed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    state = tmp_path_factory.mktemp("trial") / "state"
-    with running(max_num_seqs=4, queue_limit=256, policies={"state": str(state)}) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def asker(governed: Running) -> Iterator[saegis.Client]:
-    with saegis.Client(governed.target) as client:
-        yield client
 
 
 @pytest.fixture(scope="module")

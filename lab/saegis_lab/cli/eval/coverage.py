@@ -43,13 +43,7 @@ def coverage(
         str, typer.Option(metavar="FILE|INDEX,INDEX...", help="A ban file, or indices of features.")
     ],
     wanted: offline.Wanted,
-    chosen_from: Annotated[
-        str | None,
-        typer.Option(
-            metavar="CODE,CODE...",
-            help="The languages that the features were chosen from. By default those of the ban file.",
-        ),
-    ] = None,
+    chosen_from: eval_options.ChosenFrom = None,
     site: offline.SiteName = None,
     raw: offline.Raw = False,
     placement: offline.Placement,

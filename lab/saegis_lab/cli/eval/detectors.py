@@ -55,13 +55,7 @@ def detectors(
         ),
     ] = None,
     wanted: offline.Wanted,
-    chosen_from: Annotated[
-        str | None,
-        typer.Option(
-            metavar="CODE,CODE...",
-            help="The languages that the features were chosen from. By default those of the ban file.",
-        ),
-    ] = None,
+    chosen_from: eval_options.ChosenFrom = None,
     scorer: Annotated[
         str | None,
         eval_options.in_files(

@@ -39,6 +39,13 @@ BanFeatures = Annotated[
         help="A ban file, or indices and labels. By default the reference model's ban.",
     ),
 ]
+ChosenFrom = Annotated[
+    str | None,
+    typer.Option(
+        metavar="CODE,CODE...",
+        help="The languages that the features were chosen from. By default those of the ban file.",
+    ),
+]
 BanScorer = Annotated[
     str | None,
     in_files(
