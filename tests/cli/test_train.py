@@ -16,7 +16,7 @@ from saegis_lab.cli.app import app
 from saegis_server.sae.files import load_sae
 from tests.training.subjects import SITE, SubjectFiles, write_subject
 
-ENVIRONMENT = {"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
+ENVIRONMENT = {"COLUMNS": "400", "NO_COLOR": "1", "TERM": "dumb"}
 SMALL = ("--feature-count", "64", "--k", "8", "--batch", "128", "--tokens", "4000", "--context", "96")
 
 

@@ -350,7 +350,8 @@ def test_mutated_documents_are_read_or_refused_with_file_line_and_key(
         elif choice == 2 and isinstance(container, list):
             container.append(copy.deepcopy(container[key]))
         else:
-            container[key] = draw.choice(WRONG)
+            # A copy: what is changed next may lie inside it, and must not change what is drawn later.
+            container[key] = copy.deepcopy(draw.choice(WRONG))
         if not value:
             break
     written = yaml.safe_dump(value, allow_unicode=True, sort_keys=False)

@@ -134,7 +134,9 @@ def test_the_redirect_is_measured_beside_the_clamp_in_every_language(made: Path)
     rows = json.loads((made / "redirect_result.json").read_text(encoding="utf-8"))
     last = {(row["edits"], row["language"]): row for row in rows}
     for code, figures in told.landmark.items():
-        assert figures.plain.perplexity == 1.0
+        plain = last["without edits", code]["text"]["perplexity_ratio"]
+        assert plain in (None, 1.0)  # None where all answers are empty, as so small a model's may be
+        assert figures.plain.perplexity == (plain or 0.0)
         for name in ("clamped", "redirected"):
             text, row = getattr(figures, name), last[name, code]
             assert text.named == pytest.approx(row["mentions"], abs=1e-4)
