@@ -130,26 +130,8 @@ def make_filter(
         recipe.choice_tokens,
         lambda: progress("trying settings"),
     )
-    scores = _scores(material, recipe)
-    precise = by_precision(scores, recipe.least_score, recipe.features_each)
     aligned, direction = _direction(material, source, trials, recipe)
-    choices = []
-    if precise and recipe.choose_by != "effect":
-        choices.append(_chosen("precision", precise, (), material, direction, trials, recipe))
-    progress("estimating effects")
-    pool = near_candidates(scores, recipe)
-    if pool and recipe.choose_by != "precision" and material.subject.sae.norm is Norm.NONE:
-        growth = _grown(material, precise, pool, direction, trials, recipe)
-        named = {candidate.feature: candidate for candidate in pool}
-        effective = tuple(named[step.feature] for step in growth)
-        same = {each.feature for each in effective} == {each.feature for each in precise}
-        if effective and not (choices and same):
-            choices.append(_chosen("effect", effective, growth, material, direction, trials, recipe))
-    if not choices:
-        raise FilterError(
-            f"no feature fires on the harmful texts in all of {', '.join(material.languages)} often enough"
-        )
-    choices.sort(key=lambda choice: (*cost(choice.calibrated.best, recipe)[:4], choice.how != "precision"))
+    choices = _choices(material, direction, trials, recipe, progress)
     choice = choices[0]
     rows = _rows(material, choice.candidates, direction)
     progress("trying a stop")
@@ -167,6 +149,37 @@ def make_filter(
         rows,
         stop,
         stop is not None and stop.gains(recipe.least_part_gain),
+    )
+
+
+def _choices(
+    material: Material,
+    direction: RefusalDirection,
+    trials: Trials,
+    recipe: FilterRecipe,
+    progress: Progress,
+) -> list[FeatureChoice]:
+    """The sets of features that were calibrated, the better one first. Raises FilterError for none."""
+    scores = _scores(material, recipe)
+    precise = by_precision(scores, recipe.least_score, recipe.features_each)
+    choices = []
+    if precise and recipe.choose_by != "effect":
+        choices.append(_chosen("precision", precise, (), material, direction, trials, recipe))
+    progress("estimating effects")
+    pool = near_candidates(scores, recipe)
+    if pool and recipe.choose_by != "precision" and material.subject.sae.norm is Norm.NONE:
+        growth = _grown(material, precise, pool, direction, trials, recipe)
+        named = {candidate.feature: candidate for candidate in pool}
+        effective = tuple(named[step.feature] for step in growth)
+        same = {each.feature for each in effective} == {each.feature for each in precise}
+        if effective and not (choices and same):
+            choices.append(_chosen("effect", effective, growth, material, direction, trials, recipe))
+    if not choices:
+        raise FilterError(
+            f"no feature fires on the harmful texts in all of {', '.join(material.languages)} often enough"
+        )
+    return sorted(
+        choices, key=lambda choice: (*cost(choice.calibrated.best, recipe)[:4], choice.how != "precision")
     )
 
 
