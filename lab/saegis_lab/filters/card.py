@@ -219,7 +219,8 @@ def _reasons(made: MadeFilter) -> Iterator[str]:
     yield (
         f"- With the first {made.recipe.prefilled_tokens} tokens of a harmful answer given, harm is "
         f"{stop.unfiltered:.3f} without a filter, {stop.filtered:.3f} under the rows, {stop.told:.3f} with"
-        f" the stop, which ends {stop.stopped:.0%} of the harmful answers of the plain model: "
+        f" the stop, which ends {stop.stopped:.0%} of the harmful answers of the plain model and "
+        f"{stop.benign_stopped:.1%} of what is benign: "
         f"{'kept' if made.stops else 'left out'}."
     )
 
@@ -246,4 +247,5 @@ def _stop_record(trial: StopTrial) -> dict[str, Any]:
         **asdict(trial.stop),
         "prefilled_harm": {"nothing": trial.unfiltered, "rows": trial.filtered, "rows and stop": trial.told},
         "stopped": trial.stopped,
+        "benign_stopped": trial.benign_stopped,
     }

@@ -136,9 +136,9 @@ def make_filter(
     rows = _rows(material, choice.candidates, direction)
     progress("trying a stop")
     maxima = {feature: material.maxima[feature] for feature in choice.features if feature in material.maxima}
-    quiet = [row for row, text in zip(material.rows, material.texts, strict=True) if not text.harmful]
+    benign = [row for row, text in zip(material.rows, material.texts, strict=True) if not text.harmful]
     program = rows.program(choice.calibrated.best.setting)
-    stop = try_stop(material.subject, trials, program, quiet, maxima, recipe) if maxima else None
+    stop = try_stop(material.subject, trials, program, benign, maxima, recipe) if maxima else None
     return MadeFilter(
         material.languages,
         recipe,
@@ -148,7 +148,7 @@ def make_filter(
         choices[1] if len(choices) > 1 else None,
         rows,
         stop,
-        stop is not None and stop.gains(recipe.least_part_gain),
+        stop is not None and stop.pays(recipe),
     )
 
 
