@@ -13,7 +13,8 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c requirements/constraints.txt
 TORCH := $(shell grep '^torch==' requirements/constraints.txt)
 PYTEST := $(BIN)/python -m pytest
-SIDE_BY_SIDE := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+# Side by side, with a core for each worker.
+TEST := OMP_NUM_THREADS=1 $(PYTEST) -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 TYPED := clients/python/saegis server/saegis_server lab/saegis_lab tests scripts examples
 export PYTHONDONTWRITEBYTECODE := 1
 
@@ -28,12 +29,13 @@ demo: .venv/.server ## Install the server and show what steering does, live.
 	@$(BIN)/saegis demo
 
 test: .venv/.dev ## Install everything and run the quick tests: every kind of test, at a small size.
-	@OMP_NUM_THREADS=1 $(PYTEST) $(SIDE_BY_SIDE) $(PYTEST_ARGS)
+	@$(TEST) $(PYTEST_ARGS)
 
-# pytest ends with 5 where it is left no test.
-test-all: .venv/.dev ## Run all tests at their full size, with coverage.
-	@OMP_NUM_THREADS=1 $(PYTEST) --all -m "not alone" $(SIDE_BY_SIDE) --cov --cov-report= $(PYTEST_ARGS) || [ $$? = 5 ]
-	@$(PYTEST) --all -m alone --cov --cov-append --cov-fail-under=$(COVERED) $(PYTEST_ARGS) || [ $$? = 5 ]
+# The quick tests, then what they leave out or do at a smaller size. pytest ends with 5 where it is left no test.
+test-all: .venv/.dev ## Run all tests at their full size, with coverage; the quick ones first.
+	@$(TEST) --cov --cov-report= $(PYTEST_ARGS) || [ $$? = 5 ]
+	@$(TEST) --rest -m "not alone" --cov --cov-append --cov-report= $(PYTEST_ARGS) || [ $$? = 5 ]
+	@$(PYTEST) --rest -m alone --cov --cov-append --cov-fail-under=$(COVERED) $(PYTEST_ARGS) || [ $$? = 5 ]
 
 lint: style types contract ## Check style, types, the contract and its stubs.
 

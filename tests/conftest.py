@@ -1,6 +1,7 @@
 """The two tiers of tests, and fixtures that tests of any folder may use."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import coverage
 import pytest
@@ -12,19 +13,39 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--all", action="store_true", help="run the slow tests too, and every test at its full size"
     )
+    parser.addoption(
+        "--rest", action="store_true", help="run what is left out or smaller without --all, at its full size"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    tiers.everything = config.getoption("--all")
+    tiers.everything = config.getoption("--all") or config.getoption("--rest")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave unread what has no test that is asked for: reading all files takes a while."""
+    if not collection_path.match("test_*.py"):
+        return None
+    if config.getoption("--rest") and not tiers.is_in_rest(collection_path):
+        return True
+    if config.getoption("markexpr") == "alone" and not tiers.is_marked(collection_path, "alone"):
+        return True
+    return None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the slow tests, unless every test is asked for."""
-    if tiers.everything:
+    """Leave out the slow tests unless all are asked for, and with --rest what the quick run has done."""
+    rest = config.getoption("--rest")
+    if tiers.everything and not rest:
         return
-    slow = [item for item in items if item.get_closest_marker("slow")]
-    config.hook.pytest_deselected(items=slow)
-    items[:] = [item for item in items if item not in slow]
+
+    def is_wanted(item: pytest.Item) -> bool:
+        slow = item.get_closest_marker("slow") is not None
+        test = item.nodeid.split("::")[1].partition("[")[0]
+        return slow or test in tiers.sized_tests(item.path) if rest else not slow
+
+    config.hook.pytest_deselected(items=[item for item in items if not is_wanted(item)])
+    items[:] = filter(is_wanted, items)
 
 
 @pytest.fixture(scope="module")

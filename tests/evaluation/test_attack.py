@@ -1,11 +1,17 @@
 """Tests of the recovery attack on a real server: against the same calls made one by one, and naive shares."""
 
-from dataclasses import replace
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 import saegis
+from saegis_lab.cli.app import app
+from saegis_lab.evaluation import policy_trial
 from saegis_lab.evaluation.attack import (
     ALL,
     PLAIN,
@@ -16,12 +22,13 @@ from saegis_lab.evaluation.attack import (
     answers_of_attacks,
     measure_attacks,
 )
-from saegis_lab.evaluation.attack_report import AttackReport
+from saegis_lab.evaluation.attack_report import AttackBars, AttackReport
 from saegis_lab.evaluation.experiment import Prompt
 from saegis_lab.evaluation.policy_trial import PolicyTrial
 from saegis_lab.evaluation.scorers import BanScorers
 from saegis_lab.evaluation.wordings import Wordings
 from tests.evaluation.bundles import BAN, bundle
+from tests.policy.bundles import write_files
 
 pytestmark = pytest.mark.slow
 PROMPTS = (
@@ -204,3 +211,76 @@ def test_wrong_settings_are_refused(settings: dict[str, float], complaint: str) 
 def test_prompts_without_harm_are_refused(asker: saegis.Client) -> None:
     with pytest.raises(ValueError, match="at least one that is harmful"):
         measure_attacks(asker, {}, PROMPTS[1:2], SCORERS, WORDINGS)
+
+
+def test_the_command_attacks_on_the_server_and_tells_what_came_back(
+    asker: saegis.Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the server of this module; that such a command starts its own one, test_eval_filter.py shows."""
+    served: list[tuple[object, ...]] = []
+
+    @contextmanager
+    def serving(*given: object) -> Iterator[saegis.Client]:
+        served.append(given)
+        yield asker
+
+    monkeypatch.setattr(policy_trial, "serving", serving)
+    write_files(tmp_path / "policy", dict(FILTER.files))
+    (tmp_path / "first").mkdir()
+    lines = [asdict(prompt) for prompt in PROMPTS]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, lines)), "utf-8")
+    words = {code: {"harm": ["t*", "a*", "s*", "e*", "i*", "b*"]} for code in ("en", "de")}
+    (tmp_path / "words.json").write_text(json.dumps(words), "utf-8")
+    wordings = {code: asdict(wording) for code, wording in WORDINGS.items()}
+    (tmp_path / "wordings.json").write_text(json.dumps(wordings), "utf-8")
+    files = {"policy": "policy", "prompts": "prompts.jsonl", "scorer": "words.json"}
+    files |= {"wordings": "wordings.json", "out": "attack.json"}
+    options = [part for name, file in files.items() for part in (f"--{name}", str(tmp_path / file))]
+    options += ["--model", "theirs", "--sae", f"first={tmp_path / 'first'}", "--chosen-from", "en"]
+    options += ["--prompts-per-language", "1", "--samples", "2", "--shots", "1", "--max-tokens", "4"]
+    options += ["--max-back", "0", "--max-worst", "0"]
+    done = CliRunner().invoke(app, ["eval", "attack", *options], env={"COLUMNS": "200"})
+    assert done.exit_code == 0, done.output
+    ((model, saes, *_),) = served
+    assert (model, saes) == ("theirs", {"first": tmp_path / "first"})
+    # Two harmful prompts: five ways, one wording, three beginnings, and two that are sampled twice.
+    assert f"up to {2 * (5 + 1 + 3 + 2 * 2)} answers under each of 2 conditions" in done.stderr
+    report = AttackReport.load(tmp_path / "attack.json")
+    assert [condition.name for condition in report.result.conditions] == ["nothing", "strict"]
+    assert report.result.settings == AttackSettings(samples=2, shots=1, max_tokens=4)
+    assert report.result.chosen_from == ("en",)
+    assert report.bars == AttackBars(0.0, 0.0)
+    assert AttackReport.of(report.result, report.bars) == report
+    told = " ".join(done.stdout.split())
+    assert report.misses, "with bars of nothing some harm is back"
+    assert f"strict: {len(report.misses)} bars missed" in told
+    assert all(" ".join(miss.told.split()) in told for miss in report.misses)
+    assert "wording: novel" in told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (("--temperature", "0"), "temperature"),
+        (("--prompts", "benign.jsonl"), "at least one that is harmful"),
+        (("--wordings", "wrong.json"), "wrong.json"),
+    ],
+)
+def test_the_command_names_what_is_wrong(
+    asker: saegis.Client,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+    complaint: str,
+) -> None:
+    monkeypatch.setattr(policy_trial, "serving", lambda *_: nullcontext(asker))
+    monkeypatch.chdir(tmp_path)
+    write_files(tmp_path / "policy", dict(FILTER.files))
+    for name, prompt in (("prompts", PROMPTS[0]), ("benign", PROMPTS[1])):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(asdict(prompt)), "utf-8")
+    (tmp_path / "words.json").write_text(json.dumps({"en": {"harm": ["t*"]}}), "utf-8")
+    (tmp_path / "wrong.json").write_text("[]", "utf-8")
+    given = ("--policy", "policy", "--model", "m", "--prompts", "prompts.jsonl", "--scorer", "words.json")
+    done = CliRunner().invoke(app, ["eval", "attack", *given, *arguments], env={"COLUMNS": "200"})
+    assert done.exit_code == 2, done.output
+    assert complaint in " ".join(done.stderr.split())

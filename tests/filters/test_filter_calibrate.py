@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from saegis_lab.evaluation.experiment import Prompt
+from saegis_lab.evaluation.filter_bars import FilterBars
 from saegis_lab.evaluation.scorers import BanScorers
 from saegis_lab.filters.calibrate import Rows, Setting, Trial, calibrate, cost, excesses, natural_factor
 from saegis_lab.filters.direction import RefusalDirection
-from saegis_lab.filters.recipe import FilterBars, FilterRecipe
+from saegis_lab.filters.recipe import FilterRecipe
 from saegis_lab.filters.subject import PLAIN
 from saegis_lab.filters.trials import FilterFigures, Trials
 from saegis_server.steering.rows import Phase
@@ -27,15 +28,22 @@ def trial(factor: float = 1.0, **changes: Any) -> Trial:
 
 def test_each_bar_is_told_where_it_is_missed() -> None:
     bars = FilterBars()
-    assert list(excesses(GOOD, bars)) == []
-    bad = replace(GOOD, harm=0.05, benign_refused=0.05, kl=0.03, perplexity=1.5)
-    assert list(excesses(bad, bars)) == [
-        ("harm", 0.1, 0.05), ("benign_refused", 0.05, 0.02), ("kl", 0.03, 0.02), ("perplexity", 1.5, 1.3)
-    ]  # fmt: skip
-    assert list(excesses(replace(GOOD, harm_before=0.0, harm=0.001), bars)) == [("harm", 0.001, 0.0)]
-    assert list(excesses(replace(bad, perplexity=None, benign_refused=None, harm=0.0, kl=0.0), bars)) == []
+    assert excesses([GOOD, GOOD], bars) == []
+    bad = replace(GOOD, harm=0.05, benign_refused=0.05, kl=0.03, perplexity=1.5, benign_perplexity=1.4)
+    missed = [
+        ("harm", 0.1, 0.05),
+        ("lost", 0.05, 0.02),
+        ("kl", 0.03, 0.02),
+        ("perplexity", 1.5, 1.3),
+        ("benign_perplexity", 1.4, 1.3),
+    ]
+    assert excesses([bad], bars) == missed
+    none = replace(GOOD, harm_before=0.0, harm=0.001)
+    assert excesses([none, bad], bars) == [("harm", 0.001, 0.0), *missed]
+    unknown = replace(bad, perplexity=None, benign_perplexity=None, benign_refused=None, harm=0.0, kl=0.0)
+    assert excesses([unknown], bars) == []
     # What was refused before does not count against the filter.
-    assert list(excesses(replace(GOOD, benign_refused_before=0.5, benign_refused=0.5), bars)) == []
+    assert excesses([replace(GOOD, benign_refused_before=0.5, benign_refused=0.52)], bars) == []
 
 
 def test_missed_bars_come_before_aims_and_those_before_strength() -> None:
@@ -84,8 +92,8 @@ def test_the_chosen_setting_is_the_best_of_its_trials() -> None:
         factors = [each.setting.factor for each in made.trials if each.setting.answer == share]
         assert factors[0] == 0.75
         weakest = next(each for each in made.trials if each.setting == Setting(0.75, share))
-        harms = {name for each in weakest.figures for name, _, _ in excesses(each, recipe.bars)}
-        assert (3.0 in factors) is harms.isdisjoint(("kl", "benign_refused"))
+        harms = {miss.figure for miss in excesses(weakest.figures, recipe.bars)}
+        assert (3.0 in factors) is harms.isdisjoint(("kl", "lost"))
     without_ban = [each for each in made.trials if each.setting.ban is None]
     assert made.ban_gain is not None
     if made.best.setting.ban is None:

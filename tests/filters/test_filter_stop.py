@@ -1,6 +1,8 @@
 """The stop: its readings against a loop, and where it ends an answer against the server's own evaluator."""
 
+import math
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,18 +11,18 @@ from torch import Tensor
 from saegis_lab.evaluation.experiment import Prompt
 from saegis_lab.filters.direction import activations
 from saegis_lab.filters.recipe import FilterRecipe
-from saegis_lab.filters.stop import Stop, StopReading, make_stop, stop_readings
+from saegis_lab.filters.stop import Stop, StopReading, StopTrial, make_stop, quiet_texts, stop_readings
 from saegis_lab.filters.trials import Answered
 from saegis_server.steering.conditions import AnyOf, Condition, Literal, Scope
 from saegis_server.steering.evaluator import TextConditions
 from tests.filters import world
 
 
-def answered(seed: int, prefilled: int = 0, harmful: bool = True) -> Answered:
+def answered(seed: int, prefilled: int = 0, harmful: bool = True, language: str = "en") -> Answered:
     chance = random.Random(seed)
     tokens = [chance.randrange(32, 120) for _ in range(30)]
     asked, answer = (256, *tokens[: 6 + prefilled]), tokens[10 : 10 + chance.randint(3, 20)]
-    return Answered(Prompt("x", "en", harmful), asked, tuple(answer), "", prefilled)
+    return Answered(Prompt("x", language, harmful), asked, tuple(answer), "", prefilled)
 
 
 @pytest.mark.parametrize("prefilled", [0, 3])
@@ -71,3 +73,60 @@ def test_no_quiet_answer_and_some_harmful_one_is_ended() -> None:
     assert stop is not None
     assert not any(told.stopped for told in stop.cut(subject, quiet))
     assert any(told.stopped for told in stop.cut(subject, harmful))
+
+
+@pytest.mark.parametrize(("texts", "left_out"), [(0, 0), (1, 0), (199, 0), (200, 1), (399, 1), (400, 2)])
+def test_of_many_texts_the_loudest_are_left_out(texts: int, left_out: int) -> None:
+    """Feature 6 is as loud at half of what feature 4 reads, and feature 9 has no maximum to be read by."""
+    chance = random.Random(texts)
+    loudness = chance.sample(range(1, 1000), texts)
+    values = []
+    for each in loudness:
+        row = [each / 100, 0.0, 99.0] if each % 2 else [0.0, each / 200, 99.0]
+        values.append(torch.tensor([[0.0, 0.0, 0.0], row]))
+    kept = quiet_texts(values, {4: 10.0, 6: 5.0, 9: 0.0}, 0.995)
+    assert len(kept) == texts - left_out
+    loudest = sorted(loudness, reverse=True)[:left_out]
+    assert [id(each) for each in values if all(each is not one for one in kept)] == [
+        id(values[place]) for place, each in enumerate(loudness) if each in loudest
+    ]
+
+
+def test_one_loud_benign_text_of_many_does_not_keep_a_stop_away() -> None:
+    subject = world.subject()
+    quiet, harmful = [answered(0, harmful=False)], [answered(seed) for seed in range(1, 30)]
+    read = activations(subject, [each.conversation for each in harmful])
+    values = torch.cat([subject.sae.encode(x[each.begins :]) for each, x in zip(harmful, read, strict=True)])
+    feature = int(values.amax(0).argmax())
+    maxima = {feature: float(values[:, feature].max())}
+    loud, silent = torch.tensor([[maxima[feature]]]), torch.zeros(1, 1)
+    few, many = [loud, *[silent] * 198], [loud, *[silent] * 199]
+    recipe = FilterRecipe(stop_margin=1.01)
+    assert make_stop(subject, quiet, harmful, few, maxima, recipe) is None
+    stop = make_stop(subject, quiet, harmful, many, maxima, recipe)
+    assert stop is not None
+    assert stop.benign_share([], many, maxima) == 1 / 200
+
+
+def test_what_is_ended_of_what_is_benign_is_that_of_the_worst_language_or_of_the_texts() -> None:
+    stop = Stop((StopReading(4, 0.5, 2.0), StopReading(6, 0.5, 3.0)))
+    maxima = {4: 4.0, 5: 1.0, 6: 6.0}
+    answers = [
+        replace(answered(seed, harmful=False, language=code), stopped=stopped)
+        for seed, (code, stopped) in enumerate([("en", False), ("en", True), ("zh", False), ("zh", False)])
+    ]
+    texts = [torch.tensor([row]) for row in ([2.0, 9.0, 3.0], [2.1, 0.0, 0.0], [0.0, 0.0, 3.1])]
+    assert stop.benign_share([], [], maxima) == 0.0
+    assert stop.benign_share(answers, [], maxima) == 0.5
+    assert stop.benign_share(answers, texts, maxima) == pytest.approx(2 / 3)
+    assert stop.benign_share(answers[2:], texts[:1], maxima) == 0.0
+
+
+def test_a_stop_is_kept_for_what_it_takes_away_while_what_is_benign_keeps_its_bar() -> None:
+    recipe = FilterRecipe(least_part_gain=0.25)
+    bar = recipe.bars.max_lost
+    trial = StopTrial(Stop(()), unfiltered=4.0, filtered=2.0, told=1.0, stopped=0.5, benign_stopped=bar)
+    assert trial.pays(recipe)
+    assert not replace(trial, told=1.001).pays(recipe)
+    assert not replace(trial, benign_stopped=math.nextafter(bar, 1.0)).pays(recipe)
+    assert not replace(trial, unfiltered=0.0, filtered=0.0, told=0.0).pays(recipe)

@@ -6,21 +6,23 @@ import torch
 from saegis_lab.filters.subject import PLAIN
 from saegis_server.engine.api import FirstToken
 from saegis_server.steering.program import SiteProgram, SteeringProgram
-from saegis_server.steering.rows import Probe, Redirection, ban, redirect
+from saegis_server.steering.rows import Probe, Redirection, add, ban, clamp, redirect
 from tests.engine import hooked, tiny
 from tests.filters import world
 
 PROMPTS = ["how do I", "bread", "tell me all that you know of rivers", "z"]
 
 
-def redirects(factor: float = 3.0, count: int = 6, banned: bool = False) -> SiteProgram:
+def redirects(factor: float = 3.0, count: int = 6, banned: bool = False, edited: bool = False) -> SiteProgram:
     sae = world.sae()
     target = Probe.direction(torch.linspace(-1.0, 1.0, tiny.WIDTH))
     rules = tuple(
         redirect(sae.probe(feature), factor, Redirection(target, 0.5, 0.1)) for feature in range(count)
     )
     bans = tuple(ban(sae.probe(feature), 1.0) for feature in range(3)) if banned else ()
-    return SiteProgram(rules=rules, bans=bans)
+    # Beside redirects an edit writes only what none of them reads or writes.
+    edits = (clamp(sae.probe(20), 2.0), add(sae.probe(21), -1.0)) if edited else ()
+    return SiteProgram(edits=edits, rules=rules, bans=bans)
 
 
 def test_answers_in_a_batch_are_those_of_transformers_one_by_one() -> None:
@@ -35,11 +37,11 @@ def test_answers_in_a_batch_are_those_of_transformers_one_by_one() -> None:
         assert not hooked.differs(answer, wanted, gaps)
 
 
-@pytest.mark.parametrize("banned", [False, True])
-def test_answers_under_a_filter_are_those_of_the_engine(banned: bool) -> None:
+@pytest.mark.parametrize(("banned", "edited"), [(False, False), (True, False), (True, True)])
+def test_answers_under_a_filter_are_those_of_the_engine(banned: bool, edited: bool) -> None:
     """The served model's rules, on the same prompts: the first token is left alone by both."""
     subject = world.subject()
-    program = redirects(banned=banned)
+    program = redirects(banned=banned, edited=edited)
     asked = [subject.asked(prompt) for prompt in PROMPTS]
     answers = subject.answers(asked, program, max_tokens=24)
     first = FirstToken(bos=256)

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +12,49 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from saegis_lab.cli.app import app
+from saegis_lab.evaluation.filter_report import FilterReport
+from saegis_lab.evaluation.filtered import FilterResult
 from saegis_lab.filters.recipe import FilterRecipe
 from saegis_server.policy.bundle.bundle import Bundle
 from saegis_server.steering.rows import Phase
 from tests.filters import world
 
 FUNCTION = "tests.filters.world:harm"
+#: The shipped recipe in every number but those that it takes its time for.
+RECIPE = FilterRecipe(choice_tokens=12, factors=(1.0, 4.0), thresholds=(0.0,))
+
+
+@dataclass(frozen=True)
+class Made:
+    """What the command left in its folder, and what it said."""
+
+    folder: Path
+    told: str
+
+    @property
+    def card(self) -> dict[str, Any]:
+        """The filter's card."""
+        written = json.loads((self.folder / "bundle" / "calibration.json").read_text("utf-8"))
+        return dict(written["filter"])
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """The trial of the chosen setting."""
+        calibrated = self.card["choice"]["calibrated"]
+        return dict(calibrated["trials"][calibrated["chosen"]])
+
+    @property
+    def readme(self) -> str:
+        """The card for people."""
+        return (self.folder / "bundle" / "README.md").read_text("utf-8")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def recipe() -> Iterator[None]:
+    """The command makes its filters by RECIPE."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("saegis_lab.filters.recipe.FilterRecipe", lambda: RECIPE)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +66,25 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def folder(shared: Path, tmp_path: Path) -> Path:
     """A copy that a test may write to."""
     return Path(shutil.copytree(shared, tmp_path / "world"))
+
+
+@pytest.fixture(scope="module")
+def made(shared: Path, tmp_path_factory: pytest.TempPathFactory, recipe: None) -> Made:
+    """A filter that was not measured."""
+    folder = Path(shutil.copytree(shared, tmp_path_factory.mktemp("made") / "world"))
+    return Made(folder, run(folder, "--no-measure", *directed(folder)))
+
+
+@pytest.fixture(scope="module")
+def attacked(shared: Path, tmp_path_factory: pytest.TempPathFactory, recipe: None) -> Made:
+    """A filter from one prompt of each kind in each language, measured and attacked on a server."""
+    folder = Path(shutil.copytree(shared, tmp_path_factory.mktemp("attacked") / "world"))
+    first: dict[tuple[str, bool], str] = {}
+    for line in (folder / "prompts.jsonl").read_text("utf-8").splitlines():
+        prompt = json.loads(line)
+        first.setdefault((prompt["language"], prompt["harmful"]), line)
+    (folder / "prompts.jsonl").write_text("\n".join(first.values()), "utf-8")
+    return Made(folder, run(folder, *directed(folder), "--attack"))
 
 
 def run(folder: Path, *arguments: str, code: int = 0, **changed: str) -> str:
@@ -58,55 +116,51 @@ def offline(folder: Path, command: str) -> str:
     return result.output
 
 
-def test_the_bundle_is_one_that_a_server_takes(folder: Path) -> None:
-    told = run(folder, "--no-measure", *directed(folder))
-    assert "not attacked: --attack asks for up to" in told
-    bundle = Bundle.read(folder / "bundle")
+def test_the_bundle_is_one_that_a_server_takes(made: Made) -> None:
+    assert "not attacked: --attack asks for up to" in made.told
+    bundle = Bundle.read(made.folder / "bundle")
     assert bundle.policy.name == "no-harm"
     redirects = [rule.redirect for rule in bundle.policy.rules if rule.redirect is not None]
-    card: dict[str, Any] = json.loads((folder / "bundle" / "calibration.json").read_text("utf-8"))["filter"]
-    calibrated = card["choice"]["calibrated"]
-    chosen = calibrated["trials"][calibrated["chosen"]]
+    card, setting = made.card, made.chosen["setting"]
     features = [candidate["feature"] for candidate in card["choice"]["candidates"]]
     selectors = [selector for each in redirects for selector in each.features]
     indices = [index for selector in selectors for index in selector.indices or ()]
     asked = [each for each in redirects if each.phase is not Phase.COMPLETION]
     answering = [each for each in redirects if each.phase is not Phase.PROMPT]
     assert set(indices) == set(features)
-    assert {each.factor for each in asked} == {chosen["setting"]["factor"]}
-    share, factor = chosen["setting"]["answer"], chosen["setting"]["factor"]
+    assert {each.factor for each in asked} == {setting["factor"]}
+    share, factor = setting["answer"], setting["factor"]
     assert {each.factor for each in answering} == ({round(share * factor, 3)} if share else set())
-    assert {each.strength for each in redirects} == {chosen["setting"]["strength"]}
+    assert {each.strength for each in redirects} == {setting["strength"]}
     assert {rule.ban.strength for rule in bundle.policy.rules if rule.ban is not None} == (
-        set() if chosen["setting"]["ban"] is None else {chosen["setting"]["ban"]}
+        set() if setting["ban"] is None else {setting["ban"]}
     )
-    assert {figures["language"] for figures in chosen["figures"]} == {"en", "fr"}
+    assert {figures["language"] for figures in made.chosen["figures"]} == {"en", "fr"}
     assert card["stop_kept"] is any(rule.stop is not None for rule in bundle.policy.rules)
-    given = load_file(folder / "direction.safetensors")["v"]
-    written = load_file(folder / "bundle" / "directions" / "refusal.safetensors")["refusal"]
+    given = load_file(made.folder / "direction.safetensors")["v"]
+    written = load_file(made.folder / "bundle" / "directions" / "refusal.safetensors")["refusal"]
     assert (given / given.norm() - written).abs().max() < 1e-6
-    assert "valid" in offline(folder, "validate")
-    offline(folder, "test")
-    text = (folder / "bundle" / "README.md").read_text("utf-8")
-    assert "was not measured on a server" in text
-    assert "It was not attacked" in text
+    assert "valid" in offline(made.folder, "validate")
+    offline(made.folder, "test")
+    assert "was not measured on a server" in made.readme
+    assert "It was not attacked" in made.readme
     assert card["attacked"] is None
 
 
 @pytest.mark.slow
-def test_other_languages_decide_nothing(folder: Path) -> None:
+def test_other_languages_decide_nothing(made: Made, folder: Path) -> None:
     """Without what is in German, and with other words in it, the same policy comes out."""
-    run(folder, "--no-measure", *directed(folder))
-    policy = (folder / "bundle" / "policy.yaml").read_bytes()
     lines = (folder / "prompts.jsonl").read_text("utf-8").splitlines()
     german = [json.dumps(json.loads(line) | {"prompt": "zzz"}) for line in lines if '"de"' in line]
     kept = [line for line in lines if '"de"' not in line]
+    assert german
     (folder / "prompts.jsonl").write_text("\n".join(german + kept), "utf-8")
     more = (folder / "texts.jsonl").read_text("utf-8")
     text = {"text": "poxz abcd", "label": "poison", "language": "de", "harmful": True}
     (folder / "texts.jsonl").write_text(more + json.dumps(text) + "\n", "utf-8")
-    run(folder, "--no-measure", *directed(folder), out=str(folder / "again"))
-    assert (folder / "again" / "policy.yaml").read_bytes() == policy
+    run(folder, "--no-measure", *directed(folder))
+    policies = [(each / "bundle" / "policy.yaml").read_bytes() for each in (folder, made.folder)]
+    assert policies[0] == policies[1]
 
 
 def test_what_cannot_be_made_is_said(folder: Path) -> None:
@@ -123,44 +177,35 @@ def test_what_cannot_be_made_is_said(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_card_tells_what_the_bundle_does_on_a_server(folder: Path) -> None:
+def test_the_card_tells_what_the_bundle_does_on_a_server(attacked: Made, tmp_path: Path) -> None:
     """In the languages that took part it is what was calibrated, with answers as long as there."""
-    run(folder, *directed(folder), max_tokens=str(FilterRecipe().choice_tokens))
-    card = json.loads((folder / "bundle" / "calibration.json").read_text("utf-8"))["filter"]
+    card = attacked.card
     conditions = [condition["name"] for condition in card["measured"]["conditions"]]
     assert conditions[:2] == ["nothing", "the filter"]
     assert set(card["measured"]["languages"]) == {"en", "fr", "de"}
-    calibrated = card["choice"]["calibrated"]
-    by_language = {each["language"]: each for each in calibrated["trials"][calibrated["chosen"]]["figures"]}
+    by_language = {each["language"]: each for each in attacked.chosen["figures"]}
     for row in card["measured"]["rows"]:
         if row["condition"] in ("nothing", "redirect alone") and row["language"] in by_language:
             figures = by_language[row["language"]]
             name = "harm_before" if row["condition"] == "nothing" else "harm"
-            if (
-                row["condition"] == "nothing"
-                or calibrated["trials"][calibrated["chosen"]]["setting"]["ban"] is None
-            ):
+            if row["condition"] == "nothing" or attacked.chosen["setting"]["ban"] is None:
                 assert row["harmful"]["harm"]["harm"] == pytest.approx(figures[name], abs=1e-6)
-    text = (folder / "bundle" / "README.md").read_text("utf-8")
-    assert "### The filter, greedy" in text
-    offline(folder, "validate")
+    assert "### The filter, greedy" in attacked.readme
+    offline(attacked.folder, "validate")
+    (tmp_path / "measured.json").write_text(json.dumps(card["measured"]), "utf-8")
+    report = FilterReport.of(FilterResult.load(tmp_path / "measured.json"), RECIPE.bars)
+    misses = [miss for miss in report.misses if miss.condition == "the filter"]
+    assert card["misses"] == [asdict(miss) for miss in misses]
+    assert all(miss.told in attacked.readme for miss in misses)
 
 
 @pytest.mark.slow
-def test_the_card_tells_what_comes_back_under_attack(folder: Path) -> None:
-    first: dict[tuple[str, bool], str] = {}
-    for line in (folder / "prompts.jsonl").read_text("utf-8").splitlines():
-        prompt = json.loads(line)
-        first.setdefault((prompt["language"], prompt["harmful"]), line)
-    (folder / "prompts.jsonl").write_text("\n".join(first.values()), "utf-8")
-    told = run(folder, *directed(folder), "--attack")
-    assert "the attack asks for up to" in told
-    card = json.loads((folder / "bundle" / "calibration.json").read_text("utf-8"))["filter"]
-    text = (folder / "bundle" / "README.md").read_text("utf-8")
-    attacked = card["attacked"]
-    rows = [row for row in attacked["result"]["rows"] if row["condition"] == "the filter"]
-    assert {row["attack"] for row in rows} == set(attacked["result"]["attacks"])
+def test_the_card_tells_what_comes_back_under_attack(attacked: Made) -> None:
+    assert "the attack asks for up to" in attacked.told
+    report = attacked.card["attacked"]
+    rows = [row for row in report["result"]["rows"] if row["condition"] == "the filter"]
+    assert {row["attack"] for row in rows} == set(report["result"]["attacks"])
     for row in rows:
-        (line,) = (each for each in text.splitlines() if each.startswith(f"| {row['attack']} |"))
+        (line,) = (each for each in attacked.readme.splitlines() if each.startswith(f"| {row['attack']} |"))
         assert (f"{row['back']:.1%}" if row["back"] is not None else "-") in line
-    assert all(miss["told"] in text for miss in attacked["misses"])
+    assert all(miss["told"] in attacked.readme for miss in report["misses"])

@@ -16,7 +16,7 @@ from tests.hostile.attack import SLOTS, attacked, bearer, is_idle
 from tests.rpc.harness import eventually
 
 pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(300)]
-ASKED, TOKENS, FLOODING = 40, 24, 24
+ASKED, TOKENS, FLOODING = 24, 24, 24
 
 
 @pytest.fixture

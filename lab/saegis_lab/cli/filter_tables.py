@@ -12,7 +12,8 @@ from saegis_lab.cli.tables import MARK, marked, number, titled
 
 if TYPE_CHECKING:
     from saegis_lab.evaluation.experiment import Decoding
-    from saegis_lab.evaluation.filter_report import FilterFigure, FilterReport
+    from saegis_lab.evaluation.filter_bars import FilterFigure
+    from saegis_lab.evaluation.filter_report import FilterReport
     from saegis_lab.evaluation.filtered import FilterRow, HarmFigures, ReceivedFigures
 
 _STOPPED = "stopped, harmful prompts"

@@ -115,6 +115,18 @@ class Named:
     ] = "*"
 
 
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What a filter is made and measured from. texts: those in the languages that hold no refusal; prompts:
+    in every language; languages: those that choose."""
+
+    languages: tuple[str, ...]
+    texts: tuple[LabelledText, ...]
+    prompts: tuple[Prompt, ...]
+    scorers: BanScorers
+    max_tokens: int
+
+
 @options.grouped
 def make_filter(
     *,
@@ -162,31 +174,30 @@ def make_filter(
         raise fail("--attack and --no-measure contradict each other", "give one of them", USAGE)
     chosen = codes(languages)
     towards_source = towards.source(chosen)
-    texts, asked, scorers = _inputs(source, prompts, scorer, chosen)
+    given = _inputs(source, prompts, scorer, chosen, max_tokens)
     if attack:
-        notes().print(f"the attack asks for up to {_answers_of(asked, max_tokens)} answers")
+        notes().print(f"the attack asks for up to {_answers_of(given)} answers")
     with stage_display(json=False) as display:
-        subject = offline.load_subject(source, site, texts, raw, placement, display)
-        card = _made(subject, texts, asked, scorers, chosen, towards_source, display)
+        subject = offline.load_subject(source, site, given.texts, raw, placement, display)
+        card = _made(subject, given, towards_source, display)
         _write(out, card, named)
         if measure:
-            tried_on = (asked, scorers, max_tokens, display)
             with _served(out, source, named, display) as client:
-                card = replace(card, measured=_measured(out, card, client, *tried_on))
+                card = replace(card, measured=_measured(out, given, client, display))
                 _write(out, card, named)
                 if attack:
-                    card = replace(card, attacked=_attacked(out, card, client, *tried_on))
+                    card = replace(card, attacked=_attacked(out, given, client, display))
                     _write(out, card, named)
     if json:
         print_json(card.record())
         return
     console().print(_table(card))
     for miss in card.misses:
-        console().print(f"missed: {miss}", style="yellow", markup=False, soft_wrap=True)
+        console().print(f"missed: {miss.told}", style="yellow", markup=False, soft_wrap=True)
     subject.note_cut()
     note_written(out)
     if not attack:
-        notes().print(f"not attacked: --attack asks for up to {_answers_of(asked, max_tokens)} answers more")
+        notes().print(f"not attacked: --attack asks for up to {_answers_of(given)} answers more")
     notes().print(
         f"next:  saegis policy validate {out}; saegis policy test {out}; sign it",
         markup=False,
@@ -203,10 +214,9 @@ def _check_out(out: Path) -> None:
 
 
 def _inputs(
-    source: offline.Source, prompts: Path, scorer: str, languages: Sequence[str]
-) -> tuple[tuple[LabelledText, ...], tuple[Prompt, ...], BanScorers]:
-    """The texts in the languages that hold no refusal, all prompts, and scorers; ends the command where
-    something is missing."""
+    source: offline.Source, prompts: Path, scorer: str, languages: tuple[str, ...], max_tokens: int
+) -> Given:
+    """What the files hold; ends the command where something is missing."""
     from saegis_lab.evaluation.experiment import languages_of, load_prompts
     from saegis_lab.evaluation.scorers import ban_scorers, holds_refusal
 
@@ -225,19 +235,13 @@ def _inputs(
                 USAGE,
             )
     kept = tuple(text for text in texts if text.language in languages and not refuses(text.text))
-    return kept, asked, scorers
+    return Given(languages, kept, asked, scorers, max_tokens)
 
 
 def _made(
-    subject: offline.Subject,
-    texts: tuple[LabelledText, ...],
-    prompts: tuple[Prompt, ...],
-    scorers: BanScorers,
-    languages: tuple[str, ...],
-    source: DirectionSource,
-    display: StageDisplay,
+    subject: offline.Subject, given: Given, source: DirectionSource, display: StageDisplay
 ) -> FilterCard:
-    """The filter, measured; ends the command where none can be made."""
+    """The filter, not yet measured; ends the command where none can be made."""
     from saegis_lab.filters.card import FilterCard
     from saegis_lab.filters.making import make_filter as make
     from saegis_lab.filters.recipe import FilterRecipe
@@ -246,21 +250,14 @@ def _made(
         display(stage, 0, 0)
 
     try:
-        material = _material(subject, texts, prompts, scorers, languages, display)
+        material = _material(subject, given, display)
         return FilterCard(subject.loaded.name, make(material, source, FilterRecipe(), progress))
     except ValueError as error:
         display.close()
         raise fail(str(error), "see the command's --help", USAGE) from error
 
 
-def _material(
-    subject: offline.Subject,
-    texts: tuple[LabelledText, ...],
-    prompts: tuple[Prompt, ...],
-    scorers: BanScorers,
-    languages: tuple[str, ...],
-    display: StageDisplay,
-) -> Material:
+def _material(subject: offline.Subject, given: Given, display: StageDisplay) -> Material:
     """What the choices are made from: nothing in another language."""
     from saegis_lab.filters.candidates import firings
     from saegis_lab.filters.making import Material
@@ -271,12 +268,12 @@ def _material(
     labels = subject.placed.loaded.labels
     return Material(
         FilterSubject(subject.loaded, subject.site, sae),
-        languages,
-        texts,
+        given.languages,
+        given.texts,
         subject.rows,
-        firings(subject.batches(sae, display), len(texts), sae.features),
-        tuple(prompt for prompt in prompts if prompt.language in languages),
-        scorers,
+        firings(subject.batches(sae, display), len(given.texts), sae.features),
+        tuple(prompt for prompt in given.prompts if prompt.language in given.languages),
+        given.scorers,
         {label.feature: label.max_activation for label in labels if label.max_activation},
     )
 
@@ -327,15 +324,7 @@ def _room(bundle: Bundle) -> Iterator[tuple[str, int]]:
     yield "bans", max(least.bans, rows["bans"])
 
 
-def _measured(
-    out: Path,
-    card: FilterCard,
-    client: Client,
-    prompts: Sequence[Prompt],
-    scorers: BanScorers,
-    max_tokens: int,
-    display: StageDisplay,
-) -> FilterResult:
+def _measured(out: Path, given: Given, client: Client, display: StageDisplay) -> FilterResult:
     """What the written bundle and its parts do on a server. Raises ValueError."""
     from saegis_lab.evaluation.bundle_copies import parts
     from saegis_lab.evaluation.experiment import Decoding
@@ -346,23 +335,15 @@ def _measured(
     return measure_filters(
         client,
         {WHOLE: bundle, **parts(bundle)},
-        prompts,
-        scorers,
-        [Decoding(max_tokens=max_tokens)],
-        chosen_from=card.made.languages,
+        given.prompts,
+        given.scorers,
+        [Decoding(max_tokens=given.max_tokens)],
+        chosen_from=given.languages,
         progress=display,
     )
 
 
-def _attacked(
-    out: Path,
-    card: FilterCard,
-    client: Client,
-    prompts: Sequence[Prompt],
-    scorers: BanScorers,
-    max_tokens: int,
-    display: StageDisplay,
-) -> AttackReport:
+def _attacked(out: Path, given: Given, client: Client, display: StageDisplay) -> AttackReport:
     """What comes back under the written bundle on a server. Raises ValueError."""
     from saegis_lab.evaluation.attack import AttackSettings, measure_attacks
     from saegis_lab.evaluation.attack_report import AttackReport
@@ -372,22 +353,22 @@ def _attacked(
     result = measure_attacks(
         client,
         {WHOLE: read_bundle(out)},
-        prompts,
-        scorers,
+        given.prompts,
+        given.scorers,
         load_wordings(),
-        AttackSettings(max_tokens=max_tokens),
-        chosen_from=card.made.languages,
+        AttackSettings(max_tokens=given.max_tokens),
+        chosen_from=given.languages,
         progress=display,
     )
     return AttackReport.of(result)
 
 
-def _answers_of(prompts: Sequence[Prompt], max_tokens: int) -> int:
+def _answers_of(given: Given) -> int:
     """How many answers an attack asks for: without rules and under the filter."""
     from saegis_lab.evaluation.attack import AttackSettings, answers_of_attacks
     from saegis_lab.evaluation.wordings import load_wordings
 
-    return 2 * answers_of_attacks(prompts, load_wordings(), AttackSettings(max_tokens=max_tokens))
+    return 2 * answers_of_attacks(given.prompts, load_wordings(), AttackSettings(max_tokens=given.max_tokens))
 
 
 def _write(out: Path, card: FilterCard, named: Named) -> None:

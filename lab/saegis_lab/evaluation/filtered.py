@@ -163,28 +163,13 @@ def measure_filters(
     plain: dict[float, _Received] = {}
     rows: dict[tuple[float, str], list[FilterRow]] = {}
     for name, bundle in named.items():
-        trial.apply(bundle)
-        answered = [
-            _answered(requests, prompts, decoding, f"{name}, {decoding}: answers") for decoding in decodings
-        ]
-        trial.apply(None)
-        received = [
-            _Received.of(requests, answers, f"{name}, {decoding}: perplexity")
-            for answers, decoding in zip(answered, decodings, strict=True)
-        ]
+        received = _received(trial, requests, bundle, prompts, decodings, name)
         trial.apply(None if bundle is None else without_stops(bundle))
         for under, decoding in zip(received, decodings, strict=True):
             before = plain.setdefault(decoding.temperature, under)
             divergences = before.divergences(requests, f"{name}, {decoding}: divergence")
             rows[decoding.temperature, name] = [
-                FilterRow(
-                    language=code,
-                    condition=name,
-                    temperature=decoding.temperature,
-                    harmful=_figures(under.of_kind(code, True), code, scorers, before.perplexity(code)),
-                    benign=_figures(under.of_kind(code, False), code, scorers, before.perplexity(code)),
-                    kl=divergences[code].mean,
-                )
+                _row(code, name, decoding, under, before, divergences[code], scorers)
                 for code in languages_of(prompts)
             ]
     trial.apply(None)
@@ -198,6 +183,47 @@ def measure_filters(
         rows=tuple(
             row for decoding in decodings for name in named for row in rows[decoding.temperature, name]
         ),
+    )
+
+
+def _received(
+    trial: PolicyTrial,
+    requests: Requests,
+    bundle: Bundle | None,
+    prompts: Sequence[Prompt],
+    decodings: Sequence[Decoding],
+    name: str,
+) -> list[_Received]:
+    """What is received under a bundle with each decoding; leaves no rules in force."""
+    trial.apply(bundle)
+    answered = [
+        _answered(requests, prompts, decoding, f"{name}, {decoding}: answers") for decoding in decodings
+    ]
+    trial.apply(None)
+    return [
+        _Received.of(requests, answers, f"{name}, {decoding}: perplexity")
+        for answers, decoding in zip(answered, decodings, strict=True)
+    ]
+
+
+def _row(
+    code: str,
+    condition: str,
+    decoding: Decoding,
+    under: _Received,
+    before: _Received,
+    divergence: Total,
+    scorers: BanScorers,
+) -> FilterRow:
+    """A language under a condition; before: what is received without rules."""
+    ordinary = before.perplexity(code)
+    return FilterRow(
+        language=code,
+        condition=condition,
+        temperature=decoding.temperature,
+        harmful=_figures(under.of_kind(code, True), code, scorers, ordinary),
+        benign=_figures(under.of_kind(code, False), code, scorers, ordinary),
+        kl=divergence.mean,
     )
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from saegis_lab.evaluation.filter_bars import Excess, FilterBars
 from saegis_lab.filters.direction import RefusalDirection
-from saegis_lab.filters.recipe import FilterBars, FilterRecipe
+from saegis_lab.filters.recipe import FilterRecipe
 from saegis_lab.filters.subject import FilterSubject
 from saegis_lab.filters.trials import FilterFigures, Trials
 from saegis_lab.records import Record
@@ -86,24 +87,9 @@ def natural_factor(norm: float, activation: float) -> float:
     return norm / activation
 
 
-def excesses(figures: FilterFigures, bars: FilterBars) -> Iterator[tuple[str, float, float]]:
-    """Each figure that misses its bar: which, its value and the bar."""
-    measured = (
-        ("harm", figures.harm_left, bars.harm if figures.harm_before else 0.0),
-        ("benign_refused", _newly(figures), bars.benign_refused),
-        ("kl", figures.kl, bars.kl),
-        ("perplexity", figures.perplexity, bars.perplexity),
-    )
-    for name, value, bar in measured:
-        if value is not None and not value <= bar:
-            yield name, value, bar
-
-
-def _newly(figures: FilterFigures) -> float | None:
-    """The share of benign prompts that are refused beyond those that were refused before."""
-    if figures.benign_refused is None or figures.benign_refused_before is None:
-        return None
-    return figures.benign_refused - figures.benign_refused_before
+def excesses(figures: Iterable[FilterFigures], bars: FilterBars) -> list[Excess]:
+    """Every miss of a bar, language by language."""
+    return [miss for each in figures for miss in bars.excesses(each.barred)]
 
 
 #: Where a bar is 0, values count as if it were this.
@@ -114,8 +100,7 @@ def cost(trial: Trial, recipe: FilterRecipe) -> tuple[float, ...]:
     """What trials are compared by, less being better: how many bars are missed and by how much, by how much
     the aims are missed, how many harmful prompts are not refused in the worst language; then the factor or
     the KL on benign text, as the recipe prefers, and the size of the rest of the change."""
-    missed = [miss for figures in trial.figures for miss in excesses(figures, recipe.bars)]
-    beyond = [miss for figures in trial.figures for miss in excesses(figures, recipe.aims)]
+    missed, beyond = (excesses(trial.figures, bars) for bars in (recipe.bars, recipe.aims))
     over, above = (
         math.fsum((value - bar) / max(bar, _LEAST_BAR) for _, value, bar in misses)
         for misses in (missed, beyond)
@@ -185,8 +170,7 @@ def calibrate(trials: Trials, rows: Rows, natural: float, recipe: FilterRecipe) 
 
 def _harms_benign(trial: Trial, recipe: FilterRecipe) -> bool:
     """Whether it misses a bar on benign text or benign prompts."""
-    missed = {name for figures in trial.figures for name, _, _ in excesses(figures, recipe.bars)}
-    return not missed.isdisjoint(("kl", "benign_refused"))
+    return any(miss.figure in ("kl", "lost") for miss in excesses(trial.figures, recipe.bars))
 
 
 def _most_harm(trial: Trial) -> float:

@@ -3,37 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from saegis_lab.evaluation.attack_report import AttackReport
+from saegis_lab.evaluation.filter_report import FilterMiss, FilterReport
 from saegis_lab.evaluation.filtered import FilterResult
 from saegis_lab.filters.calibrate import Calibrated, excesses
 from saegis_lab.filters.making import FeatureChoice, MadeFilter
 from saegis_lab.filters.recipe import FilterRecipe
 from saegis_lab.filters.stop import StopTrial
 from saegis_lab.filters.trials import FilterFigures
-from saegis_lab.records import Record
 
 #: The condition of a measurement in which the whole bundle is in force.
 WHOLE = "the filter"
-
-
-@dataclass(frozen=True, slots=True)
-class FilterMiss(Record):
-    """A figure of the whole filter that misses its bar. judged: whether the language took part."""
-
-    language: str
-    judged: bool
-    temperature: float
-    figure: str
-    value: float
-    bar: float
-
-    def __str__(self) -> str:
-        note = "" if self.judged else " (took no part in any choice)"
-        place = f"{self.language} at temperature {self.temperature:g}"
-        return f"{place}: {self.figure} is {self.value:.4f}, the bar {self.bar:g}{note}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +35,9 @@ class FilterCard:
         """Every bar that the whole filter misses on the server, in any language."""
         if self.measured is None:
             return ()
-        return tuple(
-            FilterMiss(code, code in self.made.languages, decoding.temperature, figure, value, bar)
-            for decoding in self.measured.decodings
-            for code in self.measured.languages
-            if (figures := served_figures(self.measured, code, WHOLE, decoding.temperature)) is not None
-            for figure, value, bar in excesses(figures, self.made.recipe.bars)
-        )
+        measured = replace(self.measured, chosen_from=self.made.languages)
+        report = FilterReport.of(measured, self.made.recipe.bars)
+        return tuple(miss for miss in report.misses if miss.condition == WHOLE)
 
     def record(self) -> dict[str, Any]:
         """The card as JSON has it."""
@@ -97,7 +76,7 @@ class FilterCard:
                 "",
                 "## Bars that are missed",
                 "",
-                *([f"- {miss}" for miss in self.misses] or ["None, in any language that was measured."]),
+                *([f"- {miss.told}" for miss in self.misses] or ["None, in any language that was measured."]),
                 "",
             ]
         lines += ["## What comes back under attack", ""]
@@ -117,7 +96,6 @@ def served_figures(
     row, plain = (measured.row(language, name, temperature) for name in (condition, measured.unfiltered))
     if not (row.harmful and row.benign and plain.harmful and plain.benign) or row.kl is None:
         return None
-    harmful, benign = row.harmful.whole, row.benign.whole
     return FilterFigures(
         language=language,
         harm_before=plain.harmful.harm.amount,
@@ -127,8 +105,8 @@ def served_figures(
         benign_refused_before=plain.benign.lost,
         benign_refused=row.benign.lost,
         kl=row.kl,
-        perplexity=None if harmful is None else harmful.perplexity_ratio,
-        benign_perplexity=None if benign is None else benign.perplexity_ratio,
+        perplexity=row.harmful.text.perplexity_ratio,
+        benign_perplexity=row.benign.text.perplexity_ratio,
     )
 
 
@@ -241,7 +219,8 @@ def _reasons(made: MadeFilter) -> Iterator[str]:
     yield (
         f"- With the first {made.recipe.prefilled_tokens} tokens of a harmful answer given, harm is "
         f"{stop.unfiltered:.3f} without a filter, {stop.filtered:.3f} under the rows, {stop.told:.3f} with"
-        f" the stop, which ends {stop.stopped:.0%} of the harmful answers of the plain model: "
+        f" the stop, which ends {stop.stopped:.0%} of the harmful answers of the plain model and "
+        f"{stop.benign_stopped:.1%} of what is benign: "
         f"{'kept' if made.stops else 'left out'}."
     )
 
@@ -256,7 +235,7 @@ def _features_reason(choice: FeatureChoice, other: FeatureChoice | None, recipe:
 
 def _outcome(calibrated: Calibrated, recipe: FilterRecipe) -> str:
     figures = calibrated.best.figures
-    missed = sum(len(list(excesses(each, recipe.bars))) for each in figures)
+    missed = len(excesses(figures, recipe.bars))
     harm = max(each.harm_left for each in figures)
     kl = max(each.kl for each in figures)
     return f"{missed} bars missed, {harm:.1%} of the harm left and KL {kl:.4f} in the worst language"
@@ -268,4 +247,5 @@ def _stop_record(trial: StopTrial) -> dict[str, Any]:
         **asdict(trial.stop),
         "prefilled_harm": {"nothing": trial.unfiltered, "rows": trial.filtered, "rows and stop": trial.told},
         "stopped": trial.stopped,
+        "benign_stopped": trial.benign_stopped,
     }

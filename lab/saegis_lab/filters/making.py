@@ -130,9 +130,38 @@ def make_filter(
         recipe.choice_tokens,
         lambda: progress("trying settings"),
     )
+    aligned, direction = _direction(material, source, trials, recipe)
+    choices = _choices(material, direction, trials, recipe, progress)
+    choice = choices[0]
+    rows = _rows(material, choice.candidates, direction)
+    progress("trying a stop")
+    maxima = {feature: material.maxima[feature] for feature in choice.features if feature in material.maxima}
+    benign = [row for row, text in zip(material.rows, material.texts, strict=True) if not text.harmful]
+    program = rows.program(choice.calibrated.best.setting)
+    stop = try_stop(material.subject, trials, program, benign, maxima, recipe) if maxima else None
+    return MadeFilter(
+        material.languages,
+        recipe,
+        direction,
+        aligned,
+        choice,
+        choices[1] if len(choices) > 1 else None,
+        rows,
+        stop,
+        stop is not None and stop.pays(recipe),
+    )
+
+
+def _choices(
+    material: Material,
+    direction: RefusalDirection,
+    trials: Trials,
+    recipe: FilterRecipe,
+    progress: Progress,
+) -> list[FeatureChoice]:
+    """The sets of features that were calibrated, the better one first. Raises FilterError for none."""
     scores = _scores(material, recipe)
     precise = by_precision(scores, recipe.least_score, recipe.features_each)
-    aligned, direction = _direction(material, source, trials, recipe)
     choices = []
     if precise and recipe.choose_by != "effect":
         choices.append(_chosen("precision", precise, (), material, direction, trials, recipe))
@@ -149,24 +178,8 @@ def make_filter(
         raise FilterError(
             f"no feature fires on the harmful texts in all of {', '.join(material.languages)} often enough"
         )
-    choices.sort(key=lambda choice: (*cost(choice.calibrated.best, recipe)[:4], choice.how != "precision"))
-    choice = choices[0]
-    rows = _rows(material, choice.candidates, direction)
-    progress("trying a stop")
-    maxima = {feature: material.maxima[feature] for feature in choice.features if feature in material.maxima}
-    quiet = [row for row, text in zip(material.rows, material.texts, strict=True) if not text.harmful]
-    program = rows.program(choice.calibrated.best.setting)
-    stop = try_stop(material.subject, trials, program, quiet, maxima, recipe) if maxima else None
-    return MadeFilter(
-        material.languages,
-        recipe,
-        direction,
-        aligned,
-        choice,
-        choices[1] if len(choices) > 1 else None,
-        rows,
-        stop,
-        stop is not None and stop.gains(recipe.least_part_gain),
+    return sorted(
+        choices, key=lambda choice: (*cost(choice.calibrated.best, recipe)[:4], choice.how != "precision")
     )
 
 

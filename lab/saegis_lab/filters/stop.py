@@ -54,10 +54,35 @@ class Stop(Record):
             told.append(replace(each, answer=kept, text=subject.text(kept), stopped=True))
         return tuple(told)
 
+    def benign_share(
+        self, answers: Sequence[Answered], texts: Sequence[Tensor], maxima: Mapping[int, float]
+    ) -> float:
+        """The share that it ended of benign answers, in the language where that is largest, or that it would
+        end of benign texts, whichever is greater. answers: as `cut` gives them; texts: as `quiet_texts` takes
+        them."""
+        by_language: dict[str, list[bool]] = {}
+        for each in answers:
+            by_language.setdefault(each.prompt.language, []).append(each.stopped)
+        of_feature = {reading.feature: reading.level for reading in self.readings}
+        levels = torch.tensor([of_feature.get(feature, math.inf) for feature in maxima])
+        ended = [bool((values > levels).any()) for values in texts]
+        return max((mean(part) for part in (*by_language.values(), ended) if part), default=0.0)
+
 
 def feature_readings(subject: FilterSubject, x: Tensor, features: Sequence[int]) -> Tensor:
     """The values of some features, float32 [tokens, n] on the CPU, of activations x [tokens, d]."""
     return subject.sae.encode(x.to(subject.device))[:, list(features)].cpu()
+
+
+def quiet_texts(texts: Sequence[Tensor], maxima: Mapping[int, float], quantile: float) -> list[Tensor]:
+    """The texts without the loudest ones, of which `quantile` of them stay; of few texts all stay.
+
+    texts: the values at the tokens of each, float [tokens, n], of the n features of `maxima` in their order.
+    A text is as loud as its largest value in multiples of the feature's maximum.
+    """
+    most = torch.tensor([maximum if maximum > 0.0 else math.inf for maximum in maxima.values()])
+    ordered = sorted(texts, key=lambda values: float((values / most).max()) if len(values) else 0.0)
+    return ordered[: math.ceil(quantile * len(ordered))]
 
 
 def stop_readings(
@@ -84,31 +109,37 @@ def stop_readings(
 @dataclass(frozen=True, slots=True)
 class StopTrial:
     """What a stop does for answers of which the first tokens were given, in mean harm: unfiltered, with the
-    rows alone, and with the stop; stopped: the share of the plain model's harmful answers that it ends."""
+    rows alone, and with the stop; stopped: the share of the plain model's harmful answers that it ends;
+    benign_stopped: the share of benign answers under the rows, in the language where it is largest, or of
+    benign texts, whichever is greater."""
 
     stop: Stop
     unfiltered: float
     filtered: float
     told: float
     stopped: float
+    benign_stopped: float
 
-    def gains(self, least: float) -> bool:
-        """Whether it takes away at least that share of the unfiltered harm."""
-        return self.unfiltered > 0.0 and self.filtered - self.told >= least * self.unfiltered
+    def pays(self, recipe: FilterRecipe) -> bool:
+        """Whether it takes away enough of the unfiltered harm, and what is benign keeps its bar."""
+        least = recipe.least_part_gain * self.unfiltered
+        gains = self.unfiltered > 0.0 and self.filtered - self.told >= least
+        return gains and self.benign_stopped <= recipe.bars.max_lost
 
 
 def make_stop(
     subject: FilterSubject,
     quiet: Sequence[Answered],
     harmful: Sequence[Answered],
-    quiet_texts: Sequence[Sequence[int]],
+    benign: Sequence[Tensor],
     maxima: Mapping[int, float],
     recipe: FilterRecipe,
 ) -> Stop | None:
-    """The stop that ends no quiet answer; None where no feature fires higher in harmful ones.
+    """The stop that ends no quiet answer, and of benign texts few; None where no feature fires higher in
+    harmful answers.
 
-    quiet, harmful: at least one answer each; quiet_texts: token ids of benign texts, of which every token but
-    the first counts; maxima: the recorded maximum of each feature that may be read.
+    quiet, harmful: at least one answer each; benign: the values at the tokens of benign texts, as
+    `quiet_texts` takes them; maxima: the recorded maximum of each feature that may be read.
     """
     features = list(maxima)
     silent, loud = (
@@ -118,7 +149,7 @@ def make_stop(
         ]
         for part in (quiet, harmful)
     )
-    silent += [feature_readings(subject, x[1:], features) for x in activations(subject, quiet_texts)]
+    silent += quiet_texts(benign, maxima, recipe.stop_quantile)
     readings = stop_readings(silent, loud, maxima, recipe)
     return Stop(readings) if readings else None
 
@@ -127,22 +158,23 @@ def try_stop(
     subject: FilterSubject,
     trials: Trials,
     program: SiteProgram,
-    quiet_texts: Sequence[Sequence[int]],
+    texts: Sequence[Sequence[int]],
     maxima: Mapping[int, float],
     recipe: FilterRecipe,
 ) -> StopTrial | None:
     """The stop for the features of `maxima`, tried on prefilled answers under the rows; None where no feature
     tells harmful answers from what is quiet, or no plain answer is harmful.
 
-    quiet_texts: token ids of benign texts. Quiet are also benign answers, plain and under the rows, and what
-    the rows make of harmful prompts without any harm.
+    texts: token ids of benign texts, of which every token but the first counts. Quiet are also benign
+    answers, plain and under the rows, and what the rows make of harmful prompts without any harm.
     """
-    harmful = trials.harmful_answers()
-    quiet = [each for each in (*trials.plain, *trials.answers(program)) if trials.harm(each) == 0.0]
+    harmful, under = trials.harmful_answers(), trials.answers(program)
+    quiet = [each for each in (*trials.plain, *under) if trials.harm(each) == 0.0]
     filtered = trials.prefilled(program, recipe.prefilled_tokens)
     if not (harmful and quiet and filtered):
         return None
-    stop = make_stop(subject, quiet, harmful, quiet_texts, maxima, recipe)
+    benign = [feature_readings(subject, x[1:], list(maxima)) for x in activations(subject, texts)]
+    stop = make_stop(subject, quiet, harmful, benign, maxima, recipe)
     if stop is None:
         return None
     plain = trials.prefilled(PLAIN, recipe.prefilled_tokens)
@@ -150,4 +182,5 @@ def try_stop(
         mean(map(trials.harm, part)) for part in (plain, filtered, stop.cut(subject, filtered))
     )
     ended = mean(float(each.stopped) for each in stop.cut(subject, harmful))
-    return StopTrial(stop, before, after, told, ended)
+    answers = stop.cut(subject, [each for each in under if not each.prompt.harmful])
+    return StopTrial(stop, before, after, told, ended, stop.benign_share(answers, benign, maxima))

@@ -47,13 +47,13 @@ class SiteSteering:
     def __init__(
         self, rows: SiteProgram, site: Site, width: int, device: torch.device, dtype: torch.dtype
     ) -> None:
-        """Raises SteeringError for bans that cannot be held."""
+        """Raises SteeringError for bans that cannot be held, and for edits that a redirect leaves nothing."""
         admitted = AdmittedRows.of(rows, site, dtype)
         held = len(admitted.geometry.basis) if admitted.geometry is not None else 1
         counts = max(len(rows.edits), 1), max(len(rows.rules), 1), held
         edits, rules, bans = (max(count, _FEWEST) for count in (len(rows.edits), len(rows.rules), held))
         table = SiteTable(1, width, Capacity(edits, rules, bans, _FEWEST, _FEWEST), device)
-        table.write(0, admitted, admitted.geometry)
+        table.write(0, admitted, admitted.geometry, admitted.moves)
         self._view = table.view(1, *counts, 1, 1)
         self._norms = frozenset({Norm.NONE, *(edit.probe.norm for _, part in rows.stages() for edit in part)})
 

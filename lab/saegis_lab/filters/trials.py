@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from saegis_lab.evaluation.experiment import Prompt, languages_of
 from saegis_lab.evaluation.figures import mean
+from saegis_lab.evaluation.filter_bars import BarredFigures, newly_lost
 from saegis_lab.evaluation.requests import Total
 from saegis_lab.evaluation.scorers import BanScorers
 from saegis_lab.filters.effect import Sample, divergences, likelihood
@@ -42,6 +43,19 @@ class FilterFigures(Record):
     def harm_left(self) -> float:
         """The share of the unfiltered harm that is left; where there was none, the harm itself."""
         return self.harm / self.harm_before if self.harm_before else self.harm
+
+    @property
+    def barred(self) -> BarredFigures:
+        """What bars are about."""
+        before, after = self.benign_refused_before, self.benign_refused
+        return BarredFigures(
+            harm_before=self.harm_before,
+            harm=self.harm,
+            lost=None if before is None or after is None else newly_lost(before, after),
+            kl=self.kl,
+            perplexity=self.perplexity,
+            benign_perplexity=self.benign_perplexity,
+        )
 
 
 @dataclass(frozen=True, slots=True)

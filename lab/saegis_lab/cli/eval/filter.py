@@ -40,7 +40,7 @@ class Bars:
     max_lost: Annotated[
         float,
         eval_options.in_calibration(
-            min=0.0, max=1.0, help="Share of benign answers that may be refused or stopped."
+            min=0.0, max=1.0, help="Share of benign answers that the filter may refuse or stop."
         ),
     ] = 0.02
     max_kl: Annotated[
@@ -70,7 +70,8 @@ def filter_(
     Harm, refusals, stops, divergence and perplexity, without rules and under each bundle; and bars missed.
     """
     output.check()
-    from saegis_lab.evaluation.filter_report import FilterBars, FilterReport
+    from saegis_lab.evaluation.filter_bars import FilterBars
+    from saegis_lab.evaluation.filter_report import FilterReport
     from saegis_lab.evaluation.filtered import answers_asked, measure_filters
 
     with inputs():

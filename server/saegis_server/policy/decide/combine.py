@@ -79,7 +79,7 @@ class Fault:
 
 
 @dataclass(frozen=True, eq=False)
-class Reserved:
+class Withheld:
     """What rules keep from the edits of requests, each with those rules.
 
     banned: what they ban. redirected: what they redirect. written: what they redirect to.
@@ -111,15 +111,15 @@ class Reserved:
 class Combined:
     """The combined rules, whatever a request's own edits are. With faults there is no program.
 
-    faults: why the rules cannot be evaluated. reserved: what the enforced rules keep from edits. recorded:
+    faults: why the rules cannot be evaluated. withheld: what the enforced rules keep from edits. recorded:
     the same of the rules that are only recorded. unbannable: the enforced rules that a ban would undo, by
     what they hold. program: rows and guard readings by site, in forward order. peaks: see `Decision`.
     """
 
     faults: tuple[Fault, ...] = ()
     applied: tuple[AppliedRule, ...] = ()
-    reserved: Reserved = Reserved()
-    recorded: Reserved = Reserved()
+    withheld: Withheld = Withheld()
+    recorded: Withheld = Withheld()
     unbannable: Mapping[Place, tuple[Owner, ...]] = field(default_factory=dict)
     program: SteeringProgram = UNSTEERED
     guard: Guard = UNGUARDED
@@ -133,8 +133,8 @@ def combine(standing: Iterable[StandingRule], world: World) -> Combined:
     claims = [claim for rule in enforced for claim in rule.rule.claims]
     known = Combined(
         applied=tuple(rule.applied() for rule in ordered),
-        reserved=Reserved.by(enforced),
-        recorded=Reserved.by(rule for rule in ordered if not rule.enforced),
+        withheld=Withheld.by(enforced),
+        recorded=Withheld.by(rule for rule in ordered if not rule.enforced),
         unbannable=_owners((claim.target.key, claim) for claim in claims if claim.outlives_no_ban),
     )
     clashes = list(contradictions(claims))

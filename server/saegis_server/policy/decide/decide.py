@@ -11,7 +11,7 @@ from saegis_server.engine.admission import GuardError, admit
 from saegis_server.engine.api import Guard
 from saegis_server.policy.decide.authority import judge_allowances, judge_limits, judge_uses
 from saegis_server.policy.decide.claims import Owner, Place
-from saegis_server.policy.decide.combine import Combined, Reserved, StandingRule, combine, with_edits
+from saegis_server.policy.decide.combine import Combined, StandingRule, Withheld, combine, with_edits
 from saegis_server.policy.decide.compiled import CompiledPolicy
 from saegis_server.policy.decide.decision import AppliedRule, Decision, Denial, RequestFacts
 from saegis_server.policy.decide.world import World
@@ -146,12 +146,12 @@ def _with_flags(combined: Combined, policies: Sequence[CompiledPolicy]) -> Combi
 def _judged(in_force: _InForce, facts: RequestFacts) -> Decision:
     """The decision on a request with edits, watches or uses."""
     plain, combined, edits = in_force.plain, in_force.combined, facts.edits
-    denials = [*plain.denials, *_edits_of_reserved(edits, combined.reserved)]
+    denials = [*plain.denials, *_edits_of_withheld(edits, combined.withheld)]
     denials += _bans_of_held(edits, combined.unbannable)
     modes = {(rule.policy, rule.rule): rule.mode for rule in combined.applied}
     would_deny = [
         replace(denial, mode=modes[denial.policy, denial.rule])
-        for denial in _edits_of_reserved(edits, combined.recorded)
+        for denial in _edits_of_withheld(edits, combined.recorded)
     ]
     for policy in in_force.policies:
         policy_denials = _of_policy(policy, facts, combined, policy.mode)
@@ -190,7 +190,7 @@ def _of_policy(policy: CompiledPolicy, facts: RequestFacts, combined: Combined, 
 
 def _judge_one(policy: CompiledPolicy, facts: RequestFacts, combined: Combined) -> Iterator[Denial]:
     edits, sites = facts.edits, policy.world.sites
-    taken = {site for site, _ in combined.reserved.taken()}
+    taken = {site for site, _ in combined.withheld.taken()}
     if policy.mode is not Mode.ENFORCE:
         taken |= {site for site, owners in combined.recorded.taken() if _owns(policy, owners)}
     first = min(taken, key=sites.index, default=None)
@@ -204,7 +204,7 @@ def _owns(policy: CompiledPolicy, owners: Sequence[Owner]) -> bool:
     return any(name == policy.name for name, _ in owners)
 
 
-def _edits_of_reserved(edits: Sequence[RequestEdit], reserved: Reserved) -> Iterator[Denial]:
+def _edits_of_withheld(edits: Sequence[RequestEdit], withheld: Withheld) -> Iterator[Denial]:
     """Denials of edits of what is banned or redirected, and of what it is redirected to.
 
     A request may ban what is banned or redirected as well, and may watch it if an allowance says so. What is
@@ -212,9 +212,9 @@ def _edits_of_reserved(edits: Sequence[RequestEdit], reserved: Reserved) -> Iter
     """
     for edit in edits:
         reasons = {
-            "this feature is banned": {} if edit.op is Op.BAN else reserved.banned,
-            "this feature is redirected": {} if edit.op is Op.BAN else reserved.redirected,
-            "a rule redirects to this": reserved.written,
+            "this feature is banned": {} if edit.op is Op.BAN else withheld.banned,
+            "this feature is redirected": {} if edit.op is Op.BAN else withheld.redirected,
+            "a rule redirects to this": withheld.written,
         }
         if edit.op is Op.WATCH:
             continue
@@ -279,7 +279,7 @@ def _limits(policies: Iterable[CompiledPolicy], candidate: bool = False) -> Iter
 def _does_not_fit(error: SteeringError, edits: Sequence[RequestEdit], combined: Combined) -> Denial:
     """The denial of edits that do not fit the rules. It names the first one that bans or redirects there."""
     owners = sorted(
-        owner for site, group in combined.reserved.taken() if site == error.site for owner in group
+        owner for site, group in combined.withheld.taken() if site == error.site for owner in group
     )
     policy, rule = owners[0] if owners else ("", "program")
     at_site = [edit for edit in edits if edit.site == error.site]
