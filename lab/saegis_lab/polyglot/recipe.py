@@ -66,14 +66,15 @@ class Filtering:
     making: how it is made from texts and prompts in CHOSEN_FROM. aligned: the language in which the model
     refuses, None: found there. samples: answers to each prompt at the recipe's temperature, benign ones at
     most `evaluation.filtered.TEXT_SAMPLES` times. max_tokens: of an answer. attacked: how many harmful
-    prompts of each language are attacked; attack_samples: answers to each of them in sampled attacks.
+    prompts of each language are attacked, so many that each has the others as examples; attack_samples:
+    answers to each of them in sampled attacks.
     """
 
     making: FilterRecipe = field(default_factory=FilterRecipe)
     aligned: str | None = None
-    samples: int = 2
+    samples: int = 1
     max_tokens: int = 80
-    attacked: int = 5
+    attacked: int = 4
     attack_samples: int = 16
 
     @classmethod
