@@ -19,8 +19,10 @@ from saegis_server.reference import WEIGHTS
 ROOT = Path(__file__).resolve().parents[1]
 PLACES = (
     *("README.md", "clients/python", "deploy/POLICIES.md", "docs", "examples"),
-    *("lab/saegis_lab/cli", "server/saegis_server/cli", "tests/sweep"),
+    *("lab/saegis_lab/cli", "server/saegis_server/cli", "tests/sweep/test_examples.py"),
 )
+#: What stands before the number of a feature: a small one may mean anything elsewhere.
+BEFORE = r"(?:clamp|ban|watch|unset|show|index|indices|features?|BRIDGE|bridge's)[\"'\])}]*[\s:=(,\[]{1,4}"
 REDIRECT = re.compile(r"--redirect [\d,]+=\d+:[\d.]+:[\d.]+")
 
 
@@ -58,14 +60,14 @@ def main() -> None:
         print(f"{role}: {old[role]} -> {new[role]}")
     # Where one feature had several roles, the first counts.
     numbers = {str(old[role]): str(new[role]) for role in reversed(old)}
-    number = re.compile(rf"(?<![\w.,])({'|'.join(numbers)})(?![\w%]|\.\d)")
+    number = re.compile(rf"({BEFORE})({'|'.join(numbers)})(?![\w%]|\.\d)")
     features = ",".join(map(str, made.features))
     command = f"--redirect {features}={made.to}:{made.factor:g}:{made.strength:g}"
     for path in files():
         if path.suffix not in {".md", ".py"}:
             continue
         before = path.read_text(encoding="utf-8")
-        after = number.sub(lambda found: numbers[found[1]], REDIRECT.sub(command, before))
+        after = number.sub(lambda found: found[1] + numbers[found[2]], REDIRECT.sub(command, before))
         if after != before:
             path.write_text(after, encoding="utf-8")
             print(f"wrote {path.relative_to(ROOT)}")

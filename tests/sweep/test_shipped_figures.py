@@ -98,9 +98,9 @@ def test_features_are_renamed_where_they_are_meant(tmp_path: Path, monkeypatch: 
     (tmp_path / "old" / "manifest.json").write_text(json.dumps(told), encoding="utf-8")
     root = tmp_path / "root"
     (root / "docs").mkdir(parents=True)
-    kept = "0.4001, 4001.5, 14001, 4001%"
+    kept = "4001 tokens, clamp 4001.5, feature 14001, ban 4001%"
     (root / "docs" / "a.md").write_text(
-        f"clamp 4001=50, (4001) {kept} --redirect 1,2=3:1:0\n", encoding="utf-8"
+        f"clamp 4001=50, clamp(4001) {kept} --redirect 1,2=3:1:0\n", encoding="utf-8"
     )
     monkeypatch.setattr(NUMBERS, "ROOT", root)
     monkeypatch.setattr(NUMBERS, "PLACES", ("docs",))
@@ -109,5 +109,5 @@ def test_features_are_renamed_where_they_are_meant(tmp_path: Path, monkeypatch: 
     made = RedirectFile.load(WEIGHTS / "eval" / "redirect.json")
     command = f"{','.join(map(str, made.features))}={made.to}:{made.factor:g}:{made.strength:g}"
     assert (root / "docs" / "a.md").read_text(encoding="utf-8") == (
-        f"clamp {now}=50, ({now}) {kept} --redirect {command}\n"
+        f"clamp {now}=50, clamp({now}) {kept} --redirect {command}\n"
     )
