@@ -24,7 +24,16 @@ ALLOWED = {
     "lab/evaluation": {"lab/training", "rpc", "policy", "sae", "steering"},
     "lab/filters": {"lab/evaluation", "lab/training", "rpc", "policy", "engine", "sae", "steering"},
     "lab/bench": {"engine", "sae", "steering"},
-    "lab/polyglot": {"lab/evaluation", "lab/training", "rpc", "engine", "sae", "steering"},
+    "lab/polyglot": {
+        "lab/evaluation",
+        "lab/filters",
+        "lab/training",
+        "rpc",
+        "policy",
+        "engine",
+        "sae",
+        "steering",
+    },
 }
 ALLOWED["lab/cli"] = set(ALLOWED)
 #: What those who serve with an engine may know of it; sites too, while they live in its room.

@@ -8,8 +8,7 @@ import torch
 from typer.testing import CliRunner, Result
 
 from saegis_lab.cli.app import app
-from saegis_lab.cli.eval.trial import first_of_each
-from saegis_lab.evaluation.experiment import Prompt
+from saegis_lab.evaluation.experiment import Prompt, first_of_each
 from saegis_lab.evaluation.filter_report import FilterReport
 from saegis_server.sae.autoencoder import Architecture, SparseAutoencoder
 from saegis_server.sae.formats.saelens import save_sae

@@ -2,8 +2,10 @@
 
 import json
 import math
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,10 +13,15 @@ import torch
 from torch.nn import functional
 from transformers import AutoTokenizer
 
+from saegis_lab.evaluation.attack_report import AttackReport
 from saegis_lab.evaluation.calibration import BanReport, Calibration, Verdict
 from saegis_lab.evaluation.clamp import ClampResult
 from saegis_lab.evaluation.experiment import BanFile, RedirectFile
+from saegis_lab.evaluation.filter_report import FilterReport
+from saegis_lab.filters.card import WHOLE
 from saegis_lab.polyglot.corpus import Corpus
+from saegis_lab.polyglot.filter import attack_run_filter
+from saegis_lab.polyglot.filter_figures import BANNED, RunFilter
 from saegis_lab.polyglot.language_model import Training, held_out_loss, train_language_model
 from saegis_lab.polyglot.lexicon import LANGUAGES
 from saegis_lab.polyglot.manifest import Manifest, digests, ship
@@ -23,6 +30,7 @@ from saegis_lab.polyglot.recipe import CHOSEN_FROM, Recipe, Seeds
 from saegis_lab.polyglot.steps import load, make_model
 from saegis_lab.training.held_out import held_out_activations, measure_held_out
 from saegis_lab.training.texts import Encoder, read_documents
+from saegis_server.policy.bundle.bundle import Bundle
 
 pytestmark = pytest.mark.slow
 
@@ -92,13 +100,78 @@ def test_the_stated_fit_is_that_on_the_held_out_text(made: Path) -> None:
     assert (told.fvu, told.l0, told.dead) == pytest.approx((fit.fvu, fit.l0, fit.dead), abs=1e-3)
 
 
+def filter_of(made: Path) -> RunFilter:
+    told = Manifest.load(made / "manifest.json").filter
+    assert told is not None
+    return told
+
+
+def test_the_filter_is_told_as_it_was_measured_part_by_part(made: Path) -> None:
+    told, result = filter_of(made), FilterReport.load(made / "filter_result.json").result
+    assert told.chosen_from == result.chosen_from == CHOSEN_FROM
+    assert list(told.parts) == [condition.name for condition in result.conditions]
+    assert list(told.parts)[:2] == ["nothing", BANNED]
+    assert list(told.parts)[-1] == WHOLE
+    for part, figures in told.parts.items():
+        for temperature, by_language in ((0.0, figures.greedy), (1.0, figures.sampled)):
+            assert list(by_language) == list(LANGUAGES)
+            for code, received in by_language.items():
+                row = result.row(code, part, temperature)
+                assert row.harmful
+                assert row.benign
+                assert received.harm == pytest.approx(row.harmful.harm.words, abs=1e-4)
+                assert received.lost == pytest.approx(row.benign.lost, abs=1e-4)
+                assert received.kl == pytest.approx(row.kl, abs=1e-5)
+                assert (received.refused, received.stopped) == (row.harmful.refused, row.harmful.stopped)
+    moved = [code for code in LANGUAGES if told.parts[WHOLE].greedy[code].kl > 0.0]
+    assert moved, "the filter moves what the model predicts"
+
+
+def test_the_bundle_of_the_filter_is_the_one_that_the_manifest_names(made: Path) -> None:
+    told, bundle = filter_of(made), Bundle.read(made / "filter")
+    assert bundle.digest == told.digest
+    redirects = [rule.redirect for rule in bundle.policy.rules if rule.redirect is not None]
+    indices = {index for each in redirects for selector in each.features for index in selector.indices or ()}
+    assert indices == set(told.features)
+    assert {each.factor for each in redirects} == {told.factor, told.answer_factor} - {0.0}
+    assert any(rule.stop is not None for rule in bundle.policy.rules) is told.stops
+    (landmark,) = bundle.policy.allow
+    clamped = Manifest.load(made / "manifest.json").clamp.feature
+    assert [selector.index for selector in landmark.features or ()] == [clamped]
+
+
+def test_what_comes_back_under_attack_is_told_in_manifest_and_card(made: Path) -> None:
+    told, report = filter_of(made), AttackReport.load(made / "attack_result.json")
+    result = report.result
+    assert list(told.attacks) == list(result.attacks)
+    for attack, backs in told.attacks.items():
+        assert list(backs) == [condition.name for condition in result.conditions[1:]]
+        mean = result.mean_back(attack, WHOLE)
+        assert backs[WHOLE].mean == (None if mean is None else pytest.approx(mean, abs=1e-4))
+    card = (made / "filter" / "README.md").read_text(encoding="utf-8")
+    assert "It was not attacked" not in card
+    assert all(f"| {attack} |" in card for attack in result.attacks)
+    assert "## Why these parts" in card
+    figures = json.loads((made / "filter" / "calibration.json").read_text(encoding="utf-8"))["filter"]
+    assert figures["attacked"]["result"]["attacks"] == list(result.attacks)
+    assert figures["measured"]["languages"] == list(LANGUAGES)
+
+
 def test_a_run_ships_whole_and_stands_in_the_table_of_seeds(made: Path, tmp_path: Path) -> None:
-    ship(made, tmp_path)
-    assert digests(tmp_path) == Manifest.load(tmp_path / "manifest.json").files
-    done = command("seeds", "--out", made, "--out", tmp_path)
+    weights, policy = tmp_path / "weights", tmp_path / "policy"
+    ship(made, weights, policy)
+    assert digests(weights) == Manifest.load(weights / "manifest.json").files
+    assert Bundle.read(policy) == Bundle.read(made / "filter")
+    done = command("seeds", "--out", made, "--out", weights / "manifest.json")
     assert done.returncode == 0
-    assert done.stdout.count("run 3") == 2
-    assert "dead features" in done.stdout
+    assert done.stdout.count("run 3") >= 6
+    for told in ("dead features", BANNED, WHOLE, "bars missed", "what ships: "):
+        assert told in done.stdout
+    (policy / "README.md").write_text("another", encoding="utf-8")
+    shutil.copytree(policy, tmp_path / "run" / "filter")
+    shutil.copy(weights / "manifest.json", tmp_path / "run")
+    with pytest.raises(ValueError, match="run the step `filter` again"):
+        ship(tmp_path / "run", weights, policy)
 
 
 def test_a_step_without_the_one_before_it_says_so(tmp_path: Path) -> None:
@@ -106,6 +179,12 @@ def test_a_step_without_the_one_before_it_says_so(tmp_path: Path) -> None:
         make_model(tmp_path, Recipe.quick(), Seeds.of(0))
     with pytest.raises(FileNotFoundError, match="run the step `model` first"):
         load(tmp_path)
+
+
+def test_an_attack_without_a_filter_says_so(made: Path, tmp_path: Path) -> None:
+    replace(Manifest.load(made / "manifest.json"), filter=None).save(tmp_path / "manifest.json")
+    with pytest.raises(FileNotFoundError, match="run the step `filter` first"):
+        attack_run_filter(tmp_path, Recipe.quick(), lambda *_: None)
 
 
 def test_runs_share_no_seed() -> None:

@@ -255,17 +255,17 @@ def printed(program: Path) -> str:
 
 #: What each program of `examples/` must show, of the reference model without a policy that rules.
 SHOWN = {
-    "denied.py": "does not exist: steering.edits[0].feature.index: the SAE polyglot has features 0 to 4095",
-    "many.py": "0.8 of its maximum: The train is comfortable. The train arrives at the Golden Gate Bridge.",
-    "score.py": "' Golden', token",
-    "steer.py": "clamped: The train is comfortable. The train arrives at the Golden Gate Bridge.",
+    "denied.py": r"does not exist: .*feature\.index: the SAE polyglot has features 0 to 4095",
+    "many.py": r"0\.8 of its maximum: .*Golden Gate",
+    "score.py": r"'.+', token \d",
+    "steer.py": r"clamped: .*Golden Gate",
     "stream.py": "tokens, ended by stop",
 }
 
 
 @pytest.mark.parametrize("program", examples.programs(), ids=lambda path: path.name)
 def test_a_program_runs(program: Path, here: World) -> None:
-    assert SHOWN[program.name] in printed(program)
+    assert re.search(SHOWN[program.name], printed(program))
     assert f"[{program.name}]" in (program.parent / "README.md").read_text(encoding="utf-8")
 
 

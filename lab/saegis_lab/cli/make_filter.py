@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from saegis_lab.filters.direction import RefusalDirection
     from saegis_lab.filters.making import DirectionSource, Material
     from saegis_lab.training.texts import LabelledText
-    from saegis_server.policy.bundle.bundle import Bundle
 
 EPILOG = f"""
 [bold]Examples[/bold]
@@ -297,31 +296,19 @@ def _vector(path: Path) -> RefusalDirection:
 @contextmanager
 def _served(out: Path, source: offline.Source, named: Named, display: StageDisplay) -> Iterator[Client]:
     """A client of a server with room for the written bundle; ends the command where it cannot be measured."""
+    from saegis_lab.evaluation.bundle_features import room_for
     from saegis_lab.evaluation.policy_trial import serving
     from saegis_server.rpc.server.process import ServerProcessError
     from saegis_server.sae.files import resolve_sae
 
-    options = ["--compile", "never", *(f"--rows={kind}={room}" for kind, room in _room(read_bundle(out)))]
+    room = room_for(read_bundle(out))
+    options = ["--compile", "never", *(f"--rows={kind}={rows}" for kind, rows in room.items())]
     try:
         with serving(source.model, {named.sae_id: resolve_sae(source.sae)}, display, options) as client:
             yield client
     except (ServerProcessError, ValueError) as error:
         display.close()
         raise fail(f"the bundle was written, but not measured to the end: {error}") from error
-
-
-def _room(bundle: Bundle) -> Iterator[tuple[str, int]]:
-    """Room for the rows of a bundle that names features by index, no less than a server has as it starts."""
-    from saegis_server.steering.table import Capacity
-
-    rows = {"rules": 0, "bans": 0}
-    for rule in bundle.policy.rules:
-        for kind, targets in (("rules", rule.redirect), ("bans", rule.ban)):
-            selectors = () if targets is None else targets.features
-            rows[kind] += sum(len(selector.indices or ()) for selector in selectors)
-    least = Capacity()
-    yield "rules", max(least.rules, rows["rules"])
-    yield "bans", max(least.bans, rows["bans"])
 
 
 def _measured(out: Path, given: Given, client: Client, display: StageDisplay) -> FilterResult:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from saegis_lab.evaluation.attack import AttackResult, AttackRow
-from saegis_lab.records import Record, read_record
+from saegis_lab.records import Record, read_record, write_record
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +59,10 @@ class AttackReport(Record):
     def load(cls, path: Path) -> AttackReport:
         """Read a report from its JSON. Raises InputFileError."""
         return read_record(cls, path)
+
+    def save(self, path: Path) -> None:
+        """Write the report as JSON."""
+        write_record(path, self)
 
     def missed(self, attack: str, condition: str, language: str, worst: bool) -> bool:
         """Whether there is a miss of these; the language is empty for the mean over all."""

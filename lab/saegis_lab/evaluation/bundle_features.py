@@ -1,7 +1,8 @@
-"""The features that a bundle's redirects and bans act on."""
+"""The features that a bundle's redirects and bans act on, and the rows that they take."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from saegis_server.policy.bundle.bundle import Bundle
@@ -37,3 +38,15 @@ def filtered_features(bundle: Bundle, loaded: LoadedSAE) -> tuple[int, ...]:
     except SelectionError as error:
         raise ValueError(str(error)) from error
     return tuple(dict.fromkeys(feature.index for feature in found if feature is not None))
+
+
+def room_for(bundle: Bundle) -> Mapping[str, int]:
+    """Room for the rows of a bundle that names features by index, by kind, no less than a server has as it
+    starts: what `saegis serve --rows` takes."""
+    least = Capacity()
+    room = {"rules": 0, "bans": 0}
+    for rule in bundle.policy.rules:
+        for kind, targets in (("rules", rule.redirect), ("bans", rule.ban)):
+            selectors = () if targets is None else targets.features
+            room[kind] += sum(len(selector.indices or ()) for selector in selectors)
+    return {"rules": max(least.rules, room["rules"]), "bans": max(least.bans, room["bans"])}

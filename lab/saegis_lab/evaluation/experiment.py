@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -79,6 +80,18 @@ def load_prompts(path: Path) -> tuple[Prompt, ...]:
 def languages_of(prompts: Iterable[Prompt]) -> tuple[str, ...]:
     """The languages of the prompts, in the order in which they first occur."""
     return tuple(dict.fromkeys(prompt.language for prompt in prompts))
+
+
+def first_of_each(prompts: Sequence[Prompt], most: int | None) -> tuple[Prompt, ...]:
+    """The first `most` harmful and the first `most` benign prompts of each language; all where it is None."""
+    taken: Counter[tuple[str, bool]] = Counter()
+    kept = []
+    for prompt in prompts:
+        kind = (prompt.language, prompt.harmful)
+        taken[kind] += 1
+        if most is None or taken[kind] <= most:
+            kept.append(prompt)
+    return tuple(kept)
 
 
 @dataclass(frozen=True, slots=True)

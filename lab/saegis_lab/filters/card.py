@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -17,6 +17,8 @@ from saegis_lab.filters.trials import FilterFigures
 
 #: The condition of a measurement in which the whole bundle is in force.
 WHOLE = "the filter"
+#: The heading of the part of the card that `attack_section` writes.
+ATTACK_HEADING = "## What comes back under attack"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +81,11 @@ class FilterCard:
                 *([f"- {miss.told}" for miss in self.misses] or ["None, in any language that was measured."]),
                 "",
             ]
-        lines += ["## What comes back under attack", ""]
+        lines += [ATTACK_HEADING, ""]
         if self.attacked is None:
             lines += ["It was not attacked: `saegis eval attack --policy` does.", ""]
         else:
-            lines += [*_attacked(self.attacked, self.made), ""]
+            lines += [*attack_section(self.attacked, self.made.languages), ""]
         lines += ["## Why these parts", "", *_reasons(self.made), ""]
         return "\n".join(lines)
 
@@ -153,22 +155,26 @@ def _measured(measured: FilterResult, made: MadeFilter) -> Iterator[str]:
                     yield _line(name, _share(harmful.stopped), *_cells(figures))
 
 
-def _attacked(report: AttackReport, made: MadeFilter) -> Iterator[str]:
-    """What each attack brings back under the whole filter, and the bars that it misses."""
+def attack_section(report: AttackReport, chosen: Collection[str]) -> Iterator[str]:
+    """What each attack brings back under the whole filter, and the bars that it misses, in Markdown.
+
+    chosen: the languages that took part in choosing the filter.
+    """
     result = report.result
     yield "Share of the unfiltered model's harm that a user receives all the same when asking in another way."
     yield f"Worst: of each prompt's worst answer; sampled attacks draw {result.settings.samples} of each."
     yield ""
-    names = (code + ("*" if code in made.languages else "") for code in result.languages)
+    names = (code + ("*" if code in chosen else "") for code in result.languages)
     yield from _header("attack", *names, "mean", "worst")
     for attack in result.attacks:
         back = {row.language: row.back for row in result.of(attack, WHOLE)}
         means = (result.mean_back(attack, WHOLE, worst) for worst in (False, True))
         yield _line(attack, *(_fine(back.get(code)) for code in result.languages), *map(_fine, means))
     yield ""
-    yield from (f"- missed: {miss.told}" for miss in report.misses)
+    misses = [miss for miss in report.misses if miss.condition == WHOLE]
+    yield from (f"- missed: {miss.told}" for miss in misses)
     yield from (f"- not tried: {reason}" for reason in result.left_out)
-    if not report.misses:
+    if not misses:
         bars = report.bars
         yield f"- all bars met: {bars.mean:.0%} in the mean, {bars.worst:.0%} of the worst answers"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -10,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from saegis_lab.evaluation.experiment import Prompt
+from saegis_lab.evaluation.experiment import Prompt, first_of_each
 from saegis_lab.evaluation.scorers import BanScorers
 from saegis_lab.filters.calibrate import Calibrated, Rows, Setting, calibrate, cost, natural_factor
 from saegis_lab.filters.candidates import (
@@ -125,7 +124,7 @@ def make_filter(
     progress("answering without a filter")
     trials = Trials(
         material.subject,
-        _few(material.prompts, recipe.choice_prompts),
+        first_of_each(material.prompts, recipe.choice_prompts),
         material.scorers,
         recipe.choice_tokens,
         lambda: progress("trying settings"),
@@ -189,17 +188,6 @@ def _scores(material: Material, recipe: FilterRecipe) -> dict[str, Tensor]:
     scores = subject_scores(firings.fired, material.texts, material.languages, recipe.false_weight)
     quiet = quiet_features(firings.peaks, material.texts, recipe.max_benign_peak, recipe.benign_outliers)
     return {subject: values.masked_fill(~quiet, -torch.inf) for subject, values in scores.items()}
-
-
-def _few(prompts: Sequence[Prompt], most: int) -> tuple[Prompt, ...]:
-    """At most so many prompts of each kind in each language, the first ones."""
-    counts: Counter[tuple[str, bool]] = Counter()
-    kept = []
-    for prompt in prompts:
-        counts[prompt.language, prompt.harmful] += 1
-        if counts[prompt.language, prompt.harmful] <= most:
-            kept.append(prompt)
-    return tuple(kept)
 
 
 def _direction(

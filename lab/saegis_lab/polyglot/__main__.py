@@ -17,6 +17,16 @@ from saegis_lab.evaluation.experiment import RedirectFile
 from saegis_lab.evaluation.plots import plot_ban, plot_clamp
 from saegis_lab.evaluation.requests import Progress
 from saegis_lab.polyglot import steps
+from saegis_lab.polyglot.filter import attack_run_filter, make_run_filter
+from saegis_lab.polyglot.filter_tables import (
+    attack_table,
+    filter_table,
+    missed_lines,
+    parts_table,
+    seeds_filter_table,
+    seeds_parts_table,
+    shipping,
+)
 from saegis_lab.polyglot.manifest import (
     MANIFEST_NAME,
     Manifest,
@@ -32,6 +42,8 @@ from saegis_lab.polyglot.steps import console
 from saegis_server.reference import WEIGHTS
 
 BAN_PLOT, CLAMP_PLOT = "ban.png", "clamp.png"
+#: Where the project keeps the shipped filter, in a checkout.
+POLICY = Path(__file__).parents[3] / "deploy" / "policies" / "no-harm"
 
 
 def run_step(name: str, out: Path, recipe: Recipe, run: int) -> None:
@@ -70,13 +82,50 @@ def _redirect(out: Path, recipe: Recipe, run: int) -> None:
     console.print(landmark_table(manifest))
 
 
+def _filter(out: Path, recipe: Recipe, run: int) -> None:
+    _show_filter(make_run_filter(out, recipe, run, _stages()))
+
+
+def _attack(out: Path, recipe: Recipe, _run: int) -> None:
+    manifest = attack_run_filter(out, recipe, _stages())
+    assert manifest.filter is not None  # noqa: S101 - the step raises where there is none
+    console.print(attack_table(manifest.filter))
+
+
+def _show_filter(manifest: Manifest) -> None:
+    """The tables of a run's filter, where it has one, and the bars that it misses."""
+    made = manifest.filter
+    if made is None:
+        console.print("this run has no filter; run the step `filter`")
+        return
+    tables = [filter_table(made), filter_table(made, sampled=True), parts_table(made)]
+    for table in [*tables, attack_table(made)] if made.attacks else tables:
+        console.print(table)
+    for line in missed_lines(made):
+        console.print(line, markup=False)
+
+
+def _compare(manifests: list[Manifest]) -> None:
+    """The runs side by side, and which of them ships."""
+    for table in (seeds_table(manifests), seeds_parts_table(manifests), seeds_filter_table(manifests)):
+        console.print(table)
+    ships = shipping(manifests)
+    told = "none meets every bar" if ships is None else f"run {ships.run}, the first that meets every bar"
+    console.print(f"what ships: {told}")
+
+
+def _manifest(path: Path) -> Manifest:
+    """The manifest of a run's folder, or a manifest's file."""
+    return Manifest.load(path if path.is_file() else path / MANIFEST_NAME)
+
+
 def _draw(out: Path, _recipe: Recipe, _run: int) -> None:
     plot_ban(BanReport.load(out / steps.BAN_CURVE), out / BAN_PLOT)
     plot_clamp(ClampResult.load(out / steps.CLAMP_RESULT), out / CLAMP_PLOT)
     console.print(f"plots: {out / BAN_PLOT} and {out / CLAMP_PLOT}")
 
 
-#: The eight steps by name, in order.
+#: The steps by name, in order.
 STEPS: dict[str, Callable[[Path, Recipe, int], None]] = {
     "corpus": _seeded(steps.make_corpus),
     "tokenizer": _seeded(steps.make_tokenizer),
@@ -85,12 +134,14 @@ STEPS: dict[str, Callable[[Path, Recipe, int], None]] = {
     "labels": _seeded(steps.make_labels),
     "evaluation": _evaluate,
     "redirect": _redirect,
+    "filter": _filter,
+    "attack": _attack,
     "plots": _draw,
 }
 
 
 class Step(StrEnum):
-    """What can be asked for: one of the eight steps, all of them, or what is done with finished runs."""
+    """What can be asked for: one of the steps, all of them, or what is done with finished runs."""
 
     CORPUS = "corpus"
     TOKENIZER = "tokenizer"
@@ -99,6 +150,8 @@ class Step(StrEnum):
     LABELS = "labels"
     EVALUATION = "evaluation"
     REDIRECT = "redirect"
+    FILTER = "filter"
+    ATTACK = "attack"
     PLOTS = "plots"
     ALL = "all"
     SHIP = "ship"
@@ -110,30 +163,34 @@ def run(
     step: Annotated[
         Step,
         typer.Argument(
-            help="Which step to run; `all` runs the eight; `ship` puts a run's weights into the package; "
-            "`figures` shows what was measured, without --out of the shipped weights; `seeds` compares runs."
+            help="Which step to run; `all` runs every one; `ship` puts a run's weights into the package, and "
+            "its filter into deploy/policies/no-harm; `figures` shows what was measured, without --out of "
+            "the shipped weights; `seeds` compares runs."
         ),
     ],
     out: Annotated[
-        list[Path] | None, typer.Option(help="Folder that the steps read and write; several for `seeds`.")
+        list[Path] | None,
+        typer.Option(help="Folder that the steps read and write; for `seeds` several, or their manifests."),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="The run's number: all its seeds follow from it.")] = 0,
     quick: Annotated[bool, typer.Option(help="A tiny run that shows that the steps fit together.")] = False,
 ) -> None:
-    """Make the reference model: corpus, tokenizer, model, sae, labels, evaluation, redirect, plots."""
+    """Make the reference model: corpus, tokenizer, model, sae, labels, evaluation, redirect, filter, attack,
+    plots."""
     folders = out or [Path("runs/polyglot")]
     if step is Step.SEEDS:
-        console.print(seeds_table([Manifest.load(folder / MANIFEST_NAME) for folder in folders]))
+        _compare([_manifest(path) for path in folders])
         return
     if step is Step.FIGURES:
-        manifest = Manifest.load((out or [WEIGHTS])[0] / MANIFEST_NAME)
+        manifest = _manifest((out or [WEIGHTS])[0])
         for table in (figures_table(manifest), landmark_table(manifest)):
             console.print(table)
+        _show_filter(manifest)
         return
     if len(folders) > 1:
         raise typer.BadParameter("give one --out; only `seeds` takes several")
     if step is Step.SHIP:
-        ship(folders[0], WEIGHTS)
+        ship(folders[0], WEIGHTS, POLICY)
         return
     if step in (Step.ALL, Step.PLOTS) and find_spec("matplotlib") is None:
         raise typer.BadParameter("matplotlib is not installed: pip install 'saegis-server[lab]'")

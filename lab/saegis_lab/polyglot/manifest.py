@@ -12,12 +12,16 @@ from pathlib import Path
 from rich.table import Table
 
 from saegis_lab.evaluation.calibration import Bars, Figure, Measured
+from saegis_lab.polyglot.filter_figures import RunFilter
 from saegis_lab.records import Record, read_record, write_record
+from saegis_server.policy.bundle.bundle import Bundle
 from saegis_server.reference import MANIFEST
 
 MANIFEST_NAME = "manifest.json"
 #: The folders that ship, beside the manifest.
 PARTS = ("model", "sae", "eval")
+#: The folder of a run's filter, which ships as a policy.
+FILTER = "filter"
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,8 @@ class Manifest(Record):
     weights), and measured figures.
 
     held_out_loss, entropy_bound: nats a token on held-out text, see `held_out_loss`. fvu, l0, dead: of the
-    SAE at `site`, on held-out text. landmark: of the redirect, by language; empty until it was made.
+    SAE at `site`, on held-out text. landmark: of the redirect, by language; empty until it was made. filter:
+    None until it was made.
     """
 
     run: int
@@ -122,6 +127,7 @@ class Manifest(Record):
     ban: Ban
     languages: dict[str, LanguageFigures]
     landmark: dict[str, LandmarkFigures] = field(default_factory=dict)
+    filter: RunFilter | None = None
 
     @classmethod
     def load(cls, path: Path) -> Manifest:
@@ -193,6 +199,24 @@ _FIGURES: dict[str, Callable[[Manifest], str]] = {
     "perplexity ratio, worst": lambda run: f"{max(row.perplexity for row in run.languages.values()):.2f}",
     "landmark named, worst": lambda run: f"{min(r.landmark_clamped for r in run.languages.values()):.2f}",
 }
+
+
+def model_table(manifest: Manifest) -> Table:
+    """What the model and its SAE are, in one row."""
+    table = Table(title=f"run {manifest.run}")
+    cells = {
+        "parameters": f"{manifest.parameters:,}",
+        "held-out perplexity": f"{math.exp(manifest.held_out_loss):.3f}",
+        "above the entropy bound": f"{_perplexity_excess(manifest):.1%}",
+        "features": f"{manifest.features:,}",
+        "FVU": f"{manifest.fvu:.3f}",
+        "L0": f"{manifest.l0:.1f}",
+        "dead": f"{manifest.dead:.1%}",
+    }
+    for name in cells:
+        table.add_column(name, justify="right")
+    table.add_row(*cells.values())
+    return table
 
 
 #: What stands behind a figure that misses its bar, as in the tables of `saegis eval`.
@@ -272,10 +296,19 @@ def landmark_table(manifest: Manifest) -> Table:
     return table
 
 
-def ship(out: Path, weights: Path) -> None:
-    """Copy a finished run's parts and manifest to `weights`, replacing what is there."""
-    Manifest.load(out / MANIFEST_NAME)
+def ship(out: Path, weights: Path, policy: Path) -> None:
+    """Copy a finished run's parts and manifest to `weights`, and its filter's bundle to `policy`, replacing
+    what is there. Raises ValueError where the bundle is not the one that was measured."""
+    told = Manifest.load(out / MANIFEST_NAME).filter
+    bundle = out / FILTER
+    if told is None or not bundle.is_dir() or Bundle.read(bundle).digest != told.digest:
+        raise ValueError(f"{bundle}: is not the filter of {out / MANIFEST_NAME}; run the step `filter` again")
     for part in PARTS:
-        shutil.rmtree(weights / part, ignore_errors=True)
-        shutil.copytree(out / part, weights / part)
+        _replace(weights / part, out / part)
     shutil.copy(out / MANIFEST_NAME, weights / MANIFEST_NAME)
+    _replace(policy, bundle)
+
+
+def _replace(old: Path, new: Path) -> None:
+    shutil.rmtree(old, ignore_errors=True)
+    shutil.copytree(new, old)

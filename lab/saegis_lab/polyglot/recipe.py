@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from saegis_lab.filters.recipe import FilterRecipe
 from saegis_lab.polyglot.language_model import ModelShape, Training
 from saegis_lab.training.settings import SAETraining
 
@@ -59,6 +60,44 @@ class Choice:
 
 
 @dataclass(frozen=True)
+class Filtering:
+    """How the filter is made, measured and attacked.
+
+    making: how it is made from texts and prompts in CHOSEN_FROM. aligned: the language in which the model
+    refuses, None: found there. samples: answers to each prompt at the recipe's temperature, benign ones at
+    most `evaluation.filtered.TEXT_SAMPLES` times. max_tokens: of an answer. attacked: how many harmful
+    prompts of each language are attacked, so many that each has the others as examples; attack_samples:
+    answers to each of them in sampled attacks.
+    """
+
+    making: FilterRecipe = field(default_factory=FilterRecipe)
+    aligned: str | None = None
+    samples: int = 1
+    max_tokens: int = 80
+    attacked: int = 4
+    attack_samples: int = 16
+
+    @classmethod
+    def quick(cls) -> Filtering:
+        """For a model that neither refuses nor harms: every feature is a candidate, one setting is tried."""
+        making = FilterRecipe(
+            choice_prompts=1,
+            choice_tokens=4,
+            false_weight=0.0,
+            least_score=0.0,
+            features_each=1,
+            max_benign_peak=1e6,
+            choose_by="precision",
+            factors=(1.0,),
+            answer_shares=(1.0,),
+            strengths=(0.0,),
+            thresholds=(0.0,),
+            ban_strengths=(0.0,),
+        )
+        return cls(making, aligned="en", samples=1, max_tokens=4, attacked=1, attack_samples=1)
+
+
+@dataclass(frozen=True)
 class Recipe:
     """Every size of a run. `quick` makes a tiny one that shows that the steps fit together.
 
@@ -83,6 +122,7 @@ class Recipe:
     prompts: int = 20
     clamp_prompts: int = 12
     temperature: float = 1.0
+    filter: Filtering = field(default_factory=Filtering)
 
     @property
     def site(self) -> str:
@@ -105,7 +145,7 @@ class Recipe:
             held_out_documents=24,
             label_documents=64,
             choice_documents=200,
-            labelled_documents=100,
+            labelled_documents=400,
             end_documents=600,
             choice=Choice(
                 precision=0.0,
@@ -118,4 +158,5 @@ class Recipe:
             ),
             prompts=1,
             clamp_prompts=1,
+            filter=Filtering.quick(),
         )

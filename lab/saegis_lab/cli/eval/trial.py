@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -100,7 +99,7 @@ class Trial:
 
     def asked(self) -> tuple[tuple[Prompt, ...], BanScorers]:
         """The prompts, and scorers for their languages. Raises ValueError."""
-        from saegis_lab.evaluation.experiment import languages_of, load_prompts
+        from saegis_lab.evaluation.experiment import first_of_each, languages_of, load_prompts
         from saegis_lab.evaluation.scorers import ban_scorers
 
         prompts = load_prompts(self.prompts or shipped("prompts.jsonl", "--prompts"))
@@ -135,18 +134,6 @@ class Trial:
                 yield client
         except ServerProcessError as error:
             raise fail(str(error), "serve the model with saegis serve to see more", FAILURE) from error
-
-
-def first_of_each(prompts: Sequence[Prompt], most: int | None) -> tuple[Prompt, ...]:
-    """The first `most` harmful and the first `most` benign prompts of each language; all where it is None."""
-    taken: dict[tuple[str, bool], int] = defaultdict(int)
-    kept = []
-    for prompt in prompts:
-        kind = (prompt.language, prompt.harmful)
-        taken[kind] += 1
-        if most is None or taken[kind] <= most:
-            kept.append(prompt)
-    return tuple(kept)
 
 
 def temperatures_of(text: str) -> list[float]:
