@@ -67,7 +67,9 @@ class ServerConfig(_Strict):
     may steer with directions. port, metrics_port: 0 means any free port; metrics_port None means no metrics
     endpoint. max_model_len: the most tokens of prompt and completion together; by default the model's limit.
     rows: room for rows of a kind, for each sequence and site, where it is not the default. queue_limit: the
-    most waiting sequences; a tenant with few of them finds room beyond it. steer_first_token: whether rows
+    most waiting sequences; a caller with few of them finds room beyond it, up to the share `fair_share` of
+    it. fair_slots, fair_seconds: so many slots are kept for tenants that had one within so many seconds; by
+    default an eighth of all. steer_first_token: whether rows
     also move a text's first token if it is the model's beginning-of-sequence token. read_first_token: the
     same for what conditions, contrasts and statistics read. limits: what each principal and tenant may have.
     identities: the file of principals and their roles; without it the server is open to every program of this
@@ -99,6 +101,9 @@ class ServerConfig(_Strict):
     max_model_len: int | None = Field(default=None, ge=2)
     rows: dict[RowKind, Room] = {}
     queue_limit: int = Field(default=256, ge=1, le=1_000_000)
+    fair_slots: int | None = Field(default=None, ge=0, le=1023)
+    fair_seconds: float = Field(default=60.0, ge=0.0, le=3600.0)
+    fair_share: float = Field(default=0.25, ge=0.0, le=1.0)
     steer_first_token: bool = False
     read_first_token: bool = False
     limits: Limits = Limits()
@@ -125,6 +130,14 @@ class ServerConfig(_Strict):
         named = [source.id for source in self.saes if source.id is not None]
         if len(set(named)) < len(named):
             raise ValueError("saes: two SAEs have the same id")
+        return self
+
+    @model_validator(mode="after")
+    def _leaves_slots_to_take(self) -> Self:
+        if self.fair_slots is not None and self.fair_slots >= self.max_num_seqs:
+            raise ValueError(
+                f"fair_slots: {self.fair_slots} slots cannot be kept of {self.max_num_seqs} (max_num_seqs)"
+            )
         return self
 
     @model_validator(mode="after")
