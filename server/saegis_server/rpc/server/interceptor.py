@@ -6,7 +6,6 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import ExitStack, aclosing
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
@@ -21,6 +20,7 @@ from saegis_server.rpc.auth.roles import EVERYBODY
 from saegis_server.rpc.server.gate import Gate, Phase
 from saegis_server.rpc.server.intake import Intake, check_message
 from saegis_server.rpc.server.limits import Limiter
+from saegis_server.rpc.server.logs import request_id, with_fields
 from saegis_server.rpc.wire.errors import Problem, describe, trailers
 from saegis_server.rpc.wire.problems import MalformedRequestError, NotServingError
 from saegis_server.telemetry.metrics import OTHER_METHOD, Metrics
@@ -29,9 +29,6 @@ log = logging.getLogger("saegis.rpc")
 OWN_PREFIX = "/saegis.v1."
 LONGEST_REQUEST_ID = 128
 _Context = grpc.aio.ServicerContext[Any, Any]
-
-#: The id of the RPC that runs in this task: the caller's request_id if it is usable.
-request_id: ContextVar[str] = ContextVar("request_id")
 
 
 @dataclass(slots=True)
@@ -153,9 +150,13 @@ class OutermostInterceptor(grpc.aio.ServerInterceptor):
     def _end(self, call: _Call, code: str, problem: Problem | None = None) -> None:
         seconds = time.monotonic() - call.began
         self.metrics.count_rpc(call.method, code, seconds)
-        reason = f" reason={problem.reason}" if problem else ""
+        reason = problem.reason if problem else None
+        told = f" reason={reason}" if reason else ""
         log.info(
-            "method=%s request_id=%s code=%s%s seconds=%.4f", call.method, call.id, code, reason, seconds
+            *("method=%s request_id=%s code=%s%s seconds=%.4f", call.method, call.id, code, told, seconds),
+            extra=with_fields(
+                method=call.method, request_id=call.id, code=code, reason=reason, seconds=round(seconds, 6)
+            ),
         )
 
 
