@@ -44,6 +44,8 @@ MEANINGS = {
     "--chosen-from": "the languages that a ban's features are chosen from",
     "--clamp": "an edit that clamps a feature",
     "--client-ca": "the authorities of the clients' certificates",
+    "--client-cert": "a caller's certificate",
+    "--client-key": "a caller's private key",
     "--compile": "when the forward pass is compiled",
     "--concurrency": "requests side by side",
     "--config": "the file of settings",
