@@ -110,7 +110,9 @@ tenant = {requests = 5, tokens_per_minute = 60}
         ("port: {a: 1}", "port: is no map"),
         ("port:", "port: has no value; write one, or leave the key out"),
         ("policy: [[a]]", "policy: holds a list or map"),
-        ("rows: {bans: [1]}", "rows: holds a list"),
+        ("rows: {bans: [8, 9]}", "--rows bans=8,9: Input should be a valid integer"),
+        ("rows: {bans: [[8]]}", "rows: holds a list or map"),
+        ("rows: {bans: }", "rows: has no value"),
         ("rows: {bans: 1}", "--rows bans=1: Input should be greater"),
         ("compile: sometimes", "'sometimes' is not one of 'auto', 'always', 'never'"),
         ("- port", "it must be a map of settings"),
@@ -229,6 +231,7 @@ grace: 2
 steer-first-token: true
 read-first-token: true
 ready-file: ready
+traces: http://127.0.0.1:4318/v1/traces
 """
 
 

@@ -165,6 +165,7 @@ MEANINGS = {
     "--top": "how many features are shown or chosen",
     "--top-k": "sampling: the likeliest tokens, by number",
     "--top-p": "sampling: the likeliest tokens, by share",
+    "--traces": "where spans of requests are sent",
     "--unix": "the Unix socket to listen on",
     "--unmatched-policies": "what a policy that concerns nobody is",
     "--use": "what a request asks for beyond the ordinary",
@@ -189,7 +190,7 @@ FREE = """
     KIND=NUMBER FILE|TARGET,TARGET... ID=FACTOR LABEL NAME NAME=NUMBER NUMBER,NUMBER... PATH_OR_HUB_ID SITE
     SIZE,SIZE... STRENGTH,STRENGTH... TARGET TARGET=FACTOR TARGET=TO:FACTOR[:STRENGTH[:THRESHOLD]]
     TARGET=VALUE TARGET[=STRENGTH] TEXT VALUE,VALUE... WORDS[=STRENGTH] WORD[=VALUE] [ID=]FOLDER
-    [ID=]PATH_OR_HUB_ID POINTER
+    [ID=]PATH_OR_HUB_ID POINTER URL
 """
 
 

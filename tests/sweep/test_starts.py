@@ -115,6 +115,8 @@ NONSENSE: list[tuple[tuple[str, ...], str]] = [
     (("--stall", "-1"), "--stall"),
     (("--grace", "inf"), "--grace"),
     (("--grace", "soon"), "--grace"),
+    (("--traces", "here"), "traces: Value error, give a URL such as"),
+    (("--traces", "http://me:hush@here/"), "traces: Value error, the URL must hold no secret"),
     (("--ready-file", ""), "the path is empty"),
     (("--ready-file", "{here}"), "is there and is no plain file"),
     (("--ready-file", "{here}/missing/ready"), "missing: no ready file can be written here"),
@@ -215,8 +217,8 @@ def test_where_the_log_is_json_a_start_that_fails_is_a_record_of_it(monkeypatch:
         result = start("--log-format", "json", "--log-level", "info")
     finally:
         logging.captureWarnings(False)
-        transformers_logging.enable_default_handler()  # type: ignore[no-untyped-call]
-        transformers_logging.disable_propagation()  # type: ignore[no-untyped-call]
+        transformers_logging.enable_default_handler()
+        transformers_logging.disable_propagation()
     assert (result.exit_code, result.stdout) == (1, "")
     *stages, last = (json.loads(line) for line in result.stderr.splitlines())
     assert "loading the libraries" in [line.get("stage") for line in stages]

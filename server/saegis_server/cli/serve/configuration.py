@@ -34,6 +34,7 @@ def configuration(
         "rows": room_for_rows(limits.rows or []),
         "limits": caller_limits(limits.limits or []),
         "ready_file": process.ready_file,
+        "traces": process.traces,
     }
     try:
         return ServerConfig.model_validate(settings)

@@ -325,6 +325,13 @@ class Process:
             help="Written as JSON (target, metrics_port, pid) once it serves.",
         ),
     ] = None
+    traces: Annotated[
+        str | None,
+        _process(
+            metavar="URL",
+            help="Send spans of requests to this OTLP endpoint, such as http://127.0.0.1:4318/v1/traces.",
+        ),
+    ] = None
     log_level: Annotated[
         Level, _process(case_sensitive=False, help="What the log tells on standard error.")
     ] = Level.WARNING

@@ -197,9 +197,7 @@ def _texts(value: object, named: bool) -> Iterator[str]:
         if not named:
             raise ValueError("is no map")
         for place, item in _leaves((), value):
-            if isinstance(item, list):
-                raise ValueError("holds a list where there must be a single value")
-            yield from (f"{'.'.join(map(str, place))}={text}" for text in _texts(item, named=False))
+            yield f"{'.'.join(map(str, place))}={','.join(_texts(item, named=False))}"
     elif isinstance(value, bool):
         yield str(value).lower()
     elif isinstance(value, str | int | float):

@@ -3,6 +3,7 @@
 import ipaddress
 from pathlib import Path
 from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -77,8 +78,8 @@ class ServerConfig(_Strict):
     audit: the log of decisions and answers; without it there is none. compile: "auto" compiles if a C++
     compiler is found. stall_seconds: if the event loop does not answer for this long, the server is not live,
     and after six times as long the process ends; 0 turns both off. ready_file: written as JSON (target,
-    metrics_port, pid) once the server serves. unix: the path of a Unix socket to listen on instead of host
-    and port; only its owner can connect.
+    metrics_port, pid) once the server serves. traces: the URL of an OTLP endpoint (HTTP) to which spans are
+    sent. unix: the path of a Unix socket to listen on instead of host and port; only its owner can connect.
     Raises pydantic's ValidationError for unknown keys and values out of range.
     """
 
@@ -113,6 +114,7 @@ class ServerConfig(_Strict):
     grace_seconds: float = Field(default=30.0, ge=0.0, le=3600.0)
     stall_seconds: float = Field(default=10.0, ge=0.0, le=3600.0)
     ready_file: Path | None = None
+    traces: str | None = None
 
     @field_validator("host", "metrics_host")
     @classmethod
@@ -124,6 +126,18 @@ class ServerConfig(_Strict):
         except ValueError:
             raise ValueError(f"{host!r} is neither an IP address nor localhost") from None
         return host
+
+    @field_validator("traces")
+    @classmethod
+    def _is_url_without_secrets(cls, url: str | None) -> str | None:
+        if url is None:
+            return None
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("give a URL such as http://127.0.0.1:4318/v1/traces")
+        if parts.username is not None or parts.query:
+            raise ValueError("the URL must hold no secret; OTEL_EXPORTER_OTLP_HEADERS may")
+        return url
 
     @model_validator(mode="after")
     def _has_distinct_sae_ids(self) -> Self:

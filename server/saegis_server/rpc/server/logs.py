@@ -10,6 +10,8 @@ from typing import Any
 
 #: The id of the RPC that runs in this task: the caller's request_id if it is usable.
 request_id: ContextVar[str] = ContextVar("request_id")
+#: The id of its trace, if it is traced.
+trace_id: ContextVar[str] = ContextVar("trace_id", default="")
 #: The attribute of a record that holds its fields; JSON has each under its own name.
 FIELDS = "fields"
 _TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
@@ -23,8 +25,8 @@ def with_fields(**fields: object) -> Mapping[str, object]:
 class JsonFormatter(logging.Formatter):
     """A record as one JSON object on one line.
 
-    time (RFC 3339, UTC), level, logger and message are always there; request_id where a request is known, the
-    record's own fields, and exception with its traceback where there is one.
+    time (RFC 3339, UTC), level, logger and message are always there; request_id and trace_id where they are
+    known, the record's own fields, and exception with its traceback where there is one.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -36,8 +38,8 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        if (running := request_id.get("")) != "":
-            told["request_id"] = running
+        ids = {"request_id": request_id.get(""), "trace_id": trace_id.get()}
+        told |= {name: value for name, value in ids.items() if value}
         told |= {name: value for name, value in getattr(record, FIELDS, {}).items() if value is not None}
         if record.exc_info:
             told["exception"] = self.formatException(record.exc_info)

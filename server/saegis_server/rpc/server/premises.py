@@ -27,6 +27,7 @@ from saegis_server.rpc.server.limits import Limiter
 from saegis_server.sae.files import check_sae
 from saegis_server.steering.site import Site
 from saegis_server.telemetry.metrics import Metrics
+from saegis_server.telemetry.traces import Traces
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +37,11 @@ class Premises:
     metrics: Metrics
     limiter: Limiter
     audit: AuditLog | None
+    traces: Traces
 
     def close(self) -> None:
-        """Close the audit log. May be called twice."""
+        """Close the audit log, and send the spans that are left. May be called twice."""
+        self.traces.close()
         if self.audit is not None:
             self.audit.close()
 
@@ -47,13 +50,15 @@ def prepare(config: ServerConfig) -> Premises:
     """Check everything of a configuration that needs no model, and open the audit log.
 
     Raises what `check_files` raises; HistoryError for a state that cannot be used; AuditBrokenError,
-    AuditKeyError and AuditUnavailableError for a log that cannot be written.
+    AuditKeyError and AuditUnavailableError for a log that cannot be written; ValueError for traces without
+    what they need.
     """
     known = _known_sources(config.policies)
     check_files(config, known)
+    traces = Traces.to(config.traces) if config.traces else Traces()
     metrics = Metrics()
     audit = None if config.audit is None else AuditLog(config.audit, metrics)
-    return Premises(metrics, Limiter(config.limits), audit)
+    return Premises(metrics, Limiter(config.limits), audit, traces)
 
 
 def _known_sources(settings: PolicySettings | None) -> frozenset[str]:
