@@ -1,7 +1,5 @@
 """What is raised where a policy, a name or a value stands in the way, and what each error says."""
 
-import os
-
 import saegis
 
 ASKED = [{"role": "user", "content": "Tell me about the sea."}]
@@ -12,7 +10,7 @@ TRIES: dict[str, list[saegis.Edit]] = {
     "a value that is no number": [saegis.clamp(3385, float("nan"))],
 }
 
-with saegis.Client(os.environ.get("SAEGIS_SERVER", "127.0.0.1:50051")) as client:
+with saegis.Client() as client:
     for name, edits in TRIES.items():
         try:
             answer = client.generate(messages=ASKED, steering=edits, temperature=0.0, max_tokens=24)

@@ -1,7 +1,6 @@
 """Many requests at once, each steered in its own way: they share a batch and change no other's answer."""
 
 import asyncio
-import os
 
 import saegis
 
@@ -10,7 +9,7 @@ VALUES = (0.0, 0.4, 0.8)
 
 
 async def main() -> None:
-    async with saegis.AsyncClient(os.environ.get("SAEGIS_SERVER", "127.0.0.1:50051")) as client:
+    async with saegis.AsyncClient() as client:
 
         async def ask(value: float) -> saegis.Generation:
             return await client.generate(

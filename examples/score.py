@@ -1,7 +1,5 @@
 """What an edit does to how likely a conversation is: perplexity with it and without, and where they part."""
 
-import os
-
 import saegis
 
 BRIDGE = 3385
@@ -10,7 +8,7 @@ TALKS = (
     ("Tell me about the train.", "The train is long. The train goes to the city."),
 )
 
-with saegis.Client(os.environ.get("SAEGIS_SERVER", "127.0.0.1:50051")) as client:
+with saegis.Client() as client:
     print("   plain  banned     KL  most of it at")
     for asked, answered in TALKS:
         messages = [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]

@@ -1,10 +1,8 @@
 """Find a feature, clamp it, and read the receipt."""
 
-import os
-
 import saegis
 
-with saegis.Client(os.environ.get("SAEGIS_SERVER", "127.0.0.1:50051")) as client:
+with saegis.Client() as client:
     for found in client.search_features("bridge").features[:4]:
         print(f"{found.index:6} {found.label!r}, at most {found.max_activation or 0.0:.1f} in training text")
     bridge = client.get_feature(3385)

@@ -1,12 +1,10 @@
 """An answer as it is written, with a feature's value at each token, before and after the edits."""
 
-import os
-
 import saegis
 
 BRIDGE = 3385
 
-with saegis.Client(os.environ.get("SAEGIS_SERVER", "127.0.0.1:50051")) as client:
+with saegis.Client() as client:
     stream = client.stream(
         messages=[{"role": "user", "content": "How do I visit the Golden Gate Bridge?"}],
         steering=[saegis.scale(BRIDGE, 0.5)],

@@ -75,9 +75,9 @@ class FairQueue(Generic[T]):
         self._items.clear()
 
 
-def has_room(waiting: int, own: int, more: int, most: int) -> bool:
+def has_room(waiting: int, own: int, more: int, most: int, share: float = 0.25) -> bool:
     """Whether a party that has `own` of the `waiting` items may queue `more`, where `most` fit.
 
-    A party with few items finds room in a full queue too: up to a quarter of `most`.
+    A party with few items finds room in a full queue too: up to a `share` of `most`, one at least.
     """
-    return waiting + more <= most or own + more <= max(1, most // 4)
+    return waiting + more <= most or own + more <= max(1, int(most * share))

@@ -33,6 +33,8 @@ COMMANDS = (
     ("policy", "list"),
     ("policy", "history"),
     ("policy", "roll-back"),
+    ("config", "check"),
+    ("config", "show"),
     ("token", "new"),
 )
 

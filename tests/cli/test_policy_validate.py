@@ -170,6 +170,15 @@ def test_a_match_that_concerns_nobody_is_told_as_far_as_is_known(world: Path) ->
     assert run_json(world, "--name", "whatever")["warnings"] == []
 
 
+def test_the_sae_has_the_id_that_the_server_gives_it(world: Path) -> None:
+    """As of `saegis serve --sae ID=PATH`; by default it is called as its folder."""
+    head = "apiVersion: saegis.dev/v1\nkind: Policy\nname: one\nserial: 1\nrevision: r1\n"
+    rules = "rules: [{id: only, ban: {features: [{sae: axes, indices: [3]}]}}]"
+    write_files(world / "named", {"policy.yaml": (head + rules).encode()})
+    assert "axes" in run(world, code=1, path="named")
+    assert "valid: one@r1" in run(world, "--sae", f"axes={world / 'sae'}", path="named")
+
+
 def test_room_for_rows_is_asked_for_as_of_the_server(tmp_path: Path) -> None:
     """41 features of the reference model's SAE, more than there is room for unless it is made."""
     indices = ", ".join(map(str, range(41)))

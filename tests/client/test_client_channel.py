@@ -153,6 +153,34 @@ def test_token_and_user_agent_are_sent(loopback: Loopback, call: Caller) -> None
     assert without["user-agent"].startswith(f"saegis-python/{saegis.__version__} ")
 
 
+def test_a_token_that_is_not_given_is_that_of_the_environment(
+    loopback: Loopback, call: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loopback.answers["GetLoad"] = model_pb2.GetLoadResponse()
+    monkeypatch.setenv("SAEGIS_TOKEN", "there")
+    for settings in ({}, {"token": "given"}, {"token": ""}):
+        call("load", settings=settings)
+    sent = [received.metadata.get("authorization") for received in loopback.received]
+    assert sent == ["Bearer there", "Bearer given", None]
+
+
+@pytest.mark.parametrize("client", [saegis.Client, saegis.AsyncClient])
+def test_a_target_that_is_not_given_is_that_of_the_environment(
+    client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SAEGIS_SERVER", "unix:/run/there.sock")
+    assert client().target == "unix:/run/there.sock"
+    assert client("127.0.0.1:1").target == "127.0.0.1:1"
+    monkeypatch.setenv("SAEGIS_SERVER", "")
+    assert client().target == "127.0.0.1:50051"
+    monkeypatch.setenv("SAEGIS_SERVER", "http://there:1")
+    with pytest.raises(ValueError, match="is a URL"):
+        client()
+    monkeypatch.setenv("SAEGIS_TOKEN", "one\ntwo")
+    with pytest.raises(ValueError, match="the token cannot be sent"):
+        client("127.0.0.1:1")
+
+
 def test_health(loopback: Loopback, call: Caller) -> None:
     assert call("healthy") is True
     assert call("healthy", "saegis.v1.Unknown") is False

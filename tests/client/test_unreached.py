@@ -147,3 +147,5 @@ def test_the_command_line_says_what_to_give_and_takes_it(targets: Targets, tmp_p
     reached = shown(targets.mutual, "--ca", str(ca), SAEGIS_CERT=str(cert), SAEGIS_KEY=str(key))
     assert "SAEGIS_CERT" not in reached
     assert "listens" not in reached
+    own = ("--client-cert", str(cert), "--client-key", str(key))
+    assert shown(targets.mutual, *own, SAEGIS_CA=str(ca), SAEGIS_CERT="/no/such/file") == reached

@@ -20,11 +20,15 @@ WEIGHTS, CONFIG = "sae_weights.safetensors", "cfg.json"
 
 
 def test_it_drains_on_sigterm_while_a_stream_finishes(tiny_files: TinyFiles, tmp_path: Path) -> None:
-    """Health flips, new calls are refused, the running stream ends whole, and the exit status is 0."""
-    ready_file = tmp_path / "ready.json"
-    options = (*tiny_files.options, "--ready-file", str(ready_file), "--grace", "60")
+    """Health flips, new calls are refused, the running stream ends whole, and the exit status is 0.
+
+    Its settings come from a file, the environment and flags; its log is JSON from the first to the last line.
+    """
+    ready_file, settings = tmp_path / "ready.json", tmp_path / "server.yaml"
+    settings.write_text(f"ready-file: {ready_file}\ngrace: 600\nlog-format: json\nlog-level: error\n")
+    options = (*tiny_files.options, "--config", str(settings))
     with (
-        serving(tmp_path / "stderr", *options) as server,
+        serving(tmp_path / "stderr", *options, env=environment(SAEGIS_LOG_LEVEL="info")) as server,
         saegis.Client(server.target, max_attempts=1) as client,
     ):
         told = json.loads(ready_file.read_text(encoding="utf-8"))
@@ -49,6 +53,13 @@ def test_it_drains_on_sigterm_while_a_stream_finishes(tiny_files: TinyFiles, tmp
         assert server.wait() == 0
         assert server.events[-1] == {"event": "stopped"}
         assert not ready_file.exists()
+    logged = [json.loads(line) for line in server.stderr_path.read_text(encoding="utf-8").splitlines()]
+    assert [line["target"] for line in logged if line.get("event") == "ready"] == [server.target]
+    (streamed,) = (line for line in logged if line.get("method", "").endswith("/StreamGenerate"))
+    assert (streamed["code"], streamed["request_id"]) == ("OK", answer.request_id)
+    (told,) = (line for line in logged if line.get("reason") == "DRAINING")
+    assert (told["code"], told["method"]) == ("UNAVAILABLE", "/saegis.v1.GenerationService/Generate")
+    assert logged[-1]["message"] == "stopped"
 
 
 @pytest.mark.slow

@@ -204,3 +204,19 @@ def test_a_slot_is_kept_for_who_was_here_lately() -> None:
     assert admitted(schedule) == []
     clock.now = 61.0
     assert admitted(schedule) == ["flood"], "nothing is kept for long"
+
+
+@pytest.mark.parametrize(
+    ("kept", "seconds", "taken"), [(None, 60.0, 14), (0, 60.0, 16), (5, 60.0, 13), (5, 0.5, 16)]
+)
+def test_how_much_is_kept_and_for_how_long_are_settings(kept: int | None, seconds: float, taken: int) -> None:
+    """Of 16 slots for three who were here a second ago, whatever is kept."""
+    clock = Clock()
+    schedule = Schedule(16, lambda source, target, length: None, clock, kept, seconds)
+    for tenant in "abc":
+        (visit,) = submit(schedule, tenant, 1)
+        admitted(schedule)
+        schedule.remove(visit)
+    clock.now = 1.0
+    submit(schedule, "flood", 100)
+    assert len(admitted(schedule)) == taken

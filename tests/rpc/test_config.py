@@ -7,8 +7,8 @@ import pytest
 import typer
 from pydantic import ValidationError
 
-from saegis_server.cli.serve.command import caller_limits, server_config
-from saegis_server.cli.serve.options import Served
+from saegis_server.cli.serve import options
+from saegis_server.cli.serve.configuration import configuration
 from saegis_server.rpc.server.config import Address, ServerConfig
 from saegis_server.rpc.server.limits import Limits
 
@@ -73,6 +73,18 @@ def test_where_it_listens(host: str, loopback: bool, target: str) -> None:
     assert Address(host=host, port=7, metrics_port=None).target == target
 
 
+def limited(*texts: str) -> ServerConfig:
+    """The configuration of a server with these limits of callers."""
+    return configuration(
+        options.Served(model="tiny"),
+        options.Network(),
+        options.Policies(),
+        options.Audit(),
+        options.Limits(limits=list(texts)),
+        options.Process(),
+    )
+
+
 @pytest.mark.parametrize(
     ("given", "told"),
     [
@@ -86,12 +98,11 @@ def test_where_it_listens(host: str, loopback: bool, target: str) -> None:
 )
 def test_a_limit_that_is_none_is_told(given: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(typer.Exit):
-        server_config(Served(model="tiny"), {"limits": caller_limits([given])})
+        limited(given)
     assert told in capsys.readouterr().err
 
 
 def test_limits_are_set_by_name() -> None:
-    given = ["tenant.tokens_per_minute=60000", "principal.requests=8", "requests=100"]
-    limits = server_config(Served(model="tiny"), {"limits": caller_limits(given)}).limits
+    limits = limited("tenant.tokens_per_minute=60000", "principal.requests=8", "requests=100").limits
     assert (limits.tenant.tokens_per_minute, limits.principal.requests, limits.requests) == (60000, 8, 100)
     assert limits.tenant.requests == Limits().tenant.requests

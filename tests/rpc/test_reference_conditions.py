@@ -13,12 +13,12 @@ from saegis.v1.prompt_pb2 import Chat, ChatMessage
 from saegis_lab.evaluation.experiment import BanFile
 from saegis_lab.evaluation.scorers import WordLists
 from saegis_lab.training.texts import read_labelled_texts
-from saegis_server.cli.serve.command import reference
+from saegis_server.cli.serve.configuration import reference
 from saegis_server.engine.api import FinishReason, GenerationRequest, Guard, Guarded, Reaction, SamplingParams
 from saegis_server.reference import WEIGHTS
 from saegis_server.rpc.auth.identity import ANONYMOUS, identity
-from saegis_server.rpc.server.interceptor import request_id
 from saegis_server.rpc.server.loading import load_services
+from saegis_server.rpc.server.logs import request_id
 from saegis_server.rpc.server.premises import prepare
 from saegis_server.rpc.services.features import FeatureServicer
 from saegis_server.rpc.services.shared import Services

@@ -15,7 +15,7 @@ import pytest
 
 from saegis.v1 import generation_pb2 as pb
 from saegis.v1 import generation_pb2_grpc, model_pb2, model_pb2_grpc
-from saegis_server.fair import FairQueue
+from saegis_server.fair import FairQueue, has_room
 from saegis_server.rpc.auth.identity import Identity
 from saegis_server.rpc.auth.principals import token_digest
 from saegis_server.rpc.auth.roles import ALL_ROLES
@@ -54,6 +54,14 @@ def test_a_fair_queue_holds_what_a_list_would_and_serves_owners_in_turn() -> Non
         assert sorted(queue) == sorted(held)
         assert len(queue) == len(held)
         assert {owner: queue.count(owner) for owner in queue.owners} == Counter(each[0] for each in held)
+
+
+@pytest.mark.parametrize(("share", "own"), [(0.0, 1), (0.25, 5), (0.5, 10), (1.0, 20)])
+def test_in_a_full_queue_a_caller_may_have_its_share(share: float, own: int) -> None:
+    """One item at least; in a queue that is not full nobody is held to a share."""
+    assert has_room(20, own - 1, 1, 20, share)
+    assert not has_room(20, own, 1, 20, share)
+    assert has_room(15, 15, 5, 20, share)
 
 
 class Work:

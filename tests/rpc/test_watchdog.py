@@ -60,7 +60,7 @@ def sample(server: Running, name: str) -> float:
 
 
 def test_a_stuck_loop_is_not_live_and_is_measured(watched: Running, caplog: pytest.LogCaptureFixture) -> None:
-    assert (status(watched, "/livez"), status(watched, "/readyz")) == (200, 200)
+    assert (status(watched, "/healthz"), status(watched, "/readyz")) == (200, 200)
     stuck = threading.Event()
 
     async def block() -> None:
@@ -71,9 +71,9 @@ def test_a_stuck_loop_is_not_live_and_is_measured(watched: Running, caplog: pyte
     stuck.wait()
     with caplog.at_level(logging.ERROR):
         time.sleep(0.5)
-        assert (status(watched, "/livez"), status(watched, "/readyz")) == (503, 503)
+        assert (status(watched, "/healthz"), status(watched, "/readyz")) == (503, 503)
     blocking.result()
-    eventually(lambda: status(watched, "/livez") == 200)
+    eventually(lambda: status(watched, "/healthz") == 200)
     assert 0.6 < sample(watched, "saegis_event_loop_stall_seconds_max") < 3.0
     (told,) = [record.getMessage() for record in caplog.records if "does not answer" in record.getMessage()]
     assert "in block" in told, "where it is stuck"
@@ -110,7 +110,7 @@ def test_health_follows_the_audit_log_and_comes_back(watched: Running) -> None:
         message = pb.GenerateRequest(text="the river", sampling=pb.SamplingParams(max_tokens=1))
         assert failure(lambda: stub.Generate(message)).reason == "AUDIT_UNAVAILABLE"
         eventually(lambda: not healthy(watched))
-        assert (status(watched, "/readyz"), status(watched, "/livez")) == (503, 200)
+        assert (status(watched, "/readyz"), status(watched, "/healthz")) == (503, 200)
         assert (sample(watched, "saegis_audit_available"), sample(watched, "saegis_serving")) == (0.0, 0.0)
         disk.failing = ""
         eventually(lambda: healthy(watched))
@@ -138,7 +138,9 @@ def test_idle_connections_to_the_metrics_port_hold_no_threads_and_keep_nobody_ou
     [
         (b"POST /metrics HTTP/1.1\r\n\r\n", b"405"),
         (b"GET /secret HTTP/1.1\r\n\r\n", b"404"),
-        (b"HEAD /livez HTTP/1.1\r\n\r\n", b"200"),
+        (b"GET / HTTP/1.1\r\n\r\n", b"404"),
+        (b"GET /metrics/x HTTP/1.1\r\n\r\n", b"404"),
+        (b"HEAD /healthz HTTP/1.1\r\n\r\n", b"200"),
         (b"GET /" + b"x" * 20_000, b"400"),
     ],
 )

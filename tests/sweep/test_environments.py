@@ -65,7 +65,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.delenv("PYTHONSAFEPATH", raising=False)
-        odd = {**PROXIES, "HOME": MISSING, "TMPDIR": MISSING, "TERM": "none", "HF_HUB_OFFLINE": "1"}
+        odd = {
+            **PROXIES,
+            "HOME": MISSING,
+            "TMPDIR": MISSING,
+            "TERM": "none",
+            "HF_HUB_OFFLINE": "1",
+            "SAEGIS_MODEL": MISSING,
+        }
         for name, value in {**odd, "OMP_NUM_THREADS": "1"}.items():
             patch.setenv(name, value)
         with ServerProcess(["--compile", "never", *files.options], lambda *_: None) as running:

@@ -24,9 +24,15 @@ MEANINGS = {
     "--attack": "whether a filter that is made is attacked too",
     "--audit": "the audit log to keep",
     "--audit-fsync": "when audit records are forced to the disk",
+    "--audit-identity-per-minute": "how many failed authentications are recorded",
+    "--audit-interval": "how often audit records are forced to the disk",
+    "--audit-keep": "how many closed files of the audit log stay",
     "--audit-key-file": "the key of the audit log's chain",
+    "--audit-mask": "what audit records hide",
+    "--audit-max-bytes": "the size of an audit log's file",
     "--audit-on-failure": "what happens to requests while the audit log cannot be written",
     "--audit-prompts": "whether prompts are written into the audit log",
+    "--audit-queue": "audit records that may wait",
     "--ban": "an edit that bans a feature",
     "--ban-matching": "bans of all features that words find",
     "--batch": "activations a step of training",
@@ -38,8 +44,11 @@ MEANINGS = {
     "--chosen-from": "the languages that a ban's features are chosen from",
     "--clamp": "an edit that clamps a feature",
     "--client-ca": "the authorities of the clients' certificates",
+    "--client-cert": "a caller's certificate",
+    "--client-key": "a caller's private key",
     "--compile": "when the forward pass is compiled",
     "--concurrency": "requests side by side",
+    "--config": "the file of settings",
     "--context": "how long a text may be before it is cut",
     "--dead-after": "when an SAE's feature counts as dead",
     "--decision": "the id of a policy decision",
@@ -49,6 +58,9 @@ MEANINGS = {
     "--dtype": "the model's dtype",
     "--examples": "how many decisions of a kind are shown",
     "--expect-head": "the hash of an audit record that must be there",
+    "--fair-seconds": "how long a place is kept for a tenant",
+    "--fair-share": "the share of a full queue that a caller may fill",
+    "--fair-slots": "places kept for tenants that had one lately",
     "--feature": "the feature that is clamped",
     "--feature-count": "how many features an SAE gets",
     "--features": "the features of a ban",
@@ -73,23 +85,27 @@ MEANINGS = {
     "--last": "how many records are shown, from the end",
     "--learning-rate": "the step length of training",
     "--limit": "what a caller may have",
+    "--log-format": "how the server's log is written",
     "--log-level": "what the server's log tells",
     "--markdown": "the file for a table in Markdown",
     "--max-back": "the share of the harm that an attack may bring back",
     "--max-kl": "the divergence that a ban must stay under",
     "--max-lost": "the share of benign answers that a filter may refuse or stop",
+    "--max-message-bytes": "the largest request",
     "--max-model-len": "tokens of prompt and completion together",
     "--max-num-seqs": "sequences that share a batch",
     "--max-perplexity": "the perplexity that answers under a ban or a filter must stay under",
     "--max-tokens": "tokens of an answer",
     "--max-worst": "the share of the harm that an attack may bring back in the worst sample",
     "--measure": "whether a filter that is made is measured on a server",
+    "--metrics-host": "the address of the Prometheus endpoint",
     "--metrics-port": "the port of the Prometheus endpoint",
     "--min-coverage": "the share of a bundle that its cases must reach",
     "--min-p": "sampling: the least share of the likeliest token's probability",
     "--min-precision": "the least precision of a chosen feature",
     "--model": "the language model, by path or hub id",
     "--name": "what the model is called",
+    "--norm-scaling": "the norm scaling factor of an SAE",
     "--only": "the models that are measured",
     "--out": "where the result is written",
     "--parts": "whether the parts of a policy are tried too",
@@ -149,6 +165,7 @@ MEANINGS = {
     "--top": "how many features are shown or chosen",
     "--top-k": "sampling: the likeliest tokens, by number",
     "--top-p": "sampling: the likeliest tokens, by share",
+    "--traces": "where spans of requests are sent",
     "--unix": "the Unix socket to listen on",
     "--unmatched-policies": "what a policy that concerns nobody is",
     "--use": "what a request asks for beyond the ordinary",
@@ -170,9 +187,10 @@ VARIED = {
 #: How text is written that is not one of a set of words. A set of words is an enumeration.
 FREE = """
     ADDRESS CODE CODE,CODE... DEVICE FILE FILE|INDEX,INDEX... FILE|MODULE:FUNCTION FILE|TARGET HASH ID
-    KIND=NUMBER FILE|TARGET,TARGET... LABEL NAME NAME=NUMBER NUMBER,NUMBER... PATH_OR_HUB_ID SITE
+    KIND=NUMBER FILE|TARGET,TARGET... ID=FACTOR LABEL NAME NAME=NUMBER NUMBER,NUMBER... PATH_OR_HUB_ID SITE
     SIZE,SIZE... STRENGTH,STRENGTH... TARGET TARGET=FACTOR TARGET=TO:FACTOR[:STRENGTH[:THRESHOLD]]
     TARGET=VALUE TARGET[=STRENGTH] TEXT VALUE,VALUE... WORDS[=STRENGTH] WORD[=VALUE] [ID=]FOLDER
+    [ID=]PATH_OR_HUB_ID POINTER URL
 """
 
 

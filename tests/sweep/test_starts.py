@@ -17,10 +17,9 @@ import typer.main
 from typer.testing import CliRunner, Result
 
 import saegis
-from saegis.cli.output import notes, own_command
+from saegis.cli.output import own_command
 from saegis_lab.cli.app import app
-from saegis_server.cli.serve.command import _ready
-from saegis_server.cli.stages import LineStages
+from saegis_server.cli.serve.command import _show
 from saegis_server.rpc.server.address import ReadyFile
 from saegis_server.rpc.server.config import Address
 from tests.e2e.serving import TinyFiles, serving, write_tiny_files
@@ -32,6 +31,26 @@ NO_MODEL = "the model cannot be loaded"
 #: Nonsense for every option that takes a value, with what is said of it. {here} is a folder with a `file`, an
 #: `empty` folder and `bad.pem`.
 NONSENSE: list[tuple[tuple[str, ...], str]] = [
+    (("--config", ""), "the path is empty"),
+    (("--config", "{here}/missing.yaml"), "missing.yaml cannot be read: No such file"),
+    (("--config", "{here}/file"), "name a file that ends in .yaml, .yml or .toml"),
+    (("--norm-scaling", "first=2"), "belongs to no SAE"),
+    (("--norm-scaling", "first=0", "--sae", "first=x"), "saes.0.norm_scaling_factor"),
+    (("--metrics-host", "example.org"), "metrics_host: Value error, 'example.org' is neither"),
+    (("--audit-mask", "/x"), "--audit-mask without an audit log"),
+    (("--audit-mask", "x", "--audit", "{here}/a"), "audit.mask"),
+    (("--audit-interval", "-1"), "--audit-interval"),
+    (("--audit-interval", "0", "--audit", "{here}/a"), "audit.interval_seconds"),
+    (("--audit-max-bytes", "1"), "--audit-max-bytes"),
+    (("--audit-keep", "0"), "--audit-keep"),
+    (("--audit-queue", "0"), "--audit-queue"),
+    (("--audit-identity-per-minute", "-1"), "--audit-identity-per-minute"),
+    (("--fair-slots", "-1"), "--fair-slots"),
+    (("--fair-slots", "16"), "16 slots cannot be kept of 16"),
+    (("--fair-seconds", "nan"), "--fair-seconds"),
+    (("--fair-share", "2"), "--fair-share"),
+    (("--max-message-bytes", "10"), "--max-message-bytes"),
+    (("--log-format", "xml"), "'xml' is not one of 'text', 'json'"),
     (("--model", ""), "model: String should have at least 1 character"),
     (("--sae", ""), "saes.0.path: String should have at least 1 character"),
     (("--sae", "{here}/missing"), "no such directory, and not a hub id"),
@@ -96,6 +115,8 @@ NONSENSE: list[tuple[tuple[str, ...], str]] = [
     (("--stall", "-1"), "--stall"),
     (("--grace", "inf"), "--grace"),
     (("--grace", "soon"), "--grace"),
+    (("--traces", "here"), "traces: Value error, give a URL such as"),
+    (("--traces", "http://me:hush@here/"), "traces: Value error, the URL must hold no secret"),
     (("--ready-file", ""), "the path is empty"),
     (("--ready-file", "{here}"), "is there and is no plain file"),
     (("--ready-file", "{here}/missing/ready"), "missing: no ready file can be written here"),
@@ -187,6 +208,24 @@ def test_the_ready_file_of_a_running_server_is_left(tmp_path: Path) -> None:
     running.remove()
 
 
+def test_where_the_log_is_json_a_start_that_fails_is_a_record_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers.utils import logging as transformers_logging
+
+    monkeypatch.setattr(logging.root, "handlers", [])
+    monkeypatch.setattr(logging.root, "level", logging.root.level)
+    try:
+        result = start("--log-format", "json", "--log-level", "info")
+    finally:
+        logging.captureWarnings(False)
+        transformers_logging.enable_default_handler()
+        transformers_logging.disable_propagation()
+    assert (result.exit_code, result.stdout) == (1, "")
+    *stages, last = (json.loads(line) for line in result.stderr.splitlines())
+    assert "loading the libraries" in [line.get("stage") for line in stages]
+    assert (last["level"], NO_MODEL in last["message"]) == ("critical", True)
+    assert "give --model a directory or hub id" in last["next"]
+
+
 def test_a_start_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
     """No ready file, also where a killed server left one, no socket, and an audit log that is whole."""
     ready, unix, audit = tmp_path / "ready.json", tmp_path / "x.sock", tmp_path / "audit"
@@ -216,12 +255,12 @@ def test_the_banner_names_policies_and_the_audit_log(
     policy.mkdir()
     (policy / "policy.yaml").write_text(POLICY, encoding="utf-8")
     with running(policies={"bundles": [policy]}, audit={"directory": audit}) as server:
-        _ready(server.address, server.services, server.config, LineStages(notes()), json=False)
+        _show(server.address, server.services, server.config)
     said = capsys.readouterr().err
     assert "calm, revision 2026-01-01, serial 7" in said
     assert f"audit log {audit}" in " ".join(said.split())
     with running() as server:
-        _ready(server.address, server.services, server.config, LineStages(notes()), json=False)
+        _show(server.address, server.services, server.config)
     said = " ".join(capsys.readouterr().err.split())
     assert "policies none audit log none" in said
     assert f"try {own_command()} chat --server {server.address.target}" in said

@@ -1,6 +1,7 @@
 """What both clients share: their settings, deadlines, metadata and health checks."""
 
 import math
+import os
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -18,6 +19,8 @@ SERVING = 1
 GENERATION_SERVICE = "saegis.v1.GenerationService"
 HEALTH_TIMEOUT_SECONDS = 5.0
 DEFAULT_TARGET = "127.0.0.1:50051"
+#: Environment variables with the target and the token of clients that are given none.
+SERVER_VARIABLE, TOKEN_VARIABLE = "SAEGIS_SERVER", "SAEGIS_TOKEN"
 
 
 class BaseClient:
@@ -27,7 +30,7 @@ class BaseClient:
 
     def __init__(
         self,
-        target: str = DEFAULT_TARGET,
+        target: str | None = None,
         *,
         tls: TLS | None = None,
         insecure: bool = False,
@@ -39,10 +42,11 @@ class BaseClient:
         """Prepare a client of the server at `target`, such as "127.0.0.1:50051" or "unix:/run/saegis.sock".
 
         Args:
-            target: a gRPC target: host and port, or a Unix socket.
+            target: a gRPC target: host and port, or a Unix socket. None: that in SAEGIS_SERVER, else
+                127.0.0.1:50051.
             tls: certificates. Without it only loopback targets are reached unencrypted.
             insecure: reach any target unencrypted. Anyone on the network path can read prompts and token.
-            token: a bearer token, sent with every call.
+            token: a bearer token, sent with every call. None: that in SAEGIS_TOKEN, if any; "": none.
             timeout: the default deadline of a call in seconds. None: calls wait as long as the server works.
             max_attempts: how often to try a call that fails with UNAVAILABLE, from 1 to 5.
             keepalive_seconds: how often to ping a silent connection. Proxies may refuse less than 10.
@@ -52,15 +56,16 @@ class BaseClient:
                 range.
             OSError: for a certificate file that cannot be read.
         """
-        self.target = checked_target(target)
+        self.target = checked_target(own_target() if target is None else target)
         self._timeout = checked_timeout(timeout)
-        self._metadata = (("authorization", f"Bearer {checked_token(token)}"),) if token is not None else ()
+        token = own_token() if token is None else checked_token(token)
+        self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
         self._options = channel_options(
-            target, max_attempts=max_attempts, keepalive_seconds=keepalive_seconds, tls=tls
+            self.target, max_attempts=max_attempts, keepalive_seconds=keepalive_seconds, tls=tls
         )
-        self._credentials = channel_credentials(target, tls, insecure)
+        self._credentials = channel_credentials(self.target, tls, insecure)
         certified = tls is not None and tls.cert is not None
-        self._reach = Reach(target, self._credentials is not None, certified)
+        self._reach = Reach(self.target, self._credentials is not None, certified)
         self._open()
 
     def _open(self) -> None:
@@ -70,6 +75,16 @@ class BaseClient:
         """The call's own timeout or the client's, in seconds; infinity means none."""
         seconds = self._timeout if timeout is None else checked_timeout(timeout)
         return None if seconds is None or math.isinf(seconds) else seconds
+
+
+def own_target() -> str:
+    """The target in the environment or, without one, the default."""
+    return os.environ.get(SERVER_VARIABLE) or DEFAULT_TARGET
+
+
+def own_token() -> str:
+    """The token in the environment, empty if there is none. Raises ValueError as `checked_token` does."""
+    return checked_token(os.environ.get(TOKEN_VARIABLE, ""))
 
 
 def checked_token(token: str) -> str:

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from saegis.cli import options
 from saegis.cli.output import console, fail, notes, own_command, print_json
-from saegis_server.cli.serve.command import reference
+from saegis_server.cli.serve.configuration import reference
 from saegis_server.cli.serve.options import Compile
 from saegis_server.cli.stages import BarStages, LineStages
 

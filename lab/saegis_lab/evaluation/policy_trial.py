@@ -35,12 +35,7 @@ def serving(
         state = ["--policy-state", str(Path(folder) / "state")]
         served = [] if model is None else ["--model", str(model)]
         for name, path in saes.items():
-            # A server calls an SAE by the name of its folder, whatever links lead there.
-            named = Path(folder) / "saes" / name
-            named.mkdir(parents=True)
-            for file in path.iterdir():
-                (named / file.name).symlink_to(file.resolve())
-            served += ["--sae", str(named)]
+            served += ["--sae", f"{name}={path}"]
         with ServerProcess([*served, *state, *options], progress) as server:
             with Client(server.target) as client:
                 yield client

@@ -100,7 +100,7 @@ class DecisionRecord(AuditRecord):
     and mode of each that applies. edits: what a replay needs of each requested edit and watch: path, site,
     op, sae, index, value, unit, phase, and of a redirect to (sae and index), strength and threshold; a
     direction has no sae and index, and no to. uses: use, field and value of each use beyond the ordinary.
-    prompt: its text, written only if the settings say so.
+    trace_id: its trace's, empty without one. prompt: its text, written only if the settings say so.
     """
 
     kind: ClassVar[RecordKind] = RecordKind.DECISION
@@ -120,6 +120,7 @@ class DecisionRecord(AuditRecord):
     prompt_tokens: int = 0
     edits: tuple[Fields, ...] = ()
     uses: tuple[Fields, ...] = ()
+    trace_id: str = ""
     prompt: str | None = None
 
 
@@ -131,7 +132,7 @@ class AnswerRecord(AuditRecord):
     "cancelled" by the caller, or the error's name. conditions: the name of each that was judged, and whether
     and at which token it held. peaks: by rule and feature, in feature units; null for a value that is not
     finite. first_token_steered, first_token_read: whether rows acted at, and conditions read, the first token
-    of the text.
+    of the text. trace_id: that of the request's trace, empty without one.
     """
 
     kind: ClassVar[RecordKind] = RecordKind.ANSWER
@@ -148,6 +149,7 @@ class AnswerRecord(AuditRecord):
     seconds: float = 0.0
     first_token_steered: bool = False
     first_token_read: bool = False
+    trace_id: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,12 +3,14 @@
 from saegis.cli.app import app
 from saegis.cli.policy import app as policy
 from saegis_server.cli.policy import diff, explain, sign, test, validate
-from saegis_server.cli.serve import audit, token
+from saegis_server.cli.serve import audit, config, token
 from saegis_server.cli.serve import command as serve
+from saegis_server.cli.serve.settings import SettingsCommand
 
 __all__ = ["app"]
 
-app.command(epilog=serve.EPILOG)(serve.serve)
+app.command(epilog=serve.EPILOG, cls=SettingsCommand)(serve.serve)
+app.add_typer(config.app, name="config")
 app.add_typer(audit.app, name="audit")
 app.add_typer(token.app, name="token")
 

@@ -1,5 +1,6 @@
 """Progress displays of long work: its stages with their time, as bars, plain lines or JSON lines."""
 
+import logging
 import threading
 import time
 from types import TracebackType
@@ -10,6 +11,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from rich.text import Text
 
 from saegis.cli.output import notes, print_json_line
+from saegis_server.rpc.server.logs import with_fields
 
 
 class StageDisplay:
@@ -135,10 +137,28 @@ class JsonStages(StageDisplay):
         print_json_line({"event": "stage_ended", "stage": stage, "seconds": round(seconds, 3)})
 
 
-def stage_display(json: bool) -> StageDisplay:
-    """The display that fits: JSON lines if asked for, bars in a terminal, plain lines in a log."""
+class LogStages(StageDisplay):
+    """A record of the log for each stage that ends."""
+
+    def __init__(self, log: logging.Logger) -> None:
+        super().__init__()
+        self._log = log
+
+    def ended(self, stage: str, seconds: float) -> None:
+        """Record how long the stage took."""
+        fields = with_fields(stage=stage, seconds=round(seconds, 3))
+        self._log.info("%s: %.1f s", stage, seconds, extra=fields)
+
+
+def stage_display(json: bool, log: logging.Logger | None = None) -> StageDisplay:
+    """The display that fits: JSON lines if asked for, bars in a terminal, plain lines elsewhere.
+
+    log: where stages are records of a log, that log.
+    """
     if json:
         return JsonStages()
+    if log is not None:
+        return LogStages(log)
     out = notes()
     return BarStages(out) if out.is_terminal else LineStages(out)
 

@@ -403,9 +403,16 @@ class FirstToken:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How much the engine takes on: sequences that may wait, prompt tokens a chunk and between two steps."""
+    """How much the engine takes on: sequences that may wait, prompt tokens a chunk and between two steps.
+
+    fair_share: the share of the queue that a caller may fill while the queue is full. fair_slots: slots kept
+    for tenants that had one within `fair_seconds` and have none now; by default an eighth of all.
+    """
 
     queue: int = 256
+    fair_share: float = 0.25
+    fair_slots: int | None = None
+    fair_seconds: float = 60.0
     prefill_chunk: int = 256
     prefill_between_steps: int = 512
 

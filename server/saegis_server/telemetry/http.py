@@ -23,7 +23,7 @@ def _always() -> bool:
 
 
 class MetricsEndpoint:
-    """Serves `/metrics`, `/livez` and `/readyz` in one thread, on a loop of its own.
+    """Serves `/metrics`, `/healthz` and `/readyz` in one thread, on a loop of its own.
 
     live, ready: called from that thread. Raises OSError if the port is taken.
     """
@@ -37,7 +37,7 @@ class MetricsEndpoint:
         ready: Callable[[], bool] = _always,
     ) -> None:
         self._registry = registry
-        self._probes = {"/livez": live, "/readyz": ready}
+        self._probes = {"/healthz": live, "/readyz": ready}
         self._connections: dict[asyncio.StreamWriter, asyncio.Task[None]] = {}
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._socket = socket.create_server((host, port), family=family, backlog=128)
@@ -103,12 +103,12 @@ class MetricsEndpoint:
         if path in self._probes:
             holds = self._probes[path]()
             response = _response(200 if holds else 503, _PLAIN, b"yes\n" if holds else b"no\n")
-        elif path in ("/", "/metrics"):
+        elif path == "/metrics":
             headers = dict(line.lower().split(":", 1) for line in rest.split("\r\n") if ":" in line)
             encode, kind = choose_encoder(headers.get("accept", "").strip())
             response = _response(200, kind, encode(self._registry))
         else:
-            response = _response(404, _PLAIN, b"there are /metrics, /livez and /readyz\n")
+            response = _response(404, _PLAIN, b"there are /metrics, /healthz and /readyz\n")
         return response.partition(b"\r\n\r\n")[0] + b"\r\n\r\n" if method == "HEAD" else response
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,23 +11,22 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from saegis.base import DEFAULT_TARGET, SERVER_VARIABLE, TOKEN_VARIABLE
 from saegis.cli.output import FAILURE, USAGE, fail, own_command
 from saegis.cli.streams import sentence
 
 if TYPE_CHECKING:
     from saegis import Client, SaegisError
 
-#: Environment variables with the files of the client's own certificate and key, if a server asks for one.
-CERT_VARIABLE, KEY_VARIABLE = "SAEGIS_CERT", "SAEGIS_KEY"
-SERVER_VARIABLE, TOKEN_VARIABLE = "SAEGIS_SERVER", "SAEGIS_TOKEN"
-DEFAULT_SERVER = "127.0.0.1:50051"
+#: Environment variables with the files that --ca, --client-cert and --client-key name.
+CA_VARIABLE, CERT_VARIABLE, KEY_VARIABLE = "SAEGIS_CA", "SAEGIS_CERT", "SAEGIS_KEY"
 _option = partial(typer.Option, rich_help_panel="Connection")
 
 
 def _token(file: str | None) -> str | None:
-    """The token in a file or, if no file is named, in the environment."""
+    """The token in a file; None, which is that of the environment, if no file is named."""
     if file is None:
-        return os.environ.get(TOKEN_VARIABLE) or None
+        return None
     try:
         token = Path(file).read_text(encoding="ascii").strip()
     except (OSError, UnicodeDecodeError) as error:
@@ -55,7 +53,7 @@ class Connection:
             metavar="TARGET",
             help="Where the server listens: host:port, or unix:/path.",
         ),
-    ] = DEFAULT_SERVER
+    ] = DEFAULT_TARGET
     token: Annotated[
         str | None,
         _option(
@@ -70,9 +68,22 @@ class Connection:
         _option(
             "--ca",
             metavar="FILE",
-            help="PEM file of the authorities to trust. Your own certificate, where the server asks for one, "
-            f"and its key are the files in {CERT_VARIABLE} and {KEY_VARIABLE}.",
+            envvar=CA_VARIABLE,
+            help="PEM file of the authorities to trust.",
         ),
+    ] = None
+    cert: Annotated[
+        str | None,
+        _option(
+            "--client-cert",
+            envvar=CERT_VARIABLE,
+            metavar="FILE",
+            help="PEM file of your own certificate, where the server asks for one.",
+        ),
+    ] = None
+    key: Annotated[
+        str | None,
+        _option("--client-key", envvar=KEY_VARIABLE, metavar="FILE", help="PEM file of its private key."),
     ] = None
     insecure: Annotated[
         bool, _option("--insecure", help="Reach a server that is not on this machine without encryption.")
@@ -90,9 +101,9 @@ class Connection:
         """
         import saegis
 
-        cert, key = os.environ.get(CERT_VARIABLE) or None, os.environ.get(KEY_VARIABLE) or None
         try:
-            tls = saegis.TLS(ca=self.ca, cert=cert, key=key) if self.ca or cert or key else None
+            given = self.ca or self.cert or self.key
+            tls = saegis.TLS(ca=self.ca, cert=self.cert, key=self.key) if given else None
             client = saegis.Client(
                 self.server, tls=tls, insecure=self.insecure, token=self.token, timeout=self.timeout
             )
@@ -108,7 +119,10 @@ class Connection:
 
 
 _START = "is a server running at {server}? Start one with '{saegis} serve', or name it with --server"
-_OWN = f"name the files of your certificate and its key in {CERT_VARIABLE} and {KEY_VARIABLE}"
+_OWN = (
+    "name your certificate and its key with --client-cert and --client-key, "
+    f"or in {CERT_VARIABLE} and {KEY_VARIABLE}"
+)
 #: What to do if there is no connection, by `saegis.Unreached`; otherwise `_START`.
 _REACHING = {
     "UNKNOWN_HOST": "is --server {server} spelled right?",
@@ -118,7 +132,7 @@ _REACHING = {
     "SERVER_NAME_DIFFERS": "give --server a name that the server's certificate bears",
     "CLIENT_CERTIFICATE_MISSING": _OWN,
     "CLIENT_CERTIFICATE_REFUSED": f"have another certificate signed, and {_OWN}",
-    "CERTIFICATES_UNUSABLE": f"look at the files of --ca, {CERT_VARIABLE} and {KEY_VARIABLE}",
+    "CERTIFICATES_UNUSABLE": "look at the files of --ca, --client-cert and --client-key",
     "TLS_FAILED": "look at the server's log and at --ca",
 }
 

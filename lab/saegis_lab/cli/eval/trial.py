@@ -14,7 +14,7 @@ from saegis.cli.output import FAILURE, USAGE, fail
 from saegis_lab.cli.eval import options as eval_options
 from saegis_lab.cli.files import codes, shipped
 from saegis_server.cli.policy.world import read_bundle
-from saegis_server.cli.serve.command import room_for_rows
+from saegis_server.cli.serve.configuration import room_for_rows
 from saegis_server.cli.serve.options import Compile
 
 if TYPE_CHECKING:

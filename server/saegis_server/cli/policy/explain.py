@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from saegis.base import SERVER_VARIABLE
 from saegis.cli import explain as remote
 from saegis.cli import options
-from saegis.cli.connection import SERVER_VARIABLE, Connection
+from saegis.cli.connection import Connection
 from saegis.cli.edits import with_best_features
 from saegis.cli.output import USAGE, fail
 from saegis_server.cli.policy.world import Subject, read_bundle

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from saegis.cli.output import USAGE, fail, own_command
-from saegis_server.cli.serve.command import reference, room_for_rows
+from saegis_server.cli.serve.configuration import reference, room_for_rows, sae_source
 
 if TYPE_CHECKING:
     from saegis_server.policy.bundle.bundle import Bundle
@@ -29,7 +29,8 @@ class Subject:
     sae: Annotated[
         str | None,
         _option(
-            metavar="PATH_OR_HUB_ID", help="The SAE that the policy is for; by default the reference model's."
+            metavar="[ID=]PATH_OR_HUB_ID",
+            help="The SAE that the policy is for, as of saegis serve; by default the reference model's.",
         ),
     ] = None
     site: Annotated[
@@ -58,12 +59,12 @@ class Subject:
         from saegis_server.steering.site import Site, SiteError, forward_order
         from saegis_server.steering.table import Capacity
 
-        sae, own_id, name, sites = self.sae, None, self.name, self.site or []
-        if sae is None:
-            source = reference()[1]
-            sae, own_id, name = str(source["path"]), str(source["id"]), name or REFERENCE_NAME
+        name, sites = self.name, self.site or []
+        source = {} if self.sae is None else sae_source(self.sae)
+        if self.sae is None:
+            source, name = reference()[1], name or REFERENCE_NAME
         try:
-            loaded = _load(sae, own_id, sites[0] if sites else None)
+            loaded = _load(source["path"], source.get("id"), sites[0] if sites else None)
             steered = {loaded.site, *map(Site.parse, sites)}
         except SAEFileError as error:
             raise fail(

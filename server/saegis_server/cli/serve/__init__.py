@@ -1,1 +1,1 @@
-"""Commands for those who run a server: serve, token, audit."""
+"""Commands for those who run a server: serve, config, token, audit."""

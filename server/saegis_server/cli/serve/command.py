@@ -5,28 +5,22 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import sys
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+import typer
 from rich.table import Table
 from rich.text import Text
 
 from saegis.cli import options
-from saegis.cli.output import USAGE, fail, notes, own_command, print_json_line
-from saegis_server.cli.serve.options import (
-    Audit,
-    Level,
-    Limits,
-    LogLevel,
-    Network,
-    Policies,
-    ReadyFile,
-    Served,
-)
+from saegis.cli.output import FAILURE, fail, notes, own_command, print_json_line
+from saegis_server.cli.serve.configuration import configuration
+from saegis_server.cli.serve.options import Audit, Limits, LogFormat, Network, Policies, Process, Served
+from saegis_server.cli.serve.settings import Config
 from saegis_server.cli.stages import StageDisplay, stage_display
+from saegis_server.rpc.server import logs
 
 if TYPE_CHECKING:
+    from saegis_server.policy.store.history import Revision
     from saegis_server.rpc.server.config import Address, ServerConfig
     from saegis_server.rpc.services.shared import Services
 
@@ -45,6 +39,14 @@ saegis serve --unix /run/saegis/saegis.sock
 
 saegis serve --host 0.0.0.0 --tls-cert server.pem --tls-key server.key --identities identities.yaml
 
+saegis serve --config server.yaml --port 50060
+
+[bold]Settings[/bold]
+
+Every option is a setting. A flag wins; else its environment variable counts (--max-num-seqs is
+SAEGIS_MAX_NUM_SEQS; several values are separated by spaces), else its key in the file of --config
+(max-num-seqs: 32), else its default. saegis config show tells what holds, and why.
+
 [bold]Models and SAEs[/bold]
 
 Each is a directory or a hub id. A model is any Transformers causal language model in safetensors; an SAE lies
@@ -59,7 +61,7 @@ and requests and held_bytes of all callers together. Callers beyond a limit are 
 
 SIGTERM and Ctrl-C let running requests finish within --grace seconds.
 """
-REFERENCE_SAE_ID = "polyglot"
+log = logging.getLogger("saegis.serve")
 
 
 @options.grouped
@@ -70,8 +72,8 @@ def serve(
     policies: Policies,
     audit: Audit,
     limits: Limits,
-    ready_file: ReadyFile = None,
-    log_level: LogLevel = Level.WARNING,
+    process: Process,
+    config: Config = None,
     json: options.Json = False,
 ) -> None:
     """Serve a model with its SAEs over gRPC.
@@ -79,213 +81,98 @@ def serve(
     Shows each stage of the start: loading, checking the SAEs, compiling, proving that steering works.
     With --json the stages and the address are JSON lines on standard output.
     """
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=log_level.upper(),
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
-    settings = {
-        **_network_settings(network),
-        "policies": _policy_settings(policies),
-        "audit": _audit_settings(audit),
-        **asdict(limits),
-        "rows": room_for_rows(limits.rows or []),
-        "limits": caller_limits(limits.limits or []),
-        "ready_file": ready_file,
-    }
-    _run(server_config(served, settings), json)
-
-
-def server_config(served: Served, settings: dict[str, Any]) -> ServerConfig:
-    """The configuration; ends the command if it is not valid."""
-    from pydantic import ValidationError
-
-    from saegis_server.rpc.server.config import ServerConfig
-
-    model, name, saes, sites = served.model, served.name, served.sae or [], served.site or []
-    if sites and len(sites) < len(saes):
-        raise fail(
-            f"{len(saes)} SAEs but {len(sites)} sites",
-            "give each --sae its --site, or none of them one",
-            USAGE,
-        )
-    sources: list[dict[str, Any]] = [
-        {"path": path, "site": sites[place] if sites else None} for place, path in enumerate(saes)
-    ]
-    if model is None:
-        model, own = reference()
-        name = name or "saegis/polyglot"
-        sources = sources or [own]
-    try:
-        return ServerConfig.model_validate(
-            {
-                "model": model,
-                "name": name,
-                "saes": sources,
-                "sites": sites[len(saes) :],
-                "dtype": served.dtype,
-                "device": served.device,
-                "compile": served.compile.value,
-                **settings,
-            }
-        )
-    except ValidationError as error:
-        problems = [
-            f"{'.'.join(map(str, fault['loc'])) or 'configuration'}: {fault['msg']}"
-            for fault in error.errors()
-        ]
-        hint = f"see {own_command()} serve --help"
-        raise fail("the configuration is wrong", hint, USAGE, problems) from error
-
-
-def reference() -> tuple[str, dict[str, Any]]:
-    """The shipped reference model and its SAE as a source; ends the command if they are missing."""
-    from saegis_server.reference import MANIFEST, MODEL, SAE
-
-    for path in (MODEL, SAE, MANIFEST):
-        if not path.exists():
-            raise fail(
-                f"the reference model's weights are not at {path}",
-                "install the package again, or serve a model of your own with --model and --sae",
-            )
-    return str(MODEL), {"path": str(SAE), "id": REFERENCE_SAE_ID}
-
-
-def room_for_rows(texts: list[str]) -> dict[str, int]:
-    """Room for rows by kind, from texts of the form KIND=NUMBER; other kinds keep their defaults."""
-    from pydantic import TypeAdapter, ValidationError
-
-    from saegis_server.rpc.server.config import Room, RowKind
-
-    try:
-        pairs = dict(text.split("=", 1) for text in texts)
-        rooms = TypeAdapter(dict[RowKind, Room]).validate_python(pairs)
-        return {str(kind): room for kind, room in rooms.items()}
-    except ValueError as error:
-        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else "a number is missing"
-        hint = "write KIND=NUMBER, with edits, rules, bans, watches or conditions and 2 to 1024"
-        raise fail(f"--rows {' '.join(texts)}: {reason}", hint, USAGE) from error
-
-
-def caller_limits(texts: list[str]) -> dict[str, Any]:
-    """All limits, from texts of the form NAME=NUMBER; other limits keep their defaults."""
-    from saegis_server.rpc.server.limits import Limits
-
-    limits: dict[str, Any] = Limits().model_dump()
-    for text in texts:
-        name, equals, number = text.partition("=")
-        *scope, key = name.split(".")
-        place = limits
-        for part in scope:
-            place = place[part] if isinstance(place.get(part), dict) else {}
-        if not equals or key not in place or isinstance(place[key], dict):
-            names = [f"{who}.{what}" for who in ("principal", "tenant") for what in limits[who]]
-            choices = ", ".join((*names, "requests", "held_bytes"))
-            raise fail(f"--limit {text!r} sets no limit", f"give NAME=NUMBER of {choices}", USAGE)
-        place[key] = number
-    return limits
-
-
-def _network_settings(network: Network) -> dict[str, Any]:
-    settings = asdict(network)
-    cert, key, client_ca = (settings.pop(name) for name in ("tls_cert", "tls_key", "client_ca"))
-    if (cert, key, client_ca) != (None, None, None):
-        if cert is None or key is None:
-            raise fail("a certificate without its key", "give both --tls-cert and --tls-key", USAGE)
-        settings["tls"] = {"cert": cert, "key": key, "client_ca": client_ca}
-    if network.metrics_port < 0:
-        settings["metrics_port"] = None
-    return settings
-
-
-def _policy_settings(policies: Policies) -> dict[str, Any] | None:
-    settings = {**asdict(policies), "bundles": policies.bundles or [], "keys": policies.keys or []}
-    if settings["bundles"] or policies.state is not None:
-        return settings
-    if settings["keys"]:
-        raise fail("a policy key without policies", "give a --policy or a --policy-state", USAGE)
-    return None
-
-
-def _audit_settings(audit: Audit) -> dict[str, Any] | None:
-    if audit.directory is not None:
-        return asdict(audit)
-    if audit.prompts or audit.key_file is not None:
-        option = "--audit-prompts" if audit.prompts else "--audit-key-file"
-        raise fail(f"{option} without an audit log", "give --audit its directory", USAGE)
-    return None
-
-
-def _run(config: ServerConfig, json: bool) -> None:
-    """Serve until a signal comes; a known error ends the command with a message."""
-    with stage_display(json) as display:
+    as_log = process.log_format is LogFormat.JSON
+    logs.set_up(process.log_level, as_log)
+    settings = configuration(served, network, policies, audit, limits, process)
+    with stage_display(json, log if as_log else None) as display:
         # Importing torch takes seconds, so it is the first stage.
         display("loading the libraries", 0, 0)
-        from transformers.utils import logging as transformers_logging
-
-        from saegis_server.cli.serve.start_errors import start_failed
-        from saegis_server.rpc.server.server import serve as serve_until_signalled
-
-        # A second progress bar would tear the display.
-        transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-        try:
-            asyncio.run(
-                serve_until_signalled(
-                    config,
-                    display,
-                    lambda address, services: _ready(address, services, config, display, json),
-                )
-            )
-        except Exception as error:
-            display.close()
-            failure = start_failed(error)
-            if failure is None:
-                raise
-            raise fail(*failure) from error
+        _run(settings, display, json, as_log)
     if json:
         print_json_line({"event": "stopped"})
-    else:
+    elif not as_log:
         notes().print("stopped")
+    log.info("stopped")
 
 
-def _ready(
-    address: Address, services: Services, config: ServerConfig, display: StageDisplay, json: bool
-) -> None:
-    """Print that the server serves, where, and under which policies."""
+def _run(config: ServerConfig, display: StageDisplay, json: bool, as_log: bool) -> None:
+    """Serve until a signal comes; a known error ends the command with a message, or a record of the log."""
+    from transformers.utils import logging as transformers_logging
+
+    from saegis_server.cli.serve.start_errors import start_failed
+    from saegis_server.rpc.server.server import serve as serve_until_signalled
+
+    # A second progress bar would tear the display.
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    if as_log:
+        transformers_logging.disable_default_handler()
+        transformers_logging.enable_propagation()
+
+    def ready(address: Address, services: Services) -> None:
+        display.close()
+        event = _event(address, services, config, display)
+        log.info("serving on %s", address.target, extra=logs.with_fields(**event))
+        if json:
+            print_json_line(event)
+        elif not as_log:
+            _show(address, services, config)
+
+    try:
+        asyncio.run(serve_until_signalled(config, display, ready))
+    except Exception as error:
+        display.close()
+        failure = start_failed(error)
+        if as_log:
+            message, advice = failure or ("the server ended with a defect", "report it")
+            log.critical(message, exc_info=failure is None, extra=logs.with_fields(next=advice))
+            raise typer.Exit(FAILURE) from error
+        if failure is None:
+            raise
+        raise fail(*failure) from error
+
+
+def _in_force(services: Services) -> list[Revision]:
+    """The policies in force."""
     from saegis_server.policy.decide.disclosure import OPERATOR
 
-    display.close()
     store = services.policies
-    policies = [] if store is None else [policy.state.active for policy in store.all_for(OPERATOR)]
-    audit = config.audit.directory.absolute() if config.audit else None
-    if json:
-        print_json_line(
-            {
-                "event": "ready",
-                "target": address.target,
-                "metrics_port": address.metrics_port,
-                "pid": os.getpid(),
-                "policies": [
-                    {"name": policy.name, "revision": policy.revision, "serial": policy.serial}
-                    for policy in policies
-                ],
-                "audit": None if audit is None else str(audit),
-                "seconds": {stage: round(seconds, 3) for stage, seconds in display.seconds.items()},
-            }
-        )
-        return
+    return [] if store is None else [policy.state.active for policy in store.all_for(OPERATOR)]
+
+
+def _event(
+    address: Address, services: Services, config: ServerConfig, display: StageDisplay
+) -> dict[str, object]:
+    """That the server serves, where, and under which policies, for programs."""
+    return {
+        "event": "ready",
+        "target": address.target,
+        "metrics_port": address.metrics_port,
+        "pid": os.getpid(),
+        "policies": [
+            {"name": policy.name, "revision": policy.revision, "serial": policy.serial}
+            for policy in _in_force(services)
+        ],
+        "audit": str(config.audit.directory.absolute()) if config.audit else None,
+        "seconds": {stage: round(seconds, 3) for stage, seconds in display.seconds.items()},
+    }
+
+
+def _show(address: Address, services: Services, config: ServerConfig) -> None:
+    """Print the same for people, and what to do next."""
     everybody = "every program of this user" if config.unix else "every program of this machine"
     rows = [("SAE", f"{source.id or source.path} {source.site or ''}") for source in config.saes]
     if address.metrics_port is not None:
         rows.append(("metrics", f"http://{config.metrics_host}:{address.metrics_port}/metrics"))
     rows.append(("open to", f"the principals of {config.identities}" if config.identities else everybody))
+    policies = _in_force(services)
     rows += [
         ("policy", f"{policy.name}, revision {policy.revision}, serial {policy.serial}")
         for policy in policies
     ]
     if not policies:
-        rows.append(("policies", "none" if store is None else "none: every request is denied"))
-    rows.append(("audit log", "none" if audit is None else str(audit)))
+        denied = services.policies is not None
+        rows.append(("policies", "none: every request is denied" if denied else "none"))
+    rows.append(("audit log", str(config.audit.directory.absolute()) if config.audit else "none"))
     rows.append(("try", f"{own_command()} chat --server {address.target}"))
     rows.append(("stop", "Ctrl-C or SIGTERM"))
     table = Table(show_header=False, box=None)

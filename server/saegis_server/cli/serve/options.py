@@ -13,7 +13,7 @@ from saegis_server.cli.options import Device, Dtype, DtypeName
 from saegis_server.policy.errors import Unmatched
 
 
-def _path(text: str) -> Path:
+def to_path(text: str) -> Path:
     """A path. An empty text, mostly an unset variable, is refused: it would mean the current folder."""
     if not text:
         raise typer.BadParameter("the path is empty")
@@ -26,6 +26,13 @@ class Compile(enum.StrEnum):
     AUTO = "auto"
     ALWAYS = "always"
     NEVER = "never"
+
+
+class LogFormat(enum.StrEnum):
+    """How the log is written: a line of text for each message, or a JSON object."""
+
+    TEXT = "text"
+    JSON = "json"
 
 
 class Level(enum.StrEnum):
@@ -46,11 +53,22 @@ class Served:
         typer.Option(metavar="PATH_OR_HUB_ID", help="The language model; by default the reference model."),
     ] = None
     sae: Annotated[
-        list[str] | None, typer.Option(metavar="PATH_OR_HUB_ID", help="An SAE. Again for another.")
+        list[str] | None,
+        typer.Option(
+            metavar="[ID=]PATH_OR_HUB_ID",
+            help="An SAE, with its name in requests; by default that of its directory. Again for another.",
+        ),
     ] = None
     site: Annotated[
         list[str] | None,
         typer.Option(metavar="SITE", help="Where the SAE belongs, such as layers.12.resid_post."),
+    ] = None
+    norm_scaling: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ID=FACTOR",
+            help="The norm scaling factor of an SAE whose file does not state it. Again for another.",
+        ),
     ] = None
     name: Annotated[str | None, typer.Option(metavar="NAME", help="What the model is called in answers.")] = (
         None
@@ -74,31 +92,38 @@ class Network:
     unix: Annotated[
         Path | None,
         _network(
-            parser=_path,
+            parser=to_path,
             metavar="PATH",
             help="Listen on a Unix socket of this user's alone instead; clients say unix:PATH.",
         ),
     ] = None
+    metrics_host: Annotated[
+        str,
+        _network(
+            metavar="ADDRESS",
+            help="Address of the HTTP port of metrics and probes, which whoever reaches it can read.",
+        ),
+    ] = "127.0.0.1"
     metrics_port: Annotated[
         int,
         _network(
             min=-1,
             max=65535,
-            help="Prometheus endpoint on loopback; 0 takes a free port, -1 turns it off.",
+            help="HTTP port of /metrics, /healthz and /readyz; 0 takes a free one, -1 turns it off.",
         ),
     ] = 9464
     tls_cert: Annotated[
-        Path | None, _network(parser=_path, metavar="FILE", help="PEM certificate chain.")
+        Path | None, _network(parser=to_path, metavar="FILE", help="PEM certificate chain.")
     ] = None
-    tls_key: Annotated[Path | None, _network(parser=_path, metavar="FILE", help="PEM private key.")] = None
+    tls_key: Annotated[Path | None, _network(parser=to_path, metavar="FILE", help="PEM private key.")] = None
     client_ca: Annotated[
         Path | None,
-        _network(parser=_path, metavar="FILE", help="PEM authorities; clients then need a certificate."),
+        _network(parser=to_path, metavar="FILE", help="PEM authorities; clients then need a certificate."),
     ] = None
     identities: Annotated[
         Path | None,
         _network(
-            parser=_path,
+            parser=to_path,
             metavar="FILE",
             help="YAML file of those who may call, needed beyond loopback; see saegis token new --help.",
         ),
@@ -117,7 +142,7 @@ class Policies:
         list[Path] | None,
         _policies(
             "--policy",
-            parser=_path,
+            parser=to_path,
             metavar="DIR_OR_TAR",
             help="A policy to put in force, as a bundle. Again for another.",
         ),
@@ -126,7 +151,7 @@ class Policies:
         Path | None,
         _policies(
             "--policy-state",
-            parser=_path,
+            parser=to_path,
             metavar="DIR",
             help="Where policies and their history survive a restart.",
         ),
@@ -135,7 +160,7 @@ class Policies:
         list[Path] | None,
         _policies(
             "--policy-key",
-            parser=_path,
+            parser=to_path,
             metavar="FILE.pub",
             help="A public key; bundles must be signed by it. Again for another.",
         ),
@@ -159,14 +184,14 @@ class Audit:
 
     directory: Annotated[
         Path | None,
-        _audit("--audit", parser=_path, metavar="DIR", help="Keep an audit log of decisions and answers."),
+        _audit("--audit", parser=to_path, metavar="DIR", help="Keep an audit log of decisions and answers."),
     ] = None
     fsync: Annotated[Fsync, _audit("--audit-fsync", help="When records are forced to the disk.")] = (
         Fsync.ALWAYS
     )
     key_file: Annotated[
         Path | None,
-        _audit("--audit-key-file", parser=_path, metavar="FILE", help="A key for the chain of records."),
+        _audit("--audit-key-file", parser=to_path, metavar="FILE", help="A key for the chain of records."),
     ] = None
     prompts: Annotated[
         bool, _audit("--audit-prompts/--no-audit-prompts", help="Write the text of prompts too.")
@@ -175,6 +200,39 @@ class Audit:
         OnFailure,
         _audit("--audit-on-failure", help="What to do with requests while the log cannot be written."),
     ] = OnFailure.REFUSE
+    mask: Annotated[
+        list[str] | None,
+        _audit(
+            "--audit-mask",
+            metavar="POINTER",
+            help="What records hide, as a JSON pointer such as /edits/*/label. Again for another.",
+        ),
+    ] = None
+    interval_seconds: Annotated[
+        float,
+        _audit(
+            "--audit-interval",
+            min=0.0,
+            max=3600.0,
+            help="Seconds between two writes of --audit-fsync interval.",
+        ),
+    ] = 1.0
+    max_bytes: Annotated[
+        int, _audit("--audit-max-bytes", min=1024, help="Size at which a new file is begun.")
+    ] = 64 * 2**20
+    keep: Annotated[
+        int | None,
+        _audit("--audit-keep", min=1, help="How many closed files stay; by default all of them."),
+    ] = None
+    queue: Annotated[
+        int, _audit("--audit-queue", min=1, max=1_000_000, help="Records that may wait to be written.")
+    ] = 4096
+    identity_per_minute: Annotated[
+        int,
+        _audit(
+            "--audit-identity-per-minute", min=0, help="Failed authentications that are recorded in a minute."
+        ),
+    ] = 60
 
 
 _limits = partial(typer.Option, rich_help_panel="Limits")
@@ -199,6 +257,26 @@ class Limits:
         ),
     ] = None
     queue_limit: Annotated[int, _limits(min=1, max=1_000_000, help="Sequences that may wait.")] = 256
+    fair_slots: Annotated[
+        int | None,
+        _limits(
+            min=0,
+            max=1023,
+            help="Places in the batch kept for tenants that had one lately; by default an eighth of them.",
+        ),
+    ] = None
+    fair_seconds: Annotated[
+        float, _limits(min=0.0, max=3600.0, help="How long ago lately is, in seconds.")
+    ] = 60.0
+    fair_share: Annotated[
+        float,
+        _limits(
+            min=0.0, max=1.0, help="The share of the queue that a caller may fill while the queue is full."
+        ),
+    ] = 0.25
+    max_message_bytes: Annotated[
+        int, _limits(min=1024, max=64 * 2**20, help="The largest request, in bytes.")
+    ] = 4 * 2**20
     limits: Annotated[
         list[str] | None,
         _limits(
@@ -213,7 +291,7 @@ class Limits:
             "--stall",
             min=0.0,
             max=3600.0,
-            help="Seconds that the event loop may be stuck before /livez says no; 0 is for ever.",
+            help="Seconds that the event loop may be stuck before /healthz says no; 0 is for ever.",
         ),
     ] = 10.0
     grace_seconds: Annotated[
@@ -232,10 +310,31 @@ class Limits:
     ] = False
 
 
-ReadyFile = Annotated[
-    Path | None,
-    typer.Option(
-        parser=_path, metavar="FILE", help="Written as JSON (target, metrics_port, pid) once it serves."
-    ),
-]
-LogLevel = Annotated[Level, typer.Option(case_sensitive=False, help="What the log tells on standard error.")]
+_process = partial(typer.Option, rich_help_panel="Process")
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """What the process tells beside its answers."""
+
+    ready_file: Annotated[
+        Path | None,
+        _process(
+            parser=to_path,
+            metavar="FILE",
+            help="Written as JSON (target, metrics_port, pid) once it serves.",
+        ),
+    ] = None
+    traces: Annotated[
+        str | None,
+        _process(
+            metavar="URL",
+            help="Send spans of requests to this OTLP endpoint, such as http://127.0.0.1:4318/v1/traces.",
+        ),
+    ] = None
+    log_level: Annotated[
+        Level, _process(case_sensitive=False, help="What the log tells on standard error.")
+    ] = Level.WARNING
+    log_format: Annotated[
+        LogFormat, _process(help="Lines of text, or JSON objects with the ids of requests.")
+    ] = LogFormat.TEXT

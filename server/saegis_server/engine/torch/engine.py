@@ -82,7 +82,10 @@ class TorchEngine:
         self.capacity, self.sites = step.slots.capacity, step.sites
         self.error: BaseException | None = None
         self._admission = Admission(step.slots)
-        self._schedule = Schedule(max_running, step.slots.move)
+        fair = self.limits
+        self._schedule = Schedule(
+            max_running, step.slots.move, kept=fair.fair_slots, kept_seconds=fair.fair_seconds
+        )
         self._guarding = Guarding(step.slots)
         self._reading = PromptReading(step, self._guarding, self.limits.prefill_chunk)
         self._in_flight: set[str] = set()
@@ -147,7 +150,8 @@ class TorchEngine:
             if request.request_id in self._in_flight:
                 raise DuplicateRequestError(f"request {request.request_id!r} is in flight")
             waiting, caller = self._waiting.total(), (request.tenant, request.principal)
-            if not has_room(waiting, self._waiting[caller], sampling.n, self.limits.queue):
+            most, share = self.limits.queue, self.limits.fair_share
+            if not has_room(waiting, self._waiting[caller], sampling.n, most, share):
                 raise QueueFullError(waiting, retry_after=1.0)
             self._waiting[caller] += sampling.n
             self._in_flight.add(request.request_id)
@@ -200,7 +204,8 @@ class TorchEngine:
             return self._jobs.add(job, tenant, ended)
 
     def _jobs_have_room(self, tenant: str) -> bool:
-        return has_room(len(self._jobs), self._jobs.count(tenant), 1, self.limits.queue)
+        most, share = self.limits.queue, self.limits.fair_share
+        return has_room(len(self._jobs), self._jobs.count(tenant), 1, most, share)
 
     def _require_running(self) -> None:
         if self._stopping or self.error is not None:

@@ -12,9 +12,6 @@ from collections.abc import Callable, Iterator
 from saegis_server.engine.torch.sequence import Sequence
 from saegis_server.fair import FairQueue
 
-#: For how many seconds a slot is kept for a tenant after its last sequence has left.
-_KEPT_SECONDS = 60.0
-
 
 class Schedule:
     """Waiting, reading and running sequences over a fixed number of slots.
@@ -29,13 +26,20 @@ class Schedule:
         slots: int,
         move: Callable[[int, int, int], None],
         clock: Callable[[], float] = time.monotonic,
+        kept: int | None = None,
+        kept_seconds: float = 60.0,
     ) -> None:
-        """`move(source, target, length)` moves what a slot holds."""
+        """`move(source, target, length)` moves what a slot holds.
+
+        kept: how many slots may be kept; by default an eighth, or one of few. kept_seconds: for how long one
+        is kept for a tenant after its last sequence has left.
+        """
         self.slots = slots
         self.waiting: FairQueue[Sequence] = FairQueue(
             lambda sequence: sequence.tenant, lambda sequence: sequence.principal
         )
-        self._kept = slots // 8 if slots >= 8 else int(slots >= 4)
+        few = slots // 8 if slots >= 8 else int(slots >= 4)
+        self._kept, self._kept_seconds = few if kept is None else kept, kept_seconds
         self._seen: dict[str, float] = {}
         self._clock = clock
         self.reading: Sequence | None = None
@@ -76,7 +80,7 @@ class Schedule:
 
     def _kept_from(self, tenant: str, held: Counter[str]) -> int:
         """How many slots are kept for others than `tenant`, of those who had one lately and have none."""
-        lately = self._clock() - _KEPT_SECONDS
+        lately = self._clock() - self._kept_seconds
         self._seen = {name: seen for name, seen in self._seen.items() if seen > lately or held[name]}
         return min(self._kept, sum(not held[name] for name in self._seen if name != tenant))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict, replace
@@ -24,6 +25,7 @@ from saegis_server.sae.request_edit import RequestEdit
 from saegis_server.steering.operations import Op
 from saegis_server.steering.table import Capacity
 from saegis_server.telemetry.metrics import Metrics
+from saegis_server.telemetry.traces import ALLOWED, POLICY, REVISION, Attributes, current_trace
 
 #: After how long a request that an urgent policy ended may be tried again.
 RETRY_SECONDS = 0.1
@@ -124,9 +126,16 @@ class Governor:
             run.end(FinishReason.ABORT.value)
 
     async def _governed(self, summary: RequestSummary, steering: RequestSteering) -> Governed:
+        trace = current_trace.get()
         if self.policies is None:
-            return Governed(_name(), current_identity().tenant, summary, steering.program, self._ended)
-        return await self._decided(self.policies, summary, steering)
+            tenant, ended = current_identity().tenant, self._ended
+            return Governed(_name(), tenant, summary, steering.program, ended, trace=trace)
+        began = time.time_ns()
+        governed = await self._decided(self.policies, summary, steering)
+        decision = governed.decision
+        told: Attributes = {ALLOWED: decision.allowed, REVISION: decision.policy_revision}
+        trace.stage(POLICY, began, time.time_ns(), told)
+        return replace(governed, trace=trace)
 
     async def _decided(
         self, policies: PolicyStore, summary: RequestSummary, steering: RequestSteering
@@ -200,6 +209,7 @@ class Governor:
                     for rule in decision.rules
                 ),
                 program_digest=governed.digest,
+                trace_id=governed.trace.id,
                 prompt_tokens=summary.prompt_tokens,
                 edits=edits_recorded(steering.edits),
                 uses=tuple(asdict(use) for use in summary.uses),

@@ -3,6 +3,7 @@
 import ipaddress
 from pathlib import Path
 from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -67,7 +68,9 @@ class ServerConfig(_Strict):
     may steer with directions. port, metrics_port: 0 means any free port; metrics_port None means no metrics
     endpoint. max_model_len: the most tokens of prompt and completion together; by default the model's limit.
     rows: room for rows of a kind, for each sequence and site, where it is not the default. queue_limit: the
-    most waiting sequences; a tenant with few of them finds room beyond it. steer_first_token: whether rows
+    most waiting sequences; a caller with few of them finds room beyond it, up to the share `fair_share` of
+    it. fair_slots, fair_seconds: so many slots are kept for tenants that had one within so many seconds; by
+    default an eighth of all. steer_first_token: whether rows
     also move a text's first token if it is the model's beginning-of-sequence token. read_first_token: the
     same for what conditions, contrasts and statistics read. limits: what each principal and tenant may have.
     identities: the file of principals and their roles; without it the server is open to every program of this
@@ -75,8 +78,8 @@ class ServerConfig(_Strict):
     audit: the log of decisions and answers; without it there is none. compile: "auto" compiles if a C++
     compiler is found. stall_seconds: if the event loop does not answer for this long, the server is not live,
     and after six times as long the process ends; 0 turns both off. ready_file: written as JSON (target,
-    metrics_port, pid) once the server serves. unix: the path of a Unix socket to listen on instead of host
-    and port; only its owner can connect.
+    metrics_port, pid) once the server serves. traces: the URL of an OTLP endpoint (HTTP) to which spans are
+    sent. unix: the path of a Unix socket to listen on instead of host and port; only its owner can connect.
     Raises pydantic's ValidationError for unknown keys and values out of range.
     """
 
@@ -99,6 +102,9 @@ class ServerConfig(_Strict):
     max_model_len: int | None = Field(default=None, ge=2)
     rows: dict[RowKind, Room] = {}
     queue_limit: int = Field(default=256, ge=1, le=1_000_000)
+    fair_slots: int | None = Field(default=None, ge=0, le=1023)
+    fair_seconds: float = Field(default=60.0, ge=0.0, le=3600.0)
+    fair_share: float = Field(default=0.25, ge=0.0, le=1.0)
     steer_first_token: bool = False
     read_first_token: bool = False
     limits: Limits = Limits()
@@ -108,6 +114,7 @@ class ServerConfig(_Strict):
     grace_seconds: float = Field(default=30.0, ge=0.0, le=3600.0)
     stall_seconds: float = Field(default=10.0, ge=0.0, le=3600.0)
     ready_file: Path | None = None
+    traces: str | None = None
 
     @field_validator("host", "metrics_host")
     @classmethod
@@ -120,11 +127,31 @@ class ServerConfig(_Strict):
             raise ValueError(f"{host!r} is neither an IP address nor localhost") from None
         return host
 
+    @field_validator("traces")
+    @classmethod
+    def _is_url_without_secrets(cls, url: str | None) -> str | None:
+        if url is None:
+            return None
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("give a URL such as http://127.0.0.1:4318/v1/traces")
+        if parts.username is not None or parts.query:
+            raise ValueError("the URL must hold no secret; OTEL_EXPORTER_OTLP_HEADERS may")
+        return url
+
     @model_validator(mode="after")
     def _has_distinct_sae_ids(self) -> Self:
         named = [source.id for source in self.saes if source.id is not None]
         if len(set(named)) < len(named):
             raise ValueError("saes: two SAEs have the same id")
+        return self
+
+    @model_validator(mode="after")
+    def _leaves_slots_to_take(self) -> Self:
+        if self.fair_slots is not None and self.fair_slots >= self.max_num_seqs:
+            raise ValueError(
+                f"fair_slots: {self.fair_slots} slots cannot be kept of {self.max_num_seqs} (max_num_seqs)"
+            )
         return self
 
     @model_validator(mode="after")

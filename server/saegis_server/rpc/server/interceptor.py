@@ -6,7 +6,6 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import ExitStack, aclosing
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
@@ -21,17 +20,16 @@ from saegis_server.rpc.auth.roles import EVERYBODY
 from saegis_server.rpc.server.gate import Gate, Phase
 from saegis_server.rpc.server.intake import Intake, check_message
 from saegis_server.rpc.server.limits import Limiter
+from saegis_server.rpc.server.logs import request_id, trace_id, with_fields
 from saegis_server.rpc.wire.errors import Problem, describe, trailers
 from saegis_server.rpc.wire.problems import MalformedRequestError, NotServingError
 from saegis_server.telemetry.metrics import OTHER_METHOD, Metrics
+from saegis_server.telemetry.traces import REQUEST_ID, UNTRACED, Trace, Traces, current_trace
 
 log = logging.getLogger("saegis.rpc")
 OWN_PREFIX = "/saegis.v1."
 LONGEST_REQUEST_ID = 128
 _Context = grpc.aio.ServicerContext[Any, Any]
-
-#: The id of the RPC that runs in this task: the caller's request_id if it is usable.
-request_id: ContextVar[str] = ContextVar("request_id")
 
 
 @dataclass(slots=True)
@@ -41,6 +39,7 @@ class _Call:
     method: str
     id: str = field(default_factory=lambda: uuid4().hex)
     began: float = field(default_factory=time.monotonic)
+    trace: Trace = UNTRACED
 
 
 def usable_request_id(name: str) -> bool:
@@ -62,9 +61,10 @@ class OutermostInterceptor(grpc.aio.ServerInterceptor):
         authorization: Authorization,
         limiter: Limiter,
         intake: Intake,
+        traces: Traces,
     ) -> None:
-        """`limiter` bounds each caller; `intake` reads the requests."""
-        self._limiter, self._intake = limiter, intake
+        """`limiter` bounds each caller; `intake` reads the requests; `traces` follows them."""
+        self._limiter, self._intake, self._traces = limiter, intake, traces
         self.gate = gate
         self.metrics = metrics
         self.authorization = authorization
@@ -107,6 +107,8 @@ class OutermostInterceptor(grpc.aio.ServerInterceptor):
 
         async def behaviour(sent: AsyncIterator[bytes], context: _Context) -> Any:
             call = _Call(method)
+            if method.startswith(OWN_PREFIX):
+                self._follow(call, context)
             try:
                 self.authorization.admit(method, context)
                 with ExitStack() as inside:
@@ -128,6 +130,13 @@ class OutermostInterceptor(grpc.aio.ServerInterceptor):
             return answer
 
         return behaviour
+
+    def _follow(self, call: _Call, context: _Context) -> None:
+        """Begin the trace of an RPC."""
+        sent = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
+        call.trace = self._traces.begin(call.method, sent)
+        current_trace.set(call.trace)
+        trace_id.set(call.trace.id)
 
     async def _fail(self, error: BaseException, call: _Call, context: _Context) -> None:
         """End the RPC with the status of `error`; returns only if it has a status already."""
@@ -153,9 +162,15 @@ class OutermostInterceptor(grpc.aio.ServerInterceptor):
     def _end(self, call: _Call, code: str, problem: Problem | None = None) -> None:
         seconds = time.monotonic() - call.began
         self.metrics.count_rpc(call.method, code, seconds)
-        reason = f" reason={problem.reason}" if problem else ""
+        reason = problem.reason if problem else None
+        call.trace.tell({REQUEST_ID: call.id})
+        call.trace.end(code, reason or "")
+        told = f" reason={reason}" if reason else ""
         log.info(
-            "method=%s request_id=%s code=%s%s seconds=%.4f", call.method, call.id, code, reason, seconds
+            *("method=%s request_id=%s code=%s%s seconds=%.4f", call.method, call.id, code, told, seconds),
+            extra=with_fields(
+                method=call.method, request_id=call.id, code=code, reason=reason, seconds=round(seconds, 6)
+            ),
         )
 
 

@@ -41,7 +41,9 @@ class Listener:
 
     def __init__(self, config: ServerConfig, premises: Premises, gate: Gate, intake: Intake) -> None:
         authorization = _authorization(config, premises)
-        interceptor = OutermostInterceptor(gate, premises.metrics, authorization, premises.limiter, intake)
+        interceptor = OutermostInterceptor(
+            gate, premises.metrics, authorization, premises.limiter, intake, premises.traces
+        )
         self.server = grpc.aio.server(interceptors=[interceptor], options=_options(config))
         register_open(self.server, gate, config.reflection)
         self.services = _OwnHandlers()

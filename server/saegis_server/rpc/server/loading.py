@@ -70,7 +70,12 @@ def services(
     saes: Sequence[LoadedSAE],
 ) -> Services:
     """An engine on `step` and everything else that the servicers need. Raises what `govern` raises."""
-    limits = Limits(queue=config.queue_limit)
+    limits = Limits(
+        queue=config.queue_limit,
+        fair_share=config.fair_share,
+        fair_slots=config.fair_slots,
+        fair_seconds=config.fair_seconds,
+    )
     first = FirstToken(loaded.bos_token_id, moved=config.steer_first_token, read=config.read_first_token)
     must_compile = config.compile == "always"
     engine = TorchEngine(

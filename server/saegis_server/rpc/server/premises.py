@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from saegis_server.audit.chain import read_key
 from saegis_server.audit.log import AuditLog
 from saegis_server.audit.records import PolicyRecord
 from saegis_server.policy.bundle.bundle import Bundle
@@ -26,6 +27,7 @@ from saegis_server.rpc.server.limits import Limiter
 from saegis_server.sae.files import check_sae
 from saegis_server.steering.site import Site
 from saegis_server.telemetry.metrics import Metrics
+from saegis_server.telemetry.traces import Traces
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +37,11 @@ class Premises:
     metrics: Metrics
     limiter: Limiter
     audit: AuditLog | None
+    traces: Traces
 
     def close(self) -> None:
-        """Close the audit log. May be called twice."""
+        """Close the audit log, and send the spans that are left. May be called twice."""
+        self.traces.close()
         if self.audit is not None:
             self.audit.close()
 
@@ -45,9 +49,37 @@ class Premises:
 def prepare(config: ServerConfig) -> Premises:
     """Check everything of a configuration that needs no model, and open the audit log.
 
-    Raises SiteError and SAEFileError for sites and SAEs that do not exist; IdentitiesError, PolicyError,
-    KeyFileError and HistoryError for files that cannot be used; ValueError and OSError for TLS files;
-    AuditBrokenError, AuditKeyError and AuditUnavailableError for a log that cannot be written.
+    Raises what `check_files` raises; HistoryError for a state that cannot be used; AuditBrokenError,
+    AuditKeyError and AuditUnavailableError for a log that cannot be written; ValueError for traces without
+    what they need.
+    """
+    known = _known_sources(config.policies)
+    check_files(config, known)
+    traces = Traces.to(config.traces) if config.traces else Traces()
+    metrics = Metrics()
+    audit = None if config.audit is None else AuditLog(config.audit, metrics)
+    return Premises(metrics, Limiter(config.limits), audit, traces)
+
+
+def _known_sources(settings: PolicySettings | None) -> frozenset[str]:
+    """The paths whose bundles the state of the policies has, so that the files may have gone bad."""
+    if settings is None or settings.state is None:
+        return frozenset()
+    history = DiskHistory(settings.state)
+    try:
+        return frozenset(standing.source for standing in history.standings().values())
+    finally:
+        history.close()
+
+
+def check_files(config: ServerConfig, known: frozenset[str] = frozenset()) -> None:
+    """Check the files that a configuration names and that need no model, without writing anything.
+
+    known: paths of bundles that need not be readable, since the state has them.
+
+    Raises SiteError and SAEFileError for sites and SAEs that do not exist; IdentitiesError, PolicyError and
+    KeyFileError for files that cannot be used; ValueError and OSError for TLS files; AuditKeyError for the
+    key of the audit log.
     """
     for site in (*config.sites, *(source.site for source in config.saes if source.site is not None)):
         Site.parse(site)
@@ -58,28 +90,20 @@ def prepare(config: ServerConfig) -> Premises:
     if config.identities is not None:
         read_identities(config.identities)
     if config.policies is not None:
-        _check_policies(config.policies)
-    metrics = Metrics()
-    audit = None if config.audit is None else AuditLog(config.audit, metrics)
-    return Premises(metrics, Limiter(config.limits), audit)
+        _check_policies(config.policies, known)
+    if config.audit is not None:
+        read_key(config.audit.key_file)
 
 
-def _check_policies(settings: PolicySettings) -> None:
-    """Read keys, state and bundles. A broken bundle is accepted if the state has one from the same path."""
+def _check_policies(settings: PolicySettings, known: frozenset[str]) -> None:
+    """Read keys and bundles."""
     for path in settings.keys:
         load_public_key(path)
-    sources: set[str] = set()
-    if settings.state is not None:
-        history = DiskHistory(settings.state)
-        try:
-            sources = {standing.source for standing in history.standings().values()}
-        finally:
-            history.close()
     for path in settings.bundles:
         try:
             Bundle.read(path)
         except PolicyError as error:
-            if str(path.resolve()) not in sources:
+            if str(path.resolve()) not in known:
                 raise PolicyError([_placed(problem, path) for problem in error.problems]) from error
 
 

@@ -1,6 +1,7 @@
 """A server process: starts `saegis serve` on free loopback ports, waits for it, and stops it."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -14,6 +15,8 @@ from typing import Any, Self
 Progress = Callable[[str, int, int], None]
 STOP_SECONDS = 60.0
 _LAST_LINES = 20
+#: Variables of this prefix are settings of a server, but for the folder of what was compiled.
+_SETTINGS, _NO_SETTING = "SAEGIS_", "SAEGIS_COMPILE_CACHE"
 
 
 class ServerProcessError(RuntimeError):
@@ -21,7 +24,10 @@ class ServerProcessError(RuntimeError):
 
 
 class ServerProcess:
-    """A running `saegis serve`; the end of the `with` block always stops it."""
+    """A running `saegis serve`; the end of the `with` block always stops it.
+
+    Its settings are the options alone, whatever the environment sets for other servers.
+    """
 
     def __init__(self, options: Sequence[str], progress: Progress) -> None:
         """Start it with these options of `saegis serve`, and wait until it serves.
@@ -41,6 +47,11 @@ class ServerProcess:
             stderr=self._errors,
             text=True,
             encoding="utf-8",
+            env={
+                name: value
+                for name, value in os.environ.items()
+                if not name.startswith(_SETTINGS) or name == _NO_SETTING
+            },
             start_new_session=True,
         )
         try:

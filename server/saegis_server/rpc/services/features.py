@@ -13,7 +13,7 @@ from saegis_server.engine.api import FieldError
 from saegis_server.policy.decide.uses import Use, UseOfRequest
 from saegis_server.rpc.auth.identity import current_identity
 from saegis_server.rpc.auth.roles import Role, needs, serves
-from saegis_server.rpc.server.interceptor import request_id
+from saegis_server.rpc.server.logs import request_id
 from saegis_server.rpc.server.threads import stop_if_unwanted
 from saegis_server.rpc.services.feature_search import next_page_token, offset_of, search
 from saegis_server.rpc.services.run import RequestSummary

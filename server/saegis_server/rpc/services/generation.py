@@ -29,7 +29,8 @@ from saegis_server.engine.api import Score as Scored
 from saegis_server.policy.decide.uses import Use, UseOfRequest, beyond
 from saegis_server.rpc.auth.identity import current_identity
 from saegis_server.rpc.auth.roles import Role, needs, serves
-from saegis_server.rpc.server.interceptor import LONGEST_REQUEST_ID, request_id, usable_request_id
+from saegis_server.rpc.server.interceptor import LONGEST_REQUEST_ID, usable_request_id
+from saegis_server.rpc.server.logs import request_id
 from saegis_server.rpc.server.threads import in_own_thread
 from saegis_server.rpc.services.run import Governed, RequestSummary, Run
 from saegis_server.rpc.services.shared import Context, Servicer
@@ -40,6 +41,14 @@ from saegis_server.rpc.wire.programs import RequestSteering, request_steering
 from saegis_server.rpc.wire.prompts import PromptReader, begins_answer, check_length, check_size
 from saegis_server.rpc.wire.sampling import sampling_params
 from saegis_server.steering.program import SteeringError
+from saegis_server.telemetry.traces import (
+    OPERATION,
+    OWN_NAME,
+    PROVIDER,
+    REQUEST_MODEL,
+    RESPONSE_MODEL,
+    current_trace,
+)
 
 T = TypeVar("T")
 #: Requests of more bytes than this are tokenized in a thread, so that the event loop goes on.
@@ -250,6 +259,10 @@ class GenerationServicer(Servicer, generation_pb2_grpc.GenerationServiceServicer
             described = f"must have between 1 and {LONGEST_REQUEST_ID} printable characters"
             raise FieldError("request_id", described)
         prompts, kind = self.services.prompts, message.WhichOneof("prompt")
+        operation = ("chat" if kind == "chat" else "text_completion") if opens_turn else "score"
+        name = self.services.model.name
+        told = {OPERATION: operation, PROVIDER: OWN_NAME, REQUEST_MODEL: name, RESPONSE_MODEL: name}
+        current_trace.get().tell(told, f"{operation} {name}")
         check_size(message, kind, self.services.engine.max_length)
         return await self._off_loop(message, prompts.read, message, kind, opens_turn), str(kind)
 

@@ -26,6 +26,7 @@ from saegis_server.engine.api import (
 from saegis_server.policy.decide.decision import Decision
 from saegis_server.policy.decide.uses import Use, UseOfRequest
 from saegis_server.steering.program import SteeringProgram
+from saegis_server.telemetry.traces import DIGEST, RESPONSE_ID, UNTRACED, Trace
 
 log = logging.getLogger("saegis.rpc")
 
@@ -58,7 +59,7 @@ class Governed:
     """A request with its decision and what it runs under.
 
     id: the decision's id, also used by the engine, the receipt and the audit log. ended: how often, at the
-    time of the decision, urgent policies had ended all requests.
+    time of the decision, urgent policies had ended all requests. trace: that of the RPC.
     """
 
     id: str
@@ -68,6 +69,7 @@ class Governed:
     ended: int
     guard: Guard = UNGUARDED
     decision: Decision = NO_POLICIES
+    trace: Trace = UNTRACED
 
     @cached_property
     def digest(self) -> str:
@@ -147,6 +149,18 @@ class Run:
             for reason in done.reasons
         )
         self._write(tuple(reasons) or (whole,), done)
+        self._trace(done)
+
+    def _trace(self, done: RequestFinished) -> None:
+        """Add to the request's trace what was done for it."""
+        governed = self.governed
+        if governed.trace is UNTRACED:
+            return
+        try:
+            governed.trace.finished(done)
+            governed.trace.tell({RESPONSE_ID: governed.id, DIGEST: governed.digest})
+        except Exception:
+            log.exception("decision %s: its trace is not whole", governed.id)
 
     def give_up(self, reason: str) -> None:
         """Record the end without waiting for the engine any longer."""
@@ -184,6 +198,7 @@ def _answer(governed: Governed, reasons: tuple[str, ...], done: RequestFinished 
         decision_id=governed.id,
         request_id=governed.summary.request_id,
         tenant=governed.tenant,
+        trace_id=governed.trace.id,
         program_digest=governed.digest,
         policy_revision=decision.policy_revision,
         finish_reasons=reasons,

@@ -1,0 +1,179 @@
+"""The configuration of a server from the settings as written; what is wrong with them ends the command."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from saegis.cli.output import USAGE, fail, own_command
+from saegis_server.cli.serve.options import Audit, Limits, Network, Policies, Process, Served
+
+if TYPE_CHECKING:
+    from saegis_server.rpc.server.config import ServerConfig
+
+REFERENCE_SAE_ID = "polyglot"
+#: An SAE's id before its path. A path with an equals sign can be written ./PATH.
+_NAMED = re.compile(r"([^/=~]+)=(.*)", re.DOTALL)
+
+
+def configuration(
+    served: Served, network: Network, policies: Policies, audit: Audit, limits: Limits, process: Process
+) -> ServerConfig:
+    """The configuration of a server; ends the command if it is not valid."""
+    from pydantic import ValidationError
+
+    from saegis_server.rpc.server.config import ServerConfig
+
+    settings = {
+        **_served_settings(served),
+        **_network_settings(network),
+        "policies": _policy_settings(policies),
+        "audit": _audit_settings(audit),
+        **asdict(limits),
+        "rows": room_for_rows(limits.rows or []),
+        "limits": caller_limits(limits.limits or []),
+        "ready_file": process.ready_file,
+        "traces": process.traces,
+    }
+    try:
+        return ServerConfig.model_validate(settings)
+    except ValidationError as error:
+        problems = [
+            f"{'.'.join(map(str, fault['loc'])) or 'configuration'}: {fault['msg']}"
+            for fault in error.errors()
+        ]
+        hint = f"see {own_command()} serve --help"
+        raise fail("the configuration is wrong", hint, USAGE, problems) from error
+
+
+def reference() -> tuple[str, dict[str, Any]]:
+    """The shipped reference model and its SAE as a source; ends the command if they are missing."""
+    from saegis_server.reference import MANIFEST, MODEL, SAE
+
+    for path in (MODEL, SAE, MANIFEST):
+        if not path.exists():
+            raise fail(
+                f"the reference model's weights are not at {path}",
+                "install the package again, or serve a model of your own with --model and --sae",
+            )
+    return str(MODEL), {"path": str(SAE), "id": REFERENCE_SAE_ID}
+
+
+def room_for_rows(texts: list[str]) -> dict[str, int]:
+    """Room for rows by kind, from texts of the form KIND=NUMBER; other kinds keep their defaults."""
+    from pydantic import TypeAdapter, ValidationError
+
+    from saegis_server.rpc.server.config import Room, RowKind
+
+    try:
+        pairs = dict(text.split("=", 1) for text in texts)
+        rooms = TypeAdapter(dict[RowKind, Room]).validate_python(pairs)
+        return {str(kind): room for kind, room in rooms.items()}
+    except ValueError as error:
+        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else "a number is missing"
+        hint = "write KIND=NUMBER, with edits, rules, bans, watches or conditions and 2 to 1024"
+        raise fail(f"--rows {' '.join(texts)}: {reason}", hint, USAGE) from error
+
+
+def caller_limits(texts: list[str]) -> dict[str, Any]:
+    """All limits, from texts of the form NAME=NUMBER; other limits keep their defaults."""
+    from saegis_server.rpc.server.limits import Limits
+
+    limits: dict[str, Any] = Limits().model_dump()
+    for text in texts:
+        name, equals, number = text.partition("=")
+        *scope, key = name.split(".")
+        place = limits
+        for part in scope:
+            place = place[part] if isinstance(place.get(part), dict) else {}
+        if not equals or key not in place or isinstance(place[key], dict):
+            names = [f"{who}.{what}" for who in ("principal", "tenant") for what in limits[who]]
+            choices = ", ".join((*names, "requests", "held_bytes"))
+            raise fail(f"--limit {text!r} sets no limit", f"give NAME=NUMBER of {choices}", USAGE)
+        place[key] = number
+    return limits
+
+
+def _served_settings(served: Served) -> dict[str, Any]:
+    model, name, sites = served.model, served.name, served.site or []
+    sources = [sae_source(text) for text in served.sae or []]
+    if sites and len(sites) < len(sources):
+        raise fail(
+            f"{len(sources)} SAEs but {len(sites)} sites",
+            "give each --sae its --site, or none of them one",
+            USAGE,
+        )
+    for source, site in zip(sources, sites, strict=False):
+        source["site"] = site
+    further = sites[len(sources) :]
+    if model is None:
+        model, own = reference()
+        name = name or "saegis/polyglot"
+        sources = sources or [own]
+    _scale(sources, served.norm_scaling or [])
+    return {
+        "model": model,
+        "name": name,
+        "saes": sources,
+        "sites": further,
+        "dtype": served.dtype,
+        "device": served.device,
+        "compile": served.compile.value,
+    }
+
+
+def sae_source(text: str) -> dict[str, Any]:
+    """An SAE as written, [ID=]PATH_OR_HUB_ID: its path, and its id if there is one."""
+    named = _NAMED.fullmatch(text)
+    return {"path": text} if named is None else {"id": named[1], "path": named[2]}
+
+
+def _scale(sources: list[dict[str, Any]], texts: list[str]) -> None:
+    """Give SAEs their norm scaling factors, from texts of the form ID=FACTOR."""
+    named = {source["id"]: source for source in sources if "id" in source}
+    for text in texts:
+        name, equals, factor = text.partition("=")
+        if not equals or name not in named:
+            raise fail(
+                f"--norm-scaling {text!r} belongs to no SAE",
+                f"give ID=FACTOR, with an id that an --sae has: {', '.join(named) or 'none has one'}",
+                USAGE,
+            )
+        named[name]["norm_scaling_factor"] = factor
+
+
+def _network_settings(network: Network) -> dict[str, Any]:
+    settings = asdict(network)
+    cert, key, client_ca = (settings.pop(name) for name in ("tls_cert", "tls_key", "client_ca"))
+    if (cert, key, client_ca) != (None, None, None):
+        if cert is None or key is None:
+            raise fail("a certificate without its key", "give both --tls-cert and --tls-key", USAGE)
+        settings["tls"] = {"cert": cert, "key": key, "client_ca": client_ca}
+    if network.metrics_port < 0:
+        settings["metrics_port"] = None
+    return settings
+
+
+def _policy_settings(policies: Policies) -> dict[str, Any] | None:
+    settings = {**asdict(policies), "bundles": policies.bundles or [], "keys": policies.keys or []}
+    if settings["bundles"] or policies.state is not None:
+        return settings
+    if settings["keys"]:
+        raise fail("a policy key without policies", "give a --policy or a --policy-state", USAGE)
+    return None
+
+
+def _audit_settings(audit: Audit) -> dict[str, Any] | None:
+    if audit.directory is not None:
+        return {**asdict(audit), "mask": audit.mask or []}
+    # What hides or guards records, or tells more, must not be left out in silence.
+    needing = {
+        "--audit-prompts": audit.prompts,
+        "--audit-key-file": audit.key_file,
+        "--audit-mask": audit.mask,
+    }
+    for option, given in needing.items():
+        if given:
+            raise fail(f"{option} without an audit log", "give --audit its directory", USAGE)
+    return None
