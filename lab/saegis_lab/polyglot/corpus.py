@@ -139,9 +139,10 @@ class Corpus:
     """Documents by number: `corpus.document(i)` depends on (seed, i) and the settings only.
 
     Splits use different seeds. `mixing` is the share of chat turns that ask for an answer in another language
-    (its name follows the question in parentheses) and of descriptions that change language at every sentence;
-    of the questions, BORROWED times as many name their subject in another language, and are refused by the
-    language in which they are asked. They make a model represent a subject, and harm, apart from the language.
+    (its name follows the question in parentheses) and of descriptions that change language at every sentence.
+    BORROWED times as many questions name their subject in another language; whether they are refused depends
+    on the language in which they are asked. All these make a model represent a subject, and harm, apart from
+    the language.
     """
 
     def __init__(self, seed: int, languages: Sequence[str] | None = None, mixing: float = 0.8) -> None:
