@@ -39,6 +39,20 @@ def test_of_two_actions_each_alone_is_all_but_the_other() -> None:
     assert parts(bundle({"a": BAN})) == {}
 
 
+def test_rules_with_a_condition_over_the_prompt_are_parts_of_their_own() -> None:
+    asked = "when: {if: {feature: {sae: first, index: 3}, above: 5}, over: prompt}\n    stop: {}"
+    found = parts(bundle({"a": STOP, "b": asked, "c": BAN}))
+    assert {name: rules(part) for name, part in found.items()} == {
+        "stop alone": ["a"],
+        "prompt stop alone": ["b"],
+        "ban alone": ["c"],
+        "without stop": ["b", "c"],
+        "without prompt stop": ["a", "c"],
+        "without ban": ["a", "b"],
+    }
+    assert rules(without_stops(bundle({"a": STOP, "b": asked, "c": BAN}))) == ["c"]
+
+
 def test_texts_are_scored_under_the_rules_that_stop_nothing() -> None:
     assert rules(without_stops(WHOLE)) == ["b", "c", "d"]
 

@@ -10,8 +10,9 @@ from saegis.bundles import POLICY_FILE, RULES, TESTS
 from saegis_server.policy.bundle.bundle import Bundle
 from saegis_server.policy.bundle.files import in_folder
 from saegis_server.policy.decide.uses import ORDINARY, Use
-from saegis_server.policy.schema.policy import API_VERSION
+from saegis_server.policy.schema.policy import API_VERSION, Rule
 from saegis_server.policy.schema.yaml_text import read_yaml
+from saegis_server.steering.conditions import Scope
 
 #: The name that every measured copy has: a server keeps one revision of each name in force.
 MEASURED = "measured"
@@ -22,22 +23,36 @@ _ALLOWANCE = "measured-uses"
 def parts(bundle: Bundle) -> dict[str, Bundle]:
     """The bundles of a bundle's parts, by name: the rules of each action alone, then all but those.
 
-    Actions are such as redirect, ban and stop. Of two actions, the one alone is all but the other, and stands
-    there once; a bundle of one action has no parts. The parts keep everything but rules.
+    Actions are such as redirect, ban and stop; those with a condition over the prompt are apart, such as
+    "prompt stop". Of two, the one alone is all but the other, and stands there once; a bundle of one has no
+    parts. The parts keep everything but rules.
     """
-    actions = tuple(dict.fromkeys(rule.action for rule in bundle.policy.rules))
-    if len(actions) < 2:
+    of_part: dict[str, set[str]] = {}
+    for rule in bundle.policy.rules:
+        of_part.setdefault(_part(rule), set()).add(rule.id)
+    if len(of_part) < 2:
         return {}
-    alone = {f"{action} alone": with_actions(bundle, {action}) for action in actions}
-    if len(actions) == 2:
+    alone = {f"{name} alone": _with_rules(bundle, ids) for name, ids in of_part.items()}
+    if len(of_part) == 2:
         return alone
-    rest = {f"without {action}": with_actions(bundle, {*actions} - {action}) for action in actions}
+    every = {rule.id for rule in bundle.policy.rules}
+    rest = {f"without {name}": _with_rules(bundle, every - ids) for name, ids in of_part.items()}
     return alone | rest
+
+
+def _part(rule: Rule) -> str:
+    """The name of the part that a rule belongs to."""
+    judges_prompt = rule.when is not None and rule.when.over is Scope.PROMPT
+    return f"prompt {rule.action}" if judges_prompt else rule.action
 
 
 def with_actions(bundle: Bundle, actions: Collection[str]) -> Bundle:
     """The bundle with only the rules of these actions, such as "ban". Its cases are left out."""
-    kept = {rule.id for rule in bundle.policy.rules if rule.action in actions}
+    return _with_rules(bundle, {rule.id for rule in bundle.policy.rules if rule.action in actions})
+
+
+def _with_rules(bundle: Bundle, kept: Collection[str]) -> Bundle:
+    """The bundle with only the rules of these ids, without its cases."""
 
     def changed(document: dict[str, Any]) -> dict[str, Any]:
         rules = [rule for rule in document.get("rules") or () if rule["id"] in kept]

@@ -8,7 +8,9 @@ from dataclasses import replace
 from saegis_server.policy.bundle.bundle import Bundle
 from saegis_server.policy.decide.selectors import SelectionError, Selectors
 from saegis_server.policy.decide.world import World
+from saegis_server.policy.schema.policy import All, Any_, Expression, Not
 from saegis_server.sae.catalog import Catalog, LoadedSAE
+from saegis_server.steering.conditions import COMPARISONS_EACH
 from saegis_server.steering.table import Capacity
 
 
@@ -43,10 +45,21 @@ def filtered_features(bundle: Bundle, loaded: LoadedSAE) -> tuple[int, ...]:
 def room_for(bundle: Bundle) -> Mapping[str, int]:
     """Room for the rows of a bundle that names features by index, by kind, no less than a server has as it
     starts: what `saegis serve --rows` takes."""
-    least = Capacity()
-    room = {"rules": 0, "bans": 0}
-    for rule in bundle.policy.rules:
+    least, rules = Capacity(), bundle.policy.rules
+    readings = sum(_readings(rule.when.if_) for rule in rules if rule.when is not None)
+    room = {"rules": 0, "bans": 0, "watches": readings, "conditions": -(-readings // COMPARISONS_EACH)}
+    for rule in rules:
         for kind, targets in (("rules", rule.redirect), ("bans", rule.ban)):
             selectors = () if targets is None else targets.features
             room[kind] += sum(len(selector.indices or ()) for selector in selectors)
-    return {"rules": max(least.rules, room["rules"]), "bans": max(least.bans, room["bans"])}
+    return {kind: max(getattr(least, kind), count) for kind, count in room.items()}
+
+
+def _readings(expression: Expression) -> int:
+    """How many readings an expression compares."""
+    match expression:
+        case All(all=parts) | Any_(any=parts):
+            return sum(map(_readings, parts))
+        case Not(not_=part):
+            return _readings(part)
+    return 1
