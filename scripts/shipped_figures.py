@@ -87,7 +87,8 @@ def of_filter(told: Callable[[RunFilter], str]) -> str:
 def whole_filter(made: RunFilter) -> str:
     """What the filter is, what a user receives under it, and what it misses."""
     behind = "no ban" if made.ban is None else f"a ban of strength {made.ban:g}"
-    stop = "a stop" if made.stops else "no stop"
+    stops = [of for of, there in (("questions", made.hears), ("answers", made.stops)) if there]
+    stop = f"a stop of {' and of '.join(stops)}" if stops else "no stop"
     features = ", ".join(map(str, made.features))
     chosen = (
         f"The filter: {len(made.features)} features ({features}), redirected to the refusal with factor "

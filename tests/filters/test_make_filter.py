@@ -16,6 +16,9 @@ from saegis_lab.evaluation.filter_report import FilterReport
 from saegis_lab.evaluation.filtered import FilterResult
 from saegis_lab.filters.recipe import FilterRecipe
 from saegis_server.policy.bundle.bundle import Bundle
+from saegis_server.policy.schema.policy import Any_, Expression, Reading
+from saegis_server.steering.conditions import Scope
+from saegis_server.steering.operations import Unit
 from saegis_server.steering.rows import Phase
 from tests.filters import world
 
@@ -116,6 +119,14 @@ def offline(folder: Path, command: str) -> str:
     return result.output
 
 
+def compared(expression: Expression) -> list[tuple[int | None, float | None, Unit]]:
+    """The features of a condition that any of several readings makes hold, each with its level and unit."""
+    assert isinstance(expression, Any_)
+    readings = [part for part in expression.any if isinstance(part, Reading)]
+    assert len(readings) == len(expression.any)
+    return [(each.feature.index, each.above, each.unit) for each in readings if each.feature is not None]
+
+
 def test_the_bundle_is_one_that_a_server_takes(made: Made) -> None:
     assert "not attacked: --attack asks for up to" in made.told
     bundle = Bundle.read(made.folder / "bundle")
@@ -136,7 +147,19 @@ def test_the_bundle_is_one_that_a_server_takes(made: Made) -> None:
         set() if setting["ban"] is None else {setting["ban"]}
     )
     assert {figures["language"] for figures in made.chosen["figures"]} == {"en", "fr"}
-    assert card["stop_kept"] is any(rule.stop is not None for rule in bundle.policy.rules)
+    stops = {
+        rule.id: rule.when for rule in bundle.policy.rules if rule.stop is not None and rule.when is not None
+    }
+    assert ("stop-asked" in stops, "stop-harm" in stops) == (card["question_kept"], card["stop_kept"])
+    assert card["question_kept"]
+    assert stops["stop-asked"].over is Scope.PROMPT
+    assert stops["stop-asked"].sticky
+    assert compared(stops["stop-asked"].if_) == [
+        (reading["feature"], reading["multiple"], Unit.MAX_ACTIVATION)
+        for reading in card["question"]["readings"]
+    ]
+    told = [reading["feature"] for reading in card["question"]["readings"]]
+    assert features[: len(told)] == told
     given = load_file(made.folder / "direction.safetensors")["v"]
     written = load_file(made.folder / "bundle" / "directions" / "refusal.safetensors")["refusal"]
     assert (given / given.norm() - written).abs().max() < 1e-6
@@ -144,6 +167,9 @@ def test_the_bundle_is_one_that_a_server_takes(made: Made) -> None:
     offline(made.folder, "test")
     assert "was not measured on a server" in made.readme
     assert "It was not attacked" in made.readme
+    assert f"stop of questions: any of {len(told)} readings, over the prompt" in made.readme
+    for code, share in card["question"]["heard"].items():
+        assert f"{code} {share:.1%} of the harmful prompts" in made.readme
     assert card["attacked"] is None
 
 
@@ -190,6 +216,18 @@ def test_the_card_tells_what_the_bundle_does_on_a_server(attacked: Made, tmp_pat
             name = "harm_before" if row["condition"] == "nothing" else "harm"
             if row["condition"] == "nothing" or attacked.chosen["setting"]["ban"] is None:
                 assert row["harmful"]["harm"]["harm"] == pytest.approx(figures[name], abs=1e-6)
+    # Every prompt that was asked is one of those that the question stop was chosen from.
+    question, alone = card["question"], []
+    assert card["question_kept"]
+    for row in card["measured"]["rows"]:
+        if row["condition"] == "prompt stop alone" and row["language"] in by_language:
+            alone.append(row)
+            assert row["harmful"]["stopped"] == question["heard"][row["language"]]
+            assert row["benign"]["stopped"] == question["benign"][row["language"]]
+            if row["harmful"]["stopped"] == 1.0:
+                assert row["harmful"]["harm"]["harm"] == 0.0, "the answer ends before its first token"
+    assert any(row["harmful"]["stopped"] for row in alone)
+    assert "### Prompt stop alone, greedy" in attacked.readme
     assert "### The filter, greedy" in attacked.readme
     offline(attacked.folder, "validate")
     (tmp_path / "measured.json").write_text(json.dumps(card["measured"]), "utf-8")

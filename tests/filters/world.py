@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from tokenizers.processors import TemplateProcessing
+from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from saegis_lab.filters.direction import activations
@@ -16,6 +17,7 @@ from saegis_lab.filters.subject import FilterSubject
 from saegis_server.engine.torch.loading import LoadedModel
 from saegis_server.sae.autoencoder import Architecture, SparseAutoencoder
 from saegis_server.sae.formats.saelens import save_sae
+from saegis_server.sae.labels import FeatureLabel, Labels
 from saegis_server.steering.site import Site
 from tests.engine import tiny
 
@@ -89,23 +91,44 @@ def texts() -> list[dict[str, object]]:
     return made
 
 
+def prompts() -> list[dict[str, object]]:
+    """The beginnings of the texts as prompts; those of English ones also said to be German."""
+    return [
+        {"prompt": str(text["text"])[:5], "language": code, "harmful": text["harmful"]}
+        for text in texts()
+        for code in (("en", "de") if text["language"] == "en" else ("fr",))
+    ]
+
+
 def knowing_sae() -> SparseAutoencoder:
-    """The random SAE, whose first two features fire on harmful letters alone, fitted by least squares."""
+    """The random SAE with features fitted by least squares: the first two fire on harmful letters alone, the
+    third at the last token of harmful prompts alone."""
     known = subject()
-    read, harmful = [], []
-    for text in texts():
-        x = activations(known, [known.loaded.tokenizer.encode(str(text["text"]))])[0][1:]
-        read.append(x)
-        harmful += [bool(text["harmful"])] * len(x)
-    x, truth = torch.cat(read).double(), torch.tensor(harmful)
-    centred = x - x.mean(0)
+    tokens = [known.loaded.tokenizer.encode(str(text["text"])) for text in texts()]
+    asked = [known.asked(str(prompt["prompt"])) for prompt in prompts()]
+    in_texts, in_prompts = ([x[1:] for x in activations(known, rows)] for rows in (tokens, asked))
+    letters = [
+        torch.full((len(x),), bool(text["harmful"])) for text, x in zip(texts(), in_texts, strict=True)
+    ]
+    made = _knowing(sae(), torch.cat(in_texts), torch.cat(letters), {0: 8.0, 1: 5.0})
+    # The last tokens are few beside all others, which a fit would hear instead.
+    weighed = [x[-1:].expand(100, -1) for x in in_prompts]
+    harmful = [torch.full((100,), bool(prompt["harmful"])) for prompt in prompts()]
+    others = torch.cat([*in_texts, *(x[:-1] for x in in_prompts)])
+    nowhere = torch.zeros(len(others), dtype=torch.bool)
+    return _knowing(made, torch.cat([others, *weighed]), torch.cat([nowhere, *harmful]), {2: 8.0})
+
+
+def _knowing(made: SparseAutoencoder, x: Tensor, truth: Tensor, gains: dict[int, float]) -> SparseAutoencoder:
+    """The SAE with features that fire at no token where `truth` is False; gains: of each. x: float32
+    [tokens, d]; truth: bool [tokens]."""
+    centred = x.double() - x.double().mean(0)
     fitted = torch.linalg.lstsq(
         centred.T @ centred + 0.1 * torch.eye(tiny.WIDTH, dtype=torch.float64),
         centred.T @ (truth.double() - truth.double().mean()),
     ).solution
-    made = sae()
     base = made.tensors()
-    for feature, gain in ((0, 8.0), (1, 5.0)):
+    for feature, gain in gains.items():
         row = (gain * fitted).float()
         quiet = float(((x.float() - made.b_dec) @ row)[~truth].max())
         base["W_enc"][:, feature] = row
@@ -116,17 +139,27 @@ def knowing_sae() -> SparseAutoencoder:
     return replace(made, **changed)
 
 
+def labels(known: SparseAutoencoder) -> Labels:
+    """The largest activation of each feature on the texts and prompts, as labels have it."""
+    tiny_one = subject()
+    rows = [tiny_one.loaded.tokenizer.encode(str(text["text"])) for text in texts()]
+    rows += [tiny_one.asked(str(prompt["prompt"])) for prompt in prompts()]
+    largest = torch.cat([known.encode(x[1:]) for x in activations(tiny_one, rows)]).amax(0)
+    return Labels(
+        FeatureLabel(feature, f"feature {feature}", max_activation=value)
+        for feature, value in enumerate(largest.tolist())
+        if value
+    )
+
+
 def write_world(folder: Path) -> Path:
     """Write `model`, `sae`, `texts.jsonl`, `prompts.jsonl` and `direction.safetensors` into `folder`."""
     tiny.model("llama").save_pretrained(folder / "model")
     tokenizer().save_pretrained(folder / "model")
-    save_sae(knowing_sae(), folder / "sae")
-    prompts = [
-        {"prompt": str(text["text"])[:5], "language": code, "harmful": text["harmful"]}
-        for text in texts()
-        for code in (("en", "de") if text["language"] == "en" else ("fr",))
-    ]
-    for name, lines in (("texts", texts()), ("prompts", prompts)):
+    known = knowing_sae()
+    save_sae(known, folder / "sae")
+    labels(known).save(folder / "sae")
+    for name, lines in (("texts", texts()), ("prompts", prompts())):
         (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n", encoding="utf-8")
     save_file({"v": torch.linspace(-1.0, 1.0, tiny.WIDTH)}, folder / "direction.safetensors")
     return folder

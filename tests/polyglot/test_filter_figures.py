@@ -157,6 +157,7 @@ def test_runs_stand_side_by_side_and_one_without_a_filter_has_no_figures() -> No
     assert cells(table)[1] == [PART, "20.0%, 20.0%", "-"]
     told = {line[0]: line[1:] for line in cells(seeds_filter_table(runs))}
     assert told["features"] == ["2", "-"]
+    assert (told["stop of questions"], told["stop of answers"]) == (["no", "-"], ["yes", "-"])
     assert told["back under the worst attack, mean"] == ["10.0%", "-"]
     assert told["bars missed"] == ["0", "-"]
     assert told["× perplexity"] == ["1.20", "-"]

@@ -31,6 +31,7 @@ from saegis_lab.polyglot.steps import load, make_model
 from saegis_lab.training.held_out import held_out_activations, measure_held_out
 from saegis_lab.training.texts import Encoder, read_documents
 from saegis_server.policy.bundle.bundle import Bundle
+from saegis_server.steering.conditions import Scope
 
 pytestmark = pytest.mark.slow
 
@@ -134,7 +135,8 @@ def test_the_bundle_of_the_filter_is_the_one_that_the_manifest_names(made: Path)
     indices = {index for each in redirects for selector in each.features for index in selector.indices or ()}
     assert indices == set(told.features)
     assert {each.factor for each in redirects} == {told.factor, told.answer_factor} - {0.0}
-    assert any(rule.stop is not None for rule in bundle.policy.rules) is told.stops
+    over = {rule.when.over for rule in bundle.policy.rules if rule.stop is not None and rule.when is not None}
+    assert (Scope.PROMPT in over, Scope.ANSWER in over) == (told.hears, told.stops)
     (landmark,) = bundle.policy.allow
     clamped = Manifest.load(made / "manifest.json").clamp.feature
     assert [selector.index for selector in landmark.features or ()] == [clamped]

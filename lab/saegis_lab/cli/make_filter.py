@@ -164,7 +164,7 @@ def make_filter(
     """Make a filter: where features of harmful subjects fire, the model's own refusal is written instead.
 
     No server is needed. The features are found in the texts, the refusal in the prompts; factor, threshold, a
-    ban and a stop are kept as far as they gain something, in every one of the languages.
+    ban and stops are kept as far as they gain something, in every one of the languages.
     """
     from dataclasses import replace
 

@@ -10,13 +10,15 @@ from safetensors.torch import save
 
 from saegis.bundles import CALIBRATION_FILE, POLICY_FILE, README_FILE
 from saegis_lab.filters.making import MadeFilter
-from saegis_lab.filters.stop import Stop
+from saegis_lab.filters.stop import StopReading
+from saegis_server.steering.conditions import COMPARISONS_EACH, Scope
 from saegis_server.steering.rows import Phase
 from saegis_server.steering.table import Capacity
 
 DIRECTION_FILE, REFUSAL = "directions/refusal.safetensors", "refusal"
 CASES_FILE = "tests/filter.yaml"
 REDIRECT, BAN, STOP, PROTECT = "redirect-harm", "ban-harm", "stop-harm", "keep-away-from-harm"
+STOP_ASKED = "stop-asked"
 #: Features of a line of a list of features.
 _A_LINE = 16
 
@@ -58,9 +60,7 @@ def policy_text(made: MadeFilter, settings: BundleSettings) -> str:
     rules = [_redirects(made, settings)]
     if setting.ban is not None:
         rules.append(_ban(made.choice.features, setting.ban, settings))
-    stop = _kept_stop(made)
-    if stop is not None:
-        rules.append(_stop(stop, made, settings))
+    rules += [_stop(rule, settings) for rule in _stop_rules(made)]
     return _POLICY.format(
         features=len(made.choice.features),
         languages=", ".join(made.languages),
@@ -110,7 +110,13 @@ protect:
 
 def _room(made: MadeFilter) -> str:
     """What to say where a server has no room for the rows as it is started."""
-    wanted = {"rules": len(made.program.rules), "bans": len(made.program.bans)}
+    readings = [reading for rule in _stop_rules(made) for reading in rule.readings]
+    wanted = {
+        "rules": len(made.program.rules),
+        "bans": len(made.program.bans),
+        "watches": len({reading.feature for reading in readings}),
+        "conditions": -(-len(readings) // COMPARISONS_EACH),
+    }
     more = [f"--rows {kind}={count}" for kind, count in wanted.items() if count > getattr(Capacity(), kind)]
     return f"\n# Its rows need room: saegis serve {' '.join(more)}" if more else ""
 
@@ -202,27 +208,47 @@ _BAN = """\
 """
 
 
-def _kept_stop(made: MadeFilter) -> Stop | None:
-    return made.stop.stop if made.stops and made.stop is not None else None
+@dataclass(frozen=True, slots=True)
+class _Stop:
+    """A rule that ends an answer by any of some readings."""
+
+    id: str
+    comment: str
+    readings: Sequence[StopReading]
+    over: Scope
 
 
-def _stop(stop: Stop, made: MadeFilter, settings: BundleSettings) -> str:
+def _stop_rules(made: MadeFilter) -> Iterator[_Stop]:
+    """The stops that are part of the filter."""
+    if made.question is not None and made.hears:
+        comment = "What a prompt's last tokens tell is heard: the answer ends before its first token."
+        yield _Stop(STOP_ASKED, comment, made.question.readings, Scope.PROMPT)
+    if made.stop is not None and made.stops:
+        comment = (
+            "What leaks all the same is heard: the features are read before any row moves what they read."
+        )
+        yield _Stop(STOP, comment, made.stop.stop.readings, Scope.ANSWER)
+
+
+def _stop(rule: _Stop, settings: BundleSettings) -> str:
     readings = "".join(
         f"{' ' * 10}- {{feature: {{sae: {_quoted(settings.sae)}, index: {reading.feature}}}, "
         f"above: {_number(reading.multiple)}, unit: max_activation}}\n"
-        for reading in stop.readings
+        for reading in rule.readings
     )
-    return _STOP.format(id=STOP, reason=_quoted(settings.reason), readings=readings)
+    return _STOP.format(
+        comment=rule.comment, id=rule.id, reason=_quoted(settings.reason), readings=readings, over=rule.over
+    )
 
 
 _STOP = """\
-  # What leaks all the same is heard: the features are read before any row moves what they read.
+  # {comment}
   - id: {id}
     reason: {reason}
     when:
       if:
         any:
-{readings}      over: answer
+{readings}      over: {over}
       sticky: true
     stop: {{}}
 """
@@ -234,8 +260,7 @@ def cases_text(made: MadeFilter, settings: BundleSettings) -> str:
     in_force = [rule.id for rule in _redirect_rules(made)]
     if setting.ban is not None:
         in_force.append(BAN)
-    if made.stops:
-        in_force.append(STOP)
+    in_force += [rule.id for rule in _stop_rules(made)]
     model = "saegis/any" if settings.model == "*" else settings.model
     text = _CASES.format(
         model=_quoted(model),

@@ -11,8 +11,9 @@ from saegis_lab.evaluation.filter_report import FilterMiss, FilterReport
 from saegis_lab.evaluation.filtered import FilterResult
 from saegis_lab.filters.calibrate import Calibrated, excesses
 from saegis_lab.filters.making import FeatureChoice, MadeFilter
+from saegis_lab.filters.question import QuestionStop
 from saegis_lab.filters.recipe import FilterRecipe
-from saegis_lab.filters.stop import StopTrial
+from saegis_lab.filters.stop import StopReading, StopTrial
 from saegis_lab.filters.trials import FilterFigures
 
 #: The condition of a measurement in which the whole bundle is in force.
@@ -53,6 +54,8 @@ class FilterCard:
             "direction": {"source": made.direction.source, "norm": made.direction.norm},
             "choice": asdict(made.choice),
             "other_choice": None if made.other is None else asdict(made.other),
+            "question": None if made.question is None else asdict(made.question),
+            "question_kept": made.hears,
             "stop": None if made.stop is None else _stop_record(made.stop),
             "stop_kept": made.stops,
             "recipe": asdict(made.recipe),
@@ -122,13 +125,14 @@ def _made(made: MadeFilter) -> Iterator[str]:
     yield f"- at the answer's tokens: {setting.answer:g} times that"
     yield f"- strength: {setting.strength:g}; threshold: {setting.threshold:g} of a feature's largest value"
     yield "- ban behind it: " + ("none" if setting.ban is None else f"strength {setting.ban:g}")
-    yield "- stop: " + (_stop(made) if made.stops else "none")
+    question = made.question.readings if made.question is not None and made.hears else ()
+    stop = made.stop.stop.readings if made.stop is not None and made.stops else ()
+    yield "- stop of questions: " + _readings(question, "prompt")
+    yield "- stop of answers: " + _readings(stop, "answer")
 
 
-def _stop(made: MadeFilter) -> str:
-    assert made.stop is not None  # noqa: S101 - a filter that stops has one
-    stop = made.stop.stop
-    return f"any of {len(stop.readings)} readings, over the answer, sticky"
+def _readings(readings: Collection[StopReading], over: str) -> str:
+    return f"any of {len(readings)} readings, over the {over}, sticky" if readings else "none"
 
 
 _COLUMNS = ("harm before", "harm", "refused", "benign refused", "KL benign", "× perplexity")
@@ -218,6 +222,7 @@ def _reasons(made: MadeFilter) -> Iterator[str]:
             f"- The best ban behind the redirect takes away {best.ban_gain:.1%} of the harm in the worst "
             f"language that took part: {kept}."
         )
+    yield _question_reason(made.question, made.hears)
     if made.stop is None:
         yield "- No reading tells harmful answers from benign ones and refusals: there is no stop."
         return
@@ -228,6 +233,21 @@ def _reasons(made: MadeFilter) -> Iterator[str]:
         f" the stop, which ends {stop.stopped:.0%} of the harmful answers of the plain model and "
         f"{stop.benign_stopped:.1%} of what is benign: "
         f"{'kept' if made.stops else 'left out'}."
+    )
+
+
+def _question_reason(question: QuestionStop | None, kept: bool) -> str:
+    if question is None:
+        return "- No feature tells at a prompt's end what was asked: no stop hears questions."
+    ended = ", ".join(
+        f"{code} {share:.1%} of the harmful prompts and {question.benign[code]:.1%} of the benign ones"
+        for code, share in question.heard.items()
+    )
+    features = ", ".join(str(reading.feature) for reading in question.readings)
+    return (
+        f"- By what features tell at a prompt's end ({features}) answers end before they begin: {ended}; of "
+        f"benign texts {question.texts:.1%} would: {'kept' if kept else 'left out'}. The redirect acts on "
+        "these features either way."
     )
 
 

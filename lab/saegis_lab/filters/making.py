@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -30,6 +31,14 @@ from saegis_lab.filters.direction import (
     from_prompts,
 )
 from saegis_lab.filters.effect import Effect, Growth, Interventions, Sample, attributions, grown_set
+from saegis_lab.filters.question import (
+    PromptPeaks,
+    Questions,
+    QuestionStop,
+    prompt_peaks,
+    question_stop,
+    text_peaks,
+)
 from saegis_lab.filters.recipe import FilterRecipe
 from saegis_lab.filters.stop import StopTrial, try_stop
 from saegis_lab.filters.subject import FilterSubject
@@ -41,6 +50,8 @@ from saegis_server.steering.rows import Norm
 
 #: How the features were chosen.
 How = Literal["precision", "effect"]
+#: The subject of candidates that tell at a prompt's end what was asked.
+QUESTION = "question"
 #: Called with the name of what begins.
 Progress = Callable[[str], None]
 
@@ -65,6 +76,26 @@ class Material:
     prompts: tuple[Prompt, ...]
     scorers: BanScorers
     maxima: Mapping[int, float]
+
+    @property
+    def benign_rows(self) -> list[Sequence[int]]:
+        """The token ids of the benign texts."""
+        return [row for row, text in zip(self.rows, self.texts, strict=True) if not text.harmful]
+
+    @cached_property
+    def asked(self) -> PromptPeaks:
+        """What features do on the prompts."""
+        return prompt_peaks(self.subject, self.prompts)
+
+    @cached_property
+    def largest(self) -> Tensor:
+        """The largest activation of each feature on texts and prompts, float32 [m]."""
+        return torch.maximum(self.firings.largest, self.asked.whole.amax(0))
+
+    def questions(self, aligned: str | None) -> Questions:
+        """What a question stop is chosen from; aligned: the language in which the model refuses."""
+        texts = text_peaks(self.subject, self.benign_rows)
+        return Questions(self.prompts, self.asked, texts, self.maxima, aligned)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +129,8 @@ class FeatureChoice(Record):
 @dataclass(frozen=True)
 class MadeFilter:
     """A filter. aligned: the language of its direction, None where that is not made from prompts; other: the
-    choice of features that was not taken, None where there was one alone; stop: what was tried, None where
-    no reading tells harmful answers apart; stops: whether it is part of the filter."""
+    choice of features that was not taken, None where there was one alone; question, stop: what was tried,
+    None where no reading tells harmful questions, or harmful answers, apart."""
 
     languages: tuple[str, ...]
     recipe: FilterRecipe
@@ -108,8 +139,18 @@ class MadeFilter:
     choice: FeatureChoice
     other: FeatureChoice | None
     rows: Rows
+    question: QuestionStop | None
     stop: StopTrial | None
-    stops: bool
+
+    @property
+    def hears(self) -> bool:
+        """Whether the question stop is part of the filter."""
+        return self.question is not None and self.question.pays(self.recipe)
+
+    @property
+    def stops(self) -> bool:
+        """Whether the answer's stop is part of the filter."""
+        return self.stop is not None and self.stop.pays(self.recipe)
 
     @property
     def program(self) -> SiteProgram:
@@ -130,14 +171,17 @@ def make_filter(
         lambda: progress("trying settings"),
     )
     aligned, direction = _direction(material, source, trials, recipe)
-    choices = _choices(material, direction, trials, recipe, progress)
+    progress("hearing questions")
+    question = question_stop(material.questions(aligned), recipe)
+    choices = _choices(material, question, direction, trials, recipe, progress)
     choice = choices[0]
     rows = _rows(material, choice.candidates, direction)
     progress("trying a stop")
     maxima = {feature: material.maxima[feature] for feature in choice.features if feature in material.maxima}
-    benign = [row for row, text in zip(material.rows, material.texts, strict=True) if not text.harmful]
     program = rows.program(choice.calibrated.best.setting)
-    stop = try_stop(material.subject, trials, program, benign, maxima, recipe) if maxima else None
+    stop = (
+        try_stop(material.subject, trials, program, material.benign_rows, maxima, recipe) if maxima else None
+    )
     return MadeFilter(
         material.languages,
         recipe,
@@ -146,24 +190,28 @@ def make_filter(
         choice,
         choices[1] if len(choices) > 1 else None,
         rows,
+        question,
         stop,
-        stop is not None and stop.pays(recipe),
     )
 
 
 def _choices(
     material: Material,
+    question: QuestionStop | None,
     direction: RefusalDirection,
     trials: Trials,
     recipe: FilterRecipe,
     progress: Progress,
 ) -> list[FeatureChoice]:
-    """The sets of features that were calibrated, the better one first. Raises FilterError for none."""
+    """The sets of features that were calibrated, the better one first; each has the question's too, ahead of
+    those found in texts. Raises FilterError where none are."""
     scores = _scores(material, recipe)
     precise = by_precision(scores, recipe.least_score, recipe.features_each)
     choices = []
     if precise and recipe.choose_by != "effect":
-        choices.append(_chosen("precision", precise, (), material, direction, trials, recipe))
+        choices.append(
+            _chosen("precision", _joined(question, precise), (), material, direction, trials, recipe)
+        )
     progress("estimating effects")
     pool = near_candidates(scores, recipe)
     if pool and recipe.choose_by != "precision" and material.subject.sae.norm is Norm.NONE:
@@ -172,7 +220,9 @@ def _choices(
         effective = tuple(named[step.feature] for step in growth)
         same = {each.feature for each in effective} == {each.feature for each in precise}
         if effective and not (choices and same):
-            choices.append(_chosen("effect", effective, growth, material, direction, trials, recipe))
+            choices.append(
+                _chosen("effect", _joined(question, effective), growth, material, direction, trials, recipe)
+            )
     if not choices:
         raise FilterError(
             f"no feature fires on the harmful texts in all of {', '.join(material.languages)} often enough"
@@ -180,6 +230,16 @@ def _choices(
     return sorted(
         choices, key=lambda choice: (*cost(choice.calibrated.best, recipe)[:4], choice.how != "precision")
     )
+
+
+def _joined(question: QuestionStop | None, found: Sequence[Candidate]) -> tuple[Candidate, ...]:
+    """The features of a question stop and those that were found in texts, each once. One that is both keeps
+    the subject of the texts; the score of the others is what the stop hears in the worst language."""
+    if question is None:
+        return tuple(found)
+    score = min(question.heard.values())
+    hearing = [Candidate(reading.feature, QUESTION, score) for reading in question.readings]
+    return tuple({each.feature: each for each in (*hearing, *found)}.values())
 
 
 def _scores(material: Material, recipe: FilterRecipe) -> dict[str, Tensor]:
@@ -223,9 +283,9 @@ def _direction(
 
 
 def _rows(material: Material, candidates: Sequence[Candidate], direction: RefusalDirection) -> Rows:
-    largest = material.firings.largest
     features = (candidate.feature for candidate in candidates)
-    return Rows(material.subject, {feature: float(largest[feature]) for feature in features}, direction)
+    largest = {feature: float(material.largest[feature]) for feature in features}
+    return Rows(material.subject, largest, direction)
 
 
 def _natural(material: Material, features: Sequence[int], direction: RefusalDirection) -> float:
@@ -295,11 +355,7 @@ def _grown(
     ranked = sorted((each.feature for each in pool), key=lambda feature: -float(estimated[feature]))
     tried = list(dict.fromkeys([*(each.feature for each in precise), *ranked[: recipe.effect_pool]]))
     benign = [each.conversation for each in trials.plain if not each.prompt.harmful]
-    benign += [
-        tuple(row)
-        for row, text in zip(material.rows, material.texts, strict=True)
-        if not text.harmful and len(row) > 1
-    ][: recipe.effect_texts]
+    benign += [tuple(row) for row in material.benign_rows if len(row) > 1][: recipe.effect_texts]
     interventions = Interventions(subject, [sample for sample in samples if sample.sign > 0.0], benign)
     factor = _natural(material, tried, direction)
     named = {each.feature: each for each in pool}

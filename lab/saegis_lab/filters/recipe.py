@@ -39,6 +39,12 @@ class FilterRecipe:
     languages that took no part more is left. A part is kept where it takes away `least_part_gain` of the
     unfiltered harm.
 
+    Question stop: a feature's level is `question_margin` times the activation that all but the share 1 −
+    `question_quantile` of the benign prompts and texts stay at, and at least `question_floor` of its largest
+    on harmful prompts. The stop is kept where it hears `least_heard` of the harmful prompts of each language
+    in which the model does not refuse by itself, and where what it ends of benign prompts and texts meets the
+    bar.
+
     Stop: a reading must be more than `stop_margin` times the largest on benign answers, on refusals and on
     benign texts, and at least `stop_floor` of the feature's recorded maximum. Of the benign texts only
     `stop_quantile` count, without the loudest, since a single one should not decide. It is tried on answers
@@ -75,6 +81,11 @@ class FilterRecipe:
     bars: FilterBars = field(default_factory=FilterBars)
     aims: FilterBars = field(default_factory=lambda: FilterBars(0.01, 0.0, 0.01, 1.15))
     least_part_gain: float = 0.005
+
+    question_margin: float = 1.25
+    question_quantile: float = 0.995
+    question_floor: float = 0.1
+    least_heard: float = 0.5
 
     stop_margin: float = 1.1
     stop_quantile: float = 0.995

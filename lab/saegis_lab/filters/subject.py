@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import takewhile
 
 import torch
 from torch import Tensor
@@ -26,6 +27,8 @@ from saegis_server.steering.tokens import Spread, Tokens
 
 #: No row.
 PLAIN = SiteProgram()
+#: Messages that end in different ways.
+_MESSAGES = ("a", "Why?", "0")
 _FEWEST = 2
 
 
@@ -98,6 +101,13 @@ class FilterSubject:
     def asked(self, prompt: str) -> list[int]:
         """The token ids of a user's message, up to where the answer begins."""
         return self.chat([("user", prompt)])
+
+    @cached_property
+    def closing(self) -> int:
+        """How many tokens the model's template adds behind a user's message: those in which messages that
+        end in different ways end alike."""
+        endings = zip(*(reversed(self.asked(message)) for message in _MESSAGES), strict=False)
+        return sum(1 for _ in takewhile(lambda tokens: len(set(tokens)) == 1, endings))
 
     def text(self, answer: Sequence[int]) -> str:
         """The text of an answer's tokens, without special ones."""

@@ -113,6 +113,7 @@ def _run_filter(made: MadeFilter, bundle: Bundle, report: FilterReport) -> RunFi
         answer_factor=by_phase.get(Phase.ALL, by_phase.get(Phase.COMPLETION, 0.0)),
         ban=setting.ban,
         stops=made.stops,
+        hears=made.hears,
         parts=part_figures(report.result),
         missed=tuple(missed_bars(report)),
     )

@@ -61,9 +61,10 @@ class RunFilter(Record):
 
     digest: of its bundle. features, chosen_from: what it acts on, and the languages that chose all of it.
     factor, answer_factor: of the redirect, at the prompt's tokens and the answer's. ban: the strength of the
-    ban behind it, None for none. stops: whether it ends answers. parts: by condition, first without rules;
-    the whole is `WHOLE`. missed: every bar that the whole misses, in words; harm in a language that chose is
-    none. attacks: by attack and condition; empty until it was attacked. attack_missed: as `missed`.
+    ban behind it, None for none. stops: whether it ends answers by what they say. parts: by condition, first
+    without rules; the whole is `WHOLE`. missed: every bar that the whole misses, in words; harm in a language
+    that chose is none. attacks: by attack and condition; empty until it was attacked. attack_missed: as
+    `missed`. hears: whether it ends answers before they begin, by what was asked.
     """
 
     digest: str
@@ -77,6 +78,7 @@ class RunFilter(Record):
     missed: tuple[str, ...]
     attacks: dict[str, dict[str, Back]] = field(default_factory=dict)
     attack_missed: tuple[str, ...] = ()
+    hears: bool = False
 
     def left(self, part: str, *, sampled: bool = False) -> dict[str, float]:
         """By language that chose nothing, the share of its harm that a part leaves; languages without harm

@@ -83,7 +83,8 @@ _OF_RUNS: dict[str, Callable[[RunFilter, PartFigures], str]] = {
     "features": lambda run, _: str(len(run.features)),
     "factor at the prompt, at the answer": lambda run, _: f"{run.factor:.3g}, {run.answer_factor:.3g}",
     "ban behind it": lambda run, _: "none" if run.ban is None else f"strength {run.ban:g}",
-    "stop": lambda run, _: "yes" if run.stops else "no",
+    "stop of questions": lambda run, _: "yes" if run.hears else "no",
+    "stop of answers": lambda run, _: "yes" if run.stops else "no",
     "refused, greedy": lambda run, told: _number(
         min((row.refused for code, row in told.greedy.items() if code not in run.chosen_from), default=None),
         ".2f",

@@ -1,0 +1,179 @@
+"""The question stop: features that tell at a prompt's end what was asked, and what ends answers by them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from saegis_lab.evaluation.experiment import Prompt, languages_of
+from saegis_lab.filters.direction import activations
+from saegis_lab.filters.recipe import FilterRecipe
+from saegis_lab.filters.stop import StopReading
+from saegis_lab.filters.subject import FilterSubject
+from saegis_lab.records import Record
+
+
+@dataclass(frozen=True, slots=True)
+class PromptPeaks:
+    """The largest activation of each feature in each prompt, float32 [prompts, m] on the CPU. closing: at the
+    tokens that the chat template adds behind the user's words; words: at those before, without the model's
+    own first token."""
+
+    closing: Tensor
+    words: Tensor
+
+    @property
+    def whole(self) -> Tensor:
+        """At all of a prompt's tokens."""
+        return torch.maximum(self.closing, self.words)
+
+
+def prompt_peaks(subject: FilterSubject, prompts: Sequence[Prompt]) -> PromptPeaks:
+    """What features do on these prompts, at least one."""
+    closing, words = [], []
+    asked = [subject.asked(each.prompt) for each in prompts]
+    for tokens, x in zip(asked, activations(subject, asked), strict=True):
+        begins, ends = int(tokens[0] == subject.loaded.bos_token_id), len(tokens) - subject.closing
+        f = subject.sae.encode(x.to(subject.device)).float().cpu()
+        silence = torch.zeros(1, f.shape[1])
+        words.append(torch.cat([silence, f[begins:ends]]).amax(0))
+        closing.append(torch.cat([silence, f[ends:]]).amax(0))
+    return PromptPeaks(torch.stack(closing), torch.stack(words))
+
+
+def text_peaks(subject: FilterSubject, rows: Sequence[Sequence[int]]) -> Tensor:
+    """The largest activation of each feature in each text, float32 [texts, m] on the CPU, at every token but
+    the first: those of a chat template in the text count too. rows: token ids."""
+    peaks = torch.zeros(len(rows), subject.sae.features)
+    for number, x in enumerate(activations(subject, rows)):
+        if len(x) > 1:
+            peaks[number] = subject.sae.encode(x[1:].to(subject.device)).float().cpu().amax(0)
+    return peaks
+
+
+@dataclass(frozen=True, slots=True)
+class Questions:
+    """All that a question stop is chosen from.
+
+    prompts: of both kinds in every language, with their peaks; texts: those of benign texts, as `text_peaks`
+    has them; maxima: the recorded maximum of each feature that may be read;
+    aligned: the language in which the model refuses, None where none is known.
+    """
+
+    prompts: Sequence[Prompt]
+    peaks: PromptPeaks
+    texts: Tensor
+    maxima: Mapping[int, float]
+    aligned: str | None
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """The languages of the prompts."""
+        return languages_of(self.prompts)
+
+    @property
+    def asking(self) -> tuple[str, ...]:
+        """The languages in which the model does not refuse by itself; all, if that leaves none."""
+        return tuple(code for code in self.languages if code != self.aligned) or self.languages
+
+    def of(self, languages: Collection[str], harmful: bool) -> Tensor:
+        """Which prompts are of these languages and of a kind, bool [prompts]."""
+        return torch.tensor([each.language in languages and each.harmful is harmful for each in self.prompts])
+
+
+def exceeded_by_few(peaks: Tensor, quantile: float) -> Tensor:
+    """The least of each feature's values that no more than the share 1 − `quantile` of the items exceeds.
+
+    peaks: float [items, m], at least one item; quantile: above 0; the result float [m].
+    """
+    left_out = len(peaks) - math.ceil(quantile * len(peaks))
+    return peaks.topk(left_out + 1, dim=0).values[-1]
+
+
+def covering(heard: Tensor, also: Tensor) -> list[int]:
+    """Features that together hear every prompt that any hears, chosen one after the other: the one that hears
+    most prompts that none heard so far; of equal ones that which hears more of the others, then the first.
+
+    heard, also: bool [prompts, m], which features hear the prompts and the other prompts.
+    """
+    chosen: list[int] = []
+    left, others = heard.clone(), also.sum(0)
+    while int((gains := left.sum(0)).max()) > 0:
+        best = int(torch.where(gains == gains.max(), others, -1).argmax())
+        chosen.append(best)
+        left &= ~heard[:, [best]]
+    return chosen
+
+
+def question_readings(questions: Questions, recipe: FilterRecipe) -> tuple[StopReading, ...]:
+    """A reading for each of the features that together hear what is asked in `questions.asking`, best first.
+
+    They are chosen among those that are, over the harmful prompts, nowhere louder than behind the user's
+    words, and that are above their level there in every language. Multiples are rounded up to thousandths.
+    """
+    peaks, maxima = questions.peaks, questions.maxima
+    harmful = questions.of(questions.languages, True)
+    quiet = exceeded_by_few(torch.cat([peaks.whole[~harmful], questions.texts]), recipe.question_quantile)
+    loudest = peaks.whole[harmful].amax(0)
+    recorded = torch.zeros(len(loudest), dtype=torch.float64)
+    recorded[list(maxima)] = torch.tensor(list(maxima.values()), dtype=torch.float64)
+    least = torch.maximum(recipe.question_margin * quiet.double(), recipe.question_floor * loudest.double())
+    multiples = (1000.0 * least / recorded).ceil() / 1000.0
+    heard = peaks.closing > (multiples * recorded).nan_to_num(torch.inf)
+    heard &= peaks.closing[harmful].amax(0) >= peaks.words[harmful].amax(0)
+    for code in questions.languages:
+        heard &= heard[questions.of([code], True)].any(0)
+    asked = questions.of(questions.asking, True)
+    return tuple(
+        StopReading(feature, float(multiples[feature]), float(multiples[feature]) * maxima[feature])
+        for feature in covering(heard[asked], heard[harmful & ~asked])
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class QuestionStop(Record):
+    """A condition over the prompt: any of the readings at one of its tokens. It ends the answer before its
+    first token.
+
+    asking: the languages whose harmful prompts it is made to hear. What it ends: heard and benign, by
+    language, of the harmful and of the benign prompts, and texts, what it would end of benign texts; shares.
+    """
+
+    readings: tuple[StopReading, ...]
+    asking: tuple[str, ...]
+    heard: Mapping[str, float]
+    benign: Mapping[str, float]
+    texts: float
+
+    @property
+    def benign_share(self) -> float:
+        """What it ends of benign prompts, in the language where that is most, or of texts if that is more."""
+        return max(*self.benign.values(), self.texts)
+
+    def pays(self, recipe: FilterRecipe) -> bool:
+        """Whether it hears enough in every language that it is made for, and what is benign keeps its bar."""
+        hears = all(self.heard[code] >= recipe.least_heard for code in self.asking)
+        return hears and self.benign_share <= recipe.bars.max_lost
+
+
+def question_stop(questions: Questions, recipe: FilterRecipe) -> QuestionStop | None:
+    """The stop of `question_readings`, with what it ends; None where no feature tells harmful questions
+    apart."""
+    readings = question_readings(questions, recipe)
+    if not readings:
+        return None
+    features = [reading.feature for reading in readings]
+    levels = torch.tensor([reading.level for reading in readings], dtype=torch.float64)
+    ended, ended_texts = (
+        (peaks[:, features] > levels).any(1).double() for peaks in (questions.peaks.whole, questions.texts)
+    )
+    heard, benign = (
+        {code: float(ended[questions.of([code], harmful)].mean()) for code in questions.languages}
+        for harmful in (True, False)
+    )
+    texts = float(ended_texts.mean()) if len(ended_texts) else 0.0
+    return QuestionStop(readings, questions.asking, heard, benign, texts)
