@@ -102,7 +102,7 @@ def services(
     )
     for entry in saes:
         # Build the index now; otherwise the first request would build it on the event loop.
-        entry.labels.by_label("")
+        entry.labels.ready()
     governor.in_thread = made.before_running
     metrics.observe_work(made.work)
     return made

@@ -15,7 +15,7 @@ from saegis_server.rpc.auth.identity import current_identity
 from saegis_server.rpc.auth.roles import Role, needs, serves
 from saegis_server.rpc.server.interceptor import request_id
 from saegis_server.rpc.server.threads import stop_if_unwanted
-from saegis_server.rpc.services.feature_search import next_page_token, offset_of, search
+from saegis_server.rpc.services.feature_search import Found, next_page_token, offset_of
 from saegis_server.rpc.services.run import RequestSummary
 from saegis_server.rpc.services.shared import Context, Servicer
 from saegis_server.rpc.wire import convert
@@ -135,13 +135,13 @@ class FeatureServicer(Servicer, feature_pb2_grpc.FeatureServiceServicer):
         catalog = self.services.catalog
         entries = (catalog.sae(request.sae, "sae"),) if request.sae else catalog.entries
         begin = offset_of(request.page_token, request.query, request.sae)
-        matches = await self.services.in_thread(search, entries, request.query)
+        found = await self.services.in_thread(Found, entries, request.query)
         end = begin + size
-        more = next_page_token(end, request.query, request.sae) if end < len(matches) else ""
+        more = next_page_token(end, request.query, request.sae) if end < len(found) else ""
         return pb.SearchFeaturesResponse(
-            features=[convert.feature(match) for match in matches[begin:end]],
+            features=[convert.feature(match) for match in found.page(begin, end)],
             next_page_token=more,
-            total_size=len(matches),
+            total_size=len(found),
         )
 
     @needs(Role.INSPECT, large=True)
