@@ -201,11 +201,12 @@ def test_search_features(loopback: Loopback, call: Caller) -> None:
 
 def test_contrast_features(loopback: Loopback, call: Caller) -> None:
     answer = loopback.answers["ContrastFeatures"] = filled(feature_pb2.ContrastFeaturesResponse())
-    result = call("contrast_features", ["a", "b"], ["c"], sae="s", limit=9)
+    languages: Any = {"positive_languages": ["en", "sw"], "negative_languages": ["en"]}
+    result = call("contrast_features", ["a", "b"], ["c"], sae="s", limit=9, max_q_value=0.05, **languages)
     assert as_plain(result) == plain(answer)
     assert len(list(result)) == len(result) == 2
     assert loopback.received[0].request == feature_pb2.ContrastFeaturesRequest(
-        positive_texts=["a", "b"], negative_texts=["c"], sae="s", limit=9
+        positive_texts=["a", "b"], negative_texts=["c"], sae="s", limit=9, max_q_value=0.05, **languages
     )
 
 

@@ -151,6 +151,11 @@ def test_contrast_reads_texts_from_options_and_files(tmp_path: Path) -> None:
     assert len(scores) == 4
     assert scores == sorted(scores, reverse=True)
     assert f"{scores[0]:.2f}" in run("features", "contrast", *arguments)[0]
+    rule = run("features", "contrast", *arguments, "--as-rule", "ban-bridges")[0]
+    assert '  - id: "ban-bridges"' in rule
+    assert all(f"index: {each['feature']['index']}}}" in rule for each in told["features"])
+    nothing = run("features", "contrast", *arguments, "--as-rule", "x", "--max-q", "0.01", code=1)[1]
+    assert "no feature is left for a rule" in nothing
 
 
 def test_a_chat_keeps_its_conversation_and_its_steering() -> None:

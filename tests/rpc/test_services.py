@@ -6,6 +6,7 @@ from typing import Any
 import grpc
 import pytest
 import torch
+from scipy import stats
 
 from saegis.v1 import feature_pb2 as fpb
 from saegis.v1 import model_pb2 as mpb
@@ -16,6 +17,7 @@ from tests.rpc import tiny
 from tests.rpc.conftest import Stubs
 from tests.rpc.harness import Running, failure
 
+TEXTS = {"positive_texts": ["x"], "negative_texts": ["x"], "sae": "first"}
 FIRST = tiny.catalog().entries[0].sae
 TOKENIZER = tiny.tokenizer()
 
@@ -156,6 +158,31 @@ def test_contrast_features(stubs: Stubs) -> None:
         assert each.score == pytest.approx(float(score[i]))
         assert each.positive.mean_activation == pytest.approx(float(means[0][i]), abs=1e-4)
         assert each.negative.firing_rate == pytest.approx(float(rates[1][i]))
+        on, off = (side[:, i].double().numpy() for side in largest)
+        wins = stats.mannwhitneyu(on, off, alternative="greater", method="asymptotic").statistic
+        assert each.separation == pytest.approx(wins / 6)
+        assert each.p_value >= 0.1, "two of five texts can be chosen in ten ways"
+        assert each.p_value <= each.q_value <= 1.0
+    assert found.tested == int(((rates[0] > 0) | (rates[1] > 0)).sum())
+
+
+def test_a_contrast_tells_rates_by_language_and_leaves_out_what_is_not_sure(stubs: Stubs) -> None:
+    def ask(**further: Any) -> fpb.ContrastFeaturesResponse:
+        texts: Any = {"positive_texts": ["the red bridge", "a bridge"], "negative_texts": ["the river"]}
+        return stubs.features.ContrastFeatures(fpb.ContrastFeaturesRequest(sae="first", **texts, **further))
+
+    told = ask(positive_languages=["en", "de"], negative_languages=["en"])
+    for each in told.features:
+        i = each.feature.index
+        fires = {
+            code: float((activations(text)[1:, i] > 0).any())
+            for code, text in (("en", "the red bridge"), ("de", "a bridge"))
+        }
+        assert dict(each.positive.firing_rate_by_language) == fires
+        assert set(each.negative.firing_rate_by_language) == {"en"}
+    assert not ask().features[0].positive.firing_rate_by_language
+    assert not ask(max_q_value=0.05).features
+    assert ask(max_q_value=1.0).features == ask().features
 
 
 @pytest.mark.parametrize(
@@ -170,6 +197,11 @@ def test_contrast_features(stubs: Stubs) -> None:
             {"positive_texts": ["x"], "negative_texts": ["x", "y " * 5000], "sae": "first"},
             "negative_texts[1]",
         ),
+        ({**TEXTS, "max_q_value": 0.0}, "max_q_value"),
+        ({**TEXTS, "max_q_value": 1.5}, "max_q_value"),
+        ({**TEXTS, "positive_languages": ["en"]}, "negative_languages"),
+        ({**TEXTS, "positive_languages": ["en", "en"], "negative_languages": ["en"]}, "positive_languages"),
+        ({**TEXTS, "positive_languages": ["en"], "negative_languages": [""]}, "negative_languages[0]"),
     ],
 )
 def test_contrast_names_what_is_wrong(stubs: Stubs, fields: dict[str, Any], field: str) -> None:

@@ -1,6 +1,6 @@
 """FeatureService: where features fire, what is recorded about them, and which ones distinguish texts."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from saegis.base import BaseClient
@@ -70,6 +70,10 @@ class ContrastSide:
     """The mean over texts of the largest activation in each, in feature units."""
     firing_rate: float
     """The share of texts in which the feature is active at all, from 0 to 1."""
+    deviation: float
+    """The standard deviation over texts of the largest activation in each; 0 for a single text."""
+    firing_rate_by_language: Mapping[str, float]
+    """The firing rate by language, if languages were given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +85,14 @@ class FeatureContrast:
     """Firing rate in the positive texts minus that in the negative ones, from -1 to 1."""
     positive: ContrastSide
     negative: ContrastSide
+    separation: float
+    """The chance that it is stronger in a positive text than in a negative one; 0.5 tells nothing."""
+    standardized_difference: float | None
+    """The difference of the means over the pooled standard deviation (Hedges' g); None without spread."""
+    p_value: float
+    """The chance of such a separation if the sets were alike, by the one-sided test of Mann and Whitney."""
+    q_value: float
+    """The share of false discoveries among all features with a p value no greater."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +101,8 @@ class Contrast:
 
     sae: str
     features: tuple[FeatureContrast, ...]
+    tested: int
+    """How many features are active in any of the texts."""
 
     def __iter__(self) -> Iterator[FeatureContrast]:
         return iter(self.features)
@@ -188,10 +202,20 @@ class FeatureMethods(BaseClient):
         *,
         sae: str = "",
         limit: int = 0,
+        positive_languages: Sequence[str] = (),
+        negative_languages: Sequence[str] = (),
+        max_q_value: float | None = None,
         timeout: float | None = None,
     ) -> pb.ContrastFeaturesRequest:
-        """Find the features that are active in the positive texts and not in the negative ones."""
+        """Find the features that are active in the positive texts and not in the negative ones.
+
+        The languages are those of the texts, one each, for rates by language. With `max_q_value` only
+        features are returned of which at most this share is expected to be false.
+        """
         request = pb.ContrastFeaturesRequest(sae=sae)
+        put(request, "positive_languages", positive_languages)
+        put(request, "negative_languages", negative_languages)
+        put(request, "max_q_value", max_q_value)
         put(request, "positive_texts", positive)
         put(request, "negative_texts", negative)
         put(request, "limit", limit)

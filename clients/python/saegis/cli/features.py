@@ -6,22 +6,22 @@ The other commands of `saegis features` come with the server package.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 from rich.text import Text
 
+from saegis.cli import contrast as contrasting
 from saegis.cli import options
 from saegis.cli.connection import Connection
 from saegis.cli.edits import EditSyntaxError, best_feature, parse_target, server_search
 from saegis.cli.family import Family
 from saegis.cli.output import USAGE, console, fail, notes, print_json, shares, titled
-from saegis.cli.streams import read_input, sentence
+from saegis.cli.streams import read_input
 
 if TYPE_CHECKING:
-    from saegis import Contrast, FeatureInfo, Inspection
+    from saegis import FeatureInfo, Inspection
 
 
 class _Features(Family):
@@ -49,15 +49,6 @@ SEARCH_EPILOG = """
 saegis features search "golden gate"
 
 saegis features search harmful --top 50 --json
-"""
-CONTRAST_EPILOG = """
-[bold]Examples[/bold]
-
-saegis features contrast --with "The bridge is red." --without "The cat drinks milk."
-
-saegis features contrast --with-file harmful.txt --without-file benign.txt --top 30
-
-Files hold one text a line. The score is the share of texts with the feature less that of the others.
 """
 SHOW_EPILOG = """
 [bold]Examples[/bold]
@@ -123,36 +114,7 @@ def search(
     console().print(_features_table(features, f"{len(features)} of {total} features"))
 
 
-@app.command(epilog=CONTRAST_EPILOG)
-@options.grouped
-def contrast(
-    with_texts: Annotated[
-        list[str] | None, typer.Option("--with", metavar="TEXT", help="A text that has it. Again for more.")
-    ] = None,
-    without_texts: Annotated[
-        list[str] | None, typer.Option("--without", metavar="TEXT", help="A text that does not.")
-    ] = None,
-    with_file: Annotated[
-        Path | None, typer.Option(exists=True, dir_okay=False, help="File of texts that have it.")
-    ] = None,
-    without_file: Annotated[
-        Path | None, typer.Option(exists=True, dir_okay=False, help="File of texts that do not.")
-    ] = None,
-    top: Annotated[int, typer.Option(help="How many features to show, at most.", min=1)] = 20,
-    sae: options.Sae = "",
-    json: options.Json = False,
-    *,
-    connection: Connection,
-) -> None:
-    """Find the features that are active in some texts and not in others."""
-    positive = _texts(with_texts, with_file, "--with")
-    negative = _texts(without_texts, without_file, "--without")
-    with connection.client() as client:
-        ranked = client.contrast_features(positive, negative, sae=sae, limit=top)
-    if json:
-        print_json(ranked)
-    else:
-        console().print(_contrast_table(ranked))
+app.command(epilog=contrasting.EPILOG)(contrasting.contrast)
 
 
 @app.command(epilog=SHOW_EPILOG)
@@ -210,23 +172,6 @@ def _features_table(features: Iterable[FeatureInfo], title: str) -> Table:
     return table
 
 
-def _contrast_table(contrast: Contrast) -> Table:
-    """One row for each feature, highest score first."""
-    numbers = ("index", "score", "fires with", "fires without", "mean with", "mean without")
-    table = titled(f"features of {contrast.sae}", (*numbers, "label"), numbers)
-    for ranked in contrast:
-        table.add_row(
-            str(ranked.feature.index),
-            f"{ranked.score:.2f}",
-            f"{ranked.positive.firing_rate:.0%}",
-            f"{ranked.negative.firing_rate:.0%}",
-            f"{ranked.positive.mean_activation:.2f}",
-            f"{ranked.negative.mean_activation:.2f}",
-            Text(ranked.feature.label or "(no label)"),
-        )
-    return table
-
-
 def _rows(feature: FeatureInfo) -> list[tuple[str, str]]:
     return [
         ("SAE", feature.sae),
@@ -246,17 +191,3 @@ def _rows(feature: FeatureInfo) -> list[tuple[str, str]]:
 
 def _number(value: float | None, form: str) -> str:
     return "-" if value is None else form.format(value)
-
-
-def _texts(values: list[str] | None, file: Path | None, name: str) -> list[str]:
-    """The texts of an option and its file without blank lines; ends the command if there are none."""
-    texts = list(values or ())
-    if file is not None:
-        try:
-            lines = file.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise fail(f"{file} cannot be read: {sentence(error)}", code=USAGE) from error
-        texts += [line for line in lines if line.strip()]
-    if not texts:
-        raise fail(f"no texts are given with {name}", f"give {name} TEXT or {name}-file FILE", USAGE)
-    return texts

@@ -133,41 +133,68 @@ class SearchFeaturesResponse(_message.Message):
     def __init__(self, features: _Optional[_Iterable[_Union[Feature, _Mapping[str, object]]]] = ..., next_page_token: _Optional[str] = ..., total_size: _Optional[int] = ...) -> None: ...
 
 class ContrastFeaturesRequest(_message.Message):
-    __slots__ = ("positive_texts", "negative_texts", "sae", "limit")
+    __slots__ = ("positive_texts", "negative_texts", "sae", "limit", "positive_languages", "negative_languages", "max_q_value")
     POSITIVE_TEXTS_FIELD_NUMBER: _ClassVar[int]
     NEGATIVE_TEXTS_FIELD_NUMBER: _ClassVar[int]
     SAE_FIELD_NUMBER: _ClassVar[int]
     LIMIT_FIELD_NUMBER: _ClassVar[int]
+    POSITIVE_LANGUAGES_FIELD_NUMBER: _ClassVar[int]
+    NEGATIVE_LANGUAGES_FIELD_NUMBER: _ClassVar[int]
+    MAX_Q_VALUE_FIELD_NUMBER: _ClassVar[int]
     positive_texts: _containers.RepeatedScalarFieldContainer[str]
     negative_texts: _containers.RepeatedScalarFieldContainer[str]
     sae: str
     limit: int
-    def __init__(self, positive_texts: _Optional[_Iterable[str]] = ..., negative_texts: _Optional[_Iterable[str]] = ..., sae: _Optional[str] = ..., limit: _Optional[int] = ...) -> None: ...
+    positive_languages: _containers.RepeatedScalarFieldContainer[str]
+    negative_languages: _containers.RepeatedScalarFieldContainer[str]
+    max_q_value: float
+    def __init__(self, positive_texts: _Optional[_Iterable[str]] = ..., negative_texts: _Optional[_Iterable[str]] = ..., sae: _Optional[str] = ..., limit: _Optional[int] = ..., positive_languages: _Optional[_Iterable[str]] = ..., negative_languages: _Optional[_Iterable[str]] = ..., max_q_value: _Optional[float] = ...) -> None: ...
 
 class ContrastFeaturesResponse(_message.Message):
-    __slots__ = ("sae", "features")
+    __slots__ = ("sae", "features", "tested")
     SAE_FIELD_NUMBER: _ClassVar[int]
     FEATURES_FIELD_NUMBER: _ClassVar[int]
+    TESTED_FIELD_NUMBER: _ClassVar[int]
     sae: str
     features: _containers.RepeatedCompositeFieldContainer[FeatureContrast]
-    def __init__(self, sae: _Optional[str] = ..., features: _Optional[_Iterable[_Union[FeatureContrast, _Mapping[str, object]]]] = ...) -> None: ...
+    tested: int
+    def __init__(self, sae: _Optional[str] = ..., features: _Optional[_Iterable[_Union[FeatureContrast, _Mapping[str, object]]]] = ..., tested: _Optional[int] = ...) -> None: ...
 
 class FeatureContrast(_message.Message):
-    __slots__ = ("feature", "score", "positive", "negative")
+    __slots__ = ("feature", "score", "positive", "negative", "separation", "standardized_difference", "p_value", "q_value")
     FEATURE_FIELD_NUMBER: _ClassVar[int]
     SCORE_FIELD_NUMBER: _ClassVar[int]
     POSITIVE_FIELD_NUMBER: _ClassVar[int]
     NEGATIVE_FIELD_NUMBER: _ClassVar[int]
+    SEPARATION_FIELD_NUMBER: _ClassVar[int]
+    STANDARDIZED_DIFFERENCE_FIELD_NUMBER: _ClassVar[int]
+    P_VALUE_FIELD_NUMBER: _ClassVar[int]
+    Q_VALUE_FIELD_NUMBER: _ClassVar[int]
     feature: Feature
     score: float
     positive: ContrastSide
     negative: ContrastSide
-    def __init__(self, feature: _Optional[_Union[Feature, _Mapping[str, object]]] = ..., score: _Optional[float] = ..., positive: _Optional[_Union[ContrastSide, _Mapping[str, object]]] = ..., negative: _Optional[_Union[ContrastSide, _Mapping[str, object]]] = ...) -> None: ...
+    separation: float
+    standardized_difference: float
+    p_value: float
+    q_value: float
+    def __init__(self, feature: _Optional[_Union[Feature, _Mapping[str, object]]] = ..., score: _Optional[float] = ..., positive: _Optional[_Union[ContrastSide, _Mapping[str, object]]] = ..., negative: _Optional[_Union[ContrastSide, _Mapping[str, object]]] = ..., separation: _Optional[float] = ..., standardized_difference: _Optional[float] = ..., p_value: _Optional[float] = ..., q_value: _Optional[float] = ...) -> None: ...
 
 class ContrastSide(_message.Message):
-    __slots__ = ("mean_activation", "firing_rate")
+    __slots__ = ("mean_activation", "firing_rate", "deviation", "firing_rate_by_language")
+    class FiringRateByLanguageEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
     MEAN_ACTIVATION_FIELD_NUMBER: _ClassVar[int]
     FIRING_RATE_FIELD_NUMBER: _ClassVar[int]
+    DEVIATION_FIELD_NUMBER: _ClassVar[int]
+    FIRING_RATE_BY_LANGUAGE_FIELD_NUMBER: _ClassVar[int]
     mean_activation: float
     firing_rate: float
-    def __init__(self, mean_activation: _Optional[float] = ..., firing_rate: _Optional[float] = ...) -> None: ...
+    deviation: float
+    firing_rate_by_language: _containers.ScalarMap[str, float]
+    def __init__(self, mean_activation: _Optional[float] = ..., firing_rate: _Optional[float] = ..., deviation: _Optional[float] = ..., firing_rate_by_language: _Optional[_Mapping[str, float]] = ...) -> None: ...

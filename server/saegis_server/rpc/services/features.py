@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,13 +15,15 @@ from saegis_server.rpc.auth.identity import current_identity
 from saegis_server.rpc.auth.roles import Role, needs, serves
 from saegis_server.rpc.server.interceptor import request_id
 from saegis_server.rpc.server.threads import stop_if_unwanted
+from saegis_server.rpc.services.feature_contrast import contrast_message
 from saegis_server.rpc.services.feature_search import Found, next_page_token, offset_of
 from saegis_server.rpc.services.run import RequestSummary
 from saegis_server.rpc.services.shared import Context, Servicer
 from saegis_server.rpc.wire import convert
 from saegis_server.rpc.wire.programs import RequestSteering
 from saegis_server.rpc.wire.prompts import PromptReader, check_characters, check_length, check_size
-from saegis_server.sae.catalog import FoundFeature, LoadedSAE
+from saegis_server.sae.catalog import LoadedSAE
+from saegis_server.sae.contrast import Firings
 from saegis_server.sae.left_out import left_out
 from saegis_server.steering.program import UNSTEERED
 
@@ -29,6 +31,8 @@ DEFAULT_TOP_K, LARGEST_TOP_K = 5, 1000
 DEFAULT_PAGE, LARGEST_PAGE = 20, 1000
 #: The most texts that one contrast compares, both sides together.
 LARGEST_CONTRAST = 512
+#: The most characters of a language's name.
+LONGEST_LANGUAGE = 35
 #: The most characters of one side's texts, unless a single text may have more.
 LONGEST_CONTRAST = 2**20
 #: The most features that one Inspect returns, over all tokens.
@@ -37,50 +41,6 @@ LARGEST_INSPECT = 100_000
 LONGEST_QUERY, MOST_QUERY_WORDS = 1024, 32
 #: How many tokens are encoded at once: at a million features this takes 256 MB.
 ENCODED_AT_ONCE = 64
-
-
-@dataclass(frozen=True, slots=True)
-class Side:
-    """What each feature does over a set of texts, float32 [m].
-
-    mean: the mean over texts of the largest activation in each; rate: the share of texts in which it fires.
-    """
-
-    mean: Tensor
-    rate: Tensor
-
-
-def side(largest: Tensor) -> Side:
-    """One side, from the largest activation of each feature in each text [texts, m]."""
-    return Side(largest.mean(0), (largest > 0.0).to(torch.float32).mean(0))
-
-
-def contrast(positive: Side, negative: Side, limit: int, loaded: LoadedSAE) -> list[pb.FeatureContrast]:
-    """The features that distinguish the positive side, best first, at most `limit`.
-
-    The score is the firing rate in the positive texts minus that in the negative ones. Ties are ordered by
-    the difference of the means, then by index. Features that do not lean to the positive side are left out.
-    """
-    score = positive.rate - negative.rate
-    lead = positive.mean - negative.mean
-    leaning = ((score > 0.0) | ((score == 0.0) & (lead > 0.0))).nonzero().squeeze(-1)
-    ranked = sorted(
-        zip(leaning.tolist(), score[leaning].tolist(), lead[leaning].tolist(), strict=True),
-        key=lambda row: (-row[1], -row[2], row[0]),
-    )
-
-    def side_message(side: Side, index: int) -> pb.ContrastSide:
-        return pb.ContrastSide(mean_activation=float(side.mean[index]), firing_rate=float(side.rate[index]))
-
-    return [
-        pb.FeatureContrast(
-            feature=convert.feature(FoundFeature(loaded, index, loaded.labels.get(index))),
-            score=value,
-            positive=side_message(positive, index),
-            negative=side_message(negative, index),
-        )
-        for index, value, _ in ranked[:limit]
-    ]
 
 
 @serves(pb.DESCRIPTOR.services_by_name["FeatureService"])
@@ -151,17 +111,17 @@ class FeatureServicer(Servicer, feature_pb2_grpc.FeatureServiceServicer):
         """The features that fire in the positive and not in the negative texts."""
         limit = request.limit or DEFAULT_PAGE
         _check_range("limit", limit, 1, LARGEST_PAGE)
-        count = len(request.positive_texts) + len(request.negative_texts)
-        if count > LARGEST_CONTRAST:
-            raise FieldError("positive_texts", f"at most {LARGEST_CONTRAST} texts on both sides, not {count}")
+        _check_contrast(request)
         loaded = self.services.catalog.sae(request.sae, "sae")
         positive_texts = await self._texts("positive_texts", request.positive_texts, loaded)
         negative_texts = await self._texts("negative_texts", request.negative_texts, loaded)
         await self._decide("ContrastFeatures", *positive_texts, *negative_texts)
-        positive = await self._side(positive_texts, loaded)
-        negative = await self._side(negative_texts, loaded)
-        contrasts = await self.services.in_thread(contrast, positive, negative, limit, loaded)
-        return pb.ContrastFeaturesResponse(sae=loaded.id, features=contrasts)
+        positive = await self._firings(positive_texts, loaded)
+        negative = await self._firings(negative_texts, loaded)
+        most = request.max_q_value if request.HasField("max_q_value") else 1.0
+        languages = (*request.positive_languages, *request.negative_languages)
+        make = partial(contrast_message, positive, negative, loaded, limit, most, languages)
+        return await self.services.in_thread(make)
 
     async def _texts(self, path: str, texts: Sequence[str], loaded: LoadedSAE) -> list[tuple[int, ...]]:
         """The tokens of one side's texts."""
@@ -177,12 +137,13 @@ class FeatureServicer(Servicer, feature_pb2_grpc.FeatureServiceServicer):
             check_length(tokens, f"{path}[{position}]", services.engine.max_length, completion=0)
         return prompts
 
-    async def _side(self, prompts: Sequence[tuple[int, ...]], loaded: LoadedSAE) -> Side:
-        largest = []
+    async def _firings(self, prompts: Sequence[tuple[int, ...]], loaded: LoadedSAE) -> list[Firings]:
+        """What fires in each text."""
+        firings = []
         for tokens in prompts:
             x = (await self._activations(tokens, loaded)).cpu()[~self._left_out(tokens, loaded)]
-            largest.append(await self.services.in_thread(_largest, loaded, x))
-        return side(torch.stack(largest))
+            firings.append(await self.services.in_thread(_firings, loaded, x))
+        return firings
 
     def _left_out(self, tokens: tuple[int, ...], loaded: LoadedSAE) -> Tensor:
         """Which tokens of a text contrasts and statistics leave out, bool [T]."""
@@ -218,6 +179,26 @@ def _check_range(path: str, value: int, least: int, most: int) -> None:
         raise FieldError(path, f"must be between {least} and {most}, not {value}")
 
 
+def _check_contrast(request: pb.ContrastFeaturesRequest) -> None:
+    """Raise FieldError for more texts than are compared, languages that are not one a text, and a bound of q
+    that is no share."""
+    count = len(request.positive_texts) + len(request.negative_texts)
+    if count > LARGEST_CONTRAST:
+        raise FieldError("positive_texts", f"at most {LARGEST_CONTRAST} texts on both sides, not {count}")
+    named = len(request.positive_languages) + len(request.negative_languages)
+    for side in ("positive", "negative"):
+        texts, languages = getattr(request, f"{side}_texts"), getattr(request, f"{side}_languages")
+        if named and len(languages) != len(texts):
+            wrong = f"must name the language of each of {len(texts)} texts, not of {len(languages)}"
+            raise FieldError(f"{side}_languages", wrong)
+        for position, language in enumerate(languages):
+            if not 0 < len(language) <= LONGEST_LANGUAGE:
+                described = f"must have between 1 and {LONGEST_LANGUAGE} characters"
+                raise FieldError(f"{side}_languages[{position}]", described)
+    if request.HasField("max_q_value") and not 0.0 < request.max_q_value <= 1.0:
+        raise FieldError("max_q_value", f"must be above 0 and at most 1, not {request.max_q_value}")
+
+
 def _tokenized(prompts: PromptReader, texts: Sequence[str]) -> list[tuple[int, ...]]:
     tokenized = []
     for text in texts:
@@ -234,10 +215,12 @@ def _parts(x: Tensor) -> Iterator[Tensor]:
 
 
 @torch.inference_mode()
-def _largest(loaded: LoadedSAE, x: Tensor) -> Tensor:
-    """The largest activation of each feature over tokens x [T, d]: [m]."""
-    parts = [loaded.sae.encode(part).amax(0) for part in _parts(x)]
-    return torch.stack(parts).amax(0)
+def _firings(loaded: LoadedSAE, x: Tensor) -> Firings:
+    """The features that fire at any of the tokens x [T, d]."""
+    largest = torch.zeros(loaded.sae.features)
+    for part in _parts(x):
+        largest = torch.maximum(largest, loaded.sae.encode(part).amax(0).cpu())
+    return Firings.of(largest)
 
 
 @torch.inference_mode()
