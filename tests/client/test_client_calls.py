@@ -174,7 +174,9 @@ def test_get_feature(
     loopback: Loopback, call: Caller, given: Any, options: dict[str, str], sent: steering_pb2.FeatureRef
 ) -> None:
     answer = loopback.answers["GetFeature"] = filled(feature_pb2.GetFeatureResponse())
-    assert as_plain(call("get_feature", given, **options)) == plain(answer)["feature"]
+    told = plain(answer)
+    expected = told["feature"] | {"histogram": told["histogram"], "examples": told["examples"]}
+    assert as_plain(call("get_feature", given, **options)) == expected
     assert loopback.received[0].request.feature == sent
 
 
@@ -184,6 +186,7 @@ def test_what_nobody_recorded_about_a_feature_is_none(loopback: Loopback, call: 
     assert (result.max_activation, result.density, result.precision) == (None, None, None)
     assert (result.recall, result.precision_by_language) == ({}, {})
     assert (result.subjects, result.languages, result.harmful) == ((), (), False)
+    assert (result.histogram, result.examples) == (None, ())
 
 
 def test_search_features(loopback: Loopback, call: Caller) -> None:

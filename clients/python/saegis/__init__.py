@@ -37,10 +37,13 @@ from saegis.errors import (
     Unimplemented,
 )
 from saegis.features import (
+    ActivationHistogram,
     Contrast,
     ContrastSide,
     FeatureActivation,
     FeatureContrast,
+    FeatureDetails,
+    FeatureExample,
     FeaturePage,
     Inspection,
     TokenFeatures,
@@ -109,6 +112,7 @@ from saegis.version import __version__
 __all__ = [
     "TLS",
     "Aborted",
+    "ActivationHistogram",
     "AlreadyExists",
     "Alternative",
     "AppliedRule",
@@ -131,6 +135,8 @@ __all__ = [
     "FailedPrecondition",
     "FeatureActivation",
     "FeatureContrast",
+    "FeatureDetails",
+    "FeatureExample",
     "FeatureInfo",
     "FeaturePage",
     "FeatureRef",

@@ -46,6 +46,39 @@ class Inspection:
 
 
 @dataclass(frozen=True, slots=True)
+class ActivationHistogram:
+    """How often a feature fires how strongly, over the texts from which its examples were gathered."""
+
+    bin_width: float
+    """In feature units: bin i holds activations from i widths up to but not including i + 1."""
+    counts: tuple[int, ...]
+    """How many tokens are in each bin. Tokens at which the feature does not fire are in none."""
+    tokens: int
+    """How many tokens were read."""
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureExample:
+    """A piece of a text in which a feature fires strongly."""
+
+    tokens: tuple[str, ...]
+    activations: tuple[float, ...]
+    """The feature's activation at each token, in feature units."""
+    strongest: int
+    """The token at which the feature is strongest, counted from 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureDetails(FeatureInfo):
+    """The answer to `get_feature`: what is recorded about a feature, and where it fires."""
+
+    histogram: ActivationHistogram | None = None
+    """None if nobody gathered it."""
+    examples: tuple[FeatureExample, ...] = ()
+    """Strongest first, each of another text."""
+
+
+@dataclass(frozen=True, slots=True)
 class FeaturePage:
     """One page of the answer to `search_features`."""
 
@@ -123,8 +156,14 @@ def _inspection(message: pb.InspectResponse) -> Inspection:
     return result(Inspection, message, tokens=tokens)
 
 
-def _feature(message: pb.GetFeatureResponse) -> FeatureInfo:
-    return result(FeatureInfo, message.feature)
+def _feature(message: pb.GetFeatureResponse) -> FeatureDetails:
+    gathered = message.HasField("histogram")
+    return result(
+        FeatureDetails,
+        message.feature,
+        histogram=result(ActivationHistogram, message.histogram) if gathered else None,
+        examples=tuple(result(FeatureExample, example) for example in message.examples),
+    )
 
 
 def _page(message: pb.SearchFeaturesResponse) -> FeaturePage:
@@ -171,7 +210,7 @@ class FeatureMethods(BaseClient):
     def get_feature(
         self, feature: int | str | FeatureRef | FeatureInfo, *, sae: str = "", timeout: float | None = None
     ) -> pb.GetFeatureRequest:
-        """Return what is recorded about one feature, given by index or by exact label."""
+        """Return what is recorded about one feature, given by index or by exact label, and where it fires."""
         target = as_target(feature)
         if isinstance(target, Direction):
             raise TypeError("a direction is no feature")

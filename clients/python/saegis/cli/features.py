@@ -21,13 +21,13 @@ from saegis.cli.output import USAGE, console, fail, notes, print_json, shares, t
 from saegis.cli.streams import read_input
 
 if TYPE_CHECKING:
-    from saegis import FeatureInfo, Inspection
+    from saegis import ActivationHistogram, FeatureExample, FeatureInfo, Inspection
 
 
 class _Features(Family):
     """The commands `saegis features ...`."""
 
-    names = ("search", "contrast", "show", "label", "choose")
+    names = ("search", "contrast", "show", "label", "import", "choose")
 
 
 app = typer.Typer(
@@ -50,6 +50,8 @@ saegis features search "golden gate"
 
 saegis features search harmful --top 50 --json
 """
+#: The characters of the longest bar of a histogram.
+_LONGEST_BAR = 40
 SHOW_EPILOG = """
 [bold]Examples[/bold]
 
@@ -126,7 +128,7 @@ def show(
     *,
     connection: Connection,
 ) -> None:
-    """Show what is recorded about one feature."""
+    """Show what is recorded about one feature, how strongly it fires, and where most strongly."""
     try:
         target = parse_target(feature, sae)
     except EditSyntaxError as error:
@@ -140,6 +142,10 @@ def show(
     for name, value in _rows(info):
         table.add_row(name, Text(value))
     console().print(table)
+    if info.histogram is not None:
+        console().print(_histogram_table(info.histogram))
+    if info.examples:
+        console().print(_examples_table(info.examples))
 
 
 def _inspection_table(inspection: Inspection) -> Table:
@@ -187,6 +193,33 @@ def _rows(feature: FeatureInfo) -> list[tuple[str, str]]:
         ("languages", ", ".join(feature.languages) or "-"),
         ("harmful", "yes" if feature.harmful else "no"),
     ]
+
+
+def _histogram_table(histogram: ActivationHistogram) -> Table:
+    """One row for each bin up to the last one that holds a token, with a bar."""
+    fires = sum(histogram.counts)
+    table = titled(
+        f"fires on {fires} of {histogram.tokens} tokens", ("activation", "tokens", ""), ("tokens",)
+    )
+    most = max(histogram.counts, default=0)
+    last = max((place for place, count in enumerate(histogram.counts) if count), default=-1)
+    for place, count in enumerate(histogram.counts[: last + 1]):
+        low = place * histogram.bin_width
+        bar = "#" * -(-_LONGEST_BAR * count // most)
+        table.add_row(f"{low:.3g} to {low + histogram.bin_width:.3g}", str(count), bar)
+    return table
+
+
+def _examples_table(examples: Iterable[FeatureExample]) -> Table:
+    """One row for each piece of text; the strongest token stands out."""
+    table = titled("strongest in", ("activation", "text"), ("activation",))
+    for example in examples:
+        text = Text()
+        for place, token in enumerate(example.tokens):
+            strongest, active = place == example.strongest, example.activations[place] > 0.0
+            text.append(token, "bold reverse" if strongest else "underline" if active else "")
+        table.add_row(f"{example.activations[example.strongest]:.2f}", text)
+    return table
 
 
 def _number(value: float | None, form: str) -> str:

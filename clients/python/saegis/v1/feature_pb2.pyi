@@ -105,10 +105,34 @@ class GetFeatureRequest(_message.Message):
     def __init__(self, feature: _Optional[_Union[_steering_pb2.FeatureRef, _Mapping[str, object]]] = ...) -> None: ...
 
 class GetFeatureResponse(_message.Message):
-    __slots__ = ("feature",)
+    __slots__ = ("feature", "histogram", "examples")
     FEATURE_FIELD_NUMBER: _ClassVar[int]
+    HISTOGRAM_FIELD_NUMBER: _ClassVar[int]
+    EXAMPLES_FIELD_NUMBER: _ClassVar[int]
     feature: Feature
-    def __init__(self, feature: _Optional[_Union[Feature, _Mapping[str, object]]] = ...) -> None: ...
+    histogram: ActivationHistogram
+    examples: _containers.RepeatedCompositeFieldContainer[FeatureExample]
+    def __init__(self, feature: _Optional[_Union[Feature, _Mapping[str, object]]] = ..., histogram: _Optional[_Union[ActivationHistogram, _Mapping[str, object]]] = ..., examples: _Optional[_Iterable[_Union[FeatureExample, _Mapping[str, object]]]] = ...) -> None: ...
+
+class ActivationHistogram(_message.Message):
+    __slots__ = ("bin_width", "counts", "tokens")
+    BIN_WIDTH_FIELD_NUMBER: _ClassVar[int]
+    COUNTS_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    bin_width: float
+    counts: _containers.RepeatedScalarFieldContainer[int]
+    tokens: int
+    def __init__(self, bin_width: _Optional[float] = ..., counts: _Optional[_Iterable[int]] = ..., tokens: _Optional[int] = ...) -> None: ...
+
+class FeatureExample(_message.Message):
+    __slots__ = ("tokens", "activations", "strongest")
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    ACTIVATIONS_FIELD_NUMBER: _ClassVar[int]
+    STRONGEST_FIELD_NUMBER: _ClassVar[int]
+    tokens: _containers.RepeatedScalarFieldContainer[str]
+    activations: _containers.RepeatedScalarFieldContainer[float]
+    strongest: int
+    def __init__(self, tokens: _Optional[_Iterable[str]] = ..., activations: _Optional[_Iterable[float]] = ..., strongest: _Optional[int] = ...) -> None: ...
 
 class SearchFeaturesRequest(_message.Message):
     __slots__ = ("query", "sae", "page_size", "page_token")

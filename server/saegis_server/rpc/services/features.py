@@ -78,9 +78,17 @@ class FeatureServicer(Servicer, feature_pb2_grpc.FeatureServiceServicer):
 
     @needs(Role.INSPECT)
     async def GetFeature(self, request: pb.GetFeatureRequest, context: Context) -> pb.GetFeatureResponse:
-        """What is recorded about one feature."""
-        feature = self.services.targets.feature(request.feature, "feature")
-        return pb.GetFeatureResponse(feature=convert.feature(feature))
+        """What is recorded about one feature, and where it fires."""
+        found = self.services.targets.feature(request.feature, "feature")
+        examples, told = found.loaded.examples, pb.GetFeatureResponse(feature=convert.feature(found))
+        if examples is not None:
+            histogram = examples.histogram(found.index)
+            told.histogram.bin_width, told.histogram.tokens = histogram.width, histogram.tokens
+            told.histogram.counts.extend(histogram.counts)
+            for piece in examples.pieces(found.index):
+                texts = self.services.prompts.pieces(piece.tokens)
+                told.examples.add(tokens=texts, activations=piece.activations, strongest=piece.strongest)
+        return told
 
     @needs(Role.INSPECT)
     async def SearchFeatures(
