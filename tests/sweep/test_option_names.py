@@ -50,6 +50,7 @@ MEANINGS = {
     "--dtype": "the model's dtype",
     "--examples": "how many decisions of a kind are shown",
     "--expect-head": "the hash of an audit record that must be there",
+    "--explained-by": "the model whose explanations are taken over",
     "--feature": "the feature that is clamped",
     "--feature-count": "how many features an SAE gets",
     "--features": "the features of a ban",
