@@ -574,6 +574,7 @@ class Engine(Protocol):
     def capture(self, tokens: Sequence[int], tenant: str = "") -> Future[dict[Site, Tensor]]:
         """The clean activations [T, d] of a text at every site, float of the model's dtype.
 
+        While requests run it is read in one of many steps, so that hardly a token of theirs waits for it.
         Raises QueueFullError, EngineStoppedError.
         """
 
