@@ -150,7 +150,9 @@ def test_a_score_whose_numbers_do_not_fit_its_tokens_breaks_the_contract(
 def test_inspect(loopback: Loopback, call: Caller) -> None:
     answer = loopback.answers["Inspect"] = filled(feature_pb2.InspectResponse())
     messages = [{"role": "user", "content": "hi"}]
-    result = call("inspect", messages=messages, sae="s", site="blocks.1", top_k=3)
+    further: Any = {"top_k": 3, "long_text": True}
+    given = [4, "bridge", saegis.feature(5, sae="s")]
+    result = call("inspect", messages=messages, sae="s", site="blocks.1", features=given, **further)
     assert as_plain(result) == plain(answer)
     assert [token.text for token in result] == [token.text for token in answer.tokens]
     assert len(result) == 2
@@ -158,7 +160,12 @@ def test_inspect(loopback: Loopback, call: Caller) -> None:
         chat=prompt_pb2.Chat(messages=[prompt_pb2.ChatMessage(role="user", content="hi")]),
         sae="s",
         site="blocks.1",
-        top_k=3,
+        features=[
+            steering_pb2.FeatureRef(index=4),
+            steering_pb2.FeatureRef(label="bridge"),
+            steering_pb2.FeatureRef(index=5, sae="s"),
+        ],
+        **further,
     )
 
 

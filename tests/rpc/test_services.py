@@ -61,6 +61,43 @@ def test_inspect_reads_conversations_and_token_ids(stubs: Stubs) -> None:
     assert max(len(token.features) for token in by_site.tokens) == 5
 
 
+def test_inspect_tells_the_values_of_features_at_every_token(stubs: Stubs) -> None:
+    bridge, other = steering_pb2.FeatureRef(label="the red bridge"), steering_pb2.FeatureRef(index=40)
+    found = stubs.features.Inspect(
+        fpb.InspectRequest(text="the river", sae="first", top_k=0, features=[other, bridge])
+    )
+    expected = activations("the river")
+    assert [(each.index, each.label) for each in found.values] == [(40, ""), (3, "the red bridge")]
+    for each in found.values:
+        assert list(each.activations) == pytest.approx(expected[:, each.index].tolist(), abs=1e-4)
+    assert not any(token.features for token in found.tokens)
+    assert found.windows == 1
+    foreign = fpb.InspectRequest(
+        text="x", sae="first", features=[bridge, steering_pb2.FeatureRef(index=1, sae="second")]
+    )
+    assert failure(lambda: stubs.features.Inspect(foreign)).fields == ["features[1].sae"]
+
+
+def test_inspect_reads_a_text_that_is_longer_than_the_context_in_windows(stubs: Stubs) -> None:
+    text = "the red bridge and the long river " * 440
+    tokens = TOKENIZER(text)["input_ids"]
+    assert len(tokens) > 2 * tiny.CONTEXT
+    asked = fpb.InspectRequest(text=text, sae="first", top_k=2)
+    assert failure(lambda: stubs.features.Inspect(asked)).fields == ["text"]
+    asked.long_text = True
+    asked.features.add(index=3)
+    found = stubs.features.Inspect(asked)
+    assert [token.token_id for token in found.tokens] == tokens
+    assert len(found.values[0].activations) == len(tokens)
+    # The last window ends the text; it begins with the beginning of the sequence, as every text does.
+    last = torch.tensor([[tokens[0], *tokens[-(tiny.CONTEXT - 1) :]]])
+    with torch.no_grad():
+        hidden = tiny.model()(last, output_hidden_states=True).hidden_states
+    expected = FIRST.encode(hidden[1][0])[-100:, 3].tolist()
+    assert list(found.values[0].activations)[-100:] == pytest.approx(expected, abs=1e-4)
+    assert found.windows >= 3
+
+
 @pytest.mark.parametrize(
     ("fields", "code", "field"),
     [

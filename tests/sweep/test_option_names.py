@@ -61,6 +61,7 @@ MEANINGS = {
     "--harmful": "whether harmful texts are the wanted ones",
     "--held-out": "texts to measure an SAE on",
     "--held-out-share": "the share of the texts to measure an SAE on",
+    "--html": "the file for a page that shows the result",
     "--host": "the address to listen on",
     "--identities": "the file of those who may call",
     "--insecure": "whether a connection may do without encryption",

@@ -45,6 +45,7 @@ from saegis.features import (
     FeatureDetails,
     FeatureExample,
     FeaturePage,
+    FeatureValues,
     Inspection,
     TokenFeatures,
 )
@@ -140,6 +141,7 @@ __all__ = [
     "FeatureInfo",
     "FeaturePage",
     "FeatureRef",
+    "FeatureValues",
     "FieldViolation",
     "Final",
     "FinishReason",

@@ -31,12 +31,25 @@ class TokenFeatures:
 
 
 @dataclass(frozen=True, slots=True)
+class FeatureValues:
+    """One feature's activation at each token of a text, in feature units; 0 where it is not active."""
+
+    index: int
+    label: str
+    activations: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Inspection:
     """The answer to `inspect`: the tokens of a text with their features, as one SAE reads them."""
 
     sae: str
     site: str
     tokens: tuple[TokenFeatures, ...]
+    values: tuple[FeatureValues, ...] = ()
+    """Those of the features that were asked for, in their order."""
+    windows: int = 1
+    """In how many windows the text was read: 1 if it fits into the model's context."""
 
     def __iter__(self) -> Iterator[TokenFeatures]:
         return iter(self.tokens)
@@ -153,7 +166,8 @@ def _inspection(message: pb.InspectResponse) -> Inspection:
         )
         for token in message.tokens
     )
-    return result(Inspection, message, tokens=tokens)
+    values = tuple(result(FeatureValues, feature) for feature in message.values)
+    return result(Inspection, message, tokens=tokens, values=values)
 
 
 def _feature(message: pb.GetFeatureResponse) -> FeatureDetails:
@@ -185,6 +199,13 @@ def _contrast(message: pb.ContrastFeaturesResponse) -> Contrast:
     return result(Contrast, message, features=features)
 
 
+def _reference(feature: int | str | FeatureRef | FeatureInfo) -> FeatureRef:
+    target = as_target(feature)
+    if isinstance(target, Direction):
+        raise TypeError("a direction is no feature")
+    return target
+
+
 class FeatureMethods(BaseClient):
     """The methods of both clients that call FeatureService."""
 
@@ -198,10 +219,18 @@ class FeatureMethods(BaseClient):
         sae: str = "",
         site: str = "",
         top_k: int | None = None,
+        features: Sequence[int | str | FeatureRef | FeatureInfo] = (),
+        long_text: bool = False,
         timeout: float | None = None,
     ) -> pb.InspectRequest:
-        """Return the `top_k` strongest features of each token of a text, a conversation or token ids."""
-        request = pb.InspectRequest(sae=sae, site=site)
+        """Return the `top_k` strongest features of each token of a text, a conversation or token ids.
+
+        features: features whose values are returned at every token; with some, `top_k` may be 0. long_text:
+        read a text that is longer than the model's context in windows, in which each token sees at least
+        half a context before it.
+        """
+        request = pb.InspectRequest(sae=sae, site=site, long_text=long_text)
+        request.features.extend(feature_message(_reference(feature)) for feature in features)
         set_prompt(request, text, messages, token_ids)
         put(request, "top_k", top_k)
         return request
@@ -211,9 +240,7 @@ class FeatureMethods(BaseClient):
         self, feature: int | str | FeatureRef | FeatureInfo, *, sae: str = "", timeout: float | None = None
     ) -> pb.GetFeatureRequest:
         """Return what is recorded about one feature, given by index or by exact label, and where it fires."""
-        target = as_target(feature)
-        if isinstance(target, Direction):
-            raise TypeError("a direction is no feature")
+        target = _reference(feature)
         if sae and target.sae not in ("", sae):
             raise ValueError(f"sae is {sae!r} but the feature belongs to {target.sae!r}")
         return pb.GetFeatureRequest(feature=feature_message(FeatureRef(target.selector, sae or target.sae)))

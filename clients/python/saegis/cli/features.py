@@ -6,6 +6,7 @@ The other commands of `saegis features` come with the server package.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -17,8 +18,9 @@ from saegis.cli import options
 from saegis.cli.connection import Connection
 from saegis.cli.edits import EditSyntaxError, best_feature, parse_target, server_search
 from saegis.cli.family import Family
+from saegis.cli.inspect_page import page
 from saegis.cli.output import USAGE, console, fail, notes, print_json, shares, titled
-from saegis.cli.streams import read_input
+from saegis.cli.streams import read_input, sentence
 
 if TYPE_CHECKING:
     from saegis import ActivationHistogram, FeatureExample, FeatureInfo, Inspection
@@ -42,6 +44,10 @@ saegis inspect "The bridge stands in the fog."
 saegis inspect "Мост стоит в тумане." --top 3
 
 saegis inspect --chat "How do I make bread?" --json
+
+saegis inspect "The bridge stands in the fog." --html bridge.html
+
+A text that is longer than the model's context is read in windows; each token sees at least half a context.
 """
 SEARCH_EPILOG = """
 [bold]Examples[/bold]
@@ -68,6 +74,9 @@ def inspect(
     top: Annotated[int, typer.Option(help="How many features to show for each token.")] = 5,
     sae: options.Sae = "",
     site: Annotated[str, typer.Option(metavar="SITE", help="Where to read; by default the SAE's.")] = "",
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a page with the tokens coloured by feature.")
+    ] = None,
     json: options.Json = False,
     *,
     connection: Connection,
@@ -78,11 +87,13 @@ def inspect(
         inspection = (
             client.inspect(messages=[{"role": "user", "content": read}], sae=sae, site=site, top_k=top)
             if chat
-            else client.inspect(read, sae=sae, site=site, top_k=top)
+            else client.inspect(read, sae=sae, site=site, top_k=top, long_text=True)
         )
+    if html is not None:
+        _write_page(html, inspection)
     if json:
         print_json(inspection)
-    else:
+    elif html is None:
         console().print(_inspection_table(inspection))
 
 
@@ -148,9 +159,19 @@ def show(
         console().print(_examples_table(info.examples))
 
 
+def _write_page(path: Path, inspection: Inspection) -> None:
+    """Write the page of an inspection; ends the command where that fails."""
+    try:
+        path.write_text(page(inspection), encoding="utf-8")
+    except OSError as error:
+        raise fail(f"{path} cannot be written: {sentence(error)}", "name another file with --html") from error
+    notes().print(f"wrote {path}", style="dim", markup=False, soft_wrap=True)
+
+
 def _inspection_table(inspection: Inspection) -> Table:
     """One row for each token: its text and its features, strongest first."""
-    table = titled(f"{inspection.sae} at {inspection.site}", ())
+    windows = f", read in {inspection.windows} windows" if inspection.windows > 1 else ""
+    table = titled(f"{inspection.sae} at {inspection.site}{windows}", ())
     table.add_column("token", no_wrap=True)
     table.add_column("strongest features: index, activation, label")
     for token in inspection:
@@ -217,7 +238,9 @@ def _examples_table(examples: Iterable[FeatureExample]) -> Table:
         text = Text()
         for place, token in enumerate(example.tokens):
             strongest, active = place == example.strongest, example.activations[place] > 0.0
-            text.append(token, "bold reverse" if strongest else "underline" if active else "")
+            text.append(
+                token.replace("\n", "\\n"), "bold reverse" if strongest else "underline" if active else ""
+            )
         table.add_row(f"{example.activations[example.strongest]:.2f}", text)
     return table
 

@@ -51,30 +51,48 @@ class Feature(_message.Message):
     def __init__(self, sae: _Optional[str] = ..., index: _Optional[int] = ..., site: _Optional[str] = ..., label: _Optional[str] = ..., max_activation: _Optional[float] = ..., density: _Optional[float] = ..., subjects: _Optional[_Iterable[str]] = ..., languages: _Optional[_Iterable[str]] = ..., precision: _Optional[float] = ..., recall: _Optional[_Mapping[str, float]] = ..., harmful: _Optional[bool] = ..., precision_by_language: _Optional[_Mapping[str, float]] = ...) -> None: ...
 
 class InspectRequest(_message.Message):
-    __slots__ = ("text", "token_ids", "chat", "sae", "site", "top_k")
+    __slots__ = ("text", "token_ids", "chat", "sae", "site", "top_k", "features", "long_text")
     TEXT_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     CHAT_FIELD_NUMBER: _ClassVar[int]
     SAE_FIELD_NUMBER: _ClassVar[int]
     SITE_FIELD_NUMBER: _ClassVar[int]
     TOP_K_FIELD_NUMBER: _ClassVar[int]
+    FEATURES_FIELD_NUMBER: _ClassVar[int]
+    LONG_TEXT_FIELD_NUMBER: _ClassVar[int]
     text: str
     token_ids: _prompt_pb2.TokenIds
     chat: _prompt_pb2.Chat
     sae: str
     site: str
     top_k: int
-    def __init__(self, text: _Optional[str] = ..., token_ids: _Optional[_Union[_prompt_pb2.TokenIds, _Mapping[str, object]]] = ..., chat: _Optional[_Union[_prompt_pb2.Chat, _Mapping[str, object]]] = ..., sae: _Optional[str] = ..., site: _Optional[str] = ..., top_k: _Optional[int] = ...) -> None: ...
+    features: _containers.RepeatedCompositeFieldContainer[_steering_pb2.FeatureRef]
+    long_text: bool
+    def __init__(self, text: _Optional[str] = ..., token_ids: _Optional[_Union[_prompt_pb2.TokenIds, _Mapping[str, object]]] = ..., chat: _Optional[_Union[_prompt_pb2.Chat, _Mapping[str, object]]] = ..., sae: _Optional[str] = ..., site: _Optional[str] = ..., top_k: _Optional[int] = ..., features: _Optional[_Iterable[_Union[_steering_pb2.FeatureRef, _Mapping[str, object]]]] = ..., long_text: _Optional[bool] = ...) -> None: ...
 
 class InspectResponse(_message.Message):
-    __slots__ = ("sae", "site", "tokens")
+    __slots__ = ("sae", "site", "tokens", "values", "windows")
     SAE_FIELD_NUMBER: _ClassVar[int]
     SITE_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    WINDOWS_FIELD_NUMBER: _ClassVar[int]
     sae: str
     site: str
     tokens: _containers.RepeatedCompositeFieldContainer[TokenFeatures]
-    def __init__(self, sae: _Optional[str] = ..., site: _Optional[str] = ..., tokens: _Optional[_Iterable[_Union[TokenFeatures, _Mapping[str, object]]]] = ...) -> None: ...
+    values: _containers.RepeatedCompositeFieldContainer[FeatureValues]
+    windows: int
+    def __init__(self, sae: _Optional[str] = ..., site: _Optional[str] = ..., tokens: _Optional[_Iterable[_Union[TokenFeatures, _Mapping[str, object]]]] = ..., values: _Optional[_Iterable[_Union[FeatureValues, _Mapping[str, object]]]] = ..., windows: _Optional[int] = ...) -> None: ...
+
+class FeatureValues(_message.Message):
+    __slots__ = ("index", "label", "activations")
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    LABEL_FIELD_NUMBER: _ClassVar[int]
+    ACTIVATIONS_FIELD_NUMBER: _ClassVar[int]
+    index: int
+    label: str
+    activations: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, index: _Optional[int] = ..., label: _Optional[str] = ..., activations: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class TokenFeatures(_message.Message):
     __slots__ = ("token_id", "text", "features", "left_out")

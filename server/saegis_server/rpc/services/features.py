@@ -1,14 +1,14 @@
 """FeatureService: where features fire, what is recorded about them, and which ones distinguish texts."""
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from saegis.v1 import feature_pb2 as pb
-from saegis.v1 import feature_pb2_grpc
+from saegis.v1 import feature_pb2_grpc, steering_pb2
 from saegis_server.engine.api import FieldError
 from saegis_server.policy.decide.uses import Use, UseOfRequest
 from saegis_server.rpc.auth.identity import current_identity
@@ -16,13 +16,14 @@ from saegis_server.rpc.auth.roles import Role, needs, serves
 from saegis_server.rpc.server.interceptor import request_id
 from saegis_server.rpc.server.threads import stop_if_unwanted
 from saegis_server.rpc.services.feature_contrast import contrast_message
+from saegis_server.rpc.services.feature_reading import TextReading, parts, windows
 from saegis_server.rpc.services.feature_search import Found, next_page_token, offset_of
 from saegis_server.rpc.services.run import RequestSummary
 from saegis_server.rpc.services.shared import Context, Servicer
 from saegis_server.rpc.wire import convert
 from saegis_server.rpc.wire.programs import RequestSteering
 from saegis_server.rpc.wire.prompts import PromptReader, check_characters, check_length, check_size
-from saegis_server.sae.catalog import LoadedSAE
+from saegis_server.sae.catalog import FoundFeature, LoadedSAE
 from saegis_server.sae.contrast import Firings
 from saegis_server.sae.left_out import left_out
 from saegis_server.steering.program import UNSTEERED
@@ -35,12 +36,12 @@ LARGEST_CONTRAST = 512
 LONGEST_LANGUAGE = 35
 #: The most characters of one side's texts, unless a single text may have more.
 LONGEST_CONTRAST = 2**20
-#: The most features that one Inspect returns, over all tokens.
-LARGEST_INSPECT = 100_000
+#: The most features that one Inspect returns, over all tokens, and the most values of features.
+LARGEST_INSPECT, MOST_VALUES = 100_000, 500_000
+#: The most features whose values one Inspect returns, and the most tokens of a long text.
+MOST_VALUED, LONGEST_INSPECT = 256, 65_536
 #: The most characters and words of a search.
 LONGEST_QUERY, MOST_QUERY_WORDS = 1024, 32
-#: How many tokens are encoded at once: at a million features this takes 256 MB.
-ENCODED_AT_ONCE = 64
 
 
 @serves(pb.DESCRIPTOR.services_by_name["FeatureService"])
@@ -50,29 +51,48 @@ class FeatureServicer(Servicer, feature_pb2_grpc.FeatureServiceServicer):
     @needs(Role.INSPECT, large=True)
     async def Inspect(self, request: pb.InspectRequest, context: Context) -> pb.InspectResponse:
         """The strongest features of each token."""
-        services = self.services
-        top_k = request.top_k if request.HasField("top_k") else DEFAULT_TOP_K
-        _check_range("top_k", top_k, 1, LARGEST_TOP_K)
+        services, length = self.services, self.services.engine.max_length
         site = services.targets.site(request.site, "site") if request.site else None
         loaded = services.catalog.sae(request.sae, "sae", site, "site")
+        values_of = self._values_of(request, loaded)
+        top_k = request.top_k if request.HasField("top_k") else DEFAULT_TOP_K
+        _check_range("top_k", top_k, 0 if values_of else 1, LARGEST_TOP_K)
+        most = max(length, LONGEST_INSPECT) if request.long_text else length
         kind = request.WhichOneof("input")
-        check_size(request, kind, services.engine.max_length)
+        check_size(request, kind, most)
         tokens = await services.in_thread(services.prompts.read, request, kind, False)
-        check_length(tokens, str(kind), services.engine.max_length, completion=0)
-        if len(tokens) * top_k > LARGEST_INSPECT:
-            reason = f"at most {LARGEST_INSPECT // len(tokens)} for each of {len(tokens)} tokens, not {top_k}"
-            raise FieldError("top_k", reason)
+        check_length(tokens, str(kind), most, completion=0)
+        _check_told(len(tokens), top_k, len(values_of))
         await self._decide("Inspect", tokens)
-        x = await self._activations(tokens, loaded)
-        return await services.in_thread(self._inspected, tokens, loaded, x, top_k)
+        reading = await services.in_thread(TextReading, loaded, top_k, values_of)
+        pieces = windows(tokens, length, services.engine.first_token.begins(tokens))
+        for window in pieces:
+            x = await self._activations(window.tokens, loaded)
+            await services.in_thread(reading.add, x[window.seen :])
+        return await services.in_thread(self._inspected, tokens, loaded, reading, len(pieces))
+
+    def _values_of(self, request: pb.InspectRequest, loaded: LoadedSAE) -> list[FoundFeature]:
+        """The features whose values are asked for. Raises FieldError and the catalog's errors."""
+        if len(request.features) > MOST_VALUED:
+            raise FieldError("features", f"at most {MOST_VALUED}, not {len(request.features)}")
+        found = []
+        for position, reference in enumerate(request.features):
+            named = steering_pb2.FeatureRef()
+            named.CopyFrom(reference)
+            named.sae = reference.sae or loaded.id
+            feature = self.services.targets.feature(named, f"features[{position}]")
+            if feature.loaded is not loaded:
+                raise FieldError(f"features[{position}].sae", f"must be {loaded.id}, which reads the text")
+            found.append(feature)
+        return found
 
     def _inspected(
-        self, tokens: tuple[int, ...], loaded: LoadedSAE, x: Tensor, top_k: int
+        self, tokens: tuple[int, ...], loaded: LoadedSAE, reading: TextReading, windows_read: int
     ) -> pb.InspectResponse:
-        strongest = _strongest(loaded, x, top_k)
         left_out, texts = self._left_out(tokens, loaded).tolist(), self.services.prompts.pieces(tokens)
-        response = pb.InspectResponse(sae=loaded.id, site=str(loaded.site))
-        for token, text, features, left in zip(tokens, texts, strongest, left_out, strict=True):
+        response = pb.InspectResponse(sae=loaded.id, site=str(loaded.site), windows=windows_read)
+        response.values.extend(reading.values)
+        for token, text, features, left in zip(tokens, texts, reading.strongest, left_out, strict=True):
             response.tokens.add(token_id=token, text=text, features=features, left_out=left)
         return response
 
@@ -187,6 +207,16 @@ def _check_range(path: str, value: int, least: int, most: int) -> None:
         raise FieldError(path, f"must be between {least} and {most}, not {value}")
 
 
+def _check_told(tokens: int, top_k: int, valued: int) -> None:
+    """Raise FieldError where more than is told of one text is asked for."""
+    if tokens * top_k > LARGEST_INSPECT:
+        most = LARGEST_INSPECT // tokens
+        raise FieldError("top_k", f"at most {most} for each of {tokens} tokens, not {top_k}")
+    if tokens * valued > MOST_VALUES:
+        most = MOST_VALUES // tokens
+        raise FieldError("features", f"at most {most} for each of {tokens} tokens, not {valued}")
+
+
 def _check_contrast(request: pb.ContrastFeaturesRequest) -> None:
     """Raise FieldError for more texts than are compared, languages that are not one a text, and a bound of q
     that is no share."""
@@ -215,35 +245,10 @@ def _tokenized(prompts: PromptReader, texts: Sequence[str]) -> list[tuple[int, .
     return tokenized
 
 
-def _parts(x: Tensor) -> Iterator[Tensor]:
-    """Activations [T, d] in parts. Raises UnwantedError once nobody waits for the result."""
-    for part in torch.split(x.cpu(), ENCODED_AT_ONCE):
-        stop_if_unwanted()
-        yield part
-
-
 @torch.inference_mode()
 def _firings(loaded: LoadedSAE, x: Tensor) -> Firings:
     """The features that fire at any of the tokens x [T, d]."""
     largest = torch.zeros(loaded.sae.features)
-    for part in _parts(x):
+    for part in parts(x):
         largest = torch.maximum(largest, loaded.sae.encode(part).amax(0).cpu())
     return Firings.of(largest)
-
-
-@torch.inference_mode()
-def _strongest(loaded: LoadedSAE, x: Tensor, top_k: int) -> list[list[pb.FeatureActivation]]:
-    """The active features of each token of x [T, d], strongest first, at most `top_k`."""
-    count = min(top_k, loaded.sae.features)
-    strongest = []
-    for part in _parts(x):
-        values, indices = loaded.sae.encode(part).topk(count, dim=-1)
-        for strengths, features in zip(values.tolist(), indices.tolist(), strict=True):
-            active = [pair for pair in zip(features, strengths, strict=True) if pair[1] > 0.0]
-            strongest.append([_activation(loaded, index, value) for index, value in active])
-    return strongest
-
-
-def _activation(loaded: LoadedSAE, index: int, value: float) -> pb.FeatureActivation:
-    label = loaded.labels.get(index)
-    return pb.FeatureActivation(index=index, activation=value, label=label.label if label else "")
