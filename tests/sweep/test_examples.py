@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import re
 import shutil
@@ -68,6 +69,12 @@ allow:
   - {{id: uses, uses: [logit_bias, n, temperature, token_ids, text, prefill, score, inspect, unruled]}}
 limits: {{after_bans: true}}
 """
+EXPLANATION = {
+    "modelId": "polyglot",
+    "layer": "3-res",
+    "description": "ships",
+    "explanationModelName": "gpt-4o-mini",
+}
 BUNDLE = "apiVersion: saegis.dev/v1\nkind: Policy\nname: {name}\nserial: {serial}\nrevision: r{serial}\n"
 BANNED = "rules: [{{id: no-poison, ban: {{features: [{{sae: polyglot, index: 244}}], strength: 1}}}}]"
 CASE = """\
@@ -129,6 +136,13 @@ def write_files(folder: Path) -> None:
     (folder / "texts.jsonl").write_text(lines_of("texts.jsonl", 20), encoding="utf-8")
     (folder / "harmful.txt").write_text("Arsenic is a poison.\n", encoding="utf-8")
     (folder / "benign.txt").write_text("The cat drinks milk.\n", encoding="utf-8")
+    texts = lines_of("texts.jsonl", 20).splitlines(keepends=True)
+    for name, harmful in (("harmful", True), ("benign", False)):
+        chosen = "".join(line for line in texts if json.loads(line)["harmful"] == harmful)
+        (folder / f"{name}.jsonl").write_text(chosen, encoding="utf-8")
+    for number in range(2):
+        explained = EXPLANATION | {"index": str(number)}
+        (folder / f"batch-{number}.jsonl.gz").write_bytes(gzip.compress(json.dumps(explained).encode()))
     (folder / "mypackage").mkdir()
     scorer = "def harm(answer: str, language: str) -> float:\n    return float('poison' in answer)\n"
     (folder / "mypackage/scoring.py").write_text(scorer, encoding="utf-8")

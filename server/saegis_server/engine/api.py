@@ -387,7 +387,7 @@ class FirstToken:
 
     def unmoved(self, tokens: Sequence[int], program: SteeringProgram) -> int:
         """How many of the tokens that a text begins with no row moves: 0 or 1."""
-        return 0 if self.moved or program.moves_first_token else self._begins(tokens)
+        return 0 if self.moved or program.moves_first_token else self.begins(tokens)
 
     def unread(self, tokens: Sequence[int], guard: Guard) -> int:
         """How many of the tokens that a text begins with no condition reads: 0 or 1."""
@@ -395,9 +395,10 @@ class FirstToken:
 
     def left_out(self, tokens: Sequence[int]) -> int:
         """How many of the tokens that a text begins with are left out of statistics: 0 or 1."""
-        return 0 if self.read else self._begins(tokens)
+        return 0 if self.read else self.begins(tokens)
 
-    def _begins(self, tokens: Sequence[int]) -> int:
+    def begins(self, tokens: Sequence[int]) -> int:
+        """How many tokens of a text are the model's own beginning of a sequence: 0 or 1."""
         return int(len(tokens) > 0 and tokens[0] == self.bos)
 
 
@@ -581,6 +582,7 @@ class Engine(Protocol):
     def capture(self, tokens: Sequence[int], tenant: str = "") -> Future[dict[Site, Tensor]]:
         """The clean activations [T, d] of a text at every site, float of the model's dtype.
 
+        While requests run it is read in one of many steps, so that hardly a token of theirs waits for it.
         Raises QueueFullError, EngineStoppedError.
         """
 

@@ -40,7 +40,7 @@ from saegis_server.engine.api import (
 from saegis_server.engine.torch.admission import Admission
 from saegis_server.engine.torch.build import graphs_compiled, make_ready
 from saegis_server.engine.torch.guarding import Ending, Guarding
-from saegis_server.engine.torch.jobs import Ended, Job, Jobs, at_once
+from saegis_server.engine.torch.jobs import Ended, Job, Jobs
 from saegis_server.engine.torch.memory import own_failure
 from saegis_server.engine.torch.prompt_reading import PromptReading
 from saegis_server.engine.torch.rate import Rate
@@ -56,6 +56,8 @@ from saegis_server.steering.site import Site
 
 T = TypeVar("T")
 _LOG = logging.getLogger(__name__)
+#: For so many tokens of a capture a step of running requests goes by before the next one.
+TOKENS_FOR_A_STEP = 8
 
 
 class TorchEngine:
@@ -97,6 +99,7 @@ class TorchEngine:
         self._must_compile = must_compile
         self._graphs: int | None = None
         self._steps = 0
+        self._next_capture = 0
         self._rate = Rate()
         self._stopping = False
         self._cpu_threads = torch.get_num_threads()
@@ -166,7 +169,15 @@ class TorchEngine:
 
     def capture(self, tokens: Sequenced[int], tenant: str = "") -> "Future[dict[Site, Tensor]]":
         """The clean activations [T, d] of a text at every site, read between two steps."""
-        return self._add_job(at_once(lambda: self.step.capture(list(tokens))), tenant)
+        return self._add_job(self._captured(list(tokens)), tenant)
+
+    def _captured(self, tokens: list[int]) -> Job[dict[Site, Tensor]]:
+        """A capture, which waits while requests run until as many steps have passed since the one before as
+        that one was long: a text of a thousand tokens then delays less than one step in a hundred."""
+        while self._schedule.running and self._steps < self._next_capture:
+            yield
+        self._next_capture = self._steps + len(tokens) // TOKENS_FOR_A_STEP
+        return self.step.capture(tokens)
 
     def score(
         self,

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from saegis_server.rpc.services.shared import ModelFacts, Services
 from saegis_server.rpc.wire.prompts import PromptReader
 from saegis_server.rpc.wire.targets import Targets
 from saegis_server.sae.catalog import Catalog, LoadedSAE
+from saegis_server.sae.examples import Examples
 from saegis_server.sae.labels import LABELS_FILE
 from saegis_server.steering.rows import Norm
 from saegis_server.steering.site import Site
@@ -57,7 +59,9 @@ def load_services(config: ServerConfig, premises: Premises, progress: Progress) 
     for count, sae in enumerate(placed):
         progress("checking SAEs", count, len(placed))
         capture, length = _capture_at(step, sae.loaded.site), step.slots.max_length
-        checked.append(check_sae(sae, prompts.text, capture, _survey(step), length, prompts.special))
+        fits = check_sae(sae, prompts.text, capture, _survey(step), length, prompts.special)
+        examples = Examples.load(sae.folder, fits.sae, step.slots.vocabulary)
+        checked.append(replace(fits, examples=examples))
     return services(config, premises, loaded, step, prompts, checked)
 
 
@@ -107,7 +111,7 @@ def services(
     )
     for entry in saes:
         # Build the index now; otherwise the first request would build it on the event loop.
-        entry.labels.by_label("")
+        entry.labels.ready()
     governor.in_thread = made.before_running
     metrics.observe_work(made.work)
     return made
