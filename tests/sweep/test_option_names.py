@@ -140,6 +140,7 @@ MEANINGS = {
     "--temperature": "sampling: the temperature",
     "--temperatures": "sampling: the temperatures that are measured",
     "--tenant": "whose policies concern a caller",
+    "--tenant-class": "the tenants that metrics tell apart",
     "--texts": "the texts to read activations of",
     "--timeout": "a call's deadline",
     "--tls-cert": "the server's certificate",
@@ -169,7 +170,7 @@ VARIED = {
 }
 #: How text is written that is not one of a set of words. A set of words is an enumeration.
 FREE = """
-    ADDRESS CODE CODE,CODE... DEVICE FILE FILE|INDEX,INDEX... FILE|MODULE:FUNCTION FILE|TARGET HASH ID
+    ADDRESS CLASS=TENANT,... CODE CODE,CODE... DEVICE FILE FILE|INDEX,INDEX... FILE|MODULE:FUNCTION FILE|TARGET HASH ID
     KIND=NUMBER FILE|TARGET,TARGET... LABEL NAME NAME=NUMBER NUMBER,NUMBER... PATH_OR_HUB_ID SITE
     SIZE,SIZE... STRENGTH,STRENGTH... TARGET TARGET=FACTOR TARGET=TO:FACTOR[:STRENGTH[:THRESHOLD]]
     TARGET=VALUE TARGET[=STRENGTH] TEXT VALUE,VALUE... WORDS[=STRENGTH] WORD[=VALUE] [ID=]FOLDER

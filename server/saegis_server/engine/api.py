@@ -317,13 +317,16 @@ class Timings:
 class RequestFinished:
     """The last event of a request that ran to its end (also when all its sequences were aborted).
 
-    reasons: how each sequence ended; None for one that an error cut off.
+    reasons: how each sequence ended; None for one that an error cut off. tokens: how many each one was told.
+    prompt_read: how many tokens of its prompt were read, in the sequence that came furthest.
     """
 
     usage: Usage
     receipt: Receipt
     timings: Timings
     reasons: tuple[FinishReason | None, ...] = ()
+    tokens: tuple[int, ...] = ()
+    prompt_read: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -414,7 +417,8 @@ class Limits:
 class EngineStats:
     """What the engine is doing now. Token counts are of the KV cache; the rate is of the last seconds.
 
-    recompilations: what was compiled since the warm-up, which should be nothing.
+    recompilations: what was compiled since the warm-up, which should be nothing. device_bytes: the memory of
+    the accelerator that is taken, and device_bytes_max what it has; None where the CPU runs the model.
     """
 
     running: int
@@ -426,6 +430,8 @@ class EngineStats:
     queue_limit: int
     steps: int
     recompilations: int = 0
+    device_bytes: int | None = None
+    device_bytes_max: int | None = None
 
 
 class EngineError(Exception):

@@ -207,6 +207,14 @@ class Limits:
             help="What a caller may have, such as tenant.tokens_per_minute=60000. Again for another.",
         ),
     ] = None
+    tenant_classes: Annotated[
+        list[str] | None,
+        _limits(
+            "--tenant-class",
+            metavar="CLASS=TENANT,...",
+            help="Tenants that metrics tell apart as one class; all others are _other. Again for another.",
+        ),
+    ] = None
     stall_seconds: Annotated[
         float,
         _limits(

@@ -41,7 +41,7 @@ from saegis_server.engine.torch.admission import Admission
 from saegis_server.engine.torch.build import graphs_compiled, make_ready
 from saegis_server.engine.torch.guarding import Ending, Guarding
 from saegis_server.engine.torch.jobs import Ended, Job, Jobs, at_once
-from saegis_server.engine.torch.memory import own_failure
+from saegis_server.engine.torch.memory import device_memory, own_failure
 from saegis_server.engine.torch.prompt_reading import PromptReading
 from saegis_server.engine.torch.rate import Rate
 from saegis_server.engine.torch.request_guard import RequestGuard
@@ -219,6 +219,7 @@ class TorchEngine:
             queue_limit=self.limits.queue,
             steps=self._steps,
             recompilations=0 if self._graphs is None else graphs_compiled() - self._graphs,
+            **device_memory(self.step.device),
         )
 
     def stop(self) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -102,7 +103,7 @@ class Running:
         self.events: list[Event] = []
         self.sequences: list[Sequence] = []
         self.left = request.sampling.n
-        self.completion_tokens = 0
+        self._told: Counter[int] = Counter()
         self.tally = Tally(admitted.digest, program, unmoved)
         self.submitted = time.monotonic()
         self.began: float | None = None
@@ -117,7 +118,7 @@ class Running:
 
     def tell(self, delta: Delta) -> None:
         """Tell new text and tokens, and count them."""
-        self.completion_tokens += len(delta.tokens)
+        self._told[delta.index] += len(delta.tokens)
         if self.first_token is None:
             self.first_token = time.monotonic()
         self.events.append(delta)
@@ -136,13 +137,15 @@ class Running:
         first = self.first_token or now
         usage = Usage(
             prompt_tokens=len(self.request.prompt),
-            completion_tokens=self.completion_tokens,
+            completion_tokens=self._told.total(),
             cached_tokens=0,
             steered_tokens=self.tally.steered_tokens,
         )
         timings = Timings(began - self.submitted, first - began, now - first)
         reasons = tuple(sequence.reason for sequence in self.sequences)
-        done = RequestFinished(usage, self._receipt(), timings, reasons)
+        tokens = tuple(self._told[sequence.index] for sequence in self.sequences)
+        read = max((sequence.read for sequence in self.sequences), default=0)
+        done = RequestFinished(usage, self._receipt(), timings, reasons, tokens, read)
         self.events.append(done if self._error is None else RequestFailed(self._error, done))
 
     def _receipt(self) -> Receipt:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict, replace
@@ -11,13 +12,13 @@ from uuid import uuid4
 
 from saegis_server.audit.log import AuditLog
 from saegis_server.audit.records import DecisionRecord, Fields
-from saegis_server.engine.api import FinishReason, RefusedByPolicyError
+from saegis_server.engine.api import Closing, FinishReason, RefusedByPolicyError, RequestFailed
 from saegis_server.policy.decide.decision import Decision, Denial, RequestFacts
 from saegis_server.policy.schema.policy import Mode
 from saegis_server.policy.store.store import PolicyStore
 from saegis_server.rpc.auth.identity import current_identity
 from saegis_server.rpc.server.threads import in_own_thread
-from saegis_server.rpc.services.run import CANCELLED, Governed, RequestSummary, Run
+from saegis_server.rpc.services.run import CANCELLED, GENERATE, Governed, RequestSummary, Run
 from saegis_server.rpc.wire.problems import InFlightError, NotServingError, PolicyDeniedError
 from saegis_server.rpc.wire.programs import RequestSteering
 from saegis_server.sae.request_edit import RequestEdit
@@ -25,6 +26,7 @@ from saegis_server.steering.operations import Op
 from saegis_server.steering.table import Capacity
 from saegis_server.telemetry.metrics import Metrics
 
+log = logging.getLogger("saegis.rpc")
 #: After how long a request that an urgent policy ended may be tried again.
 RETRY_SECONDS = 0.1
 #: How long closing the log waits for running requests to end.
@@ -66,7 +68,7 @@ class Governor:
             if not governed.decision.allowed:
                 await self._record_decision(governed, steering)
                 raise PolicyDeniedError(governed.id, governed.decision)
-            run = Run(governed, self.audit.append if self.audit else None, self._forget)
+            run = Run(governed, self.audit.append if self.audit else None, self._ended_with)
             with self._changed:
                 self._runs.add(run)
             try:
@@ -152,8 +154,15 @@ class Governor:
         else:
             await self.audit.written(run.record)
 
-    def _forget(self, run: Run) -> None:
-        """Forget a run that has ended and whose record is being written."""
+    def _ended_with(self, run: Run, reasons: tuple[str, ...], closing: Closing | None) -> None:
+        """Count and forget a run that has ended and whose record is being written. On any thread."""
+        try:
+            self._metrics.count_answers(reasons)
+            if closing is not None and run.governed.summary.method == GENERATE:
+                done = closing.done if isinstance(closing, RequestFailed) else closing
+                self._metrics.count_generation(done, run.governed.tenant)
+        except Exception:
+            log.exception("decision %s: how it ended is not counted", run.governed.id)
         with self._changed:
             self._runs.discard(run)
             self._changed.notify_all()

@@ -4,11 +4,12 @@ import ipaddress
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
 from saegis_server.audit.log import AuditSettings
 from saegis_server.policy.errors import Unmatched
 from saegis_server.rpc.server.limits import Limits
+from saegis_server.telemetry.tenants import TenantClasses
 
 #: gRPC's own default; prompts of a model with a context of a million tokens fit.
 DEFAULT_MAX_MESSAGE_BYTES = 4 * 2**20
@@ -16,6 +17,10 @@ LARGEST_MESSAGE_BYTES = 64 * 2**20
 #: Room for rows of each kind (see steering.table.Capacity). Bounded, since the cost grows with its square.
 RowKind = Literal["edits", "rules", "bans", "watches", "conditions"]
 Room = Annotated[int, Field(ge=2, le=1024)]
+
+
+#: A class of tenants in metrics; a leading _ is for what has no class.
+ClassName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
 
 class _Strict(BaseModel):
@@ -74,7 +79,8 @@ class ServerConfig(_Strict):
     machine, and cannot be reached from others. policies: what governs requests; without it nothing does.
     audit: the log of decisions and answers; without it there is none. compile: "auto" compiles if a C++
     compiler is found. stall_seconds: if the event loop does not answer for this long, the server is not live,
-    and after six times as long the process ends; 0 turns both off. ready_file: written as JSON (target,
+    and after six times as long the process ends; 0 turns both off. tenant_classes: the tenants of each class
+    by which metrics tell tenants apart; all others are one class. ready_file: written as JSON (target,
     metrics_port, pid) once the server serves. unix: the path of a Unix socket to listen on instead of host
     and port; only its owner can connect.
     Raises pydantic's ValidationError for unknown keys and values out of range.
@@ -105,6 +111,7 @@ class ServerConfig(_Strict):
     compile: Literal["auto", "always", "never"] = "auto"
     metrics_host: str = "127.0.0.1"
     metrics_port: int | None = Field(default=9464, ge=0, le=65535)
+    tenant_classes: dict[ClassName, tuple[str, ...]] = {}
     grace_seconds: float = Field(default=30.0, ge=0.0, le=3600.0)
     stall_seconds: float = Field(default=10.0, ge=0.0, le=3600.0)
     ready_file: Path | None = None
@@ -126,6 +133,12 @@ class ServerConfig(_Strict):
         if len(set(named)) < len(named):
             raise ValueError("saes: two SAEs have the same id")
         return self
+
+    @field_validator("tenant_classes")
+    @classmethod
+    def _are_classes(cls, tenants_by_class: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+        TenantClasses(tenants_by_class)
+        return tenants_by_class
 
     @model_validator(mode="after")
     def _listens_in_one_place(self) -> Self:

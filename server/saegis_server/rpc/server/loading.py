@@ -1,11 +1,13 @@
 """Loading: reads and checks everything that a configuration names, and builds an engine from it."""
 
 import logging
+import platform
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
+from saegis.version import __version__
 from saegis_server.engine.api import FirstToken, Limits, Progress
 from saegis_server.engine.torch.build import build_step, compiles
 from saegis_server.engine.torch.engine import TorchEngine
@@ -80,6 +82,10 @@ def services(
     targets = Targets(step.sites, Catalog(saes), facts.hidden_size)
     metrics = premises.metrics
     metrics.observe_load(engine.stats)
+    metrics.show_build(version=__version__, python=platform.python_version(), torch=torch.__version__)
+    metrics.show_model(model=facts.name, dtype=facts.dtype, device=facts.device)
+    for entry in saes:
+        metrics.show_sae(entry.id, str(entry.site), entry.sae.features)
     world = World(
         model=facts.name,
         sites=targets.sites,

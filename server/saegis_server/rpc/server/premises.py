@@ -26,6 +26,7 @@ from saegis_server.rpc.server.limits import Limiter
 from saegis_server.sae.files import check_sae
 from saegis_server.steering.site import Site
 from saegis_server.telemetry.metrics import Metrics
+from saegis_server.telemetry.tenants import TenantClasses
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,7 @@ def prepare(config: ServerConfig) -> Premises:
         read_identities(config.identities)
     if config.policies is not None:
         _check_policies(config.policies)
-    metrics = Metrics()
+    metrics = Metrics(TenantClasses(config.tenant_classes))
     audit = None if config.audit is None else AuditLog(config.audit, metrics)
     return Premises(metrics, Limiter(config.limits), audit)
 

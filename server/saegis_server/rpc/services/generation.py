@@ -20,7 +20,6 @@ from saegis_server.engine.api import (
     FieldError,
     GenerationRequest,
     Receipt,
-    RequestFinished,
     SamplingParams,
     SequenceFinished,
     Timings,
@@ -31,7 +30,7 @@ from saegis_server.rpc.auth.identity import current_identity
 from saegis_server.rpc.auth.roles import Role, needs, serves
 from saegis_server.rpc.server.interceptor import LONGEST_REQUEST_ID, request_id, usable_request_id
 from saegis_server.rpc.server.threads import in_own_thread
-from saegis_server.rpc.services.run import Governed, RequestSummary, Run
+from saegis_server.rpc.services.run import GENERATE, Governed, RequestSummary, Run
 from saegis_server.rpc.services.shared import Context, Servicer
 from saegis_server.rpc.wire import convert
 from saegis_server.rpc.wire.mailbox import Mailbox, closing
@@ -63,7 +62,6 @@ class GenerationServicer(Servicer, generation_pb2_grpc.GenerationServiceServicer
                 events += batch
                 ended = closing(batch)
         pieces = convert.pieces(events)
-        self._count(ended, {index: len(piece.tokens) for index, piece in pieces.items()})
         return pb.GenerateResponse(
             request_id=request_id.get(),
             choices=await self._choices(pieces, running.details),
@@ -89,18 +87,15 @@ class GenerationServicer(Servicer, generation_pb2_grpc.GenerationServiceServicer
     ) -> AsyncIterator[pb.StreamGenerateResponse]:
         """Chunks as they come, then one closing message."""
         endings: dict[int, SequenceFinished] = {}
-        tokens: dict[int, int] = {}
         async with self._running(request.request, context) as running:
             ended = None
             while ended is None:
                 batch = await running.mailbox.get()
                 ended = closing(batch)
                 for index, piece in convert.pieces(batch).items():
-                    tokens[index] = tokens.get(index, 0) + len(piece.tokens)
                     if piece.finished:
                         endings[index] = piece.finished
                     yield pb.StreamGenerateResponse(chunk=convert.chunk(piece, running.details))
-        self._count(ended, tokens)
         yield pb.StreamGenerateResponse(
             complete=pb.GenerationComplete(
                 request_id=request_id.get(),
@@ -155,7 +150,7 @@ class GenerationServicer(Servicer, generation_pb2_grpc.GenerationServiceServicer
         prefilled = await self._off_loop(message, services.prompts.prefilled, message, kind, prompt)
         sampling = self._sampling(message, len(prompt))
         steering = self._steering(message.steering)
-        summary = self._summary("Generate", prompt, _uses_of_generation(message, services.prompts))
+        summary = self._summary(GENERATE, prompt, _uses_of_generation(message, services.prompts))
         async with governor.admit(summary, steering) as run:
             governed = run.governed
             request = GenerationRequest(
@@ -261,9 +256,6 @@ class GenerationServicer(Servicer, generation_pb2_grpc.GenerationServiceServicer
         if message.WhichOneof("prompt") == "chat" or message.ByteSize() > LONG_TEXT:
             return await self.services.before_running(work, *arguments)
         return work(*arguments)
-
-    def _count(self, ended: RequestFinished, tokens: Mapping[int, int]) -> None:
-        self.services.metrics.count_generation(ended, list(tokens.values()))
 
 
 @dataclass(frozen=True, slots=True)

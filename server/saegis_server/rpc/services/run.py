@@ -33,6 +33,8 @@ log = logging.getLogger("saegis.rpc")
 NO_POLICIES = Decision(allowed=True, policy_revision="")
 #: The ends of requests in records, beside an answer's finish reasons and the names of errors.
 CANCELLED, REFUSED, SCORED = "cancelled", "refused", "scored"
+#: The method of a request that writes an answer, streamed or not.
+GENERATE = "Generate"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +93,10 @@ class Run:
         self,
         governed: Governed,
         append: Callable[[AnswerRecord], Future[Link]] | None,
-        recorded: Callable[[Run], None],
+        recorded: Callable[[Run, tuple[str, ...], Closing | None], None],
     ) -> None:
-        """`append` writes a record, None for no log; `recorded` is called once the record is on its way."""
+        """`append` writes a record, None for no log; `recorded` is called once the record is on its way, with
+        how its answers ended and the engine's last event, None if the engine never had it."""
         self.governed = governed
         self._append, self._recorded = append, recorded
         self._lock = Lock()
@@ -146,13 +149,15 @@ class Run:
             cut_off if reason is None or reason is FinishReason.ABORT else reason.value
             for reason in done.reasons
         )
-        self._write(tuple(reasons) or (whole,), done)
+        self._write(tuple(reasons) or (whole,), done, closing)
 
     def give_up(self, reason: str) -> None:
         """Record the end without waiting for the engine any longer."""
         self._write((reason,), None)
 
-    def _write(self, reasons: tuple[str, ...], done: RequestFinished | None) -> None:
+    def _write(
+        self, reasons: tuple[str, ...], done: RequestFinished | None, closing: Closing | None = None
+    ) -> None:
         with self._lock:
             if self._is_recorded:
                 return
@@ -165,7 +170,7 @@ class Run:
         except Exception as error:
             log.exception("decision %s: how it ended is not recorded", self.governed.id)
             self.record.set_exception(error)
-        self._recorded(self)
+        self._recorded(self, reasons, closing)
 
     def _written(self, place: Future[Link]) -> None:
         if (error := place.exception()) is not None:
