@@ -28,7 +28,7 @@ def documented() -> dict[str, set[str]]:
 
 
 def test_the_page_and_a_scrape_tell_of_the_same_metrics(tmp_path: Path) -> None:
-    policies = {"bundles": [str(write(tmp_path, BAN))]}
+    policies = {"bundles": [str(write(tmp_path, BAN)), str(write(tmp_path, "mode: audit\n" + BAN, "a"))]}
     audit = {"directory": str(tmp_path / "audit"), "fsync": "never"}
     with (
         running(policies=policies, audit=audit) as server,

@@ -13,10 +13,11 @@ from prometheus_client import (
 )
 
 from saegis_server.engine.api import EngineStats, FinishReason, RequestFinished
+from saegis_server.telemetry.rules import RuleSeries
 from saegis_server.telemetry.tenants import TenantClasses
 
 # A series beside every counter that says when it was made is of no use, and doubles their number.
-disable_created_metrics()
+disable_created_metrics()  # type: ignore[no-untyped-call]
 
 _REQUEST_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 _TOKEN_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
@@ -86,6 +87,8 @@ class Metrics:
         self.registry = CollectorRegistry()
         self.tenants = tenants or TenantClasses()
         ProcessCollector(registry=self.registry)
+        self.rules = RuleSeries(self.tenants)
+        self.registry.register(self.rules)
         self.requests = self._counter(
             "saegis_requests", "RPCs that ended, by method and gRPC status.", "method", "code"
         )

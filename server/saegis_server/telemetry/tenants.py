@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 
 #: The class of every tenant that no class names; also what stands for rules and features without a series.
 OTHER = "_other"
+#: What a label says where there is no room to tell its values apart.
+ALL = "_all"
 #: The most classes that a server may tell apart, beside OTHER: each multiplies the series of features.
 MOST_CLASSES = 8
 

@@ -37,6 +37,7 @@ from saegis_server.engine.api import (
     Sink,
     SteeringDivergedError,
 )
+from saegis_server.engine.torch.activity import MOST_GROUPS
 from saegis_server.engine.torch.admission import Admission
 from saegis_server.engine.torch.build import graphs_compiled, make_ready
 from saegis_server.engine.torch.guarding import Ending, Guarding
@@ -101,6 +102,11 @@ class TorchEngine:
         self._thread = threading.Thread(target=self._run, name="saegis-engine", daemon=True)
 
     # -- from any thread ------------------------------------------------------------------------------
+
+    @property
+    def most_groups(self) -> int:
+        """How many groups of rows a request may have counted."""
+        return MOST_GROUPS
 
     @property
     def compiled(self) -> bool:
@@ -295,6 +301,7 @@ class TorchEngine:
         if progress.output is not None:
             if sequence.running.request.sampling.n > 1:
                 sequence.prompt_counts = self.step.slots.counts(sequence.slot)
+                sequence.prompt_activity = self.step.slots.activity.result(sequence.slot)
             self._schedule.start_running()
             endings = {} if progress.ending is None else {0: progress.ending}
             self._hand_out([sequence], progress.output, endings)
@@ -403,6 +410,9 @@ class TorchEngine:
         if sequence.loaded and sequence.slot >= 0:
             counts = self.step.slots.counts(sequence.slot)
             sequence.running.tally.add(self.sites, counts, sequence.prompt_counts or counts)
+            if sequence.running.request.groups:
+                activity, of_prompt = self.step.slots.activity.result(sequence.slot), sequence.prompt_activity
+                sequence.running.activity.add(activity, activity if of_prompt is None else of_prompt)
 
     def _abort(self, running: Running) -> None:
         for sequence in running.sequences:

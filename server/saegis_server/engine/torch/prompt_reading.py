@@ -34,6 +34,7 @@ class PromptReading:
             sequence.stops,
             running.program,
             running.admitted.compiled,
+            running.request.groups,
         )
 
     def advance(self, sequence: Sequence) -> Progress:

@@ -3,13 +3,14 @@
 import hashlib
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from torch import Tensor
 
 from saegis_server.engine.admission import AdmittedProgram
 from saegis_server.engine.api import (
+    Acted,
     Delta,
     EngineError,
     Event,
@@ -25,6 +26,7 @@ from saegis_server.engine.api import (
     Usage,
     Watched,
 )
+from saegis_server.engine.torch.activity import ActivityTally
 from saegis_server.engine.torch.request_guard import RequestGuard
 from saegis_server.engine.torch.step import SMALLEST, Extent
 from saegis_server.engine.torch.tally import Tally
@@ -42,6 +44,7 @@ class RowCounts(NamedTuple):
     held: int
     watches: int
     guards: int
+    groups: int = 0
     comparisons: int = 0
     gates: int = 0
 
@@ -71,6 +74,7 @@ class RowCounts(NamedTuple):
             max((site.held for site in sites), default=0),
             max((len(site.watches) for site in sites), default=0),
             max((len(site.guards) for site in sites), default=0),
+            0,
             *conditions,
         )
 
@@ -92,7 +96,7 @@ class Running:
         program = admitted.rows
         self.request, self.admitted, self.seed, self.sink, self.guard = request, admitted, seed, sink, guard
         self.program, self.unmoved = program, unmoved
-        self.rows = RowCounts.of(admitted)
+        self.rows = RowCounts.of(admitted)._replace(groups=len(request.groups))
         self.watches = any(site.watches for site in program.values())
         # For each watch, the request's own edits of what it reads.
         self.watched_edits = tuple(
@@ -105,6 +109,7 @@ class Running:
         self.left = request.sampling.n
         self._told: Counter[int] = Counter()
         self.tally = Tally(admitted.digest, program, unmoved)
+        self.activity = ActivityTally()
         self.submitted = time.monotonic()
         self.began: float | None = None
         self.first_token: float | None = None
@@ -149,9 +154,11 @@ class Running:
         self.events.append(done if self._error is None else RequestFailed(self._error, done))
 
     def _receipt(self) -> Receipt:
-        if self.guard is None:
-            return self.tally.receipt(self.program)
-        return self.guard.complete(self.tally.receipt(self.guard.came_in_force))
+        in_force = self.program if self.guard is None else self.guard.came_in_force
+        counts = self.activity.result(len(self.request.groups)).tolist()
+        acted = tuple(Acted(*map(int, pair)) for pair in counts)
+        receipt = replace(self.tally.receipt(in_force), acted=acted)
+        return receipt if self.guard is None else self.guard.complete(receipt)
 
 
 @dataclass(eq=False)
@@ -160,8 +167,8 @@ class Sequence:
 
     stops: the tokens that end it; ends: those of them that are the model's own. read: how many tokens of its
     prompt its slot holds. held: what will be told once its token has been judged, and `closing`, how it
-    ends then. prompt_counts: what was counted at its prompt, where others have the same one. rows: how many
-    its program has.
+    ends then. prompt_counts, prompt_activity: what was counted at its prompt, where others have the same one.
+    rows: how many its program has.
     """
 
     running: Running
@@ -179,6 +186,7 @@ class Sequence:
     loaded: bool = field(default=False)
     held: Delta | None = None
     prompt_counts: list[list[float]] | None = None
+    prompt_activity: Tensor | None = None
     closing: SequenceFinished | None = None
     rows: RowCounts = field(init=False)
 

@@ -43,6 +43,7 @@ class Extent(NamedTuple):
     held: int = SMALLEST
     watches: int = SMALLEST
     guards: int = SMALLEST
+    groups: int = SMALLEST
     comparisons: int = SMALLEST
     gates: int = SMALLEST
 
@@ -50,6 +51,11 @@ class Extent(NamedTuple):
     def rows(self) -> tuple[int, int, int, int, int]:
         """How many of each kind of rows at a site, in the order of TableView."""
         return self.edits, self.rules, self.held, self.watches, self.guards
+
+    @property
+    def acting(self) -> tuple[int, int, int]:
+        """How many rows may act at a site, in the order of Readings.acted."""
+        return self.edits, self.rules, self.held
 
 
 class StepOutput(NamedTuple):
@@ -347,6 +353,7 @@ class Step:
         if readings:
             counted, outcome = self._settle(given, finite, slot, extent)
             self._count(_counted(readings, counted), slot)
+            self._count_groups([reading.acted for reading in readings], counted, slot, extent)
             both = [torch.stack((reading.watched_before, reading.watched_after), -1) for reading in readings]
             every = torch.stack(both).reshape(len(both), *given.shape, -1, 2)
             last = slice(0, 1) if slot is None else (given.sum(-1) - 1).clamp(min=0)
@@ -386,6 +393,18 @@ class Step:
             counts[:, : new.shape[1]] = updated
         else:
             counts.index_copy_(1, slot, updated)
+
+    def _count_groups(
+        self, acted: list[Tensor], counted: Tensor, slot: Tensor | None, extent: Extent
+    ) -> None:
+        """Add at which tokens groups of rows acted; acted: bool [T, rows] of each site."""
+        tokens, activity = self.context.tokens, self.slots.activity
+        if tokens is None:
+            raise RuntimeError("no step is running")
+        if slot is None:
+            activity.count(acted, tokens, counted, extent.acting, extent.groups)
+        else:
+            activity.count_one(slot, acted, tokens, counted, extent.acting, extent.groups)
 
     def _finish(self) -> None:
         context = self.context

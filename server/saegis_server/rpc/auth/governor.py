@@ -16,6 +16,7 @@ from saegis_server.engine.api import Closing, FinishReason, RefusedByPolicyError
 from saegis_server.policy.decide.decision import Decision, Denial, RequestFacts
 from saegis_server.policy.schema.policy import Mode
 from saegis_server.policy.store.store import PolicyStore
+from saegis_server.rpc.auth.attribution import denials_of, effects
 from saegis_server.rpc.auth.identity import current_identity
 from saegis_server.rpc.server.threads import in_own_thread
 from saegis_server.rpc.services.run import CANCELLED, GENERATE, Governed, RequestSummary, Run
@@ -161,6 +162,9 @@ class Governor:
             if closing is not None and run.governed.summary.method == GENERATE:
                 done = closing.done if isinstance(closing, RequestFailed) else closing
                 self._metrics.count_generation(done, run.governed.tenant)
+            if closing is not None:
+                for rule, effect in effects(run.governed.decision, closing):
+                    self._metrics.rules.count(rule, effect, run.governed.tenant)
         except Exception:
             log.exception("decision %s: how it ended is not counted", run.governed.id)
         with self._changed:
@@ -217,6 +221,7 @@ class Governor:
         )
 
     def _count(self, decision: Decision) -> None:
+        self._metrics.rules.deny(denials_of((*decision.denials, *decision.would_deny)))
         denying = {denial.policy for denial in decision.denials}
         ruling = {rule.policy for rule in decision.rules if rule.mode is Mode.ENFORCE}
         warning = {(denial.policy, denial.mode) for denial in decision.would_deny}

@@ -19,6 +19,7 @@ from saegis_server.policy.errors import PolicyError
 from saegis_server.policy.store.history import DiskHistory
 from saegis_server.policy.store.store import PolicyStore
 from saegis_server.problem import Problem
+from saegis_server.rpc.auth.attribution import rules_of
 from saegis_server.rpc.auth.governor import Governor
 from saegis_server.rpc.auth.identities import read_identities
 from saegis_server.rpc.server.config import PolicySettings, ServerConfig, TLSFiles
@@ -123,9 +124,11 @@ def govern(config: ServerConfig, premises: Premises, world: World) -> Governor:
     if policies is not None:
 
         def changed(before: PolicySet, now: PolicySet, urgent: bool) -> None:
+            metrics.rules.show(rules_of(now))
             if urgent:
                 governor.end_all()
 
+        metrics.rules.show(rules_of(policies.active))
         policies.on_change(changed)
     return governor
 

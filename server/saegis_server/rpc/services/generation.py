@@ -163,6 +163,7 @@ class GenerationServicer(Servicer, generation_pb2_grpc.GenerationServiceServicer
                 tenant=governed.tenant,
                 principal=current_identity().name,
                 prefilled=prefilled,
+                groups=governed.groups[: engine.most_groups],
             )
             mailbox = Mailbox(services.unread_limit, lambda: run.end(SlowReaderError.__name__))
 

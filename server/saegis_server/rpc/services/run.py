@@ -22,6 +22,7 @@ from saegis_server.engine.api import (
     RefusedByPolicyError,
     RequestFailed,
     RequestFinished,
+    RowGroup,
 )
 from saegis_server.policy.decide.decision import Decision
 from saegis_server.policy.decide.uses import Use, UseOfRequest
@@ -75,6 +76,11 @@ class Governed:
     def digest(self) -> str:
         """Identifies the program and the guard that may act on it."""
         return self.guard.digest_beside(self.program)
+
+    @property
+    def groups(self) -> tuple[RowGroup, ...]:
+        """The rows that the engine counts together: those of each rule."""
+        return tuple(self.decision.rule_rows.values())
 
     @property
     def baseline(self) -> Baseline:
