@@ -155,6 +155,7 @@ MEANINGS = {
     "--use": "what a request asks for beyond the ordinary",
     "--values": "the values of a clamp to measure",
     "--watch": "a feature whose value is reported",
+    "--watch-feature": "a feature that metrics count",
     "--with": "a text that has what is looked for",
     "--with-file": "texts that have what is looked for",
     "--without": "a text that lacks what is looked for",
@@ -171,7 +172,7 @@ VARIED = {
 #: How text is written that is not one of a set of words. A set of words is an enumeration.
 FREE = """
     ADDRESS CLASS=TENANT,... CODE CODE,CODE... DEVICE FILE FILE|INDEX,INDEX... FILE|MODULE:FUNCTION FILE|TARGET HASH ID
-    KIND=NUMBER FILE|TARGET,TARGET... LABEL NAME NAME=NUMBER NUMBER,NUMBER... PATH_OR_HUB_ID SITE
+    KIND=NUMBER FILE|TARGET,TARGET... LABEL NAME NAME=NUMBER NUMBER,NUMBER... PATH_OR_HUB_ID SAE:INDEX SITE
     SIZE,SIZE... STRENGTH,STRENGTH... TARGET TARGET=FACTOR TARGET=TO:FACTOR[:STRENGTH[:THRESHOLD]]
     TARGET=VALUE TARGET[=STRENGTH] TEXT VALUE,VALUE... WORDS[=STRENGTH] WORD[=VALUE] [ID=]FOLDER
 """

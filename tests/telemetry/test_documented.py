@@ -31,7 +31,7 @@ def test_the_page_and_a_scrape_tell_of_the_same_metrics(tmp_path: Path) -> None:
     policies = {"bundles": [str(write(tmp_path, BAN)), str(write(tmp_path, "mode: audit\n" + BAN, "a"))]}
     audit = {"directory": str(tmp_path / "audit"), "fsync": "never"}
     with (
-        running(policies=policies, audit=audit) as server,
+        running(policies=policies, audit=audit, watch_features=["first:5"]) as server,
         saegis.Client(server.target) as client,
     ):
         client.generate("the river", max_tokens=3, temperature=0.0)

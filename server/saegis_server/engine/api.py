@@ -18,7 +18,7 @@ from torch import Tensor
 from saegis_server.steering.conditions import Condition
 from saegis_server.steering.digest import digest_of
 from saegis_server.steering.program import UNSTEERED, SiteProgram, SteeringProgram
-from saegis_server.steering.rows import Edit
+from saegis_server.steering.rows import Edit, Probe
 from saegis_server.steering.site import Site
 from saegis_server.steering.table import Capacity
 
@@ -206,6 +206,32 @@ def rows_of(program: SteeringProgram, guard: Guard) -> Iterator[tuple[RowName, E
                     yield RowName(site, stage, edit.probe.key, when), edit
 
 
+#: The bounds of how strongly an observed feature fires, as shares of its recorded maximum.
+STRENGTHS = (0.1, 0.25, 0.5, 0.75, 1.0, 1.5)
+
+
+class Observed(NamedTuple):
+    """A feature that is read at every token of every text that is written. maximum: the largest value that is
+    recorded for it, None if there is none."""
+
+    site: Site
+    probe: Probe
+    maximum: float | None = None
+
+
+class Fired(NamedTuple):
+    """On how many tokens a feature was active, on how many its value was above each of STRENGTHS of its
+    maximum, and the sum of these values over it; the latter are 0 without a maximum."""
+
+    tokens: int
+    above: tuple[int, ...]
+    strength: float
+
+
+#: What an observed feature did at the prompt's tokens and at those of the answers.
+Firing = tuple[Fired, Fired]
+
+
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
     """One request: prompt token ids, how to sample and to steer, and until when (time.monotonic seconds).
@@ -357,7 +383,9 @@ class RequestFinished:
     """The last event of a request that ran to its end (also when all its sequences were aborted).
 
     reasons: how each sequence ended; None for one that an error cut off. tokens: how many each one was told.
-    prompt_read: how many tokens of its prompt were read, in the sequence that came furthest.
+    prompt_read: how many tokens of its prompt were read, in the sequence that came furthest. firing: what the
+    features did that were observed when it ended, by site and key; the tokens that FirstToken.left_out counts
+    are left out, those of the prompt count once, however many completions there are.
     """
 
     usage: Usage
@@ -366,6 +394,7 @@ class RequestFinished:
     reasons: tuple[FinishReason | None, ...] = ()
     tokens: tuple[int, ...] = ()
     prompt_read: int = 0
+    firing: Mapping[tuple[Site, str], Firing] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -567,6 +596,13 @@ class Engine(Protocol):
     @property
     def most_groups(self) -> int:
         """How many groups of rows a request may have counted."""
+
+    def observe(self, features: Sequence[Observed]) -> None:
+        """Observe these features from the next step on, in place of those before.
+
+        What was counted of a feature that stays goes on being counted. Raises ValueError for a site that the
+        engine does not have, and for more features at one than it has room for, which is 256 or more.
+        """
 
     @property
     def first_token(self) -> FirstToken:

@@ -10,7 +10,7 @@ from saegis_server.steering.bounds import NO_LIMIT
 from saegis_server.steering.projection import outside, project, rounding
 from saegis_server.steering.rows import Norm
 from saegis_server.steering.table import Bounds, Rows, TableView
-from saegis_server.steering.tokens import Tokens
+from saegis_server.steering.tokens import Spread, Tokens
 
 #: The normalisations of a site whose SAEs have none.
 _PLAIN = frozenset({Norm.NONE})
@@ -28,7 +28,8 @@ class Readings(NamedTuple):
     guarded: float32 [T, G], those of the guards on the clean x;
     edited: bool [T]; bans_fired: float32 [T], how many banned features were active when their
     turn came; relative_norm: float32 [T], ‖x' − x‖/‖x‖. acted: bool [T, E + R + K], of the rows of the edits,
-    the rules and what is held, which asked for a change or, of bans, were active.
+    the rules and what is held, which asked for a change or, of bans, were active. observed: float32 [T, O],
+    the values of what is observed on the clean x.
     """
 
     watched_before: Tensor
@@ -38,6 +39,7 @@ class Readings(NamedTuple):
     bans_fired: Tensor
     relative_norm: Tensor
     acted: Tensor
+    observed: Tensor
 
 
 class _Scales(NamedTuple):
@@ -268,6 +270,8 @@ def apply(
     clean = x.to(torch.float32)
     norm = clean.norm(dim=-1, keepdim=True)
     before, guarded = _watch(clean, view.watches, tokens, norms), _watch(clean, view.guards, tokens, norms)
+    everybody = Tokens(tokens.prompt, Spread.ONE)
+    observed = before[:, :0] if view.observed is None else _watch(clean, view.observed, everybody, norms)
     on = torch.ones_like(tokens.prompt)[:, None] if gates is None else gates(guarded)
     stage = _Stage(tokens, on, norm, norms)
     move, _, edits = stage.edit(clean, view.edits, conditional=False)
@@ -282,5 +286,5 @@ def apply(
     relative = (final - clean).norm(dim=-1) / norm[..., 0].clamp(min=1e-30)
     acted = torch.cat((edits, rules, fired), -1)
     return result, Readings(
-        before, after, guarded, edited, fired.sum(-1, dtype=torch.float32), relative, acted
+        before, after, guarded, edited, fired.sum(-1, dtype=torch.float32), relative, acted, observed
     )

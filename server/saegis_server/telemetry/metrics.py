@@ -13,6 +13,7 @@ from prometheus_client import (
 )
 
 from saegis_server.engine.api import EngineStats, FinishReason, RequestFinished
+from saegis_server.telemetry.features import FeatureSeries
 from saegis_server.telemetry.rules import RuleSeries
 from saegis_server.telemetry.tenants import TenantClasses
 
@@ -88,7 +89,9 @@ class Metrics:
         self.tenants = tenants or TenantClasses()
         ProcessCollector(registry=self.registry)
         self.rules = RuleSeries(self.tenants)
-        self.registry.register(self.rules)
+        self.features = FeatureSeries(self.tenants)
+        for series in (self.rules, self.features):
+            self.registry.register(series)
         self.requests = self._counter(
             "saegis_requests", "RPCs that ended, by method and gRPC status.", "method", "code"
         )

@@ -91,6 +91,7 @@ def serve(
         **asdict(limits),
         "rows": room_for_rows(limits.rows or []),
         "limits": caller_limits(limits.limits or []),
+        "watch_features": limits.watch_features or [],
         "tenant_classes": tenant_classes(limits.tenant_classes or []),
         "ready_file": ready_file,
     }

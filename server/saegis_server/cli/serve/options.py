@@ -215,6 +215,14 @@ class Limits:
             help="Tenants that metrics tell apart as one class; all others are _other. Again for another.",
         ),
     ] = None
+    watch_features: Annotated[
+        list[str] | None,
+        _limits(
+            "--watch-feature",
+            metavar="SAE:INDEX",
+            help="A feature whose firing metrics count, beside those that policies name. Again for another.",
+        ),
+    ] = None
     stall_seconds: Annotated[
         float,
         _limits(

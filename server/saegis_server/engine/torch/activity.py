@@ -164,8 +164,15 @@ def _by_phase(hits: Tensor, tokens: Tokens, counted: Tensor) -> Tensor:
     return (of_token[..., None] * both[:, :, None]).sum(1)
 
 
+def _as_large(one: Tensor, other: Tensor) -> Tensor:
+    """Counts with a place for whatever `other` counts: what came later was not counted before."""
+    grown = torch.zeros_like(other)
+    grown[tuple(slice(size) for size in one.shape)] = one
+    return grown
+
+
 class ActivityTally:
-    """What was counted for one request, over all of its sequences: float32 [G, 2] in the end."""
+    """What was counted for one request, over all of its sequences."""
 
     def __init__(self) -> None:
         self._shared: Tensor | None = None
@@ -173,12 +180,19 @@ class ActivityTally:
 
     def add(self, all_in_all: Tensor, prompt: Tensor) -> None:
         """Add what was counted for one sequence, and what of it at its prompt, which others may share."""
-        own = all_in_all - prompt
-        self._shared = prompt if self._shared is None else torch.maximum(self._shared, prompt)
-        self._own = own if self._own is None else self._own + own
-
-    def result(self, groups: int) -> Tensor:
-        """What all of them come to, float32 [groups, 2]; nothing where no sequence ran."""
+        own = all_in_all - _as_large(prompt, all_in_all)
         if self._shared is None or self._own is None:
-            return torch.zeros(groups, 2)
-        return self._shared + self._own
+            self._shared, self._own = _as_large(prompt, all_in_all), own
+        else:
+            shared, before = _as_large(self._shared, all_in_all), _as_large(self._own, all_in_all)
+            self._shared, self._own = torch.maximum(shared, _as_large(prompt, all_in_all)), before + own
+
+    def result(self) -> Tensor | None:
+        """What all of them come to, of the same shape; None where no sequence ran."""
+        return None if self._shared is None or self._own is None else self._shared + self._own
+
+    def forget(self, site: int, place: int) -> None:
+        """Count what was counted at one place of a site as nothing."""
+        for kept in (self._shared, self._own):
+            if kept is not None and place < kept.shape[1]:
+                kept[site, place] = 0.0

@@ -3,6 +3,7 @@
 import hashlib
 import time
 from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ from saegis_server.engine.api import (
     EngineError,
     Event,
     FinishReason,
+    Firing,
     GenerationRequest,
     Receipt,
     RequestFailed,
@@ -32,6 +34,7 @@ from saegis_server.engine.torch.step import SMALLEST, Extent
 from saegis_server.engine.torch.tally import Tally
 from saegis_server.engine.torch.text import TextStream
 from saegis_server.steering.rows import Edit, Phase
+from saegis_server.steering.site import Site
 
 
 class RowCounts(NamedTuple):
@@ -45,6 +48,7 @@ class RowCounts(NamedTuple):
     watches: int
     guards: int
     groups: int = 0
+    observed: int = 0
     comparisons: int = 0
     gates: int = 0
 
@@ -74,6 +78,7 @@ class RowCounts(NamedTuple):
             max((site.held for site in sites), default=0),
             max((len(site.watches) for site in sites), default=0),
             max((len(site.guards) for site in sites), default=0),
+            0,
             0,
             *conditions,
         )
@@ -110,6 +115,8 @@ class Running:
         self._told: Counter[int] = Counter()
         self.tally = Tally(admitted.digest, program, unmoved)
         self.activity = ActivityTally()
+        self.observed = ActivityTally()
+        self.as_firing: Callable[[Tensor], Mapping[tuple[Site, str], Firing]] | None = None
         self.submitted = time.monotonic()
         self.began: float | None = None
         self.first_token: float | None = None
@@ -150,13 +157,16 @@ class Running:
         reasons = tuple(sequence.reason for sequence in self.sequences)
         tokens = tuple(self._told[sequence.index] for sequence in self.sequences)
         read = max((sequence.read for sequence in self.sequences), default=0)
-        done = RequestFinished(usage, self._receipt(), timings, reasons, tokens, read)
+        receipt, observed = self._receipt(), self.observed.result()
+        firing = {} if observed is None or self.as_firing is None else self.as_firing(observed)
+        done = RequestFinished(usage, receipt, timings, reasons, tokens, read, firing)
         self.events.append(done if self._error is None else RequestFailed(self._error, done))
 
     def _receipt(self) -> Receipt:
         in_force = self.program if self.guard is None else self.guard.came_in_force
-        counts = self.activity.result(len(self.request.groups)).tolist()
-        acted = tuple(Acted(*map(int, pair)) for pair in counts)
+        counts = self.activity.result()
+        pairs = [(0, 0)] * len(self.request.groups) if counts is None else counts.tolist()
+        acted = tuple(Acted(*map(int, pair)) for pair in pairs)
         receipt = replace(self.tally.receipt(in_force), acted=acted)
         return receipt if self.guard is None else self.guard.complete(receipt)
 
@@ -167,8 +177,8 @@ class Sequence:
 
     stops: the tokens that end it; ends: those of them that are the model's own. read: how many tokens of its
     prompt its slot holds. held: what will be told once its token has been judged, and `closing`, how it
-    ends then. prompt_counts, prompt_activity: what was counted at its prompt, where others have the same one.
-    rows: how many its program has.
+    ends then. prompt_counts, prompt_activity, prompt_observed: what was counted at its prompt, where others
+    have the same one. rows: how many its program has.
     """
 
     running: Running
@@ -187,6 +197,7 @@ class Sequence:
     held: Delta | None = None
     prompt_counts: list[list[float]] | None = None
     prompt_activity: Tensor | None = None
+    prompt_observed: Tensor | None = None
     closing: SequenceFinished | None = None
     rows: RowCounts = field(init=False)
 
@@ -327,7 +338,11 @@ class Sequence:
         return values[0] if len(values) == 1 else value + sum(changed - value for changed in values)
 
 
-def extent_of(batch: int, length: int, sequences: list[Sequence]) -> Extent:
-    """How much a step of some sequences reads: `batch` rows, `length` tokens, as many rows as they have."""
+def extent_of(batch: int, length: int, sequences: list[Sequence], observed: int = 0) -> Extent:
+    """How much a step of some sequences reads: `batch` rows, `length` tokens, as many rows as they have.
+
+    observed: how many features are observed at a site.
+    """
     kinds = zip(*{sequence.rows for sequence in sequences}, strict=True)
-    return Extent(max(batch, SMALLEST), max(length, SMALLEST), *(max(SMALLEST, *kind) for kind in kinds))
+    extent = Extent(max(batch, SMALLEST), max(length, SMALLEST), *(max(SMALLEST, *kind) for kind in kinds))
+    return extent._replace(observed=max(SMALLEST, observed))

@@ -11,6 +11,7 @@ from saegis_server.engine.api import RowGroup, SamplingParams
 from saegis_server.engine.torch.activity import SlotActivity
 from saegis_server.engine.torch.conditions import SlotConditions
 from saegis_server.engine.torch.context import KVCache
+from saegis_server.engine.torch.observing import SlotObserving
 from saegis_server.engine.torch.sampler import sampling_table
 from saegis_server.steering.admitted import AdmittedRows, Room
 from saegis_server.steering.conditions import CompiledConditions
@@ -87,6 +88,7 @@ class Slots:
         self._counted_before = torch.zeros_like(self.state.counted)
         self.conditions = SlotConditions(len(sites), rows, capacity.conditions, capacity.watches + 1, device)
         self.activity = SlotActivity(sites, rows, capacity, device)
+        self.observing = SlotObserving(sites, rows, width, device)
 
     @torch.inference_mode()
     def load(
@@ -128,6 +130,7 @@ class Slots:
                 table.bias[slot, list(sampling.logit_bias)] = biases.to(table.bias.device)
         self.conditions.load(slot, conditions)
         self.activity.load(slot, program, groups)
+        self.observing.forget(slot)
         for steering in self.tables.values():
             steering.clear(slot)
         for site, rows in program.items():
@@ -143,6 +146,7 @@ class Slots:
         self.state.counted[:, slot] = 0.0
         self.conditions.read_again(slot)
         self.activity.forget(slot)
+        self.observing.forget(slot)
 
     @torch.inference_mode()
     def remember(self) -> None:
@@ -150,6 +154,7 @@ class Slots:
         self._counted_before.copy_(self.state.counted)
         self.conditions.remember()
         self.activity.remember()
+        self.observing.remember()
 
     @torch.inference_mode()
     def rewind(self, tokens: list[int], positions: list[int]) -> None:
@@ -159,6 +164,7 @@ class Slots:
         self.state.counted.copy_(self._counted_before)
         self.conditions.rewind()
         self.activity.rewind()
+        self.observing.rewind()
 
     @torch.inference_mode()
     def move(self, source: int, target: int, length: int) -> None:
@@ -173,6 +179,7 @@ class Slots:
         self.state.counted[:, target] = self.state.counted[:, source]
         self.conditions.move(source, target)
         self.activity.move(source, target)
+        self.observing.move(source, target)
 
     @torch.inference_mode()
     def release(self, slot: int) -> None:

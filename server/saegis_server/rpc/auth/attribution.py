@@ -4,12 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from saegis_server.engine.api import Acted, Closing, Receipt, RefusedByPolicyError, RequestFailed
+from saegis_server.engine.api import (
+    Acted,
+    Closing,
+    Guard,
+    Receipt,
+    RefusedByPolicyError,
+    RequestFailed,
+    RowGroup,
+    RowName,
+    rows_of,
+)
 from saegis_server.policy.decide.decide import PolicySet
 from saegis_server.policy.decide.decision import AppliedRule, Decision, Denial
 from saegis_server.policy.schema.policy import Mode
+from saegis_server.rpc.auth.watch_set import WatchSet
+from saegis_server.steering.program import SteeringProgram
+from saegis_server.telemetry.features import FeatureName
 from saegis_server.telemetry.rules import RuleEffect, RuleName
 
+#: What happens to a feature, edited or banned, and the feature.
+FeatureRows = tuple[str, FeatureName]
 #: The mode of a rule that is evaluated beside the revision in force.
 _CANDIDATE = "candidate"
 
@@ -26,6 +41,19 @@ def rules_of(policies: PolicySet) -> dict[RuleName, bool]:
     standing += [rule for policy in policies.candidates for rule in policy.standing(candidate=True)]
     applied = [rule.applied() for rule in standing]
     return {rule_name(rule): rule.conditional for rule in applied}
+
+
+def feature_rows(
+    program: SteeringProgram, guard: Guard, watch: WatchSet | None
+) -> dict[FeatureRows, RowGroup]:
+    """The rows that edit and that ban each feature of a request, as series name the feature."""
+    rows: dict[FeatureRows, set[RowName]] = {}
+    for row, _ in rows_of(program, guard):
+        name = None if watch is None else watch.name(row.site, row.key)
+        if name is not None:
+            event = "banned" if row.stage == "bans" else "edited"
+            rows.setdefault((event, name), set()).add(row)
+    return {feature: frozenset(names) for feature, names in rows.items()}
 
 
 def denials_of(denials: Iterable[Denial]) -> set[RuleName]:

@@ -12,12 +12,13 @@ from uuid import uuid4
 
 from saegis_server.audit.log import AuditLog
 from saegis_server.audit.records import DecisionRecord, Fields
-from saegis_server.engine.api import Closing, FinishReason, RefusedByPolicyError, RequestFailed
+from saegis_server.engine.api import UNGUARDED, Closing, FinishReason, RefusedByPolicyError, RequestFailed
 from saegis_server.policy.decide.decision import Decision, Denial, RequestFacts
 from saegis_server.policy.schema.policy import Mode
 from saegis_server.policy.store.store import PolicyStore
-from saegis_server.rpc.auth.attribution import denials_of, effects
+from saegis_server.rpc.auth.attribution import denials_of, effects, feature_rows
 from saegis_server.rpc.auth.identity import current_identity
+from saegis_server.rpc.auth.watch_set import WatchSet
 from saegis_server.rpc.server.threads import in_own_thread
 from saegis_server.rpc.services.run import CANCELLED, GENERATE, Governed, RequestSummary, Run
 from saegis_server.rpc.wire.problems import InFlightError, NotServingError, PolicyDeniedError
@@ -50,6 +51,8 @@ class Governor:
         self._model, self._capacity, self._metrics = model, capacity, metrics
         #: Runs work off the event loop.
         self.in_thread: Callable[[Callable[[], Decision]], Awaitable[Decision]] = in_own_thread
+        #: The features that are counted, once there is an engine to count them.
+        self.watch_set: WatchSet | None = None
         self._names: set[tuple[str, str]] = set()
         self._changed = Condition()
         self._runs: set[Run] = set()
@@ -128,7 +131,9 @@ class Governor:
 
     async def _governed(self, summary: RequestSummary, steering: RequestSteering) -> Governed:
         if self.policies is None:
-            return Governed(_name(), current_identity().tenant, summary, steering.program, self._ended)
+            tenant, program = current_identity().tenant, steering.program
+            features = feature_rows(program, UNGUARDED, self.watch_set)
+            return Governed(_name(), tenant, summary, program, self._ended, features=features)
         return await self._decided(self.policies, summary, steering)
 
     async def _decided(
@@ -146,7 +151,9 @@ class Governor:
             # If the request's rows exceed the room by themselves, that error comes before a denial.
             steering.require_room(self._capacity)
         self._count(decision)
-        return Governed(_name(), identity.tenant, summary, decision.program, ended, decision.guard, decision)
+        program, guard = decision.program, decision.guard
+        features = feature_rows(program, guard, self.watch_set)
+        return Governed(_name(), identity.tenant, summary, program, ended, guard, decision, features)
 
     async def _recorded(self, run: Run) -> None:
         """Wait until the log holds the record of a request's end. Raises AuditUnavailableError."""
@@ -163,8 +170,7 @@ class Governor:
                 done = closing.done if isinstance(closing, RequestFailed) else closing
                 self._metrics.count_generation(done, run.governed.tenant)
             if closing is not None:
-                for rule, effect in effects(run.governed.decision, closing):
-                    self._metrics.rules.count(rule, effect, run.governed.tenant)
+                self._count_effects(run.governed, closing)
         except Exception:
             log.exception("decision %s: how it ended is not counted", run.governed.id)
         with self._changed:
@@ -176,6 +182,17 @@ class Governor:
         denied = replace(governed.decision, allowed=False, denials=(Denial(policy, rule, error.message),))
         self._metrics.policy_decisions.labels(policy, "deny", Mode.ENFORCE).inc()
         return PolicyDeniedError(governed.id, denied)
+
+    def _count_effects(self, governed: Governed, closing: Closing) -> None:
+        """Count what rules did to a request that the engine had, and what features did in it."""
+        done = closing.done if isinstance(closing, RequestFailed) else closing
+        for rule, effect in effects(governed.decision, closing):
+            self._metrics.rules.count(rule, effect, governed.tenant)
+        of_features = done.receipt.acted[len(governed.decision.rule_rows) :]
+        for (event, feature), acted in zip(governed.features, of_features, strict=False):
+            self._metrics.features.acted(event, feature, acted, governed.tenant)
+        if self.watch_set is not None:
+            self._metrics.features.fired(self.watch_set.fired(done.firing), governed.tenant)
 
     def close(self) -> None:
         """Write the pending records and close the files. Waits a while for running requests to end."""

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_vali
 from saegis_server.audit.log import AuditSettings
 from saegis_server.policy.errors import Unmatched
 from saegis_server.rpc.server.limits import Limits
+from saegis_server.telemetry.features import MOST_FEATURES
 from saegis_server.telemetry.tenants import TenantClasses
 
 #: gRPC's own default; prompts of a model with a context of a million tokens fit.
@@ -80,9 +81,10 @@ class ServerConfig(_Strict):
     audit: the log of decisions and answers; without it there is none. compile: "auto" compiles if a C++
     compiler is found. stall_seconds: if the event loop does not answer for this long, the server is not live,
     and after six times as long the process ends; 0 turns both off. tenant_classes: the tenants of each class
-    by which metrics tell tenants apart; all others are one class. ready_file: written as JSON (target,
-    metrics_port, pid) once the server serves. unix: the path of a Unix socket to listen on instead of host
-    and port; only its owner can connect.
+    by which metrics tell tenants apart; all others are one class. watch_features: further features, beside
+    those that policies name, whose firing metrics count, as SAE:INDEX, or INDEX where there is one SAE.
+    ready_file: written as JSON (target, metrics_port, pid) once the server serves. unix: the path of a Unix
+    socket to listen on instead of host and port; only its owner can connect.
     Raises pydantic's ValidationError for unknown keys and values out of range.
     """
 
@@ -112,6 +114,7 @@ class ServerConfig(_Strict):
     metrics_host: str = "127.0.0.1"
     metrics_port: int | None = Field(default=9464, ge=0, le=65535)
     tenant_classes: dict[ClassName, tuple[str, ...]] = {}
+    watch_features: tuple[str, ...] = Field(default=(), max_length=MOST_FEATURES)
     grace_seconds: float = Field(default=30.0, ge=0.0, le=3600.0)
     stall_seconds: float = Field(default=10.0, ge=0.0, le=3600.0)
     ready_file: Path | None = None

@@ -8,25 +8,29 @@ import torch
 from torch import Tensor
 
 from saegis.version import __version__
-from saegis_server.engine.api import FirstToken, Limits, Progress
+from saegis_server.engine.api import Engine, FirstToken, Limits, Progress
 from saegis_server.engine.torch.build import build_step, compiles
 from saegis_server.engine.torch.engine import TorchEngine
 from saegis_server.engine.torch.loading import LoadedModel, check_device, check_dtype, load_model
 from saegis_server.engine.torch.site_reading import show_sites
 from saegis_server.engine.torch.step import Step
+from saegis_server.policy.decide.decide import PolicySet
 from saegis_server.policy.decide.world import World
+from saegis_server.policy.store.store import PolicyStore
 from saegis_server.rpc.auth.identities import callers_of
+from saegis_server.rpc.auth.watch_set import WatchSet, features_of, named_feature
 from saegis_server.rpc.server.config import ServerConfig
 from saegis_server.rpc.server.premises import Premises, govern
 from saegis_server.rpc.server.sae_sources import PlacedSAE, Survey, check_sae, read_sae
 from saegis_server.rpc.services.shared import ModelFacts, Services
 from saegis_server.rpc.wire.prompts import PromptReader
 from saegis_server.rpc.wire.targets import Targets
-from saegis_server.sae.catalog import Catalog, LoadedSAE
+from saegis_server.sae.catalog import Catalog, CatalogError, LoadedSAE
 from saegis_server.sae.labels import LABELS_FILE
 from saegis_server.steering.rows import Norm
 from saegis_server.steering.site import Site
 from saegis_server.steering.table import Capacity
+from saegis_server.telemetry.metrics import Metrics
 
 log = logging.getLogger("saegis.rpc")
 
@@ -96,6 +100,7 @@ def services(
         callers=callers_of(config.identities),
     )
     governor = govern(config, premises, world)
+    governor.watch_set = _watch_set(config, engine, targets.catalog, metrics, governor.policies)
     made = Services(
         engine,
         facts,
@@ -112,6 +117,28 @@ def services(
     governor.in_thread = made.before_running
     metrics.observe_work(made.work)
     return made
+
+
+def _watch_set(
+    config: ServerConfig, engine: Engine, catalog: Catalog, metrics: Metrics, policies: PolicyStore | None
+) -> WatchSet:
+    """The features that are counted, which follow the policies in force.
+
+    Raises ValueError for a name that means no feature.
+    """
+    try:
+        own = [named_feature(text, catalog) for text in config.watch_features]
+    except CatalogError as error:
+        raise ValueError(str(error)) from error
+    watch_set = WatchSet(engine, catalog, metrics.features, own)
+    if policies is not None:
+
+        def changed(before: PolicySet, now: PolicySet, urgent: bool) -> None:
+            watch_set.watch(features_of(now))
+
+        watch_set.watch(features_of(policies.active))
+        policies.on_change(changed)
+    return watch_set
 
 
 def _step(config: ServerConfig, loaded: LoadedModel, placed: Sequence[PlacedSAE], compiled: bool) -> Step:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from threading import Lock
 
@@ -26,6 +26,7 @@ from saegis_server.engine.api import (
 )
 from saegis_server.policy.decide.decision import Decision
 from saegis_server.policy.decide.uses import Use, UseOfRequest
+from saegis_server.rpc.auth.attribution import FeatureRows
 from saegis_server.steering.program import SteeringProgram
 
 log = logging.getLogger("saegis.rpc")
@@ -61,7 +62,8 @@ class Governed:
     """A request with its decision and what it runs under.
 
     id: the decision's id, also used by the engine, the receipt and the audit log. ended: how often, at the
-    time of the decision, urgent policies had ended all requests.
+    time of the decision, urgent policies had ended all requests. features: the rows that edit and that ban
+    each feature, by what series call it.
     """
 
     id: str
@@ -71,6 +73,7 @@ class Governed:
     ended: int
     guard: Guard = UNGUARDED
     decision: Decision = NO_POLICIES
+    features: Mapping[FeatureRows, RowGroup] = field(default_factory=dict)
 
     @cached_property
     def digest(self) -> str:
@@ -79,8 +82,8 @@ class Governed:
 
     @property
     def groups(self) -> tuple[RowGroup, ...]:
-        """The rows that the engine counts together: those of each rule."""
-        return tuple(self.decision.rule_rows.values())
+        """The rows that the engine counts together: those of each rule, and then of each feature."""
+        return (*self.decision.rule_rows.values(), *self.features.values())
 
     @property
     def baseline(self) -> Baseline:
