@@ -72,7 +72,7 @@ class Governor:
             if not governed.decision.allowed:
                 await self._record_decision(governed, steering)
                 raise PolicyDeniedError(governed.id, governed.decision)
-            run = Run(governed, self.audit.append if self.audit else None, self._ended_with)
+            run = Run(governed, self.audit.append if self.audit else None, self._forget, self._count_run)
             with self._changed:
                 self._runs.add(run)
             try:
@@ -162,20 +162,20 @@ class Governor:
         else:
             await self.audit.written(run.record)
 
-    def _ended_with(self, run: Run, reasons: tuple[str, ...], closing: Closing | None) -> None:
-        """Count and forget a run that has ended and whose record is being written. On any thread."""
+    def _forget(self, run: Run) -> None:
+        """Forget a run that has ended and whose record is being written."""
+        with self._changed:
+            self._runs.discard(run)
+            self._changed.notify_all()
+
+    def _count_run(self, run: Run, reasons: tuple[str, ...], closing: Closing | None) -> None:
+        """Count a run that has ended, before anybody learns of it. On any thread; never raises."""
         try:
             self._metrics.count_answers(reasons)
-            if closing is not None and run.governed.summary.method == GENERATE:
-                done = closing.done if isinstance(closing, RequestFailed) else closing
-                self._metrics.count_generation(done, run.governed.tenant)
             if closing is not None:
                 self._count_effects(run.governed, closing)
         except Exception:
             log.exception("decision %s: how it ended is not counted", run.governed.id)
-        with self._changed:
-            self._runs.discard(run)
-            self._changed.notify_all()
 
     def _refusal(self, governed: Governed, error: RefusedByPolicyError) -> PolicyDeniedError:
         policy, _, rule = error.name.partition("/")
@@ -186,6 +186,8 @@ class Governor:
     def _count_effects(self, governed: Governed, closing: Closing) -> None:
         """Count what rules did to a request that the engine had, and what features did in it."""
         done = closing.done if isinstance(closing, RequestFailed) else closing
+        if governed.summary.method == GENERATE:
+            self._metrics.count_generation(done, governed.tenant)
         for rule, effect in effects(governed.decision, closing):
             self._metrics.rules.count(rule, effect, governed.tenant)
         of_features = done.receipt.acted[len(governed.decision.rule_rows) :]

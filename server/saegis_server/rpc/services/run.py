@@ -102,12 +102,14 @@ class Run:
         self,
         governed: Governed,
         append: Callable[[AnswerRecord], Future[Link]] | None,
-        recorded: Callable[[Run, tuple[str, ...], Closing | None], None],
+        recorded: Callable[[Run], None],
+        count: Callable[[Run, tuple[str, ...], Closing | None], None] = lambda *_: None,
     ) -> None:
-        """`append` writes a record, None for no log; `recorded` is called once the record is on its way, with
-        how its answers ended and the engine's last event, None if the engine never had it."""
+        """`append` writes a record, None for no log; `recorded` is called once the record is on its way, and
+        `count` before that, with how the answers ended and the engine's last event, None if it has none. It
+        must not raise."""
         self.governed = governed
-        self._append, self._recorded = append, recorded
+        self._append, self._recorded, self._count = append, recorded, count
         self._lock = Lock()
         self._handed_over = self._is_recorded = False
         self._cancel: Callable[[], object] | None = None
@@ -171,6 +173,7 @@ class Run:
             if self._is_recorded:
                 return
             self._is_recorded = True
+        self._count(self, reasons, closing)
         try:
             if self._append is None:
                 self.record.set_result(None)
@@ -179,7 +182,7 @@ class Run:
         except Exception as error:
             log.exception("decision %s: how it ended is not recorded", self.governed.id)
             self.record.set_exception(error)
-        self._recorded(self, reasons, closing)
+        self._recorded(self)
 
     def _written(self, place: Future[Link]) -> None:
         if (error := place.exception()) is not None:
