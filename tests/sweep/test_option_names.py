@@ -120,6 +120,7 @@ MEANINGS = {
     "--rows": "room for rows of a kind",
     "--sae": "an SAE, by path or hub id",
     "--sae-id": "an SAE, by its id on the server",
+    "--sample-saes": "how often metrics measure the SAEs",
     "--samples": "answers to a prompt",
     "--scale": "an edit that scales a feature",
     "--scorer": "what scores answers",
@@ -171,10 +172,11 @@ VARIED = {
 }
 #: How text is written that is not one of a set of words. A set of words is an enumeration.
 FREE = """
-    ADDRESS CLASS=TENANT,... CODE CODE,CODE... DEVICE FILE FILE|INDEX,INDEX... FILE|MODULE:FUNCTION FILE|TARGET HASH ID
-    KIND=NUMBER FILE|TARGET,TARGET... LABEL NAME NAME=NUMBER NUMBER,NUMBER... PATH_OR_HUB_ID SAE:INDEX SITE
-    SIZE,SIZE... STRENGTH,STRENGTH... TARGET TARGET=FACTOR TARGET=TO:FACTOR[:STRENGTH[:THRESHOLD]]
-    TARGET=VALUE TARGET[=STRENGTH] TEXT VALUE,VALUE... WORDS[=STRENGTH] WORD[=VALUE] [ID=]FOLDER
+    ADDRESS CLASS=TENANT,... CODE CODE,CODE... DEVICE FILE FILE|INDEX,INDEX... FILE|MODULE:FUNCTION
+    FILE|TARGET HASH ID KIND=NUMBER FILE|TARGET,TARGET... LABEL NAME NAME=NUMBER NUMBER,NUMBER...
+    PATH_OR_HUB_ID SAE:INDEX SITE SIZE,SIZE... STRENGTH,STRENGTH... TARGET TARGET=FACTOR
+    TARGET=TO:FACTOR[:STRENGTH[:THRESHOLD]] TARGET=VALUE TARGET[=STRENGTH] TEXT VALUE,VALUE...
+    WORDS[=STRENGTH] WORD[=VALUE] [ID=]FOLDER
 """
 
 

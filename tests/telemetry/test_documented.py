@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import saegis
-from tests.rpc.harness import running
+from tests.rpc.harness import eventually, running
 from tests.rpc.test_governor import BAN, write
 from tests.telemetry.promtool import check_metrics
 from tests.telemetry.scrape import scrape
@@ -27,14 +27,23 @@ def documented() -> dict[str, set[str]]:
     return found
 
 
+def test_every_query_of_the_page_is_of_documented_metrics() -> None:
+    queried = set(re.findall(r"saegis_\w+", PAGE.read_text().partition("## Questions")[2]))
+    of_histograms = {f"{name}_bucket" for name in documented()}
+    assert queried
+    assert queried <= set(documented()) | of_histograms
+
+
 def test_the_page_and_a_scrape_tell_of_the_same_metrics(tmp_path: Path) -> None:
     policies = {"bundles": [str(write(tmp_path, BAN)), str(write(tmp_path, "mode: audit\n" + BAN, "a"))]}
     audit = {"directory": str(tmp_path / "audit"), "fsync": "never"}
     with (
-        running(policies=policies, audit=audit, watch_features=["first:5"]) as server,
+        running(policies=policies, audit=audit, watch_features=["first:5"], sample_seconds=0.001) as server,
         saegis.Client(server.target) as client,
     ):
         client.generate("the river", max_tokens=3, temperature=0.0)
+        # A sample is taken while the answer is written, or soon after.
+        eventually(lambda: bool(list(scrape(server).samples("saegis_sae_active_features_count"))))
         found = scrape(server)
     told = {
         family.name + ("_total" if family.type == "counter" else ""): {

@@ -24,6 +24,8 @@ _REQUEST_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.
 _TOKEN_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 _STALL_BUCKETS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 _MOVE_BUCKETS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+_ACTIVE_BUCKETS = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0)
+_ERROR_BUCKETS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
 #: The gauges of the engine's load.
 _LOAD: tuple[tuple[str, str, Callable[[EngineStats], float]], ...] = (
     ("saegis_requests_running", "Sequences that are being generated.", lambda load: load.running),
@@ -58,6 +60,8 @@ _ERROR = "error"
 _TRUTHS = ("false", "true")
 #: The label for all methods outside the server's contract, so that there are few labels.
 OTHER_METHOD = "other"
+#: What the methods begin with whose duration is told for each.
+_WRITING = "/saegis.v1.GenerationService/"
 #: The kinds of error that can keep a bundle from coming in force; see policy.errors.
 POLICY_FAILURES = (
     "bundle",
@@ -97,7 +101,7 @@ class Metrics:
         )
         self.request_seconds = self._histogram(
             "saegis_request_duration_seconds",
-            "Time from an RPC's arrival to its end.",
+            "Time from an RPC's arrival to its end, of those that write or score texts, and all others.",
             _REQUEST_BUCKETS,
             "method",
         )
@@ -223,6 +227,20 @@ class Metrics:
             _MOVE_BUCKETS,
             "site",
         )
+        self.active_features = self._histogram(
+            "saegis_sae_active_features",
+            "Features that are active at a token, of prompts that are sampled, as the model has them.",
+            _ACTIVE_BUCKETS,
+            "sae",
+            "site",
+        )
+        self.reconstruction_error = self._histogram(
+            "saegis_sae_reconstruction_error_ratio",
+            "What an SAE leaves out of an activation, ‖x − x̂‖/‖x‖ by token, of prompts that are sampled.",
+            _ERROR_BUCKETS,
+            "sae",
+            "site",
+        )
 
     def _identity_series(self) -> None:
         self.authentication_failures = self._counter(
@@ -313,7 +331,8 @@ class Metrics:
     def count_rpc(self, method: str, code: str, seconds: float) -> None:
         """Count one RPC that ended."""
         self.requests.labels(method, code).inc()
-        self.request_seconds.labels(method).observe(seconds)
+        written = method if method.startswith(_WRITING) else OTHER_METHOD
+        self.request_seconds.labels(written).observe(seconds)
 
     def count_authentication_failure(self, reason: str) -> None:
         """Count one RPC whose caller nobody knows."""
@@ -330,6 +349,12 @@ class Metrics:
     def show_sae(self, sae: str, site: str, features: int) -> None:
         """Tell of an SAE that is served."""
         self.sae_info.labels(sae, site, str(features)).set(1)
+
+    def observe_sae(self, sae: str, site: str, active: Sequence[float], errors: Sequence[float]) -> None:
+        """Note of tokens that were sampled how many features were active, and what the SAE left out."""
+        for histogram, values in ((self.active_features, active), (self.reconstruction_error, errors)):
+            for value in values:
+                histogram.labels(sae, site).observe(value)
 
     def count_answers(self, reasons: Sequence[str]) -> None:
         """Count the answers of one request, by how each of them ended."""

@@ -16,7 +16,7 @@ from saegis_server.telemetry.tenants import ALL, OTHER, TenantClasses
 
 #: About how many series there may be by rule; beyond it tenant classes are not told apart, then further rules
 #: are OTHER.
-ROOM = 300
+ROOM = 250
 #: The most series of a rule beside those by tenant class: tokens by phase, conditions, and what it ended.
 _OF_A_RULE = 4
 MOST_RULES = ROOM // (_OF_A_RULE + 1)

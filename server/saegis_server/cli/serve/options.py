@@ -223,6 +223,15 @@ class Limits:
             help="A feature whose firing metrics count, beside those that policies name. Again for another.",
         ),
     ] = None
+    sample_seconds: Annotated[
+        float,
+        _limits(
+            "--sample-saes",
+            min=0.0,
+            max=86_400.0,
+            help="Seconds between two prompts that are encoded whole, for metrics of the SAEs; 0 is never.",
+        ),
+    ] = 10.0
     stall_seconds: Annotated[
         float,
         _limits(

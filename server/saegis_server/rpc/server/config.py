@@ -83,8 +83,9 @@ class ServerConfig(_Strict):
     and after six times as long the process ends; 0 turns both off. tenant_classes: the tenants of each class
     by which metrics tell tenants apart; all others are one class. watch_features: further features, beside
     those that policies name, whose firing metrics count, as SAE:INDEX, or INDEX where there is one SAE.
-    ready_file: written as JSON (target, metrics_port, pid) once the server serves. unix: the path of a Unix
-    socket to listen on instead of host and port; only its owner can connect.
+    sample_seconds: how often a prompt is encoded whole, to tell how many features fire and how well SAEs fit;
+    0 for never. ready_file: written as JSON (target, metrics_port, pid) once the server serves. unix: the
+    path of a Unix socket to listen on instead of host and port; only its owner can connect.
     Raises pydantic's ValidationError for unknown keys and values out of range.
     """
 
@@ -114,6 +115,7 @@ class ServerConfig(_Strict):
     metrics_host: str = "127.0.0.1"
     metrics_port: int | None = Field(default=9464, ge=0, le=65535)
     tenant_classes: dict[ClassName, tuple[str, ...]] = {}
+    sample_seconds: float = Field(default=10.0, ge=0.0, le=86_400.0)
     watch_features: tuple[str, ...] = Field(default=(), max_length=MOST_FEATURES)
     grace_seconds: float = Field(default=30.0, ge=0.0, le=3600.0)
     stall_seconds: float = Field(default=10.0, ge=0.0, le=3600.0)

@@ -110,6 +110,7 @@ def services(
         governor,
         config.max_message_bytes,
         limiter=premises.limiter,
+        sample_seconds=config.sample_seconds,
     )
     for entry in saes:
         # Build the index now; otherwise the first request would build it on the event loop.

@@ -31,7 +31,8 @@ from saegis_server.rpc.auth.roles import Role, needs, serves
 from saegis_server.rpc.server.interceptor import LONGEST_REQUEST_ID, request_id, usable_request_id
 from saegis_server.rpc.server.threads import in_own_thread
 from saegis_server.rpc.services.run import GENERATE, Governed, RequestSummary, Run
-from saegis_server.rpc.services.shared import Context, Servicer
+from saegis_server.rpc.services.sae_sampler import SAESampler
+from saegis_server.rpc.services.shared import Context, Servicer, Services
 from saegis_server.rpc.wire import convert
 from saegis_server.rpc.wire.mailbox import Mailbox, closing
 from saegis_server.rpc.wire.problems import SlowReaderError
@@ -50,6 +51,10 @@ LONG_ANSWER = 512
 @serves(pb.DESCRIPTOR.services_by_name["GenerationService"])
 class GenerationServicer(Servicer, generation_pb2_grpc.GenerationServiceServicer):
     """Generates and scores text."""
+
+    def __init__(self, services: Services) -> None:
+        super().__init__(services)
+        self._sampler = SAESampler(services)
 
     @needs(Role.USE, large=True, further={"steering": Role.STEER})
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> pb.GenerateResponse:
@@ -181,6 +186,7 @@ class GenerationServicer(Servicer, generation_pb2_grpc.GenerationServiceServicer
             if governor.is_outdated(governed):
                 # When an urgent policy ended all requests, the engine may not have had this one yet.
                 run.end()
+            self._sampler.offer(prompt)
             details = convert.TokenDetails(request.sampling.logprobs is not None, steering.watches)
             yield _Running(mailbox, details, governed)
 
