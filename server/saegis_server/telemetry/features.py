@@ -78,6 +78,8 @@ class _Count:
 
     def total(self, event: str, phase: str, tenant_class: str) -> int:
         """How many tokens; ALL adds up."""
+        if ALL not in (phase, tenant_class):
+            return self.events.get((event, phase, tenant_class), 0)
         return sum(
             tokens
             for (known, at, of), tokens in self.events.items()
@@ -142,27 +144,32 @@ class FeatureSeries(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """The families, at a scrape."""
+        # Whoever reads them may be slow, and nobody who counts may wait for that.
         with self._lock:
-            detail = next((each for each in _DETAILS if self._size(each) <= ROOM), _DETAILS[-1])
-            phases = _PHASES if detail.phases else (ALL,)
-            classes = self._tenants.names if detail.classes else (ALL,)
-            for event, description in _EVENTS.items():
-                labels = (*FeatureName._fields, "phase", "tenant_class")
-                family = CounterMetricFamily(f"saegis_feature_{event}_tokens", description, labels=labels)
-                for name, count in self._counts.items():
-                    if name.feature == OTHER and event == "fired":
-                        continue
-                    for phase in phases:
-                        for tenant_class in classes:
-                            value = count.total(event, phase, tenant_class)
-                            family.add_metric((*name, phase, tenant_class), value)
-                yield family
-            yield self._histograms(detail)
-            yield GaugeMetricFamily(
-                "saegis_features_left_out",
-                "Features that policies or the operator name, for which there is no room among the watched.",
-                value=self._left_out,
-            )
+            families = list(self._families())
+        yield from families
+
+    def _families(self) -> Iterator[Metric]:
+        detail = next((each for each in _DETAILS if self._size(each) <= ROOM), _DETAILS[-1])
+        phases = _PHASES if detail.phases else (ALL,)
+        classes = self._tenants.names if detail.classes else (ALL,)
+        for event, description in _EVENTS.items():
+            labels = (*FeatureName._fields, "phase", "tenant_class")
+            family = CounterMetricFamily(f"saegis_feature_{event}_tokens", description, labels=labels)
+            for name, count in self._counts.items():
+                if name.feature == OTHER and event == "fired":
+                    continue
+                for phase in phases:
+                    for tenant_class in classes:
+                        value = count.total(event, phase, tenant_class)
+                        family.add_metric((*name, phase, tenant_class), value)
+            yield family
+        yield self._histograms(detail)
+        yield GaugeMetricFamily(
+            "saegis_features_left_out",
+            "Features that policies or the operator name, for which there is no room among the watched.",
+            value=self._left_out,
+        )
 
     def _size(self, detail: _Detail) -> int:
         """How many series there are with so much detail."""

@@ -113,50 +113,55 @@ class RuleSeries(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """The families, at a scrape."""
+        # Whoever reads them may be slow, and nobody who counts may wait for that.
         with self._lock:
-            yield self._requests()
-            yield self._family(
-                "tokens",
-                "Tokens on which a rule acted: it changed the value of a feature, or put out an active one.",
-                ("phase",),
-                (
-                    (rule, (phase,), count.tokens[phase])
-                    for rule, count in self._counts.items()
-                    for phase in ("prompt", "completion")
-                    if rule.mode == "enforce" and rule.action not in _QUIET
-                ),
-            )
-            yield self._family(
-                "conditions",
-                "Requests in which the condition of a rule came to hold.",
-                (),
-                (
-                    (rule, (), count.held)
-                    for rule, count in self._counts.items()
-                    if rule in self._conditional or rule == _REST
-                ),
-            )
-            yield self._family(
-                "answers_stopped",
-                "Answers that a rule ended.",
-                (),
-                (
-                    (rule, (), count.stopped)
-                    for rule, count in self._counts.items()
-                    if rule.mode == "enforce" and rule.action in _STOPS
-                ),
-            )
-            yield self._family(
-                "requests_refused",
-                "Requests whose prompt a rule refused.",
-                (),
-                (
-                    (rule, (), count.refused)
-                    for rule, count in self._counts.items()
-                    if rule.mode == "enforce" and rule.action in _REFUSES
-                ),
-            )
-            yield self._denied()
+            families = list(self._families())
+        yield from families
+
+    def _families(self) -> Iterator[Metric]:
+        yield self._requests()
+        yield self._family(
+            "tokens",
+            "Tokens on which a rule acted: it changed the value of a feature, or put out an active one.",
+            ("phase",),
+            (
+                (rule, (phase,), count.tokens[phase])
+                for rule, count in self._counts.items()
+                for phase in ("prompt", "completion")
+                if rule.mode == "enforce" and rule.action not in _QUIET
+            ),
+        )
+        yield self._family(
+            "conditions",
+            "Requests in which the condition of a rule came to hold.",
+            (),
+            (
+                (rule, (), count.held)
+                for rule, count in self._counts.items()
+                if rule in self._conditional or rule == _REST
+            ),
+        )
+        yield self._family(
+            "answers_stopped",
+            "Answers that a rule ended.",
+            (),
+            (
+                (rule, (), count.stopped)
+                for rule, count in self._counts.items()
+                if rule.mode == "enforce" and rule.action in _STOPS
+            ),
+        )
+        yield self._family(
+            "requests_refused",
+            "Requests whose prompt a rule refused.",
+            (),
+            (
+                (rule, (), count.refused)
+                for rule, count in self._counts.items()
+                if rule.mode == "enforce" and rule.action in _REFUSES
+            ),
+        )
+        yield self._denied()
 
     def _requests(self) -> Metric:
         apart = len(self._counts) * (len(self._tenants.names) + _OF_A_RULE) <= ROOM
