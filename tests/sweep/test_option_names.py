@@ -140,6 +140,7 @@ MEANINGS = {
     "--rows": "room for rows of a kind",
     "--sae": "an SAE, by path or hub id",
     "--sae-id": "an SAE, by its id on the server",
+    "--sample-saes": "how often metrics measure the SAEs",
     "--samples": "answers to a prompt",
     "--scale": "an edit that scales a feature",
     "--scorer": "what scores answers",
@@ -160,6 +161,7 @@ MEANINGS = {
     "--temperature": "sampling: the temperature",
     "--temperatures": "sampling: the temperatures that are measured",
     "--tenant": "whose policies concern a caller",
+    "--tenant-class": "the tenants that metrics tell apart",
     "--texts": "the texts to read activations of",
     "--timeout": "a call's deadline",
     "--tls-cert": "the server's certificate",
@@ -175,6 +177,7 @@ MEANINGS = {
     "--use": "what a request asks for beyond the ordinary",
     "--values": "the values of a clamp to measure",
     "--watch": "a feature whose value is reported",
+    "--watch-feature": "a feature that metrics count",
     "--with": "a text that has what is looked for",
     "--with-file": "texts that have what is looked for",
     "--without": "a text that lacks what is looked for",
@@ -190,11 +193,11 @@ VARIED = {
 }
 #: How text is written that is not one of a set of words. A set of words is an enumeration.
 FREE = """
-    ADDRESS CODE CODE,CODE... DEVICE FILE FILE|INDEX,INDEX... FILE|MODULE:FUNCTION FILE|TARGET HASH ID
-    KIND=NUMBER FILE|TARGET,TARGET... ID=FACTOR LABEL NAME NAME=NUMBER NUMBER,NUMBER... PATH_OR_HUB_ID SITE
-    SIZE,SIZE... STRENGTH,STRENGTH... TARGET TARGET=FACTOR TARGET=TO:FACTOR[:STRENGTH[:THRESHOLD]]
-    TARGET=VALUE TARGET[=STRENGTH] TEXT VALUE,VALUE... WORDS[=STRENGTH] WORD[=VALUE] [ID=]FOLDER
-    [ID=]PATH_OR_HUB_ID POINTER URL
+    ADDRESS CLASS=TENANT,... CODE CODE,CODE... DEVICE FILE FILE|INDEX,INDEX... FILE|MODULE:FUNCTION
+    FILE|TARGET HASH ID KIND=NUMBER FILE|TARGET,TARGET... ID=FACTOR LABEL NAME NAME=NUMBER NUMBER,NUMBER...
+    PATH_OR_HUB_ID SAE:INDEX SITE SIZE,SIZE... STRENGTH,STRENGTH... TARGET TARGET=FACTOR
+    TARGET=TO:FACTOR[:STRENGTH[:THRESHOLD]] TARGET=VALUE TARGET[=STRENGTH] TEXT VALUE,VALUE...
+    WORDS[=STRENGTH] WORD[=VALUE] [ID=]FOLDER [ID=]PATH_OR_HUB_ID POINTER URL
 """
 
 

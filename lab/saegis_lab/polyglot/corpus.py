@@ -141,7 +141,7 @@ class Corpus:
     Splits use different seeds. `mixing` is the share of chat turns that ask for an answer in another language
     (its name follows the question in parentheses) and of descriptions that change language at every sentence;
     of the questions, BORROWED times as many name their subject in another language, and are refused by the
-    language in which they are asked. They make a model represent a subject, and harm, apart from the language.
+    language in which they are asked. They make a model represent a subject, and harm, apart from language.
     """
 
     def __init__(self, seed: int, languages: Sequence[str] | None = None, mixing: float = 0.8) -> None:
