@@ -6,8 +6,8 @@ import subprocess
 
 import pytest
 
-#: Its path; SAEGIS_PROMTOOL names one that is not installed, such as one that dpkg -x has unpacked.
-PROMTOOL = os.environ.get("SAEGIS_PROMTOOL") or shutil.which("promtool")
+#: Its path; the variable PROMTOOL names one that is not installed, such as one that dpkg -x has unpacked.
+PROMTOOL = os.environ.get("PROMTOOL") or shutil.which("promtool")
 
 
 def promtool(*arguments: str, text: str = "") -> str:
