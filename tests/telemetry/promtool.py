@@ -6,13 +6,19 @@ import subprocess
 
 import pytest
 
-#: Its path; SAEGIS_PROMTOOL names one that is not installed, such as one that dpkg -x has unpacked.
-PROMTOOL = os.environ.get("SAEGIS_PROMTOOL") or shutil.which("promtool")
+#: Its path; the variable PROMTOOL names one that is not installed, such as one that dpkg -x has unpacked.
+PROMTOOL = os.environ.get("PROMTOOL") or shutil.which("promtool")
+
+
+def promtool(*arguments: str, text: str = "") -> str:
+    """What it says. Fails the test where it finds fault, skips it where there is no promtool."""
+    if PROMTOOL is None:
+        pytest.skip("there is no promtool: apt-get install prometheus, or see tests/telemetry/promtool.py")
+    ended = subprocess.run([PROMTOOL, *arguments], input=text, text=True, capture_output=True)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return ended.stdout + ended.stderr
 
 
 def check_metrics(text: str) -> None:
     """Fail the test where promtool finds anything in a scrape; skip it where there is no promtool."""
-    if PROMTOOL is None:
-        pytest.skip("there is no promtool: apt-get install prometheus, or see tests/telemetry/promtool.py")
-    found = subprocess.run([PROMTOOL, "check", "metrics"], input=text, text=True, capture_output=True)
-    assert (found.returncode, found.stdout, found.stderr) == (0, "", "")
+    assert promtool("check", "metrics", text=text) == ""

@@ -3,11 +3,8 @@
 import re
 from pathlib import Path
 
-import saegis
-from tests.rpc.harness import eventually, running
-from tests.rpc.test_governor import BAN, write
 from tests.telemetry.promtool import check_metrics
-from tests.telemetry.scrape import scrape
+from tests.telemetry.scrape import Scrape
 
 PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
 #: On a machine with an accelerator alone.
@@ -34,23 +31,13 @@ def test_every_query_of_the_page_is_of_documented_metrics() -> None:
     assert queried <= set(documented()) | of_histograms
 
 
-def test_the_page_and_a_scrape_tell_of_the_same_metrics(tmp_path: Path) -> None:
-    policies = {"bundles": [str(write(tmp_path, BAN)), str(write(tmp_path, "mode: audit\n" + BAN, "a"))]}
-    audit = {"directory": str(tmp_path / "audit"), "fsync": "never"}
-    with (
-        running(policies=policies, audit=audit, watch_features=["first:5"], sample_seconds=0.001) as server,
-        saegis.Client(server.target) as client,
-    ):
-        client.generate("the river", max_tokens=3, temperature=0.0)
-        # A sample is taken while the answer is written, or soon after.
-        eventually(lambda: bool(list(scrape(server).samples("saegis_sae_active_features_count"))))
-        found = scrape(server)
+def test_the_page_and_a_scrape_tell_of_the_same_metrics(full_scrape: Scrape) -> None:
     told = {
         family.name + ("_total" if family.type == "counter" else ""): {
             label for sample in family.samples for label in sample.labels
         }
         - OF_THE_FORMAT
-        for family in found.families.values()
+        for family in full_scrape.families.values()
     }
     page = documented()
     assert set(page) - ELSEWHERE == set(told)
@@ -58,4 +45,4 @@ def test_the_page_and_a_scrape_tell_of_the_same_metrics(tmp_path: Path) -> None:
     assert {name: page[name] for name, labels in told.items() if labels} == {
         name: labels for name, labels in told.items() if labels
     }
-    check_metrics(found.text)
+    check_metrics(full_scrape.text)
