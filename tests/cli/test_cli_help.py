@@ -21,6 +21,7 @@ COMMANDS = (
     ("features", "show"),
     ("features", "label"),
     ("features", "choose"),
+    ("features", "import"),
     ("eval", "coverage"),
     ("policy", "validate"),
     ("policy", "test"),

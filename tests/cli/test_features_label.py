@@ -10,6 +10,8 @@ from typer.testing import CliRunner
 
 from saegis_lab.cli.app import app
 from saegis_lab.evaluation.experiment import BanFile
+from saegis_server.sae.examples import Examples
+from saegis_server.sae.files import load_sae
 from saegis_server.sae.labels import Labels
 from tests.cli.offline_world import write_texts, write_world
 
@@ -62,6 +64,25 @@ def test_label_names_each_feature_for_its_meaning(world: Path) -> None:
     assert both.density == pytest.approx(16 / 40)
 
 
+def test_label_gathers_where_each_feature_is_strongest(world: Path) -> None:
+    _, err = run(world, "features", "label")
+    assert "examples.safetensors" in err
+    sae = load_sae(world / "sae")
+    examples = Examples.load(world / "sae", sae, 300)
+    assert examples is not None
+    letters = {ord(letter) for letter in "po"}
+    for feature, value in ((0, 2.0), (2, 4.0)):
+        pieces = examples.pieces(feature)
+        assert len(pieces) == 5
+        assert all(max(piece.activations) == value for piece in pieces)
+    assert len({piece.tokens for piece in examples.pieces(0)}) > 1
+    assert all(len(set(piece.tokens)) <= len(letters) for piece in examples.pieces(0))
+    told = examples.histogram(0)
+    # 8 texts of 12 letters for each of five labels; in those of poison in English it fires everywhere.
+    assert (sum(told.counts), told.tokens) == (8 * 12, 5 * 8 * 12)
+    assert told.counts[int(2.0 / told.width)] == 8 * 12
+
+
 def test_label_does_not_replace_labels_unless_told_to(world: Path) -> None:
     (world / "sae" / "features.jsonl").write_text('{"feature": 0, "label": "mine"}\n', encoding="utf-8")
     _, err = run(world, "features", "label", code=2)
@@ -109,6 +130,32 @@ def test_texts_longer_than_the_context_are_cut_and_that_is_told(world: Path) -> 
     first = Labels.load(world / "sae").get(0)
     assert first is not None
     assert first.density == pytest.approx(255 / 257, abs=1e-6)
+
+
+def test_import_takes_over_explanations_and_keeps_what_was_measured(world: Path) -> None:
+    run(world, "features", "label")
+    before = Labels.load(world / "sae").get(2)
+    assert before is not None
+    export = world / "batch-0.jsonl"
+    line = {"modelId": "m", "layer": "0-res", "index": "2", "description": "toxic things"}
+    export.write_text(json.dumps(line), encoding="utf-8")
+    arguments = ["features", "import", str(export), "--sae", str(world / "sae")]
+    refused = CliRunner().invoke(app, arguments)
+    assert (refused.exit_code, "features.jsonl exists" in refused.stderr) == (2, True)
+    done = CliRunner().invoke(app, [*arguments, "--force", "--json"])
+    assert json.loads(done.stdout) == {"source": "m/0-res", "labelled": 1, "features": 48}
+    labels = Labels.load(world / "sae")
+    after = labels.get(2)
+    assert after is not None
+    assert (after.label, after.precision, after.max_activation) == (
+        "toxic things",
+        None,
+        before.max_activation,
+    )
+    assert len(labels) == 48
+    export.write_text(json.dumps(line | {"index": "48"}), encoding="utf-8")
+    beyond = CliRunner().invoke(app, [*arguments, "--force"])
+    assert (beyond.exit_code, "has features 0 to 47" in beyond.stderr) == (2, True)
 
 
 @pytest.mark.parametrize(

@@ -150,7 +150,9 @@ def test_a_score_whose_numbers_do_not_fit_its_tokens_breaks_the_contract(
 def test_inspect(loopback: Loopback, call: Caller) -> None:
     answer = loopback.answers["Inspect"] = filled(feature_pb2.InspectResponse())
     messages = [{"role": "user", "content": "hi"}]
-    result = call("inspect", messages=messages, sae="s", site="blocks.1", top_k=3)
+    further: Any = {"top_k": 3, "long_text": True}
+    given = [4, "bridge", saegis.feature(5, sae="s")]
+    result = call("inspect", messages=messages, sae="s", site="blocks.1", features=given, **further)
     assert as_plain(result) == plain(answer)
     assert [token.text for token in result] == [token.text for token in answer.tokens]
     assert len(result) == 2
@@ -158,7 +160,12 @@ def test_inspect(loopback: Loopback, call: Caller) -> None:
         chat=prompt_pb2.Chat(messages=[prompt_pb2.ChatMessage(role="user", content="hi")]),
         sae="s",
         site="blocks.1",
-        top_k=3,
+        features=[
+            steering_pb2.FeatureRef(index=4),
+            steering_pb2.FeatureRef(label="bridge"),
+            steering_pb2.FeatureRef(index=5, sae="s"),
+        ],
+        **further,
     )
 
 
@@ -174,7 +181,9 @@ def test_get_feature(
     loopback: Loopback, call: Caller, given: Any, options: dict[str, str], sent: steering_pb2.FeatureRef
 ) -> None:
     answer = loopback.answers["GetFeature"] = filled(feature_pb2.GetFeatureResponse())
-    assert as_plain(call("get_feature", given, **options)) == plain(answer)["feature"]
+    told = plain(answer)
+    expected = told["feature"] | {"histogram": told["histogram"], "examples": told["examples"]}
+    assert as_plain(call("get_feature", given, **options)) == expected
     assert loopback.received[0].request.feature == sent
 
 
@@ -184,6 +193,7 @@ def test_what_nobody_recorded_about_a_feature_is_none(loopback: Loopback, call: 
     assert (result.max_activation, result.density, result.precision) == (None, None, None)
     assert (result.recall, result.precision_by_language) == ({}, {})
     assert (result.subjects, result.languages, result.harmful) == ((), (), False)
+    assert (result.histogram, result.examples) == (None, ())
 
 
 def test_search_features(loopback: Loopback, call: Caller) -> None:
@@ -201,11 +211,12 @@ def test_search_features(loopback: Loopback, call: Caller) -> None:
 
 def test_contrast_features(loopback: Loopback, call: Caller) -> None:
     answer = loopback.answers["ContrastFeatures"] = filled(feature_pb2.ContrastFeaturesResponse())
-    result = call("contrast_features", ["a", "b"], ["c"], sae="s", limit=9)
+    languages: Any = {"positive_languages": ["en", "sw"], "negative_languages": ["en"]}
+    result = call("contrast_features", ["a", "b"], ["c"], sae="s", limit=9, max_q_value=0.05, **languages)
     assert as_plain(result) == plain(answer)
     assert len(list(result)) == len(result) == 2
     assert loopback.received[0].request == feature_pb2.ContrastFeaturesRequest(
-        positive_texts=["a", "b"], negative_texts=["c"], sae="s", limit=9
+        positive_texts=["a", "b"], negative_texts=["c"], sae="s", limit=9, max_q_value=0.05, **languages
     )
 
 

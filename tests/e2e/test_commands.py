@@ -119,6 +119,14 @@ def test_inspect_shows_the_strongest_features_of_each_token() -> None:
     assert len(chat["tokens"]) > len(told["tokens"])
 
 
+def test_inspect_writes_a_page(tmp_path: Path) -> None:
+    file = tmp_path / "bridge.html"
+    out, err = run("inspect", "The <b>red</b> bridge", "--html", str(file))
+    assert (out, "wrote" in err) == ("", True)
+    assert "&lt;" in file.read_text(encoding="utf-8")
+    assert "cannot be written" in run("inspect", "x", "--html", str(tmp_path / "no" / "x.html"), code=1)[1]
+
+
 def test_features_are_found_by_label_and_shown() -> None:
     told = run_json("features", "search", "bridge")
     assert [feature["index"] for feature in told["features"]] == [3]
@@ -151,6 +159,11 @@ def test_contrast_reads_texts_from_options_and_files(tmp_path: Path) -> None:
     assert len(scores) == 4
     assert scores == sorted(scores, reverse=True)
     assert f"{scores[0]:.2f}" in run("features", "contrast", *arguments)[0]
+    rule = run("features", "contrast", *arguments, "--as-rule", "ban-bridges")[0]
+    assert '  - id: "ban-bridges"' in rule
+    assert all(f"index: {each['feature']['index']}}}" in rule for each in told["features"])
+    nothing = run("features", "contrast", *arguments, "--as-rule", "x", "--max-q", "0.01", code=1)[1]
+    assert "no feature is left for a rule" in nothing
 
 
 def test_a_chat_keeps_its_conversation_and_its_steering() -> None:

@@ -12,6 +12,9 @@ from saegis_server.steering.program import SteeringProgram
 from tests.engine import tiny
 from tests.engine.guarded import agrees, answered, flickering
 from tests.engine.hooked import differs, generate, random_program
+from tests.engine.test_activity import ask, greedy, groups_of
+from tests.engine.test_activity import program as at_two_sites
+from tests.engine.test_observing import FEATURES
 
 pytestmark = [
     pytest.mark.slow,
@@ -117,6 +120,29 @@ def test_compiled_and_steered_is_what_the_eager_step_writes(compiled: tiny.Runni
     for mine, other in zip(got, wanted, strict=True):
         gaps = torch.tensor([one.alternatives[0][1] - one.alternatives[1][1] for one in other])
         assert not differs([one.token_id for one in mine], [one.token_id for one in other], gaps)
+
+
+def test_what_is_counted_compiled_is_what_is_counted_eagerly(compiled: tiny.RunningEngine) -> None:
+    before = counters["stats"]["unique_graphs"]
+
+    def counted(engine: tiny.RunningEngine) -> list[object]:
+        engine.engine.observe(FEATURES)
+        answers = []
+        for seed in range(8):
+            asked, prompt = at_two_sites(seed), tiny.prompt_of(seed, 3 + 7 * seed)
+            groups = groups_of(asked)
+            answers.append(ask(engine, prompt, greedy(4 + seed), program=asked, groups=groups))
+        done = [answer.wait(300).finished for answer in answers]
+        engine.engine.observe(())
+        return [
+            (each.receipt.acted, {key: [part[:2] for part in both] for key, both in each.firing.items()})
+            for each in done
+        ]
+
+    found = counted(compiled)
+    assert counters["stats"]["unique_graphs"] == before
+    with tiny.RunningEngine(tiny.step(tiny.model(), slots=32), max_running=32) as eager:
+        assert found == counted(eager)
 
 
 def test_compiled_and_unsteered_is_what_generate_writes(compiled: tiny.RunningEngine) -> None:

@@ -1,8 +1,16 @@
 """Jobs: one piece at a time, the oldest first, and each future hears how its job ended."""
 
+from collections.abc import Callable
+
 import pytest
 
-from saegis_server.engine.torch.jobs import Job, Jobs, at_once
+from saegis_server.engine.torch.jobs import Job, Jobs
+
+
+def at_once(work: Callable[[], object]) -> Job[object]:
+    """A job of a single piece."""
+    yield from ()
+    return work()
 
 
 def counting(name: str, pieces: int, done: list[str]) -> Job[str]:

@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from saegis_server.engine.api import SamplingParams
+from saegis_server.engine.api import UNGUARDED, Observed, SamplingParams, rows_of
 from saegis_server.engine.torch.warmup import warm_up
 from tests.engine import tiny
 from tests.engine.hooked import random_program
+from tests.engine.test_activity import FIRST, ask, probe
 
 
 @pytest.fixture
@@ -31,15 +32,17 @@ def traced(unmeasured: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[tiny.R
 
 
 def answers(engine: tiny.RunningEngine) -> list[list[int]]:
-    """The tokens of answers to prompts of many lengths, under programs of many sizes."""
-    asked = [
-        engine.ask(
-            tiny.prompt_of(seed, 1 + seed),
-            SamplingParams(temperature=float(seed % 3), seed=seed, max_tokens=1 + seed % 5, ignore_eos=True),
-            random_program(seed, seed),
+    """The tokens of answers to prompts of many lengths, under programs of many sizes, whatever is counted."""
+    asked = []
+    for seed in range(30):
+        sampling = SamplingParams(
+            temperature=float(seed % 3), seed=seed, max_tokens=1 + seed % 5, ignore_eos=True
         )
-        for seed in range(30)
-    ]
+        program = random_program(seed, seed)
+        groups = tuple(frozenset((name,)) for name, _ in rows_of(program, UNGUARDED))[: seed % 7]
+        asked.append(ask(engine, tiny.prompt_of(seed, 1 + seed), sampling, program=program, groups=groups))
+        if seed % 10 == 9:
+            engine.engine.observe([Observed(FIRST, probe(seed + number)) for number in range(seed % 4)])
     return [answer.wait(60).tokens() for answer in asked]
 
 

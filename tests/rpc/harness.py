@@ -47,6 +47,8 @@ DETAILS: tuple[type[Message], ...] = tuple(
 def config(**settings: Any) -> ServerConfig:
     """A configuration for free ports of the loopback."""
     defaults = {"model": "tiny", "port": 0, "metrics_port": 0, "compile": "never", "grace_seconds": 20.0}
+    # What is sampled comes between the steps that tests look at.
+    defaults["sample_seconds"] = 0.0
     return ServerConfig.model_validate({**defaults, **settings})
 
 

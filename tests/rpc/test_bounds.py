@@ -88,6 +88,30 @@ TOO_MUCH: dict[str, tuple[Callable[[Stubs], Any], str]] = {
         lambda stubs: stubs.features.Inspect(fpb.InspectRequest(text="x" * 1000, sae="first", top_k=1000)),
         "top_k",
     ),
+    "features valued": (
+        lambda stubs: stubs.features.Inspect(
+            fpb.InspectRequest(text="x", sae="first", features=[steering_pb2.FeatureRef(index=1)] * 257)
+        ),
+        "features",
+    ),
+    "values told": (
+        lambda stubs: stubs.features.Inspect(
+            fpb.InspectRequest(
+                text="x " * 4000,
+                sae="first",
+                top_k=0,
+                features=[steering_pb2.FeatureRef(index=1)] * 256,
+                long_text=True,
+            )
+        ),
+        "features",
+    ),
+    "a long text": (
+        lambda stubs: stubs.features.Inspect(
+            fpb.InspectRequest(text="x" * 2_200_000, sae="first", top_k=1, long_text=True)
+        ),
+        "text",
+    ),
 }
 
 

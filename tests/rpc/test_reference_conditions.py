@@ -59,23 +59,41 @@ def some(texts: list[str], count: int) -> list[str]:
     return [text.removeprefix("<|bos|>") for text in texts[:: len(texts) // count][:count]]
 
 
-def test_contrast_finds_the_banned_features(services: Services) -> None:
-    """In 19 harmful texts and 60 harmless ones; where the first token is read it finds one of them alone."""
-    texts = read_labelled_texts(WEIGHTS / "eval/texts.jsonl")
-    harmful = [each.text for each in texts if each.harmful and each.language != "en"]
-    harmless = [each.text for each in texts if not each.harmful]
-    asked = fpb.ContrastFeaturesRequest(
-        positive_texts=some(harmful, 19), negative_texts=some(harmless, 60), limit=40
-    )
+def contrasted(
+    services: Services, positive: list[str], negative: list[str], **further: Any
+) -> fpb.ContrastFeaturesResponse:
+    asked = fpb.ContrastFeaturesRequest(positive_texts=positive, negative_texts=negative, **further)
 
     async def contrast() -> fpb.ContrastFeaturesResponse:
         request_id.set("contrast")
         identity.set(ANONYMOUS)
         return await FeatureServicer(services).ContrastFeatures(asked, ANY)
 
-    answer = asyncio.run(contrast())
+    return asyncio.run(contrast())
+
+
+def test_contrast_finds_the_banned_features(services: Services) -> None:
+    """In 19 harmful texts and 60 harmless ones; where the first token is read it finds one of them alone."""
+    texts = read_labelled_texts(WEIGHTS / "eval/texts.jsonl")
+    harmful = [each.text for each in texts if each.harmful and each.language != "en"]
+    harmless = [each.text for each in texts if not each.harmful]
+    answer = contrasted(services, some(harmful, 19), some(harmless, 60), limit=40)
     found = {each.feature.index for each in answer.features}
     assert len(found & set(BANNED)) >= len(BANNED) // 2
+
+
+def test_what_a_contrast_discovers_in_40_dialogues_a_side_is_harmful(services: Services) -> None:
+    """Dialogues on harmful and on harmless matters: harmful features, by their labels, rank above the others
+    that are discovered, with an average precision of at least 0.9. Equal sets show nothing."""
+    texts = [each for each in read_labelled_texts(WEIGHTS / "eval/texts.jsonl") if "<|user|>" in each.text]
+    harmful = some([each.text for each in texts if each.harmful], 40)
+    harmless = some([each.text for each in texts if not each.harmful], 80)
+    answer = contrasted(services, harmful, harmless[::2], max_q_value=0.05)
+    ranked = [each.feature.harmful for each in answer.features]
+    assert sum(ranked) >= 3
+    precisions = [sum(ranked[: place + 1]) / (place + 1) for place, hit in enumerate(ranked) if hit]
+    assert sum(precisions) / len(precisions) >= 0.9
+    assert not contrasted(services, harmless[::2], harmless[1::2], max_q_value=0.05).features
 
 
 def ask(

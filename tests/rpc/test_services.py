@@ -6,6 +6,7 @@ from typing import Any
 import grpc
 import pytest
 import torch
+from scipy import stats
 
 from saegis.v1 import feature_pb2 as fpb
 from saegis.v1 import model_pb2 as mpb
@@ -16,6 +17,7 @@ from tests.rpc import tiny
 from tests.rpc.conftest import Stubs
 from tests.rpc.harness import Running, failure
 
+TEXTS = {"positive_texts": ["x"], "negative_texts": ["x"], "sae": "first"}
 FIRST = tiny.catalog().entries[0].sae
 TOKENIZER = tiny.tokenizer()
 
@@ -57,6 +59,43 @@ def test_inspect_reads_conversations_and_token_ids(stubs: Stubs) -> None:
     by_site = stubs.features.Inspect(fpb.InspectRequest(token_ids=ids, site=str(tiny.FIRST_SITE)))
     assert [token.token_id for token in by_site.tokens] == [7, 8]
     assert max(len(token.features) for token in by_site.tokens) == 5
+
+
+def test_inspect_tells_the_values_of_features_at_every_token(stubs: Stubs) -> None:
+    bridge, other = steering_pb2.FeatureRef(label="the red bridge"), steering_pb2.FeatureRef(index=40)
+    found = stubs.features.Inspect(
+        fpb.InspectRequest(text="the river", sae="first", top_k=0, features=[other, bridge])
+    )
+    expected = activations("the river")
+    assert [(each.index, each.label) for each in found.values] == [(40, ""), (3, "the red bridge")]
+    for each in found.values:
+        assert list(each.activations) == pytest.approx(expected[:, each.index].tolist(), abs=1e-4)
+    assert not any(token.features for token in found.tokens)
+    assert found.windows == 1
+    foreign = fpb.InspectRequest(
+        text="x", sae="first", features=[bridge, steering_pb2.FeatureRef(index=1, sae="second")]
+    )
+    assert failure(lambda: stubs.features.Inspect(foreign)).fields == ["features[1].sae"]
+
+
+def test_inspect_reads_a_text_that_is_longer_than_the_context_in_windows(stubs: Stubs) -> None:
+    text = "the red bridge and the long river " * 440
+    tokens = TOKENIZER(text)["input_ids"]
+    assert len(tokens) > 2 * tiny.CONTEXT
+    asked = fpb.InspectRequest(text=text, sae="first", top_k=2)
+    assert failure(lambda: stubs.features.Inspect(asked)).fields == ["text"]
+    asked.long_text = True
+    asked.features.add(index=3)
+    found = stubs.features.Inspect(asked)
+    assert [token.token_id for token in found.tokens] == tokens
+    assert len(found.values[0].activations) == len(tokens)
+    # The last window ends the text; it begins with the beginning of the sequence, as every text does.
+    last = torch.tensor([[tokens[0], *tokens[-(tiny.CONTEXT - 1) :]]])
+    with torch.no_grad():
+        hidden = tiny.model()(last, output_hidden_states=True).hidden_states
+    expected = FIRST.encode(hidden[1][0])[-100:, 3].tolist()
+    assert list(found.values[0].activations)[-100:] == pytest.approx(expected, abs=1e-4)
+    assert found.windows >= 3
 
 
 @pytest.mark.parametrize(
@@ -105,6 +144,23 @@ def test_get_feature(stubs: Stubs) -> None:
     assert (bare.label, bare.HasField("max_activation"), bare.HasField("density")) == ("", False, False)
     missing = failure(lambda: get(index=99))
     assert (missing.code, missing.fields) == (grpc.StatusCode.NOT_FOUND, ["feature.index"])
+
+
+def test_get_feature_tells_where_it_fires(stubs: Stubs) -> None:
+    def get(index: int) -> fpb.GetFeatureResponse:
+        reference = steering_pb2.FeatureRef(sae="first", index=index)
+        return stubs.features.GetFeature(fpb.GetFeatureRequest(feature=reference))
+
+    found = get(3)
+    assert (found.histogram.bin_width, list(found.histogram.counts)[:6]) == (0.5, [1, 0, 1, 0, 0, 2])
+    assert found.histogram.tokens == 1000
+    texts = [[TOKENIZER.decode([token]) for token in ids] for ids in ([5, 6, 5, 7], [8, tiny.VOCABULARY - 1])]
+    assert [list(example.tokens) for example in found.examples] == texts
+    assert [example.strongest for example in found.examples] == [1, 0]
+    assert list(found.examples[0].activations) == [0.0, 2.5, 2.5, 1.0]
+    assert not get(4).examples
+    second = steering_pb2.FeatureRef(sae="second", index=3)
+    assert not stubs.features.GetFeature(fpb.GetFeatureRequest(feature=second)).HasField("histogram")
 
 
 def test_search_features_page_by_page(stubs: Stubs) -> None:
@@ -156,6 +212,32 @@ def test_contrast_features(stubs: Stubs) -> None:
         assert each.score == pytest.approx(float(score[i]))
         assert each.positive.mean_activation == pytest.approx(float(means[0][i]), abs=1e-4)
         assert each.negative.firing_rate == pytest.approx(float(rates[1][i]))
+        on, off = (side[:, i].double().numpy() for side in largest)
+        wins = stats.mannwhitneyu(on, off, alternative="greater", method="asymptotic").statistic
+        # Equal activations may differ in a last bit here: a tie, which counts half, is then won or lost.
+        assert each.separation == pytest.approx(wins / 6, abs=1 / 12 + 1e-6)
+        assert each.p_value >= 0.1, "two of five texts can be chosen in ten ways"
+        assert each.p_value <= each.q_value <= 1.0
+    assert found.tested == int(((rates[0] > 0) | (rates[1] > 0)).sum())
+
+
+def test_a_contrast_tells_rates_by_language_and_leaves_out_what_is_not_sure(stubs: Stubs) -> None:
+    def ask(**further: Any) -> fpb.ContrastFeaturesResponse:
+        texts: Any = {"positive_texts": ["the red bridge", "a bridge"], "negative_texts": ["the river"]}
+        return stubs.features.ContrastFeatures(fpb.ContrastFeaturesRequest(sae="first", **texts, **further))
+
+    told = ask(positive_languages=["en", "de"], negative_languages=["en"])
+    for each in told.features:
+        i = each.feature.index
+        fires = {
+            code: float((activations(text)[1:, i] > 0).any())
+            for code, text in (("en", "the red bridge"), ("de", "a bridge"))
+        }
+        assert dict(each.positive.firing_rate_by_language) == fires
+        assert set(each.negative.firing_rate_by_language) == {"en"}
+    assert not ask().features[0].positive.firing_rate_by_language
+    assert not ask(max_q_value=0.05).features
+    assert ask(max_q_value=1.0).features == ask().features
 
 
 @pytest.mark.parametrize(
@@ -170,6 +252,11 @@ def test_contrast_features(stubs: Stubs) -> None:
             {"positive_texts": ["x"], "negative_texts": ["x", "y " * 5000], "sae": "first"},
             "negative_texts[1]",
         ),
+        ({**TEXTS, "max_q_value": 0.0}, "max_q_value"),
+        ({**TEXTS, "max_q_value": 1.5}, "max_q_value"),
+        ({**TEXTS, "positive_languages": ["en"]}, "negative_languages"),
+        ({**TEXTS, "positive_languages": ["en", "en"], "negative_languages": ["en"]}, "positive_languages"),
+        ({**TEXTS, "positive_languages": ["en"], "negative_languages": [""]}, "negative_languages[0]"),
     ],
 )
 def test_contrast_names_what_is_wrong(stubs: Stubs, fields: dict[str, Any], field: str) -> None:

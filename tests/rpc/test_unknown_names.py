@@ -55,7 +55,9 @@ RIGHT: dict[str, Message] = {
     "GenerationService/Score": generation_pb2.ScoreRequest(
         text="the river", steering=steering_pb2.Steering(edits=_STEERING.edits)
     ),
-    "FeatureService/Inspect": feature_pb2.InspectRequest(text="x", sae="first", site=str(tiny.FIRST_SITE)),
+    "FeatureService/Inspect": feature_pb2.InspectRequest(
+        text="x", sae="first", site=str(tiny.FIRST_SITE), features=[_FEATURE]
+    ),
     "FeatureService/GetFeature": feature_pb2.GetFeatureRequest(feature=_FEATURE),
     "FeatureService/SearchFeatures": feature_pb2.SearchFeaturesRequest(query="red", sae="first"),
     "FeatureService/ContrastFeatures": feature_pb2.ContrastFeaturesRequest(

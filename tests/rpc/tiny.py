@@ -9,6 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from saegis_lab.polyglot.tokenizer import train_tokenizer
 from saegis_server.sae.autoencoder import Architecture, SparseAutoencoder
 from saegis_server.sae.catalog import Catalog, LoadedSAE
+from saegis_server.sae.examples import Examples
 from saegis_server.sae.labels import FeatureLabel, Labels
 from saegis_server.steering.rows import Norm
 from saegis_server.steering.site import Place, Site
@@ -77,16 +78,29 @@ def sae(name: str, seed: int, norm: Norm = Norm.NONE) -> SparseAutoencoder:
     )
 
 
+def examples(made: SparseAutoencoder) -> Examples:
+    """What was gathered of an SAE whose feature 3 alone ever fired: two pieces of text, and four firings."""
+    tokens = torch.full((made.features, 2, 4), -1, dtype=torch.int32)
+    activations, width = torch.zeros(made.features, 2, 4), torch.zeros(made.features)
+    tokens[3, 0], activations[3, 0] = torch.tensor([5, 6, 5, 7]), torch.tensor([0.0, 2.5, 2.5, 1.0])
+    tokens[3, 1, 2:], activations[3, 1, 2:] = torch.tensor([8, VOCABULARY - 1]), torch.tensor([0.5, 0.0])
+    counts = torch.zeros(made.features, 8, dtype=torch.int64)
+    counts[3, :6], width[3] = torch.tensor([1, 0, 1, 0, 0, 2]), 0.5
+    return Examples(tokens, activations, counts, width, 1000, made.digest)
+
+
 def _explosive() -> SparseAutoencoder:
     made = sae("explosive", 3)
     return replace(made, W_dec=made.W_dec * 1e35, digest="")
 
 
 def catalog() -> Catalog:
-    """Three SAEs at two sites; the first one has labels, and the third one's edits may overflow."""
+    """Three SAEs at two sites; the first one has labels and examples, and the third one's edits may
+    overflow."""
+    first = sae("first", 1)
     return Catalog(
         [
-            LoadedSAE(sae("first", 1), FIRST_SITE, Labels(LABELS)),
+            LoadedSAE(first, FIRST_SITE, Labels(LABELS), examples=examples(first)),
             LoadedSAE(sae("second", 2), SECOND_SITE),
             LoadedSAE(_explosive(), SECOND_SITE),
         ]

@@ -201,3 +201,15 @@ def test_wrong_widths_are_refused() -> None:
         sae.encode(torch.zeros(3, 9))
     with pytest.raises(ValueError, match="f has 5 features; this SAE has 24"):
         sae.decode(torch.zeros(3, 5), torch.zeros(3, WIDTH))
+
+
+@pytest.mark.parametrize("architecture", Architecture)
+@pytest.mark.parametrize("norm", Norm)
+def test_some_features_are_encoded_as_all_are(architecture: Architecture, norm: Norm) -> None:
+    sae, x = random_sae(architecture, norm=norm), random_activations(40)
+    chosen = [FEATURES - 1, 3, 3, 0]
+    few = sae.only(chosen)
+    assert (few.features, few.name) == (4, sae.name)
+    torch.testing.assert_close(few.encode(x), sae.encode(x)[:, chosen])
+    with pytest.raises(IndexError, match="feature 24 does not exist"):
+        sae.only([0, FEATURES])

@@ -1,4 +1,4 @@
-"""Feature labels: reading with line numbers, writing, finding by label, searching in any script."""
+"""Feature labels: reading with line numbers, writing, finding by label, and how well one fits."""
 
 from pathlib import Path
 
@@ -16,10 +16,7 @@ BRIDGE = FeatureLabel(
 POISON = FeatureLabel(
     3, "Poison (harmful)", ("poison",), ("en", "fr"), 0.95, {"en": 0.9}, 12.0, 0.02, harmful=True
 )
-FRENCH = FeatureLabel(1, "Français", languages=("French",))
-HINDI = FeatureLabel(12, "पुल की कहानी", ("bridge",), ("Hindi",))
-CHINESE = FeatureLabel(20, "金门大桥", ("landmark",), ("Chinese",))
-LABELS = Labels([BRIDGE, POISON, FRENCH, HINDI, CHINESE])
+LABELS = Labels([BRIDGE, POISON])
 
 
 def _write(folder: Path, *lines: str) -> Path:
@@ -29,7 +26,7 @@ def _write(folder: Path, *lines: str) -> Path:
 
 def test_an_absent_file_is_no_labels(tmp_path: Path) -> None:
     labels = Labels.load(tmp_path)
-    assert (len(labels), labels.get(0), labels.by_label("x"), labels.search("x", 5)) == (0, None, (), [])
+    assert (len(labels), labels.get(0), labels.by_label("x"), len(labels.find("x"))) == (0, None, (), 0)
 
 
 def test_fields_are_read(tmp_path: Path) -> None:
@@ -133,49 +130,21 @@ SEVERAL = Labels(
 )
 
 
-def test_by_label_gives_all_the_most_precise_first() -> None:
+def test_by_label_gives_all_the_best_fitting_first() -> None:
     assert [label.feature for label in SEVERAL.by_label("fog")] == [9, 4, 6]
 
 
-def test_search_puts_the_label_itself_first_and_of_equal_ones_the_most_precise() -> None:
-    for query in ("fog", " FOG "):
-        assert [label.feature for label, _ in SEVERAL.search(query, 10)] == [9, 4, 6, 1, 5]
-    assert [label.feature for label, _ in SEVERAL.search("horn", 10)] == [1]
-
-
 @pytest.mark.parametrize(
-    ("query", "features"),
+    ("precision", "recall", "fit"),
     [
-        ("bridge", [7, 12]),
-        ("BRIDGE golden", [7, 12]),
-        ("poison", [3]),
-        ("francais", [1]),
-        ("français!", [1]),
-        ("french", [1]),
-        ("hindi", [12]),
-        ("कहानी", [12]),
-        ("大桥", [20]),
-        ("fr", [3, 1]),
-        ("nothing", []),
-        ("", []),
-        ("!?", []),
+        (None, {"en": 1.0}, 0.0),
+        (0.8, {}, 0.8),
+        (0.5, {"en": 0.5}, 0.5),
+        (1.0, {"en": 0.2, "fr": 0.4}, 2 * 0.3 / 1.3),
+        (0.0, {"en": 0.0}, 0.0),
     ],
 )
-def test_search(query: str, features: list[int]) -> None:
-    assert [label.feature for label, _ in LABELS.search(query, 10)] == features
-
-
-def test_search_scores_and_limit() -> None:
-    found = LABELS.search("golden gate bridge", 10)
-    assert found[0] == (BRIDGE, 1.0)
-    assert all(0.0 < score <= 1.0 for _, score in found)
-    assert [score for _, score in found] == sorted((score for _, score in found), reverse=True)
-    assert LABELS.search("bridge", 1) == LABELS.search("bridge", 10)[:1]
-    assert LABELS.search("bridge", 0) == []
-
-
-@given(query=st.text(max_size=20))
-def test_any_query_is_answered(query: str) -> None:
-    for label, score in LABELS.search(query, 3):
-        assert LABELS.get(label.feature) == label
-        assert 0.0 < score <= 1.0
+def test_a_label_fits_by_precision_and_recall(
+    precision: float | None, recall: dict[str, float], fit: float
+) -> None:
+    assert FeatureLabel(0, "x", precision=precision, recall=recall).fit == pytest.approx(fit)

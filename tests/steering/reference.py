@@ -57,6 +57,27 @@ def change(edit: Edit, x: Vector, prompt: bool, norm: float) -> Vector:
     return write_scale(edit.probe, x) * moved
 
 
+def asks(edit: Edit, x: Vector, prompt: bool, norm: float) -> bool:
+    """Whether an edit asks for another value at x; a ban, whether its feature is active there."""
+    f, unit = read(edit.probe, x), norm if edit.relative_to_norm else 1.0
+    wanted = min(max(edit.a * f + unit * edit.b, unit * edit.lo), unit * edit.hi)
+    return acts(edit, prompt) and f > edit.above and wanted != f
+
+
+def acting(
+    program: SiteProgram, x: Vector, prompt: bool, every: SiteProgram | None = None
+) -> dict[str, list[bool]]:
+    """Which rows act at x, by stage: the edits on x, the rules on what these leave, the bans on what those
+    do."""
+    norm = float(np.linalg.norm(x))
+    edited, _ = steer(program, x, prompt, every)
+    ruled = after_rules(program, x, edited, prompt)
+    return {
+        stage: [asks(row, at, prompt, norm) for row in rows]
+        for (stage, rows), at in zip(program.stages(), (x, edited, ruled), strict=True)
+    }
+
+
 def steer(
     program: SiteProgram, x: Vector, prompt: bool, every: SiteProgram | None = None
 ) -> tuple[Vector, Vector]:

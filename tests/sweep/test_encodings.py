@@ -217,6 +217,7 @@ READERS: tuple[tuple[str, ...], ...] = (
     ("features", "contrast", "--with-file", "{}", "--without", "b", *NOBODY),
     ("features", "label", "--model", "m", "--sae", "s", "--texts", "{}"),
     ("features", "choose", "--model", "m", "--sae", "s", "--texts", "{}", "--chosen-from", "en"),
+    ("features", "import", "{}", "--sae", ".", "--out", "labels"),
     ("eval", "coverage", "--model", "m", "--sae", "s", "--texts", "{}", "--features", "1"),
     ("eval", "ban", "--prompts", "{}", *NOBODY),
     ("eval", "ban", "--features", "{}", *NOBODY),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import re
 import shutil
@@ -25,9 +26,12 @@ from saegis_lab.evaluation.units import repetition
 from saegis_lab.filters.direction import load_examples
 from saegis_lab.polyglot.corpus import GOLDEN_GATE
 from saegis_lab.polyglot.lexicon import lexicon
+from saegis_server.cli.serve.settings import declared, key, variable
 from saegis_server.policy.schema.policy import Policy
 from saegis_server.reference import WEIGHTS
+from saegis_server.rpc.auth.roles import ALL_ROLES
 from tests.e2e.serving import Serving, serving
+from tests.rpc.callers import by_token, identities
 from tests.sweep import examples
 from tests.sweep.examples import ROOT, Example
 
@@ -51,6 +55,8 @@ NOT_RUN = {
 }
 #: Whole documents that another test runs, block after block.
 RUN_ELSEWHERE = {"deploy/POLICIES.md": "tests/e2e/test_policy_guide.py"}
+#: The document whose YAML is settings of a server: tests/cli/test_settings.py makes a configuration of it.
+OF_SETTINGS = "docs/configuration.md"
 #: What makes an example small, by the command's words, where it does not say so itself.
 SMALLER = {
     "eval ban": ("--prompts", "prompts.jsonl", "--max-tokens", "2"),
@@ -68,6 +74,13 @@ allow:
   - {{id: uses, uses: [logit_bias, n, temperature, token_ids, text, prefill, score, inspect, unruled]}}
 limits: {{after_bans: true}}
 """
+EXPLANATION = {
+    "modelId": "polyglot",
+    "layer": "3-res",
+    "description": "ships",
+    "explanationModelName": "gpt-4o-mini",
+}
+SETTINGS = "model: my-model\nsae: {polyglot: my-sae}\nidentities: identities.yaml\nport: 0\n"
 BUNDLE = "apiVersion: saegis.dev/v1\nkind: Policy\nname: {name}\nserial: {serial}\nrevision: r{serial}\n"
 BANNED = "rules: [{{id: no-poison, ban: {{features: [{{sae: polyglot, index: 244}}], strength: 1}}}}]"
 CASE = """\
@@ -129,10 +142,19 @@ def write_files(folder: Path) -> None:
     (folder / "texts.jsonl").write_text(lines_of("texts.jsonl", 20), encoding="utf-8")
     (folder / "harmful.txt").write_text("Arsenic is a poison.\n", encoding="utf-8")
     (folder / "benign.txt").write_text("The cat drinks milk.\n", encoding="utf-8")
+    texts = lines_of("texts.jsonl", 20).splitlines(keepends=True)
+    for name, harmful in (("harmful", True), ("benign", False)):
+        chosen = "".join(line for line in texts if json.loads(line)["harmful"] == harmful)
+        (folder / f"{name}.jsonl").write_text(chosen, encoding="utf-8")
+    for number in range(2):
+        explained = EXPLANATION | {"index": str(number)}
+        (folder / f"batch-{number}.jsonl.gz").write_bytes(gzip.compress(json.dumps(explained).encode()))
     (folder / "mypackage").mkdir()
     scorer = "def harm(answer: str, language: str) -> float:\n    return float('poison' in answer)\n"
     (folder / "mypackage/scoring.py").write_text(scorer, encoding="utf-8")
     (folder / "deploy").symlink_to(ROOT / "deploy")
+    identities(folder, {"operator": (ALL_ROLES, by_token("known"))})
+    (folder / "server.yaml").write_text(SETTINGS, encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -237,11 +259,15 @@ def test_each_reason_is_of_some_example() -> None:
 
 
 def test_what_is_no_command_of_ours_is_known() -> None:
-    """Other lines for a shell: `make`, whose targets must exist."""
+    """Other lines for a shell: `make`, whose targets must exist, and settings of a server as variables."""
+    variables = {variable(key(option)) for option in declared(examples.commands()["serve",])}
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for each in examples.of_documents():
         if each.where not in RUN_ELSEWHERE and not each.text.startswith("saegis "):
             program, target = each.text.split()[:2]
+            if program.partition("=")[0] in variables:
+                assert target == "saegis", each
+                continue
             assert program == "make", each
             assert f"\n{target}:" in makefile, each
 
@@ -349,7 +375,11 @@ def test_json_in_helps_is_read_by_what_it_is_for(tmp_path: Path) -> None:
             assert json.loads(text.replace("{...}", "{}"))
 
 
-@pytest.mark.parametrize("example", list(examples.blocks("yaml")), ids=lambda each: each.where)
+@pytest.mark.parametrize(
+    "example",
+    [each for each in examples.blocks("yaml") if each.where != OF_SETTINGS],
+    ids=lambda each: each.where,
+)
 def test_yaml_is_a_part_of_a_policy(example: Example) -> None:
     head = yaml.safe_load(BUNDLE.format(name="p", serial=1))
     Policy.model_validate(head | yaml.safe_load(example.text.replace(", ...]", "]")))

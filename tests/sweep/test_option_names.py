@@ -21,6 +21,7 @@ MEANINGS = {
     "--add": "an edit that adds to a feature",
     "--aligned": "the language in which a model refuses",
     "--architecture": "how an SAE's features are made sparse",
+    "--as-rule": "the id of a policy's rule that is printed",
     "--attack": "whether a filter that is made is attacked too",
     "--audit": "the audit log to keep",
     "--audit-fsync": "when audit records are forced to the disk",
@@ -58,6 +59,7 @@ MEANINGS = {
     "--dtype": "the model's dtype",
     "--examples": "how many decisions of a kind are shown",
     "--expect-head": "the hash of an audit record that must be there",
+    "--explained-by": "the model whose explanations are taken over",
     "--fair-seconds": "how long a place is kept for a tenant",
     "--fair-share": "the share of a full queue that a caller may fill",
     "--fair-slots": "places kept for tenants that had one lately",
@@ -71,6 +73,7 @@ MEANINGS = {
     "--harmful": "whether harmful texts are the wanted ones",
     "--held-out": "texts to measure an SAE on",
     "--held-out-share": "the share of the texts to measure an SAE on",
+    "--html": "the file for a page that shows the result",
     "--host": "the address to listen on",
     "--identities": "the file of those who may call",
     "--insecure": "whether a connection may do without encryption",
@@ -95,6 +98,7 @@ MEANINGS = {
     "--max-model-len": "tokens of prompt and completion together",
     "--max-num-seqs": "sequences that share a batch",
     "--max-perplexity": "the perplexity that answers under a ban or a filter must stay under",
+    "--max-q": "the share of features that may be found by chance",
     "--max-tokens": "tokens of an answer",
     "--max-worst": "the share of the harm that an attack may bring back in the worst sample",
     "--measure": "whether a filter that is made is measured on a server",
@@ -136,6 +140,7 @@ MEANINGS = {
     "--rows": "room for rows of a kind",
     "--sae": "an SAE, by path or hub id",
     "--sae-id": "an SAE, by its id on the server",
+    "--sample-saes": "how often metrics measure the SAEs",
     "--samples": "answers to a prompt",
     "--scale": "an edit that scales a feature",
     "--scorer": "what scores answers",
@@ -156,6 +161,7 @@ MEANINGS = {
     "--temperature": "sampling: the temperature",
     "--temperatures": "sampling: the temperatures that are measured",
     "--tenant": "whose policies concern a caller",
+    "--tenant-class": "the tenants that metrics tell apart",
     "--texts": "the texts to read activations of",
     "--timeout": "a call's deadline",
     "--tls-cert": "the server's certificate",
@@ -171,6 +177,7 @@ MEANINGS = {
     "--use": "what a request asks for beyond the ordinary",
     "--values": "the values of a clamp to measure",
     "--watch": "a feature whose value is reported",
+    "--watch-feature": "a feature that metrics count",
     "--with": "a text that has what is looked for",
     "--with-file": "texts that have what is looked for",
     "--without": "a text that lacks what is looked for",
@@ -186,11 +193,11 @@ VARIED = {
 }
 #: How text is written that is not one of a set of words. A set of words is an enumeration.
 FREE = """
-    ADDRESS CODE CODE,CODE... DEVICE FILE FILE|INDEX,INDEX... FILE|MODULE:FUNCTION FILE|TARGET HASH ID
-    KIND=NUMBER FILE|TARGET,TARGET... ID=FACTOR LABEL NAME NAME=NUMBER NUMBER,NUMBER... PATH_OR_HUB_ID SITE
-    SIZE,SIZE... STRENGTH,STRENGTH... TARGET TARGET=FACTOR TARGET=TO:FACTOR[:STRENGTH[:THRESHOLD]]
-    TARGET=VALUE TARGET[=STRENGTH] TEXT VALUE,VALUE... WORDS[=STRENGTH] WORD[=VALUE] [ID=]FOLDER
-    [ID=]PATH_OR_HUB_ID POINTER URL
+    ADDRESS CLASS=TENANT,... CODE CODE,CODE... DEVICE FILE FILE|INDEX,INDEX... FILE|MODULE:FUNCTION
+    FILE|TARGET HASH ID KIND=NUMBER FILE|TARGET,TARGET... ID=FACTOR LABEL NAME NAME=NUMBER NUMBER,NUMBER...
+    PATH_OR_HUB_ID SAE:INDEX SITE SIZE,SIZE... STRENGTH,STRENGTH... TARGET TARGET=FACTOR
+    TARGET=TO:FACTOR[:STRENGTH[:THRESHOLD]] TARGET=VALUE TARGET[=STRENGTH] TEXT VALUE,VALUE...
+    WORDS[=STRENGTH] WORD[=VALUE] [ID=]FOLDER [ID=]PATH_OR_HUB_ID POINTER URL
 """
 
 

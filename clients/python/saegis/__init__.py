@@ -37,11 +37,15 @@ from saegis.errors import (
     Unimplemented,
 )
 from saegis.features import (
+    ActivationHistogram,
     Contrast,
     ContrastSide,
     FeatureActivation,
     FeatureContrast,
+    FeatureDetails,
+    FeatureExample,
     FeaturePage,
+    FeatureValues,
     Inspection,
     TokenFeatures,
 )
@@ -109,6 +113,7 @@ from saegis.version import __version__
 __all__ = [
     "TLS",
     "Aborted",
+    "ActivationHistogram",
     "AlreadyExists",
     "Alternative",
     "AppliedRule",
@@ -131,9 +136,12 @@ __all__ = [
     "FailedPrecondition",
     "FeatureActivation",
     "FeatureContrast",
+    "FeatureDetails",
+    "FeatureExample",
     "FeatureInfo",
     "FeaturePage",
     "FeatureRef",
+    "FeatureValues",
     "FieldViolation",
     "Final",
     "FinishReason",

@@ -1,6 +1,6 @@
 """FeatureService: where features fire, what is recorded about them, and which ones distinguish texts."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from saegis.base import BaseClient
@@ -31,18 +31,64 @@ class TokenFeatures:
 
 
 @dataclass(frozen=True, slots=True)
+class FeatureValues:
+    """One feature's activation at each token of a text, in feature units; 0 where it is not active."""
+
+    index: int
+    label: str
+    activations: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Inspection:
     """The answer to `inspect`: the tokens of a text with their features, as one SAE reads them."""
 
     sae: str
     site: str
     tokens: tuple[TokenFeatures, ...]
+    values: tuple[FeatureValues, ...] = ()
+    """Those of the features that were asked for, in their order."""
+    windows: int = 1
+    """In how many windows the text was read: 1 if it fits into the model's context."""
 
     def __iter__(self) -> Iterator[TokenFeatures]:
         return iter(self.tokens)
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class ActivationHistogram:
+    """How often a feature fires how strongly, over the texts from which its examples were gathered."""
+
+    bin_width: float
+    """In feature units: bin i holds activations from i widths up to but not including i + 1."""
+    counts: tuple[int, ...]
+    """How many tokens are in each bin. Tokens at which the feature does not fire are in none."""
+    tokens: int
+    """How many tokens were read."""
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureExample:
+    """A piece of a text in which a feature fires strongly."""
+
+    tokens: tuple[str, ...]
+    activations: tuple[float, ...]
+    """The feature's activation at each token, in feature units."""
+    strongest: int
+    """The token at which the feature is strongest, counted from 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureDetails(FeatureInfo):
+    """The answer to `get_feature`: what is recorded about a feature, and where it fires."""
+
+    histogram: ActivationHistogram | None = None
+    """None if nobody gathered it."""
+    examples: tuple[FeatureExample, ...] = ()
+    """Strongest first, each of another text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +116,10 @@ class ContrastSide:
     """The mean over texts of the largest activation in each, in feature units."""
     firing_rate: float
     """The share of texts in which the feature is active at all, from 0 to 1."""
+    deviation: float
+    """The standard deviation over texts of the largest activation in each; 0 for a single text."""
+    firing_rate_by_language: Mapping[str, float]
+    """The firing rate by language, if languages were given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +131,14 @@ class FeatureContrast:
     """Firing rate in the positive texts minus that in the negative ones, from -1 to 1."""
     positive: ContrastSide
     negative: ContrastSide
+    separation: float
+    """The chance that it is stronger in a positive text than in a negative one; 0.5 tells nothing."""
+    standardized_difference: float | None
+    """The difference of the means over the pooled standard deviation (Hedges' g); None without spread."""
+    p_value: float
+    """The chance of such a separation if the sets were alike, by the one-sided test of Mann and Whitney."""
+    q_value: float
+    """The share of false discoveries among all features with a p value no greater."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +147,8 @@ class Contrast:
 
     sae: str
     features: tuple[FeatureContrast, ...]
+    tested: int
+    """How many features are active in any of the texts."""
 
     def __iter__(self) -> Iterator[FeatureContrast]:
         return iter(self.features)
@@ -106,11 +166,18 @@ def _inspection(message: pb.InspectResponse) -> Inspection:
         )
         for token in message.tokens
     )
-    return result(Inspection, message, tokens=tokens)
+    values = tuple(result(FeatureValues, feature) for feature in message.values)
+    return result(Inspection, message, tokens=tokens, values=values)
 
 
-def _feature(message: pb.GetFeatureResponse) -> FeatureInfo:
-    return result(FeatureInfo, message.feature)
+def _feature(message: pb.GetFeatureResponse) -> FeatureDetails:
+    gathered = message.HasField("histogram")
+    return result(
+        FeatureDetails,
+        message.feature,
+        histogram=result(ActivationHistogram, message.histogram) if gathered else None,
+        examples=tuple(result(FeatureExample, example) for example in message.examples),
+    )
 
 
 def _page(message: pb.SearchFeaturesResponse) -> FeaturePage:
@@ -132,6 +199,13 @@ def _contrast(message: pb.ContrastFeaturesResponse) -> Contrast:
     return result(Contrast, message, features=features)
 
 
+def _reference(feature: int | str | FeatureRef | FeatureInfo) -> FeatureRef:
+    target = as_target(feature)
+    if isinstance(target, Direction):
+        raise TypeError("a direction is no feature")
+    return target
+
+
 class FeatureMethods(BaseClient):
     """The methods of both clients that call FeatureService."""
 
@@ -145,10 +219,18 @@ class FeatureMethods(BaseClient):
         sae: str = "",
         site: str = "",
         top_k: int | None = None,
+        features: Sequence[int | str | FeatureRef | FeatureInfo] = (),
+        long_text: bool = False,
         timeout: float | None = None,
     ) -> pb.InspectRequest:
-        """Return the `top_k` strongest features of each token of a text, a conversation or token ids."""
-        request = pb.InspectRequest(sae=sae, site=site)
+        """Return the `top_k` strongest features of each token of a text, a conversation or token ids.
+
+        features: features whose values are returned at every token; with some, `top_k` may be 0. long_text:
+        read a text that is longer than the model's context in windows, in which each token sees at least
+        half a context before it.
+        """
+        request = pb.InspectRequest(sae=sae, site=site, long_text=long_text)
+        request.features.extend(feature_message(_reference(feature)) for feature in features)
         set_prompt(request, text, messages, token_ids)
         put(request, "top_k", top_k)
         return request
@@ -157,10 +239,8 @@ class FeatureMethods(BaseClient):
     def get_feature(
         self, feature: int | str | FeatureRef | FeatureInfo, *, sae: str = "", timeout: float | None = None
     ) -> pb.GetFeatureRequest:
-        """Return what is recorded about one feature, given by index or by exact label."""
-        target = as_target(feature)
-        if isinstance(target, Direction):
-            raise TypeError("a direction is no feature")
+        """Return what is recorded about one feature, given by index or by exact label, and where it fires."""
+        target = _reference(feature)
         if sae and target.sae not in ("", sae):
             raise ValueError(f"sae is {sae!r} but the feature belongs to {target.sae!r}")
         return pb.GetFeatureRequest(feature=feature_message(FeatureRef(target.selector, sae or target.sae)))
@@ -188,10 +268,20 @@ class FeatureMethods(BaseClient):
         *,
         sae: str = "",
         limit: int = 0,
+        positive_languages: Sequence[str] = (),
+        negative_languages: Sequence[str] = (),
+        max_q_value: float | None = None,
         timeout: float | None = None,
     ) -> pb.ContrastFeaturesRequest:
-        """Find the features that are active in the positive texts and not in the negative ones."""
+        """Find the features that are active in the positive texts and not in the negative ones.
+
+        The languages are those of the texts, one each, for rates by language. With `max_q_value` only
+        features are returned of which at most this share is expected to be false.
+        """
         request = pb.ContrastFeaturesRequest(sae=sae)
+        put(request, "positive_languages", positive_languages)
+        put(request, "negative_languages", negative_languages)
+        put(request, "max_q_value", max_q_value)
         put(request, "positive_texts", positive)
         put(request, "negative_texts", negative)
         put(request, "limit", limit)

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from saegis_server.engine.api import (
     GenerationRequest,
     Guard,
     Guarded,
+    Observed,
     Progress,
     Reaction,
     RequestFailed,
@@ -81,6 +83,8 @@ PROMPT_TOKENS, NEW_TOKENS = 64, 96
 ROWS = 8
 #: Readings of each guarded request, and its conditions on them.
 READINGS, CONDITIONS = 32, 8
+#: Features that are counted for metrics.
+COUNTED = 32
 _GREEDY = SamplingParams(temperature=0.0, max_tokens=NEW_TOKENS, ignore_eos=True)
 
 
@@ -131,6 +135,13 @@ def guarded(
     return [program] * requests, [Guard(tuple(conditions))] * requests
 
 
+def counted(subject: Subject, sae: SparseAutoencoder) -> list[Observed]:
+    """COUNTED features that are counted at every token as an operator's watch set is, strengths included."""
+    rng = torch.Generator().manual_seed(4)
+    features = torch.randperm(sae.features, generator=rng)[:COUNTED].tolist()
+    return [Observed(subject.site, sae.probe(feature), 1.0) for feature in features]
+
+
 def _no_tokenizer() -> PreTrainedTokenizerFast:
     """A tokenizer that decodes every token to an empty text: random tokens need no words."""
     backend = Tokenizer(models.WordLevel({"": 0}, unk_token=""))
@@ -153,12 +164,15 @@ def tokens_per_second(
     asked: list[list[int]],
     steering: list[SteeringProgram] | None = None,
     guards: list[Guard] | None = None,
+    observed: Sequence[Observed] = (),
 ) -> float:
     """Generated tokens a second for requests that all come at once; the time includes the prefill.
 
+    observed: the features that are counted at every token.
     Starts the engine and stops it again, so that no OpenMP team of another thread is left.
     """
     engine = TorchEngine(step, _no_tokenizer(), (), step.slots.count)
+    engine.observe(observed)
     engine.start()
     done = threading.Semaphore(0)
     failures: list[Event] = []

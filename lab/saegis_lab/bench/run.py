@@ -6,8 +6,10 @@ from typing import TypeVar
 
 from saegis_lab.bench.loads import (
     CONDITIONS,
+    COUNTED,
     READINGS,
     ROWS,
+    counted,
     generate,
     generate_with_hooks,
     guarded,
@@ -58,10 +60,12 @@ def compare(subject: Subject, rounds: int, progress: Progress) -> list[Ratio]:
     steered = in_own_thread(lambda: programs(subject, saes[16384], CONCURRENT, CONCURRENT))
     watched, guards = in_own_thread(lambda: guarded(subject, saes[16384], CONCURRENT))
     progress(f"{CONCURRENT} requests at once", 0, 3)
-    ours, watching, unsteered, hookless, static, hooks = take_turns(
+    features = in_own_thread(lambda: counted(subject, saes[16384]))
+    ours, watching, counting, unsteered, hookless, static, hooks = take_turns(
         [
             lambda: tokens_per_second(step, few, steered),
             lambda: tokens_per_second(step, few, watched, guards),
+            lambda: tokens_per_second(step, few, observed=features),
             lambda: tokens_per_second(step, few),
             lambda: tokens_per_second(bare, few),
             lambda: generate(plain, few),
@@ -72,6 +76,7 @@ def compare(subject: Subject, rounds: int, progress: Progress) -> list[Ratio]:
     add(f"{CONCURRENT} × {ROWS} rows, all different", "unsteered", ours, unsteered, "≥ 0.95")
     judged = f"{CONCURRENT} × {READINGS} watches and {CONDITIONS} conditions"
     add(judged, "unsteered", watching, unsteered, "≥ 0.95")
+    add(f"{COUNTED} features counted for metrics", "unsteered", counting, unsteered, "≥ 0.98")
     add(f"{CONCURRENT} × {ROWS} rows, all different", "no site in the model", ours, hookless, "")
     add("unsteered", "Transformers, static batch", unsteered, static, "≥ 1.0")
     add(f"{CONCURRENT} × {ROWS} rows, all different", "Transformers + hooks, full SAE", ours, hooks, "≥ 5")

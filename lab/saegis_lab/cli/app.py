@@ -6,7 +6,7 @@ from saegis.cli.features import app as features
 from saegis.cli.policy import app as policy
 from saegis_lab.cli import bench, calibrate, demo, make_filter, train
 from saegis_lab.cli.eval import attack, ban, clamp, coverage, detectors, filter
-from saegis_lab.cli.features import choose, label
+from saegis_lab.cli.features import choose, import_labels, label
 from saegis_server.cli.app import app
 
 __all__ = ["app"]
@@ -24,6 +24,7 @@ app.add_typer(eval, name="eval")
 app.add_typer(train.app, name="train")
 
 features.command(epilog=label.EPILOG)(label.label)
+features.command("import", epilog=import_labels.EPILOG)(import_labels.import_labels)
 features.command(epilog=choose.EPILOG)(choose.choose)
 
 policy.command(epilog=calibrate.EPILOG)(calibrate.calibrate)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -119,23 +119,30 @@ class Subject:
         """Where the SAE belongs."""
         return self.placed.loaded.site
 
-    def batches(self, sae: SparseAutoencoder, display: StageDisplay) -> Iterator[FeatureBatch]:
-        """The features of `sae` on the texts, shown as a stage; ends the command if no token is left."""
+    def batches(
+        self, sae: SparseAutoencoder, display: StageDisplay, chosen: Collection[int] | None = None
+    ) -> Iterator[FeatureBatch]:
+        """The features of `sae` on the texts, or on those of the numbers `chosen`, shown as a stage; ends the
+        command if no token is left in any text."""
         from saegis_lab.training.activations import feature_batches
 
-        read = feature_batches(self.loaded.model, self.site, sae, self.rows, self.excluded)
-        return self._shown(read, display)
+        # A text without a token is not read, and the others keep their numbers.
+        rows = [row if chosen is None or number in chosen else [] for number, row in enumerate(self.rows)]
+        read = feature_batches(self.loaded.model, self.site, sae, rows, self.excluded)
+        return self._shown(read, display, rows)
 
     def token_batches(self, display: StageDisplay) -> Iterator[TokenBatch]:
         """The activations of the texts' tokens, as `batches` gives features."""
         from saegis_lab.training.activations import token_batches_at
 
         read = token_batches_at(self.loaded.model, self.site, self.rows, self.excluded)
-        return self._shown(read, display)
+        return self._shown(read, display, self.rows)
 
-    def _shown(self, read: Iterator[_Batch], display: StageDisplay) -> Iterator[_Batch]:
-        total = sum(1 for row in self.rows for token in row[1:] if token not in self.excluded)
-        if not total:
+    def _shown(
+        self, read: Iterator[_Batch], display: StageDisplay, rows: Sequence[Sequence[int]]
+    ) -> Iterator[_Batch]:
+        total = sum(1 for row in rows for token in row[1:] if token not in self.excluded)
+        if not total and rows == self.rows:
             display.close()
             raise fail(
                 "the texts have no tokens to read: the first of a text and special ones do not count",

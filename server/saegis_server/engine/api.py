@@ -6,7 +6,7 @@ Whoever uses an engine imports this module and nothing else of `engine`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -18,6 +18,7 @@ from torch import Tensor
 from saegis_server.steering.conditions import Condition
 from saegis_server.steering.digest import digest_of
 from saegis_server.steering.program import UNSTEERED, SiteProgram, SteeringProgram
+from saegis_server.steering.rows import Edit, Probe
 from saegis_server.steering.site import Site
 from saegis_server.steering.table import Capacity
 
@@ -173,6 +174,64 @@ class Guard:
 UNGUARDED = Guard()
 
 
+class RowName(NamedTuple):
+    """Which row of a program is meant: its site, its stage (edits, rules or bans), the key of what it reads,
+    and the number of its condition, 0 for none."""
+
+    site: Site
+    stage: str
+    key: str
+    when: int = 0
+
+
+#: Rows that are counted together.
+RowGroup = frozenset[RowName]
+
+
+class Acted(NamedTuple):
+    """At how many tokens of the prompt and of the answers any row of a group acted: asked for a change, or
+    banned a feature that was active."""
+
+    prompt: int
+    answer: int
+
+
+def rows_of(program: SteeringProgram, guard: Guard) -> Iterator[tuple[RowName, Edit]]:
+    """Every row that may act under a program beside a guard, with its name."""
+    conditional = ((number, each.rows) for number, each in enumerate(guard.conditions, start=1))
+    for when, by_site in ((0, program.sites), *conditional):
+        for site, rows in by_site.items():
+            for stage, edits in rows.stages():
+                for edit in edits:
+                    yield RowName(site, stage, edit.probe.key, when), edit
+
+
+#: The bounds of how strongly an observed feature fires, as shares of its recorded maximum.
+STRENGTHS = (0.1, 0.25, 0.5, 0.75, 1.0, 1.5)
+
+
+class Observed(NamedTuple):
+    """A feature that is read at every token of every text that is written. maximum: the largest value that is
+    recorded for it, None if there is none."""
+
+    site: Site
+    probe: Probe
+    maximum: float | None = None
+
+
+class Fired(NamedTuple):
+    """On how many tokens a feature was active, on how many its value was above each of STRENGTHS of its
+    maximum, and the sum of these values over it; the latter are 0 without a maximum."""
+
+    tokens: int
+    above: tuple[int, ...]
+    strength: float
+
+
+#: What an observed feature did at the prompt's tokens and at those of the answers.
+Firing = tuple[Fired, Fired]
+
+
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
     """One request: prompt token ids, how to sample and to steer, and until when (time.monotonic seconds).
@@ -180,7 +239,8 @@ class GenerationRequest:
     request_id: unique among all that run, whoever asks. guard: the conditions under which its operator
     steers it otherwise, stops it or refuses it. tenant, principal: on whose account it runs, with whose
     others it takes turns. prefilled: how many of the prompt's last tokens are the beginning of the answer,
-    which the request gives: rows and conditions take them for what they are.
+    which the request gives: rows and conditions take them for what they are. groups: of the rows, those that
+    are counted together, in `Receipt.acted`; at most `Engine.most_groups`.
     """
 
     request_id: str
@@ -192,6 +252,7 @@ class GenerationRequest:
     tenant: str = ""
     principal: str = ""
     prefilled: int = 0
+    groups: tuple[RowGroup, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,12 +325,14 @@ class ConditionReceipt:
 
     held_tokens: how many tokens were chosen while it held: the first one of an answer is chosen at the end of
     the prompt, and the one that it stopped counts too. first_token: counted from 0 over the answer's tokens,
-    those that the request gave among them; -1 for the prompt, None where it never held.
+    those that the request gave among them; -1 for the prompt, None where it never held. stopped: how many
+    sequences it ended, alone or with others.
     """
 
     name: str
     held_tokens: int
     first_token: int | None
+    stopped: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,7 +342,8 @@ class Receipt:
     conditions: those of its guard, in its order. guard_peaks: the largest value that each of the program's
     `guards` had on the clean activations, those of a step that was taken again among them, in the order of
     `Literal.reading`. first_token_steered, first_token_read: whether rows, and whether conditions, act at the
-    text's first token as at every other; not where it is left out, see FirstToken.
+    text's first token as at every other; not where it is left out, see FirstToken. acted: of each of the
+    request's groups.
     """
 
     program_digest: str
@@ -289,6 +353,7 @@ class Receipt:
     guard_peaks: tuple[float, ...] = ()
     first_token_steered: bool = False
     first_token_read: bool = False
+    acted: tuple[Acted, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,13 +382,19 @@ class Timings:
 class RequestFinished:
     """The last event of a request that ran to its end (also when all its sequences were aborted).
 
-    reasons: how each sequence ended; None for one that an error cut off.
+    reasons: how each sequence ended; None for one that an error cut off. tokens: how many each one was told.
+    prompt_read: how many tokens of its prompt were read, in the sequence that came furthest. firing: what the
+    features did that were observed when it ended, by site and key; the tokens that FirstToken.left_out counts
+    are left out, those of the prompt count once, however many completions there are.
     """
 
     usage: Usage
     receipt: Receipt
     timings: Timings
     reasons: tuple[FinishReason | None, ...] = ()
+    tokens: tuple[int, ...] = ()
+    prompt_read: int = 0
+    firing: Mapping[tuple[Site, str], Firing] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -387,7 +458,7 @@ class FirstToken:
 
     def unmoved(self, tokens: Sequence[int], program: SteeringProgram) -> int:
         """How many of the tokens that a text begins with no row moves: 0 or 1."""
-        return 0 if self.moved or program.moves_first_token else self._begins(tokens)
+        return 0 if self.moved or program.moves_first_token else self.begins(tokens)
 
     def unread(self, tokens: Sequence[int], guard: Guard) -> int:
         """How many of the tokens that a text begins with no condition reads: 0 or 1."""
@@ -395,9 +466,10 @@ class FirstToken:
 
     def left_out(self, tokens: Sequence[int]) -> int:
         """How many of the tokens that a text begins with are left out of statistics: 0 or 1."""
-        return 0 if self.read else self._begins(tokens)
+        return 0 if self.read else self.begins(tokens)
 
-    def _begins(self, tokens: Sequence[int]) -> int:
+    def begins(self, tokens: Sequence[int]) -> int:
+        """How many tokens of a text are the model's own beginning of a sequence: 0 or 1."""
         return int(len(tokens) > 0 and tokens[0] == self.bos)
 
 
@@ -421,7 +493,8 @@ class Limits:
 class EngineStats:
     """What the engine is doing now. Token counts are of the KV cache; the rate is of the last seconds.
 
-    recompilations: what was compiled since the warm-up, which should be nothing.
+    recompilations: what was compiled since the warm-up, which should be nothing. device_bytes: the memory of
+    the accelerator that is taken, and device_bytes_max what it has; None where the CPU runs the model.
     """
 
     running: int
@@ -433,6 +506,8 @@ class EngineStats:
     queue_limit: int
     steps: int
     recompilations: int = 0
+    device_bytes: int | None = None
+    device_bytes_max: int | None = None
 
 
 class EngineError(Exception):
@@ -527,6 +602,17 @@ class Engine(Protocol):
         """How much it takes on."""
 
     @property
+    def most_groups(self) -> int:
+        """How many groups of rows a request may have counted."""
+
+    def observe(self, features: Sequence[Observed]) -> None:
+        """Observe these features from the next step on, in place of those before.
+
+        What was counted of a feature that stays goes on being counted. Raises ValueError for a site that the
+        engine does not have, and for more features at one than it has room for, which is 256 or more.
+        """
+
+    @property
     def first_token(self) -> FirstToken:
         """What it does at a text's first token."""
 
@@ -581,6 +667,7 @@ class Engine(Protocol):
     def capture(self, tokens: Sequence[int], tenant: str = "") -> Future[dict[Site, Tensor]]:
         """The clean activations [T, d] of a text at every site, float of the model's dtype.
 
+        While requests run it is read in one of many steps, so that hardly a token of theirs waits for it.
         Raises QueueFullError, EngineStoppedError.
         """
 

@@ -11,8 +11,8 @@ The forward equations are those of SAELens (`sae_lens/saes/{standard,gated,jumpr
 
 import hashlib
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property
 from types import MappingProxyType
@@ -170,6 +170,19 @@ class SparseAutoencoder:
         if self.architecture is Architecture.JUMPRELU:
             return p.relu() * (p > self._require("threshold"))
         return p.relu()
+
+    def only(self, features: Sequence[int]) -> "SparseAutoencoder":
+        """An SAE of some of its features, in this order, which encodes each as this one does: the cost of
+        reading a few does not grow with all. Raises IndexError for a feature that does not exist."""
+        for feature in features:
+            self.check_feature(feature)
+        chosen = torch.tensor(list(features), dtype=torch.int64, device=self.W_enc.device)
+        axes = TENSORS[self.architecture]
+        tensors = {
+            name: tensor if name == "b_dec" else tensor.index_select(axes[name].index("m"), chosen)
+            for name, tensor in self.tensors().items()
+        }
+        return replace(self, **tensors, digest="")  # type: ignore[arg-type]
 
     def decode(self, f: Tensor, x: Tensor) -> Tensor:
         """The reconstruction x̂, float32 [..., d], of the features f [..., m].

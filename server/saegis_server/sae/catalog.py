@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from saegis_server.sae.autoencoder import SparseAutoencoder
 from saegis_server.sae.checks import Reconstruction
+from saegis_server.sae.examples import Examples
 from saegis_server.sae.labels import FeatureLabel, Labels
 from saegis_server.steering.rows import Probe
 from saegis_server.steering.site import Site
@@ -50,12 +51,14 @@ class SAENotAtSiteError(CatalogError):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LoadedSAE:
-    """An SAE at its site, with its labels and, if it was measured when loaded, its reconstruction."""
+    """An SAE at its site, with its labels and, if it was measured when loaded, its reconstruction. examples:
+    where its features fire, if that was gathered."""
 
     sae: SparseAutoencoder
     site: Site
     labels: Labels = field(default_factory=Labels)
     measured: Reconstruction | None = None
+    examples: Examples | None = None
 
     @property
     def id(self) -> str:

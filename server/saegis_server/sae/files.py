@@ -7,13 +7,16 @@ import huggingface_hub
 
 from saegis_server.sae.autoencoder import SparseAutoencoder
 from saegis_server.sae.errors import SAEFileError
+from saegis_server.sae.examples import EXAMPLES_FILE
 from saegis_server.sae.formats import LAYOUTS
 from saegis_server.sae.labels import LABELS_FILE
 from saegis_server.sae.layout import SAMPLE_FILE, Layout
 
 #: The only files of an SAE's folder that are read, and so the only ones that are downloaded.
 FILES = tuple(
-    dict.fromkeys((*(name for layout in LAYOUTS for name in layout.files), LABELS_FILE, SAMPLE_FILE))
+    dict.fromkeys(
+        (*(name for layout in LAYOUTS for name in layout.files), LABELS_FILE, EXAMPLES_FILE, SAMPLE_FILE)
+    )
 )
 _KNOWN = ", or ".join(" and ".join(layout.files) for layout in LAYOUTS)
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"

@@ -1,8 +1,7 @@
-"""Feature labels: the `features.jsonl` beside an SAE, one JSON object per line, and a search over them."""
+"""Feature labels: the `features.jsonl` beside an SAE, one JSON object per line."""
 
 import json
 import os
-import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -11,11 +10,9 @@ from types import MappingProxyType
 
 from saegis_server.json_text import parse_json
 from saegis_server.sae.errors import SAEFileError
+from saegis_server.sae.label_index import LabelIndex, Matches, words_of
 
 LABELS_FILE = "features.jsonl"
-#: The score of a query's word: by the field where it is found, times how well it fits there.
-_IN_LABEL, _IN_SUBJECTS, _IN_LANGUAGES = 1.0, 0.8, 0.6
-_WHOLE_WORD, _PREFIX, _INSIDE = 1.0, 0.6, 0.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +35,16 @@ class FeatureLabel:
     density: float | None = None
     harmful: bool = False
     precision_by_language: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+
+    @property
+    def fit(self) -> float:
+        """How well the label fits the feature, from 0 to 1: the harmonic mean of its precision and of its
+        mean recall over languages. The precision alone where no recall was recorded; 0 without a precision.
+        """
+        if self.precision is None or not self.recall:
+            return self.precision or 0.0
+        recall = sum(self.recall.values()) / len(self.recall)
+        return 2.0 * self.precision * recall / ((self.precision + recall) or 1.0)
 
 
 class Labels:
@@ -101,76 +108,39 @@ class Labels:
         return self._by_feature.get(feature)
 
     def by_label(self, label: str) -> tuple[FeatureLabel, ...]:
-        """All features with this label, whatever its case and accents, the most precise first."""
-        return self._by_words.get(_words(label), ())
+        """All features with this label, whatever its case and accents, those that fit best first."""
+        return self._by_words.get(words_of(label), ())
 
     @cached_property
     def _by_words(self) -> dict[tuple[str, ...], tuple[FeatureLabel, ...]]:
         groups: dict[tuple[str, ...], list[FeatureLabel]] = {}
         for label in self:
-            groups.setdefault(_words(label.label), []).append(label)
-        return {words: tuple(sorted(labels, key=_less_precise)) for words, labels in groups.items()}
+            groups.setdefault(words_of(label.label), []).append(label)
+        return {
+            words: tuple(sorted(labels, key=lambda label: -label.fit)) for words, labels in groups.items()
+        }
 
     @cached_property
-    def _search_index(self) -> list[tuple[FeatureLabel, tuple[tuple[float, tuple[str, ...]], ...]]]:
-        return [
-            (
-                label,
-                (
-                    (_IN_LABEL, _words(label.label)),
-                    (_IN_SUBJECTS, _words(" ".join(label.subjects))),
-                    (_IN_LANGUAGES, _words(" ".join(label.languages))),
-                ),
-            )
-            for label in self
-        ]
+    def _index(self) -> LabelIndex:
+        return LabelIndex(self)
 
-    def search(self, query: str, limit: int) -> list[tuple[FeatureLabel, float]]:
-        """The labels that fit the query's words best, with a score above 0 and at most 1, best first.
+    def ready(self) -> None:
+        """Make what `find` and `by_label` need, so that the first call need not wait for it: half a minute
+        for a million labels."""
+        _ = self._index, self._ordered, self._by_words
 
-        Words match in the label, the subjects and the languages, whatever their case and accents. The score
-        is the mean over the query's words. `rank` says the order.
-        """
-        words = _words(query)
-        if not words or limit <= 0:
-            return []
-        scored = [
-            (label, sum(_worth(word, places) for word in words) / len(words))
-            for label, places in self._search_index
-        ]
-        fitting = [(label, score) for label, score in scored if score > 0.0]
-        return sorted(fitting, key=lambda pair: rank(query, *pair))[:limit]
+    @cached_property
+    def _ordered(self) -> tuple[FeatureLabel, ...]:
+        return tuple(self)
 
+    def find(self, query: str) -> Matches:
+        """The labels that hold every word of `query`, best first; places are those of `at`. LabelIndex.find
+        says the order."""
+        return self._index.find(query)
 
-def rank(query: str, label: FeatureLabel, score: float) -> tuple[bool, float, float]:
-    """The sort key of a search result, least first: labels equal to the query, whatever their case, then by
-    score, and at equal scores the most precise."""
-    return label.label.casefold() != query.strip().casefold(), -score, _less_precise(label)
-
-
-def _less_precise(label: FeatureLabel) -> float:
-    """A sort key: less for a more precise label, greatest if no precision was recorded."""
-    return 1.0 if label.precision is None else -label.precision
-
-
-def _words(text: str) -> tuple[str, ...]:
-    """The words of a text, case-folded, without accents, punctuation and symbols."""
-    plain = unicodedata.normalize("NFKD", unicodedata.normalize("NFKC", text).casefold())
-    # Vowel signs have combining class 0 and are letters in many scripts, so they stay; accents do not.
-    kept = (character for character in plain if not unicodedata.combining(character))
-    return tuple("".join(c if unicodedata.category(c)[0] in "LMN" else " " for c in kept).split())
-
-
-def _worth(word: str, places: tuple[tuple[float, tuple[str, ...]], ...]) -> float:
-    return max(weight * _fit(word, words) for weight, words in places)
-
-
-def _fit(word: str, words: tuple[str, ...]) -> float:
-    if word in words:
-        return _WHOLE_WORD
-    if any(other.startswith(word) for other in words):
-        return _PREFIX
-    return _INSIDE if any(word in other for other in words) else 0.0
+    def at(self, place: int) -> FeatureLabel:
+        """The label at a place, counted from 0 in the order of the features."""
+        return self._ordered[place]
 
 
 _KEYS = tuple(field.name for field in fields(FeatureLabel))

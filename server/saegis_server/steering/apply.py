@@ -10,7 +10,7 @@ from saegis_server.steering.bounds import NO_LIMIT
 from saegis_server.steering.projection import outside, project, rounding
 from saegis_server.steering.rows import Norm
 from saegis_server.steering.table import Bounds, Rows, TableView
-from saegis_server.steering.tokens import Tokens
+from saegis_server.steering.tokens import Spread, Tokens
 
 #: The normalisations of a site whose SAEs have none.
 _PLAIN = frozenset({Norm.NONE})
@@ -27,7 +27,9 @@ class Readings(NamedTuple):
     watched_before and watched_after: float32 [T, K], the watches' values on the clean and on the final x;
     guarded: float32 [T, G], those of the guards on the clean x;
     edited: bool [T]; bans_fired: float32 [T], how many banned features were active when their
-    turn came; relative_norm: float32 [T], ‖x' − x‖/‖x‖.
+    turn came; relative_norm: float32 [T], ‖x' − x‖/‖x‖. acted: bool [T, E + R + K], of the rows of the edits,
+    the rules and what is held, which asked for a change or, of bans, were active. observed: float32 [T, O],
+    the values of what is observed on the clean x.
     """
 
     watched_before: Tensor
@@ -36,6 +38,8 @@ class Readings(NamedTuple):
     edited: Tensor
     bans_fired: Tensor
     relative_norm: Tensor
+    acted: Tensor
+    observed: Tensor
 
 
 class _Scales(NamedTuple):
@@ -145,11 +149,11 @@ class _Stage(NamedTuple):
         """Where the phase and the condition of each row hold, bool [T, K]."""
         return _in_phase(numbers, self.tokens.prompt) & _chosen(self.on, numbers.when)
 
-    def edit(self, x: Tensor, rows: Rows, conditional: bool) -> tuple[Tensor, Tensor]:
+    def edit(self, x: Tensor, rows: Rows, conditional: bool) -> tuple[Tensor, Tensor, Tensor]:
         """One stage of edits: all rows read the same x, and fractions are of ‖x‖ as it came in.
 
         conditional: whether rows may have conditions, which a request's own edits have not. Returns the move
-        [T, d] and the rows' values before it [T, K].
+        [T, d], the rows' values before it [T, K], and which rows ask for a change, bool [T, K].
         """
         numbers = _Numbers.of(rows.numbers, self.tokens)
         read, write = rows.vectors.unbind(1)
@@ -162,7 +166,7 @@ class _Stage(NamedTuple):
             reads, writes = _factors(numbers, _scales(x, self.norms), x.shape[-1], self.norms)
             f = _activation(q * reads, numbers)
             change = _change(f, numbers, self.norm, applies) * writes
-        return self.tokens.times(change, write), f
+        return self.tokens.times(change, write), f, change != 0.0
 
 
 class _Range(NamedTuple):
@@ -200,7 +204,7 @@ def _hold(
     x: Tensor, clean: Tensor, bounds: Bounds, stage: _Stage, ruled: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """Bans and bounds: push each active banned feature down by its strength, then project what is held into
-    its range. Also returns how many bans fired.
+    its range. Also returns which bans fired, bool [T, K].
 
     ruled: the values of the rules' rows; dtype: that in which the result is written. A token that nothing has
     touched keeps its bits while it is allowed; one that moves, or was moved by the stages before (x is no
@@ -219,7 +223,7 @@ def _hold(
     allowed = _Range.of(bounds, stage, ruled, level - lost.relative * (norm + 2.0 * size) - lost.absolute)
     f, applies = _activation(level * lengths, numbers), stage.applies(numbers)
     change = _change(f, numbers, norm, applies)
-    fired = ((f > 0.0) & applies).sum(-1, dtype=torch.float32)
+    fired = (f > 0.0) & applies
     pushed = x + times(change, write)
     level = times(y + times(change, writes), columns)
     largest = torch.maximum(size, pushed.norm(dim=-1, keepdim=True))
@@ -266,11 +270,13 @@ def apply(
     clean = x.to(torch.float32)
     norm = clean.norm(dim=-1, keepdim=True)
     before, guarded = _watch(clean, view.watches, tokens, norms), _watch(clean, view.guards, tokens, norms)
+    everybody = Tokens(tokens.prompt, Spread.ONE)
+    observed = before[:, :0] if view.observed is None else _watch(clean, view.observed, everybody, norms)
     on = torch.ones_like(tokens.prompt)[:, None] if gates is None else gates(guarded)
     stage = _Stage(tokens, on, norm, norms)
-    move, _ = stage.edit(clean, view.edits, conditional=False)
+    move, _, edits = stage.edit(clean, view.edits, conditional=False)
     steered = clean + _bounded(move, norm, _Numbers.of(view.edits.numbers, tokens).tightness)
-    move, ruled = stage.edit(steered, view.rules, conditional=True)
+    move, ruled, rules = stage.edit(steered, view.rules, conditional=True)
     steered, fired = _hold(steered + move, clean, view.bounds, stage, ruled, x.dtype)
     result = steered.to(x.dtype)
     final = result.to(torch.float32)
@@ -278,4 +284,7 @@ def apply(
     # Bit for bit: the square of a small move may be zero.
     edited = (final != clean).any(-1)
     relative = (final - clean).norm(dim=-1) / norm[..., 0].clamp(min=1e-30)
-    return result, Readings(before, after, guarded, edited, fired, relative)
+    acted = torch.cat((edits, rules, fired), -1)
+    return result, Readings(
+        before, after, guarded, edited, fired.sum(-1, dtype=torch.float32), relative, acted, observed
+    )

@@ -160,7 +160,8 @@ class Bounds(NamedTuple):
 class TableView(NamedTuple):
     """The tables as one step sees them: the step's slots, and no more rows than its programs use.
 
-    watches and guards are only read.
+    watches and guards are only read. observed: what is read at every token, the same rows for all slots, as
+    of one slot; None for nothing.
     """
 
     edits: Rows
@@ -168,6 +169,7 @@ class TableView(NamedTuple):
     bounds: Bounds
     watches: Rows
     guards: Rows
+    observed: Rows | None = None
 
 
 def _probe_numbers(probe: Probe) -> list[float]:
@@ -213,6 +215,20 @@ def _fill_read(table: Rows, slot: int, probes: tuple[Probe, ...]) -> None:
     vectors, numbers = _only_read(probes)
     table.vectors[slot, :, : len(probes)] = vectors.to(table.vectors)
     table.numbers[slot, :, : len(probes)] = numbers.to(table.numbers)
+
+
+def rows_to_read(count: int, width: int, device: torch.device | str) -> Rows:
+    """Empty rows of one slot that are only read."""
+    return Rows(torch.zeros(1, 1, count, width, device=device), torch.zeros(1, COLUMNS, count, device=device))
+
+
+def put_to_read(table: Rows, place: int, probe: Probe | None) -> None:
+    """Let a row of the only slot read a probe, or nothing."""
+    for tensor, new in (
+        (table.vectors[0, 0], None if probe is None else centred_read(probe)),
+        (table.numbers[0].T, None if probe is None else torch.tensor(_probe_numbers(probe))),
+    ):
+        tensor[place] = 0.0 if new is None else new.to(tensor)
 
 
 def _fill(table: Rows, slot: int, reads: Sequence[Tensor], writes: Sequence[Tensor]) -> None:

@@ -240,7 +240,7 @@ def _best(target: FeatureRef | Direction, search: Search) -> FeatureRef | Direct
 
 
 def best_feature(target: FeatureRef, search: Search) -> FeatureRef:
-    """The most precise feature if a label names several of one SAE, with a note; else the target itself."""
+    """The feature that a label fits best if it names several of one SAE, with a note; else the target."""
     label = target.selector
     if isinstance(label, int):
         return target

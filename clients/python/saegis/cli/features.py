@@ -13,21 +13,23 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from saegis.cli import contrast as contrasting
 from saegis.cli import options
 from saegis.cli.connection import Connection
 from saegis.cli.edits import EditSyntaxError, best_feature, parse_target, server_search
 from saegis.cli.family import Family
+from saegis.cli.inspect_page import page
 from saegis.cli.output import USAGE, console, fail, notes, print_json, shares, titled
 from saegis.cli.streams import read_input, sentence
 
 if TYPE_CHECKING:
-    from saegis import Contrast, FeatureInfo, Inspection
+    from saegis import ActivationHistogram, FeatureExample, FeatureInfo, Inspection
 
 
 class _Features(Family):
     """The commands `saegis features ...`."""
 
-    names = ("search", "contrast", "show", "label", "choose")
+    names = ("search", "contrast", "show", "label", "import", "choose")
 
 
 app = typer.Typer(
@@ -42,6 +44,10 @@ saegis inspect "The bridge stands in the fog."
 saegis inspect "Мост стоит в тумане." --top 3
 
 saegis inspect --chat "How do I make bread?" --json
+
+saegis inspect "The bridge stands in the fog." --html bridge.html
+
+A text that is longer than the model's context is read in windows; each token sees at least half a context.
 """
 SEARCH_EPILOG = """
 [bold]Examples[/bold]
@@ -50,15 +56,8 @@ saegis features search "golden gate"
 
 saegis features search harmful --top 50 --json
 """
-CONTRAST_EPILOG = """
-[bold]Examples[/bold]
-
-saegis features contrast --with "The bridge is red." --without "The cat drinks milk."
-
-saegis features contrast --with-file harmful.txt --without-file benign.txt --top 30
-
-Files hold one text a line. The score is the share of texts with the feature less that of the others.
-"""
+#: The characters of the longest bar of a histogram.
+_LONGEST_BAR = 40
 SHOW_EPILOG = """
 [bold]Examples[/bold]
 
@@ -75,6 +74,9 @@ def inspect(
     top: Annotated[int, typer.Option(help="How many features to show for each token.")] = 5,
     sae: options.Sae = "",
     site: Annotated[str, typer.Option(metavar="SITE", help="Where to read; by default the SAE's.")] = "",
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a page with the tokens coloured by feature.")
+    ] = None,
     json: options.Json = False,
     *,
     connection: Connection,
@@ -85,11 +87,13 @@ def inspect(
         inspection = (
             client.inspect(messages=[{"role": "user", "content": read}], sae=sae, site=site, top_k=top)
             if chat
-            else client.inspect(read, sae=sae, site=site, top_k=top)
+            else client.inspect(read, sae=sae, site=site, top_k=top, long_text=True)
         )
+    if html is not None:
+        _write_page(html, inspection)
     if json:
         print_json(inspection)
-    else:
+    elif html is None:
         console().print(_inspection_table(inspection))
 
 
@@ -123,36 +127,7 @@ def search(
     console().print(_features_table(features, f"{len(features)} of {total} features"))
 
 
-@app.command(epilog=CONTRAST_EPILOG)
-@options.grouped
-def contrast(
-    with_texts: Annotated[
-        list[str] | None, typer.Option("--with", metavar="TEXT", help="A text that has it. Again for more.")
-    ] = None,
-    without_texts: Annotated[
-        list[str] | None, typer.Option("--without", metavar="TEXT", help="A text that does not.")
-    ] = None,
-    with_file: Annotated[
-        Path | None, typer.Option(exists=True, dir_okay=False, help="File of texts that have it.")
-    ] = None,
-    without_file: Annotated[
-        Path | None, typer.Option(exists=True, dir_okay=False, help="File of texts that do not.")
-    ] = None,
-    top: Annotated[int, typer.Option(help="How many features to show, at most.", min=1)] = 20,
-    sae: options.Sae = "",
-    json: options.Json = False,
-    *,
-    connection: Connection,
-) -> None:
-    """Find the features that are active in some texts and not in others."""
-    positive = _texts(with_texts, with_file, "--with")
-    negative = _texts(without_texts, without_file, "--without")
-    with connection.client() as client:
-        ranked = client.contrast_features(positive, negative, sae=sae, limit=top)
-    if json:
-        print_json(ranked)
-    else:
-        console().print(_contrast_table(ranked))
+app.command(epilog=contrasting.EPILOG)(contrasting.contrast)
 
 
 @app.command(epilog=SHOW_EPILOG)
@@ -164,7 +139,7 @@ def show(
     *,
     connection: Connection,
 ) -> None:
-    """Show what is recorded about one feature."""
+    """Show what is recorded about one feature, how strongly it fires, and where most strongly."""
     try:
         target = parse_target(feature, sae)
     except EditSyntaxError as error:
@@ -178,11 +153,25 @@ def show(
     for name, value in _rows(info):
         table.add_row(name, Text(value))
     console().print(table)
+    if info.histogram is not None:
+        console().print(_histogram_table(info.histogram))
+    if info.examples:
+        console().print(_examples_table(info.examples))
+
+
+def _write_page(path: Path, inspection: Inspection) -> None:
+    """Write the page of an inspection; ends the command where that fails."""
+    try:
+        path.write_text(page(inspection), encoding="utf-8")
+    except OSError as error:
+        raise fail(f"{path} cannot be written: {sentence(error)}", "name another file with --html") from error
+    notes().print(f"wrote {path}", style="dim", markup=False, soft_wrap=True)
 
 
 def _inspection_table(inspection: Inspection) -> Table:
     """One row for each token: its text and its features, strongest first."""
-    table = titled(f"{inspection.sae} at {inspection.site}", ())
+    windows = f", read in {inspection.windows} windows" if inspection.windows > 1 else ""
+    table = titled(f"{inspection.sae} at {inspection.site}{windows}", ())
     table.add_column("token", no_wrap=True)
     table.add_column("strongest features: index, activation, label")
     for token in inspection:
@@ -210,23 +199,6 @@ def _features_table(features: Iterable[FeatureInfo], title: str) -> Table:
     return table
 
 
-def _contrast_table(contrast: Contrast) -> Table:
-    """One row for each feature, highest score first."""
-    numbers = ("index", "score", "fires with", "fires without", "mean with", "mean without")
-    table = titled(f"features of {contrast.sae}", (*numbers, "label"), numbers)
-    for ranked in contrast:
-        table.add_row(
-            str(ranked.feature.index),
-            f"{ranked.score:.2f}",
-            f"{ranked.positive.firing_rate:.0%}",
-            f"{ranked.negative.firing_rate:.0%}",
-            f"{ranked.positive.mean_activation:.2f}",
-            f"{ranked.negative.mean_activation:.2f}",
-            Text(ranked.feature.label or "(no label)"),
-        )
-    return table
-
-
 def _rows(feature: FeatureInfo) -> list[tuple[str, str]]:
     return [
         ("SAE", feature.sae),
@@ -244,19 +216,34 @@ def _rows(feature: FeatureInfo) -> list[tuple[str, str]]:
     ]
 
 
+def _histogram_table(histogram: ActivationHistogram) -> Table:
+    """One row for each bin up to the last one that holds a token, with a bar."""
+    fires = sum(histogram.counts)
+    table = titled(
+        f"fires on {fires} of {histogram.tokens} tokens", ("activation", "tokens", ""), ("tokens",)
+    )
+    most = max(histogram.counts, default=0)
+    last = max((place for place, count in enumerate(histogram.counts) if count), default=-1)
+    for place, count in enumerate(histogram.counts[: last + 1]):
+        low = place * histogram.bin_width
+        bar = "#" * -(-_LONGEST_BAR * count // most)
+        table.add_row(f"{low:.3g} to {low + histogram.bin_width:.3g}", str(count), bar)
+    return table
+
+
+def _examples_table(examples: Iterable[FeatureExample]) -> Table:
+    """One row for each piece of text; the strongest token stands out."""
+    table = titled("strongest in", ("activation", "text"), ("activation",))
+    for example in examples:
+        text = Text()
+        for place, token in enumerate(example.tokens):
+            strongest, active = place == example.strongest, example.activations[place] > 0.0
+            text.append(
+                token.replace("\n", "\\n"), "bold reverse" if strongest else "underline" if active else ""
+            )
+        table.add_row(f"{example.activations[example.strongest]:.2f}", text)
+    return table
+
+
 def _number(value: float | None, form: str) -> str:
     return "-" if value is None else form.format(value)
-
-
-def _texts(values: list[str] | None, file: Path | None, name: str) -> list[str]:
-    """The texts of an option and its file without blank lines; ends the command if there are none."""
-    texts = list(values or ())
-    if file is not None:
-        try:
-            lines = file.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise fail(f"{file} cannot be read: {sentence(error)}", code=USAGE) from error
-        texts += [line for line in lines if line.strip()]
-    if not texts:
-        raise fail(f"no texts are given with {name}", f"give {name} TEXT or {name}-file FILE", USAGE)
-    return texts

@@ -40,8 +40,8 @@ saegis generate "The bridge" --temperature 0.7 --seed 1 --stream
 [bold]Targets and values[/bold]
 
 TARGET is a feature's index, several indices with commas between them, or an exact label;
-[bold]saegis features search WORDS[/bold] finds them. Of several features with one label the most precise is
-taken, and the others are named.
+[bold]saegis features search WORDS[/bold] finds them. Of several features with one label the one that it
+fits best is taken, and the others are named.
 
 VALUE is a number in feature units, 2max for twice the feature's recorded maximum, or 0.1norm for a tenth
 of the activation's norm.

@@ -51,30 +51,48 @@ class Feature(_message.Message):
     def __init__(self, sae: _Optional[str] = ..., index: _Optional[int] = ..., site: _Optional[str] = ..., label: _Optional[str] = ..., max_activation: _Optional[float] = ..., density: _Optional[float] = ..., subjects: _Optional[_Iterable[str]] = ..., languages: _Optional[_Iterable[str]] = ..., precision: _Optional[float] = ..., recall: _Optional[_Mapping[str, float]] = ..., harmful: _Optional[bool] = ..., precision_by_language: _Optional[_Mapping[str, float]] = ...) -> None: ...
 
 class InspectRequest(_message.Message):
-    __slots__ = ("text", "token_ids", "chat", "sae", "site", "top_k")
+    __slots__ = ("text", "token_ids", "chat", "sae", "site", "top_k", "features", "long_text")
     TEXT_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     CHAT_FIELD_NUMBER: _ClassVar[int]
     SAE_FIELD_NUMBER: _ClassVar[int]
     SITE_FIELD_NUMBER: _ClassVar[int]
     TOP_K_FIELD_NUMBER: _ClassVar[int]
+    FEATURES_FIELD_NUMBER: _ClassVar[int]
+    LONG_TEXT_FIELD_NUMBER: _ClassVar[int]
     text: str
     token_ids: _prompt_pb2.TokenIds
     chat: _prompt_pb2.Chat
     sae: str
     site: str
     top_k: int
-    def __init__(self, text: _Optional[str] = ..., token_ids: _Optional[_Union[_prompt_pb2.TokenIds, _Mapping[str, object]]] = ..., chat: _Optional[_Union[_prompt_pb2.Chat, _Mapping[str, object]]] = ..., sae: _Optional[str] = ..., site: _Optional[str] = ..., top_k: _Optional[int] = ...) -> None: ...
+    features: _containers.RepeatedCompositeFieldContainer[_steering_pb2.FeatureRef]
+    long_text: bool
+    def __init__(self, text: _Optional[str] = ..., token_ids: _Optional[_Union[_prompt_pb2.TokenIds, _Mapping[str, object]]] = ..., chat: _Optional[_Union[_prompt_pb2.Chat, _Mapping[str, object]]] = ..., sae: _Optional[str] = ..., site: _Optional[str] = ..., top_k: _Optional[int] = ..., features: _Optional[_Iterable[_Union[_steering_pb2.FeatureRef, _Mapping[str, object]]]] = ..., long_text: _Optional[bool] = ...) -> None: ...
 
 class InspectResponse(_message.Message):
-    __slots__ = ("sae", "site", "tokens")
+    __slots__ = ("sae", "site", "tokens", "values", "windows")
     SAE_FIELD_NUMBER: _ClassVar[int]
     SITE_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    WINDOWS_FIELD_NUMBER: _ClassVar[int]
     sae: str
     site: str
     tokens: _containers.RepeatedCompositeFieldContainer[TokenFeatures]
-    def __init__(self, sae: _Optional[str] = ..., site: _Optional[str] = ..., tokens: _Optional[_Iterable[_Union[TokenFeatures, _Mapping[str, object]]]] = ...) -> None: ...
+    values: _containers.RepeatedCompositeFieldContainer[FeatureValues]
+    windows: int
+    def __init__(self, sae: _Optional[str] = ..., site: _Optional[str] = ..., tokens: _Optional[_Iterable[_Union[TokenFeatures, _Mapping[str, object]]]] = ..., values: _Optional[_Iterable[_Union[FeatureValues, _Mapping[str, object]]]] = ..., windows: _Optional[int] = ...) -> None: ...
+
+class FeatureValues(_message.Message):
+    __slots__ = ("index", "label", "activations")
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    LABEL_FIELD_NUMBER: _ClassVar[int]
+    ACTIVATIONS_FIELD_NUMBER: _ClassVar[int]
+    index: int
+    label: str
+    activations: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, index: _Optional[int] = ..., label: _Optional[str] = ..., activations: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class TokenFeatures(_message.Message):
     __slots__ = ("token_id", "text", "features", "left_out")
@@ -105,10 +123,34 @@ class GetFeatureRequest(_message.Message):
     def __init__(self, feature: _Optional[_Union[_steering_pb2.FeatureRef, _Mapping[str, object]]] = ...) -> None: ...
 
 class GetFeatureResponse(_message.Message):
-    __slots__ = ("feature",)
+    __slots__ = ("feature", "histogram", "examples")
     FEATURE_FIELD_NUMBER: _ClassVar[int]
+    HISTOGRAM_FIELD_NUMBER: _ClassVar[int]
+    EXAMPLES_FIELD_NUMBER: _ClassVar[int]
     feature: Feature
-    def __init__(self, feature: _Optional[_Union[Feature, _Mapping[str, object]]] = ...) -> None: ...
+    histogram: ActivationHistogram
+    examples: _containers.RepeatedCompositeFieldContainer[FeatureExample]
+    def __init__(self, feature: _Optional[_Union[Feature, _Mapping[str, object]]] = ..., histogram: _Optional[_Union[ActivationHistogram, _Mapping[str, object]]] = ..., examples: _Optional[_Iterable[_Union[FeatureExample, _Mapping[str, object]]]] = ...) -> None: ...
+
+class ActivationHistogram(_message.Message):
+    __slots__ = ("bin_width", "counts", "tokens")
+    BIN_WIDTH_FIELD_NUMBER: _ClassVar[int]
+    COUNTS_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    bin_width: float
+    counts: _containers.RepeatedScalarFieldContainer[int]
+    tokens: int
+    def __init__(self, bin_width: _Optional[float] = ..., counts: _Optional[_Iterable[int]] = ..., tokens: _Optional[int] = ...) -> None: ...
+
+class FeatureExample(_message.Message):
+    __slots__ = ("tokens", "activations", "strongest")
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    ACTIVATIONS_FIELD_NUMBER: _ClassVar[int]
+    STRONGEST_FIELD_NUMBER: _ClassVar[int]
+    tokens: _containers.RepeatedScalarFieldContainer[str]
+    activations: _containers.RepeatedScalarFieldContainer[float]
+    strongest: int
+    def __init__(self, tokens: _Optional[_Iterable[str]] = ..., activations: _Optional[_Iterable[float]] = ..., strongest: _Optional[int] = ...) -> None: ...
 
 class SearchFeaturesRequest(_message.Message):
     __slots__ = ("query", "sae", "page_size", "page_token")
@@ -133,41 +175,68 @@ class SearchFeaturesResponse(_message.Message):
     def __init__(self, features: _Optional[_Iterable[_Union[Feature, _Mapping[str, object]]]] = ..., next_page_token: _Optional[str] = ..., total_size: _Optional[int] = ...) -> None: ...
 
 class ContrastFeaturesRequest(_message.Message):
-    __slots__ = ("positive_texts", "negative_texts", "sae", "limit")
+    __slots__ = ("positive_texts", "negative_texts", "sae", "limit", "positive_languages", "negative_languages", "max_q_value")
     POSITIVE_TEXTS_FIELD_NUMBER: _ClassVar[int]
     NEGATIVE_TEXTS_FIELD_NUMBER: _ClassVar[int]
     SAE_FIELD_NUMBER: _ClassVar[int]
     LIMIT_FIELD_NUMBER: _ClassVar[int]
+    POSITIVE_LANGUAGES_FIELD_NUMBER: _ClassVar[int]
+    NEGATIVE_LANGUAGES_FIELD_NUMBER: _ClassVar[int]
+    MAX_Q_VALUE_FIELD_NUMBER: _ClassVar[int]
     positive_texts: _containers.RepeatedScalarFieldContainer[str]
     negative_texts: _containers.RepeatedScalarFieldContainer[str]
     sae: str
     limit: int
-    def __init__(self, positive_texts: _Optional[_Iterable[str]] = ..., negative_texts: _Optional[_Iterable[str]] = ..., sae: _Optional[str] = ..., limit: _Optional[int] = ...) -> None: ...
+    positive_languages: _containers.RepeatedScalarFieldContainer[str]
+    negative_languages: _containers.RepeatedScalarFieldContainer[str]
+    max_q_value: float
+    def __init__(self, positive_texts: _Optional[_Iterable[str]] = ..., negative_texts: _Optional[_Iterable[str]] = ..., sae: _Optional[str] = ..., limit: _Optional[int] = ..., positive_languages: _Optional[_Iterable[str]] = ..., negative_languages: _Optional[_Iterable[str]] = ..., max_q_value: _Optional[float] = ...) -> None: ...
 
 class ContrastFeaturesResponse(_message.Message):
-    __slots__ = ("sae", "features")
+    __slots__ = ("sae", "features", "tested")
     SAE_FIELD_NUMBER: _ClassVar[int]
     FEATURES_FIELD_NUMBER: _ClassVar[int]
+    TESTED_FIELD_NUMBER: _ClassVar[int]
     sae: str
     features: _containers.RepeatedCompositeFieldContainer[FeatureContrast]
-    def __init__(self, sae: _Optional[str] = ..., features: _Optional[_Iterable[_Union[FeatureContrast, _Mapping[str, object]]]] = ...) -> None: ...
+    tested: int
+    def __init__(self, sae: _Optional[str] = ..., features: _Optional[_Iterable[_Union[FeatureContrast, _Mapping[str, object]]]] = ..., tested: _Optional[int] = ...) -> None: ...
 
 class FeatureContrast(_message.Message):
-    __slots__ = ("feature", "score", "positive", "negative")
+    __slots__ = ("feature", "score", "positive", "negative", "separation", "standardized_difference", "p_value", "q_value")
     FEATURE_FIELD_NUMBER: _ClassVar[int]
     SCORE_FIELD_NUMBER: _ClassVar[int]
     POSITIVE_FIELD_NUMBER: _ClassVar[int]
     NEGATIVE_FIELD_NUMBER: _ClassVar[int]
+    SEPARATION_FIELD_NUMBER: _ClassVar[int]
+    STANDARDIZED_DIFFERENCE_FIELD_NUMBER: _ClassVar[int]
+    P_VALUE_FIELD_NUMBER: _ClassVar[int]
+    Q_VALUE_FIELD_NUMBER: _ClassVar[int]
     feature: Feature
     score: float
     positive: ContrastSide
     negative: ContrastSide
-    def __init__(self, feature: _Optional[_Union[Feature, _Mapping[str, object]]] = ..., score: _Optional[float] = ..., positive: _Optional[_Union[ContrastSide, _Mapping[str, object]]] = ..., negative: _Optional[_Union[ContrastSide, _Mapping[str, object]]] = ...) -> None: ...
+    separation: float
+    standardized_difference: float
+    p_value: float
+    q_value: float
+    def __init__(self, feature: _Optional[_Union[Feature, _Mapping[str, object]]] = ..., score: _Optional[float] = ..., positive: _Optional[_Union[ContrastSide, _Mapping[str, object]]] = ..., negative: _Optional[_Union[ContrastSide, _Mapping[str, object]]] = ..., separation: _Optional[float] = ..., standardized_difference: _Optional[float] = ..., p_value: _Optional[float] = ..., q_value: _Optional[float] = ...) -> None: ...
 
 class ContrastSide(_message.Message):
-    __slots__ = ("mean_activation", "firing_rate")
+    __slots__ = ("mean_activation", "firing_rate", "deviation", "firing_rate_by_language")
+    class FiringRateByLanguageEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
     MEAN_ACTIVATION_FIELD_NUMBER: _ClassVar[int]
     FIRING_RATE_FIELD_NUMBER: _ClassVar[int]
+    DEVIATION_FIELD_NUMBER: _ClassVar[int]
+    FIRING_RATE_BY_LANGUAGE_FIELD_NUMBER: _ClassVar[int]
     mean_activation: float
     firing_rate: float
-    def __init__(self, mean_activation: _Optional[float] = ..., firing_rate: _Optional[float] = ...) -> None: ...
+    deviation: float
+    firing_rate_by_language: _containers.ScalarMap[str, float]
+    def __init__(self, mean_activation: _Optional[float] = ..., firing_rate: _Optional[float] = ..., deviation: _Optional[float] = ..., firing_rate_by_language: _Optional[_Mapping[str, float]] = ...) -> None: ...

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
     from saegis_lab.cli.offline import Subject
+    from saegis_server.sae.examples import Examples
     from saegis_server.sae.labels import FeatureLabel, Labels
 
 EPILOG = f"""
@@ -32,7 +33,9 @@ saegis features label --model ./model --sae ./sae --texts texts.jsonl
 saegis features label --model owner/model --sae owner/sae/folder --texts texts.jsonl --out ./labels
 {offline.TEXTS_HELP}
 A feature gets the label, the label in a language, the language or the vocabulary entry that fits its firing
-best. It is written to features.jsonl beside the SAE, where [bold]saegis serve[/bold] finds it.
+best. It is written to features.jsonl beside the SAE, where [bold]saegis serve[/bold] finds it, and the
+pieces of text in which each feature is strongest to examples.safetensors. [bold]saegis features show[/bold]
+shows both.
 """
 _SHOWN = 20
 
@@ -44,7 +47,7 @@ def label(
     site: offline.SiteName = None,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Where to write features.jsonl; by default beside the SAE."),
+        typer.Option(metavar="FOLDER", help="Where to write both files; by default beside the SAE."),
     ] = None,
     raw: offline.Raw = False,
     force: Annotated[bool, typer.Option("--force", help="Replace the labels that are there.")] = False,
@@ -52,12 +55,13 @@ def label(
     json: options.Json = False,
 ) -> None:
     """Label every feature of an SAE from labelled texts; no server is needed."""
-    folder = _folder(out, source.sae, force)
+    folder = label_folder(out, source.sae, force)
     texts = source.labelled_texts()
     with stage_display(json=False) as display:
         subject = offline.load_subject(source, site, texts, raw, placement, display)
-        labels = _labels(subject, display)
+        labels, examples = _found(subject, display)
     labels.save(folder)
+    examples.save(folder)
     summary = _Summary.of(labels, {concept for truth in subject.truths for concept in truth.concepts})
     if json:
         print_json({"folder": str(folder), "summary": summary})
@@ -65,9 +69,10 @@ def label(
     console().print(_table(labels, summary))
     subject.note_cut()
     note_written(folder / "features.jsonl")
+    note_written(folder / "examples.safetensors")
 
 
-def _folder(out: Path | None, sae: str, force: bool) -> Path:
+def label_folder(out: Path | None, sae: str, force: bool) -> Path:
     """The folder to write into; ends the command if it is no folder or has labels already."""
     from saegis_server.sae.labels import LABELS_FILE
 
@@ -83,7 +88,9 @@ def _folder(out: Path | None, sae: str, force: bool) -> Path:
     return folder
 
 
-def _labels(subject: Subject, display: StageDisplay) -> Labels:
+def _found(subject: Subject, display: StageDisplay) -> tuple[Labels, Examples]:
+    """The labels and the examples; the texts with examples are read twice."""
+    from saegis_lab.training.examples import Histograms, StrongestTokens, gather_examples
     from saegis_lab.training.labels import make_labels
     from saegis_lab.training.statistics import FeatureStatistics, VocabularyCounts
 
@@ -91,12 +98,18 @@ def _labels(subject: Subject, display: StageDisplay) -> Labels:
     entries = 1 + max(subject.loaded.tokenizer.get_vocab().values())
     statistics = FeatureStatistics(features, device)
     vocabulary = VocabularyCounts(features, entries, device)
+    histograms, strongest = Histograms(features, device), StrongestTokens(features, device)
     for batch in subject.batches(subject.sae, display):
         truths = subject.truths_of(batch)
         statistics.add(batch.activations, truths)
         vocabulary.add(batch.token_ids, batch.activations, [truth.language for truth in truths])
+        histograms.add(batch.activations)
+        strongest.add(batch)
+    chosen = frozenset(strongest.texts.flatten().tolist())
+    again = subject.batches(subject.sae, display, chosen)
+    examples = gather_examples(strongest, histograms, again, subject.sae, statistics.total)
     display("choosing labels", 0, 0)
-    return make_labels(statistics, vocabulary, subject.loaded.tokenizer)
+    return make_labels(statistics, vocabulary, subject.loaded.tokenizer), examples
 
 
 @dataclass(frozen=True, slots=True)

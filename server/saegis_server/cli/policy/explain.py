@@ -134,13 +134,13 @@ def _with_edits(
 
 def catalog_search(catalog: Catalog) -> Search:
     """A search in a local catalog."""
-    from saegis_server.rpc.services import feature_search
+    from saegis_server.rpc.services.feature_search import Found
 
     def search(words: str, sae: str) -> Sequence[Labelled]:
-        entries = [entry for entry in catalog.entries if sae in ("", entry.id)]
+        found = Found([entry for entry in catalog.entries if sae in ("", entry.id)], words)
         return [
             _LabelledHere(hit.loaded.id, hit.index, hit.label.label, hit.label.precision)
-            for hit in feature_search.search(entries, words)
+            for hit in found.page(0, len(found))
             if hit.label is not None
         ]
 

@@ -33,6 +33,8 @@ def configuration(
         **asdict(limits),
         "rows": room_for_rows(limits.rows or []),
         "limits": caller_limits(limits.limits or []),
+        "watch_features": limits.watch_features or [],
+        "tenant_classes": tenant_classes(limits.tenant_classes or []),
         "ready_file": process.ready_file,
         "traces": process.traces,
     }
@@ -74,6 +76,17 @@ def room_for_rows(texts: list[str]) -> dict[str, int]:
         reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else "a number is missing"
         hint = "write KIND=NUMBER, with edits, rules, bans, watches or conditions and 2 to 1024"
         raise fail(f"--rows {' '.join(texts)}: {reason}", hint, USAGE) from error
+
+
+def tenant_classes(texts: list[str]) -> dict[str, list[str]]:
+    """The tenants of each class, from texts of the form CLASS=TENANT,...; a class alone is of one tenant."""
+    classes = {}
+    for text in texts:
+        name, equals, tenants = text.partition("=")
+        if name in classes:
+            raise fail(f"--tenant-class names {name} twice", "give all its tenants at once", USAGE)
+        classes[name] = [tenant.strip() for tenant in tenants.split(",")] if equals else [name]
+    return classes
 
 
 def caller_limits(texts: list[str]) -> dict[str, Any]:

@@ -285,6 +285,31 @@ class Limits:
             help="What a caller may have, such as tenant.tokens_per_minute=60000. Again for another.",
         ),
     ] = None
+    tenant_classes: Annotated[
+        list[str] | None,
+        _limits(
+            "--tenant-class",
+            metavar="CLASS=TENANT,...",
+            help="Tenants that metrics tell apart as one class; all others are _other. Again for another.",
+        ),
+    ] = None
+    watch_features: Annotated[
+        list[str] | None,
+        _limits(
+            "--watch-feature",
+            metavar="SAE:INDEX",
+            help="A feature whose firing metrics count, beside those that policies name. Again for another.",
+        ),
+    ] = None
+    sample_seconds: Annotated[
+        float,
+        _limits(
+            "--sample-saes",
+            min=0.0,
+            max=86_400.0,
+            help="Seconds between two prompts that are encoded whole, for metrics of the SAEs; 0 is never.",
+        ),
+    ] = 10.0
     stall_seconds: Annotated[
         float,
         _limits(

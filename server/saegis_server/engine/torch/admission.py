@@ -4,6 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from saegis_server.engine.admission import AdmittedProgram, admit
 from saegis_server.engine.api import FieldError, GenerationRequest, Guard
+from saegis_server.engine.torch.activity import MOST_GROUPS
 from saegis_server.engine.torch.slots import Slots
 from saegis_server.steering.program import SteeringProgram
 
@@ -41,6 +42,8 @@ class Admission:
                 "sampling.min_tokens",
                 f"is {sampling.min_tokens}, but every token of the vocabulary ends the text: none is left",
             )
+        if len(request.groups) > MOST_GROUPS:
+            raise FieldError("groups", f"at most {MOST_GROUPS} can be counted, not {len(request.groups)}")
         return admit(request.program, request.guard, self._slots.room)
 
     def text(self, tokens: Sequence[int], program: SteeringProgram, guard: Guard) -> AdmittedProgram:

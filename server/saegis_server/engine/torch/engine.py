@@ -31,17 +31,20 @@ from saegis_server.engine.api import (
     Guard,
     Limits,
     NonFiniteLogitsError,
+    Observed,
     Progress,
     QueueFullError,
     Score,
     Sink,
     SteeringDivergedError,
 )
+from saegis_server.engine.torch.activity import MOST_GROUPS
 from saegis_server.engine.torch.admission import Admission
 from saegis_server.engine.torch.build import graphs_compiled, make_ready
 from saegis_server.engine.torch.guarding import Ending, Guarding
-from saegis_server.engine.torch.jobs import Ended, Job, Jobs, at_once
-from saegis_server.engine.torch.memory import own_failure
+from saegis_server.engine.torch.jobs import Ended, Job, Jobs
+from saegis_server.engine.torch.memory import device_memory, own_failure
+from saegis_server.engine.torch.observing import MOST_OBSERVED
 from saegis_server.engine.torch.prompt_reading import PromptReading
 from saegis_server.engine.torch.rate import Rate
 from saegis_server.engine.torch.request_guard import RequestGuard
@@ -56,6 +59,8 @@ from saegis_server.steering.site import Site
 
 T = TypeVar("T")
 _LOG = logging.getLogger(__name__)
+#: For so many tokens of a capture a step of running requests goes by before the next one.
+TOKENS_FOR_A_STEP = 8
 
 
 class TorchEngine:
@@ -87,7 +92,7 @@ class TorchEngine:
             max_running, step.slots.move, kept=fair.fair_slots, kept_seconds=fair.fair_seconds
         )
         self._guarding = Guarding(step.slots)
-        self._reading = PromptReading(step, self._guarding, self.limits.prefill_chunk)
+        self._reading = PromptReading(step, self._guarding, self.limits.prefill_chunk, self.first_token)
         self._in_flight: set[str] = set()
         self._active: dict[str, Running] = {}
         self._submitted: deque[Running] = deque()
@@ -97,13 +102,20 @@ class TorchEngine:
         self._must_compile = must_compile
         self._graphs: int | None = None
         self._steps = 0
+        self._next_capture = 0
         self._rate = Rate()
+        self._to_observe: tuple[Observed, ...] | None = None
         self._stopping = False
         self._cpu_threads = torch.get_num_threads()
         self._wake = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="saegis-engine", daemon=True)
 
     # -- from any thread ------------------------------------------------------------------------------
+
+    @property
+    def most_groups(self) -> int:
+        """How many groups of rows a request may have counted."""
+        return MOST_GROUPS
 
     @property
     def compiled(self) -> bool:
@@ -158,6 +170,18 @@ class TorchEngine:
             self._submitted.append(running)
             self._wake.notify()
 
+    def observe(self, features: Sequenced[Observed]) -> None:
+        """Observe these features from the next step on, in place of those before."""
+        for site, count in Counter(each.site for each in features).items():
+            if site not in self.sites:
+                raise ValueError(f"{site} is not a site of this engine")
+            if count > MOST_OBSERVED:
+                raise ValueError(
+                    f"{count} features are to be observed at {site}; there is room for {MOST_OBSERVED}"
+                )
+        with self._wake:
+            self._to_observe = tuple(features)
+
     def cancel(self, request_id: str) -> None:
         """Abort a request; its sequences end with FinishReason.ABORT. Unknown ids are ignored."""
         with self._wake:
@@ -166,7 +190,15 @@ class TorchEngine:
 
     def capture(self, tokens: Sequenced[int], tenant: str = "") -> "Future[dict[Site, Tensor]]":
         """The clean activations [T, d] of a text at every site, read between two steps."""
-        return self._add_job(at_once(lambda: self.step.capture(list(tokens))), tenant)
+        return self._add_job(self._captured(list(tokens)), tenant)
+
+    def _captured(self, tokens: list[int]) -> Job[dict[Site, Tensor]]:
+        """A capture, which waits while requests run until as many steps have passed since the one before as
+        that one was long: a text of a thousand tokens then delays less than one step in a hundred."""
+        while self._schedule.running and self._steps < self._next_capture:
+            yield
+        self._next_capture = self._steps + len(tokens) // TOKENS_FOR_A_STEP
+        return self.step.capture(tokens)
 
     def score(
         self,
@@ -224,6 +256,7 @@ class TorchEngine:
             queue_limit=self.limits.queue,
             steps=self._steps,
             recompilations=0 if self._graphs is None else graphs_compiled() - self._graphs,
+            **device_memory(self.step.device),
         )
 
     def stop(self) -> None:
@@ -263,7 +296,10 @@ class TorchEngine:
                 self._wake.wait()
             submitted, self._submitted = self._submitted, deque()
             cancelled, self._cancelled = self._cancelled, deque()
+            observed, self._to_observe = self._to_observe, None
             stopping = self._stopping
+        if observed is not None:
+            self._observe(observed)
         for running in submitted:
             self._active[running.request.request_id] = running
             self._schedule.waiting.extend(running.sequences)
@@ -271,6 +307,15 @@ class TorchEngine:
             if (request := self._active.get(request_id)) is not None:
                 self._abort(request)
         return not stopping
+
+    def _observe(self, features: Sequenced[Observed]) -> None:
+        """Observe these features; what was counted in a place that is another's now is forgotten."""
+        for site, place in self.step.slots.observing.observe(features):
+            for running in self._active.values():
+                running.observed.forget(site, place)
+                for sequence in running.sequences:
+                    if (kept := sequence.prompt_observed) is not None and place < kept.shape[1]:
+                        kept[site, place] = 0.0
 
     def _drop_expired(self) -> None:
         for running in [request for request in self._active.values() if request.expired]:
@@ -299,6 +344,8 @@ class TorchEngine:
         if progress.output is not None:
             if sequence.running.request.sampling.n > 1:
                 sequence.prompt_counts = self.step.slots.counts(sequence.slot)
+                sequence.prompt_activity = self.step.slots.activity.result(sequence.slot)
+                sequence.prompt_observed = self.step.slots.observing.result(sequence.slot)
             self._schedule.start_running()
             endings = {} if progress.ending is None else {0: progress.ending}
             self._hand_out([sequence], progress.output, endings)
@@ -310,7 +357,8 @@ class TorchEngine:
             sampled = any(sequence.samples for sequence in running)
             self.step.slots.remember()
             try:
-                output = self.step.decode(extent_of(len(running), length, running), len(running), sampled)
+                extent = extent_of(len(running), length, running, self.step.slots.observing.used)
+                output = self.step.decode(extent, len(running), sampled)
             except Exception as error:
                 self._make_room(running, own_failure(error))
                 continue
@@ -407,6 +455,20 @@ class TorchEngine:
         if sequence.loaded and sequence.slot >= 0:
             counts = self.step.slots.counts(sequence.slot)
             sequence.running.tally.add(self.sites, counts, sequence.prompt_counts or counts)
+            if sequence.running.request.groups:
+                activity, of_prompt = self.step.slots.activity.result(sequence.slot), sequence.prompt_activity
+                sequence.running.activity.add(activity, activity if of_prompt is None else of_prompt)
+
+            self._add_observed(sequence)
+
+    def _add_observed(self, sequence: Sequence) -> None:
+        """Add what was counted of the observed features."""
+        observing, running = self.step.slots.observing, sequence.running
+        if not observing.used:
+            return
+        counts, of_prompt = observing.result(sequence.slot), sequence.prompt_observed
+        running.observed.add(counts, counts if of_prompt is None else of_prompt)
+        running.as_firing = observing.firing
 
     def _abort(self, running: Running) -> None:
         for sequence in running.sequences:

@@ -69,7 +69,11 @@ class Guarding:
             what = "so its conditions cannot be judged"
             message = f"a guard's reading is no number at token {sequence.length}, {what}"
             return SteeringDivergedError(message) if self.steers(sequence) else NonFiniteLogitsError(message)
-        guard, refusal = sequence.running.guard, None
-        if guard is not None and not told:
-            refusal = guard.refusal(self._slots.conditions.holds(sequence.slot), Reaction.REFUSE)
+        guard = sequence.running.guard
+        if guard is None:
+            return FinishReason.CONTENT_FILTER
+        holds = self._slots.conditions.holds(sequence.slot)
+        refusal = None if told else guard.refusal(holds, Reaction.REFUSE)
+        if refusal is None:
+            guard.stops(holds)
         return refusal or FinishReason.CONTENT_FILTER

@@ -49,4 +49,5 @@ def _except_for(unmoved: Tensor, x: Tensor, steered: Tensor, readings: Readings)
         edited=readings.edited & ~unmoved,
         bans_fired=torch.where(unmoved, 0.0, readings.bans_fired),
         relative_norm=torch.where(unmoved, 0.0, readings.relative_norm),
+        acted=readings.acted & ~kept,
     )

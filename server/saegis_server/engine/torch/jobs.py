@@ -16,12 +16,6 @@ Job = Generator[None, None, T]
 Ended = Callable[[BaseException | None], None]
 
 
-def at_once(work: Callable[[], T]) -> Job[T]:
-    """A job of a single piece."""
-    yield from ()
-    return work()
-
-
 def _told(error: Exception) -> Exception:
     """What is said of a failure: that there was no memory, or the failure itself."""
     try:

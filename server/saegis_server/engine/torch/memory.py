@@ -1,4 +1,4 @@
-"""Memory: an allocation that failed, told apart from every other failure."""
+"""Memory: how much of a device is taken, and an allocation that failed, told apart from other failures."""
 
 import torch
 
@@ -12,6 +12,15 @@ def is_want_of_memory(error: Exception) -> bool:
     """Whether an allocation failed, on whatever device."""
     refused = isinstance(error, RuntimeError) and any(words in str(error) for words in _REFUSED)
     return refused or isinstance(error, torch.OutOfMemoryError | MemoryError)
+
+
+def device_memory(device: torch.device) -> dict[str, int]:
+    """What `EngineStats` tells of an accelerator's memory, in bytes; nothing for the CPU, whose memory is the
+    process's own."""
+    if device.type != "cuda":
+        return {}
+    free, has = torch.cuda.mem_get_info(device)
+    return {"device_bytes": has - free, "device_bytes_max": has}
 
 
 def own_failure(error: Exception) -> EngineError:

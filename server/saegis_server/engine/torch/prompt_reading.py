@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+from saegis_server.engine.api import FirstToken
 from saegis_server.engine.torch.guarding import Ending, Guarding
 from saegis_server.engine.torch.sequence import Sequence, extent_of
 from saegis_server.engine.torch.step import SMALLEST, Step, StepOutput
@@ -19,9 +20,10 @@ class Progress(NamedTuple):
 class PromptReading:
     """Reads the prompts of sequences that have a slot."""
 
-    def __init__(self, step: Step, guarding: Guarding, chunk: int) -> None:
-        """`chunk`: how many tokens are read at once."""
+    def __init__(self, step: Step, guarding: Guarding, chunk: int, first_token: FirstToken) -> None:
+        """`chunk`: how many tokens are read at once; `first_token`: what is left out of statistics."""
         self._step, self._guarding, self._chunk = step, guarding, chunk
+        self._first_token = first_token
 
     def load(self, sequence: Sequence) -> None:
         """Make its slot a sequence's own."""
@@ -34,6 +36,7 @@ class PromptReading:
             sequence.stops,
             running.program,
             running.admitted.compiled,
+            running.request.groups,
         )
 
     def advance(self, sequence: Sequence) -> Progress:
@@ -56,7 +59,8 @@ class PromptReading:
 
     def _run(self, sequence: Sequence, tokens: list[int], last: bool) -> StepOutput:
         start, guard = sequence.read, sequence.running.guard
-        extent = extent_of(1, max(start + len(tokens), SMALLEST), [sequence])
+        observed = self._step.slots.observing.used
+        extent = extent_of(1, max(start + len(tokens), SMALLEST), [sequence], observed)
         return self._step.prefill(
             sequence.slot,
             tokens,
@@ -66,4 +70,5 @@ class PromptReading:
             sequence.answer_start,
             sequence.running.unmoved,
             0 if guard is None else guard.unread,
+            self._first_token.left_out(sequence.prompt),
         )

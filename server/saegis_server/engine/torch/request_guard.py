@@ -28,6 +28,7 @@ class RequestGuard:
         count = len(admitted.guard.conditions)
         self._held = torch.zeros(count, dtype=torch.int64)
         self._first = torch.full((count,), LATE, dtype=torch.int64)
+        self._stopped = [0] * count
         self._peaks = torch.full((len(admitted.readings),), -torch.inf)
 
     @property
@@ -53,12 +54,18 @@ class RequestGuard:
                 return RefusedByPolicyError(guarded.name, message)
         return None
 
+    def stops(self, holds: Sequence[bool]) -> None:
+        """Take note that a sequence is ended by those of its conditions that hold."""
+        for place, (guarded, truth) in enumerate(zip(self.admitted.guard.conditions, holds, strict=False)):
+            if truth and guarded.reaction in (Reaction.STOP, Reaction.REFUSE):
+                self._stopped[place] += 1
+
     def complete(self, receipt: Receipt) -> Receipt:
         """The receipt with what came of the conditions."""
-        counts = zip(self.admitted.guard.conditions, self._held.tolist(), self._first.tolist(), strict=True)
+        counts = self._held.tolist(), self._first.tolist(), self._stopped
         conditions = tuple(
-            ConditionReceipt(guarded.name, held, None if first == LATE else first)
-            for guarded, held, first in counts
+            ConditionReceipt(guarded.name, held, None if first == LATE else first, stopped)
+            for guarded, held, first, stopped in zip(self.admitted.guard.conditions, *counts, strict=True)
         )
         anything = bool((self._peaks > -torch.inf).all())
         peaks = tuple(self._peaks.tolist()) if anything else ()

@@ -2,17 +2,21 @@
 
 import hashlib
 import time
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from torch import Tensor
 
 from saegis_server.engine.admission import AdmittedProgram
 from saegis_server.engine.api import (
+    Acted,
     Delta,
     EngineError,
     Event,
     FinishReason,
+    Firing,
     GenerationRequest,
     Receipt,
     RequestFailed,
@@ -24,11 +28,13 @@ from saegis_server.engine.api import (
     Usage,
     Watched,
 )
+from saegis_server.engine.torch.activity import ActivityTally
 from saegis_server.engine.torch.request_guard import RequestGuard
 from saegis_server.engine.torch.step import SMALLEST, Extent
 from saegis_server.engine.torch.tally import Tally
 from saegis_server.engine.torch.text import TextStream
 from saegis_server.steering.rows import Edit, Phase
+from saegis_server.steering.site import Site
 
 
 class RowCounts(NamedTuple):
@@ -41,6 +47,8 @@ class RowCounts(NamedTuple):
     held: int
     watches: int
     guards: int
+    groups: int = 0
+    observed: int = 0
     comparisons: int = 0
     gates: int = 0
 
@@ -70,6 +78,8 @@ class RowCounts(NamedTuple):
             max((site.held for site in sites), default=0),
             max((len(site.watches) for site in sites), default=0),
             max((len(site.guards) for site in sites), default=0),
+            0,
+            0,
             *conditions,
         )
 
@@ -91,7 +101,7 @@ class Running:
         program = admitted.rows
         self.request, self.admitted, self.seed, self.sink, self.guard = request, admitted, seed, sink, guard
         self.program, self.unmoved = program, unmoved
-        self.rows = RowCounts.of(admitted)
+        self.rows = RowCounts.of(admitted)._replace(groups=len(request.groups))
         self.watches = any(site.watches for site in program.values())
         # For each watch, the request's own edits of what it reads.
         self.watched_edits = tuple(
@@ -102,8 +112,11 @@ class Running:
         self.events: list[Event] = []
         self.sequences: list[Sequence] = []
         self.left = request.sampling.n
-        self.completion_tokens = 0
+        self._told: Counter[int] = Counter()
         self.tally = Tally(admitted.digest, program, unmoved)
+        self.activity = ActivityTally()
+        self.observed = ActivityTally()
+        self.as_firing: Callable[[Tensor], Mapping[tuple[Site, str], Firing]] | None = None
         self.submitted = time.monotonic()
         self.began: float | None = None
         self.first_token: float | None = None
@@ -117,7 +130,7 @@ class Running:
 
     def tell(self, delta: Delta) -> None:
         """Tell new text and tokens, and count them."""
-        self.completion_tokens += len(delta.tokens)
+        self._told[delta.index] += len(delta.tokens)
         if self.first_token is None:
             self.first_token = time.monotonic()
         self.events.append(delta)
@@ -136,19 +149,26 @@ class Running:
         first = self.first_token or now
         usage = Usage(
             prompt_tokens=len(self.request.prompt),
-            completion_tokens=self.completion_tokens,
+            completion_tokens=self._told.total(),
             cached_tokens=0,
             steered_tokens=self.tally.steered_tokens,
         )
         timings = Timings(began - self.submitted, first - began, now - first)
         reasons = tuple(sequence.reason for sequence in self.sequences)
-        done = RequestFinished(usage, self._receipt(), timings, reasons)
+        tokens = tuple(self._told[sequence.index] for sequence in self.sequences)
+        read = max((sequence.read for sequence in self.sequences), default=0)
+        receipt, observed = self._receipt(), self.observed.result()
+        firing = {} if observed is None or self.as_firing is None else self.as_firing(observed)
+        done = RequestFinished(usage, receipt, timings, reasons, tokens, read, firing)
         self.events.append(done if self._error is None else RequestFailed(self._error, done))
 
     def _receipt(self) -> Receipt:
-        if self.guard is None:
-            return self.tally.receipt(self.program)
-        return self.guard.complete(self.tally.receipt(self.guard.came_in_force))
+        in_force = self.program if self.guard is None else self.guard.came_in_force
+        counts = self.activity.result()
+        pairs = [(0, 0)] * len(self.request.groups) if counts is None else counts.tolist()
+        acted = tuple(Acted(*map(int, pair)) for pair in pairs)
+        receipt = replace(self.tally.receipt(in_force), acted=acted)
+        return receipt if self.guard is None else self.guard.complete(receipt)
 
 
 @dataclass(eq=False)
@@ -157,8 +177,8 @@ class Sequence:
 
     stops: the tokens that end it; ends: those of them that are the model's own. read: how many tokens of its
     prompt its slot holds. held: what will be told once its token has been judged, and `closing`, how it
-    ends then. prompt_counts: what was counted at its prompt, where others have the same one. rows: how many
-    its program has.
+    ends then. prompt_counts, prompt_activity, prompt_observed: what was counted at its prompt, where others
+    have the same one. rows: how many its program has.
     """
 
     running: Running
@@ -176,6 +196,8 @@ class Sequence:
     loaded: bool = field(default=False)
     held: Delta | None = None
     prompt_counts: list[list[float]] | None = None
+    prompt_activity: Tensor | None = None
+    prompt_observed: Tensor | None = None
     closing: SequenceFinished | None = None
     rows: RowCounts = field(init=False)
 
@@ -316,7 +338,11 @@ class Sequence:
         return values[0] if len(values) == 1 else value + sum(changed - value for changed in values)
 
 
-def extent_of(batch: int, length: int, sequences: list[Sequence]) -> Extent:
-    """How much a step of some sequences reads: `batch` rows, `length` tokens, as many rows as they have."""
+def extent_of(batch: int, length: int, sequences: list[Sequence], observed: int = 0) -> Extent:
+    """How much a step of some sequences reads: `batch` rows, `length` tokens, as many rows as they have.
+
+    observed: how many features are observed at a site.
+    """
     kinds = zip(*{sequence.rows for sequence in sequences}, strict=True)
-    return Extent(max(batch, SMALLEST), max(length, SMALLEST), *(max(SMALLEST, *kind) for kind in kinds))
+    extent = Extent(max(batch, SMALLEST), max(length, SMALLEST), *(max(SMALLEST, *kind) for kind in kinds))
+    return extent._replace(observed=max(SMALLEST, observed))

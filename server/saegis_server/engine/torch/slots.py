@@ -1,15 +1,17 @@
 """Slots: everything that a running sequence owns on the device, as rows of tensors of a fixed size."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from saegis_server.engine.api import SamplingParams
+from saegis_server.engine.api import RowGroup, SamplingParams
+from saegis_server.engine.torch.activity import SlotActivity
 from saegis_server.engine.torch.conditions import SlotConditions
 from saegis_server.engine.torch.context import KVCache
+from saegis_server.engine.torch.observing import SlotObserving
 from saegis_server.engine.torch.sampler import sampling_table
 from saegis_server.steering.admitted import AdmittedRows, Room
 from saegis_server.steering.conditions import CompiledConditions
@@ -85,6 +87,8 @@ class Slots:
         self._written = [0] * rows
         self._counted_before = torch.zeros_like(self.state.counted)
         self.conditions = SlotConditions(len(sites), rows, capacity.conditions, capacity.watches + 1, device)
+        self.activity = SlotActivity(sites, rows, capacity, device)
+        self.observing = SlotObserving(sites, rows, width, device)
 
     @torch.inference_mode()
     def load(
@@ -96,10 +100,12 @@ class Slots:
         stops: Iterable[int],
         program: Mapping[Site, AdmittedRows],
         conditions: CompiledConditions | None = None,
+        groups: Sequence[RowGroup] = (),
     ) -> None:
         """Give `slot` to a new sequence. `seed` is its own; `stops` are the tokens that end its text.
 
-        conditions: those that its program's rows have, and those that end it.
+        conditions: those that its program's rows have, and those that end it. groups: of its rows, those that
+        are counted together.
         """
         # First of all: should the rest fail, nothing that another sequence did is counted for this one.
         self._forget(slot)
@@ -123,6 +129,8 @@ class Slots:
                 biases = torch.tensor(list(sampling.logit_bias.values()), dtype=table.bias.dtype)
                 table.bias[slot, list(sampling.logit_bias)] = biases.to(table.bias.device)
         self.conditions.load(slot, conditions)
+        self.activity.load(slot, program, groups)
+        self.observing.forget(slot)
         for steering in self.tables.values():
             steering.clear(slot)
         for site, rows in program.items():
@@ -137,12 +145,16 @@ class Slots:
         self.state.position[slot] = 0
         self.state.counted[:, slot] = 0.0
         self.conditions.read_again(slot)
+        self.activity.forget(slot)
+        self.observing.forget(slot)
 
     @torch.inference_mode()
     def remember(self) -> None:
         """Keep what was counted until now, in case the step that comes fails."""
         self._counted_before.copy_(self.state.counted)
         self.conditions.remember()
+        self.activity.remember()
+        self.observing.remember()
 
     @torch.inference_mode()
     def rewind(self, tokens: list[int], positions: list[int]) -> None:
@@ -151,6 +163,8 @@ class Slots:
             own[: len(wanted)] = torch.tensor(wanted, dtype=own.dtype)
         self.state.counted.copy_(self._counted_before)
         self.conditions.rewind()
+        self.activity.rewind()
+        self.observing.rewind()
 
     @torch.inference_mode()
     def move(self, source: int, target: int, length: int) -> None:
@@ -164,6 +178,8 @@ class Slots:
             tensor[target] = tensor[source]
         self.state.counted[:, target] = self.state.counted[:, source]
         self.conditions.move(source, target)
+        self.activity.move(source, target)
+        self.observing.move(source, target)
 
     @torch.inference_mode()
     def release(self, slot: int) -> None:
@@ -171,6 +187,7 @@ class Slots:
         for table in self.tables.values():
             table.clear(slot)
         self.conditions.clear(slot)
+        self.activity.clear(slot)
         self._forget(slot)
 
     def writes(self, slots: Iterable[int], end: int) -> None:

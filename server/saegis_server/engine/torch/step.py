@@ -43,6 +43,8 @@ class Extent(NamedTuple):
     held: int = SMALLEST
     watches: int = SMALLEST
     guards: int = SMALLEST
+    groups: int = SMALLEST
+    observed: int = SMALLEST
     comparisons: int = SMALLEST
     gates: int = SMALLEST
 
@@ -50,6 +52,11 @@ class Extent(NamedTuple):
     def rows(self) -> tuple[int, int, int, int, int]:
         """How many of each kind of rows at a site, in the order of TableView."""
         return self.edits, self.rules, self.held, self.watches, self.guards
+
+    @property
+    def acting(self) -> tuple[int, int, int]:
+        """How many rows may act at a site, in the order of Readings.acted."""
+        return self.edits, self.rules, self.held
 
 
 class StepOutput(NamedTuple):
@@ -157,17 +164,21 @@ class Step:
         answer: int = _NOWHERE,
         unmoved: int = 0,
         unread: int = 0,
+        left_out: int = 0,
     ) -> StepOutput:
         """Run the tokens start .. start + len(tokens) of a text through the model for one slot.
 
         The slot's next token is the likeliest one after them or, with `sampled`, chosen by its parameters.
         Tokens from the position `answer` on are steered as tokens of the answer, the others as those of the
         prompt, at the last of which its conditions are judged; the first `unmoved` tokens of the text are not
-        steered, and its conditions do not read the first `unread` ones.
+        steered, its conditions do not read the first `unread` ones, and the first `left_out` ones are not
+        counted of what is observed.
         """
         padded = tokens if len(tokens) >= SMALLEST else [*tokens, tokens[-1]]
         chunk = torch.tensor([padded], dtype=torch.int64, device=self.device)
-        numbers = torch.tensor([slot, start, len(tokens), answer, unmoved, unread], device=self.device)
+        numbers = torch.tensor(
+            [slot, start, len(tokens), answer, unmoved, unread, left_out], device=self.device
+        )
         self.slots.writes((slot,), start + len(tokens))
         output = self._ended(self._prefill, _varying(chunk, 1), numbers, *self._carriers(extent))
         if not sampled:
@@ -253,7 +264,9 @@ class Step:
         positions, places = self._placed(state.position[:batch, None], live[:, None], 0)
         context.mode, context.cache, context.length = Mode.DECODE, self.slots.cache, extent.length
         context.places = places
-        views = {site: table.view(batch, *extent.rows) for site, table in self.slots.tables.items()}
+        views = self._observing(
+            {site: table.view(batch, *extent.rows) for site, table in self.slots.tables.items()}, extent
+        )
         rows, remembered = own.rows.view(batch, *extent[-2:]), own.state.view(batch, *extent[-2:])
         nowhere = torch.zeros_like(live[:1], dtype=torch.int64)
         self._steer(positions, live[:, None], nowhere, views, rows, remembered)
@@ -273,15 +286,25 @@ class Step:
         positions, places = self._placed((start + steps)[None], given, start)
         context.mode, context.cache, context.length = Mode.PREFILL, self.slots.cache, extent.length
         context.places, context.slot = places, slot
-        views = {site: table.view_one(slot, *extent.rows) for site, table in self.slots.tables.items()}
+        views = self._observing(
+            {site: table.view_one(slot, *extent.rows) for site, table in self.slots.tables.items()}, extent
+        )
         rows, remembered = own.of(slot, *extent[-2:])
-        self._steer(positions, given, numbers[3:], views, rows, remembered)
+        self._steer(positions, given, numbers[3:6], views, rows, remembered)
         logits = self._logits(chunk, positions, count - 1)
-        output = self._output(logits, given, slot, extent)
+        output = self._output(logits, given, slot, extent, positions >= numbers[6:])
         state.token.index_put_((slot,), output.tokens)
         state.position.index_put_((slot,), start + count)
         self._finish()
         return output
+
+    def _observing(self, views: dict[Site, TableView], extent: Extent) -> dict[Site, TableView]:
+        """The views with what is observed at each site."""
+        observing = self.slots.observing
+        return {
+            site: view._replace(observed=observing.view(site, extent.observed))
+            for site, view in views.items()
+        }
 
     def _steer(
         self,
@@ -336,10 +359,18 @@ class Step:
         logits: Tensor = output.logits[:, -1].to(torch.float32)
         return logits
 
-    def _output(self, logits: Tensor, given: Tensor, slot: Tensor | None, extent: Extent) -> StepOutput:
+    def _output(
+        self,
+        logits: Tensor,
+        given: Tensor,
+        slot: Tensor | None,
+        extent: Extent,
+        observed: Tensor | None = None,
+    ) -> StepOutput:
         """Gather the output, and count what the sites did at the tokens that are `given` [B, Q].
 
-        slot: int64 [1], the only one of a chunk.
+        slot: int64 [1], the only one of a chunk. observed: bool [B, Q], at which of them what is observed
+        counts; None for all.
         """
         readings = [self.context.readings[site] for site in self.sites]
         watched = logits.new_zeros(0, logits.shape[0], SMALLEST, 2)
@@ -347,6 +378,8 @@ class Step:
         if readings:
             counted, outcome = self._settle(given, finite, slot, extent)
             self._count(_counted(readings, counted), slot)
+            self._count_groups([reading.acted for reading in readings], counted, slot, extent)
+            self._count_observed(readings, counted if observed is None else counted & observed, slot)
             both = [torch.stack((reading.watched_before, reading.watched_after), -1) for reading in readings]
             every = torch.stack(both).reshape(len(both), *given.shape, -1, 2)
             last = slice(0, 1) if slot is None else (given.sum(-1) - 1).clamp(min=0)
@@ -386,6 +419,25 @@ class Step:
             counts[:, : new.shape[1]] = updated
         else:
             counts.index_copy_(1, slot, updated)
+
+    def _count_groups(
+        self, acted: list[Tensor], counted: Tensor, slot: Tensor | None, extent: Extent
+    ) -> None:
+        """Add at which tokens groups of rows acted; acted: bool [T, rows] of each site."""
+        tokens, activity = self.context.tokens, self.slots.activity
+        if tokens is None:
+            raise RuntimeError("no step is running")
+        if slot is None:
+            activity.count(acted, tokens, counted, extent.acting, extent.groups)
+        else:
+            activity.count_one(slot, acted, tokens, counted, extent.acting, extent.groups)
+
+    def _count_observed(self, readings: list[Readings], counted: Tensor, slot: Tensor | None) -> None:
+        """Add how often what is observed fired at the tokens that are `counted` [B, Q]."""
+        if self.context.tokens is None:
+            raise RuntimeError("no step is running")
+        values = [reading.observed for reading in readings]
+        self.slots.observing.count(values, self.context.tokens, counted, slot)
 
     def _finish(self) -> None:
         context = self.context

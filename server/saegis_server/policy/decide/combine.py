@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Self
 
 from saegis_server.engine.admission import GuardError, admit
-from saegis_server.engine.api import UNGUARDED, Guard, Guarded, Reaction
+from saegis_server.engine.api import UNGUARDED, Guard, Guarded, Reaction, RowName
 from saegis_server.policy.decide.claims import (
     Claim,
     Merged,
@@ -113,7 +113,7 @@ class Combined:
 
     faults: why the rules cannot be evaluated. withheld: what the enforced rules keep from edits. recorded:
     the same of the rules that are only recorded. unbannable: the enforced rules that a ban would undo, by
-    what they hold. program: rows and guard readings by site, in forward order. peaks: see `Decision`.
+    what they hold. program: rows and guard readings by site, in forward order. peaks, owners: see `Decision`.
     """
 
     faults: tuple[Fault, ...] = ()
@@ -124,6 +124,7 @@ class Combined:
     program: SteeringProgram = UNSTEERED
     guard: Guard = UNGUARDED
     peaks: tuple[tuple[int, str, str], ...] = ()
+    owners: Mapping[RowName, tuple[Owner, ...]] = field(default_factory=dict)
 
 
 def combine(standing: Iterable[StandingRule], world: World) -> Combined:
@@ -157,7 +158,22 @@ def combine(standing: Iterable[StandingRule], world: World) -> Combined:
             if rule.rule.action == "watch" and rule not in layout.left_out
             for target in rule.rule.targets
         ),
+        owners=_row_owners(merged, claims),
     )
+
+
+def _row_owners(merged: Merged, claims: Sequence[Claim]) -> dict[RowName, tuple[Owner, ...]]:
+    """The rules that each row stands for which always acts."""
+    by_stage = {
+        stage: _owners((claim.target.key, claim) for claim in claims if (claim.op is Op.BAN) is bans)
+        for stage, bans in (("rules", False), ("bans", True))
+    }
+    return {
+        RowName(site, stage, edit.probe.key): by_stage[stage].get((site, edit.probe.key), ())
+        for site, own in merged.always.items()
+        for stage in by_stage
+        for edit in getattr(own, stage)
+    }
 
 
 def _owners(claims: Iterable[tuple[Place, Claim]]) -> dict[Place, tuple[Owner, ...]]:

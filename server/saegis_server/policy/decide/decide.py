@@ -111,6 +111,7 @@ def _work_out(policies: tuple[CompiledPolicy, ...], candidates: tuple[CompiledPo
         program=combined.program,
         guard=combined.guard,
         peaks=combined.peaks,
+        owners=combined.owners,
         ruled_program=combined.program,
         concealed=frozenset(
             policy.name

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from saegis_server.engine.api import UNGUARDED, Guard
+from saegis_server.engine.api import UNGUARDED, Guard, RowGroup, RowName, rows_of
 from saegis_server.policy.decide.uses import UseOfRequest
 from saegis_server.policy.schema.policy import Mode, Transparency
 from saegis_server.sae.request_edit import RequestEdit
@@ -74,7 +75,8 @@ class Decision:
     the rules of action "watch" read: the row of the program's `guards`, in the order of `Literal.reading`,
     and the names of the rule and of the feature. ruled_program: the program of the rules alone, without the
     request's edits. asked: the request's own edits and watches. concealed: the names of the policies that
-    concern the request and reveal only that there are rules.
+    concern the request and reveal only that there are rules. owners: of each row that always acts and
+    comes of rules, the enforced ones that it stands for, by policy and id.
     """
 
     allowed: bool
@@ -88,6 +90,20 @@ class Decision:
     ruled_program: SteeringProgram = UNSTEERED
     asked: tuple[RequestEdit, ...] = ()
     concealed: frozenset[str] = frozenset()
+    owners: Mapping[RowName, tuple[tuple[str, str], ...]] = field(default_factory=dict)
+
+    @cached_property
+    def rule_rows(self) -> Mapping[tuple[str, str], RowGroup]:
+        """The rows of each enforced rule that has any, by policy and id; a row may be that of several."""
+        by_name = {rule.name: (rule.policy, rule.rule) for rule in self.rules}
+        rows: dict[tuple[str, str], set[RowName]] = {}
+        for name, _ in rows_of(self.program, self.guard):
+            owners = self.owners.get(name, ())
+            if name.when:
+                owners = (by_name[self.guard.conditions[name.when - 1].name],)
+            for owner in owners:
+                rows.setdefault(owner, set()).add(name)
+        return {owner: frozenset(names) for owner, names in sorted(rows.items())}
 
     @cached_property
     def digest(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -12,13 +13,15 @@ from uuid import uuid4
 
 from saegis_server.audit.log import AuditLog
 from saegis_server.audit.records import DecisionRecord, Fields
-from saegis_server.engine.api import FinishReason, RefusedByPolicyError
+from saegis_server.engine.api import UNGUARDED, Closing, FinishReason, RefusedByPolicyError, RequestFailed
 from saegis_server.policy.decide.decision import Decision, Denial, RequestFacts
 from saegis_server.policy.schema.policy import Mode
 from saegis_server.policy.store.store import PolicyStore
+from saegis_server.rpc.auth.attribution import denials_of, effects, feature_rows
 from saegis_server.rpc.auth.identity import current_identity
+from saegis_server.rpc.auth.watch_set import WatchSet
 from saegis_server.rpc.server.threads import in_own_thread
-from saegis_server.rpc.services.run import CANCELLED, Governed, RequestSummary, Run
+from saegis_server.rpc.services.run import CANCELLED, GENERATE, Governed, RequestSummary, Run
 from saegis_server.rpc.wire.problems import InFlightError, NotServingError, PolicyDeniedError
 from saegis_server.rpc.wire.programs import RequestSteering
 from saegis_server.sae.request_edit import RequestEdit
@@ -27,6 +30,7 @@ from saegis_server.steering.table import Capacity
 from saegis_server.telemetry.metrics import Metrics
 from saegis_server.telemetry.traces import ALLOWED, POLICY, REVISION, Attributes, current_trace
 
+log = logging.getLogger("saegis.rpc")
 #: After how long a request that an urgent policy ended may be tried again.
 RETRY_SECONDS = 0.1
 #: How long closing the log waits for running requests to end.
@@ -49,6 +53,8 @@ class Governor:
         self._model, self._capacity, self._metrics = model, capacity, metrics
         #: Runs work off the event loop.
         self.in_thread: Callable[[Callable[[], Decision]], Awaitable[Decision]] = in_own_thread
+        #: The features that are counted, once there is an engine to count them.
+        self.watch_set: WatchSet | None = None
         self._names: set[tuple[str, str]] = set()
         self._changed = Condition()
         self._runs: set[Run] = set()
@@ -68,7 +74,7 @@ class Governor:
             if not governed.decision.allowed:
                 await self._record_decision(governed, steering)
                 raise PolicyDeniedError(governed.id, governed.decision)
-            run = Run(governed, self.audit.append if self.audit else None, self._forget)
+            run = Run(governed, self.audit.append if self.audit else None, self._forget, self._count_run)
             with self._changed:
                 self._runs.add(run)
             try:
@@ -128,8 +134,9 @@ class Governor:
     async def _governed(self, summary: RequestSummary, steering: RequestSteering) -> Governed:
         trace = current_trace.get()
         if self.policies is None:
-            tenant, ended = current_identity().tenant, self._ended
-            return Governed(_name(), tenant, summary, steering.program, ended, trace=trace)
+            tenant, program = current_identity().tenant, steering.program
+            features = feature_rows(program, UNGUARDED, self.watch_set)
+            return Governed(_name(), tenant, summary, program, self._ended, features=features, trace=trace)
         began = time.time_ns()
         governed = await self._decided(self.policies, summary, steering)
         decision = governed.decision
@@ -152,7 +159,9 @@ class Governor:
             # If the request's rows exceed the room by themselves, that error comes before a denial.
             steering.require_room(self._capacity)
         self._count(decision)
-        return Governed(_name(), identity.tenant, summary, decision.program, ended, decision.guard, decision)
+        program, guard = decision.program, decision.guard
+        features = feature_rows(program, guard, self.watch_set)
+        return Governed(_name(), identity.tenant, summary, program, ended, guard, decision, features)
 
     async def _recorded(self, run: Run) -> None:
         """Wait until the log holds the record of a request's end. Raises AuditUnavailableError."""
@@ -167,11 +176,33 @@ class Governor:
             self._runs.discard(run)
             self._changed.notify_all()
 
+    def _count_run(self, run: Run, reasons: tuple[str, ...], closing: Closing | None) -> None:
+        """Count a run that has ended, before anybody learns of it. On any thread; never raises."""
+        try:
+            self._metrics.count_answers(reasons)
+            if closing is not None:
+                self._count_effects(run.governed, closing)
+        except Exception:
+            log.exception("decision %s: how it ended is not counted", run.governed.id)
+
     def _refusal(self, governed: Governed, error: RefusedByPolicyError) -> PolicyDeniedError:
         policy, _, rule = error.name.partition("/")
         denied = replace(governed.decision, allowed=False, denials=(Denial(policy, rule, error.message),))
         self._metrics.policy_decisions.labels(policy, "deny", Mode.ENFORCE).inc()
         return PolicyDeniedError(governed.id, denied)
+
+    def _count_effects(self, governed: Governed, closing: Closing) -> None:
+        """Count what rules did to a request that the engine had, and what features did in it."""
+        done = closing.done if isinstance(closing, RequestFailed) else closing
+        if governed.summary.method == GENERATE:
+            self._metrics.count_generation(done, governed.tenant)
+        for rule, effect in effects(governed.decision, closing):
+            self._metrics.rules.count(rule, effect, governed.tenant)
+        of_features = done.receipt.acted[len(governed.decision.rule_rows) :]
+        for (event, feature), acted in zip(governed.features, of_features, strict=False):
+            self._metrics.features.acted(event, feature, acted, governed.tenant)
+        if self.watch_set is not None:
+            self._metrics.features.fired(self.watch_set.fired(done.firing), governed.tenant)
 
     def close(self) -> None:
         """Write the pending records and close the files. Waits a while for running requests to end."""
@@ -218,6 +249,7 @@ class Governor:
         )
 
     def _count(self, decision: Decision) -> None:
+        self._metrics.rules.deny(denials_of((*decision.denials, *decision.would_deny)))
         denying = {denial.policy for denial in decision.denials}
         ruling = {rule.policy for rule in decision.rules if rule.mode is Mode.ENFORCE}
         warning = {(denial.policy, denial.mode) for denial in decision.would_deny}

@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
 from saegis_server.audit.log import AuditSettings
 from saegis_server.policy.errors import Unmatched
 from saegis_server.rpc.server.limits import Limits
+from saegis_server.telemetry.features import MOST_FEATURES
+from saegis_server.telemetry.tenants import TenantClasses
 
 #: gRPC's own default; prompts of a model with a context of a million tokens fit.
 DEFAULT_MAX_MESSAGE_BYTES = 4 * 2**20
@@ -17,6 +19,10 @@ LARGEST_MESSAGE_BYTES = 64 * 2**20
 #: Room for rows of each kind (see steering.table.Capacity). Bounded, since the cost grows with its square.
 RowKind = Literal["edits", "rules", "bans", "watches", "conditions"]
 Room = Annotated[int, Field(ge=2, le=1024)]
+
+
+#: A class of tenants in metrics; a leading _ is for what has no class.
+ClassName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
 
 class _Strict(BaseModel):
@@ -77,9 +83,13 @@ class ServerConfig(_Strict):
     machine, and cannot be reached from others. policies: what governs requests; without it nothing does.
     audit: the log of decisions and answers; without it there is none. compile: "auto" compiles if a C++
     compiler is found. stall_seconds: if the event loop does not answer for this long, the server is not live,
-    and after six times as long the process ends; 0 turns both off. ready_file: written as JSON (target,
-    metrics_port, pid) once the server serves. traces: the URL of an OTLP endpoint (HTTP) to which spans are
-    sent. unix: the path of a Unix socket to listen on instead of host and port; only its owner can connect.
+    and after six times as long the process ends; 0 turns both off. tenant_classes: the tenants of each class
+    by which metrics tell tenants apart; all others are one class. watch_features: further features, beside
+    those that policies name, whose firing metrics count, as SAE:INDEX, or INDEX where there is one SAE.
+    sample_seconds: how often a prompt is encoded whole, to tell how many features fire and how well SAEs fit;
+    0 for never. ready_file: written as JSON (target, metrics_port, pid) once the server serves. traces: the
+    URL of an OTLP endpoint (HTTP) to which spans are sent. unix: the path of a Unix socket to listen on
+    instead of host and port; only its owner can connect.
     Raises pydantic's ValidationError for unknown keys and values out of range.
     """
 
@@ -111,6 +121,9 @@ class ServerConfig(_Strict):
     compile: Literal["auto", "always", "never"] = "auto"
     metrics_host: str = "127.0.0.1"
     metrics_port: int | None = Field(default=9464, ge=0, le=65535)
+    tenant_classes: dict[ClassName, tuple[str, ...]] = {}
+    sample_seconds: float = Field(default=10.0, ge=0.0, le=86_400.0)
+    watch_features: tuple[str, ...] = Field(default=(), max_length=MOST_FEATURES)
     grace_seconds: float = Field(default=30.0, ge=0.0, le=3600.0)
     stall_seconds: float = Field(default=10.0, ge=0.0, le=3600.0)
     ready_file: Path | None = None
@@ -145,6 +158,20 @@ class ServerConfig(_Strict):
         if len(set(named)) < len(named):
             raise ValueError("saes: two SAEs have the same id")
         return self
+
+    @field_validator("tenant_classes")
+    @classmethod
+    def _are_classes(cls, tenants_by_class: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+        TenantClasses(tenants_by_class)
+        return tenants_by_class
+
+    @field_validator("watch_features")
+    @classmethod
+    def _name_features(cls, texts: tuple[str, ...]) -> tuple[str, ...]:
+        for text in texts:
+            if not text.rpartition(":")[2].isdecimal():
+                raise ValueError(f"{text!r} is not of the form SAE:INDEX")
+        return texts
 
     @model_validator(mode="after")
     def _leaves_slots_to_take(self) -> Self:

@@ -141,7 +141,7 @@ class OutermostInterceptor(grpc.aio.ServerInterceptor):
     async def _fail(self, error: BaseException, call: _Call, context: _Context) -> None:
         """End the RPC with the status of `error`; returns only if it has a status already."""
         if isinstance(error, grpc.aio.AbortError):
-            self._end(call, str(context.code()))
+            self._end(call, _status(context.code()))
             return
         if isinstance(error, asyncio.CancelledError):
             # The client has gone or its deadline has passed: nobody receives an answer.
@@ -172,6 +172,13 @@ class OutermostInterceptor(grpc.aio.ServerInterceptor):
                 method=call.method, request_id=call.id, code=code, reason=reason, seconds=round(seconds, 6)
             ),
         )
+
+
+def _status(code: Any) -> str:
+    """The plain name of a status, such as NOT_FOUND, which grpc holds as one of its own or as its number."""
+    known = {status.value[0]: status for status in grpc.StatusCode}
+    status = code if isinstance(code, grpc.StatusCode) else known.get(code, grpc.StatusCode.UNKNOWN)
+    return status.name
 
 
 def _request_id(request: Any) -> str:

@@ -1,30 +1,38 @@
 """Loading: reads and checks everything that a configuration names, and builds an engine from it."""
 
 import logging
+import platform
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from saegis_server.engine.api import FirstToken, Limits, Progress
+from saegis.version import __version__
+from saegis_server.engine.api import Engine, FirstToken, Limits, Progress
 from saegis_server.engine.torch.build import build_step, compiles
 from saegis_server.engine.torch.engine import TorchEngine
 from saegis_server.engine.torch.loading import LoadedModel, check_device, check_dtype, load_model
 from saegis_server.engine.torch.site_reading import show_sites
 from saegis_server.engine.torch.step import Step
+from saegis_server.policy.decide.decide import PolicySet
 from saegis_server.policy.decide.world import World
+from saegis_server.policy.store.store import PolicyStore
 from saegis_server.rpc.auth.identities import callers_of
+from saegis_server.rpc.auth.watch_set import WatchSet, features_of, named_feature
 from saegis_server.rpc.server.config import ServerConfig
 from saegis_server.rpc.server.premises import Premises, govern
 from saegis_server.rpc.server.sae_sources import PlacedSAE, Survey, check_sae, read_sae
 from saegis_server.rpc.services.shared import ModelFacts, Services
 from saegis_server.rpc.wire.prompts import PromptReader
 from saegis_server.rpc.wire.targets import Targets
-from saegis_server.sae.catalog import Catalog, LoadedSAE
+from saegis_server.sae.catalog import Catalog, CatalogError, LoadedSAE
+from saegis_server.sae.examples import Examples
 from saegis_server.sae.labels import LABELS_FILE
 from saegis_server.steering.rows import Norm
 from saegis_server.steering.site import Site
 from saegis_server.steering.table import Capacity
+from saegis_server.telemetry.metrics import Metrics
 
 log = logging.getLogger("saegis.rpc")
 
@@ -57,7 +65,9 @@ def load_services(config: ServerConfig, premises: Premises, progress: Progress) 
     for count, sae in enumerate(placed):
         progress("checking SAEs", count, len(placed))
         capture, length = _capture_at(step, sae.loaded.site), step.slots.max_length
-        checked.append(check_sae(sae, prompts.text, capture, _survey(step), length, prompts.special))
+        fits = check_sae(sae, prompts.text, capture, _survey(step), length, prompts.special)
+        examples = Examples.load(sae.folder, fits.sae, step.slots.vocabulary)
+        checked.append(replace(fits, examples=examples))
     return services(config, premises, loaded, step, prompts, checked)
 
 
@@ -85,6 +95,10 @@ def services(
     targets = Targets(step.sites, Catalog(saes), facts.hidden_size)
     metrics = premises.metrics
     metrics.observe_load(engine.stats)
+    metrics.show_build(version=__version__, python=platform.python_version(), torch=torch.__version__)
+    metrics.show_model(model=facts.name, dtype=facts.dtype, device=facts.device)
+    for entry in saes:
+        metrics.show_sae(entry.id, str(entry.site), entry.sae.features)
     world = World(
         model=facts.name,
         sites=targets.sites,
@@ -95,6 +109,7 @@ def services(
         callers=callers_of(config.identities),
     )
     governor = govern(config, premises, world)
+    governor.watch_set = _watch_set(config, engine, targets.catalog, metrics, governor.policies)
     made = Services(
         engine,
         facts,
@@ -104,13 +119,36 @@ def services(
         governor,
         config.max_message_bytes,
         limiter=premises.limiter,
+        sample_seconds=config.sample_seconds,
     )
     for entry in saes:
         # Build the index now; otherwise the first request would build it on the event loop.
-        entry.labels.by_label("")
+        entry.labels.ready()
     governor.in_thread = made.before_running
     metrics.observe_work(made.work)
     return made
+
+
+def _watch_set(
+    config: ServerConfig, engine: Engine, catalog: Catalog, metrics: Metrics, policies: PolicyStore | None
+) -> WatchSet:
+    """The features that are counted, which follow the policies in force.
+
+    Raises ValueError for a name that means no feature.
+    """
+    try:
+        own = [named_feature(text, catalog) for text in config.watch_features]
+    except CatalogError as error:
+        raise ValueError(str(error)) from error
+    watch_set = WatchSet(engine, catalog, metrics.features, own)
+    if policies is not None:
+
+        def changed(before: PolicySet, now: PolicySet, urgent: bool) -> None:
+            watch_set.watch(features_of(now))
+
+        watch_set.watch(features_of(policies.active))
+        policies.on_change(changed)
+    return watch_set
 
 
 def _step(config: ServerConfig, loaded: LoadedModel, placed: Sequence[PlacedSAE], compiled: bool) -> Step:

@@ -20,6 +20,7 @@ from saegis_server.policy.errors import PolicyError
 from saegis_server.policy.store.history import DiskHistory
 from saegis_server.policy.store.store import PolicyStore
 from saegis_server.problem import Problem
+from saegis_server.rpc.auth.attribution import rules_of
 from saegis_server.rpc.auth.governor import Governor
 from saegis_server.rpc.auth.identities import read_identities
 from saegis_server.rpc.server.config import PolicySettings, ServerConfig, TLSFiles
@@ -27,6 +28,7 @@ from saegis_server.rpc.server.limits import Limiter
 from saegis_server.sae.files import check_sae
 from saegis_server.steering.site import Site
 from saegis_server.telemetry.metrics import Metrics
+from saegis_server.telemetry.tenants import TenantClasses
 from saegis_server.telemetry.traces import Traces
 
 
@@ -56,7 +58,7 @@ def prepare(config: ServerConfig) -> Premises:
     known = _known_sources(config.policies)
     check_files(config, known)
     traces = Traces.to(config.traces) if config.traces else Traces()
-    metrics = Metrics()
+    metrics = Metrics(TenantClasses(config.tenant_classes))
     audit = None if config.audit is None else AuditLog(config.audit, metrics)
     return Premises(metrics, Limiter(config.limits), audit, traces)
 
@@ -146,9 +148,11 @@ def govern(config: ServerConfig, premises: Premises, world: World) -> Governor:
     if policies is not None:
 
         def changed(before: PolicySet, now: PolicySet, urgent: bool) -> None:
+            metrics.rules.show(rules_of(now))
             if urgent:
                 governor.end_all()
 
+        metrics.rules.show(rules_of(policies.active))
         policies.on_change(changed)
     return governor
 

@@ -31,10 +31,12 @@ CHECKED_TOKENS = 512
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PlacedSAE:
-    """An SAE read from its files but not checked; `sample` is its own text for the check, if it has one."""
+    """An SAE read from its files in `folder` but not checked; `sample` is its own text for the check, if it
+    has one."""
 
     loaded: LoadedSAE
     sample: str | None
+    folder: Path
 
 
 def read_sae(source: SAESource, width: int) -> PlacedSAE:
@@ -65,7 +67,7 @@ def read_sae(source: SAESource, width: int) -> PlacedSAE:
             path,
             SAMPLE_FILE,
         )
-    return PlacedSAE(LoadedSAE(sae, site, labels), sample)
+    return PlacedSAE(LoadedSAE(sae, site, labels), sample, path)
 
 
 def _sample(path: Path) -> str | None:

@@ -3,32 +3,46 @@
 import hashlib
 from collections.abc import Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
 from saegis_server.engine.api import FieldError
 from saegis_server.sae.catalog import FoundFeature, LoadedSAE
-from saegis_server.sae.labels import FeatureLabel, rank
 
 
-def search(entries: Sequence[LoadedSAE], query: str) -> list[FoundFeature]:
-    """The features whose labels contain every word of the query, best match first.
+class Found:
+    """The labels of several SAEs that match a query, best first (LabelIndex.find says the order; of equal
+    ones those of the earlier SAE). An empty query finds every label, in the order of SAEs and features."""
 
-    Labels that equal the query come first, and of equal matches the most precise (see labels.rank). An empty
-    query finds every labelled feature, in the order of SAEs and features.
-    """
-    words = [word for word in query.split() if any(character.isalnum() for character in word)]
-    if not words and query.strip():
-        return []
-    if not words:
-        return [FoundFeature(loaded, label.feature, label) for loaded in entries for label in loaded.labels]
-    matches: list[tuple[float, FeatureLabel, LoadedSAE]] = []
-    for loaded in entries:
-        labels = loaded.labels
-        with_all = {label.feature for label in labels}
-        for word in words:
-            with_all &= {label.feature for label, _ in labels.search(word, len(labels))}
-        scored = labels.search(query, len(labels))
-        matches += [(score, label, loaded) for label, score in scored if label.feature in with_all]
-    matches.sort(key=lambda match: rank(query, match[1], match[0]))
-    return [FoundFeature(loaded, label.feature, label) for _, label, loaded in matches]
+    def __init__(self, entries: Sequence[LoadedSAE], query: str) -> None:
+        self._entries = entries
+        sizes = [len(loaded.labels) for loaded in entries]
+        self._begins = np.cumsum([0, *sizes])
+        self._best = self._ranked(query) if query.strip() else None
+
+    def _ranked(self, query: str) -> NDArray[np.int64]:
+        """The places of the matches among the labels of all SAEs, best first, int64 [k]."""
+        matches = [loaded.labels.find(query) for loaded in self._entries]
+        if not matches:
+            return np.zeros(0, np.int64)
+        places = [each.places + begin for each, begin in zip(matches, self._begins, strict=False)]
+        standing = np.concatenate([each.standing for each in matches], axis=1)
+        order = np.lexsort(standing[::-1]) if len(matches) > 1 else slice(None)
+        return np.concatenate(places)[order]
+
+    def __len__(self) -> int:
+        return int(self._begins[-1]) if self._best is None else len(self._best)
+
+    def page(self, begin: int, end: int) -> list[FoundFeature]:
+        """The matches begin to end, which is not among them."""
+        page = range(begin, min(end, len(self)))
+        return [self._feature(place if self._best is None else int(self._best[place])) for place in page]
+
+    def _feature(self, place: int) -> FoundFeature:
+        owner = int(np.searchsorted(self._begins, place, side="right")) - 1
+        loaded = self._entries[owner]
+        label = loaded.labels.at(place - int(self._begins[owner]))
+        return FoundFeature(loaded, label.feature, label)
 
 
 def next_page_token(offset: int, query: str, sae: str) -> str:

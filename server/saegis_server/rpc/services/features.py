@@ -1,27 +1,30 @@
 """FeatureService: where features fire, what is recorded about them, and which ones distinguish texts."""
 
 import asyncio
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from saegis.v1 import feature_pb2 as pb
-from saegis.v1 import feature_pb2_grpc
+from saegis.v1 import feature_pb2_grpc, steering_pb2
 from saegis_server.engine.api import FieldError
 from saegis_server.policy.decide.uses import Use, UseOfRequest
 from saegis_server.rpc.auth.identity import current_identity
 from saegis_server.rpc.auth.roles import Role, needs, serves
 from saegis_server.rpc.server.logs import request_id
 from saegis_server.rpc.server.threads import stop_if_unwanted
-from saegis_server.rpc.services.feature_search import next_page_token, offset_of, search
+from saegis_server.rpc.services.feature_contrast import contrast_message
+from saegis_server.rpc.services.feature_reading import TextReading, parts, windows
+from saegis_server.rpc.services.feature_search import Found, next_page_token, offset_of
 from saegis_server.rpc.services.run import RequestSummary
 from saegis_server.rpc.services.shared import Context, Servicer
 from saegis_server.rpc.wire import convert
 from saegis_server.rpc.wire.programs import RequestSteering
 from saegis_server.rpc.wire.prompts import PromptReader, check_characters, check_length, check_size
 from saegis_server.sae.catalog import FoundFeature, LoadedSAE
+from saegis_server.sae.contrast import Firings
 from saegis_server.sae.left_out import left_out
 from saegis_server.steering.program import UNSTEERED
 
@@ -29,58 +32,16 @@ DEFAULT_TOP_K, LARGEST_TOP_K = 5, 1000
 DEFAULT_PAGE, LARGEST_PAGE = 20, 1000
 #: The most texts that one contrast compares, both sides together.
 LARGEST_CONTRAST = 512
+#: The most characters of a language's name.
+LONGEST_LANGUAGE = 35
 #: The most characters of one side's texts, unless a single text may have more.
 LONGEST_CONTRAST = 2**20
-#: The most features that one Inspect returns, over all tokens.
-LARGEST_INSPECT = 100_000
+#: The most features that one Inspect returns, over all tokens, and the most values of features.
+LARGEST_INSPECT, MOST_VALUES = 100_000, 500_000
+#: The most features whose values one Inspect returns, and the most tokens of a long text.
+MOST_VALUED, LONGEST_INSPECT = 256, 65_536
 #: The most characters and words of a search.
 LONGEST_QUERY, MOST_QUERY_WORDS = 1024, 32
-#: How many tokens are encoded at once: at a million features this takes 256 MB.
-ENCODED_AT_ONCE = 64
-
-
-@dataclass(frozen=True, slots=True)
-class Side:
-    """What each feature does over a set of texts, float32 [m].
-
-    mean: the mean over texts of the largest activation in each; rate: the share of texts in which it fires.
-    """
-
-    mean: Tensor
-    rate: Tensor
-
-
-def side(largest: Tensor) -> Side:
-    """One side, from the largest activation of each feature in each text [texts, m]."""
-    return Side(largest.mean(0), (largest > 0.0).to(torch.float32).mean(0))
-
-
-def contrast(positive: Side, negative: Side, limit: int, loaded: LoadedSAE) -> list[pb.FeatureContrast]:
-    """The features that distinguish the positive side, best first, at most `limit`.
-
-    The score is the firing rate in the positive texts minus that in the negative ones. Ties are ordered by
-    the difference of the means, then by index. Features that do not lean to the positive side are left out.
-    """
-    score = positive.rate - negative.rate
-    lead = positive.mean - negative.mean
-    leaning = ((score > 0.0) | ((score == 0.0) & (lead > 0.0))).nonzero().squeeze(-1)
-    ranked = sorted(
-        zip(leaning.tolist(), score[leaning].tolist(), lead[leaning].tolist(), strict=True),
-        key=lambda row: (-row[1], -row[2], row[0]),
-    )
-
-    def side_message(side: Side, index: int) -> pb.ContrastSide:
-        return pb.ContrastSide(mean_activation=float(side.mean[index]), firing_rate=float(side.rate[index]))
-
-    return [
-        pb.FeatureContrast(
-            feature=convert.feature(FoundFeature(loaded, index, loaded.labels.get(index))),
-            score=value,
-            positive=side_message(positive, index),
-            negative=side_message(negative, index),
-        )
-        for index, value, _ in ranked[:limit]
-    ]
 
 
 @serves(pb.DESCRIPTOR.services_by_name["FeatureService"])
@@ -90,37 +51,64 @@ class FeatureServicer(Servicer, feature_pb2_grpc.FeatureServiceServicer):
     @needs(Role.INSPECT, large=True)
     async def Inspect(self, request: pb.InspectRequest, context: Context) -> pb.InspectResponse:
         """The strongest features of each token."""
-        services = self.services
-        top_k = request.top_k if request.HasField("top_k") else DEFAULT_TOP_K
-        _check_range("top_k", top_k, 1, LARGEST_TOP_K)
+        services, length = self.services, self.services.engine.max_length
         site = services.targets.site(request.site, "site") if request.site else None
         loaded = services.catalog.sae(request.sae, "sae", site, "site")
+        values_of = self._values_of(request, loaded)
+        top_k = request.top_k if request.HasField("top_k") else DEFAULT_TOP_K
+        _check_range("top_k", top_k, 0 if values_of else 1, LARGEST_TOP_K)
+        most = max(length, LONGEST_INSPECT) if request.long_text else length
         kind = request.WhichOneof("input")
-        check_size(request, kind, services.engine.max_length)
+        check_size(request, kind, most)
         tokens = await services.in_thread(services.prompts.read, request, kind, False)
-        check_length(tokens, str(kind), services.engine.max_length, completion=0)
-        if len(tokens) * top_k > LARGEST_INSPECT:
-            reason = f"at most {LARGEST_INSPECT // len(tokens)} for each of {len(tokens)} tokens, not {top_k}"
-            raise FieldError("top_k", reason)
+        check_length(tokens, str(kind), most, completion=0)
+        _check_told(len(tokens), top_k, len(values_of))
         await self._decide("Inspect", tokens)
-        x = await self._activations(tokens, loaded)
-        return await services.in_thread(self._inspected, tokens, loaded, x, top_k)
+        reading = await services.in_thread(TextReading, loaded, top_k, values_of)
+        pieces = windows(tokens, length, services.engine.first_token.begins(tokens))
+        for window in pieces:
+            x = await self._activations(window.tokens, loaded)
+            await services.in_thread(reading.add, x[window.seen :])
+        return await services.in_thread(self._inspected, tokens, loaded, reading, len(pieces))
+
+    def _values_of(self, request: pb.InspectRequest, loaded: LoadedSAE) -> list[FoundFeature]:
+        """The features whose values are asked for. Raises FieldError and the catalog's errors."""
+        if len(request.features) > MOST_VALUED:
+            raise FieldError("features", f"at most {MOST_VALUED}, not {len(request.features)}")
+        found = []
+        for position, reference in enumerate(request.features):
+            named = steering_pb2.FeatureRef()
+            named.CopyFrom(reference)
+            named.sae = reference.sae or loaded.id
+            feature = self.services.targets.feature(named, f"features[{position}]")
+            if feature.loaded is not loaded:
+                raise FieldError(f"features[{position}].sae", f"must be {loaded.id}, which reads the text")
+            found.append(feature)
+        return found
 
     def _inspected(
-        self, tokens: tuple[int, ...], loaded: LoadedSAE, x: Tensor, top_k: int
+        self, tokens: tuple[int, ...], loaded: LoadedSAE, reading: TextReading, windows_read: int
     ) -> pb.InspectResponse:
-        strongest = _strongest(loaded, x, top_k)
         left_out, texts = self._left_out(tokens, loaded).tolist(), self.services.prompts.pieces(tokens)
-        response = pb.InspectResponse(sae=loaded.id, site=str(loaded.site))
-        for token, text, features, left in zip(tokens, texts, strongest, left_out, strict=True):
+        response = pb.InspectResponse(sae=loaded.id, site=str(loaded.site), windows=windows_read)
+        response.values.extend(reading.values)
+        for token, text, features, left in zip(tokens, texts, reading.strongest, left_out, strict=True):
             response.tokens.add(token_id=token, text=text, features=features, left_out=left)
         return response
 
     @needs(Role.INSPECT)
     async def GetFeature(self, request: pb.GetFeatureRequest, context: Context) -> pb.GetFeatureResponse:
-        """What is recorded about one feature."""
-        feature = self.services.targets.feature(request.feature, "feature")
-        return pb.GetFeatureResponse(feature=convert.feature(feature))
+        """What is recorded about one feature, and where it fires."""
+        found = self.services.targets.feature(request.feature, "feature")
+        examples, told = found.loaded.examples, pb.GetFeatureResponse(feature=convert.feature(found))
+        if examples is not None:
+            histogram = examples.histogram(found.index)
+            told.histogram.bin_width, told.histogram.tokens = histogram.width, histogram.tokens
+            told.histogram.counts.extend(histogram.counts)
+            for piece in examples.pieces(found.index):
+                texts = self.services.prompts.pieces(piece.tokens)
+                told.examples.add(tokens=texts, activations=piece.activations, strongest=piece.strongest)
+        return told
 
     @needs(Role.INSPECT)
     async def SearchFeatures(
@@ -135,13 +123,13 @@ class FeatureServicer(Servicer, feature_pb2_grpc.FeatureServiceServicer):
         catalog = self.services.catalog
         entries = (catalog.sae(request.sae, "sae"),) if request.sae else catalog.entries
         begin = offset_of(request.page_token, request.query, request.sae)
-        matches = await self.services.in_thread(search, entries, request.query)
+        found = await self.services.in_thread(Found, entries, request.query)
         end = begin + size
-        more = next_page_token(end, request.query, request.sae) if end < len(matches) else ""
+        more = next_page_token(end, request.query, request.sae) if end < len(found) else ""
         return pb.SearchFeaturesResponse(
-            features=[convert.feature(match) for match in matches[begin:end]],
+            features=[convert.feature(match) for match in found.page(begin, end)],
             next_page_token=more,
-            total_size=len(matches),
+            total_size=len(found),
         )
 
     @needs(Role.INSPECT, large=True)
@@ -151,17 +139,17 @@ class FeatureServicer(Servicer, feature_pb2_grpc.FeatureServiceServicer):
         """The features that fire in the positive and not in the negative texts."""
         limit = request.limit or DEFAULT_PAGE
         _check_range("limit", limit, 1, LARGEST_PAGE)
-        count = len(request.positive_texts) + len(request.negative_texts)
-        if count > LARGEST_CONTRAST:
-            raise FieldError("positive_texts", f"at most {LARGEST_CONTRAST} texts on both sides, not {count}")
+        _check_contrast(request)
         loaded = self.services.catalog.sae(request.sae, "sae")
         positive_texts = await self._texts("positive_texts", request.positive_texts, loaded)
         negative_texts = await self._texts("negative_texts", request.negative_texts, loaded)
         await self._decide("ContrastFeatures", *positive_texts, *negative_texts)
-        positive = await self._side(positive_texts, loaded)
-        negative = await self._side(negative_texts, loaded)
-        contrasts = await self.services.in_thread(contrast, positive, negative, limit, loaded)
-        return pb.ContrastFeaturesResponse(sae=loaded.id, features=contrasts)
+        positive = await self._firings(positive_texts, loaded)
+        negative = await self._firings(negative_texts, loaded)
+        most = request.max_q_value if request.HasField("max_q_value") else 1.0
+        languages = (*request.positive_languages, *request.negative_languages)
+        make = partial(contrast_message, positive, negative, loaded, limit, most, languages)
+        return await self.services.in_thread(make)
 
     async def _texts(self, path: str, texts: Sequence[str], loaded: LoadedSAE) -> list[tuple[int, ...]]:
         """The tokens of one side's texts."""
@@ -177,12 +165,13 @@ class FeatureServicer(Servicer, feature_pb2_grpc.FeatureServiceServicer):
             check_length(tokens, f"{path}[{position}]", services.engine.max_length, completion=0)
         return prompts
 
-    async def _side(self, prompts: Sequence[tuple[int, ...]], loaded: LoadedSAE) -> Side:
-        largest = []
+    async def _firings(self, prompts: Sequence[tuple[int, ...]], loaded: LoadedSAE) -> list[Firings]:
+        """What fires in each text."""
+        firings = []
         for tokens in prompts:
             x = (await self._activations(tokens, loaded)).cpu()[~self._left_out(tokens, loaded)]
-            largest.append(await self.services.in_thread(_largest, loaded, x))
-        return side(torch.stack(largest))
+            firings.append(await self.services.in_thread(_firings, loaded, x))
+        return firings
 
     def _left_out(self, tokens: tuple[int, ...], loaded: LoadedSAE) -> Tensor:
         """Which tokens of a text contrasts and statistics leave out, bool [T]."""
@@ -218,6 +207,36 @@ def _check_range(path: str, value: int, least: int, most: int) -> None:
         raise FieldError(path, f"must be between {least} and {most}, not {value}")
 
 
+def _check_told(tokens: int, top_k: int, valued: int) -> None:
+    """Raise FieldError where more than is told of one text is asked for."""
+    if tokens * top_k > LARGEST_INSPECT:
+        most = LARGEST_INSPECT // tokens
+        raise FieldError("top_k", f"at most {most} for each of {tokens} tokens, not {top_k}")
+    if tokens * valued > MOST_VALUES:
+        most = MOST_VALUES // tokens
+        raise FieldError("features", f"at most {most} for each of {tokens} tokens, not {valued}")
+
+
+def _check_contrast(request: pb.ContrastFeaturesRequest) -> None:
+    """Raise FieldError for more texts than are compared, languages that are not one a text, and a bound of q
+    that is no share."""
+    count = len(request.positive_texts) + len(request.negative_texts)
+    if count > LARGEST_CONTRAST:
+        raise FieldError("positive_texts", f"at most {LARGEST_CONTRAST} texts on both sides, not {count}")
+    named = len(request.positive_languages) + len(request.negative_languages)
+    for side in ("positive", "negative"):
+        texts, languages = getattr(request, f"{side}_texts"), getattr(request, f"{side}_languages")
+        if named and len(languages) != len(texts):
+            wrong = f"must name the language of each of {len(texts)} texts, not of {len(languages)}"
+            raise FieldError(f"{side}_languages", wrong)
+        for position, language in enumerate(languages):
+            if not 0 < len(language) <= LONGEST_LANGUAGE:
+                described = f"must have between 1 and {LONGEST_LANGUAGE} characters"
+                raise FieldError(f"{side}_languages[{position}]", described)
+    if request.HasField("max_q_value") and not 0.0 < request.max_q_value <= 1.0:
+        raise FieldError("max_q_value", f"must be above 0 and at most 1, not {request.max_q_value}")
+
+
 def _tokenized(prompts: PromptReader, texts: Sequence[str]) -> list[tuple[int, ...]]:
     tokenized = []
     for text in texts:
@@ -226,33 +245,10 @@ def _tokenized(prompts: PromptReader, texts: Sequence[str]) -> list[tuple[int, .
     return tokenized
 
 
-def _parts(x: Tensor) -> Iterator[Tensor]:
-    """Activations [T, d] in parts. Raises UnwantedError once nobody waits for the result."""
-    for part in torch.split(x.cpu(), ENCODED_AT_ONCE):
-        stop_if_unwanted()
-        yield part
-
-
 @torch.inference_mode()
-def _largest(loaded: LoadedSAE, x: Tensor) -> Tensor:
-    """The largest activation of each feature over tokens x [T, d]: [m]."""
-    parts = [loaded.sae.encode(part).amax(0) for part in _parts(x)]
-    return torch.stack(parts).amax(0)
-
-
-@torch.inference_mode()
-def _strongest(loaded: LoadedSAE, x: Tensor, top_k: int) -> list[list[pb.FeatureActivation]]:
-    """The active features of each token of x [T, d], strongest first, at most `top_k`."""
-    count = min(top_k, loaded.sae.features)
-    strongest = []
-    for part in _parts(x):
-        values, indices = loaded.sae.encode(part).topk(count, dim=-1)
-        for strengths, features in zip(values.tolist(), indices.tolist(), strict=True):
-            active = [pair for pair in zip(features, strengths, strict=True) if pair[1] > 0.0]
-            strongest.append([_activation(loaded, index, value) for index, value in active])
-    return strongest
-
-
-def _activation(loaded: LoadedSAE, index: int, value: float) -> pb.FeatureActivation:
-    label = loaded.labels.get(index)
-    return pb.FeatureActivation(index=index, activation=value, label=label.label if label else "")
+def _firings(loaded: LoadedSAE, x: Tensor) -> Firings:
+    """The features that fire at any of the tokens x [T, d]."""
+    largest = torch.zeros(loaded.sae.features)
+    for part in parts(x):
+        largest = torch.maximum(largest, loaded.sae.encode(part).amax(0).cpu())
+    return Firings.of(largest)

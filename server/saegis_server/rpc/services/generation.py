@@ -20,7 +20,6 @@ from saegis_server.engine.api import (
     FieldError,
     GenerationRequest,
     Receipt,
-    RequestFinished,
     SamplingParams,
     SequenceFinished,
     Timings,
@@ -32,8 +31,9 @@ from saegis_server.rpc.auth.roles import Role, needs, serves
 from saegis_server.rpc.server.interceptor import LONGEST_REQUEST_ID, usable_request_id
 from saegis_server.rpc.server.logs import request_id
 from saegis_server.rpc.server.threads import in_own_thread
-from saegis_server.rpc.services.run import Governed, RequestSummary, Run
-from saegis_server.rpc.services.shared import Context, Servicer
+from saegis_server.rpc.services.run import GENERATE, Governed, RequestSummary, Run
+from saegis_server.rpc.services.sae_sampler import SAESampler
+from saegis_server.rpc.services.shared import Context, Servicer, Services
 from saegis_server.rpc.wire import convert
 from saegis_server.rpc.wire.mailbox import Mailbox, closing
 from saegis_server.rpc.wire.problems import SlowReaderError
@@ -61,6 +61,10 @@ LONG_ANSWER = 512
 class GenerationServicer(Servicer, generation_pb2_grpc.GenerationServiceServicer):
     """Generates and scores text."""
 
+    def __init__(self, services: Services) -> None:
+        super().__init__(services)
+        self._sampler = SAESampler(services)
+
     @needs(Role.USE, large=True, further={"steering": Role.STEER})
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> pb.GenerateResponse:
         """All completions at once."""
@@ -72,7 +76,6 @@ class GenerationServicer(Servicer, generation_pb2_grpc.GenerationServiceServicer
                 events += batch
                 ended = closing(batch)
         pieces = convert.pieces(events)
-        self._count(ended, {index: len(piece.tokens) for index, piece in pieces.items()})
         return pb.GenerateResponse(
             request_id=request_id.get(),
             choices=await self._choices(pieces, running.details),
@@ -98,18 +101,15 @@ class GenerationServicer(Servicer, generation_pb2_grpc.GenerationServiceServicer
     ) -> AsyncIterator[pb.StreamGenerateResponse]:
         """Chunks as they come, then one closing message."""
         endings: dict[int, SequenceFinished] = {}
-        tokens: dict[int, int] = {}
         async with self._running(request.request, context) as running:
             ended = None
             while ended is None:
                 batch = await running.mailbox.get()
                 ended = closing(batch)
                 for index, piece in convert.pieces(batch).items():
-                    tokens[index] = tokens.get(index, 0) + len(piece.tokens)
                     if piece.finished:
                         endings[index] = piece.finished
                     yield pb.StreamGenerateResponse(chunk=convert.chunk(piece, running.details))
-        self._count(ended, tokens)
         yield pb.StreamGenerateResponse(
             complete=pb.GenerationComplete(
                 request_id=request_id.get(),
@@ -164,7 +164,7 @@ class GenerationServicer(Servicer, generation_pb2_grpc.GenerationServiceServicer
         prefilled = await self._off_loop(message, services.prompts.prefilled, message, kind, prompt)
         sampling = self._sampling(message, len(prompt))
         steering = self._steering(message.steering)
-        summary = self._summary("Generate", prompt, _uses_of_generation(message, services.prompts))
+        summary = self._summary(GENERATE, prompt, _uses_of_generation(message, services.prompts))
         async with governor.admit(summary, steering) as run:
             governed = run.governed
             request = GenerationRequest(
@@ -177,6 +177,7 @@ class GenerationServicer(Servicer, generation_pb2_grpc.GenerationServiceServicer
                 tenant=governed.tenant,
                 principal=current_identity().name,
                 prefilled=prefilled,
+                groups=governed.groups[: engine.most_groups],
             )
             mailbox = Mailbox(services.unread_limit, lambda: run.end(SlowReaderError.__name__))
 
@@ -194,6 +195,7 @@ class GenerationServicer(Servicer, generation_pb2_grpc.GenerationServiceServicer
             if governor.is_outdated(governed):
                 # When an urgent policy ended all requests, the engine may not have had this one yet.
                 run.end()
+            self._sampler.offer(prompt)
             details = convert.TokenDetails(request.sampling.logprobs is not None, steering.watches)
             yield _Running(mailbox, details, governed)
 
@@ -274,9 +276,6 @@ class GenerationServicer(Servicer, generation_pb2_grpc.GenerationServiceServicer
         if message.WhichOneof("prompt") == "chat" or message.ByteSize() > LONG_TEXT:
             return await self.services.before_running(work, *arguments)
         return work(*arguments)
-
-    def _count(self, ended: RequestFinished, tokens: Mapping[int, int]) -> None:
-        self.services.metrics.count_generation(ended, list(tokens.values()))
 
 
 @dataclass(frozen=True, slots=True)

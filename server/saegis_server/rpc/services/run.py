@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from threading import Lock
 
@@ -22,9 +22,11 @@ from saegis_server.engine.api import (
     RefusedByPolicyError,
     RequestFailed,
     RequestFinished,
+    RowGroup,
 )
 from saegis_server.policy.decide.decision import Decision
 from saegis_server.policy.decide.uses import Use, UseOfRequest
+from saegis_server.rpc.auth.attribution import FeatureRows
 from saegis_server.steering.program import SteeringProgram
 from saegis_server.telemetry.traces import DIGEST, RESPONSE_ID, UNTRACED, Trace
 
@@ -34,6 +36,8 @@ log = logging.getLogger("saegis.rpc")
 NO_POLICIES = Decision(allowed=True, policy_revision="")
 #: The ends of requests in records, beside an answer's finish reasons and the names of errors.
 CANCELLED, REFUSED, SCORED = "cancelled", "refused", "scored"
+#: The method of a request that writes an answer, streamed or not.
+GENERATE = "Generate"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +63,8 @@ class Governed:
     """A request with its decision and what it runs under.
 
     id: the decision's id, also used by the engine, the receipt and the audit log. ended: how often, at the
-    time of the decision, urgent policies had ended all requests. trace: that of the RPC.
+    time of the decision, urgent policies had ended all requests. features: the rows that edit and that ban
+    each feature, by what series call it. trace: that of the RPC.
     """
 
     id: str
@@ -69,12 +74,18 @@ class Governed:
     ended: int
     guard: Guard = UNGUARDED
     decision: Decision = NO_POLICIES
+    features: Mapping[FeatureRows, RowGroup] = field(default_factory=dict)
     trace: Trace = UNTRACED
 
     @cached_property
     def digest(self) -> str:
         """Identifies the program and the guard that may act on it."""
         return self.guard.digest_beside(self.program)
+
+    @property
+    def groups(self) -> tuple[RowGroup, ...]:
+        """The rows that the engine counts together: those of each rule, and then of each feature."""
+        return (*self.decision.rule_rows.values(), *self.features.values())
 
     @property
     def baseline(self) -> Baseline:
@@ -94,10 +105,13 @@ class Run:
         governed: Governed,
         append: Callable[[AnswerRecord], Future[Link]] | None,
         recorded: Callable[[Run], None],
+        count: Callable[[Run, tuple[str, ...], Closing | None], None] = lambda *_: None,
     ) -> None:
-        """`append` writes a record, None for no log; `recorded` is called once the record is on its way."""
+        """`append` writes a record, None for no log; `recorded` is called once the record is on its way, and
+        `count` before that, with how the answers ended and the engine's last event, None if it has none. It
+        must not raise."""
         self.governed = governed
-        self._append, self._recorded = append, recorded
+        self._append, self._recorded, self._count = append, recorded, count
         self._lock = Lock()
         self._handed_over = self._is_recorded = False
         self._cancel: Callable[[], object] | None = None
@@ -148,7 +162,7 @@ class Run:
             cut_off if reason is None or reason is FinishReason.ABORT else reason.value
             for reason in done.reasons
         )
-        self._write(tuple(reasons) or (whole,), done)
+        self._write(tuple(reasons) or (whole,), done, closing)
         self._trace(done)
 
     def _trace(self, done: RequestFinished) -> None:
@@ -166,11 +180,14 @@ class Run:
         """Record the end without waiting for the engine any longer."""
         self._write((reason,), None)
 
-    def _write(self, reasons: tuple[str, ...], done: RequestFinished | None) -> None:
+    def _write(
+        self, reasons: tuple[str, ...], done: RequestFinished | None, closing: Closing | None = None
+    ) -> None:
         with self._lock:
             if self._is_recorded:
                 return
             self._is_recorded = True
+        self._count(self, reasons, closing)
         try:
             if self._append is None:
                 self.record.set_result(None)

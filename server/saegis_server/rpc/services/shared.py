@@ -41,7 +41,8 @@ class Services:
     """Everything that the servicers need.
 
     unread_limit: how many tokens may wait for a stream's reader. admission: work that a generation needs
-    before it can run. heavy: all other work; no generation waits for it.
+    before it can run. heavy: all other work; no generation waits for it. sample_seconds: how often a prompt
+    is encoded whole for metrics, 0 for never.
     """
 
     engine: Engine
@@ -52,6 +53,7 @@ class Services:
     governor: Governor
     max_message_bytes: int
     unread_limit: int = 4096
+    sample_seconds: float = 0.0
     started: float = field(default_factory=time.time)
     limiter: Limiter = field(default_factory=lambda: Limiter(Limits()))
     admission: WorkPool = field(default_factory=lambda: WorkPool("admission", 2, most_waiting=256))

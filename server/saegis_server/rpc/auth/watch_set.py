@@ -1,0 +1,72 @@
+"""The watch set: the features whose firing is counted, which the operator and the policies in force name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from saegis_server.engine.api import Engine, Firing, Observed
+from saegis_server.policy.decide.decide import PolicySet
+from saegis_server.sae.catalog import Catalog, FoundFeature
+from saegis_server.steering.site import Site
+from saegis_server.telemetry.features import MOST_FEATURES, FeatureName, FeatureSeries
+from saegis_server.telemetry.tenants import OTHER
+
+
+def named_feature(text: str, catalog: Catalog) -> FoundFeature:
+    """The feature that a text of the form SAE:INDEX names, or INDEX where there is one SAE.
+
+    Raises CatalogError for one that the catalog does not have.
+    """
+    sae, _, index = text.rpartition(":")
+    return catalog.by_index(catalog.sae(sae, "watch_features"), int(index), "watch_features")
+
+
+def features_of(policies: PolicySet) -> Iterator[FoundFeature]:
+    """The features that policies name, in rules in whatever mode, candidates among them; some come again."""
+    for policy in (*policies.policies, *policies.candidates):
+        for rule in policy.rules.values():
+            written = (claim.to for claim in rule.claims if claim.to is not None)
+            for selected in (*rule.targets, *rule.readings, *written):
+                if selected.feature is not None:
+                    yield selected.feature
+
+
+class WatchSet:
+    """Has the engine observe the watch set and its series shown, whatever comes in force."""
+
+    def __init__(
+        self, engine: Engine, catalog: Catalog, series: FeatureSeries, own: Sequence[FoundFeature] = ()
+    ) -> None:
+        """`own`: the operator's, which come before those of policies."""
+        self._engine, self._series, self._own = engine, series, tuple(own)
+        self._names: dict[tuple[Site, str], FeatureName] = {}
+        self._rest = {
+            (loaded.site, loaded.sae.digest): FeatureName(str(loaded.site), loaded.id, OTHER)
+            for loaded in catalog.entries
+        }
+        self.watch(())
+
+    def watch(self, features: Iterable[FoundFeature]) -> None:
+        """Watch these beside the operator's own, as many as there is room for. Any thread may call it."""
+        wanted = {(each.site, each.probe().key): each for each in (*self._own, *features)}
+        named = dict(list(wanted.items())[:MOST_FEATURES])
+        names = {
+            place: FeatureName(str(each.site), each.loaded.id, str(each.index))
+            for place, each in named.items()
+        }
+        recorded = {names[place]: bool(each.max_activation) for place, each in named.items()}
+        self._series.show(recorded, self._rest.values(), len(wanted) - len(named))
+        self._engine.observe(
+            [Observed(each.site, each.probe(), each.max_activation) for each in named.values()]
+        )
+        self._names = names
+
+    def name(self, site: Site, key: str) -> FeatureName | None:
+        """What series call a feature, watched or not; None for what is no feature, such as a direction."""
+        _, _, rest = key.partition(":")
+        return self._names.get((site, key)) or self._rest.get((site, rest.rpartition(":")[0]))
+
+    def fired(self, firing: Mapping[tuple[Site, str], Firing]) -> dict[FeatureName, Firing]:
+        """What the watched features did, by their names."""
+        names = self._names
+        return {names[place]: found for place, found in firing.items() if place in names}

@@ -1,0 +1,85 @@
+"""Readings of a text for Inspect: its windows, the strongest features of each token, and values of some."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from saegis.v1 import feature_pb2 as pb
+from saegis_server.rpc.server.threads import stop_if_unwanted
+from saegis_server.sae.catalog import FoundFeature, LoadedSAE
+
+#: How many tokens are encoded at once: at a million features this takes 256 MB.
+ENCODED_AT_ONCE = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Some tokens of a text that are read together; the first `seen` of them are there only to be seen by the
+    others, and were read before."""
+
+    tokens: tuple[int, ...]
+    seen: int
+
+
+def windows(tokens: tuple[int, ...], length: int, begins: int) -> list[Window]:
+    """The windows of at most `length` tokens in which a text is read, in each of which new tokens follow at
+    least half a window of others.
+
+    begins: how many tokens the text begins with that stand before every window, such as the model's own
+    beginning of a sequence: 0 or 1.
+    """
+    if len(tokens) <= length:
+        return [Window(tokens, 0)]
+    opening, room = tokens[:begins], length - begins
+    found, done = [Window(tokens[:length], 0)], length
+    while done < len(tokens):
+        start = min(done - (room + 1) // 2, len(tokens) - room)
+        found.append(Window(opening + tokens[start : start + room], begins + done - start))
+        done = start + room
+    return found
+
+
+def parts(x: Tensor) -> Iterator[Tensor]:
+    """Activations [T, d] in parts. Raises UnwantedError once nobody waits for the result."""
+    for part in torch.split(x.cpu(), ENCODED_AT_ONCE):
+        stop_if_unwanted()
+        yield part
+
+
+class TextReading:
+    """What an SAE reads of a text, window by window.
+
+    top_k: how many of the strongest features of each token are told; values_of: features of the SAE that are
+    told at every token.
+    """
+
+    def __init__(self, loaded: LoadedSAE, top_k: int, values_of: Sequence[FoundFeature]) -> None:
+        self._loaded, self._top_k = loaded, top_k
+        self._few = loaded.sae.only([each.index for each in values_of]) if values_of else None
+        self.strongest: list[list[pb.FeatureActivation]] = []
+        self.values = [
+            pb.FeatureValues(index=each.index, label=each.label.label if each.label else "")
+            for each in values_of
+        ]
+
+    @torch.inference_mode()
+    def add(self, x: Tensor) -> None:
+        """Read the activations of the next tokens, [T, d]."""
+        count = min(self._top_k, self._loaded.sae.features)
+        for part in parts(x):
+            if self._few is not None:
+                for told, values in zip(self.values, self._few.encode(part).T.tolist(), strict=True):
+                    told.activations.extend(values)
+            if not count:
+                self.strongest += [[] for _ in part]
+                continue
+            values, indices = self._loaded.sae.encode(part).topk(count, dim=-1)
+            for strengths, features in zip(values.tolist(), indices.tolist(), strict=True):
+                active = [pair for pair in zip(features, strengths, strict=True) if pair[1] > 0.0]
+                self.strongest.append([self._activation(index, value) for index, value in active])
+
+    def _activation(self, index: int, value: float) -> pb.FeatureActivation:
+        label = self._loaded.labels.get(index)
+        return pb.FeatureActivation(index=index, activation=value, label=label.label if label else "")

@@ -1,0 +1,1 @@
+"""What lies in deploy/: settings, images, units and manifests."""
