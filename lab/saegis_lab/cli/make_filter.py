@@ -190,9 +190,7 @@ def make_filter(
     if json:
         print_json(card.record())
         return
-    console().print(_table(card))
-    for miss in card.misses:
-        console().print(f"missed: {miss.told}", style="yellow", markup=False, soft_wrap=True)
+    _tell(card)
     subject.note_cut()
     note_written(out)
     if not attack:
@@ -202,6 +200,13 @@ def make_filter(
         markup=False,
         soft_wrap=True,
     )
+
+
+def _tell(card: FilterCard) -> None:
+    """Print the card's table and what it misses."""
+    console().print(_table(card))
+    for miss in card.misses:
+        console().print(f"missed: {miss.told}", style="yellow", markup=False, soft_wrap=True)
 
 
 def _check_out(out: Path) -> None:

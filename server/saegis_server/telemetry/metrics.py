@@ -96,6 +96,17 @@ class Metrics:
         self.features = FeatureSeries(self.tenants)
         for series in (self.rules, self.features):
             self.registry.register(series)
+        self._request_series()
+        self._answer_series()
+        self.sae_info = self._gauge(
+            "saegis_sae_info", "1 for each SAE that is served.", "sae", "site", "features"
+        )
+        self._steering_series()
+        self._policy_series()
+        self._identity_series()
+        self._health_series()
+
+    def _request_series(self) -> None:
         self.requests = self._counter(
             "saegis_requests", "RPCs that ended, by method and gRPC status.", "method", "code"
         )
@@ -121,6 +132,8 @@ class Metrics:
         self.queue_seconds = self._histogram(
             "saegis_queue_seconds", "Time that a generation waited for a slot.", _REQUEST_BUCKETS
         )
+
+    def _answer_series(self) -> None:
         self.answers = self._counter(
             "saegis_answers",
             "Answers that ended, by how; those of one request each by itself.",
@@ -142,10 +155,8 @@ class Metrics:
         self.cached_tokens = self._counter(
             "saegis_cached_tokens", "Tokens of prompts whose keys and values were reused."
         )
-        self.sae_info = self._gauge(
-            "saegis_sae_info", "1 for each SAE that is served.", "sae", "site", "features"
-        )
-        self._steering_series()
+
+    def _policy_series(self) -> None:
         self.audit_records = self._counter(
             "saegis_audit_records", "Records that are in the audit log, by kind.", "kind"
         )
@@ -163,7 +174,8 @@ class Metrics:
             "mode",
         )
         self._reloads: _Reloads | None = None
-        self._identity_series()
+
+    def _health_series(self) -> None:
         self.recompilations = self._gauge(
             "saegis_recompilations", "Graphs compiled since the warm-up; more than 0 is a defect."
         )
