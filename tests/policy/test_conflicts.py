@@ -54,9 +54,9 @@ def failed(metrics: Metrics) -> float | None:
 
 def test_what_contradicts_a_policy_in_force_is_not_taken() -> None:
     metrics = Metrics()
-    assert failed(metrics) == 0.0
     store = a_store(metrics=metrics)
     store.put(clamping("one", 1.0).archive(), "", "alice")
+    assert failed(metrics) == 0.0
     before = store.active
     with pytest.raises(ConflictError, match=r"rules.hold: .*clamp to 1 and clamp to 2; one@r1 is in force"):
         store.put(clamping("two", 2.0).archive(), "", "bob")

@@ -55,6 +55,8 @@ NOT_RUN = {
 }
 #: Whole documents that another test runs, block after block.
 RUN_ELSEWHERE = {"deploy/POLICIES.md": "tests/e2e/test_policy_guide.py"}
+#: Programs of others that documents name; they are given files of the project.
+OF_OTHERS = {"docker", "kubectl", "promtool"}
 #: The document whose YAML is settings of a server: tests/cli/test_settings.py makes a configuration of it.
 OF_SETTINGS = "docs/configuration.md"
 #: What makes an example small, by the command's words, where it does not say so itself.
@@ -259,7 +261,8 @@ def test_each_reason_is_of_some_example() -> None:
 
 
 def test_what_is_no_command_of_ours_is_known() -> None:
-    """Other lines for a shell: `make`, whose targets must exist, and settings of a server as variables."""
+    """Other lines for a shell: `make`, whose targets must exist, settings of a server as variables, and
+    programs of others, for files that must be there."""
     variables = {variable(key(option)) for option in declared(examples.commands()["serve",])}
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for each in examples.of_documents():
@@ -267,6 +270,11 @@ def test_what_is_no_command_of_ours_is_known() -> None:
             program, target = each.text.split()[:2]
             if program.partition("=")[0] in variables:
                 assert target == "saegis", each
+                continue
+            if program in OF_OTHERS:
+                files = [word for word in each.text.split() if word.startswith("deploy/")]
+                assert files, each
+                assert all(any(ROOT.glob(file)) for file in files), each
                 continue
             assert program == "make", each
             assert f"\n{target}:" in makefile, each
