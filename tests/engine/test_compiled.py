@@ -18,7 +18,6 @@ from tests.engine.test_observing import FEATURES
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.alone,
     pytest.mark.timeout(1200),
     pytest.mark.usefixtures("unmeasured"),
     pytest.mark.skipif(missing_compiler() is not None, reason=missing_compiler() or ""),
