@@ -150,14 +150,14 @@ class Guard:
     """All conditions of a request. Their readings are the `guards` of its program, see `Condition`.
 
     reads_first_token: whether they read a text's first token also where it is the model's own
-    beginning-of-sequence token. hold_back: whether a token is told only once it has been judged itself, by
-    being read: what stops an answer at a token then keeps that token back too. The model's own end tokens,
-    which are no text, are told at once.
+    beginning-of-sequence token. hold_back: how many tokens, itself the first, have been judged, by being
+    read, before a token is told; 0: it is told at once. What stops an answer at a token then keeps so many
+    back. The model's own end tokens, which are no text, are told at once, with all that was held back.
     """
 
     conditions: tuple[Guarded, ...] = ()
     reads_first_token: bool = False
-    hold_back: bool = False
+    hold_back: int = 0
 
     @cached_property
     def digest(self) -> str:
