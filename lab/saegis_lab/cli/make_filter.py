@@ -306,7 +306,7 @@ def _served(out: Path, source: offline.Source, named: Named, display: StageDispl
     from saegis_server.rpc.server.process import ServerProcessError
     from saegis_server.sae.files import resolve_sae
 
-    room = room_for(read_bundle(out))
+    room = room_for(read_bundle(out).policy)
     options = ["--compile", "never", *(f"--rows={kind}={rows}" for kind, rows in room.items())]
     try:
         with serving(source.model, {named.sae_id: resolve_sae(source.sae)}, display, options) as client:
