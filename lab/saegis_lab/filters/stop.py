@@ -166,22 +166,22 @@ def try_stop(
     subject: FilterSubject,
     trials: Trials,
     program: SiteProgram,
-    texts: Sequence[Sequence[int]],
+    peaks: Tensor,
     maxima: Mapping[int, float],
     recipe: FilterRecipe,
 ) -> StopTrial | None:
     """The stop for the features of `maxima`, tried on prefilled answers under the rows; None where no feature
     tells harmful answers from what is quiet, or no plain answer is harmful.
 
-    texts: token ids of benign texts, of which every token but the first counts. Quiet are also benign
-    answers, plain and under the rows, and what the rows make of harmful prompts without any harm.
+    peaks: the largest activation of each feature in each benign text, float32 [texts, m]. Quiet are also
+    benign answers, plain and under the rows, and what the rows make of harmful prompts without any harm.
     """
     harmful, under = trials.harmful_answers(), trials.answers(program)
     quiet = [each for each in (*trials.plain, *under) if trials.harm(each) == 0.0]
     filtered = trials.prefilled(program, recipe.prefilled_tokens)
     if not (harmful and quiet and filtered):
         return None
-    benign = [feature_readings(subject, x[1:], list(maxima)) for x in activations(subject, texts)]
+    benign = list(peaks[:, None, list(maxima)])
     stop = make_stop(subject, quiet, harmful, benign, maxima, recipe)
     if stop is None:
         return None
