@@ -152,17 +152,8 @@ maker = typer.Typer()
 
 @maker.command(cls=SettingsCommand)
 @grouped
-def make(
-    *,
-    served: options.Served,
-    network: options.Network,
-    policies: options.Policies,
-    audit: options.Audit,
-    limits: options.Limits,
-    process: options.Process,
-    config: Config = None,
-) -> None:
-    made.append(configuration(served, network, policies, audit, limits, process))
+def make(*, server: options.ServerOptions, config: Config = None) -> None:
+    made.append(configuration(server))
 
 
 def configured(*arguments: str) -> ServerConfig:

@@ -92,10 +92,14 @@ class Material:
         """The largest activation of each feature on texts and prompts, float32 [m]."""
         return torch.maximum(self.firings.largest, self.asked.whole.amax(0))
 
+    @cached_property
+    def benign_peaks(self) -> Tensor:
+        """What features do on the benign texts, float32 [texts, m], see `text_peaks`."""
+        return text_peaks(self.subject, self.benign_rows)
+
     def questions(self, aligned: str | None) -> Questions:
         """What a question stop is chosen from; aligned: the language in which the model refuses."""
-        texts = text_peaks(self.subject, self.benign_rows)
-        return Questions(self.prompts, self.asked, texts, self.maxima, aligned)
+        return Questions(self.prompts, self.asked, self.benign_peaks, self.maxima, aligned)
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +184,7 @@ def make_filter(
     maxima = {feature: material.maxima[feature] for feature in choice.features if feature in material.maxima}
     program = rows.program(choice.calibrated.best.setting)
     stop = (
-        try_stop(material.subject, trials, program, material.benign_rows, maxima, recipe) if maxima else None
+        try_stop(material.subject, trials, program, material.benign_peaks, maxima, recipe) if maxima else None
     )
     return MadeFilter(
         material.languages,

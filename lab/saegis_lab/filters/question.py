@@ -113,25 +113,26 @@ def question_readings(questions: Questions, recipe: FilterRecipe) -> tuple[StopR
     """A reading for each of the features that together hear what is asked in `questions.asking`, best first.
 
     They are chosen among those that are, over the harmful prompts, nowhere louder than behind the user's
-    words, and that are above their level there in every language. Multiples are rounded up to thousandths.
+    words, and that are above their level there in every language.
     """
-    peaks, maxima = questions.peaks, questions.maxima
+    peaks = questions.peaks
     harmful = questions.of(questions.languages, True)
     quiet = exceeded_by_few(torch.cat([peaks.whole[~harmful], questions.texts]), recipe.question_quantile)
     loudest = peaks.whole[harmful].amax(0)
-    recorded = torch.zeros(len(loudest), dtype=torch.float64)
-    recorded[list(maxima)] = torch.tensor(list(maxima.values()), dtype=torch.float64)
     least = torch.maximum(recipe.question_margin * quiet.double(), recipe.question_floor * loudest.double())
-    multiples = (1000.0 * least / recorded).ceil() / 1000.0
-    heard = peaks.closing > (multiples * recorded).nan_to_num(torch.inf)
+    readings = {
+        feature: StopReading.above(feature, float(least[feature]), maximum)
+        for feature, maximum in questions.maxima.items()
+        if maximum > 0.0
+    }
+    levels = torch.full_like(least, torch.inf)
+    levels[list(readings)] = torch.tensor([each.level for each in readings.values()], dtype=torch.float64)
+    heard = peaks.closing > levels
     heard &= peaks.closing[harmful].amax(0) >= peaks.words[harmful].amax(0)
     for code in questions.languages:
         heard &= heard[questions.of([code], True)].any(0)
     asked = questions.of(questions.asking, True)
-    return tuple(
-        StopReading(feature, float(multiples[feature]), float(multiples[feature]) * maxima[feature])
-        for feature in covering(heard[asked], heard[harmful & ~asked])
-    )
+    return tuple(readings[feature] for feature in covering(heard[asked], heard[harmful & ~asked]))
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -25,6 +26,13 @@ class StopReading(Record):
     feature: int
     multiple: float
     level: float
+
+    @classmethod
+    def above(cls, feature: int, level: float, maximum: float) -> Self:
+        """The reading whose level is this one or hardly higher: the multiple of the recorded maximum, which
+        is above 0, is rounded up to thousandths."""
+        multiple = math.ceil(1000.0 * level / maximum) / 1000.0
+        return cls(feature, multiple, multiple * maximum)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +99,7 @@ def stop_readings(
     """A reading for each feature that fires higher on harmful answers than anything quiet, with a margin.
 
     quiet, harmful: the values at the tokens of each text, float [tokens, n], of the n features of `maxima` in
-    their order; maxima: each one's recorded maximum. Multiples are rounded up to thousandths.
+    their order; maxima: each one's recorded maximum.
     """
     largest = torch.cat([*quiet, torch.zeros(1, len(maxima))]).amax(0).tolist()
     reached = torch.cat([*harmful, torch.zeros(1, len(maxima))]).amax(0).tolist()
@@ -100,9 +108,9 @@ def stop_readings(
         if not most > 0.0:
             continue
         level = max(recipe.stop_margin * quietest, recipe.stop_floor * most)
-        multiple = math.ceil(1000.0 * level / most) / 1000.0
-        if loudest > multiple * most:
-            readings.append(StopReading(feature, multiple, multiple * most))
+        reading = StopReading.above(feature, level, most)
+        if loudest > reading.level:
+            readings.append(reading)
     return tuple(readings)
 
 
@@ -158,22 +166,22 @@ def try_stop(
     subject: FilterSubject,
     trials: Trials,
     program: SiteProgram,
-    texts: Sequence[Sequence[int]],
+    peaks: Tensor,
     maxima: Mapping[int, float],
     recipe: FilterRecipe,
 ) -> StopTrial | None:
     """The stop for the features of `maxima`, tried on prefilled answers under the rows; None where no feature
     tells harmful answers from what is quiet, or no plain answer is harmful.
 
-    texts: token ids of benign texts, of which every token but the first counts. Quiet are also benign
-    answers, plain and under the rows, and what the rows make of harmful prompts without any harm.
+    peaks: the largest activation of each feature in each benign text, float32 [texts, m]. Quiet are also
+    benign answers, plain and under the rows, and what the rows make of harmful prompts without any harm.
     """
     harmful, under = trials.harmful_answers(), trials.answers(program)
     quiet = [each for each in (*trials.plain, *under) if trials.harm(each) == 0.0]
     filtered = trials.prefilled(program, recipe.prefilled_tokens)
     if not (harmful and quiet and filtered):
         return None
-    benign = [feature_readings(subject, x[1:], list(maxima)) for x in activations(subject, texts)]
+    benign = list(peaks[:, None, list(maxima)])
     stop = make_stop(subject, quiet, harmful, benign, maxima, recipe)
     if stop is None:
         return None

@@ -195,7 +195,7 @@ def _material(out: Path, recipe: Recipe) -> Material:
 @contextmanager
 def _served(out: Path, bundle: Bundle, progress: Progress) -> Iterator[Client]:
     """A client of a server of the run's model, with room for the bundle's rows."""
-    room = [f"--rows={kind}={rows}" for kind, rows in room_for(bundle).items()]
+    room = [f"--rows={kind}={rows}" for kind, rows in room_for(bundle.policy).items()]
     options = ["--compile", "never", *room]
     with serving(out / steps.MODEL, {SAE: out / steps.SAE}, progress, options) as client:
         yield client

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from saegis.cli.output import USAGE, fail, own_command
-from saegis_server.cli.serve.options import Audit, Limits, Network, Policies, Process, Served
+from saegis_server.cli.serve.options import Audit, Network, Policies, Served, ServerOptions
 
 if TYPE_CHECKING:
     from saegis_server.rpc.server.config import ServerConfig
@@ -17,26 +17,25 @@ REFERENCE_SAE_ID = "polyglot"
 _NAMED = re.compile(r"([^/=~]+)=(.*)", re.DOTALL)
 
 
-def configuration(
-    served: Served, network: Network, policies: Policies, audit: Audit, limits: Limits, process: Process
-) -> ServerConfig:
+def configuration(options: ServerOptions) -> ServerConfig:
     """The configuration of a server; ends the command if it is not valid."""
     from pydantic import ValidationError
 
     from saegis_server.rpc.server.config import ServerConfig
 
+    limits = options.limits
     settings = {
-        **_served_settings(served),
-        **_network_settings(network),
-        "policies": _policy_settings(policies),
-        "audit": _audit_settings(audit),
+        **_served_settings(options.served),
+        **_network_settings(options.network),
+        "policies": _policy_settings(options.policies),
+        "audit": _audit_settings(options.audit),
         **asdict(limits),
         "rows": room_for_rows(limits.rows or []),
         "limits": caller_limits(limits.limits or []),
         "watch_features": limits.watch_features or [],
         "tenant_classes": tenant_classes(limits.tenant_classes or []),
-        "ready_file": process.ready_file,
-        "traces": process.traces,
+        "ready_file": options.process.ready_file,
+        "traces": options.process.traces,
     }
     try:
         return ServerConfig.model_validate(settings)

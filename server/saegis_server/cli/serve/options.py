@@ -363,3 +363,15 @@ class Process:
     log_format: Annotated[
         LogFormat, _process(help="Lines of text, or JSON objects with the ids of requests.")
     ] = LogFormat.TEXT
+
+
+@dataclass(frozen=True, slots=True)
+class ServerOptions:
+    """All options of a server but the file that they may come from."""
+
+    served: Served = Served()
+    network: Network = Network()
+    policies: Policies = Policies()
+    audit: Audit = Audit()
+    limits: Limits = Limits()
+    process: Process = Process()

@@ -108,35 +108,20 @@ class SlotActivity:
         acted: Sequence[Tensor],
         tokens: Tokens,
         counted: Tensor,
+        slot: Tensor | None,
         rows: tuple[int, int, int],
         groups: int,
     ) -> None:
-        """Add at how many tokens groups acted in the first slots; see `count_one`."""
-        batch = counted.shape[0]
-        members = [
-            torch.cat([table[:batch, :kind, :groups] for table, kind in zip(tables, rows, strict=True)], 1)
-            for tables in self.members
-        ]
-        self.counts[:batch, :groups] += _by_phase(_hits(acted, members, tokens), tokens, counted)
+        """Add at how many tokens groups acted.
 
-    def count_one(
-        self,
-        slot: Tensor,
-        acted: Sequence[Tensor],
-        tokens: Tokens,
-        counted: Tensor,
-        rows: tuple[int, int, int],
-        groups: int,
-    ) -> None:
-        """Add at how many tokens groups acted in one slot, an int64 [1].
-
-        acted: bool [T, rows] of each site; counted: bool [B, Q], which tokens count; rows, groups: how many
-        are in use.
+        acted: bool [T, rows] of each site; counted: bool [B, Q], which tokens count; slot: the only one of a
+        chunk, an int64 [1], None for the first ones; rows, groups: how many are in use.
         """
+        batch = counted.shape[0]
         members = [
             torch.cat(
                 [
-                    table[:, :kind, :groups].index_select(0, slot)
+                    _of(table[:, :kind, :groups], batch, slot)
                     for table, kind in zip(tables, rows, strict=True)
                 ],
                 1,
@@ -144,8 +129,16 @@ class SlotActivity:
             for tables in self.members
         ]
         new = _by_phase(_hits(acted, members, tokens), tokens, counted)
-        own = self.counts[:, :groups]
-        own.index_copy_(0, slot, own.index_select(0, slot) + new)
+        kept = self.counts[:, :groups]
+        if slot is None:
+            kept[:batch] += new
+        else:
+            kept.index_copy_(0, slot, kept.index_select(0, slot) + new)
+
+
+def _of(held: Tensor, batch: int, slot: Tensor | None) -> Tensor:
+    """What is held for one slot, or for the first `batch` ones."""
+    return held[:batch] if slot is None else held.index_select(0, slot)
 
 
 def _hits(acted: Sequence[Tensor], members: Sequence[Tensor], tokens: Tokens) -> Tensor:

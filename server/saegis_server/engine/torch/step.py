@@ -378,8 +378,7 @@ class Step:
         if readings:
             counted, outcome = self._settle(given, finite, slot, extent)
             self._count(_counted(readings, counted), slot)
-            self._count_groups([reading.acted for reading in readings], counted, slot, extent)
-            self._count_observed(readings, counted if observed is None else counted & observed, slot)
+            self._count_readings(readings, counted, observed, slot, extent)
             both = [torch.stack((reading.watched_before, reading.watched_after), -1) for reading in readings]
             every = torch.stack(both).reshape(len(both), *given.shape, -1, 2)
             last = slice(0, 1) if slot is None else (given.sum(-1) - 1).clamp(min=0)
@@ -420,24 +419,25 @@ class Step:
         else:
             counts.index_copy_(1, slot, updated)
 
-    def _count_groups(
-        self, acted: list[Tensor], counted: Tensor, slot: Tensor | None, extent: Extent
+    def _count_readings(
+        self,
+        readings: list[Readings],
+        counted: Tensor,
+        observed: Tensor | None,
+        slot: Tensor | None,
+        extent: Extent,
     ) -> None:
-        """Add at which tokens groups of rows acted; acted: bool [T, rows] of each site."""
-        tokens, activity = self.context.tokens, self.slots.activity
+        """Add at which tokens groups of rows acted, and how often what is observed fired.
+
+        counted, observed, slot: as in `_output`.
+        """
+        tokens, slots = self.context.tokens, self.slots
         if tokens is None:
             raise RuntimeError("no step is running")
-        if slot is None:
-            activity.count(acted, tokens, counted, extent.acting, extent.groups)
-        else:
-            activity.count_one(slot, acted, tokens, counted, extent.acting, extent.groups)
-
-    def _count_observed(self, readings: list[Readings], counted: Tensor, slot: Tensor | None) -> None:
-        """Add how often what is observed fired at the tokens that are `counted` [B, Q]."""
-        if self.context.tokens is None:
-            raise RuntimeError("no step is running")
+        acted = [reading.acted for reading in readings]
+        slots.activity.count(acted, tokens, counted, slot, extent.acting, extent.groups)
         values = [reading.observed for reading in readings]
-        self.slots.observing.count(values, self.context.tokens, counted, slot)
+        slots.observing.count(values, tokens, counted if observed is None else counted & observed, slot)
 
     def _finish(self) -> None:
         context = self.context
