@@ -73,7 +73,7 @@ def policy_text(made: MadeFilter, settings: BundleSettings) -> str:
         name=settings.name,
         serial=settings.serial,
         revision=_quoted(settings.revision),
-        told="told: judged  # text is sent once the stop has judged it\n" if made.stops else "",
+        told=_told(made),
         model=_quoted(settings.model),
         rules="".join(rules),
         protect=PROTECT,
@@ -123,6 +123,15 @@ def _room(policy: str) -> str:
         if count > getattr(Capacity(), kind)
     ]
     return f"\n# Its rows need room: saegis serve {' '.join(more)}" if more else ""
+
+
+def _told(made: MadeFilter) -> str:
+    """When text is sent: once the stop has judged it, and what comes after."""
+    if made.stop is None or not made.stops:
+        return ""
+    hold = made.stop.stop.hold
+    held = f"hold: {hold}  # so many tokens more are judged before one is sent\n" if hold else ""
+    return f"told: judged  # text is sent once the stop has judged it\n{held}"
 
 
 @dataclass(frozen=True, slots=True)

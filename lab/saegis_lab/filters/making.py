@@ -181,7 +181,8 @@ def make_filter(
     choice = choices[0]
     rows = _rows(material, choice.candidates, direction)
     progress("trying a stop")
-    maxima = {feature: material.maxima[feature] for feature in choice.features if feature in material.maxima}
+    read = _read_by_stop(choice, question)
+    maxima = {feature: material.maxima[feature] for feature in read if feature in material.maxima}
     program = rows.program(choice.calibrated.best.setting)
     stop = (
         try_stop(material.subject, trials, program, material.benign_peaks, maxima, recipe) if maxima else None
@@ -197,6 +198,12 @@ def make_filter(
         question,
         stop,
     )
+
+
+def _read_by_stop(choice: FeatureChoice, question: QuestionStop | None) -> tuple[int, ...]:
+    """The features that may end an answer: those that hear questions, or all, if none do. Features of words
+    fire on other words of languages that took no part."""
+    return choice.features if question is None else tuple(each.feature for each in question.readings)
 
 
 def _choices(

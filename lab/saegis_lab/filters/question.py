@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,7 +11,7 @@ from torch import Tensor
 from saegis_lab.evaluation.experiment import Prompt, languages_of
 from saegis_lab.filters.direction import activations
 from saegis_lab.filters.recipe import FilterRecipe
-from saegis_lab.filters.stop import StopReading
+from saegis_lab.filters.stop import StopReading, exceeded_by_few
 from saegis_lab.filters.subject import FilterSubject
 from saegis_lab.records import Record
 
@@ -83,15 +82,6 @@ class Questions:
     def of(self, languages: Collection[str], harmful: bool) -> Tensor:
         """Which prompts are of these languages and of a kind, bool [prompts]."""
         return torch.tensor([each.language in languages and each.harmful is harmful for each in self.prompts])
-
-
-def exceeded_by_few(peaks: Tensor, quantile: float) -> Tensor:
-    """The least of each feature's values that no more than the share 1 − `quantile` of the items exceeds.
-
-    peaks: float [items, m], at least one item; quantile: above 0; the result float [m].
-    """
-    left_out = len(peaks) - math.ceil(quantile * len(peaks))
-    return peaks.topk(left_out + 1, dim=0).values[-1]
 
 
 def covering(heard: Tensor, also: Tensor) -> list[int]:
