@@ -57,4 +57,4 @@ def test_a_server_has_no_use_for_more_and_cannot_do_with_less() -> None:
     compile_policy(source, world(**room))
     for kind, count in room.items():
         with pytest.raises(CompileError, match=f"room for .*--rows {kind}={count}"):
-            compile_policy(source, world(**{**room, kind: count - 1}))
+            compile_policy(source, world(**(room | {kind: count - 1})))
