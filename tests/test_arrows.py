@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -51,8 +52,13 @@ def named(module: str) -> str | None:
     return {saegis_server.__name__: inner, saegis_lab.__name__: f"lab/{inner}"}.get(package)
 
 
-def imports() -> Iterator[tuple[str, str]]:
+@cache
+def imports() -> tuple[tuple[str, str], ...]:
     """Each module's path, and what of the two packages it imports, also within functions; both as `named`."""
+    return tuple(_imports())
+
+
+def _imports() -> Iterator[tuple[str, str]]:
     paths = [(path, path.relative_to(SERVER).as_posix()) for path in sorted(SERVER.rglob("*.py"))]
     paths += [(path, f"lab/{path.relative_to(LAB).as_posix()}") for path in sorted(LAB.rglob("*.py"))]
     for path, name in paths:
