@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from saegis_server.engine.api import STRENGTHS, Fired, FirstToken, GenerationRequest, Observed
+from saegis_server.engine.api import FirstToken, GenerationRequest
+from saegis_server.engine.counts import STRENGTHS, Fired, Observed
 from saegis_server.engine.torch.observing import MOST_OBSERVED
 from saegis_server.engine.torch.site_reading import edited
 from saegis_server.steering.program import UNSTEERED, SiteProgram, SteeringProgram

@@ -1,14 +1,17 @@
 """The room that a server is given for the rows and readings of a bundle."""
 
+from dataclasses import replace
+
 import pytest
 
 from saegis_lab.evaluation.bundle_features import room_for, room_taken
 from saegis_server.policy.bundle.bundle import Bundle
 from saegis_server.policy.decide.compiled import compile_policy
 from saegis_server.policy.errors import CompileError
+from saegis_server.steering.table import Capacity
 from tests.evaluation.bundles import BAN
 from tests.evaluation.bundles import bundle as evaluated
-from tests.policy.policies import bundle, world
+from tests.policy.policies import WORLD, bundle
 
 REDIRECT = (
     "redirect: {{features: [{{sae: first, indices: {}}}], to: {{feature: {{sae: first, index: 47}}}}, "
@@ -54,7 +57,7 @@ def test_a_server_has_no_use_for_more_and_cannot_do_with_less() -> None:
     source = of_every_kind()
     room = room_taken(source.policy)
     assert room == {"rules": 7, "bans": 6, "watches": 20, "conditions": 6}
-    compile_policy(source, world(**room))
+    compile_policy(source, replace(WORLD, capacity=Capacity(**room)))
     for kind, count in room.items():
         with pytest.raises(CompileError, match=f"room for .*--rows {kind}={count}"):
-            compile_policy(source, world(**{**room, kind: count - 1}))
+            compile_policy(source, replace(WORLD, capacity=Capacity(**(room | {kind: count - 1}))))

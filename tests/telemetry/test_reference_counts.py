@@ -10,7 +10,8 @@ import torch
 from saegis_lab.evaluation.experiment import BanFile
 from saegis_lab.training.texts import read_labelled_texts
 from saegis_server.cli.serve.configuration import reference
-from saegis_server.engine.api import STRENGTHS, GenerationRequest, SamplingParams
+from saegis_server.engine.api import GenerationRequest, SamplingParams
+from saegis_server.engine.counts import STRENGTHS
 from saegis_server.engine.torch.loading import load_model
 from saegis_server.engine.torch.site_reading import read_site
 from saegis_server.reference import MODEL, SAE, WEIGHTS

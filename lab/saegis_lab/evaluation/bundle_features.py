@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 
 from saegis_server.policy.bundle.bundle import Bundle
@@ -63,13 +63,13 @@ def filtered_features(bundle: Bundle, loaded: LoadedSAE) -> tuple[int, ...]:
     return tuple(dict.fromkeys(feature.index for feature in found if feature is not None))
 
 
-def room_for(policy: Policy) -> Mapping[str, int]:
+def room_for(policy: Policy) -> dict[str, int]:
     """The room that a policy takes, and no less than a server has as it starts: what `saegis serve --rows`
     takes."""
     return {kind: max(getattr(Capacity(), kind), count) for kind, count in room_taken(policy).items()}
 
 
-def room_taken(policy: Policy) -> Mapping[str, int]:
+def room_taken(policy: Policy) -> dict[str, int]:
     """How much room the redirects, bans and conditions of a policy take, by kind. It names features by index,
     of one SAE.
 

@@ -1,6 +1,6 @@
 """What an engine is: its requests, events, receipts, limits and errors, and the protocol that it meets.
 
-Whoever uses an engine imports this module and nothing else of `engine`.
+Whoever uses an engine imports this module, and `counts` for what it counts, and nothing else of `engine`.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
+from saegis_server.engine.counts import Acted, Firing, Observed, RowGroup, RowName
 from saegis_server.steering.conditions import Condition
 from saegis_server.steering.digest import digest_of
 from saegis_server.steering.program import UNSTEERED, SiteProgram, SteeringProgram
-from saegis_server.steering.rows import Edit, Probe
+from saegis_server.steering.rows import Edit
 from saegis_server.steering.site import Site
 from saegis_server.steering.table import Capacity
 
@@ -174,28 +175,6 @@ class Guard:
 UNGUARDED = Guard()
 
 
-class RowName(NamedTuple):
-    """Which row of a program is meant: its site, its stage (edits, rules or bans), the key of what it reads,
-    and the number of its condition, 0 for none."""
-
-    site: Site
-    stage: str
-    key: str
-    when: int = 0
-
-
-#: Rows that are counted together.
-RowGroup = frozenset[RowName]
-
-
-class Acted(NamedTuple):
-    """At how many tokens of the prompt and of the answers any row of a group acted: asked for a change, or
-    banned a feature that was active."""
-
-    prompt: int
-    answer: int
-
-
 def rows_of(program: SteeringProgram, guard: Guard) -> Iterator[tuple[RowName, Edit]]:
     """Every row that may act under a program beside a guard, with its name."""
     conditional = ((number, each.rows) for number, each in enumerate(guard.conditions, start=1))
@@ -204,32 +183,6 @@ def rows_of(program: SteeringProgram, guard: Guard) -> Iterator[tuple[RowName, E
             for stage, edits in rows.stages():
                 for edit in edits:
                     yield RowName(site, stage, edit.probe.key, when), edit
-
-
-#: The bounds of how strongly an observed feature fires, as shares of its recorded maximum.
-STRENGTHS = (0.1, 0.25, 0.5, 0.75, 1.0, 1.5)
-
-
-class Observed(NamedTuple):
-    """A feature that is read at every token of every text that is written. maximum: the largest value that is
-    recorded for it, None if there is none."""
-
-    site: Site
-    probe: Probe
-    maximum: float | None = None
-
-
-class Fired(NamedTuple):
-    """On how many tokens a feature was active, on how many its value was above each of STRENGTHS of its
-    maximum, and the sum of these values over it; the latter are 0 without a maximum."""
-
-    tokens: int
-    above: tuple[int, ...]
-    strength: float
-
-
-#: What an observed feature did at the prompt's tokens and at those of the answers.
-Firing = tuple[Fired, Fired]
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from saegis_server.engine.api import STRENGTHS, Acted, Fired
+from saegis_server.engine.counts import STRENGTHS, Acted, Fired
 from saegis_server.telemetry.tenants import ALL, OTHER, TenantClasses
 
 #: The most features that are watched.

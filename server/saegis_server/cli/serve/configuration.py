@@ -81,10 +81,14 @@ def tenant_classes(texts: list[str]) -> dict[str, list[str]]:
     """The tenants of each class, from texts of the form CLASS=TENANT,...; a class alone is of one tenant."""
     classes = {}
     for text in texts:
-        name, equals, tenants = text.partition("=")
+        name, equals, listed = text.partition("=")
+        tenants = [tenant.strip() for tenant in listed.split(",")] if equals else [name]
+        if not (name and all(tenants)):
+            what = "a class without a name" if not name else f"a tenant without a name in {name}"
+            raise fail(f"--tenant-class {text!r} has {what}", "give CLASS=TENANT,...", USAGE)
         if name in classes:
             raise fail(f"--tenant-class names {name} twice", "give all its tenants at once", USAGE)
-        classes[name] = [tenant.strip() for tenant in tenants.split(",")] if equals else [name]
+        classes[name] = tenants
     return classes
 
 
@@ -121,7 +125,7 @@ def _served_settings(served: Served) -> dict[str, Any]:
     further = sites[len(sources) :]
     if model is None:
         model, own = reference()
-        name = name or "saegis/polyglot"
+        name = "saegis/polyglot" if name is None else name
         sources = sources or [own]
     _scale(sources, served.norm_scaling or [])
     return {

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from saegis_server.engine.api import RowGroup, RowName
+from saegis_server.engine.counts import RowGroup, RowName
 from saegis_server.steering.program import SiteProgram
 from saegis_server.steering.site import Site
 from saegis_server.steering.table import Capacity

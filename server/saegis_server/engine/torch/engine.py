@@ -31,13 +31,13 @@ from saegis_server.engine.api import (
     Guard,
     Limits,
     NonFiniteLogitsError,
-    Observed,
     Progress,
     QueueFullError,
     Score,
     Sink,
     SteeringDivergedError,
 )
+from saegis_server.engine.counts import Observed
 from saegis_server.engine.torch.activity import MOST_GROUPS
 from saegis_server.engine.torch.admission import Admission
 from saegis_server.engine.torch.build import graphs_compiled, make_ready

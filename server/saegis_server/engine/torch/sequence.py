@@ -11,12 +11,10 @@ from torch import Tensor
 
 from saegis_server.engine.admission import AdmittedProgram
 from saegis_server.engine.api import (
-    Acted,
     Delta,
     EngineError,
     Event,
     FinishReason,
-    Firing,
     GenerationRequest,
     Receipt,
     RequestFailed,
@@ -28,6 +26,7 @@ from saegis_server.engine.api import (
     Usage,
     Watched,
 )
+from saegis_server.engine.counts import Acted, Firing
 from saegis_server.engine.torch.activity import ActivityTally
 from saegis_server.engine.torch.request_guard import RequestGuard
 from saegis_server.engine.torch.step import SMALLEST, Extent

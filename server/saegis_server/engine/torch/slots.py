@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from saegis_server.engine.api import RowGroup, SamplingParams
+from saegis_server.engine.api import SamplingParams
+from saegis_server.engine.counts import RowGroup
 from saegis_server.engine.torch.activity import SlotActivity
 from saegis_server.engine.torch.conditions import SlotConditions
 from saegis_server.engine.torch.context import KVCache

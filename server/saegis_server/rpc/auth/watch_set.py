@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from saegis_server.engine.api import Engine, Firing, Observed
+from saegis_server.engine.api import Engine
+from saegis_server.engine.counts import Firing, Observed
 from saegis_server.policy.decide.decide import PolicySet
 from saegis_server.sae.catalog import Catalog, FoundFeature
 from saegis_server.steering.site import Site

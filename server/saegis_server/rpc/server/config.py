@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_vali
 
 from saegis_server.audit.log import AuditSettings
 from saegis_server.policy.errors import Unmatched
+from saegis_server.rpc.auth.principals import Name
 from saegis_server.rpc.server.limits import Limits
 from saegis_server.telemetry.features import MOST_FEATURES
 from saegis_server.telemetry.tenants import TenantClasses
@@ -121,7 +122,7 @@ class ServerConfig(_Strict):
     compile: Literal["auto", "always", "never"] = "auto"
     metrics_host: str = "127.0.0.1"
     metrics_port: int | None = Field(default=9464, ge=0, le=65535)
-    tenant_classes: dict[ClassName, tuple[str, ...]] = {}
+    tenant_classes: dict[ClassName, Annotated[tuple[Name, ...], Field(min_length=1)]] = {}
     sample_seconds: float = Field(default=10.0, ge=0.0, le=86_400.0)
     watch_features: tuple[str, ...] = Field(default=(), max_length=MOST_FEATURES)
     grace_seconds: float = Field(default=30.0, ge=0.0, le=3600.0)

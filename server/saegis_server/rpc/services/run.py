@@ -22,8 +22,8 @@ from saegis_server.engine.api import (
     RefusedByPolicyError,
     RequestFailed,
     RequestFinished,
-    RowGroup,
 )
+from saegis_server.engine.counts import RowGroup
 from saegis_server.policy.decide.decision import Decision
 from saegis_server.policy.decide.uses import Use, UseOfRequest
 from saegis_server.rpc.auth.attribution import FeatureRows
