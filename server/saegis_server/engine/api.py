@@ -13,14 +13,16 @@ from enum import StrEnum
 from functools import cached_property
 from typing import NamedTuple, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from saegis_server.steering.conditions import Condition
 from saegis_server.steering.digest import digest_of
 from saegis_server.steering.program import UNSTEERED, SiteProgram, SteeringProgram
-from saegis_server.steering.rows import Edit, Probe
+from saegis_server.steering.rows import Edit, Norm, Probe
 from saegis_server.steering.site import Site
-from saegis_server.steering.table import Capacity
+from saegis_server.steering.table import Capacity, Rows
 
 #: The most alternatives that a token's logprobs may carry.
 MAX_LOGPROBS = 20
@@ -230,6 +232,60 @@ class Fired(NamedTuple):
 
 #: What an observed feature did at the prompt's tokens and at those of the answers.
 Firing = tuple[Fired, Fired]
+
+
+class Dictionary(NamedTuple):
+    """All features of an SAE, whose use is counted at a sample of the steps.
+
+    name: tells it apart from the engine's others. rows: how each feature is read, in their order, as of one
+    slot. norm: that of all of them.
+    """
+
+    name: str
+    site: Site
+    rows: Rows
+    norm: Norm
+
+    @property
+    def features(self) -> int:
+        """How many features it has."""
+        return self.rows.vectors.shape[2]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Used:
+    """How M features were used at the tokens that were sampled: of prompts, and of answers.
+
+    tokens: int64 [2], how many tokens that were; fired: int64 [2, M], at how many of them a feature was
+    active; total: float64 [2, M] and largest: float32 [2, M], of its values there, in feature units; last:
+    float64 [2, M], when it was active last, in seconds since the epoch, 0 for never.
+    """
+
+    tokens: NDArray[np.int64]
+    fired: NDArray[np.int64]
+    total: NDArray[np.float64]
+    largest: NDArray[np.float32]
+    last: NDArray[np.float64]
+
+    @classmethod
+    def nothing(cls, features: int) -> Used:
+        """Nothing, of so many features."""
+        return cls(
+            np.zeros(2, np.int64),
+            np.zeros((2, features), np.int64),
+            np.zeros((2, features), np.float64),
+            np.zeros((2, features), np.float32),
+            np.zeros((2, features), np.float64),
+        )
+
+    def __add__(self, other: Used) -> Used:
+        return Used(
+            self.tokens + other.tokens,
+            self.fired + other.fired,
+            self.total + other.total,
+            np.maximum(self.largest, other.largest),
+            np.maximum(self.last, other.last),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -610,6 +666,14 @@ class Engine(Protocol):
 
         What was counted of a feature that stays goes on being counted. Raises ValueError for a site that the
         engine does not have, and for more features at one than it has room for, which is 256 or more.
+        """
+
+    def take_usage(self) -> Mapping[str, Used]:
+        """How the features of each of its dictionaries were used since this was last called, by name.
+
+        Which tokens are counted: those of a sample of the steps that read prompts and write answers, as each
+        step had them, but for what FirstToken.left_out leaves out. Of several answers to one prompt the
+        first one's reading of it counts. No step waits for this; it may take some milliseconds.
         """
 
     @property
