@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
-from saegis_server.engine.counts import Acted, Firing, Observed, RowGroup, RowName
+from saegis_server.engine.counts import Acted, Firing, Observed, RowGroup, RowName, Used
 from saegis_server.steering.conditions import Condition
 from saegis_server.steering.digest import digest_of
 from saegis_server.steering.program import UNSTEERED, SiteProgram, SteeringProgram
@@ -563,6 +563,14 @@ class Engine(Protocol):
 
         What was counted of a feature that stays goes on being counted. Raises ValueError for a site that the
         engine does not have, and for more features at one than it has room for, which is 256 or more.
+        """
+
+    def take_usage(self) -> Mapping[str, Used]:
+        """How the features of each of its dictionaries were used since this was last called, by name.
+
+        Which tokens are counted: those of a sample of the steps that read prompts and write answers, as each
+        step had them, but for what FirstToken.left_out leaves out. Of several answers to one prompt the
+        first one's reading of it counts. No step waits for this; it may take some milliseconds.
         """
 
     @property
