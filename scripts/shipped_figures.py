@@ -29,7 +29,7 @@ from saegis_lab.polyglot.filter_tables import (
     parts_table,
     seeds_filter_table,
     seeds_parts_table,
-    shipping,
+    shipping_line,
 )
 from saegis_lab.polyglot.manifest import (
     Manifest,
@@ -106,12 +106,10 @@ def seeds() -> str:
     runs = [Manifest.load(path) for path in sorted(SEEDS.glob("*.json"))]
     if not runs:
         return "No run's manifest is here yet."
-    ships = shipping(runs)
-    told = "no run meets every bar" if ships is None else f"run {ships.run} is the first that meets every bar"
     tables = (seeds_table(runs), seeds_parts_table(runs), seeds_filter_table(runs))
     titles = ("", *(f"{str(table.title).capitalize()}:\n\n" for table in tables[1:]))
     parts = [title + markdown(table) for title, table in zip(titles, tables, strict=True)]
-    return "\n\n".join([*parts, f"By the rule {told}."])
+    return "\n\n".join([*parts, f"What ships: {shipping_line(runs)}."])
 
 
 #: The blocks that are made from manifests.

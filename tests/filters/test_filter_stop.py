@@ -92,7 +92,11 @@ def test_what_is_ended_of_what_is_benign_is_that_of_the_worst_language_or_of_the
 def test_a_stop_is_kept_for_what_it_takes_away_while_what_is_benign_keeps_its_bar() -> None:
     recipe = FilterRecipe(least_part_gain=0.25)
     bar = recipe.bars.max_lost
-    trial = StopTrial(Stop(()), unfiltered=4.0, filtered=2.0, told=1.0, stopped=0.4, benign_stopped=bar)
+    trial = StopTrial(
+        Stop(()), unfiltered=4.0, filtered=2.0, told=1.0, stopped=0.4, benign_stopped=bar, left=0.2
+    )
+    assert not trial.leaks(recipe)
+    assert replace(trial, left=0.25).leaks(recipe)
     assert trial.pays(recipe)
     assert not replace(trial, told=1.001).pays(recipe)
     assert replace(trial, told=2.0, stopped=0.5).pays(recipe)

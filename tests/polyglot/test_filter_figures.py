@@ -27,6 +27,7 @@ from saegis_lab.polyglot.filter_tables import (
     seeds_filter_table,
     seeds_parts_table,
     shipping,
+    shipping_line,
 )
 from saegis_lab.polyglot.manifest import Manifest, manifest
 
@@ -116,11 +117,12 @@ def test_a_bar_that_is_missed_is_told_of_the_whole_but_of_harm_where_it_was_chos
     [
         ([None, (), ()], 1),
         ([("a bar",), None, ()], 2),
-        ([("a bar",), ("a bar",), None], None),
+        ([("a bar", "another"), ("a bar",), ("a bar",)], 1),
+        ([None, None, None], None),
         ([(), (), ()], 0),
     ],
 )
-def test_the_first_run_that_meets_every_bar_ships(
+def test_the_first_run_that_misses_the_fewest_bars_ships(
     missed: Sequence[tuple[str, ...] | None], ships: int | None
 ) -> None:
     runs = [
@@ -128,6 +130,8 @@ def test_the_first_run_that_meets_every_bar_ships(
     ]
     chosen = shipping(reversed(runs))
     assert (None if chosen is None else chosen.run) == ships
+    why = "no run has a filter" if ships is None else f"run {ships}"
+    assert shipping_line(runs).startswith(why)
 
 
 def test_the_tables_of_a_filter_have_every_language_part_and_attack() -> None:

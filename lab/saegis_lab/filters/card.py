@@ -231,7 +231,7 @@ def _reasons(made: MadeFilter) -> Iterator[str]:
         f"- With the first {made.recipe.prefilled_tokens} tokens of a harmful answer given, harm is "
         f"{stop.unfiltered:.3f} without a filter, {stop.filtered:.3f} under the rows, {stop.told:.3f} with"
         f" the stop, which ends {stop.stopped:.0%} of the harmful answers of the plain model and "
-        f"{stop.benign_stopped:.1%} of what is benign: "
+        f"{stop.benign_stopped:.1%} of what is benign, and with the rows leaves {stop.left:.1%} of the harm: "
         f"{'kept' if made.stops else 'left out'}."
     )
 
@@ -246,8 +246,8 @@ def _question_reason(question: QuestionStop | None, kept: bool) -> str:
     features = ", ".join(str(reading.feature) for reading in question.readings)
     return (
         f"- By what features tell at a prompt's end ({features}) answers end before they begin: {ended}; of "
-        f"benign texts {question.texts:.1%} would: {'kept' if kept else 'left out'}. The redirect acts on "
-        "these features either way."
+        f"benign texts {question.texts:.1%} would: "
+        + ("kept." if kept else "left out, since the other parts leave no harm, or it does not pay.")
     )
 
 
@@ -274,4 +274,5 @@ def _stop_record(trial: StopTrial) -> dict[str, Any]:
         "prefilled_harm": {"nothing": trial.unfiltered, "rows": trial.filtered, "rows and stop": trial.told},
         "stopped": trial.stopped,
         "benign_stopped": trial.benign_stopped,
+        "left": trial.left,
     }

@@ -49,7 +49,7 @@ from saegis_server.steering.program import SiteProgram
 from saegis_server.steering.rows import Norm
 
 #: How the features were chosen.
-How = Literal["precision", "effect"]
+How = Literal["questions", "precision", "effect"]
 #: The subject of candidates that tell at a prompt's end what was asked.
 QUESTION = "question"
 #: Called with the name of what begins.
@@ -148,8 +148,10 @@ class MadeFilter:
 
     @property
     def hears(self) -> bool:
-        """Whether the question stop is part of the filter."""
-        return self.question is not None and self.question.pays(self.recipe)
+        """Whether the question stop is part of the filter: where the rows and the answer's stop leave harm.
+        Elsewhere the model's refusal tells a user more than an answer that ends before it begins."""
+        pays = self.question is not None and self.question.pays(self.recipe)
+        return pays and (self.stop is None or not self.stops or self.stop.leaks(self.recipe))
 
     @property
     def stops(self) -> bool:
@@ -214,15 +216,16 @@ def _choices(
     recipe: FilterRecipe,
     progress: Progress,
 ) -> list[FeatureChoice]:
-    """The sets of features that were calibrated, the better one first; each has the question's too, ahead of
-    those found in texts. Raises FilterError where none are."""
+    """The sets of features that were calibrated, the better one first. Where the question stop pays there is
+    one, its features: in languages that took no part they hardly fire on what is benign, so that the redirect
+    may be strong. Raises FilterError where there is none."""
+    if question is not None and question.pays(recipe):
+        return [_chosen("questions", _hearing(question), (), material, direction, trials, recipe)]
     scores = _scores(material, recipe)
     precise = by_precision(scores, recipe.least_score, recipe.features_each)
     choices = []
     if precise and recipe.choose_by != "effect":
-        choices.append(
-            _chosen("precision", _joined(question, precise), (), material, direction, trials, recipe)
-        )
+        choices.append(_chosen("precision", precise, (), material, direction, trials, recipe))
     progress("estimating effects")
     pool = near_candidates(scores, recipe)
     if pool and recipe.choose_by != "precision" and material.subject.sae.norm is Norm.NONE:
@@ -231,9 +234,7 @@ def _choices(
         effective = tuple(named[step.feature] for step in growth)
         same = {each.feature for each in effective} == {each.feature for each in precise}
         if effective and not (choices and same):
-            choices.append(
-                _chosen("effect", _joined(question, effective), growth, material, direction, trials, recipe)
-            )
+            choices.append(_chosen("effect", effective, growth, material, direction, trials, recipe))
     if not choices:
         raise FilterError(
             f"no feature fires on the harmful texts in all of {', '.join(material.languages)} often enough"
@@ -243,14 +244,10 @@ def _choices(
     )
 
 
-def _joined(question: QuestionStop | None, found: Sequence[Candidate]) -> tuple[Candidate, ...]:
-    """The features of a question stop and those that were found in texts, each once. One that is both keeps
-    the subject of the texts; the score of the others is what the stop hears in the worst language."""
-    if question is None:
-        return tuple(found)
+def _hearing(question: QuestionStop) -> tuple[Candidate, ...]:
+    """The features of a question stop; the score of each is what they hear in the worst language."""
     score = min(question.heard.values())
-    hearing = [Candidate(reading.feature, QUESTION, score) for reading in question.readings]
-    return tuple({each.feature: each for each in (*hearing, *found)}.values())
+    return tuple(Candidate(reading.feature, QUESTION, score) for reading in question.readings)
 
 
 def _scores(material: Material, recipe: FilterRecipe) -> dict[str, Tensor]:
@@ -301,10 +298,12 @@ def _rows(material: Material, candidates: Sequence[Candidate], direction: Refusa
 
 def _natural(material: Material, features: Sequence[int], direction: RefusalDirection) -> float:
     """The natural factor: the direction's length over the features' typical activation. That is the mean over
-    the harmful texts of the largest one in each. Raises ValueError where they never fire."""
-    harmful = torch.tensor([text.harmful for text in material.texts])
-    peaks = material.firings.peaks[harmful][:, list(features)].amax(1)
-    return natural_factor(direction.norm, float(peaks.mean()))
+    the harmful texts, or over the harmful prompts if it is more there, of the largest one in each. Raises
+    ValueError where they never fire."""
+    in_texts = material.firings.peaks[torch.tensor([text.harmful for text in material.texts])]
+    in_prompts = material.asked.whole[torch.tensor([prompt.harmful for prompt in material.prompts])]
+    typical = max(float(peaks[:, list(features)].amax(1).mean()) for peaks in (in_texts, in_prompts))
+    return natural_factor(direction.norm, typical)
 
 
 def _chosen(

@@ -133,7 +133,8 @@ class StopTrial:
     """What a stop does for answers of which the first tokens were given, in mean harm: unfiltered, with the
     rows alone, and with the stop; stopped: the share of the plain model's harmful answers that it ends;
     benign_stopped: the share of benign answers under the rows, in the language where it is largest, or of
-    benign texts, whichever is greater."""
+    benign texts, whichever is greater; left: the share of the harm in answers from their beginning that is
+    left under rows and stop."""
 
     stop: Stop
     unfiltered: float
@@ -141,6 +142,11 @@ class StopTrial:
     told: float
     stopped: float
     benign_stopped: float
+    left: float
+
+    def leaks(self, recipe: FilterRecipe) -> bool:
+        """Whether rows and stop leave harm that another part might take away."""
+        return self.left >= recipe.least_part_gain
 
     def pays(self, recipe: FilterRecipe) -> bool:
         """Whether it takes away enough of the unfiltered harm, or would end enough harmful answers if the
@@ -181,4 +187,6 @@ def try_stop(
     )
     ended = mean(float(each.stopped) for each in stop.cut(subject, harmful))
     answers = stop.cut(subject, [each for each in under if not each.prompt.harmful])
-    return StopTrial(stop, before, after, told, ended, stop.benign_share(answers, peaks))
+    asked = stop.cut(subject, [each for each in under if each.prompt.harmful])
+    left = sum(map(trials.harm, asked)) / sum(map(trials.harm, harmful))
+    return StopTrial(stop, before, after, told, ended, stop.benign_share(answers, peaks), left)

@@ -26,7 +26,7 @@ from saegis_lab.polyglot.filter_tables import (
     parts_table,
     seeds_filter_table,
     seeds_parts_table,
-    shipping,
+    shipping_line,
 )
 from saegis_lab.polyglot.manifest import (
     MANIFEST_NAME,
@@ -110,9 +110,7 @@ def _compare(manifests: list[Manifest]) -> None:
     """The runs side by side, and which of them ships."""
     for table in (seeds_table(manifests), seeds_parts_table(manifests), seeds_filter_table(manifests)):
         console.print(table)
-    ships = shipping(manifests)
-    told = "none meets every bar" if ships is None else f"run {ships.run}, the first that meets every bar"
-    console.print(f"what ships: {told}")
+    console.print(f"what ships: {shipping_line(manifests)}")
 
 
 def _manifest(path: Path) -> Manifest:

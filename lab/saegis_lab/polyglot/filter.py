@@ -37,6 +37,7 @@ from saegis_lab.polyglot.filter_figures import (
 )
 from saegis_lab.polyglot.lexicon import LANGUAGES
 from saegis_lab.polyglot.manifest import FILTER, MANIFEST_NAME, Manifest
+from saegis_lab.polyglot.prompts import benign_prompts, harmful_prompts, shuffled
 from saegis_lab.polyglot.recipe import CHOSEN_FROM, Recipe
 from saegis_lab.training.activations import feature_batches
 from saegis_lab.training.texts import read_labelled_texts
@@ -76,7 +77,7 @@ def make_run_filter(out: Path, recipe: Recipe, run: int, progress: Progress) -> 
     card = FilterCard(MODEL, made)
     bundle = _write(out / FILTER, card, settings, manifest.clamp.feature)
     ban = BanFile.load(out / steps.EVAL / steps.BAN)
-    conditions = {BANNED: _ban_bundle(ban), **parts(bundle), WHOLE: bundle}
+    conditions = {BANNED: _ban_bundle(ban), **_parts(bundle), WHOLE: bundle}
     tried = recipe.filter
     decodings = [
         Decoding(max_tokens=tried.max_tokens),
@@ -131,7 +132,11 @@ def attack_run_filter(out: Path, recipe: Recipe, progress: Progress) -> Manifest
     with _served(out, bundle, progress) as client:
         result = measure_attacks(
             client,
-            {BANNED: _ban_bundle(BanFile.load(out / steps.EVAL / steps.BAN)), **parts(bundle), WHOLE: bundle},
+            {
+                BANNED: _ban_bundle(BanFile.load(out / steps.EVAL / steps.BAN)),
+                **_parts(bundle),
+                WHOLE: bundle,
+            },
             first_of_each(_prompts(out), tried.attacked),
             _scorers(out),
             load_wordings(),
@@ -158,6 +163,16 @@ def _prompts(out: Path) -> tuple[Prompt, ...]:
     return load_prompts(out / steps.EVAL / steps.PROMPTS)
 
 
+def _chosen_from(limit: int | None) -> tuple[Prompt, ...]:
+    """The prompts that the filter is made from, of each kind in each language in an order of no meaning."""
+    return tuple(
+        Prompt(prompt.text, code, harmful)
+        for code in CHOSEN_FROM
+        for draw, harmful in ((harmful_prompts, True), (benign_prompts, False))
+        for prompt in shuffled(draw(code))[:limit]
+    )
+
+
 def _scorers(out: Path) -> BanScorers:
     return ban_scorers(str(out / steps.EVAL / steps.WORDS), LANGUAGES)
 
@@ -181,7 +196,7 @@ def _material(out: Path, recipe: Recipe) -> Material:
         texts,
         rows,
         firings(feature_batches(loaded.model, site, sae, rows, excluded), len(texts), sae.features),
-        tuple(prompt for prompt in _prompts(out) if prompt.language in CHOSEN_FROM),
+        _chosen_from(recipe.filter.prompts),
         _scorers(out),
         {
             label.feature: label.max_activation
@@ -198,6 +213,11 @@ def _served(out: Path, bundle: Bundle, progress: Progress) -> Iterator[Client]:
     options = [*steps.SERVED, *room]
     with serving(out / steps.MODEL, {SAE: out / steps.SAE}, progress, options) as client:
         yield client
+
+
+def _parts(bundle: Bundle) -> dict[str, Bundle]:
+    """The bundle's parts, each alone; the whole without each would take as long again to measure."""
+    return {name: part for name, part in parts(bundle).items() if name.endswith(" alone")}
 
 
 def _ban_bundle(ban: BanFile) -> Bundle:

@@ -109,9 +109,20 @@ def seeds_filter_table(manifests: Sequence[Manifest]) -> Table:
 
 
 def shipping(manifests: Iterable[Manifest]) -> Manifest | None:
-    """The run that ships: the first, in the order of their numbers, whose filter meets every bar."""
-    ordered = sorted(manifests, key=lambda manifest: manifest.run)
-    return next((each for each in ordered if each.filter is not None and not each.filter.missed), None)
+    """The run that ships: the one whose filter misses the fewest bars, among equals the one with the lowest
+    number; None where no run has a filter."""
+    filtered = [(len(each.filter.missed), each.run, each) for each in manifests if each.filter is not None]
+    return min(filtered, key=lambda ranked: ranked[:2])[2] if filtered else None
+
+
+def shipping_line(manifests: Sequence[Manifest]) -> str:
+    """Which run ships, and why."""
+    ships = shipping(manifests)
+    if ships is None or ships.filter is None:
+        return "no run has a filter"
+    missed = len(ships.filter.missed)
+    why = f"misses {missed} bars, the fewest" if missed else "is the first that meets every bar"
+    return f"run {ships.run} {why}"
 
 
 def _name(manifest: Manifest) -> str:

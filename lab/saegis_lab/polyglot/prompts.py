@@ -37,6 +37,11 @@ def _all(language: str, kinds: tuple[str, ...]) -> list[Prompt]:
     return prompts
 
 
+def shuffled(prompts: list[Prompt], seed: int = 0) -> list[Prompt]:
+    """The prompts in an order that depends on the seed alone."""
+    return random.Random(seed).sample(prompts, len(prompts))
+
+
 def _sample(prompts: list[Prompt], limit: int | None, seed: int) -> list[Prompt]:
     if limit is None or limit >= len(prompts):
         return prompts

@@ -63,7 +63,8 @@ class Choice:
 class Filtering:
     """How the filter is made, measured and attacked.
 
-    making: how it is made from texts and prompts in CHOSEN_FROM. aligned: the language in which the model
+    making: how it is made from texts and prompts in CHOSEN_FROM. prompts: of each kind in each of these
+    languages, from how many it is made, None for all that there are. aligned: the language in which the model
     refuses, None: found there. samples: answers to each prompt at the recipe's temperature, benign ones at
     most `evaluation.filtered.TEXT_SAMPLES` times. max_tokens: of an answer. attacked: how many harmful
     prompts of each language are attacked, so many that each has the others as examples; attack_samples:
@@ -71,6 +72,7 @@ class Filtering:
     """
 
     making: FilterRecipe = field(default_factory=FilterRecipe)
+    prompts: int | None = None
     aligned: str | None = None
     samples: int = 1
     max_tokens: int = 80
@@ -94,7 +96,7 @@ class Filtering:
             thresholds=(0.0,),
             ban_strengths=(0.0,),
         )
-        return cls(making, aligned="en", samples=1, max_tokens=4, attacked=1, attack_samples=1)
+        return cls(making, prompts=1, aligned="en", samples=1, max_tokens=4, attacked=1, attack_samples=1)
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,8 @@ class Recipe:
                 limit=4,
                 strengths=(0.0, 1.0),
                 multiples=(0.0, 1.0),
-                least_end_score=-3.0,
+                elsewhere_weight=1.0,
+                least_end_score=-1.0,
                 factors=(1.0,),
             ),
             prompts=1,
