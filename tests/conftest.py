@@ -1,10 +1,13 @@
 """The two tiers of tests, and fixtures that tests of any folder may use."""
 
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import coverage
 import pytest
+import typer.main
+import typer.testing
 
 from tests import tiers
 
@@ -46,6 +49,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
     config.hook.pytest_deselected(items=[item for item in items if not is_wanted(item)])
     items[:] = filter(is_wanted, items)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def commands_made_once() -> Iterator[None]:
+    """Make the commands of an app once, as a process of its own does, and not for every call."""
+    made = cache(typer.main.get_command)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(typer.main, "get_command", made)
+        patch.setattr(typer.testing, "_get_command", made)
+        yield
 
 
 @pytest.fixture(scope="module")

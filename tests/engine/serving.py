@@ -36,7 +36,7 @@ class Answer:
         if isinstance(self.events[-1], RequestFinished | RequestFailed):
             self._done.set()
 
-    def wait(self, seconds: float = 60.0) -> "Answer":
+    def wait(self, seconds: float = 240.0) -> "Answer":
         """Wait for the last event."""
         assert self._done.wait(seconds), "the request did not end"
         return self

@@ -43,6 +43,24 @@ def test_steps_pass_between_two_captures_while_requests_run() -> None:
         assert [each.wait().tokens() for each in asked] == alone
 
 
+def test_a_capture_that_waits_for_steps_keeps_no_score_waiting() -> None:
+    engine = tiny.RunningEngine(tiny.step(tiny.model()))
+    long = tiny.prompt_of(3, 120)
+    sampling = SamplingParams(temperature=0.0, max_tokens=60, ignore_eos=True)
+    answer = engine.ask(tiny.prompt_of(1, 20), sampling)
+    # The first is read at once; the second waits for steps to pass, and the score is asked for last.
+    captures = [engine.engine.capture(long) for _ in range(2)]
+    score = engine.score(TEXT)
+    ended: list[str] = []
+    captures[1].add_done_callback(lambda _: ended.append("capture"))
+    score.add_done_callback(lambda _: ended.append("score"))
+    with engine:
+        assert [each.result(240).keys() for each in captures]
+        assert score.result(240).logprobs
+        answer.wait()
+    assert ended == ["score", "capture"]
+
+
 def test_captures_of_an_idle_engine_do_not_wait() -> None:
     engine = tiny.RunningEngine(tiny.step(tiny.model()))
     with engine:

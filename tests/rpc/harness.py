@@ -105,8 +105,8 @@ class Running:
         self.loop.close()
 
     def on_loop(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine on the server's loop."""
-        return asyncio.run_coroutine_threadsafe(work, self.loop).result(60)
+        """Run a coroutine on the server's loop, which may take as long as its grace period and a minute."""
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(60 + self.config.grace_seconds)
 
     def is_idle(self) -> bool:
         """Whether the engine holds nothing."""

@@ -102,7 +102,8 @@ class TorchEngine:
         self._active: dict[str, Running] = {}
         self._submitted: deque[Running] = deque()
         self._cancelled: deque[str] = deque()
-        self._jobs = Jobs()
+        # Apart from each other, as a capture that waits for steps to pass keeps no score from being read.
+        self._scores, self._captures = self._jobs = Jobs(), Jobs()
         self._waiting: Counter[tuple[str, str]] = Counter()
         self._must_compile, self._usage = must_compile, usage
         self._graphs: int | None = None
@@ -199,7 +200,7 @@ class TorchEngine:
 
     def capture(self, tokens: Sequenced[int], tenant: str = "") -> "Future[dict[Site, Tensor]]":
         """The clean activations [T, d] of a text at every site, read between two steps."""
-        return self._add_job(self._captured(list(tokens)), tenant)
+        return self._add_job(self._captures, self._captured(list(tokens)), tenant)
 
     def _captured(self, tokens: list[int]) -> Job[dict[Site, Tensor]]:
         """A capture, which waits while requests run until as many steps have passed since the one before as
@@ -221,7 +222,7 @@ class TorchEngine:
         """How likely a text is, steered by a program and plainly, read chunk by chunk between steps."""
         steered, other = (self._text(tokens, *asked) for asked in ((program, guard), plain))
         scoring = Scoring(tokens, steered, other, self.limits.prefill_chunk, on_end)
-        return self._add_job(scoring.job(), tenant, scoring.ended)
+        return self._add_job(self._scores, scoring.job(), tenant, scoring.ended)
 
     def _text(self, tokens: Sequenced[int], program: SteeringProgram, guard: Guard) -> Reading:
         admitted = self._admission.text(tokens, program, guard)
@@ -234,19 +235,21 @@ class TorchEngine:
             return None
         return RequestGuard(admitted, self.first_token.unread(tokens, guard), guard.hold_back)
 
-    def _add_job(self, job: Job[T], tenant: str, ended: Ended | None = None) -> "Future[T]":
+    def _add_job(self, jobs: Jobs, job: Job[T], tenant: str, ended: Ended | None = None) -> "Future[T]":
         with self._wake:
             self._require_running()
             if not self._jobs_have_room(tenant):
-                self._jobs.drop_cancelled()
+                for each in self._jobs:
+                    each.drop_cancelled()
             if not self._jobs_have_room(tenant):
-                raise QueueFullError(len(self._jobs), retry_after=1.0)
+                raise QueueFullError(sum(map(len, self._jobs)), retry_after=1.0)
             self._wake.notify()
-            return self._jobs.add(job, tenant, ended)
+            return jobs.add(job, tenant, ended)
 
     def _jobs_have_room(self, tenant: str) -> bool:
-        most, share = self.limits.queue, self.limits.fair_share
-        return has_room(len(self._jobs), self._jobs.count(tenant), 1, most, share)
+        """Whether a tenant may queue one more, be it a score or a capture."""
+        waiting, own = sum(map(len, self._jobs)), sum(jobs.count(tenant) for jobs in self._jobs)
+        return has_room(waiting, own, 1, self.limits.queue, self.limits.fair_share)
 
     def _require_running(self) -> None:
         if self._stopping or self.error is not None:
@@ -285,7 +288,8 @@ class TorchEngine:
         torch.set_num_threads(self._cpu_threads)
         try:
             while self._take_inbox():
-                self._jobs.advance()
+                for jobs in self._jobs:
+                    jobs.advance()
                 self._drop_expired()
                 self._read_prompts()
                 self._decode()
@@ -299,7 +303,7 @@ class TorchEngine:
     def _take_inbox(self) -> bool:
         """Wait until there is something to do and take it over; False when the engine is to stop."""
         with self._wake:
-            while not (self._stopping or self._submitted or self._cancelled or self._jobs):
+            while not (self._stopping or self._submitted or self._cancelled or any(self._jobs)):
                 if not self._schedule.idle:
                     break
                 self._wake.wait()
@@ -524,5 +528,6 @@ class TorchEngine:
                 _LOG.exception("request %s: what was done to it is not known", running.request.request_id)
             running.close()
         self._schedule.clear()
-        self._jobs.fail(error)
+        for jobs in self._jobs:
+            jobs.fail(error)
         self._deliver()
