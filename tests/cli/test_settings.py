@@ -229,6 +229,8 @@ limit:
 tenant-class: {gold: [a, b]}
 watch-feature: ["first:3"]
 sample-saes: 5
+usage-every: 16
+usage-state: usage
 stall: 1
 grace: 2
 steer-first-token: true

@@ -117,6 +117,8 @@ NONSENSE: list[tuple[tuple[str, ...], str]] = [
     (("--watch-feature", "1,2"), "watch_features: Value error, '1,2' is not of the form SAE:INDEX"),
     (("--sample-saes", "nan"), "--sample-saes"),
     (("--sample-saes", "-1"), "--sample-saes"),
+    (("--usage-every", "-1"), "--usage-every"),
+    (("--usage-state", "{here}/u"), "usage_state: nothing is counted that could be kept"),
     (("--stall", "nan"), "--stall"),
     (("--stall", "-1"), "--stall"),
     (("--grace", "inf"), "--grace"),

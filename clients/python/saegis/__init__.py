@@ -108,6 +108,7 @@ from saegis.steering import (
 )
 from saegis.streams import AsyncStream, Stream
 from saegis.unreached import Unreached
+from saegis.usage import FeatureUsage, UsageBaseline, UsageOrder, UsageReport, UsageSource
 from saegis.version import __version__
 
 __all__ = [
@@ -141,6 +142,7 @@ __all__ = [
     "FeatureInfo",
     "FeaturePage",
     "FeatureRef",
+    "FeatureUsage",
     "FeatureValues",
     "FieldViolation",
     "Final",
@@ -186,6 +188,10 @@ __all__ = [
     "Unit",
     "Unreached",
     "Usage",
+    "UsageBaseline",
+    "UsageOrder",
+    "UsageReport",
+    "UsageSource",
     "Validation",
     "Watch",
     "Watched",

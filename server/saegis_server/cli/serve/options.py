@@ -310,6 +310,22 @@ class Limits:
             help="Seconds between two prompts that are encoded whole, for metrics of the SAEs; 0 is never.",
         ),
     ] = 10.0
+    usage_every: Annotated[
+        int,
+        _limits(
+            min=0,
+            max=1_000_000,
+            help="Count the use of every feature at one of so many steps, such as 16; 0 is never.",
+        ),
+    ] = 0
+    usage_state: Annotated[
+        Path | None,
+        _limits(
+            parser=to_path,
+            metavar="DIR",
+            help="Keep what is counted so in this folder, so that it survives a restart.",
+        ),
+    ] = None
     stall_seconds: Annotated[
         float,
         _limits(

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import torch
 
 from saegis_server.engine.api import Engine, Firing, Observed
 from saegis_server.policy.decide.decide import PolicySet
 from saegis_server.sae.catalog import Catalog, FoundFeature
+from saegis_server.steering.rows import Probe
 from saegis_server.steering.site import Site
 from saegis_server.telemetry.features import MOST_FEATURES, FeatureName, FeatureSeries
 from saegis_server.telemetry.tenants import OTHER
@@ -29,6 +33,21 @@ def features_of(policies: PolicySet) -> Iterator[FoundFeature]:
             for selected in (*rule.targets, *rule.readings, *written):
                 if selected.feature is not None:
                     yield selected.feature
+
+
+#: The key of what is active at every token, so that its firings are the tokens that were read.
+_TOKENS = "tokens"
+
+
+def _token_counter(observed: Sequence[Observed]) -> Observed | None:
+    """What counts the tokens at which these are read, beside them; None where there is no room for it."""
+    sites = Counter(each.site for each in observed)
+    if not sites:
+        return None
+    site, features = min(sites.items(), key=lambda each: each[1])
+    nothing = torch.zeros_like(observed[0].probe.read)
+    always = Probe(_TOKENS, nothing, nothing, gate_bias=1.0, value_bias=1.0)
+    return Observed(site, always) if features < MOST_FEATURES else None
 
 
 class WatchSet:
@@ -55,16 +74,23 @@ class WatchSet:
             for place, each in named.items()
         }
         recorded = {names[place]: bool(each.max_activation) for place, each in named.items()}
+        observed = [Observed(each.site, each.probe(), each.max_activation) for each in named.values()]
+        if (counting := _token_counter(observed)) is not None:
+            observed.append(counting)
         self._series.show(recorded, self._rest.values(), len(wanted) - len(named))
-        self._engine.observe(
-            [Observed(each.site, each.probe(), each.max_activation) for each in named.values()]
-        )
+        self._engine.observe(observed)
         self._names = names
 
     def name(self, site: Site, key: str) -> FeatureName | None:
         """What series call a feature, watched or not; None for what is no feature, such as a direction."""
         _, _, rest = key.partition(":")
         return self._names.get((site, key)) or self._rest.get((site, rest.rpartition(":")[0]))
+
+    def read(self, firing: Mapping[tuple[Site, str], Firing]) -> tuple[int, int]:
+        """At how many tokens of the prompt and of the answers the watched features were read; 0 where there
+        was no room to count that."""
+        found = next((found for (_, key), found in firing.items() if key == _TOKENS), None)
+        return (0, 0) if found is None else (found[0].tokens, found[1].tokens)
 
     def fired(self, firing: Mapping[tuple[Site, str], Firing]) -> dict[FeatureName, Firing]:
         """What the watched features did, by their names."""
