@@ -92,19 +92,19 @@ def test_every_feature_is_used_where_the_loop_says() -> None:
         ]
         for answer, asked, prompt in zip(answers, programs, prompts, strict=True):
             loop.read(asked, prompt, answer.wait())
-        used = engine.engine.take_usage()
-        assert loop.agree(used) > 1000
-        for sae in SAES.values():
-            last = used[sae.name].last
-            assert began - 1.0 <= last[last > 0.0].min() <= last.max() <= time.time()
-        assert not any(each.tokens.any() or each.fired.any() for each in engine.engine.take_usage().values())
+    used = engine.engine.take_usage()
+    assert loop.agree(used) > 1000
+    for sae in SAES.values():
+        last = used[sae.name].last
+        assert began - 1.0 <= last[last > 0.0].min() <= last.max() <= time.time()
+    assert not any(each.tokens.any() or each.fired.any() for each in engine.engine.take_usage().values())
 
 
 def test_a_prompt_counts_once_and_each_of_its_answers() -> None:
     prompt, loop = tiny.prompt_of(7, 20), Loop()
     with running(counting()) as engine:
         loop.read(UNSTEERED, prompt, ask(engine, prompt, greedy(6, 3)).wait(), times=3)
-        loop.agree(engine.engine.take_usage())
+    loop.agree(engine.engine.take_usage())
 
 
 def test_nothing_is_lost_between_two_that_take() -> None:
@@ -113,15 +113,13 @@ def test_nothing_is_lost_between_two_that_take() -> None:
     with running(counting()) as engine:
         for prompt in prompts:
             ask(engine, prompt, greedy(12)).wait()
-        at_once = engine.engine.take_usage()
-        parts = []
+    at_once, parts = engine.engine.take_usage(), []
+    with running(counting()) as engine:
         answers = [ask(engine, prompt, greedy(12)) for prompt in prompts]
-        while any(not answer.events or len(answer.tokens()) < 12 for answer in answers):
+        while any(len(answer.tokens()) < 12 for answer in answers):
             parts.append(engine.engine.take_usage())
             time.sleep(0.02)
-        for answer in answers:
-            answer.wait()
-        parts.append(engine.engine.take_usage())
+    parts.append(engine.engine.take_usage())
     for name, whole in at_once.items():
         added = sum((part[name] for part in parts), Used.nothing(whole.fired.shape[1]))
         assert added.tokens.tolist() == whole.tokens.tolist()
@@ -142,16 +140,18 @@ def test_one_step_of_several_is_counted() -> None:
     with running(counting(every=3)) as engine:
         for seed in range(6):
             ask(engine, tiny.prompt_of(seed, 10), greedy(11)).wait()
-        for used in engine.engine.take_usage().values():
-            assert used.tokens.tolist() == [2 * 10, 6 * 10 // 3]
+    for used in engine.engine.take_usage().values():
+        assert used.tokens.tolist() == [2 * 10, 6 * 10 // 3]
 
 
 def test_a_token_that_is_no_number_does_not_count() -> None:
     usage = counting()
     x = torch.randn(4, tiny.WIDTH, generator=torch.Generator().manual_seed(0))
     x[1, 3], x[2, 0] = torch.nan, torch.inf
-    counted, prompt = torch.tensor([True, True, True, False]), torch.zeros(4, dtype=torch.bool)
-    usage._add(usage._counted[0], x, counted, prompt)
+    counted = torch.tensor([True, True, True, False])
+    first = usage._counted[0]
+    usage._gather(first, first.gathered[1], x, counted)
+    usage.flush()
     used = usage.take()["first"]
     assert used.tokens.tolist() == [0, 1]
     assert used.fired[1].tolist() == (SAES[FIRST].encode(x[:1]) > 0.0)[0].to(torch.int64).tolist()
@@ -164,10 +164,23 @@ def test_dictionaries_have_names_of_their_own() -> None:
         UsageCounting([Dictionary("first", FIRST, sae.rows(), sae.norm)] * 2, 1, CPU)
 
 
-def test_more_tokens_than_are_encoded_at_once_count() -> None:
-    usage, tokens = counting(), TOKENS_AT_ONCE + 1
+@pytest.mark.parametrize("tokens", [1, TOKENS_AT_ONCE, 2 * TOKENS_AT_ONCE + 3])
+def test_any_number_of_tokens_is_counted(tokens: int) -> None:
+    usage, sae = counting(), SAES[FIRST]
     x = torch.randn(tokens, tiny.WIDTH, generator=torch.Generator().manual_seed(0))
-    usage._add(usage._counted[0], x, torch.ones(tokens, dtype=torch.bool), torch.arange(tokens) < 5)
+    first = usage._counted[0]
+    for part in (slice(0, 1), slice(1, tokens)):
+        usage._gather(first, first.gathered[0], x[part], torch.ones(len(x[part]), dtype=torch.bool))
+    usage.flush()
     used = usage.take()["first"]
-    assert used.tokens.tolist() == [5, tokens - 5]
-    assert used.fired.sum(0).tolist() == (SAES[FIRST].encode(x) > 0.0).sum(0).tolist()
+    assert used.tokens.tolist() == [tokens, 0]
+    assert used.fired[0].tolist() == (sae.encode(x) > 0.0).sum(0).tolist()
+
+
+def test_the_beginning_that_a_request_gives_is_of_the_answer() -> None:
+    """In one chunk with the prompt, or in one of its own."""
+    for prompt in (tiny.prompt_of(1, 10), tiny.prompt_of(1, 17)):
+        with running(counting()) as engine:
+            ask(engine, prompt, greedy(3), prefilled=4).wait()
+        for used in engine.engine.take_usage().values():
+            assert used.tokens.tolist() == [len(prompt) - 4, 4 + 2]

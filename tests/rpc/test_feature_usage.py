@@ -39,11 +39,11 @@ def values(server: Running) -> torch.Tensor:
     """What the first SAE encodes of all that is read of an answer but for its first token: [T, m]."""
     with saegis.Client(server.target) as client:
         answer = client.generate("the river", max_tokens=9, temperature=0.0, ignore_eos=True)
-    prompt = tiny.tokenizer()("the river")["input_ids"]
-    read = torch.tensor([[*prompt, *answer.token_ids[:-1]]])
-    with torch.no_grad():
-        hidden = tiny.model()(read, output_hidden_states=True).hidden_states[1][0]
-    eventually(lambda: server.is_idle())
+        prompt = tiny.tokenizer()("the river")["input_ids"]
+        read = torch.tensor([[*prompt, *answer.token_ids[:-1]]])
+        with torch.no_grad():
+            hidden = tiny.model()(read, output_hidden_states=True).hidden_states[1][0]
+        eventually(lambda: client.get_feature_usage(sae="first").tokens == len(hidden) - 1)
     return FIRST.sae.encode(hidden)[1:]
 
 

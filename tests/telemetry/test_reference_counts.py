@@ -57,6 +57,7 @@ def test_every_count_is_that_of_an_offline_encode() -> None:
         used = services.engine.take_usage()[loaded.id]
     finally:
         services.engine.stop()
+    used = services.engine.take_usage()[loaded.id]
     seen, fired, total = 0, torch.zeros(2, loaded.sae.features, dtype=torch.int64), torch.zeros(2)
     strongest_of = torch.zeros(2, loaded.sae.features)
     for prompt, answer in zip(prompts, answers, strict=True):

@@ -23,11 +23,12 @@ from saegis_server.engine.api import (
     RequestFinished,
     SamplingParams,
 )
-from saegis_server.engine.counts import Observed
+from saegis_server.engine.counts import Dictionary, Observed
 from saegis_server.engine.torch.engine import TorchEngine
 from saegis_server.engine.torch.site_reading import edited
 from saegis_server.engine.torch.slots import Slots
 from saegis_server.engine.torch.step import Step
+from saegis_server.engine.torch.usage import UsageCounting
 from saegis_server.engine.torch.warmup import warm_up
 from saegis_server.sae.autoencoder import SparseAutoencoder
 from saegis_server.steering.conditions import AllOf, AnyOf, Condition, Literal, Scope
@@ -83,8 +84,8 @@ PROMPT_TOKENS, NEW_TOKENS = 64, 96
 ROWS = 8
 #: Readings of each guarded request, and its conditions on them.
 READINGS, CONDITIONS = 32, 8
-#: Features that are counted for metrics.
-COUNTED = 32
+#: Features that are counted for metrics, and at one of how many steps all of them are.
+COUNTED, USAGE_EVERY = 32, 16
 _GREEDY = SamplingParams(temperature=0.0, max_tokens=NEW_TOKENS, ignore_eos=True)
 
 
@@ -142,6 +143,12 @@ def counted(subject: Subject, sae: SparseAutoencoder) -> list[Observed]:
     return [Observed(subject.site, sae.probe(feature), 1.0) for feature in features]
 
 
+def dictionary(subject: Subject, sae: SparseAutoencoder) -> UsageCounting:
+    """What counts the use of all features of an SAE, at one of USAGE_EVERY steps."""
+    whole = Dictionary("bench", subject.site, sae.rows(), sae.norm)
+    return UsageCounting([whole], USAGE_EVERY, sae.W_enc.device)
+
+
 def _no_tokenizer() -> PreTrainedTokenizerFast:
     """A tokenizer that decodes every token to an empty text: random tokens need no words."""
     backend = Tokenizer(models.WordLevel({"": 0}, unk_token=""))
@@ -149,13 +156,19 @@ def _no_tokenizer() -> PreTrainedTokenizerFast:
     return made
 
 
-def warm_step(subject: Subject, sites: tuple[Site, ...], concurrency: int, progress: Progress) -> Step:
-    """A compiled, warm step on a fresh copy of the subject's model."""
+def warm_step(
+    subject: Subject,
+    sites: tuple[Site, ...],
+    concurrency: int,
+    progress: Progress,
+    usage: UsageCounting | None = None,
+) -> Step:
+    """A compiled, warm step on a fresh copy of the subject's model, with what counts the use of features."""
     model = subject.make()
     norms = {site: frozenset({Norm.NONE}) for site in sites}
     slots = Slots(model, sites, concurrency, PROMPT_TOKENS + NEW_TOKENS, Capacity())
-    step = Step(model, norms, slots, compiled=True)
-    warm_up(step, progress)
+    step = Step(model, norms, slots, compiled=True, keeps=() if usage is None else usage.sites)
+    warm_up(step, progress, usage=usage)
     return step
 
 
@@ -165,13 +178,14 @@ def tokens_per_second(
     steering: list[SteeringProgram] | None = None,
     guards: list[Guard] | None = None,
     observed: Sequence[Observed] = (),
+    usage: UsageCounting | None = None,
 ) -> float:
     """Generated tokens a second for requests that all come at once; the time includes the prefill.
 
-    observed: the features that are counted at every token.
+    observed: the features that are counted at every token; usage: what counts all of them now and then.
     Starts the engine and stops it again, so that no OpenMP team of another thread is left.
     """
-    engine = TorchEngine(step, _no_tokenizer(), (), step.slots.count)
+    engine = TorchEngine(step, _no_tokenizer(), (), step.slots.count, usage=usage)
     engine.observe(observed)
     engine.start()
     done = threading.Semaphore(0)

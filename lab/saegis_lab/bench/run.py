@@ -9,7 +9,9 @@ from saegis_lab.bench.loads import (
     COUNTED,
     READINGS,
     ROWS,
+    USAGE_EVERY,
     counted,
+    dictionary,
     generate,
     generate_with_hooks,
     guarded,
@@ -53,7 +55,8 @@ def compare(subject: Subject, rounds: int, progress: Progress) -> list[Ratio]:
 
     saes = in_own_thread(lambda: {width: random_sae(subject.width, width) for width in WIDTHS})
     few, many = in_own_thread(lambda: (prompts(subject, CONCURRENT), prompts(subject, MANY)))
-    step = in_own_thread(lambda: warm_step(subject, (subject.site,), MANY, progress))
+    usage = in_own_thread(lambda: dictionary(subject, saes[WIDTHS[-1]]))
+    step = in_own_thread(lambda: warm_step(subject, (subject.site,), MANY, progress, usage))
     bare = in_own_thread(lambda: warm_step(subject, (), MANY, progress))
     plain, hooked = in_own_thread(lambda: (subject.make(), subject.make()))
 
@@ -61,11 +64,12 @@ def compare(subject: Subject, rounds: int, progress: Progress) -> list[Ratio]:
     watched, guards = in_own_thread(lambda: guarded(subject, saes[16384], CONCURRENT))
     progress(f"{CONCURRENT} requests at once", 0, 3)
     features = in_own_thread(lambda: counted(subject, saes[16384]))
-    ours, watching, counting, unsteered, hookless, static, hooks = take_turns(
+    ours, watching, counting, sampling, unsteered, hookless, static, hooks = take_turns(
         [
             lambda: tokens_per_second(step, few, steered),
             lambda: tokens_per_second(step, few, watched, guards),
             lambda: tokens_per_second(step, few, observed=features),
+            lambda: tokens_per_second(step, few, usage=usage),
             lambda: tokens_per_second(step, few),
             lambda: tokens_per_second(bare, few),
             lambda: generate(plain, few),
@@ -77,6 +81,8 @@ def compare(subject: Subject, rounds: int, progress: Progress) -> list[Ratio]:
     judged = f"{CONCURRENT} × {READINGS} watches and {CONDITIONS} conditions"
     add(judged, "unsteered", watching, unsteered, "≥ 0.95")
     add(f"{COUNTED} features counted for metrics", "unsteered", counting, unsteered, "≥ 0.98")
+    sampled = f"all features of an SAE of {WIDTHS[-1] // 1024}k counted at 1/{USAGE_EVERY}"
+    add(sampled, "unsteered", sampling, unsteered, "≥ 0.95")
     add(f"{CONCURRENT} × {ROWS} rows, all different", "no site in the model", ours, hookless, "")
     add("unsteered", "Transformers, static batch", unsteered, static, "≥ 1.0")
     add(f"{CONCURRENT} × {ROWS} rows, all different", "Transformers + hooks, full SAE", ours, hooks, "≥ 5")

@@ -570,7 +570,8 @@ class Engine(Protocol):
 
         Which tokens are counted: those of a sample of the steps that read prompts and write answers, as each
         step had them, but for what FirstToken.left_out leaves out. Of several answers to one prompt the
-        first one's reading of it counts. No step waits for this; it may take some milliseconds.
+        first one's reading of it counts. Some tokens may be counted a little later, all of them once nothing
+        runs. No step waits for this; it may take some milliseconds.
         """
 
     @property

@@ -294,11 +294,18 @@ class TorchEngine:
                 self._read_prompts()
                 self._decode()
                 self._deliver()
+                if self._schedule.idle:
+                    self._flush_usage()
+            self._flush_usage()
             self._fail_all(EngineStoppedError("the server is stopping"))
         except BaseException as error:
             self.error = error
             self._fail_all(EngineStoppedError("the engine has failed"))
             raise
+
+    def _flush_usage(self) -> None:
+        if self._usage is not None:
+            self._usage.flush()
 
     def _take_inbox(self) -> bool:
         """Wait until there is something to do and take it over; False when the engine is to stop."""
@@ -376,7 +383,7 @@ class TorchEngine:
                 self._make_room(running, own_failure(error))
                 continue
             if self._usage is not None:
-                self._usage.count(self.step, output, reads_prompt=False)
+                self._usage.count(self.step, output, len(running))
             self._steps += 1
             self._hand_out(running, output, self._guarding.after_decode(running, output))
             return

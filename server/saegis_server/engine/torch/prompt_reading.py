@@ -60,7 +60,8 @@ class PromptReading:
         whole = start + len(chunk) == len(sequence.prompt)
         output, ending = self._run(sequence, chunk, whole), None
         if self._usage is not None and sequence.index == 0:
-            self._usage.count(self._step, output, reads_prompt=True)
+            of_prompt = max(0, min(sequence.answer_start - start, len(chunk)))
+            self._usage.count(self._step, output, len(chunk), of_prompt)
         sequence.read += len(chunk)
         if bool(output.finite[0]):
             ending = self._guarding.after_chunk(sequence, output)

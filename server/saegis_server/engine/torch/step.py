@@ -62,12 +62,11 @@ class Extent(NamedTuple):
 class Kept(NamedTuple):
     """The clean activations of a step's T tokens, [T, d] in the model's dtype at each of `Step.keeps`.
 
-    counted: bool [T], which of them statistics count; prompt: bool [T], which are of a prompt.
+    counted: bool [T], which of them statistics count.
     """
 
     activations: tuple[Tensor, ...]
     counted: Tensor
-    prompt: Tensor
 
 
 class StepOutput(NamedTuple):
@@ -412,13 +411,9 @@ class Step:
 
     def _kept(self, counted: Tensor) -> Kept | None:
         """What the step keeps of its tokens, of which those that are `counted` [B, Q] count."""
-        context = self.context
         if not self.keeps:
             return None
-        if context.tokens is None:
-            raise RuntimeError("no step is running")
-        activations = tuple(context.kept[site] for site in self.keeps)
-        return Kept(activations, counted.flatten(), context.tokens.prompt)
+        return Kept(tuple(self.context.kept[site] for site in self.keeps), counted.flatten())
 
     def _settle(
         self, given: Tensor, finite: Tensor, slot: Tensor | None, extent: Extent

@@ -6,7 +6,8 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -22,8 +23,9 @@ from saegis_server.steering.table import Rows
 from saegis_server.steering.tokens import Spread, Tokens
 
 _LOG = logging.getLogger(__name__)
-#: How many tokens are encoded at once: with a million features, some float32 tensors of 128 MB.
-TOKENS_AT_ONCE = 32
+#: How many tokens are encoded at once: fewer would hardly take less time, since all of the encoder is read
+#: for them. With a million features that makes some float32 tensors of 256 MB.
+TOKENS_AT_ONCE = 64
 #: Only rows with these are read: what has no normalisation pays for none.
 _NORMS = {norm: frozenset({Norm.NONE, norm}) for norm in Norm}
 
@@ -61,23 +63,31 @@ class Counters(NamedTuple):
 
 
 def count(
-    x: Tensor, counted: Tensor, prompt: Tensor, now: Tensor, rows: Rows, norms: frozenset[Norm], own: Counters
+    x: Tensor,
+    counted: Tensor,
+    phase: Tensor,
+    now: Tensor,
+    rows: Rows,
+    norms: frozenset[Norm],
+    own: Counters,
 ) -> None:
-    """Encode T tokens and add how every feature was used at those that are `counted`.
+    """Encode T tokens of one phase and add how every feature was used at those that are `counted`.
 
-    x: float32 [T, d]; counted, prompt: bool [T]; now: int32 []. A token whose activation is not
-    finite does not count.
+    x: float32 [T, d]; counted: bool [T]; phase: int64 [1], 0 for prompts and 1 for answers; now: int32 []. A
+    token whose activation is not finite does not count.
     """
-    values = values_of(x, rows, Tokens(prompt, Spread.ONE), norms)
-    usable = counted & torch.isfinite(x).all(-1)
-    phases = torch.stack((usable & prompt, usable & ~prompt))
-    fires = phases[:, :, None] & (values > 0.0) & torch.isfinite(values)
-    by_phase = torch.where(fires, values, 0.0)
-    own.tokens.add_(phases.sum(1, dtype=torch.int32))
-    own.fired.add_(fires.sum(1, dtype=torch.int32))
-    own.last.copy_(torch.where(fires.any(1), now, own.last))
-    own.total.add_(by_phase.sum(1))
-    own.largest.copy_(torch.maximum(own.largest, by_phase.amax(1)))
+    everybody = Tokens(counted, Spread.ONE)  # whose phase makes no difference to what is only read
+    values = values_of(x, rows, everybody, norms)
+    usable = (counted & torch.isfinite(x).all(-1))[:, None]
+    fires = usable & (values > 0.0) & torch.isfinite(values)
+    active = torch.where(fires, values, 0.0)
+    fired = fires.sum(0, keepdim=True, dtype=torch.int32)
+    last, largest = (kept.index_select(0, phase) for kept in (own.last, own.largest))
+    own.tokens.index_add_(0, phase, usable.sum(0, dtype=torch.int32))
+    own.fired.index_add_(0, phase, fired)
+    own.last.index_copy_(0, phase, torch.where(fired > 0, now, last))
+    own.total.index_add_(0, phase, active.sum(0, keepdim=True))
+    own.largest.index_copy_(0, phase, torch.maximum(largest, active.amax(0, keepdim=True)))
 
 
 class OneOf:
@@ -97,20 +107,48 @@ class OneOf:
         return taken
 
 
+class _Gathered:
+    """Tokens of one phase that wait to be encoded together: their activations, and which of them count."""
+
+    def __init__(self, phase: int, width: int, device: torch.device) -> None:
+        self.phase = torch.tensor([phase], device=device)
+        self.x = torch.zeros(TOKENS_AT_ONCE, width, device=device)
+        self.counted = torch.zeros(TOKENS_AT_ONCE, dtype=torch.bool, device=device)
+        self.filled = 0
+
+    def take(self, x: Tensor, counted: Tensor) -> int:
+        """Take as many tokens as there is room for; how many that are."""
+        end = min(TOKENS_AT_ONCE, self.filled + len(x))
+        count = end - self.filled
+        self.x[self.filled : end] = x[:count]
+        self.counted[self.filled : end] = counted[:count]
+        self.filled = end
+        return count
+
+    def leave(self) -> None:
+        """Let nothing count of what was not taken, and take anew from now on."""
+        self.counted[self.filled :] = False
+        self.filled = 0
+
+
 class _Counted:
-    """One dictionary: its rows on the device, its counters and which steps it takes, of each kind."""
+    """One dictionary: its rows on the device, its counters, which steps it takes of each kind, and the tokens
+    of each phase that wait."""
 
     def __init__(self, dictionary: Dictionary, every: int, device: torch.device, seed: int) -> None:
         self.name, self.site, self.norms = dictionary.name, dictionary.site, _NORMS[dictionary.norm]
         self.rows = Rows(*(varying(tensor.to(device), 2) for tensor in dictionary.rows))
         self.counters, self.spare = (Counters.zeros(dictionary.features, device) for _ in range(2))
         self.steps = [OneOf(every, 2 * seed + kind) for kind in range(2)]
+        width = self.rows.vectors.shape[-1]
+        self.gathered = [_Gathered(phase, width, device) for phase in range(2)]
 
 
 class UsageCounting:
     """Counts how every feature of some dictionaries is used, at one step of every `every`.
 
-    `count` is for the engine's thread; `take` may be called by any.
+    The tokens of the steps that are taken are encoded once there are enough of them, or at `flush`. All but
+    `take`, which any thread may call, is for the engine's.
     """
 
     def __init__(self, dictionaries: Sequence[Dictionary], every: int, device: torch.device) -> None:
@@ -139,39 +177,60 @@ class UsageCounting:
 
     def warm_up(self) -> None:
         """Encode nothing with every dictionary, so that nothing is compiled once they serve."""
-        nobody = torch.zeros(3, dtype=torch.bool, device=self._device)
         for each in self._counted:
-            width = each.rows.vectors.shape[-1]
-            self._add(each, torch.zeros(3, width, device=self._device), nobody, nobody)
+            self._encode(each, each.gathered[0])
 
-    def count(self, step: Step, output: StepOutput, reads_prompt: bool) -> None:
-        """Count a step that has run, if it is one that is taken. What fails here is no request's failure."""
-        taken = [each for each in self._counted if each.steps[reads_prompt].takes()]
+    def count(self, step: Step, output: StepOutput, tokens: int, prompt: int | None = None) -> None:
+        """Count the first tokens of a step that has run, if it is one that is taken.
+
+        prompt: how many tokens of a chunk are of the prompt, the first ones; None where none is a chunk. What
+        fails here is no request's failure.
+        """
+        taken = [each for each in self._counted if each.steps[prompt is None].takes()]
         if not taken or (kept := output.kept) is None:
             return
-        at = dict(zip(step.keeps, kept.activations, strict=True))
+        at, split = dict(zip(step.keeps, kept.activations, strict=True)), prompt or 0
+        with self._told_once():
+            for each in taken:
+                for phase, part in enumerate((slice(0, split), slice(split, tokens))):
+                    self._gather(each, each.gathered[phase], at[each.site][part], kept.counted[part])
+
+    def flush(self) -> None:
+        """Encode what waits."""
+        with self._told_once():
+            for each in self._counted:
+                for gathered in each.gathered:
+                    if gathered.filled:
+                        self._encode(each, gathered)
+
+    @contextmanager
+    def _told_once(self) -> Iterator[None]:
         try:
-            with self._in_use:
-                for each in taken:
-                    self._add(each, at[each.site], kept.counted, kept.prompt)
+            yield
         except Exception:
             if not self._failed:
                 _LOG.exception("the use of features is not counted at some steps")
             self._failed = True
 
     @torch.inference_mode()
-    def _add(self, each: _Counted, x: Tensor, counted: Tensor, prompt: Tensor) -> None:
-        """Encode T tokens, T at least 2, some at a time."""
+    def _gather(self, each: _Counted, gathered: _Gathered, x: Tensor, counted: Tensor) -> None:
+        """Take any number of tokens, and encode them where they are enough."""
+        begin = 0
+        while begin < len(x):
+            begin += gathered.take(x[begin:], counted[begin:])
+            if gathered.filled == TOKENS_AT_ONCE:
+                self._encode(each, gathered)
+
+    @torch.inference_mode()
+    def _encode(self, each: _Counted, gathered: _Gathered) -> None:
         now = torch.full((), int(time.monotonic() - self._clock), dtype=torch.int32, device=self._device)
-        pieces = -(-len(x) // TOKENS_AT_ONCE)
-        for part in zip(
-            *(tensor.tensor_split(pieces) for tensor in (x.to(torch.float32), counted, prompt)), strict=True
-        ):
-            own = (varying(tensor) for tensor in part)
-            self._count(*own, now, each.rows, each.norms, each.counters)
+        gathered.leave()
+        with self._in_use:
+            x, counted, phase = gathered.x, gathered.counted, gathered.phase
+            self._count(x, counted, phase, now, each.rows, each.norms, each.counters)
 
     def take(self) -> dict[str, Used]:
-        """What was counted since this was last called, by the dictionary's name."""
+        """What was counted since this was last called, by the dictionary's name; not what still waits."""
         with self._taking:
             with self._in_use:
                 for each in self._counted:
