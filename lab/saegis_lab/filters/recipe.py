@@ -90,5 +90,5 @@ class FilterRecipe:
     stop_margin: float = 1.6
     stop_quantile: float = 0.995
     stop_floor: float = 0.2
-    stop_hold: int = 16
+    stop_hold: int = 24
     prefilled_tokens: int = 4
