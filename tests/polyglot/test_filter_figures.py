@@ -134,6 +134,14 @@ def test_the_first_run_that_misses_the_fewest_bars_ships(
     assert shipping_line(runs).startswith(why)
 
 
+def test_a_run_whose_landmark_is_hardly_named_does_not_ship() -> None:
+    good, landmark = run(1, replace(RUN, missed=("a bar",))), manifest().landmark
+    seldom = replace(landmark["zh"], redirected=replace(landmark["zh"].redirected, named=0.89))
+    for less in ({}, {**landmark, "zh": seldom}):
+        runs = [replace(run(0, RUN), landmark=less), good]
+        assert shipping(runs) is good
+
+
 def test_the_tables_of_a_filter_have_every_language_part_and_attack() -> None:
     greedy, sampled = (cells(filter_table(RUN, sampled=sampled)) for sampled in (False, True))
     assert greedy[:2] == [

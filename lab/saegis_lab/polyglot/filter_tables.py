@@ -10,6 +10,7 @@ from saegis_lab.evaluation.filtered import NOTHING
 from saegis_lab.filters.card import WHOLE
 from saegis_lab.polyglot.filter_figures import Back, PartFigures, Received, RunFilter
 from saegis_lab.polyglot.manifest import Manifest
+from saegis_lab.polyglot.recipe import CHOSEN_FROM, Choice
 
 #: A row's title, and a figure of what is received without rules and under the filter.
 Line = tuple[str, Callable[[Received, Received], float | None], str]
@@ -109,17 +110,27 @@ def seeds_filter_table(manifests: Sequence[Manifest]) -> Table:
 
 
 def shipping(manifests: Iterable[Manifest]) -> Manifest | None:
-    """The run that ships: the one whose filter misses the fewest bars, among equals the one with the lowest
-    number; None where no run has a filter."""
-    filtered = [(len(each.filter.missed), each.run, each) for each in manifests if each.filter is not None]
-    return min(filtered, key=lambda ranked: ranked[:2])[2] if filtered else None
+    """The run that ships: of those whose redirect brings the landmark into enough answers in the languages of
+    its choice, the one whose filter misses the fewest bars, among equals the one with the lowest number; None
+    where there is none."""
+    able = [
+        (len(each.filter.missed), each.run, each)
+        for each in manifests
+        if each.filter is not None and _names_landmark(each)
+    ]
+    return min(able, key=lambda ranked: ranked[:2])[2] if able else None
+
+
+def _names_landmark(manifest: Manifest) -> bool:
+    own = [manifest.landmark[code].redirected.named for code in CHOSEN_FROM if code in manifest.landmark]
+    return bool(own) and min(own) >= Choice().mentions
 
 
 def shipping_line(manifests: Sequence[Manifest]) -> str:
     """Which run ships, and why."""
     ships = shipping(manifests)
     if ships is None or ships.filter is None:
-        return "no run has a filter"
+        return "no run has a filter and a redirect that names the landmark"
     missed = len(ships.filter.missed)
     why = f"misses {missed} bars, the fewest" if missed else "is the first that meets every bar"
     return f"run {ships.run} {why}"
