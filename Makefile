@@ -16,7 +16,7 @@ PYTEST := $(BIN)/python -m pytest
 # Side by side, with a core for each worker.
 TEST := OMP_NUM_THREADS=1 $(PYTEST) -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 TYPED := clients/python/saegis server/saegis_server lab/saegis_lab tests scripts examples
-export PYTHONDONTWRITEBYTECODE := 1
+export PYTHONPYCACHEPREFIX := $(CURDIR)/.venv/pycache
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all lint style types contract breaking format bench proto clean
