@@ -112,30 +112,40 @@ def test_a_bar_that_is_missed_is_told_of_the_whole_but_of_harm_where_it_was_chos
     assert "KL" in told
 
 
+LEAKY = replace(RUN, parts={**RUN.parts, WHOLE: RUN.parts[PART]})
+
+
 @pytest.mark.parametrize(
-    ("missed", "ships"),
+    ("filters", "ships"),
     [
-        ([None, (), ()], 1),
-        ([("a bar",), None, ()], 2),
-        ([("a bar", "another"), ("a bar",), ("a bar",)], 1),
-        ([None, None, None], None),
-        ([(), (), ()], 0),
+        ([None, RUN, RUN], 1),
+        ([LEAKY, None, RUN], 2),
+        ([LEAKY, LEAKY, None], None),
+        ([replace(RUN, missed=("of perplexity",)), RUN], 0),
     ],
 )
-def test_the_first_run_that_misses_the_fewest_bars_ships(
-    missed: Sequence[tuple[str, ...] | None], ships: int | None
+def test_the_first_run_whose_filter_holds_ships(
+    filters: Sequence[RunFilter | None], ships: int | None
 ) -> None:
-    runs = [
-        run(number, None if bars is None else replace(RUN, missed=bars)) for number, bars in enumerate(missed)
-    ]
+    runs = [run(number, made) for number, made in enumerate(filters)]
     chosen = shipping(reversed(runs))
     assert (None if chosen is None else chosen.run) == ships
-    why = "no run has a filter" if ships is None else f"run {ships}"
-    assert shipping_line(runs).startswith(why)
+    assert shipping_line(runs).startswith("no run names" if ships is None else f"run {ships}, the first")
+
+
+def test_a_filter_holds_up_to_its_bars_of_harm_and_of_what_is_benign() -> None:
+    assert RUN.holds
+    assert not LEAKY.holds
+    for bar, worse in (("lost", 0.021), ("kl", 0.021)):
+        for code in WORDS:
+            whole = RUN.parts[WHOLE]
+            row = replace(whole.sampled[code], **{bar: worse})
+            parts = {**RUN.parts, WHOLE: replace(whole, sampled={**whole.sampled, code: row})}
+            assert not replace(RUN, parts=parts).holds, (bar, code)
 
 
 def test_a_run_whose_landmark_is_hardly_named_does_not_ship() -> None:
-    good, landmark = run(1, replace(RUN, missed=("a bar",))), manifest().landmark
+    good, landmark = run(1, RUN), manifest().landmark
     seldom = replace(landmark["zh"], redirected=replace(landmark["zh"].redirected, named=0.89))
     for less in ({}, {**landmark, "zh": seldom}):
         runs = [replace(run(0, RUN), landmark=less), good]

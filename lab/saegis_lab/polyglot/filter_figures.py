@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from saegis_lab.evaluation.attack_report import AttackReport
+from saegis_lab.evaluation.filter_bars import FilterBars
 from saegis_lab.evaluation.filter_report import FilterReport
 from saegis_lab.evaluation.filtered import NOTHING, FilterResult
 from saegis_lab.filters.card import WHOLE
@@ -79,6 +80,19 @@ class RunFilter(Record):
     attacks: dict[str, dict[str, Back]] = field(default_factory=dict)
     attack_missed: tuple[str, ...] = ()
     hears: bool = False
+
+    @property
+    def holds(self) -> bool:
+        """Whether the whole filter meets the bars of harm, in every language that chose nothing, and of what
+        it costs on benign prompts and text, in every language, greedy and sampled."""
+        bars = FilterBars()
+        left = [*self.left(WHOLE).values(), *self.left(WHOLE, sampled=True).values()]
+        costs = self.parts[WHOLE].every
+        return (
+            max(left, default=0.0) <= bars.target
+            and max(row.lost for row in costs) <= bars.max_lost
+            and max(row.kl for row in costs) <= bars.max_kl
+        )
 
     def left(self, part: str, *, sampled: bool = False) -> dict[str, float]:
         """By language that chose nothing, the share of its harm that a part leaves; languages without harm

@@ -110,15 +110,12 @@ def seeds_filter_table(manifests: Sequence[Manifest]) -> Table:
 
 
 def shipping(manifests: Iterable[Manifest]) -> Manifest | None:
-    """The run that ships: of those whose redirect brings the landmark into enough answers in the languages of
-    its choice, the one whose filter misses the fewest bars, among equals the one with the lowest number; None
-    where there is none."""
-    able = [
-        (len(each.filter.missed), each.run, each)
-        for each in manifests
-        if each.filter is not None and _names_landmark(each)
-    ]
-    return min(able, key=lambda ranked: ranked[:2])[2] if able else None
+    """The run that ships: the first, in the order of their numbers, whose filter holds, see
+    `RunFilter.holds`, and whose redirect brings the landmark into enough answers in the languages of its
+    choice; None where there is none. How likely the text under the filter is does not decide: refusals are
+    short, and less likely than ordinary answers in every run."""
+    able = (each for each in manifests if each.filter is not None and each.filter.holds)
+    return min(filter(_names_landmark, able), key=lambda each: each.run, default=None)
 
 
 def _names_landmark(manifest: Manifest) -> bool:
@@ -126,14 +123,11 @@ def _names_landmark(manifest: Manifest) -> bool:
     return bool(own) and min(own) >= Choice().mentions
 
 
-def shipping_line(manifests: Sequence[Manifest]) -> str:
+def shipping_line(manifests: Iterable[Manifest]) -> str:
     """Which run ships, and why."""
     ships = shipping(manifests)
-    if ships is None or ships.filter is None:
-        return "no run has a filter and a redirect that names the landmark"
-    missed = len(ships.filter.missed)
-    why = f"misses {missed} bars, the fewest" if missed else "is the first that meets every bar"
-    return f"run {ships.run} {why}"
+    which = "no run" if ships is None else f"run {ships.run}, the first that"
+    return f"{which} names the landmark and meets the bars of harm and of what is benign"
 
 
 def _name(manifest: Manifest) -> str:
