@@ -229,6 +229,7 @@ def test_a_ban_of_what_is_banned_looks_like_any_other_ban(caller: Callers, serve
         for name in ("rules", "bans", "tokens_edited", "bans_fired", "largest_relative_norm"):
             assert not site.HasField(name)
         assert not answer.usage.HasField("steered_tokens")
+        assert not receipt.edits
     assert list(receipts[0].sites) == list(receipts[1].sites)
     # The operator finds all of it by the decision.
     assert server.config.audit is not None

@@ -51,6 +51,7 @@ from saegis.features import (
 )
 from saegis.generation import (
     Alternative,
+    AppliedEdit,
     Choice,
     Chunk,
     Final,
@@ -74,6 +75,7 @@ from saegis.policies import (
     ChangeKind,
     Decision,
     Denial,
+    PhaseTokens,
     Policy,
     PolicyChange,
     PolicyList,
@@ -81,6 +83,7 @@ from saegis.policies import (
     PolicyRevision,
     PolicyState,
     RuleMode,
+    TargetTokens,
     Validation,
 )
 from saegis.steering import (
@@ -116,6 +119,7 @@ __all__ = [
     "ActivationHistogram",
     "AlreadyExists",
     "Alternative",
+    "AppliedEdit",
     "AppliedRule",
     "AsyncClient",
     "AsyncStream",
@@ -159,6 +163,7 @@ __all__ = [
     "Outcome",
     "PermissionDenied",
     "Phase",
+    "PhaseTokens",
     "Policy",
     "PolicyChange",
     "PolicyList",
@@ -177,6 +182,7 @@ __all__ = [
     "SiteReceipt",
     "Stream",
     "Target",
+    "TargetTokens",
     "Timings",
     "TokenFeatures",
     "TokenizedText",

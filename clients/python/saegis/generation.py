@@ -10,7 +10,7 @@ from typing import Any, TypedDict, Unpack
 from saegis.base import BaseClient
 from saegis.errors import InternalError
 from saegis.messages import ChatMessage, put, result, set_prompt, steering_message, watch_message, word
-from saegis.policies import AppliedRule, applied_rules
+from saegis.policies import AppliedRule, TargetTokens, applied_rules, target_tokens
 from saegis.rpc import rpc
 from saegis.steering import Edit, Target, Watch
 from saegis.v1 import generation_pb2 as pb
@@ -138,6 +138,19 @@ class SiteReceipt:
 
 
 @dataclass(frozen=True, slots=True)
+class AppliedEdit:
+    """What one of the request's own edits did."""
+
+    edit: int
+    """The edit, counted from 0 in the request's `steering` list."""
+    operation: str
+    """What it does, as `saegis.Edit` has it."""
+    target: TargetTokens
+    """What it changes, and the tokens on which it acted; edits of the same target at the same tokens count
+    together, and so do bans of the operator with the request's own."""
+
+
+@dataclass(frozen=True, slots=True)
 class Receipt:
     """What was done to the activations of a request, and by whose rule."""
 
@@ -162,6 +175,8 @@ class Receipt:
     beginning-of-sequence token."""
     first_token_read: bool = False
     """Whether the operator's conditions read that token."""
+    edits: tuple[AppliedEdit, ...] = ()
+    """What the request's own edits did; empty if a policy conceals its rules."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -437,6 +452,15 @@ def _receipt(message: pb.Receipt) -> Receipt:
         sites=tuple(result(SiteReceipt, site) for site in message.sites),
         timings=result(Timings, message.timings),
         rules=applied_rules(message.rules),
+        edits=tuple(
+            result(
+                AppliedEdit,
+                edit,
+                operation=word(str, edit, "operation"),
+                target=target_tokens(edit.target),
+            )
+            for edit in message.edits
+        ),
     )
 
 

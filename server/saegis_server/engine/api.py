@@ -326,13 +326,15 @@ class ConditionReceipt:
     held_tokens: how many tokens were chosen while it held: the first one of an answer is chosen at the end of
     the prompt, and the one that it stopped counts too. first_token: counted from 0 over the answer's tokens,
     those that the request gave among them; -1 for the prompt, None where it never held. stopped: how many
-    sequences it ended, alone or with others.
+    sequences it ended, alone or with others. at_prompts: at the end of how many sequences' prompts it held,
+    which is one of the tokens each.
     """
 
     name: str
     held_tokens: int
     first_token: int | None
     stopped: int = 0
+    at_prompts: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -654,14 +656,15 @@ class Engine(Protocol):
         plain: Baseline = AS_IT_IS,
         on_end: Callable[[Closing], None] | None = None,
         tenant: str = "",
+        groups: tuple[RowGroup, ...] = (),
     ) -> Future[Score]:
         """How likely a text of at least two tokens is, steered by a program and under a baseline.
 
         The text is steered and judged as a prompt, so edits of the completion act nowhere, and what would
-        stop an answer refuses the text. `on_end` hears how it ended before the future does, and must not
-        raise. Cancelling the future ends the reading. Raises as `submit` does; the future,
-        SteeringDivergedError, NonFiniteLogitsError, OutOfMemoryError, RefusedByPolicyError or
-        EngineStoppedError.
+        stop an answer refuses the text. `groups` are counted as those of a request. `on_end` hears
+        how it ended before the future does, and must not raise. Cancelling the future ends the reading.
+        Raises as `submit` does; the future, SteeringDivergedError, NonFiniteLogitsError, OutOfMemoryError,
+        RefusedByPolicyError or EngineStoppedError.
         """
 
     def capture(self, tokens: Sequence[int], tenant: str = "") -> Future[dict[Site, Tensor]]:

@@ -247,7 +247,7 @@ class ScoreResponse(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[float]] = ..., plain_logprobs: _Optional[_Iterable[float]] = ..., divergences: _Optional[_Iterable[float]] = ..., receipt: _Optional[_Union[Receipt, _Mapping[str, object]]] = ...) -> None: ...
 
 class Receipt(_message.Message):
-    __slots__ = ("program_digest", "policy_revision", "sites", "steered", "model", "timings", "rules", "ruled", "decision_id", "first_token_steered", "first_token_read")
+    __slots__ = ("program_digest", "policy_revision", "sites", "steered", "model", "timings", "rules", "ruled", "decision_id", "first_token_steered", "first_token_read", "edits")
     PROGRAM_DIGEST_FIELD_NUMBER: _ClassVar[int]
     POLICY_REVISION_FIELD_NUMBER: _ClassVar[int]
     SITES_FIELD_NUMBER: _ClassVar[int]
@@ -259,6 +259,7 @@ class Receipt(_message.Message):
     DECISION_ID_FIELD_NUMBER: _ClassVar[int]
     FIRST_TOKEN_STEERED_FIELD_NUMBER: _ClassVar[int]
     FIRST_TOKEN_READ_FIELD_NUMBER: _ClassVar[int]
+    EDITS_FIELD_NUMBER: _ClassVar[int]
     program_digest: str
     policy_revision: str
     sites: _containers.RepeatedCompositeFieldContainer[SiteReceipt]
@@ -270,7 +271,18 @@ class Receipt(_message.Message):
     decision_id: str
     first_token_steered: bool
     first_token_read: bool
-    def __init__(self, program_digest: _Optional[str] = ..., policy_revision: _Optional[str] = ..., sites: _Optional[_Iterable[_Union[SiteReceipt, _Mapping[str, object]]]] = ..., steered: _Optional[bool] = ..., model: _Optional[str] = ..., timings: _Optional[_Union[Timings, _Mapping[str, object]]] = ..., rules: _Optional[_Iterable[_Union[_policy_pb2.AppliedRule, _Mapping[str, object]]]] = ..., ruled: _Optional[bool] = ..., decision_id: _Optional[str] = ..., first_token_steered: _Optional[bool] = ..., first_token_read: _Optional[bool] = ...) -> None: ...
+    edits: _containers.RepeatedCompositeFieldContainer[AppliedEdit]
+    def __init__(self, program_digest: _Optional[str] = ..., policy_revision: _Optional[str] = ..., sites: _Optional[_Iterable[_Union[SiteReceipt, _Mapping[str, object]]]] = ..., steered: _Optional[bool] = ..., model: _Optional[str] = ..., timings: _Optional[_Union[Timings, _Mapping[str, object]]] = ..., rules: _Optional[_Iterable[_Union[_policy_pb2.AppliedRule, _Mapping[str, object]]]] = ..., ruled: _Optional[bool] = ..., decision_id: _Optional[str] = ..., first_token_steered: _Optional[bool] = ..., first_token_read: _Optional[bool] = ..., edits: _Optional[_Iterable[_Union[AppliedEdit, _Mapping[str, object]]]] = ...) -> None: ...
+
+class AppliedEdit(_message.Message):
+    __slots__ = ("edit", "operation", "target")
+    EDIT_FIELD_NUMBER: _ClassVar[int]
+    OPERATION_FIELD_NUMBER: _ClassVar[int]
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    edit: int
+    operation: _steering_pb2.Operation
+    target: _policy_pb2.TargetTokens
+    def __init__(self, edit: _Optional[int] = ..., operation: _Optional[_Union[_steering_pb2.Operation, str]] = ..., target: _Optional[_Union[_policy_pb2.TargetTokens, _Mapping[str, object]]] = ...) -> None: ...
 
 class SiteReceipt(_message.Message):
     __slots__ = ("site", "edits", "rules", "bans", "watches", "tokens_edited", "bans_fired", "largest_relative_norm")

@@ -103,6 +103,19 @@ class SlotActivity:
 
     # -- within the step --------------------------------------------------------------------------------
 
+    def members_of(self, slot: Tensor, rows: tuple[int, int, int], groups: int) -> list[Tensor]:
+        """Which rows are of which groups in one slot, an int64 [1]: float32 [1, rows, G] of each site."""
+        return [
+            torch.cat(
+                [
+                    table[:, :kind, :groups].index_select(0, slot)
+                    for table, kind in zip(tables, rows, strict=True)
+                ],
+                1,
+            )
+            for tables in self.members
+        ]
+
     def count(
         self,
         acted: Sequence[Tensor],
@@ -117,7 +130,7 @@ class SlotActivity:
             torch.cat([table[:batch, :kind, :groups] for table, kind in zip(tables, rows, strict=True)], 1)
             for tables in self.members
         ]
-        self.counts[:batch, :groups] += _by_phase(_hits(acted, members, tokens), tokens, counted)
+        self.counts[:batch, :groups] += count_groups(acted, members, tokens, counted)
 
     def count_one(
         self,
@@ -133,19 +146,17 @@ class SlotActivity:
         acted: bool [T, rows] of each site; counted: bool [B, Q], which tokens count; rows, groups: how many
         are in use.
         """
-        members = [
-            torch.cat(
-                [
-                    table[:, :kind, :groups].index_select(0, slot)
-                    for table, kind in zip(tables, rows, strict=True)
-                ],
-                1,
-            )
-            for tables in self.members
-        ]
-        new = _by_phase(_hits(acted, members, tokens), tokens, counted)
+        new = count_groups(acted, self.members_of(slot, rows, groups), tokens, counted)
         own = self.counts[:, :groups]
         own.index_copy_(0, slot, own.index_select(0, slot) + new)
+
+
+def count_groups(
+    acted: Sequence[Tensor], members: Sequence[Tensor], tokens: Tokens, counted: Tensor
+) -> Tensor:
+    """At how many tokens that are `counted` [B, Q] each group acted, float32 [B, G, 2]: of the prompt, of the
+    answer. acted: bool [T, rows], members: float32 [B, rows, G] of each site."""
+    return _by_phase(_hits(acted, members, tokens), tokens, counted)
 
 
 def _hits(acted: Sequence[Tensor], members: Sequence[Tensor], tokens: Tokens) -> Tensor:

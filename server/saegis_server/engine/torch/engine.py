@@ -34,6 +34,7 @@ from saegis_server.engine.api import (
     Observed,
     Progress,
     QueueFullError,
+    RowGroup,
     Score,
     Sink,
     SteeringDivergedError,
@@ -208,16 +209,24 @@ class TorchEngine:
         plain: Baseline = AS_IT_IS,
         on_end: Callable[[Closing], None] | None = None,
         tenant: str = "",
+        groups: tuple[RowGroup, ...] = (),
     ) -> "Future[Score]":
         """How likely a text is, steered by a program and plainly, read chunk by chunk between steps."""
-        steered, other = (self._text(tokens, *asked) for asked in ((program, guard), plain))
+        steered, other = self._text(tokens, program, guard, groups), self._text(tokens, *plain)
         scoring = Scoring(tokens, steered, other, self.limits.prefill_chunk, on_end)
         return self._add_job(scoring.job(), tenant, scoring.ended)
 
-    def _text(self, tokens: Sequenced[int], program: SteeringProgram, guard: Guard) -> Reading:
+    def _text(
+        self,
+        tokens: Sequenced[int],
+        program: SteeringProgram,
+        guard: Guard,
+        groups: tuple[RowGroup, ...] = (),
+    ) -> Reading:
         admitted = self._admission.text(tokens, program, guard)
         watching = self._guard(tokens, admitted, guard)
-        return Reading(self.step, admitted, watching, len(tokens), self.first_token.unmoved(tokens, program))
+        unmoved = self.first_token.unmoved(tokens, program)
+        return Reading(self.step, admitted, watching, len(tokens), unmoved, groups)
 
     def _guard(self, tokens: Sequenced[int], admitted: AdmittedProgram, guard: Guard) -> RequestGuard | None:
         """The guard of a text; None where there is nothing to judge."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from saegis_server.engine.torch.activity import count_groups
 from saegis_server.engine.torch.attention import install_attention
 from saegis_server.engine.torch.conditions import Outcome, StepConditions, settle
 from saegis_server.engine.torch.context import KVCache, Mode, StepContext
@@ -78,12 +79,13 @@ class StepOutput(NamedTuple):
 class ReadOutput(NamedTuple):
     """What reading Q tokens of a text gives: logits [Q, V] after each of them, in the model's dtype.
 
-    counts float32 [sites + 1, COUNTED], what the sites did; outcome: what its conditions come to; tables: the
-    text's from then on.
+    counts float32 [sites + 1, COUNTED], what the sites did; acted float32 [G, 2], what groups of rows did;
+    outcome: what its conditions come to; tables: the text's from then on.
     """
 
     logits: Tensor
     counts: Tensor
+    acted: Tensor
     outcome: Outcome
     tables: TextTables
 
@@ -240,15 +242,18 @@ class Step:
         try:
             ids = torch.tensor([tokens], device=self.device)
             output = self.model(input_ids=ids, position_ids=positions, use_cache=False, return_dict=True)
-            counts, state, peaks, outcome = torch.zeros(1, 1, COUNTED), tables.state, tables.peaks, given
-            if (conditions := context.conditions) is not None and self.sites:
+            counts, acted = torch.zeros(1, 1, COUNTED), torch.zeros(1, 0, 2)
+            state, peaks, outcome, conditions = tables.state, tables.peaks, given, context.conditions
+            if conditions is not None and self.sites:
                 finite = torch.isfinite(output.logits[:, -1]).all(-1)
                 settled = settle(conditions, peaks, given, finite)
-                counts = _counted([context.readings[site] for site in self.sites], settled.counted)
+                readings = [context.readings[site] for site in self.sites]
+                counts, by_row = _counted(readings, settled.counted), [each.acted for each in readings]
+                acted = count_groups(by_row, tables.members, conditions.tokens, settled.counted)
                 state, peaks, outcome = settled.state, settled.peaks, settled.outcome
             after = tables._replace(state=state, peaks=peaks)
             what = Outcome(int(outcome[0])) if self.sites else Outcome.GOES_ON
-            return ReadOutput(output.logits[0], counts[:, 0], what, after)
+            return ReadOutput(output.logits[0], counts[:, 0], acted[0], what, after)
         finally:
             self._finish()
 

@@ -31,7 +31,7 @@ from saegis_server.rpc.auth.roles import Role, needs, serves
 from saegis_server.rpc.server.interceptor import LONGEST_REQUEST_ID, usable_request_id
 from saegis_server.rpc.server.logs import request_id
 from saegis_server.rpc.server.threads import in_own_thread
-from saegis_server.rpc.services.run import GENERATE, Governed, RequestSummary, Run
+from saegis_server.rpc.services.run import GENERATE, RequestSummary, Run
 from saegis_server.rpc.services.sae_sampler import SAESampler
 from saegis_server.rpc.services.shared import Context, Servicer, Services
 from saegis_server.rpc.wire import convert
@@ -79,8 +79,8 @@ class GenerationServicer(Servicer, generation_pb2_grpc.GenerationServiceServicer
         return pb.GenerateResponse(
             request_id=request_id.get(),
             choices=await self._choices(pieces, running.details),
-            usage=convert.usage(ended.usage, running.governed.decision),
-            receipt=self._receipt(ended.receipt, ended.timings, running.governed),
+            usage=convert.usage(ended.usage, running.run.governed.decision),
+            receipt=self._receipt(ended.receipt, ended.timings, running.run),
         )
 
     async def _choices(
@@ -114,8 +114,8 @@ class GenerationServicer(Servicer, generation_pb2_grpc.GenerationServiceServicer
             complete=pb.GenerationComplete(
                 request_id=request_id.get(),
                 outcomes=[convert.outcome(endings[index]) for index in sorted(endings)],
-                usage=convert.usage(ended.usage, running.governed.decision),
-                receipt=self._receipt(ended.receipt, ended.timings, running.governed),
+                usage=convert.usage(ended.usage, running.run.governed.decision),
+                receipt=self._receipt(ended.receipt, ended.timings, running.run),
             )
         )
 
@@ -140,6 +140,7 @@ class GenerationServicer(Servicer, generation_pb2_grpc.GenerationServiceServicer
                 plain=governed.baseline,
                 on_end=run.ended,
                 tenant=governed.tenant,
+                groups=governed.groups[: services.engine.most_groups],
             )
             with _explained(kind, steering):
                 reading = await self._submit(run, submit, Future.cancel)
@@ -152,7 +153,7 @@ class GenerationServicer(Servicer, generation_pb2_grpc.GenerationServiceServicer
             logprobs=scored.logprobs,
             plain_logprobs=scored.plain_logprobs,
             divergences=scored.divergences,
-            receipt=self._receipt(scored.receipt, scored.timings, governed),
+            receipt=self._receipt(scored.receipt, scored.timings, run),
         )
 
     @asynccontextmanager
@@ -197,7 +198,7 @@ class GenerationServicer(Servicer, generation_pb2_grpc.GenerationServiceServicer
                 run.end()
             self._sampler.offer(prompt)
             details = convert.TokenDetails(request.sampling.logprobs is not None, steering.watches)
-            yield _Running(mailbox, details, governed)
+            yield _Running(mailbox, details, run)
 
     async def _read(self, run: Run, reading: Future[Scored]) -> Scored:
         """Wait for a score. Raises NotServingError if an urgent policy has ended it."""
@@ -250,8 +251,8 @@ class GenerationServicer(Servicer, generation_pb2_grpc.GenerationServiceServicer
         text = partial(self.services.prompts.decode, prompt, skip_special_tokens=False)
         return RequestSummary(method, request_id.get(), len(prompt), text, tuple(uses))
 
-    def _receipt(self, done: Receipt, timings: Timings, governed: Governed) -> pb.Receipt:
-        return convert.receipt(done, timings, self.services.model.name, governed)
+    def _receipt(self, done: Receipt, timings: Timings, run: Run) -> pb.Receipt:
+        return convert.receipt(done, timings, self.services.model.name, run)
 
     async def _prompt(
         self, message: pb.GenerateRequest | pb.ScoreRequest, opens_turn: bool
@@ -280,11 +281,11 @@ class GenerationServicer(Servicer, generation_pb2_grpc.GenerationServiceServicer
 
 @dataclass(frozen=True, slots=True)
 class _Running:
-    """A submitted request: its mailbox, which token details it asked for, and its decision."""
+    """A submitted request: its mailbox, which token details it asked for, and its run."""
 
     mailbox: Mailbox
     details: convert.TokenDetails
-    governed: Governed
+    run: Run
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from saegis.v1 import feature_pb2, generation_pb2
 from saegis.v1 import policy_pb2 as pb
 from saegis_server.engine.api import (
+    Acted,
     Delta,
     Event,
     FinishReason,
@@ -27,7 +28,8 @@ from saegis_server.policy.schema.policy import Mode
 from saegis_server.policy.store.history import Revision
 from saegis_server.policy.store.in_force import PolicyState
 from saegis_server.problem import Problem
-from saegis_server.rpc.services.run import Governed
+from saegis_server.rpc.services.account import EditAccount, RuleAccount, TargetAccount
+from saegis_server.rpc.services.run import Run
 from saegis_server.sae.catalog import FoundFeature
 
 _FINISH_REASONS: Mapping[FinishReason, generation_pb2.FinishReason] = {
@@ -127,16 +129,17 @@ def usage(counted: Usage, decision: Decision) -> generation_pb2.Usage:
     return message(generation_pb2.Usage, counted, steered_tokens=steered)
 
 
-def receipt(done: Receipt, timings: Timings, model: str, governed: Governed) -> generation_pb2.Receipt:
-    """The receipt of a request that `model` answered: what was done to it, and by whose rules."""
-    decision = governed.decision
-    held = {condition.name: condition.held_tokens for condition in done.conditions}
+def receipt(done: Receipt, timings: Timings, model: str, run: Run) -> generation_pb2.Receipt:
+    """The receipt of a run that `model` has answered: what was done to it, and by whose rules."""
+    governed, account, decision = run.governed, run.account, run.governed.decision
+    shown, counts = receipt_rules(decision), receipt_counts(decision)
     return generation_pb2.Receipt(
         policy_revision=decision.policy_revision,
         decision_id=governed.id,
         ruled=any(rule.mode is Mode.ENFORCE for rule in decision.rules),
-        rules=[applied_rule(rule, held.get(rule.name, 0)) for rule in receipt_rules(decision)],
-        program_digest=done.program_digest if receipt_counts(decision) else "",
+        rules=[_ruled(each, counts) for each in account.rules if each.rule in shown],
+        edits=[_edited(each) for each in account.edits] if counts else (),
+        program_digest=done.program_digest if counts else "",
         sites=_sites(done, decision),
         steered=done.steered,
         first_token_steered=done.first_token_steered,
@@ -249,9 +252,49 @@ def case_outcome(case: CaseResult) -> pb.CaseOutcome:
     return message(pb.CaseOutcome, case)
 
 
-def applied_rule(rule: decision.AppliedRule, tokens: int = 0) -> pb.AppliedRule:
-    """A rule that applies. tokens: at how many tokens its condition held."""
-    return message(pb.AppliedRule, rule, mode=_MODES[rule.mode], tokens=tokens)
+def applied_rule(rule: decision.AppliedRule, **did: Any) -> pb.AppliedRule:
+    """A rule that applies, and what it did."""
+    told = ("policy", "rule", "action", "labels", "reason", "conditional")
+    return pb.AppliedRule(**{name: getattr(rule, name) for name in told}, mode=_MODES[rule.mode], **did)
+
+
+def _ruled(account: RuleAccount, counts: bool) -> pb.AppliedRule:
+    """What a rule did; without `counts` only at how many tokens its condition held."""
+    condition = account.condition
+    tokens = 0 if condition is None else condition.held_tokens
+    if not counts:
+        return applied_rule(account.rule, tokens=tokens)
+    return applied_rule(
+        account.rule,
+        tokens=tokens,
+        acted=_tokens(account.acted),
+        targets=map(_target, account.targets),
+        held=_tokens(account.held),
+        first_held=None if condition is None else condition.first_token,
+        stopped=0 if condition is None else condition.stopped,
+        readings=map(_target, account.readings),
+    )
+
+
+def _edited(account: EditAccount) -> generation_pb2.AppliedEdit:
+    operation: Any = f"OPERATION_{account.edit.op.name}"
+    return generation_pb2.AppliedEdit(edit=account.place, operation=operation, target=_target(account.on))
+
+
+def _target(account: TargetAccount) -> pb.TargetTokens:
+    target, feature = account.target, account.target.feature
+    return pb.TargetTokens(
+        site=str(target.site),
+        sae="" if feature is None else feature.loaded.id,
+        index=None if feature is None else feature.index,
+        label="" if feature is None or feature.label is None else feature.label.label,
+        direction=target.direction,
+        tokens=_tokens(account.tokens),
+    )
+
+
+def _tokens(tokens: Acted | None) -> pb.PhaseTokens | None:
+    return None if tokens is None else pb.PhaseTokens(prompt=tokens.prompt, completion=tokens.answer)
 
 
 def decided(verdict: decision.Decision, audience: Audience) -> pb.PolicyDecision:
