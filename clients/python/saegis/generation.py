@@ -135,6 +135,8 @@ class SiteReceipt:
     """How often a banned feature was active at a token and was made inactive."""
     largest_relative_norm: float | None
     """The largest move of any token, as a fraction of its activation's norm."""
+    mean_relative_norm: float | None = None
+    """The mean move of the tokens that were moved, in the same way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +179,8 @@ class Receipt:
     """Whether the operator's conditions read that token."""
     edits: tuple[AppliedEdit, ...] = ()
     """What the request's own edits did; empty if a policy conceals its rules."""
+    trace_id: str = ""
+    """The id of the request's OpenTelemetry trace, in hexadecimal; empty if the server sends no traces."""
 
 
 @dataclass(frozen=True, slots=True)

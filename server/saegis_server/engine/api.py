@@ -303,7 +303,8 @@ class SequenceFinished:
 
 @dataclass(frozen=True, slots=True)
 class SiteReceipt:
-    """What was done at one site: rows by kind, tokens edited, bans fired, the largest ‖Δx‖/‖x‖.
+    """What was done at one site: rows by kind, tokens edited, bans fired, the largest ‖Δx‖/‖x‖ and its mean
+    over the tokens edited.
 
     The prompt's tokens count once, however many completions there are.
     Rows of conditions that never held are not counted.
@@ -317,6 +318,7 @@ class SiteReceipt:
     tokens_edited: int
     bans_fired: int
     largest_relative_norm: float
+    mean_relative_norm: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

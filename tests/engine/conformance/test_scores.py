@@ -96,10 +96,12 @@ def test_a_score_is_what_a_request_of_the_same_program_is_told(serving: Serving)
             found = engine.score([*prompt, output.token_id], program).result(30)
             assert found.logprobs[-1] == pytest.approx(output.logprob, abs=1e-5)
             receipt, wanted = engine.score(prompt, program).result(30).receipt, answer.finished.receipt
-            norms = [site.largest_relative_norm for site in wanted.sites]
-            assert [site.largest_relative_norm for site in receipt.sites] == pytest.approx(norms, rel=1e-4)
-            assert [replace(site, largest_relative_norm=0.0) for site in receipt.sites] == [
-                replace(site, largest_relative_norm=0.0) for site in wanted.sites
+            for name in ("largest_relative_norm", "mean_relative_norm"):
+                norms = [getattr(site, name) for site in wanted.sites]
+                assert [getattr(site, name) for site in receipt.sites] == pytest.approx(norms, rel=1e-4)
+            apart = {"largest_relative_norm": 0.0, "mean_relative_norm": 0.0}
+            assert [replace(site, **apart) for site in receipt.sites] == [
+                replace(site, **apart) for site in wanted.sites
             ]
             assert (receipt.program_digest, receipt.steered) == (program.digest, True)
             assert max(site.tokens_edited for site in receipt.sites) == len(prompt)

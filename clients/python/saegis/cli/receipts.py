@@ -52,14 +52,20 @@ def _by(receipt: Receipt) -> str:
 
 def receipt_table(receipt: Receipt, usage: Usage) -> Table:
     """The whole receipt, one row for each site."""
-    numbers = ("edits", "rules", "bans", "watches", "tokens edited", "bans fired", "largest move")
+    moves = ("mean move", "largest move")
+    numbers = ("edits", "rules", "bans", "watches", "tokens edited", "bans fired", *moves)
     table = titled("receipt", ("site", *numbers), numbers)
     for site in receipt.sites:
         counts = (site.edits, site.rules, site.bans, site.watches, site.tokens_edited, site.bans_fired)
-        largest = "" if site.largest_relative_norm is None else f"{site.largest_relative_norm:.3f}"
-        table.add_row(Text(site.site), *("" if count is None else str(count) for count in counts), largest)
+        moved = (site.mean_relative_norm, site.largest_relative_norm)
+        told = [
+            *("" if count is None else str(count) for count in counts),
+            *("" if move is None else f"{move:.3f}" for move in moved),
+        ]
+        table.add_row(Text(site.site), *told)
     timings = receipt.timings
     decision = f" · decision {receipt.decision_id}" if receipt.decision_id else ""
+    decision += f" · trace {receipt.trace_id}" if receipt.trace_id else ""
     table.caption = Text(
         f"model {receipt.model} · steered: {'yes' if receipt.steered else 'no'} · "
         f"{usage.prompt_tokens} + {usage.completion_tokens} tokens, "

@@ -247,7 +247,7 @@ class ScoreResponse(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[float]] = ..., plain_logprobs: _Optional[_Iterable[float]] = ..., divergences: _Optional[_Iterable[float]] = ..., receipt: _Optional[_Union[Receipt, _Mapping[str, object]]] = ...) -> None: ...
 
 class Receipt(_message.Message):
-    __slots__ = ("program_digest", "policy_revision", "sites", "steered", "model", "timings", "rules", "ruled", "decision_id", "first_token_steered", "first_token_read", "edits")
+    __slots__ = ("program_digest", "policy_revision", "sites", "steered", "model", "timings", "rules", "ruled", "decision_id", "first_token_steered", "first_token_read", "edits", "trace_id")
     PROGRAM_DIGEST_FIELD_NUMBER: _ClassVar[int]
     POLICY_REVISION_FIELD_NUMBER: _ClassVar[int]
     SITES_FIELD_NUMBER: _ClassVar[int]
@@ -260,6 +260,7 @@ class Receipt(_message.Message):
     FIRST_TOKEN_STEERED_FIELD_NUMBER: _ClassVar[int]
     FIRST_TOKEN_READ_FIELD_NUMBER: _ClassVar[int]
     EDITS_FIELD_NUMBER: _ClassVar[int]
+    TRACE_ID_FIELD_NUMBER: _ClassVar[int]
     program_digest: str
     policy_revision: str
     sites: _containers.RepeatedCompositeFieldContainer[SiteReceipt]
@@ -272,7 +273,8 @@ class Receipt(_message.Message):
     first_token_steered: bool
     first_token_read: bool
     edits: _containers.RepeatedCompositeFieldContainer[AppliedEdit]
-    def __init__(self, program_digest: _Optional[str] = ..., policy_revision: _Optional[str] = ..., sites: _Optional[_Iterable[_Union[SiteReceipt, _Mapping[str, object]]]] = ..., steered: _Optional[bool] = ..., model: _Optional[str] = ..., timings: _Optional[_Union[Timings, _Mapping[str, object]]] = ..., rules: _Optional[_Iterable[_Union[_policy_pb2.AppliedRule, _Mapping[str, object]]]] = ..., ruled: _Optional[bool] = ..., decision_id: _Optional[str] = ..., first_token_steered: _Optional[bool] = ..., first_token_read: _Optional[bool] = ..., edits: _Optional[_Iterable[_Union[AppliedEdit, _Mapping[str, object]]]] = ...) -> None: ...
+    trace_id: str
+    def __init__(self, program_digest: _Optional[str] = ..., policy_revision: _Optional[str] = ..., sites: _Optional[_Iterable[_Union[SiteReceipt, _Mapping[str, object]]]] = ..., steered: _Optional[bool] = ..., model: _Optional[str] = ..., timings: _Optional[_Union[Timings, _Mapping[str, object]]] = ..., rules: _Optional[_Iterable[_Union[_policy_pb2.AppliedRule, _Mapping[str, object]]]] = ..., ruled: _Optional[bool] = ..., decision_id: _Optional[str] = ..., first_token_steered: _Optional[bool] = ..., first_token_read: _Optional[bool] = ..., edits: _Optional[_Iterable[_Union[AppliedEdit, _Mapping[str, object]]]] = ..., trace_id: _Optional[str] = ...) -> None: ...
 
 class AppliedEdit(_message.Message):
     __slots__ = ("edit", "operation", "target")
@@ -285,7 +287,7 @@ class AppliedEdit(_message.Message):
     def __init__(self, edit: _Optional[int] = ..., operation: _Optional[_Union[_steering_pb2.Operation, str]] = ..., target: _Optional[_Union[_policy_pb2.TargetTokens, _Mapping[str, object]]] = ...) -> None: ...
 
 class SiteReceipt(_message.Message):
-    __slots__ = ("site", "edits", "rules", "bans", "watches", "tokens_edited", "bans_fired", "largest_relative_norm")
+    __slots__ = ("site", "edits", "rules", "bans", "watches", "tokens_edited", "bans_fired", "largest_relative_norm", "mean_relative_norm")
     SITE_FIELD_NUMBER: _ClassVar[int]
     EDITS_FIELD_NUMBER: _ClassVar[int]
     RULES_FIELD_NUMBER: _ClassVar[int]
@@ -294,6 +296,7 @@ class SiteReceipt(_message.Message):
     TOKENS_EDITED_FIELD_NUMBER: _ClassVar[int]
     BANS_FIRED_FIELD_NUMBER: _ClassVar[int]
     LARGEST_RELATIVE_NORM_FIELD_NUMBER: _ClassVar[int]
+    MEAN_RELATIVE_NORM_FIELD_NUMBER: _ClassVar[int]
     site: str
     edits: int
     rules: int
@@ -302,7 +305,8 @@ class SiteReceipt(_message.Message):
     tokens_edited: int
     bans_fired: int
     largest_relative_norm: float
-    def __init__(self, site: _Optional[str] = ..., edits: _Optional[int] = ..., rules: _Optional[int] = ..., bans: _Optional[int] = ..., watches: _Optional[int] = ..., tokens_edited: _Optional[int] = ..., bans_fired: _Optional[int] = ..., largest_relative_norm: _Optional[float] = ...) -> None: ...
+    mean_relative_norm: float
+    def __init__(self, site: _Optional[str] = ..., edits: _Optional[int] = ..., rules: _Optional[int] = ..., bans: _Optional[int] = ..., watches: _Optional[int] = ..., tokens_edited: _Optional[int] = ..., bans_fired: _Optional[int] = ..., largest_relative_norm: _Optional[float] = ..., mean_relative_norm: _Optional[float] = ...) -> None: ...
 
 class Timings(_message.Message):
     __slots__ = ("queue_seconds", "prefill_seconds", "decode_seconds")

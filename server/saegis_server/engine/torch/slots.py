@@ -19,9 +19,9 @@ from saegis_server.steering.evaluator import ConditionRows, ConditionState
 from saegis_server.steering.site import Site
 from saegis_server.steering.table import Capacity, SiteTable, TableView
 
-#: What is counted for each slot at each site: tokens edited, bans fired, the largest ‖Δx‖/‖x‖. After the
-#: sites, for all of them together: tokens that any of them edited, 0, 0.
-COUNTED = 3
+#: What is counted for each slot at each site: tokens edited, bans fired, the sum of ‖Δx‖/‖x‖ and the largest
+#: one. After the sites, for all of them together: tokens that any of them edited, 0, 0, 0.
+COUNTED = 4
 
 
 class SlotState(NamedTuple):

@@ -107,7 +107,8 @@ def _counted(readings: list[Readings], counted: Tensor) -> Tensor:
     )
     edited = edited & counted
     fired, moved = (torch.where(counted, part, 0.0) for part in (fired, moved))
-    at_each = torch.stack((edited.sum(-1, dtype=torch.float32), fired.sum(-1), moved.amax(-1)), -1)
+    tokens = edited.sum(-1, dtype=torch.float32)
+    at_each = torch.stack((tokens, fired.sum(-1), moved.sum(-1), moved.amax(-1)), -1)
     anywhere = edited.any(0).sum(-1, dtype=torch.float32)
     return torch.cat((at_each, functional.pad(anywhere[None, :, None], (0, COUNTED - 1))))
 
@@ -418,7 +419,7 @@ class Step:
         """Add what the sites did, float32 [sites + 1, B, COUNTED]."""
         counts = self.slots.state.counted
         before = counts[:, : new.shape[1]] if slot is None else counts.index_select(1, slot)
-        sums, largest = before[..., :2] + new[..., :2], torch.maximum(before[..., 2:], new[..., 2:])
+        sums, largest = before[..., :-1] + new[..., :-1], torch.maximum(before[..., -1:], new[..., -1:])
         updated = torch.cat((sums, largest), -1)
         if slot is None:
             counts[:, : new.shape[1]] = updated

@@ -136,6 +136,7 @@ def receipt(done: Receipt, timings: Timings, model: str, run: Run) -> generation
     return generation_pb2.Receipt(
         policy_revision=decision.policy_revision,
         decision_id=governed.id,
+        trace_id=governed.trace.id,
         ruled=any(rule.mode is Mode.ENFORCE for rule in decision.rules),
         rules=[_ruled(each, counts) for each in account.rules if each.rule in shown],
         edits=[_edited(each) for each in account.edits] if counts else (),
