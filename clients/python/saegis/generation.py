@@ -48,6 +48,10 @@ class GenerationOptions(TypedDict, total=False):
     """Edits to apply: `[saegis.clamp(...), saegis.ban(...)]`."""
     watch: Sequence[Watch | Target]
     """Features or directions to report for each generated token."""
+    read_prompt: bool
+    """Whether to report `watch`, and with `read_moves` the moves, for each token of the prompt too."""
+    read_moves: bool
+    """Whether to report how far each token was moved. Under a policy it needs permission."""
 
 
 class FinishReason(StrEnum):
@@ -90,6 +94,16 @@ class Watched:
     set_to: tuple[float, ...] = ()
     """The values that the request's own edits of the target set; `before` at tokens where none of them acts.
     Empty if the request has no such edit, or one in fractions of the norm."""
+
+
+@dataclass(frozen=True, slots=True)
+class SiteMoves:
+    """How far edits and rules moved activations at one site, aligned with the tokens of a chunk or choice."""
+
+    site: str
+    relative_norms: tuple[float, ...]
+    """Norm of the change over that of the clean activation, read where the watches are; 0 at tokens that
+    nothing moved."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +219,8 @@ class Choice:
     finish_reason: FinishReason
     matched_stop: int | str | None
     """The token id or string at which it ended, where the reason is "stop"."""
+    moves: tuple[SiteMoves, ...] = ()
+    """How far tokens were moved, if asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +231,10 @@ class Generation:
     choices: tuple[Choice, ...]
     usage: Usage
     receipt: Receipt
+    prompt_watched: tuple[Watched, ...] = ()
+    """Watched activations of the prompt's tokens, each at its own position, if asked for."""
+    prompt_moves: tuple[SiteMoves, ...] = ()
+    """How far the prompt's tokens were moved, if asked for."""
 
     @property
     def text(self) -> str:
@@ -253,6 +273,12 @@ class Chunk:
     watched: tuple[Watched, ...]
     finish_reason: FinishReason | None
     """Why the completion ended; None except in the last piece of an index."""
+    moves: tuple[SiteMoves, ...] = ()
+    """How far tokens were moved, if asked for."""
+    prompt_watched: tuple[Watched, ...] = ()
+    """Watched activations of the prompt's tokens, if asked for: in the first chunk of a stream alone."""
+    prompt_moves: tuple[SiteMoves, ...] = ()
+    """The same of how far they were moved."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -321,9 +347,17 @@ def assemble(chunks: Sequence[Chunk], final: Final) -> Generation:
                 watched=_join_watched([watched for piece in pieces for watched in piece.watched]),
                 finish_reason=outcome.finish_reason,
                 matched_stop=outcome.matched_stop,
+                moves=_join_moves([moves for piece in pieces for moves in piece.moves]),
             )
         )
-    return Generation(final.request_id, tuple(choices), final.usage, final.receipt)
+    return Generation(
+        final.request_id,
+        tuple(choices),
+        final.usage,
+        final.receipt,
+        prompt_watched=_join_watched([watched for piece in chunks for watched in piece.prompt_watched]),
+        prompt_moves=_join_moves([moves for piece in chunks for moves in piece.prompt_moves]),
+    )
 
 
 def _join_logprobs(pieces: Sequence[LogProbs]) -> LogProbs | None:
@@ -334,6 +368,14 @@ def _join_logprobs(pieces: Sequence[LogProbs]) -> LogProbs | None:
         token_logprobs=tuple(value for piece in pieces for value in piece.token_logprobs),
         top=tuple(top for piece in pieces for top in piece.top),
     )
+
+
+def _join_moves(pieces: Sequence[SiteMoves]) -> tuple[SiteMoves, ...]:
+    joined: dict[str, SiteMoves] = {}
+    for piece in pieces:
+        so_far = joined.get(piece.site, SiteMoves(piece.site, ()))
+        joined[piece.site] = SiteMoves(piece.site, so_far.relative_norms + piece.relative_norms)
+    return tuple(joined.values())
 
 
 def _join_watched(pieces: Sequence[Watched]) -> tuple[Watched, ...]:
@@ -365,7 +407,9 @@ def generate_request(prompt: str | None, options: GenerationOptions) -> pb.Gener
     put(request, "request_id", rest.pop("request_id", None))
     request.steering.CopyFrom(steering_message(rest.pop("steering", ())))
     request.steering.watches.extend(watch_message(watch) for watch in rest.pop("watch", ()))
-    if not request.steering.edits and not request.steering.watches:
+    for name in ("read_prompt", "read_moves"):
+        put(request.steering, name, rest.pop(name, False))
+    if not request.steering.ListFields():
         request.ClearField("steering")
     request.sampling.SetInParent()
     if isinstance(rest.get("stop"), str):
@@ -384,12 +428,20 @@ def _generation(message: pb.GenerateResponse) -> Generation:
             watched=_watched(choice.watched),
             finish_reason=word(FinishReason, choice, "finish_reason"),
             matched_stop=_matched_stop(choice),
+            moves=_moves(choice.moves),
         )
         for choice in message.choices
     )
     if not choices:
         raise InternalError("the answer has no completion", reason="CONTRACT_BROKEN")
-    return Generation(message.request_id, choices, result(Usage, message.usage), _receipt(message.receipt))
+    return Generation(
+        message.request_id,
+        choices,
+        result(Usage, message.usage),
+        _receipt(message.receipt),
+        prompt_watched=_watched(message.prompt_watched),
+        prompt_moves=_moves(message.prompt_moves),
+    )
 
 
 def chunk(message: pb.GenerationChunk) -> Chunk:
@@ -400,6 +452,9 @@ def chunk(message: pb.GenerationChunk) -> Chunk:
         logprobs=_logprobs(message),
         watched=_watched(message.watched),
         finish_reason=word(FinishReason, message, "finish_reason") if message.finish_reason else None,
+        moves=_moves(message.moves),
+        prompt_watched=_watched(message.prompt_watched),
+        prompt_moves=_moves(message.prompt_moves),
     )
 
 
@@ -447,6 +502,10 @@ def _watched(messages: Iterable[pb.WatchedActivations]) -> tuple[Watched, ...]:
         Watched(message.watch, tuple(message.before), tuple(message.after), tuple(message.set_to))
         for message in messages
     )
+
+
+def _moves(messages: Iterable[pb.SiteMoves]) -> tuple[SiteMoves, ...]:
+    return tuple(result(SiteMoves, message) for message in messages)
 
 
 def _receipt(message: pb.Receipt) -> Receipt:

@@ -19,7 +19,7 @@ from saegis_server.steering.conditions import Condition
 from saegis_server.steering.digest import digest_of
 from saegis_server.steering.program import UNSTEERED, SiteProgram, SteeringProgram
 from saegis_server.steering.rows import Edit, Probe
-from saegis_server.steering.site import Site
+from saegis_server.steering.site import Site, forward_order
 from saegis_server.steering.table import Capacity
 
 #: The most alternatives that a token's logprobs may carry.
@@ -206,6 +206,11 @@ def rows_of(program: SteeringProgram, guard: Guard) -> Iterator[tuple[RowName, E
                     yield RowName(site, stage, edit.probe.key, when), edit
 
 
+def moving_sites(program: SteeringProgram, guard: Guard) -> tuple[Site, ...]:
+    """The sites at which any row may act under a program beside a guard, in the order of the forward pass."""
+    return tuple(sorted({name.site for name, _ in rows_of(program, guard)}, key=forward_order))
+
+
 #: The bounds of how strongly an observed feature fires, as shares of its recorded maximum.
 STRENGTHS = (0.1, 0.25, 0.5, 0.75, 1.0, 1.5)
 
@@ -233,6 +238,22 @@ Firing = tuple[Fired, Fired]
 
 
 @dataclass(frozen=True, slots=True)
+class Readouts:
+    """What is told of single tokens, beside the watches at those of answers.
+
+    prompt: all of it at every token of the prompt too. moves: how far each token is moved at each of
+    `moving_sites`.
+    """
+
+    prompt: bool = False
+    moves: bool = False
+
+
+#: Nothing of them.
+NO_READOUTS = Readouts()
+
+
+@dataclass(frozen=True, slots=True)
 class GenerationRequest:
     """One request: prompt token ids, how to sample and to steer, and until when (time.monotonic seconds).
 
@@ -253,6 +274,7 @@ class GenerationRequest:
     principal: str = ""
     prefilled: int = 0
     groups: tuple[RowGroup, ...] = ()
+    readouts: Readouts = NO_READOUTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,12 +296,34 @@ class TokenOutput:
 
     A watch is read at the position from which the token was predicted. `alternatives` are the likeliest
     (token id, logprob) pairs; logprobs are of the model's own distribution, before sampling changes it.
+    moves: ‖Δx‖/‖x‖ at that position at each of `moving_sites`, where the request asks for it.
     """
 
     token_id: int
     logprob: float | None = None
     alternatives: tuple[tuple[int, float], ...] = ()
     watched: tuple[Watched, ...] = ()
+    moves: tuple[float, ...] = ()
+
+
+class WatchedPrompt(NamedTuple):
+    """A watch at every token of a prompt, each at its own position; see Watched. set_to: empty for none."""
+
+    before: tuple[float, ...]
+    after: tuple[float, ...]
+    set_to: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PromptRead:
+    """What was read at every token of the prompt, with what the request gives of the answer.
+
+    Told once, where the request asks for it, before the first Delta. watched: an entry for each watch, in the
+    order of TokenOutput.watched; moves: ‖Δx‖/‖x‖ of every token for each of `moving_sites`, if asked for.
+    """
+
+    watched: tuple[WatchedPrompt, ...] = ()
+    moves: tuple[tuple[float, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -411,7 +455,7 @@ class RequestFailed:
 
 #: How a request ended: its last event.
 Closing = RequestFinished | RequestFailed
-Event = Delta | SequenceFinished | Closing
+Event = PromptRead | Delta | SequenceFinished | Closing
 #: Takes a request's events, in order; runs on the engine's thread and must not block.
 Sink = Callable[[list[Event]], None]
 #: Told how far a stage of a start has come: its name, what is done, out of how much (0: not known).
@@ -577,8 +621,9 @@ class Engine(Protocol):
     or EngineStoppedError, and another EngineError for what fits none of them. It is that request's alone.
 
     Events: a sink gets lists that are not empty. Of each sequence Deltas come in the order of its tokens, and
-    then one SequenceFinished, unless an error cut it off; those of several sequences are mixed. Last comes
-    one RequestFinished or RequestFailed, whatever happens, with the receipt of all that was done, and nothing
+    then one SequenceFinished, unless an error cut it off; those of several sequences are mixed. Right before
+    the first Delta, in one list with it, comes a PromptRead where it is asked for. Last comes one
+    RequestFinished or RequestFailed, whatever happens, with the receipt of all that was done, and nothing
     after it; from then on the request's id is free again. The first events may come before `submit` returns.
     A sink that raises has its request cancelled.
 

@@ -12,6 +12,7 @@ from saegis_server.engine.api import (
     NonFiniteLogitsError,
     SamplingParams,
     Score,
+    SiteReceipt,
     SteeringDivergedError,
 )
 from saegis_server.steering import rows
@@ -85,6 +86,10 @@ def test_random_edits_score_what_hooks_score(serving: Serving) -> None:
             agrees(engine.score(tokens, program).result(30), tokens, steered, plain)
 
 
+def _without_norms(site: SiteReceipt) -> SiteReceipt:
+    return replace(site, largest_relative_norm=0.0, mean_relative_norm=0.0)
+
+
 def test_a_score_is_what_a_request_of_the_same_program_is_told(serving: Serving) -> None:
     """Of one token more than the prompt: its logprob, and the receipt of those before it."""
     told = SamplingParams(temperature=0.0, max_tokens=1, ignore_eos=True, logprobs=0)
@@ -99,9 +104,8 @@ def test_a_score_is_what_a_request_of_the_same_program_is_told(serving: Serving)
             for name in ("largest_relative_norm", "mean_relative_norm"):
                 norms = [getattr(site, name) for site in wanted.sites]
                 assert [getattr(site, name) for site in receipt.sites] == pytest.approx(norms, rel=1e-4)
-            apart = {"largest_relative_norm": 0.0, "mean_relative_norm": 0.0}
-            assert [replace(site, **apart) for site in receipt.sites] == [
-                replace(site, **apart) for site in wanted.sites
+            assert [_without_norms(site) for site in receipt.sites] == [
+                _without_norms(site) for site in wanted.sites
             ]
             assert (receipt.program_digest, receipt.steered) == (program.digest, True)
             assert max(site.tokens_edited for site in receipt.sites) == len(prompt)

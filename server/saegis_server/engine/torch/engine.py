@@ -389,7 +389,9 @@ class TorchEngine:
         """
         tokens, finite = output.tokens.tolist(), output.finite.tolist()
         watching = any(sequence.running.watches for sequence in sequences)
-        watched = output.watched.tolist() if watching else None
+        watched = output.watched[:, :, -1].tolist() if watching else None
+        moving = any(sequence.running.moving for sequence in sequences)
+        moved = output.moved[:, :, -1].tolist() if moving else []
         self._rate.add(len(sequences))
         undecodable: list[Running] = []
         for row, sequence in enumerate(sequences):
@@ -398,7 +400,8 @@ class TorchEngine:
             logprobs = None if output.logprobs is None else output.logprobs[row]
             readings = None if watched is None else self._readings(sequence, row, watched)
             try:
-                sequence.take(tokens[row], logprobs, readings)
+                moves = tuple(moved[self.sites.index(site)][row] for site in sequence.running.moving)
+                sequence.take(tokens[row], logprobs, readings, moves)
             except Exception:
                 _LOG.exception("request %s is dropped: no text", sequence.running.request.request_id)
                 undecodable.append(sequence.running)

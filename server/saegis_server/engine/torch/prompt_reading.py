@@ -50,9 +50,13 @@ class PromptReading:
         chunk = list(sequence.prompt[start : min(start + self._chunk, end)])
         whole = start + len(chunk) == len(sequence.prompt)
         output, ending = self._run(sequence, chunk, whole), None
+        if sequence.running.reads_prompt:
+            sequence.add_prompt_read(self._step.sites, output.watched[:, 0], output.moved[:, 0])
         sequence.read += len(chunk)
         if bool(output.finite[0]):
             ending = self._guarding.after_chunk(sequence, output)
+            if sequence.read == 0:
+                sequence.prompt_read.clear()
             whole = whole and sequence.read > 0
         ended = whole or ending is not None or not bool(output.finite[0])
         return Progress(output if ended else None, ending, len(chunk))

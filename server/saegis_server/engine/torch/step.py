@@ -64,8 +64,9 @@ class StepOutput(NamedTuple):
     """What a step gives for B rows (one in prefill).
 
     tokens int64 [B]; finite bool [B], whether all logits are; logits float32 [B, V]; logprobs float32 [B, V]
-    of the model's own distribution, if the sampler ran; watched float32 [sites, B, watches, 2], before and
-    after steering at the last position; outcome int64 [B], what conditions come to, see Outcome.
+    of the model's own distribution, if the sampler ran; watched float32 [sites, B, Q, watches, 2], before and
+    after steering at each of the Q tokens; moved float32 [sites, B, Q], ‖x' − x‖/‖x‖ there; outcome int64
+    [B], what conditions come to, see Outcome.
     """
 
     tokens: Tensor
@@ -73,6 +74,7 @@ class StepOutput(NamedTuple):
     logits: Tensor
     logprobs: Tensor | None
     watched: Tensor
+    moved: Tensor
     outcome: Tensor
 
 
@@ -184,6 +186,8 @@ class Step:
         )
         self.slots.writes((slot,), start + len(tokens))
         output = self._ended(self._prefill, _varying(chunk, 1), numbers, *self._carriers(extent))
+        given = len(tokens)
+        output = output._replace(watched=output.watched[:, :, :given], moved=output.moved[:, :, :given])
         if not sampled:
             return output
         # Beside an idle row: a batch of one would be another program.
@@ -379,7 +383,7 @@ class Step:
         counts; None for all.
         """
         readings = [self.context.readings[site] for site in self.sites]
-        watched = logits.new_zeros(0, logits.shape[0], SMALLEST, 2)
+        watched, moved = logits.new_zeros(0, *given.shape, SMALLEST, 2), logits.new_zeros(0, *given.shape)
         outcome, finite = torch.zeros_like(given[:, 0], dtype=torch.int64), torch.isfinite(logits).all(-1)
         if readings:
             counted, outcome = self._settle(given, finite, slot, extent)
@@ -387,10 +391,10 @@ class Step:
             self._count_groups([reading.acted for reading in readings], counted, slot, extent)
             self._count_observed(readings, counted if observed is None else counted & observed, slot)
             both = [torch.stack((reading.watched_before, reading.watched_after), -1) for reading in readings]
-            every = torch.stack(both).reshape(len(both), *given.shape, -1, 2)
-            last = slice(0, 1) if slot is None else (given.sum(-1) - 1).clamp(min=0)
-            watched = every[:, :, last][:, :, 0]
-        return StepOutput(logits.argmax(-1), finite, logits, None, watched, outcome)
+            watched = torch.stack(both).reshape(len(both), *given.shape, -1, 2)
+            moves = torch.stack([reading.relative_norm for reading in readings])
+            moved = moves.reshape(len(both), *given.shape)
+        return StepOutput(logits.argmax(-1), finite, logits, None, watched, moved, outcome)
 
     def _settle(
         self, given: Tensor, finite: Tensor, slot: Tensor | None, extent: Extent

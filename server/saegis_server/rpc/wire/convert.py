@@ -14,6 +14,7 @@ from saegis_server.engine.api import (
     Delta,
     Event,
     FinishReason,
+    PromptRead,
     Receipt,
     SequenceFinished,
     Timings,
@@ -31,6 +32,7 @@ from saegis_server.problem import Problem
 from saegis_server.rpc.services.account import EditAccount, RuleAccount, TargetAccount
 from saegis_server.rpc.services.run import Run
 from saegis_server.sae.catalog import FoundFeature
+from saegis_server.steering.site import Site
 
 _FINISH_REASONS: Mapping[FinishReason, generation_pb2.FinishReason] = {
     FinishReason.STOP: generation_pb2.FINISH_REASON_STOP,
@@ -50,20 +52,24 @@ def message(kind: type[Made], source: object, **overrides: Any) -> Made:
 
 @dataclass(frozen=True, slots=True)
 class TokenDetails:
-    """Which details of its tokens a request asks for: log probabilities, and the places of its watches."""
+    """Which details of its tokens a request asks for: log probabilities, the places of its watches, and the
+    sites of which it is told how far tokens are moved."""
 
     logprobs: bool = False
     watches: tuple[int, ...] = ()
+    moves: tuple[Site, ...] = ()
 
 
 @dataclass(slots=True)
 class Piece:
-    """New text and tokens of one sequence, and its closing event if it has ended."""
+    """New text and tokens of one sequence, its closing event if it has ended, and what was read of the prompt
+    if that comes with it."""
 
     index: int
     text: str = ""
     tokens: list[TokenOutput] = field(default_factory=list)
     finished: SequenceFinished | None = None
+    prompt: PromptRead | None = None
 
     def add(self, event: Delta | SequenceFinished) -> None:
         """Take one more event of the sequence."""
@@ -77,10 +83,32 @@ class Piece:
 def pieces(events: Iterable[Event]) -> dict[int, Piece]:
     """The events of each sequence gathered into one piece, by index."""
     by_index: dict[int, Piece] = {}
+    prompt: PromptRead | None = None
     for event in events:
-        if isinstance(event, Delta | SequenceFinished):
-            by_index.setdefault(event.index, Piece(event.index)).add(event)
+        if isinstance(event, PromptRead):
+            prompt = event
+        elif isinstance(event, Delta | SequenceFinished):
+            piece = by_index.setdefault(event.index, Piece(event.index))
+            piece.prompt, prompt = piece.prompt or prompt, None
+            piece.add(event)
     return by_index
+
+
+def prompt_readings(piece: Piece, details: TokenDetails) -> dict[str, Any]:
+    """What was read of the prompt before a piece, as fields of a message."""
+    if piece.prompt is None:
+        return {}
+    watched = [
+        generation_pb2.WatchedActivations(
+            watch=place, before=values.before, after=values.after, set_to=values.set_to
+        )
+        for place, values in zip(details.watches, piece.prompt.watched, strict=True)
+    ]
+    moves = [
+        generation_pb2.SiteMoves(site=str(site), relative_norms=norms)
+        for site, norms in zip(details.moves, piece.prompt.moves, strict=True)
+    ]
+    return {"prompt_watched": sorted(watched, key=lambda entry: entry.watch), "prompt_moves": moves}
 
 
 def chunk(piece: Piece, details: TokenDetails) -> generation_pb2.GenerationChunk:
@@ -91,9 +119,11 @@ def chunk(piece: Piece, details: TokenDetails) -> generation_pb2.GenerationChunk
         token_ids=[token.token_id for token in piece.tokens],
         logprobs=_logprobs(piece.tokens) if details.logprobs else None,
         watched=_watched(piece.tokens, details.watches),
+        moves=_moves(piece.tokens, details.moves),
         finish_reason=_FINISH_REASONS[piece.finished.reason]
         if piece.finished
         else generation_pb2.FINISH_REASON_UNSPECIFIED,
+        **prompt_readings(piece, details),
     )
 
 
@@ -117,6 +147,7 @@ def choice(piece: Piece, details: TokenDetails) -> generation_pb2.Choice:
         token_ids=whole.token_ids,
         logprobs=whole.logprobs if details.logprobs else None,
         watched=whole.watched,
+        moves=whole.moves,
         finish_reason=whole.finish_reason,
         matched_token_id=ended.stop_token if ended else None,
         matched_stop_str=ended.stop_string if ended else None,
@@ -190,6 +221,14 @@ def _logprobs(tokens: Sequence[TokenOutput]) -> generation_pb2.LogProbs:
         token_ids=[token.token_id for token in tokens],
         top_logprobs=top,
     )
+
+
+def _moves(tokens: Sequence[TokenOutput], sites: tuple[Site, ...]) -> list[generation_pb2.SiteMoves]:
+    """One entry for each site."""
+    return [
+        generation_pb2.SiteMoves(site=str(site), relative_norms=[token.moves[place] for token in tokens])
+        for place, site in enumerate(sites)
+    ]
 
 
 def _watched(
