@@ -90,6 +90,8 @@ def rules_table(receipt: Receipt) -> Table:
         table.add_row(*map(Text, (*cells, labels, rule.reason or "not told")))
     if not receipt.rules:
         table.add_row(Text("not told"))
+    elif any(rule.acted or rule.held for rule in receipt.rules):
+        table.caption = "tokens of the prompt + of the completions"
     return table
 
 
@@ -105,14 +107,14 @@ def _held(rule: AppliedRule) -> str:
 
 def fired_table(receipt: Receipt) -> Table:
     """What acted on which feature, by whose wish, and which features of conditions were active: the tokens of
-    the prompt and of the completions. What was counted and never happened is left out."""
+    the prompt and of the completions. What was counted and never happened is only numbered."""
     table = titled(
         "what fired", ("site", "feature", "does", "by", "prompt", "completions"), ("prompt", "completions")
     )
     rows = [(edit.target, edit.operation, "the request") for edit in receipt.edits]
     for rule in receipt.rules:
         rows += [(target, rule.action, rule.name) for target in rule.targets]
-        rows += [(target, "is read", rule.name) for target in rule.readings]
+        rows += [(target, "is active", f"condition of {rule.name}") for target in rule.readings]
     quiet = 0
     for target, does, by in rows:
         tokens = target.tokens
@@ -122,7 +124,7 @@ def fired_table(receipt: Receipt) -> Table:
         counts = ("not counted", "") if tokens is None else (str(tokens.prompt), str(tokens.completion))
         table.add_row(*map(Text, (target.site, _target(target), does, by, *counts)))
     if quiet:
-        table.caption = f"{quiet} more never did"
+        table.caption = f"{quiet} more at no token"
     return table
 
 
