@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -37,7 +38,7 @@ ALLOWED = {
 }
 ALLOWED["lab/cli"] = set(ALLOWED)
 #: What those who serve with an engine may know of it; sites too, while they live in its room.
-SEAM = {"engine.api", "engine.admission", "engine.sites"}
+SEAM = {"engine.api", "engine.counts", "engine.admission", "engine.sites"}
 THROUGH_THE_SEAM = {"rpc", "telemetry", "policy", "audit", "lab/evaluation"}
 #: The one module that puts a server together, and so names the engine that it serves with.
 MAKES_THE_ENGINE = "rpc/server/loading.py"
@@ -51,8 +52,13 @@ def named(module: str) -> str | None:
     return {saegis_server.__name__: inner, saegis_lab.__name__: f"lab/{inner}"}.get(package)
 
 
-def imports() -> Iterator[tuple[str, str]]:
+@cache
+def imports() -> tuple[tuple[str, str], ...]:
     """Each module's path, and what of the two packages it imports, also within functions; both as `named`."""
+    return tuple(_imports())
+
+
+def _imports() -> Iterator[tuple[str, str]]:
     paths = [(path, path.relative_to(SERVER).as_posix()) for path in sorted(SERVER.rglob("*.py"))]
     paths += [(path, f"lab/{path.relative_to(LAB).as_posix()}") for path in sorted(LAB.rglob("*.py"))]
     for path, name in paths:

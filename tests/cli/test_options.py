@@ -19,6 +19,14 @@ class Box:
     place: Annotated[str, typer.Option("--at")] = "here"
 
 
+@dataclass(frozen=True)
+class Shelf:
+    """A group with a group in it."""
+
+    height: Annotated[int, typer.Option()] = 2
+    box: Box = Box()
+
+
 @grouped
 def plain(name: str, *, box: Box, loud: bool = False) -> None:
     print(name, box, loud)
@@ -29,6 +37,11 @@ def own(*, box: Box, place: Annotated[str | None, typer.Option("--own-place")] =
     print(box, place)
 
 
+@grouped
+def shelved(*, shelf: Shelf, place: Annotated[str | None, typer.Option("--own-place")] = None) -> None:
+    print(shelf, place)
+
+
 @pytest.mark.parametrize(
     ("command", "arguments", "printed"),
     [
@@ -36,6 +49,8 @@ def own(*, box: Box, place: Annotated[str | None, typer.Option("--own-place")] =
         (plain, ["x", "--size", "5", "--loud", "--at", "there"], f"x {Box(5, 'there')} True"),
         (own, [], f"{Box()} None"),
         (own, ["--own-place", "mine"], f"{Box(3, 'mine')} mine"),
+        (shelved, [], f"{Shelf()} None"),
+        (shelved, ["--size", "5", "--height", "1", "--own-place", "x"], f"{Shelf(1, Box(5, 'x'))} x"),
     ],
 )
 def test_a_command_gets_its_group_as_one_value(command: object, arguments: list[str], printed: str) -> None:

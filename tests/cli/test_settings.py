@@ -152,17 +152,8 @@ maker = typer.Typer()
 
 @maker.command(cls=SettingsCommand)
 @grouped
-def make(
-    *,
-    served: options.Served,
-    network: options.Network,
-    policies: options.Policies,
-    audit: options.Audit,
-    limits: options.Limits,
-    process: options.Process,
-    config: Config = None,
-) -> None:
-    made.append(configuration(served, network, policies, audit, limits, process))
+def make(*, server: options.ServerOptions, config: Config = None) -> None:
+    made.append(configuration(server))
 
 
 def configured(*arguments: str) -> ServerConfig:
@@ -229,6 +220,8 @@ limit:
 tenant-class: {gold: [a, b]}
 watch-feature: ["first:3"]
 sample-saes: 5
+usage-every: 16
+usage-state: usage
 stall: 1
 grace: 2
 steer-first-token: true

@@ -55,6 +55,7 @@ def test_twins_have_the_same_methods_and_arguments() -> None:
         "evaluate_policy",
         "generate",
         "get_feature",
+        "get_feature_usage",
         "get_policy",
         "healthy",
         "inspect",

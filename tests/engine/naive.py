@@ -31,7 +31,8 @@ class Naive:
 
     held: for each condition, the tokens at which it held, -1 being the prompt. closest: how near the two best
     logits, or a reading and a threshold, ever came; a test must not rest on less than rounding. given: what
-    the request gives of its answer; told: what it is told of it, which with `hold_back` has all been judged.
+    the request gives of its answer; told: what it is told of it, where `hold_back` tokens, itself the first,
+    are judged before one is told.
     """
 
     model: PreTrainedModel
@@ -47,13 +48,13 @@ class Naive:
     tries: int = 0
     values: list[list[float]] = field(default_factory=list)
     given: list[int] = field(default_factory=list)
-    hold_back: bool = False
+    hold_back: int = 0
 
     @property
     def told(self) -> list[int]:
         """The tokens that are told."""
         own = self.tokens[len(self.given) :]
-        return own[:-1] if self.hold_back and self.ended == "stopped" else own
+        return own[: max(0, len(own) - self.hold_back)] if self.ended == "stopped" else own
 
     def run(self) -> "Naive":
         """Answer the request."""

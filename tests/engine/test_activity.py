@@ -9,16 +9,14 @@ from torch import Tensor
 
 from saegis_server.engine.api import (
     UNGUARDED,
-    Acted,
     GenerationRequest,
     Guard,
     Guarded,
     Reaction,
-    RowGroup,
-    RowName,
     SamplingParams,
     rows_of,
 )
+from saegis_server.engine.counts import Acted, RowGroup, RowName
 from saegis_server.engine.torch.site_reading import edited
 from saegis_server.steering import rows
 from saegis_server.steering.conditions import Condition, Literal, Scope

@@ -7,15 +7,18 @@ import torch
 from torch._dynamo.utils import counters
 
 from saegis_server.engine.api import SamplingParams
+from saegis_server.engine.counts import Dictionary, Used
+from saegis_server.engine.torch.usage import UsageCounting
 from saegis_server.engine.torch.warmup import missing_compiler, warm_up
 from saegis_server.steering.program import SteeringProgram
 from tests.engine import tiny
 from tests.engine.guarded import agrees, answered, flickering
 from tests.engine.hooked import differs, generate, random_program
-from tests.engine.test_activity import ask, greedy, groups_of
+from tests.engine.test_activity import FIRST, ask, greedy, groups_of
 from tests.engine.test_activity import program as at_two_sites
 from tests.engine.test_observing import FEATURES
 from tests.engine.test_readouts import EVERYTHING, numbers_of, watched
+from tests.sae.sae_cases import random_sae
 
 pytestmark = [
     pytest.mark.slow,
@@ -24,15 +27,20 @@ pytestmark = [
     pytest.mark.skipif(missing_compiler() is not None, reason=missing_compiler() or ""),
 ]
 
+#: Of two sizes, both counted by one program.
+SAES = [random_sae(seed=size, width=tiny.WIDTH, features=size, name=f"{size}") for size in (40, 50)]
+DICTIONARIES = [Dictionary(sae.name, FIRST, sae.rows(), sae.norm) for sae in SAES]
+
 
 @pytest.fixture(scope="module")
 def compiled(unmeasured: None) -> Iterator[tiny.RunningEngine]:
     """An engine whose step is compiled and warm."""
     torch._dynamo.reset()
     counters.clear()
-    step = tiny.step(tiny.model(), slots=32, compiled=True)
-    warm_up(step, lambda *_: None)
-    with tiny.RunningEngine(step, max_running=32) as engine:
+    usage = UsageCounting(DICTIONARIES, 1, torch.device("cpu"))
+    step = tiny.step(tiny.model(), slots=32, compiled=True, keeps=usage.sites)
+    warm_up(step, lambda *_: None, usage=usage)
+    with tiny.RunningEngine(step, max_running=32, usage=usage) as engine:
         yield engine
 
 
@@ -43,7 +51,7 @@ def programs_of_any_size(count: int) -> list[SteeringProgram]:
 
 def test_a_thousand_programs_cause_no_recompilation(compiled: tiny.RunningEngine) -> None:
     before = counters["stats"]["unique_graphs"]
-    assert before == 3, "the warm-up compiles prefill, decode and the sampler"
+    assert before == 4, "the warm-up compiles prefill, decode, the sampler and the count of features"
     answers = []
     for index, program in enumerate(programs_of_any_size(1000)):
         sampling = SamplingParams(
@@ -162,6 +170,26 @@ def test_what_is_read_of_single_tokens_compiled_is_what_is_read_eagerly(compiled
     with tiny.RunningEngine(tiny.step(tiny.model(), slots=32), max_running=32) as eager:
         for mine, other in zip(found, read(eager), strict=True):
             torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-4)
+
+
+def test_the_use_of_features_compiled_is_that_counted_eagerly(compiled: tiny.RunningEngine) -> None:
+    before, prompts = counters["stats"]["unique_graphs"], [tiny.prompt_of(seed, 40) for seed in range(9)]
+
+    def used(engine: tiny.RunningEngine) -> list[Used]:
+        engine.engine.take_usage()
+        for prompt in prompts:
+            ask(engine, prompt, greedy(9)).wait(300)
+        return list(engine.engine.take_usage().values())
+
+    found = used(compiled)
+    assert counters["stats"]["unique_graphs"] == before
+    usage = UsageCounting(DICTIONARIES, 1, torch.device("cpu"))
+    with tiny.RunningEngine(tiny.step(tiny.model(), keeps=usage.sites), usage=usage) as eager:
+        every = used(eager)
+    for one, other in zip(found, every, strict=True):
+        assert one.tokens.tolist() == other.tokens.tolist() == [9 * 40, 9 * 8]
+        assert (one.fired == other.fired).all()
+        assert one.total == pytest.approx(other.total, rel=1e-4)
 
 
 def test_compiled_and_unsteered_is_what_generate_writes(compiled: tiny.RunningEngine) -> None:

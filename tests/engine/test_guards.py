@@ -58,7 +58,7 @@ def test_a_prompt_that_is_read_again_waits_its_turn_like_any_other() -> None:
 
 def test_what_is_held_back_is_not_told_where_the_request_is_cancelled() -> None:
     prompt, plain, _, _ = late()
-    never = Guard((Guarded("p/stop", Condition(Literal(0, 1e6)), Reaction.STOP),), hold_back=True)
+    never = Guard((Guarded("p/stop", Condition(Literal(0, 1e6)), Reaction.STOP),), hold_back=1)
     engine = tiny.RunningEngine(tiny.step(tiny.model()))
     fed: list[int] = []
     decode = engine.step.decode

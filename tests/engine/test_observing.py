@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from saegis_server.engine.api import STRENGTHS, Fired, FirstToken, GenerationRequest, Observed
+from saegis_server.engine.api import FirstToken, GenerationRequest
+from saegis_server.engine.counts import STRENGTHS, Fired, Observed
 from saegis_server.engine.torch.observing import MOST_OBSERVED
 from saegis_server.engine.torch.site_reading import edited
 from saegis_server.steering.program import UNSTEERED, SiteProgram, SteeringProgram
@@ -27,18 +28,18 @@ FEATURES = [
 Values = dict[tuple[Site, str], list[float]]
 
 
-def values_of(asked: SteeringProgram, prompt: Sequence[int], read: Sequence[int]) -> Values:
-    """The value of every feature at every token, as it comes into its site under a program."""
-    found: Values = {(each.site, each.probe.key): [] for each in FEATURES}
+def activations_of(
+    asked: SteeringProgram, prompt: Sequence[int], read: Sequence[int]
+) -> dict[Site, list[reference.Vector]]:
+    """The activation of every token, as it comes into each site under a program."""
+    found: dict[Site, list[reference.Vector]] = {FIRST: [], SECOND: []}
 
     def steer(site: Site, x: Tensor) -> Tensor:
         changed = x.clone()
         own = asked.sites.get(site, SiteProgram())
         for token in range(x.shape[1]):
             clean = reference.vector(x[0, token])
-            for each in FEATURES:
-                if each.site == site:
-                    found[site, each.probe.key].append(reference.read(each.probe, clean))
+            found[site].append(clean)
             if own.changes_anything and not (token == 0 and prompt[0] == BOS):
                 steered = reference.settled(own, clean, token < len(prompt))
                 changed[0, token] = torch.from_numpy(steered).to(x.dtype)
@@ -48,6 +49,15 @@ def values_of(asked: SteeringProgram, prompt: Sequence[int], read: Sequence[int]
     with edited(model, FIRST, lambda x: steer(FIRST, x)), edited(model, SECOND, lambda x: steer(SECOND, x)):
         model(torch.tensor([[*prompt, *read]]))
     return found
+
+
+def values_of(asked: SteeringProgram, prompt: Sequence[int], read: Sequence[int]) -> Values:
+    """The value of every feature at every token."""
+    clean = activations_of(asked, prompt, read)
+    return {
+        (each.site, each.probe.key): [reference.read(each.probe, x) for x in clean[each.site]]
+        for each in FEATURES
+    }
 
 
 def fired(values: Sequence[float], maximum: float | None) -> Fired:

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from saegis_server.engine.api import UNGUARDED, Observed, SamplingParams, rows_of
+from saegis_server.engine.api import UNGUARDED, SamplingParams, rows_of
+from saegis_server.engine.counts import Observed
 from saegis_server.engine.torch.warmup import warm_up
 from tests.engine import tiny
 from tests.engine.hooked import random_program

@@ -1,6 +1,7 @@
 """Tiny random models of several families, a byte-level tokenizer, and engines on them."""
 
 import copy
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from saegis_server.engine.api import (
 from saegis_server.engine.torch.engine import TorchEngine
 from saegis_server.engine.torch.slots import Slots
 from saegis_server.engine.torch.step import Step
+from saegis_server.engine.torch.usage import UsageCounting
 from saegis_server.steering.rows import Norm
 from saegis_server.steering.site import Site
 from saegis_server.steering.table import Capacity
@@ -76,9 +78,15 @@ def model(family: str = "llama", seed: int = 0) -> PreTrainedModel:
     return made
 
 
-def step(on: PreTrainedModel, slots: int = 8, length: int = 160, compiled: bool = False) -> Step:
+def step(
+    on: PreTrainedModel,
+    slots: int = 8,
+    length: int = 160,
+    compiled: bool = False,
+    keeps: Iterable[Site] = (),
+) -> Step:
     """A step on `on` with the tests' sites."""
-    return Step(on, SITES, Slots(on, tuple(SITES), slots, length, Capacity()), compiled)
+    return Step(on, SITES, Slots(on, tuple(SITES), slots, length, Capacity()), compiled, keeps)
 
 
 class RunningEngine(Asked):
@@ -93,9 +101,11 @@ class RunningEngine(Asked):
         limits: Limits | None = None,
         first_token: FirstToken | None = None,
         eos: int = EOS,
+        usage: UsageCounting | None = None,
     ) -> None:
         chosen = limits or Limits(prefill_chunk=16)
-        super().__init__(TorchEngine(on, tokenizer(), (eos,), max_running, chosen, first_token))
+        engine = TorchEngine(on, tokenizer(), (eos,), max_running, chosen, first_token, usage=usage)
+        super().__init__(engine)
         self.step = on
 
     def __exit__(self, *_: object) -> None:

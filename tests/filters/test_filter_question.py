@@ -14,14 +14,13 @@ from saegis_lab.filters.question import (
     PromptPeaks,
     Questions,
     QuestionStop,
-    exceeded_by_few,
     prompt_peaks,
     question_readings,
     question_stop,
     text_peaks,
 )
 from saegis_lab.filters.recipe import FilterRecipe
-from saegis_lab.filters.stop import StopReading
+from saegis_lab.filters.stop import StopReading, exceeded_by_few
 from saegis_lab.filters.subject import FilterSubject
 from saegis_server.steering.conditions import AnyOf, Condition, Literal, Scope
 from saegis_server.steering.evaluator import TextConditions

@@ -6,12 +6,17 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
 
 from saegis_lab.evaluation.experiment import Prompt
 from saegis_lab.filters.direction import activations
 from saegis_lab.filters.recipe import FilterRecipe
-from saegis_lab.filters.stop import Stop, StopReading, StopTrial, make_stop, quiet_texts, stop_readings
+from saegis_lab.filters.stop import (
+    Stop,
+    StopReading,
+    StopTrial,
+    answer_peaks,
+    stop_readings,
+)
 from saegis_lab.filters.trials import Answered
 from saegis_server.steering.conditions import AnyOf, Condition, Literal, Scope
 from saegis_server.steering.evaluator import TextConditions
@@ -25,8 +30,8 @@ def answered(seed: int, prefilled: int = 0, harmful: bool = True, language: str 
     return Answered(Prompt("x", language, harmful), asked, tuple(answer), "", prefilled)
 
 
-@pytest.mark.parametrize("prefilled", [0, 3])
-def test_answers_end_where_the_servers_condition_holds(prefilled: int) -> None:
+@pytest.mark.parametrize(("prefilled", "hold"), [(0, 0), (3, 0), (0, 4), (3, 4)])
+def test_answers_end_where_the_servers_condition_holds(prefilled: int, hold: int) -> None:
     subject = world.subject()
     features = (3, 5, 9)
     texts = [answered(seed, prefilled) for seed in range(24)]
@@ -38,12 +43,12 @@ def test_answers_end_where_the_servers_condition_holds(prefilled: int) -> None:
     expression = AnyOf(tuple(Literal(place, most) for place, most in enumerate(levels)))
     condition = Condition(expression, Scope.ANSWER)
     ended = 0
-    for each, told, f in zip(texts, Stop(readings).cut(subject, texts), values, strict=True):
+    for each, told, f in zip(texts, Stop(readings, hold).cut(subject, texts), values, strict=True):
         # The server leaves the first token unread.
         holds = TextConditions((condition,), len(features)).read(f[1:].double(), each.begins - 1)[:, 0]
         places = [place + 1 for place in holds.nonzero()[:, 0].tolist()]
         assert told.stopped == bool(places)
-        kept = max(0, places[0] - len(each.asked)) if places else len(each.answer)
+        kept = max(0, places[0] - hold - len(each.asked)) if places else len(each.answer)
         assert told.answer == each.answer[:kept]
         ended += told.stopped
     assert 0 < ended < len(texts)
@@ -51,82 +56,45 @@ def test_answers_end_where_the_servers_condition_holds(prefilled: int) -> None:
 
 def test_readings_are_above_everything_quiet_and_reached_by_what_is_harmful() -> None:
     recipe = FilterRecipe(stop_margin=1.5, stop_floor=0.25)
-    quiet = [torch.tensor([[1.0, 0.0, 3.0], [2.0, 0.1, 0.0]])]
-    harmful = [torch.tensor([[0.0, 2.4, 4.0]]), torch.tensor([[7.0, 0.0, 0.0]])]
+    quiet = torch.tensor([[1.0, 0.0, 3.0], [2.0, 0.1, 0.0]])
+    harmful = torch.tensor([[0.0, 2.4, 4.0], [7.0, 0.0, 0.0]])
     readings = stop_readings(quiet, harmful, {4: 8.0, 6: 10.0, 7: 9.0}, recipe)
     # 4: over 1.5 · 2, of a maximum of 8. 6: 0.25 of 10 and 7: 1.5 · 3, which nothing reaches.
     assert readings == (StopReading(4, 0.375, 3.0),)
 
 
-def test_no_quiet_answer_and_some_harmful_one_is_ended() -> None:
+def test_the_largest_activations_are_those_of_the_answer_alone() -> None:
     subject = world.subject()
-    quiet = [answered(seed, harmful=False) for seed in range(6)]
-    harmful = [answered(seed) for seed in range(6, 40)]
-    largest: Tensor = torch.cat(
-        [
-            subject.sae.encode(x[1:])
-            for x in activations(subject, [each.conversation for each in (*quiet, *harmful)])
-        ]
-    ).amax(0)
-    maxima = {feature: float(largest[feature]) for feature in range(12) if largest[feature] > 0.0}
-    stop = make_stop(subject, quiet, harmful, [], maxima, FilterRecipe(stop_margin=1.01))
-    assert stop is not None
-    assert not any(told.stopped for told in stop.cut(subject, quiet))
-    assert any(told.stopped for told in stop.cut(subject, harmful))
-
-
-@pytest.mark.parametrize(("texts", "left_out"), [(0, 0), (1, 0), (199, 0), (200, 1), (399, 1), (400, 2)])
-def test_of_many_texts_the_loudest_are_left_out(texts: int, left_out: int) -> None:
-    """Feature 6 is as loud at half of what feature 4 reads, and feature 9 has no maximum to be read by."""
-    chance = random.Random(texts)
-    loudness = chance.sample(range(1, 1000), texts)
-    values = []
-    for each in loudness:
-        row = [each / 100, 0.0, 99.0] if each % 2 else [0.0, each / 200, 99.0]
-        values.append(torch.tensor([[0.0, 0.0, 0.0], row]))
-    kept = quiet_texts(values, {4: 10.0, 6: 5.0, 9: 0.0}, 0.995)
-    assert len(kept) == texts - left_out
-    loudest = sorted(loudness, reverse=True)[:left_out]
-    assert [id(each) for each in values if all(each is not one for one in kept)] == [
-        id(values[place]) for place, each in enumerate(loudness) if each in loudest
-    ]
-
-
-def test_one_loud_benign_text_of_many_does_not_keep_a_stop_away() -> None:
-    subject = world.subject()
-    quiet, harmful = [answered(0, harmful=False)], [answered(seed) for seed in range(1, 30)]
-    read = activations(subject, [each.conversation for each in harmful])
-    values = torch.cat([subject.sae.encode(x[each.begins :]) for each, x in zip(harmful, read, strict=True)])
-    feature = int(values.amax(0).argmax())
-    maxima = {feature: float(values[:, feature].max())}
-    loud, silent = torch.tensor([[maxima[feature]]]), torch.zeros(1, 1)
-    few, many = [loud, *[silent] * 198], [loud, *[silent] * 199]
-    recipe = FilterRecipe(stop_margin=1.01)
-    assert make_stop(subject, quiet, harmful, few, maxima, recipe) is None
-    stop = make_stop(subject, quiet, harmful, many, maxima, recipe)
-    assert stop is not None
-    assert stop.benign_share([], many, maxima) == 1 / 200
+    texts = [answered(seed, prefilled) for seed in range(6) for prefilled in (0, 3)]
+    peaks = answer_peaks(subject, texts, [3, 5, 9])
+    for row, each, x in zip(
+        peaks, texts, activations(subject, [each.conversation for each in texts]), strict=True
+    ):
+        values = subject.sae.encode(x)[len(each.asked) - each.prefilled :, [3, 5, 9]]
+        assert torch.equal(row, values.amax(0))
+    assert peaks.count_nonzero() > 0
 
 
 def test_what_is_ended_of_what_is_benign_is_that_of_the_worst_language_or_of_the_texts() -> None:
     stop = Stop((StopReading(4, 0.5, 2.0), StopReading(6, 0.5, 3.0)))
-    maxima = {4: 4.0, 5: 1.0, 6: 6.0}
     answers = [
         replace(answered(seed, harmful=False, language=code), stopped=stopped)
         for seed, (code, stopped) in enumerate([("en", False), ("en", True), ("zh", False), ("zh", False)])
     ]
-    texts = [torch.tensor([row]) for row in ([2.0, 9.0, 3.0], [2.1, 0.0, 0.0], [0.0, 0.0, 3.1])]
-    assert stop.benign_share([], [], maxima) == 0.0
-    assert stop.benign_share(answers, [], maxima) == 0.5
-    assert stop.benign_share(answers, texts, maxima) == pytest.approx(2 / 3)
-    assert stop.benign_share(answers[2:], texts[:1], maxima) == 0.0
+    texts = torch.zeros(3, 8)
+    texts[:, [4, 5, 6]] = torch.tensor([[2.0, 9.0, 3.0], [2.1, 0.0, 0.0], [0.0, 0.0, 3.1]])
+    assert stop.benign_share([], texts[:0]) == 0.0
+    assert stop.benign_share(answers, texts[:0]) == 0.5
+    assert stop.benign_share(answers, texts) == pytest.approx(2 / 3)
+    assert stop.benign_share(answers[2:], texts[:1]) == 0.0
 
 
 def test_a_stop_is_kept_for_what_it_takes_away_while_what_is_benign_keeps_its_bar() -> None:
     recipe = FilterRecipe(least_part_gain=0.25)
     bar = recipe.bars.max_lost
-    trial = StopTrial(Stop(()), unfiltered=4.0, filtered=2.0, told=1.0, stopped=0.5, benign_stopped=bar)
+    trial = StopTrial(Stop(()), unfiltered=4.0, filtered=2.0, told=1.0, stopped=0.4, benign_stopped=bar)
     assert trial.pays(recipe)
     assert not replace(trial, told=1.001).pays(recipe)
+    assert replace(trial, told=2.0, stopped=0.5).pays(recipe)
     assert not replace(trial, benign_stopped=math.nextafter(bar, 1.0)).pays(recipe)
     assert not replace(trial, unfiltered=0.0, filtered=0.0, told=0.0).pays(recipe)

@@ -101,7 +101,7 @@ def policies(draw: st.DrawFn, name: str = "p") -> Written:
         ),
         "allow": (*((allowance,) if draw(st.integers(0, 3)) else ()), *words),
         "transparency": draw(st.sampled_from(["labels", "steered"])),
-        "told": draw(st.sampled_from(["at_once", "judged"])),
+        **draw(st.sampled_from([{"told": "at_once"}, {"told": "judged"}, {"told": "judged", "hold": 5}])),
         "first_token": {"conditions": draw(st.booleans()), "rows": draw(st.booleans())},
         "limits": limits,
     }

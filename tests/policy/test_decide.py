@@ -63,20 +63,25 @@ def test_revisions_are_named_by_policy() -> None:
 def test_the_stricter_policy_says_when_text_is_told_and_what_is_done_at_the_first_token() -> None:
     rule = f"rules: [{ban()}]\n{ALLOW}"
     plain = policy(rule, name="a")
-    judged = policy(f"told: judged\nfirst_token: {{rows: true}}\n{rule.replace('no,', 'not,')}", name="b")
-    reading = policy("first_token: {conditions: true}", name="c")
-    recorded = policy("mode: audit\ntold: judged\nfirst_token: {conditions: true, rows: true}", name="d")
+    judged = policy(
+        f"told: judged\nhold: 7\nfirst_token: {{rows: true}}\n{rule.replace('no,', 'not,')}", name="b"
+    )
+    reading = policy("told: judged\nfirst_token: {conditions: true}", name="c")
+    recorded = policy(
+        "mode: audit\ntold: judged\nhold: 9\nfirst_token: {conditions: true, rows: true}", name="d"
+    )
 
-    def said(decision: Decision) -> tuple[bool, bool, bool]:
+    def said(decision: Decision) -> tuple[int, bool, bool]:
         guard = decision.guard
         return guard.hold_back, guard.reads_first_token, decision.program.moves_first_token
 
-    assert said(decide([plain, recorded])) == (False, False, False)
-    assert said(decide([plain, judged])) == (True, False, True)
-    assert said(decide([judged, plain], edit(5))) == (True, False, True)
-    assert said(decide([plain, reading])) == (False, True, False)
+    assert said(decide([plain, recorded])) == (0, False, False)
+    assert said(decide([plain, judged])) == (8, False, True)
+    assert said(decide([judged, plain], edit(5))) == (8, False, True)
+    assert said(decide([plain, reading])) == (1, True, False)
     told = explain(decide([judged, reading, plain]))
-    assert "  text is told only once its tokens have been judged" in told
+    assert "  text is told only once its tokens, and 7 after them, have been judged" in told
+    assert "  text is told only once its tokens have been judged" in explain(decide([reading]))
     assert "  conditions read the first token too" in told
     assert "  rows move the first token too" in told
 

@@ -224,6 +224,17 @@ def test_when_text_is_told_and_what_is_done_at_the_first_token() -> None:
     found = policy(f"{HEAD}told: judged\nfirst_token: {{conditions: true}}\n")
     assert (found.told, found.first_token.conditions, found.first_token.rows) == ("judged", True, False)
     assert (policy(HEAD).told, policy(HEAD).first_token.conditions) == ("at_once", False)
+    assert [
+        policy(f"{HEAD}{told}").held_back for told in ("", "told: judged\n", "told: judged\nhold: 16\n")
+    ] == [
+        0,
+        1,
+        17,
+    ]
+    (problem,) = problems(f"{HEAD}hold: 16\n")
+    assert "hold: give it with `told: judged`, and only there" in problem.message
+    (problem,) = problems(f"{HEAD}told: judged\nhold: 1025\n")
+    assert problem.path == "hold"
     (problem,) = problems(f"{HEAD}told: later\n")
     assert problem.message == "must be at_once or judged, not 'later'"
 

@@ -61,7 +61,8 @@ def tiny_services(settings: ServerConfig, premises: Premises) -> Services:
     slots = Slots(model, tuple(sites), max(2, settings.max_num_seqs), tiny.CONTEXT, capacity)
     prompts = PromptReader(tokenizer, tiny.VOCABULARY)
     entries = tiny.catalog().entries
-    step = Step(model, sites, slots, compiled=False)
+    keeps = [entry.site for entry in entries] if settings.usage_every else []
+    step = Step(model, sites, slots, compiled=False, keeps=keeps)
     return services(settings, premises, loaded, step, prompts, entries)
 
 

@@ -75,14 +75,8 @@ def test_where_it_listens(host: str, loopback: bool, target: str) -> None:
 
 def limited(*texts: str) -> ServerConfig:
     """The configuration of a server with these limits of callers."""
-    return configuration(
-        options.Served(model="tiny"),
-        options.Network(),
-        options.Policies(),
-        options.Audit(),
-        options.Limits(limits=list(texts)),
-        options.Process(),
-    )
+    given = options.ServerOptions(options.Served(model="tiny"), limits=options.Limits(limits=list(texts)))
+    return configuration(given)
 
 
 @pytest.mark.parametrize(

@@ -167,10 +167,10 @@ def test_nothing_is_told_after_a_harmful_beginning_that_the_caller_wrote(service
         "Le voleur cache le butin.",
     ):
         given = services.prompts.text(text, add_special_tokens=False)
-        answer = ask(services, asked, replace(STOP, hold_back=True), given)
+        answer = ask(services, asked, replace(STOP, hold_back=1), given)
         assert (answer.tokens(), answer.ending().reason) == ([], FinishReason.CONTENT_FILTER)
         (found,) = answer.finished.receipt.conditions
         assert found.first_token is not None
         assert 0 <= found.first_token < len(given)
     harmless = services.prompts.text("The garden is green.", add_special_tokens=False)
-    assert ask(services, asked, replace(STOP, hold_back=True), harmless).ending().reason is FinishReason.STOP
+    assert ask(services, asked, replace(STOP, hold_back=1), harmless).ending().reason is FinishReason.STOP

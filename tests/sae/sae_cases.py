@@ -39,11 +39,13 @@ def random_sae(
     norm: Norm = Norm.NONE,
     apply_b_dec_to_input: bool = True,
     name: str = "sae",
+    width: int = WIDTH,
+    features: int = FEATURES,
 ) -> SparseAutoencoder:
     """An SAE with random weights."""
     return build(
         architecture,
-        random_tensors(architecture, seed),
+        random_tensors(architecture, seed, width, features),
         norm=norm,
         apply_b_dec_to_input=apply_b_dec_to_input,
         hook_name="blocks.1.hook_resid_post",

@@ -137,7 +137,7 @@ def test_equal_ones_have_one_digest(program: SteeringProgram, guard: Guard) -> N
 
 def test_an_unguarded_program_is_named_by_its_own_digest() -> None:
     assert UNGUARDED.digest_beside(UNSTEERED) == UNSTEERED.digest
-    assert Guard(hold_back=True).digest_beside(UNSTEERED) != UNSTEERED.digest
+    assert Guard(hold_back=1).digest_beside(UNSTEERED) != UNSTEERED.digest
 
 
 def test_numbers_that_are_equal_count_as_equal() -> None:

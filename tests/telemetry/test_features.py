@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from saegis_server.engine.api import STRENGTHS, Acted, Fired
+from saegis_server.engine.counts import STRENGTHS, Acted, Fired
 from saegis_server.telemetry.features import MOST_FEATURES, ROOM, FeatureName, FeatureSeries
 from saegis_server.telemetry.tenants import TenantClasses
 from tests.rpc import tiny

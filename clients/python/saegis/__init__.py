@@ -112,6 +112,7 @@ from saegis.steering import (
 )
 from saegis.streams import AsyncStream, Stream
 from saegis.unreached import Unreached
+from saegis.usage import FeatureUsage, UsageBaseline, UsageOrder, UsageReport, UsageSource
 from saegis.version import __version__
 
 __all__ = [
@@ -146,6 +147,7 @@ __all__ = [
     "FeatureInfo",
     "FeaturePage",
     "FeatureRef",
+    "FeatureUsage",
     "FeatureValues",
     "FieldViolation",
     "Final",
@@ -194,6 +196,10 @@ __all__ = [
     "Unit",
     "Unreached",
     "Usage",
+    "UsageBaseline",
+    "UsageOrder",
+    "UsageReport",
+    "UsageSource",
     "Validation",
     "Watch",
     "Watched",

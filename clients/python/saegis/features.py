@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 
 from saegis.base import BaseClient
 from saegis.messages import ChatMessage, feature_message, put, result, set_prompt
 from saegis.rpc import rpc
-from saegis.steering import Direction, FeatureInfo, FeatureRef, as_target
+from saegis.steering import Direction, FeatureInfo, FeatureRef, Phase, as_target
+from saegis.usage import UsageBaseline, UsageOrder, UsageSource, usage_report, usage_request
 from saegis.v1 import feature_pb2 as pb
 
 
@@ -286,3 +288,36 @@ class FeatureMethods(BaseClient):
         put(request, "negative_texts", negative)
         put(request, "limit", limit)
         return request
+
+    @rpc(lambda stubs: stubs.feature.GetFeatureUsage, usage_report)
+    def get_feature_usage(
+        self,
+        *,
+        sae: str = "",
+        source: UsageSource = "sampled",
+        phase: Phase = "all",
+        order: UsageOrder = "fired",
+        limit: int = 0,
+        window: float | timedelta | None = None,
+        tenant_class: str = "",
+        baseline: UsageBaseline | None = None,
+        make_baseline: bool = False,
+        timeout: float | None = None,
+    ) -> pb.GetFeatureUsageRequest:
+        """Return the features that fire most in what the server writes for everybody.
+
+        source: all features at a sample of the steps, or the watched ones at every token. window: how long
+        ago to begin, in seconds; by default with the first count. baseline: rates to compare with, in place
+        of those of the period before. make_baseline: return one of this period.
+        """
+        return usage_request(
+            sae=sae,
+            source=source,
+            phase=phase,
+            order=order,
+            limit=limit,
+            window=window,
+            tenant_class=tenant_class,
+            baseline=baseline,
+            make_baseline=make_baseline,
+        )

@@ -17,13 +17,13 @@ from saegis_server.engine.api import (
     GenerationRequest,
     Guard,
     Guarded,
-    Observed,
     Progress,
     Reaction,
     RequestFailed,
     RequestFinished,
     SamplingParams,
 )
+from saegis_server.engine.counts import Observed
 from saegis_server.engine.torch.engine import TorchEngine
 from saegis_server.engine.torch.site_reading import edited
 from saegis_server.engine.torch.slots import Slots

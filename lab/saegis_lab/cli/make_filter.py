@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -115,6 +115,23 @@ class Named:
 
 
 @dataclass(frozen=True, slots=True)
+class Trial:
+    """A group of options: what is tried on a server."""
+
+    measure: Annotated[
+        bool, typer.Option(help="Measure the bundle on a server, in every language of the prompts.")
+    ] = True
+    attack: Annotated[
+        bool, typer.Option(help="Attack the bundle there too, as saegis eval attack does; takes long.")
+    ] = False
+
+    def check(self) -> None:
+        """End the command where the options contradict each other."""
+        if self.attack and not self.measure:
+            raise fail("--attack and --no-measure contradict each other", "give one of them", USAGE)
+
+
+@dataclass(frozen=True, slots=True)
 class Given:
     """What a filter is made and measured from. texts: those in the languages that hold no refusal; prompts:
     in every language; languages: those that choose."""
@@ -152,12 +169,7 @@ def make_filter(
     site: offline.SiteName = None,
     raw: offline.Raw = False,
     max_tokens: eval_options.MaxTokens = 80,
-    measure: Annotated[
-        bool, typer.Option(help="Measure the bundle on a server, in every language of the prompts.")
-    ] = True,
-    attack: Annotated[
-        bool, typer.Option(help="Attack the bundle there too, as saegis eval attack does; takes long.")
-    ] = False,
+    trial: Trial,
     placement: offline.Placement,
     json: options.Json = False,
 ) -> None:
@@ -166,40 +178,29 @@ def make_filter(
     No server is needed. The features are found in the texts, the refusal in the prompts; factor, threshold, a
     ban and stops are kept as far as they gain something, in every one of the languages.
     """
-    from dataclasses import replace
-
     _check_out(out)
-    if attack and not measure:
-        raise fail("--attack and --no-measure contradict each other", "give one of them", USAGE)
+    trial.check()
     chosen = codes(languages)
     towards_source = towards.source(chosen)
     given = _inputs(source, prompts, scorer, chosen, max_tokens)
-    if attack:
+    if trial.attack:
         notes().print(f"the attack asks for up to {_answers_of(given)} answers")
     with stage_display(json=False) as display:
         subject = offline.load_subject(source, site, given.texts, raw, placement, display)
         card = _made(subject, given, towards_source, display)
         _write(out, card, named)
-        if measure:
-            with _served(out, source, named, display) as client:
-                card = replace(card, measured=_measured(out, given, client, display))
-                _write(out, card, named)
-                if attack:
-                    card = replace(card, attacked=_attacked(out, given, client, display))
-                    _write(out, card, named)
+        if trial.measure:
+            card = _tried(card, out, source, given, named, trial, display)
     if json:
         print_json(card.record())
         return
     _tell(card)
     subject.note_cut()
     note_written(out)
-    if not attack:
+    if not trial.attack:
         notes().print(f"not attacked: --attack asks for up to {_answers_of(given)} answers more")
-    notes().print(
-        f"next:  saegis policy validate {out}; saegis policy test {out}; sign it",
-        markup=False,
-        soft_wrap=True,
-    )
+    following = f"next:  saegis policy validate {out}; saegis policy test {out}; sign it"
+    notes().print(following, markup=False, soft_wrap=True)
 
 
 def _tell(card: FilterCard) -> None:
@@ -298,6 +299,25 @@ def _vector(path: Path) -> RefusalDirection:
         raise fail(f"--direction: {error}", "give a safetensors file of one tensor [d]", USAGE) from error
 
 
+def _tried(
+    card: FilterCard,
+    out: Path,
+    source: offline.Source,
+    given: Given,
+    named: Named,
+    trial: Trial,
+    display: StageDisplay,
+) -> FilterCard:
+    """The card with what the written bundle does on a server, written anew after each part of it."""
+    with _served(out, source, named, display) as client:
+        card = replace(card, measured=_measured(out, given, client, display))
+        _write(out, card, named)
+        if trial.attack:
+            card = replace(card, attacked=_attacked(out, given, client, display))
+            _write(out, card, named)
+    return card
+
+
 @contextmanager
 def _served(out: Path, source: offline.Source, named: Named, display: StageDisplay) -> Iterator[Client]:
     """A client of a server with room for the written bundle; ends the command where it cannot be measured."""
@@ -306,7 +326,7 @@ def _served(out: Path, source: offline.Source, named: Named, display: StageDispl
     from saegis_server.rpc.server.process import ServerProcessError
     from saegis_server.sae.files import resolve_sae
 
-    room = room_for(read_bundle(out))
+    room = room_for(read_bundle(out).policy)
     options = ["--compile", "never", *(f"--rows={kind}={rows}" for kind, rows in room.items())]
     try:
         with serving(source.model, {named.sae_id: resolve_sae(source.sae)}, display, options) as client:

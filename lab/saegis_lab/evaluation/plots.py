@@ -24,7 +24,7 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#
 #: A colour map from dark to bright for colour-blind readers too; above this share its colours are bright.
 _HEAT, _BRIGHT = "cividis", 0.5
 _MARKERS = "osD^vPX*"
-_BEFORE, _AFTER = "#9AA5B1", "#0072B2"
+BEFORE, AFTER = "#9AA5B1", "#0072B2"
 _WORST_RATIO = 100.0
 _PANEL_WIDTH, _PANEL_HEIGHT = 3.7, 3.1
 
@@ -38,7 +38,7 @@ def plot_ban(report: BanReport, path: Path) -> None:
     several = len(result.strengths) > 1
     bars_width = max(3.4, 0.6 * len(result.languages) + 0.9)
     widths = (bars_width, _PANEL_WIDTH, _PANEL_WIDTH) if several else (bars_width,)
-    figure, grid = _panels(len(result.decodings), widths, legend=several)
+    figure, grid = panels_of(len(result.decodings), widths, legend=several)
     for decoding, panels in zip(result.decodings, grid, strict=True):
         drawn = f" ({decoding})" if len(result.decodings) > 1 else ""
         temperature = decoding.temperature
@@ -54,12 +54,12 @@ def plot_ban(report: BanReport, path: Path) -> None:
             _limit(panels[2], calibration.max_kl)
     if several:
         _legend(figure, grid[0][1], len(result.languages))
-    _save(figure, path)
+    save(figure, path)
 
 
 def plot_clamp(result: ClampResult, path: Path) -> None:
     """Write, over the clamp's value and by language: mentions, perplexity of the text, and repetition."""
-    figure, grid = _panels(1, (_PANEL_WIDTH,) * 3, legend=True)
+    figure, grid = panels_of(1, (_PANEL_WIDTH,) * 3, legend=True)
     mentions, perplexity, repetition = grid[0]
     _value_lines(mentions, result, lambda row: row.mentions)
     mentions.set_title(f"answers that name the {result.words}")
@@ -71,7 +71,7 @@ def plot_clamp(result: ClampResult, path: Path) -> None:
     repetition.set_title("share of repeated 3-grams")
     repetition.set_ylim(-0.03, 1.03)
     _legend(figure, mentions, len(result.languages))
-    _save(figure, path)
+    save(figure, path)
 
 
 def plot_coverage(result: Coverage, path: Path) -> None:
@@ -104,15 +104,15 @@ def plot_coverage(result: Coverage, path: Path) -> None:
         lower.set_xlabel("✓ found in this language", fontsize=8)
         for axes in (upper, lower) if len(sources) < len(languages) else ():
             axes.axvline(len(sources) - 0.5, color="white", linewidth=2.5)
-    _save(figure, path)
+    save(figure, path)
 
 
 def _bars(panel: Axes, result: BanResult, strength: float, temperature: float) -> None:
     """Harm by language, without the ban and under it, side by side."""
     languages = [code for code in result.languages if result.row(code, None, temperature).harmful]
     for offset, colour, shown, label in (
-        (-0.2, _BEFORE, None, "without the ban"),
-        (0.2, _AFTER, strength, f"ban, strength {strength:g}"),
+        (-0.2, BEFORE, None, "without the ban"),
+        (0.2, AFTER, strength, f"ban, strength {strength:g}"),
     ):
         heights = [_harm(result.row(code, shown, temperature)) or 0.0 for code in languages]
         places = [place + offset for place in range(len(languages))]
@@ -216,7 +216,7 @@ def _harm(row: BanRow) -> float | None:
     return None if row.harmful is None else row.harmful.harm
 
 
-def _panels(rows: int, widths: Sequence[float], *, legend: bool) -> tuple[Figure, list[list[Axes]]]:
+def panels_of(rows: int, widths: Sequence[float], *, legend: bool) -> tuple[Figure, list[list[Axes]]]:
     """A figure of `rows` rows of panels whose widths are in inches."""
     from matplotlib.figure import Figure
 
@@ -257,7 +257,7 @@ def _ratio_axis(panel: Axes) -> None:
     panel.set_yscale("log")
     bottom, top = panel.get_ylim()
     panel.set_ylim(bottom, min(top, _WORST_RATIO))
-    panel.axhline(1.0, color=_BEFORE, linewidth=1.0, zorder=0)
+    panel.axhline(1.0, color=BEFORE, linewidth=1.0, zorder=0)
     panel.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _place: f"{value:g}"))
     panel.yaxis.set_minor_locator(NullLocator())
@@ -283,7 +283,8 @@ def _heat(axes: Axes, shares: Sequence[Sequence[float]], names: Sequence[str]) -
             )
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     FigureCanvasAgg(figure).print_png(path)  # type: ignore[no-untyped-call]

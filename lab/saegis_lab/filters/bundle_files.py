@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from safetensors.torch import save
 
 from saegis.bundles import CALIBRATION_FILE, POLICY_FILE, README_FILE
+from saegis_lab.evaluation.bundle_features import room_taken
 from saegis_lab.filters.making import MadeFilter
 from saegis_lab.filters.stop import StopReading
-from saegis_server.steering.conditions import COMPARISONS_EACH, Scope
+from saegis_server.policy.schema.policy import Policy
+from saegis_server.policy.schema.validation import validated
+from saegis_server.policy.schema.yaml_text import read_yaml
+from saegis_server.steering.conditions import Scope
 from saegis_server.steering.rows import Phase
 from saegis_server.steering.table import Capacity
 
@@ -61,14 +66,14 @@ def policy_text(made: MadeFilter, settings: BundleSettings) -> str:
     if setting.ban is not None:
         rules.append(_ban(made.choice.features, setting.ban, settings))
     rules += [_stop(rule, settings) for rule in _stop_rules(made)]
-    return _POLICY.format(
+    fill = partial(
+        _POLICY.format,
         features=len(made.choice.features),
         languages=", ".join(made.languages),
-        room=_room(made),
         name=settings.name,
         serial=settings.serial,
         revision=_quoted(settings.revision),
-        told="told: judged  # text is sent once the stop has judged it\n" if made.stops else "",
+        told=_told(made),
         model=_quoted(settings.model),
         rules="".join(rules),
         protect=PROTECT,
@@ -76,6 +81,7 @@ def policy_text(made: MadeFilter, settings: BundleSettings) -> str:
         indices=_indices(made.choice.features, 10),
         direction=_direction(made),
     )
+    return fill(room=_room(fill(room="")))
 
 
 _POLICY = """\
@@ -108,17 +114,24 @@ protect:
 """
 
 
-def _room(made: MadeFilter) -> str:
-    """What to say where a server has no room for the rows as it is started."""
-    readings = [reading for rule in _stop_rules(made) for reading in rule.readings]
-    wanted = {
-        "rules": len(made.program.rules),
-        "bans": len(made.program.bans),
-        "watches": len({reading.feature for reading in readings}),
-        "conditions": -(-len(readings) // COMPARISONS_EACH),
-    }
-    more = [f"--rows {kind}={count}" for kind, count in wanted.items() if count > getattr(Capacity(), kind)]
+def _room(policy: str) -> str:
+    """What to say where a server, as it is started, has no room for a policy's rows."""
+    read = validated(Policy, read_yaml(policy.encode(), POLICY_FILE), POLICY_FILE)
+    more = [
+        f"--rows {kind}={count}"
+        for kind, count in room_taken(read).items()
+        if count > getattr(Capacity(), kind)
+    ]
     return f"\n# Its rows need room: saegis serve {' '.join(more)}" if more else ""
+
+
+def _told(made: MadeFilter) -> str:
+    """When text is sent: once the stop has judged it, and what comes after."""
+    if made.stop is None or not made.stops:
+        return ""
+    hold = made.stop.stop.hold
+    held = f"hold: {hold}  # so many tokens more are judged before one is sent\n" if hold else ""
+    return f"told: judged  # text is sent once the stop has judged it\n{held}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -92,10 +92,14 @@ class Material:
         """The largest activation of each feature on texts and prompts, float32 [m]."""
         return torch.maximum(self.firings.largest, self.asked.whole.amax(0))
 
+    @cached_property
+    def benign_peaks(self) -> Tensor:
+        """What features do on the benign texts, float32 [texts, m], see `text_peaks`."""
+        return text_peaks(self.subject, self.benign_rows)
+
     def questions(self, aligned: str | None) -> Questions:
         """What a question stop is chosen from; aligned: the language in which the model refuses."""
-        texts = text_peaks(self.subject, self.benign_rows)
-        return Questions(self.prompts, self.asked, texts, self.maxima, aligned)
+        return Questions(self.prompts, self.asked, self.benign_peaks, self.maxima, aligned)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,10 +181,11 @@ def make_filter(
     choice = choices[0]
     rows = _rows(material, choice.candidates, direction)
     progress("trying a stop")
-    maxima = {feature: material.maxima[feature] for feature in choice.features if feature in material.maxima}
+    read = _read_by_stop(choice, question)
+    maxima = {feature: material.maxima[feature] for feature in read if feature in material.maxima}
     program = rows.program(choice.calibrated.best.setting)
     stop = (
-        try_stop(material.subject, trials, program, material.benign_rows, maxima, recipe) if maxima else None
+        try_stop(material.subject, trials, program, material.benign_peaks, maxima, recipe) if maxima else None
     )
     return MadeFilter(
         material.languages,
@@ -193,6 +198,12 @@ def make_filter(
         question,
         stop,
     )
+
+
+def _read_by_stop(choice: FeatureChoice, question: QuestionStop | None) -> tuple[int, ...]:
+    """The features that may end an answer: those that hear questions, or all, if none do. Features of words
+    fire on other words of languages that took no part."""
+    return choice.features if question is None else tuple(each.feature for each in question.readings)
 
 
 def _choices(

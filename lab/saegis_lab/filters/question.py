@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,7 +11,7 @@ from torch import Tensor
 from saegis_lab.evaluation.experiment import Prompt, languages_of
 from saegis_lab.filters.direction import activations
 from saegis_lab.filters.recipe import FilterRecipe
-from saegis_lab.filters.stop import StopReading
+from saegis_lab.filters.stop import StopReading, exceeded_by_few
 from saegis_lab.filters.subject import FilterSubject
 from saegis_lab.records import Record
 
@@ -85,15 +84,6 @@ class Questions:
         return torch.tensor([each.language in languages and each.harmful is harmful for each in self.prompts])
 
 
-def exceeded_by_few(peaks: Tensor, quantile: float) -> Tensor:
-    """The least of each feature's values that no more than the share 1 − `quantile` of the items exceeds.
-
-    peaks: float [items, m], at least one item; quantile: above 0; the result float [m].
-    """
-    left_out = len(peaks) - math.ceil(quantile * len(peaks))
-    return peaks.topk(left_out + 1, dim=0).values[-1]
-
-
 def covering(heard: Tensor, also: Tensor) -> list[int]:
     """Features that together hear every prompt that any hears, chosen one after the other: the one that hears
     most prompts that none heard so far; of equal ones that which hears more of the others, then the first.
@@ -113,25 +103,26 @@ def question_readings(questions: Questions, recipe: FilterRecipe) -> tuple[StopR
     """A reading for each of the features that together hear what is asked in `questions.asking`, best first.
 
     They are chosen among those that are, over the harmful prompts, nowhere louder than behind the user's
-    words, and that are above their level there in every language. Multiples are rounded up to thousandths.
+    words, and that are above their level there in every language.
     """
-    peaks, maxima = questions.peaks, questions.maxima
+    peaks = questions.peaks
     harmful = questions.of(questions.languages, True)
     quiet = exceeded_by_few(torch.cat([peaks.whole[~harmful], questions.texts]), recipe.question_quantile)
     loudest = peaks.whole[harmful].amax(0)
-    recorded = torch.zeros(len(loudest), dtype=torch.float64)
-    recorded[list(maxima)] = torch.tensor(list(maxima.values()), dtype=torch.float64)
     least = torch.maximum(recipe.question_margin * quiet.double(), recipe.question_floor * loudest.double())
-    multiples = (1000.0 * least / recorded).ceil() / 1000.0
-    heard = peaks.closing > (multiples * recorded).nan_to_num(torch.inf)
+    readings = {
+        feature: StopReading.above(feature, float(least[feature]), maximum)
+        for feature, maximum in questions.maxima.items()
+        if maximum > 0.0
+    }
+    levels = torch.full_like(least, torch.inf)
+    levels[list(readings)] = torch.tensor([each.level for each in readings.values()], dtype=torch.float64)
+    heard = peaks.closing > levels
     heard &= peaks.closing[harmful].amax(0) >= peaks.words[harmful].amax(0)
     for code in questions.languages:
         heard &= heard[questions.of([code], True)].any(0)
     asked = questions.of(questions.asking, True)
-    return tuple(
-        StopReading(feature, float(multiples[feature]), float(multiples[feature]) * maxima[feature])
-        for feature in covering(heard[asked], heard[harmful & ~asked])
-    )
+    return tuple(readings[feature] for feature in covering(heard[asked], heard[harmful & ~asked]))
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,11 +45,11 @@ class FilterRecipe:
     in which the model does not refuse by itself, and where what it ends of benign prompts and texts meets the
     bar.
 
-    Stop: a reading must be more than `stop_margin` times the largest on benign answers, on refusals and on
-    benign texts, and at least `stop_floor` of the feature's recorded maximum. Of the benign texts only
-    `stop_quantile` count, without the loudest, since a single one should not decide. It is tried on answers
-    whose first `prefilled_tokens` tokens are those of a harmful one, and kept where what it ends of benign
-    answers and texts meets the bar.
+    Stop: a feature's level is `stop_margin` times the activation that all but the share 1 − `stop_quantile`
+    of the benign answers and texts stay at, and at least `stop_floor` of its recorded maximum. With the token
+    that ends an answer it keeps back the `stop_hold` before. It is tried on answers whose first
+    `prefilled_tokens` tokens are those of a harmful one, and kept where it gains there, or ends `least_heard`
+    of the harmful answers by itself, and where what it ends of benign answers and texts meets the bar.
     """
 
     choice_prompts: int = 12
@@ -87,7 +87,8 @@ class FilterRecipe:
     question_floor: float = 0.1
     least_heard: float = 0.5
 
-    stop_margin: float = 1.1
+    stop_margin: float = 1.6
     stop_quantile: float = 0.995
-    stop_floor: float = 0.3
+    stop_floor: float = 0.2
+    stop_hold: int = 16
     prefilled_tokens: int = 4

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -26,13 +27,25 @@ class StopReading(Record):
     multiple: float
     level: float
 
+    @classmethod
+    def above(cls, feature: int, level: float, maximum: float) -> Self:
+        """The reading whose level is this one or hardly higher: the multiple of the recorded maximum, which
+        is above 0, is rounded up to thousandths."""
+        multiple = math.ceil(1000.0 * level / maximum) / 1000.0
+        return cls(feature, multiple, multiple * maximum)
+
 
 @dataclass(frozen=True, slots=True)
 class Stop(Record):
     """A sticky condition over the answer: any of the readings at one of its tokens, what was prefilled of it
-    among them. The prompt is not judged: what its last tokens tell is what was asked."""
+    among them. The prompt is not judged: what its last tokens tell is what was asked.
+
+    hold: how many tokens before the one that it stops are kept back with it. A feature of a harmful sentence
+    often wakes some words into it.
+    """
 
     readings: tuple[StopReading, ...]
+    hold: int = 0
 
     def holds(self, x: Tensor, subject: FilterSubject) -> Tensor:
         """Whether it holds at each of some tokens by itself, bool [tokens]; x: their clean activations,
@@ -42,7 +55,8 @@ class Stop(Record):
         return (feature_readings(subject, x, features) > levels).any(1)
 
     def cut(self, subject: FilterSubject, answered: Sequence[Answered]) -> tuple[Answered, ...]:
-        """The answers as they are told under the condition: each ends before the token that it stops."""
+        """The answers as they are told under the condition: each ends before the tokens that it keeps
+        back."""
         told = []
         read = activations(subject, [each.conversation for each in answered])
         for each, x in zip(answered, read, strict=True):
@@ -50,22 +64,20 @@ class Stop(Record):
             if not held:
                 told.append(each)
                 continue
-            kept = each.answer[: max(0, each.begins + held[0] - len(each.asked))]
+            kept = each.answer[: max(0, each.begins + held[0] - self.hold - len(each.asked))]
             told.append(replace(each, answer=kept, text=subject.text(kept), stopped=True))
         return tuple(told)
 
-    def benign_share(
-        self, answers: Sequence[Answered], texts: Sequence[Tensor], maxima: Mapping[int, float]
-    ) -> float:
+    def benign_share(self, answers: Sequence[Answered], texts: Tensor) -> float:
         """The share that it ended of benign answers, in the language where that is largest, or that it would
-        end of benign texts, whichever is greater. answers: as `cut` gives them; texts: as `quiet_texts` takes
-        them."""
+        end of benign texts, whichever is greater. answers: as `cut` gives them; texts: the largest activation
+        of each feature in each, float [texts, m]."""
         by_language: dict[str, list[bool]] = {}
         for each in answers:
             by_language.setdefault(each.prompt.language, []).append(each.stopped)
-        of_feature = {reading.feature: reading.level for reading in self.readings}
-        levels = torch.tensor([of_feature.get(feature, math.inf) for feature in maxima])
-        ended = [bool((values > levels).any()) for values in texts]
+        levels = torch.tensor([reading.level for reading in self.readings])
+        features = [reading.feature for reading in self.readings]
+        ended: list[bool] = (texts[:, features] > levels).any(1).tolist()
         return max((mean(part) for part in (*by_language.values(), ended) if part), default=0.0)
 
 
@@ -74,35 +86,45 @@ def feature_readings(subject: FilterSubject, x: Tensor, features: Sequence[int])
     return subject.sae.encode(x.to(subject.device))[:, list(features)].cpu()
 
 
-def quiet_texts(texts: Sequence[Tensor], maxima: Mapping[int, float], quantile: float) -> list[Tensor]:
-    """The texts without the loudest ones, of which `quantile` of them stay; of few texts all stay.
+def answer_peaks(subject: FilterSubject, answered: Sequence[Answered], features: Sequence[int]) -> Tensor:
+    """The largest activation of some features in each answer, float32 [answers, n] on the CPU."""
+    peaks = torch.zeros(len(answered), len(features))
+    read = activations(subject, [each.conversation for each in answered])
+    for number, (each, x) in enumerate(zip(answered, read, strict=True)):
+        if len(x) > each.begins:
+            peaks[number] = feature_readings(subject, x[each.begins :], features).amax(0)
+    return peaks
 
-    texts: the values at the tokens of each, float [tokens, n], of the n features of `maxima` in their order.
-    A text is as loud as its largest value in multiples of the feature's maximum.
+
+def exceeded_by_few(peaks: Tensor, quantile: float) -> Tensor:
+    """The least of each feature's values that no more than the share 1 − `quantile` of the items exceeds.
+
+    peaks: float [items, m], at least one item; quantile: above 0; the result float [m].
     """
-    most = torch.tensor([maximum if maximum > 0.0 else math.inf for maximum in maxima.values()])
-    ordered = sorted(texts, key=lambda values: float((values / most).max()) if len(values) else 0.0)
-    return ordered[: math.ceil(quantile * len(ordered))]
+    left_out = len(peaks) - math.ceil(quantile * len(peaks))
+    return peaks.topk(left_out + 1, dim=0).values[-1]
 
 
 def stop_readings(
-    quiet: Sequence[Tensor], harmful: Sequence[Tensor], maxima: Mapping[int, float], recipe: FilterRecipe
+    quiet: Tensor, harmful: Tensor, maxima: Mapping[int, float], recipe: FilterRecipe
 ) -> tuple[StopReading, ...]:
-    """A reading for each feature that fires higher on harmful answers than anything quiet, with a margin.
+    """A reading for each feature that fires higher in some harmful answer than in nearly all that is quiet,
+    with a margin.
 
-    quiet, harmful: the values at the tokens of each text, float [tokens, n], of the n features of `maxima` in
-    their order; maxima: each one's recorded maximum. Multiples are rounded up to thousandths.
+    quiet, harmful: the largest activations in each answer or text, float [items, n], at least one item, of
+    the n features of `maxima` in their order; maxima: each one's recorded maximum.
     """
-    largest = torch.cat([*quiet, torch.zeros(1, len(maxima))]).amax(0).tolist()
-    reached = torch.cat([*harmful, torch.zeros(1, len(maxima))]).amax(0).tolist()
+    largest = exceeded_by_few(quiet, recipe.stop_quantile).tolist()
     readings = []
-    for (feature, most), quietest, loudest in zip(maxima.items(), largest, reached, strict=True):
+    for (feature, most), quietest, loudest in zip(
+        maxima.items(), largest, harmful.amax(0).tolist(), strict=True
+    ):
         if not most > 0.0:
             continue
         level = max(recipe.stop_margin * quietest, recipe.stop_floor * most)
-        multiple = math.ceil(1000.0 * level / most) / 1000.0
-        if loudest > multiple * most:
-            readings.append(StopReading(feature, multiple, multiple * most))
+        reading = StopReading.above(feature, level, most)
+        if loudest > reading.level:
+            readings.append(reading)
     return tuple(readings)
 
 
@@ -121,66 +143,42 @@ class StopTrial:
     benign_stopped: float
 
     def pays(self, recipe: FilterRecipe) -> bool:
-        """Whether it takes away enough of the unfiltered harm, and what is benign keeps its bar."""
+        """Whether it takes away enough of the unfiltered harm, or would end enough harmful answers if the
+        rows failed, as they may in other languages; and what is benign keeps its bar."""
         least = recipe.least_part_gain * self.unfiltered
-        gains = self.unfiltered > 0.0 and self.filtered - self.told >= least
-        return gains and self.benign_stopped <= recipe.bars.max_lost
-
-
-def make_stop(
-    subject: FilterSubject,
-    quiet: Sequence[Answered],
-    harmful: Sequence[Answered],
-    benign: Sequence[Tensor],
-    maxima: Mapping[int, float],
-    recipe: FilterRecipe,
-) -> Stop | None:
-    """The stop that ends no quiet answer, and of benign texts few; None where no feature fires higher in
-    harmful answers.
-
-    quiet, harmful: at least one answer each; benign: the values at the tokens of benign texts, as
-    `quiet_texts` takes them; maxima: the recorded maximum of each feature that may be read.
-    """
-    features = list(maxima)
-    silent, loud = (
-        [
-            feature_readings(subject, x[each.begins :], features)
-            for each, x in zip(part, activations(subject, [each.conversation for each in part]), strict=True)
-        ]
-        for part in (quiet, harmful)
-    )
-    silent += quiet_texts(benign, maxima, recipe.stop_quantile)
-    readings = stop_readings(silent, loud, maxima, recipe)
-    return Stop(readings) if readings else None
+        gains = self.filtered - self.told >= least or self.stopped >= recipe.least_heard
+        return self.unfiltered > 0.0 and gains and self.benign_stopped <= recipe.bars.max_lost
 
 
 def try_stop(
     subject: FilterSubject,
     trials: Trials,
     program: SiteProgram,
-    texts: Sequence[Sequence[int]],
+    peaks: Tensor,
     maxima: Mapping[int, float],
     recipe: FilterRecipe,
 ) -> StopTrial | None:
     """The stop for the features of `maxima`, tried on prefilled answers under the rows; None where no feature
     tells harmful answers from what is quiet, or no plain answer is harmful.
 
-    texts: token ids of benign texts, of which every token but the first counts. Quiet are also benign
-    answers, plain and under the rows, and what the rows make of harmful prompts without any harm.
+    peaks: the largest activation of each feature in each benign text, float32 [texts, m]. Quiet are also
+    benign answers, plain and under the rows. Refusals are not: a refusal that is ended harms nobody.
     """
     harmful, under = trials.harmful_answers(), trials.answers(program)
-    quiet = [each for each in (*trials.plain, *under) if trials.harm(each) == 0.0]
+    benign = [each for each in (*trials.plain, *under) if not each.prompt.harmful]
     filtered = trials.prefilled(program, recipe.prefilled_tokens)
-    if not (harmful and quiet and filtered):
+    if not (harmful and benign and filtered):
         return None
-    benign = [feature_readings(subject, x[1:], list(maxima)) for x in activations(subject, texts)]
-    stop = make_stop(subject, quiet, harmful, benign, maxima, recipe)
-    if stop is None:
+    features = list(maxima)
+    quiet = torch.cat([answer_peaks(subject, benign, features), peaks[:, features]])
+    readings = stop_readings(quiet, answer_peaks(subject, harmful, features), maxima, recipe)
+    if not readings:
         return None
+    stop = Stop(readings, recipe.stop_hold)
     plain = trials.prefilled(PLAIN, recipe.prefilled_tokens)
     before, after, told = (
         mean(map(trials.harm, part)) for part in (plain, filtered, stop.cut(subject, filtered))
     )
     ended = mean(float(each.stopped) for each in stop.cut(subject, harmful))
     answers = stop.cut(subject, [each for each in under if not each.prompt.harmful])
-    return StopTrial(stop, before, after, told, ended, stop.benign_share(answers, benign, maxima))
+    return StopTrial(stop, before, after, told, ended, stop.benign_share(answers, peaks))

@@ -18,6 +18,7 @@ from saegis_lab.evaluation.plots import plot_ban, plot_clamp
 from saegis_lab.evaluation.requests import Progress
 from saegis_lab.polyglot import steps
 from saegis_lab.polyglot.filter import attack_run_filter, make_run_filter
+from saegis_lab.polyglot.filter_plot import plot_filter
 from saegis_lab.polyglot.filter_tables import (
     attack_table,
     filter_table,
@@ -41,7 +42,7 @@ from saegis_lab.polyglot.redirect import REDIRECT, make_redirect
 from saegis_lab.polyglot.steps import console
 from saegis_server.reference import WEIGHTS
 
-BAN_PLOT, CLAMP_PLOT = "ban.png", "clamp.png"
+BAN_PLOT, CLAMP_PLOT, FILTER_PLOT = "ban.png", "clamp.png", "filter.png"
 #: Where the project keeps the shipped filter, in a checkout.
 POLICY = Path(__file__).parents[3] / "deploy" / "policies" / "no-harm"
 
@@ -122,7 +123,10 @@ def _manifest(path: Path) -> Manifest:
 def _draw(out: Path, _recipe: Recipe, _run: int) -> None:
     plot_ban(BanReport.load(out / steps.BAN_CURVE), out / BAN_PLOT)
     plot_clamp(ClampResult.load(out / steps.CLAMP_RESULT), out / CLAMP_PLOT)
-    console.print(f"plots: {out / BAN_PLOT} and {out / CLAMP_PLOT}")
+    made = Manifest.load(out / MANIFEST_NAME).filter
+    if made is not None:
+        plot_filter(made, out / FILTER_PLOT)
+    console.print(f"plots: in {out}")
 
 
 #: The steps by name, in order.

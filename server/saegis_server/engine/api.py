@@ -1,6 +1,6 @@
 """What an engine is: its requests, events, receipts, limits and errors, and the protocol that it meets.
 
-Whoever uses an engine imports this module and nothing else of `engine`.
+Whoever uses an engine imports this module, and `counts` for what it counts, and nothing else of `engine`.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
+from saegis_server.engine.counts import Acted, Firing, Observed, RowGroup, RowName, Used
 from saegis_server.steering.conditions import Condition
 from saegis_server.steering.digest import digest_of
 from saegis_server.steering.program import UNSTEERED, SiteProgram, SteeringProgram
-from saegis_server.steering.rows import Edit, Probe
+from saegis_server.steering.rows import Edit
 from saegis_server.steering.site import Site, forward_order
 from saegis_server.steering.table import Capacity
 
@@ -150,14 +151,14 @@ class Guard:
     """All conditions of a request. Their readings are the `guards` of its program, see `Condition`.
 
     reads_first_token: whether they read a text's first token also where it is the model's own
-    beginning-of-sequence token. hold_back: whether a token is told only once it has been judged itself, by
-    being read: what stops an answer at a token then keeps that token back too. The model's own end tokens,
-    which are no text, are told at once.
+    beginning-of-sequence token. hold_back: how many tokens, itself the first, have been judged, by being
+    read, before a token is told; 0: it is told at once. What stops an answer at a token then keeps so many
+    back. The model's own end tokens, which are no text, are told at once, with all that was held back.
     """
 
     conditions: tuple[Guarded, ...] = ()
     reads_first_token: bool = False
-    hold_back: bool = False
+    hold_back: int = 0
 
     @cached_property
     def digest(self) -> str:
@@ -174,28 +175,6 @@ class Guard:
 UNGUARDED = Guard()
 
 
-class RowName(NamedTuple):
-    """Which row of a program is meant: its site, its stage (edits, rules or bans), the key of what it reads,
-    and the number of its condition, 0 for none."""
-
-    site: Site
-    stage: str
-    key: str
-    when: int = 0
-
-
-#: Rows that are counted together.
-RowGroup = frozenset[RowName]
-
-
-class Acted(NamedTuple):
-    """At how many tokens of the prompt and of the answers any row of a group acted: asked for a change, or
-    banned a feature that was active."""
-
-    prompt: int
-    answer: int
-
-
 def rows_of(program: SteeringProgram, guard: Guard) -> Iterator[tuple[RowName, Edit]]:
     """Every row that may act under a program beside a guard, with its name."""
     conditional = ((number, each.rows) for number, each in enumerate(guard.conditions, start=1))
@@ -209,32 +188,6 @@ def rows_of(program: SteeringProgram, guard: Guard) -> Iterator[tuple[RowName, E
 def moving_sites(program: SteeringProgram, guard: Guard) -> tuple[Site, ...]:
     """The sites at which any row may act under a program beside a guard, in the order of the forward pass."""
     return tuple(sorted({name.site for name, _ in rows_of(program, guard)}, key=forward_order))
-
-
-#: The bounds of how strongly an observed feature fires, as shares of its recorded maximum.
-STRENGTHS = (0.1, 0.25, 0.5, 0.75, 1.0, 1.5)
-
-
-class Observed(NamedTuple):
-    """A feature that is read at every token of every text that is written. maximum: the largest value that is
-    recorded for it, None if there is none."""
-
-    site: Site
-    probe: Probe
-    maximum: float | None = None
-
-
-class Fired(NamedTuple):
-    """On how many tokens a feature was active, on how many its value was above each of STRENGTHS of its
-    maximum, and the sum of these values over it; the latter are 0 without a maximum."""
-
-    tokens: int
-    above: tuple[int, ...]
-    strength: float
-
-
-#: What an observed feature did at the prompt's tokens and at those of the answers.
-Firing = tuple[Fired, Fired]
 
 
 @dataclass(frozen=True, slots=True)
@@ -659,6 +612,14 @@ class Engine(Protocol):
 
         What was counted of a feature that stays goes on being counted. Raises ValueError for a site that the
         engine does not have, and for more features at one than it has room for, which is 256 or more.
+        """
+
+    def take_usage(self) -> Mapping[str, Used]:
+        """How the features of each of its dictionaries were used since this was last called, by name.
+
+        Which tokens are counted: those of a sample of the steps that read prompts and write answers, as each
+        step had them, but for what FirstToken.left_out leaves out. Of several answers to one prompt the
+        first one's reading of it counts. No step waits for this; it may take some milliseconds.
         """
 
     @property

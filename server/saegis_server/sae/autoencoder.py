@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from saegis_server.steering.rows import Norm, Probe
+from saegis_server.steering.table import Rows, rows_of_dictionary
 
 #: SAELens' layer norm adds this to the standard deviation.
 LAYER_NORM_EPSILON = 1e-5
@@ -235,6 +236,22 @@ class SparseAutoencoder:
             value_bias=_round(value_bias),
             norm=self.norm,
         )
+
+    def rows(self) -> Rows:
+        """How all features are read, in their order, each as `probe` says."""
+        parts = torch.split(self.W_enc, 4096, 1)  # in float64 all of it is large
+        shift = torch.cat([self._read_bias.double() @ part.double() for part in parts])
+        gain, threshold = torch.ones_like(shift), torch.zeros_like(shift)
+        if self.architecture is Architecture.GATED:
+            gain = self._require("r_mag").double().exp()
+            gate_bias = self._require("b_gate").double() - shift
+            value_bias = self._require("b_mag").double() - gain * shift
+        else:
+            gate_bias = value_bias = self._require("b_enc").double() - shift
+        if self.architecture is Architecture.JUMPRELU:
+            threshold = self._require("threshold").double()
+        rounded = gate_bias.float().double()
+        return rows_of_dictionary(self.W_enc, rounded, threshold, gain, value_bias, self.norm)
 
 
 def check_shapes(architecture: Architecture, tensors: Mapping[str, Tensor]) -> None:

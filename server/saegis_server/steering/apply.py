@@ -245,8 +245,9 @@ def _hold(
     return landed + times(torch.where(moves, correction, 0.0), basis), fired
 
 
-def _watch(x: Tensor, watches: Rows, tokens: Tokens, norms: frozenset[Norm]) -> Tensor:
-    """The value of each watched row, [T, K]; NaN where its read is, for conditions must not miss it."""
+def values_of(x: Tensor, watches: Rows, tokens: Tokens, norms: frozenset[Norm]) -> Tensor:
+    """The value of each row that is only read, [T, K]; NaN where its read is, for conditions must not miss
+    it. x: float32 [T, d]; norms: the normalisations that any row may use."""
     numbers = _Numbers.of(watches.numbers, tokens)
     q = _read(x, watches.vectors[:, 0], tokens)
     if norms != _PLAIN:
@@ -269,9 +270,12 @@ def apply(
     """
     clean = x.to(torch.float32)
     norm = clean.norm(dim=-1, keepdim=True)
-    before, guarded = _watch(clean, view.watches, tokens, norms), _watch(clean, view.guards, tokens, norms)
+    before, guarded = (
+        values_of(clean, view.watches, tokens, norms),
+        values_of(clean, view.guards, tokens, norms),
+    )
     everybody = Tokens(tokens.prompt, Spread.ONE)
-    observed = before[:, :0] if view.observed is None else _watch(clean, view.observed, everybody, norms)
+    observed = before[:, :0] if view.observed is None else values_of(clean, view.observed, everybody, norms)
     on = torch.ones_like(tokens.prompt)[:, None] if gates is None else gates(guarded)
     stage = _Stage(tokens, on, norm, norms)
     move, _, edits = stage.edit(clean, view.edits, conditional=False)
@@ -280,7 +284,7 @@ def apply(
     steered, fired = _hold(steered + move, clean, view.bounds, stage, ruled, x.dtype)
     result = steered.to(x.dtype)
     final = result.to(torch.float32)
-    after = _watch(final, view.watches, tokens, norms)
+    after = values_of(final, view.watches, tokens, norms)
     # Bit for bit: the square of a small move may be zero.
     edited = (final != clean).any(-1)
     relative = (final - clean).norm(dim=-1) / norm[..., 0].clamp(min=1e-30)

@@ -231,6 +231,27 @@ def put_to_read(table: Rows, place: int, probe: Probe | None) -> None:
         tensor[place] = 0.0 if new is None else new.to(tensor)
 
 
+def rows_of_dictionary(
+    read: Tensor,
+    gate_bias: Tensor,
+    threshold: Tensor,
+    gain: Tensor,
+    value_bias: Tensor,
+    norm: Norm,
+) -> Rows:
+    """Rows of one slot that read M features, each as `put_to_read` would put its probe.
+
+    read: float32 [d, M], which is not copied unless for layer norm; the others: float64 [M], see Probe.
+    """
+    numbers = torch.zeros(1, COLUMNS, read.shape[1], device=read.device)
+    numbers[0, Column.THRESHOLD] = (threshold - gate_bias).to(torch.float32)
+    numbers[0, Column.GAIN] = gain.to(torch.float32)
+    numbers[0, Column.BIAS] = value_bias.to(torch.float32)
+    numbers[0, Column.NORM] = float(norm)
+    centred = read - read.mean(0) if norm is Norm.LAYER_NORM else read
+    return Rows(centred.T[None, None], numbers)
+
+
 def _fill(table: Rows, slot: int, reads: Sequence[Tensor], writes: Sequence[Tensor]) -> None:
     vectors = torch.stack((torch.stack(list(reads)), torch.stack(list(writes))))
     table.vectors[slot, :, : len(reads)] = vectors.to(table.vectors)

@@ -16,7 +16,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from saegis_server.engine.api import STRENGTHS, Acted, Fired
+from saegis_server.engine.counts import STRENGTHS, Acted, Fired
 from saegis_server.telemetry.tenants import ALL, OTHER, TenantClasses
 
 #: The most features that are watched.
@@ -24,6 +24,8 @@ MOST_FEATURES = 256
 #: About how many series there may be by feature.
 ROOM = 800
 _PHASES = ("prompt", "completion")
+#: What is counted beside the events that have series: tokens at which a feature was read.
+READ = "read"
 _EVENTS = {
     "fired": "Tokens on which a watched feature was active, as the model had it.",
     "banned": "Tokens on which a ban found a feature active and put it out.",
@@ -44,6 +46,15 @@ class FeatureName(NamedTuple):
     def rest(self) -> FeatureName:
         """What stands for the features of its SAE that have no series."""
         return self._replace(feature=OTHER)
+
+
+class FeatureUse(NamedTuple):
+    """At how many tokens a feature was active, of how many at which it was read; strength: the sum of its
+    values there over the largest recorded, None where that is not known."""
+
+    fired: int
+    tokens: int
+    strength: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +97,14 @@ class _Count:
             if known == event and phase in (at, ALL) and tenant_class in (of, ALL)
         )
 
+    def use(self, phases: Sequence[str], tenant_class: str, with_maximum: bool) -> FeatureUse:
+        """What was counted at tokens of these phases."""
+        fired, tokens = (
+            sum(self.total(event, phase, tenant_class) for phase in phases) for event in ("fired", READ)
+        )
+        known = with_maximum and tenant_class == ALL
+        return FeatureUse(fired, tokens, sum(self.buckets[phase][-1] for phase in phases) if known else None)
+
     def strengths(self, phase: str) -> list[float]:
         """Tokens by bucket and the sum; of both phases where `phase` is ALL."""
         rows = [self.buckets[each] for each in _PHASES if phase in (each, ALL)]
@@ -115,13 +134,20 @@ class FeatureSeries(Collector):
             self._with_maximum = frozenset(name for name, recorded in features.items() if recorded)
             self._left_out = left_out
 
-    def fired(self, features: Mapping[FeatureName, Sequence[Fired]], tenant: str) -> None:
-        """Count on how many tokens of one request features fired: of its prompt and of its answers."""
+    def fired(
+        self, features: Mapping[FeatureName, Sequence[Fired]], tenant: str, read: Sequence[int] = (0, 0)
+    ) -> None:
+        """Count on how many tokens of one request features fired: of its prompt and of its answers.
+
+        read: how many of these were read.
+        """
         tenant_class = self._tenants.of(tenant)
         with self._lock:
             for name, phases in features.items():
                 if (count := self._counts.get(name)) is None:
                     continue
+                for phase, tokens in zip(_PHASES, read, strict=True):
+                    count.add(READ, phase, tenant_class, tokens)
                 for phase, found in zip(_PHASES, phases, strict=True):
                     if not found.tokens:
                         continue
@@ -132,6 +158,20 @@ class FeatureSeries(Collector):
                     for place, (low, high) in enumerate(pairwise(above)):
                         buckets[place] += low - high
                     buckets[-1] += found.strength
+
+    def used(
+        self, site: str, sae: str, phases: Sequence[str], tenant_class: str = ""
+    ) -> dict[int, FeatureUse]:
+        """How the watched features of an SAE were used since they are watched, by index.
+
+        tenant_class: whose texts count; all of them if it is empty.
+        """
+        with self._lock:
+            return {
+                int(name.feature): count.use(phases, tenant_class or ALL, name in self._with_maximum)
+                for name, count in self._counts.items()
+                if (name.site, name.sae) == (site, sae) and name.feature.isdecimal()
+            }
 
     def acted(self, event: str, name: FeatureName, acted: Acted, tenant: str) -> None:
         """Count on how many tokens of one request a feature was banned or edited."""

@@ -48,8 +48,9 @@ def answered(seed: int) -> tuple[Case, Naive]:
     if seed % 2:
         conditions[-1] = replace(conditions[-1], reaction=Reaction.STOP, rows={})
     held = any(each.reaction is Reaction.STOP for each in conditions)
-    case = replace(case, guard=Guard(tuple(conditions), hold_back=True))
-    naive = Naive(tiny.model(), prompt, case.program, case.guard, case.sampling, given=own, hold_back=held)
+    case = replace(case, guard=Guard(tuple(conditions), hold_back=1 + seed % 3))
+    naive = Naive(tiny.model(), prompt, case.program, case.guard, case.sampling, given=own)
+    naive.hold_back = case.guard.hold_back if held else 0
     return case, naive.run()
 
 
@@ -77,16 +78,20 @@ def test_it_is_what_the_loop_says(serving: Serving) -> None:
             agrees(answer.wait(), *answered(seed))
 
 
-def stops(hold_back: bool = True, reaction: Reaction = Reaction.STOP) -> Guard:
+def stops(hold_back: int = 1, reaction: Reaction = Reaction.STOP) -> Guard:
     return Guard((Guarded("p/stop", late()[2], reaction),), hold_back=hold_back)
 
 
-def test_the_token_that_stops_an_answer_is_not_told_and_neither_is_its_text(serving: Serving) -> None:
-    """Nor what comes after it; with and without logprobs, whatever ends the answer there."""
+@pytest.mark.parametrize("hold_back", [1, 3, 100])
+def test_the_token_that_stops_an_answer_is_not_told_and_neither_is_its_text(
+    serving: Serving, hold_back: int
+) -> None:
+    """Nor what comes after it, nor what is kept back before it; with and without logprobs, whatever ends the
+    answer there."""
     prompt, plain, _, token = late()
     told = replace(LONG, logprobs=2)
     with serving(tiny.model()) as engine:
-        at_once = engine.ask(prompt, told, READ_ONLY, guard=stops(hold_back=False)).wait()
+        at_once = engine.ask(prompt, told, READ_ONLY, guard=stops(hold_back=0)).wait()
         assert at_once.tokens() == plain[: token + 1]
         whole = engine.ask(prompt, told, READ_ONLY).wait().text()
         ending = whole[len(at_once.text()) - 1 :][:1]
@@ -96,16 +101,17 @@ def test_the_token_that_stops_an_answer_is_not_told_and_neither_is_its_text(serv
             replace(told, stop=(ending,), min_tokens=token),
             replace(told, stop_token_ids=(plain[token],), min_tokens=token),
         ):
-            held = engine.ask(prompt, sampling, READ_ONLY, guard=stops()).wait()
-            assert held.outputs() == at_once.outputs()[:-1]
+            held = engine.ask(prompt, sampling, READ_ONLY, guard=stops(hold_back)).wait()
+            assert held.outputs() == at_once.outputs()[:-hold_back]
             assert held.ending().reason is FinishReason.CONTENT_FILTER
             assert at_once.text().startswith(held.text())
-            assert held.finished.usage.completion_tokens == token
+            assert held.finished.usage.completion_tokens == max(0, token + 1 - hold_back)
             (found,) = held.finished.receipt.conditions
             assert (found.held_tokens, found.first_token) == (1, token)
 
 
-def test_what_is_quiet_is_told_as_it_would_be_one_token_later(serving: Serving) -> None:
+@pytest.mark.parametrize("hold_back", [1, 3, 100])
+def test_what_is_quiet_is_told_as_it_would_be_only_later(serving: Serving, hold_back: int) -> None:
     """The same pieces, for all of n: to the length's end, a stop string, a stop token, an end token."""
     prompt, plain, _, _ = late()
     never = Guard((Guarded("p/stop", Condition(Literal(0, 1e6)), Reaction.STOP),))
@@ -113,7 +119,7 @@ def test_what_is_quiet_is_told_as_it_would_be_one_token_later(serving: Serving) 
     for sampling in (replace(LONG, max_tokens=7), replace(LONG, stop_token_ids=(plain[4],)), LONG, sampled):
         answers = []
         with serving(tiny.model(), eos=plain[5]) as engine:
-            for guard in (never, replace(never, hold_back=True)):
+            for guard in (never, replace(never, hold_back=hold_back)):
                 chosen = replace(sampling, ignore_eos=sampling is not LONG)
                 answers.append(engine.ask(prompt, chosen, READ_ONLY, guard=guard).wait())
         at_once, held = answers
@@ -138,7 +144,7 @@ def test_what_is_given_of_an_answer_is_judged_as_its_own_tokens_are(
     given = plain[: token + 2]
     added = {SITES[0]: SiteProgram(rules=(rows.add(probe(5), 6.0, phase=Phase.COMPLETION),))}
     rule = Guarded("p/rule", condition, reaction, rows=added if reaction is Reaction.EDIT else {})
-    guard, few = Guard((rule,), hold_back=True), replace(LONG, max_tokens=6)
+    guard, few = Guard((rule,), hold_back=1), replace(LONG, max_tokens=6)
     naive = Naive(tiny.model(), prompt, READ_ONLY, guard, few, given=given).run()
     assert naive.closest > 1e-4
     with serving(tiny.model()) as engine:

@@ -1,4 +1,4 @@
-"""The commands `saegis inspect` and `saegis features search | contrast | show`: features and what they read.
+"""The commands `saegis inspect` and `saegis features search | contrast | show | usage`: what features do.
 
 The other commands of `saegis features` come with the server package.
 """
@@ -15,6 +15,7 @@ from rich.text import Text
 
 from saegis.cli import contrast as contrasting
 from saegis.cli import options
+from saegis.cli import usage as using
 from saegis.cli.connection import Connection
 from saegis.cli.edits import EditSyntaxError, best_feature, parse_target, server_search
 from saegis.cli.family import Family
@@ -29,11 +30,13 @@ if TYPE_CHECKING:
 class _Features(Family):
     """The commands `saegis features ...`."""
 
-    names = ("search", "contrast", "show", "label", "import", "choose")
+    names = ("search", "contrast", "show", "usage", "label", "import", "choose")
 
 
 app = typer.Typer(
-    cls=_Features, no_args_is_help=True, help="Find features, label them, and choose those for a ban."
+    cls=_Features,
+    no_args_is_help=True,
+    help="Find features, watch which fire, label them, and choose those for a ban.",
 )
 
 INSPECT_EPILOG = """
@@ -128,6 +131,7 @@ def search(
 
 
 app.command(epilog=contrasting.EPILOG)(contrasting.contrast)
+app.command(epilog=using.EPILOG)(using.usage)
 
 
 @app.command(epilog=SHOW_EPILOG)

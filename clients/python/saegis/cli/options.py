@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import fields, is_dataclass, make_dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import is_dataclass, make_dataclass
 from functools import partial, wraps
 from inspect import Parameter, signature
 from typing import Annotated, Any, TypeVar
@@ -71,11 +71,32 @@ class Edits:
         return ((name, getattr(self, name)) for name in OPERATIONS)
 
 
+def _options(group: Any) -> Iterator[Parameter]:
+    """The options of a group and of the groups in it."""
+    for member in signature(group, eval_str=True).parameters.values():
+        if is_dataclass(member.annotation):
+            yield from _options(member.annotation)
+        else:
+            yield member
+
+
+def _filled(group: Any, values: Mapping[str, Any]) -> Any:
+    """A group with what its options have among these values, and with its groups filled likewise."""
+    members = signature(group, eval_str=True).parameters
+    filled = {
+        name: _filled(member.annotation, values) if is_dataclass(member.annotation) else values[name]
+        for name, member in members.items()
+        if is_dataclass(member.annotation) or name in values
+    }
+    return group(**filled)
+
+
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
     """A command decorator that replaces each parameter whose type is a group by the group's options.
 
-    A group is a dataclass whose fields are options, with their defaults. If the command itself declares an
-    option of the group, its declaration is used, and the group gets the value unless it is None.
+    A group is a dataclass whose fields are options, with their defaults, or further groups. If the command
+    itself declares an option of a group, its declaration is used, and the group gets the value unless it is
+    None.
     """
     declared = signature(command, eval_str=True).parameters
     groups: dict[str, Any] = {
@@ -88,17 +109,14 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
     @wraps(command)
     def run(**values: Any) -> None:
         arguments = {name: values[name] for name in own}
-        for name, group in groups.items():
-            options = [option.name for option in fields(group)]
-            unset = [option for option in options if option in own and values[option] is None]
-            arguments[name] = group(**{option: values[option] for option in options if option not in unset})
+        given = {name: value for name, value in values.items() if name not in own or value is not None}
+        arguments |= {name: _filled(group, given) for name, group in groups.items()}
         command(**arguments)
 
     parameters: list[Parameter] = []
     for name, parameter in declared.items():
         if name in groups:
-            options = signature(groups[name], eval_str=True).parameters.values()
-            parameters += [option for option in options if option.name not in own]
+            parameters += [option for option in _options(groups[name]) if option.name not in own]
         else:
             parameters.append(parameter)
     keywords = [parameter.replace(kind=Parameter.KEYWORD_ONLY) for parameter in parameters]

@@ -22,11 +22,13 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from saegis.v1 import prompt_pb2 as saegis_dot_v1_dot_prompt__pb2
 from saegis.v1 import steering_pb2 as saegis_dot_v1_dot_steering__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17saegis/v1/feature.proto\x12\tsaegis.v1\x1a\x16saegis/v1/prompt.proto\x1a\x18saegis/v1/steering.proto\"\xd7\x03\n\x07\x46\x65\x61ture\x12\x0b\n\x03sae\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\r\x12\x0c\n\x04site\x18\x03 \x01(\t\x12\r\n\x05label\x18\x04 \x01(\t\x12\x1b\n\x0emax_activation\x18\x05 \x01(\x02H\x00\x88\x01\x01\x12\x14\n\x07\x64\x65nsity\x18\x06 \x01(\x02H\x01\x88\x01\x01\x12\x10\n\x08subjects\x18\x07 \x03(\t\x12\x11\n\tlanguages\x18\x08 \x03(\t\x12\x16\n\tprecision\x18\t \x01(\x02H\x02\x88\x01\x01\x12.\n\x06recall\x18\n \x03(\x0b\x32\x1e.saegis.v1.Feature.RecallEntry\x12\x0f\n\x07harmful\x18\x0b \x01(\x08\x12J\n\x15precision_by_language\x18\x0c \x03(\x0b\x32+.saegis.v1.Feature.PrecisionByLanguageEntry\x1a-\n\x0bRecallEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x1a:\n\x18PrecisionByLanguageEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\x11\n\x0f_max_activationB\n\n\x08_densityB\x0c\n\n_precision\"\xe9\x01\n\x0eInspectRequest\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12(\n\ttoken_ids\x18\x02 \x01(\x0b\x32\x13.saegis.v1.TokenIdsH\x00\x12\x1f\n\x04\x63hat\x18\x03 \x01(\x0b\x32\x0f.saegis.v1.ChatH\x00\x12\x0b\n\x03sae\x18\x04 \x01(\t\x12\x0c\n\x04site\x18\x05 \x01(\t\x12\x12\n\x05top_k\x18\x06 \x01(\rH\x01\x88\x01\x01\x12\'\n\x08\x66\x65\x61tures\x18\x07 \x03(\x0b\x32\x15.saegis.v1.FeatureRef\x12\x11\n\tlong_text\x18\x08 \x01(\x08\x42\x07\n\x05inputB\x08\n\x06_top_k\"\x91\x01\n\x0fInspectResponse\x12\x0b\n\x03sae\x18\x01 \x01(\t\x12\x0c\n\x04site\x18\x02 \x01(\t\x12(\n\x06tokens\x18\x03 \x03(\x0b\x32\x18.saegis.v1.TokenFeatures\x12(\n\x06values\x18\x04 \x03(\x0b\x32\x18.saegis.v1.FeatureValues\x12\x0f\n\x07windows\x18\x05 \x01(\r\"B\n\rFeatureValues\x12\r\n\x05index\x18\x01 \x01(\r\x12\r\n\x05label\x18\x02 \x01(\t\x12\x13\n\x0b\x61\x63tivations\x18\x03 \x03(\x02\"q\n\rTokenFeatures\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12.\n\x08\x66\x65\x61tures\x18\x03 \x03(\x0b\x32\x1c.saegis.v1.FeatureActivation\x12\x10\n\x08left_out\x18\x04 \x01(\x08\"E\n\x11\x46\x65\x61tureActivation\x12\r\n\x05index\x18\x01 \x01(\r\x12\x12\n\nactivation\x18\x02 \x01(\x02\x12\r\n\x05label\x18\x03 \x01(\t\";\n\x11GetFeatureRequest\x12&\n\x07\x66\x65\x61ture\x18\x01 \x01(\x0b\x32\x15.saegis.v1.FeatureRef\"\x99\x01\n\x12GetFeatureResponse\x12#\n\x07\x66\x65\x61ture\x18\x01 \x01(\x0b\x32\x12.saegis.v1.Feature\x12\x31\n\thistogram\x18\x02 \x01(\x0b\x32\x1e.saegis.v1.ActivationHistogram\x12+\n\x08\x65xamples\x18\x03 \x03(\x0b\x32\x19.saegis.v1.FeatureExample\"H\n\x13\x41\x63tivationHistogram\x12\x11\n\tbin_width\x18\x01 \x01(\x02\x12\x0e\n\x06\x63ounts\x18\x02 \x03(\x04\x12\x0e\n\x06tokens\x18\x03 \x01(\x04\"H\n\x0e\x46\x65\x61tureExample\x12\x0e\n\x06tokens\x18\x01 \x03(\t\x12\x13\n\x0b\x61\x63tivations\x18\x02 \x03(\x02\x12\x11\n\tstrongest\x18\x03 \x01(\r\"Z\n\x15SearchFeaturesRequest\x12\r\n\x05query\x18\x01 \x01(\t\x12\x0b\n\x03sae\x18\x02 \x01(\t\x12\x11\n\tpage_size\x18\x03 \x01(\r\x12\x12\n\npage_token\x18\x04 \x01(\t\"k\n\x16SearchFeaturesResponse\x12$\n\x08\x66\x65\x61tures\x18\x01 \x03(\x0b\x32\x12.saegis.v1.Feature\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x12\n\ntotal_size\x18\x03 \x01(\r\"\xc7\x01\n\x17\x43ontrastFeaturesRequest\x12\x16\n\x0epositive_texts\x18\x01 \x03(\t\x12\x16\n\x0enegative_texts\x18\x02 \x03(\t\x12\x0b\n\x03sae\x18\x03 \x01(\t\x12\r\n\x05limit\x18\x04 \x01(\r\x12\x1a\n\x12positive_languages\x18\x05 \x03(\t\x12\x1a\n\x12negative_languages\x18\x06 \x03(\t\x12\x18\n\x0bmax_q_value\x18\x07 \x01(\x01H\x00\x88\x01\x01\x42\x0e\n\x0c_max_q_value\"e\n\x18\x43ontrastFeaturesResponse\x12\x0b\n\x03sae\x18\x01 \x01(\t\x12,\n\x08\x66\x65\x61tures\x18\x02 \x03(\x0b\x32\x1a.saegis.v1.FeatureContrast\x12\x0e\n\x06tested\x18\x03 \x01(\r\"\x93\x02\n\x0f\x46\x65\x61tureContrast\x12#\n\x07\x66\x65\x61ture\x18\x01 \x01(\x0b\x32\x12.saegis.v1.Feature\x12\r\n\x05score\x18\x02 \x01(\x02\x12)\n\x08positive\x18\x03 \x01(\x0b\x32\x17.saegis.v1.ContrastSide\x12)\n\x08negative\x18\x04 \x01(\x0b\x32\x17.saegis.v1.ContrastSide\x12\x12\n\nseparation\x18\x05 \x01(\x01\x12$\n\x17standardized_difference\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12\x0f\n\x07p_value\x18\x07 \x01(\x01\x12\x0f\n\x07q_value\x18\x08 \x01(\x01\x42\x1a\n\x18_standardized_difference\"\xe0\x01\n\x0c\x43ontrastSide\x12\x17\n\x0fmean_activation\x18\x01 \x01(\x02\x12\x13\n\x0b\x66iring_rate\x18\x02 \x01(\x02\x12\x11\n\tdeviation\x18\x03 \x01(\x02\x12R\n\x17\x66iring_rate_by_language\x18\x04 \x03(\x0b\x32\x31.saegis.v1.ContrastSide.FiringRateByLanguageEntry\x1a;\n\x19\x46iringRateByLanguageEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x32\xd1\x02\n\x0e\x46\x65\x61tureService\x12@\n\x07Inspect\x12\x19.saegis.v1.InspectRequest\x1a\x1a.saegis.v1.InspectResponse\x12I\n\nGetFeature\x12\x1c.saegis.v1.GetFeatureRequest\x1a\x1d.saegis.v1.GetFeatureResponse\x12U\n\x0eSearchFeatures\x12 .saegis.v1.SearchFeaturesRequest\x1a!.saegis.v1.SearchFeaturesResponse\x12[\n\x10\x43ontrastFeatures\x12\".saegis.v1.ContrastFeaturesRequest\x1a#.saegis.v1.ContrastFeaturesResponseB0\n\rdev.saegis.v1P\x01Z\x1dsaegis.dev/saegis/v1;saegisv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17saegis/v1/feature.proto\x12\tsaegis.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16saegis/v1/prompt.proto\x1a\x18saegis/v1/steering.proto\"\xd7\x03\n\x07\x46\x65\x61ture\x12\x0b\n\x03sae\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\r\x12\x0c\n\x04site\x18\x03 \x01(\t\x12\r\n\x05label\x18\x04 \x01(\t\x12\x1b\n\x0emax_activation\x18\x05 \x01(\x02H\x00\x88\x01\x01\x12\x14\n\x07\x64\x65nsity\x18\x06 \x01(\x02H\x01\x88\x01\x01\x12\x10\n\x08subjects\x18\x07 \x03(\t\x12\x11\n\tlanguages\x18\x08 \x03(\t\x12\x16\n\tprecision\x18\t \x01(\x02H\x02\x88\x01\x01\x12.\n\x06recall\x18\n \x03(\x0b\x32\x1e.saegis.v1.Feature.RecallEntry\x12\x0f\n\x07harmful\x18\x0b \x01(\x08\x12J\n\x15precision_by_language\x18\x0c \x03(\x0b\x32+.saegis.v1.Feature.PrecisionByLanguageEntry\x1a-\n\x0bRecallEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x1a:\n\x18PrecisionByLanguageEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\x11\n\x0f_max_activationB\n\n\x08_densityB\x0c\n\n_precision\"\xe9\x01\n\x0eInspectRequest\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12(\n\ttoken_ids\x18\x02 \x01(\x0b\x32\x13.saegis.v1.TokenIdsH\x00\x12\x1f\n\x04\x63hat\x18\x03 \x01(\x0b\x32\x0f.saegis.v1.ChatH\x00\x12\x0b\n\x03sae\x18\x04 \x01(\t\x12\x0c\n\x04site\x18\x05 \x01(\t\x12\x12\n\x05top_k\x18\x06 \x01(\rH\x01\x88\x01\x01\x12\'\n\x08\x66\x65\x61tures\x18\x07 \x03(\x0b\x32\x15.saegis.v1.FeatureRef\x12\x11\n\tlong_text\x18\x08 \x01(\x08\x42\x07\n\x05inputB\x08\n\x06_top_k\"\x91\x01\n\x0fInspectResponse\x12\x0b\n\x03sae\x18\x01 \x01(\t\x12\x0c\n\x04site\x18\x02 \x01(\t\x12(\n\x06tokens\x18\x03 \x03(\x0b\x32\x18.saegis.v1.TokenFeatures\x12(\n\x06values\x18\x04 \x03(\x0b\x32\x18.saegis.v1.FeatureValues\x12\x0f\n\x07windows\x18\x05 \x01(\r\"B\n\rFeatureValues\x12\r\n\x05index\x18\x01 \x01(\r\x12\r\n\x05label\x18\x02 \x01(\t\x12\x13\n\x0b\x61\x63tivations\x18\x03 \x03(\x02\"q\n\rTokenFeatures\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12.\n\x08\x66\x65\x61tures\x18\x03 \x03(\x0b\x32\x1c.saegis.v1.FeatureActivation\x12\x10\n\x08left_out\x18\x04 \x01(\x08\"E\n\x11\x46\x65\x61tureActivation\x12\r\n\x05index\x18\x01 \x01(\r\x12\x12\n\nactivation\x18\x02 \x01(\x02\x12\r\n\x05label\x18\x03 \x01(\t\";\n\x11GetFeatureRequest\x12&\n\x07\x66\x65\x61ture\x18\x01 \x01(\x0b\x32\x15.saegis.v1.FeatureRef\"\x99\x01\n\x12GetFeatureResponse\x12#\n\x07\x66\x65\x61ture\x18\x01 \x01(\x0b\x32\x12.saegis.v1.Feature\x12\x31\n\thistogram\x18\x02 \x01(\x0b\x32\x1e.saegis.v1.ActivationHistogram\x12+\n\x08\x65xamples\x18\x03 \x03(\x0b\x32\x19.saegis.v1.FeatureExample\"H\n\x13\x41\x63tivationHistogram\x12\x11\n\tbin_width\x18\x01 \x01(\x02\x12\x0e\n\x06\x63ounts\x18\x02 \x03(\x04\x12\x0e\n\x06tokens\x18\x03 \x01(\x04\"H\n\x0e\x46\x65\x61tureExample\x12\x0e\n\x06tokens\x18\x01 \x03(\t\x12\x13\n\x0b\x61\x63tivations\x18\x02 \x03(\x02\x12\x11\n\tstrongest\x18\x03 \x01(\r\"Z\n\x15SearchFeaturesRequest\x12\r\n\x05query\x18\x01 \x01(\t\x12\x0b\n\x03sae\x18\x02 \x01(\t\x12\x11\n\tpage_size\x18\x03 \x01(\r\x12\x12\n\npage_token\x18\x04 \x01(\t\"k\n\x16SearchFeaturesResponse\x12$\n\x08\x66\x65\x61tures\x18\x01 \x03(\x0b\x32\x12.saegis.v1.Feature\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x12\n\ntotal_size\x18\x03 \x01(\r\"\xc7\x01\n\x17\x43ontrastFeaturesRequest\x12\x16\n\x0epositive_texts\x18\x01 \x03(\t\x12\x16\n\x0enegative_texts\x18\x02 \x03(\t\x12\x0b\n\x03sae\x18\x03 \x01(\t\x12\r\n\x05limit\x18\x04 \x01(\r\x12\x1a\n\x12positive_languages\x18\x05 \x03(\t\x12\x1a\n\x12negative_languages\x18\x06 \x03(\t\x12\x18\n\x0bmax_q_value\x18\x07 \x01(\x01H\x00\x88\x01\x01\x42\x0e\n\x0c_max_q_value\"e\n\x18\x43ontrastFeaturesResponse\x12\x0b\n\x03sae\x18\x01 \x01(\t\x12,\n\x08\x66\x65\x61tures\x18\x02 \x03(\x0b\x32\x1a.saegis.v1.FeatureContrast\x12\x0e\n\x06tested\x18\x03 \x01(\r\"\x93\x02\n\x0f\x46\x65\x61tureContrast\x12#\n\x07\x66\x65\x61ture\x18\x01 \x01(\x0b\x32\x12.saegis.v1.Feature\x12\r\n\x05score\x18\x02 \x01(\x02\x12)\n\x08positive\x18\x03 \x01(\x0b\x32\x17.saegis.v1.ContrastSide\x12)\n\x08negative\x18\x04 \x01(\x0b\x32\x17.saegis.v1.ContrastSide\x12\x12\n\nseparation\x18\x05 \x01(\x01\x12$\n\x17standardized_difference\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12\x0f\n\x07p_value\x18\x07 \x01(\x01\x12\x0f\n\x07q_value\x18\x08 \x01(\x01\x42\x1a\n\x18_standardized_difference\"\xe0\x01\n\x0c\x43ontrastSide\x12\x17\n\x0fmean_activation\x18\x01 \x01(\x02\x12\x13\n\x0b\x66iring_rate\x18\x02 \x01(\x02\x12\x11\n\tdeviation\x18\x03 \x01(\x02\x12R\n\x17\x66iring_rate_by_language\x18\x04 \x03(\x0b\x32\x31.saegis.v1.ContrastSide.FiringRateByLanguageEntry\x1a;\n\x19\x46iringRateByLanguageEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\"\xa7\x02\n\x16GetFeatureUsageRequest\x12\x0b\n\x03sae\x18\x01 \x01(\t\x12&\n\x06source\x18\x02 \x01(\x0e\x32\x16.saegis.v1.UsageSource\x12\x1f\n\x05phase\x18\x03 \x01(\x0e\x32\x10.saegis.v1.Phase\x12$\n\x05order\x18\x04 \x01(\x0e\x32\x15.saegis.v1.UsageOrder\x12\r\n\x05limit\x18\x05 \x01(\r\x12)\n\x06window\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x14\n\x0ctenant_class\x18\x07 \x01(\t\x12*\n\x08\x62\x61seline\x18\x08 \x01(\x0b\x32\x18.saegis.v1.UsageBaseline\x12\x15\n\rmake_baseline\x18\t \x01(\x08\"\xb5\x02\n\x17GetFeatureUsageResponse\x12\x0b\n\x03sae\x18\x01 \x01(\t\x12\x0c\n\x04site\x18\x02 \x01(\t\x12\x15\n\rsampled_every\x18\x03 \x01(\r\x12.\n\nstart_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x06tokens\x18\x06 \x01(\x04H\x00\x88\x01\x01\x12\x13\n\x0b\x66ired_count\x18\x07 \x01(\r\x12)\n\x08\x66\x65\x61tures\x18\x08 \x03(\x0b\x32\x17.saegis.v1.FeatureUsage\x12*\n\x08\x62\x61seline\x18\t \x01(\x0b\x32\x18.saegis.v1.UsageBaselineB\t\n\x07_tokens\"\x9d\x03\n\x0c\x46\x65\x61tureUsage\x12#\n\x07\x66\x65\x61ture\x18\x01 \x01(\x0b\x32\x12.saegis.v1.Feature\x12\r\n\x05\x66ired\x18\x02 \x01(\x04\x12\x0e\n\x06tokens\x18\x03 \x01(\x04\x12\x11\n\x04rate\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x1c\n\x0fmean_activation\x18\x05 \x01(\x01H\x01\x88\x01\x01\x12\x1b\n\x0emax_activation\x18\x06 \x01(\x01H\x02\x88\x01\x01\x12\x33\n\x0flast_fired_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1a\n\rprevious_rate\x18\x08 \x01(\x01H\x03\x88\x01\x01\x12\x1b\n\x0elog_rate_ratio\x18\t \x01(\x01H\x04\x88\x01\x01\x12 \n\x13sure_log_rate_ratio\x18\n \x01(\x01H\x05\x88\x01\x01\x42\x07\n\x05_rateB\x12\n\x10_mean_activationB\x11\n\x0f_max_activationB\x10\n\x0e_previous_rateB\x11\n\x0f_log_rate_ratioB\x16\n\x14_sure_log_rate_ratio\"\xe3\x01\n\rUsageBaseline\x12\x12\n\nsae_digest\x18\x01 \x01(\t\x12.\n\nstart_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rprompt_tokens\x18\x04 \x01(\x04\x12\x19\n\x11\x63ompletion_tokens\x18\x05 \x01(\x04\x12\x14\n\x0cprompt_fired\x18\x06 \x03(\x04\x12\x18\n\x10\x63ompletion_fired\x18\x07 \x03(\x04*_\n\x0bUsageSource\x12\x1c\n\x18USAGE_SOURCE_UNSPECIFIED\x10\x00\x12\x18\n\x14USAGE_SOURCE_SAMPLED\x10\x01\x12\x18\n\x14USAGE_SOURCE_WATCHED\x10\x02*\x9f\x01\n\nUsageOrder\x12\x1b\n\x17USAGE_ORDER_UNSPECIFIED\x10\x00\x12\x15\n\x11USAGE_ORDER_FIRED\x10\x01\x12\x14\n\x10USAGE_ORDER_MEAN\x10\x02\x12\x13\n\x0fUSAGE_ORDER_MAX\x10\x03\x12\x1a\n\x16USAGE_ORDER_LAST_FIRED\x10\x04\x12\x16\n\x12USAGE_ORDER_CHANGE\x10\x05\x32\xab\x03\n\x0e\x46\x65\x61tureService\x12@\n\x07Inspect\x12\x19.saegis.v1.InspectRequest\x1a\x1a.saegis.v1.InspectResponse\x12I\n\nGetFeature\x12\x1c.saegis.v1.GetFeatureRequest\x1a\x1d.saegis.v1.GetFeatureResponse\x12U\n\x0eSearchFeatures\x12 .saegis.v1.SearchFeaturesRequest\x1a!.saegis.v1.SearchFeaturesResponse\x12[\n\x10\x43ontrastFeatures\x12\".saegis.v1.ContrastFeaturesRequest\x1a#.saegis.v1.ContrastFeaturesResponse\x12X\n\x0fGetFeatureUsage\x12!.saegis.v1.GetFeatureUsageRequest\x1a\".saegis.v1.GetFeatureUsageResponseB0\n\rdev.saegis.v1P\x01Z\x1dsaegis.dev/saegis/v1;saegisv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,44 +42,56 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FEATURE_PRECISIONBYLANGUAGEENTRY']._serialized_options = b'8\001'
   _globals['_CONTRASTSIDE_FIRINGRATEBYLANGUAGEENTRY']._loaded_options = None
   _globals['_CONTRASTSIDE_FIRINGRATEBYLANGUAGEENTRY']._serialized_options = b'8\001'
-  _globals['_FEATURE']._serialized_start=89
-  _globals['_FEATURE']._serialized_end=560
-  _globals['_FEATURE_RECALLENTRY']._serialized_start=410
-  _globals['_FEATURE_RECALLENTRY']._serialized_end=455
-  _globals['_FEATURE_PRECISIONBYLANGUAGEENTRY']._serialized_start=457
-  _globals['_FEATURE_PRECISIONBYLANGUAGEENTRY']._serialized_end=515
-  _globals['_INSPECTREQUEST']._serialized_start=563
-  _globals['_INSPECTREQUEST']._serialized_end=796
-  _globals['_INSPECTRESPONSE']._serialized_start=799
-  _globals['_INSPECTRESPONSE']._serialized_end=944
-  _globals['_FEATUREVALUES']._serialized_start=946
-  _globals['_FEATUREVALUES']._serialized_end=1012
-  _globals['_TOKENFEATURES']._serialized_start=1014
-  _globals['_TOKENFEATURES']._serialized_end=1127
-  _globals['_FEATUREACTIVATION']._serialized_start=1129
-  _globals['_FEATUREACTIVATION']._serialized_end=1198
-  _globals['_GETFEATUREREQUEST']._serialized_start=1200
-  _globals['_GETFEATUREREQUEST']._serialized_end=1259
-  _globals['_GETFEATURERESPONSE']._serialized_start=1262
-  _globals['_GETFEATURERESPONSE']._serialized_end=1415
-  _globals['_ACTIVATIONHISTOGRAM']._serialized_start=1417
-  _globals['_ACTIVATIONHISTOGRAM']._serialized_end=1489
-  _globals['_FEATUREEXAMPLE']._serialized_start=1491
-  _globals['_FEATUREEXAMPLE']._serialized_end=1563
-  _globals['_SEARCHFEATURESREQUEST']._serialized_start=1565
-  _globals['_SEARCHFEATURESREQUEST']._serialized_end=1655
-  _globals['_SEARCHFEATURESRESPONSE']._serialized_start=1657
-  _globals['_SEARCHFEATURESRESPONSE']._serialized_end=1764
-  _globals['_CONTRASTFEATURESREQUEST']._serialized_start=1767
-  _globals['_CONTRASTFEATURESREQUEST']._serialized_end=1966
-  _globals['_CONTRASTFEATURESRESPONSE']._serialized_start=1968
-  _globals['_CONTRASTFEATURESRESPONSE']._serialized_end=2069
-  _globals['_FEATURECONTRAST']._serialized_start=2072
-  _globals['_FEATURECONTRAST']._serialized_end=2347
-  _globals['_CONTRASTSIDE']._serialized_start=2350
-  _globals['_CONTRASTSIDE']._serialized_end=2574
-  _globals['_CONTRASTSIDE_FIRINGRATEBYLANGUAGEENTRY']._serialized_start=2515
-  _globals['_CONTRASTSIDE_FIRINGRATEBYLANGUAGEENTRY']._serialized_end=2574
-  _globals['_FEATURESERVICE']._serialized_start=2577
-  _globals['_FEATURESERVICE']._serialized_end=2914
+  _globals['_USAGESOURCE']._serialized_start=3897
+  _globals['_USAGESOURCE']._serialized_end=3992
+  _globals['_USAGEORDER']._serialized_start=3995
+  _globals['_USAGEORDER']._serialized_end=4154
+  _globals['_FEATURE']._serialized_start=154
+  _globals['_FEATURE']._serialized_end=625
+  _globals['_FEATURE_RECALLENTRY']._serialized_start=475
+  _globals['_FEATURE_RECALLENTRY']._serialized_end=520
+  _globals['_FEATURE_PRECISIONBYLANGUAGEENTRY']._serialized_start=522
+  _globals['_FEATURE_PRECISIONBYLANGUAGEENTRY']._serialized_end=580
+  _globals['_INSPECTREQUEST']._serialized_start=628
+  _globals['_INSPECTREQUEST']._serialized_end=861
+  _globals['_INSPECTRESPONSE']._serialized_start=864
+  _globals['_INSPECTRESPONSE']._serialized_end=1009
+  _globals['_FEATUREVALUES']._serialized_start=1011
+  _globals['_FEATUREVALUES']._serialized_end=1077
+  _globals['_TOKENFEATURES']._serialized_start=1079
+  _globals['_TOKENFEATURES']._serialized_end=1192
+  _globals['_FEATUREACTIVATION']._serialized_start=1194
+  _globals['_FEATUREACTIVATION']._serialized_end=1263
+  _globals['_GETFEATUREREQUEST']._serialized_start=1265
+  _globals['_GETFEATUREREQUEST']._serialized_end=1324
+  _globals['_GETFEATURERESPONSE']._serialized_start=1327
+  _globals['_GETFEATURERESPONSE']._serialized_end=1480
+  _globals['_ACTIVATIONHISTOGRAM']._serialized_start=1482
+  _globals['_ACTIVATIONHISTOGRAM']._serialized_end=1554
+  _globals['_FEATUREEXAMPLE']._serialized_start=1556
+  _globals['_FEATUREEXAMPLE']._serialized_end=1628
+  _globals['_SEARCHFEATURESREQUEST']._serialized_start=1630
+  _globals['_SEARCHFEATURESREQUEST']._serialized_end=1720
+  _globals['_SEARCHFEATURESRESPONSE']._serialized_start=1722
+  _globals['_SEARCHFEATURESRESPONSE']._serialized_end=1829
+  _globals['_CONTRASTFEATURESREQUEST']._serialized_start=1832
+  _globals['_CONTRASTFEATURESREQUEST']._serialized_end=2031
+  _globals['_CONTRASTFEATURESRESPONSE']._serialized_start=2033
+  _globals['_CONTRASTFEATURESRESPONSE']._serialized_end=2134
+  _globals['_FEATURECONTRAST']._serialized_start=2137
+  _globals['_FEATURECONTRAST']._serialized_end=2412
+  _globals['_CONTRASTSIDE']._serialized_start=2415
+  _globals['_CONTRASTSIDE']._serialized_end=2639
+  _globals['_CONTRASTSIDE_FIRINGRATEBYLANGUAGEENTRY']._serialized_start=2580
+  _globals['_CONTRASTSIDE_FIRINGRATEBYLANGUAGEENTRY']._serialized_end=2639
+  _globals['_GETFEATUREUSAGEREQUEST']._serialized_start=2642
+  _globals['_GETFEATUREUSAGEREQUEST']._serialized_end=2937
+  _globals['_GETFEATUREUSAGERESPONSE']._serialized_start=2940
+  _globals['_GETFEATUREUSAGERESPONSE']._serialized_end=3249
+  _globals['_FEATUREUSAGE']._serialized_start=3252
+  _globals['_FEATUREUSAGE']._serialized_end=3665
+  _globals['_USAGEBASELINE']._serialized_start=3668
+  _globals['_USAGEBASELINE']._serialized_end=3895
+  _globals['_FEATURESERVICE']._serialized_start=4157
+  _globals['_FEATURESERVICE']._serialized_end=4584
 # @@protoc_insertion_point(module_scope)

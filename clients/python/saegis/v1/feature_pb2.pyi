@@ -1,12 +1,41 @@
+import datetime
+
+from google.protobuf import duration_pb2 as _duration_pb2
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from saegis.v1 import prompt_pb2 as _prompt_pb2
 from saegis.v1 import steering_pb2 as _steering_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class UsageSource(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    USAGE_SOURCE_UNSPECIFIED: _ClassVar[UsageSource]
+    USAGE_SOURCE_SAMPLED: _ClassVar[UsageSource]
+    USAGE_SOURCE_WATCHED: _ClassVar[UsageSource]
+
+class UsageOrder(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    USAGE_ORDER_UNSPECIFIED: _ClassVar[UsageOrder]
+    USAGE_ORDER_FIRED: _ClassVar[UsageOrder]
+    USAGE_ORDER_MEAN: _ClassVar[UsageOrder]
+    USAGE_ORDER_MAX: _ClassVar[UsageOrder]
+    USAGE_ORDER_LAST_FIRED: _ClassVar[UsageOrder]
+    USAGE_ORDER_CHANGE: _ClassVar[UsageOrder]
+USAGE_SOURCE_UNSPECIFIED: UsageSource
+USAGE_SOURCE_SAMPLED: UsageSource
+USAGE_SOURCE_WATCHED: UsageSource
+USAGE_ORDER_UNSPECIFIED: UsageOrder
+USAGE_ORDER_FIRED: UsageOrder
+USAGE_ORDER_MEAN: UsageOrder
+USAGE_ORDER_MAX: UsageOrder
+USAGE_ORDER_LAST_FIRED: UsageOrder
+USAGE_ORDER_CHANGE: UsageOrder
 
 class Feature(_message.Message):
     __slots__ = ("sae", "index", "site", "label", "max_activation", "density", "subjects", "languages", "precision", "recall", "harmful", "precision_by_language")
@@ -240,3 +269,89 @@ class ContrastSide(_message.Message):
     deviation: float
     firing_rate_by_language: _containers.ScalarMap[str, float]
     def __init__(self, mean_activation: _Optional[float] = ..., firing_rate: _Optional[float] = ..., deviation: _Optional[float] = ..., firing_rate_by_language: _Optional[_Mapping[str, float]] = ...) -> None: ...
+
+class GetFeatureUsageRequest(_message.Message):
+    __slots__ = ("sae", "source", "phase", "order", "limit", "window", "tenant_class", "baseline", "make_baseline")
+    SAE_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    PHASE_FIELD_NUMBER: _ClassVar[int]
+    ORDER_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    WINDOW_FIELD_NUMBER: _ClassVar[int]
+    TENANT_CLASS_FIELD_NUMBER: _ClassVar[int]
+    BASELINE_FIELD_NUMBER: _ClassVar[int]
+    MAKE_BASELINE_FIELD_NUMBER: _ClassVar[int]
+    sae: str
+    source: UsageSource
+    phase: _steering_pb2.Phase
+    order: UsageOrder
+    limit: int
+    window: _duration_pb2.Duration
+    tenant_class: str
+    baseline: UsageBaseline
+    make_baseline: bool
+    def __init__(self, sae: _Optional[str] = ..., source: _Optional[_Union[UsageSource, str]] = ..., phase: _Optional[_Union[_steering_pb2.Phase, str]] = ..., order: _Optional[_Union[UsageOrder, str]] = ..., limit: _Optional[int] = ..., window: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping[str, object]]] = ..., tenant_class: _Optional[str] = ..., baseline: _Optional[_Union[UsageBaseline, _Mapping[str, object]]] = ..., make_baseline: _Optional[bool] = ...) -> None: ...
+
+class GetFeatureUsageResponse(_message.Message):
+    __slots__ = ("sae", "site", "sampled_every", "start_time", "end_time", "tokens", "fired_count", "features", "baseline")
+    SAE_FIELD_NUMBER: _ClassVar[int]
+    SITE_FIELD_NUMBER: _ClassVar[int]
+    SAMPLED_EVERY_FIELD_NUMBER: _ClassVar[int]
+    START_TIME_FIELD_NUMBER: _ClassVar[int]
+    END_TIME_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    FIRED_COUNT_FIELD_NUMBER: _ClassVar[int]
+    FEATURES_FIELD_NUMBER: _ClassVar[int]
+    BASELINE_FIELD_NUMBER: _ClassVar[int]
+    sae: str
+    site: str
+    sampled_every: int
+    start_time: _timestamp_pb2.Timestamp
+    end_time: _timestamp_pb2.Timestamp
+    tokens: int
+    fired_count: int
+    features: _containers.RepeatedCompositeFieldContainer[FeatureUsage]
+    baseline: UsageBaseline
+    def __init__(self, sae: _Optional[str] = ..., site: _Optional[str] = ..., sampled_every: _Optional[int] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping[str, object]]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping[str, object]]] = ..., tokens: _Optional[int] = ..., fired_count: _Optional[int] = ..., features: _Optional[_Iterable[_Union[FeatureUsage, _Mapping[str, object]]]] = ..., baseline: _Optional[_Union[UsageBaseline, _Mapping[str, object]]] = ...) -> None: ...
+
+class FeatureUsage(_message.Message):
+    __slots__ = ("feature", "fired", "tokens", "rate", "mean_activation", "max_activation", "last_fired_time", "previous_rate", "log_rate_ratio", "sure_log_rate_ratio")
+    FEATURE_FIELD_NUMBER: _ClassVar[int]
+    FIRED_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    RATE_FIELD_NUMBER: _ClassVar[int]
+    MEAN_ACTIVATION_FIELD_NUMBER: _ClassVar[int]
+    MAX_ACTIVATION_FIELD_NUMBER: _ClassVar[int]
+    LAST_FIRED_TIME_FIELD_NUMBER: _ClassVar[int]
+    PREVIOUS_RATE_FIELD_NUMBER: _ClassVar[int]
+    LOG_RATE_RATIO_FIELD_NUMBER: _ClassVar[int]
+    SURE_LOG_RATE_RATIO_FIELD_NUMBER: _ClassVar[int]
+    feature: Feature
+    fired: int
+    tokens: int
+    rate: float
+    mean_activation: float
+    max_activation: float
+    last_fired_time: _timestamp_pb2.Timestamp
+    previous_rate: float
+    log_rate_ratio: float
+    sure_log_rate_ratio: float
+    def __init__(self, feature: _Optional[_Union[Feature, _Mapping[str, object]]] = ..., fired: _Optional[int] = ..., tokens: _Optional[int] = ..., rate: _Optional[float] = ..., mean_activation: _Optional[float] = ..., max_activation: _Optional[float] = ..., last_fired_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping[str, object]]] = ..., previous_rate: _Optional[float] = ..., log_rate_ratio: _Optional[float] = ..., sure_log_rate_ratio: _Optional[float] = ...) -> None: ...
+
+class UsageBaseline(_message.Message):
+    __slots__ = ("sae_digest", "start_time", "end_time", "prompt_tokens", "completion_tokens", "prompt_fired", "completion_fired")
+    SAE_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    START_TIME_FIELD_NUMBER: _ClassVar[int]
+    END_TIME_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    COMPLETION_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_FIRED_FIELD_NUMBER: _ClassVar[int]
+    COMPLETION_FIRED_FIELD_NUMBER: _ClassVar[int]
+    sae_digest: str
+    start_time: _timestamp_pb2.Timestamp
+    end_time: _timestamp_pb2.Timestamp
+    prompt_tokens: int
+    completion_tokens: int
+    prompt_fired: _containers.RepeatedScalarFieldContainer[int]
+    completion_fired: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, sae_digest: _Optional[str] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping[str, object]]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping[str, object]]] = ..., prompt_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., prompt_fired: _Optional[_Iterable[int]] = ..., completion_fired: _Optional[_Iterable[int]] = ...) -> None: ...

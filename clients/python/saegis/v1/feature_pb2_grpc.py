@@ -55,6 +55,11 @@ class FeatureServiceStub:
                 request_serializer=saegis_dot_v1_dot_feature__pb2.ContrastFeaturesRequest.SerializeToString,
                 response_deserializer=saegis_dot_v1_dot_feature__pb2.ContrastFeaturesResponse.FromString,
                 _registered_method=True)
+        self.GetFeatureUsage = channel.unary_unary(
+                '/saegis.v1.FeatureService/GetFeatureUsage',
+                request_serializer=saegis_dot_v1_dot_feature__pb2.GetFeatureUsageRequest.SerializeToString,
+                response_deserializer=saegis_dot_v1_dot_feature__pb2.GetFeatureUsageResponse.FromString,
+                _registered_method=True)
 
 
 class FeatureServiceServicer:
@@ -89,6 +94,13 @@ class FeatureServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetFeatureUsage(self, request, context):
+        """Tells which features fire most in what is written for everybody, and which fire more or less than before.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_FeatureServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -111,6 +123,11 @@ def add_FeatureServiceServicer_to_server(servicer, server):
                     servicer.ContrastFeatures,
                     request_deserializer=saegis_dot_v1_dot_feature__pb2.ContrastFeaturesRequest.FromString,
                     response_serializer=saegis_dot_v1_dot_feature__pb2.ContrastFeaturesResponse.SerializeToString,
+            ),
+            'GetFeatureUsage': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetFeatureUsage,
+                    request_deserializer=saegis_dot_v1_dot_feature__pb2.GetFeatureUsageRequest.FromString,
+                    response_serializer=saegis_dot_v1_dot_feature__pb2.GetFeatureUsageResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -222,6 +239,33 @@ class FeatureService:
             '/saegis.v1.FeatureService/ContrastFeatures',
             saegis_dot_v1_dot_feature__pb2.ContrastFeaturesRequest.SerializeToString,
             saegis_dot_v1_dot_feature__pb2.ContrastFeaturesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetFeatureUsage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/saegis.v1.FeatureService/GetFeatureUsage',
+            saegis_dot_v1_dot_feature__pb2.GetFeatureUsageRequest.SerializeToString,
+            saegis_dot_v1_dot_feature__pb2.GetFeatureUsageResponse.FromString,
             options,
             channel_credentials,
             insecure,

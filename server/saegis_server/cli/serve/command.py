@@ -14,7 +14,7 @@ from rich.text import Text
 from saegis.cli import options
 from saegis.cli.output import FAILURE, fail, notes, own_command, print_json_line
 from saegis_server.cli.serve.configuration import configuration
-from saegis_server.cli.serve.options import Audit, Limits, LogFormat, Network, Policies, Process, Served
+from saegis_server.cli.serve.options import LogFormat, ServerOptions
 from saegis_server.cli.serve.settings import Config
 from saegis_server.cli.stages import StageDisplay, stage_display
 from saegis_server.rpc.server import logs
@@ -67,12 +67,7 @@ log = logging.getLogger("saegis.serve")
 @options.grouped
 def serve(
     *,
-    served: Served,
-    network: Network,
-    policies: Policies,
-    audit: Audit,
-    limits: Limits,
-    process: Process,
+    server: ServerOptions,
     config: Config = None,
     json: options.Json = False,
 ) -> None:
@@ -81,9 +76,10 @@ def serve(
     Shows each stage of the start: loading, checking the SAEs, compiling, proving that steering works.
     With --json the stages and the address are JSON lines on standard output.
     """
+    process = server.process
     as_log = process.log_format is LogFormat.JSON
     logs.set_up(process.log_level, as_log)
-    settings = configuration(served, network, policies, audit, limits, process)
+    settings = configuration(server)
     with stage_display(json, log if as_log else None) as display:
         # Importing torch takes seconds, so it is the first stage.
         display("loading the libraries", 0, 0)

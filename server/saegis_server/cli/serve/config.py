@@ -12,7 +12,7 @@ from rich.text import Text
 from saegis.cli import options
 from saegis.cli.output import console, fail, notes, print_json
 from saegis_server.cli.serve.configuration import configuration
-from saegis_server.cli.serve.options import Audit, Limits, Network, Policies, Process, Served
+from saegis_server.cli.serve.options import ServerOptions
 from saegis_server.cli.serve.settings import Config, SettingsCommand, effective
 
 app = typer.Typer(no_args_is_help=True, help="Check and show the settings of a server.")
@@ -43,17 +43,12 @@ and are not shown.
 @options.grouped
 def check(
     *,
-    served: Served,
-    network: Network,
-    policies: Policies,
-    audit: Audit,
-    limits: Limits,
-    process: Process,
+    server: ServerOptions,
     config: Config = None,
     json: options.Json = False,
 ) -> None:
     """Check settings, and the files that they name, without serving."""
-    checked = configuration(served, network, policies, audit, limits, process)
+    checked = configuration(server)
     from saegis_server.cli.serve.start_errors import start_failed
     from saegis_server.rpc.server.loading import check_machine
     from saegis_server.rpc.server.premises import check_files, open_files
@@ -79,17 +74,12 @@ def check(
 def show(
     ctx: typer.Context,
     *,
-    served: Served,
-    network: Network,
-    policies: Policies,
-    audit: Audit,
-    limits: Limits,
-    process: Process,
+    server: ServerOptions,
     config: Config = None,
     json: options.Json = False,
 ) -> None:
     """Show the value of every setting, and where it comes from."""
-    configuration(served, network, policies, audit, limits, process)
+    configuration(server)
     settings = list(effective(ctx))
     if json:
         print_json({each.key: {"value": _plain(each.value), "source": each.source} for each in settings})

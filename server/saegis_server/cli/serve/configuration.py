@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from saegis.cli.output import USAGE, fail, own_command
-from saegis_server.cli.serve.options import Audit, Limits, Network, Policies, Process, Served
+from saegis_server.cli.serve.options import Audit, Network, Policies, Served, ServerOptions
 
 if TYPE_CHECKING:
     from saegis_server.rpc.server.config import ServerConfig
@@ -17,26 +17,25 @@ REFERENCE_SAE_ID = "polyglot"
 _NAMED = re.compile(r"([^/=~]+)=(.*)", re.DOTALL)
 
 
-def configuration(
-    served: Served, network: Network, policies: Policies, audit: Audit, limits: Limits, process: Process
-) -> ServerConfig:
+def configuration(options: ServerOptions) -> ServerConfig:
     """The configuration of a server; ends the command if it is not valid."""
     from pydantic import ValidationError
 
     from saegis_server.rpc.server.config import ServerConfig
 
+    limits = options.limits
     settings = {
-        **_served_settings(served),
-        **_network_settings(network),
-        "policies": _policy_settings(policies),
-        "audit": _audit_settings(audit),
+        **_served_settings(options.served),
+        **_network_settings(options.network),
+        "policies": _policy_settings(options.policies),
+        "audit": _audit_settings(options.audit),
         **asdict(limits),
         "rows": room_for_rows(limits.rows or []),
         "limits": caller_limits(limits.limits or []),
         "watch_features": limits.watch_features or [],
         "tenant_classes": tenant_classes(limits.tenant_classes or []),
-        "ready_file": process.ready_file,
-        "traces": process.traces,
+        "ready_file": options.process.ready_file,
+        "traces": options.process.traces,
     }
     try:
         return ServerConfig.model_validate(settings)
@@ -82,10 +81,14 @@ def tenant_classes(texts: list[str]) -> dict[str, list[str]]:
     """The tenants of each class, from texts of the form CLASS=TENANT,...; a class alone is of one tenant."""
     classes = {}
     for text in texts:
-        name, equals, tenants = text.partition("=")
+        name, equals, listed = text.partition("=")
+        tenants = [tenant.strip() for tenant in listed.split(",")] if equals else [name]
+        if not (name and all(tenants)):
+            what = "a class without a name" if not name else f"a tenant without a name in {name}"
+            raise fail(f"--tenant-class {text!r} has {what}", "give CLASS=TENANT,...", USAGE)
         if name in classes:
             raise fail(f"--tenant-class names {name} twice", "give all its tenants at once", USAGE)
-        classes[name] = [tenant.strip() for tenant in tenants.split(",")] if equals else [name]
+        classes[name] = tenants
     return classes
 
 
@@ -122,7 +125,7 @@ def _served_settings(served: Served) -> dict[str, Any]:
     further = sites[len(sources) :]
     if model is None:
         model, own = reference()
-        name = name or "saegis/polyglot"
+        name = "saegis/polyglot" if name is None else name
         sources = sources or [own]
     _scale(sources, served.norm_scaling or [])
     return {

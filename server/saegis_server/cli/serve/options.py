@@ -310,6 +310,22 @@ class Limits:
             help="Seconds between two prompts that are encoded whole, for metrics of the SAEs; 0 is never.",
         ),
     ] = 10.0
+    usage_every: Annotated[
+        int,
+        _limits(
+            min=0,
+            max=1_000_000,
+            help="Count the use of every feature at one of so many steps, such as 16; 0 is never.",
+        ),
+    ] = 0
+    usage_state: Annotated[
+        Path | None,
+        _limits(
+            parser=to_path,
+            metavar="DIR",
+            help="Keep what is counted so in this folder, so that it survives a restart.",
+        ),
+    ] = None
     stall_seconds: Annotated[
         float,
         _limits(
@@ -363,3 +379,15 @@ class Process:
     log_format: Annotated[
         LogFormat, _process(help="Lines of text, or JSON objects with the ids of requests.")
     ] = LogFormat.TEXT
+
+
+@dataclass(frozen=True, slots=True)
+class ServerOptions:
+    """All options of a server but the file that they may come from."""
+
+    served: Served = Served()
+    network: Network = Network()
+    policies: Policies = Policies()
+    audit: Audit = Audit()
+    limits: Limits = Limits()
+    process: Process = Process()

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from saegis_server.engine.api import RowGroup, RowName
+from saegis_server.engine.counts import RowGroup, RowName
 from saegis_server.steering.program import SiteProgram
 from saegis_server.steering.site import Site
 from saegis_server.steering.table import Capacity
@@ -103,12 +103,15 @@ class SlotActivity:
 
     # -- within the step --------------------------------------------------------------------------------
 
-    def members_of(self, slot: Tensor, rows: tuple[int, int, int], groups: int) -> list[Tensor]:
-        """Which rows are of which groups in one slot, an int64 [1]: float32 [1, rows, G] of each site."""
+    def members_of(
+        self, batch: int, slot: Tensor | None, rows: tuple[int, int, int], groups: int
+    ) -> list[Tensor]:
+        """Which rows are of which groups in one slot, or in the first `batch` ones: float32 [B, rows, G] of
+        each site."""
         return [
             torch.cat(
                 [
-                    table[:, :kind, :groups].index_select(0, slot)
+                    _of(table[:, :kind, :groups], batch, slot)
                     for table, kind in zip(tables, rows, strict=True)
                 ],
                 1,
@@ -121,34 +124,27 @@ class SlotActivity:
         acted: Sequence[Tensor],
         tokens: Tokens,
         counted: Tensor,
+        slot: Tensor | None,
         rows: tuple[int, int, int],
         groups: int,
     ) -> None:
-        """Add at how many tokens groups acted in the first slots; see `count_one`."""
-        batch = counted.shape[0]
-        members = [
-            torch.cat([table[:batch, :kind, :groups] for table, kind in zip(tables, rows, strict=True)], 1)
-            for tables in self.members
-        ]
-        self.counts[:batch, :groups] += count_groups(acted, members, tokens, counted)
+        """Add at how many tokens groups acted.
 
-    def count_one(
-        self,
-        slot: Tensor,
-        acted: Sequence[Tensor],
-        tokens: Tokens,
-        counted: Tensor,
-        rows: tuple[int, int, int],
-        groups: int,
-    ) -> None:
-        """Add at how many tokens groups acted in one slot, an int64 [1].
-
-        acted: bool [T, rows] of each site; counted: bool [B, Q], which tokens count; rows, groups: how many
-        are in use.
+        acted: bool [T, rows] of each site; counted: bool [B, Q], which tokens count; slot: the only one of a
+        chunk, an int64 [1], None for the first ones; rows, groups: how many are in use.
         """
-        new = count_groups(acted, self.members_of(slot, rows, groups), tokens, counted)
-        own = self.counts[:, :groups]
-        own.index_copy_(0, slot, own.index_select(0, slot) + new)
+        batch = counted.shape[0]
+        new = count_groups(acted, self.members_of(batch, slot, rows, groups), tokens, counted)
+        kept = self.counts[:, :groups]
+        if slot is None:
+            kept[:batch] += new
+        else:
+            kept.index_copy_(0, slot, kept.index_select(0, slot) + new)
+
+
+def _of(held: Tensor, batch: int, slot: Tensor | None) -> Tensor:
+    """What is held for one slot, or for the first `batch` ones."""
+    return held[:batch] if slot is None else held.index_select(0, slot)
 
 
 def count_groups(

@@ -1,7 +1,7 @@
 """Building: a step of a model as its settings ask and this machine allows, then made ready to run."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 
@@ -12,6 +12,7 @@ from saegis_server.engine.torch.loading import LoadedModel
 from saegis_server.engine.torch.memory import is_want_of_memory
 from saegis_server.engine.torch.slots import Slots
 from saegis_server.engine.torch.step import SMALLEST, Step
+from saegis_server.engine.torch.usage import UsageCounting
 from saegis_server.engine.torch.warmup import NotCompiledError, missing_compiler, warm_up
 from saegis_server.steering.rows import Norm
 from saegis_server.steering.site import Site, forward_order
@@ -40,11 +41,13 @@ def build_step(
     max_length: int | None,
     capacity: Capacity,
     compiled: bool,
+    keeps: Iterable[Site] = (),
 ) -> Step:
     """A step with a slot of `max_length` tokens, or the model's whole context, for each of `max_running`.
 
-    norms: the normalisations that are used at each site, in any order. Raises SiteError for a site that the
-    model does not have, and ValueError for a length that it does not have or for which there is no memory.
+    norms: the normalisations that are used at each site, in any order. keeps: see Step. Raises SiteError for
+    a site that the model does not have, and ValueError for a length that it does not have or for which there
+    is no memory.
     """
     for site in norms:
         site_module(loaded.model, site)
@@ -62,35 +65,38 @@ def build_step(
             f"there is no memory for {count} sequences of {length} tokens: "
             "lower max_num_seqs or max_model_len"
         ) from error
-    return Step(loaded.model, in_order, slots, compiled)
+    return Step(loaded.model, in_order, slots, compiled, keeps)
 
 
-def make_ready(step: Step, progress: Progress, must_compile: bool) -> None:
-    """Compile the step and run its canary. One that cannot be compiled runs eagerly, which is told.
+def make_ready(
+    step: Step, progress: Progress, must_compile: bool, usage: UsageCounting | None = None
+) -> None:
+    """Compile the step, and what counts the use of features, and run its canary. One that cannot be compiled
+    runs eagerly, which is told.
 
     Raises CanaryError, and NotCompiledError if it must be compiled.
     """
     try:
-        _warm_up(step, progress)
+        _warm_up(step, progress, usage)
     except NotCompiledError as error:
         if must_compile:
             raise
         _LOG.debug("the step cannot be compiled", exc_info=error)
         _tell_eager(str(error), progress)
         step.run_eagerly()
-        warm_up(step, progress)
+        warm_up(step, progress, usage=usage)
 
 
-def _warm_up(step: Step, progress: Progress) -> None:
+def _warm_up(step: Step, progress: Progress, usage: UsageCounting | None) -> None:
     if not step.compiled:
-        return warm_up(step, progress)
+        return warm_up(step, progress, usage=usage)
     try:
         kept = Kept(settle(), _kind(step))
     except CompileCacheError as error:
         raise NotCompiledError(str(error)) from error
     if not kept:
         progress(f"compiling, once on this machine, for some minutes; kept in {kept.folder}", 0, 0)
-    warm_up(step, progress, bool(kept))
+    warm_up(step, progress, bool(kept), usage)
     kept.note()
     return None
 
@@ -100,7 +106,8 @@ def _kind(step: Step) -> tuple[object, ...]:
     model, slots = step.model, step.slots
     sites = sorted(f"{site} {sorted(norm.name for norm in norms)}" for site, norms in step.norms.items())
     sizes = (slots.count, slots.max_length, slots.capacity, torch.get_num_threads())
-    return (model.config.to_json_string(), model.dtype, model.device, *sites, *sizes)
+    keeps = [f"keeps {site}" for site in step.keeps]
+    return (model.config.to_json_string(), model.dtype, model.device, *sites, *sizes, *keeps)
 
 
 def _tell_eager(reason: str, progress: Progress) -> None:

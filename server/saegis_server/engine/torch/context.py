@@ -75,7 +75,8 @@ class StepContext:
     text, where nothing is read; slot: int64 [1] in prefill; length: how much of the cache is read; tokens:
     the step's B · Q tokens, None where nothing is steered; views: each site's table rows for this step;
     conditions: those of its slots; unmoved: bool [B · Q], the tokens that no row moves, None where there can
-    be none. readings: what happened at each site, by token.
+    be none. readings: what happened at each site, by token. keeps: the sites whose clean activations a step
+    gives out; kept: those of this one, [B · Q, d] in the model's dtype.
     """
 
     mode: Mode = Mode.IDLE
@@ -90,6 +91,8 @@ class StepContext:
     views: dict[Site, TableView] = field(default_factory=dict)
     readings: dict[Site, Readings] = field(default_factory=dict)
     captured: dict[Site, Tensor] = field(default_factory=dict)
+    keeps: frozenset[Site] = frozenset()
+    kept: dict[Site, Tensor] = field(default_factory=dict)
 
     def begun(self) -> tuple[KVCache, Tensor]:
         """The cache of the running step, and where it writes. Raises RuntimeError if none is running."""

@@ -31,14 +31,13 @@ from saegis_server.engine.api import (
     Guard,
     Limits,
     NonFiniteLogitsError,
-    Observed,
     Progress,
     QueueFullError,
-    RowGroup,
     Score,
     Sink,
     SteeringDivergedError,
 )
+from saegis_server.engine.counts import Observed, RowGroup, Used
 from saegis_server.engine.torch.activity import MOST_GROUPS
 from saegis_server.engine.torch.admission import Admission
 from saegis_server.engine.torch.build import graphs_compiled, make_ready
@@ -54,6 +53,7 @@ from saegis_server.engine.torch.score import Reading, Scoring
 from saegis_server.engine.torch.sequence import Running, Sequence, extent_of
 from saegis_server.engine.torch.step import Step, StepOutput
 from saegis_server.engine.torch.text import TextStream
+from saegis_server.engine.torch.usage import UsageCounting
 from saegis_server.fair import has_room
 from saegis_server.steering.program import UNSTEERED, SteeringProgram
 from saegis_server.steering.site import Site
@@ -76,10 +76,12 @@ class TorchEngine:
         limits: Limits | None = None,
         first_token: FirstToken | None = None,
         must_compile: bool = False,
+        usage: UsageCounting | None = None,
     ) -> None:
         """At most `max_running` sequences run at once; the step must have a slot for each of them.
 
         must_compile: whether a step that cannot be compiled ends the warm-up, and does not run eagerly.
+        usage: counts how features are used; the step must keep what it reads.
         """
         self.step, self.tokenizer, self.limits = step, tokenizer, limits or Limits()
         self.first_token = first_token or FirstToken()
@@ -93,14 +95,16 @@ class TorchEngine:
             max_running, step.slots.move, kept=fair.fair_slots, kept_seconds=fair.fair_seconds
         )
         self._guarding = Guarding(step.slots)
-        self._reading = PromptReading(step, self._guarding, self.limits.prefill_chunk, self.first_token)
+        self._reading = PromptReading(
+            step, self._guarding, self.limits.prefill_chunk, self.first_token, usage
+        )
         self._in_flight: set[str] = set()
         self._active: dict[str, Running] = {}
         self._submitted: deque[Running] = deque()
         self._cancelled: deque[str] = deque()
         self._jobs = Jobs()
         self._waiting: Counter[tuple[str, str]] = Counter()
-        self._must_compile = must_compile
+        self._must_compile, self._usage = must_compile, usage
         self._graphs: int | None = None
         self._steps = 0
         self._next_capture = 0
@@ -128,7 +132,7 @@ class TorchEngine:
 
         Raises CanaryError, and NotCompiledError where it must be compiled and cannot be.
         """
-        make_ready(self.step, progress, self._must_compile)
+        make_ready(self.step, progress, self._must_compile, self._usage)
         self._graphs = graphs_compiled() if self.compiled else None
 
     def start(self) -> None:
@@ -182,6 +186,10 @@ class TorchEngine:
                 )
         with self._wake:
             self._to_observe = tuple(features)
+
+    def take_usage(self) -> dict[str, Used]:
+        """How the features of each dictionary were used since this was last called, by its name."""
+        return {} if self._usage is None else self._usage.take()
 
     def cancel(self, request_id: str) -> None:
         """Abort a request; its sequences end with FinishReason.ABORT. Unknown ids are ignored."""
@@ -371,6 +379,8 @@ class TorchEngine:
             except Exception as error:
                 self._make_room(running, own_failure(error))
                 continue
+            if self._usage is not None:
+                self._usage.count(self.step, output, reads_prompt=False)
             self._steps += 1
             self._hand_out(running, output, self._guarding.after_decode(running, output))
             return

@@ -28,6 +28,8 @@ class _SiteHook:
         if context.tokens is None:
             return x
         flat, gates = x.flatten(0, 1), None if context.conditions is None else self._gates
+        if self.site in context.keeps:
+            context.kept[self.site] = flat
         steered, readings = apply(flat, context.views[self.site], context.tokens, self.norms, gates)
         if context.unmoved is not None:
             steered, readings = _except_for(context.unmoved, flat, steered, readings)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from saegis_server.engine.api import STRENGTHS, Fired, Firing, Observed
+from saegis_server.engine.counts import STRENGTHS, Fired, Firing, Observed
 from saegis_server.steering.site import Site
 from saegis_server.steering.table import Rows, put_to_read, rows_to_read
 from saegis_server.steering.tokens import Tokens

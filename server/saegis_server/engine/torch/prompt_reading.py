@@ -6,6 +6,7 @@ from saegis_server.engine.api import FirstToken
 from saegis_server.engine.torch.guarding import Ending, Guarding
 from saegis_server.engine.torch.sequence import Sequence, extent_of
 from saegis_server.engine.torch.step import SMALLEST, Step, StepOutput
+from saegis_server.engine.torch.usage import UsageCounting
 
 
 class Progress(NamedTuple):
@@ -20,10 +21,18 @@ class Progress(NamedTuple):
 class PromptReading:
     """Reads the prompts of sequences that have a slot."""
 
-    def __init__(self, step: Step, guarding: Guarding, chunk: int, first_token: FirstToken) -> None:
-        """`chunk`: how many tokens are read at once; `first_token`: what is left out of statistics."""
+    def __init__(
+        self,
+        step: Step,
+        guarding: Guarding,
+        chunk: int,
+        first_token: FirstToken,
+        usage: UsageCounting | None = None,
+    ) -> None:
+        """`chunk`: how many tokens are read at once; `first_token`: what is left out of statistics; `usage`:
+        counts how features are used."""
         self._step, self._guarding, self._chunk = step, guarding, chunk
-        self._first_token = first_token
+        self._first_token, self._usage = first_token, usage
 
     def load(self, sequence: Sequence) -> None:
         """Make its slot a sequence's own."""
@@ -52,6 +61,8 @@ class PromptReading:
         output, ending = self._run(sequence, chunk, whole), None
         if sequence.running.reads_prompt:
             sequence.add_prompt_read(self._step.sites, output.watched[:, 0], output.moved[:, 0])
+        if self._usage is not None and sequence.index == 0:
+            self._usage.count(self._step, output, reads_prompt=True)
         sequence.read += len(chunk)
         if bool(output.finite[0]):
             ending = self._guarding.after_chunk(sequence, output)

@@ -18,13 +18,14 @@ from saegis_server.steering.site import Site
 class RequestGuard:
     """What came of the conditions of one request."""
 
-    def __init__(self, admitted: AdmittedProgram, unread: int = 0, hold_back: bool = False) -> None:
+    def __init__(self, admitted: AdmittedProgram, unread: int = 0, hold_back: int = 0) -> None:
         """`unread`: how many of the tokens that the request begins with its conditions do not read;
-        `hold_back`: whether tokens are told only once they are judged, where anything can end an answer."""
+        `hold_back`: how many tokens are judged before the first of them is told, where anything can end an
+        answer."""
         self.admitted, self.unread = admitted, unread
         reactions = {guarded.reaction for guarded in admitted.guard.conditions}
         ends = not reactions.isdisjoint((Reaction.STOP, Reaction.REFUSE))
-        self.holds_back = hold_back and ends
+        self.hold_back = hold_back if ends else 0
         count = len(admitted.guard.conditions)
         self._held = torch.zeros(count, dtype=torch.int64)
         self._first = torch.full((count,), LATE, dtype=torch.int64)

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from saegis_server.engine.admission import AdmittedProgram
 from saegis_server.engine.api import (
-    Acted,
     Closing,
     EngineError,
     FinishReason,
@@ -20,12 +19,12 @@ from saegis_server.engine.api import (
     Receipt,
     RequestFailed,
     RequestFinished,
-    RowGroup,
     Score,
     SteeringDivergedError,
     Timings,
     Usage,
 )
+from saegis_server.engine.counts import Acted, RowGroup
 from saegis_server.engine.torch.conditions import ConditionResult, Outcome
 from saegis_server.engine.torch.context import KVCache
 from saegis_server.engine.torch.jobs import Job

@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Sequenced
 from dataclasses import dataclass, field, replace
@@ -13,12 +13,10 @@ from torch import Tensor
 
 from saegis_server.engine.admission import AdmittedProgram
 from saegis_server.engine.api import (
-    Acted,
     Delta,
     EngineError,
     Event,
     FinishReason,
-    Firing,
     GenerationRequest,
     PromptRead,
     Receipt,
@@ -33,6 +31,7 @@ from saegis_server.engine.api import (
     WatchedPrompt,
     moving_sites,
 )
+from saegis_server.engine.counts import Acted, Firing
 from saegis_server.engine.torch.activity import ActivityTally
 from saegis_server.engine.torch.request_guard import RequestGuard
 from saegis_server.engine.torch.step import SMALLEST, Extent
@@ -194,7 +193,7 @@ class Sequence:
     """One text of a request. Its tokens lie in the slot `slot` while it runs.
 
     stops: the tokens that end it; ends: those of them that are the model's own. read: how many tokens of its
-    prompt its slot holds. held: what will be told once its token has been judged, and `closing`, how it
+    prompt its slot holds. held: what will be told once enough tokens have been judged, and `closing`, how it
     ends then. prompt_counts, prompt_activity, prompt_observed: what was counted at its prompt, where others
     have the same one. prompt_read: what was read at the prompt's tokens, where that is to be told: of some
     tokens each, the watches, float32 [Q, watches, 2], and the moves, [Q, sites]. rows: how many its program
@@ -214,7 +213,7 @@ class Sequence:
     reason: FinishReason | None = field(default=None)
     finished: bool = field(default=False)
     loaded: bool = field(default=False)
-    held: Delta | None = None
+    held: deque[Delta] = field(default_factory=deque)
     prompt_counts: list[list[float]] | None = None
     prompt_activity: Tensor | None = None
     prompt_observed: Tensor | None = None
@@ -306,23 +305,23 @@ class Sequence:
         """Add a generated token; finishes the sequence if it ends here.
 
         logprobs: float32 [V] of the model's distribution; watched: [sites][watches][before, after]; moves: of
-        the sites in `Running.moving`, all at the position from which the token was predicted. Where tokens
-        are held back, what is told is the token before, which has been judged by now; the last one is told in
-        a step of its own, whose token is nobody's.
+        the sites in `Running.moving`, all at the position from which the token was predicted. By now every
+        token before this one has been judged. Where tokens are held back, those are told behind which enough
+        have been; the last ones are told in a step of their own, whose token is nobody's.
         """
         self.generated, self.last_token = self.generated + 1, token
-        self._tell()
         if self.closing is not None:
             return self._close(self.closing)
         output = self._output(token, logprobs, watched, moves)
         text, ending = self._text_with(token)
-        self.held = Delta(self.index, text, (output,))
+        self.held.append(Delta(self.index, text, (output,)))
         guard = self.running.guard
-        if guard is not None and guard.holds_back and not (ending and ending.stop_token in self.ends):
-            self.closing = ending
-            return None
-        self._tell()
-        return None if ending is None else self._close(ending)
+        hold_back = 0 if guard is None else guard.hold_back
+        if ending is not None and (hold_back == 0 or ending.stop_token in self.ends):
+            return self._close(ending)
+        self.closing = ending
+        self._tell(hold_back)
+        return None
 
     def _text_with(self, token: int) -> tuple[str, SequenceFinished | None]:
         """The text that is certain with a token, and how the sequence ends with it."""
@@ -340,11 +339,10 @@ class Sequence:
             ending = SequenceFinished(self.index, FinishReason.STOP, stop_string=matched)
         return text, ending
 
-    def _tell(self) -> None:
-        """Tell what is held."""
-        if self.held is not None:
-            self.running.tell(self.held)
-            self.held = None
+    def _tell(self, kept: int) -> None:
+        """Tell what is held but for the last `kept` tokens."""
+        while len(self.held) > kept:
+            self.running.tell(self.held.popleft())
 
     def finish(self, reason: FinishReason) -> None:
         """End the sequence, with what is held untold; it keeps its slot until the engine takes it out.
@@ -352,13 +350,16 @@ class Sequence:
         Nor is text let out that was held back where a condition ends it; what else ends it loses none.
         """
         if not self.finished:
-            loses = reason is FinishReason.CONTENT_FILTER or self.held is not None
+            loses = reason is FinishReason.CONTENT_FILTER or self.held
             if not loses and (text := self.text.finish(may_stop=False)):
                 self.running.tell(Delta(self.index, text, ()))
+            self.held.clear()
             self._close(SequenceFinished(self.index, reason))
 
     def _close(self, ending: SequenceFinished) -> None:
-        self.finished, self.reason, self.held = True, ending.reason, None
+        """End the sequence, all of which that is still held is told."""
+        self._tell(0)
+        self.finished, self.reason = True, ending.reason
         self.running.events.append(ending)
 
     def _output(

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from saegis_server.engine.api import RowGroup, SamplingParams
+from saegis_server.engine.api import SamplingParams
+from saegis_server.engine.counts import RowGroup
 from saegis_server.engine.torch.activity import SlotActivity
 from saegis_server.engine.torch.conditions import SlotConditions
 from saegis_server.engine.torch.context import KVCache
@@ -229,7 +230,7 @@ class Slots:
                     table.write(self.count, rows_here, rows_here.geometry, rows_here.moves)
                 views[site] = table.view_one(spare, *rows)
             peaks = own.peaks[:, self.count : self.count + 1, : rows[-1]].clone()
-            members = self.activity.members_of(spare, rows[:3], len(groups))
+            members = self.activity.members_of(1, spare, rows[:3], len(groups))
             return TextTables(views, *own.of(spare, comparisons, gates), peaks, members)
         finally:
             own.clear(self.count)

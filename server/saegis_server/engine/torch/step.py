@@ -5,7 +5,7 @@ which chooses again for the rows that ask for more. Every size that varies (batc
 is a symbolic dimension, so that after the warm-up nothing is compiled again.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -60,13 +60,24 @@ class Extent(NamedTuple):
         return self.edits, self.rules, self.held
 
 
+class Kept(NamedTuple):
+    """The clean activations of a step's T tokens, [T, d] in the model's dtype at each of `Step.keeps`.
+
+    counted: bool [T], which of them statistics count; prompt: bool [T], which are of a prompt.
+    """
+
+    activations: tuple[Tensor, ...]
+    counted: Tensor
+    prompt: Tensor
+
+
 class StepOutput(NamedTuple):
     """What a step gives for B rows (one in prefill).
 
     tokens int64 [B]; finite bool [B], whether all logits are; logits float32 [B, V]; logprobs float32 [B, V]
     of the model's own distribution, if the sampler ran; watched float32 [sites, B, Q, watches, 2], before and
     after steering at each of the Q tokens; moved float32 [sites, B, Q], ‖x' − x‖/‖x‖ there; outcome int64
-    [B], what conditions come to, see Outcome.
+    [B], what conditions come to, see Outcome; kept, where the step keeps activations.
     """
 
     tokens: Tensor
@@ -76,6 +87,7 @@ class StepOutput(NamedTuple):
     watched: Tensor
     moved: Tensor
     outcome: Tensor
+    kept: Kept | None = None
 
 
 class ReadOutput(NamedTuple):
@@ -92,7 +104,7 @@ class ReadOutput(NamedTuple):
     tables: TextTables
 
 
-def _varying(tensor: Tensor, dimension: int = 0) -> Tensor:
+def varying(tensor: Tensor, dimension: int = 0) -> Tensor:
     """The same tensor, one dimension of which the compiler must not take for a constant."""
     torch._dynamo.mark_dynamic(tensor, dimension)
     return tensor
@@ -119,12 +131,21 @@ class Step:
     """The model and everything that a step reads and writes, with its two entry points."""
 
     def __init__(
-        self, model: PreTrainedModel, sites: dict[Site, frozenset[Norm]], slots: Slots, compiled: bool
+        self,
+        model: PreTrainedModel,
+        sites: dict[Site, frozenset[Norm]],
+        slots: Slots,
+        compiled: bool,
+        keeps: Iterable[Site] = (),
     ) -> None:
-        """Install attention and hooks in `model`; `sites` gives the normalisations used at each."""
+        """Install attention and hooks in `model`; `sites` gives the normalisations used at each.
+
+        keeps: those of them whose clean activations every step gives out.
+        """
         self.model, self.sites, self.slots, self.compiled = model, tuple(sites), slots, compiled
         self.norms, self.device = sites, model.device
-        self.context = StepContext()
+        self.keeps = tuple(site for site in sites if site in set(keeps))
+        self.context = StepContext(keeps=frozenset(self.keeps))
         install_attention(model, self.context)
         install_hooks(model, sites, self.context)
         self._make()
@@ -155,7 +176,7 @@ class Step:
         """
         rows = torch.arange(extent.batch, device=self.device)
         self.slots.writes(range(live), extent.length)
-        output = self._ended(self._decode, _varying(rows < live), *self._carriers(extent))
+        output = self._ended(self._decode, varying(rows < live), *self._carriers(extent))
         return self._choose_for(output, rows, rows < live) if sampled else output
 
     @torch.inference_mode()
@@ -185,7 +206,7 @@ class Step:
             [slot, start, len(tokens), answer, unmoved, unread, left_out], device=self.device
         )
         self.slots.writes((slot,), start + len(tokens))
-        output = self._ended(self._prefill, _varying(chunk, 1), numbers, *self._carriers(extent))
+        output = self._ended(self._prefill, varying(chunk, 1), numbers, *self._carriers(extent))
         given = len(tokens)
         output = output._replace(watched=output.watched[:, :, :given], moved=output.moved[:, :, :given])
         if not sampled:
@@ -205,7 +226,7 @@ class Step:
             raise
 
     def _choose_for(self, output: StepOutput, slots: Tensor, live: Tensor) -> StepOutput:
-        tokens, logprobs = self._choose(_varying(output.logits), _varying(slots), _varying(live))
+        tokens, logprobs = self._choose(varying(output.logits), varying(slots), varying(live))
         return output._replace(tokens=tokens, logprobs=logprobs)
 
     @torch.inference_mode()
@@ -264,7 +285,7 @@ class Step:
 
     def _carriers(self, extent: Extent) -> list[Tensor]:
         """Empty tensors whose first dimension carries a size into the compiled program."""
-        return [_varying(torch.empty(size, 0, device=self.device)) for size in extent[1:]]
+        return [varying(torch.empty(size, 0, device=self.device)) for size in extent[1:]]
 
     # -- compiled -------------------------------------------------------------------------------------
 
@@ -384,17 +405,29 @@ class Step:
         """
         readings = [self.context.readings[site] for site in self.sites]
         watched, moved = logits.new_zeros(0, *given.shape, SMALLEST, 2), logits.new_zeros(0, *given.shape)
+        kept: Kept | None = None
         outcome, finite = torch.zeros_like(given[:, 0], dtype=torch.int64), torch.isfinite(logits).all(-1)
         if readings:
             counted, outcome = self._settle(given, finite, slot, extent)
             self._count(_counted(readings, counted), slot)
-            self._count_groups([reading.acted for reading in readings], counted, slot, extent)
-            self._count_observed(readings, counted if observed is None else counted & observed, slot)
+            observed = counted if observed is None else counted & observed
+            self._count_readings(readings, counted, observed, slot, extent)
+            kept = self._kept(observed)
             both = [torch.stack((reading.watched_before, reading.watched_after), -1) for reading in readings]
             watched = torch.stack(both).reshape(len(both), *given.shape, -1, 2)
             moves = torch.stack([reading.relative_norm for reading in readings])
             moved = moves.reshape(len(both), *given.shape)
-        return StepOutput(logits.argmax(-1), finite, logits, None, watched, moved, outcome)
+        return StepOutput(logits.argmax(-1), finite, logits, None, watched, moved, outcome, kept)
+
+    def _kept(self, counted: Tensor) -> Kept | None:
+        """What the step keeps of its tokens, of which those that are `counted` [B, Q] count."""
+        context = self.context
+        if not self.keeps:
+            return None
+        if context.tokens is None:
+            raise RuntimeError("no step is running")
+        activations = tuple(context.kept[site] for site in self.keeps)
+        return Kept(activations, counted.flatten(), context.tokens.prompt)
 
     def _settle(
         self, given: Tensor, finite: Tensor, slot: Tensor | None, extent: Extent
@@ -430,28 +463,27 @@ class Step:
         else:
             counts.index_copy_(1, slot, updated)
 
-    def _count_groups(
-        self, acted: list[Tensor], counted: Tensor, slot: Tensor | None, extent: Extent
+    def _count_readings(
+        self,
+        readings: list[Readings],
+        counted: Tensor,
+        observed: Tensor,
+        slot: Tensor | None,
+        extent: Extent,
     ) -> None:
-        """Add at which tokens groups of rows acted; acted: bool [T, rows] of each site."""
-        tokens, activity = self.context.tokens, self.slots.activity
+        """Add at which tokens groups of rows acted, of those that are `counted`, and how often what is
+        observed fired, at those that are `observed`, both bool [B, Q]; slot: as in `_output`."""
+        tokens, slots = self.context.tokens, self.slots
         if tokens is None:
             raise RuntimeError("no step is running")
-        if slot is None:
-            activity.count(acted, tokens, counted, extent.acting, extent.groups)
-        else:
-            activity.count_one(slot, acted, tokens, counted, extent.acting, extent.groups)
-
-    def _count_observed(self, readings: list[Readings], counted: Tensor, slot: Tensor | None) -> None:
-        """Add how often what is observed fired at the tokens that are `counted` [B, Q]."""
-        if self.context.tokens is None:
-            raise RuntimeError("no step is running")
+        acted = [reading.acted for reading in readings]
+        slots.activity.count(acted, tokens, counted, slot, extent.acting, extent.groups)
         values = [reading.observed for reading in readings]
-        self.slots.observing.count(values, self.context.tokens, counted, slot)
+        slots.observing.count(values, tokens, observed, slot)
 
     def _finish(self) -> None:
         context = self.context
         context.mode, context.cache, context.length = Mode.IDLE, None, 0
         context.positions = context.places = context.slot = context.unmoved = None
         context.tokens, context.conditions = None, None
-        context.views, context.readings = {}, {}
+        context.views, context.readings, context.kept = {}, {}, {}

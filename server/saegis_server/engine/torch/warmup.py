@@ -10,6 +10,7 @@ from torch import Tensor
 from saegis_server.engine.api import CanaryError, Progress, SamplingParams
 from saegis_server.engine.torch.site_reading import edited
 from saegis_server.engine.torch.step import SMALLEST, Extent, Step
+from saegis_server.engine.torch.usage import UsageCounting
 from saegis_server.steering.program import SiteProgram
 from saegis_server.steering.rows import Probe, add
 from saegis_server.steering.site import Site
@@ -37,8 +38,9 @@ def missing_compiler() -> str | None:
     return None if shutil.which(compiler) else f"the C++ compiler {compiler} does not exist"
 
 
-def warm_up(step: Step, progress: Progress, kept: bool = False) -> None:
-    """Compile the three programs, then run the canary at every site.
+def warm_up(step: Step, progress: Progress, kept: bool = False, usage: UsageCounting | None = None) -> None:
+    """Compile the three programs, and that which counts the use of features, if any does; then run the canary
+    at every site.
 
     kept: whether they were compiled before, so that they are but traced again and taken from the compiler's
     cache; the first time takes minutes on two cores. Raises NotCompiledError whatever it is that fails in
@@ -49,8 +51,11 @@ def warm_up(step: Step, progress: Progress, kept: bool = False) -> None:
         (f"{verb} prefill", lambda: step.prefill(0, [0, 1, 2], 0, Extent(SMALLEST, 3), False)),
         (f"{verb} decode", lambda: step.decode(Extent(SMALLEST, 4), 1, False)),
         (f"{verb} the sampler", lambda: step.decode(Extent(SMALLEST, 5), 1, True)),
+        *(() if usage is None else ((f"{verb} the count of features", usage.warm_up),)),
         *((f"canary at {site}", lambda site=site: _canary(step, site)) for site in step.sites),
     ]
+    if usage is not None:
+        usage.make(step.compiled)
     for done, (name, run) in enumerate(stages):
         progress(name, done, len(stages))
         try:

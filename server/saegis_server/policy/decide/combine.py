@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 from typing import Self
 
 from saegis_server.engine.admission import GuardError, admit
-from saegis_server.engine.api import UNGUARDED, Guard, Guarded, Reaction, RowName
+from saegis_server.engine.api import UNGUARDED, Guard, Guarded, Reaction
+from saegis_server.engine.counts import RowName
 from saegis_server.policy.decide.claims import (
     Claim,
     Merged,

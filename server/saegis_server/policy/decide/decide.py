@@ -15,7 +15,7 @@ from saegis_server.policy.decide.combine import Combined, StandingRule, Withheld
 from saegis_server.policy.decide.compiled import CompiledPolicy
 from saegis_server.policy.decide.decision import AppliedRule, Decision, Denial, RequestFacts
 from saegis_server.policy.decide.world import World
-from saegis_server.policy.schema.policy import Mode, Told, Transparency
+from saegis_server.policy.schema.policy import Mode, Transparency
 from saegis_server.sae.request_edit import RequestEdit
 from saegis_server.steering.operations import Op
 from saegis_server.steering.program import SiteProgram, SteeringError, SteeringProgram
@@ -136,7 +136,7 @@ def _with_flags(combined: Combined, policies: Sequence[CompiledPolicy]) -> Combi
     acting = [policy.policy for policy in policies if policy.mode is Mode.ENFORCE]
     guard = replace(
         combined.guard,
-        hold_back=any(policy.told is Told.JUDGED for policy in acting),
+        hold_back=max((policy.held_back for policy in acting), default=0),
         reads_first_token=any(policy.first_token.conditions for policy in acting),
     )
     moves = any(policy.first_token.rows for policy in acting)

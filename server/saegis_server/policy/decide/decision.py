@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from saegis_server.engine.api import UNGUARDED, Guard, RowGroup, RowName, rows_of
+from saegis_server.engine.api import UNGUARDED, Guard, rows_of
+from saegis_server.engine.counts import RowGroup, RowName
 from saegis_server.policy.decide.uses import UseOfRequest
 from saegis_server.policy.schema.policy import Mode, Transparency
 from saegis_server.sae.request_edit import RequestEdit

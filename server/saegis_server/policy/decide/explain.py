@@ -33,7 +33,9 @@ def _further(decision: Decision) -> Iterator[str]:
         moved = "" if bound is None else f"; own edits move a token by at most {bound:g} of its norm"
         yield f"  at {site}: {amounts}{moved}"
     if decision.guard.hold_back:
-        yield "  text is told only once its tokens have been judged"
+        after = decision.guard.hold_back - 1
+        more = f", and {after} after them," if after else ""
+        yield f"  text is told only once its tokens{more} have been judged"
     if decision.guard.reads_first_token:
         yield "  conditions read the first token too"
     if decision.program.moves_first_token:

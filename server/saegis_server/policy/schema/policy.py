@@ -434,6 +434,10 @@ class Protection(Targets):
     max_cosine: Annotated[float, Field(gt=0.0, le=1.0, strict=True)] = 0.5
 
 
+#: The most tokens that a policy may keep back behind those that have been judged.
+MAX_HOLD = 1024
+
+
 class FirstToken(Strict):
     """What is done at a sequence's first token, where that is the model's own beginning-of-sequence token.
 
@@ -450,7 +454,8 @@ class Policy(Strict):
 
     serial: rises with every revision; a server takes no lower one. revision: the author's name for it.
     urgent: it also governs requests that were admitted before it, by ending them. told: when text is sent;
-    `judged` wins if several policies match.
+    `judged` wins if several policies match. hold: under `judged`, how many tokens after it have been judged
+    too before a token is sent; the largest wins.
     """
 
     apiVersion: Literal["saegis.dev/v1"]
@@ -463,6 +468,7 @@ class Policy(Strict):
     mode: Mode = Mode.ENFORCE
     transparency: Transparency = Transparency.LABELS
     told: Told = Told.AT_ONCE
+    hold: Annotated[int, Field(ge=0, le=MAX_HOLD, strict=True)] = 0
     first_token: FirstToken = FirstToken()
     match: Match = Match()
     rules: tuple[Rule, ...] = ()
@@ -475,6 +481,17 @@ class Policy(Strict):
         ids = (((*place, "id"), id_) for place, id_ in entries(self))
         check_distinct(ids, "two entries have the id '{name}'")
         return self
+
+    @model_validator(mode="after")
+    def _holds_what_is_judged(self) -> Self:
+        if self.hold and self.told is not Told.JUDGED:
+            raise ValueError("hold: give it with `told: judged`, and only there")
+        return self
+
+    @property
+    def held_back(self) -> int:
+        """How many tokens, itself the first, are judged before a token is sent; 0: it is sent at once."""
+        return 1 + self.hold if self.told is Told.JUDGED else 0
 
 
 class Part(Strict):

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from saegis_server.policy.errors import HistoryError
+from saegis_server.whole_file import sync_directory, write_whole
 
 #: How many digits of a digest a file's name has, and how few a caller may give.
 DIGITS_IN_NAMES = 12
@@ -24,7 +25,6 @@ FEWEST_DIGITS = 8
 _FORMAT = 1
 _LOCK = ".lock"
 _STATE = "state.json"
-_PARTIAL = ".partial"
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,8 +230,8 @@ class DiskHistory(History):
         try:
             if not folder.is_dir():
                 folder.mkdir(mode=0o700)
-                _sync_directory(self.directory)
-            _write_whole(folder / revision.file_name, archive)
+                sync_directory(self.directory)
+            write_whole(folder / revision.file_name, archive)
         except OSError as error:
             raise HistoryError(f"{folder / revision.file_name}: cannot be written: {error}") from error
 
@@ -239,7 +239,7 @@ class DiskHistory(History):
         """Set the state of a policy. Once this returns, it survives a crash."""
         file = self.directory / standing.name / _STATE
         try:
-            _write_whole(file, standing.to_json())
+            write_whole(file, standing.to_json())
         except OSError as error:
             raise HistoryError(f"{file}: cannot be written: {error}") from error
 
@@ -256,26 +256,3 @@ class DiskHistory(History):
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
-
-
-def _write_whole(file: Path, data: bytes) -> None:
-    """Replace a file by `data`. After a crash it has the old content or the new. Raises OSError."""
-    partial = file.with_name(f"{file.name}{_PARTIAL}")
-    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    try:
-        rest = memoryview(data)
-        while rest:
-            rest = rest[os.write(descriptor, rest) :]
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    os.replace(partial, file)
-    _sync_directory(file.parent)
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

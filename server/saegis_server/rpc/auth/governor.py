@@ -206,7 +206,8 @@ class Governor:
             if (counted := acted.get(rows)) is not None:
                 self._metrics.features.acted(event, feature, counted, governed.tenant)
         if self.watch_set is not None:
-            self._metrics.features.fired(self.watch_set.fired(done.firing), governed.tenant)
+            fired, read = self.watch_set.fired(done.firing), self.watch_set.read(done.firing)
+            self._metrics.features.fired(fired, governed.tenant, read)
 
     def close(self) -> None:
         """Write the pending records and close the files. Waits a while for running requests to end."""

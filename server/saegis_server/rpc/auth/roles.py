@@ -20,7 +20,7 @@ class Role(StrEnum):
     INSPECT = "inspect"
     """Read features, scores, policies and the contract."""
     OPERATE = "operate"
-    """Read how busy the server is."""
+    """Read how busy the server is, and which features fire in everybody's texts."""
     ADMINISTER = "administer"
     """Put policies in force."""
     UNRULED = "unruled"

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from saegis_server.engine.api import Engine, Firing, Observed
+import torch
+
+from saegis_server.engine.api import Engine
+from saegis_server.engine.counts import Firing, Observed
 from saegis_server.policy.decide.decide import PolicySet
 from saegis_server.sae.catalog import Catalog, FoundFeature
+from saegis_server.steering.rows import Probe
 from saegis_server.steering.site import Site
 from saegis_server.telemetry.features import MOST_FEATURES, FeatureName, FeatureSeries
 from saegis_server.telemetry.tenants import OTHER
@@ -29,6 +34,21 @@ def features_of(policies: PolicySet) -> Iterator[FoundFeature]:
             for selected in (*rule.targets, *rule.readings, *written):
                 if selected.feature is not None:
                     yield selected.feature
+
+
+#: The key of what is active at every token, so that its firings are the tokens that were read.
+_TOKENS = "tokens"
+
+
+def _token_counter(observed: Sequence[Observed]) -> Observed | None:
+    """What counts the tokens at which these are read, beside them; None where there is no room for it."""
+    sites = Counter(each.site for each in observed)
+    if not sites:
+        return None
+    site, features = min(sites.items(), key=lambda each: each[1])
+    nothing = torch.zeros_like(observed[0].probe.read)
+    always = Probe(_TOKENS, nothing, nothing, gate_bias=1.0, value_bias=1.0)
+    return Observed(site, always) if features < MOST_FEATURES else None
 
 
 class WatchSet:
@@ -61,10 +81,11 @@ class WatchSet:
         turn = self.turn + 1
         self._since = {place: self._since.get(place, turn) for place in names}
         recorded = {names[place]: bool(each.max_activation) for place, each in named.items()}
+        observed = [Observed(each.site, each.probe(), each.max_activation) for each in named.values()]
+        if (counting := _token_counter(observed)) is not None:
+            observed.append(counting)
         self._series.show(recorded, self._rest.values(), len(wanted) - len(named))
-        self._engine.observe(
-            [Observed(each.site, each.probe(), each.max_activation) for each in named.values()]
-        )
+        self._engine.observe(observed)
         # Only now: before, a request may be read in part by the time that the engine observes.
         self._names, self.turn = names, turn
 
@@ -86,6 +107,12 @@ class WatchSet:
         """
         since = self._since
         return {place: found for place, found in firing.items() if since.get(place, turn + 1) <= turn}
+
+    def read(self, firing: Mapping[tuple[Site, str], Firing]) -> tuple[int, int]:
+        """At how many tokens of the prompt and of the answers the watched features were read; 0 where there
+        was no room to count that."""
+        found = next((found for (_, key), found in firing.items() if key == _TOKENS), None)
+        return (0, 0) if found is None else (found[0].tokens, found[1].tokens)
 
     def fired(self, firing: Mapping[tuple[Site, str], Firing]) -> dict[FeatureName, Firing]:
         """What the watched features did, by their names."""

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_vali
 
 from saegis_server.audit.log import AuditSettings
 from saegis_server.policy.errors import Unmatched
+from saegis_server.rpc.auth.principals import Name
 from saegis_server.rpc.server.limits import Limits
 from saegis_server.telemetry.features import MOST_FEATURES
 from saegis_server.telemetry.tenants import TenantClasses
@@ -87,9 +88,10 @@ class ServerConfig(_Strict):
     by which metrics tell tenants apart; all others are one class. watch_features: further features, beside
     those that policies name, whose firing metrics count, as SAE:INDEX, or INDEX where there is one SAE.
     sample_seconds: how often a prompt is encoded whole, to tell how many features fire and how well SAEs fit;
-    0 for never. ready_file: written as JSON (target, metrics_port, pid) once the server serves. traces: the
-    URL of an OTLP endpoint (HTTP) to which spans are sent. unix: the path of a Unix socket to listen on
-    instead of host and port; only its owner can connect.
+    0 for never. usage_every: at one of how many steps the use of every feature is counted, 0 for none;
+    usage_state: the folder in which that is kept. ready_file: written as JSON (target, metrics_port, pid)
+    once the server serves. traces: the URL of an OTLP endpoint (HTTP) to which spans are sent. unix: the path
+    of a Unix socket to listen on instead of host and port; only its owner can connect.
     Raises pydantic's ValidationError for unknown keys and values out of range.
     """
 
@@ -121,8 +123,10 @@ class ServerConfig(_Strict):
     compile: Literal["auto", "always", "never"] = "auto"
     metrics_host: str = "127.0.0.1"
     metrics_port: int | None = Field(default=9464, ge=0, le=65535)
-    tenant_classes: dict[ClassName, tuple[str, ...]] = {}
+    tenant_classes: dict[ClassName, Annotated[tuple[Name, ...], Field(min_length=1)]] = {}
     sample_seconds: float = Field(default=10.0, ge=0.0, le=86_400.0)
+    usage_every: int = Field(default=0, ge=0, le=1_000_000)
+    usage_state: Path | None = None
     watch_features: tuple[str, ...] = Field(default=(), max_length=MOST_FEATURES)
     grace_seconds: float = Field(default=30.0, ge=0.0, le=3600.0)
     stall_seconds: float = Field(default=10.0, ge=0.0, le=3600.0)
@@ -157,6 +161,12 @@ class ServerConfig(_Strict):
         named = [source.id for source in self.saes if source.id is not None]
         if len(set(named)) < len(named):
             raise ValueError("saes: two SAEs have the same id")
+        return self
+
+    @model_validator(mode="after")
+    def _keeps_what_is_counted(self) -> Self:
+        if self.usage_state is not None and not self.usage_every:
+            raise ValueError("usage_state: nothing is counted that could be kept; set usage_every")
         return self
 
     @field_validator("tenant_classes")

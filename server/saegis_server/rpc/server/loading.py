@@ -10,11 +10,13 @@ from torch import Tensor
 
 from saegis.version import __version__
 from saegis_server.engine.api import Engine, FirstToken, Limits, Progress
+from saegis_server.engine.counts import Dictionary
 from saegis_server.engine.torch.build import build_step, compiles
 from saegis_server.engine.torch.engine import TorchEngine
 from saegis_server.engine.torch.loading import LoadedModel, check_device, check_dtype, load_model
 from saegis_server.engine.torch.site_reading import show_sites
 from saegis_server.engine.torch.step import Step
+from saegis_server.engine.torch.usage import UsageCounting
 from saegis_server.policy.decide.decide import PolicySet
 from saegis_server.policy.decide.world import World
 from saegis_server.policy.store.store import PolicyStore
@@ -33,6 +35,7 @@ from saegis_server.steering.rows import Norm
 from saegis_server.steering.site import Site
 from saegis_server.steering.table import Capacity
 from saegis_server.telemetry.metrics import Metrics
+from saegis_server.telemetry.usage import Counted, UsageBook
 
 log = logging.getLogger("saegis.rpc")
 
@@ -88,8 +91,16 @@ def services(
     )
     first = FirstToken(loaded.bos_token_id, moved=config.steer_first_token, read=config.read_first_token)
     must_compile = config.compile == "always"
+    counting = _counting(config, step, saes)
     engine = TorchEngine(
-        step, loaded.tokenizer, loaded.eos_token_ids, config.max_num_seqs, limits, first, must_compile
+        step,
+        loaded.tokenizer,
+        loaded.eos_token_ids,
+        config.max_num_seqs,
+        limits,
+        first,
+        must_compile,
+        counting,
     )
     facts = _facts(config, loaded)
     targets = Targets(step.sites, Catalog(saes), facts.hidden_size)
@@ -120,6 +131,7 @@ def services(
         config.max_message_bytes,
         limiter=premises.limiter,
         sample_seconds=config.sample_seconds,
+        usage=_usage_book(config, engine, saes),
     )
     for entry in saes:
         # Build the index now; otherwise the first request would build it on the event loop.
@@ -151,13 +163,30 @@ def _watch_set(
     return watch_set
 
 
+def _counting(config: ServerConfig, step: Step, saes: Sequence[LoadedSAE]) -> UsageCounting | None:
+    """What counts the use of every feature, if it is to be counted."""
+    if not config.usage_every or not saes:
+        return None
+    dictionaries = [Dictionary(each.id, each.site, each.sae.rows(), each.sae.norm) for each in saes]
+    return UsageCounting(dictionaries, config.usage_every, step.device)
+
+
+def _usage_book(config: ServerConfig, engine: Engine, saes: Sequence[LoadedSAE]) -> UsageBook | None:
+    """Where what is counted so is kept. Raises ValueError if it is kept where another server's is."""
+    if not config.usage_every or not saes:
+        return None
+    counted = tuple(Counted(each.id, each.sae.digest, each.sae.features) for each in saes)
+    return UsageBook(engine.take_usage, counted, config.usage_every, config.usage_state)
+
+
 def _step(config: ServerConfig, loaded: LoadedModel, placed: Sequence[PlacedSAE], compiled: bool) -> Step:
     sites = {Site.parse(name): frozenset((Norm.NONE,)) for name in config.sites}
     for sae in placed:
         norms = sites.get(sae.loaded.site, frozenset((Norm.NONE,)))
         sites[sae.loaded.site] = norms | {sae.loaded.sae.norm}
     room = Capacity(**config.rows)
-    return build_step(loaded, sites, config.max_num_seqs, config.max_model_len, room, compiled)
+    keeps = [sae.loaded.site for sae in placed] if config.usage_every else []
+    return build_step(loaded, sites, config.max_num_seqs, config.max_model_len, room, compiled, keeps)
 
 
 def _capture_at(step: Step, site: Site) -> Callable[[Sequence[int]], Tensor]:

@@ -200,6 +200,7 @@ def open_files(config: ServerConfig) -> Iterator[str]:
         ("the client CA", tls.client_ca if tls else None),
         ("the audit log", audit.directory if audit else None),
         ("the state of policies", policies.state if policies else None),
+        ("the folder of usage", config.usage_state),
         *(("a policy key", key) for key in (policies.keys if policies else ())),
         *(("a policy", bundle) for bundle in (policies.bundles if policies else ())),
     ]

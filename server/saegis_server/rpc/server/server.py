@@ -95,6 +95,8 @@ class SaegisServer:
 
     async def open(self) -> None:
         """Take requests: health becomes SERVING."""
+        if self._services is not None and self._services.usage is not None:
+            self._services.usage.start()
         await self.gate.set(Phase.SERVING)
         self._following = asyncio.ensure_future(self._follow_audit())
 
@@ -132,6 +134,8 @@ class SaegisServer:
         if self._metrics is not None:
             await asyncio.to_thread(self._metrics.close)
         if services is not None:
+            if services.usage is not None:
+                await asyncio.to_thread(services.usage.close)
             await asyncio.to_thread(services.governor.close)
         await asyncio.to_thread(self._premises.close)
         if self._watchdog is not None:

@@ -1,6 +1,7 @@
 """FeatureService: where features fire, what is recorded about them, and which ones distinguish texts."""
 
 import asyncio
+import time
 from collections.abc import Sequence
 from functools import partial
 
@@ -18,6 +19,7 @@ from saegis_server.rpc.server.threads import stop_if_unwanted
 from saegis_server.rpc.services.feature_contrast import contrast_message
 from saegis_server.rpc.services.feature_reading import TextReading, parts, windows
 from saegis_server.rpc.services.feature_search import Found, next_page_token, offset_of
+from saegis_server.rpc.services.feature_usage import check_usage, sampled_usage, watched_usage
 from saegis_server.rpc.services.run import RequestSummary
 from saegis_server.rpc.services.shared import Context, Servicer
 from saegis_server.rpc.wire import convert
@@ -150,6 +152,20 @@ class FeatureServicer(Servicer, feature_pb2_grpc.FeatureServiceServicer):
         languages = (*request.positive_languages, *request.negative_languages)
         make = partial(contrast_message, positive, negative, loaded, limit, most, languages)
         return await self.services.in_thread(make)
+
+    @needs(Role.OPERATE, large=True)
+    async def GetFeatureUsage(
+        self, request: pb.GetFeatureUsageRequest, context: Context
+    ) -> pb.GetFeatureUsageResponse:
+        """The features that fire most. It tells of everybody's texts, and so is for operators."""
+        services, limit = self.services, request.limit or DEFAULT_PAGE
+        _check_range("limit", limit, 1, LARGEST_PAGE)
+        check_usage(request, services.metrics.tenants)
+        loaded = services.catalog.sae(request.sae, "sae")
+        if request.source == pb.USAGE_SOURCE_WATCHED:
+            series, began = services.metrics.features, services.started
+            return watched_usage(request, loaded, series, began, time.time(), limit)
+        return await services.in_thread(sampled_usage, request, loaded, services.usage, limit)
 
     async def _texts(self, path: str, texts: Sequence[str], loaded: LoadedSAE) -> list[tuple[int, ...]]:
         """The tokens of one side's texts."""

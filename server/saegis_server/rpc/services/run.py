@@ -15,7 +15,6 @@ from saegis_server.audit.records import AnswerRecord, Fields, Json
 from saegis_server.engine.api import (
     AS_IT_IS,
     UNGUARDED,
-    Acted,
     Baseline,
     Closing,
     FinishReason,
@@ -24,9 +23,8 @@ from saegis_server.engine.api import (
     RefusedByPolicyError,
     RequestFailed,
     RequestFinished,
-    RowGroup,
-    RowName,
 )
+from saegis_server.engine.counts import Acted, RowGroup, RowName
 from saegis_server.policy.decide.decision import Decision
 from saegis_server.policy.decide.uses import Use, UseOfRequest
 from saegis_server.rpc.auth.attribution import FeatureRows

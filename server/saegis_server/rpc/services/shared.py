@@ -17,6 +17,7 @@ from saegis_server.rpc.wire.prompts import PromptReader, most_characters
 from saegis_server.rpc.wire.targets import Targets
 from saegis_server.sae.catalog import Catalog
 from saegis_server.telemetry.metrics import Metrics
+from saegis_server.telemetry.usage import UsageBook
 
 T = TypeVar("T")
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -42,7 +43,7 @@ class Services:
 
     unread_limit: how many tokens may wait for a stream's reader. admission: work that a generation needs
     before it can run. heavy: all other work; no generation waits for it. sample_seconds: how often a prompt
-    is encoded whole for metrics, 0 for never.
+    is encoded whole for metrics, 0 for never. usage: how every feature is used, where that is counted.
     """
 
     engine: Engine
@@ -54,6 +55,7 @@ class Services:
     max_message_bytes: int
     unread_limit: int = 4096
     sample_seconds: float = 0.0
+    usage: UsageBook | None = None
     started: float = field(default_factory=time.time)
     limiter: Limiter = field(default_factory=lambda: Limiter(Limits()))
     admission: WorkPool = field(default_factory=lambda: WorkPool("admission", 2, most_waiting=256))

@@ -10,7 +10,6 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from saegis.v1 import feature_pb2, generation_pb2
 from saegis.v1 import policy_pb2 as pb
 from saegis_server.engine.api import (
-    Acted,
     Delta,
     Event,
     FinishReason,
@@ -21,6 +20,7 @@ from saegis_server.engine.api import (
     TokenOutput,
     Usage,
 )
+from saegis_server.engine.counts import Acted
 from saegis_server.policy.decide import decision
 from saegis_server.policy.decide.cases import CaseResult
 from saegis_server.policy.decide.decision import Decision
