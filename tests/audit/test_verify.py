@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from saegis_server.audit import AuditError
 from saegis_server.audit.chain import Link, seal
 from saegis_server.audit.files import ACTIVE, log_files
+from saegis_server.audit.records import payload
 from saegis_server.audit.verify import Verification, verify
 from tests.audit import logs
 from tests.tiers import sized
@@ -226,3 +227,19 @@ def test_there_must_be_a_log(tmp_path: Path) -> None:
     (tmp_path / ACTIVE).touch()
     assert verify(tmp_path).notes == ("there is no record",)
     assert verify(tmp_path, expect_head="a" * 64).problems
+
+
+def test_records_of_an_older_version_verify_and_are_gone_on_from(tmp_path: Path) -> None:
+    """Those of answers before it was recorded what each rule did."""
+    before, written = Link(0, "0" * 64), b""
+    for number in range(1, 4):
+        told = payload(logs.answer(number))
+        for name in ("rules", "own_edits"):
+            del told[name]
+        line, before = seal({**told, "time": "2026-01-01T00:00:00Z"}, before, None)
+        written += line
+    (tmp_path / ACTIVE).write_bytes(written)
+    assert verify(tmp_path).records == 3
+    logs.write(logs.settings(tmp_path), 2)
+    found = verify(tmp_path)
+    assert (found.problems, found.records) == ((), 7)

@@ -5,10 +5,22 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 import pytest
+from rich.console import Console
 
-from saegis import AppliedRule, FinishReason, Receipt, RuleMode, SiteReceipt, Timings, Usage
+from saegis import (
+    AppliedEdit,
+    AppliedRule,
+    FinishReason,
+    PhaseTokens,
+    Receipt,
+    RuleMode,
+    SiteReceipt,
+    TargetTokens,
+    Timings,
+    Usage,
+)
 from saegis.cli.output import plain, print_json, shares
-from saegis.cli.receipts import receipt_line
+from saegis.cli.receipts import fired_table, receipt_line, rules_table
 
 
 @dataclass
@@ -64,3 +76,45 @@ def test_the_receipts_line_tells_who_rules() -> None:
 def test_shares_stand_on_one_line_by_language() -> None:
     assert shares({"fr": 0.5, "en": 0.256}) == "en 0.26  fr 0.50"
     assert shares({}) == "-"
+
+
+def shown(table: object) -> list[str]:
+    """The lines of a table, without its frame and the width of its columns."""
+    console = Console(width=200)
+    with console.capture() as capture:
+        console.print(table)
+    return [" ".join(line.replace("│", " ").split()) for line in capture.get().splitlines()]
+
+
+def test_what_fired_is_told_by_feature_and_by_whose_wish() -> None:
+    def target(index: int | None, tokens: PhaseTokens | None) -> TargetTokens:
+        label, direction = ("poison", "") if index == 7 else ("", "" if index else "ab" * 32)
+        return TargetTokens("layers.1.resid_post", "main" if index else "", index, label, direction, tokens)
+
+    rule = AppliedRule(
+        "no-harm",
+        "ban",
+        "ban",
+        RuleMode.ENFORCE,
+        (),
+        "",
+        2,
+        True,
+        acted=PhaseTokens(0, 5),
+        targets=(target(7, PhaseTokens(0, 5)), target(8, PhaseTokens(0, 0)), target(9, None)),
+        held=PhaseTokens(1, 1),
+        first_held=3,
+        stopped=1,
+        readings=(target(None, PhaseTokens(2, 0)),),
+    )
+    edit = AppliedEdit(0, "clamp", target(3, PhaseTokens(4, 6)))
+    told = replace(receipt(bans=2), rules=(rule,), ruled=True, edits=(edit,))
+    fired = shown(fired_table(told))
+    assert "layers.1.resid_post main:3 clamp the request 4 6" in fired
+    assert "layers.1.resid_post main:7 poison ban no-harm/ban 0 5" in fired
+    assert "layers.1.resid_post main:9 ban no-harm/ban not counted" in fired
+    assert "layers.1.resid_post direction abababababababab is active condition of no-harm/ban 2 0" in fired
+    assert not any("main:8" in line for line in fired)
+    assert "1 more at no token" in fired
+    (line,) = (line for line in shown(rules_table(told)) if line.startswith("no-harm/ban"))
+    assert "0 + 5 at 1 + 1 tokens, first at 3; ended 1" in line

@@ -43,6 +43,8 @@ def test_rules_are_shown_with_what_they_do_to_which_features_and_why(tmp_path: P
     assert "Bridges are not spoken of here." in told
     assert "the red bridge" in told
     assert "decision" in told
+    fired = told.partition("what fired")[2]
+    assert "first:3 the red bridge" in " ".join(fired.split())
 
 
 def test_where_a_policy_conceals_its_rules_it_is_said_that_there_are_some(tmp_path: Path) -> None:
@@ -50,3 +52,4 @@ def test_where_a_policy_conceals_its_rules_it_is_said_that_there_are_some(tmp_pa
     assert "the operator's rules" in told
     assert "not told" in told
     assert "no-bridge" not in told
+    assert "what fired" not in told

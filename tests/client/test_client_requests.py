@@ -59,7 +59,7 @@ SAMPLING: dict[str, Any] = {
 def test_every_sampling_parameter_is_an_option() -> None:
     names = {field.name for field in generation_pb2.SamplingParams.DESCRIPTOR.fields}
     assert names == SAMPLING.keys()
-    others = {"messages", "token_ids", "request_id", "steering", "watch"}
+    others = {"messages", "token_ids", "request_id", "steering", "watch", "read_prompt", "read_moves"}
     assert names | others == GenerationOptions.__annotations__.keys()
 
 

@@ -7,6 +7,7 @@ from typing import Protocol, Self
 from transformers import PreTrainedModel
 
 from saegis_server.engine.api import (
+    NO_READOUTS,
     UNGUARDED,
     Delta,
     Engine,
@@ -15,6 +16,7 @@ from saegis_server.engine.api import (
     GenerationRequest,
     Guard,
     Limits,
+    Readouts,
     RequestFailed,
     RequestFinished,
     SamplingParams,
@@ -111,6 +113,7 @@ class Asked:
         deadline: float | None = None,
         guard: Guard = UNGUARDED,
         prefilled: int = 0,
+        readouts: Readouts = NO_READOUTS,
     ) -> Answer:
         """Submit a request, greedy with 24 tokens if not told otherwise."""
         self._made += 1
@@ -118,7 +121,7 @@ class Asked:
         answer = Answer()
         name = request_id or f"request-{self._made}"
         request = GenerationRequest(
-            name, tuple(prompt), chosen, program, deadline, guard, prefilled=prefilled
+            name, tuple(prompt), chosen, program, deadline, guard, prefilled=prefilled, readouts=readouts
         )
         self.submit(request, answer)
         return answer

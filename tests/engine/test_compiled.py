@@ -17,6 +17,7 @@ from tests.engine.hooked import differs, generate, random_program
 from tests.engine.test_activity import FIRST, ask, greedy, groups_of
 from tests.engine.test_activity import program as at_two_sites
 from tests.engine.test_observing import FEATURES
+from tests.engine.test_readouts import EVERYTHING, numbers_of, watched
 from tests.sae.sae_cases import random_sae
 
 pytestmark = [
@@ -150,6 +151,25 @@ def test_what_is_counted_compiled_is_what_is_counted_eagerly(compiled: tiny.Runn
     assert counters["stats"]["unique_graphs"] == before
     with tiny.RunningEngine(tiny.step(tiny.model(), slots=32), max_running=32) as eager:
         assert found == counted(eager)
+
+
+def test_what_is_read_of_single_tokens_compiled_is_what_is_read_eagerly(compiled: tiny.RunningEngine) -> None:
+    before = counters["stats"]["unique_graphs"]
+
+    def read(engine: tiny.RunningEngine) -> list[torch.Tensor]:
+        asked = [
+            engine.ask(
+                tiny.prompt_of(seed, 3 + 13 * seed), greedy(4 + seed), watched(seed), readouts=EVERYTHING
+            )
+            for seed in range(4)
+        ]
+        return [torch.tensor(numbers_of(answer.wait(300))) for answer in asked]
+
+    found = read(compiled)
+    assert counters["stats"]["unique_graphs"] == before
+    with tiny.RunningEngine(tiny.step(tiny.model(), slots=32), max_running=32) as eager:
+        for mine, other in zip(found, read(eager), strict=True):
+            torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-4)
 
 
 def test_the_use_of_features_compiled_is_that_counted_eagerly(compiled: tiny.RunningEngine) -> None:

@@ -226,9 +226,11 @@ def test_a_ban_of_what_is_banned_looks_like_any_other_ban(caller: Callers, serve
     for receipt, answer in zip(receipts, answers, strict=True):
         (site,) = receipt.sites
         assert (site.site, site.edits, receipt.program_digest) == (str(tiny.FIRST_SITE), 0, "")
-        for name in ("rules", "bans", "tokens_edited", "bans_fired", "largest_relative_norm"):
+        counts = ("rules", "bans", "tokens_edited", "bans_fired")
+        for name in (*counts, "largest_relative_norm", "mean_relative_norm"):
             assert not site.HasField(name)
         assert not answer.usage.HasField("steered_tokens")
+        assert not receipt.edits
     assert list(receipts[0].sites) == list(receipts[1].sites)
     # The operator finds all of it by the decision.
     assert server.config.audit is not None

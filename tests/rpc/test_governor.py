@@ -118,6 +118,9 @@ def test_the_receipt_tells_rules_or_only_that_there_are_some(tmp_path: Path) -> 
         assert receipt.policy_revision == "p@r1,quiet@r1"
         assert [(rule.policy, rule.rule, rule.reason) for rule in receipt.rules] == [("p", "ban", "because")]
         assert list(receipt.rules[0].labels) == ["the red bridge"]
+        # What a rule that is told did would tell of those that are not.
+        assert not receipt.rules[0].HasField("acted")
+        assert not receipt.rules[0].targets
         assert receipt.ruled
         assert receipt.decision_id
         assert (list(receipt.sites), receipt.program_digest) == ([], "")

@@ -74,7 +74,7 @@ allow:
   - id: edits
     ops: [clamp, clamp_if_active, scale, add, cap, floor, ablate, ban, redirect, watch]
     directions: true
-  - {{id: uses, uses: [logit_bias, n, temperature, token_ids, text, prefill, score, inspect, unruled]}}
+  - {{id: uses, uses: [logit_bias, n, temperature, token_ids, text, prefill, score, moves, inspect, unruled]}}
 limits: {{after_bans: true}}
 """
 EXPLANATION = {

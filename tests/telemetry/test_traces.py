@@ -93,7 +93,7 @@ def test_a_request_is_a_span_of_its_callers_trace_with_its_stages_within(tmp_pat
             grpc.insecure_channel(server.target) as channel,
         ):
             stub = Stubs.on(channel).generation
-            stub.Generate(request, metadata=(("traceparent", f"00-{TRACE}-{CALLER}-01"),))
+            first = stub.Generate(request, metadata=(("traceparent", f"00-{TRACE}-{CALLER}-01"),))
             answer = stub.Generate(request)
             failure(
                 lambda: stub.Generate(pb.GenerateRequest(text="sleeps", sampling=pb.SamplingParams(top_p=9)))
@@ -121,6 +121,7 @@ def test_a_request_is_a_span_of_its_callers_trace_with_its_stages_within(tmp_pat
     other, failed = (span for span in others if not span.parent_span_id)
     assert other.trace_id != root.trace_id
     assert told(failed)["rpc.grpc.status_code"] == "INVALID_ARGUMENT"
+    assert (first.receipt.trace_id, answer.receipt.trace_id) == (TRACE, other.trace_id.hex())
     ids = [line["trace_id"] for line in lines(log) if "method" in line]
     assert ids == [TRACE, other.trace_id.hex(), failed.trace_id.hex()]
     written = [line.record for line in records(files_of(tmp_path / "log"))]

@@ -10,7 +10,7 @@ from typing import Any, TypedDict, Unpack
 from saegis.base import BaseClient
 from saegis.errors import InternalError
 from saegis.messages import ChatMessage, put, result, set_prompt, steering_message, watch_message, word
-from saegis.policies import AppliedRule, applied_rules
+from saegis.policies import AppliedRule, TargetTokens, applied_rules, target_tokens
 from saegis.rpc import rpc
 from saegis.steering import Edit, Target, Watch
 from saegis.v1 import generation_pb2 as pb
@@ -48,6 +48,10 @@ class GenerationOptions(TypedDict, total=False):
     """Edits to apply: `[saegis.clamp(...), saegis.ban(...)]`."""
     watch: Sequence[Watch | Target]
     """Features or directions to report for each generated token."""
+    read_prompt: bool
+    """Whether to report `watch`, and with `read_moves` the moves, for each token of the prompt too."""
+    read_moves: bool
+    """Whether to report how far each token was moved. Under a policy it needs permission."""
 
 
 class FinishReason(StrEnum):
@@ -93,6 +97,16 @@ class Watched:
 
 
 @dataclass(frozen=True, slots=True)
+class SiteMoves:
+    """How far edits and rules moved activations at one site, aligned with the tokens of a chunk or choice."""
+
+    site: str
+    relative_norms: tuple[float, ...]
+    """Norm of the change over that of the clean activation, read where the watches are; 0 at tokens that
+    nothing moved."""
+
+
+@dataclass(frozen=True, slots=True)
 class Usage:
     """Token counts of one request, over all its completions."""
 
@@ -135,6 +149,21 @@ class SiteReceipt:
     """How often a banned feature was active at a token and was made inactive."""
     largest_relative_norm: float | None
     """The largest move of any token, as a fraction of its activation's norm."""
+    mean_relative_norm: float | None = None
+    """The mean move of the tokens that were moved, in the same way."""
+
+
+@dataclass(frozen=True, slots=True)
+class AppliedEdit:
+    """What one of the request's own edits did."""
+
+    edit: int
+    """The edit, counted from 0 in the request's `steering` list."""
+    operation: str
+    """What it does, as `saegis.Edit` has it."""
+    target: TargetTokens
+    """What it changes, and the tokens on which it acted; edits of the same target at the same tokens count
+    together, and so do bans of the operator with the request's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +191,10 @@ class Receipt:
     beginning-of-sequence token."""
     first_token_read: bool = False
     """Whether the operator's conditions read that token."""
+    edits: tuple[AppliedEdit, ...] = ()
+    """What the request's own edits did; empty if a policy conceals its rules."""
+    trace_id: str = ""
+    """The id of the request's OpenTelemetry trace, in hexadecimal; empty if the server sends no traces."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +219,8 @@ class Choice:
     finish_reason: FinishReason
     matched_stop: int | str | None
     """The token id or string at which it ended, where the reason is "stop"."""
+    moves: tuple[SiteMoves, ...] = ()
+    """How far tokens were moved, if asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +231,10 @@ class Generation:
     choices: tuple[Choice, ...]
     usage: Usage
     receipt: Receipt
+    prompt_watched: tuple[Watched, ...] = ()
+    """Watched activations of the prompt's tokens, each at its own position, if asked for."""
+    prompt_moves: tuple[SiteMoves, ...] = ()
+    """How far the prompt's tokens were moved, if asked for."""
 
     @property
     def text(self) -> str:
@@ -234,6 +273,12 @@ class Chunk:
     watched: tuple[Watched, ...]
     finish_reason: FinishReason | None
     """Why the completion ended; None except in the last piece of an index."""
+    moves: tuple[SiteMoves, ...] = ()
+    """How far tokens were moved, if asked for."""
+    prompt_watched: tuple[Watched, ...] = ()
+    """Watched activations of the prompt's tokens, if asked for: in the first chunk of a stream alone."""
+    prompt_moves: tuple[SiteMoves, ...] = ()
+    """The same of how far they were moved."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,9 +347,17 @@ def assemble(chunks: Sequence[Chunk], final: Final) -> Generation:
                 watched=_join_watched([watched for piece in pieces for watched in piece.watched]),
                 finish_reason=outcome.finish_reason,
                 matched_stop=outcome.matched_stop,
+                moves=_join_moves([moves for piece in pieces for moves in piece.moves]),
             )
         )
-    return Generation(final.request_id, tuple(choices), final.usage, final.receipt)
+    return Generation(
+        final.request_id,
+        tuple(choices),
+        final.usage,
+        final.receipt,
+        prompt_watched=_join_watched([watched for piece in chunks for watched in piece.prompt_watched]),
+        prompt_moves=_join_moves([moves for piece in chunks for moves in piece.prompt_moves]),
+    )
 
 
 def _join_logprobs(pieces: Sequence[LogProbs]) -> LogProbs | None:
@@ -315,6 +368,14 @@ def _join_logprobs(pieces: Sequence[LogProbs]) -> LogProbs | None:
         token_logprobs=tuple(value for piece in pieces for value in piece.token_logprobs),
         top=tuple(top for piece in pieces for top in piece.top),
     )
+
+
+def _join_moves(pieces: Sequence[SiteMoves]) -> tuple[SiteMoves, ...]:
+    joined: dict[str, SiteMoves] = {}
+    for piece in pieces:
+        so_far = joined.get(piece.site, SiteMoves(piece.site, ()))
+        joined[piece.site] = SiteMoves(piece.site, so_far.relative_norms + piece.relative_norms)
+    return tuple(joined.values())
 
 
 def _join_watched(pieces: Sequence[Watched]) -> tuple[Watched, ...]:
@@ -346,7 +407,9 @@ def generate_request(prompt: str | None, options: GenerationOptions) -> pb.Gener
     put(request, "request_id", rest.pop("request_id", None))
     request.steering.CopyFrom(steering_message(rest.pop("steering", ())))
     request.steering.watches.extend(watch_message(watch) for watch in rest.pop("watch", ()))
-    if not request.steering.edits and not request.steering.watches:
+    for name in ("read_prompt", "read_moves"):
+        put(request.steering, name, rest.pop(name, False))
+    if not request.steering.ListFields():
         request.ClearField("steering")
     request.sampling.SetInParent()
     if isinstance(rest.get("stop"), str):
@@ -365,12 +428,20 @@ def _generation(message: pb.GenerateResponse) -> Generation:
             watched=_watched(choice.watched),
             finish_reason=word(FinishReason, choice, "finish_reason"),
             matched_stop=_matched_stop(choice),
+            moves=_moves(choice.moves),
         )
         for choice in message.choices
     )
     if not choices:
         raise InternalError("the answer has no completion", reason="CONTRACT_BROKEN")
-    return Generation(message.request_id, choices, result(Usage, message.usage), _receipt(message.receipt))
+    return Generation(
+        message.request_id,
+        choices,
+        result(Usage, message.usage),
+        _receipt(message.receipt),
+        prompt_watched=_watched(message.prompt_watched),
+        prompt_moves=_moves(message.prompt_moves),
+    )
 
 
 def chunk(message: pb.GenerationChunk) -> Chunk:
@@ -381,6 +452,9 @@ def chunk(message: pb.GenerationChunk) -> Chunk:
         logprobs=_logprobs(message),
         watched=_watched(message.watched),
         finish_reason=word(FinishReason, message, "finish_reason") if message.finish_reason else None,
+        moves=_moves(message.moves),
+        prompt_watched=_watched(message.prompt_watched),
+        prompt_moves=_moves(message.prompt_moves),
     )
 
 
@@ -430,6 +504,10 @@ def _watched(messages: Iterable[pb.WatchedActivations]) -> tuple[Watched, ...]:
     )
 
 
+def _moves(messages: Iterable[pb.SiteMoves]) -> tuple[SiteMoves, ...]:
+    return tuple(result(SiteMoves, message) for message in messages)
+
+
 def _receipt(message: pb.Receipt) -> Receipt:
     return result(
         Receipt,
@@ -437,6 +515,15 @@ def _receipt(message: pb.Receipt) -> Receipt:
         sites=tuple(result(SiteReceipt, site) for site in message.sites),
         timings=result(Timings, message.timings),
         rules=applied_rules(message.rules),
+        edits=tuple(
+            result(
+                AppliedEdit,
+                edit,
+                operation=word(str, edit, "operation"),
+                target=target_tokens(edit.target),
+            )
+            for edit in message.edits
+        ),
     )
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import Field, fields
-from enum import StrEnum
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from google.protobuf.descriptor import FieldDescriptor
@@ -21,7 +20,7 @@ class _Dataclass(Protocol):
 
 
 Result = TypeVar("Result", bound=_Dataclass)
-Word = TypeVar("Word", bound=StrEnum)
+Word = TypeVar("Word", bound=str)
 
 
 def result(kind: type[Result], message: Message, **overrides: object) -> Result:
@@ -42,7 +41,10 @@ def _value(message: Message, name: str) -> Any:
 
 
 def word(kind: type[Word], message: Message, name: str) -> Word:
-    """The value of an enum field. Raises InternalError for an unknown value."""
+    """The value of an enum field: a member of a StrEnum, or any word for a kind of str.
+
+    Raises InternalError for an unknown value.
+    """
     described: Any = message.DESCRIPTOR.fields_by_name[name].enum_type
     values = described.values_by_number
     number = getattr(message, name)

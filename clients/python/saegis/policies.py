@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from types import MappingProxyType
+from typing import Any
 
 from saegis.base import BaseClient
 from saegis.messages import result, steering_message, word
@@ -24,6 +25,38 @@ class RuleMode(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class PhaseTokens:
+    """How many tokens, by where they stand."""
+
+    prompt: int
+    """Tokens of the prompt, counted once however many completions there are."""
+    completion: int
+    """Tokens of all completions, those among them that the request gave."""
+
+    @property
+    def total(self) -> int:
+        """Both together."""
+        return self.prompt + self.completion
+
+
+@dataclass(frozen=True, slots=True)
+class TargetTokens:
+    """A feature or direction at its site, and tokens at which something was the case with it."""
+
+    site: str
+    sae: str
+    """The feature's SAE; empty for a direction."""
+    index: int | None
+    """The feature's index; None for a direction."""
+    label: str
+    """The feature's label; empty if it has none."""
+    direction: str
+    """The digest of a direction; empty for a feature."""
+    tokens: PhaseTokens | None
+    """None if they were not counted."""
+
+
+@dataclass(frozen=True, slots=True)
 class AppliedRule:
     """One of the operator's rules that applies to a request, and what it did."""
 
@@ -40,6 +73,20 @@ class AppliedRule:
     tokens: int
     """Tokens at which its condition held; 0 if it has none or nothing was generated."""
     conditional: bool
+    acted: PhaseTokens | None = None
+    """Tokens on which it acted: it asked for a change of a feature, or found a banned one active. None if it
+    changes no activation or is only recorded, and if a policy conceals its rules."""
+    targets: tuple[TargetTokens, ...] = ()
+    """The same for each feature or direction that it changes."""
+    held: PhaseTokens | None = None
+    """Tokens at which its condition held; in the prompt it is judged at the last one."""
+    first_held: int | None = None
+    """The completion's token at which its condition first held, counted from 0; -1 for the prompt, None if
+    it never held."""
+    stopped: int = 0
+    """Completions that it ended."""
+    readings: tuple[TargetTokens, ...] = ()
+    """Each feature or direction that its condition reads, and tokens at which it was active."""
 
     @property
     def name(self) -> str:
@@ -243,7 +290,29 @@ def _decision(message: pb.EvaluatePolicyResponse) -> Decision:
 
 def applied_rules(messages: Iterable[pb.AppliedRule]) -> tuple[AppliedRule, ...]:
     """The rules of a decision or a receipt."""
-    return tuple(result(AppliedRule, message, mode=word(RuleMode, message, "mode")) for message in messages)
+    return tuple(
+        result(
+            AppliedRule,
+            message,
+            mode=word(RuleMode, message, "mode"),
+            acted=_phase_tokens(message, "acted"),
+            held=_phase_tokens(message, "held"),
+            targets=tuple(map(target_tokens, message.targets)),
+            readings=tuple(map(target_tokens, message.readings)),
+        )
+        for message in messages
+    )
+
+
+def target_tokens(message: pb.TargetTokens) -> TargetTokens:
+    """A feature or direction with what was counted of it."""
+    return result(TargetTokens, message, tokens=_phase_tokens(message, "tokens"))
+
+
+def _phase_tokens(message: pb.AppliedRule | pb.TargetTokens, name: str) -> PhaseTokens | None:
+    # mypy knows which fields each of the two has, but not that `name` is one of them.
+    counted: Any = message
+    return result(PhaseTokens, getattr(counted, name)) if counted.HasField(name) else None
 
 
 class PolicyMethods(BaseClient):

@@ -132,7 +132,12 @@ class AnswerRecord(AuditRecord):
     "cancelled" by the caller, or the error's name. conditions: the name of each that was judged, and whether
     and at which token it held. peaks: by rule and feature, in feature units; null for a value that is not
     finite. first_token_steered, first_token_read: whether rows acted at, and conditions read, the first token
-    of the text. trace_id: that of the request's trace, empty without one.
+    of the text. trace_id: that of the request's trace, empty without one. rules: of each rule that did
+    anything policy, rule, mode, tokens on which it acted, completions that it ended, tokens at which its
+    condition held, and the targets that it changed and that its condition read: site, sae and index of a
+    feature or the direction, tokens on which it was changed or active, and the largest value read. own_edits:
+    path and op of each of the request's own, and its target. Tokens are of the prompt and of the
+    completions; null where they were not counted.
     """
 
     kind: ClassVar[RecordKind] = RecordKind.ANSWER
@@ -150,6 +155,8 @@ class AnswerRecord(AuditRecord):
     first_token_steered: bool = False
     first_token_read: bool = False
     trace_id: str = ""
+    rules: tuple[Fields, ...] = ()
+    own_edits: tuple[Fields, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

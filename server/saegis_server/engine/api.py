@@ -20,7 +20,7 @@ from saegis_server.steering.conditions import Condition
 from saegis_server.steering.digest import digest_of
 from saegis_server.steering.program import UNSTEERED, SiteProgram, SteeringProgram
 from saegis_server.steering.rows import Edit
-from saegis_server.steering.site import Site
+from saegis_server.steering.site import Site, forward_order
 from saegis_server.steering.table import Capacity
 
 #: The most alternatives that a token's logprobs may carry.
@@ -185,6 +185,27 @@ def rows_of(program: SteeringProgram, guard: Guard) -> Iterator[tuple[RowName, E
                     yield RowName(site, stage, edit.probe.key, when), edit
 
 
+def moving_sites(program: SteeringProgram, guard: Guard) -> tuple[Site, ...]:
+    """The sites at which any row may act under a program beside a guard, in the order of the forward pass."""
+    return tuple(sorted({name.site for name, _ in rows_of(program, guard)}, key=forward_order))
+
+
+@dataclass(frozen=True, slots=True)
+class Readouts:
+    """What is told of single tokens, beside the watches at those of answers.
+
+    prompt: all of it at every token of the prompt too. moves: how far each token is moved at each of
+    `moving_sites`.
+    """
+
+    prompt: bool = False
+    moves: bool = False
+
+
+#: Nothing of them.
+NO_READOUTS = Readouts()
+
+
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
     """One request: prompt token ids, how to sample and to steer, and until when (time.monotonic seconds).
@@ -206,6 +227,7 @@ class GenerationRequest:
     principal: str = ""
     prefilled: int = 0
     groups: tuple[RowGroup, ...] = ()
+    readouts: Readouts = NO_READOUTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,12 +249,34 @@ class TokenOutput:
 
     A watch is read at the position from which the token was predicted. `alternatives` are the likeliest
     (token id, logprob) pairs; logprobs are of the model's own distribution, before sampling changes it.
+    moves: ‖Δx‖/‖x‖ at that position at each of `moving_sites`, where the request asks for it.
     """
 
     token_id: int
     logprob: float | None = None
     alternatives: tuple[tuple[int, float], ...] = ()
     watched: tuple[Watched, ...] = ()
+    moves: tuple[float, ...] = ()
+
+
+class WatchedPrompt(NamedTuple):
+    """A watch at every token of a prompt, each at its own position; see Watched. set_to: empty for none."""
+
+    before: tuple[float, ...]
+    after: tuple[float, ...]
+    set_to: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PromptRead:
+    """What was read at every token of the prompt, with what the request gives of the answer.
+
+    Told once, where the request asks for it, before the first Delta. watched: an entry for each watch, in the
+    order of TokenOutput.watched; moves: ‖Δx‖/‖x‖ of every token for each of `moving_sites`, if asked for.
+    """
+
+    watched: tuple[WatchedPrompt, ...] = ()
+    moves: tuple[tuple[float, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,7 +300,8 @@ class SequenceFinished:
 
 @dataclass(frozen=True, slots=True)
 class SiteReceipt:
-    """What was done at one site: rows by kind, tokens edited, bans fired, the largest ‖Δx‖/‖x‖.
+    """What was done at one site: rows by kind, tokens edited, bans fired, the largest ‖Δx‖/‖x‖ and its mean
+    over the tokens edited.
 
     The prompt's tokens count once, however many completions there are.
     Rows of conditions that never held are not counted.
@@ -270,6 +315,7 @@ class SiteReceipt:
     tokens_edited: int
     bans_fired: int
     largest_relative_norm: float
+    mean_relative_norm: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,13 +325,15 @@ class ConditionReceipt:
     held_tokens: how many tokens were chosen while it held: the first one of an answer is chosen at the end of
     the prompt, and the one that it stopped counts too. first_token: counted from 0 over the answer's tokens,
     those that the request gave among them; -1 for the prompt, None where it never held. stopped: how many
-    sequences it ended, alone or with others.
+    sequences it ended, alone or with others. at_prompts: at the end of how many sequences' prompts it held,
+    which is one of the tokens each.
     """
 
     name: str
     held_tokens: int
     first_token: int | None
     stopped: int = 0
+    at_prompts: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -360,7 +408,7 @@ class RequestFailed:
 
 #: How a request ended: its last event.
 Closing = RequestFinished | RequestFailed
-Event = Delta | SequenceFinished | Closing
+Event = PromptRead | Delta | SequenceFinished | Closing
 #: Takes a request's events, in order; runs on the engine's thread and must not block.
 Sink = Callable[[list[Event]], None]
 #: Told how far a stage of a start has come: its name, what is done, out of how much (0: not known).
@@ -526,8 +574,9 @@ class Engine(Protocol):
     or EngineStoppedError, and another EngineError for what fits none of them. It is that request's alone.
 
     Events: a sink gets lists that are not empty. Of each sequence Deltas come in the order of its tokens, and
-    then one SequenceFinished, unless an error cut it off; those of several sequences are mixed. Last comes
-    one RequestFinished or RequestFailed, whatever happens, with the receipt of all that was done, and nothing
+    then one SequenceFinished, unless an error cut it off; those of several sequences are mixed. Right before
+    the first Delta, in one list with it, comes a PromptRead where it is asked for. Last comes one
+    RequestFinished or RequestFailed, whatever happens, with the receipt of all that was done, and nothing
     after it; from then on the request's id is free again. The first events may come before `submit` returns.
     A sink that raises has its request cancelled.
 
@@ -616,14 +665,15 @@ class Engine(Protocol):
         plain: Baseline = AS_IT_IS,
         on_end: Callable[[Closing], None] | None = None,
         tenant: str = "",
+        groups: tuple[RowGroup, ...] = (),
     ) -> Future[Score]:
         """How likely a text of at least two tokens is, steered by a program and under a baseline.
 
         The text is steered and judged as a prompt, so edits of the completion act nowhere, and what would
-        stop an answer refuses the text. `on_end` hears how it ended before the future does, and must not
-        raise. Cancelling the future ends the reading. Raises as `submit` does; the future,
-        SteeringDivergedError, NonFiniteLogitsError, OutOfMemoryError, RefusedByPolicyError or
-        EngineStoppedError.
+        stop an answer refuses the text. `groups` are counted as those of a request. `on_end` hears
+        how it ended before the future does, and must not raise. Cancelling the future ends the reading.
+        Raises as `submit` does; the future, SteeringDivergedError, NonFiniteLogitsError, OutOfMemoryError,
+        RefusedByPolicyError or EngineStoppedError.
         """
 
     def capture(self, tokens: Sequence[int], tenant: str = "") -> Future[dict[Site, Tensor]]:

@@ -133,6 +133,16 @@ class Catalog:
             raise UnknownFeatureError(path, description, loaded.id, index)
         return FoundFeature(loaded, index, loaded.labels.get(index))
 
+    def by_probe(self, site: Site, key: str) -> FoundFeature | None:
+        """The feature whose probe at a site has this key; None for a direction."""
+        kind, _, rest = key.partition(":")
+        digest, _, index = rest.rpartition(":")
+        if kind != "sae":
+            return None
+        found = (entry for entry in self.entries if entry.site == site and entry.sae.digest == digest)
+        loaded = next(found, None)
+        return None if loaded is None else self.by_index(loaded, int(index), "key")
+
     def by_label(self, loaded: LoadedSAE, label: str, path: str) -> FoundFeature:
         """The feature with this label, whatever its case and accents.
 

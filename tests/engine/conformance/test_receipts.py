@@ -1,5 +1,6 @@
 """Receipts: tokens that were moved at any site, the prompt's once, and nothing where nothing was moved."""
 
+import pytest
 import torch
 
 from saegis_server.engine.api import SamplingParams
@@ -68,6 +69,25 @@ def test_a_prompt_counts_once_however_many_completions_there_are(serving: Servin
         done = engine.ask(prompt, many, program).wait().finished
     assert done.usage.steered_tokens == 11 + 3 * 8
     assert sorted(site.tokens_edited for site in done.receipt.sites) == [11, 11 + 3 * 8]
+
+
+def test_how_far_tokens_are_moved_is_told_of_each_site(serving: Serving) -> None:
+    """By 2 in one direction at the first site, and nowhere at the second: the largest 2/‖x‖ and the mean one,
+    over the tokens moved, the prompt's once."""
+    prompt, several = tiny.prompt_of(5, 11), SamplingParams(n=3, seed=7, max_tokens=9, ignore_eos=True)
+    program = SteeringProgram({FIRST: added(Phase.ALL), SECOND: SiteProgram(bans=(rows.ban(never(), 1.0),))})
+    with serving(tiny.model()) as engine:
+        answer = engine.ask(prompt, several, program).wait()
+        texts = [[*prompt, *answer.tokens(index)[:-1]] for index in range(3)]
+        x = [engine.capture(text).result(60)[FIRST].to(torch.float64) for text in texts]
+    moves = [2.0 / own.norm(dim=-1) for own in x]
+    every = torch.cat([moves[0][:11], *(own[11:] for own in moves)])
+    first, second = answer.finished.receipt.sites
+    assert first.tokens_edited == len(every) == 11 + 3 * 8
+    assert first.mean_relative_norm == pytest.approx(float(every.mean()), rel=1e-5)
+    assert first.largest_relative_norm == pytest.approx(float(every.max()), rel=1e-5)
+    assert first.mean_relative_norm < first.largest_relative_norm
+    assert (second.mean_relative_norm, second.largest_relative_norm) == (0.0, 0.0)
 
 
 def test_the_text_is_what_the_tokens_told_decode_to_wherever_it_ends(serving: Serving) -> None:

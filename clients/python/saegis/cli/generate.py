@@ -18,7 +18,7 @@ from saegis.cli.edits import (
     with_best_features,
 )
 from saegis.cli.output import console, notes, own_command, print_json, print_json_line
-from saegis.cli.receipts import receipt_line, receipt_table, rules_table, watched_table
+from saegis.cli.receipts import fired_table, receipt_line, receipt_table, rules_table, watched_table
 from saegis.cli.streams import read_input
 
 if TYPE_CHECKING:
@@ -166,5 +166,7 @@ def _show(answer: Generation, watches: list[str], show_receipt: bool, *, text_is
         out.print(receipt_table(answer.receipt, answer.usage))
         if answer.receipt.ruled:
             out.print(rules_table(answer.receipt))
+        if answer.receipt.edits or any(rule.targets or rule.readings for rule in answer.receipt.rules):
+            out.print(fired_table(answer.receipt))
     else:
         out.print(receipt_line(answer.receipt, answer.usage), soft_wrap=True)

@@ -11,7 +11,7 @@ from rich.text import Text
 from saegis.cli.output import titled
 
 if TYPE_CHECKING:
-    from saegis import Receipt, Usage, Watched
+    from saegis import AppliedRule, PhaseTokens, Receipt, TargetTokens, Usage, Watched
 
 _SHOWN_DIGITS = 16
 
@@ -52,14 +52,20 @@ def _by(receipt: Receipt) -> str:
 
 def receipt_table(receipt: Receipt, usage: Usage) -> Table:
     """The whole receipt, one row for each site."""
-    numbers = ("edits", "rules", "bans", "watches", "tokens edited", "bans fired", "largest move")
+    moves = ("mean move", "largest move")
+    numbers = ("edits", "rules", "bans", "watches", "tokens edited", "bans fired", *moves)
     table = titled("receipt", ("site", *numbers), numbers)
     for site in receipt.sites:
         counts = (site.edits, site.rules, site.bans, site.watches, site.tokens_edited, site.bans_fired)
-        largest = "" if site.largest_relative_norm is None else f"{site.largest_relative_norm:.3f}"
-        table.add_row(Text(site.site), *("" if count is None else str(count) for count in counts), largest)
+        moved = (site.mean_relative_norm, site.largest_relative_norm)
+        told = [
+            *("" if count is None else str(count) for count in counts),
+            *("" if move is None else f"{move:.3f}" for move in moved),
+        ]
+        table.add_row(Text(site.site), *told)
     timings = receipt.timings
     decision = f" · decision {receipt.decision_id}" if receipt.decision_id else ""
+    decision += f" · trace {receipt.trace_id}" if receipt.trace_id else ""
     table.caption = Text(
         f"model {receipt.model} · steered: {'yes' if receipt.steered else 'no'} · "
         f"{usage.prompt_tokens} + {usage.completion_tokens} tokens, "
@@ -72,17 +78,65 @@ def receipt_table(receipt: Receipt, usage: Usage) -> Table:
 
 
 def rules_table(receipt: Receipt) -> Table:
-    """The operator's rules that applied with labels and reasons, as far as the policies show them."""
-    columns = ("rule", "does", "mode", "its condition held", "features", "reason")
-    table = titled("the operator's rules", columns)
+    """The operator's rules that applied with labels and reasons, as far as the policies show them.
+
+    Numbers of tokens are of the prompt and of the completions.
+    """
+    columns = ("rule", "does", "mode", "acted on tokens", "its condition held", "features", "reason")
+    table = titled("the operator's rules", columns, ("acted on tokens",))
     for rule in receipt.rules:
-        tokens = f"at {rule.tokens} tokens" if rule.conditional else "has none"
         labels = ", ".join(rule.labels) or "not told"
-        cells = (rule.name, rule.action, str(rule.mode), tokens, labels, rule.reason or "not told")
-        table.add_row(*map(Text, cells))
+        cells = (rule.name, rule.action, str(rule.mode), _phases(rule.acted), _held(rule))
+        table.add_row(*map(Text, (*cells, labels, rule.reason or "not told")))
     if not receipt.rules:
         table.add_row(Text("not told"))
+    elif any(rule.acted or rule.held for rule in receipt.rules):
+        table.caption = "tokens of the prompt + of the completions"
     return table
+
+
+def _held(rule: AppliedRule) -> str:
+    """What came of a rule's condition."""
+    if not rule.conditional:
+        return "has none"
+    told = f"at {_phases(rule.held) if rule.held else rule.tokens} tokens"
+    if rule.first_held is not None and rule.first_held >= 0:
+        told += f", first at {rule.first_held}"
+    return told + (f"; ended {rule.stopped}" if rule.stopped else "")
+
+
+def fired_table(receipt: Receipt) -> Table:
+    """What acted on which feature, by whose wish, and which features of conditions were active: the tokens of
+    the prompt and of the completions. What was counted and never happened is only numbered."""
+    table = titled(
+        "what fired", ("site", "feature", "does", "by", "prompt", "completions"), ("prompt", "completions")
+    )
+    rows = [(edit.target, edit.operation, "the request") for edit in receipt.edits]
+    for rule in receipt.rules:
+        rows += [(target, rule.action, rule.name) for target in rule.targets]
+        rows += [(target, "is active", f"condition of {rule.name}") for target in rule.readings]
+    quiet = 0
+    for target, does, by in rows:
+        tokens = target.tokens
+        if tokens is not None and not tokens.total:
+            quiet += 1
+            continue
+        counts = ("not counted", "") if tokens is None else (str(tokens.prompt), str(tokens.completion))
+        table.add_row(*map(Text, (target.site, _target(target), does, by, *counts)))
+    if quiet:
+        table.caption = f"{quiet} more at no token"
+    return table
+
+
+def _target(target: TargetTokens) -> str:
+    """A feature with its label, or a direction."""
+    if target.index is None:
+        return f"direction {target.direction[:_SHOWN_DIGITS]}"
+    return f"{target.sae}:{target.index}{f'  {target.label}' if target.label else ''}"
+
+
+def _phases(tokens: PhaseTokens | None) -> str:
+    return "-" if tokens is None else f"{tokens.prompt} + {tokens.completion}"
 
 
 def watched_table(names: Sequence[str], watched: Sequence[Watched]) -> Table:

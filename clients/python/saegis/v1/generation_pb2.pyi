@@ -93,16 +93,20 @@ class SamplingParams(_message.Message):
     def __init__(self, temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., min_p: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., presence_penalty: _Optional[float] = ..., repetition_penalty: _Optional[float] = ..., max_tokens: _Optional[int] = ..., min_tokens: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., skip_special_tokens: _Optional[bool] = ..., ignore_eos: _Optional[bool] = ..., n: _Optional[int] = ..., logprobs: _Optional[int] = ..., seed: _Optional[int] = ..., include_stop_str_in_output: _Optional[bool] = ..., logit_bias: _Optional[_Mapping[int, float]] = ...) -> None: ...
 
 class GenerateResponse(_message.Message):
-    __slots__ = ("request_id", "choices", "usage", "receipt")
+    __slots__ = ("request_id", "choices", "usage", "receipt", "prompt_watched", "prompt_moves")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     CHOICES_FIELD_NUMBER: _ClassVar[int]
     USAGE_FIELD_NUMBER: _ClassVar[int]
     RECEIPT_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_WATCHED_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_MOVES_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     choices: _containers.RepeatedCompositeFieldContainer[Choice]
     usage: Usage
     receipt: Receipt
-    def __init__(self, request_id: _Optional[str] = ..., choices: _Optional[_Iterable[_Union[Choice, _Mapping[str, object]]]] = ..., usage: _Optional[_Union[Usage, _Mapping[str, object]]] = ..., receipt: _Optional[_Union[Receipt, _Mapping[str, object]]] = ...) -> None: ...
+    prompt_watched: _containers.RepeatedCompositeFieldContainer[WatchedActivations]
+    prompt_moves: _containers.RepeatedCompositeFieldContainer[SiteMoves]
+    def __init__(self, request_id: _Optional[str] = ..., choices: _Optional[_Iterable[_Union[Choice, _Mapping[str, object]]]] = ..., usage: _Optional[_Union[Usage, _Mapping[str, object]]] = ..., receipt: _Optional[_Union[Receipt, _Mapping[str, object]]] = ..., prompt_watched: _Optional[_Iterable[_Union[WatchedActivations, _Mapping[str, object]]]] = ..., prompt_moves: _Optional[_Iterable[_Union[SiteMoves, _Mapping[str, object]]]] = ...) -> None: ...
 
 class StreamGenerateResponse(_message.Message):
     __slots__ = ("chunk", "complete")
@@ -113,20 +117,26 @@ class StreamGenerateResponse(_message.Message):
     def __init__(self, chunk: _Optional[_Union[GenerationChunk, _Mapping[str, object]]] = ..., complete: _Optional[_Union[GenerationComplete, _Mapping[str, object]]] = ...) -> None: ...
 
 class GenerationChunk(_message.Message):
-    __slots__ = ("index", "text", "token_ids", "logprobs", "watched", "finish_reason")
+    __slots__ = ("index", "text", "token_ids", "logprobs", "watched", "finish_reason", "moves", "prompt_watched", "prompt_moves")
     INDEX_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     WATCHED_FIELD_NUMBER: _ClassVar[int]
     FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
+    MOVES_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_WATCHED_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_MOVES_FIELD_NUMBER: _ClassVar[int]
     index: int
     text: str
     token_ids: _containers.RepeatedScalarFieldContainer[int]
     logprobs: LogProbs
     watched: _containers.RepeatedCompositeFieldContainer[WatchedActivations]
     finish_reason: FinishReason
-    def __init__(self, index: _Optional[int] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Union[LogProbs, _Mapping[str, object]]] = ..., watched: _Optional[_Iterable[_Union[WatchedActivations, _Mapping[str, object]]]] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ...) -> None: ...
+    moves: _containers.RepeatedCompositeFieldContainer[SiteMoves]
+    prompt_watched: _containers.RepeatedCompositeFieldContainer[WatchedActivations]
+    prompt_moves: _containers.RepeatedCompositeFieldContainer[SiteMoves]
+    def __init__(self, index: _Optional[int] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Union[LogProbs, _Mapping[str, object]]] = ..., watched: _Optional[_Iterable[_Union[WatchedActivations, _Mapping[str, object]]]] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., moves: _Optional[_Iterable[_Union[SiteMoves, _Mapping[str, object]]]] = ..., prompt_watched: _Optional[_Iterable[_Union[WatchedActivations, _Mapping[str, object]]]] = ..., prompt_moves: _Optional[_Iterable[_Union[SiteMoves, _Mapping[str, object]]]] = ...) -> None: ...
 
 class GenerationComplete(_message.Message):
     __slots__ = ("request_id", "outcomes", "usage", "receipt")
@@ -153,7 +163,7 @@ class Outcome(_message.Message):
     def __init__(self, index: _Optional[int] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., matched_token_id: _Optional[int] = ..., matched_stop_str: _Optional[str] = ...) -> None: ...
 
 class Choice(_message.Message):
-    __slots__ = ("index", "text", "token_ids", "logprobs", "watched", "finish_reason", "matched_token_id", "matched_stop_str")
+    __slots__ = ("index", "text", "token_ids", "logprobs", "watched", "finish_reason", "matched_token_id", "matched_stop_str", "moves")
     INDEX_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -162,6 +172,7 @@ class Choice(_message.Message):
     FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
     MATCHED_TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
     MATCHED_STOP_STR_FIELD_NUMBER: _ClassVar[int]
+    MOVES_FIELD_NUMBER: _ClassVar[int]
     index: int
     text: str
     token_ids: _containers.RepeatedScalarFieldContainer[int]
@@ -170,7 +181,8 @@ class Choice(_message.Message):
     finish_reason: FinishReason
     matched_token_id: int
     matched_stop_str: str
-    def __init__(self, index: _Optional[int] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Union[LogProbs, _Mapping[str, object]]] = ..., watched: _Optional[_Iterable[_Union[WatchedActivations, _Mapping[str, object]]]] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., matched_token_id: _Optional[int] = ..., matched_stop_str: _Optional[str] = ...) -> None: ...
+    moves: _containers.RepeatedCompositeFieldContainer[SiteMoves]
+    def __init__(self, index: _Optional[int] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Union[LogProbs, _Mapping[str, object]]] = ..., watched: _Optional[_Iterable[_Union[WatchedActivations, _Mapping[str, object]]]] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., matched_token_id: _Optional[int] = ..., matched_stop_str: _Optional[str] = ..., moves: _Optional[_Iterable[_Union[SiteMoves, _Mapping[str, object]]]] = ...) -> None: ...
 
 class LogProbs(_message.Message):
     __slots__ = ("token_logprobs", "token_ids", "top_logprobs")
@@ -201,6 +213,14 @@ class WatchedActivations(_message.Message):
     after: _containers.RepeatedScalarFieldContainer[float]
     set_to: _containers.RepeatedScalarFieldContainer[float]
     def __init__(self, watch: _Optional[int] = ..., before: _Optional[_Iterable[float]] = ..., after: _Optional[_Iterable[float]] = ..., set_to: _Optional[_Iterable[float]] = ...) -> None: ...
+
+class SiteMoves(_message.Message):
+    __slots__ = ("site", "relative_norms")
+    SITE_FIELD_NUMBER: _ClassVar[int]
+    RELATIVE_NORMS_FIELD_NUMBER: _ClassVar[int]
+    site: str
+    relative_norms: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, site: _Optional[str] = ..., relative_norms: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class Usage(_message.Message):
     __slots__ = ("prompt_tokens", "completion_tokens", "cached_tokens", "steered_tokens")
@@ -247,7 +267,7 @@ class ScoreResponse(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[float]] = ..., plain_logprobs: _Optional[_Iterable[float]] = ..., divergences: _Optional[_Iterable[float]] = ..., receipt: _Optional[_Union[Receipt, _Mapping[str, object]]] = ...) -> None: ...
 
 class Receipt(_message.Message):
-    __slots__ = ("program_digest", "policy_revision", "sites", "steered", "model", "timings", "rules", "ruled", "decision_id", "first_token_steered", "first_token_read")
+    __slots__ = ("program_digest", "policy_revision", "sites", "steered", "model", "timings", "rules", "ruled", "decision_id", "first_token_steered", "first_token_read", "edits", "trace_id")
     PROGRAM_DIGEST_FIELD_NUMBER: _ClassVar[int]
     POLICY_REVISION_FIELD_NUMBER: _ClassVar[int]
     SITES_FIELD_NUMBER: _ClassVar[int]
@@ -259,6 +279,8 @@ class Receipt(_message.Message):
     DECISION_ID_FIELD_NUMBER: _ClassVar[int]
     FIRST_TOKEN_STEERED_FIELD_NUMBER: _ClassVar[int]
     FIRST_TOKEN_READ_FIELD_NUMBER: _ClassVar[int]
+    EDITS_FIELD_NUMBER: _ClassVar[int]
+    TRACE_ID_FIELD_NUMBER: _ClassVar[int]
     program_digest: str
     policy_revision: str
     sites: _containers.RepeatedCompositeFieldContainer[SiteReceipt]
@@ -270,10 +292,22 @@ class Receipt(_message.Message):
     decision_id: str
     first_token_steered: bool
     first_token_read: bool
-    def __init__(self, program_digest: _Optional[str] = ..., policy_revision: _Optional[str] = ..., sites: _Optional[_Iterable[_Union[SiteReceipt, _Mapping[str, object]]]] = ..., steered: _Optional[bool] = ..., model: _Optional[str] = ..., timings: _Optional[_Union[Timings, _Mapping[str, object]]] = ..., rules: _Optional[_Iterable[_Union[_policy_pb2.AppliedRule, _Mapping[str, object]]]] = ..., ruled: _Optional[bool] = ..., decision_id: _Optional[str] = ..., first_token_steered: _Optional[bool] = ..., first_token_read: _Optional[bool] = ...) -> None: ...
+    edits: _containers.RepeatedCompositeFieldContainer[AppliedEdit]
+    trace_id: str
+    def __init__(self, program_digest: _Optional[str] = ..., policy_revision: _Optional[str] = ..., sites: _Optional[_Iterable[_Union[SiteReceipt, _Mapping[str, object]]]] = ..., steered: _Optional[bool] = ..., model: _Optional[str] = ..., timings: _Optional[_Union[Timings, _Mapping[str, object]]] = ..., rules: _Optional[_Iterable[_Union[_policy_pb2.AppliedRule, _Mapping[str, object]]]] = ..., ruled: _Optional[bool] = ..., decision_id: _Optional[str] = ..., first_token_steered: _Optional[bool] = ..., first_token_read: _Optional[bool] = ..., edits: _Optional[_Iterable[_Union[AppliedEdit, _Mapping[str, object]]]] = ..., trace_id: _Optional[str] = ...) -> None: ...
+
+class AppliedEdit(_message.Message):
+    __slots__ = ("edit", "operation", "target")
+    EDIT_FIELD_NUMBER: _ClassVar[int]
+    OPERATION_FIELD_NUMBER: _ClassVar[int]
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    edit: int
+    operation: _steering_pb2.Operation
+    target: _policy_pb2.TargetTokens
+    def __init__(self, edit: _Optional[int] = ..., operation: _Optional[_Union[_steering_pb2.Operation, str]] = ..., target: _Optional[_Union[_policy_pb2.TargetTokens, _Mapping[str, object]]] = ...) -> None: ...
 
 class SiteReceipt(_message.Message):
-    __slots__ = ("site", "edits", "rules", "bans", "watches", "tokens_edited", "bans_fired", "largest_relative_norm")
+    __slots__ = ("site", "edits", "rules", "bans", "watches", "tokens_edited", "bans_fired", "largest_relative_norm", "mean_relative_norm")
     SITE_FIELD_NUMBER: _ClassVar[int]
     EDITS_FIELD_NUMBER: _ClassVar[int]
     RULES_FIELD_NUMBER: _ClassVar[int]
@@ -282,6 +316,7 @@ class SiteReceipt(_message.Message):
     TOKENS_EDITED_FIELD_NUMBER: _ClassVar[int]
     BANS_FIRED_FIELD_NUMBER: _ClassVar[int]
     LARGEST_RELATIVE_NORM_FIELD_NUMBER: _ClassVar[int]
+    MEAN_RELATIVE_NORM_FIELD_NUMBER: _ClassVar[int]
     site: str
     edits: int
     rules: int
@@ -290,7 +325,8 @@ class SiteReceipt(_message.Message):
     tokens_edited: int
     bans_fired: int
     largest_relative_norm: float
-    def __init__(self, site: _Optional[str] = ..., edits: _Optional[int] = ..., rules: _Optional[int] = ..., bans: _Optional[int] = ..., watches: _Optional[int] = ..., tokens_edited: _Optional[int] = ..., bans_fired: _Optional[int] = ..., largest_relative_norm: _Optional[float] = ...) -> None: ...
+    mean_relative_norm: float
+    def __init__(self, site: _Optional[str] = ..., edits: _Optional[int] = ..., rules: _Optional[int] = ..., bans: _Optional[int] = ..., watches: _Optional[int] = ..., tokens_edited: _Optional[int] = ..., bans_fired: _Optional[int] = ..., largest_relative_norm: _Optional[float] = ..., mean_relative_norm: _Optional[float] = ...) -> None: ...
 
 class Timings(_message.Message):
     __slots__ = ("queue_seconds", "prefill_seconds", "decode_seconds")

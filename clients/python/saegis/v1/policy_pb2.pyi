@@ -212,7 +212,7 @@ class Denial(_message.Message):
     def __init__(self, policy: _Optional[str] = ..., rule: _Optional[str] = ..., field: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
 
 class AppliedRule(_message.Message):
-    __slots__ = ("policy", "rule", "action", "mode", "labels", "reason", "tokens", "conditional")
+    __slots__ = ("policy", "rule", "action", "mode", "labels", "reason", "tokens", "conditional", "acted", "targets", "held", "first_held", "stopped", "readings")
     POLICY_FIELD_NUMBER: _ClassVar[int]
     RULE_FIELD_NUMBER: _ClassVar[int]
     ACTION_FIELD_NUMBER: _ClassVar[int]
@@ -221,6 +221,12 @@ class AppliedRule(_message.Message):
     REASON_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     CONDITIONAL_FIELD_NUMBER: _ClassVar[int]
+    ACTED_FIELD_NUMBER: _ClassVar[int]
+    TARGETS_FIELD_NUMBER: _ClassVar[int]
+    HELD_FIELD_NUMBER: _ClassVar[int]
+    FIRST_HELD_FIELD_NUMBER: _ClassVar[int]
+    STOPPED_FIELD_NUMBER: _ClassVar[int]
+    READINGS_FIELD_NUMBER: _ClassVar[int]
     policy: str
     rule: str
     action: str
@@ -229,7 +235,37 @@ class AppliedRule(_message.Message):
     reason: str
     tokens: int
     conditional: bool
-    def __init__(self, policy: _Optional[str] = ..., rule: _Optional[str] = ..., action: _Optional[str] = ..., mode: _Optional[_Union[RuleMode, str]] = ..., labels: _Optional[_Iterable[str]] = ..., reason: _Optional[str] = ..., tokens: _Optional[int] = ..., conditional: _Optional[bool] = ...) -> None: ...
+    acted: PhaseTokens
+    targets: _containers.RepeatedCompositeFieldContainer[TargetTokens]
+    held: PhaseTokens
+    first_held: int
+    stopped: int
+    readings: _containers.RepeatedCompositeFieldContainer[TargetTokens]
+    def __init__(self, policy: _Optional[str] = ..., rule: _Optional[str] = ..., action: _Optional[str] = ..., mode: _Optional[_Union[RuleMode, str]] = ..., labels: _Optional[_Iterable[str]] = ..., reason: _Optional[str] = ..., tokens: _Optional[int] = ..., conditional: _Optional[bool] = ..., acted: _Optional[_Union[PhaseTokens, _Mapping[str, object]]] = ..., targets: _Optional[_Iterable[_Union[TargetTokens, _Mapping[str, object]]]] = ..., held: _Optional[_Union[PhaseTokens, _Mapping[str, object]]] = ..., first_held: _Optional[int] = ..., stopped: _Optional[int] = ..., readings: _Optional[_Iterable[_Union[TargetTokens, _Mapping[str, object]]]] = ...) -> None: ...
+
+class PhaseTokens(_message.Message):
+    __slots__ = ("prompt", "completion")
+    PROMPT_FIELD_NUMBER: _ClassVar[int]
+    COMPLETION_FIELD_NUMBER: _ClassVar[int]
+    prompt: int
+    completion: int
+    def __init__(self, prompt: _Optional[int] = ..., completion: _Optional[int] = ...) -> None: ...
+
+class TargetTokens(_message.Message):
+    __slots__ = ("site", "sae", "index", "label", "direction", "tokens")
+    SITE_FIELD_NUMBER: _ClassVar[int]
+    SAE_FIELD_NUMBER: _ClassVar[int]
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    LABEL_FIELD_NUMBER: _ClassVar[int]
+    DIRECTION_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    site: str
+    sae: str
+    index: int
+    label: str
+    direction: str
+    tokens: PhaseTokens
+    def __init__(self, site: _Optional[str] = ..., sae: _Optional[str] = ..., index: _Optional[int] = ..., label: _Optional[str] = ..., direction: _Optional[str] = ..., tokens: _Optional[_Union[PhaseTokens, _Mapping[str, object]]] = ...) -> None: ...
 
 class PutPolicyRequest(_message.Message):
     __slots__ = ("bundle", "etag", "shadow")

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18saegis/v1/steering.proto\x12\tsaegis.v1\"M\n\x08Steering\x12\x1e\n\x05\x65\x64its\x18\x01 \x03(\x0b\x32\x0f.saegis.v1.Edit\x12!\n\x07watches\x18\x02 \x03(\x0b\x32\x10.saegis.v1.Watch\"\xa4\x02\n\x04\x45\x64it\x12\'\n\toperation\x18\x01 \x01(\x0e\x32\x14.saegis.v1.Operation\x12(\n\x07\x66\x65\x61ture\x18\x02 \x01(\x0b\x32\x15.saegis.v1.FeatureRefH\x00\x12)\n\tdirection\x18\x03 \x01(\x0b\x32\x14.saegis.v1.DirectionH\x00\x12\x0c\n\x04site\x18\x04 \x01(\t\x12\x12\n\x05value\x18\x05 \x01(\x01H\x01\x88\x01\x01\x12\x1d\n\x04unit\x18\x06 \x01(\x0e\x32\x0f.saegis.v1.Unit\x12\x1f\n\x05phase\x18\x07 \x01(\x0e\x32\x10.saegis.v1.Phase\x12(\n\x08redirect\x18\x08 \x01(\x0b\x32\x16.saegis.v1.RedirectionB\x08\n\x06targetB\x08\n\x06_value\"\xb6\x01\n\x0bRedirection\x12(\n\x07\x66\x65\x61ture\x18\x01 \x01(\x0b\x32\x15.saegis.v1.FeatureRefH\x00\x12)\n\tdirection\x18\x02 \x01(\x0b\x32\x14.saegis.v1.DirectionH\x00\x12\x15\n\x08strength\x18\x03 \x01(\x01H\x01\x88\x01\x01\x12\x16\n\tthreshold\x18\x04 \x01(\x01H\x02\x88\x01\x01\x42\x08\n\x06targetB\x0b\n\t_strengthB\x0c\n\n_threshold\"t\n\x05Watch\x12(\n\x07\x66\x65\x61ture\x18\x01 \x01(\x0b\x32\x15.saegis.v1.FeatureRefH\x00\x12)\n\tdirection\x18\x02 \x01(\x0b\x32\x14.saegis.v1.DirectionH\x00\x12\x0c\n\x04site\x18\x03 \x01(\tB\x08\n\x06target\"G\n\nFeatureRef\x12\x0b\n\x03sae\x18\x01 \x01(\t\x12\x0f\n\x05index\x18\x02 \x01(\rH\x00\x12\x0f\n\x05label\x18\x03 \x01(\tH\x00\x42\n\n\x08selector\"\x1b\n\tDirection\x12\x0e\n\x06values\x18\x01 \x03(\x02*\xeb\x01\n\tOperation\x12\x19\n\x15OPERATION_UNSPECIFIED\x10\x00\x12\x13\n\x0fOPERATION_CLAMP\x10\x01\x12\x1d\n\x19OPERATION_CLAMP_IF_ACTIVE\x10\x02\x12\x13\n\x0fOPERATION_SCALE\x10\x03\x12\x11\n\rOPERATION_ADD\x10\x04\x12\x11\n\rOPERATION_CAP\x10\x05\x12\x13\n\x0fOPERATION_FLOOR\x10\x06\x12\x14\n\x10OPERATION_ABLATE\x10\x07\x12\x11\n\rOPERATION_BAN\x10\x08\x12\x16\n\x12OPERATION_REDIRECT\x10\t*_\n\x04Unit\x12\x14\n\x10UNIT_UNSPECIFIED\x10\x00\x12\x10\n\x0cUNIT_FEATURE\x10\x01\x12\x17\n\x13UNIT_MAX_ACTIVATION\x10\x02\x12\x16\n\x12UNIT_NORM_FRACTION\x10\x03*U\n\x05Phase\x12\x15\n\x11PHASE_UNSPECIFIED\x10\x00\x12\r\n\tPHASE_ALL\x10\x01\x12\x10\n\x0cPHASE_PROMPT\x10\x02\x12\x14\n\x10PHASE_COMPLETION\x10\x03\x42\x30\n\rdev.saegis.v1P\x01Z\x1dsaegis.dev/saegis/v1;saegisv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18saegis/v1/steering.proto\x12\tsaegis.v1\"v\n\x08Steering\x12\x1e\n\x05\x65\x64its\x18\x01 \x03(\x0b\x32\x0f.saegis.v1.Edit\x12!\n\x07watches\x18\x02 \x03(\x0b\x32\x10.saegis.v1.Watch\x12\x13\n\x0bread_prompt\x18\x03 \x01(\x08\x12\x12\n\nread_moves\x18\x04 \x01(\x08\"\xa4\x02\n\x04\x45\x64it\x12\'\n\toperation\x18\x01 \x01(\x0e\x32\x14.saegis.v1.Operation\x12(\n\x07\x66\x65\x61ture\x18\x02 \x01(\x0b\x32\x15.saegis.v1.FeatureRefH\x00\x12)\n\tdirection\x18\x03 \x01(\x0b\x32\x14.saegis.v1.DirectionH\x00\x12\x0c\n\x04site\x18\x04 \x01(\t\x12\x12\n\x05value\x18\x05 \x01(\x01H\x01\x88\x01\x01\x12\x1d\n\x04unit\x18\x06 \x01(\x0e\x32\x0f.saegis.v1.Unit\x12\x1f\n\x05phase\x18\x07 \x01(\x0e\x32\x10.saegis.v1.Phase\x12(\n\x08redirect\x18\x08 \x01(\x0b\x32\x16.saegis.v1.RedirectionB\x08\n\x06targetB\x08\n\x06_value\"\xb6\x01\n\x0bRedirection\x12(\n\x07\x66\x65\x61ture\x18\x01 \x01(\x0b\x32\x15.saegis.v1.FeatureRefH\x00\x12)\n\tdirection\x18\x02 \x01(\x0b\x32\x14.saegis.v1.DirectionH\x00\x12\x15\n\x08strength\x18\x03 \x01(\x01H\x01\x88\x01\x01\x12\x16\n\tthreshold\x18\x04 \x01(\x01H\x02\x88\x01\x01\x42\x08\n\x06targetB\x0b\n\t_strengthB\x0c\n\n_threshold\"t\n\x05Watch\x12(\n\x07\x66\x65\x61ture\x18\x01 \x01(\x0b\x32\x15.saegis.v1.FeatureRefH\x00\x12)\n\tdirection\x18\x02 \x01(\x0b\x32\x14.saegis.v1.DirectionH\x00\x12\x0c\n\x04site\x18\x03 \x01(\tB\x08\n\x06target\"G\n\nFeatureRef\x12\x0b\n\x03sae\x18\x01 \x01(\t\x12\x0f\n\x05index\x18\x02 \x01(\rH\x00\x12\x0f\n\x05label\x18\x03 \x01(\tH\x00\x42\n\n\x08selector\"\x1b\n\tDirection\x12\x0e\n\x06values\x18\x01 \x03(\x02*\xeb\x01\n\tOperation\x12\x19\n\x15OPERATION_UNSPECIFIED\x10\x00\x12\x13\n\x0fOPERATION_CLAMP\x10\x01\x12\x1d\n\x19OPERATION_CLAMP_IF_ACTIVE\x10\x02\x12\x13\n\x0fOPERATION_SCALE\x10\x03\x12\x11\n\rOPERATION_ADD\x10\x04\x12\x11\n\rOPERATION_CAP\x10\x05\x12\x13\n\x0fOPERATION_FLOOR\x10\x06\x12\x14\n\x10OPERATION_ABLATE\x10\x07\x12\x11\n\rOPERATION_BAN\x10\x08\x12\x16\n\x12OPERATION_REDIRECT\x10\t*_\n\x04Unit\x12\x14\n\x10UNIT_UNSPECIFIED\x10\x00\x12\x10\n\x0cUNIT_FEATURE\x10\x01\x12\x17\n\x13UNIT_MAX_ACTIVATION\x10\x02\x12\x16\n\x12UNIT_NORM_FRACTION\x10\x03*U\n\x05Phase\x12\x15\n\x11PHASE_UNSPECIFIED\x10\x00\x12\r\n\tPHASE_ALL\x10\x01\x12\x10\n\x0cPHASE_PROMPT\x10\x02\x12\x14\n\x10PHASE_COMPLETION\x10\x03\x42\x30\n\rdev.saegis.v1P\x01Z\x1dsaegis.dev/saegis/v1;saegisv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,22 +32,22 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'saegis.v1.steering_pb2', _g
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\rdev.saegis.v1P\001Z\035saegis.dev/saegis/v1;saegisv1'
-  _globals['_OPERATION']._serialized_start=819
-  _globals['_OPERATION']._serialized_end=1054
-  _globals['_UNIT']._serialized_start=1056
-  _globals['_UNIT']._serialized_end=1151
-  _globals['_PHASE']._serialized_start=1153
-  _globals['_PHASE']._serialized_end=1238
+  _globals['_OPERATION']._serialized_start=860
+  _globals['_OPERATION']._serialized_end=1095
+  _globals['_UNIT']._serialized_start=1097
+  _globals['_UNIT']._serialized_end=1192
+  _globals['_PHASE']._serialized_start=1194
+  _globals['_PHASE']._serialized_end=1279
   _globals['_STEERING']._serialized_start=39
-  _globals['_STEERING']._serialized_end=116
-  _globals['_EDIT']._serialized_start=119
-  _globals['_EDIT']._serialized_end=411
-  _globals['_REDIRECTION']._serialized_start=414
-  _globals['_REDIRECTION']._serialized_end=596
-  _globals['_WATCH']._serialized_start=598
-  _globals['_WATCH']._serialized_end=714
-  _globals['_FEATUREREF']._serialized_start=716
-  _globals['_FEATUREREF']._serialized_end=787
-  _globals['_DIRECTION']._serialized_start=789
-  _globals['_DIRECTION']._serialized_end=816
+  _globals['_STEERING']._serialized_end=157
+  _globals['_EDIT']._serialized_start=160
+  _globals['_EDIT']._serialized_end=452
+  _globals['_REDIRECTION']._serialized_start=455
+  _globals['_REDIRECTION']._serialized_end=637
+  _globals['_WATCH']._serialized_start=639
+  _globals['_WATCH']._serialized_end=755
+  _globals['_FEATUREREF']._serialized_start=757
+  _globals['_FEATUREREF']._serialized_end=828
+  _globals['_DIRECTION']._serialized_start=830
+  _globals['_DIRECTION']._serialized_end=857
 # @@protoc_insertion_point(module_scope)

@@ -53,12 +53,16 @@ PHASE_PROMPT: Phase
 PHASE_COMPLETION: Phase
 
 class Steering(_message.Message):
-    __slots__ = ("edits", "watches")
+    __slots__ = ("edits", "watches", "read_prompt", "read_moves")
     EDITS_FIELD_NUMBER: _ClassVar[int]
     WATCHES_FIELD_NUMBER: _ClassVar[int]
+    READ_PROMPT_FIELD_NUMBER: _ClassVar[int]
+    READ_MOVES_FIELD_NUMBER: _ClassVar[int]
     edits: _containers.RepeatedCompositeFieldContainer[Edit]
     watches: _containers.RepeatedCompositeFieldContainer[Watch]
-    def __init__(self, edits: _Optional[_Iterable[_Union[Edit, _Mapping[str, object]]]] = ..., watches: _Optional[_Iterable[_Union[Watch, _Mapping[str, object]]]] = ...) -> None: ...
+    read_prompt: bool
+    read_moves: bool
+    def __init__(self, edits: _Optional[_Iterable[_Union[Edit, _Mapping[str, object]]]] = ..., watches: _Optional[_Iterable[_Union[Watch, _Mapping[str, object]]]] = ..., read_prompt: _Optional[bool] = ..., read_moves: _Optional[bool] = ...) -> None: ...
 
 class Edit(_message.Message):
     __slots__ = ("operation", "feature", "direction", "site", "value", "unit", "phase", "redirect")

@@ -103,6 +103,22 @@ class SlotActivity:
 
     # -- within the step --------------------------------------------------------------------------------
 
+    def members_of(
+        self, batch: int, slot: Tensor | None, rows: tuple[int, int, int], groups: int
+    ) -> list[Tensor]:
+        """Which rows are of which groups in one slot, or in the first `batch` ones: float32 [B, rows, G] of
+        each site."""
+        return [
+            torch.cat(
+                [
+                    _of(table[:, :kind, :groups], batch, slot)
+                    for table, kind in zip(tables, rows, strict=True)
+                ],
+                1,
+            )
+            for tables in self.members
+        ]
+
     def count(
         self,
         acted: Sequence[Tensor],
@@ -118,17 +134,7 @@ class SlotActivity:
         chunk, an int64 [1], None for the first ones; rows, groups: how many are in use.
         """
         batch = counted.shape[0]
-        members = [
-            torch.cat(
-                [
-                    _of(table[:, :kind, :groups], batch, slot)
-                    for table, kind in zip(tables, rows, strict=True)
-                ],
-                1,
-            )
-            for tables in self.members
-        ]
-        new = _by_phase(_hits(acted, members, tokens), tokens, counted)
+        new = count_groups(acted, self.members_of(batch, slot, rows, groups), tokens, counted)
         kept = self.counts[:, :groups]
         if slot is None:
             kept[:batch] += new
@@ -139,6 +145,14 @@ class SlotActivity:
 def _of(held: Tensor, batch: int, slot: Tensor | None) -> Tensor:
     """What is held for one slot, or for the first `batch` ones."""
     return held[:batch] if slot is None else held.index_select(0, slot)
+
+
+def count_groups(
+    acted: Sequence[Tensor], members: Sequence[Tensor], tokens: Tokens, counted: Tensor
+) -> Tensor:
+    """At how many tokens that are `counted` [B, Q] each group acted, float32 [B, G, 2]: of the prompt, of the
+    answer. acted: bool [T, rows], members: float32 [B, rows, G] of each site."""
+    return _by_phase(_hits(acted, members, tokens), tokens, counted)
 
 
 def _hits(acted: Sequence[Tensor], members: Sequence[Tensor], tokens: Tokens) -> Tensor:

@@ -37,7 +37,7 @@ from saegis_server.engine.api import (
     Sink,
     SteeringDivergedError,
 )
-from saegis_server.engine.counts import Observed, Used
+from saegis_server.engine.counts import Observed, RowGroup, Used
 from saegis_server.engine.torch.activity import MOST_GROUPS
 from saegis_server.engine.torch.admission import Admission
 from saegis_server.engine.torch.build import graphs_compiled, make_ready
@@ -218,16 +218,24 @@ class TorchEngine:
         plain: Baseline = AS_IT_IS,
         on_end: Callable[[Closing], None] | None = None,
         tenant: str = "",
+        groups: tuple[RowGroup, ...] = (),
     ) -> "Future[Score]":
         """How likely a text is, steered by a program and plainly, read chunk by chunk between steps."""
-        steered, other = (self._text(tokens, *asked) for asked in ((program, guard), plain))
+        steered, other = self._text(tokens, program, guard, groups), self._text(tokens, *plain)
         scoring = Scoring(tokens, steered, other, self.limits.prefill_chunk, on_end)
         return self._add_job(self._scores, scoring.job(), tenant, scoring.ended)
 
-    def _text(self, tokens: Sequenced[int], program: SteeringProgram, guard: Guard) -> Reading:
+    def _text(
+        self,
+        tokens: Sequenced[int],
+        program: SteeringProgram,
+        guard: Guard,
+        groups: tuple[RowGroup, ...] = (),
+    ) -> Reading:
         admitted = self._admission.text(tokens, program, guard)
         watching = self._guard(tokens, admitted, guard)
-        return Reading(self.step, admitted, watching, len(tokens), self.first_token.unmoved(tokens, program))
+        unmoved = self.first_token.unmoved(tokens, program)
+        return Reading(self.step, admitted, watching, len(tokens), unmoved, groups)
 
     def _guard(self, tokens: Sequenced[int], admitted: AdmittedProgram, guard: Guard) -> RequestGuard | None:
         """The guard of a text; None where there is nothing to judge."""
@@ -402,7 +410,9 @@ class TorchEngine:
         """
         tokens, finite = output.tokens.tolist(), output.finite.tolist()
         watching = any(sequence.running.watches for sequence in sequences)
-        watched = output.watched.tolist() if watching else None
+        watched = output.watched[:, :, -1].tolist() if watching else None
+        moving = any(sequence.running.moving for sequence in sequences)
+        moved = output.moved[:, :, -1].tolist() if moving else []
         self._rate.add(len(sequences))
         undecodable: list[Running] = []
         for row, sequence in enumerate(sequences):
@@ -411,7 +421,8 @@ class TorchEngine:
             logprobs = None if output.logprobs is None else output.logprobs[row]
             readings = None if watched is None else self._readings(sequence, row, watched)
             try:
-                sequence.take(tokens[row], logprobs, readings)
+                moves = tuple(moved[self.sites.index(site)][row] for site in sequence.running.moving)
+                sequence.take(tokens[row], logprobs, readings, moves)
             except Exception:
                 _LOG.exception("request %s is dropped: no text", sequence.running.request.request_id)
                 undecodable.append(sequence.running)

@@ -30,6 +30,7 @@ class RequestGuard:
         self._held = torch.zeros(count, dtype=torch.int64)
         self._first = torch.full((count,), LATE, dtype=torch.int64)
         self._stopped = [0] * count
+        self._at_prompts = torch.zeros(count, dtype=torch.int64)
         self._peaks = torch.full((len(admitted.readings),), -torch.inf)
 
     @property
@@ -42,6 +43,7 @@ class RequestGuard:
         count = len(self.admitted.guard.conditions)
         self._held += result.held[:count]
         first = result.first[:count]
+        self._at_prompts += first < answer
         self._first = torch.minimum(self._first, torch.where(first == LATE, first, first - answer))
         if len(self._peaks):
             sites, rows = torch.tensor(self.admitted.readings).T
@@ -63,10 +65,10 @@ class RequestGuard:
 
     def complete(self, receipt: Receipt) -> Receipt:
         """The receipt with what came of the conditions."""
-        counts = self._held.tolist(), self._first.tolist(), self._stopped
+        counts = self._held.tolist(), self._first.tolist(), self._stopped, self._at_prompts.tolist()
         conditions = tuple(
-            ConditionReceipt(guarded.name, held, None if first == LATE else first, stopped)
-            for guarded, held, first, stopped in zip(self.admitted.guard.conditions, *counts, strict=True)
+            ConditionReceipt(guarded.name, held, None if first == LATE else first, *ends)
+            for guarded, held, first, *ends in zip(self.admitted.guard.conditions, *counts, strict=True)
         )
         anything = bool((self._peaks > -torch.inf).all())
         peaks = tuple(self._peaks.tolist()) if anything else ()

@@ -24,6 +24,7 @@ from saegis_server.engine.api import (
     Timings,
     Usage,
 )
+from saegis_server.engine.counts import Acted, RowGroup
 from saegis_server.engine.torch.conditions import ConditionResult, Outcome
 from saegis_server.engine.torch.context import KVCache
 from saegis_server.engine.torch.jobs import Job
@@ -84,9 +85,17 @@ class Reading:
     """
 
     def __init__(
-        self, step: Step, admitted: AdmittedProgram, guard: RequestGuard | None, length: int, unmoved: int = 0
+        self,
+        step: Step,
+        admitted: AdmittedProgram,
+        guard: RequestGuard | None,
+        length: int,
+        unmoved: int = 0,
+        groups: tuple[RowGroup, ...] = (),
     ) -> None:
-        """`unmoved`: how many of the text's first tokens no row moves. Without a guard nothing is judged."""
+        """`unmoved`: how many of the text's first tokens no row moves. Without a guard nothing is judged.
+        groups: of its rows, those that are counted together."""
+        self._groups, self._acted = groups, torch.zeros(len(groups), 2)
         self._step, self._admitted, self._guard, self._length = step, admitted, guard, length
         self._unmoved, self._outcome = unmoved, Outcome.GOES_ON
         self._tally = Tally(admitted.digest, admitted.rows, unmoved)
@@ -100,11 +109,17 @@ class Reading:
         self._cache = slots.cache.apart(self._length)
         if self._tables is None:
             self._tables = slots.tables_of(
-                self._admitted.rows, self._admitted.compiled, rows.at_site, rows.comparisons, rows.gates
+                self._admitted.rows,
+                self._admitted.compiled,
+                rows.at_site,
+                rows.comparisons,
+                rows.gates,
+                self._groups,
             )
         elif self._admitted.compiled is not None:
             self._tables.state.read_again(0, self._admitted.compiled)
         self._tally = Tally(self._admitted.digest, self._admitted.rows, self._unmoved)
+        self._acted = torch.zeros(len(self._groups), 2)
 
     def read(self, tokens: Sequence[int], start: int) -> ReadOutput:
         """Read the next tokens, from place `start` on."""
@@ -116,6 +131,8 @@ class Reading:
         )
         self._tables, self._outcome = reading.tables, reading.outcome
         self._tally.add(self._step.sites, reading.counts.tolist())
+        if self._groups and self._step.sites:
+            self._acted = self._acted + reading.acted.cpu()
         return reading
 
     def require_readable(self) -> None:
@@ -136,11 +153,13 @@ class Reading:
 
     def receipt(self) -> Receipt:
         """What was done in it. To be called once."""
+        acted = tuple(Acted(*map(int, pair)) for pair in self._acted.tolist())
         if self._guard is None:
-            return self._tally.receipt(self._admitted.rows)
+            return replace(self._tally.receipt(self._admitted.rows), acted=acted)
         if self._tables is not None:
             self._guard.add(ConditionResult.of(self._tables.state, self._tables.peaks, 0), self._length)
-        return self._guard.complete(self._tally.receipt(self._guard.came_in_force))
+        receipt = self._tally.receipt(self._guard.came_in_force)
+        return self._guard.complete(replace(receipt, acted=acted))
 
     @property
     def steered_tokens(self) -> int:

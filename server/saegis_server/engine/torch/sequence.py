@@ -4,9 +4,11 @@ import hashlib
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
+from collections.abc import Sequence as Sequenced
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from saegis_server.engine.admission import AdmittedProgram
@@ -16,6 +18,7 @@ from saegis_server.engine.api import (
     Event,
     FinishReason,
     GenerationRequest,
+    PromptRead,
     Receipt,
     RequestFailed,
     RequestFinished,
@@ -25,6 +28,8 @@ from saegis_server.engine.api import (
     TokenOutput,
     Usage,
     Watched,
+    WatchedPrompt,
+    moving_sites,
 )
 from saegis_server.engine.counts import Acted, Firing
 from saegis_server.engine.torch.activity import ActivityTally
@@ -102,6 +107,8 @@ class Running:
         self.program, self.unmoved = program, unmoved
         self.rows = RowCounts.of(admitted)._replace(groups=len(request.groups))
         self.watches = any(site.watches for site in program.values())
+        asked = request.readouts.moves
+        self.moving = moving_sites(request.program, request.guard) if asked else ()
         # For each watch, the request's own edits of what it reads.
         self.watched_edits = tuple(
             tuple(edit for edit in site.edits if edit.probe.key == probe.key)
@@ -112,6 +119,7 @@ class Running:
         self.sequences: list[Sequence] = []
         self.left = request.sampling.n
         self._told: Counter[int] = Counter()
+        self._prompt_told = False
         self.tally = Tally(admitted.digest, program, unmoved)
         self.activity = ActivityTally()
         self.observed = ActivityTally()
@@ -127,8 +135,18 @@ class Running:
         """Whether its deadline has passed."""
         return self.request.deadline is not None and time.monotonic() >= self.request.deadline
 
+    @property
+    def reads_prompt(self) -> bool:
+        """Whether what is read at the prompt's tokens is still to be told."""
+        return self.request.readouts.prompt and not self._prompt_told
+
     def tell(self, delta: Delta) -> None:
-        """Tell new text and tokens, and count them."""
+        """Tell new text and tokens, and count them; first of all what was read of the prompt."""
+        if self.reads_prompt:
+            self._prompt_told = True
+            self.events.append(self.sequences[delta.index].prompt_as_read())
+            for sequence in self.sequences:
+                sequence.prompt_read.clear()
         self._told[delta.index] += len(delta.tokens)
         if self.first_token is None:
             self.first_token = time.monotonic()
@@ -177,7 +195,9 @@ class Sequence:
     stops: the tokens that end it; ends: those of them that are the model's own. read: how many tokens of its
     prompt its slot holds. held: what will be told once enough tokens have been judged, and `closing`, how it
     ends then. prompt_counts, prompt_activity, prompt_observed: what was counted at its prompt, where others
-    have the same one. rows: how many its program has.
+    have the same one. prompt_read: what was read at the prompt's tokens, where that is to be told: of some
+    tokens each, the watches, float32 [Q, watches, 2], and the moves, [Q, sites]. rows: how many its program
+    has.
     """
 
     running: Running
@@ -197,6 +217,7 @@ class Sequence:
     prompt_counts: list[list[float]] | None = None
     prompt_activity: Tensor | None = None
     prompt_observed: Tensor | None = None
+    prompt_read: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     closing: SequenceFinished | None = None
     rows: RowCounts = field(init=False)
 
@@ -247,17 +268,51 @@ class Sequence:
         of_both = f"{self.running.seed} {self.index}".encode()
         return int.from_bytes(hashlib.blake2b(of_both, digest_size=8).digest())
 
-    def take(self, token: int, logprobs: Tensor | None, watched: list[list[list[float]]] | None) -> None:
+    def add_prompt_read(self, sites: Sequenced[Site], watched: Tensor, moved: Tensor) -> None:
+        """Add what was read at the next Q tokens of the prompt.
+
+        watched: float32 [sites, Q, watches, 2]; moved: float32 [sites, Q], of all sites of the step.
+        """
+        running = self.running
+        own = [
+            watched[sites.index(site), :, : len(rows.watches)]
+            for site, rows in running.program.items()
+            if rows.watches
+        ]
+        values = torch.cat(own, 1) if own else watched.new_zeros(moved.shape[1], 0, 2)
+        moves = moved[[sites.index(site) for site in running.moving]].T
+        self.prompt_read.append((values.cpu(), moves.cpu()))
+
+    def prompt_as_read(self) -> PromptRead:
+        """All of what was read of its prompt."""
+        watched, moves = (torch.cat(parts) for parts in zip(*self.prompt_read, strict=True))
+        told = []
+        for (before, after), edits in zip(
+            watched.permute(1, 2, 0).tolist(), self.running.watched_edits, strict=True
+        ):
+            changed = (self._set_to(value, edits, place) for place, value in enumerate(before))
+            set_to = tuple(value for value in changed if value is not None)
+            told.append(WatchedPrompt(tuple(before), tuple(after), set_to))
+        return PromptRead(tuple(told), tuple(map(tuple, moves.T.tolist())))
+
+    def take(
+        self,
+        token: int,
+        logprobs: Tensor | None,
+        watched: list[list[list[float]]] | None,
+        moves: tuple[float, ...] = (),
+    ) -> None:
         """Add a generated token; finishes the sequence if it ends here.
 
-        logprobs: float32 [V] of the model's distribution; watched: [sites][watches][before, after]. By now
-        every token before this one has been judged. Where tokens are held back, those are told behind which
-        enough have been; the last ones are told in a step of their own, whose token is nobody's.
+        logprobs: float32 [V] of the model's distribution; watched: [sites][watches][before, after]; moves: of
+        the sites in `Running.moving`, all at the position from which the token was predicted. By now every
+        token before this one has been judged. Where tokens are held back, those are told behind which enough
+        have been; the last ones are told in a step of their own, whose token is nobody's.
         """
         self.generated, self.last_token = self.generated + 1, token
         if self.closing is not None:
             return self._close(self.closing)
-        output = self._output(token, logprobs, watched)
+        output = self._output(token, logprobs, watched, moves)
         text, ending = self._text_with(token)
         self.held.append(Delta(self.index, text, (output,)))
         guard = self.running.guard
@@ -308,32 +363,36 @@ class Sequence:
         self.running.events.append(ending)
 
     def _output(
-        self, token: int, logprobs: Tensor | None, watched: list[list[list[float]]] | None
+        self,
+        token: int,
+        logprobs: Tensor | None,
+        watched: list[list[list[float]]] | None,
+        moves: tuple[float, ...],
     ) -> TokenOutput:
         wanted = self.running.request.sampling.logprobs
         readings: tuple[Watched, ...] = ()
         if watched is not None:
             both = (tuple(pair) for site in watched for pair in site)
-            edits = self.running.watched_edits
+            place, edits = self.length - 1, self.running.watched_edits
             readings = tuple(
-                Watched(before, after, self._set_to(before, own))
+                Watched(before, after, self._set_to(before, own, place))
                 for (before, after), own in zip(both, edits, strict=True)
             )
         if wanted is None or logprobs is None:
-            return TokenOutput(token, watched=readings)
+            return TokenOutput(token, watched=readings, moves=moves)
         top = logprobs.topk(wanted) if wanted else None
         alternatives = (
             () if top is None else tuple(zip(top.indices.tolist(), top.values.tolist(), strict=True))
         )
-        return TokenOutput(token, float(logprobs[token]), alternatives, readings)
+        return TokenOutput(token, float(logprobs[token]), alternatives, readings, moves)
 
-    def _set_to(self, value: float, edits: tuple[Edit, ...]) -> float | None:
-        """What edits of one probe make of its value where the last token was predicted; None if not known."""
+    def _set_to(self, value: float, edits: tuple[Edit, ...], place: int) -> float | None:
+        """What edits of one probe make of its value at a place of the text; None if not known."""
         if not edits or any(edit.relative_to_norm for edit in edits):
             return None
-        if self.length <= self.running.unmoved:
+        if place < self.running.unmoved:
             return value
-        phase = Phase.PROMPT if self.generated == 1 else Phase.COMPLETION
+        phase = Phase.PROMPT if place < self.answer_start else Phase.COMPLETION
         values = [edit.sets(value) for edit in edits if edit.phase in (Phase.ALL, phase)]
         # All read the same value, and what they change adds up.
         return values[0] if len(values) == 1 else value + sum(changed - value for changed in values)

@@ -20,9 +20,9 @@ from saegis_server.steering.evaluator import ConditionRows, ConditionState
 from saegis_server.steering.site import Site
 from saegis_server.steering.table import Capacity, SiteTable, TableView
 
-#: What is counted for each slot at each site: tokens edited, bans fired, the largest ‖Δx‖/‖x‖. After the
-#: sites, for all of them together: tokens that any of them edited, 0, 0.
-COUNTED = 3
+#: What is counted for each slot at each site: tokens edited, bans fired, the sum of ‖Δx‖/‖x‖ and the largest
+#: one. After the sites, for all of them together: tokens that any of them edited, 0, 0, 0.
+COUNTED = 4
 
 
 class SlotState(NamedTuple):
@@ -39,13 +39,15 @@ class SlotState(NamedTuple):
 class TextTables(NamedTuple):
     """The rows of a text that has no slot, as a step sees those of one: at every site, and its conditions.
 
-    peaks: float32 [sites, 1, G], the largest value that each guard read so far.
+    peaks: float32 [sites, 1, G], the largest value that each guard read so far. members: of each site, which
+    rows are counted together, see `SlotActivity`.
     """
 
     views: Mapping[Site, TableView]
     conditions: ConditionRows
     state: ConditionState
     peaks: Tensor
+    members: list[Tensor]
 
 
 class Slots:
@@ -211,6 +213,7 @@ class Slots:
         rows: tuple[int, int, int, int, int],
         comparisons: int,
         gates: int,
+        groups: Sequence[RowGroup] = (),
     ) -> TextTables:
         """The rows of a program that no slot runs, as a step sees those of one slot, of a text of which
         nothing has been read.
@@ -221,14 +224,17 @@ class Slots:
         spare, own, views = torch.tensor([self.count], device=self.state.token.device), self.conditions, {}
         try:
             own.load(self.count, conditions)
+            self.activity.load(self.count, program, groups)
             for site, table in self.tables.items():
                 if (rows_here := program.get(site)) is not None:
                     table.write(self.count, rows_here, rows_here.geometry, rows_here.moves)
                 views[site] = table.view_one(spare, *rows)
             peaks = own.peaks[:, self.count : self.count + 1, : rows[-1]].clone()
-            return TextTables(views, *own.of(spare, comparisons, gates), peaks)
+            members = self.activity.members_of(1, spare, rows[:3], len(groups))
+            return TextTables(views, *own.of(spare, comparisons, gates), peaks, members)
         finally:
             own.clear(self.count)
+            self.activity.clear(self.count)
             for table in self.tables.values():
                 table.clear(self.count)
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from saegis_server.engine.torch.activity import count_groups
 from saegis_server.engine.torch.attention import install_attention
 from saegis_server.engine.torch.conditions import Outcome, StepConditions, settle
 from saegis_server.engine.torch.context import KVCache, Mode, StepContext
@@ -73,9 +74,9 @@ class StepOutput(NamedTuple):
     """What a step gives for B rows (one in prefill).
 
     tokens int64 [B]; finite bool [B], whether all logits are; logits float32 [B, V]; logprobs float32 [B, V]
-    of the model's own distribution, if the sampler ran; watched float32 [sites, B, watches, 2], before and
-    after steering at the last position; outcome int64 [B], what conditions come to, see Outcome; kept, where
-    the step keeps activations.
+    of the model's own distribution, if the sampler ran; watched float32 [sites, B, Q, watches, 2], before and
+    after steering at each of the Q tokens; moved float32 [sites, B, Q], ‖x' − x‖/‖x‖ there; outcome int64
+    [B], what conditions come to, see Outcome; kept, where the step keeps activations.
     """
 
     tokens: Tensor
@@ -83,6 +84,7 @@ class StepOutput(NamedTuple):
     logits: Tensor
     logprobs: Tensor | None
     watched: Tensor
+    moved: Tensor
     outcome: Tensor
     kept: Kept | None = None
 
@@ -90,12 +92,13 @@ class StepOutput(NamedTuple):
 class ReadOutput(NamedTuple):
     """What reading Q tokens of a text gives: logits [Q, V] after each of them, in the model's dtype.
 
-    counts float32 [sites + 1, COUNTED], what the sites did; outcome: what its conditions come to; tables: the
-    text's from then on.
+    counts float32 [sites + 1, COUNTED], what the sites did; acted float32 [G, 2], what groups of rows did;
+    outcome: what its conditions come to; tables: the text's from then on.
     """
 
     logits: Tensor
     counts: Tensor
+    acted: Tensor
     outcome: Outcome
     tables: TextTables
 
@@ -117,7 +120,8 @@ def _counted(readings: list[Readings], counted: Tensor) -> Tensor:
     )
     edited = edited & counted
     fired, moved = (torch.where(counted, part, 0.0) for part in (fired, moved))
-    at_each = torch.stack((edited.sum(-1, dtype=torch.float32), fired.sum(-1), moved.amax(-1)), -1)
+    tokens = edited.sum(-1, dtype=torch.float32)
+    at_each = torch.stack((tokens, fired.sum(-1), moved.sum(-1), moved.amax(-1)), -1)
     anywhere = edited.any(0).sum(-1, dtype=torch.float32)
     return torch.cat((at_each, functional.pad(anywhere[None, :, None], (0, COUNTED - 1))))
 
@@ -202,6 +206,8 @@ class Step:
         )
         self.slots.writes((slot,), start + len(tokens))
         output = self._ended(self._prefill, varying(chunk, 1), numbers, *self._carriers(extent))
+        given = len(tokens)
+        output = output._replace(watched=output.watched[:, :, :given], moved=output.moved[:, :, :given])
         if not sampled:
             return output
         # Beside an idle row: a batch of one would be another program.
@@ -261,15 +267,18 @@ class Step:
         try:
             ids = torch.tensor([tokens], device=self.device)
             output = self.model(input_ids=ids, position_ids=positions, use_cache=False, return_dict=True)
-            counts, state, peaks, outcome = torch.zeros(1, 1, COUNTED), tables.state, tables.peaks, given
-            if (conditions := context.conditions) is not None and self.sites:
+            counts, acted = torch.zeros(1, 1, COUNTED), torch.zeros(1, 0, 2)
+            state, peaks, outcome, conditions = tables.state, tables.peaks, given, context.conditions
+            if conditions is not None and self.sites:
                 finite = torch.isfinite(output.logits[:, -1]).all(-1)
                 settled = settle(conditions, peaks, given, finite)
-                counts = _counted([context.readings[site] for site in self.sites], settled.counted)
+                readings = [context.readings[site] for site in self.sites]
+                counts, by_row = _counted(readings, settled.counted), [each.acted for each in readings]
+                acted = count_groups(by_row, tables.members, conditions.tokens, settled.counted)
                 state, peaks, outcome = settled.state, settled.peaks, settled.outcome
             after = tables._replace(state=state, peaks=peaks)
             what = Outcome(int(outcome[0])) if self.sites else Outcome.GOES_ON
-            return ReadOutput(output.logits[0], counts[:, 0], what, after)
+            return ReadOutput(output.logits[0], counts[:, 0], acted[0], what, after)
         finally:
             self._finish()
 
@@ -394,7 +403,7 @@ class Step:
         counts; None for all.
         """
         readings = [self.context.readings[site] for site in self.sites]
-        watched = logits.new_zeros(0, logits.shape[0], SMALLEST, 2)
+        watched, moved = logits.new_zeros(0, *given.shape, SMALLEST, 2), logits.new_zeros(0, *given.shape)
         kept: Kept | None = None
         outcome, finite = torch.zeros_like(given[:, 0], dtype=torch.int64), torch.isfinite(logits).all(-1)
         if readings:
@@ -404,10 +413,10 @@ class Step:
             self._count_readings(readings, counted, observed, slot, extent)
             kept = self._kept(observed)
             both = [torch.stack((reading.watched_before, reading.watched_after), -1) for reading in readings]
-            every = torch.stack(both).reshape(len(both), *given.shape, -1, 2)
-            last = slice(0, 1) if slot is None else (given.sum(-1) - 1).clamp(min=0)
-            watched = every[:, :, last][:, :, 0]
-        return StepOutput(logits.argmax(-1), finite, logits, None, watched, outcome, kept)
+            watched = torch.stack(both).reshape(len(both), *given.shape, -1, 2)
+            moves = torch.stack([reading.relative_norm for reading in readings])
+            moved = moves.reshape(len(both), *given.shape)
+        return StepOutput(logits.argmax(-1), finite, logits, None, watched, moved, outcome, kept)
 
     def _kept(self, counted: Tensor) -> Kept | None:
         """What the step keeps of its tokens, of which those that are `counted` [B, Q] count."""
@@ -442,7 +451,7 @@ class Step:
         """Add what the sites did, float32 [sites + 1, B, COUNTED]."""
         counts = self.slots.state.counted
         before = counts[:, : new.shape[1]] if slot is None else counts.index_select(1, slot)
-        sums, largest = before[..., :2] + new[..., :2], torch.maximum(before[..., 2:], new[..., 2:])
+        sums, largest = before[..., :-1] + new[..., :-1], torch.maximum(before[..., -1:], new[..., -1:])
         updated = torch.cat((sums, largest), -1)
         if slot is None:
             counts[:, : new.shape[1]] = updated

@@ -8,16 +8,17 @@ from saegis_server.steering.site import Site
 
 
 class _Count:
-    """What was counted at one place: tokens edited, bans fired, the largest ‖Δx‖/‖x‖."""
+    """What was counted at one place: tokens edited, bans fired, the sum of ‖Δx‖/‖x‖ and the largest one."""
 
     def __init__(self) -> None:
-        self._prompt, self._answers, self.largest = (0.0, 0.0), (0.0, 0.0), 0.0
+        self._prompt, self._answers, self.largest = [0.0] * 3, [0.0] * 3, 0.0
 
     def add(self, all_in_all: Sequence[float], prompt: Sequence[float]) -> None:
         """Add what was counted for one sequence, and what of it at its prompt, which others may share."""
-        edited, fired, largest = all_in_all
-        self._prompt = max(self._prompt[0], prompt[0]), max(self._prompt[1], prompt[1])
-        self._answers = self._answers[0] + edited - prompt[0], self._answers[1] + fired - prompt[1]
+        *sums, largest = all_in_all
+        self._prompt = [max(pair) for pair in zip(self._prompt, prompt, strict=False)]
+        own = (whole - shared for whole, shared in zip(sums, prompt, strict=False))
+        self._answers = [before + new for before, new in zip(self._answers, own, strict=True)]
         self.largest = max(self.largest, largest)
 
     @property
@@ -29,6 +30,12 @@ class _Count:
     def fired(self) -> int:
         """Bans fired."""
         return int(self._prompt[1] + self._answers[1])
+
+    @property
+    def mean(self) -> float:
+        """The mean ‖Δx‖/‖x‖ of the tokens edited, 0 without any."""
+        moves = self._prompt[2] + self._answers[2]
+        return min(moves / self.edited, self.largest) if self.edited else 0.0
 
 
 class Tally:
@@ -51,7 +58,7 @@ class Tally:
         prompt: what of that was counted at its prompt, if the request has other sequences: a prompt's tokens
         count once.
         """
-        shared = [(0.0, 0.0)] * len(counts) if prompt is None else prompt
+        shared = [(0.0, 0.0, 0.0)] * len(counts) if prompt is None else prompt
         for site, count, of_prompt in zip((*sites, None), counts, shared, strict=True):
             place = self._anywhere if site is None else self._counts.get(site)
             if place is not None:
@@ -68,6 +75,6 @@ class Tally:
         for site, rows in in_force.items():
             count = self._counts[site]
             kinds = (len(rows.edits), len(rows.rules), len(rows.bans), len(rows.watches))
-            sites.append(SiteReceipt(site, *kinds, count.edited, count.fired, count.largest))
+            sites.append(SiteReceipt(site, *kinds, count.edited, count.fired, count.largest, count.mean))
         first = any(rows.changes_anything for rows in in_force.values()) and not self._unmoved
         return Receipt(self._digest, self.steered_tokens > 0, tuple(sites), first_token_steered=first)

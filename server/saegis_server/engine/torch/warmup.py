@@ -96,7 +96,8 @@ def _canary(step: Step, site: Site) -> None:
         if steering:
             row = step.sites.index(site)
             moved = [
-                output.watched[row, 0, 0, 1] - output.watched[row, 0, 0, 0] for output in (prefill, decode)
+                output.watched[row, 0, -1, 0, 1] - output.watched[row, 0, -1, 0, 0]
+                for output in (prefill, decode)
             ]
             _require_close(site, "the reading moved by", torch.stack(moved), strength, strength, step)
     slots.release(0)

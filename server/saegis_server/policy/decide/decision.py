@@ -12,6 +12,7 @@ from saegis_server.policy.decide.uses import UseOfRequest
 from saegis_server.policy.schema.policy import Mode, Transparency
 from saegis_server.sae.request_edit import RequestEdit
 from saegis_server.steering.program import UNSTEERED, SteeringProgram
+from saegis_server.steering.site import Site
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,17 +95,26 @@ class Decision:
     owners: Mapping[RowName, tuple[tuple[str, str], ...]] = field(default_factory=dict)
 
     @cached_property
-    def rule_rows(self) -> Mapping[tuple[str, str], RowGroup]:
-        """The rows of each enforced rule that has any, by policy and id; a row may be that of several."""
+    def target_rows(self) -> Mapping[tuple[str, str], Mapping[tuple[Site, str], RowGroup]]:
+        """The rows of each enforced rule that has any, by policy and id, and by what they change: its site
+        and the key of its probe. A row may be that of several rules."""
         by_name = {rule.name: (rule.policy, rule.rule) for rule in self.rules}
-        rows: dict[tuple[str, str], set[RowName]] = {}
+        rows: dict[tuple[str, str], dict[tuple[Site, str], set[RowName]]] = {}
         for name, _ in rows_of(self.program, self.guard):
             owners = self.owners.get(name, ())
             if name.when:
                 owners = (by_name[self.guard.conditions[name.when - 1].name],)
             for owner in owners:
-                rows.setdefault(owner, set()).add(name)
-        return {owner: frozenset(names) for owner, names in sorted(rows.items())}
+                rows.setdefault(owner, {}).setdefault((name.site, name.key), set()).add(name)
+        return {
+            owner: {place: frozenset(names) for place, names in by_place.items()}
+            for owner, by_place in sorted(rows.items())
+        }
+
+    @cached_property
+    def rule_rows(self) -> Mapping[tuple[str, str], RowGroup]:
+        """All rows of each enforced rule that has any, by policy and id."""
+        return {owner: frozenset().union(*rows.values()) for owner, rows in self.target_rows.items()}
 
     @cached_property
     def digest(self) -> str:

@@ -23,6 +23,8 @@ class Use(StrEnum):
     """A conversation that ends in the assistant's turn: the caller writes the start of the answer."""
     SCORE = "score"
     """Score: log probabilities of a text that the caller chooses."""
+    MOVES = "moves"
+    """How far each token is moved, so at which of them rules act."""
     INSPECT = "inspect"
     """Inspect and ContrastFeatures: the activations that a text has without any rule."""
     UNRULED = "unruled"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from saegis_server.engine.api import Closing, Guard, Receipt, RefusedByPolicyError, RequestFailed, rows_of
 from saegis_server.engine.counts import Acted, RowGroup, RowName
@@ -52,17 +52,16 @@ def denials_of(denials: Iterable[Denial]) -> set[RuleName]:
     return {RuleName(denial.policy, denial.rule, denial.mode.value) for denial in denials}
 
 
-def effects(decision: Decision, closing: Closing) -> Iterator[tuple[RuleName, RuleEffect]]:
-    """What each rule that applies did to a request that the engine had.
-
-    The request's groups are `Decision.rule_rows`, in their order, and then others.
-    """
+def effects(
+    decision: Decision, acted: Mapping[RowGroup, Acted], closing: Closing
+) -> Iterator[tuple[RuleName, RuleEffect]]:
+    """What each rule that applies did to a request that the engine had. acted: of groups of rows."""
     done = closing.done if isinstance(closing, RequestFailed) else closing
-    acted = dict(zip(decision.rule_rows, done.receipt.acted, strict=False))
     refused = _refused_by(closing)
     for rule in decision.rules:
-        own = acted.get((rule.policy, rule.rule)) if rule.mode is Mode.ENFORCE else None
-        yield rule_name(rule), _effect(rule.name, own or Acted(0, 0), done.receipt, refused)
+        rows = decision.rule_rows.get((rule.policy, rule.rule)) if rule.mode is Mode.ENFORCE else None
+        own = Acted(0, 0) if rows is None else acted.get(rows, Acted(0, 0))
+        yield rule_name(rule), _effect(rule.name, own, done.receipt, refused)
 
 
 def _effect(name: str, acted: Acted, receipt: Receipt, refused: str) -> RuleEffect:

@@ -133,16 +133,19 @@ class Governor:
 
     async def _governed(self, summary: RequestSummary, steering: RequestSteering) -> Governed:
         trace = current_trace.get()
+        turn = 0 if self.watch_set is None else self.watch_set.turn
         if self.policies is None:
             tenant, program = current_identity().tenant, steering.program
             features = feature_rows(program, UNGUARDED, self.watch_set)
-            return Governed(_name(), tenant, summary, program, self._ended, features=features, trace=trace)
-        began = time.time_ns()
-        governed = await self._decided(self.policies, summary, steering)
-        decision = governed.decision
-        told: Attributes = {ALLOWED: decision.allowed, REVISION: decision.policy_revision}
-        trace.stage(POLICY, began, time.time_ns(), told)
-        return replace(governed, trace=trace)
+            governed = Governed(_name(), tenant, summary, program, self._ended, features=features)
+        else:
+            began = time.time_ns()
+            governed = await self._decided(self.policies, summary, steering)
+            decision = governed.decision
+            told: Attributes = {ALLOWED: decision.allowed, REVISION: decision.policy_revision}
+            trace.stage(POLICY, began, time.time_ns(), told)
+        watch_set = self.watch_set
+        return replace(governed, trace=trace, asked=steering.edits, watch_set=watch_set, watching=turn)
 
     async def _decided(
         self, policies: PolicyStore, summary: RequestSummary, steering: RequestSteering
@@ -196,11 +199,12 @@ class Governor:
         done = closing.done if isinstance(closing, RequestFailed) else closing
         if governed.summary.method == GENERATE:
             self._metrics.count_generation(done, governed.tenant)
-        for rule, effect in effects(governed.decision, closing):
+        acted = governed.acted(done.receipt)
+        for rule, effect in effects(governed.decision, acted, closing):
             self._metrics.rules.count(rule, effect, governed.tenant)
-        of_features = done.receipt.acted[len(governed.decision.rule_rows) :]
-        for (event, feature), acted in zip(governed.features, of_features, strict=False):
-            self._metrics.features.acted(event, feature, acted, governed.tenant)
+        for (event, feature), rows in governed.features.items():
+            if (counted := acted.get(rows)) is not None:
+                self._metrics.features.acted(event, feature, counted, governed.tenant)
         if self.watch_set is not None:
             fired, read = self.watch_set.fired(done.firing), self.watch_set.read(done.firing)
             self._metrics.features.fired(fired, governed.tenant, read)

@@ -59,7 +59,11 @@ class WatchSet:
     ) -> None:
         """`own`: the operator's, which come before those of policies."""
         self._engine, self._series, self._own = engine, series, tuple(own)
+        self._catalog = catalog
         self._names: dict[tuple[Site, str], FeatureName] = {}
+        self._since: dict[tuple[Site, str], int] = {}
+        #: How often what is watched was set.
+        self.turn = 0
         self._rest = {
             (loaded.site, loaded.sae.digest): FeatureName(str(loaded.site), loaded.id, OTHER)
             for loaded in catalog.entries
@@ -74,18 +78,35 @@ class WatchSet:
             place: FeatureName(str(each.site), each.loaded.id, str(each.index))
             for place, each in named.items()
         }
+        turn = self.turn + 1
+        self._since = {place: self._since.get(place, turn) for place in names}
         recorded = {names[place]: bool(each.max_activation) for place, each in named.items()}
         observed = [Observed(each.site, each.probe(), each.max_activation) for each in named.values()]
         if (counting := _token_counter(observed)) is not None:
             observed.append(counting)
         self._series.show(recorded, self._rest.values(), len(wanted) - len(named))
         self._engine.observe(observed)
-        self._names = names
+        # Only now: before, a request may be read in part by the time that the engine observes.
+        self._names, self.turn = names, turn
 
     def name(self, site: Site, key: str) -> FeatureName | None:
         """What series call a feature, watched or not; None for what is no feature, such as a direction."""
         _, _, rest = key.partition(":")
         return self._names.get((site, key)) or self._rest.get((site, rest.rpartition(":")[0]))
+
+    def feature(self, site: Site, key: str) -> FoundFeature | None:
+        """The feature with the probe of this key at a site; None for a direction."""
+        return self._catalog.by_probe(site, key)
+
+    def throughout(
+        self, turn: int, firing: Mapping[tuple[Site, str], Firing]
+    ) -> dict[tuple[Site, str], Firing]:
+        """What was counted in a request of the features that were watched from its beginning to its end.
+
+        turn: that of the time when it was decided.
+        """
+        since = self._since
+        return {place: found for place, found in firing.items() if since.get(place, turn + 1) <= turn}
 
     def read(self, firing: Mapping[tuple[Site, str], Firing]) -> tuple[int, int]:
         """At how many tokens of the prompt and of the answers the watched features were read; 0 where there

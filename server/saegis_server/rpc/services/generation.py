@@ -19,12 +19,15 @@ from saegis_server.engine.api import (
     Event,
     FieldError,
     GenerationRequest,
+    Readouts,
     Receipt,
     SamplingParams,
     SequenceFinished,
     Timings,
+    moving_sites,
 )
 from saegis_server.engine.api import Score as Scored
+from saegis_server.policy.decide.disclosure import receipt_counts
 from saegis_server.policy.decide.uses import Use, UseOfRequest, beyond
 from saegis_server.rpc.auth.identity import current_identity
 from saegis_server.rpc.auth.roles import Role, needs, serves
@@ -41,6 +44,7 @@ from saegis_server.rpc.wire.programs import RequestSteering, request_steering
 from saegis_server.rpc.wire.prompts import PromptReader, begins_answer, check_length, check_size
 from saegis_server.rpc.wire.sampling import sampling_params
 from saegis_server.steering.program import SteeringError
+from saegis_server.steering.site import Site
 from saegis_server.telemetry.traces import (
     OPERATION,
     OWN_NAME,
@@ -53,6 +57,8 @@ from saegis_server.telemetry.traces import (
 T = TypeVar("T")
 #: Requests of more bytes than this are tokenized in a thread, so that the event loop goes on.
 LONG_TEXT = 4096
+#: How many numbers may be told of a prompt's tokens.
+MOST_PROMPT_NUMBERS = 200_000
 #: Answers of more tokens than this are assembled in a thread.
 LONG_ANSWER = 512
 
@@ -75,12 +81,13 @@ class GenerationServicer(Servicer, generation_pb2_grpc.GenerationServiceServicer
                 batch = await running.mailbox.get()
                 events += batch
                 ended = closing(batch)
-        pieces = convert.pieces(events)
+        pieces, details, readings = convert.pieces(events), running.details, convert.prompt_readings
         return pb.GenerateResponse(
             request_id=request_id.get(),
-            choices=await self._choices(pieces, running.details),
-            usage=convert.usage(ended.usage, running.governed.decision),
-            receipt=self._receipt(ended.receipt, ended.timings, running.governed),
+            choices=await self._choices(pieces, details),
+            usage=convert.usage(ended.usage, running.run.governed.decision),
+            receipt=self._receipt(ended.receipt, ended.timings, running.run),
+            **next((found for piece in pieces.values() if (found := readings(piece, details))), {}),
         )
 
     async def _choices(
@@ -114,8 +121,8 @@ class GenerationServicer(Servicer, generation_pb2_grpc.GenerationServiceServicer
             complete=pb.GenerationComplete(
                 request_id=request_id.get(),
                 outcomes=[convert.outcome(endings[index]) for index in sorted(endings)],
-                usage=convert.usage(ended.usage, running.governed.decision),
-                receipt=self._receipt(ended.receipt, ended.timings, running.governed),
+                usage=convert.usage(ended.usage, running.run.governed.decision),
+                receipt=self._receipt(ended.receipt, ended.timings, running.run),
             )
         )
 
@@ -127,6 +134,11 @@ class GenerationServicer(Servicer, generation_pb2_grpc.GenerationServiceServicer
         check_length(tokens, kind, services.engine.max_length, completion=0)
         if request.steering.watches:
             raise FieldError("steering.watches", "Score reports no activations; watch with Generate")
+        for name in ("read_prompt", "read_moves"):
+            if getattr(request.steering, name):
+                raise FieldError(
+                    f"steering.{name}", "Score reports nothing of single tokens but how likely they are"
+                )
         steering = self._steering(request.steering)
         summary = self._summary("Score", tokens, _uses_of_score(request, services.prompts))
         async with services.governor.admit(summary, steering) as run:
@@ -140,6 +152,7 @@ class GenerationServicer(Servicer, generation_pb2_grpc.GenerationServiceServicer
                 plain=governed.baseline,
                 on_end=run.ended,
                 tenant=governed.tenant,
+                groups=governed.groups[: services.engine.most_groups],
             )
             with _explained(kind, steering):
                 reading = await self._submit(run, submit, Future.cancel)
@@ -152,7 +165,7 @@ class GenerationServicer(Servicer, generation_pb2_grpc.GenerationServiceServicer
             logprobs=scored.logprobs,
             plain_logprobs=scored.plain_logprobs,
             divergences=scored.divergences,
-            receipt=self._receipt(scored.receipt, scored.timings, governed),
+            receipt=self._receipt(scored.receipt, scored.timings, run),
         )
 
     @asynccontextmanager
@@ -167,6 +180,8 @@ class GenerationServicer(Servicer, generation_pb2_grpc.GenerationServiceServicer
         summary = self._summary(GENERATE, prompt, _uses_of_generation(message, services.prompts))
         async with governor.admit(summary, steering) as run:
             governed = run.governed
+            details = _details(sampling, steering, governed)
+            _check_prompt_readings(len(prompt), steering.readouts, details)
             request = GenerationRequest(
                 request_id=governed.id,
                 prompt=prompt,
@@ -178,6 +193,7 @@ class GenerationServicer(Servicer, generation_pb2_grpc.GenerationServiceServicer
                 principal=current_identity().name,
                 prefilled=prefilled,
                 groups=governed.groups[: engine.most_groups],
+                readouts=steering.readouts,
             )
             mailbox = Mailbox(services.unread_limit, lambda: run.end(SlowReaderError.__name__))
 
@@ -196,8 +212,7 @@ class GenerationServicer(Servicer, generation_pb2_grpc.GenerationServiceServicer
                 # When an urgent policy ended all requests, the engine may not have had this one yet.
                 run.end()
             self._sampler.offer(prompt)
-            details = convert.TokenDetails(request.sampling.logprobs is not None, steering.watches)
-            yield _Running(mailbox, details, governed)
+            yield _Running(mailbox, details, run)
 
     async def _read(self, run: Run, reading: Future[Scored]) -> Scored:
         """Wait for a score. Raises NotServingError if an urgent policy has ended it."""
@@ -250,8 +265,8 @@ class GenerationServicer(Servicer, generation_pb2_grpc.GenerationServiceServicer
         text = partial(self.services.prompts.decode, prompt, skip_special_tokens=False)
         return RequestSummary(method, request_id.get(), len(prompt), text, tuple(uses))
 
-    def _receipt(self, done: Receipt, timings: Timings, governed: Governed) -> pb.Receipt:
-        return convert.receipt(done, timings, self.services.model.name, governed)
+    def _receipt(self, done: Receipt, timings: Timings, run: Run) -> pb.Receipt:
+        return convert.receipt(done, timings, self.services.model.name, run)
 
     async def _prompt(
         self, message: pb.GenerateRequest | pb.ScoreRequest, opens_turn: bool
@@ -280,11 +295,11 @@ class GenerationServicer(Servicer, generation_pb2_grpc.GenerationServiceServicer
 
 @dataclass(frozen=True, slots=True)
 class _Running:
-    """A submitted request: its mailbox, which token details it asked for, and its decision."""
+    """A submitted request: its mailbox, which token details it asked for, and its run."""
 
     mailbox: Mailbox
     details: convert.TokenDetails
-    governed: Governed
+    run: Run
 
 
 @contextmanager
@@ -298,6 +313,26 @@ def _explained(kind: str, steering: RequestSteering) -> Iterator[None]:
         if not error.field.startswith("prompt"):
             raise
         raise FieldError(kind, error.description) from error
+
+
+def _details(sampling: SamplingParams, steering: RequestSteering, governed: Governed) -> convert.TokenDetails:
+    """Which details of its tokens a request asks for. Raises FieldError for moves that a policy conceals."""
+    moves: tuple[Site, ...] = ()
+    if steering.readouts.moves:
+        if not receipt_counts(governed.decision):
+            raise FieldError("steering.read_moves", "a policy conceals how far tokens are moved")
+        moves = moving_sites(governed.program, governed.guard)
+    return convert.TokenDetails(sampling.logprobs is not None, steering.watches, moves)
+
+
+def _check_prompt_readings(tokens: int, readouts: Readouts, details: convert.TokenDetails) -> None:
+    """Raise FieldError for more numbers of a prompt's tokens than one message should have."""
+    numbers = tokens * (3 * len(details.watches) + len(details.moves)) if readouts.prompt else 0
+    if numbers > MOST_PROMPT_NUMBERS:
+        raise FieldError(
+            "steering.read_prompt",
+            f"{numbers} numbers would be read of {tokens} tokens; at most {MOST_PROMPT_NUMBERS} are told",
+        )
 
 
 def _deadline(context: Context) -> float | None:
@@ -319,6 +354,8 @@ def _uses_of_generation(message: pb.GenerateRequest, prompts: PromptReader) -> I
     yield from _uses_of_prompt(message, prompts)
     if begins_answer(message.chat):
         yield UseOfRequest(Use.PREFILL, f"chat.messages[{len(message.chat.messages) - 1}]")
+    if message.steering.read_moves:
+        yield UseOfRequest(Use.MOVES, "steering.read_moves")
     sampling = message.sampling
     if sampling.logit_bias:
         yield UseOfRequest(Use.LOGIT_BIAS, "sampling.logit_bias")

@@ -19,14 +19,19 @@ from saegis_server.engine.api import (
     Closing,
     FinishReason,
     Guard,
+    Receipt,
     RefusedByPolicyError,
     RequestFailed,
     RequestFinished,
 )
-from saegis_server.engine.counts import RowGroup
+from saegis_server.engine.counts import Acted, RowGroup, RowName
 from saegis_server.policy.decide.decision import Decision
 from saegis_server.policy.decide.uses import Use, UseOfRequest
 from saegis_server.rpc.auth.attribution import FeatureRows
+from saegis_server.rpc.auth.watch_set import WatchSet
+from saegis_server.rpc.services.account import Account, account_of, edit_recorded, rule_recorded
+from saegis_server.sae.request_edit import RequestEdit
+from saegis_server.steering.operations import Op
 from saegis_server.steering.program import SteeringProgram
 from saegis_server.telemetry.traces import DIGEST, RESPONSE_ID, UNTRACED, Trace
 
@@ -64,7 +69,8 @@ class Governed:
 
     id: the decision's id, also used by the engine, the receipt and the audit log. ended: how often, at the
     time of the decision, urgent policies had ended all requests. features: the rows that edit and that ban
-    each feature, by what series call it. trace: that of the RPC.
+    each feature, by what series call it. trace: that of the RPC. asked: its own edits and watches. watch_set:
+    the features that the engine counts for every request; watching: its turn at the time of the decision.
     """
 
     id: str
@@ -76,6 +82,9 @@ class Governed:
     decision: Decision = NO_POLICIES
     features: Mapping[FeatureRows, RowGroup] = field(default_factory=dict)
     trace: Trace = UNTRACED
+    asked: tuple[RequestEdit, ...] = ()
+    watch_set: WatchSet | None = None
+    watching: int = 0
 
     @cached_property
     def digest(self) -> str:
@@ -83,9 +92,30 @@ class Governed:
         return self.guard.digest_beside(self.program)
 
     @property
+    def edits(self) -> tuple[RequestEdit, ...]:
+        """Its own edits, in their order."""
+        return tuple(edit for edit in self.asked if edit.op is not Op.WATCH)
+
+    @cached_property
+    def edit_rows(self) -> tuple[RowGroup, ...]:
+        """The row of each of its own edits; edits of one target may share theirs."""
+        return tuple(
+            frozenset((RowName(edit.site, "bans" if edit.op.bans else "edits", edit.edit.probe.key),))
+            for edit in self.edits
+        )
+
+    @cached_property
     def groups(self) -> tuple[RowGroup, ...]:
-        """The rows that the engine counts together: those of each rule, and then of each feature."""
-        return (*self.decision.rule_rows.values(), *self.features.values())
+        """The rows that the engine counts together, each group once: those of each rule, then what series and
+        receipts tell of single features."""
+        decision = self.decision
+        targets = (rows for by_target in decision.target_rows.values() for rows in by_target.values())
+        every = (*decision.rule_rows.values(), *targets, *self.edit_rows, *self.features.values())
+        return tuple(dict.fromkeys(every))
+
+    def acted(self, done: Receipt) -> Mapping[RowGroup, Acted]:
+        """What the engine counted of each group, as far as it had room for them."""
+        return dict(zip(self.groups, done.acted, strict=False))
 
     @property
     def baseline(self) -> Baseline:
@@ -116,6 +146,8 @@ class Run:
         self._handed_over = self._is_recorded = False
         self._cancel: Callable[[], object] | None = None
         self._reason = ""
+        #: What was done to the request by whom, once the engine has ended it.
+        self.account = Account()
         #: Becomes the record's place once it is written; None if no log is kept.
         self.record: Future[Link | None] = Future()
         # Whoever waits for it cannot cancel it: the record is always written.
@@ -162,6 +194,10 @@ class Run:
             cut_off if reason is None or reason is FinishReason.ABORT else reason.value
             for reason in done.reasons
         )
+        try:
+            self.account = account_of(self.governed, done)
+        except Exception:
+            log.exception("decision %s: what was done by whom is not known", self.governed.id)
         self._write(tuple(reasons) or (whole,), done, closing)
         self._trace(done)
 
@@ -192,7 +228,8 @@ class Run:
             if self._append is None:
                 self.record.set_result(None)
             else:
-                self._append(_answer(self.governed, reasons, done)).add_done_callback(self._written)
+                record = _answer(self.governed, reasons, done, self.account)
+                self._append(record).add_done_callback(self._written)
         except Exception as error:
             log.exception("decision %s: how it ended is not recorded", self.governed.id)
             self.record.set_exception(error)
@@ -205,7 +242,9 @@ class Run:
             self.record.set_result(place.result())
 
 
-def _answer(governed: Governed, reasons: tuple[str, ...], done: RequestFinished | None) -> AnswerRecord:
+def _answer(
+    governed: Governed, reasons: tuple[str, ...], done: RequestFinished | None, account: Account
+) -> AnswerRecord:
     """The record of how a request ended; `done` is None if the engine never had it."""
     decision = governed.decision
     receipt = done.receipt if done else None
@@ -222,6 +261,8 @@ def _answer(governed: Governed, reasons: tuple[str, ...], done: RequestFinished 
         usage=asdict(done.usage) if done else {},
         sites=tuple(_plain(asdict(site) | {"site": str(site.site)}) for site in sites),
         conditions=tuple(asdict(condition) for condition in receipt.conditions) if receipt else (),
+        rules=tuple(rule_recorded(rule) for rule in account.rules if rule.did_anything),
+        own_edits=tuple(edit_recorded(edit) for edit in account.edits),
         peaks=_plain(
             {f"{rule}/{feature}": peaks[row] for row, rule, feature in decision.peaks if row < len(peaks)}
         ),

@@ -13,12 +13,14 @@ from saegis_server.engine.api import (
     Delta,
     Event,
     FinishReason,
+    PromptRead,
     Receipt,
     SequenceFinished,
     Timings,
     TokenOutput,
     Usage,
 )
+from saegis_server.engine.counts import Acted
 from saegis_server.policy.decide import decision
 from saegis_server.policy.decide.cases import CaseResult
 from saegis_server.policy.decide.decision import Decision
@@ -27,8 +29,10 @@ from saegis_server.policy.schema.policy import Mode
 from saegis_server.policy.store.history import Revision
 from saegis_server.policy.store.in_force import PolicyState
 from saegis_server.problem import Problem
-from saegis_server.rpc.services.run import Governed
+from saegis_server.rpc.services.account import EditAccount, RuleAccount, TargetAccount
+from saegis_server.rpc.services.run import Run
 from saegis_server.sae.catalog import FoundFeature
+from saegis_server.steering.site import Site
 
 _FINISH_REASONS: Mapping[FinishReason, generation_pb2.FinishReason] = {
     FinishReason.STOP: generation_pb2.FINISH_REASON_STOP,
@@ -48,20 +52,24 @@ def message(kind: type[Made], source: object, **overrides: Any) -> Made:
 
 @dataclass(frozen=True, slots=True)
 class TokenDetails:
-    """Which details of its tokens a request asks for: log probabilities, and the places of its watches."""
+    """Which details of its tokens a request asks for: log probabilities, the places of its watches, and the
+    sites of which it is told how far tokens are moved."""
 
     logprobs: bool = False
     watches: tuple[int, ...] = ()
+    moves: tuple[Site, ...] = ()
 
 
 @dataclass(slots=True)
 class Piece:
-    """New text and tokens of one sequence, and its closing event if it has ended."""
+    """New text and tokens of one sequence, its closing event if it has ended, and what was read of the prompt
+    if that comes with it."""
 
     index: int
     text: str = ""
     tokens: list[TokenOutput] = field(default_factory=list)
     finished: SequenceFinished | None = None
+    prompt: PromptRead | None = None
 
     def add(self, event: Delta | SequenceFinished) -> None:
         """Take one more event of the sequence."""
@@ -75,10 +83,32 @@ class Piece:
 def pieces(events: Iterable[Event]) -> dict[int, Piece]:
     """The events of each sequence gathered into one piece, by index."""
     by_index: dict[int, Piece] = {}
+    prompt: PromptRead | None = None
     for event in events:
-        if isinstance(event, Delta | SequenceFinished):
-            by_index.setdefault(event.index, Piece(event.index)).add(event)
+        if isinstance(event, PromptRead):
+            prompt = event
+        elif isinstance(event, Delta | SequenceFinished):
+            piece = by_index.setdefault(event.index, Piece(event.index))
+            piece.prompt, prompt = piece.prompt or prompt, None
+            piece.add(event)
     return by_index
+
+
+def prompt_readings(piece: Piece, details: TokenDetails) -> dict[str, Any]:
+    """What was read of the prompt before a piece, as fields of a message."""
+    if piece.prompt is None:
+        return {}
+    watched = [
+        generation_pb2.WatchedActivations(
+            watch=place, before=values.before, after=values.after, set_to=values.set_to
+        )
+        for place, values in zip(details.watches, piece.prompt.watched, strict=True)
+    ]
+    moves = [
+        generation_pb2.SiteMoves(site=str(site), relative_norms=norms)
+        for site, norms in zip(details.moves, piece.prompt.moves, strict=True)
+    ]
+    return {"prompt_watched": sorted(watched, key=lambda entry: entry.watch), "prompt_moves": moves}
 
 
 def chunk(piece: Piece, details: TokenDetails) -> generation_pb2.GenerationChunk:
@@ -89,9 +119,11 @@ def chunk(piece: Piece, details: TokenDetails) -> generation_pb2.GenerationChunk
         token_ids=[token.token_id for token in piece.tokens],
         logprobs=_logprobs(piece.tokens) if details.logprobs else None,
         watched=_watched(piece.tokens, details.watches),
+        moves=_moves(piece.tokens, details.moves),
         finish_reason=_FINISH_REASONS[piece.finished.reason]
         if piece.finished
         else generation_pb2.FINISH_REASON_UNSPECIFIED,
+        **prompt_readings(piece, details),
     )
 
 
@@ -115,6 +147,7 @@ def choice(piece: Piece, details: TokenDetails) -> generation_pb2.Choice:
         token_ids=whole.token_ids,
         logprobs=whole.logprobs if details.logprobs else None,
         watched=whole.watched,
+        moves=whole.moves,
         finish_reason=whole.finish_reason,
         matched_token_id=ended.stop_token if ended else None,
         matched_stop_str=ended.stop_string if ended else None,
@@ -127,16 +160,18 @@ def usage(counted: Usage, decision: Decision) -> generation_pb2.Usage:
     return message(generation_pb2.Usage, counted, steered_tokens=steered)
 
 
-def receipt(done: Receipt, timings: Timings, model: str, governed: Governed) -> generation_pb2.Receipt:
-    """The receipt of a request that `model` answered: what was done to it, and by whose rules."""
-    decision = governed.decision
-    held = {condition.name: condition.held_tokens for condition in done.conditions}
+def receipt(done: Receipt, timings: Timings, model: str, run: Run) -> generation_pb2.Receipt:
+    """The receipt of a run that `model` has answered: what was done to it, and by whose rules."""
+    governed, account, decision = run.governed, run.account, run.governed.decision
+    shown, counts = receipt_rules(decision), receipt_counts(decision)
     return generation_pb2.Receipt(
         policy_revision=decision.policy_revision,
         decision_id=governed.id,
+        trace_id=governed.trace.id,
         ruled=any(rule.mode is Mode.ENFORCE for rule in decision.rules),
-        rules=[applied_rule(rule, held.get(rule.name, 0)) for rule in receipt_rules(decision)],
-        program_digest=done.program_digest if receipt_counts(decision) else "",
+        rules=[_ruled(each, counts) for each in account.rules if each.rule in shown],
+        edits=[_edited(each) for each in account.edits] if counts else (),
+        program_digest=done.program_digest if counts else "",
         sites=_sites(done, decision),
         steered=done.steered,
         first_token_steered=done.first_token_steered,
@@ -186,6 +221,14 @@ def _logprobs(tokens: Sequence[TokenOutput]) -> generation_pb2.LogProbs:
         token_ids=[token.token_id for token in tokens],
         top_logprobs=top,
     )
+
+
+def _moves(tokens: Sequence[TokenOutput], sites: tuple[Site, ...]) -> list[generation_pb2.SiteMoves]:
+    """One entry for each site."""
+    return [
+        generation_pb2.SiteMoves(site=str(site), relative_norms=[token.moves[place] for token in tokens])
+        for place, site in enumerate(sites)
+    ]
 
 
 def _watched(
@@ -249,9 +292,49 @@ def case_outcome(case: CaseResult) -> pb.CaseOutcome:
     return message(pb.CaseOutcome, case)
 
 
-def applied_rule(rule: decision.AppliedRule, tokens: int = 0) -> pb.AppliedRule:
-    """A rule that applies. tokens: at how many tokens its condition held."""
-    return message(pb.AppliedRule, rule, mode=_MODES[rule.mode], tokens=tokens)
+def applied_rule(rule: decision.AppliedRule, **did: Any) -> pb.AppliedRule:
+    """A rule that applies, and what it did."""
+    told = ("policy", "rule", "action", "labels", "reason", "conditional")
+    return pb.AppliedRule(**{name: getattr(rule, name) for name in told}, mode=_MODES[rule.mode], **did)
+
+
+def _ruled(account: RuleAccount, counts: bool) -> pb.AppliedRule:
+    """What a rule did; without `counts` only at how many tokens its condition held."""
+    condition = account.condition
+    tokens = 0 if condition is None else condition.held_tokens
+    if not counts:
+        return applied_rule(account.rule, tokens=tokens)
+    return applied_rule(
+        account.rule,
+        tokens=tokens,
+        acted=_tokens(account.acted),
+        targets=map(_target, account.targets),
+        held=_tokens(account.held),
+        first_held=None if condition is None else condition.first_token,
+        stopped=0 if condition is None else condition.stopped,
+        readings=map(_target, account.readings),
+    )
+
+
+def _edited(account: EditAccount) -> generation_pb2.AppliedEdit:
+    operation: Any = f"OPERATION_{account.edit.op.name}"
+    return generation_pb2.AppliedEdit(edit=account.place, operation=operation, target=_target(account.on))
+
+
+def _target(account: TargetAccount) -> pb.TargetTokens:
+    target, feature = account.target, account.target.feature
+    return pb.TargetTokens(
+        site=str(target.site),
+        sae="" if feature is None else feature.loaded.id,
+        index=None if feature is None else feature.index,
+        label="" if feature is None or feature.label is None else feature.label.label,
+        direction=target.direction,
+        tokens=_tokens(account.tokens),
+    )
+
+
+def _tokens(tokens: Acted | None) -> pb.PhaseTokens | None:
+    return None if tokens is None else pb.PhaseTokens(prompt=tokens.prompt, completion=tokens.answer)
 
 
 def decided(verdict: decision.Decision, audience: Audience) -> pb.PolicyDecision:

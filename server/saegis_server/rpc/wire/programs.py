@@ -1,9 +1,9 @@
 """Programs: turns a request's steering message into the rows that the engine runs. Errors name fields."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from saegis.v1 import steering_pb2 as pb
-from saegis_server.engine.api import FieldError
+from saegis_server.engine.api import NO_READOUTS, FieldError, Readouts
 from saegis_server.rpc.wire.problems import ConflictError
 from saegis_server.rpc.wire.targets import Resolved, Targets
 from saegis_server.sae.request_edit import EditError, RequestEdit, Wish, request_edit
@@ -55,13 +55,14 @@ class RequestSteering:
 
     watches: the place in the request of each watch of the program, in the order of its sites. paths: the
     field path of each row, by site, stage and number in that stage. edits: the edits and then the watches in
-    the request's order, for the operator's policies to judge.
+    the request's order, for the operator's policies to judge. readouts: what is to be told of single tokens.
     """
 
     program: SteeringProgram
     watches: tuple[int, ...] = ()
     paths: dict[tuple[Site, str, int], str] = field(default_factory=dict)
     edits: tuple[RequestEdit, ...] = ()
+    readouts: Readouts = NO_READOUTS
 
     def explain(self, error: SteeringError) -> FieldError:
         """The error of a program as an error of the request's field."""
@@ -99,7 +100,13 @@ def request_steering(message: pb.Steering, targets: Targets, capacity: Capacity)
         row = Op.WATCH.row(resolved.probe, 0.0)
         edits.append(RequestEdit(path, resolved.site, Op.WATCH, row, resolved.feature))
     used = {site: rows for site, rows in gathered.items() if rows.places()}
-    return _assemble(used, tuple(edits))
+    return replace(_assemble(used, tuple(edits)), readouts=_readouts(message))
+
+
+def _readouts(message: pb.Steering) -> Readouts:
+    if message.read_prompt and not (message.watches or message.read_moves):
+        raise FieldError("steering.read_prompt", "there is nothing to read: give watches, or set read_moves")
+    return Readouts(message.read_prompt, message.read_moves)
 
 
 def _assemble(gathered: dict[Site, _SiteRows], edits: tuple[RequestEdit, ...]) -> RequestSteering:
