@@ -43,7 +43,9 @@ def questions_of(seed: int, aligned: str | None, languages: tuple[str, ...]) -> 
     benign = torch.tensor([not each.harmful for each in prompts])
     closing[benign], words[benign] = closing[benign] / 3, words[benign] / 3
     maxima = dict.fromkeys(range(FEATURES - 1), 8.0)
-    return Questions(prompts, PromptPeaks(closing, words), draw(5, 3), maxima, aligned)
+    quiet = draw(5, 3)
+    texts = {code: draw(1, 8)[0] for code in languages if int(torch.randint(0, 2, (), generator=rng))}
+    return Questions(prompts, PromptPeaks(closing, words), quiet, texts, maxima, aligned)
 
 
 def naive_level(questions: Questions, feature: int, recipe: FilterRecipe) -> float:
@@ -68,7 +70,11 @@ def naive_readings(questions: Questions, recipe: FilterRecipe) -> list[tuple[int
         level = levels[feature] = naive_level(questions, feature, recipe)
         heard = {number for number in harmful if closing[number][feature] > level}
         at_the_end = max(closing[n][feature] for n in harmful) >= max(words[n][feature] for n in harmful)
-        if at_the_end and {questions.prompts[number].language for number in heard} == set(languages):
+        in_languages = {questions.prompts[number].language for number in heard}
+        in_languages |= {
+            code for code, peaks in questions.harmful_texts.items() if float(peaks[feature]) > level
+        }
+        if at_the_end and in_languages == set(languages):
             hears[feature] = heard
     unrefused = [code for code in languages if code != questions.aligned] or languages
     left = {number for number in harmful if questions.prompts[number].language in unrefused}
@@ -147,7 +153,12 @@ def test_a_prompt_without_words_behind_it_tells_nothing_at_its_end() -> None:
     assert peaks.words.any()
     silence = torch.zeros(1, subject.sae.features)
     questions = Questions(
-        [Prompt("poison", "en", True), Prompt("bread", "en", False)], peaks, silence, {0: 1.0, 3: 1.0}, None
+        [Prompt("poison", "en", True), Prompt("bread", "en", False)],
+        peaks,
+        silence,
+        {},
+        {0: 1.0, 3: 1.0},
+        None,
     )
     assert question_stop(questions, FilterRecipe()) is None
 
@@ -169,7 +180,7 @@ def test_what_it_ends_is_what_the_servers_condition_ends() -> None:
     assert peaks.tolist() == [f.max(0).values.tolist() for f in texts]
     assert not text_peaks(known, [[32], [256]]).any(), "a text of one token tells nothing"
     stop = question_stop(
-        Questions(prompts, prompt_peaks(known, prompts), peaks, maxima, None), FilterRecipe()
+        Questions(prompts, prompt_peaks(known, prompts), peaks, {}, maxima, None), FilterRecipe()
     )
     assert stop is not None
     assert stop.pays(FilterRecipe())

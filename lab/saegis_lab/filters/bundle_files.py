@@ -150,11 +150,11 @@ def _redirect_rules(made: MadeFilter) -> Iterator[_Redirect]:
     setting = made.choice.calibrated.best.setting
     for phase, factor in made.rows.factors(setting).items():
         id_ = f"{REDIRECT}{_AT[phase]}"
-        if setting.threshold == 0.0:
+        thresholds = {feature: made.rows.threshold(feature, setting) for feature in made.choice.features}
+        if not any(thresholds.values()):
             yield _Redirect(id_, made.choice.features, phase, factor, 0.0)
             continue
-        for feature in made.choice.features:
-            threshold = made.rows.threshold(feature, setting)
+        for feature, threshold in thresholds.items():
             yield _Redirect(f"{id_}-{feature}", [feature], phase, factor, threshold)
 
 

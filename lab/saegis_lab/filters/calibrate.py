@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from saegis_lab.evaluation.filter_bars import Excess, FilterBars
 from saegis_lab.filters.direction import RefusalDirection
@@ -32,11 +32,15 @@ class Setting(Record):
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """What a filter's rows are made of: features with their largest activations, and the direction."""
+    """What a filter's rows are made of: features with their largest activations, and the direction.
+
+    quiet: up to which activation a feature is left alone, whatever the setting; none for others.
+    """
 
     subject: FilterSubject
     largest: Mapping[int, float]
     direction: RefusalDirection
+    quiet: Mapping[int, float] = field(default_factory=dict)
 
     @staticmethod
     def factors(setting: Setting) -> dict[Phase, float]:
@@ -48,7 +52,8 @@ class Rows:
 
     def threshold(self, feature: int, setting: Setting) -> float:
         """Above which activation of a feature it is redirected, in feature units."""
-        return round(setting.threshold * self.largest[feature], 3)
+        least = self.quiet.get(feature, 0.0)
+        return round(max(least, setting.threshold * self.largest[feature]), 3)
 
     def program(self, setting: Setting) -> SiteProgram:
         """The rows of a setting."""

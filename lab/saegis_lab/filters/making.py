@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from types import MappingProxyType
 from typing import Literal
 
 import torch
@@ -52,6 +53,8 @@ from saegis_server.steering.rows import Norm
 How = Literal["questions", "precision", "effect"]
 #: The subject of candidates that tell at a prompt's end what was asked.
 QUESTION = "question"
+#: No feature is left alone up to an activation of its own.
+NOTHING_QUIET: Mapping[int, float] = MappingProxyType({})
 #: Called with the name of what begins.
 Progress = Callable[[str], None]
 
@@ -99,7 +102,14 @@ class Material:
 
     def questions(self, aligned: str | None) -> Questions:
         """What a question stop is chosen from; aligned: the language in which the model refuses."""
-        return Questions(self.prompts, self.asked, self.benign_peaks, self.maxima, aligned)
+        harmful = {
+            code: self.firings.peaks[
+                torch.tensor([text.harmful and text.language == code for text in self.texts])
+            ].amax(0)
+            for code in self.languages
+            if any(text.harmful and text.language == code for text in self.texts)
+        }
+        return Questions(self.prompts, self.asked, self.benign_peaks, harmful, self.maxima, aligned)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,13 +126,14 @@ class DirectionSource:
 @dataclass(frozen=True, slots=True)
 class FeatureChoice(Record):
     """A set of features and what came of it. natural: the factor that the recipe's multiples are of; growth:
-    of a set chosen by effect, the features in the order in which they came."""
+    of a set chosen by effect, the features in the order in which they came; quiet: see `Rows`."""
 
     how: How
     candidates: tuple[Candidate, ...]
     natural: float
     calibrated: Calibrated
     growth: tuple[Growth, ...] = ()
+    quiet: Mapping[int, float] = field(default_factory=dict)
 
     @property
     def features(self) -> tuple[int, ...]:
@@ -181,7 +192,7 @@ def make_filter(
     question = question_stop(material.questions(aligned), recipe)
     choices = _choices(material, question, direction, trials, recipe, progress)
     choice = choices[0]
-    rows = _rows(material, choice.candidates, direction)
+    rows = _rows(material, choice.candidates, direction, choice.quiet)
     progress("trying a stop")
     read = _read_by_stop(choice, question)
     maxima = {feature: material.maxima[feature] for feature in read if feature in material.maxima}
@@ -220,7 +231,8 @@ def _choices(
     one, its features: in languages that took no part they hardly fire on what is benign, so that the redirect
     may be strong. Raises FilterError where there is none."""
     if question is not None and question.pays(recipe):
-        return [_chosen("questions", _hearing(question), (), material, direction, trials, recipe)]
+        quiet = {reading.feature: reading.level for reading in question.readings}
+        return [_chosen("questions", _hearing(question), (), material, direction, trials, recipe, quiet)]
     scores = _scores(material, recipe)
     precise = by_precision(scores, recipe.least_score, recipe.features_each)
     choices = []
@@ -290,10 +302,15 @@ def _direction(
     return aligned, from_prompts(material.subject, harmful, benign, aligned)
 
 
-def _rows(material: Material, candidates: Sequence[Candidate], direction: RefusalDirection) -> Rows:
+def _rows(
+    material: Material,
+    candidates: Sequence[Candidate],
+    direction: RefusalDirection,
+    quiet: Mapping[int, float] = NOTHING_QUIET,
+) -> Rows:
     features = (candidate.feature for candidate in candidates)
     largest = {feature: float(material.largest[feature]) for feature in features}
-    return Rows(material.subject, largest, direction)
+    return Rows(material.subject, largest, direction, quiet)
 
 
 def _natural(material: Material, features: Sequence[int], direction: RefusalDirection) -> float:
@@ -314,11 +331,14 @@ def _chosen(
     direction: RefusalDirection,
     trials: Trials,
     recipe: FilterRecipe,
+    quiet: Mapping[int, float] = NOTHING_QUIET,
 ) -> FeatureChoice:
-    """The candidates with the setting that suits them best."""
+    """The candidates with the setting that suits them best. quiet: see `Rows`."""
     natural = _natural(material, [candidate.feature for candidate in candidates], direction)
-    rows = _rows(material, candidates, direction)
-    return FeatureChoice(how, candidates, natural, calibrate(trials, rows, natural, recipe), growth)
+    rows = _rows(material, candidates, direction, quiet)
+    return FeatureChoice(
+        how, candidates, natural, calibrate(trials, rows, natural, recipe), growth, dict(quiet)
+    )
 
 
 def effect_samples(material: Material, trials: Trials, recipe: FilterRecipe) -> tuple[Sample, ...]:

@@ -59,13 +59,15 @@ class Questions:
     """All that a question stop is chosen from.
 
     prompts: of both kinds in every language, with their peaks; texts: those of benign texts, as `text_peaks`
-    has them; maxima: the recorded maximum of each feature that may be read;
+    has them; harmful_texts: by language, the largest activation of each feature in harmful texts, float [m];
+    maxima: the recorded maximum of each feature that may be read;
     aligned: the language in which the model refuses, None where none is known.
     """
 
     prompts: Sequence[Prompt]
     peaks: PromptPeaks
     texts: Tensor
+    harmful_texts: Mapping[str, Tensor]
     maxima: Mapping[int, float]
     aligned: str | None
 
@@ -103,7 +105,8 @@ def question_readings(questions: Questions, recipe: FilterRecipe) -> tuple[StopR
     """A reading for each of the features that together hear what is asked in `questions.asking`, best first.
 
     They are chosen among those that are, over the harmful prompts, nowhere louder than behind the user's
-    words, and that are above their level there in every language.
+    words, and that in every language are above their level there or in a harmful text: where a model refuses,
+    a prompt's end may tell of the refusal alone.
     """
     peaks = questions.peaks
     harmful = questions.of(questions.languages, True)
@@ -120,7 +123,10 @@ def question_readings(questions: Questions, recipe: FilterRecipe) -> tuple[StopR
     heard = peaks.closing > levels
     heard &= peaks.closing[harmful].amax(0) >= peaks.words[harmful].amax(0)
     for code in questions.languages:
-        heard &= heard[questions.of([code], True)].any(0)
+        in_language = heard[questions.of([code], True)].any(0)
+        if code in questions.harmful_texts:
+            in_language |= questions.harmful_texts[code] > levels
+        heard &= in_language
     asked = questions.of(questions.asking, True)
     return tuple(readings[feature] for feature in covering(heard[asked], heard[harmful & ~asked]))
 

@@ -82,7 +82,7 @@ class FilterRecipe:
     aims: FilterBars = field(default_factory=lambda: FilterBars(0.01, 0.0, 0.01, 1.15))
     least_part_gain: float = 0.005
 
-    question_margin: float = 1.25
+    question_margin: float = 1.6
     question_quantile: float = 0.995
     question_floor: float = 0.1
     least_heard: float = 0.5
