@@ -180,8 +180,8 @@ def test_the_use_of_features_compiled_is_that_counted_eagerly(compiled: tiny.Run
         for prompt in prompts:
             ask(engine, prompt, greedy(9)).wait(300)
         found = engine.engine.take_usage()
-        while found["40"].tokens.sum() < 9 * (40 + 8):
-            found = {name: used + found[name] for name, used in engine.engine.take_usage().items()}
+        while any(used.tokens.sum() < 9 * (40 + 8) for used in found.values()):
+            found = {name: more + found[name] for name, more in engine.engine.take_usage().items()}
         return list(found.values())
 
     found = used(compiled)
