@@ -54,7 +54,6 @@ def test_every_count_is_that_of_an_offline_encode() -> None:
             services.engine.submit(GenerationRequest(f"r{number}", tuple(prompt), sampling), answers[-1])
         for answer in answers:
             answer.wait(300.0)
-        used = services.engine.take_usage()[loaded.id]
     finally:
         services.engine.stop()
     used = services.engine.take_usage()[loaded.id]
