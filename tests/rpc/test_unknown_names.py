@@ -63,6 +63,7 @@ RIGHT: dict[str, Message] = {
     "FeatureService/ContrastFeatures": feature_pb2.ContrastFeaturesRequest(
         positive_texts=["a"], negative_texts=["b"], sae="first"
     ),
+    "FeatureService/GetFeatureUsage": feature_pb2.GetFeatureUsageRequest(sae="first"),
     "PolicyService/EvaluatePolicy": policy_pb2.EvaluatePolicyRequest(steering=_STEERING),
     "PolicyService/GetPolicy": policy_pb2.GetPolicyRequest(name="harm"),
     "PolicyService/ListPolicyRevisions": policy_pb2.ListPolicyRevisionsRequest(name="harm"),
