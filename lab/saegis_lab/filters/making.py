@@ -102,13 +102,11 @@ class Material:
 
     def questions(self, aligned: str | None) -> Questions:
         """What a question stop is chosen from; aligned: the language in which the model refuses."""
-        harmful = {
-            code: self.firings.peaks[
-                torch.tensor([text.harmful and text.language == code for text in self.texts])
-            ].amax(0)
-            for code in self.languages
-            if any(text.harmful and text.language == code for text in self.texts)
-        }
+        harmful: dict[str, Tensor] = {}
+        for code in self.languages:
+            own = torch.tensor([text.harmful and text.language == code for text in self.texts])
+            if own.any():
+                harmful[code] = self.firings.peaks[own].amax(0)
         return Questions(self.prompts, self.asked, self.benign_peaks, harmful, self.maxima, aligned)
 
 

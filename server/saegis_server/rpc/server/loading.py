@@ -131,7 +131,7 @@ def services(
         config.max_message_bytes,
         limiter=premises.limiter,
         sample_seconds=config.sample_seconds,
-        usage=_usage_book(config, engine, saes),
+        usage=None if counting is None else _usage_book(config, engine, saes),
     )
     for entry in saes:
         # Build the index now; otherwise the first request would build it on the event loop.
@@ -171,10 +171,8 @@ def _counting(config: ServerConfig, step: Step, saes: Sequence[LoadedSAE]) -> Us
     return UsageCounting(dictionaries, config.usage_every, step.device)
 
 
-def _usage_book(config: ServerConfig, engine: Engine, saes: Sequence[LoadedSAE]) -> UsageBook | None:
+def _usage_book(config: ServerConfig, engine: Engine, saes: Sequence[LoadedSAE]) -> UsageBook:
     """Where what is counted so is kept. Raises ValueError if it is kept where another server's is."""
-    if not config.usage_every or not saes:
-        return None
     counted = tuple(Counted(each.id, each.sae.digest, each.sae.features) for each in saes)
     return UsageBook(engine.take_usage, counted, config.usage_every, config.usage_state)
 
