@@ -82,12 +82,12 @@ class FilterRecipe:
     aims: FilterBars = field(default_factory=lambda: FilterBars(0.01, 0.0, 0.01, 1.15))
     least_part_gain: float = 0.005
 
-    question_margin: float = 1.6
+    question_margin: float = 1.7
     question_quantile: float = 0.995
     question_floor: float = 0.1
     least_heard: float = 0.5
 
-    stop_margin: float = 1.6
+    stop_margin: float = 1.7
     stop_quantile: float = 0.995
     stop_floor: float = 0.2
     stop_hold: int = 24

@@ -88,7 +88,7 @@ def make_run_filter(out: Path, recipe: Recipe, run: int, progress: Progress) -> 
         result = measure_filters(
             client,
             conditions,
-            _prompts(out),
+            _measured_on(out, tried.benign),
             _scorers(out),
             decodings,
             chosen_from=CHOSEN_FROM,
@@ -162,6 +162,17 @@ def attack_run_filter(out: Path, recipe: Recipe, progress: Progress) -> Manifest
 
 def _prompts(out: Path) -> tuple[Prompt, ...]:
     return load_prompts(out / steps.EVAL / steps.PROMPTS)
+
+
+def _measured_on(out: Path, benign: int) -> tuple[Prompt, ...]:
+    """The run's harmful prompts, and so many benign ones in each language."""
+    harmful = [prompt for prompt in _prompts(out) if prompt.harmful]
+    quiet = [
+        Prompt(prompt.text, code, False)
+        for code in LANGUAGES
+        for prompt in shuffled(benign_prompts(code))[:benign]
+    ]
+    return (*harmful, *quiet)
 
 
 def _chosen_from(limit: int | None) -> tuple[Prompt, ...]:

@@ -66,9 +66,10 @@ class Filtering:
     making: how it is made from texts and prompts in CHOSEN_FROM. prompts: of each kind in each of these
     languages, from how many it is made, None for all that there are. aligned: the language in which the model
     refuses, None: found there. samples: answers to each prompt at the recipe's temperature, benign ones at
-    most `evaluation.filtered.TEXT_SAMPLES` times. max_tokens: of an answer. attacked: how many harmful
-    prompts of each language are attacked, so many that each has the others as examples; attack_samples:
-    answers to each of them in sampled attacks.
+    most `evaluation.filtered.TEXT_SAMPLES` times. max_tokens: of an answer. benign: on how many benign
+    prompts of each language it is measured, so many that one that is lost still meets the bar. attacked: how
+    many harmful prompts of each language are attacked, so many that each has the others as examples;
+    attack_samples: answers to each of them in sampled attacks.
     """
 
     making: FilterRecipe = field(default_factory=FilterRecipe)
@@ -76,6 +77,7 @@ class Filtering:
     aligned: str | None = None
     samples: int = 1
     max_tokens: int = 80
+    benign: int = 50
     attacked: int = 4
     attack_samples: int = 16
 
@@ -96,7 +98,9 @@ class Filtering:
             thresholds=(0.0,),
             ban_strengths=(0.0,),
         )
-        return cls(making, prompts=1, aligned="en", samples=1, max_tokens=4, attacked=1, attack_samples=1)
+        return cls(
+            making, prompts=1, aligned="en", samples=1, max_tokens=4, benign=1, attacked=1, attack_samples=1
+        )
 
 
 @dataclass(frozen=True)
