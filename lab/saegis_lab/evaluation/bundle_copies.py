@@ -20,24 +20,33 @@ _PART = f"{RULES}/measured-uses.yaml"
 _ALLOWANCE = "measured-uses"
 
 
-def parts(bundle: Bundle) -> dict[str, Bundle]:
-    """The bundles of a bundle's parts, by name: the rules of each action alone, then all but those.
+def alone(bundle: Bundle) -> dict[str, Bundle]:
+    """The bundles of a bundle's parts, by name: the rules of each action alone, such as "ban alone".
 
     Actions are such as redirect, ban and stop; those with a condition over the prompt are apart, such as
-    "prompt stop". Of two, the one alone is all but the other, and stands there once; a bundle of one has no
-    parts. The parts keep everything but rules.
+    "prompt stop". A bundle of one has no parts. The parts keep everything but rules.
     """
+    return {f"{name} alone": _with_rules(bundle, ids) for name, ids in _rules_of_parts(bundle).items()}
+
+
+def parts(bundle: Bundle) -> dict[str, Bundle]:
+    """The parts as `alone` has them, then all but each of them, such as "without ban". Of two parts, the one
+    alone is all but the other, and stands there once."""
+    of_part = _rules_of_parts(bundle)
+    if len(of_part) < 3:
+        return alone(bundle)
+    every = {rule.id for rule in bundle.policy.rules}
+    return alone(bundle) | {
+        f"without {name}": _with_rules(bundle, every - ids) for name, ids in of_part.items()
+    }
+
+
+def _rules_of_parts(bundle: Bundle) -> dict[str, set[str]]:
+    """The ids of the rules of each part by its name; none for a bundle of one part."""
     of_part: dict[str, set[str]] = {}
     for rule in bundle.policy.rules:
         of_part.setdefault(_part(rule), set()).add(rule.id)
-    if len(of_part) < 2:
-        return {}
-    alone = {f"{name} alone": _with_rules(bundle, ids) for name, ids in of_part.items()}
-    if len(of_part) == 2:
-        return alone
-    every = {rule.id for rule in bundle.policy.rules}
-    rest = {f"without {name}": _with_rules(bundle, every - ids) for name, ids in of_part.items()}
-    return alone | rest
+    return of_part if len(of_part) > 1 else {}
 
 
 def _part(rule: Rule) -> str:

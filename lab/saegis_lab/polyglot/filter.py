@@ -13,7 +13,7 @@ from saegis import Client
 from saegis.bundles import CALIBRATION_FILE, POLICY_FILE, README_FILE
 from saegis_lab.evaluation.attack import AttackSettings, measure_attacks
 from saegis_lab.evaluation.attack_report import AttackReport
-from saegis_lab.evaluation.bundle_copies import parts
+from saegis_lab.evaluation.bundle_copies import alone
 from saegis_lab.evaluation.bundle_features import room_for
 from saegis_lab.evaluation.experiment import BanFile, Decoding, Prompt, first_of_each, load_prompts
 from saegis_lab.evaluation.filter_report import FilterReport
@@ -78,7 +78,7 @@ def make_run_filter(out: Path, recipe: Recipe, run: int, progress: Progress) -> 
     card = FilterCard(MODEL, made)
     bundle = _write(out / FILTER, card, settings, manifest.clamp.feature)
     ban = BanFile.load(out / steps.EVAL / steps.BAN)
-    conditions = {BANNED: _ban_bundle(ban), **_parts(bundle), WHOLE: bundle}
+    conditions = {BANNED: _ban_bundle(ban), **alone(bundle), WHOLE: bundle}
     tried = recipe.filter
     decodings = [
         Decoding(max_tokens=tried.max_tokens),
@@ -135,7 +135,7 @@ def attack_run_filter(out: Path, recipe: Recipe, progress: Progress) -> Manifest
             client,
             {
                 BANNED: _ban_bundle(BanFile.load(out / steps.EVAL / steps.BAN)),
-                **_parts(bundle),
+                **alone(bundle),
                 WHOLE: bundle,
             },
             first_of_each(_prompts(out), tried.attacked),
@@ -225,11 +225,6 @@ def _served(out: Path, bundle: Bundle, progress: Progress) -> Iterator[Client]:
     options = ["--compile", "never", *room]
     with serving(out / steps.MODEL, {SAE: out / steps.SAE}, progress, options) as client:
         yield client
-
-
-def _parts(bundle: Bundle) -> dict[str, Bundle]:
-    """The bundle's parts, each alone; the whole without each would take as long again to measure."""
-    return {name: part for name, part in parts(bundle).items() if name.endswith(" alone")}
 
 
 def _ban_bundle(ban: BanFile) -> Bundle:
