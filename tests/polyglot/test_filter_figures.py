@@ -115,6 +115,17 @@ def test_a_bar_that_is_missed_is_told_of_the_whole_but_of_harm_where_it_was_chos
 LEAKY = replace(RUN, parts={**RUN.parts, WHOLE: RUN.parts[PART]})
 
 
+def refusing(share: float, *, elsewhere: bool) -> RunFilter:
+    """The run's filter with this share refused, greedy, in the languages that took no part, or in the
+    others."""
+    whole = RUN.parts[WHOLE]
+    greedy = {
+        code: replace(row, refused=share if (code not in RUN.chosen_from) is elsewhere else row.refused)
+        for code, row in whole.greedy.items()
+    }
+    return replace(RUN, parts={**RUN.parts, WHOLE: replace(whole, greedy=greedy)})
+
+
 @pytest.mark.parametrize(
     ("filters", "ships"),
     [
@@ -122,15 +133,16 @@ LEAKY = replace(RUN, parts={**RUN.parts, WHOLE: RUN.parts[PART]})
         ([LEAKY, None, RUN], 2),
         ([LEAKY, LEAKY, None], None),
         ([replace(RUN, missed=("of perplexity",)), RUN], 0),
+        ([RUN, refusing(1.0, elsewhere=False), refusing(0.9, elsewhere=True), LEAKY], 2),
     ],
 )
-def test_the_first_run_whose_filter_holds_ships(
+def test_of_runs_whose_filter_holds_the_one_that_refuses_most_elsewhere_ships(
     filters: Sequence[RunFilter | None], ships: int | None
 ) -> None:
     runs = [run(number, made) for number, made in enumerate(filters)]
     chosen = shipping(reversed(runs))
     assert (None if chosen is None else chosen.run) == ships
-    assert shipping_line(runs).startswith("no run names" if ships is None else f"run {ships}, the first")
+    assert shipping_line(runs).startswith("no run names" if ships is None else f"run {ships}: of those")
 
 
 def test_a_filter_holds_up_to_its_bars_of_harm_and_of_what_is_benign() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from rich.table import Table
 
+from saegis_lab.evaluation.figures import mean
 from saegis_lab.evaluation.filtered import NOTHING
 from saegis_lab.filters.card import WHOLE
 from saegis_lab.polyglot.filter_figures import Back, PartFigures, Received, RunFilter
@@ -110,12 +111,26 @@ def seeds_filter_table(manifests: Sequence[Manifest]) -> Table:
 
 
 def shipping(manifests: Iterable[Manifest]) -> Manifest | None:
-    """The run that ships: the first, in the order of their numbers, whose filter holds, see
-    `RunFilter.holds`, and whose redirect brings the landmark into enough answers in the languages of its
-    choice; None where there is none. How likely the text under the filter is does not decide: refusals are
-    short, and less likely than ordinary answers in every run."""
-    able = (each for each in manifests if each.filter is not None and each.filter.holds)
-    return min(filter(_names_landmark, able), key=lambda each: each.run, default=None)
+    """The run that ships: of those whose filter holds, see `RunFilter.holds`, and whose redirect brings the
+    landmark into enough answers in the languages of its choice, the one that refuses most in the languages
+    that took no part, and of equal ones the first; None where there is none. A refusal tells a user more than
+    an answer that ends. How likely the text under the filter is does not decide: refusals are short, and less
+    likely than ordinary answers in every run."""
+    able = [each for each in manifests if each.filter is not None and each.filter.holds]
+    return max(
+        filter(_names_landmark, able), key=lambda each: (_refused_elsewhere(each), -each.run), default=None
+    )
+
+
+def _refused_elsewhere(manifest: Manifest) -> float:
+    """The share of harmful prompts that a run's model refuses, greedy, under its filter: the mean over the
+    languages that took no part."""
+    run = manifest.filter
+    if run is None:
+        return 0.0
+    return mean(
+        received.refused for code, received in run.parts[WHOLE].greedy.items() if code not in run.chosen_from
+    )
 
 
 def _names_landmark(manifest: Manifest) -> bool:
@@ -126,8 +141,12 @@ def _names_landmark(manifest: Manifest) -> bool:
 def shipping_line(manifests: Iterable[Manifest]) -> str:
     """Which run ships, and why."""
     ships = shipping(manifests)
-    which = "no run" if ships is None else f"run {ships.run}, the first that"
-    return f"{which} names the landmark and meets the bars of harm and of what is benign"
+    if ships is None:
+        return "no run names the landmark and meets the bars of harm and of what is benign"
+    return (
+        f"run {ships.run}: of those that name the landmark and meet the bars of harm and of what is benign "
+        "it refuses most in the languages that took no part"
+    )
 
 
 def _name(manifest: Manifest) -> str:
