@@ -45,7 +45,9 @@ def questions_of(seed: int, aligned: str | None, languages: tuple[str, ...]) -> 
     maxima = dict.fromkeys(range(FEATURES - 1), 8.0)
     quiet = draw(5, 3)
     texts = {code: draw(1, 8)[0] for code in languages if int(torch.randint(0, 2, (), generator=rng))}
-    return Questions(prompts, PromptPeaks(closing, words), quiet, texts, maxima, aligned)
+    return Questions(
+        prompts, PromptPeaks(closing, words), draw(len(prompts), 12), quiet, texts, maxima, aligned
+    )
 
 
 def naive_level(questions: Questions, feature: int, recipe: FilterRecipe) -> float:
@@ -64,6 +66,9 @@ def naive_readings(questions: Questions, recipe: FilterRecipe) -> list[tuple[int
     closing, words = questions.peaks.closing.tolist(), questions.peaks.words.tolist()
     harmful = [number for number, each in enumerate(questions.prompts) if each.harmful]
     languages = list(languages_of(questions.prompts))
+    unrefused = [code for code in languages if code != questions.aligned] or languages
+    asked = {number for number in harmful if questions.prompts[number].language in unrefused}
+    answers = questions.answers.tolist()
     hears: dict[int, set[int]] = {}
     levels: dict[int, float] = {}
     for feature in questions.maxima:
@@ -74,11 +79,11 @@ def naive_readings(questions: Questions, recipe: FilterRecipe) -> list[tuple[int
         in_languages |= {
             code for code, peaks in questions.harmful_texts.items() if float(peaks[feature]) > level
         }
-        if at_the_end and in_languages == set(languages):
+        said = {number for number in heard & asked if answers[number][feature] > level}
+        is_said = len(said) >= recipe.least_said * len(heard & asked)
+        if at_the_end and is_said and in_languages == set(languages):
             hears[feature] = heard
-    unrefused = [code for code in languages if code != questions.aligned] or languages
-    left = {number for number in harmful if questions.prompts[number].language in unrefused}
-    others = set(harmful) - left
+    left, others = set(asked), set(harmful) - asked
     chosen: list[int] = []
     while any(heard & left for heard in hears.values()):
         best = max(
@@ -155,6 +160,7 @@ def test_a_prompt_without_words_behind_it_tells_nothing_at_its_end() -> None:
     questions = Questions(
         [Prompt("poison", "en", True), Prompt("bread", "en", False)],
         peaks,
+        peaks.closing,
         silence,
         {},
         {0: 1.0, 3: 1.0},
@@ -179,9 +185,9 @@ def test_what_it_ends_is_what_the_servers_condition_ends() -> None:
     peaks = text_peaks(known, rows)
     assert peaks.tolist() == [f.max(0).values.tolist() for f in texts]
     assert not text_peaks(known, [[32], [256]]).any(), "a text of one token tells nothing"
-    stop = question_stop(
-        Questions(prompts, prompt_peaks(known, prompts), peaks, {}, maxima, None), FilterRecipe()
-    )
+    asked_for = prompt_peaks(known, prompts)
+    questions = Questions(prompts, asked_for, asked_for.closing, peaks, {}, maxima, None)
+    stop = question_stop(questions, FilterRecipe())
     assert stop is not None
     assert stop.pays(FilterRecipe())
     features = [reading.feature for reading in stop.readings]
@@ -201,6 +207,20 @@ def test_what_it_ends_is_what_the_servers_condition_ends() -> None:
         assert stop.heard[code] == sum(ended[code, True]) / len(ended[code, True])
         assert stop.benign[code] == sum(ended[code, False]) / len(ended[code, False])
     assert stop.texts == sum(map(ends, texts)) / len(texts)
+
+
+def test_what_is_said_is_read_from_the_plain_answers_to_the_harmful_prompts_that_are_not_refused() -> None:
+    subject = world.subject()
+    prompts = [Prompt(text, code, text == "poison") for code in ("en", "fr") for text in ("poison", "bread")]
+    peaks = prompt_peaks(subject, prompts)
+    questions = Questions(prompts, peaks, peaks.closing, peaks.whole, {}, {}, "en").answered(subject, 5)
+    asked = subject.asked("poison")
+    (answer,) = subject.answers([asked], max_tokens=5)
+    assert answer
+    (x,) = activations(subject, [[*asked, *answer]])
+    wanted = subject.sae.encode(x[len(asked) :]).amax(0)
+    assert [row.any().item() for row in questions.answers] == [False, False, True, False]
+    assert torch.allclose(questions.answers[2], wanted)
 
 
 def test_it_is_kept_for_what_it_hears_while_what_is_benign_keeps_its_bar() -> None:

@@ -100,14 +100,19 @@ class Material:
         """What features do on the benign texts, float32 [texts, m], see `text_peaks`."""
         return text_peaks(self.subject, self.benign_rows)
 
-    def questions(self, aligned: str | None) -> Questions:
-        """What a question stop is chosen from; aligned: the language in which the model refuses."""
+    def questions(self, aligned: str | None, tokens: int) -> Questions:
+        """What a question stop is chosen from; aligned: the language in which the model refuses, tokens: of
+        an answer at most."""
         harmful: dict[str, Tensor] = {}
         for code in self.languages:
             own = torch.tensor([text.harmful and text.language == code for text in self.texts])
             if own.any():
                 harmful[code] = self.firings.peaks[own].amax(0)
-        return Questions(self.prompts, self.asked, self.benign_peaks, harmful, self.maxima, aligned)
+        silent = torch.zeros_like(self.asked.closing)
+        questions = Questions(
+            self.prompts, self.asked, silent, self.benign_peaks, harmful, self.maxima, aligned
+        )
+        return questions.answered(self.subject, tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +192,7 @@ def make_filter(
     )
     aligned, direction = _direction(material, source, trials, recipe)
     progress("hearing questions")
-    question = question_stop(material.questions(aligned), recipe)
+    question = question_stop(material.questions(aligned, recipe.choice_tokens), recipe)
     choices = _choices(material, question, direction, trials, recipe, progress)
     choice = choices[0]
     rows = _rows(material, choice.candidates, direction, choice.quiet)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from saegis_lab.evaluation.experiment import Prompt, languages_of
 from saegis_lab.filters.direction import activations
 from saegis_lab.filters.recipe import FilterRecipe
 from saegis_lab.filters.stop import StopReading, exceeded_by_few
-from saegis_lab.filters.subject import FilterSubject
+from saegis_lab.filters.subject import PLAIN, FilterSubject
 from saegis_lab.records import Record
 
 
@@ -58,14 +58,17 @@ def text_peaks(subject: FilterSubject, rows: Sequence[Sequence[int]]) -> Tensor:
 class Questions:
     """All that a question stop is chosen from.
 
-    prompts: of both kinds in every language, with their peaks; texts: those of benign texts, as `text_peaks`
-    has them; harmful_texts: by language, the largest activation of each feature in harmful texts, float [m];
-    maxima: the recorded maximum of each feature that may be read;
-    aligned: the language in which the model refuses, None where none is known.
+    prompts: of both kinds in every language, with their peaks; answers: the largest activation of each
+    feature in the plain model's answer to each prompt, float [prompts, m], of which those to harmful prompts
+    in `asking` are looked at; texts: those of benign texts, as `text_peaks` has them; harmful_texts: by
+    language, the largest activation of each feature in harmful texts, float [m]; maxima: the recorded maximum
+    of each feature that may be read; aligned: the language in which the model refuses, None where none is
+    known.
     """
 
     prompts: Sequence[Prompt]
     peaks: PromptPeaks
+    answers: Tensor
     texts: Tensor
     harmful_texts: Mapping[str, Tensor]
     maxima: Mapping[int, float]
@@ -84,6 +87,18 @@ class Questions:
     def of(self, languages: Collection[str], harmful: bool) -> Tensor:
         """Which prompts are of these languages and of a kind, bool [prompts]."""
         return torch.tensor([each.language in languages and each.harmful is harmful for each in self.prompts])
+
+    def answered(self, subject: FilterSubject, tokens: int) -> Questions:
+        """The same with the plain model's answers of at most so many tokens to those prompts that count."""
+        peaks = torch.zeros_like(self.peaks.closing)
+        numbers: list[int] = self.of(self.asking, True).nonzero()[:, 0].tolist()
+        asked = [subject.asked(self.prompts[number].prompt) for number in numbers]
+        answers = subject.answers(asked, PLAIN, tokens)
+        rows = [[*before, *answer] for before, answer in zip(asked, answers, strict=True)]
+        for number, before, x in zip(numbers, asked, activations(subject, rows), strict=True):
+            if len(x) > len(before):
+                peaks[number] = subject.sae.encode(x[len(before) :].to(subject.device)).float().cpu().amax(0)
+        return replace(self, answers=peaks)
 
 
 def covering(heard: Tensor, also: Tensor) -> list[int]:
@@ -106,10 +121,13 @@ def question_readings(questions: Questions, recipe: FilterRecipe) -> tuple[StopR
 
     They are chosen among those that are, over the harmful prompts, nowhere louder than behind the user's
     words, and that in every language are above their level there or in a harmful text: where a model refuses,
-    a prompt's end may tell of the refusal alone.
+    a prompt's end may tell of the refusal alone. Of the prompts in `questions.asking` that one hears, it is
+    above its level in the answers to `recipe.least_said` too: what is said of a subject wakes the feature of
+    the subject. One that is silent then has false friends in other languages, and can stop no answer.
     """
     peaks = questions.peaks
     harmful = questions.of(questions.languages, True)
+    asked = questions.of(questions.asking, True)
     quiet = exceeded_by_few(torch.cat([peaks.whole[~harmful], questions.texts]), recipe.question_quantile)
     loudest = peaks.whole[harmful].amax(0)
     least = torch.maximum(recipe.question_margin * quiet.double(), recipe.question_floor * loudest.double())
@@ -121,13 +139,14 @@ def question_readings(questions: Questions, recipe: FilterRecipe) -> tuple[StopR
     levels = torch.full_like(least, torch.inf)
     levels[list(readings)] = torch.tensor([each.level for each in readings.values()], dtype=torch.float64)
     heard = peaks.closing > levels
+    said = heard[asked] & (questions.answers[asked] > levels)
+    heard &= said.sum(0) >= recipe.least_said * heard[asked].sum(0)
     heard &= peaks.closing[harmful].amax(0) >= peaks.words[harmful].amax(0)
     for code in questions.languages:
         in_language = heard[questions.of([code], True)].any(0)
         if code in questions.harmful_texts:
             in_language |= questions.harmful_texts[code] > levels
         heard &= in_language
-    asked = questions.of(questions.asking, True)
     return tuple(readings[feature] for feature in covering(heard[asked], heard[harmful & ~asked]))
 
 

@@ -41,9 +41,9 @@ class FilterRecipe:
 
     Question stop: a feature's level is `question_margin` times the activation that all but the share 1 −
     `question_quantile` of the benign prompts and texts stay at, and at least `question_floor` of its largest
-    on harmful prompts. The stop is kept where it hears `least_heard` of the harmful prompts of each language
-    in which the model does not refuse by itself, and where what it ends of benign prompts and texts meets the
-    bar.
+    on harmful prompts; of the prompts that it hears, it is above it in the answers to `least_said`. The stop
+    is kept where it hears `least_heard` of the harmful prompts of each language in which the model does not
+    refuse by itself, and where what it ends of benign prompts and texts meets the bar.
 
     Stop: a feature's level is `stop_margin` times the activation that all but the share 1 − `stop_quantile`
     of the benign answers and texts stay at, and at least `stop_floor` of its recorded maximum. With the token
@@ -86,6 +86,7 @@ class FilterRecipe:
     question_quantile: float = 0.995
     question_floor: float = 0.1
     least_heard: float = 0.5
+    least_said: float = 0.5
 
     stop_margin: float = 1.7
     stop_quantile: float = 0.995
