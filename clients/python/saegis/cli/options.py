@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import is_dataclass, make_dataclass
+from dataclasses import dataclass, is_dataclass, make_dataclass
 from functools import partial, wraps
 from inspect import Parameter, signature
 from typing import Annotated, Any, TypeVar
@@ -11,6 +11,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from saegis.cli.edits import OPERATIONS
+from saegis.cli.output import USAGE, fail
 
 _sampling = partial(typer.Option, rich_help_panel="Sampling")
 _steering = partial(typer.Option, rich_help_panel="Steering")
@@ -69,6 +70,34 @@ class Edits:
     def by_operation(self) -> Iterable[tuple[str, list[str] | None]]:
         """Each operation with its texts."""
         return ((name, getattr(self, name)) for name in OPERATIONS)
+
+
+@dataclass(frozen=True)
+class Readouts:
+    """What is shown token by token, as a group of options."""
+
+    read_prompt: Annotated[
+        bool,
+        _steering("--read-prompt", help="Show watches, and moves, token by token, those of the prompt too."),
+    ] = False
+    read_moves: Annotated[
+        bool,
+        _steering(
+            "--read-moves",
+            help="Show how far each token was moved, as a share of its norm, at each site; and watches so.",
+        ),
+    ] = False
+
+    @property
+    def by_token(self) -> bool:
+        """Whether anything is shown token by token."""
+        return self.read_prompt or self.read_moves
+
+    def require_anything(self, watched: bool) -> None:
+        """End the command if there is nothing that could be read of the prompt."""
+        if self.read_prompt and not (watched or self.read_moves):
+            told = "--read-prompt has nothing to read: no feature is watched, and no moves are asked for"
+            raise fail(told, "add --watch TARGET or --read-moves", USAGE)
 
 
 def _options(group: Any) -> Iterator[Parameter]:
