@@ -5,10 +5,9 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from click.testing import Result
 from rich.console import Console
 from rich.table import Table
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 import saegis
 from saegis import Choice, Chunk, FinishReason, Generation, SiteMoves, TokenizedText, Usage, Watched
@@ -124,8 +123,8 @@ def test_what_makes_no_sense_is_refused_or_said(target: str, tmp_path: Path) -> 
     assert "no edit and no rule is in force" in watched.stderr
     concealed = write(tmp_path, "transparency: steered\nallow: [{id: read, uses: [moves]}]\n" + BAN)
     with running(policies={"bundles": [str(concealed)]}) as server:
-        for command in (("generate", "--chat", PROMPT), ("chat",)):
-            refused = run(server.target, *command, "--read-moves")
+        for asked in (("generate", "--chat", PROMPT), ("chat",)):
+            refused = run(server.target, *asked, "--read-moves")
             assert refused.exit_code == 1
             assert "steering.read_moves" in refused.stderr
 
