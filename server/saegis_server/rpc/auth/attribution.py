@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 
-from saegis_server.engine.api import Closing, Guard, Receipt, RefusedByPolicyError, RequestFailed, rows_of
+from saegis_server.engine.api import Closing, Guard, RefusedByPolicyError, RequestFailed, rows_of
 from saegis_server.engine.counts import Acted, RowGroup, RowName
+from saegis_server.engine.receipts import Receipt
 from saegis_server.policy.decide.decide import PolicySet
 from saegis_server.policy.decide.decision import AppliedRule, Decision, Denial
 from saegis_server.policy.schema.policy import Mode

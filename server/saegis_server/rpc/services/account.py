@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from saegis_server.audit.records import Fields
-from saegis_server.engine.api import ConditionReceipt, RequestFinished
+from saegis_server.engine.api import RequestFinished
 from saegis_server.engine.counts import Acted, Firing, RowGroup
+from saegis_server.engine.receipts import ConditionReceipt
 from saegis_server.policy.decide.decision import AppliedRule
 from saegis_server.policy.schema.policy import Mode
 from saegis_server.rpc.auth.attribution import rule_name
