@@ -62,7 +62,8 @@ def effects(
     for rule in decision.rules:
         rows = decision.rule_rows.get((rule.policy, rule.rule)) if rule.mode is Mode.ENFORCE else None
         own = Acted(0, 0) if rows is None else acted.get(rows, Acted(0, 0))
-        yield rule_name(rule), _effect(rule.name, own, done.receipt, refused)
+        # Its rows may be those of other rules too, which act at other tokens.
+        yield rule_name(rule), _effect(rule.name, own.within(rule.phase), done.receipt, refused)
 
 
 def _effect(name: str, acted: Acted, receipt: Receipt, refused: str) -> RuleEffect:
