@@ -73,13 +73,7 @@ def generate(
     readouts: options.Readouts,
     sae: options.EditSae = "",
     site: options.EditSite = "",
-    max_tokens: options.MaxTokens = 128,
-    temperature: options.Temperature = None,
-    top_p: options.TopP = None,
-    top_k: options.TopK = None,
-    min_p: options.MinP = None,
-    seed: options.Seed = None,
-    stop: options.Stop = None,
+    sampling: options.Sampling,
     connection: Connection,
 ) -> None:
     """Continue a prompt, with features clamped, scaled, capped, banned or watched.
@@ -92,13 +86,7 @@ def generate(
         matching = [split_strength(text) for text in ban_matching or ()]
     readouts.require_anything(bool(watches))
     request: GenerationOptions = {
-        "max_tokens": max_tokens,
-        "temperature": temperature,
-        "top_p": top_p,
-        "top_k": top_k,
-        "min_p": min_p,
-        "seed": seed,
-        "stop": stop or [],
+        **sampling.requested(),
         "read_prompt": readouts.read_prompt,
         "read_moves": readouts.read_moves,
     }

@@ -6,12 +6,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, is_dataclass, make_dataclass
 from functools import partial, wraps
 from inspect import Parameter, signature
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 from saegis.cli.edits import OPERATIONS
 from saegis.cli.output import USAGE, fail
+
+if TYPE_CHECKING:
+    from saegis import GenerationOptions
 
 _sampling = partial(typer.Option, rich_help_panel="Sampling")
 _steering = partial(typer.Option, rich_help_panel="Steering")
@@ -73,18 +76,43 @@ class Edits:
 
 
 @dataclass(frozen=True)
+class Sampling:
+    """How tokens are chosen and where the answer ends, as a group of options."""
+
+    max_tokens: MaxTokens = 128
+    temperature: Temperature = None
+    top_p: TopP = None
+    top_k: TopK = None
+    min_p: MinP = None
+    seed: Seed = None
+    stop: Stop = None
+
+    def requested(self) -> GenerationOptions:
+        """As options of a request."""
+        return {
+            "max_tokens": self.max_tokens,
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "top_k": self.top_k,
+            "min_p": self.min_p,
+            "seed": self.seed,
+            "stop": self.stop or [],
+        }
+
+
+@dataclass(frozen=True)
 class Readouts:
     """What is shown token by token, as a group of options."""
 
     read_prompt: Annotated[
         bool,
-        _steering("--read-prompt", help="Show watches, and moves, token by token, those of the prompt too."),
+        _steering("--read-prompt", help="Show what was read token by token, and of the prompt too."),
     ] = False
     read_moves: Annotated[
         bool,
         _steering(
             "--read-moves",
-            help="Show how far each token was moved, as a share of its norm, at each site; and watches so.",
+            help="Show token by token how far each was moved at each site, as a share of its norm.",
         ),
     ] = False
 
