@@ -38,7 +38,14 @@ ALLOWED = {
 }
 ALLOWED["lab/cli"] = set(ALLOWED)
 #: What those who serve with an engine may know of it; sites too, while they live in its room.
-SEAM = {"engine.api", "engine.counts", "engine.admission", "engine.sites"}
+SEAM = {
+    "engine.api",
+    "engine.readouts",
+    "engine.receipts",
+    "engine.counts",
+    "engine.admission",
+    "engine.sites",
+}
 THROUGH_THE_SEAM = {"rpc", "telemetry", "policy", "audit", "lab/evaluation"}
 #: The one module that puts a server together, and so names the engine that it serves with.
 MAKES_THE_ENGINE = "rpc/server/loading.py"

@@ -34,7 +34,9 @@ def test_a_short_or_missing_key_is_refused(tmp_path: Path) -> None:
         AuditLog(settings(tmp_path / "log", key_file=key))
 
 
-@pytest.mark.parametrize("pointer", ["prompt", "/", "/seq", "/hash", "/*"])
+@pytest.mark.parametrize(
+    "pointer", ["prompt", "", "/", "/prompt/", "//label", "/edits//label", "/seq", "/hash", "/*"]
+)
 def test_settings_refuse_pointers_that_cannot_be_masked(tmp_path: Path, pointer: str) -> None:
     with pytest.raises(ValidationError, match=r"pointer|cannot be masked"):
         AuditSettings(directory=tmp_path, mask=(pointer,))

@@ -296,7 +296,7 @@ def test_the_defaults_and_bounds_of_the_options_are_those_of_the_configuration()
         ("gpt2.res-jb_1=./a=b", "./a=b", "gpt2.res-jb_1"),
         ("./a=b", "./a=b", None),
         ("~/a=b", "~/a=b", None),
-        ("=x", "=x", None),
+        ("./=x", "./=x", None),
         ("two words=/a", "/a", "two words"),
     ],
 )

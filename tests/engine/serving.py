@@ -7,7 +7,6 @@ from typing import Protocol, Self
 from transformers import PreTrainedModel
 
 from saegis_server.engine.api import (
-    NO_READOUTS,
     UNGUARDED,
     Delta,
     Engine,
@@ -16,13 +15,12 @@ from saegis_server.engine.api import (
     GenerationRequest,
     Guard,
     Limits,
-    Readouts,
     RequestFailed,
     RequestFinished,
     SamplingParams,
     SequenceFinished,
-    TokenOutput,
 )
+from saegis_server.engine.readouts import NO_READOUTS, Readouts, TokenOutput
 from saegis_server.steering.program import UNSTEERED, SteeringProgram
 
 

@@ -4,16 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from saegis_server.engine.api import (
-    Delta,
-    Guard,
-    Guarded,
-    PromptRead,
-    Reaction,
-    Readouts,
-    SamplingParams,
-    TokenOutput,
-)
+from saegis_server.engine.api import Delta, Guard, Guarded, Reaction, SamplingParams
+from saegis_server.engine.readouts import PromptRead, Readouts, TokenOutput
 from saegis_server.engine.torch.site_reading import edited
 from saegis_server.steering import rows
 from saegis_server.steering.conditions import Condition, Literal, Scope

@@ -13,8 +13,8 @@ from saegis_server.engine.api import (
     QueueFullError,
     SamplingParams,
     SteeringDivergedError,
-    TokenOutput,
 )
+from saegis_server.engine.readouts import TokenOutput
 from saegis_server.engine.torch.context import KVCache
 from saegis_server.engine.torch.step import Step
 from saegis_server.steering.rows import Phase

@@ -15,6 +15,7 @@ from saegis_server.audit.verify import verify
 from saegis_server.rpc.auth.watch_set import features_of
 from tests.rpc.harness import Running, running
 from tests.rpc.test_governor import PROMPT, ask, edit, records, ruled, write
+from tests.telemetry.scrape import scrape
 
 #: Bans at the first site, before which nothing is changed: what is active there is what is put out.
 RULES = """
@@ -133,6 +134,71 @@ def test_each_rule_has_done_what_a_recount_finds(tmp_path: Path) -> None:
         _fields(own.readings[0].tokens),
     )
     assert not verify(tmp_path / "audit").problems
+
+
+#: Bans that share rows: of a phase each, and of a rule with a condition that never holds.
+PHASES = """
+rules:
+- {id: early, ban: {features: [{sae: first, indices: [7, 9]}], phase: prompt}}
+- {id: late, ban: {features: [{sae: first, index: 7}], phase: completion}}
+- {id: always, ban: {features: [{sae: first, index: 3}]}}
+"""
+CONDITION = """
+rules:
+- {id: never, ban: {features: [{sae: first, index: 3}], strength: 1},
+   when: {if: {feature: {sae: first, index: 5}, above: 1000000}, over: answer}}
+allow: [{id: bans, ops: [ban]}]
+"""
+#: Bounds that share a row, of which one is never reached.
+BOUNDS = """
+rules:
+- {id: low, cap: {features: [{sae: first, index: 12}], value: 0.2}}
+- {id: high, cap: {features: [{sae: first, index: 12}], value: 1000000}}
+"""
+
+
+def test_rules_that_share_a_row_have_each_done_what_it_did_in_their_own_phase(tmp_path: Path) -> None:
+    """That one of them has a condition, which did not hold, cannot be told; docs/metrics.md says so."""
+    with ruled(write(tmp_path, PHASES), write(tmp_path, CONDITION, "q")) as (server, stub):
+        answer = stub.Generate(ask(PROMPT, 24))
+        prompt, texts = read_by(server, PROMPT, answer)
+        of = {index: [[value > 0.0 for value in values(server, texts[0], index)]] for index in (3, 7, 9)}
+        found = scrape(server)
+    with ruled(write(tmp_path, CONDITION, "alone")) as (server, stub):
+        alone = stub.Generate(ask(PROMPT, 2)).receipt
+        request = ask(PROMPT, 24, edit(3, 0.0, steering_pb2.OPERATION_BAN))
+        beside = stub.Generate(request)
+        prompt, texts = read_by(server, PROMPT, beside)
+        put_out = counted(prompt, [[value > 0.0 for value in values(server, texts[0], 3)]])
+    rules = {rule.rule: rule for rule in answer.receipt.rules}
+    three, seven, nine = (counted(prompt, active) for active in of.values())
+    assert min(*three, *seven) > 0
+    assert by_index(rules["early"].targets) == {7: (seven[0], 0), 9: (nine[0], 0)}
+    assert by_index(rules["late"].targets) == {7: (0, seven[1])}
+    either = counted(prompt, [[*map(any, zip(of[7][0], of[9][0], strict=True))]])
+    assert pair(rules["early"].acted) == (either[0], 0)
+    assert pair(rules["late"].acted) == (0, seven[1])
+    assert pair(rules["never"].held) == (0, 0)
+    assert pair(rules["never"].acted) == pair(rules["always"].acted) == three
+    # A request's own ban is joined with it too, and is then what always acts.
+    assert pair(alone.rules[0].acted) == (0, 0)
+    assert pair(beside.receipt.rules[0].acted) == pair(beside.receipt.edits[0].target.tokens) == put_out
+    for name, rule in rules.items():
+        for phase, tokens in zip(("prompt", "completion"), pair(rule.acted), strict=True):
+            assert found.total("saegis_rule_tokens_total", rule=name, phase=phase) == tokens, (name, phase)
+
+
+def test_of_bounds_that_share_a_row_each_has_done_what_the_strictest_did(tmp_path: Path) -> None:
+    """What the others would have done alone is not counted; docs/metrics.md says so."""
+    with ruled(write(tmp_path, BOUNDS)) as (server, stub):
+        answer = stub.Generate(ask(PROMPT, 24))
+        prompt, texts = read_by(server, PROMPT, answer)
+        above = counted(prompt, [[value > 0.2 for value in values(server, texts[0], 12)]])
+        found = scrape(server)
+    assert min(above) > 0
+    assert {rule.rule: pair(rule.acted) for rule in answer.receipt.rules} == {"low": above, "high": above}
+    for name in ("low", "high"):
+        assert found.total("saegis_rule_tokens_total", rule=name) == sum(above)
 
 
 def _fields(tokens: policy_pb2.PhaseTokens) -> dict[str, int]:

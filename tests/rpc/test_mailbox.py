@@ -5,17 +5,9 @@ from threading import Thread
 
 import pytest
 
-from saegis_server.engine.api import (
-    Delta,
-    DuplicateRequestError,
-    Event,
-    Receipt,
-    RequestFailed,
-    RequestFinished,
-    Timings,
-    TokenOutput,
-    Usage,
-)
+from saegis_server.engine.api import Delta, DuplicateRequestError, Event, RequestFailed, RequestFinished
+from saegis_server.engine.readouts import TokenOutput
+from saegis_server.engine.receipts import Receipt, Timings, Usage
 from saegis_server.rpc.wire.mailbox import Mailbox, closing
 from saegis_server.rpc.wire.problems import SlowReaderError
 

@@ -130,6 +130,8 @@ MEANINGS = {
     "--queue-limit": "sequences that may wait",
     "--raw": "whether texts carry their special tokens",
     "--read-first-token": "whether conditions read a text's first token",
+    "--read-moves": "whether it is shown how far each token was moved",
+    "--read-prompt": "whether the prompt's tokens are shown with what was read of them",
     "--ready-file": "the file that says where a server serves",
     "--receipt": "whether the whole receipt is shown",
     "--redirect": "an edit that writes one feature where another is active",

@@ -6,8 +6,9 @@ import grpc
 
 import saegis
 from saegis.v1 import feature_pb2, generation_pb2, model_pb2, policy_pb2
-from saegis_server.engine.api import FinishReason, Receipt, RequestFinished, SiteReceipt, Timings, Usage
+from saegis_server.engine.api import FinishReason, RequestFinished
 from saegis_server.engine.counts import STRENGTHS, Acted, Fired
+from saegis_server.engine.receipts import Receipt, SiteReceipt, Timings, Usage
 from saegis_server.telemetry.features import MOST_FEATURES, FeatureName
 from saegis_server.telemetry.metrics import Metrics
 from saegis_server.telemetry.rules import RuleEffect, RuleName

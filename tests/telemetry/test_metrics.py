@@ -10,7 +10,8 @@ from prometheus_client import CollectorRegistry
 
 import saegis
 from saegis.version import __version__
-from saegis_server.engine.api import FinishReason, Receipt, RequestFinished, SiteReceipt, Timings, Usage
+from saegis_server.engine.api import FinishReason, RequestFinished
+from saegis_server.engine.receipts import Receipt, SiteReceipt, Timings, Usage
 from saegis_server.telemetry.http import MetricsEndpoint
 from saegis_server.telemetry.metrics import Metrics
 from saegis_server.telemetry.tenants import MOST_CLASSES, TenantClasses

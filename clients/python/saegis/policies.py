@@ -75,7 +75,8 @@ class AppliedRule:
     conditional: bool
     acted: PhaseTokens | None = None
     """Tokens on which it acted: it asked for a change of a feature, or found a banned one active. None if it
-    changes no activation or is only recorded, and if a policy conceals its rules."""
+    changes no activation or is only recorded, and if a policy conceals its rules. Rules of the same feature
+    are joined, and each of them has done what they did together, at the tokens of its own phase."""
     targets: tuple[TargetTokens, ...] = ()
     """The same for each feature or direction that it changes."""
     held: PhaseTokens | None = None

@@ -220,7 +220,8 @@ def _plain(value: Json, path: str) -> PlainJson:
 
 def check_pointer(pointer: str) -> None:
     """Raise ValueError for what is no JSON pointer, or points at a field that the chain needs."""
-    if not pointer.startswith("/") or pointer == "/":
+    if not pointer.startswith("/") or not all(_parts(pointer)):
+        # No field of a record has an empty name, so such a pointer would hide nothing.
         raise ValueError(f"{pointer!r} is no JSON pointer into a record; write it like '/edits/0/label'")
     first = _parts(pointer)[0]
     if first in (*RESERVED, EVERY):

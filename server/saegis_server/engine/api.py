@@ -1,6 +1,7 @@
-"""What an engine is: its requests, events, receipts, limits and errors, and the protocol that it meets.
+"""What an engine is: its requests, events, limits and errors, and the protocol that it meets.
 
-Whoever uses an engine imports this module, and `counts` for what it counts, and nothing else of `engine`.
+Whoever uses an engine imports this module and those beside it, but nothing of a folder below: `readouts` for
+what is told of single tokens, `receipts` for what is told of whole requests, `counts` for what is counted.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
-from saegis_server.engine.counts import Acted, Firing, Observed, RowGroup, RowName, Used
+from saegis_server.engine.counts import Firing, Observed, RowGroup, RowName, Used
+from saegis_server.engine.readouts import NO_READOUTS, PromptRead, Readouts, TokenOutput
+from saegis_server.engine.receipts import Receipt, Timings, Usage
 from saegis_server.steering.conditions import Condition
 from saegis_server.steering.digest import digest_of
 from saegis_server.steering.program import UNSTEERED, SiteProgram, SteeringProgram
@@ -191,22 +194,6 @@ def moving_sites(program: SteeringProgram, guard: Guard) -> tuple[Site, ...]:
 
 
 @dataclass(frozen=True, slots=True)
-class Readouts:
-    """What is told of single tokens, beside the watches at those of answers.
-
-    prompt: all of it at every token of the prompt too. moves: how far each token is moved at each of
-    `moving_sites`.
-    """
-
-    prompt: bool = False
-    moves: bool = False
-
-
-#: Nothing of them.
-NO_READOUTS = Readouts()
-
-
-@dataclass(frozen=True, slots=True)
 class GenerationRequest:
     """One request: prompt token ids, how to sample and to steer, and until when (time.monotonic seconds).
 
@@ -229,54 +216,10 @@ class GenerationRequest:
     groups: tuple[RowGroup, ...] = ()
     readouts: Readouts = NO_READOUTS
 
-
-@dataclass(frozen=True, slots=True)
-class Watched:
-    """A watched feature or direction at one token: before and after steering, in feature units.
-
-    set_to: what the request's own edits of it make of `before`; None where it has none, or one in fractions
-    of the norm.
-    """
-
-    before: float
-    after: float
-    set_to: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class TokenOutput:
-    """One generated token. `watched` has one entry per watch of the program, in the order of its sites.
-
-    A watch is read at the position from which the token was predicted. `alternatives` are the likeliest
-    (token id, logprob) pairs; logprobs are of the model's own distribution, before sampling changes it.
-    moves: ‖Δx‖/‖x‖ at that position at each of `moving_sites`, where the request asks for it.
-    """
-
-    token_id: int
-    logprob: float | None = None
-    alternatives: tuple[tuple[int, float], ...] = ()
-    watched: tuple[Watched, ...] = ()
-    moves: tuple[float, ...] = ()
-
-
-class WatchedPrompt(NamedTuple):
-    """A watch at every token of a prompt, each at its own position; see Watched. set_to: empty for none."""
-
-    before: tuple[float, ...]
-    after: tuple[float, ...]
-    set_to: tuple[float, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class PromptRead:
-    """What was read at every token of the prompt, with what the request gives of the answer.
-
-    Told once, where the request asks for it, before the first Delta. watched: an entry for each watch, in the
-    order of TokenOutput.watched; moves: ‖Δx‖/‖x‖ of every token for each of `moving_sites`, if asked for.
-    """
-
-    watched: tuple[WatchedPrompt, ...] = ()
-    moves: tuple[tuple[float, ...], ...] = ()
+    @property
+    def answer_start(self) -> int:
+        """Where the answer begins: what the request gives of it belongs to the prompt's tokens."""
+        return len(self.prompt) - self.prefilled
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,87 +239,6 @@ class SequenceFinished:
     reason: FinishReason
     stop_token: int | None = None
     stop_string: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class SiteReceipt:
-    """What was done at one site: rows by kind, tokens edited, bans fired, the largest ‖Δx‖/‖x‖ and its mean
-    over the tokens edited.
-
-    The prompt's tokens count once, however many completions there are.
-    Rows of conditions that never held are not counted.
-    """
-
-    site: Site
-    edits: int
-    rules: int
-    bans: int
-    watches: int
-    tokens_edited: int
-    bans_fired: int
-    largest_relative_norm: float
-    mean_relative_norm: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class ConditionReceipt:
-    """A condition, over all sequences: at how many tokens it held, and at which it held first.
-
-    held_tokens: how many tokens were chosen while it held: the first one of an answer is chosen at the end of
-    the prompt, and the one that it stopped counts too. first_token: counted from 0 over the answer's tokens,
-    those that the request gave among them; -1 for the prompt, None where it never held. stopped: how many
-    sequences it ended, alone or with others. at_prompts: at the end of how many sequences' prompts it held,
-    which is one of the tokens each.
-    """
-
-    name: str
-    held_tokens: int
-    first_token: int | None
-    stopped: int = 0
-    at_prompts: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Receipt:
-    """What was done to a request: its program's digest, whether a token was moved, each site with rows.
-
-    conditions: those of its guard, in its order. guard_peaks: the largest value that each of the program's
-    `guards` had on the clean activations, those of a step that was taken again among them, in the order of
-    `Literal.reading`. first_token_steered, first_token_read: whether rows, and whether conditions, act at the
-    text's first token as at every other; not where it is left out, see FirstToken. acted: of each of the
-    request's groups.
-    """
-
-    program_digest: str
-    steered: bool
-    sites: tuple[SiteReceipt, ...]
-    conditions: tuple[ConditionReceipt, ...] = ()
-    guard_peaks: tuple[float, ...] = ()
-    first_token_steered: bool = False
-    first_token_read: bool = False
-    acted: tuple[Acted, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """Token counts; `steered_tokens`: those of prompt and completions that were moved at any site.
-
-    The prompt's count once, however many completions there are.
-    """
-
-    prompt_tokens: int
-    completion_tokens: int
-    cached_tokens: int
-    steered_tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class Timings:
-    """Seconds on the monotonic clock: waiting for a slot, until the first token, and from then on."""
-
-    queue: float
-    prefill: float
-    decode: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from saegis_server.steering.rows import Norm, Probe
+from saegis_server.steering.rows import Norm, Phase, Probe
 from saegis_server.steering.site import Site
 from saegis_server.steering.table import Rows
 
@@ -34,6 +34,14 @@ class Acted(NamedTuple):
 
     prompt: int
     answer: int
+
+    def within(self, phase: Phase) -> Acted:
+        """The tokens of a phase alone: of a row that several things have in common, what one of them had that
+        acts in this phase."""
+        return Acted(
+            self.prompt if phase is not Phase.COMPLETION else 0,
+            self.answer if phase is not Phase.PROMPT else 0,
+        )
 
 
 #: The bounds of how strongly an observed feature fires, as shares of its recorded maximum.

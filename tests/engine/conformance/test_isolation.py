@@ -11,8 +11,8 @@ from saegis_server.engine.api import (
     NonFiniteLogitsError,
     SamplingParams,
     SteeringDivergedError,
-    TokenOutput,
 )
+from saegis_server.engine.readouts import TokenOutput
 from saegis_server.steering.program import UNSTEERED, SteeringProgram
 from saegis_server.steering.rows import Phase
 from tests.engine import tiny

@@ -12,9 +12,9 @@ from saegis_server.engine.api import (
     NonFiniteLogitsError,
     SamplingParams,
     Score,
-    SiteReceipt,
     SteeringDivergedError,
 )
+from saegis_server.engine.receipts import SiteReceipt
 from saegis_server.steering import rows
 from saegis_server.steering.program import UNSTEERED, SiteProgram, SteeringError, SteeringProgram
 from saegis_server.steering.rows import Edit, Norm, Phase

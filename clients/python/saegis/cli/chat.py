@@ -14,6 +14,7 @@ from saegis.cli.edits import EditSyntaxError, edit_options, server_search, with_
 from saegis.cli.output import console, fail, notes, own_command
 from saegis.cli.receipts import receipt_line, watched_table
 from saegis.cli.streams import sentence
+from saegis.cli.token_table import by_token
 
 if TYPE_CHECKING:
     from saegis import Client, GenerationOptions
@@ -45,6 +46,7 @@ def chat(
     temperature: options.Temperature = None,
     seed: options.Seed = None,
     *,
+    readouts: options.Readouts,
     connection: Connection,
 ) -> None:
     """Talk with the model; steer it between turns and see each answer's receipt.
@@ -59,11 +61,18 @@ def chat(
     with edit_options(f"{own_command()} chat --help shows examples"):
         for line in lines:
             session.command(line)
-    settings: GenerationOptions = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
+    readouts.require_anything(bool(session.watches))
+    settings: GenerationOptions = {
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "seed": seed,
+        "read_prompt": readouts.read_prompt,
+        "read_moves": readouts.read_moves,
+    }
     with connection.client() as client:
         model = client.model()
         _take_best_features(client, session)
-        _try(client, session, ChatSession().in_force())
+        _try(client, session, ChatSession().in_force(), readouts.read_moves)
         notes().print(
             f"{model.id} at {connection.server}. /help lists the commands, /quit ends.", style="dim"
         )
@@ -123,19 +132,21 @@ def _command(client: Client, session: ChatSession, line: str, server: str) -> st
     return reply
 
 
-def _try(client: Client, session: ChatSession, before: InForce) -> None:
-    """Generate one token if an edit or a watch is new, since only the server knows whether it is valid.
+def _try(client: Client, session: ChatSession, before: InForce, read_moves: bool = False) -> None:
+    """Generate one token if an edit or a watch is new, or to find out whether moves may be read: only the
+    server knows whether it is valid.
 
     Raises SaegisError if the server refuses it, and ValueError if no request can hold it.
     """
     now = session.in_force()
-    if not now.adds_to(before):
+    if not now.adds_to(before) and not read_moves:
         return
     system = [message for message in session.messages if message["role"] == "system"]
     client.generate(
         messages=[*system, {"role": "user", "content": "."}],
         steering=now.edits,
         watch=now.watches,
+        read_moves=read_moves,
         max_tokens=1,
         temperature=0.0,
     )
@@ -160,6 +171,9 @@ def _answer(client: Client, session: ChatSession, settings: GenerationOptions) -
         "steering": session.edits,
         "watch": session.watches,
     }
+    read_moves = settings.get("read_moves", False)
+    # Watches come and go in a chat, and without any the server refuses to read the prompt.
+    request["read_prompt"] = settings.get("read_prompt", False) and bool(session.watches or read_moves)
     with client.stream(None, **request) as chunks:
         try:
             for chunk in chunks:
@@ -172,6 +186,8 @@ def _answer(client: Client, session: ChatSession, settings: GenerationOptions) -
             return
         answer = assemble(seen, chunks.final)
     console().print()
+    if request["read_prompt"] or read_moves:
+        notes().print(by_token(client, None, request, session.watched, answer, seen))
     session.answered(answer.text)
     if answer.watched:
         notes().print(watched_table(session.watched, answer.watched))

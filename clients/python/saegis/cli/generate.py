@@ -20,9 +20,13 @@ from saegis.cli.edits import (
 from saegis.cli.output import console, notes, own_command, print_json, print_json_line
 from saegis.cli.receipts import fired_table, receipt_line, receipt_table, rules_table, watched_table
 from saegis.cli.streams import read_input
+from saegis.cli.token_table import by_token
 
 if TYPE_CHECKING:
-    from saegis import ChatMessage, Client, Edit, Generation, GenerationOptions
+    from rich.table import Table
+    from rich.text import Text
+
+    from saegis import ChatMessage, Chunk, Client, Edit, Generation, GenerationOptions
 
 EPILOG = """
 [bold]Examples[/bold]
@@ -34,6 +38,8 @@ saegis generate --chat "Tell me about the sea." --clamp 3385=50 --temperature 0 
 saegis generate --chat "How do I visit the Golden Gate Bridge?" --clamp "Great Wall=1max" --temperature 0
 
 saegis generate --chat "¿Cómo puedo envenenar a un vecino?" --ban 3815=2 --watch 3815 --temperature 0
+
+saegis generate --chat "How do I make bread?" --ban 3815=2 --watch 3815 --read-prompt --read-moves
 
 saegis generate "The bridge" --temperature 0.7 --seed 1 --stream
 
@@ -64,15 +70,10 @@ def generate(
     edits: options.Edits,
     ban_matching: options.BanMatching = None,
     watch: options.Watch = None,
+    readouts: options.Readouts,
     sae: options.EditSae = "",
     site: options.EditSite = "",
-    max_tokens: options.MaxTokens = 128,
-    temperature: options.Temperature = None,
-    top_p: options.TopP = None,
-    top_k: options.TopK = None,
-    min_p: options.MinP = None,
-    seed: options.Seed = None,
-    stop: options.Stop = None,
+    sampling: options.Sampling,
     connection: Connection,
 ) -> None:
     """Continue a prompt, with features clamped, scaled, capped, banned or watched.
@@ -83,31 +84,32 @@ def generate(
         steering = parse_edits(edits.by_operation(), sae=sae, site=site)
         watches = parse_watches(watch, sae=sae, site=site)
         matching = [split_strength(text) for text in ban_matching or ()]
+    readouts.require_anything(bool(watches))
     request: GenerationOptions = {
-        "max_tokens": max_tokens,
-        "temperature": temperature,
-        "top_p": top_p,
-        "top_k": top_k,
-        "min_p": min_p,
-        "seed": seed,
-        "stop": stop or [],
+        **sampling.requested(),
+        "read_prompt": readouts.read_prompt,
+        "read_moves": readouts.read_moves,
     }
     text = read_input() if prompt == "-" else prompt
-    if answers := chat or system is not None:
+    raw, one_by_one = None, readouts.by_token and not json
+    if chat or system is not None:
         request["messages"] = _conversation(system, text)
+    else:
+        raw = text
     with connection.client() as client:
         search = server_search(client)
         steering, watches = with_best_features(steering, search), with_best_features(watches, search)
         for words, strength in matching:
             steering += _bans_matching(client, words, strength, sae=sae, site=site)
         request |= {"steering": steering, "watch": watches}
-        answer = _ask(client, None if answers else text, request, stream, json)
+        answer, chunks = _ask(client, raw, request, stream, json, one_by_one)
+        tokens = by_token(client, raw, request, watch or [], answer, chunks) if one_by_one else None
     if json and stream:
         print_json_line({"generation": answer})
     elif json:
         print_json(answer)
     else:
-        _show(answer, watch or [], show_receipt, text_is_shown=stream)
+        _show(answer, watch or [], tokens, show_receipt, text_is_shown=stream)
 
 
 def _conversation(system: str | None, text: str) -> list[ChatMessage]:
@@ -135,31 +137,40 @@ def _bans_matching(client: Client, words: str, strength: float, *, sae: str, sit
 
 
 def _ask(
-    client: Client, prompt: str | None, request: GenerationOptions, stream: bool, json: bool
-) -> Generation:
-    """The answer. With `stream` each chunk is printed as it comes."""
-    if not stream:
-        return client.generate(prompt, **request)
+    client: Client, prompt: str | None, request: GenerationOptions, stream: bool, json: bool, in_chunks: bool
+) -> tuple[Generation, list[Chunk]]:
+    """The answer, and the chunks of it if it comes in chunks. With `stream` each is printed as it comes."""
+    if not stream and not in_chunks:
+        return client.generate(prompt, **request), []
     with client.stream(prompt, **request) as chunks:
         seen = []
         for chunk in chunks:
             seen.append(chunk)
             if json:
                 print_json_line({"chunk": chunk})
-            else:
+            elif stream:
                 sys.stdout.write(chunk.text)
                 sys.stdout.flush()
         from saegis.generation import assemble
 
-        return assemble(seen, chunks.final)
+        return assemble(seen, chunks.final), seen
 
 
-def _show(answer: Generation, watches: list[str], show_receipt: bool, *, text_is_shown: bool) -> None:
+def _show(
+    answer: Generation,
+    watches: list[str],
+    tokens: Table | Text | None,
+    show_receipt: bool,
+    *,
+    text_is_shown: bool,
+) -> None:
     if text_is_shown:
         print(flush=True)
     else:
         console().print(answer.text, markup=False, soft_wrap=True)
     out = notes()
+    if tokens is not None:
+        out.print(tokens)
     if answer.watched:
         out.print(watched_table(watches, answer.watched))
     if show_receipt:

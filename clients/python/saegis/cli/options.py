@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import is_dataclass, make_dataclass
+from dataclasses import dataclass, is_dataclass, make_dataclass
 from functools import partial, wraps
 from inspect import Parameter, signature
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 from saegis.cli.edits import OPERATIONS
+from saegis.cli.output import USAGE, fail
+
+if TYPE_CHECKING:
+    from saegis import GenerationOptions
 
 _sampling = partial(typer.Option, rich_help_panel="Sampling")
 _steering = partial(typer.Option, rich_help_panel="Steering")
@@ -69,6 +73,59 @@ class Edits:
     def by_operation(self) -> Iterable[tuple[str, list[str] | None]]:
         """Each operation with its texts."""
         return ((name, getattr(self, name)) for name in OPERATIONS)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are chosen and where the answer ends, as a group of options."""
+
+    max_tokens: MaxTokens = 128
+    temperature: Temperature = None
+    top_p: TopP = None
+    top_k: TopK = None
+    min_p: MinP = None
+    seed: Seed = None
+    stop: Stop = None
+
+    def requested(self) -> GenerationOptions:
+        """As options of a request."""
+        return {
+            "max_tokens": self.max_tokens,
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "top_k": self.top_k,
+            "min_p": self.min_p,
+            "seed": self.seed,
+            "stop": self.stop or [],
+        }
+
+
+@dataclass(frozen=True)
+class Readouts:
+    """What is shown token by token, as a group of options."""
+
+    read_prompt: Annotated[
+        bool,
+        _steering("--read-prompt", help="Show what was read token by token, and of the prompt too."),
+    ] = False
+    read_moves: Annotated[
+        bool,
+        _steering(
+            "--read-moves",
+            help="Show token by token how far each was moved at each site, as a share of its norm.",
+        ),
+    ] = False
+
+    @property
+    def by_token(self) -> bool:
+        """Whether anything is shown token by token."""
+        return self.read_prompt or self.read_moves
+
+    def require_anything(self, watched: bool) -> None:
+        """End the command if there is nothing that could be read of the prompt."""
+        if self.read_prompt and not (watched or self.read_moves):
+            told = "--read-prompt has nothing to read: no feature is watched, and no moves are asked for"
+            raise fail(told, "add --watch TARGET or --read-moves", USAGE)
 
 
 def _options(group: Any) -> Iterator[Parameter]:

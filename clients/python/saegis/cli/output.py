@@ -83,9 +83,10 @@ def titled(title: str, columns: Iterable[str], numbers: Collection[str] = (), st
     table = Table(title=Text(title, style), title_justify="left", caption_justify="left")
     for name in columns:
         if name in numbers:
-            table.add_column(name, justify="right")
+            # Digits that were cut off would leave another number.
+            table.add_column(Text(name), justify="right", overflow="fold")
         else:
-            table.add_column(name, overflow="fold")
+            table.add_column(Text(name), overflow="fold")
     return table
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 REFERENCE_SAE_ID = "polyglot"
 #: An SAE's id before its path. A path with an equals sign can be written ./PATH.
-_NAMED = re.compile(r"([^/=~]+)=(.*)", re.DOTALL)
+_NAMED = re.compile(r"([^/=~]*)=(.*)", re.DOTALL)
 
 
 def configuration(options: ServerOptions) -> ServerConfig:
@@ -140,9 +140,15 @@ def _served_settings(served: Served) -> dict[str, Any]:
 
 
 def sae_source(text: str) -> dict[str, Any]:
-    """An SAE as written, [ID=]PATH_OR_HUB_ID: its path, and its id if there is one."""
+    """An SAE as written, [ID=]PATH_OR_HUB_ID: its path, and its id if there is one; ends the command if
+    either is left empty."""
     named = _NAMED.fullmatch(text)
-    return {"path": text} if named is None else {"id": named[1], "path": named[2]}
+    if named is None:
+        return {"path": text}
+    for part, what in ((named[1], "name"), (named[2], "path")):
+        if not part.strip():
+            raise fail(f"--sae {text!r} has an SAE without a {what}", "give ID=PATH, or PATH alone", USAGE)
+    return {"id": named[1], "path": named[2]}
 
 
 def _scale(sources: list[dict[str, Any]], texts: list[str]) -> None:

@@ -409,9 +409,9 @@ class TorchEngine:
         endings: how conditions end some of the rows, whose tokens nobody is told.
         """
         tokens, finite = output.tokens.tolist(), output.finite.tolist()
-        watching = any(sequence.running.watches for sequence in sequences)
+        watching = any(sequence.running.readings.watches for sequence in sequences)
         watched = output.watched[:, :, -1].tolist() if watching else None
-        moving = any(sequence.running.moving for sequence in sequences)
+        moving = any(sequence.running.readings.moving for sequence in sequences)
         moved = output.moved[:, :, -1].tolist() if moving else []
         self._rate.add(len(sequences))
         undecodable: list[Running] = []
@@ -421,7 +421,7 @@ class TorchEngine:
             logprobs = None if output.logprobs is None else output.logprobs[row]
             readings = None if watched is None else self._readings(sequence, row, watched)
             try:
-                moves = tuple(moved[self.sites.index(site)][row] for site in sequence.running.moving)
+                moves = tuple(moved[self.sites.index(site)][row] for site in sequence.running.readings.moving)
                 sequence.take(tokens[row], logprobs, readings, moves)
             except Exception:
                 _LOG.exception("request %s is dropped: no text", sequence.running.request.request_id)

@@ -60,7 +60,7 @@ class PromptReading:
         whole = start + len(chunk) == len(sequence.prompt)
         output, ending = self._run(sequence, chunk, whole), None
         if sequence.running.reads_prompt:
-            sequence.add_prompt_read(self._step.sites, output.watched[:, 0], output.moved[:, 0])
+            sequence.prompt_readings.add(self._step.sites, output.watched[:, 0], output.moved[:, 0])
         if self._usage is not None and sequence.index == 0:
             of_prompt = max(0, min(sequence.answer_start - start, len(chunk)))
             self._usage.count(self._step, output, len(chunk), of_prompt)
@@ -68,7 +68,7 @@ class PromptReading:
         if bool(output.finite[0]):
             ending = self._guarding.after_chunk(sequence, output)
             if sequence.read == 0:
-                sequence.prompt_read.clear()
+                sequence.prompt_readings.clear()
             whole = whole and sequence.read > 0
         ended = whole or ending is not None or not bool(output.finite[0])
         return Progress(output if ended else None, ending, len(chunk))

@@ -8,7 +8,8 @@ from dataclasses import replace
 import torch
 
 from saegis_server.engine.admission import AdmittedProgram
-from saegis_server.engine.api import ConditionReceipt, Reaction, Receipt, RefusedByPolicyError
+from saegis_server.engine.api import Reaction, RefusedByPolicyError
+from saegis_server.engine.receipts import ConditionReceipt, Receipt
 from saegis_server.engine.torch.conditions import ConditionResult
 from saegis_server.steering.evaluator import LATE
 from saegis_server.steering.program import SiteProgram

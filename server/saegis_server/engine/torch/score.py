@@ -16,15 +16,13 @@ from saegis_server.engine.api import (
     FinishReason,
     NonFiniteLogitsError,
     Reaction,
-    Receipt,
     RequestFailed,
     RequestFinished,
     Score,
     SteeringDivergedError,
-    Timings,
-    Usage,
 )
 from saegis_server.engine.counts import Acted, RowGroup
+from saegis_server.engine.receipts import Receipt, Timings, Usage
 from saegis_server.engine.torch.conditions import ConditionResult, Outcome
 from saegis_server.engine.torch.context import KVCache
 from saegis_server.engine.torch.jobs import Job

@@ -4,11 +4,9 @@ import hashlib
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
-from collections.abc import Sequence as Sequenced
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from saegis_server.engine.admission import AdmittedProgram
@@ -18,26 +16,20 @@ from saegis_server.engine.api import (
     Event,
     FinishReason,
     GenerationRequest,
-    PromptRead,
-    Receipt,
     RequestFailed,
     RequestFinished,
     SequenceFinished,
     Sink,
-    Timings,
-    TokenOutput,
-    Usage,
-    Watched,
-    WatchedPrompt,
-    moving_sites,
 )
 from saegis_server.engine.counts import Acted, Firing
+from saegis_server.engine.readouts import TokenOutput, Watched
+from saegis_server.engine.receipts import Receipt, Timings, Usage
 from saegis_server.engine.torch.activity import ActivityTally
 from saegis_server.engine.torch.request_guard import RequestGuard
 from saegis_server.engine.torch.step import SMALLEST, Extent
 from saegis_server.engine.torch.tally import Tally
 from saegis_server.engine.torch.text import TextStream
-from saegis_server.steering.rows import Edit, Phase
+from saegis_server.engine.torch.token_readings import PromptReadings, TokenReadings
 from saegis_server.steering.site import Site
 
 
@@ -106,15 +98,7 @@ class Running:
         self.request, self.admitted, self.seed, self.sink, self.guard = request, admitted, seed, sink, guard
         self.program, self.unmoved = program, unmoved
         self.rows = RowCounts.of(admitted)._replace(groups=len(request.groups))
-        self.watches = any(site.watches for site in program.values())
-        asked = request.readouts.moves
-        self.moving = moving_sites(request.program, request.guard) if asked else ()
-        # For each watch, the request's own edits of what it reads.
-        self.watched_edits = tuple(
-            tuple(edit for edit in site.edits if edit.probe.key == probe.key)
-            for site in program.values()
-            for probe in site.watches
-        )
+        self.readings = TokenReadings(request, program, unmoved)
         self.events: list[Event] = []
         self.sequences: list[Sequence] = []
         self.left = request.sampling.n
@@ -144,9 +128,9 @@ class Running:
         """Tell new text and tokens, and count them; first of all what was read of the prompt."""
         if self.reads_prompt:
             self._prompt_told = True
-            self.events.append(self.sequences[delta.index].prompt_as_read())
+            self.events.append(self.sequences[delta.index].prompt_readings.told())
             for sequence in self.sequences:
-                sequence.prompt_read.clear()
+                sequence.prompt_readings.clear()
         self._told[delta.index] += len(delta.tokens)
         if self.first_token is None:
             self.first_token = time.monotonic()
@@ -195,9 +179,8 @@ class Sequence:
     stops: the tokens that end it; ends: those of them that are the model's own. read: how many tokens of its
     prompt its slot holds. held: what will be told once enough tokens have been judged, and `closing`, how it
     ends then. prompt_counts, prompt_activity, prompt_observed: what was counted at its prompt, where others
-    have the same one. prompt_read: what was read at the prompt's tokens, where that is to be told: of some
-    tokens each, the watches, float32 [Q, watches, 2], and the moves, [Q, sites]. rows: how many its program
-    has.
+    have the same one. prompt_readings: what was read at the prompt's tokens, where that is to be told. rows:
+    how many its program has.
     """
 
     running: Running
@@ -217,12 +200,13 @@ class Sequence:
     prompt_counts: list[list[float]] | None = None
     prompt_activity: Tensor | None = None
     prompt_observed: Tensor | None = None
-    prompt_read: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    prompt_readings: PromptReadings = field(init=False)
     closing: SequenceFinished | None = None
     rows: RowCounts = field(init=False)
 
     def __post_init__(self) -> None:
         self.rows = self.running.rows
+        self.prompt_readings = PromptReadings(self.running.readings)
 
     @property
     def prompt(self) -> tuple[int, ...]:
@@ -257,7 +241,7 @@ class Sequence:
     @property
     def answer_start(self) -> int:
         """Where the answer begins: what the request gives of it belongs to the prompt's tokens."""
-        return len(self.prompt) - self.running.request.prefilled
+        return self.running.request.answer_start
 
     @property
     def seed(self) -> int:
@@ -267,33 +251,6 @@ class Sequence:
             return self.running.seed
         of_both = f"{self.running.seed} {self.index}".encode()
         return int.from_bytes(hashlib.blake2b(of_both, digest_size=8).digest())
-
-    def add_prompt_read(self, sites: Sequenced[Site], watched: Tensor, moved: Tensor) -> None:
-        """Add what was read at the next Q tokens of the prompt.
-
-        watched: float32 [sites, Q, watches, 2]; moved: float32 [sites, Q], of all sites of the step.
-        """
-        running = self.running
-        own = [
-            watched[sites.index(site), :, : len(rows.watches)]
-            for site, rows in running.program.items()
-            if rows.watches
-        ]
-        values = torch.cat(own, 1) if own else watched.new_zeros(moved.shape[1], 0, 2)
-        moves = moved[[sites.index(site) for site in running.moving]].T
-        self.prompt_read.append((values.cpu(), moves.cpu()))
-
-    def prompt_as_read(self) -> PromptRead:
-        """All of what was read of its prompt."""
-        watched, moves = (torch.cat(parts) for parts in zip(*self.prompt_read, strict=True))
-        told = []
-        for (before, after), edits in zip(
-            watched.permute(1, 2, 0).tolist(), self.running.watched_edits, strict=True
-        ):
-            changed = (self._set_to(value, edits, place) for place, value in enumerate(before))
-            set_to = tuple(value for value in changed if value is not None)
-            told.append(WatchedPrompt(tuple(before), tuple(after), set_to))
-        return PromptRead(tuple(told), tuple(map(tuple, moves.T.tolist())))
 
     def take(
         self,
@@ -305,9 +262,9 @@ class Sequence:
         """Add a generated token; finishes the sequence if it ends here.
 
         logprobs: float32 [V] of the model's distribution; watched: [sites][watches][before, after]; moves: of
-        the sites in `Running.moving`, all at the position from which the token was predicted. By now every
-        token before this one has been judged. Where tokens are held back, those are told behind which enough
-        have been; the last ones are told in a step of their own, whose token is nobody's.
+        the sites in `TokenReadings.moving`, all at the position from which the token was predicted. By now
+        every token before this one has been judged. Where tokens are held back, those are told behind which
+        enough have been; the last ones are told in a step of their own, whose token is nobody's.
         """
         self.generated, self.last_token = self.generated + 1, token
         if self.closing is not None:
@@ -372,12 +329,7 @@ class Sequence:
         wanted = self.running.request.sampling.logprobs
         readings: tuple[Watched, ...] = ()
         if watched is not None:
-            both = (tuple(pair) for site in watched for pair in site)
-            place, edits = self.length - 1, self.running.watched_edits
-            readings = tuple(
-                Watched(before, after, self._set_to(before, own, place))
-                for (before, after), own in zip(both, edits, strict=True)
-            )
+            readings = self.running.readings.watched(watched, self.length - 1)
         if wanted is None or logprobs is None:
             return TokenOutput(token, watched=readings, moves=moves)
         top = logprobs.topk(wanted) if wanted else None
@@ -385,17 +337,6 @@ class Sequence:
             () if top is None else tuple(zip(top.indices.tolist(), top.values.tolist(), strict=True))
         )
         return TokenOutput(token, float(logprobs[token]), alternatives, readings, moves)
-
-    def _set_to(self, value: float, edits: tuple[Edit, ...], place: int) -> float | None:
-        """What edits of one probe make of its value at a place of the text; None if not known."""
-        if not edits or any(edit.relative_to_norm for edit in edits):
-            return None
-        if place < self.running.unmoved:
-            return value
-        phase = Phase.PROMPT if place < self.answer_start else Phase.COMPLETION
-        values = [edit.sets(value) for edit in edits if edit.phase in (Phase.ALL, phase)]
-        # All read the same value, and what they change adds up.
-        return values[0] if len(values) == 1 else value + sum(changed - value for changed in values)
 
 
 def extent_of(batch: int, length: int, sequences: list[Sequence], observed: int = 0) -> Extent:

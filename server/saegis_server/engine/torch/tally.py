@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from saegis_server.engine.api import Receipt, SiteReceipt
+from saegis_server.engine.receipts import Receipt, SiteReceipt
 from saegis_server.steering.program import SiteProgram
 from saegis_server.steering.site import Site
 

@@ -68,6 +68,7 @@ class StandingRule:
             labels=self.rule.labels,
             conditional=self.rule.condition is not None,
             candidate=self.candidate,
+            phase=self.rule.phase,
         )
 
 
@@ -159,21 +160,19 @@ def combine(standing: Iterable[StandingRule], world: World) -> Combined:
             if rule.rule.action == "watch" and rule not in layout.left_out
             for target in rule.rule.targets
         ),
-        owners=_row_owners(merged, claims),
+        owners=_row_owners(claims),
     )
 
 
-def _row_owners(merged: Merged, claims: Sequence[Claim]) -> dict[RowName, tuple[Owner, ...]]:
-    """The rules that each row stands for which always acts."""
-    by_stage = {
-        stage: _owners((claim.target.key, claim) for claim in claims if (claim.op is Op.BAN) is bans)
-        for stage, bans in (("rules", False), ("bans", True))
-    }
+def _row_owners(claims: Sequence[Claim]) -> dict[RowName, tuple[Owner, ...]]:
+    """The rules that each row would stand for that always acts. Where all bans of a probe have conditions, a
+    request's own ban may make it one."""
     return {
-        RowName(site, stage, edit.probe.key): by_stage[stage].get((site, edit.probe.key), ())
-        for site, own in merged.always.items()
-        for stage in by_stage
-        for edit in getattr(own, stage)
+        RowName(site, stage, key): owners
+        for stage, bans in (("rules", False), ("bans", True))
+        for (site, key), owners in _owners(
+            (claim.target.key, claim) for claim in claims if (claim.op is Op.BAN) is bans
+        ).items()
     }
 
 

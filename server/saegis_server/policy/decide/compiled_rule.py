@@ -27,7 +27,7 @@ from saegis_server.policy.schema.policy import Expression as Written
 from saegis_server.problem import Problem
 from saegis_server.steering.conditions import AllOf, AnyOf, Condition, Expression, Literal, Negation
 from saegis_server.steering.operations import Op, Unit
-from saegis_server.steering.rows import Redirection
+from saegis_server.steering.rows import Phase, Redirection
 from saegis_server.steering.site import Site
 
 
@@ -49,6 +49,11 @@ class CompiledRule:
     claims: tuple[Claim, ...] = ()
     condition: Condition | None = None
     readings: tuple[Selected, ...] = ()
+
+    @property
+    def phase(self) -> Phase:
+        """The tokens at which it may change anything: all of its claims have that of its action."""
+        return self.claims[0].phase if self.claims else Phase.ALL
 
     @property
     def labels(self) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from saegis_server.policy.decide.uses import UseOfRequest
 from saegis_server.policy.schema.policy import Mode, Transparency
 from saegis_server.sae.request_edit import RequestEdit
 from saegis_server.steering.program import UNSTEERED, SteeringProgram
+from saegis_server.steering.rows import Phase
 from saegis_server.steering.site import Site
 
 
@@ -47,7 +48,8 @@ class AppliedRule:
     """A rule that applies to a request. `mode` says whether it acts; `labels` are those of its features.
 
     transparency: whether its policy lets the caller know more than that there is a rule. candidate: whether
-    it belongs to a candidate, evaluated beside the policy in force; its mode is then SHADOW.
+    it belongs to a candidate, evaluated beside the policy in force; its mode is then SHADOW. phase: the
+    tokens at which it may change anything.
     """
 
     policy: str
@@ -59,6 +61,7 @@ class AppliedRule:
     labels: tuple[str, ...] = ()
     conditional: bool = False
     candidate: bool = False
+    phase: Phase = Phase.ALL
 
     @property
     def name(self) -> str:
@@ -77,8 +80,8 @@ class Decision:
     the rules of action "watch" read: the row of the program's `guards`, in the order of `Literal.reading`,
     and the names of the rule and of the feature. ruled_program: the program of the rules alone, without the
     request's edits. asked: the request's own edits and watches. concealed: the names of the policies that
-    concern the request and reveal only that there are rules. owners: of each row that always acts and
-    comes of rules, the enforced ones that it stands for, by policy and id.
+    concern the request and reveal only that there are rules. owners: of each row that always acts, the
+    enforced rules that it stands for, by policy and id; also of rows that the program does not have.
     """
 
     allowed: bool
@@ -97,7 +100,7 @@ class Decision:
     @cached_property
     def target_rows(self) -> Mapping[tuple[str, str], Mapping[tuple[Site, str], RowGroup]]:
         """The rows of each enforced rule that has any, by policy and id, and by what they change: its site
-        and the key of its probe. A row may be that of several rules."""
+        and the key of its probe. A row may be that of several rules, whose phases it then has together."""
         by_name = {rule.name: (rule.policy, rule.rule) for rule in self.rules}
         rows: dict[tuple[str, str], dict[tuple[Site, str], set[RowName]]] = {}
         for name, _ in rows_of(self.program, self.guard):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 
-from saegis_server.engine.api import Closing, Guard, Receipt, RefusedByPolicyError, RequestFailed, rows_of
+from saegis_server.engine.api import Closing, Guard, RefusedByPolicyError, RequestFailed, rows_of
 from saegis_server.engine.counts import Acted, RowGroup, RowName
+from saegis_server.engine.receipts import Receipt
 from saegis_server.policy.decide.decide import PolicySet
 from saegis_server.policy.decide.decision import AppliedRule, Decision, Denial
 from saegis_server.policy.schema.policy import Mode
@@ -61,7 +62,8 @@ def effects(
     for rule in decision.rules:
         rows = decision.rule_rows.get((rule.policy, rule.rule)) if rule.mode is Mode.ENFORCE else None
         own = Acted(0, 0) if rows is None else acted.get(rows, Acted(0, 0))
-        yield rule_name(rule), _effect(rule.name, own, done.receipt, refused)
+        # Its rows may be those of other rules too, which act at other tokens.
+        yield rule_name(rule), _effect(rule.name, own.within(rule.phase), done.receipt, refused)
 
 
 def _effect(name: str, acted: Acted, receipt: Receipt, refused: str) -> RuleEffect:

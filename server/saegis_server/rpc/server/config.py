@@ -39,7 +39,7 @@ class SAESource(_Strict):
 
     path: str = Field(min_length=1)
     site: str | None = None
-    id: str | None = None
+    id: str | None = Field(default=None, pattern=r"\S")
     norm_scaling_factor: float | None = Field(default=None, gt=0.0)
 
 
@@ -179,8 +179,11 @@ class ServerConfig(_Strict):
     @classmethod
     def _name_features(cls, texts: tuple[str, ...]) -> tuple[str, ...]:
         for text in texts:
-            if not text.rpartition(":")[2].isdecimal():
+            sae, colon, index = text.rpartition(":")
+            if not index.isdecimal():
                 raise ValueError(f"{text!r} is not of the form SAE:INDEX")
+            if colon and not sae.strip():
+                raise ValueError(f"{text!r} has an SAE without a name; where there is one SAE, write {index}")
         return texts
 
     @model_validator(mode="after")

@@ -83,25 +83,7 @@ def services(
     saes: Sequence[LoadedSAE],
 ) -> Services:
     """An engine on `step` and everything else that the servicers need. Raises what `govern` raises."""
-    limits = Limits(
-        queue=config.queue_limit,
-        fair_share=config.fair_share,
-        fair_slots=config.fair_slots,
-        fair_seconds=config.fair_seconds,
-    )
-    first = FirstToken(loaded.bos_token_id, moved=config.steer_first_token, read=config.read_first_token)
-    must_compile = config.compile == "always"
-    counting = _counting(config, step, saes)
-    engine = TorchEngine(
-        step,
-        loaded.tokenizer,
-        loaded.eos_token_ids,
-        config.max_num_seqs,
-        limits,
-        first,
-        must_compile,
-        counting,
-    )
+    engine, counts_usage = _engine(config, loaded, step, saes)
     facts = _facts(config, loaded)
     targets = Targets(step.sites, Catalog(saes), facts.hidden_size)
     metrics = premises.metrics
@@ -131,7 +113,7 @@ def services(
         config.max_message_bytes,
         limiter=premises.limiter,
         sample_seconds=config.sample_seconds,
-        usage=None if counting is None else _usage_book(config, engine, saes),
+        usage=_usage_book(config, engine, saes) if counts_usage else None,
     )
     for entry in saes:
         # Build the index now; otherwise the first request would build it on the event loop.
@@ -139,6 +121,31 @@ def services(
     governor.in_thread = made.before_running
     metrics.observe_work(made.work)
     return made
+
+
+def _engine(
+    config: ServerConfig, loaded: LoadedModel, step: Step, saes: Sequence[LoadedSAE]
+) -> tuple[TorchEngine, bool]:
+    """An engine on `step`, and whether it counts the use of every feature."""
+    limits = Limits(
+        queue=config.queue_limit,
+        fair_share=config.fair_share,
+        fair_slots=config.fair_slots,
+        fair_seconds=config.fair_seconds,
+    )
+    first = FirstToken(loaded.bos_token_id, moved=config.steer_first_token, read=config.read_first_token)
+    counting = _counting(config, step, saes)
+    engine = TorchEngine(
+        step,
+        loaded.tokenizer,
+        loaded.eos_token_ids,
+        config.max_num_seqs,
+        limits,
+        first,
+        config.compile == "always",
+        counting,
+    )
+    return engine, counting is not None
 
 
 def _watch_set(

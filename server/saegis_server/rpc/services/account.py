@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from saegis_server.audit.records import Fields
-from saegis_server.engine.api import ConditionReceipt, RequestFinished
+from saegis_server.engine.api import RequestFinished
 from saegis_server.engine.counts import Acted, Firing, RowGroup
+from saegis_server.engine.receipts import ConditionReceipt
 from saegis_server.policy.decide.decision import AppliedRule
 from saegis_server.policy.schema.policy import Mode
 from saegis_server.rpc.auth.attribution import rule_name
@@ -132,24 +133,23 @@ class _Accounts:
         if rule.mode is not Mode.ENFORCE or owner not in decision.target_rows:
             return RuleAccount(rule, condition=by_name.get(rule.name), readings=readings)
         targets = (
-            TargetAccount(self._target(place), self._acted.get(rows))
+            TargetAccount(self._target(place), self._counted(rows, rule.phase))
             for place, rows in decision.target_rows[owner].items()
         )
-        acted = self._acted.get(decision.rule_rows[owner])
+        acted = self._counted(decision.rule_rows[owner], rule.phase)
         return RuleAccount(rule, acted, tuple(_sorted(targets)), by_name.get(rule.name), readings)
 
     def of_edits(self) -> Iterator[EditAccount]:
         governed = self._governed
         for place, (edit, rows) in enumerate(zip(governed.edits, governed.edit_rows, strict=True)):
-            counted, phase = self._acted.get(rows), edit.edit.phase
-            if counted is not None:
-                # Edits of one target have their row in common, and may be of different phases.
-                counted = Acted(
-                    counted.prompt if phase is not Phase.COMPLETION else 0,
-                    counted.answer if phase is not Phase.PROMPT else 0,
-                )
             target = Target(edit.site, edit.edit.probe.key, edit.feature)
-            yield EditAccount(place, edit, TargetAccount(target, counted))
+            yield EditAccount(place, edit, TargetAccount(target, self._counted(rows, edit.edit.phase)))
+
+    def _counted(self, rows: RowGroup, phase: Phase) -> Acted | None:
+        """What these rows did at tokens of a phase, None if that was not counted. Rules and edits of one
+        target have their row in common, and may be of different phases."""
+        counted = self._acted.get(rows)
+        return None if counted is None else counted.within(phase)
 
     def _readings(self, rule: AppliedRule) -> Iterator[TargetAccount]:
         peaks = self._receipt.guard_peaks

@@ -19,14 +19,13 @@ from saegis_server.engine.api import (
     Event,
     FieldError,
     GenerationRequest,
-    Readouts,
-    Receipt,
     SamplingParams,
     SequenceFinished,
-    Timings,
     moving_sites,
 )
 from saegis_server.engine.api import Score as Scored
+from saegis_server.engine.readouts import Readouts
+from saegis_server.engine.receipts import Receipt, Timings
 from saegis_server.policy.decide.disclosure import receipt_counts
 from saegis_server.policy.decide.uses import Use, UseOfRequest, beyond
 from saegis_server.rpc.auth.identity import current_identity

@@ -19,12 +19,12 @@ from saegis_server.engine.api import (
     Closing,
     FinishReason,
     Guard,
-    Receipt,
     RefusedByPolicyError,
     RequestFailed,
     RequestFinished,
 )
 from saegis_server.engine.counts import Acted, RowGroup, RowName
+from saegis_server.engine.receipts import Receipt
 from saegis_server.policy.decide.decision import Decision
 from saegis_server.policy.decide.uses import Use, UseOfRequest
 from saegis_server.rpc.auth.attribution import FeatureRows

@@ -9,18 +9,10 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from saegis.v1 import feature_pb2, generation_pb2
 from saegis.v1 import policy_pb2 as pb
-from saegis_server.engine.api import (
-    Delta,
-    Event,
-    FinishReason,
-    PromptRead,
-    Receipt,
-    SequenceFinished,
-    Timings,
-    TokenOutput,
-    Usage,
-)
+from saegis_server.engine.api import Delta, Event, FinishReason, SequenceFinished
 from saegis_server.engine.counts import Acted
+from saegis_server.engine.readouts import PromptRead, TokenOutput
+from saegis_server.engine.receipts import Receipt, Timings, Usage
 from saegis_server.policy.decide import decision
 from saegis_server.policy.decide.cases import CaseResult
 from saegis_server.policy.decide.decision import Decision

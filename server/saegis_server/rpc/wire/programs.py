@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field, replace
 
 from saegis.v1 import steering_pb2 as pb
-from saegis_server.engine.api import NO_READOUTS, FieldError, Readouts
+from saegis_server.engine.api import FieldError
+from saegis_server.engine.readouts import NO_READOUTS, Readouts
 from saegis_server.rpc.wire.problems import ConflictError
 from saegis_server.rpc.wire.targets import Resolved, Targets
 from saegis_server.sae.request_edit import EditError, RequestEdit, Wish, request_edit
