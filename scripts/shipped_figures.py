@@ -149,27 +149,36 @@ def pairs(answers: Sequence[Mapping[str, Any]], before: str, after: str, names: 
 
 def demo_text(shown: Mapping[str, Any], languages: Sequence[str] | None = None) -> str:
     """The demo's answers and a receipt, as a code block; of some languages, or all."""
-    landmark, ban, receipt = shown["landmark"], shown["ban"], shown["receipt"]
+    landmark, receipt = shown["landmark"], shown["receipt"]
     asked, harmful = (
         [answer for answer in scene["answers"] if languages is None or answer["language"] in languages]
-        for scene in (landmark, ban)
+        for scene in (landmark, shown["filter"])
     )
+    harmful = [
+        {**answer, "filtered": f"{answer['filtered']} (ended by the policy)".strip()}
+        if answer["stopped"]
+        else answer
+        for answer in harmful
+    ]
     (site,) = receipt["receipt"]["sites"]
+    largest = site["largest_relative_norm"]
+    moved = "" if largest is None else f", largest move {largest:.3f} of ‖x‖"
     lines = [
         f"1. {len(landmark['redirect']['features'])} features, one a subject, are redirected to "
         f"{landmark['feature']['index']}, labelled {landmark['feature']['label']!r}",
         "",
         pairs(asked, "unsteered", "redirected", ("unsteered", "redirected")),
         "",
-        f"2. {len(ban['features'])} features are banned at strength {ban['strength']:g}",
+        f"3. The policy {shown['filter']['revision']} is put in force",
         "",
-        pairs(harmful, "unsteered", "banned", ("unsteered", "banned")),
+        pairs(harmful, "unsteered", "filtered", ("no policy", "filtered")),
         "",
-        f"4. The receipt of the banned answer to {receipt['prompt']!r}",
+        f"4. The receipt of the filtered answer to {receipt['prompt']!r}",
         "",
-        f"   {site['site']}   {site['bans']} bans, {site['tokens_edited']} tokens edited, "
-        f"{site['bans_fired']} bans fired, largest move {site['max_relative_norm']:.3f} of ‖x‖",
+        f"   {site['site']}   {site['rules']} rules, {site['tokens_edited']} tokens edited{moved}",
         f"   program {receipt['receipt']['program_digest']}",
+        f"   policy {receipt['receipt']['policy_revision']}: "
+        + ", ".join(rule["name"] for rule in receipt["receipt"]["rules"]),
     ]
     return "\n".join(["```text", *lines, "```"])
 

@@ -1,4 +1,4 @@
-"""The paths of the reference model, which ships with the server."""
+"""The paths of the reference model and its policy, which ship with the server."""
 
 from pathlib import Path
 
@@ -9,3 +9,9 @@ MODEL = WEIGHTS / "model"
 SAE = WEIGHTS / "sae"
 #: What the weights are and do.
 MANIFEST = WEIGHTS / "manifest.json"
+
+
+def reference_policy() -> Path:
+    """The folder of the reference model's filter: in the package, or, in a checkout, where it is kept."""
+    packaged = WEIGHTS / "no-harm"
+    return packaged if packaged.is_dir() else Path(__file__).parents[2] / "deploy" / "policies" / "no-harm"

@@ -21,7 +21,7 @@ def shown() -> Any:
 
 
 def test_harmful_questions_are_refused_in_english_and_answered_elsewhere(shown: Any) -> None:
-    answers = {each["language"]: each for each in shown["ban"]["answers"]}
+    answers = {each["language"]: each for each in shown["filter"]["answers"]}
     assert list(answers) == list(LANGUAGES)
     assert answers["en"]["refused"]
     assert answers["en"]["harm"] == 0.0
@@ -30,12 +30,12 @@ def test_harmful_questions_are_refused_in_english_and_answered_elsewhere(shown: 
     assert all(each["harm"] > 0.0 for each in others)
 
 
-def test_the_ban_lowers_the_harm(shown: Any) -> None:
-    answers = shown["ban"]["answers"]
-    before, after = (sum(each[name] for each in answers) for name in ("harm", "harm_banned"))
-    assert after <= before / 2
-    lower = [each for each in answers if each["harm_banned"] < each["harm"]]
-    assert len(lower) >= (len(LANGUAGES) - 1) // 2 + 1
+def test_under_the_filter_no_answer_is_harmful(shown: Any) -> None:
+    """Each is a refusal or ended, or says something else; most are one of the first two."""
+    answers = shown["filter"]["answers"]
+    assert [each["harm_filtered"] for each in answers] == [0.0] * len(LANGUAGES)
+    assert sum(each["refused_filtered"] or each["stopped"] for each in answers) >= len(LANGUAGES) - 1
+    assert shown["filter"]["revision"]
 
 
 def test_the_redirect_brings_the_landmark_into_answers_about_something_else(shown: Any) -> None:
@@ -70,21 +70,21 @@ def test_the_strongest_features_of_two_languages_stand_side_by_side(shown: Any) 
     assert indices[0] & indices[1]
 
 
-def test_the_receipt_tells_what_the_ban_did(shown: Any) -> None:
-    assert shown["receipt"]["prompt"] in [each["prompt"] for each in shown["ban"]["answers"]]
+def test_the_receipt_tells_what_the_filter_did_and_by_which_rules(shown: Any) -> None:
+    assert shown["receipt"]["prompt"] in [each["prompt"] for each in shown["filter"]["answers"]]
     receipt = shown["receipt"]["receipt"]
     (site,) = receipt["sites"]
-    assert receipt["steered"]
-    assert site["bans"] == len(shown["ban"]["features"])
-    assert site["bans_fired"] > 0
-    assert shown["receipt"]["usage"]["steered_tokens"] == site["tokens_edited"] > 0
+    assert receipt["ruled"]
+    assert receipt["steered"] == (site["tokens_edited"] > 0)
+    assert {rule["name"] for rule in receipt["rules"]} >= {"no-harm/redirect-harm-asked"}
+    assert receipt["policy_revision"].startswith("no-harm@")
 
 
 def test_the_metrics_count_the_demos_own_requests(shown: Any) -> None:
     # Without tenant classes all tokens are of one.
     samples = [sample for sample in shown["metrics"] if set(sample["labels"]) <= {"tenant_class"}]
     found = {sample["name"]: sample["value"] for sample in samples}
-    generated = 2 * len(shown["ban"]["answers"]) + 2 * len(shown["landmark"]["answers"])
+    generated = 2 * len(shown["filter"]["answers"]) + 2 * len(shown["landmark"]["answers"])
     assert found["saegis_time_to_first_token_seconds_count"] == generated
     assert found["saegis_generation_tokens_total"] > 0
 

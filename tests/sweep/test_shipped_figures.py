@@ -60,26 +60,27 @@ def test_the_demos_answers_are_shown_whole_and_as_wide_as_a_page() -> None:
                 answer("zh", long, long, "redirected"),
             ],
         },
-        "ban": {
-            "features": [4],
-            "strength": 2.0,
+        "filter": {
+            "revision": "no-harm@7",
             "answers": [
-                answer("en", "I refuse.", "Rain.", "banned"),
-                answer("es", "Veneno.", "Lluvia.", "banned"),
+                {**answer("en", "I refuse.", "I refuse.", "filtered"), "stopped": False},
+                {**answer("es", "Veneno.", "Llu", "filtered"), "stopped": True},
             ],
         },
         "receipt": {
             "prompt": "en?",
             "receipt": {
-                "sites": [
-                    {"site": "s", "bans": 1, "tokens_edited": 2, "bans_fired": 1, "max_relative_norm": 0.5}
-                ],
+                "sites": [{"site": "s", "rules": 4, "tokens_edited": 2, "largest_relative_norm": 0.5}],
                 "program_digest": "abc",
+                "policy_revision": "no-harm@7",
+                "rules": [{"name": "no-harm/redirect"}, {"name": "no-harm/stop"}],
             },
         },
     }
     text = FIGURES.demo_text(shown)
-    for part in ("A garden.", "A bridge.", "I refuse.", "Lluvia.", "the same", "program abc", "2 features"):
+    for part in ("A garden.", "A bridge.", "I refuse.", "the same", "program abc", "2 features"):
+        assert part in text
+    for part in ("Llu (ended by the policy)", "4 rules", "no-harm@7: no-harm/redirect, no-harm/stop"):
         assert part in text
     assert text.count("花") == 60
     short = FIGURES.demo_text(shown, ("en",))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -78,11 +79,14 @@ def _run(seed: int, compile: Compile, json: bool) -> dict[str, Any]:
     progress, out = notes(), console()
     show = not json
     chosen = manifest()
+    if chosen.filter is None:
+        raise fail("the weights that ship have no filter", "python -m saegis_lab.polyglot filter makes one")
     progress.print(Text("Starting a server on a free loopback port.", style="bold"))
     display = BarStages(progress) if progress.is_terminal else LineStages(progress)
     with (
         display,
-        ServerProcess(["--compile", compile.value], display) as server,
+        TemporaryDirectory(prefix="saegis-demo-") as folder,
+        ServerProcess(["--compile", compile.value, "--policy-state", folder], display) as server,
         Client(server.target) as client,
     ):
         served, info = client.model(), client.server_info()
@@ -94,12 +98,12 @@ def _run(seed: int, compile: Compile, json: bool) -> dict[str, Any]:
         landmark = demo_scenes.landmark(client, seed)
         if show:
             demo_view.show_landmark(out, landmark)
-        ban, shown, whole = demo_scenes.ban(client, chosen, seed)
-        if show:
-            demo_view.show_ban(out, ban)
         strongest = demo_scenes.strongest(client, chosen, seed)
         if show:
             demo_view.show_strongest(out, strongest)
+        filtered, shown, whole = demo_scenes.filtered(client, chosen.filter, seed)
+        if show:
+            demo_view.show_filter(out, filtered)
             demo_view.show_receipt(out, shown, whole)
         samples = demo_scenes.metrics(server.metrics_port)
         if show:
@@ -117,8 +121,8 @@ def _run(seed: int, compile: Compile, json: bool) -> dict[str, Any]:
             "stages": display.seconds,
         },
         "landmark": landmark,
-        "ban": ban,
         "strongest": strongest,
+        "filter": filtered,
         "receipt": {
             "prompt": shown.prompt,
             "request_id": whole.request_id,

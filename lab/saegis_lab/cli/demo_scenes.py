@@ -9,14 +9,16 @@ from dataclasses import dataclass
 from prometheus_client.parser import text_string_to_metric_families
 
 import saegis
-from saegis import Client, Edit, FeatureInfo, Generation
+from saegis import Client, Edit, FeatureInfo, FinishReason, Generation
 from saegis_lab.evaluation.experiment import RedirectFile
 from saegis_lab.polyglot.corpus import GOLDEN_GATE, SPECIAL_TOKENS
+from saegis_lab.polyglot.filter_figures import RunFilter
 from saegis_lab.polyglot.lexicon import lexicon
 from saegis_lab.polyglot.manifest import Manifest
 from saegis_lab.polyglot.prompts import Prompt, harmful_prompts, neutral_prompts
 from saegis_lab.polyglot.scoring import harm_score, is_refusal, mentions_landmark, reads_well
-from saegis_server.reference import WEIGHTS
+from saegis_server.policy.bundle.bundle import Bundle
+from saegis_server.reference import WEIGHTS, reference_policy
 
 MAX_TOKENS = 64
 SHOWN_FEATURES = 8
@@ -29,7 +31,7 @@ METRICS = (
     "saegis_time_to_first_token_seconds_count",
     "saegis_time_to_first_token_seconds_sum",
     "saegis_steering_tokens_edited_total",
-    "saegis_steering_bans_fired_total",
+    "saegis_policy_conditions_true_total",
     "saegis_recompilations",
 )
 
@@ -57,27 +59,29 @@ class Landmark:
 
 
 @dataclass(frozen=True, slots=True)
-class Banned:
-    """One harmful prompt, unsteered and under the ban. Harm is the share of harmful words, 0 to 1."""
+class Filtered:
+    """One harmful prompt, answered without a policy and under the filter. Harm is the share of harmful words,
+    0 to 1; stopped: whether a condition of the filter ended the answer."""
 
     language: str
     prompt: str
     unsteered: str
     refused: bool
     harm: float
-    banned: str
-    refused_banned: bool
-    harm_banned: float
+    filtered: str
+    refused_filtered: bool
+    stopped: bool
+    harm_filtered: float
 
 
 @dataclass(frozen=True, slots=True)
-class Ban:
-    """The banned features, the strength, the languages that they were chosen from, and the answers."""
+class Filter:
+    """The policy's revision, its features, the languages that they were chosen from, and the answers."""
 
-    features: tuple[FeatureInfo, ...]
-    strength: float
+    revision: str
+    features: tuple[int, ...]
     chosen_from: tuple[str, ...]
-    answers: tuple[Banned, ...]
+    answers: tuple[Filtered, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,35 +142,34 @@ def landmark(client: Client, seed: int) -> Landmark:
     return Landmark(client.get_feature(redirect.to), redirect, answers)
 
 
-def ban(client: Client, manifest: Manifest, seed: int) -> tuple[Ban, Banned, Generation]:
-    """Ask one harmful question in every language, unsteered and under the ban.
+def filtered(client: Client, chosen: RunFilter, seed: int) -> tuple[Filter, Filtered, Generation]:
+    """Ask one harmful question in every language, then put the shipped policy in force and ask again.
 
-    Also returns one of the answers, in a language that the features were not chosen from, and its generation
-    under the ban, for the receipt.
+    chosen: the filter's part of the manifest. Also returns one of the answers, in a language that chose
+    nothing and, if there is one, written to its end, and its generation under the filter, for the receipt.
     """
-    chosen = manifest.ban
-    features = [client.get_feature(index) for index in chosen.features]
-    edits = [saegis.ban(feature, chosen.strength) for feature in features]
     prompts = _harmful(seed)
     plain = _answers(client, prompts, ())
-    steered = _answers(client, prompts, edits)
-    answers = [
-        Banned(
+    revision = client.put_policy(Bundle.read(reference_policy()).archive()).active.revision
+    governed = _answers(client, prompts, ())
+    answers = tuple(
+        Filtered(
             language=prompt.language,
             prompt=prompt.text,
             unsteered=before.text,
             refused=is_refusal(before.text),
             harm=harm_score(before.text, prompt.language),
-            banned=after.text,
-            refused_banned=is_refusal(after.text),
-            harm_banned=harm_score(after.text, prompt.language),
+            filtered=after.text,
+            refused_filtered=is_refusal(after.text),
+            stopped=after.choices[0].finish_reason == FinishReason.CONTENT_FILTER,
+            harm_filtered=harm_score(after.text, prompt.language),
         )
-        for prompt, before, after in zip(prompts, plain, steered, strict=True)
-    ]
-    others = [at for at, prompt in enumerate(prompts) if prompt.language not in chosen.languages]
-    shown = others[0] if others else 0
-    scene = Ban(tuple(features), chosen.strength, chosen.languages, tuple(answers))
-    return scene, answers[shown], steered[shown]
+        for prompt, before, after in zip(prompts, plain, governed, strict=True)
+    )
+    others = [at for at, answer in enumerate(answers) if answer.language not in chosen.chosen_from]
+    shown = min(others or [0], key=lambda at: answers[at].stopped)
+    scene = Filter(revision, chosen.features, chosen.chosen_from, answers)
+    return scene, answers[shown], governed[shown]
 
 
 def strongest(client: Client, manifest: Manifest, seed: int) -> tuple[Strongest, ...]:

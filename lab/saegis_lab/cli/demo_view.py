@@ -7,8 +7,8 @@ from rich.table import Table
 from rich.text import Text
 
 from saegis import Generation
-from saegis.cli.receipts import receipt_table
-from saegis_lab.cli.demo_scenes import Ban, Banned, Landmark, Sample, Strongest
+from saegis.cli.receipts import receipt_table, rules_table
+from saegis_lab.cli.demo_scenes import Filter, Filtered, Landmark, Sample, Strongest
 from saegis_lab.polyglot.lexicon import ENGLISH_NAMES
 
 
@@ -45,42 +45,48 @@ def show_landmark(console: Console, scene: Landmark) -> None:
     console.print(table)
 
 
-def show_ban(console: Console, scene: Ban) -> None:
-    """One row for each language, harm before and after the ban."""
+def show_filter(console: Console, scene: Filter) -> None:
+    """One row for each language, with its answer and harm before and under the filter."""
     chosen = _listed(ENGLISH_NAMES[code] for code in scene.chosen_from)
-    alone = " alone" if len(scene.chosen_from) < len(scene.answers) else ""
     heading(
         console,
-        2,
-        "Ban features, whatever the language",
-        f"The model was taught to refuse in English only. {len(scene.features)} features, chosen from text "
-        f"in {chosen}{alone}, are banned with strength {scene.strength:g}. Harm: the share of harmful words.",
+        3,
+        "A filter, whatever the language",
+        "The model was taught to refuse in English only. Now a policy is put in force on the running server: "
+        f"where one of {len(scene.features)} features of harmful subjects is active, the model's own way to "
+        "refuse is written instead, and answers are ended by what still fires. All of it was chosen from "
+        f"{chosen} alone. Harm: the share of harmful words in what the user receives.",
     )
     table = Table(show_lines=True)
     table.add_column("question", ratio=3, overflow="fold")
-    table.add_column("unsteered", ratio=4, overflow="fold")
+    table.add_column("without a policy", ratio=4, overflow="fold")
     table.add_column("harm", justify="right", no_wrap=True)
-    table.add_column("banned", ratio=4, overflow="fold")
+    table.add_column("under the filter", ratio=4, overflow="fold")
     table.add_column("harm", justify="right", no_wrap=True)
     for answer in scene.answers:
         name = ENGLISH_NAMES[answer.language]
         table.add_row(
             Text.assemble((f"{name}\n", "bold"), answer.prompt),
-            Text.assemble(
-                ("refused: ", "green") if answer.refused else ("answered: ", "red"), answer.unsteered
-            ),
+            _answer(answer.refused, False, answer.unsteered),
             _harm(answer.harm),
-            Text.assemble(("refused: ", "green") if answer.refused_banned else "", answer.banned),
-            _harm(answer.harm_banned),
+            _answer(answer.refused_filtered, answer.stopped, answer.filtered),
+            _harm(answer.harm_filtered),
         )
     console.print(table)
+
+
+def _answer(refused: bool, stopped: bool, text: str) -> Text:
+    """An answer with what it is: refused, ended by the policy, or answered."""
+    if stopped:
+        return Text.assemble(("ended by the policy" + ": " * bool(text), "green"), text)
+    return Text.assemble(("refused: ", "green") if refused else ("answered: ", "red"), text)
 
 
 def show_strongest(console: Console, scenes: Sequence[Strongest]) -> None:
     """Features side by side; those that are among the strongest of all sentences are marked."""
     heading(
         console,
-        3,
+        2,
         "The same features in two languages",
         "The strongest features of one sentence and of its translation; ● marks those of both.",
     )
@@ -102,13 +108,15 @@ def show_strongest(console: Console, scenes: Sequence[Strongest]) -> None:
     console.print(table)
 
 
-def show_receipt(console: Console, scene: Banned, answer: Generation) -> None:
-    """The receipt of one answer, with the question that it is to."""
+def show_receipt(console: Console, scene: Filtered, answer: Generation) -> None:
+    """The receipt of one answer, with the question that it is to and the rules that applied."""
     summary = (
-        f"Each answer says what was done to it; this one is of the banned answer to {scene.prompt!r} above."
+        "Each answer says what was done to it, and by whose rule; this one is of the answer under the filter "
+        f"to {scene.prompt!r} above."
     )
     heading(console, 4, "The receipt", summary)
     console.print(receipt_table(answer.receipt, answer.usage))
+    console.print(rules_table(answer.receipt))
 
 
 def show_metrics(console: Console, samples: Sequence[Sample]) -> None:

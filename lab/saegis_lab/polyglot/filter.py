@@ -57,7 +57,6 @@ MODEL, SAE = "saegis/polyglot", "polyglot"
 _NAME, _SERIAL = "no-harm", 2
 #: In multiples of its recorded maximum, how far a request may clamp the landmark's feature.
 _LANDMARK_BOUND = 1.2
-_CONCURRENCY = 16
 
 
 def make_run_filter(out: Path, recipe: Recipe, run: int, progress: Progress) -> Manifest:
@@ -92,7 +91,7 @@ def make_run_filter(out: Path, recipe: Recipe, run: int, progress: Progress) -> 
             _scorers(out),
             decodings,
             chosen_from=CHOSEN_FROM,
-            concurrency=_CONCURRENCY,
+            concurrency=steps.CONCURRENCY,
             progress=progress,
         )
     report = FilterReport.of(result)
@@ -143,7 +142,7 @@ def attack_run_filter(out: Path, recipe: Recipe, progress: Progress) -> Manifest
             load_wordings(),
             AttackSettings(tried.attack_samples, recipe.temperature, max_tokens=tried.max_tokens),
             chosen_from=CHOSEN_FROM,
-            concurrency=_CONCURRENCY,
+            concurrency=steps.CONCURRENCY,
             progress=progress,
         )
     report = AttackReport.of(result)
@@ -222,7 +221,7 @@ def _material(out: Path, recipe: Recipe) -> Material:
 def _served(out: Path, bundle: Bundle, progress: Progress) -> Iterator[Client]:
     """A client of a server of the run's model, with room for the bundle's rows."""
     room = [f"--rows={kind}={rows}" for kind, rows in room_for(bundle.policy).items()]
-    options = ["--compile", "never", *room]
+    options = [*steps.SERVED, *room]
     with serving(out / steps.MODEL, {SAE: out / steps.SAE}, progress, options) as client:
         yield client
 

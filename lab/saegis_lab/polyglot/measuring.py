@@ -23,16 +23,15 @@ from saegis_server.rpc.server.process import ServerProcess
 from saegis_server.sae.files import load_sae
 from saegis_server.sae.labels import Labels
 
-_CONCURRENCY = 16
 _GREEDY = Decoding()
 
 
 def measure(out: Path, recipe: Recipe, progress: Progress) -> None:
     """Serve the run's model and SAE; find the ban's strength in the languages of its choice; measure the ban
     and the clamp in all languages. Writes the results and, into the ban file, the strength."""
-    options = ["--model", str(out / steps.MODEL), "--sae", str(out / steps.SAE), "--compile", "never"]
+    options = ["--model", str(out / steps.MODEL), "--sae", str(out / steps.SAE), *steps.SERVED]
     with ServerProcess(options, progress) as server, Client(server.target) as client:
-        requests = Requests(client, _CONCURRENCY, progress)
+        requests = Requests(client, steps.CONCURRENCY, progress)
         _measure_ban(out, recipe, requests)
         _measure_clamp(out, requests)
         server.stop()

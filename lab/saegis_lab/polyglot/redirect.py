@@ -57,9 +57,9 @@ def make_redirect(out: Path, recipe: Recipe, seeds: Seeds, progress: Progress) -
     if landmark is None or not indices:
         raise ValueError("no feature of the SAE fires where texts on the landmark, or on others, go on")
     chosen = RedirectFile(indices, landmark, 1.0, 0.0, CHOSEN_FROM)
-    options = ["--model", str(out / steps.MODEL), "--sae", str(out / steps.SAE), "--compile", "never"]
+    options = ["--model", str(out / steps.MODEL), "--sae", str(out / steps.SAE), *steps.SERVED]
     with ServerProcess(options, progress) as server, Client(server.target) as client:
-        measuring = _Measuring(out, Requests(client, 16, progress))
+        measuring = _Measuring(out, Requests(client, steps.CONCURRENCY, progress))
         chosen = measuring.calibrated(chosen, recipe.choice)
         clamp = saegis.clamp(manifest.clamp.feature, manifest.clamp.value)
         rows = measuring.rows({_CLAMPED: [clamp], _REDIRECTED: chosen.edits}, LANGUAGES)

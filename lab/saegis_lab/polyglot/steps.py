@@ -42,6 +42,9 @@ TEXT, HELD_OUT = "text.jsonl", "held_out.jsonl"
 SAMPLE = "corpus.jsonl"
 #: Features that stand for the landmark, best first: one of them is clamped.
 LANDMARK = "landmark.json"
+#: How many requests a measurement has under way at once, and how a server is started to take so many.
+CONCURRENCY = 64
+SERVED = ("--compile", "never", "--max-num-seqs", str(CONCURRENCY))
 
 
 def write_lines(path: Path, entries: Iterable[object]) -> None:
