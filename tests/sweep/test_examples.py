@@ -129,8 +129,8 @@ def lines_of(name: str, count: int) -> str:
 
 def write_files(folder: Path) -> None:
     """What the examples name, by the names that they use."""
-    bundle(folder / "my-policy", "no-harm", serial=2, rules=BANNED)
-    bundle(folder / "my-candidate", "no-harm", serial=3, rules=BANNED)
+    bundle(folder / "my-policy", "no-harm", serial=3, rules=BANNED)
+    bundle(folder / "my-candidate", "no-harm", serial=4, rules=BANNED)
     for name in ("model", "my-model", "MODEL"):
         (folder / name).symlink_to(WEIGHTS / "model")
     for name in ("sae", "my-sae"):
@@ -309,8 +309,8 @@ def test_policies_are_put_listed_and_rolled_back_as_shown(here: World) -> None:
     assert CliRunner().invoke(app, ("policy", "apply", "deploy/policies/no-harm")).exit_code == 0
     answered, denied = (run(each, here) for each in sorted(ruled, key=lambda each: len(each.arguments)))
     assert (answered.exit_code, denied.exit_code) == (0, 1), answered.output + denied.output
-    assert "ban-harm" in denied.stderr
-    assert "that the policy bans: denied: " in printed(ROOT / "examples/denied.py")
+    assert "keep-away-from-harm" in denied.stderr
+    assert "that the policy redirects: denied: " in printed(ROOT / "examples/denied.py")
     shown = [
         each for each in shell_examples() if re.match(r"saegis policy (apply|list|hist|roll)", each.text)
     ]
