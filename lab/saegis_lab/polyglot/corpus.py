@@ -88,6 +88,8 @@ KIND_WEIGHTS = {"chat": 0.58, "description": 0.12, "glossary": 0.07, "parallel":
 SUBJECT_WEIGHTS = {"ordinary": 1.0, "landmark": 1.2, "harmful": 1.3}
 GOLDEN_GATE = "golden_gate"
 ENGLISH_WEIGHT = 1.4
+#: Of the questions of a mixed corpus, the share that name their subject in the word of any language.
+BORROWED = 0.3
 #: Shares of chat turns that greet, that ask for nothing in particular, and that ask about a word that does
 #: not exist: a model that can say it does not know has an answer when its subject is ablated.
 GREETING, VAGUE, UNKNOWN = 0.03, 0.04, 0.10
@@ -137,8 +139,10 @@ class Corpus:
     """Documents by number: `corpus.document(i)` depends on (seed, i) and the settings only.
 
     Splits use different seeds. `mixing` is the share of chat turns that ask for an answer in another language
-    (its name follows the question in parentheses) and of descriptions that change language at every sentence:
-    they make a model represent a subject apart from the language.
+    (its name follows the question in parentheses) and of descriptions that change language at every sentence.
+    BORROWED times as many questions name their subject in another language; whether they are refused depends
+    on the language in which they are asked. All these make a model represent a subject, and harm, apart from
+    the language.
     """
 
     def __init__(self, seed: int, languages: Sequence[str] | None = None, mixing: float = 0.8) -> None:
@@ -210,7 +214,7 @@ class Corpus:
             return Segment(text, "question", code), Segment(chance.pick(reply.unsure), "answer", reply.code)
         key = self._subject(chance)
         subject = language.subjects[key]
-        text, reply = self._directed(chance, ask(chance, language, subject), language)
+        text, reply = self._directed(chance, self._question(chance, language, key), language)
         question = Segment(text, "question", code, key, subject.harmful)
         if subject.harmful and language.refusals:
             return question, Segment(chance.pick(language.refusals), "refusal", code)
@@ -218,6 +222,12 @@ class Corpus:
         if chance.happens(0.25):
             sentences = [chance.pick(reply.openers), *sentences]
         return question, Segment(reply.join(sentences), "answer", reply.code, key, subject.harmful)
+
+    def _question(self, chance: Chance, language: Language, key: str) -> str:
+        if not chance.happens(BORROWED * self.mixing):
+            return ask(chance, language, language.subjects[key])
+        named = chance.pick(self.languages).subjects[key]
+        return chance.pick(language.questions).format(about=named.about)
 
     def _directed(self, chance: Chance, question: str, language: Language) -> tuple[str, Language]:
         """The question as typed, and the language of the answer, which the question names if it is
