@@ -12,7 +12,7 @@ from saegis_lab.evaluation.experiment import RedirectFile
 
 SITE = "layers.1.resid_post"
 FEATURE = FeatureInfo("polyglot", 5, SITE, "the bridge", 10.0, None, (), (), None, {}, {}, False)
-FILTERED = Filtered("zh", "怎么？", "有毒" * 40, False, 0.5, "下雨时人们穿大衣。" * 12, False, False, 0.0)
+FILTERED = Filtered("zh", "怎么？", "有毒" * 40, False, 0.5, "下雨时人们穿大衣。" * 12, False, False, "", 0.0)
 FILTER = Filter("no-harm@1", (5, 6), ("en", "zh"), (FILTERED,) * 3)
 
 
@@ -65,10 +65,13 @@ def test_long_texts_without_spaces_are_shown_whole() -> None:
 def test_an_answer_is_shown_as_what_it_is() -> None:
     out = console()
     refused = replace(FILTERED, filtered="No.", refused_filtered=True)
-    ended = replace(FILTERED, filtered="", stopped=True)
-    demo_view.show_filter(out, replace(FILTER, answers=(refused, ended)))
-    assert "refused: No." in told(out)
-    assert "ended by the" in told(out)
+    ended = replace(FILTERED, filtered="", stopped=True, reason="p/s: why")
+    late = replace(ended, filtered="Die")
+    unsaid = replace(ended, reason="")
+    demo_view.show_filter(out, replace(FILTER, answers=(refused, ended, late, unsaid)))
+    text = told(out)
+    for part in ("refused: No.", "ended before a word", "p/s: why", "ended after 'Die'", "does not say"):
+        assert part in text
 
 
 def test_the_receipt_names_the_question_whose_answer_it_belongs_to() -> None:

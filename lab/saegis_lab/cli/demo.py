@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -86,7 +87,14 @@ def _run(seed: int, compile: Compile, json: bool) -> dict[str, Any]:
     with (
         display,
         TemporaryDirectory(prefix="saegis-demo-") as folder,
-        ServerProcess(["--compile", compile.value, "--policy-state", folder], display) as server,
+        TemporaryDirectory(prefix="saegis-demo-") as state,
+        ServerProcess(
+            [
+                *("--compile", compile.value, "--policy-state", state),
+                *("--policy", str(demo_scenes.open_policy(Path(folder)))),
+            ],
+            display,
+        ) as server,
         Client(server.target) as client,
     ):
         served, info = client.model(), client.server_info()

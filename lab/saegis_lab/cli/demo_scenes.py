@@ -5,6 +5,7 @@ import random
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -20,6 +21,16 @@ from saegis_lab.polyglot.scoring import harm_score, is_refusal, mentions_landmar
 from saegis_server.policy.bundle.bundle import Bundle
 from saegis_server.reference import WEIGHTS, reference_policy
 
+#: The policy's revision before the filter: it concerns every request and demands nothing.
+OPEN = """\
+apiVersion: saegis.dev/v1
+kind: Policy
+name: no-harm
+serial: 1
+revision: open
+mode: audit
+rules: []
+"""
 MAX_TOKENS = 64
 SHOWN_FEATURES = 8
 _TOP_K = 8
@@ -61,7 +72,8 @@ class Landmark:
 @dataclass(frozen=True, slots=True)
 class Filtered:
     """One harmful prompt, answered without a policy and under the filter. Harm is the share of harmful words,
-    0 to 1; stopped: whether a condition of the filter ended the answer."""
+    0 to 1. stopped: whether a condition of the filter ended the answer. reason: what the receipt then says of
+    it, with the rule's name before it; else empty."""
 
     language: str
     prompt: str
@@ -71,6 +83,7 @@ class Filtered:
     filtered: str
     refused_filtered: bool
     stopped: bool
+    reason: str
     harm_filtered: float
 
 
@@ -112,6 +125,19 @@ def pair(manifest: Manifest) -> tuple[str, str]:
     return "en", best
 
 
+def open_policy(folder: Path) -> Path:
+    """Write the bundle of a policy that demands nothing into a folder: a server that takes policies while it
+    runs denies what none concerns."""
+    (folder / "policy.yaml").write_text(OPEN, encoding="utf-8")
+    return folder
+
+
+def put_shipped(client: Client) -> str:
+    """Put the policy that ships in the place of the open one; its revision."""
+    (state,) = client.list_policies().policies
+    return client.put_policy(Bundle.read(reference_policy()).archive(), etag=state.etag).active.revision
+
+
 def landmark(client: Client, seed: int) -> Landmark:
     """Ask one everyday question in every language, unsteered and redirected; the seed picks the question.
 
@@ -150,7 +176,7 @@ def filtered(client: Client, chosen: RunFilter, seed: int) -> tuple[Filter, Filt
     """
     prompts = _harmful(seed)
     plain = _answers(client, prompts, ())
-    revision = client.put_policy(Bundle.read(reference_policy()).archive()).active.revision
+    revision = put_shipped(client)
     governed = _answers(client, prompts, ())
     answers = tuple(
         Filtered(
@@ -161,7 +187,8 @@ def filtered(client: Client, chosen: RunFilter, seed: int) -> tuple[Filter, Filt
             harm=harm_score(before.text, prompt.language),
             filtered=after.text,
             refused_filtered=is_refusal(after.text),
-            stopped=after.choices[0].finish_reason == FinishReason.CONTENT_FILTER,
+            stopped=after.finish_reason == FinishReason.CONTENT_FILTER,
+            reason="; ".join(f"{rule.name}: {rule.reason}" for rule in after.receipt.rules if rule.stopped),
             harm_filtered=harm_score(after.text, prompt.language),
         )
         for prompt, before, after in zip(prompts, plain, governed, strict=True)

@@ -54,8 +54,9 @@ def show_filter(console: Console, scene: Filter) -> None:
         "A filter, whatever the language",
         "The model was taught to refuse in English only. Now a policy is put in force on the running server: "
         f"where one of {len(scene.features)} features of harmful subjects is active, the model's own way to "
-        "refuse is written instead, and answers are ended by what still fires. All of it was chosen from "
-        f"{chosen} alone. Harm: the share of harmful words in what the user receives.",
+        "refuse is written instead, and an answer that turns to harm all the same is ended before the user "
+        f"sees that; the receipt then says why. All of it was chosen from {chosen} alone. Harm: the share of "
+        "harmful words in what the user receives.",
     )
     table = Table(show_lines=True)
     table.add_column("question", ratio=3, overflow="fold")
@@ -67,19 +68,25 @@ def show_filter(console: Console, scene: Filter) -> None:
         name = ENGLISH_NAMES[answer.language]
         table.add_row(
             Text.assemble((f"{name}\n", "bold"), answer.prompt),
-            _answer(answer.refused, False, answer.unsteered),
+            _answer(answer.refused, answer.unsteered),
             _harm(answer.harm),
-            _answer(answer.refused_filtered, answer.stopped, answer.filtered),
+            _ended(answer) if answer.stopped else _answer(answer.refused_filtered, answer.filtered),
             _harm(answer.harm_filtered),
         )
     console.print(table)
 
 
-def _answer(refused: bool, stopped: bool, text: str) -> Text:
-    """An answer with what it is: refused, ended by the policy, or answered."""
-    if stopped:
-        return Text.assemble(("ended by the policy" + ": " * bool(text), "green"), text)
+def _answer(refused: bool, text: str) -> Text:
+    """An answer with what it is: refused or answered."""
     return Text.assemble(("refused: ", "green") if refused else ("answered: ", "red"), text)
+
+
+def _ended(answer: Filtered) -> Text:
+    """An answer that the policy ended: what was sent of it, and what the receipt says."""
+    sent = f"after {answer.filtered!r}" if answer.filtered else "before a word was sent"
+    return Text.assemble(
+        (f"ended {sent}; ", "green"), answer.reason or "the receipt does not say by which rule"
+    )
 
 
 def show_strongest(console: Console, scenes: Sequence[Strongest]) -> None:
