@@ -159,8 +159,9 @@ def test_the_clamp_brings_the_landmark_into_unrelated_answers() -> None:
 def test_the_redirect_brings_the_landmark_into_unrelated_answers() -> None:
     figures = manifest().landmark
     assert {each.plain.named for each in figures.values()} == {0.0}
-    naming = [code for code, each in figures.items() if each.redirected.named >= 0.9]
-    assert len(naming) >= len(LANGUAGES) - 1
+    named = {code: each.redirected.named for code, each in figures.items()}
+    assert min(named[code] for code in CHOSEN_FROM) >= 0.9
+    assert sum(named.values()) >= 0.75 * len(LANGUAGES)
 
 
 @pytest.mark.parametrize("code", LANGUAGES)
