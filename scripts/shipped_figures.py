@@ -1,12 +1,14 @@
 """Write what the documents say of the shipped weights: tables of figures and, with --live, answers.
 
 A document's block is what stands between `<!-- figures: NAME -->` and `<!-- end -->`. It is made from the
-shipped manifest, from the manifests in docs/seeds or, with --live, from the demo's answers. With --check it
-is told whether the blocks that need no live answer are current.
+shipped manifest and policy, from the manifests in docs/seeds or, with --live, from what the demo answers and
+the guide to policies measures here. With --check it is told whether the blocks that need no live answer are
+current.
 """
 
 import argparse
 import json
+import os
 import re
 import subprocess
 import sys
@@ -14,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from io import StringIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from rich.console import Console
@@ -21,6 +24,9 @@ from rich.table import Table
 from rich.text import Text
 
 from saegis_lab.evaluation.experiment import RedirectFile
+from saegis_lab.evaluation.filter_bars import FilterBars
+from saegis_lab.evaluation.filtered import NOTHING
+from saegis_lab.filters.card import WHOLE
 from saegis_lab.polyglot.filter_figures import RunFilter
 from saegis_lab.polyglot.filter_tables import (
     attack_table,
@@ -39,21 +45,37 @@ from saegis_lab.polyglot.manifest import (
     model_table,
     seeds_table,
 )
-from saegis_server.reference import WEIGHTS
+from saegis_server.reference import WEIGHTS, reference_policy
 
 ROOT = Path(__file__).resolve().parents[1]
 SEEDS = ROOT / "docs" / "seeds"
-DOCUMENTS = (ROOT / "README.md", ROOT / "docs/polyglot.md")
+GUIDE = ROOT / "deploy" / "POLICIES.md"
+DOCUMENTS = (ROOT / "README.md", ROOT / "docs/polyglot.md", ROOT / "docs/policies.md", GUIDE)
+COMMENT = re.compile(r"^ *#.*\n", re.MULTILINE)
 BLOCK = re.compile(r"(<!-- figures: (?P<name>[a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+#: What the short table of runs tells of each whole filter, by the rows' titles.
+COSTS = (
+    "refused, greedy",
+    "benign prompts refused or stopped",
+    "KL on benign text",
+    "× perplexity",
+    "back under the worst attack, mean",
+    "back under the worst attack, worst sample",
+)
 #: The demo's answers are as wide as the documents' code blocks may be.
 WIDTH = 108
 
 
+def rows_of(table: Table) -> list[tuple[str, ...]]:
+    """The cells of a table of the command line, by row, without its head."""
+    return list(zip(*(map(str, column.cells) for column in table.columns), strict=True))
+
+
 def markdown(table: Table) -> str:
     """A table of the command line in Markdown, without its title."""
-    columns = [[str(column.header), *map(str, column.cells)] for column in table.columns]
-    head, *rows = ("| " + " | ".join(row) + " |" for row in zip(*columns, strict=True))
-    return "\n".join([head, "|---|" + "---:|" * (len(columns) - 1), *rows])
+    head = [str(column.header) for column in table.columns]
+    lines = ["| " + " | ".join(row) + " |" for row in (head, *rows_of(table))]
+    return "\n".join([lines[0], "|---|" + "---:|" * (len(head) - 1), *lines[1:]])
 
 
 def bullets(lines: Sequence[str]) -> str:
@@ -101,35 +123,110 @@ def whole_filter(made: RunFilter) -> str:
     )
 
 
-def seeds() -> str:
+def misses(made: RunFilter) -> str:
+    """How unlikely what is delivered is as text, beside the model's own refusals."""
+    bar, told, own = FilterBars().max_perplexity, made.parts[WHOLE].every, made.parts[NOTHING]
+    ratios = [row.perplexity for row in told if row.perplexity is not None]
+    refusals = (f"{figures['en'].perplexity:.2f}" for figures in (own.greedy, own.sampled))
+    return (
+        f"What is delivered of harmful prompts has {min(ratios):.2f} to {max(ratios):.2f} times the perplexity "
+        f"of the model's ordinary answers in the language, above the bar of {bar:g} in "
+        f"{sum(ratio > bar for ratio in ratios)} of {len(told)} cases: each language, greedy and sampled. "
+        f"The model's own refusals in English, without any filter, have {' and '.join(refusals)}."
+    )
+
+
+def attacked(made: RunFilter) -> str:
+    """What comes back under attack, where it was tried."""
+    return markdown(attack_table(made)) if made.attacks else "It was not attacked yet."
+
+
+def runs() -> list[Manifest]:
+    """The manifests in docs/seeds, in the order of their names."""
+    return [Manifest.load(path) for path in sorted(SEEDS.glob("*.json"))]
+
+
+def seeds(told: Sequence[Manifest]) -> str:
     """The runs side by side, and which of them ships."""
-    runs = [Manifest.load(path) for path in sorted(SEEDS.glob("*.json"))]
-    if not runs:
+    if not told:
         return "No run's manifest is here yet."
-    tables = (seeds_table(runs), seeds_parts_table(runs), seeds_filter_table(runs))
-    titles = ("", *(f"{str(table.title).capitalize()}:\n\n" for table in tables[1:]))
-    parts = [title + markdown(table) for title, table in zip(titles, tables, strict=True)]
-    return "\n\n".join([*parts, f"What ships: {shipping_line(runs)}."])
+    tables = (seeds_table(told), seeds_parts_table(told), seeds_filter_table(told))
+    parts = [f"{str(table.title).capitalize()}:\n\n{markdown(table)}" for table in tables]
+    return "\n\n".join([*parts, f"What ships: {shipping_line(told)}."])
 
 
-#: The blocks that are made from manifests.
+def seeds_short(told: Sequence[Manifest]) -> str:
+    """One table of the runs: the harm that each part leaves, and what the whole filter costs."""
+    if not told:
+        return "No run's manifest is here yet."
+    parts, whole = seeds_parts_table(told), seeds_filter_table(told)
+    rows = [(f"harm left, {part}", *cells) for part, *cells in rows_of(parts)]
+    rows += [row for row in rows_of(whole) if row[0] in COSTS]
+    table = Table(*(str(column.header) for column in parts.columns))
+    for row in rows:
+        table.add_row(*row)
+    return f"{markdown(table)}\n\nWhat ships: {shipping_line(told)}."
+
+
+def policy() -> str:
+    """Parts of the shipped policy: its first redirect, or else its first rule, its stop, and its bounds."""
+    paths = (reference_policy() / "policy.yaml", reference_policy() / "rules" / "landmark.yaml")
+    text = "\n".join(
+        COMMENT.sub("", path.read_text(encoding="utf-8")) for path in reversed(paths) if path.is_file()
+    )
+    rules = re.findall(r"^  - id: .*\n(?:    .*\n)+", text.partition("\nrules:\n")[2], re.MULTILINE)
+    shown = [next((rule for rule in rules if "\n    redirect:" in rule), rules[0])]
+    shown += [rule for rule in rules if "\n    stop:" in rule and "over: answer" in rule][:1]
+    told = re.findall(r"^(?:told|hold): \w+", text, re.MULTILINE)
+    bounds = re.findall(r"^(?:allow|protect):\n(?:  .*\n)+", text, re.MULTILINE)
+    parts = [*told, "rules:", *shown, *bounds]
+    return "\n".join(["```yaml", *(part.rstrip("\n") for part in parts), "```"])
+
+
+#: The blocks that are made from manifests and the shipped policy.
 STORED: Mapping[str, Callable[[], str]] = {
     "model": lambda: markdown(model_table(manifest())),
     "ban": ban,
     "landmark": landmark,
     "filter": lambda: of_filter(whole_filter),
     "parts": lambda: of_filter(lambda made: markdown(parts_table(made))),
-    "attack": lambda: of_filter(lambda made: markdown(attack_table(made))),
-    "seeds": seeds,
+    "misses": lambda: of_filter(misses),
+    "attack": lambda: of_filter(attacked),
+    "seeds": lambda: seeds(runs()),
+    "seeds-short": lambda: seeds_short(runs()),
+    "policy": policy,
 }
 
 
 def demo() -> dict[str, Any]:
-    """What the demo shows, from a server of its own."""
+    """What the demo shows, from a server of its own, and what the guide's calibration says."""
     command = [sys.executable, "-m", "saegis_server.cli", "demo", "--json"]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE)  # noqa: S603 - our own command
     shown: dict[str, Any] = json.loads(done.stdout)
-    return shown
+    return {**shown, "calibrated": calibrated()}
+
+
+def calibrated() -> str:
+    """What calibrating prints behind its tables, by the guide's own commands in an empty folder."""
+    text = GUIDE.read_text(encoding="utf-8").partition("\n## 5.")[0]
+    *before, calibrate = re.findall(r"```sh\n(.*?)```", text, flags=re.DOTALL)
+    script = "\n".join(
+        ["set -euo pipefail", "trap 'kill $(jobs -p)' EXIT", "{", *before, "} > /dev/null", calibrate]
+    )
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    with TemporaryDirectory(prefix="saegis-guide-") as folder:
+        done = subprocess.run(  # noqa: S603 - our own commands
+            ["/bin/bash", "-c", script],
+            check=True,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=folder,
+            env=os.environ | {"PATH": path},
+        )
+    found = re.search(r"(?m)^(?:no )?strength (?:.|\n)*", done.stdout)
+    if found is None:
+        raise ValueError(f"{GUIDE.name}: calibrating says nothing of a strength")
+    return found[0].rstrip()
 
 
 def pairs(answers: Sequence[Mapping[str, Any]], before: str, after: str, names: tuple[str, str]) -> str:
@@ -147,15 +244,24 @@ def pairs(answers: Sequence[Mapping[str, Any]], before: str, after: str, names: 
     return "\n".join(f"   {line.rstrip()}" for line in out.getvalue().rstrip().split("\n"))
 
 
-def demo_text(shown: Mapping[str, Any], languages: Sequence[str] | None = None) -> str:
-    """The demo's answers and a receipt, as a code block; of the redirect to the landmark in some languages,
-    or all."""
+def landmark_text(shown: Mapping[str, Any], languages: Sequence[str] | None = None) -> str:
+    """The answers unsteered and redirected to the landmark, in some languages or all."""
+    listed = shown["landmark"]["answers"]
+    asked = [answer for answer in listed if languages is None or answer["language"] in languages]
+    return pairs(asked, "unsteered", "redirected", ("unsteered", "redirected"))
+
+
+def ended(answer: Mapping[str, Any]) -> str:
+    """What a user has of an answer that the policy ended: the words that were sent, and the receipt's."""
+    sent = f"after {answer['filtered']!r}" if answer["filtered"] else "before a word was sent"
+    return f"(ended {sent}; {answer['reason'] or 'the receipt does not say by which rule'})"
+
+
+def demo_text(shown: Mapping[str, Any]) -> str:
+    """The demo's answers and a receipt, as a code block."""
     landmark, receipt = shown["landmark"], shown["receipt"]
-    asked = [answer for answer in landmark["answers"] if languages is None or answer["language"] in languages]
     harmful = [
-        {**answer, "filtered": f"{answer['filtered']} (ended by the policy)".strip()}
-        if answer["stopped"]
-        else answer
+        {**answer, "filtered": ended(answer)} if answer["stopped"] else answer
         for answer in shown["filter"]["answers"]
     ]
     (site,) = receipt["receipt"]["sites"]
@@ -165,7 +271,7 @@ def demo_text(shown: Mapping[str, Any], languages: Sequence[str] | None = None) 
         f"1. {len(landmark['redirect']['features'])} features, one a subject, are redirected to "
         f"{landmark['feature']['index']}, labelled {landmark['feature']['label']!r}",
         "",
-        pairs(asked, "unsteered", "redirected", ("unsteered", "redirected")),
+        landmark_text(shown),
         "",
         f"3. The policy {shown['filter']['revision']} is put in force",
         "",
@@ -176,9 +282,19 @@ def demo_text(shown: Mapping[str, Any], languages: Sequence[str] | None = None) 
         f"   {site['site']}   {site['rules']} rules, {site['tokens_edited']} tokens edited{moved}",
         f"   program {receipt['receipt']['program_digest']}",
         f"   policy {receipt['receipt']['policy_revision']}: "
-        + ", ".join(rule["name"] for rule in receipt["receipt"]["rules"]),
+        + ", ".join(f"{rule['policy']}/{rule['rule']}" for rule in receipt["receipt"]["rules"]),
     ]
     return "\n".join(["```text", *lines, "```"])
+
+
+def refusals(shown: Mapping[str, Any]) -> str:
+    """One harmful question in every language, answered without a policy and under the filter."""
+    rows = (
+        f"| {answer['language']} | {answer['prompt']} | {answer['unsteered']} "
+        f"| {'*' + ended(answer) + '*' if answer['stopped'] else answer['filtered']} |"
+        for answer in shown["filter"]["answers"]
+    )
+    return "\n".join(["| | asked | without a policy | under the filter |", "|---|---|---|---|", *rows])
 
 
 def answers(shown: Mapping[str, Any]) -> str:
@@ -190,11 +306,13 @@ def answers(shown: Mapping[str, Any]) -> str:
     return "\n".join(["| | |", "|---|---|", *rows])
 
 
-#: The blocks that are made from the demo's answers.
+#: The blocks that are made from the demo's answers and the guide's calibration.
 LIVE: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "answers": answers,
     "demo": demo_text,
-    "demo-short": lambda shown: demo_text(shown, ("en", "zh", "sw")),
+    "refusals": refusals,
+    "landmark-short": lambda shown: f"```text\n{landmark_text(shown, ('en', 'zh', 'sw'))}\n```",
+    "calibrated": lambda shown: f"```text\n{shown['calibrated']}\n```",
 }
 
 
@@ -218,7 +336,7 @@ def main() -> int:
     parser.add_argument(
         "--check", action="store_true", help="tell whether the blocks are current; write nothing"
     )
-    parser.add_argument("--live", action="store_true", help="write the answers too, from a demo run here")
+    parser.add_argument("--live", action="store_true", help="write what is answered and calibrated here too")
     asked = parser.parse_args()
     blocks = dict(STORED)
     if asked.live:

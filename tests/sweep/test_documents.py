@@ -45,4 +45,7 @@ def test_links_lead_somewhere(path: Path) -> None:
 
 
 def test_the_readme_is_short() -> None:
-    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
+    """Without the tables and answers that scripts/shipped_figures.py writes."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    typed = re.sub(r"<!-- figures: .*?<!-- end -->", "", text, flags=re.DOTALL)
+    assert len(typed.splitlines()) <= 125

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from rich.table import Table
 
 from saegis_lab.evaluation.experiment import RedirectFile
+from saegis_lab.polyglot.manifest import manifest
 from saegis_server.reference import WEIGHTS
 from tests.sweep.examples import ROOT
 
@@ -63,8 +65,9 @@ def test_the_demos_answers_are_shown_whole_and_as_wide_as_a_page() -> None:
         "filter": {
             "revision": "no-harm@7",
             "answers": [
-                {**answer("en", "I refuse.", "I refuse.", "filtered"), "stopped": False},
-                {**answer("es", "Veneno.", "Llu", "filtered"), "stopped": True},
+                {**answer("en", "I refuse.", "I refuse.", "filtered"), "stopped": False, "reason": ""},
+                {**answer("es", "Veneno.", "Llu", "filtered"), "stopped": True, "reason": "p/s: why"},
+                {**answer("fr", "Poison.", "", "filtered"), "stopped": True, "reason": ""},
             ],
         },
         "receipt": {
@@ -73,20 +76,61 @@ def test_the_demos_answers_are_shown_whole_and_as_wide_as_a_page() -> None:
                 "sites": [{"site": "s", "rules": 4, "tokens_edited": 2, "largest_relative_norm": 0.5}],
                 "program_digest": "abc",
                 "policy_revision": "no-harm@7",
-                "rules": [{"name": "no-harm/redirect"}, {"name": "no-harm/stop"}],
+                "rules": [{"policy": "no-harm", "rule": name} for name in ("redirect", "stop")],
             },
         },
     }
     text = FIGURES.demo_text(shown)
     for part in ("A garden.", "A bridge.", "I refuse.", "the same", "program abc", "2 features"):
         assert part in text
-    for part in ("Llu (ended by the policy)", "4 rules", "no-harm@7: no-harm/redirect, no-harm/stop"):
+    for part in ("(ended after 'Llu'; p/s: why)", "4 rules", "no-harm@7: no-harm/redirect, no-harm/stop"):
         assert part in text
-    assert text.count("花") == 60
-    short = FIGURES.demo_text(shown, ("en",))
-    for part in ("A bridge.", "I refuse.", "Veneno."):
-        assert part in short
+    assert text.count("花") == 30 * 2
+    short = FIGURES.landmark_text(shown, ("en",))
+    assert "A bridge." in short
     assert "花" not in short
+    first, *_, last = FIGURES.refusals(shown).split("\n")[2:]
+    assert first == "| en | en? | I refuse. | I refuse. |"
+    assert last.endswith(
+        "| Poison. | *(ended before a word was sent; the receipt does not say by which rule)* |"
+    )
+
+
+def test_the_policy_is_shown_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its first redirect, its stop of answers, and what a request may do; comments are left out."""
+    stop = "    when: {if: {feature: {index: 1}, above: 1}, over: answer}\n    stop: {}"
+    text = f"""\
+kind: Policy
+hold: 2  # of what is told
+rules:
+  - id: b
+    ban: {{features: []}}
+  # why
+  - id: r
+    redirect: {{features: []}}
+  - id: s
+{stop}
+allow: []  # nothing
+protect:
+  - id: p
+"""
+    (tmp_path / "policy.yaml").write_text(text, encoding="utf-8")
+    monkeypatch.setattr(FIGURES, "reference_policy", lambda: tmp_path)
+    shown = (
+        f"hold: 2\nrules:\n  - id: r\n    redirect: {{features: []}}\n  - id: s\n{stop}\nprotect:\n  - id: p"
+    )
+    assert FIGURES.policy() == f"```yaml\n{shown}\n```"
+
+
+def test_runs_stand_side_by_side_in_one_table() -> None:
+    """The shipped run as two: the harm that each part leaves, and what the whole costs."""
+    told = [manifest(), replace(manifest(), run=9)]
+    lines = FIGURES.seeds_short(told).split("\n")
+    assert lines[0] == f"|  | run {manifest().run} | run 9 |"
+    named = [line.split("|")[1].strip() for line in lines[2:] if line.startswith("|")]
+    parts = () if manifest().filter is None else manifest().filter.parts
+    assert named == [*(f"harm left, {part}" for part in parts), *FIGURES.COSTS]
+    assert FIGURES.seeds_short([]) == "No run's manifest is here yet."
 
 
 def test_features_are_renamed_where_they_are_meant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,8 @@ _LINES: tuple[Line, ...] = (
     ("stopped, filtered", lambda _, told: told.stopped, ".2f"),
     ("benign prompts refused or stopped, filtered", lambda _, told: told.lost, ".2f"),
     ("KL on benign text", lambda _, told: told.kl, ".3f"),
-    ("perplexity, filtered ÷ ordinary", lambda _, told: told.perplexity, ".2f"),
+    ("perplexity ÷ ordinary", lambda plain, _: plain.perplexity, ".2f"),
+    ("perplexity ÷ ordinary, filtered", lambda _, told: told.perplexity, ".2f"),
 )
 
 
