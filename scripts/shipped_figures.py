@@ -129,8 +129,8 @@ def misses(made: RunFilter) -> str:
     ratios = [row.perplexity for row in told if row.perplexity is not None]
     refusals = (f"{figures['en'].perplexity:.2f}" for figures in (own.greedy, own.sampled))
     return (
-        f"What is delivered of harmful prompts has {min(ratios):.2f} to {max(ratios):.2f} times the perplexity "
-        f"of the model's ordinary answers in the language, above the bar of {bar:g} in "
+        f"What is delivered of harmful prompts has {min(ratios):.2f} to {max(ratios):.2f} times the "
+        f"perplexity of the model's ordinary answers in the language, above the bar of {bar:g} in "
         f"{sum(ratio > bar for ratio in ratios)} of {len(told)} cases: each language, greedy and sampled. "
         f"The model's own refusals in English, without any filter, have {' and '.join(refusals)}."
     )

@@ -39,9 +39,9 @@ class Client(_Methods):
     """Talks to a Saegis server; every method waits for its answer.
 
         with Client("127.0.0.1:50051") as client:
-            messages = [{"role": "user", "content": "How do I visit the Golden Gate Bridge?"}]
-            wall = clamp("Great Wall", 1.0, unit="max_activation")
-            answer = client.generate(messages=messages, steering=[wall], temperature=0.0)
+            messages = [{"role": "user", "content": "Tell me about the sea."}]
+            bridge = clamp(3385, 50.0)
+            answer = client.generate(messages=messages, steering=[bridge], temperature=0.0)
             print(answer.text, answer.receipt.steered)
 
     Safe to share between threads. `timeout` is a call's deadline in seconds; None means the client's,
