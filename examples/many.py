@@ -4,7 +4,7 @@ import asyncio
 
 import saegis
 
-BRIDGE = 3385
+BRIDGE = 139
 VALUES = (0.0, 0.4, 0.8)
 
 

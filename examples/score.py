@@ -2,7 +2,7 @@
 
 import saegis
 
-BRIDGE = 3385
+BRIDGE = 139
 TALKS = (
     ("How do I visit the Golden Gate Bridge?", "The Golden Gate Bridge stands in San Francisco."),
     ("Tell me about the train.", "The train is long. The train goes to the city."),

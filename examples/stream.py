@@ -2,7 +2,7 @@
 
 import saegis
 
-BRIDGE = 3385
+BRIDGE = 139
 
 with saegis.Client() as client:
     stream = client.stream(

@@ -25,11 +25,11 @@ EPILOG = """
 
 saegis chat
 
-saegis chat --clamp 3385=50 --temperature 0
+saegis chat --clamp 139=50 --temperature 0
 
 [bold]In the chat[/bold]
 
-/clamp 3385=50   /ban 3815=2   /watch 3385   /steering   /unset 3385   /reset   /clear   /help   /quit
+/clamp 139=50   /ban 3271=2   /watch 139   /steering   /unset 139   /reset   /clear   /help   /quit
 
 The server is asked about each edit when it is given. Arrow keys edit the line and bring back earlier ones.
 """
