@@ -127,7 +127,8 @@ def _lines(axes: Axes, url: str, panel: Panel, span: Span) -> None:
     found.sort(key=lambda pair: -max((value for _, value in pair[1] if value == value), default=0.0))
     for place, (name, points) in enumerate(found):
         times, values = zip(*points, strict=True)
-        axes.plot(times, values, linewidth=0.9, label=name if place < MOST_NAMED else None)
+        # Matplotlib leaves out names that begin with an underscore, as the series' _other does.
+        axes.plot(times, values, linewidth=0.9, label=f" {name}" if place < MOST_NAMED else None)
     axes.set_xlim(0.0, span.end - span.begin)
     axes.set_ylim(bottom=0.0)
     axes.xaxis.set_major_locator(MaxNLocator(5))
