@@ -24,7 +24,7 @@ ALLOWED = {
     "lab/training": {"engine", "sae", "steering"},
     "lab/evaluation": {"lab/training", "rpc", "policy", "sae", "steering"},
     "lab/filters": {"lab/evaluation", "lab/training", "rpc", "policy", "engine", "sae", "steering"},
-    "lab/bench": {"engine", "sae", "steering"},
+    "lab/bench": {"rpc", "engine", "sae", "steering"},
     "lab/polyglot": {
         "lab/evaluation",
         "lab/filters",

@@ -1,5 +1,6 @@
 """The image, the compose file, the unit and the manifests fit each other, the settings and the server."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -15,6 +16,8 @@ DEPLOY = ROOT / "deploy"
 KUBERNETES = DEPLOY / "kubernetes"
 DOCKERFILE = (DEPLOY / "docker" / "Dockerfile").read_text()
 UNIT = DEPLOY / "systemd" / "saegis.service"
+#: The program kubernetes-validate, too large to be one of the tools that are installed: 100 MB of schemas.
+VALIDATE = os.environ.get("VALIDATE") or shutil.which("kubernetes-validate")
 KEYS_OF_PATHS = ("identities", "tls-cert", "tls-key", "policy", "policy-state", "audit")
 
 
@@ -155,6 +158,20 @@ def test_kustomize_builds_the_manifests() -> None:
     assert {resource["kind"] for resource in found} == {each["kind"] for each in resources()} | {"ConfigMap"}
     for resource in found:
         assert resource["kind"] == "Namespace" or resource["metadata"]["namespace"] == "saegis"
+
+
+@pytest.mark.parametrize("version", ["1.28", "1.37"])
+def test_the_manifests_fit_the_schemas_of_kubernetes(version: str) -> None:
+    """Those of its own kinds: that of the pod monitor is the Prometheus operator's."""
+    if (validate := VALIDATE) is None:
+        pytest.skip(
+            "there is no kubernetes-validate: pip install kubernetes-validate, and name it in VALIDATE"
+        )
+    listed = yaml.safe_load((KUBERNETES / "kustomization.yaml").read_text())["resources"]
+    files = [str(KUBERNETES / name) for name in listed if name != "podmonitor.yaml"]
+    command = [validate, "--strict", "--kubernetes-version", version, *files]
+    validated = subprocess.run(command, text=True, capture_output=True)
+    assert (validated.returncode, validated.stdout.count(" passed ")) == (0, len(resources()) - 1)
 
 
 def test_systemd_reads_the_unit(tmp_path: Path) -> None:

@@ -125,6 +125,7 @@ def test_the_order_is_that_of_a_plain_loop(labels: tuple[FeatureLabel, ...], que
     assert LabelIndex(labels).find(query).places.tolist() == naive(labels, query)
 
 
+@settings(deadline=None)
 @given(query=st.text(max_size=20))
 def test_any_query_is_answered(query: str) -> None:
     matches = LabelIndex(LABELS).find(query)

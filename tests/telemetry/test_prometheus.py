@@ -1,23 +1,20 @@
 """A real Prometheus, fed by a real server, has data for the queries of the dashboards."""
 
-import json
-import socket
-import subprocess
-import urllib.parse
-import urllib.request
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 import saegis
+from scripts.draw_panels import Span, asked, draw
+from scripts.draw_panels import prometheus as scraping
+from scripts.gen_dashboards import DASHBOARDS
 from tests.rpc.harness import Running, eventually
 from tests.rpc.test_governor import ask, denied, edit, ruled, write
 from tests.telemetry.promtool import PROMTOOL
-from tests.telemetry.queries import RULES as RULE_FILES
 from tests.telemetry.queries import dashboards, metrics_of
 from tests.telemetry.test_rules import CONDITIONS, RULES
 
@@ -27,9 +24,7 @@ WITHOUT_DATA = {"saegis_device_memory_used_bytes", "saegis_authentication_failur
 
 
 def result(url: str, query: str) -> list[dict[str, Any]]:
-    with urllib.request.urlopen(f"{url}/api/v1/query?{urllib.parse.urlencode({'query': query})}") as answer:  # noqa: S310
-        series: list[dict[str, Any]] = json.load(answer)["data"]["result"]
-    return series
+    return asked(url, "query", query=query)
 
 
 @contextmanager
@@ -38,27 +33,9 @@ def prometheus(folder: Path, *servers: Running) -> Iterator[str]:
     program = Path(PROMTOOL).with_name("prometheus") if PROMTOOL else None
     if program is None or not program.exists():
         pytest.skip("there is no prometheus beside promtool: see tests/telemetry/promtool.py")
-    targets = [f"127.0.0.1:{server.address.metrics_port}" for server in servers]
-    config = {
-        "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
-        "rule_files": [str(RULE_FILES / "*.yml")],
-        "scrape_configs": [{"job_name": "saegis", "static_configs": [{"targets": targets}]}],
-    }
-    (folder / "prometheus.yml").write_text(yaml.dump(config))
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    arguments = (
-        f"--config.file={folder / 'prometheus.yml'}",
-        f"--storage.tsdb.path={folder / 'measured'}",
-        f"--web.listen-address={address}",
-    )
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen([program, *arguments], stdout=log, stderr=log)
-    try:
-        yield f"http://{address}"
-    finally:
-        process.terminate()
-        process.wait(30)
+    ports = [server.address.metrics_port or 0 for server in servers]
+    with scraping(program, folder, ports) as url:
+        yield url
 
 
 def scrapes(url: str) -> int:
@@ -71,6 +48,7 @@ def scrapes(url: str) -> int:
 
 
 def test_dashboards_have_data(full_server: Running, tmp_path: Path) -> None:
+    began = time.time()
     refusing = CONDITIONS.replace("mode: shadow, ", "").replace("over: answer", "over: prompt")
     with (
         ruled(write(tmp_path, RULES, "r"), write(tmp_path, CONDITIONS, "s")) as (stops, stub),
@@ -95,4 +73,7 @@ def test_dashboards_have_data(full_server: Running, tmp_path: Path) -> None:
                     if not result(url, query.replace("$job", "saegis")):
                         empty |= metrics_of(query)
         assert empty == WITHOUT_DATA
+        for name in DASHBOARDS:
+            draw(url, name, Span(began, time.time()), tmp_path / "panels.png")
+            assert (tmp_path / "panels.png").read_bytes().startswith(b"\x89PNG")
         assert not result(url, 'ALERTS{alertname="SaegisDown"}')

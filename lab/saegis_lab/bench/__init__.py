@@ -1,1 +1,1 @@
-"""The benchmark: throughput ratios, side by side in one run."""
+"""The benchmark: what steering and watching cost, side by side in one run."""

@@ -8,9 +8,11 @@ from rich.table import Table
 
 @dataclass(frozen=True)
 class Ratio:
-    """What was compared, the median tokens a second of both sides, and the ratio over the paired rounds.
+    """What was compared, the median of both sides, and the ratio over the paired rounds.
 
-    `bar` is what the ratio should reach; `low` and `high` are the least and the greatest of the rounds.
+    `unit` is that of both sides: tokens a second, of which more is better, or milliseconds. `bar` is what the
+    ratio should reach, or our side where it names a unit; `low` and `high` are the least and the greatest of
+    the rounds.
     """
 
     subject: str
@@ -22,10 +24,18 @@ class Ratio:
     low: float
     high: float
     bar: str
+    unit: str = "tok/s"
 
     @classmethod
     def of(
-        cls, subject: str, what: str, against: str, ours: list[float], theirs: list[float], bar: str
+        cls,
+        subject: str,
+        what: str,
+        against: str,
+        ours: list[float],
+        theirs: list[float],
+        bar: str,
+        unit: str = "tok/s",
     ) -> "Ratio":
         """The median of the ratios of rounds that ran one after the other."""
         ratios = [mine / other for mine, other in zip(ours, theirs, strict=True)]
@@ -39,6 +49,7 @@ class Ratio:
             min(ratios),
             max(ratios),
             bar,
+            unit,
         )
 
     def cells(self) -> tuple[str, ...]:
@@ -47,15 +58,18 @@ class Ratio:
             self.subject,
             self.what,
             self.against,
-            f"{self.ours:,.0f}",
-            f"{self.theirs:,.0f}",
+            self._told(self.ours),
+            self._told(self.theirs),
             f"{self.ratio:.2f}",
             f"{self.low:.2f}–{self.high:.2f}",
             self.bar,
         )
 
+    def _told(self, value: float) -> str:
+        return f"{value:,.1f} ms" if self.unit == "ms" else f"{value:,.0f} {self.unit}"
 
-HEADINGS = ("model", "what", "against", "tok/s", "tok/s", "ratio", "rounds", "bar")
+
+HEADINGS = ("model", "what", "against", "ours", "theirs", "ratio", "rounds", "bar")
 
 
 def rich_table(ratios: list[Ratio], title: str) -> Table:

@@ -12,6 +12,8 @@ from saegis_server.sae.autoencoder import Architecture, SparseAutoencoder
 from saegis_server.steering.rows import Norm
 from saegis_server.steering.site import Place, Site
 
+REFERENCE = "reference model"
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -23,6 +25,11 @@ class Subject:
     width: int
     site: Site
     make: Callable[[], PreTrainedModel]
+
+    @property
+    def title(self) -> str:
+        """Its name and its size."""
+        return f"{self.name}, {self.parameters / 1e6:.1f} M"
 
 
 def _subject(name: str, original: PreTrainedModel) -> Subject:
@@ -39,7 +46,7 @@ def _subject(name: str, original: PreTrainedModel) -> Subject:
 
 def reference_subject(path: str) -> Subject:
     """The shipped reference model."""
-    return _subject("reference model", load_model(path).model)
+    return _subject(REFERENCE, load_model(path).model)
 
 
 def random_llama() -> Subject:

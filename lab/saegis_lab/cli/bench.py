@@ -1,4 +1,4 @@
-"""The command `saegis bench`: throughput ratios, side by side, on this machine."""
+"""The command `saegis bench`: what steering and watching cost, side by side, on this machine."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ saegis bench                            both models, about ten minutes on two co
 
 saegis bench --only reference --rounds 3
 
+saegis bench --part operating --only reference --json     features counted, scrapes, a long text read
+
 saegis bench --markdown table.md        write the table as well
 
 Ratios are medians over rounds in which both sides ran one after the other; a bar is what a ratio should
@@ -36,18 +38,35 @@ class Models(StrEnum):
     BOTH = "both"
 
 
+class Part(StrEnum):
+    """What is measured."""
+
+    STEERING = "steering"
+    OPERATING = "operating"
+    ALL = "all"
+
+
 def bench(
     only: Annotated[Models, typer.Option(help="Which models.")] = Models.BOTH,
+    part: Annotated[
+        Part,
+        typer.Option(
+            help="What is measured: steering is what requests cost; operating is what counting features, "
+            "scraping metrics and reading long texts do to them."
+        ),
+    ] = Part.ALL,
     rounds: Annotated[int, typer.Option(min=1, help="How often each side is measured.")] = 5,
     markdown: Annotated[Path | None, typer.Option(help="Also write the table to this file.")] = None,
     json: options.Json = False,
 ) -> None:
-    """Measure what steering costs: against the same server unsteered, and against Transformers alone."""
+    """Measure what steering costs, against the same server unsteered and against Transformers alone, and what
+    watching a server costs those who use it."""
     import torch
 
     from saegis_lab.bench import report
-    from saegis_lab.bench.run import compare, in_own_thread
-    from saegis_lab.bench.subjects import random_llama, reference_subject
+    from saegis_lab.bench.run import in_own_thread, operating, steering
+    from saegis_lab.bench.serving import served
+    from saegis_lab.bench.subjects import REFERENCE, random_llama, reference_subject
     from saegis_server.engine.torch.compile_cache import CompileCacheError, settle
     from saegis_server.engine.torch.warmup import missing_compiler
     from saegis_server.reference import MODEL
@@ -72,7 +91,12 @@ def bench(
             def progress(what: str, done: int, total: int, name: str = subject.name) -> None:
                 status.update(f"{name}: {what} ({done} of {total}), {time.monotonic() - started:.0f} s")
 
-            ratios += compare(subject, rounds, progress)
+            if part in (Part.STEERING, Part.ALL):
+                ratios += steering(subject, rounds, progress)
+            if part in (Part.OPERATING, Part.ALL):
+                ratios += operating(subject, rounds, progress)
+            if part in (Part.OPERATING, Part.ALL) and subject.name == REFERENCE:
+                ratios += served(subject.title, rounds, progress)
     machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     if markdown is not None:
         write_or_show(markdown, f"{report.markdown(ratios)}\n\n{machine}\n")

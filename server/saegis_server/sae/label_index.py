@@ -17,9 +17,11 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from saegis_server.sae.labels import FeatureLabel
 
-#: What a query's word is worth: by the field where it is found, times how well it fits there.
-_IN_LABEL, _IN_SUBJECTS, _IN_LANGUAGES = 1.0, 0.8, 0.6
-_WHOLE_WORD, _PREFIX, _INSIDE = 1.0, 0.6, 0.3
+#: What a query's word is worth, in hundredths: by the field where it is found, times how well it fits there.
+#: Whole numbers, by which a million matches are put in order in a tenth of the time that fractions take.
+_IN_LABEL, _IN_SUBJECTS, _IN_LANGUAGES = 10, 8, 6
+_WHOLE_WORD, _PREFIX, _INSIDE = 10, 6, 3
+_MOST = _IN_LABEL * _WHOLE_WORD
 #: How a label as a whole stands to a query, the best first: spelled like it, of the same words, begun by it.
 _SPELLED, _SAME_WORDS, _BEGUN, _OTHER = range(4)
 #: Above every character of a word, so that texts with a prefix stand before the prefix with this behind it.
@@ -28,6 +30,7 @@ _ASCII_BREAKS = {code: " " for code in range(128) if not chr(code).isalnum()}
 
 Numbers = NDArray[np.int64]
 Reals = NDArray[np.float64]
+Small = NDArray[np.uint8]
 
 
 def words_of(text: str) -> tuple[str, ...]:
@@ -45,16 +48,23 @@ class Matches:
     """The k labels of a set that match a query, best first.
 
     places: int64 [k], where each stands in the set. scores: float64 [k], above 0 and at most 1: the mean over
-    the query's words of what each is worth. standing: float64 [4, k], by which matches of several sets are
-    put in order, less before greater, its rows from the first that counts to the last.
+    the query's words of what each is worth. tiers: uint8 [k], how each as a whole stands to the query, the
+    best first.
     """
 
     places: Numbers
     scores: Reals
-    standing: Reals
+    tiers: Small
+    _index: LabelIndex
 
     def __len__(self) -> int:
         return len(self.places)
+
+    @property
+    def standing(self) -> Reals:
+        """By what matches of several sets are put in order, less before greater, its rows from the first that
+        counts to the last; float64 [4, k]."""
+        return np.stack((self.tiers, -self.scores, *self._index.unfit_and_length(self.places)))
 
 
 class _Field:
@@ -101,6 +111,8 @@ class LabelIndex:
         self._texts, self._order = [texts[place] for place in order], np.array(order, np.int64)
         self._unfit = -np.fromiter((label.fit for label in self._labels), np.float64, len(texts))
         self._lengths = np.fromiter(map(len, texts), np.float64, len(texts))
+        #: All labels in the order of those that match a query equally well.
+        self._equals = np.lexsort((self._lengths, self._unfit))
 
     def _field(self, rows: Sequence[tuple[str, ...]]) -> _Field:
         words, counts = array("q"), array("q")
@@ -118,19 +130,26 @@ class LabelIndex:
         those that fit their features best, then the shorter ones, then the earlier. None for a query without
         a word.
         """
-        words = words_of(query)
-        scores = np.zeros(len(self._labels))
-        if words:
-            worths = [self._worth(word) for word in dict.fromkeys(words)]
-            scores = np.where(np.min(worths, 0) > 0.0, np.mean(worths, 0).round(9), 0.0)
-        places = np.flatnonzero(scores)
-        keys = (self._tiers(query, words), -scores, self._unfit, self._lengths)
-        standing = np.stack([key[places] for key in keys])
-        best = np.lexsort(standing[::-1])
-        return Matches(places[best], scores[places[best]], standing[:, best])
+        words, total = words_of(query), np.zeros(len(self._labels), np.uint32)
+        asked, holds = tuple(dict.fromkeys(words)), np.full(len(self._labels), bool(words))
+        for word in asked:
+            worth = self._worth(word)
+            total += worth
+            holds &= worth > 0
+        places, most = self._equals[holds[self._equals]], max(1, _MOST * len(asked))
+        tiers, total = self._tiers(query, words)[places], total[places]
+        keys = tiers * np.uint32(most) + (most - total)
+        # Of 16 bits, where they suffice: those numpy sorts by their digits.
+        narrow = (_OTHER + 1) * most < 2**16
+        best = np.argsort(keys.astype(np.uint16) if narrow else keys, kind="stable")
+        return Matches(places[best], (total[best] / most).round(9), tiers[best], self)
 
-    def _worth(self, word: str) -> Reals:
-        """What a word is worth in each label, 0 where it is not found."""
+    def unfit_and_length(self, places: Numbers) -> tuple[Reals, Reals]:
+        """How well some labels fit their features, negated, and how long they are; float64 [k] each."""
+        return self._unfit[places], self._lengths[places]
+
+    def _worth(self, word: str) -> Small:
+        """What a word is worth in each label, in hundredths, 0 where it is not found."""
         begun = self._begun_by(self._words, word)
         whole = begun[0], begun[0] + (word in self._numbers)
         # Found as text, words being parted by a line break; one that is found twice counts once.
@@ -145,14 +164,14 @@ class LabelIndex:
                 (_INSIDE, field.of(inside)),
             )
         ]
-        best = np.zeros(len(self._labels))
+        best = np.zeros(len(self._labels), np.uint8)
         for worth, labels in sorted(hits, key=lambda hit: hit[0]):
             best[labels] = worth
         return best
 
-    def _tiers(self, query: str, words: Sequence[str]) -> Reals:
+    def _tiers(self, query: str, words: Sequence[str]) -> Small:
         """How each label as a whole stands to the query."""
-        tiers = np.full(len(self._labels), float(_OTHER))
+        tiers = np.full(len(self._labels), _OTHER, np.uint8)
         text = " ".join(words)
         first, last = self._begun_by(self._texts, text)
         tiers[self._order[first:last]] = _BEGUN
