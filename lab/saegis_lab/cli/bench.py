@@ -95,8 +95,8 @@ def bench(
                 ratios += steering(subject, rounds, progress)
             if part in (Part.OPERATING, Part.ALL):
                 ratios += operating(subject, rounds, progress)
-            if part in (Part.OPERATING, Part.ALL) and subject.name == REFERENCE:
-                ratios += served(subject.title, rounds, progress)
+                if subject.name == REFERENCE:
+                    ratios += served(subject.title, rounds, progress)
     machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     if markdown is not None:
         write_or_show(markdown, f"{report.markdown(ratios)}\n\n{machine}\n")

@@ -11,7 +11,7 @@ from torch import Tensor
 from saegis_lab.evaluation.experiment import Prompt, languages_of
 from saegis_lab.filters.direction import activations
 from saegis_lab.filters.recipe import FilterRecipe
-from saegis_lab.filters.stop import StopReading, exceeded_by_few
+from saegis_lab.filters.stop import StopReading, exceeded_by_few, peaks_from
 from saegis_lab.filters.subject import PLAIN, FilterSubject
 from saegis_lab.records import Record
 
@@ -47,11 +47,7 @@ def prompt_peaks(subject: FilterSubject, prompts: Sequence[Prompt]) -> PromptPea
 def text_peaks(subject: FilterSubject, rows: Sequence[Sequence[int]]) -> Tensor:
     """The largest activation of each feature in each text, float32 [texts, m] on the CPU, at every token but
     the first: those of a chat template in the text count too. rows: token ids."""
-    peaks = torch.zeros(len(rows), subject.sae.features)
-    for number, x in enumerate(activations(subject, rows)):
-        if len(x) > 1:
-            peaks[number] = subject.sae.encode(x[1:].to(subject.device)).float().cpu().amax(0)
-    return peaks
+    return peaks_from(subject, rows, [1] * len(rows))
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +91,7 @@ class Questions:
         asked = [subject.asked(self.prompts[number].prompt) for number in numbers]
         answers = subject.answers(asked, PLAIN, tokens)
         rows = [[*before, *answer] for before, answer in zip(asked, answers, strict=True)]
-        for number, before, x in zip(numbers, asked, activations(subject, rows), strict=True):
-            if len(x) > len(before):
-                peaks[number] = subject.sae.encode(x[len(before) :].to(subject.device)).float().cpu().amax(0)
+        peaks[numbers] = peaks_from(subject, rows, [len(before) for before in asked])
         return replace(self, answers=peaks)
 
 

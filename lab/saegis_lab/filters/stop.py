@@ -86,14 +86,20 @@ def feature_readings(subject: FilterSubject, x: Tensor, features: Sequence[int])
     return subject.sae.encode(x.to(subject.device))[:, list(features)].cpu()
 
 
+def peaks_from(subject: FilterSubject, rows: Sequence[Sequence[int]], begins: Sequence[int]) -> Tensor:
+    """The largest activation of each feature in each text from a place on, float32 [texts, m] on the CPU; 0
+    for a text that ends before it. rows: token ids; begins: each text's place."""
+    peaks = torch.zeros(len(rows), subject.sae.features)
+    for number, (x, begin) in enumerate(zip(activations(subject, rows), begins, strict=True)):
+        if len(x) > begin:
+            peaks[number] = subject.sae.encode(x[begin:].to(subject.device)).float().cpu().amax(0)
+    return peaks
+
+
 def answer_peaks(subject: FilterSubject, answered: Sequence[Answered], features: Sequence[int]) -> Tensor:
     """The largest activation of some features in each answer, float32 [answers, n] on the CPU."""
-    peaks = torch.zeros(len(answered), len(features))
-    read = activations(subject, [each.conversation for each in answered])
-    for number, (each, x) in enumerate(zip(answered, read, strict=True)):
-        if len(x) > each.begins:
-            peaks[number] = feature_readings(subject, x[each.begins :], features).amax(0)
-    return peaks
+    rows, begins = [each.conversation for each in answered], [each.begins for each in answered]
+    return peaks_from(subject, rows, begins)[:, list(features)]
 
 
 def exceeded_by_few(peaks: Tensor, quantile: float) -> Tensor:
