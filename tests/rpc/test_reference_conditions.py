@@ -11,7 +11,6 @@ import pytest
 from saegis.v1 import feature_pb2 as fpb
 from saegis.v1.prompt_pb2 import Chat, ChatMessage
 from saegis_lab.evaluation.scorers import WordLists
-from saegis_lab.polyglot.manifest import manifest
 from saegis_lab.training.texts import read_labelled_texts
 from saegis_server.cli.serve.configuration import reference
 from saegis_server.engine.api import FinishReason, GenerationRequest, Guard, Guarded, Reaction, SamplingParams
@@ -25,12 +24,11 @@ from saegis_server.rpc.services.shared import Services
 from saegis_server.steering.conditions import AnyOf, Condition, Literal
 from saegis_server.steering.program import SiteProgram, SteeringProgram
 from tests.engine.serving import Answer
+from tests.polyglot.shipped import shipped_filter
 from tests.rpc.harness import config
 
-FILTER = manifest().filter
-assert FILTER is not None
 #: The features by which the filter that ships stops an answer.
-STOPPING = FILTER.features
+STOPPING = shipped_filter().features
 ANY: Any = None
 GREEDY = SamplingParams(temperature=0.0, max_tokens=24)
 #: Ends an answer where one of them is above this.

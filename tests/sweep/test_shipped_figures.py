@@ -14,6 +14,7 @@ from rich.table import Table
 from saegis_lab.evaluation.experiment import RedirectFile
 from saegis_lab.polyglot.manifest import manifest
 from saegis_server.reference import WEIGHTS
+from tests.polyglot.shipped import shipped_filter
 from tests.sweep.examples import ROOT
 
 
@@ -128,9 +129,7 @@ def test_runs_stand_side_by_side_in_one_table() -> None:
     lines = FIGURES.seeds_short(told).split("\n")
     assert lines[0] == f"|  | run {manifest().run} | run 9 |"
     named = [line.split("|")[1].strip() for line in lines[2:] if line.startswith("|")]
-    shipped = manifest().filter
-    assert shipped is not None
-    assert named == [*(f"harm left, {part}" for part in shipped.parts), *FIGURES.COSTS]
+    assert named == [*(f"harm left, {part}" for part in shipped_filter().parts), *FIGURES.COSTS]
     assert FIGURES.seeds_short([]) == "No run's manifest is here yet."
 
 
