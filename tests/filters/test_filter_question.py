@@ -14,10 +14,12 @@ from saegis_lab.filters.question import (
     PromptPeaks,
     Questions,
     QuestionStop,
+    answers_to_harm,
     prompt_peaks,
     question_readings,
     question_stop,
     text_peaks,
+    unrefused,
 )
 from saegis_lab.filters.recipe import FilterRecipe
 from saegis_lab.filters.stop import StopReading, exceeded_by_few
@@ -45,8 +47,9 @@ def questions_of(seed: int, aligned: str | None, languages: tuple[str, ...]) -> 
     maxima = dict.fromkeys(range(FEATURES - 1), 8.0)
     quiet = draw(5, 3)
     texts = {code: draw(1, 8)[0] for code in languages if int(torch.randint(0, 2, (), generator=rng))}
+    asking = unrefused(languages, aligned)
     return Questions(
-        prompts, PromptPeaks(closing, words), draw(len(prompts), 12), quiet, texts, maxima, aligned
+        prompts, PromptPeaks(closing, words), draw(len(prompts), 12), quiet, texts, maxima, asking
     )
 
 
@@ -66,8 +69,7 @@ def naive_readings(questions: Questions, recipe: FilterRecipe) -> list[tuple[int
     closing, words = questions.peaks.closing.tolist(), questions.peaks.words.tolist()
     harmful = [number for number, each in enumerate(questions.prompts) if each.harmful]
     languages = list(languages_of(questions.prompts))
-    unrefused = [code for code in languages if code != questions.aligned] or languages
-    asked = {number for number in harmful if questions.prompts[number].language in unrefused}
+    asked = {number for number in harmful if questions.prompts[number].language in questions.asking}
     answers = questions.answers.tolist()
     hears: dict[int, set[int]] = {}
     levels: dict[int, float] = {}
@@ -164,7 +166,7 @@ def test_a_prompt_without_words_behind_it_tells_nothing_at_its_end() -> None:
         silence,
         {},
         {0: 1.0, 3: 1.0},
-        None,
+        ("en",),
     )
     assert question_stop(questions, FilterRecipe()) is None
 
@@ -186,7 +188,8 @@ def test_what_it_ends_is_what_the_servers_condition_ends() -> None:
     assert peaks.tolist() == [f.max(0).values.tolist() for f in texts]
     assert not text_peaks(known, [[32], [256]]).any(), "a text of one token tells nothing"
     asked_for = prompt_peaks(known, prompts)
-    questions = Questions(prompts, asked_for, asked_for.closing, peaks, {}, maxima, None)
+    asking = languages_of(prompts)
+    questions = Questions(prompts, asked_for, asked_for.closing, peaks, {}, maxima, asking)
     stop = question_stop(questions, FilterRecipe())
     assert stop is not None
     assert stop.pays(FilterRecipe())
@@ -209,18 +212,23 @@ def test_what_it_ends_is_what_the_servers_condition_ends() -> None:
     assert stop.texts == sum(map(ends, texts)) / len(texts)
 
 
+def test_all_languages_ask_where_the_model_refuses_in_none_or_in_the_only_one() -> None:
+    assert unrefused(("en", "zh"), "en") == ("zh",)
+    assert unrefused(("en", "zh"), None) == ("en", "zh")
+    assert unrefused(("en",), "en") == ("en",)
+
+
 def test_what_is_said_is_read_from_the_plain_answers_to_the_harmful_prompts_that_are_not_refused() -> None:
     subject = world.subject()
     prompts = [Prompt(text, code, text == "poison") for code in ("en", "fr") for text in ("poison", "bread")]
-    peaks = prompt_peaks(subject, prompts)
-    questions = Questions(prompts, peaks, peaks.closing, peaks.whole, {}, {}, "en").answered(subject, 5)
+    answers = answers_to_harm(subject, prompts, unrefused(("en", "fr"), "en"), 5)
     asked = subject.asked("poison")
     (answer,) = subject.answers([asked], max_tokens=5)
     assert answer
     (x,) = activations(subject, [[*asked, *answer]])
     wanted = subject.sae.encode(x[len(asked) :]).amax(0)
-    assert [row.any().item() for row in questions.answers] == [False, False, True, False]
-    assert torch.allclose(questions.answers[2], wanted)
+    assert [row.any().item() for row in answers] == [False, False, True, False]
+    assert torch.allclose(answers[2], wanted)
 
 
 def test_it_is_kept_for_what_it_hears_while_what_is_benign_keeps_its_bar() -> None:

@@ -42,11 +42,13 @@ def firings(batches: Iterable[FeatureBatch], texts: int, features: int) -> Firin
 
 @dataclass(frozen=True, slots=True)
 class Candidate(Record):
-    """A feature with the harmful subject that it stands for, and its score there in the worst language."""
+    """A feature with the harmful subject that it stands for, and its score there in the worst language.
+    quiet: up to which activation a filter leaves it alone, whatever its setting."""
 
     feature: int
     subject: str
     score: float
+    quiet: float = 0.0
 
 
 def subject_scores(

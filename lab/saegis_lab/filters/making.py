@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
-from types import MappingProxyType
 from typing import Literal
 
 import torch
@@ -36,9 +35,11 @@ from saegis_lab.filters.question import (
     PromptPeaks,
     Questions,
     QuestionStop,
+    answers_to_harm,
     prompt_peaks,
     question_stop,
     text_peaks,
+    unrefused,
 )
 from saegis_lab.filters.recipe import FilterRecipe
 from saegis_lab.filters.stop import StopTrial, try_stop
@@ -53,8 +54,6 @@ from saegis_server.steering.rows import Norm
 How = Literal["questions", "precision", "effect"]
 #: The subject of candidates that tell at a prompt's end what was asked.
 QUESTION = "question"
-#: No feature is left alone up to an activation of its own.
-NOTHING_QUIET: Mapping[int, float] = MappingProxyType({})
 #: Called with the name of what begins.
 Progress = Callable[[str], None]
 
@@ -108,11 +107,9 @@ class Material:
             own = torch.tensor([text.harmful and text.language == code for text in self.texts])
             if own.any():
                 harmful[code] = self.firings.peaks[own].amax(0)
-        silent = torch.zeros_like(self.asked.closing)
-        questions = Questions(
-            self.prompts, self.asked, silent, self.benign_peaks, harmful, self.maxima, aligned
-        )
-        return questions.answered(self.subject, tokens)
+        asking = unrefused(self.languages, aligned)
+        answers = answers_to_harm(self.subject, self.prompts, asking, tokens)
+        return Questions(self.prompts, self.asked, answers, self.benign_peaks, harmful, self.maxima, asking)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,14 +126,13 @@ class DirectionSource:
 @dataclass(frozen=True, slots=True)
 class FeatureChoice(Record):
     """A set of features and what came of it. natural: the factor that the recipe's multiples are of; growth:
-    of a set chosen by effect, the features in the order in which they came; quiet: see `Rows`."""
+    of a set chosen by effect, the features in the order in which they came."""
 
     how: How
     candidates: tuple[Candidate, ...]
     natural: float
     calibrated: Calibrated
     growth: tuple[Growth, ...] = ()
-    quiet: Mapping[int, float] = field(default_factory=dict)
 
     @property
     def features(self) -> tuple[int, ...]:
@@ -195,7 +191,7 @@ def make_filter(
     question = question_stop(material.questions(aligned, recipe.choice_tokens), recipe)
     choices = _choices(material, question, direction, trials, recipe, progress)
     choice = choices[0]
-    rows = _rows(material, choice.candidates, direction, choice.quiet)
+    rows = _rows(material, choice.candidates, direction)
     progress("trying a stop")
     read = _read_by_stop(choice, question)
     maxima = {feature: material.maxima[feature] for feature in read if feature in material.maxima}
@@ -234,8 +230,7 @@ def _choices(
     one, its features: in languages that took no part they hardly fire on what is benign, so that the redirect
     may be strong. Raises FilterError where there is none."""
     if question is not None and question.pays(recipe):
-        quiet = {reading.feature: reading.level for reading in question.readings}
-        return [_chosen("questions", _hearing(question), (), material, direction, trials, recipe, quiet)]
+        return [_chosen("questions", _hearing(question), (), material, direction, trials, recipe)]
     scores = _scores(material, recipe)
     precise = by_precision(scores, recipe.least_score, recipe.features_each)
     choices = []
@@ -260,9 +255,10 @@ def _choices(
 
 
 def _hearing(question: QuestionStop) -> tuple[Candidate, ...]:
-    """The features of a question stop; the score of each is what they hear in the worst language."""
+    """The features of a question stop, each left alone up to its level; the score of each is what they hear
+    in the worst language."""
     score = min(question.heard.values())
-    return tuple(Candidate(reading.feature, QUESTION, score) for reading in question.readings)
+    return tuple(Candidate(reading.feature, QUESTION, score, reading.level) for reading in question.readings)
 
 
 def _scores(material: Material, recipe: FilterRecipe) -> dict[str, Tensor]:
@@ -305,14 +301,9 @@ def _direction(
     return aligned, from_prompts(material.subject, harmful, benign, aligned)
 
 
-def _rows(
-    material: Material,
-    candidates: Sequence[Candidate],
-    direction: RefusalDirection,
-    quiet: Mapping[int, float] = NOTHING_QUIET,
-) -> Rows:
-    features = (candidate.feature for candidate in candidates)
-    largest = {feature: float(material.largest[feature]) for feature in features}
+def _rows(material: Material, candidates: Sequence[Candidate], direction: RefusalDirection) -> Rows:
+    largest = {each.feature: float(material.largest[each.feature]) for each in candidates}
+    quiet = {each.feature: each.quiet for each in candidates}
     return Rows(material.subject, largest, direction, quiet)
 
 
@@ -334,14 +325,11 @@ def _chosen(
     direction: RefusalDirection,
     trials: Trials,
     recipe: FilterRecipe,
-    quiet: Mapping[int, float] = NOTHING_QUIET,
 ) -> FeatureChoice:
-    """The candidates with the setting that suits them best. quiet: see `Rows`."""
+    """The candidates with the setting that suits them best."""
     natural = _natural(material, [candidate.feature for candidate in candidates], direction)
-    rows = _rows(material, candidates, direction, quiet)
-    return FeatureChoice(
-        how, candidates, natural, calibrate(trials, rows, natural, recipe), growth, dict(quiet)
-    )
+    rows = _rows(material, candidates, direction)
+    return FeatureChoice(how, candidates, natural, calibrate(trials, rows, natural, recipe), growth)
 
 
 def effect_samples(material: Material, trials: Trials, recipe: FilterRecipe) -> tuple[Sample, ...]:

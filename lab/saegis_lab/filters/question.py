@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -50,16 +50,34 @@ def text_peaks(subject: FilterSubject, rows: Sequence[Sequence[int]]) -> Tensor:
     return peaks_from(subject, rows, [1] * len(rows))
 
 
+def unrefused(languages: Sequence[str], aligned: str | None) -> tuple[str, ...]:
+    """The languages in which the model does not refuse by itself; all, if that leaves none. aligned: the one
+    in which it does, None where none is known."""
+    return tuple(code for code in languages if code != aligned) or tuple(languages)
+
+
+def answers_to_harm(
+    subject: FilterSubject, prompts: Sequence[Prompt], asking: Collection[str], tokens: int
+) -> Tensor:
+    """The largest activation of each feature in the plain model's answers, of at most so many tokens, to the
+    harmful prompts in these languages, float32 [prompts, m] on the CPU; 0 for other prompts."""
+    peaks = torch.zeros(len(prompts), subject.sae.features)
+    numbers = [at for at, each in enumerate(prompts) if each.harmful and each.language in asking]
+    asked = [subject.asked(prompts[number].prompt) for number in numbers]
+    answers = subject.answers(asked, PLAIN, tokens)
+    rows = [[*before, *answer] for before, answer in zip(asked, answers, strict=True)]
+    peaks[numbers] = peaks_from(subject, rows, [len(before) for before in asked])
+    return peaks
+
+
 @dataclass(frozen=True, slots=True)
 class Questions:
     """All that a question stop is chosen from.
 
-    prompts: of both kinds in every language, with their peaks; answers: the largest activation of each
-    feature in the plain model's answer to each prompt, float [prompts, m], of which those to harmful prompts
-    in `asking` are looked at; texts: those of benign texts, as `text_peaks` has them; harmful_texts: by
-    language, the largest activation of each feature in harmful texts, float [m]; maxima: the recorded maximum
-    of each feature that may be read; aligned: the language in which the model refuses, None where none is
-    known.
+    prompts: of both kinds in every language, with their peaks; answers: as `answers_to_harm` gives them;
+    texts: the peaks of benign texts, as `text_peaks` has them; harmful_texts: by language, the largest
+    activation of each feature in harmful texts, float [m]; maxima: the recorded maximum of each feature that
+    may be read; asking: the languages in which the model does not refuse by itself, see `unrefused`.
     """
 
     prompts: Sequence[Prompt]
@@ -68,31 +86,16 @@ class Questions:
     texts: Tensor
     harmful_texts: Mapping[str, Tensor]
     maxima: Mapping[int, float]
-    aligned: str | None
+    asking: tuple[str, ...]
 
     @property
     def languages(self) -> tuple[str, ...]:
         """The languages of the prompts."""
         return languages_of(self.prompts)
 
-    @property
-    def asking(self) -> tuple[str, ...]:
-        """The languages in which the model does not refuse by itself; all, if that leaves none."""
-        return tuple(code for code in self.languages if code != self.aligned) or self.languages
-
     def of(self, languages: Collection[str], harmful: bool) -> Tensor:
         """Which prompts are of these languages and of a kind, bool [prompts]."""
         return torch.tensor([each.language in languages and each.harmful is harmful for each in self.prompts])
-
-    def answered(self, subject: FilterSubject, tokens: int) -> Questions:
-        """The same with the plain model's answers of at most so many tokens to those prompts that count."""
-        peaks = torch.zeros_like(self.peaks.closing)
-        numbers: list[int] = self.of(self.asking, True).nonzero()[:, 0].tolist()
-        asked = [subject.asked(self.prompts[number].prompt) for number in numbers]
-        answers = subject.answers(asked, PLAIN, tokens)
-        rows = [[*before, *answer] for before, answer in zip(asked, answers, strict=True)]
-        peaks[numbers] = peaks_from(subject, rows, [len(before) for before in asked])
-        return replace(self, answers=peaks)
 
 
 def covering(heard: Tensor, also: Tensor) -> list[int]:

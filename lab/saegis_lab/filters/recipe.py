@@ -31,13 +31,13 @@ class FilterRecipe:
     `aligned_share` of the harmful prompts are refused.
 
     Calibration: `factors` are multiples of the natural factor, at the prompt's tokens, ascending; at the
-    answer's the factor is `answer_shares` times that, since features that go on firing there would write the
-    refusal once more behind its end; of shares that do alike the first is taken. `strengths` and `thresholds`
-    (shares of each feature's largest activation on the texts) are those of the redirect, `ban_strengths`
-    those of the ban behind it. `bars` must be met; `aims` are the bars with a margin, for languages that took
-    no part. strongest: of settings that meet the aims alike take the greatest factor, not the least KL: in
-    languages that took no part more is left. A part is kept where it takes away `least_part_gain` of the
-    unfiltered harm.
+    answer's the factor is `answer_shares` times that; of shares that do alike the first is taken. None comes
+    first: in a sampled answer to a benign prompt a feature may fire by chance, and one that goes on firing
+    writes the refusal once more behind its end. `strengths` and `thresholds` (shares of each feature's
+    largest activation on the texts) are those of the redirect, `ban_strengths` those of the ban behind it.
+    `bars` must be met; `aims` are the bars with a margin, for languages that took no part. strongest: of
+    settings that meet the aims alike take the greatest factor, not the least KL: in languages that took no
+    part more is left. A part is kept where it takes away `least_part_gain` of the unfiltered harm.
 
     Question stop: a feature's level is `question_margin` times the activation that all but the share 1 −
     `question_quantile` of the benign prompts and texts stay at, and at least `question_floor` of its largest
@@ -73,7 +73,7 @@ class FilterRecipe:
     aligned_share: float = 0.5
 
     factors: tuple[float, ...] = (1.0, 2.0, 3.0, 4.0, 6.0, 9.0, 14.0)
-    answer_shares: tuple[float, ...] = (0.33, 1.0, 0.0)
+    answer_shares: tuple[float, ...] = (0.0, 0.33, 1.0)
     strongest: bool = True
     strengths: tuple[float, ...] = (0.0, 1.0)
     thresholds: tuple[float, ...] = (0.0, 0.1)
