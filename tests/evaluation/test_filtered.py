@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import saegis
-from saegis_lab.evaluation.bundle_copies import measured_copy
+from saegis_lab.evaluation.bundle_copies import measured_copy, without_stops
 from saegis_lab.evaluation.experiment import Decoding, Prompt
 from saegis_lab.evaluation.filtered import (
     FilterResult,
@@ -165,13 +165,15 @@ def test_the_divergence_is_of_the_first_unfiltered_answers(
     for decoding in few([GREEDY, SAMPLED], 1):
         trial.apply(None)
         plain = received(asker, decoding)
-        trial.apply(CONDITIONS[condition])
+        judged = CONDITIONS[condition]
+        assert judged is not None
+        trial.apply(without_stops(judged))
         for code in ("en", "de"):
             prompts = [prompt for prompt in PROMPTS if (prompt.language, prompt.harmful) == (code, False)]
             divergences: list[float] = []
             for prompt, (first, *_) in zip(prompts, plain[code, False], strict=True):
                 turns = [*prompt.messages, {"role": "assistant", "content": first.text}]
-                divergences += asker.score(messages=turns, unruled=True).divergences
+                divergences += asker.score(messages=turns, unruled=True, as_answer=True).divergences
             row = measured.row(code, condition, decoding.temperature)
             assert row.kl == pytest.approx(sum(divergences) / len(divergences), rel=1e-4, abs=1e-9)
             assert row.kl is not None

@@ -55,7 +55,7 @@ def test_divergences_are_of_the_finished_conversation(client: saegis.Client) -> 
             {"role": "user", "content": prompt.prompt},
             {"role": "assistant", "content": "The river runs."},
         ]
-        score = client.score(messages=messages, steering=EDITS)
+        score = client.score(messages=messages, steering=EDITS, as_answer=True)
         assert total.mean == pytest.approx(score.divergence, rel=1e-5)
         assert total.mean is not None
         assert total.mean > 1e-4

@@ -22,6 +22,9 @@ FIRST = tiny.catalog().entries[0].sae
 TEXT = "The river runs under the red bridge, and the day is long."
 
 
+USER = prompt_pb2.ChatMessage(role="user", content="the river")
+
+
 def ids_of(text: str) -> list[int]:
     found = TOKENIZER(text)["input_ids"]
     assert isinstance(found, list)
@@ -105,6 +108,23 @@ def test_prompts_of_every_kind_are_scored(stubs: Stubs) -> None:
         assert list(found.token_ids) == rendered != opened
 
 
+def test_the_last_message_may_be_read_as_an_answer(stubs: Stubs) -> None:
+    turns = [{"role": "user", "content": "the river"}, {"role": "assistant", "content": "is long and cold"}]
+    chat = prompt_pb2.Chat(messages=[prompt_pb2.ChatMessage(**turn) for turn in turns])
+    asked = TOKENIZER.apply_chat_template(turns[:1], add_generation_prompt=True, return_dict=False)
+    edit = clamp(3, 5.0, phase=steering_pb2.PHASE_COMPLETION)
+    read, answered = (
+        stubs.generation.Score(steered(edit, text=None, chat=chat, as_answer=as_answer))
+        for as_answer in (False, True)
+    )
+    assert set(read.divergences) == {0.0}
+    # The prediction at place i is of token i + 1.
+    assert set(answered.divergences[: len(asked)]) == {0.0}
+    assert min(answered.divergences[len(asked) :]) > 0.0
+    (site,) = answered.receipt.sites
+    assert site.tokens_edited == len(answered.token_ids) - len(asked)
+
+
 def test_a_text_as_long_as_the_context(stubs: Stubs) -> None:
     longest = [200 + place % 90 for place in range(tiny.CONTEXT)]
     found = stubs.generation.Score(by_ids(*longest))
@@ -126,6 +146,8 @@ def test_a_text_as_long_as_the_context(stubs: Stubs) -> None:
         (by_ids(5, 999), "token_ids.ids[1]"),
         (pb.ScoreRequest(chat=prompt_pb2.Chat()), "chat.messages"),
         (pb.ScoreRequest(text=TEXT, request_id=""), "request_id"),
+        (pb.ScoreRequest(text=TEXT, as_answer=True), "as_answer"),
+        (pb.ScoreRequest(chat=prompt_pb2.Chat(messages=[USER]), as_answer=True), "as_answer"),
         (steered(clamp(3, 1.0), clamp(3, 1.0, site="here")), "steering.edits[1].site"),
         (steered(*(clamp(index, 1.0) for index in range(9))), "steering.edits[8]"),
         (

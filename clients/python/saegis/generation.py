@@ -550,15 +550,17 @@ class GenerationMethods(BaseClient):
         token_ids: Sequence[int] | None = None,
         steering: Sequence[Edit] = (),
         unruled: bool = False,
+        as_answer: bool = False,
         request_id: str | None = None,
         timeout: float | None = None,
     ) -> pb.ScoreRequest:
         """Return how likely a text, a finished conversation or token ids are, with `steering` and without.
 
         With `unruled`, the comparison is with the model without the operator's rules too. That needs the role
-        of that name and, under a policy, its permission.
+        of that name and, under a policy, its permission. With `as_answer`, the last message, which must be
+        the assistant's, is read as an answer and not as part of the prompt.
         """
-        request = pb.ScoreRequest(unruled=unruled)
+        request = pb.ScoreRequest(unruled=unruled, as_answer=as_answer)
         set_prompt(request, text, messages, token_ids)
         put(request, "request_id", request_id)
         if steering:

@@ -153,15 +153,15 @@ class Requests:
         return self._side_by_side(weigh, list(zip(texts, ended, strict=True)), stage)
 
     def divergences(self, answers: Sequence[Answer], edits: Sequence[Edit], stage: str) -> list[Total]:
-        """KL(unsteered ‖ under `edits`) of each finished conversation, over each token but the first.
+        """KL(unsteered ‖ under `edits`) of each answered prompt, over each token but the first.
 
-        Unsteered also means without the operator's rules.
+        Unsteered also means without the operator's rules. What acts on answers acts on the answer; rules that
+        would end it must not be in force.
         """
 
         def compare(answer: Answer) -> Total:
-            score = self._client.score(messages=answer.messages, steering=edits, unruled=True)
-            divergences = score.divergences
-            return Total(math.fsum(divergences), len(divergences))
+            score = self._client.score(messages=answer.messages, steering=edits, unruled=True, as_answer=True)
+            return Total(math.fsum(score.divergences), len(score.divergences))
 
         return self._side_by_side(compare, answers, stage)
 

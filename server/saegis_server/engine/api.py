@@ -528,14 +528,15 @@ class Engine(Protocol):
         on_end: Callable[[Closing], None] | None = None,
         tenant: str = "",
         groups: tuple[RowGroup, ...] = (),
+        prefilled: int = 0,
     ) -> Future[Score]:
         """How likely a text of at least two tokens is, steered by a program and under a baseline.
 
-        The text is steered and judged as a prompt, so edits of the completion act nowhere, and what would
-        stop an answer refuses the text. `groups` are counted as those of a request. `on_end` hears
-        how it ended before the future does, and must not raise. Cancelling the future ends the reading.
-        Raises as `submit` does; the future, SteeringDivergedError, NonFiniteLogitsError, OutOfMemoryError,
-        RefusedByPolicyError or EngineStoppedError.
+        The text is steered and judged as a prompt, and its last `prefilled` tokens as the beginning of an
+        answer; what would stop an answer refuses the text. `groups` are counted as those of a request.
+        `on_end` hears how it ended before the future does, and must not raise. Cancelling the future ends the
+        reading. Raises as `submit` does; the future, SteeringDivergedError, NonFiniteLogitsError,
+        OutOfMemoryError, RefusedByPolicyError or EngineStoppedError.
         """
 
     def capture(self, tokens: Sequence[int], tenant: str = "") -> Future[dict[Site, Tensor]]:

@@ -30,6 +30,7 @@ from tests.engine.guarded import (
     probe,
 )
 from tests.engine.hooked import destructive, random_program
+from tests.engine.naive import Naive
 from tests.engine.serving import Answer, Serving
 
 TOLD = SamplingParams(seed=1, max_tokens=14, ignore_eos=True, logprobs=3)
@@ -159,6 +160,21 @@ def test_a_score_is_refused_by_what_would_refuse_or_stop(serving: Serving, react
         free = engine.score(text, READ_ONLY, never).result(30)
         assert free.logprobs == engine.score(text).result(30).logprobs
         assert free.receipt.conditions[0].first_token is None
+
+
+def test_a_score_is_refused_by_what_holds_at_one_early_token(serving: Serving) -> None:
+    text = tiny.prompt_of(5, 40)
+    values = Naive(tiny.model(), text, READ_ONLY, Guard(), replace(LONG, max_tokens=1)).run().values[:40]
+    first = sorted(range(40), key=lambda token: -values[token][0])[:2]
+    assert first[0] < 16, "not in the first chunk"
+    level = (values[first[0]][0] + values[first[1]][0]) / 2.0
+    guard = Guard((Guarded("p/no", Condition(Literal(0, level)), Reaction.REFUSE, message="not this"),))
+    with serving(tiny.model()) as engine:
+        assert isinstance(
+            engine.ask(text, LONG, READ_ONLY, guard=guard).wait().failed.error, RefusedByPolicyError
+        )
+        with pytest.raises(RefusedByPolicyError, match="not this"):
+            engine.score(text, READ_ONLY, guard).result(30)
 
 
 def test_a_scored_text_is_read_again_with_the_rows_of_its_conditions(serving: Serving) -> None:

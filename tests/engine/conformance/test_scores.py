@@ -1,15 +1,18 @@
 """Scores: what Transformers says with plain hooks, and what a request that is steered alike is told."""
 
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
 from saegis_server.engine.api import (
     FieldError,
+    FinishReason,
     NonFiniteLogitsError,
+    RefusedByPolicyError,
     SamplingParams,
     Score,
     SteeringDivergedError,
@@ -19,7 +22,7 @@ from saegis_server.steering import rows
 from saegis_server.steering.program import UNSTEERED, SiteProgram, SteeringError, SteeringProgram
 from saegis_server.steering.rows import Edit, Norm, Phase
 from saegis_server.steering.site import Site
-from tests.engine import tiny
+from tests.engine import guarded, tiny
 from tests.engine.hooked import destructive, hook_program, random_program
 from tests.engine.serving import Serving
 from tests.steering import cases
@@ -40,16 +43,23 @@ def clamp_and_ban(phase: Phase = Phase.ALL) -> SteeringProgram:
     )
 
 
-def by_transformers(model: PreTrainedModel, tokens: list[int], program: SteeringProgram) -> Tensor:
-    """Log probabilities [T − 1, V] in float64, by the model's own code with plain hooks."""
+def by_transformers(
+    model: PreTrainedModel, tokens: list[int], program: SteeringProgram, asked: int | None = None
+) -> Tensor:
+    """Log probabilities [T − 1, V] in float64, by the model's own code with plain hooks. asked: how many
+    of the tokens are of the prompt, None for all."""
     handles = hook_program(model, program)
+    cache, logits = DynamicCache(config=model.config), []
     try:
         with torch.no_grad():
-            logits: Tensor = model(torch.tensor([tokens])).logits[0, :-1]
+            for part in (tokens[:asked], [] if asked is None else tokens[asked:]):
+                if part:
+                    read = model(torch.tensor([part]), past_key_values=cache, use_cache=True)
+                    logits.append(read.logits[0])
     finally:
         for handle in handles:
             handle.remove()
-    return torch.log_softmax(logits.double(), -1)
+    return torch.log_softmax(torch.cat(logits)[:-1].double(), -1)
 
 
 def agrees(score: Score, tokens: list[int], steered: Tensor, plain: Tensor) -> None:
@@ -125,6 +135,54 @@ def test_every_token_is_one_of_the_prompt(serving: Serving) -> None:
         (0, 1, 0),
     ]
     assert (plain.receipt.steered, plain.receipt.sites) == (False, ())
+
+
+@pytest.mark.parametrize("asked", [1, 15, 16, 17, 39])
+def test_the_end_of_a_text_may_be_an_answer(serving: Serving, asked: int) -> None:
+    """Its tokens are moved by edits of the completion, and the others by those of the prompt."""
+    tokens, model = tiny.prompt_of(3, 40), tiny.model()
+    with serving(tiny.model()) as engine:
+        for phase in Phase:
+            program = clamp_and_ban(phase)
+            plain = by_transformers(model, tokens, UNSTEERED)
+            steered = by_transformers(model, tokens, program, asked)
+            found = engine.score(tokens, program, prefilled=40 - asked).result(30)
+            agrees(found, tokens, steered, plain)
+            edited = {Phase.PROMPT: asked, Phase.COMPLETION: 40 - asked, Phase.ALL: 40}[phase]
+            assert max(site.tokens_edited for site in found.receipt.sites) == edited
+
+
+def test_a_text_that_is_all_answer_is_refused(serving: Serving) -> None:
+    with serving(tiny.model()) as engine:
+        for prefilled in (-1, 2, 3):
+            with pytest.raises(FieldError, match=f"cannot end with {prefilled} tokens of the answer"):
+                engine.score([1, 2], prefilled=prefilled)
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_an_answer_is_judged_as_one_that_was_begun(serving: Serving, seed: int) -> None:
+    """What its conditions come to is what they come to there; what ends the answer refuses the score."""
+    case = guarded.random_case(seed)
+    greedy = SamplingParams(temperature=0.0, max_tokens=1, ignore_eos=True, logprobs=0)
+    with serving(tiny.model()) as engine:
+        begun = engine.ask(case.prompt, replace(greedy, max_tokens=9)).wait().tokens()
+        whole = [*case.prompt, *begun]
+        told = engine.ask(whole, greedy, case.program, guard=case.guard, prefilled=9).wait()
+        scoring = engine.score(whole, case.program, case.guard, prefilled=9)
+        if told.ending().reason is FinishReason.CONTENT_FILTER:
+            with pytest.raises(RefusedByPolicyError):
+                scoring.result(30)
+            return
+        scored, wanted = scoring.result(30).receipt, told.finished.receipt
+        assert scored.conditions == wanted.conditions
+        (output,) = told.outputs()
+        with suppress(RefusedByPolicyError):  # that token may be what ends the answer
+            longer = engine.score([*whole, output.token_id], case.program, case.guard, prefilled=10).result(
+                30
+            )
+            assert longer.logprobs[-1] == pytest.approx(output.logprob, abs=1e-4)
+        assert scored.guard_peaks == pytest.approx(wanted.guard_peaks, abs=1e-4)
+        assert [site.tokens_edited for site in scored.sites] == [site.tokens_edited for site in wanted.sites]
 
 
 def test_timings_add_up(serving: Serving) -> None:

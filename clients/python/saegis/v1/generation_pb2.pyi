@@ -235,20 +235,22 @@ class Usage(_message.Message):
     def __init__(self, prompt_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., steered_tokens: _Optional[int] = ...) -> None: ...
 
 class ScoreRequest(_message.Message):
-    __slots__ = ("request_id", "text", "token_ids", "chat", "steering", "unruled")
+    __slots__ = ("request_id", "text", "token_ids", "chat", "steering", "unruled", "as_answer")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     CHAT_FIELD_NUMBER: _ClassVar[int]
     STEERING_FIELD_NUMBER: _ClassVar[int]
     UNRULED_FIELD_NUMBER: _ClassVar[int]
+    AS_ANSWER_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     text: str
     token_ids: _prompt_pb2.TokenIds
     chat: _prompt_pb2.Chat
     steering: _steering_pb2.Steering
     unruled: bool
-    def __init__(self, request_id: _Optional[str] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Union[_prompt_pb2.TokenIds, _Mapping[str, object]]] = ..., chat: _Optional[_Union[_prompt_pb2.Chat, _Mapping[str, object]]] = ..., steering: _Optional[_Union[_steering_pb2.Steering, _Mapping[str, object]]] = ..., unruled: _Optional[bool] = ...) -> None: ...
+    as_answer: bool
+    def __init__(self, request_id: _Optional[str] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Union[_prompt_pb2.TokenIds, _Mapping[str, object]]] = ..., chat: _Optional[_Union[_prompt_pb2.Chat, _Mapping[str, object]]] = ..., steering: _Optional[_Union[_steering_pb2.Steering, _Mapping[str, object]]] = ..., unruled: _Optional[bool] = ..., as_answer: _Optional[bool] = ...) -> None: ...
 
 class ScoreResponse(_message.Message):
     __slots__ = ("request_id", "token_ids", "logprobs", "plain_logprobs", "divergences", "receipt")

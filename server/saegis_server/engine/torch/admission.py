@@ -27,8 +27,7 @@ class Admission:
             raise FieldError(
                 "prompt", f"has {len(prompt)} tokens; at most {longest - 1} leave room for an answer"
             )
-        if not 0 <= request.prefilled < len(prompt):
-            raise FieldError("prompt", f"cannot end with {request.prefilled} tokens of the answer")
+        _check_prefilled(request.prefilled, prompt)
         self._check_tokens(
             {
                 "prompt": prompt,
@@ -46,13 +45,16 @@ class Admission:
             raise FieldError("groups", f"at most {MOST_GROUPS} can be counted, not {len(request.groups)}")
         return admit(request.program, request.guard, self._slots.room)
 
-    def text(self, tokens: Sequence[int], program: SteeringProgram, guard: Guard) -> AdmittedProgram:
+    def text(
+        self, tokens: Sequence[int], prefilled: int, program: SteeringProgram, guard: Guard
+    ) -> AdmittedProgram:
         """The program under which a text is scored, beside its guard; raises as `generation` does."""
         longest = self._slots.max_length
         if len(tokens) < 2:
             raise FieldError("prompt", f"must have at least 2 tokens to be scored, not {len(tokens)}")
         if len(tokens) > longest:
             raise FieldError("prompt", f"has {len(tokens)} tokens; at most {longest} can be scored at once")
+        _check_prefilled(prefilled, tokens)
         self._check_tokens({"prompt": tokens})
         return admit(program, guard, self._slots.room)
 
@@ -62,3 +64,8 @@ class Admission:
             for position, token in enumerate(ids):
                 if not 0 <= token < vocabulary:
                     raise FieldError(f"{field}[{position}]", f"{token} is not a token id below {vocabulary}")
+
+
+def _check_prefilled(prefilled: int, tokens: Sequence[int]) -> None:
+    if not 0 <= prefilled < len(tokens):
+        raise FieldError("prompt", f"cannot end with {prefilled} tokens of the answer")

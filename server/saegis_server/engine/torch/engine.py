@@ -219,23 +219,26 @@ class TorchEngine:
         on_end: Callable[[Closing], None] | None = None,
         tenant: str = "",
         groups: tuple[RowGroup, ...] = (),
+        prefilled: int = 0,
     ) -> "Future[Score]":
         """How likely a text is, steered by a program and plainly, read chunk by chunk between steps."""
-        steered, other = self._text(tokens, program, guard, groups), self._text(tokens, *plain)
-        scoring = Scoring(tokens, steered, other, self.limits.prefill_chunk, on_end)
+        steered = self._text(tokens, prefilled, program, guard, groups)
+        other = self._text(tokens, prefilled, *plain)
+        scoring = Scoring(tokens, steered, other, self.limits.prefill_chunk, on_end, prefilled)
         return self._add_job(self._scores, scoring.job(), tenant, scoring.ended)
 
     def _text(
         self,
         tokens: Sequenced[int],
+        prefilled: int,
         program: SteeringProgram,
         guard: Guard,
         groups: tuple[RowGroup, ...] = (),
     ) -> Reading:
-        admitted = self._admission.text(tokens, program, guard)
+        admitted = self._admission.text(tokens, prefilled, program, guard)
         watching = self._guard(tokens, admitted, guard)
         unmoved = self.first_token.unmoved(tokens, program)
-        return Reading(self.step, admitted, watching, len(tokens), unmoved, groups)
+        return Reading(self.step, admitted, watching, len(tokens), unmoved, groups, prefilled)
 
     def _guard(self, tokens: Sequenced[int], admitted: AdmittedProgram, guard: Guard) -> RequestGuard | None:
         """The guard of a text; None where there is nothing to judge."""

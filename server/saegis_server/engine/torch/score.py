@@ -90,11 +90,14 @@ class Reading:
         length: int,
         unmoved: int = 0,
         groups: tuple[RowGroup, ...] = (),
+        prefilled: int = 0,
     ) -> None:
         """`unmoved`: how many of the text's first tokens no row moves. Without a guard nothing is judged.
-        groups: of its rows, those that are counted together."""
+        groups: of its rows, those that are counted together. prefilled: how many of its last tokens are of an
+        answer."""
         self._groups, self._acted = groups, torch.zeros(len(groups), 2)
         self._step, self._admitted, self._guard, self._length = step, admitted, guard, length
+        self._answer_start = length - prefilled
         self._unmoved, self._outcome = unmoved, Outcome.GOES_ON
         self._tally = Tally(admitted.digest, admitted.rows, unmoved)
         self._cache: KVCache | None = None
@@ -125,7 +128,7 @@ class Reading:
             raise RuntimeError("a reading goes on that has not begun")
         unread = 0 if self._guard is None else self._guard.unread
         reading = self._step.read(
-            list(tokens), start, self._cache, self._tables, self._length, self._unmoved, unread
+            list(tokens), start, self._cache, self._tables, self._answer_start, self._unmoved, unread
         )
         self._tables, self._outcome = reading.tables, reading.outcome
         self._tally.add(self._step.sites, reading.counts.tolist())
@@ -133,20 +136,19 @@ class Reading:
             self._acted = self._acted + reading.acted.cpu()
         return reading
 
-    def require_readable(self) -> None:
-        """Raise NonFiniteLogitsError where what a condition looked at last is no number."""
+    def require_allowed(self) -> None:
+        """After a chunk, raise NonFiniteLogitsError where what a condition looked at is no number, and
+        RefusedByPolicyError where one refuses the text, or would stop an answer."""
         if self._outcome is Outcome.UNREADABLE:
             raise NonFiniteLogitsError("a guard's reading is no number, so its conditions cannot be judged")
-
-    def changed(self) -> bool:
-        """After a whole reading, whether further rows are in force now, so that the text is to be read again.
-
-        Raises RefusedByPolicyError where a condition that holds refuses the text, or would stop an answer.
-        """
         if self._outcome is Outcome.ENDS and self._guard is not None and self._tables is not None:
             holds = self._tables.state.holds[0].tolist()
             if (refusal := self._guard.refusal(holds, Reaction.REFUSE, Reaction.STOP)) is not None:
                 raise refusal
+
+    @property
+    def changed(self) -> bool:
+        """After a chunk, whether further rows are in force now, so that the text is to be read again."""
         return self._outcome is Outcome.AGAIN
 
     def receipt(self) -> Receipt:
@@ -155,7 +157,8 @@ class Reading:
         if self._guard is None:
             return replace(self._tally.receipt(self._admitted.rows), acted=acted)
         if self._tables is not None:
-            self._guard.add(ConditionResult.of(self._tables.state, self._tables.peaks, 0), self._length)
+            result = ConditionResult.of(self._tables.state, self._tables.peaks, 0)
+            self._guard.add(result, self._answer_start)
         receipt = self._tally.receipt(self._guard.came_in_force)
         return self._guard.complete(replace(receipt, acted=acted))
 
@@ -179,11 +182,14 @@ class Scoring:
         plain: Reading,
         chunk: int,
         on_end: Callable[[Closing], None] | None = None,
+        prefilled: int = 0,
     ) -> None:
         """`chunk`: how many tokens are read at once. `on_end` hears, before the result is told, how it ended.
 
         It is told the usage and the receipt of the steered reading, and runs on the engine's thread.
+        prefilled: how many of the tokens, at their end, are of an answer.
         """
+        self._answer_start = len(tokens) - prefilled
         self._tokens, self._steered, self._plain, self._chunk = list(tokens), steered, plain, chunk
         self._on_end = on_end
         self._read_tokens = 0
@@ -198,10 +204,8 @@ class Scoring:
         what conditions look at; RefusedByPolicyError where one refuses the text or would stop an answer.
         """
         self._began = time.monotonic()
-        whole = yield from self._reading()
-        while self._changed():
+        while (whole := (yield from self._reading())) is None:
             yield
-            whole = yield from self._reading()
         done = self._done()
         return Score(
             logprobs=tuple(whole.logprobs.tolist()),
@@ -234,29 +238,29 @@ class Scoring:
         usage = Usage(self._read_tokens, 0, 0, self._steered.steered_tokens)
         return RequestFinished(usage, self._receipt, Timings(began - self._submitted, now - began, 0.0))
 
-    def _changed(self) -> bool:
-        """Whether the text is to be read again.
-
-        What the rules refuse without the request's edits is refused, whatever the edits do about it.
-        """
-        changed = [reading.changed() for reading in (self._plain, self._steered)]
-        return any(changed)
-
-    def _reading(self) -> Job[Comparison]:
-        """Read the whole text under the rows that are in force now."""
-        count = len(self._tokens)
+    def _reading(self) -> Job[Comparison | None]:
+        """Read the whole text under the rows that are in force now; None where others have come in force, so
+        that it is to be read again."""
         self._plain.begin()
         self._steered.begin()
         parts: list[Comparison] = []
-        for start in range(0, count, self._chunk):
+        start, count = 0, len(self._tokens)
+        while start < count:
             if start > 0:
                 yield
-            parts += self._read(start)
+            end = min(start + self._chunk, self._answer_start if start < self._answer_start else count)
+            parts += self._read(start, end)
+            if self._plain.changed or self._steered.changed:
+                return None
+            start = end
         return Comparison.join(parts)
 
-    def _read(self, start: int) -> list[Comparison]:
-        """Read a chunk both ways and compare; nothing to compare where it is the last token alone."""
-        tokens = self._tokens[start : start + self._chunk]
+    def _read(self, start: int, end: int) -> list[Comparison]:
+        """Read a chunk both ways and compare; nothing to compare where it is the last token alone.
+
+        What the rules refuse without the request's edits is refused, whatever the edits do about it.
+        """
+        tokens = self._tokens[start:end]
         following = self._tokens[start + 1 : start + 1 + len(tokens)]
         plain = self._plain.read(tokens, start)
         _require_finite(plain.logits, start, NonFiniteLogitsError, "the model's logits are not finite")
@@ -264,8 +268,8 @@ class Scoring:
         beyond = "the request's edits drove the activations beyond all bounds"
         _require_finite(steered.logits, start, SteeringDivergedError, beyond)
         self._read_tokens = max(self._read_tokens, start + len(tokens))
-        self._plain.require_readable()
-        self._steered.require_readable()
+        self._plain.require_allowed()
+        self._steered.require_allowed()
         if not following:
             return []
         known = torch.tensor(following, device=steered.logits.device)

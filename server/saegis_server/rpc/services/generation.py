@@ -138,6 +138,11 @@ class GenerationServicer(Servicer, generation_pb2_grpc.GenerationServiceServicer
                 raise FieldError(
                     f"steering.{name}", "Score reports nothing of single tokens but how likely they are"
                 )
+        answered = 0
+        if request.as_answer:
+            if not begins_answer(request.chat):
+                raise FieldError("as_answer", "needs a conversation whose last message is the assistant's")
+            answered = await self._off_loop(request, services.prompts.prefilled, request, kind, tokens)
         steering = self._steering(request.steering)
         summary = self._summary("Score", tokens, _uses_of_score(request, services.prompts))
         async with services.governor.admit(summary, steering) as run:
@@ -152,6 +157,7 @@ class GenerationServicer(Servicer, generation_pb2_grpc.GenerationServiceServicer
                 on_end=run.ended,
                 tenant=governed.tenant,
                 groups=governed.groups[: services.engine.most_groups],
+                prefilled=answered,
             )
             with _explained(kind, steering):
                 reading = await self._submit(run, submit, Future.cancel)
