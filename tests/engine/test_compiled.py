@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from torch import nn
 from torch._dynamo.utils import counters
 
 from saegis_server.engine.api import SamplingParams
@@ -12,6 +13,7 @@ from saegis_server.engine.torch.usage import UsageCounting
 from saegis_server.engine.torch.warmup import missing_compiler, warm_up
 from saegis_server.steering.program import SteeringProgram
 from tests.engine import tiny
+from tests.engine.cuda import DEVICE, needs_cuda
 from tests.engine.guarded import agrees, answered, flickering
 from tests.engine.hooked import differs, generate, random_program
 from tests.engine.test_activity import FIRST, ask, greedy, groups_of
@@ -32,13 +34,15 @@ SAES = [random_sae(seed=size, width=tiny.WIDTH, features=size, name=f"{size}") f
 DICTIONARIES = [Dictionary(sae.name, FIRST, sae.rows(), sae.norm) for sae in SAES]
 
 
-@pytest.fixture(scope="module")
-def compiled(unmeasured: None) -> Iterator[tiny.RunningEngine]:
+@pytest.fixture(scope="module", params=["cpu", pytest.param(DEVICE, id="cuda", marks=needs_cuda)])
+def compiled(unmeasured: None, request: pytest.FixtureRequest) -> Iterator[tiny.RunningEngine]:
     """An engine whose step is compiled and warm."""
     torch._dynamo.reset()
     counters.clear()
-    usage = UsageCounting(DICTIONARIES, 1, torch.device("cpu"))
-    step = tiny.step(tiny.model(), slots=32, compiled=True, keeps=usage.sites)
+    model = tiny.model()
+    nn.Module.to(model, request.param)
+    usage = UsageCounting(DICTIONARIES, 1, model.device)
+    step = tiny.step(model, slots=32, compiled=True, keeps=usage.sites)
     warm_up(step, lambda *_: None, usage=usage)
     with tiny.RunningEngine(step, max_running=32, usage=usage) as engine:
         yield engine

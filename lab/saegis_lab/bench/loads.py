@@ -162,12 +162,13 @@ def warm_step(
     concurrency: int,
     progress: Progress,
     usage: UsageCounting | None = None,
+    compiled: bool = True,
 ) -> Step:
-    """A compiled, warm step on a fresh copy of the subject's model, with what counts the use of features."""
+    """A warm step on a fresh copy of the subject's model, with what counts the use of features."""
     model = subject.make()
     norms = {site: frozenset({Norm.NONE}) for site in sites}
     slots = Slots(model, sites, concurrency, PROMPT_TOKENS + NEW_TOKENS, Capacity())
-    step = Step(model, norms, slots, compiled=True, keeps=() if usage is None else usage.sites)
+    step = Step(model, norms, slots, compiled, keeps=() if usage is None else usage.sites)
     warm_up(step, progress, usage=usage)
     return step
 

@@ -44,9 +44,9 @@ def _subject(name: str, original: PreTrainedModel) -> Subject:
     )
 
 
-def reference_subject(path: str) -> Subject:
-    """The shipped reference model."""
-    return _subject(REFERENCE, load_model(path).model)
+def reference_subject(path: str, device: str = "cpu", dtype: str = "auto") -> Subject:
+    """The shipped reference model, on a device in a dtype as `load_model` knows them."""
+    return _subject(REFERENCE, load_model(path, dtype, device).model)
 
 
 def random_llama() -> Subject:

@@ -1,12 +1,15 @@
 """The engines that are held to the suite; another one is an entry here, and nothing else."""
 
+import copy
 from typing import cast
 
 import pytest
+from torch import nn
 from transformers import PreTrainedModel
 
 from saegis_server.engine.api import FirstToken, Limits
 from tests.engine import tiny
+from tests.engine.cuda import DEVICE, needs_cuda
 from tests.engine.serving import Asked, Serving
 
 
@@ -22,10 +25,24 @@ def embedded(
     return tiny.RunningEngine(step, max_running, limits, first_token, eos)
 
 
+def on_cuda(
+    model: PreTrainedModel,
+    max_running: int = 8,
+    limits: Limits | None = None,
+    first_token: FirstToken | None = None,
+    eos: int = tiny.EOS,
+) -> Asked:
+    """The same on a CUDA device, beside the oracles, which stay on the CPU."""
+    moved = copy.deepcopy(model)
+    nn.Module.to(moved, DEVICE)
+    return embedded(moved, max_running, limits, first_token, eos)
+
+
 ENGINES: dict[str, Serving] = {"torch": embedded}
+ON_CUDA = pytest.param(on_cuda, id="cuda", marks=needs_cuda)
 
 
-@pytest.fixture(params=tuple(ENGINES.values()), ids=tuple(ENGINES))
+@pytest.fixture(params=[*(pytest.param(each, id=name) for name, each in ENGINES.items()), ON_CUDA])
 def serving(request: pytest.FixtureRequest) -> Serving:
     """Makes an engine, each of those there are in turn."""
     return cast(Serving, request.param)

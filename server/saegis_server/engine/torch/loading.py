@@ -74,6 +74,8 @@ def load_model(
         raise ModelLoadError(f"{spec}: {len(missing)} weights are missing, the first is {missing[0]}")
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ModelLoadError(f"{spec}: its tokenizer has no fast version (tokenizer.json)")
+    # The environment of some images has float32 matrices rounded to TF32, for which no margin allows.
+    torch.set_float32_matmul_precision("highest")
     nn.Module.to(model, device)
     model.train(False).requires_grad_(False)
     text = model.config.get_text_config()
