@@ -1,4 +1,4 @@
-"""What a scrape is sent, against prometheus_client: the same to the byte, in each format, whatever changes."""
+"""What a scrape is sent, against prometheus_client: the same to the byte, in every format."""
 
 import math
 from collections.abc import Iterator
