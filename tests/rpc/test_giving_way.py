@@ -10,7 +10,6 @@ import torch
 
 import saegis
 from saegis_server.rpc.server.giving_way import REST, giving_way, must_give_way, paced
-from saegis_server.rpc.services import feature_reading
 from tests.rpc.harness import running
 
 
@@ -57,13 +56,11 @@ def test_a_text_is_read_the_same_beside_requests(monkeypatch: pytest.MonkeyPatch
     """In other parts, one after the other, with rests."""
     text = [8 + place % 200 for place in range(300)]
     sizes: list[int] = []
-    split = feature_reading.must_give_way
-
     def noted() -> bool:
-        sizes.append(int(split()))
+        sizes.append(int(must_give_way()))
         return bool(sizes[-1])
 
-    monkeypatch.setattr(feature_reading, "must_give_way", noted)
+    monkeypatch.setattr("saegis_server.rpc.services.feature_reading.must_give_way", noted)
     with running() as server, saegis.Client(server.target) as client:
         quiet = client.inspect(token_ids=text, sae="first", top_k=4)
         assert not any(sizes)

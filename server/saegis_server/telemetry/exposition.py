@@ -14,8 +14,10 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
-from prometheus_client.utils import floatToGoString
+from prometheus_client.utils import floatToGoString as _float_to_text
 
+#: A number as Prometheus writes it; the library does not say so to a type checker.
+_number: Callable[[float], str] = _float_to_text
 #: From a registry to its text, by prometheus_client.
 Encode = Callable[[Collector], bytes]
 #: How many formats are kept, and how many series of each: a client asks for any version, and series go away.
@@ -93,13 +95,13 @@ class _Format:
             key = (sample.name, *sample.labels.values())
             if (begin := series.get(key)) is None:
                 begin = series[key] = self._begin(family, sample)
-            lines.append(f"{begin}{floatToGoString(sample.value)}\n")
+            lines.append(f"{begin}{_number(sample.value)}\n")
         return "".join(lines)
 
     def _begin(self, family: Metric, sample: Sample) -> str:
         """A series as the library writes it, up to its value."""
         line = self._by_library(family, [sample]).removeprefix(self._heads[family.name, family.type])
-        return line.removesuffix(f"{floatToGoString(sample.value)}\n")
+        return line.removesuffix(f"{_number(sample.value)}\n")
 
     def _by_library(self, family: Metric, samples: list[Sample]) -> str:
         return self._encode(_Family(family, samples)).decode().removesuffix(self._end)
