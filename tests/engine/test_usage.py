@@ -11,6 +11,7 @@ import torch
 from saegis_server.engine.api import FirstToken
 from saegis_server.engine.counts import Dictionary, Used
 from saegis_server.engine.torch import usage as usage_counting
+from saegis_server.engine.torch.build import graphs_compiled
 from saegis_server.engine.torch.usage import TOKENS_AT_ONCE, OneOf, UsageCounting
 from saegis_server.sae.autoencoder import Architecture, SparseAutoencoder
 from saegis_server.steering.program import UNSTEERED, SteeringProgram
@@ -132,6 +133,31 @@ def test_no_piece_is_a_single_feature(
     second = counting()._counted[1]
     assert [piece.numbers.shape[2] for piece in second.pieces] == sizes
     assert [piece.read.shape[1] for piece in second.pieces] == sizes
+
+
+@pytest.mark.slow
+def test_nothing_is_compiled_after_the_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever comes next, in pieces of several sizes; and the counts are those of the loop."""
+    monkeypatch.setattr(usage_counting, "FEATURES_AT_ONCE", {"cpu": 16})
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(3 * TOKENS_AT_ONCE + 5, tiny.WIDTH, generator=generator)
+    usage = counting(every=2)
+    usage.make(compiled=True)
+    usage.warm_up()
+    before = graphs_compiled()
+    for each in usage._counted:
+        for phase in range(2):
+            for part in x.split(50):
+                usage._gather(each, phase, part, torch.ones(len(part), dtype=torch.bool))
+                usage.advance()
+    usage.flush()
+    assert graphs_compiled() == before > 0
+    for sae, found in zip(SAES.values(), usage.take().values(), strict=True):
+        f = sae.encode(x)
+        for phase in range(2):
+            assert found.tokens[phase] == len(x)
+            assert found.fired[phase].tolist() == (f > 0.0).sum(0).tolist()
+            assert found.total[phase] == pytest.approx(f.sum(0).numpy(), rel=1e-4, abs=1e-4)
 
 
 def test_a_prompt_counts_once_and_each_of_its_answers() -> None:

@@ -196,6 +196,7 @@ class _Counted:
         self.gathered = [self.batch(phase) for phase in range(2)]
         self.encoding: _Batch | None = None
 
+    @torch.inference_mode()  # for all of them: to the compiler other tensors would be another program
     def batch(self, phase: int) -> _Batch:
         """Room for tokens of a phase."""
         return _Batch(phase, self._width, self._device)
