@@ -147,7 +147,7 @@ def test_nothing_is_compiled_after_the_warm_up(monkeypatch: pytest.MonkeyPatch) 
     before = graphs_compiled()
     for each in usage._counted:
         for phase in range(2):
-            for part in x.split(50):
+            for part in torch.split(x, 50):
                 usage._gather(each, phase, part, torch.ones(len(part), dtype=torch.bool))
                 usage.advance()
     usage.flush()
