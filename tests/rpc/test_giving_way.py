@@ -56,6 +56,7 @@ def test_a_text_is_read_the_same_beside_requests(monkeypatch: pytest.MonkeyPatch
     """In other parts, one after the other, with rests."""
     text = [8 + place % 200 for place in range(300)]
     sizes: list[int] = []
+
     def noted() -> bool:
         sizes.append(int(must_give_way()))
         return bool(sizes[-1])
