@@ -10,6 +10,8 @@ import torch
 
 from saegis_server.engine.api import FirstToken
 from saegis_server.engine.counts import Dictionary, Used
+from saegis_server.engine.torch import usage as usage_counting
+from saegis_server.engine.torch.build import graphs_compiled
 from saegis_server.engine.torch.usage import TOKENS_AT_ONCE, OneOf, UsageCounting
 from saegis_server.sae.autoencoder import Architecture, SparseAutoencoder
 from saegis_server.steering.program import UNSTEERED, SteeringProgram
@@ -100,6 +102,64 @@ def test_every_feature_is_used_where_the_loop_says() -> None:
     assert not any(each.tokens.any() or each.fired.any() for each in engine.engine.take_usage().values())
 
 
+@pytest.mark.parametrize("every", [1, 4])
+def test_what_is_encoded_a_piece_after_the_other_is_as_if_at_once(
+    every: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Five pieces of a dictionary, the last of which may be larger, while further tokens come."""
+    prompts = [tiny.prompt_of(seed, 9 + seed) for seed in range(8)]
+    found = []
+    for features in (8, 4096):
+        monkeypatch.setattr(usage_counting, "FEATURES_AT_ONCE", {"cpu": features})
+        with running(counting(every)) as engine:
+            for prompt in prompts:
+                ask(engine, prompt, greedy(40)).wait()
+        found.append(engine.engine.take_usage())
+    for name, whole in found[1].items():
+        assert found[0][name].tokens.tolist() == whole.tokens.tolist()
+        assert whole.tokens.sum() >= TOKENS_AT_ONCE
+        assert found[0][name].fired.tolist() == whole.fired.tolist()
+        assert found[0][name].total == pytest.approx(whole.total, rel=1e-5, abs=1e-5)
+        assert found[0][name].largest == pytest.approx(whole.largest, rel=1e-5, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("features", "sizes"), [(8, [8, 8, 8, 8, 9]), (40, [41]), (41, [41]), (20, [20, 21])]
+)
+def test_no_piece_is_a_single_feature(
+    features: int, sizes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(usage_counting, "FEATURES_AT_ONCE", {"cpu": features})
+    second = counting()._counted[1]
+    assert [piece.numbers.shape[2] for piece in second.pieces] == sizes
+    assert [piece.read.shape[1] for piece in second.pieces] == sizes
+
+
+@pytest.mark.slow
+def test_nothing_is_compiled_after_the_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever comes next, in pieces of several sizes; and the counts are those of the loop."""
+    monkeypatch.setattr(usage_counting, "FEATURES_AT_ONCE", {"cpu": 16})
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(3 * TOKENS_AT_ONCE + 5, tiny.WIDTH, generator=generator)
+    usage = counting(every=2)
+    usage.make(compiled=True)
+    usage.warm_up()
+    before = graphs_compiled()
+    for each in usage._counted:
+        for phase in range(2):
+            for part in torch.split(x, 50):
+                usage._gather(each, phase, part, torch.ones(len(part), dtype=torch.bool))
+                usage.advance()
+    usage.flush()
+    assert graphs_compiled() == before > 0
+    for sae, found in zip(SAES.values(), usage.take().values(), strict=True):
+        f = sae.encode(x)
+        for phase in range(2):
+            assert found.tokens[phase] == len(x)
+            assert found.fired[phase].tolist() == (f > 0.0).sum(0).tolist()
+            assert found.total[phase] == pytest.approx(f.sum(0).numpy(), rel=1e-4, abs=1e-4)
+
+
 def test_a_prompt_counts_once_and_each_of_its_answers() -> None:
     prompt, loop = tiny.prompt_of(7, 20), Loop()
     with running(counting()) as engine:
@@ -150,7 +210,7 @@ def test_a_token_that_is_no_number_does_not_count() -> None:
     x[1, 3], x[2, 0] = torch.nan, torch.inf
     counted = torch.tensor([True, True, True, False])
     first = usage._counted[0]
-    usage._gather(first, first.gathered[1], x, counted)
+    usage._gather(first, 1, x, counted)
     usage.flush()
     used = usage.take()["first"]
     assert used.tokens.tolist() == [0, 1]
@@ -170,7 +230,7 @@ def test_any_number_of_tokens_is_counted(tokens: int) -> None:
     x = torch.randn(tokens, tiny.WIDTH, generator=torch.Generator().manual_seed(0))
     first = usage._counted[0]
     for part in (slice(0, 1), slice(1, tokens)):
-        usage._gather(first, first.gathered[0], x[part], torch.ones(len(x[part]), dtype=torch.bool))
+        usage._gather(first, 0, x[part], torch.ones(len(x[part]), dtype=torch.bool))
     usage.flush()
     used = usage.take()["first"]
     assert used.tokens.tolist() == [tokens, 0]

@@ -51,9 +51,10 @@ def generate(model: PreTrainedModel, prompts: list[list[int]]) -> float:
         eos_token_id=None,
         pad_token_id=0,
     )
+    whole = output.cpu()  # which waits for an accelerator
     elapsed = time.perf_counter() - start
-    if output.shape[1] != ids.shape[1] + NEW_TOKENS:
-        raise RuntimeError(f"generate wrote {output.shape[1] - ids.shape[1]} tokens instead of {NEW_TOKENS}")
+    if whole.shape[1] != ids.shape[1] + NEW_TOKENS:
+        raise RuntimeError(f"generate wrote {whole.shape[1] - ids.shape[1]} tokens instead of {NEW_TOKENS}")
     return len(prompts) * NEW_TOKENS / elapsed
 
 
@@ -146,7 +147,7 @@ def counted(subject: Subject, sae: SparseAutoencoder) -> list[Observed]:
 def dictionary(subject: Subject, sae: SparseAutoencoder) -> UsageCounting:
     """What counts the use of all features of an SAE, at one of USAGE_EVERY steps."""
     whole = Dictionary("bench", subject.site, sae.rows(), sae.norm)
-    return UsageCounting([whole], USAGE_EVERY, sae.W_enc.device)
+    return UsageCounting([whole], USAGE_EVERY, subject.device)
 
 
 def _no_tokenizer() -> PreTrainedTokenizerFast:

@@ -1,6 +1,7 @@
 """Reports: ratios with their spread, as a table, as Markdown and as JSON."""
 
 from dataclasses import asdict, dataclass
+from math import comb
 from statistics import median
 
 from rich.table import Table
@@ -11,8 +12,8 @@ class Ratio:
     """What was compared, the median of both sides, and the ratio over the paired rounds.
 
     `unit` is that of both sides: tokens a second, of which more is better, or milliseconds. `bar` is what the
-    ratio should reach, or our side where it names a unit; `low` and `high` are the least and the greatest of
-    the rounds.
+    ratio should reach, or our side where it names a unit; `low` and `high` are the interval of the ratio, see
+    `interval`.
     """
 
     subject: str
@@ -39,18 +40,8 @@ class Ratio:
     ) -> "Ratio":
         """The median of the ratios of rounds that ran one after the other."""
         ratios = [mine / other for mine, other in zip(ours, theirs, strict=True)]
-        return cls(
-            subject,
-            what,
-            against,
-            median(ours),
-            median(theirs),
-            median(ratios),
-            min(ratios),
-            max(ratios),
-            bar,
-            unit,
-        )
+        middle, (low, high) = median(ratios), interval(ratios)
+        return cls(subject, what, against, median(ours), median(theirs), middle, low, high, bar, unit)
 
     def cells(self) -> tuple[str, ...]:
         """One row of the table."""
@@ -69,7 +60,21 @@ class Ratio:
         return f"{value:,.1f} ms" if self.unit == "ms" else f"{value:,.0f} {self.unit}"
 
 
-HEADINGS = ("model", "what", "against", "ours", "theirs", "ratio", "rounds", "bar")
+#: How sure an interval holds the median.
+SURE = 0.9
+HEADINGS = ("model", "what", "against", "ours", "theirs", "ratio", f"{SURE:.0%}", "bar")
+
+
+def interval(values: list[float]) -> tuple[float, float]:
+    """Between which of n values their true median lies, with the chance SURE at least, however they scatter.
+
+    The k-th least and the k-th greatest have it between them unless fewer than k values lie on one side of
+    it, whose number is binomial (n, ½). Of fewer than five values, the least and the greatest.
+    """
+    ordered, count, missed, k = sorted(values), len(values), 2.0 / 2 ** len(values), 1
+    while (missed := missed + 2.0 * comb(count, k) / 2**count) <= 1.0 - SURE:
+        k += 1
+    return ordered[k - 1], ordered[-k]
 
 
 def rich_table(ratios: list[Ratio], title: str) -> Table:

@@ -21,7 +21,7 @@ from saegis_lab.bench.loads import (
     warm_step,
 )
 from saegis_lab.bench.report import Ratio
-from saegis_lab.bench.subjects import Subject, random_sae
+from saegis_lab.bench.subjects import Subject, moved, random_sae
 from saegis_server.engine.api import Progress
 from saegis_server.engine.torch.step import Step
 from saegis_server.steering.program import SteeringProgram
@@ -32,7 +32,7 @@ MANY = 64
 DIFFERENT = (1, 4, 16, 64)
 WIDTHS = (4096, 16384, 65536)
 #: How many times as many rounds tell two hundredths apart.
-OPERATING_ROUNDS = 8
+OPERATING_ROUNDS = 6
 
 
 def in_own_thread(work: Callable[[], T]) -> T:
@@ -42,9 +42,18 @@ def in_own_thread(work: Callable[[], T]) -> T:
 
 
 def take_turns(sides: list[Callable[[], float]], rounds: int) -> list[list[float]]:
-    """Measure every side once a round; a list for each side. A first round does not count."""
-    measured = [[in_own_thread(side) for side in sides] for _ in range(rounds + 1)][1:]
-    return [list(side) for side in zip(*measured, strict=True)]
+    """Measure every side once a round; a list for each side. A first round does not count.
+
+    Every other round takes them the other way round, so that a machine that slows down favours none.
+    """
+    forth = list(range(len(sides)))
+    measured: list[list[float]] = [[] for _ in sides]
+    for number in range(rounds + 1):
+        for place in reversed(forth) if number % 2 else forth:
+            speed = in_own_thread(sides[place])
+            if number > 0:
+                measured[place].append(speed)
+    return measured
 
 
 def steering(subject: Subject, rounds: int, progress: Progress) -> list[Ratio]:
@@ -59,6 +68,7 @@ def steering(subject: Subject, rounds: int, progress: Progress) -> list[Ratio]:
     step = in_own_thread(lambda: warm_step(subject, (subject.site,), MANY, progress))
     bare = in_own_thread(lambda: warm_step(subject, (), MANY, progress))
     plain, hooked = in_own_thread(lambda: (subject.make(), subject.make()))
+    whole = in_own_thread(lambda: moved(saes[16384], subject.device))
 
     steered = in_own_thread(lambda: programs(subject, saes[16384], CONCURRENT, CONCURRENT))
     watched, guards = in_own_thread(lambda: guarded(subject, saes[16384], CONCURRENT))
@@ -70,7 +80,7 @@ def steering(subject: Subject, rounds: int, progress: Progress) -> list[Ratio]:
             lambda: tokens_per_second(step, few),
             lambda: tokens_per_second(bare, few),
             lambda: generate(plain, few),
-            lambda: generate_with_hooks(hooked, subject.site, saes[16384], few[:1]),
+            lambda: generate_with_hooks(hooked, subject.site, whole, few[:1]),
         ],
         rounds,
     )

@@ -4,8 +4,9 @@ import asyncio
 import multiprocessing
 import time
 import urllib.request
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from statistics import median, quantiles
 from typing import NamedTuple
 
@@ -22,9 +23,14 @@ FULL, BESIDE_A_TEXT = 16, 8
 #: Tokens of the text that is read, and how many features of each token are told.
 LONG_TEXT, TOLD = 20_000, 5
 PROMPT_TOKENS, ANSWER_TOKENS = 16, 960
-#: How long streams run before anything is measured, how long they are measured, and how often metrics are
-#: scraped meanwhile: far more often than Prometheus does, so that the slowest hundredth of the tokens tells.
-SETTLE_SECONDS, MEASURED_SECONDS, SCRAPE_SECONDS = 1.0, 6.0, 0.1
+#: How long streams run before anything is measured; how long they are measured with and without scrapes, and
+#: without a text beside them; and how often metrics are scraped meanwhile: far more often than Prometheus
+#: does, so that the slowest hundredth of the tokens tells. All in seconds.
+SETTLE_SECONDS, SCRAPED_SECONDS, ALONE_SECONDS, SCRAPE_SECONDS = 1.0, 3.0, 6.0, 0.1
+#: How many times as many rounds are scraped, since they are that short.
+SCRAPED_ROUNDS = 2
+#: What is done beside streams: what its own calls took, in seconds.
+Work = Callable[[], Awaitable[list[float]]]
 
 
 class Waits(NamedTuple):
@@ -52,18 +58,21 @@ async def _stream(client: AsyncClient, waits: list[float], first: int) -> None:
             last = now
 
 
-async def beside(target: str, streams: int, work: Callable[[], Awaitable[list[float]]]) -> Waits:
-    """How long streams wait while some work is done, which returns what its own calls took.
+async def beside(target: str, streams: int, works: Sequence[Work]) -> list[Waits]:
+    """How long streams wait while each of some works is done, one after the other, beside the same streams.
 
     Raises what a stream raises.
     """
     waits: list[float] = []
 
-    async def measured() -> Waits:
+    async def measured() -> list[Waits]:
         await asyncio.sleep(SETTLE_SECONDS)
-        waits.clear()
-        calls = await work()
-        return Waits(list(waits), calls)
+        found = []
+        for work in works:
+            waits.clear()
+            calls = await work()
+            found.append(Waits(list(waits), calls))
+        return found
 
     async with AsyncClient(target) as client:
         running = [asyncio.create_task(_stream(client, waits, 8 + place)) for place in range(streams)]
@@ -90,7 +99,7 @@ def scrape(port: int) -> float:
 
 def scrapes(port: int) -> list[float]:
     """Scrape again and again, as long as streams are measured; how long each took."""
-    until, took = time.monotonic() + MEASURED_SECONDS, []
+    until, took = time.monotonic() + SCRAPED_SECONDS, []
     while time.monotonic() < until:
         took.append(scrape(port))
         time.sleep(SCRAPE_SECONDS)
@@ -106,80 +115,82 @@ def inspect(target: str, sae: str, tokens: int) -> list[float]:
     return [time.perf_counter() - began]
 
 
-class _Round(NamedTuple):
-    """One round: streams of full load, the same while metrics are scraped, fewer streams, the same while a
-    text is read; and how long scrapes take of a server that does nothing else, in seconds."""
-
-    full: Waits
-    scraped: Waits
-    few: Waits
-    beside_a_text: Waits
-    idle: list[float]
+async def _nothing(seconds: float) -> list[float]:
+    await asyncio.sleep(seconds)
+    return []
 
 
-def _round(server: ServerProcess, process: ProcessPoolExecutor) -> _Round:
-    """What is done beside the streams is done in another process, since it delays no other caller."""
+class _Pairs(NamedTuple):
+    """What streams waited alone and beside something, in rounds one after the other."""
 
-    async def nothing() -> list[float]:
-        await asyncio.sleep(MEASURED_SECONDS)
-        return []
+    alone: list[Waits]
+    disturbed: list[Waits]
 
-    async def scraped() -> list[float]:
-        return await asyncio.get_running_loop().run_in_executor(process, scrapes, server.metrics_port)
+    @classmethod
+    def of(cls, target: str, streams: int, alone: Work, work: Work, rounds: int) -> "_Pairs":
+        """Measure so many rounds of the same streams."""
+        found = asyncio.run(beside(target, streams, [alone, work] * rounds))
+        return cls(found[::2], found[1::2])
 
-    async def inspected() -> list[float]:
-        return await asyncio.get_running_loop().run_in_executor(
-            process, inspect, server.target, SAE, LONG_TEXT
-        )
-
-    idle = [scrape(server.metrics_port) for _ in range(10)]
-    sides = (FULL, nothing), (FULL, scraped), (BESIDE_A_TEXT, nothing), (BESIDE_A_TEXT, inspected)
-    full, scraping, few, reading = (
-        asyncio.run(beside(server.target, streams, work)) for streams, work in sides
-    )
-    return _Round(full, scraping, few, reading, idle)
+    def p99(self, name: str, what: str, against: str) -> Ratio:
+        """How much longer the slowest hundredth of the tokens takes."""
+        ours, theirs = ([each.p99 for each in side] for side in (self.disturbed, self.alone))
+        return Ratio.of(name, what, against, ours, theirs, "≤ 1.5", unit="ms")
 
 
-def served(name: str, rounds: int, progress: Progress) -> list[Ratio]:
+def served(name: str, rounds: int, progress: Progress, device: str = "cpu") -> list[Ratio]:
     """Serve the reference model with features watched and all of them counted, and measure how long callers
     wait, with and without scrapes or a long text beside them.
 
     name: of what is measured. Raises ServerProcessError if the server does not start or stop.
     """
-    options = ["--usage-every", str(USAGE_EVERY)]
+    options = ["--usage-every", str(USAGE_EVERY), "--device", device]
     options += [f"--watch-feature={SAE}:{index}" for index in range(COUNTED)]
     spawned = multiprocessing.get_context("spawn")
-    found = []
     with ServerProcess(options, progress) as server, ProcessPoolExecutor(1, spawned) as process:
+        # What is done beside the streams is done in another process, since it delays no other caller.
         process.submit(inspect, server.target, SAE, PROMPT_TOKENS).result()
-        for number in range(rounds + 1):
-            progress("streams of a server", number, rounds + 1)
-            found.append(_round(server, process))
+        idle = [scrape(server.metrics_port) for _ in range(50)]
+
+        async def scraped() -> list[float]:
+            return await asyncio.get_running_loop().run_in_executor(process, scrapes, server.metrics_port)
+
+        async def inspected() -> list[float]:
+            return await asyncio.get_running_loop().run_in_executor(
+                process, inspect, server.target, SAE, LONG_TEXT
+            )
+
+        progress(f"scrapes beside {FULL} streams", 0, 2)
+        alone = partial(_nothing, SCRAPED_SECONDS)
+        scraping = _Pairs.of(server.target, FULL, alone, scraped, SCRAPED_ROUNDS * rounds)
+        progress(f"a long text beside {BESIDE_A_TEXT} streams", 1, 2)
+        alone = partial(_nothing, ALONE_SECONDS)
+        reading = _Pairs.of(server.target, BESIDE_A_TEXT, alone, inspected, rounds)
         server.stop()
-    return _ratios(name, found[1:])
-
-
-def _ratios(name: str, rounds: list[_Round]) -> list[Ratio]:
-    """What was measured, in milliseconds."""
-
-    def row(what: str, against: str, ours: list[float], theirs: list[float], bar: str) -> Ratio:
-        return Ratio.of(name, what, against, ours, theirs, bar, unit="ms")
-
-    idle = [1000.0 * median(each.idle) for each in rounds]
-    usual = [1000.0 * median(each.scraped.calls) for each in rounds]
-    longest = [1000.0 * max(each.scraped.calls) for each in rounds]
-    full, scraped = [each.full.p99 for each in rounds], [each.scraped.p99 for each in rounds]
-    few, beside_a_text = [each.few.p99 for each in rounds], [each.beside_a_text.p99 for each in rounds]
-    scrapes_a_second, text = f"{1 / SCRAPE_SECONDS:.0f} scrapes a second", f"Inspect of {LONG_TEXT:,} tokens"
+    often, text = f"{1 / SCRAPE_SECONDS:.0f} scrapes a second", f"Inspect of {LONG_TEXT:,} tokens"
     return [
-        row(f"a scrape beside {FULL} streams, median", "nothing beside it", usual, idle, "≤ 50 ms"),
-        row(
-            f"the same, the longest of {MEASURED_SECONDS:.0f} s",
-            "nothing beside it",
-            longest,
-            idle,
-            "≤ 50 ms",
+        *_scrapes(name, idle, scraping.disturbed),
+        scraping.p99(name, f"p99 between tokens of {FULL} streams, {often}", "no scrape"),
+        reading.p99(name, f"p99 between tokens of {BESIDE_A_TEXT} streams, {text}", "without"),
+    ]
+
+
+def _scrapes(name: str, idle: list[float], beside: list[Waits]) -> list[Ratio]:
+    """How long scrapes take, in milliseconds: usually, and at most."""
+    usual, every = 1000.0 * median(idle), [1000.0 * call for each in beside for call in each.calls]
+    medians = [1000.0 * median(each.calls) for each in beside]
+    against, bar = "nothing beside it", "≤ 50 ms"
+    return [
+        Ratio.of(
+            name,
+            f"a scrape beside {FULL} streams, median",
+            against,
+            medians,
+            [usual] * len(medians),
+            bar,
+            unit="ms",
         ),
-        row(f"p99 between tokens of {FULL} streams, {scrapes_a_second}", "no scrape", scraped, full, "≤ 1.5"),
-        row(f"p99 between tokens of {BESIDE_A_TEXT} streams, {text}", "without", beside_a_text, few, "≤ 1.5"),
+        Ratio.of(
+            name, f"the same, the longest of {len(every)}", against, [max(every)], [usual], bar, unit="ms"
+        ),
     ]

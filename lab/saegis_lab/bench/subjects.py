@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
@@ -17,13 +17,14 @@ REFERENCE = "reference model"
 
 @dataclass(frozen=True)
 class Subject:
-    """A model to measure; `make` gives a fresh copy of it, with Transformers' own attention."""
+    """A model to measure; `make` gives a fresh copy of it on `device`, with Transformers' own attention."""
 
     name: str
     parameters: int
     vocabulary: int
     width: int
     site: Site
+    device: torch.device
     make: Callable[[], PreTrainedModel]
 
     @property
@@ -40,16 +41,18 @@ def _subject(name: str, original: PreTrainedModel) -> Subject:
         vocabulary=config.vocab_size,
         width=config.hidden_size,
         site=Site(config.num_hidden_layers // 2, Place.RESID_POST),
+        device=original.device,
         make=lambda: copy.deepcopy(original),
     )
 
 
 def reference_subject(path: str, device: str = "cpu", dtype: str = "auto") -> Subject:
-    """The shipped reference model, on a device in a dtype as `load_model` knows them."""
+    """The shipped reference model, on a device in a dtype as `load_model` knows them. Raises ValueError for a
+    device that does not exist."""
     return _subject(REFERENCE, load_model(path, dtype, device).model)
 
 
-def random_llama() -> Subject:
+def random_llama(device: str = "cpu") -> Subject:
     """A random Llama of about 30 M parameters: 8 layers of width 512, 8 query and 2 key heads."""
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -64,7 +67,7 @@ def random_llama() -> Subject:
     )
     model: PreTrainedModel = LlamaForCausalLM(config)  # type: ignore[no-untyped-call]
     model.train(False).requires_grad_(False)
-    return _subject("random Llama", model)
+    return _subject("random Llama", model.to(device))  # type: ignore[arg-type]
 
 
 def random_sae(width: int, features: int) -> SparseAutoencoder:
@@ -82,3 +85,8 @@ def random_sae(width: int, features: int) -> SparseAutoencoder:
         apply_b_dec_to_input=False,
         name=f"random-{features}",
     )
+
+
+def moved(sae: SparseAutoencoder, device: torch.device) -> SparseAutoencoder:
+    """The same SAE on a device."""
+    return replace(sae, **{name: tensor.to(device) for name, tensor in sae.tensors().items()})  # type: ignore[arg-type]

@@ -23,10 +23,13 @@ saegis bench --only reference --rounds 3
 
 saegis bench --part operating --only reference --json     features counted, scrapes, a long text read
 
+saegis bench --part operating --only reference --device cuda
+
 saegis bench --markdown table.md        write the table as well
 
-Ratios are medians over rounds in which both sides ran one after the other; a bar is what a ratio should
-reach. Nothing else should run on the machine.
+Ratios are medians over rounds in which both sides ran one after the other, with the interval in which the
+median lies with nine chances in ten; a bar is what a ratio should reach. Nothing else should run on the
+machine.
 """
 
 
@@ -56,6 +59,7 @@ def bench(
         ),
     ] = Part.ALL,
     rounds: Annotated[int, typer.Option(min=1, help="How often each side is measured.")] = 5,
+    device: Annotated[str, typer.Option(help="Where the models run: cpu, cuda or cuda:1.")] = "cpu",
     markdown: Annotated[Path | None, typer.Option(help="Also write the table to this file.")] = None,
     json: options.Json = False,
 ) -> None:
@@ -68,21 +72,26 @@ def bench(
     from saegis_lab.bench.serving import served
     from saegis_lab.bench.subjects import REFERENCE, random_llama, reference_subject
     from saegis_server.engine.torch.compile_cache import CompileCacheError, settle
+    from saegis_server.engine.torch.loading import MachineError, check_device
     from saegis_server.engine.torch.warmup import missing_compiler
     from saegis_server.reference import MODEL
 
-    if (reason := missing_compiler()) is not None:
+    if device == "cpu" and (reason := missing_compiler()) is not None:
         notes().print(f"[red]error:[/red] {reason}; the benchmark measures the compiled step")
         raise typer.Exit(1)
     try:
         settle()
     except CompileCacheError as error:
         raise fail(str(error), "name another folder with SAEGIS_COMPILE_CACHE") from error
+    try:
+        check_device(device)
+    except MachineError as error:
+        raise fail(str(error), "name another --device") from error
     subjects = []
     if only in (Models.REFERENCE, Models.BOTH):
-        subjects.append(in_own_thread(lambda: reference_subject(str(MODEL))))
+        subjects.append(in_own_thread(lambda: reference_subject(str(MODEL), device)))
     if only in (Models.RANDOM, Models.BOTH):
-        subjects.append(in_own_thread(random_llama))
+        subjects.append(in_own_thread(lambda: random_llama(device)))
     started = time.monotonic()
     ratios = []
     for subject in subjects:
@@ -96,8 +105,10 @@ def bench(
             if part in (Part.OPERATING, Part.ALL):
                 ratios += operating(subject, rounds, progress)
                 if subject.name == REFERENCE:
-                    ratios += served(subject.title, rounds, progress)
+                    ratios += served(subject.title, rounds, progress, device)
     machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    if device != "cpu":
+        machine += f", {torch.cuda.get_device_name(device)}"
     if markdown is not None:
         write_or_show(markdown, f"{report.markdown(ratios)}\n\n{machine}\n")
     if json:

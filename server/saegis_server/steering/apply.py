@@ -248,12 +248,17 @@ def _hold(
 def values_of(x: Tensor, watches: Rows, tokens: Tokens, norms: frozenset[Norm]) -> Tensor:
     """The value of each row that is only read, [T, K]; NaN where its read is, for conditions must not miss
     it. x: float32 [T, d]; norms: the normalisations that any row may use."""
-    numbers = _Numbers.of(watches.numbers, tokens)
-    q = _read(x, watches.vectors[:, 0], tokens)
+    return values_from(_read(x, watches.vectors[:, 0], tokens), x, watches.numbers, tokens, norms)
+
+
+def values_from(q: Tensor, x: Tensor, numbers: Tensor, tokens: Tokens, norms: frozenset[Norm]) -> Tensor:
+    """The same from the product q [T, K] of the rows with x, and their numbers [S, C, K]."""
+    own = _Numbers.of(numbers, tokens)
     if norms != _PLAIN:
-        reads, _ = _factors(numbers, _scales(x, norms), x.shape[-1], norms)
+        reads, _ = _factors(own, _scales(x, norms), x.shape[-1], norms)
         q = q * reads
-    return torch.where(torch.isnan(q), q, _activation(q, numbers))
+    # Only NaN is unequal to itself; the compiler has no vector instruction for torch.isnan on a CPU.
+    return torch.where(q != q, q, _activation(q, own))
 
 
 def apply(

@@ -121,6 +121,7 @@ class FeatureSeries(Collector):
         self._counts: dict[FeatureName, _Count] = {}
         self._with_maximum: frozenset[FeatureName] = frozenset()
         self._left_out = 0
+        self._collected: tuple[Metric, ...] | None = None
 
     def show(self, features: Mapping[FeatureName, bool], saes: Iterable[FeatureName], left_out: int) -> None:
         """Count for these features from now on.
@@ -133,6 +134,7 @@ class FeatureSeries(Collector):
             self._counts = {name: self._counts.get(name) or _Count() for name in named}
             self._with_maximum = frozenset(name for name, recorded in features.items() if recorded)
             self._left_out = left_out
+            self._collected = None
 
     def fired(
         self, features: Mapping[FeatureName, Sequence[Fired]], tenant: str, read: Sequence[int] = (0, 0)
@@ -143,6 +145,7 @@ class FeatureSeries(Collector):
         """
         tenant_class = self._tenants.of(tenant)
         with self._lock:
+            self._collected = None
             for name, phases in features.items():
                 if (count := self._counts.get(name)) is None:
                     continue
@@ -179,14 +182,17 @@ class FeatureSeries(Collector):
         with self._lock:
             count = self._counts.get(name) or self._counts.get(name.rest)
             if count is not None:
+                self._collected = None
                 for phase, tokens in zip(_PHASES, acted, strict=True):
                     count.add(event, phase, tenant_class, tokens)
 
     def collect(self) -> Iterator[Metric]:
-        """The families, at a scrape."""
+        """The families, at a scrape; the same ones as long as nothing was counted."""
         # Whoever reads them may be slow, and nobody who counts may wait for that.
         with self._lock:
-            families = list(self._families())
+            if self._collected is None:
+                self._collected = tuple(self._families())
+            families = self._collected
         yield from families
 
     def _families(self) -> Iterator[Metric]:

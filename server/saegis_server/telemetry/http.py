@@ -7,7 +7,8 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from prometheus_client import CollectorRegistry
-from prometheus_client.exposition import choose_encoder
+
+from saegis_server.telemetry.exposition import Exposition
 
 #: The most open connections; one more closes the oldest.
 MOST_CONNECTIONS = 64
@@ -36,7 +37,7 @@ class MetricsEndpoint:
         live: Callable[[], bool] = _always,
         ready: Callable[[], bool] = _always,
     ) -> None:
-        self._registry = registry
+        self._exposition = Exposition(registry)
         self._probes = {"/healthz": live, "/readyz": ready}
         self._connections: dict[asyncio.StreamWriter, asyncio.Task[None]] = {}
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -105,8 +106,7 @@ class MetricsEndpoint:
             response = _response(200 if holds else 503, _PLAIN, b"yes\n" if holds else b"no\n")
         elif path == "/metrics":
             headers = dict(line.lower().split(":", 1) for line in rest.split("\r\n") if ":" in line)
-            encode, kind = choose_encoder(headers.get("accept", "").strip())
-            response = _response(200, kind, encode(self._registry))
+            response = _response(200, *self._exposition.text(headers.get("accept", "").strip()))
         else:
             response = _response(404, _PLAIN, b"there are /metrics, /healthz and /readyz\n")
         return response.partition(b"\r\n\r\n")[0] + b"\r\n\r\n" if method == "HEAD" else response

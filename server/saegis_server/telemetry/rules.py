@@ -75,6 +75,7 @@ class RuleSeries(Collector):
         self._counts: dict[RuleName, _Count] = {}
         self._conditional: frozenset[RuleName] = frozenset()
         self._denials: Counter[RuleName] = Counter()
+        self._collected: tuple[Metric, ...] | None = None
 
     def show(self, rules: Mapping[RuleName, bool]) -> None:
         """Count for these rules from now on; the value says whether a rule has a condition."""
@@ -83,6 +84,7 @@ class RuleSeries(Collector):
             named.append(_REST)
         policies = {rule.policy for rule in rules} | {""}
         with self._lock:
+            self._collected = None
             self._counts = {rule: self._counts.get(rule, _Count()) for rule in named}
             self._conditional = frozenset(rule for rule, conditional in rules.items() if conditional)
             self._denials = Counter(
@@ -97,6 +99,7 @@ class RuleSeries(Collector):
             known = self._counts.get(rule) or self._counts.get(_REST)
             if known is None:
                 return
+            self._collected = None
             known.requests[self._tenants.of(tenant)] += 1
             known.tokens["prompt"] += effect.prompt
             known.tokens["completion"] += effect.answer
@@ -107,15 +110,18 @@ class RuleSeries(Collector):
     def deny(self, rules: Iterable[RuleName]) -> None:
         """Count that rules, limits, allowances or protections denied a request, or would have."""
         with self._lock:
+            self._collected = None
             for rule in rules:
                 has_room = rule in self._denials or len(self._denials) < MOST_RULES
                 self._denials[rule if has_room else _REST] += 1
 
     def collect(self) -> Iterator[Metric]:
-        """The families, at a scrape."""
+        """The families, at a scrape; the same ones as long as nothing was counted."""
         # Whoever reads them may be slow, and nobody who counts may wait for that.
         with self._lock:
-            families = list(self._families())
+            if self._collected is None:
+                self._collected = tuple(self._families())
+            families = self._collected
         yield from families
 
     def _families(self) -> Iterator[Metric]:

@@ -307,6 +307,8 @@ class TorchEngine:
                 self._deliver()
                 if self._schedule.idle:
                     self._flush_usage()
+                elif self._usage is not None:
+                    self._usage.advance()
             self._flush_usage()
             self._fail_all(EngineStoppedError("the server is stopping"))
         except BaseException as error:

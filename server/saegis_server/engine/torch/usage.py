@@ -16,18 +16,36 @@ from torch import Tensor
 
 from saegis_server.engine.counts import Dictionary, Used
 from saegis_server.engine.torch.step import Step, StepOutput, varying
-from saegis_server.steering.apply import values_of
+from saegis_server.steering.apply import values_from
 from saegis_server.steering.rows import Norm
 from saegis_server.steering.site import Site
-from saegis_server.steering.table import Rows
 from saegis_server.steering.tokens import Spread, Tokens
 
 _LOG = logging.getLogger(__name__)
 #: How many tokens are encoded at once: fewer would hardly take less time, since all of the encoder is read
-#: for them. With a million features that makes some float32 tensors of 256 MB.
+#: for them.
 TOKENS_AT_ONCE = 64
+#: How many features are encoded at once, by kind of device. On a CPU what is made of them stays in its cache,
+#: and no step waits for more than a part of the encoder; an accelerator would wait for its host.
+FEATURES_AT_ONCE = {"cpu": 4096}
+_OF_OTHERS = 65536
 #: Only rows with these are read: what has no normalisation pays for none.
 _NORMS = {norm: frozenset({Norm.NONE, norm}) for norm in Norm}
+
+
+class Found(NamedTuple):
+    """How M features were used at some tokens of one phase: int32 [M], at how many of them each was active,
+    and float32 [M], the sum and the largest of its values there."""
+
+    fired: Tensor
+    total: Tensor
+    largest: Tensor
+
+    @classmethod
+    def room(cls, features: int, device: torch.device | str) -> Found:
+        """Room for so many features."""
+        kinds = (torch.int32, torch.float32, torch.float32)
+        return cls(*(torch.zeros(features, dtype=kind, device=device) for kind in kinds))
 
 
 class Counters(NamedTuple):
@@ -51,7 +69,16 @@ class Counters(NamedTuple):
             [torch.zeros(2, features, dtype=kind, device=device) for _ in range(2)]
             for kind in (torch.int32, torch.float32)
         )
-        return cls(tokens, *(varying(tensor, 1) for tensor in (*whole, *real)))
+        return cls(tokens, *whole, *real)
+
+    def add(self, phase: int, tokens: Tensor, found: Found, now: int) -> None:
+        """Add what was found at `tokens` tokens, int32 [], of a phase: 0 for prompts and 1 for answers."""
+        self.tokens[phase] += tokens
+        self.fired[phase] += found.fired
+        self.total[phase] += found.total
+        self.last[phase].masked_fill_(found.fired > 0, now)
+        largest = self.largest[phase]
+        torch.maximum(largest, found.largest, out=largest)
 
     def used(self, began: float) -> Used:
         """The same on the host. began: when the counting began, in seconds since the epoch."""
@@ -62,32 +89,27 @@ class Counters(NamedTuple):
         return Used(tokens.astype(whole), fired.astype(whole), total.astype(np.float64), largest.copy(), when)
 
 
-def count(
-    x: Tensor,
-    counted: Tensor,
-    phase: Tensor,
-    now: Tensor,
-    rows: Rows,
-    norms: frozenset[Norm],
-    own: Counters,
+def find(
+    q: Tensor, x: Tensor, counted: Tensor, numbers: Tensor, norms: frozenset[Norm], found: Found
 ) -> None:
-    """Encode T tokens of one phase and add how every feature was used at those that are `counted`.
+    """Write into `found` how M features are used at those of T tokens that are `counted`.
 
-    x: float32 [T, d]; counted: bool [T]; phase: int64 [1], 0 for prompts and 1 for answers; now: int32 []. A
+    q: float32 [T, M], the products of the tokens with what the features read, of any numbers where a token
+    is not counted; x: float32 [T, d]; counted: bool [T]; numbers: float32 [1, C, M], the features' own. A
     token whose activation is not finite does not count.
     """
-    everybody = Tokens(counted, Spread.ONE)  # whose phase makes no difference to what is only read
-    values = values_of(x, rows, everybody, norms)
-    usable = (counted & torch.isfinite(x).all(-1))[:, None]
-    fires = usable & (values > 0.0) & torch.isfinite(values)
+    # The tokens' phase makes no difference to what is only read.
+    values = values_from(q, x, numbers, Tokens(counted, Spread.ONE), norms)
+    fires = _usable(x, counted)[:, None] & (values > 0.0) & (values < torch.inf)
     active = torch.where(fires, values, 0.0)
-    fired = fires.sum(0, keepdim=True, dtype=torch.int32)
-    last, largest = (kept.index_select(0, phase) for kept in (own.last, own.largest))
-    own.tokens.index_add_(0, phase, usable.sum(0, dtype=torch.int32))
-    own.fired.index_add_(0, phase, fired)
-    own.last.index_copy_(0, phase, torch.where(fired > 0, now, last))
-    own.total.index_add_(0, phase, active.sum(0, keepdim=True))
-    own.largest.index_copy_(0, phase, torch.maximum(largest, active.amax(0, keepdim=True)))
+    found.fired.copy_(fires.sum(0, dtype=torch.int32))
+    found.total.copy_(active.sum(0))
+    found.largest.copy_(active.amax(0))
+
+
+def _usable(x: Tensor, counted: Tensor) -> Tensor:
+    """Which tokens count, bool [T]."""
+    return counted & torch.isfinite(x).all(-1)
 
 
 class OneOf:
@@ -107,14 +129,16 @@ class OneOf:
         return taken
 
 
-class _Gathered:
-    """Tokens of one phase that wait to be encoded together: their activations, and which of them count."""
+class _Batch:
+    """Tokens of one phase that are encoded together: their activations and which of them count.
+
+    filled: how many of them there are. done: how many pieces of a dictionary have been read at them.
+    """
 
     def __init__(self, phase: int, width: int, device: torch.device) -> None:
-        self.phase = torch.tensor([phase], device=device)
+        self.phase, self.filled, self.done = phase, 0, 0
         self.x = torch.zeros(TOKENS_AT_ONCE, width, device=device)
         self.counted = torch.zeros(TOKENS_AT_ONCE, dtype=torch.bool, device=device)
-        self.filled = 0
 
     def take(self, x: Tensor, counted: Tensor) -> int:
         """Take as many tokens as there is room for; how many that are."""
@@ -125,30 +149,65 @@ class _Gathered:
         self.filled = end
         return count
 
-    def leave(self) -> None:
-        """Let nothing count of what was not taken, and take anew from now on."""
-        self.counted[self.filled :] = False
-        self.filled = 0
+
+class _Piece(NamedTuple):
+    """Some features of a dictionary, which are encoded at once.
+
+    read: float32 [d, M]; numbers: float32 [1, C, M]; q: float32 [T, M], room for their products with tokens;
+    found: where it is written how they are used.
+    """
+
+    read: Tensor
+    numbers: Tensor
+    q: Tensor
+    found: Found
+
+
+def _pieces(dictionary: Dictionary, found: Found, device: torch.device) -> list[_Piece]:
+    """All features of a dictionary in pieces, none of which is a single feature if the dictionary is none: to
+    the compiler a dimension of size 1 is a constant."""
+    features, most = dictionary.features, FEATURES_AT_ONCE.get(device.type, _OF_OTHERS)
+    starts = [0, *range(most, features - 1, most)]
+    parts = [slice(start, end) for start, end in zip(starts, [*starts[1:], features], strict=True)]
+    room = torch.zeros(TOKENS_AT_ONCE * max(part.stop - part.start for part in parts), device=device)
+    vectors, numbers = (tensor.to(device) for tensor in dictionary.rows)
+    pieces = []
+    for part in parts:
+        own = numbers[:, :, part].contiguous()
+        q = room[: TOKENS_AT_ONCE * own.shape[2]].view(TOKENS_AT_ONCE, -1)
+        outputs = (varying(tensor[part]) for tensor in found)
+        pieces.append(_Piece(vectors[0, 0, part].T, varying(own, 2), varying(q, 1), Found(*outputs)))
+    return pieces
 
 
 class _Counted:
-    """One dictionary: its rows on the device, its counters, which steps it takes of each kind, and the tokens
-    of each phase that wait."""
+    """One dictionary: its features on the device, its counters, which steps it takes of each kind, the tokens
+    of each phase that wait, and those that are being encoded."""
 
     def __init__(self, dictionary: Dictionary, every: int, device: torch.device, seed: int) -> None:
         self.name, self.site, self.norms = dictionary.name, dictionary.site, _NORMS[dictionary.norm]
-        self.rows = Rows(*(varying(tensor.to(device), 2) for tensor in dictionary.rows))
+        self.found = Found.room(dictionary.features, device)
+        self.pieces = _pieces(dictionary, self.found, device)
+        #: How many are due at a step, so that all are done by the time that tokens are taken again.
+        self.due = -(-len(self.pieces) // every)
         self.counters, self.spare = (Counters.zeros(dictionary.features, device) for _ in range(2))
         self.steps = [OneOf(every, 2 * seed + kind) for kind in range(2)]
-        width = self.rows.vectors.shape[-1]
-        self.gathered = [_Gathered(phase, width, device) for phase in range(2)]
+        self._width, self._device = dictionary.rows.vectors.shape[-1], device
+        self.gathered = [self.batch(phase) for phase in range(2)]
+        self.encoding: _Batch | None = None
+
+    @torch.inference_mode()  # for all of them: to the compiler other tensors would be another program
+    def batch(self, phase: int) -> _Batch:
+        """Room for tokens of a phase."""
+        return _Batch(phase, self._width, self._device)
 
 
 class UsageCounting:
     """Counts how every feature of some dictionaries is used, at one step of every `every`.
 
-    The tokens of the steps that are taken are encoded once there are enough of them, or at `flush`. All but
-    `take`, which any thread may call, is for the engine's.
+    The tokens of the steps that are taken are encoded once there are enough of them, a piece of a dictionary
+    after the other with `advance`, or at `flush`. All but `take`, which any thread may call, is for the
+    engine's.
     """
 
     def __init__(self, dictionaries: Sequence[Dictionary], every: int, device: torch.device) -> None:
@@ -171,14 +230,14 @@ class UsageCounting:
 
     def make(self, compiled: bool) -> None:
         """Let the encode be compiled, or do without the compiler."""
-        self._count: Callable[..., None] = (
-            torch.compile(count, fullgraph=True, dynamic=False) if compiled else count
+        self._find: Callable[..., None] = (
+            torch.compile(find, fullgraph=True, dynamic=False) if compiled else find
         )
 
     def warm_up(self) -> None:
         """Encode nothing with every dictionary, so that nothing is compiled once they serve."""
         for each in self._counted:
-            self._encode(each, each.gathered[0])
+            self._encode(each, each.batch(0))
 
     def count(self, step: Step, output: StepOutput, tokens: int, prompt: int | None = None) -> None:
         """Count the first tokens of a step that has run, if it is one that is taken.
@@ -193,14 +252,23 @@ class UsageCounting:
         with self._told_once():
             for each in taken:
                 for phase, part in enumerate((slice(0, split), slice(split, tokens))):
-                    self._gather(each, each.gathered[phase], at[each.site][part], kept.counted[part])
+                    self._gather(each, phase, at[each.site][part], kept.counted[part])
+
+    def advance(self) -> None:
+        """Encode as much of what is being encoded as is due at a step."""
+        for each in self._counted:
+            if each.encoding is not None:
+                with self._told_once():
+                    self._go_on(each, each.due)
 
     def flush(self) -> None:
         """Encode what waits."""
         with self._told_once():
             for each in self._counted:
-                for gathered in each.gathered:
+                self._go_on(each)
+                for phase, gathered in enumerate(each.gathered):
                     if gathered.filled:
+                        each.gathered[phase] = each.batch(phase)
                         self._encode(each, gathered)
 
     @contextmanager
@@ -213,21 +281,39 @@ class UsageCounting:
             self._failed = True
 
     @torch.inference_mode()
-    def _gather(self, each: _Counted, gathered: _Gathered, x: Tensor, counted: Tensor) -> None:
-        """Take any number of tokens, and encode them where they are enough."""
+    def _gather(self, each: _Counted, phase: int, x: Tensor, counted: Tensor) -> None:
+        """Take any number of tokens of a phase, and begin to encode them where they are enough."""
         begin = 0
         while begin < len(x):
+            gathered = each.gathered[phase]
             begin += gathered.take(x[begin:], counted[begin:])
             if gathered.filled == TOKENS_AT_ONCE:
-                self._encode(each, gathered)
+                each.gathered[phase] = each.batch(phase)
+                self._go_on(each)
+                each.encoding = gathered
+
+    def _encode(self, each: _Counted, batch: _Batch) -> None:
+        """Encode tokens at once."""
+        each.encoding = batch
+        self._go_on(each)
 
     @torch.inference_mode()
-    def _encode(self, each: _Counted, gathered: _Gathered) -> None:
-        now = torch.full((), int(time.monotonic() - self._clock), dtype=torch.int32, device=self._device)
-        gathered.leave()
+    def _go_on(self, each: _Counted, most: int | None = None) -> None:
+        """Read the next pieces of a dictionary, at most so many, and count what all of them found."""
+        batch, each.encoding = each.encoding, None  # so that what fails is not tried again
+        if batch is None:
+            return
+        end = len(each.pieces) if most is None else min(batch.done + most, len(each.pieces))
+        for piece in each.pieces[batch.done : end]:
+            torch.mm(batch.x[: batch.filled], piece.read, out=piece.q[: batch.filled])
+            self._find(piece.q, batch.x, batch.counted, piece.numbers, each.norms, piece.found)
+        batch.done = end
+        if end < len(each.pieces):
+            each.encoding = batch
+            return
+        tokens = _usable(batch.x, batch.counted).sum(dtype=torch.int32)
         with self._in_use:
-            x, counted, phase = gathered.x, gathered.counted, gathered.phase
-            self._count(x, counted, phase, now, each.rows, each.norms, each.counters)
+            each.counters.add(batch.phase, tokens, each.found, int(time.monotonic() - self._clock))
 
     def take(self) -> dict[str, Used]:
         """What was counted since this was last called, by the dictionary's name; not what still waits."""

@@ -4,6 +4,7 @@ import asyncio
 import gc
 import logging
 import signal
+import sys
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -24,6 +25,8 @@ T = TypeVar("T")
 log = logging.getLogger("saegis.rpc")
 #: How long finished answers may take to be sent after the engine has stopped.
 LAST_WORDS_SECONDS = 2.0
+#: How long a thread may hold Python's lock while another one waits for it.
+SWITCH_SECONDS = 0.0005
 _ENGINE_POLL_SECONDS = 0.1
 _AUDIT_POLL_SECONDS = 0.25
 
@@ -172,6 +175,7 @@ async def serve(
         await in_own_thread(lambda: services.engine.warm_up(progress))
         services.engine.start()
         _leave_loaded_objects_alone()
+        _change_threads_often()
         with _Signals() as signals:
             await server.open()
             ready_file.write(address)
@@ -224,3 +228,11 @@ def _leave_loaded_objects_alone() -> None:
     """Exclude the loaded objects from garbage collection, which would stop every thread for 0.3 s."""
     gc.collect()
     gc.freeze()
+
+
+def _change_threads_often() -> None:
+    """Let no thread hold Python's lock for Python's 5 ms, which is about a step, while another waits for it.
+
+    A step lets go of the lock some fifty times; beside a scrape it would wait for it each time.
+    """
+    sys.setswitchinterval(SWITCH_SECONDS)

@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 
 from saegis.v1 import feature_pb2 as pb
-from saegis_server.rpc.server.threads import stop_if_unwanted
+from saegis_server.rpc.server.giving_way import must_give_way, paced
 from saegis_server.sae.catalog import FoundFeature, LoadedSAE
 
-#: How many tokens are encoded at once: at a million features this takes 256 MB.
-ENCODED_AT_ONCE = 64
+#: How many tokens are encoded at once, and how many while requests run, whose steps meet one such part at
+#: most: at a million features 64 take 256 MB.
+ENCODED_AT_ONCE, ENCODED_BESIDE_REQUESTS = 64, 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +43,16 @@ def windows(tokens: tuple[int, ...], length: int, begins: int) -> list[Window]:
 
 
 def parts(x: Tensor) -> Iterator[Tensor]:
-    """Activations [T, d] in parts. Raises UnwantedError once nobody waits for the result."""
-    for part in torch.split(x.cpu(), ENCODED_AT_ONCE):
-        stop_if_unwanted()
-        yield part
+    """Activations [T, d] in parts, paced. Raises UnwantedError once nobody waits for the result."""
+    return paced(_split(x.cpu()))
+
+
+def _split(x: Tensor) -> Iterator[Tensor]:
+    begin = 0
+    while begin < len(x):
+        end = begin + (ENCODED_BESIDE_REQUESTS if must_give_way() else ENCODED_AT_ONCE)
+        yield x[begin:end]
+        begin = end
 
 
 class TextReading:

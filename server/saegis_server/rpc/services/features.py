@@ -14,6 +14,7 @@ from saegis_server.engine.api import FieldError
 from saegis_server.policy.decide.uses import Use, UseOfRequest
 from saegis_server.rpc.auth.identity import current_identity
 from saegis_server.rpc.auth.roles import Role, needs, serves
+from saegis_server.rpc.server.giving_way import paced
 from saegis_server.rpc.server.logs import request_id
 from saegis_server.rpc.server.threads import stop_if_unwanted
 from saegis_server.rpc.services.feature_contrast import contrast_message
@@ -42,6 +43,8 @@ LONGEST_CONTRAST = 2**20
 LARGEST_INSPECT, MOST_VALUES = 100_000, 500_000
 #: The most features whose values one Inspect returns, and the most tokens of a long text.
 MOST_VALUED, LONGEST_INSPECT = 256, 65_536
+#: Of how many tokens an answer is told between two rests.
+TOLD_AT_ONCE = 128
 #: The most characters and words of a search.
 LONGEST_QUERY, MOST_QUERY_WORDS = 1024, 32
 
@@ -94,8 +97,10 @@ class FeatureServicer(Servicer, feature_pb2_grpc.FeatureServiceServicer):
         left_out, texts = self._left_out(tokens, loaded).tolist(), self.services.prompts.pieces(tokens)
         response = pb.InspectResponse(sae=loaded.id, site=str(loaded.site), windows=windows_read)
         response.values.extend(reading.values)
-        for token, text, features, left in zip(tokens, texts, reading.strongest, left_out, strict=True):
-            response.tokens.add(token_id=token, text=text, features=features, left_out=left)
+        rows = list(zip(tokens, texts, reading.strongest, left_out, strict=True))
+        for begin in paced(range(0, len(rows), TOLD_AT_ONCE)):
+            for token, text, features, left in rows[begin : begin + TOLD_AT_ONCE]:
+                response.tokens.add(token_id=token, text=text, features=features, left_out=left)
         return response
 
     @needs(Role.INSPECT)

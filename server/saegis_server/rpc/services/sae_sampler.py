@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from saegis_server.engine.api import EngineError
+from saegis_server.rpc.server.giving_way import paced
 from saegis_server.rpc.services.shared import Services
 from saegis_server.rpc.wire.problems import BusyError
 from saegis_server.sae.autoencoder import SparseAutoencoder
@@ -42,7 +43,7 @@ class SAESample(NamedTuple):
 def sample(sae: SparseAutoencoder, x: Tensor) -> SAESample:
     """What an SAE makes of activations [T, d]."""
     parts = []
-    for chunk in torch.split(x.to(torch.float32), _AT_ONCE):
+    for chunk in paced(torch.split(x.to(torch.float32), _AT_ONCE)):
         f, wide = sae.encode(chunk), chunk.to(torch.float64)
         error = (wide - sae.decode(f, chunk)).norm(dim=-1) / wide.norm(dim=-1).clamp(min=1e-30)
         parts.append(SAESample((f > 0.0).sum(-1), error))
@@ -77,7 +78,7 @@ class SAESampler:
                 kept = ~left_out(tokens, loaded.sae, services.prompts.special, first)
                 x = activations[loaded.site].cpu()[kept][-MOST_ENCODED:]
                 if len(x):
-                    found = await services.heavy.run("", sample, loaded.sae, x)
+                    found = await services.in_thread_of("", sample, loaded.sae, x)
                     services.metrics.observe_sae(
                         loaded.id, str(loaded.site), found.active.tolist(), found.error.tolist()
                     )

@@ -11,6 +11,7 @@ from saegis_server.engine.api import Engine
 from saegis_server.policy.store.store import PolicyStore
 from saegis_server.rpc.auth.governor import Governor
 from saegis_server.rpc.auth.identity import ANONYMOUS, identity
+from saegis_server.rpc.server.giving_way import giving_way
 from saegis_server.rpc.server.limits import Limiter, Limits
 from saegis_server.rpc.server.threads import WorkPool
 from saegis_server.rpc.wire.prompts import PromptReader, most_characters
@@ -86,8 +87,14 @@ class Services:
         }
 
     async def in_thread(self, function: Callable[..., T], *args: Any) -> T:
-        """Run heavy work off the event loop, fairly among tenants. Raises BusyError."""
-        return await self.heavy.run(identity.get(ANONYMOUS).tenant, function, *args)
+        """Run heavy work off the event loop, fairly among tenants. It gives way to requests that run, see
+        `giving_way`. Raises BusyError."""
+        return await self.in_thread_of(identity.get(ANONYMOUS).tenant, function, *args)
+
+    async def in_thread_of(self, tenant: str, function: Callable[..., T], *args: Any) -> T:
+        """The same in the name of a tenant."""
+        gentle = giving_way(function, lambda: self.engine.stats().running > 0, self.model.device == "cpu")
+        return await self.heavy.run(tenant, gentle, *args)
 
     async def before_running(self, function: Callable[..., T], *args: Any) -> T:
         """Run work that a generation waits for off the event loop, fairly among tenants. Raises BusyError."""
