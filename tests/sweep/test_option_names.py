@@ -180,6 +180,7 @@ MEANINGS = {
     "--top-p": "sampling: the likeliest tokens, by share",
     "--traces": "where spans of requests are sent",
     "--unix": "the Unix socket to listen on",
+    "--unmatched-saes": "what an SAE of another model or place is",
     "--unmatched-policies": "what a policy that concerns nobody is",
     "--usage-every": "how often the use of all features is counted",
     "--usage-state": "where the use of features is kept",
