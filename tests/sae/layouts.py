@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -69,8 +70,11 @@ def gemma_scope(folder: Path, seed: int) -> Written:
         "b_dec": w.normal(w.d),
         "threshold": w.positive(w.m),
     }
-    lower = {key.replace("W_", "w_"): tensor.numpy() for key, tensor in tensors.items()}
-    np.savez(folder / "params.npz", **(lower if seed % 2 else {k: t.numpy() for k, t in tensors.items()}))
+    lower = seed % 2 == 1
+    arrays: dict[str, Any] = {
+        key.replace("W_", "w_") if lower else key: tensor.numpy() for key, tensor in tensors.items()
+    }
+    np.savez(folder / "params.npz", **arrays)
     t = {key: tensor.double() for key, tensor in tensors.items()}
     scale = math.sqrt(w.d) if kind == "embedding" else 1.0
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -69,7 +70,8 @@ def tensors_of(weights: Path) -> dict[str, Tensor]:
 def write(weights: Path, tensors: dict[str, Tensor]) -> None:
     """Write them as they were."""
     if weights.suffix == ".npz":
-        np.savez(weights, **{name: tensor.numpy() for name, tensor in tensors.items()})
+        arrays: dict[str, Any] = {name: tensor.numpy() for name, tensor in tensors.items()}
+        np.savez(weights, **arrays)
     else:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, weights)
 
@@ -334,6 +336,32 @@ def test_what_a_description_states_and_is_not_honoured(
     assert reason in refused(tmp_path, lambda: read_sae_files(folder)).reason
 
 
+def test_a_description_of_dictionary_learning_is_named(tmp_path: Path) -> None:
+    PICKLERS["dictionary_learning"](tmp_path, 5).folder.unlink()
+    assert "dictionary_learning's, whose ae.pt is" in refused(tmp_path, lambda: load_sae(tmp_path)).reason
+
+
+@pytest.mark.parametrize(
+    ("part", "hook_name"),
+    [
+        ("resid_post_all", "model.layers.12.output"),
+        ("mlp_out", "model.layers.12.post_feedforward_layernorm.output"),
+        ("attn_out", None),
+        ("transcoder_all", None),
+    ],
+)
+def test_gemma_scope_2_without_a_description(part: str, hook_name: str | None, tmp_path: Path) -> None:
+    folder = tmp_path / "gemma-scope-2-270m-it" / part / "layer_12_width_16k_l0_small"
+    folder.mkdir(parents=True)
+    WRITERS["Gemma Scope 2"](folder, 3)
+    (folder / "config.json").unlink()
+    if hook_name is None:
+        refused(tmp_path, lambda: load_sae(folder))
+    else:
+        sae = load_sae(folder)
+        assert (sae.hook_name, sae.model_name) == (hook_name, "google/gemma-3-270m-it")
+
+
 @pytest.mark.parametrize(("part", "reason"), [("att", "hook_z"), ("transcoders", "a transcoder reads")])
 def test_gemma_scope_where_it_reads_no_site(part: str, reason: str, tmp_path: Path) -> None:
     folder = WRITERS["Gemma Scope"](tmp_path, 3).folder
@@ -351,6 +379,7 @@ def test_gemma_scope_where_it_reads_no_site(part: str, reason: str, tmp_path: Pa
         (["layer_0.safetensors", "config.yaml"], "mwhanna's transcoders: a transcoder reads at one site"),
         (["W_enc_0.safetensors", "W_dec_0.safetensors"], "cross-layer transcoders"),
         (["layers.0/cfg.json", "layers.1/cfg.json"], "SAEs lie in its folders: layers.0, layers.1; name one"),
+        (["Qwen/layer3.sae.pt", "layer3.sae.pt"], "it holds layer3.sae.pt, a pickle of torch"),
         (["readme.md"], "an SAE in SAELens' layout has a cfg.json"),
     ],
 )

@@ -103,7 +103,7 @@ def resolve_sae(spec: str) -> Found:
     prefix = f"{location.path}/" if location.path else ""
     # Whole names and no pattern: in huggingface_hub's patterns * crosses folders.
     path = download(location, [prefix + name for name in FILES]) / location.path
-    if not any((path / name).is_file() for name in _FIRST):
+    if not any((path / name).is_file() for layout in LAYOUTS for name in layout.files):
         lacking = " or ".join(prefix + name for name in _FIRST)
         raise SAEFileError(spec, f"the repository {location.repo} has no {lacking}")
     return Found(path, location.release)

@@ -3,6 +3,7 @@
 The SAEs are JumpReLU without a bias at the input, and name what they read by Transformers' modules.
 """
 
+import re
 from pathlib import Path
 
 from saegis_server.sae.autoencoder import TENSORS, Architecture, SparseAutoencoder
@@ -19,11 +20,33 @@ from saegis_server.sae.layout import (
 
 _CONFIG, _WEIGHTS = "config.json", "params.safetensors"
 _OWNER = "Gemma Scope 2's"
+_FOLDERS = re.compile(
+    r"gemma-scope-2-(?P<model>[a-z0-9]+-(?:pt|it))/.*?(?P<part>[a-z_]+?)(?:_all)?/layer_(?P<layer>\d{1,3})_"
+)
+_MODULES = {
+    "resid_post": "output",
+    "mlp_out": "post_feedforward_layernorm.output",
+    "attn_out": "self_attn.o_proj.input",
+}
+
+
+def _inferred(folder: Path) -> dict[str, object] | None:
+    """What the names of the folders say of an SAE without a description, as some repositories have it."""
+    named = _FOLDERS.search("/".join(folder.resolve().parts[-8:]))
+    if named is None or (folder / _CONFIG).exists():
+        return None
+    module = _MODULES.get(named["part"], f"{named['part']}, which no SAE reads")
+    return {
+        "architecture": "jump_relu",
+        "model_name": f"google/gemma-3-{named['model']}",
+        "hf_hook_point_in": f"model.layers.{named['layer']}.{module}",
+        "type": "sae" if named["part"] in _MODULES else "transcoder",
+    }
 
 
 def _read_config(folder: Path) -> Fields:
     """The description of an SAE that can be served. Raises SAEFileError."""
-    fields = Fields(folder / _CONFIG, read_json(folder / _CONFIG, _OWNER))
+    fields = Fields(folder / _CONFIG, _inferred(folder) or read_json(folder / _CONFIG, _OWNER))
     architecture = fields.text("architecture")
     if architecture != "jump_relu":
         raise fields.refuse(f"architecture is {architecture!r}; known is 'jump_relu'")
@@ -61,7 +84,7 @@ def _read(folder: Path, name: str, release: Release) -> SparseAutoencoder:
             hook_name=fields.text("hf_hook_point_in"),
             model_name=model and model.replace("gemma-v3", "gemma-3"),
             name=name,
-            digest=files_digest(path, fields.path),
+            digest=files_digest(path, *([fields.path] if fields.path.is_file() else [])),
             stated_l0=fields.number("l0"),
             excluded_tokens=None,
         )

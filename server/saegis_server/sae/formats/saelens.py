@@ -249,10 +249,10 @@ def _architecture(fields: Fields) -> tuple[str, int | None]:
     """SAELens's name of the architecture, and the k of a topk SAE."""
     name = fields.text("architecture", "standard") or ""
     activation = fields.text("activation_fn", fields.text("activation_fn_str", "relu"))
-    if activation == "topk" and name in ("standard", "topk"):
+    if activation == "topk":  # as SAELens has it, whatever the architecture is called
         k = fields.part("activation_fn_kwargs").values.get("k", fields.values.get("k"))
         return "topk", Fields(fields.path, {"k": k}).count("k")
-    if activation not in ("relu", "topk"):
+    if activation != "relu":
         raise fields.refuse(f"activation_fn is {activation!r}; only relu and topk are known")
     if name in _REFUSED:
         raise fields.refuse(f"the architecture {name!r} {_REFUSED[name]}")

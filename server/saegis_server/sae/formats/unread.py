@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from saegis_server.json_text import parse_json
+
 #: Names whose files torch unpickles.
 PICKLES = ("*.pt", "*.pth", "*.bin", "*.ckpt", "*.pkl")
 _MOST = 4096
@@ -37,6 +39,8 @@ def what_is_there(folder: Path, first_files: Sequence[str]) -> str | None:
         found = [fnmatch.filter(names, pattern) for pattern in unread.files]
         if all(found):
             return f"it holds {found[0][0]}, {unread.name}: {unread.reason}"
+    if "config.json" in names and _is_dictionary_learnings(folder / "config.json"):
+        return f"its config.json is dictionary_learning's, whose ae.pt is {_CONVERT}"
     if pickle := next((name for pattern in PICKLES for name in fnmatch.filter(names, pattern)), None):
         return f"it holds {pickle}, {_CONVERT}"
     below = [name for name in names if any((folder / name / file).is_file() for file in first_files)]
@@ -44,3 +48,12 @@ def what_is_there(folder: Path, first_files: Sequence[str]) -> str | None:
         more = f" and {len(below) - 4} more" if len(below) > 4 else ""
         return f"it holds no SAE itself, but SAEs lie in its folders: {', '.join(below[:4])}{more}; name one"
     return None
+
+
+def _is_dictionary_learnings(config: Path) -> bool:
+    try:
+        described = parse_json(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    trainer = described.get("trainer") if isinstance(described, dict) else None
+    return isinstance(trainer, dict) and "dict_class" in trainer
