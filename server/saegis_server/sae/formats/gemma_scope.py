@@ -80,7 +80,7 @@ def _read(folder: Path, name: str, release: Release) -> SparseAutoencoder:
     try:
         return SparseAutoencoder(
             Architecture.JUMPRELU,
-            **tensors,
+            **tensors,  # type: ignore[arg-type]
             apply_b_dec_to_input=False,
             hook_name=origin.hook_name,
             model_name=origin.model_name,

@@ -79,7 +79,7 @@ def _read(folder: Path, name: str, release: Release) -> SparseAutoencoder:
     try:
         sae = SparseAutoencoder(
             Architecture.JUMPRELU,
-            **tensors,
+            **tensors,  # type: ignore[arg-type]
             apply_b_dec_to_input=False,
             hook_name=fields.text("hf_hook_point_in"),
             model_name=model and model.replace("gemma-v3", "gemma-3"),

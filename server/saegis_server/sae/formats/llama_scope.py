@@ -102,7 +102,7 @@ def _assemble(
     try:
         sae = SparseAutoencoder(
             Architecture.JUMPRELU,
-            **tensors,
+            **tensors,  # type: ignore[arg-type]
             apply_b_dec_to_input=False,
             hook_name=fields.text("hook_point_in"),
             model_name=_model(path),
