@@ -193,6 +193,7 @@ policy: [bundle]
 policy-state: state
 policy-key: [key.pub]
 unmatched-policies: warn
+unmatched-saes: warn
 audit: log
 audit-fsync: interval
 audit-key-file: audit.key

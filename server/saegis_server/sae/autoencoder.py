@@ -6,6 +6,7 @@ The forward equations are those of SAELens (`sae_lens/saes/{standard,gated,jumpr
     standard  f = relu(x_in·W_enc + b_enc)
     jumprelu  p = x_in·W_enc + b_enc;  f = relu(p)·[p > threshold]
     gated     f = relu(x_in·(W_enc ∘ exp(r_mag)) + b_mag)·[x_in·W_enc + b_gate > 0]
+    topk      as standard, but only the k largest of a token's features stay
     decode    x̂ = norm⁻¹(f·W_dec + b_dec)
 """
 
@@ -73,6 +74,10 @@ class SparseAutoencoder:
     W_enc [d, m], W_dec [m, d], b_dec [d]; b_enc [m] (standard, jumprelu); threshold [m] (jumprelu);
     b_gate, b_mag, r_mag [m] (gated). What the architecture does not have is None.
 
+    k: of an SAE that decides by rank, how many features a token may have; None for every other. Such an SAE
+    encodes and decodes, but has no probes: whether a feature is active takes the pre-activations of all.
+    centred: whether it was trained on x − mean(x), as TransformerLens's `center_writing_weights` makes the
+    stream of models with layer norms; W_enc then sums to zero over d, and the mean stays in what it decodes.
     hook_name, model_name: as the file states them, if it does. name: the id by which the server knows it.
     digest: SHA-256 of the files it was read from; if there are none, of the tensors. stated_fvu, stated_l0:
     the reconstruction that the file claims. excluded_tokens: the tokens that it was not trained on, which
@@ -92,6 +97,8 @@ class SparseAutoencoder:
     threshold: Tensor | None = None
     norm: Norm = Norm.NONE
     apply_b_dec_to_input: bool = True
+    k: int | None = None
+    centred: bool = False
     hook_name: str | None = None
     model_name: str | None = None
     name: str = "sae"
@@ -116,6 +123,10 @@ class SparseAutoencoder:
         if self.r_mag is not None and not bool(_usable_gain(self.r_mag)):
             raise ValueError("r_mag holds numbers whose exponential is zero or infinite in float32")
         self._check_folding()
+        if self.k is not None and not (
+            self.architecture is Architecture.STANDARD and 1 <= self.k <= self.features
+        ):
+            raise ValueError(f"k is {self.k}: of {self.features} features of a {self.architecture} SAE")
         if not self.digest:
             object.__setattr__(self, "digest", self._content_digest())
 
@@ -143,6 +154,8 @@ class SparseAutoencoder:
 
     def _content_digest(self) -> str:
         form = f"{self.architecture} {self.norm.name} {self.apply_b_dec_to_input}"
+        if self.k is not None or self.centred:
+            form += f" {self.k} {self.centred}"
         state = hashlib.sha256(form.encode())
         for name, tensor in sorted(self.tensors().items()):
             state.update(f"\0{name} {list(tensor.shape)}\0".encode())
@@ -170,11 +183,16 @@ class SparseAutoencoder:
         p = x_in @ self.W_enc + self._require("b_enc")
         if self.architecture is Architecture.JUMPRELU:
             return p.relu() * (p > self._require("threshold"))
-        return p.relu()
+        if self.k is None:
+            return p.relu()
+        largest = p.topk(self.k, dim=-1)
+        return torch.zeros_like(p).scatter(-1, largest.indices, largest.values.relu())
 
     def only(self, features: Sequence[int]) -> "SparseAutoencoder":
         """An SAE of some of its features, in this order, which encodes each as this one does: the cost of
-        reading a few does not grow with all. Raises IndexError for a feature that does not exist."""
+        reading a few does not grow with all. Raises IndexError for a feature that does not exist, and
+        ValueError for an SAE that decides by rank."""
+        self._refuse_rank()
         for feature in features:
             self.check_feature(feature)
         chosen = torch.tensor(list(features), dtype=torch.int64, device=self.W_enc.device)
@@ -193,7 +211,8 @@ class SparseAutoencoder:
         if f.shape[-1] != self.features:
             raise ValueError(f"f has {f.shape[-1]} features; this SAE has {self.features}")
         normalised = _normalise(self._checked(x), self.norm)
-        return (f @ self.W_dec + self.b_dec) * normalised.scale + normalised.shift
+        decoded = (f @ self.W_dec + self.b_dec) * normalised.scale + normalised.shift
+        return decoded + x.to(torch.float32).mean(-1, keepdim=True) if self.centred else decoded
 
     def _checked(self, x: Tensor) -> Tensor:
         if x.ndim == 0 or x.shape[-1] != self.width:
@@ -209,11 +228,16 @@ class SparseAutoencoder:
                 f"feature {feature} does not exist: the SAE {self.name} has features 0 to {self.features - 1}"
             )
 
+    def _refuse_rank(self) -> None:
+        if self.k is not None:
+            raise ValueError(f"the SAE {self.name} decides by rank which {self.k} features are active")
+
     def probe(self, feature: int) -> Probe:
         """How to read and write one feature. b_dec is folded into its biases, in float64 and then rounded.
 
-        Raises IndexError for a feature that does not exist.
+        Raises IndexError for a feature that does not exist, and ValueError for an SAE that decides by rank.
         """
+        self._refuse_rank()
         self.check_feature(feature)
         read = self.W_enc[:, feature].clone()
         shift = float(self._read_bias.double() @ read.double())
@@ -238,7 +262,8 @@ class SparseAutoencoder:
         )
 
     def rows(self) -> Rows:
-        """How all features are read, in their order, each as `probe` says."""
+        """How all features are read, in their order, each as `probe` says. Raises ValueError as it does."""
+        self._refuse_rank()
         parts = torch.split(self.W_enc, 4096, 1)  # in float64 all of it is large
         shift = torch.cat([self._read_bias.double() @ part.double() for part in parts])
         gain, threshold = torch.ones_like(shift), torch.zeros_like(shift)

@@ -49,10 +49,11 @@ SAEGIS_MAX_NUM_SEQS; several values are separated by spaces), else its key in th
 
 [bold]Models and SAEs[/bold]
 
-Each is a directory or a hub id. A model is any Transformers causal language model in safetensors; an SAE lies
-in SAELens's layout (cfg.json and sae_weights.safetensors). Without --model the reference model is served,
-which ships with the package. The n-th --site belongs to the n-th --sae; without --site an SAE goes where its
-file says. Further sites may be steered with directions.
+Each is a directory or a hub id. A model is any Transformers causal language model in safetensors. An SAE may
+also be named as SAELens (release/sae_id) or Neuronpedia (model/source) names it; saegis sae --help says which
+files are read. Without --model the reference model is served, which ships with the package. The n-th --site
+belongs to the n-th --sae; without --site an SAE goes where its file says. Further sites may be steered with
+directions.
 
 [bold]Limits[/bold]
 

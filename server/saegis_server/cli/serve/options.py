@@ -56,7 +56,8 @@ class Served:
         list[str] | None,
         typer.Option(
             metavar="[ID=]PATH_OR_HUB_ID",
-            help="An SAE, with its name in requests; by default that of its directory. Again for another.",
+            help="An SAE, with its name in requests; by default that of its directory. Also SAELens's "
+            "release/sae_id and Neuronpedia's model/source. Again for another.",
         ),
     ] = None
     site: Annotated[
@@ -70,6 +71,10 @@ class Served:
             help="The norm scaling factor of an SAE whose file does not state it. Again for another.",
         ),
     ] = None
+    unmatched_saes: Annotated[
+        Unmatched,
+        typer.Option(help="What to do with an SAE whose files name another model or place than is served."),
+    ] = Unmatched.REFUSE
     name: Annotated[str | None, typer.Option(metavar="NAME", help="What the model is called in answers.")] = (
         None
     )

@@ -31,7 +31,8 @@ class _Strict(BaseModel):
 
 
 class SAESource(_Strict):
-    """One SAE to load: `path` is a directory or a hub id (owner/repo[/folder][@revision]).
+    """One SAE to load: `path` is a directory, a hub id (owner/repo[/folder][@revision]), or what SAELens
+    (release/sae_id) or Neuronpedia (model/source) calls it.
 
     site: where it belongs; by default the hook point that its file states. id: its name in requests; by
     default the directory's name. norm_scaling_factor: for an SAE whose file does not state it.
@@ -71,9 +72,11 @@ class ServerConfig(_Strict):
     """All settings of `serve`.
 
     model: a local directory or hub id of a Transformers causal language model. name: the model's name in
-    GetModel and receipts; by default `model`. sites: further sites, beside those of the SAEs, that requests
-    may steer with directions. port, metrics_port: 0 means any free port; metrics_port None means no metrics
-    endpoint. max_model_len: the most tokens of prompt and completion together; by default the model's limit.
+    GetModel and receipts; by default `model`. unmatched_saes: whether an SAE whose files name another model
+    or place is refused, or only causes a warning. sites: further sites, beside those of the SAEs, that
+    requests may steer with directions. port, metrics_port: 0 means any free port; metrics_port None means no
+    metrics endpoint. max_model_len: the most tokens of prompt and completion together; by default the model's
+    limit.
     rows: room for rows of a kind, for each sequence and site, where it is not the default. queue_limit: the
     most waiting sequences; a caller with few of them finds room beyond it, up to the share `fair_share` of
     it. fair_slots, fair_seconds: so many slots are kept for tenants that had one within so many seconds; by
@@ -98,6 +101,7 @@ class ServerConfig(_Strict):
     model: str = Field(min_length=1)
     name: str | None = Field(default=None, min_length=1)
     saes: tuple[SAESource, ...] = ()
+    unmatched_saes: Unmatched = Unmatched.REFUSE
     sites: tuple[str, ...] = ()
     dtype: str = "auto"
     device: str = "cpu"

@@ -24,7 +24,7 @@ from saegis_server.rpc.auth.identities import callers_of
 from saegis_server.rpc.auth.watch_set import WatchSet, features_of, named_feature
 from saegis_server.rpc.server.config import ServerConfig
 from saegis_server.rpc.server.premises import Premises, govern
-from saegis_server.rpc.server.sae_sources import PlacedSAE, Survey, check_sae, read_sae
+from saegis_server.rpc.server.sae_sources import PlacedSAE, Survey, check_origin, check_sae, read_sae
 from saegis_server.rpc.services.shared import ModelFacts, Services
 from saegis_server.rpc.wire.prompts import PromptReader
 from saegis_server.rpc.wire.targets import Targets
@@ -60,6 +60,12 @@ def load_services(config: ServerConfig, premises: Premises, progress: Progress) 
     for count, source in enumerate(config.saes):
         progress("loading SAEs", count, len(config.saes))
         placed.append(read_sae(source, width))
+        check_origin(
+            placed[-1],
+            (config.name or "", *model_names(loaded)),
+            has_layer_norms(loaded),
+            config.unmatched_saes,
+        )
         if not placed[-1].loaded.labels:
             log.warning("%s: there is no %s, so no feature has a label", source.path, LABELS_FILE)
     step = _step(config, loaded, placed, compiled)
@@ -72,6 +78,16 @@ def load_services(config: ServerConfig, premises: Premises, progress: Progress) 
         examples = Examples.load(sae.folder, fits.sae, step.slots.vocabulary)
         checked.append(replace(fits, examples=examples))
     return services(config, premises, loaded, step, prompts, checked)
+
+
+def model_names(loaded: LoadedModel) -> tuple[str, ...]:
+    """What a model is called: by where it was loaded from, and by its own configuration."""
+    return loaded.name, str(loaded.model.config.get_text_config()._name_or_path)
+
+
+def has_layer_norms(loaded: LoadedModel) -> bool:
+    """Whether what the model reads of its stream is centred by its norms, as in GPT-2 and Pythia."""
+    return any(isinstance(module, torch.nn.LayerNorm) for module in loaded.model.modules())
 
 
 def services(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from saegis_server.policy.errors import Unmatched
 from saegis_server.rpc.server.config import SAESource
 from saegis_server.sae.catalog import LoadedSAE
 from saegis_server.sae.checks import check_reconstruction, largest_fvu, measure, stated_fit
@@ -17,6 +18,7 @@ from saegis_server.sae.files import load_sae, resolve_sae
 from saegis_server.sae.labels import Labels
 from saegis_server.sae.layout import SAMPLE_FILE
 from saegis_server.sae.left_out import left_out
+from saegis_server.sae.origin import misfits
 from saegis_server.steering.site import Site, SiteError
 
 log = logging.getLogger("saegis.rpc")
@@ -45,8 +47,11 @@ def read_sae(source: SAESource, width: int) -> PlacedSAE:
     Raises SAEFileError, which names the file and the reason, if it cannot be read, its site is not known, or
     its width differs.
     """
-    path = resolve_sae(source.path)
-    sae = load_sae(path, name=source.id, norm_scaling_factor=source.norm_scaling_factor)
+    found = resolve_sae(source.path)
+    path, release = found.folder, found.release
+    if source.norm_scaling_factor is not None:
+        release = replace(release, norm_scaling_factor=source.norm_scaling_factor)
+    sae = load_sae(path, name=source.id, release=release)
     if sae.width != width:
         raise SAEFileError(
             path, f"the SAE reads activations of width {sae.width}; the model's are {width} wide"
@@ -68,6 +73,27 @@ def read_sae(source: SAESource, width: int) -> PlacedSAE:
             SAMPLE_FILE,
         )
     return PlacedSAE(LoadedSAE(sae, site, labels), sample, path)
+
+
+def check_origin(
+    placed: PlacedSAE, names: Sequence[str], has_layer_norms: bool, unmatched: Unmatched
+) -> None:
+    """Raise SAEFileError if the files of an SAE name another model or place than it is served at, unless that
+    is only to be warned of; and if it reads a centred stream, and the model has no layer norms.
+
+    names: what the served model is called.
+    """
+    sae, site = placed.loaded.sae, placed.loaded.site
+    if sae.centred and not has_layer_norms:
+        raise SAEFileError(
+            placed.folder,
+            "center_writing_weights: it reads the stream without its mean, and this model, which has no "
+            "layer norms, cannot be centred",
+        )
+    for misfit in misfits(sae, site, names):
+        if unmatched is Unmatched.REFUSE:
+            raise SAEFileError(placed.folder, f"{misfit}; serve it anyway with --unmatched-saes warn")
+        log.warning("%s: %s", placed.folder, misfit)
 
 
 def _sample(path: Path) -> str | None:
