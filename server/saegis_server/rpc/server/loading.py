@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 from saegis.version import __version__
+from saegis_server.amounts import Portion
 from saegis_server.engine.api import Engine, FirstToken, Limits, Progress
 from saegis_server.engine.counts import Dictionary
 from saegis_server.engine.torch.build import build_step, compiles
 from saegis_server.engine.torch.engine import TorchEngine
 from saegis_server.engine.torch.loading import LoadedModel, check_device, check_dtype, load_model
 from saegis_server.engine.torch.site_reading import show_sites
+from saegis_server.engine.torch.sizing import Wishes
 from saegis_server.engine.torch.step import Step
 from saegis_server.engine.torch.usage import UsageCounting
 from saegis_server.policy.decide.decide import PolicySet
@@ -62,7 +64,7 @@ def load_services(config: ServerConfig, premises: Premises, progress: Progress) 
         placed.append(read_sae(source, width))
         if not placed[-1].loaded.labels:
             log.warning("%s: there is no %s, so no feature has a label", source.path, LABELS_FILE)
-    step = _step(config, loaded, placed, compiled)
+    step = _step(config, loaded, placed, compiled, progress)
     prompts = PromptReader(loaded.tokenizer, step.slots.vocabulary)
     checked = []
     for count, sae in enumerate(placed):
@@ -96,7 +98,7 @@ def services(
         step,
         loaded.tokenizer,
         loaded.eos_token_ids,
-        config.max_num_seqs,
+        config.max_num_seqs or step.slots.count,
         limits,
         first,
         must_compile,
@@ -177,14 +179,29 @@ def _usage_book(config: ServerConfig, engine: Engine, saes: Sequence[LoadedSAE])
     return UsageBook(engine.take_usage, counted, config.usage_every, config.usage_state)
 
 
-def _step(config: ServerConfig, loaded: LoadedModel, placed: Sequence[PlacedSAE], compiled: bool) -> Step:
+def _step(
+    config: ServerConfig,
+    loaded: LoadedModel,
+    placed: Sequence[PlacedSAE],
+    compiled: bool,
+    progress: Progress,
+) -> Step:
     sites = {Site.parse(name): frozenset((Norm.NONE,)) for name in config.sites}
     for sae in placed:
         norms = sites.get(sae.loaded.site, frozenset((Norm.NONE,)))
         sites[sae.loaded.site] = norms | {sae.loaded.sae.norm}
     room = Capacity(**config.rows)
+    memory = None if config.kv_memory is None else Portion.parse(config.kv_memory)
+    wishes = Wishes(memory, config.max_num_seqs, config.max_model_len)
     keeps = [sae.loaded.site for sae in placed] if config.usage_every else []
-    return build_step(loaded, sites, config.max_num_seqs, config.max_model_len, room, compiled, keeps)
+    counted = [sae.loaded.sae.W_enc.nbytes for sae in placed if config.usage_every]
+    step = build_step(loaded, sites, wishes, room, compiled, progress, keeps, sum(counted))
+    if config.fair_slots is not None and config.fair_slots >= step.slots.count:
+        raise ValueError(
+            f"fair_slots: {config.fair_slots} slots cannot be kept of the {step.slots.count} for which there "
+            "is memory"
+        )
+    return step
 
 
 def _capture_at(step: Step, site: Site) -> Callable[[Sequence[int]], Tensor]:
