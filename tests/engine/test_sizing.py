@@ -124,7 +124,5 @@ def test_what_does_not_fit_is_refused_with_both_numbers_and_what_would(
 
 
 def test_where_nothing_fits_it_says_so() -> None:
-    with pytest.raises(
-        ValueError, match=r"even 2 sequences of 64 tokens take .* nothing fits: give more"
-    ):
+    with pytest.raises(ValueError, match=r"even 2 sequences of 64 tokens take .* nothing fits: give more"):
         fit(LLAMA, 2**20, 131072)

@@ -24,13 +24,14 @@ from saegis.v1 import generation_pb2 as pb
 from saegis.v1 import model_pb2
 from saegis_server.cli.serve.start_errors import start_failed
 from saegis_server.engine.api import Progress
-from saegis_server.engine.torch import build
+from saegis_server.engine.torch import build, weights
 from saegis_server.engine.torch.compile_cache import SETTING
 from saegis_server.engine.torch.loading import ModelLoadError
 from saegis_server.engine.torch.sizing import tensors_in
 from saegis_server.engine.torch.step import Step
 from saegis_server.engine.torch.warmup import NotCompiledError
 from saegis_server.reference import MODEL, SAE
+from saegis_server.rpc.server import sae_sources
 from saegis_server.rpc.server.config import Address, SAESource, ServerConfig
 from saegis_server.rpc.server.loading import load_services
 from saegis_server.rpc.server.premises import prepare
@@ -104,6 +105,39 @@ def test_room_for_rows_is_a_setting(model_path: Path, sae_path: Path) -> None:
     for wrong in ({"bans": 1}, {"heads": 4}):
         with pytest.raises(ValidationError):
             config(rows=wrong)
+
+
+def test_weights_for_which_there_is_no_memory_are_not_read(
+    model_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbers = sum(weight.numel() for weight in tiny.model().parameters())
+    assert weights.weights_bytes(model_path, torch.float32) == 4 * numbers
+    assert weights.weights_bytes(model_path, torch.bfloat16) == 2 * numbers
+    assert weights.weights_bytes(model_path, None) == 4 * numbers
+    free = {"cpu": 4 * numbers - 1}
+    monkeypatch.setattr(weights, "free_bytes", lambda device: free[device.type])
+    with pytest.raises(ModelLoadError, match=r"weights take [0-9.]+ KiB, but [0-9.]+ KiB are free on cpu"):
+        load(model_path)
+    free["cpu"] += 1
+    weights.require_room(str(model_path), "float32", "cpu")
+    weights.require_room("owner/model", "float32", "cpu")
+
+
+def test_the_memory_of_a_large_sae_is_told_before_it_is_taken(
+    model_path: Path, sae_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, told = SAESource(path=str(sae_path)), list[str]()
+    read_sae(source, tiny.WIDTH, told.append)
+    assert told == []
+    monkeypatch.setattr(sae_sources, "_LARGE", 0)
+    read_sae(source, tiny.WIDTH, told.append)
+    (words,) = told
+    assert re.search(
+        r"sae_weights.safetensors: [0-9.]+ KiB of memory, of [0-9.]+ GiB that are free; 0 B", words
+    )
+    monkeypatch.setattr(sae_sources, "free_host_bytes", lambda: 1000)
+    with pytest.raises(SAEFileError, match=r"takes [0-9.]+ KiB of memory as float32, but 1000 B are free"):
+        read_sae(source, tiny.WIDTH, told.append)
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ failures."""
 import torch
 
 from saegis_server.engine.api import EngineError, OutOfMemoryError
-from saegis_server.engine.torch.host_memory import free_host_bytes
+from saegis_server.host_memory import free_host_bytes
 
 #: How torch's CPU allocator says it, in an error of no kind of its own.
 _REFUSED = ("can't allocate memory", "not enough memory")

@@ -197,8 +197,8 @@ class ServerConfig(_Strict):
 
     @model_validator(mode="after")
     def _leaves_slots_to_take(self) -> Self:
-        slots = self.max_num_seqs
-        if slots is not None and self.fair_slots is not None and self.fair_slots >= slots:
+        slots = self.max_num_seqs or 16
+        if self.fair_slots is not None and self.fair_slots >= slots:
             raise ValueError(f"fair_slots: {self.fair_slots} slots cannot be kept of {slots} (max_num_seqs)")
         return self
 

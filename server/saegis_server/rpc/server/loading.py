@@ -19,6 +19,7 @@ from saegis_server.engine.torch.site_reading import show_sites
 from saegis_server.engine.torch.sizing import Wishes
 from saegis_server.engine.torch.step import Step
 from saegis_server.engine.torch.usage import UsageCounting
+from saegis_server.engine.torch.weights import require_room
 from saegis_server.policy.decide.decide import PolicySet
 from saegis_server.policy.decide.world import World
 from saegis_server.policy.store.store import PolicyStore
@@ -56,12 +57,13 @@ def load_services(config: ServerConfig, premises: Premises, progress: Progress) 
     """
     compiled = compiles(config.compile, config.device, progress)
     progress("loading the model", 0, 0)
+    require_room(config.model, config.dtype, config.device)
     loaded = load_model(config.model, config.dtype, config.device)
     width = loaded.model.config.get_text_config().hidden_size
     placed = []
     for count, source in enumerate(config.saes):
         progress("loading SAEs", count, len(config.saes))
-        placed.append(read_sae(source, width))
+        placed.append(read_sae(source, width, lambda told: progress(told, 0, 0)))
         if not placed[-1].loaded.labels:
             log.warning("%s: there is no %s, so no feature has a label", source.path, LABELS_FILE)
     step = _step(config, loaded, placed, compiled, progress)

@@ -17,7 +17,15 @@ from torch import Tensor
 
 from saegis_server.sae.autoencoder import TENSORS, Architecture, SparseAutoencoder
 from saegis_server.sae.errors import SAEFileError
-from saegis_server.sae.layout import SAMPLE_FILE, Layout, files_digest, read_json, read_safetensors
+from saegis_server.sae.layout import (
+    SAMPLE_FILE,
+    Layout,
+    files_digest,
+    large_matrices,
+    read_json,
+    read_safetensors,
+)
+from saegis_server.sae.mapped import MappedFile
 from saegis_server.steering.rows import Norm
 
 CONFIG_FILE = "cfg.json"
@@ -64,7 +72,10 @@ _REFUSED = {
 def _read(folder: Path, name: str, norm_scaling_factor: float | None) -> SparseAutoencoder:
     config_path, weights_path = folder / CONFIG_FILE, folder / WEIGHTS_FILE
     config = _read_config(config_path)
-    tensors = _canonical_names(weights_path, config, read_safetensors(weights_path, _OWNER))
+    # What is folded into weights is folded into float32 copies.
+    stays = frozenset() if config.average_norm else large_matrices(weights_path)
+    mapped = MappedFile.read(weights_path, stays, config_path) if stays else None
+    tensors = _canonical_names(weights_path, config, read_safetensors(weights_path, _OWNER, stays))
     if config.average_norm:
         factor = config.norm_scaling_factor if norm_scaling_factor is None else norm_scaling_factor
         _fold_average_norm(config_path, tensors, factor)
@@ -77,11 +88,12 @@ def _read(folder: Path, name: str, norm_scaling_factor: float | None) -> SparseA
             hook_name=config.hook_name,
             model_name=config.model_name,
             name=name,
-            digest=files_digest(weights_path, config_path),
+            digest=files_digest(weights_path, config_path) if mapped is None else mapped.digest,
             stated_fvu=config.stated_fvu,
             stated_l0=config.stated_l0,
             excluded_tokens=config.excluded_tokens,
             metadata=MappingProxyType(dict(config.metadata)),
+            mapped=mapped,
         )
     except ValueError as error:
         raise SAEFileError(weights_path, str(error)) from error
@@ -331,7 +343,8 @@ def save_sae(sae: SparseAutoencoder, path: Path, sample: str | None = None) -> N
     }
     content = json.dumps(config, indent=2, allow_nan=False) + "\n"
     path.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.contiguous() for name, tensor in sae.tensors().items()}, path / WEIGHTS_FILE)
+    tensors = {name: tensor.to(torch.float32).contiguous() for name, tensor in sae.tensors().items()}
+    save_file(tensors, path / WEIGHTS_FILE)
     (path / CONFIG_FILE).write_text(content, encoding="utf-8")
     if sample is not None:
         (path / SAMPLE_FILE).write_text(sample, encoding="utf-8", newline="")

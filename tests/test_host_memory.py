@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from saegis_server.engine.torch.host_memory import free_host_bytes
+from saegis_server.host_memory import free_host_bytes
 
 GIB = 2**30
 
