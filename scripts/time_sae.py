@@ -15,10 +15,10 @@ from pathlib import Path
 
 import torch
 
-from saegis_server.sae import layout
 from saegis_server.sae.autoencoder import SparseAutoencoder
 from saegis_server.sae.files import load_sae
 from saegis_server.sae.formats.saelens import CONFIG_FILE, WEIGHTS_FILE
+from saegis_server.sae.mapped import MAPPED_FROM
 from saegis_server.steering.admitted import AdmittedRows
 from saegis_server.steering.apply import apply
 from saegis_server.steering.program import SiteProgram
@@ -60,7 +60,8 @@ def load(folder: Path) -> SparseAutoencoder:
     took, worked = time.perf_counter() - began, time.process_time() - worked
     print(
         f"{sae.features:,} features at {sae.width}: loaded in {took:.1f} s (of the processor's time "
-        f"{worked:.1f} s), {resident() - before:.2f} GB more resident"
+        f"{worked:.1f} s), {resident() - before:.2f} GB more resident",
+        flush=True,
     )
     return sae
 
@@ -101,7 +102,7 @@ def main() -> None:
             print(f"  a feature's rows: {first:.2f} ms, again {again:.2f} ms; {resident():.2f} GB resident")
             took = statistics.median(step_of(program, width))
             print(f"  a step of {SLOTS} tokens with {ROWS} rows each: {took:.3f} ms")
-    print(f"matrices of more than {layout.MAPPED_FROM / 2**30:g} GiB in float32 stay in their file")
+    print(f"matrices of more than {MAPPED_FROM / 2**30:g} GiB in float32 stay in their file")
 
 
 if __name__ == "__main__":

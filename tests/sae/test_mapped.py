@@ -108,8 +108,8 @@ def test_a_mapped_sae_is_the_copied_one(
     few = sae.only([3, 70])
     assert few.mapped is None
     torch.testing.assert_close(few.encode(x), same.encode(x)[:, [3, 70]])
-    for ours, theirs in zip(sae.rows(), same.rows(), strict=True):
-        assert torch.equal(ours, theirs)
+    for row, wanted in zip(sae.rows(), same.rows(), strict=True):
+        assert torch.equal(row, wanted)
     save_sae(sae, tmp_path / "again")
     assert torch.equal(load_file(tmp_path / "again" / WEIGHTS_FILE)["W_dec"], same.W_dec)
 

@@ -284,10 +284,10 @@ def times(x: Tensor, matrix: Tensor) -> Tensor:
         return x @ matrix
     if matrix.shape[0] > matrix.shape[1]:
         total = x.new_zeros(*x.shape[:-1], matrix.shape[1])
-        for part, rows in zip(x.split(_AT_ONCE, -1), matrix.split(_AT_ONCE), strict=True):
+        for part, rows in zip(torch.split(x, _AT_ONCE, -1), torch.split(matrix, _AT_ONCE), strict=True):
             total += part @ rows.to(torch.float32)
         return total
-    return torch.cat([x @ part.to(torch.float32) for part in matrix.split(_AT_ONCE, 1)], -1)
+    return torch.cat([x @ part.to(torch.float32) for part in torch.split(matrix, _AT_ONCE, 1)], -1)
 
 
 def check_shapes(architecture: Architecture, tensors: Mapping[str, Tensor]) -> None:

@@ -12,8 +12,8 @@ import os
 from collections.abc import Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
 
@@ -84,7 +84,7 @@ class _Hash:
             self._running.result()
 
 
-def _largest(path: Path, file: BinaryIO, matrices: Collection[str], hashed: _Hash) -> float:
+def _largest(path: Path, file: BufferedReader, matrices: Collection[str], hashed: _Hash) -> float:
     """The largest magnitude in the matrices; every byte of the file goes into `hashed`."""
     begin = file.read(8)
     header = file.read(int.from_bytes(begin, "little"))
@@ -101,7 +101,7 @@ def _largest(path: Path, file: BinaryIO, matrices: Collection[str], hashed: _Has
             if file.readinto(part) != len(part):
                 raise SAEFileError(path, "ends before its header says")
             hashed.take(part)
-            if name not in matrices:
+            if name not in matrices or dtype is None:
                 continue
             numbers = torch.frombuffer(part, dtype=dtype)
             most = max(abs(float(number)) for number in torch.aminmax(numbers))  # NaN is the largest
