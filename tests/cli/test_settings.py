@@ -205,6 +205,7 @@ audit-max-bytes: 2048
 audit-keep: 3
 audit-queue: 4
 audit-identity-per-minute: 5
+kv-memory: 4GiB
 max-num-seqs: 6
 max-model-len: 7
 rows: {bans: 64}

@@ -1,6 +1,7 @@
 """Layouts of SAE files, and the readers that all of them share, which read a file exactly or refuse it."""
 
 import hashlib
+import math
 import zipfile
 import zlib
 from collections.abc import Callable, Collection, Mapping
@@ -16,6 +17,7 @@ from torch import Tensor
 from saegis_server.json_text import parse_json
 from saegis_server.sae.autoencoder import SparseAutoencoder
 from saegis_server.sae.errors import SAEFileError
+from saegis_server.sae.mapped import MAPPED_DTYPES, MAPPED_FROM
 
 #: A text that may lie beside an SAE in any layout. The server checks the SAE on it.
 SAMPLE_FILE = "sample.txt"
@@ -163,10 +165,11 @@ def _opened(path: Path, layout: str) -> None:
         refuse_pointer(path, file.read(len(_POINTER)))
 
 
-def read_safetensors(path: Path, layout: str) -> dict[str, Tensor]:
+def read_safetensors(path: Path, layout: str, mapped: Collection[str] = ()) -> dict[str, Tensor]:
     """All tensors of a file as float32 copies, since a mapped file may change while the server runs.
 
-    Raises SAEFileError, also for tensors that are not of floats.
+    mapped: those that stay in the file as they are, see `large_matrices`. Raises SAEFileError, also for
+    tensors that are not of floats.
     """
     _opened(path, layout)
     tensors: dict[str, Tensor] = {}
@@ -177,7 +180,8 @@ def read_safetensors(path: Path, layout: str) -> dict[str, Tensor]:
                 if tensors[name].dtype not in _FLOATS:
                     kind = str(tensors[name].dtype).removeprefix("torch.")
                     raise SAEFileError(path, f"{name} is of type {kind}, not a float of 16, 32 or 64 bits")
-                tensors[name] = tensors[name].to(torch.float32, copy=True)
+                if name not in mapped:
+                    tensors[name] = tensors[name].to(torch.float32, copy=True)
     except SafetensorError as error:
         raise SAEFileError(path, f"not a whole safetensors file: {error}") from error
     except (RuntimeError, KeyError, TypeError, OverflowError) as error:
@@ -274,6 +278,51 @@ def fold_centring(tensors: dict[str, Tensor], apply_b_dec_to_input: bool) -> Non
             tensors[name] = tensors[name] + shift
     if "b_mag" in tensors:
         tensors["b_mag"] = tensors["b_mag"] + tensors["r_mag"].exp() * shift
+
+
+def large_matrices(path: Path) -> frozenset[str]:
+    """The tensors of a safetensors file that are too large to be copied; none for a file that cannot be read.
+
+    Only where nothing is folded into them: they may be of 16 bits.
+    """
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - as above
+            return frozenset(
+                name
+                for name, part in parts.items()
+                if part.get_dtype() in MAPPED_DTYPES
+                and len(part.get_shape()) == 2
+                and 4 * math.prod(part.get_shape()) > MAPPED_FROM
+            )
+    except (SafetensorError, OSError):
+        return frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """How many bytes the tensors of a file take of memory as float32 copies, and how many stay there."""
+
+    copied: int
+    mapped: int
+
+
+def weigh(path: Path) -> Weight:
+    """What the tensors of a safetensors file will take, by its header. Raises SAEFileError."""
+    stays = large_matrices(path)
+    copied = mapped = 0
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            for name in file.keys():  # noqa: SIM118 - as above
+                part = file.get_slice(name)
+                size = math.prod(part.get_shape())
+                if name in stays:
+                    mapped += size * MAPPED_DTYPES[part.get_dtype()].itemsize
+                else:
+                    copied += 4 * size
+    except SafetensorError as error:
+        raise SAEFileError(path, f"not a whole safetensors file: {error}") from error
+    return Weight(copied, mapped)
 
 
 def files_digest(*paths: Path) -> str:

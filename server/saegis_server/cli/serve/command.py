@@ -145,6 +145,8 @@ def _event(
         "target": address.target,
         "metrics_port": address.metrics_port,
         "pid": os.getpid(),
+        "max_num_seqs": services.engine.stats().max_running,
+        "max_model_len": services.engine.max_length,
         "policies": [
             {"name": policy.name, "revision": policy.revision, "serial": policy.serial}
             for policy in _in_force(services)
@@ -158,6 +160,8 @@ def _show(address: Address, services: Services, config: ServerConfig) -> None:
     """Print the same for people, and what to do next."""
     everybody = "every program of this user" if config.unix else "every program of this machine"
     rows = [("SAE", f"{source.id or source.path} {source.site or ''}") for source in config.saes]
+    engine = services.engine
+    rows.append(("at once", f"{engine.stats().max_running} sequences of {engine.max_length} tokens"))
     if address.metrics_port is not None:
         rows.append(("metrics", f"http://{config.metrics_host}:{address.metrics_port}/metrics"))
     rows.append(("open to", f"the principals of {config.identities}" if config.identities else everybody))

@@ -247,10 +247,27 @@ _limits = partial(typer.Option, rich_help_panel="Limits")
 class Limits:
     """Limits of requests and callers, as written on the command line."""
 
-    max_num_seqs: Annotated[int, _limits(min=1, max=1024, help="Sequences that share a batch.")] = 16
+    kv_memory: Annotated[
+        str | None,
+        _limits(
+            metavar="BYTES_OR_SHARE",
+            help="Memory for the sequences that run, such as 4GiB, or a share of what is free after the "
+            "weights; by default 0.5, on a GPU 0.85.",
+        ),
+    ] = None
+    max_num_seqs: Annotated[
+        int | None,
+        _limits(
+            min=1, max=1024, help="Sequences that share a batch; by default 16, or those that memory is for."
+        ),
+    ] = None
     max_model_len: Annotated[
         int | None,
-        _limits(min=2, help="Tokens of prompt and completion together; by default what the model allows."),
+        _limits(
+            min=2,
+            help="Tokens of prompt and completion together; by default what the model allows and memory is "
+            "for.",
+        ),
     ] = None
     rows: Annotated[
         list[str] | None,

@@ -27,9 +27,11 @@ from saegis_server.sae.layout import (
     fold_centring,
     fold_decoder_norms,
     fold_scale,
+    large_matrices,
     read_json,
     read_safetensors,
 )
+from saegis_server.sae.mapped import MappedFile
 from saegis_server.steering.rows import Norm
 
 CONFIG_FILE = "cfg.json"
@@ -72,7 +74,11 @@ _REFUSED = {
 def _read(folder: Path, name: str, release: Release) -> SparseAutoencoder:
     config_path, weights_path = folder / CONFIG_FILE, folder / WEIGHTS_FILE
     config = _read_config(config_path, release)
-    tensors = _canonical_names(weights_path, config, read_safetensors(weights_path, _OWNER))
+    # What is folded into weights is folded into float32 copies.
+    folds = config.average_norm or config.rescaled or config.centred
+    stays = frozenset() if folds else large_matrices(weights_path)
+    mapped = MappedFile.read(weights_path, stays, config_path) if stays else None
+    tensors = _canonical_names(weights_path, config, read_safetensors(weights_path, _OWNER, stays))
     if config.average_norm:
         given = release.norm_scaling_factor
         factor = config.norm_scaling_factor if given is None else given
@@ -95,11 +101,12 @@ def _read(folder: Path, name: str, release: Release) -> SparseAutoencoder:
             hook_name=config.hook_name,
             model_name=config.model_name,
             name=name,
-            digest=files_digest(weights_path, config_path),
+            digest=files_digest(weights_path, config_path) if mapped is None else mapped.digest,
             stated_fvu=config.stated_fvu,
             stated_l0=config.stated_l0,
             excluded_tokens=config.excluded_tokens,
             metadata=MappingProxyType(dict(config.metadata)),
+            mapped=mapped,
         )
     except ValueError as error:
         raise SAEFileError(weights_path, str(error)) from error
@@ -360,7 +367,8 @@ def save_sae(sae: SparseAutoencoder, path: Path, sample: str | None = None) -> N
     }
     content = json.dumps(config, indent=2, allow_nan=False) + "\n"
     path.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.contiguous() for name, tensor in sae.tensors().items()}, path / WEIGHTS_FILE)
+    tensors = {name: tensor.to(torch.float32).contiguous() for name, tensor in sae.tensors().items()}
+    save_file(tensors, path / WEIGHTS_FILE)
     (path / CONFIG_FILE).write_text(content, encoding="utf-8")
     if sample is not None:
         (path / SAMPLE_FILE).write_text(sample, encoding="utf-8", newline="")
