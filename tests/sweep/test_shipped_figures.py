@@ -128,8 +128,9 @@ def test_runs_stand_side_by_side_in_one_table() -> None:
     lines = FIGURES.seeds_short(told).split("\n")
     assert lines[0] == f"|  | run {manifest().run} | run 9 |"
     named = [line.split("|")[1].strip() for line in lines[2:] if line.startswith("|")]
-    parts = () if manifest().filter is None else manifest().filter.parts
-    assert named == [*(f"harm left, {part}" for part in parts), *FIGURES.COSTS]
+    shipped = manifest().filter
+    assert shipped is not None
+    assert named == [*(f"harm left, {part}" for part in shipped.parts), *FIGURES.COSTS]
     assert FIGURES.seeds_short([]) == "No run's manifest is here yet."
 
 
