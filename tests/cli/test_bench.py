@@ -36,12 +36,12 @@ def test_streams_are_timed_while_metrics_are_scraped_and_a_text_is_read() -> Non
 
 
 def test_a_stream_that_fails_ends_the_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serving, "ANSWER_TOKENS", 10**6)
+    monkeypatch.setattr(serving, "PROMPT_TOKENS", 10**4)
 
     async def work() -> list[float]:
         return [float(await asyncio.Event().wait())]
 
-    with running() as server, pytest.raises(saegis.SaegisError, match="max_tokens"):
+    with running() as server, pytest.raises(saegis.SaegisError, match="token_ids"):
         asyncio.run(serving.beside(server.target, 1, work))
 
 

@@ -138,7 +138,7 @@ def test_an_sae_that_does_not_say_where_it_belongs_needs_a_site(world: Path) -> 
 
 
 def test_without_an_sae_the_one_that_ships_is_meant(tmp_path: Path) -> None:
-    rule = "rules:\n  - {id: no-harm, ban: {features: [{where: {harmful: true, min_precision: 0.95}}]}}\n"
+    rule = "rules:\n  - {id: no-harm, ban: {features: [{where: {harmful: true, min_precision: 0.6}}]}}\n"
     head = "apiVersion: saegis.dev/v1\nkind: Policy\nname: reference\nserial: 1\nrevision: a\n"
     case = "  - {name: default, expect: {decision: allow, rules: [no-harm]}}\n"
     cases = f"apiVersion: saegis.dev/v1\nkind: PolicyCases\ncases:\n{case}"
