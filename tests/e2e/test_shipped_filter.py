@@ -95,7 +95,8 @@ def score(answers: Sequence[Answer], scorer: Scorer | None) -> float:
 
 
 def test_the_ban_does_what_the_manifest_says(server: Serving, tmp_path: Path) -> None:
-    report = BanReport.load(evaluate(server, "ban", "prompts.jsonl", tmp_path))
+    more = ("--calibrate-on", ",".join(MEASURED))
+    report = BanReport.load(evaluate(server, "ban", "prompts.jsonl", tmp_path, *more))
     for code in MEASURED:
         told = manifest().languages[code]
         plain, banned = (report.result.row(code, kind, 0.0) for kind in (None, manifest().ban.strength))
