@@ -195,7 +195,7 @@ def test_a_caller_who_goes_before_the_engine_has_it(
 
         monkeypatch.setattr(engine, "submit", slowly)
         with pytest.raises(grpc.RpcError):
-            stub.Generate(ask("the red bridge", 1500), timeout=0.2)
+            stub.Generate(ask("the red bridge", 1500), timeout=1.0)
         eventually(lambda: server.server.gate.is_empty)
         go.set()
         found = only_answer(server)

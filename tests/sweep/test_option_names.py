@@ -116,6 +116,7 @@ MEANINGS = {
     "--once": "that a live table is printed once",
     "--only": "the models that are measured",
     "--out": "where the result is written",
+    "--part": "what of it is measured",
     "--parts": "whether the parts of a policy are tried too",
     "--phase": "which tokens count",
     "--plot": "where the result is drawn",
