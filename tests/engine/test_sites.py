@@ -27,8 +27,28 @@ def test_a_bare_layer_is_its_output(name: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        ("model.layers.3.input", Place.RESID_PRE),
+        ("model.layers.3.post_feedforward_layernorm.output", Place.MLP_OUT),
+        ("model.layers.3.post_feedforward_layernorm", Place.MLP_OUT),
+        ("gpt_neox.layers.3.mlp", Place.MLP_OUT),
+        ("gpt_neox.layers.3.attention.output", Place.ATTN_OUT),
+        ("transformer.h.3.attn", Place.ATTN_OUT),
+    ],
+)
+def test_a_module_is_its_output(name: str, place: Place) -> None:
+    assert Site.parse(name) == Site(3, place)
+
+
+@pytest.mark.parametrize(
     "name",
     [
+        *(
+            "model.layers.1.self_attn.o_proj.input",
+            "layers.1.mlp",
+            "model.layers.1.pre_feedforward_layernorm",
+        ),
         *("", "3", "layers.-1.resid_post", "layers.x.resid_post", "layers.1.resid_mid", "layers.1."),
         *("blocks.1.resid_post", "blocks.1.hook_z", "layers.1.resid_post ", "model.layers.1.mlp"),
     ],

@@ -184,6 +184,7 @@ MEANINGS = {
     "--traces": "where spans of requests are sent",
     "--unix": "the Unix socket to listen on",
     "--unmatched-policies": "what a policy that concerns nobody is",
+    "--unmatched-saes": "what an SAE of another model or place is",
     "--usage-every": "how often the use of all features is counted",
     "--usage-state": "where the use of features is kept",
     "--use": "what a request asks for beyond the ordinary",

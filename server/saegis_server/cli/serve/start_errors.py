@@ -16,7 +16,7 @@ _ADVICE: tuple[tuple[type[Exception], str, str], ...] = (
     (
         SAEFileError,
         "the SAE cannot be read: ",
-        "give --sae a directory in SAELens's layout that fits the model",
+        "{saegis} sae info shows what the files are; {saegis} sae --help names those that are read",
     ),
     (SAEMismatch, "", "give the --site at which the SAE was trained, or the SAE that belongs to this model"),
     (SiteError, "", "sites are written layers.NUMBER.resid_post; give another --site"),
