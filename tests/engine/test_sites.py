@@ -82,6 +82,6 @@ def test_what_a_model_lacks_is_refused() -> None:
     del layer.mlp
     with pytest.raises(SiteError, match=r"layers\.1\.mlp_out does not exist in LlamaDecoderLayer"):
         site_module(model, Site(1, Place.MLP_OUT))
-    model.add_module("second", nn.ModuleList([*decoder_layers(model)]))
+    model.get_decoder().add_module("second", nn.ModuleList([*decoder_layers(model)]))
     with pytest.raises(SiteError, match="2 lists of 3 decoder layers"):
         decoder_layers(model)

@@ -6,12 +6,16 @@ from collections.abc import Iterable, Mapping
 import torch
 
 from saegis_server.engine.api import Progress
-from saegis_server.engine.sites import site_module
+from saegis_server.engine.torch.attention import refusing
 from saegis_server.engine.torch.compile_cache import CompileCacheError, Kept, settle
 from saegis_server.engine.torch.loading import LoadedModel
 from saegis_server.engine.torch.memory import is_want_of_memory
+from saegis_server.engine.torch.places import check_places
+from saegis_server.engine.torch.reference import record
+from saegis_server.engine.torch.rope import freeze_rope
 from saegis_server.engine.torch.slots import Slots
 from saegis_server.engine.torch.step import SMALLEST, Step
+from saegis_server.engine.torch.support import survey
 from saegis_server.engine.torch.usage import UsageCounting
 from saegis_server.engine.torch.warmup import NotCompiledError, missing_compiler, warm_up
 from saegis_server.steering.rows import Norm
@@ -45,17 +49,23 @@ def build_step(
 ) -> Step:
     """A step with a slot of `max_length` tokens, or the model's whole context, for each of `max_running`.
 
-    norms: the normalisations that are used at each site, in any order. keeps: see Step. Raises SiteError for
-    a site that the model does not have, and ValueError for a length that it does not have or for which there
-    is no memory.
+    norms: the normalisations that are used at each site, in any order. keeps: see Step. Raises
+    UnsupportedModelError for a model that the engine cannot run, SiteError for a site that the model does not
+    have or that is not what its name says, and ValueError for a length that it does not have or for which
+    there is no memory.
     """
-    for site in norms:
-        site_module(loaded.model, site)
+    survey(loaded.model)
+    with refusing(loaded.model, "Transformers' own code"):
+        check_places(loaded.model, norms)
     in_order = {site: norms[site] for site in sorted(norms, key=forward_order)}
     length = max_length or loaded.max_context
     if length > loaded.max_context:
         raise ValueError(f"max_model_len is {length}; the model's context has {loaded.max_context} tokens")
     count = max(max_running, SMALLEST)
+    if (frozen := freeze_rope(loaded.model, length)) is not None:
+        _LOG.warning("%s", frozen)
+    with refusing(loaded.model, "Transformers' own code"):
+        reference = record(loaded.model, in_order, length)
     try:
         slots = Slots(loaded.model, tuple(in_order), count, length, capacity)
     except Exception as error:
@@ -65,7 +75,7 @@ def build_step(
             f"there is no memory for {count} sequences of {length} tokens: "
             "lower max_num_seqs or max_model_len"
         ) from error
-    return Step(loaded.model, in_order, slots, compiled, keeps)
+    return Step(loaded.model, in_order, slots, compiled, keeps, reference)
 
 
 def make_ready(
