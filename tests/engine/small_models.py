@@ -46,6 +46,8 @@ _SIZES: dict[str, Any] = {
 }
 
 
+#: A configuration of which parts are not known by these names may be as large as the real one.
+_MOST_WEIGHTS = 5_000_000
 #: What a kind of models needs to be small beside its sizes.
 _NEEDED: dict[str, dict[str, Any]] = {
     "gemma3n_text": {
@@ -70,13 +72,15 @@ class SmallModel:
     prompts: tuple[int, ...] = (40, 5, 17)
 
     def build(self) -> PreTrainedModel:
-        """The model, random, its weights the same every time."""
-        torch.manual_seed(0)
+        """The model, random, its weights the same every time. Raises ValueError for one that is not small."""
         make: Any = AutoModelForCausalLM.from_config
-        made: PreTrainedModel = make(
-            configuration(self.kind, {**_NEEDED.get(self.kind, {}), **self.changes}),
-            attn_implementation="eager",
-        )
+        small = configuration(self.kind, {**_NEEDED.get(self.kind, {}), **self.changes})
+        with torch.device("meta"):
+            weights = sum(parameter.numel() for parameter in make(small).parameters())
+        if weights > _MOST_WEIGHTS:
+            raise ValueError(f"{self.kind} has {weights} weights")
+        torch.manual_seed(0)
+        made: PreTrainedModel = make(small, attn_implementation="eager")
         made.train(False).requires_grad_(False)
         for parameter in made.parameters():
             if parameter.ndim == 1 or not bool(parameter.any()):
@@ -87,12 +91,12 @@ class SmallModel:
 def configuration(kind: str, changes: Mapping[str, Any]) -> Any:
     """A small configuration of a type of models, with these changes: to its text part, if it has one."""
     configure: Any = CONFIG_MAPPING[kind]
-    if (text := configure.sub_configs.get("text_config")) is None:
+    parts = {name: part for name, part in configure.sub_configs.items() if hasattr(part, "attribute_map")}
+    if "text_config" not in configure.sub_configs or not parts:
         return _small(configure, changes)
-    # Named by itself for configurations that take what a part of theirs is by its name.
-    if not hasattr(text, "attribute_map"):
-        text = type(configure().text_config)
-    return configure(text_config=_small(text, changes).to_dict())
+    made = {name: _small(part, {}).to_dict() for name, part in parts.items() if name != "text_config"}
+    text = parts.get("text_config") or type(configure().text_config)  # one that is not named by a class
+    return configure(**made, text_config=_small(text, changes).to_dict())
 
 
 def _small(configure: Any, changes: Mapping[str, Any]) -> Any:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
-from saegis_server.engine.api import FidelityError
+from saegis_server.engine.api import FidelityError, SamplingParams
 from saegis_server.engine.torch import attention, masks, reference
 from saegis_server.engine.torch.build import build_step, make_ready
 from saegis_server.engine.torch.loading import LoadedModel
@@ -29,6 +29,12 @@ _LONG = {
     },
     "original_max_position_embeddings": 48,
 }
+
+
+def decoder_of(model: PreTrainedModel) -> Any:
+    """The part of a model that its layers and its RoPE are in."""
+    find: Any = model.get_decoder
+    return find()
 
 
 def built(model: PreTrainedModel, *sites: str, length: int = 64) -> Step:
@@ -115,10 +121,10 @@ def test_a_site_at_which_the_streams_differ_is_refused(monkeypatch: pytest.Monke
 )
 def test_a_frozen_rope_is_that_of_a_text_as_long_as_the_context(length: int, told: str | None) -> None:
     model = SmallModel("phi3", _LONG).build()
-    rope, x, positions = model.get_decoder().rotary_emb, torch.zeros(1, 1, 1), torch.arange(length)[None]
+    rope, x, positions = decoder_of(model).rotary_emb, torch.zeros(1, 1, 1), torch.arange(length)[None]
     wanted = rope(x, positions)
     said = freeze_rope(model, length)
-    frozen = model.get_decoder().rotary_emb
+    frozen = decoder_of(model).rotary_emb
     assert isinstance(frozen, FrozenRope)
     assert said is not None
     assert (told or "RoPE (longrope) is frozen for a context of 48 tokens") in said
@@ -131,6 +137,21 @@ def test_a_frozen_rope_is_that_of_a_text_as_long_as_the_context(length: int, tol
 
 def test_a_rope_that_does_not_vary_is_left_as_it_is() -> None:
     model = SmallModel("llama").build()
-    rope = model.get_decoder().rotary_emb
+    rope = decoder_of(model).rotary_emb
     assert freeze_rope(model, 64) is None
-    assert model.get_decoder().rotary_emb is rope
+    assert decoder_of(model).rotary_emb is rope
+
+
+@pytest.mark.parametrize(
+    "changes", [_LONG, {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}]
+)
+def test_beside_a_long_request_a_short_one_gets_each_bit_that_it_gets_alone(changes: dict[str, Any]) -> None:
+    kind = "phi3" if changes is _LONG else "llama"
+    step = built(SmallModel(kind, changes).build(), length=128)
+    make_ready(step, lambda *_: None, False)
+    sampling = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True, logprobs=3)
+    short, long = tiny.prompt_of(1, 9), tiny.prompt_of(2, 90)
+    with tiny.RunningEngine(step, max_running=2) as engine:
+        alone = [engine.ask(prompt, sampling).wait().outputs() for prompt in (short, long)]
+        asked = [engine.ask(prompt, sampling) for prompt in (short, long)]
+        assert [answer.wait().outputs() for answer in asked] == alone

@@ -1,6 +1,6 @@
 """Where the sites are in a Transformers model: its decoder layers, and the module to hook for each."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -19,10 +19,10 @@ _NORMS_AFTER = (
 def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     """The list of decoder layers of a causal language model of any family. Raises SiteError if unclear."""
     count = model.config.get_text_config().num_hidden_layers
-    decoder: nn.Module = model.get_decoder()
+    find: Callable[[], nn.Module] = model.get_decoder
     lists = [
         module
-        for module in decoder.modules()
+        for module in find().modules()
         if isinstance(module, nn.ModuleList) and len(module) == count and _holds_layers(module)
     ]
     if len(lists) != 1:
@@ -53,7 +53,7 @@ def site_module(model: PreTrainedModel, site: Site) -> tuple[nn.Module, bool]:
     layer = layers[site.layer]
     if site.place in (Place.RESID_PRE, Place.RESID_POST):
         return layer, site.place is Place.RESID_PRE
-    names = (_ATTENTION, _MLP)
+    names: tuple[tuple[str, ...], tuple[str, ...]] = (_ATTENTION, _MLP)
     for after in _NORMS_AFTER:
         if _named(layer, after[1]) is not None:
             names = ((after[0],), (after[1],))

@@ -4,7 +4,7 @@ It is of a text that goes past the model's windows, chunks and original RoPE len
 and of the masks of its layers where it does not.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from typing import Any, NamedTuple
@@ -111,7 +111,7 @@ def _text(model: PreTrainedModel, length: int) -> list[int]:
 
 
 @contextmanager
-def _at(model: PreTrainedModel, edits: dict[Site, Callable[[Tensor], Tensor]]) -> Iterator[None]:
+def _at(model: PreTrainedModel, edits: Mapping[Site, Callable[[Tensor], Tensor]]) -> Iterator[None]:
     with ExitStack() as opened:
         for site, edit in edits.items():
             opened.enter_context(edited(model, site, edit))
