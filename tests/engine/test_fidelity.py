@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
-from saegis_server.engine.api import FidelityError, SamplingParams
+from saegis_server.engine.api import FidelityError
 from saegis_server.engine.torch import attention, masks, reference
 from saegis_server.engine.torch.build import build_step, make_ready
 from saegis_server.engine.torch.loading import LoadedModel
@@ -140,18 +140,3 @@ def test_a_rope_that_does_not_vary_is_left_as_it_is() -> None:
     rope = decoder_of(model).rotary_emb
     assert freeze_rope(model, 64) is None
     assert decoder_of(model).rotary_emb is rope
-
-
-@pytest.mark.parametrize(
-    "changes", [_LONG, {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}]
-)
-def test_beside_a_long_request_a_short_one_gets_each_bit_that_it_gets_alone(changes: dict[str, Any]) -> None:
-    kind = "phi3" if changes is _LONG else "llama"
-    step = built(SmallModel(kind, changes).build(), length=128)
-    make_ready(step, lambda *_: None, False)
-    sampling = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True, logprobs=3)
-    short, long = tiny.prompt_of(1, 9), tiny.prompt_of(2, 90)
-    with tiny.RunningEngine(step, max_running=2) as engine:
-        alone = [engine.ask(prompt, sampling).wait().outputs() for prompt in (short, long)]
-        asked = [engine.ask(prompt, sampling) for prompt in (short, long)]
-        assert [answer.wait().outputs() for answer in asked] == alone

@@ -50,9 +50,10 @@ def check_places(model: PreTrainedModel, sites: Iterable[Site]) -> None:
             )
         if _is_part(site):
             _check_sum(model, site, found)
-        elif site.place is Place.RESID_POST and site.layer < last:
-            if not torch.equal(found[site], found[_next(site)]):
-                raise SiteError(f"{site} cannot be steered: it is not what the next layer reads")
+            continue
+        read_next = site.place is Place.RESID_POST and site.layer < last
+        if read_next and not torch.equal(found[site], found[_next(site)]):
+            raise SiteError(f"{site} cannot be steered: it is not what the next layer reads")
 
 
 def _is_part(site: Site) -> bool:
