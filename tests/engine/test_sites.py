@@ -1,5 +1,7 @@
 """Sites: their names, and that each is the activation that it says in every family."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -102,6 +104,7 @@ def test_what_a_model_lacks_is_refused() -> None:
     del layer.mlp
     with pytest.raises(SiteError, match=r"layers\.1\.mlp_out does not exist in LlamaDecoderLayer"):
         site_module(model, Site(1, Place.MLP_OUT))
-    model.add_module("second", nn.ModuleList([*decoder_layers(model)]))
+    find: Any = model.get_decoder
+    find().add_module("second", nn.ModuleList([*decoder_layers(model)]))
     with pytest.raises(SiteError, match="2 lists of 3 decoder layers"):
         decoder_layers(model)

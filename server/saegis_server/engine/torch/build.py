@@ -7,10 +7,13 @@ import torch
 
 from saegis_server.amounts import Portion, in_units
 from saegis_server.engine.api import Progress
-from saegis_server.engine.sites import site_module
+from saegis_server.engine.torch.attention import refusing
 from saegis_server.engine.torch.compile_cache import CompileCacheError, Kept, settle
 from saegis_server.engine.torch.loading import LoadedModel
 from saegis_server.engine.torch.memory import free_bytes, is_want_of_memory
+from saegis_server.engine.torch.places import check_places
+from saegis_server.engine.torch.reference import record
+from saegis_server.engine.torch.rope import freeze_rope
 from saegis_server.engine.torch.sizing import (
     FEWEST_SLOTS,
     SHARE_OF_CPU,
@@ -22,6 +25,7 @@ from saegis_server.engine.torch.sizing import (
 )
 from saegis_server.engine.torch.slots import Slots
 from saegis_server.engine.torch.step import Step
+from saegis_server.engine.torch.support import survey
 from saegis_server.engine.torch.usage import UsageCounting
 from saegis_server.engine.torch.warmup import NotCompiledError, missing_compiler, warm_up
 from saegis_server.steering.rows import Norm
@@ -57,21 +61,27 @@ def build_step(
     """A step with the slots that are wished for, or those that the memory has room for, which is told.
 
     norms: the normalisations that are used at each site, in any order. keeps: see Step. taken: how many bytes
-    of what is free something else will take. Raises SiteError for a site that the model does not have, and
-    ValueError, before anything is allocated, for slots that it does not have or for which there is no memory.
+    of what is free something else will take. Raises UnsupportedModelError for a model that the engine cannot
+    run, SiteError for a site that the model does not have or that is not what its name says, and ValueError,
+    before anything is allocated, for slots that it does not have or for which there is no memory.
     """
-    for site in norms:
-        site_module(loaded.model, site)
+    survey(loaded.model)
+    with refusing(loaded.model, "Transformers' own code"):
+        check_places(loaded.model, norms)
     in_order = {site: norms[site] for site in sorted(norms, key=forward_order)}
     size, told = _size(loaded, tuple(in_order), wishes, capacity, taken)
     progress(told, 0, 0)
+    if (frozen := freeze_rope(loaded.model, size.length)) is not None:
+        _LOG.warning("%s", frozen)
+    with refusing(loaded.model, "Transformers' own code"):
+        reference = record(loaded.model, in_order, size.length)
     try:
         slots = Slots(loaded.model, tuple(in_order), size.count, size.length, capacity)
     except Exception as error:
         if not is_want_of_memory(error):
             raise
         raise ValueError(f"{told}, but they are not to be had: lower kv_memory") from error
-    return Step(loaded.model, in_order, slots, compiled, keeps)
+    return Step(loaded.model, in_order, slots, compiled, keeps, reference)
 
 
 def _size(

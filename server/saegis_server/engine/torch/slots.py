@@ -14,6 +14,7 @@ from saegis_server.engine.torch.conditions import SlotConditions
 from saegis_server.engine.torch.context import KVCache
 from saegis_server.engine.torch.observing import SlotObserving
 from saegis_server.engine.torch.sampler import sampling_table
+from saegis_server.engine.torch.support import survey
 from saegis_server.steering.admitted import AdmittedRows, Room
 from saegis_server.steering.conditions import CompiledConditions
 from saegis_server.steering.evaluator import ConditionRows, ConditionState
@@ -70,18 +71,17 @@ class Slots:
 
         One place is left spare beyond `max_length`, where idle rows and the padding of one-token prompts are
         written and nothing is read, and one slot beyond `count`, for idle rows; so a step never takes the
-        whole of a tensor, which to the compiler would be another program.
+        whole of a tensor, which to the compiler would be another program. Raises UnsupportedModelError.
         """
         config, device = model.config.get_text_config(), device or model.device
         width = config.hidden_size
-        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        head_width = getattr(config, "head_dim", None) or width // config.num_attention_heads
-        layers = [(heads, head_width)] * config.num_hidden_layers
+        self.layers = survey(model)
+        shapes = [(each.heads, each.key_width, each.value_width) for each in self.layers]
         self.count, self.max_length, self.capacity = count, max_length, capacity
         self.vocabulary: int = config.vocab_size
         self.room = Room(sites, width, capacity, model.dtype)
         rows = count + SPARE_SLOTS
-        self.cache = KVCache.allocate(layers, rows, max_length + SPARE_PLACES, model.dtype, device)
+        self.cache = KVCache.allocate(shapes, rows, max_length + SPARE_PLACES, model.dtype, device)
         self.tables = {site: SiteTable(rows, width, capacity, device) for site in sites}
         self.sampling = sampling_table(rows, self.vocabulary, device)
         self.state = SlotState(
