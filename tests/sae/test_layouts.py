@@ -63,3 +63,12 @@ def test_encode_and_decode_are_those_of_its_makers(layout: str, tmp_path: Path) 
         assert close(sae.decode(found, x)[same], reconstruction[same]), seed
         mixed += bool((f > 0.0).any() and (f == 0.0).any())
     assert mixed > 15, "both sides of the gate must be seen"
+
+
+@pytest.mark.parametrize("layout", [name for name in PICKLERS if name != "dictionary_learning"])
+def test_what_lies_beside_a_pickle_says_nothing_of_it(layout: str, tmp_path: Path) -> None:
+    """The config.json of dictionary_learning is that of its own file."""
+    written = PICKLERS[layout](tmp_path, 1)
+    PICKLERS["dictionary_learning"](written.folder.parent, 1)
+    sae = read(written)
+    assert (sae.hook_name, sae.model_name) == (written.hook_name, written.model_name)

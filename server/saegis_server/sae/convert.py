@@ -15,11 +15,12 @@ from saegis_server.sae.autoencoder import SparseAutoencoder
 from saegis_server.sae.errors import SAEFileError
 from saegis_server.sae.files import download, hub_place, read_sae_files, resolve_sae
 from saegis_server.sae.formats import PICKLED
+from saegis_server.sae.formats.dictionary_learning import FILE as DICTIONARY
 from saegis_server.sae.formats.pickled import Checkpoint
 from saegis_server.sae.formats.unread import PICKLES
 from saegis_server.sae.layout import Fields, read_json, read_safetensors, refuse_growth, refuse_pointer
 
-_CONFIG, _DICTIONARY = "config.json", "ae.pt"
+_CONFIG = "config.json"
 _ENDINGS = tuple(pattern.lstrip("*") for pattern in PICKLES)
 _PICKLED = "a pickle's"
 
@@ -39,7 +40,7 @@ def read_any(spec: str) -> SparseAutoencoder:
         return read_pickle(local)
     place = hub_place(spec)
     if place is None:
-        pickle = local / _DICTIONARY
+        pickle = local / DICTIONARY
     elif place.path.endswith(_ENDINGS):
         beside = str(PurePosixPath(place.path).parent / _CONFIG)
         pickle = download(place, [place.path, beside]) / place.path
@@ -47,7 +48,7 @@ def read_any(spec: str) -> SparseAutoencoder:
             raise SAEFileError(spec, f"the repository {place.repo} has no {place.path}")
     else:
         prefix = f"{place.path}/" if place.path else ""
-        pickle = download(place, [prefix + _DICTIONARY, prefix + _CONFIG]) / place.path / _DICTIONARY
+        pickle = download(place, [prefix + DICTIONARY, prefix + _CONFIG]) / place.path / DICTIONARY
     if pickle.is_file():
         return read_pickle(pickle)
     found = resolve_sae(spec)

@@ -11,6 +11,9 @@ from torch import Tensor
 from saegis_server.sae.autoencoder import Architecture, SparseAutoencoder
 from saegis_server.sae.formats.pickled import Checkpoint, PickledLayout, all_of
 
+#: What it calls the file of an SAE, whatever its class.
+FILE = "ae.pt"
+
 
 @dataclass(frozen=True, slots=True)
 class _Class:
@@ -51,6 +54,11 @@ _CLASSES = {
 }
 #: What a class keeps beside its canonical tensors.
 _BESIDE = {"k", "threshold", "group_sizes"}
+
+
+def _claims(checkpoint: Checkpoint) -> bool:
+    """By the file's name too: its `config.json` may lie beside a file that is somebody else's."""
+    return checkpoint.path.name == FILE and _class_of(checkpoint) is not None
 
 
 def _class_of(checkpoint: Checkpoint) -> str | None:
@@ -105,7 +113,7 @@ def _hook(checkpoint: Checkpoint) -> str | None:
 
 LAYOUT = PickledLayout(
     name="dictionary_learning",
-    claims=lambda checkpoint: _class_of(checkpoint) is not None,
+    claims=_claims,
     build=_build,
     origin="what dictionary_learning writes: " + ", ".join(_CLASSES),
 )
