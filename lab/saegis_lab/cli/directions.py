@@ -27,7 +27,7 @@ EPILOG = """
 saegis directions make --model ./model --site layers.3.resid_post --towards harmful.jsonl --away benign.jsonl
 --out refusal.safetensors
 
-saegis directions make --model ./model --site layers.12.resid_post --towards formal.txt --away casual.txt
+saegis directions make --model ./model --site layers.3.resid_post --towards formal.txt --away casual.txt
 --raw --every-token --out formal.safetensors --name formal
 
 [bold]Texts[/bold]

@@ -24,7 +24,7 @@ saegis sae check ./my-sae
 
 saegis sae check gpt2-small/8-res-jb --model openai-community/gpt2
 
-saegis sae check ./my-sae --model ./my-model --site layers.12.resid_post --json
+saegis sae check ./my-sae --model ./my-model --site layers.3.resid_post --json
 
 Without --model the files alone are checked: their layout, shapes and numbers. With it also that they name
 this model and place, and how well they reconstruct its activations there. The exit code is 0 if all holds.

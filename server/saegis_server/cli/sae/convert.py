@@ -15,7 +15,7 @@ from saegis_server.cli.sae.common import Spec, described, read
 EPILOG = """
 [bold]Examples[/bold]
 
-saegis sae convert ./ae.pt ./my-sae
+saegis sae convert ./ae.pt ./converted
 
 saegis sae convert Goodfire/Llama-3.1-8B-Instruct-SAE-l19/Llama-3.1-8B-Instruct-SAE-l19.pth ./goodfire
 
