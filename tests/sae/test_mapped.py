@@ -182,6 +182,7 @@ def test_what_is_folded_is_folded_into_copies(tmp_path: Path) -> None:
     assert (sae.mapped, sae.W_enc.dtype, sae.norm) == (None, torch.float32, Norm.NONE)
 
 
+@pytest.mark.slow
 def test_loading_a_large_file_does_not_make_the_process_large(tmp_path: Path) -> None:
     """Against the same file copied, in a process of its own."""
     width, features = 256, 131_072
