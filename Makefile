@@ -19,7 +19,7 @@ TYPED := clients/python/saegis server/saegis_server lab/saegis_lab tests scripts
 export PYTHONPYCACHEPREFIX := $(CURDIR)/.venv/pycache
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint style types contract breaking format bench proto clean
+.PHONY: help demo test test-all test-nightly lint style types contract breaking format bench proto clean
 
 help: ## Show this.
 	@echo "make TARGET, with one of:"
@@ -38,6 +38,9 @@ test-all: .venv/.dev ## Run all tests at their full size, with coverage; the qui
 	@$(TEST) --ignore tests/engine/test_traced.py --cov --cov-report= $(PYTEST_ARGS) || [ $$? = 5 ]
 	@$(TEST) --rest -m "not alone" --cov --cov-append --cov-fail-under=$(COVERED) $(PYTEST_ARGS) || [ $$? = 5 ]
 	@$(PYTEST) --rest -m alone $(PYTEST_ARGS) || [ $$? = 5 ]
+
+test-nightly: .venv/.dev ## Try every family of models that Transformers has; an hour and more.
+	@$(TEST) --nightly $(PYTEST_ARGS)
 
 lint: style types contract ## Check style, types, the contract and its stubs.
 

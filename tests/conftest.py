@@ -1,4 +1,4 @@
-"""The two tiers of tests, and fixtures that tests of any folder may use."""
+"""The tiers of tests, and fixtures that tests of any folder may use."""
 
 from collections.abc import Iterator
 from functools import cache
@@ -19,16 +19,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--rest", action="store_true", help="run what is left out or smaller without --all, at its full size"
     )
+    parser.addoption("--nightly", action="store_true", help="run the nightly tests, and no others")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    tiers.everything = config.getoption("--all") or config.getoption("--rest")
+    tiers.everything = any(map(config.getoption, ("--all", "--rest", "--nightly")))
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Leave unread what has no test that is asked for: reading all files takes a while."""
     if not collection_path.match("test_*.py"):
         return None
+    if config.getoption("--nightly") and not tiers.is_marked(collection_path, "nightly"):
+        return True
     if config.getoption("--rest") and not tiers.is_in_rest(collection_path):
         return True
     if config.getoption("markexpr") == "alone" and not tiers.is_marked(collection_path, "alone"):
@@ -37,12 +40,17 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the slow tests unless all are asked for, and with --rest what the quick run has done."""
-    rest = config.getoption("--rest")
-    if tiers.everything and not rest:
-        return
+    """Leave out the slow tests unless all are asked for, and with --rest what the quick run has done.
+
+    The nightly tests run when they are asked for, and then alone.
+    """
+    rest, nightly = config.getoption("--rest"), config.getoption("--nightly")
 
     def is_wanted(item: pytest.Item) -> bool:
+        if (item.get_closest_marker("nightly") is not None) is not nightly:
+            return False
+        if tiers.everything and not rest:
+            return True
         slow = item.get_closest_marker("slow") is not None
         test = item.nodeid.split("::")[1].partition("[")[0]
         return slow or test in tiers.sized_tests(item.path) if rest else not slow

@@ -1,7 +1,8 @@
 """The tiers of tests: `pytest` runs the quick one, `pytest --all` every test at its full size.
 
 `pytest --rest` runs what the quick one leaves out or does at a smaller size: the slow tests, and those that
-take a size here. Both together are all tests at their full size.
+take a size here. Both together are all tests at their full size, but for the nightly ones: `pytest --nightly`
+runs those, and no others.
 """
 
 import ast

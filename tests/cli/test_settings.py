@@ -193,6 +193,7 @@ policy: [bundle]
 policy-state: state
 policy-key: [key.pub]
 unmatched-policies: warn
+unmatched-saes: warn
 audit: log
 audit-fsync: interval
 audit-key-file: audit.key
@@ -204,6 +205,7 @@ audit-max-bytes: 2048
 audit-keep: 3
 audit-queue: 4
 audit-identity-per-minute: 5
+kv-memory: 4GiB
 max-num-seqs: 6
 max-model-len: 7
 rows: {bans: 64}

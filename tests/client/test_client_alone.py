@@ -60,7 +60,10 @@ def test_the_commands_that_ask_a_server_work_without_it() -> None:
     told = alone("--help")
     for name in ("generate", "chat", "inspect", "features", "policy"):
         assert f" {name} " in told
-    assert "serve, demo, bench, eval, train, config, audit, token: pip install saegis-server" in told
+    assert (
+        "serve, demo, bench, directions, eval, train, sae, config, audit, token: pip install saegis-server"
+        in told
+    )
     refused = alone("generate", "x", "--server", "127.0.0.1:1", "--timeout", "1", code=1)
     assert "is a server running at 127.0.0.1:1?" in refused
 

@@ -1,5 +1,7 @@
 """Sites: their names, and that each is the activation that it says in every family."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -27,8 +29,28 @@ def test_a_bare_layer_is_its_output(name: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        ("model.layers.3.input", Place.RESID_PRE),
+        ("model.layers.3.post_feedforward_layernorm.output", Place.MLP_OUT),
+        ("model.layers.3.post_feedforward_layernorm", Place.MLP_OUT),
+        ("gpt_neox.layers.3.mlp", Place.MLP_OUT),
+        ("gpt_neox.layers.3.attention.output", Place.ATTN_OUT),
+        ("transformer.h.3.attn", Place.ATTN_OUT),
+    ],
+)
+def test_a_module_is_its_output(name: str, place: Place) -> None:
+    assert Site.parse(name) == Site(3, place)
+
+
+@pytest.mark.parametrize(
     "name",
     [
+        *(
+            "model.layers.1.self_attn.o_proj.input",
+            "layers.1.mlp",
+            "model.layers.1.pre_feedforward_layernorm",
+        ),
         *("", "3", "layers.-1.resid_post", "layers.x.resid_post", "layers.1.resid_mid", "layers.1."),
         *("blocks.1.resid_post", "blocks.1.hook_z", "layers.1.resid_post ", "model.layers.1.mlp"),
     ],
@@ -82,6 +104,7 @@ def test_what_a_model_lacks_is_refused() -> None:
     del layer.mlp
     with pytest.raises(SiteError, match=r"layers\.1\.mlp_out does not exist in LlamaDecoderLayer"):
         site_module(model, Site(1, Place.MLP_OUT))
-    model.add_module("second", nn.ModuleList([*decoder_layers(model)]))
+    find: Any = model.get_decoder
+    find().add_module("second", nn.ModuleList([*decoder_layers(model)]))
     with pytest.raises(SiteError, match="2 lists of 3 decoder layers"):
         decoder_layers(model)

@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from saegis_server.sae.autoencoder import Architecture, SparseAutoencoder
-from saegis_server.sae.files import load_sae
+from saegis_server.sae.errors import SAEFileError
+from saegis_server.sae.files import load_sae, read_sae_files
 from saegis_server.sae.formats.saelens import save_sae
 from saegis_server.steering.admitted import AdmittedRows
 from saegis_server.steering.program import SiteProgram, SteeringError, SteeringProgram
@@ -25,6 +26,10 @@ with warnings.catch_warnings():
     import sae_lens
     from sae_lens.saes.batchtopk_sae import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
     from sae_lens.saes.jumprelu_sae import JumpReLUTrainingSAE
+    from sae_lens.saes.matryoshka_batchtopk_sae import (
+        MatryoshkaBatchTopKTrainingSAE,
+        MatryoshkaBatchTopKTrainingSAEConfig,
+    )
 
 WIDTH, FEATURES, TOKENS = 24, 96, 64
 HOOK = "blocks.3.hook_resid_post"
@@ -232,6 +237,92 @@ def test_batchtopk_saved_for_inference_is_a_jumprelu(tmp_path: Path) -> None:
     x = _activations()
     assert bool((theirs.encode(x) > 0.0).any())
     _close(ours.encode(x), theirs.encode(x))
+
+
+@pytest.mark.parametrize("kind", [BatchTopKTrainingSAE, MatryoshkaBatchTopKTrainingSAE])
+@pytest.mark.parametrize("rescaled", [True, False])
+@torch.no_grad()
+def test_a_training_checkpoint_is_what_saelens_would_save(tmp_path: Path, kind: Any, rescaled: bool) -> None:
+    """save_model writes the checkpoint, save_inference_model what SAELens itself makes of it."""
+    form = {"k": 5, "decoder_init_norm": 0.6, "rescale_acts_by_decoder_norm": rescaled}
+    if kind is MatryoshkaBatchTopKTrainingSAE:
+        config: Any = MatryoshkaBatchTopKTrainingSAEConfig(
+            WIDTH, FEATURES, matryoshka_widths=[FEATURES // 2, FEATURES], **form
+        )
+    else:
+        config = BatchTopKTrainingSAEConfig(WIDTH, FEATURES, **form)
+    trained = kind(config)
+    trained.b_enc.copy_(0.1 * torch.randn(FEATURES, generator=torch.Generator().manual_seed(4)))
+    trained.topk_threshold.fill_(0.2)
+    trained.save_model(tmp_path / "checkpoint")
+    trained.save_inference_model(tmp_path / "saved")
+    ours = load_sae(tmp_path / "checkpoint")
+    assert ours.architecture is Architecture.JUMPRELU
+    theirs: Any = sae_lens.SAE.load_from_disk(tmp_path / "saved")
+    x = _activations()
+    assert 0.02 < float((theirs.encode(x) > 0.0).float().mean()) < 0.9
+    _close(ours.encode(x), theirs.encode(x))
+    _close(ours.decode(ours.encode(x), x), theirs.decode(theirs.encode(x)))
+    trained.topk_threshold.fill_(0.0)
+    trained.save_model(tmp_path / "checkpoint")
+    with pytest.raises(SAEFileError, match="topk_threshold was never set"):
+        load_sae(tmp_path / "checkpoint")
+
+
+@pytest.mark.parametrize("normalisation", NORMALISATIONS)
+@pytest.mark.parametrize("rescaled", [True, False])
+@torch.no_grad()
+def test_topk_is_read_and_not_served(tmp_path: Path, normalisation: str, rescaled: bool) -> None:
+    config = {
+        "architecture": "topk",
+        "d_in": WIDTH,
+        "d_sae": FEATURES,
+        "k": 7,
+        "rescale_acts_by_decoder_norm": rescaled,
+        "normalize_activations": normalisation,
+        "metadata": {"hook_name": HOOK},
+    }
+    theirs: Any = sae_lens.SAE.from_dict(config)
+    theirs.W_dec.mul_(1.0 + torch.rand(FEATURES, 1, generator=torch.Generator().manual_seed(2)))
+    _save_theirs(theirs, tmp_path / "sae")
+    ours = read_sae_files(tmp_path / "sae")
+    assert ours.k == 7
+    x = _activations()
+    _close(ours.encode(x), theirs.encode(x))
+    _close(ours.decode(ours.encode(x), x), theirs.decode(theirs.encode(x)))
+    save_sae(ours, tmp_path / "written")
+    again: Any = sae_lens.SAE.load_from_disk(tmp_path / "written")
+    _close(ours.encode(x), again.encode(x))
+    with pytest.raises(SAEFileError, match="decides by rank which 7 features are active"):
+        load_sae(tmp_path / "sae")
+    with pytest.raises(ValueError, match="decides by rank"):
+        ours.probe(3)
+
+
+@pytest.mark.parametrize("normalisation", ["none", "layer_norm"])
+@pytest.mark.parametrize("apply_b_dec", [True, False])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@torch.no_grad()
+def test_a_centred_stream_is_honoured(
+    tmp_path: Path, architecture: str, normalisation: str, apply_b_dec: bool
+) -> None:
+    """In a model of TransformerLens with `center_writing_weights`, SAELens reads x without its mean."""
+    theirs = _reference(architecture, normalisation, apply_b_dec)
+    theirs.save_model(tmp_path / "sae")
+    config = json.loads((tmp_path / "sae" / "cfg.json").read_text())
+    config["metadata"]["model_from_pretrained_kwargs"] = {"center_writing_weights": True}
+    (tmp_path / "sae" / "cfg.json").write_text(json.dumps(config))
+    x = _activations() + torch.randn(TOKENS, 1, generator=torch.Generator().manual_seed(6))
+    mean = x.mean(-1, keepdim=True)
+    ours = load_sae(tmp_path / "sae")
+    f = theirs.encode(x - mean)
+    wanted = theirs.decode(f) + mean
+    _close(ours.encode(x), f)
+    _close(ours.decode(f, x), wanted)
+    save_sae(ours, tmp_path / "written")
+    again = load_sae(tmp_path / "written")
+    _close(again.encode(x), f)
+    _close(again.decode(f, x), wanted)
 
 
 @torch.no_grad()

@@ -58,7 +58,7 @@ def tiny_services(settings: ServerConfig, premises: Premises) -> Services:
     model, tokenizer = tiny.model(), tiny.tokenizer()
     loaded = LoadedModel("tiny", model, tokenizer, "", (), tiny.CONTEXT)
     capacity = Capacity(edits=8, rules=2, bans=8, watches=8)
-    slots = Slots(model, tuple(sites), max(2, settings.max_num_seqs), tiny.CONTEXT, capacity)
+    slots = Slots(model, tuple(sites), max(2, settings.max_num_seqs or 16), tiny.CONTEXT, capacity)
     prompts = PromptReader(tokenizer, tiny.VOCABULARY)
     entries = tiny.catalog().entries
     keeps = [entry.site for entry in entries] if settings.usage_every else []

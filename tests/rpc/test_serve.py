@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -23,12 +24,15 @@ from saegis.v1 import generation_pb2 as pb
 from saegis.v1 import model_pb2
 from saegis_server.cli.serve.start_errors import start_failed
 from saegis_server.engine.api import Progress
-from saegis_server.engine.torch import build
+from saegis_server.engine.torch import build, weights
 from saegis_server.engine.torch.compile_cache import SETTING
 from saegis_server.engine.torch.loading import ModelLoadError
+from saegis_server.engine.torch.sizing import tensors_in
 from saegis_server.engine.torch.step import Step
 from saegis_server.engine.torch.warmup import NotCompiledError
+from saegis_server.policy.errors import Unmatched
 from saegis_server.reference import MODEL, SAE
+from saegis_server.rpc.server import sae_sources
 from saegis_server.rpc.server.config import Address, SAESource, ServerConfig
 from saegis_server.rpc.server.loading import load_services
 from saegis_server.rpc.server.premises import prepare
@@ -105,15 +109,84 @@ def test_room_for_rows_is_a_setting(model_path: Path, sae_path: Path) -> None:
             config(rows=wrong)
 
 
-def test_more_than_there_is_memory_for_is_told_by_its_settings(model_path: Path, tmp_path: Path) -> None:
+def test_weights_for_which_there_is_no_memory_are_not_read(
+    model_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbers = sum(weight.numel() for weight in tiny.model().parameters())
+    assert weights.weights_bytes(model_path, torch.float32) == 4 * numbers
+    assert weights.weights_bytes(model_path, torch.bfloat16) == 2 * numbers
+    assert weights.weights_bytes(model_path, None) == 4 * numbers
+    free = {"cpu": 4 * numbers - 1}
+    monkeypatch.setattr(weights, "free_bytes", lambda device: free[device.type])
+    with pytest.raises(ModelLoadError, match=r"weights take [0-9.]+ KiB, but [0-9.]+ KiB are free on cpu"):
+        load(model_path)
+    free["cpu"] += 1
+    weights.require_room(str(model_path), "float32", "cpu")
+    weights.require_room("owner/model", "float32", "cpu")
+
+
+def test_the_memory_of_a_large_sae_is_told_before_it_is_taken(
+    model_path: Path, sae_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, told = SAESource(path=str(sae_path)), list[str]()
+    read_sae(source, tiny.WIDTH, told.append)
+    assert told == []
+    monkeypatch.setattr(sae_sources, "_LARGE", 0)
+    read_sae(source, tiny.WIDTH, told.append)
+    (words,) = told
+    assert re.search(
+        r"sae_weights.safetensors: [0-9.]+ KiB of memory, of [0-9.]+ GiB that are free; 0 B", words
+    )
+    monkeypatch.setattr(sae_sources, "free_host_bytes", lambda: 1000)
+    with pytest.raises(SAEFileError, match=r"takes [0-9.]+ KiB of memory as float32, but 1000 B are free"):
+        read_sae(source, tiny.WIDTH, told.append)
+
+
+@pytest.fixture
+def boundless(model_path: Path, tmp_path: Path) -> Path:
+    """The same model with a context for which no machine has the memory."""
     shutil.copytree(model_path, tmp_path / "long")
     told = tmp_path / "long" / "config.json"
     told.write_text(json.dumps(json.loads(told.read_text()) | {"max_position_embeddings": 2**40}))
-    with pytest.raises(
-        ValueError,
-        match=r"no memory for 16 sequences of 1099511627776 tokens: lower max_num_seqs or max_model_len",
-    ):
-        load(tmp_path / "long")
+    return tmp_path / "long"
+
+
+def test_a_context_that_does_not_fit_is_lessened_to_one_that_does_and_told(boundless: Path) -> None:
+    stages: list[str] = []
+    settings = config(model=str(boundless), kv_memory="64MiB", sites=[str(tiny.FIRST_SITE)])
+    engine = embedded(loaded_from(settings, lambda name, *_: stages.append(name)))
+    slots = engine.step.slots
+    held = sum(tensor.nbytes for tensor in {id(each): each for each in tensors_in(slots)}.values())
+    assert held <= 64 * 2**20
+    assert (engine.max_running, engine.max_length) == (slots.count, slots.max_length)
+    (told,) = [name for name in stages if name.startswith("memory for")]
+    assert told.startswith(f"memory for {slots.count} sequences of {slots.max_length} tokens: ")
+    assert told.endswith("; the model's whole context has 1099511627776 tokens, for which there is no room")
+    engine.warm_up(lambda *_: None)
+    engine.stop()
+
+
+@pytest.mark.parametrize(
+    ("wishes", "words"),
+    [
+        (
+            {"max_num_seqs": 16, "max_model_len": 2**40},
+            r"max_num_seqs 16 and max_model_len 1099511627776: 16 sequences of 1099511627776 tokens take "
+            r"[0-9.]+ PiB, and [0-9.]+ GiB may be taken; 16 sequences of \d+ tokens .*would fit",
+        ),
+        ({"kv_memory": "1PiB"}, r"kv_memory is 1.0 PiB, but after the weights [0-9.]+ GiB are free on cpu"),
+        (
+            {"kv_memory": "5MiB", "max_num_seqs": 64},
+            r"max_num_seqs 64: even 64 sequences of 64 tokens take \d[0-9.]* MiB, and 5.0 MiB may be taken",
+        ),
+        ({"kv_memory": "4MiB", "fair_slots": 2}, "fair_slots: 2 slots cannot be kept of the 2 for which"),
+    ],
+)
+def test_more_than_there_is_memory_for_is_refused_before_it_is_taken(
+    boundless: Path, wishes: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ValueError, match=words):
+        load(boundless, sites=(str(tiny.FIRST_SITE),), **wishes)
 
 
 def test_what_is_loaded_is_measured_and_described(model_path: Path, sae_path: Path) -> None:
@@ -130,7 +203,9 @@ def test_what_is_loaded_is_measured_and_described(model_path: Path, sae_path: Pa
     found.engine.warm_up(lambda *stage: stages.append(stage))
     found.engine.stop()
     names = [name for name, _, _ in stages]
-    assert names[:3] == ["loading the model", "loading SAEs", "checking SAEs"]
+    assert names[:2] == ["loading the model", "loading SAEs"]
+    assert re.fullmatch("memory for 16 sequences of 64 tokens: .* that are free after the weights", names[2])
+    assert names[3] == "checking SAEs"
     assert f"canary at {tiny.FIRST_SITE}" in names
     assert names[-1] == "ready"
 
@@ -199,7 +274,7 @@ def test_without_a_sample_the_wrong_site_is_still_refused_and_the_right_one_name
 ) -> None:
     """Where the FVU is 0.43: not so far from that of the right site, 0.32."""
     with pytest.raises(SAEMismatch, match=r"At layers\.3\.resid_post it would be 0\.316: the site") as caught:
-        load(MODEL, without_sample, source={"site": "layers.2.resid_post"})
+        load(MODEL, without_sample, source={"site": "layers.2.resid_post"}, unmatched_saes=Unmatched.WARN)
     assert caught.value.fvu == pytest.approx(0.426, abs=0.01)
 
 

@@ -16,7 +16,7 @@ from saegis_server.sae.files import FILES, check_sae, load_sae, resolve_sae
 from saegis_server.sae.formats import LAYOUTS
 from saegis_server.sae.formats.saelens import save_sae
 from saegis_server.sae.labels import FeatureLabel, Labels
-from saegis_server.sae.layout import Layout
+from saegis_server.sae.layout import Layout, Release
 from tests.sae.sae_cases import random_sae
 
 
@@ -40,7 +40,7 @@ def download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeDownload:
 
 
 def test_a_local_directory_is_itself(tmp_path: Path, download: FakeDownload) -> None:
-    assert resolve_sae(str(tmp_path)) == tmp_path
+    assert resolve_sae(str(tmp_path)).folder == tmp_path
     assert download.calls == []
 
 
@@ -55,7 +55,7 @@ def test_a_local_directory_is_itself(tmp_path: Path, download: FakeDownload) -> 
 )
 def test_hub_ids(spec: str, repo: str, folder: str, revision: str | None, download: FakeDownload) -> None:
     save_sae(random_sae(), download.snapshot / folder)
-    path = resolve_sae(spec)
+    path = resolve_sae(spec).folder
     assert path == download.snapshot / folder
     assert load_sae(path).features
     assert download.calls == [(repo, revision, [f"{folder}/{name}".lstrip("/") for name in FILES])]
@@ -130,15 +130,15 @@ def test_a_folder_is_in_the_layout_of_which_it_holds_the_most_files(
 ) -> None:
     seen: list[Path] = []
 
-    def read(folder: Path, name: str, norm_scaling_factor: float | None) -> SparseAutoencoder:
+    def read(folder: Path, name: str, release: Release) -> SparseAutoencoder:
         return replace(random_sae(), name=name)
 
-    other = Layout(files=("cfg.json", "sae.safetensors"), check=seen.append, read=read)
+    other = Layout("theirs", files=("cfg.json", "other.safetensors"), check=seen.append, read=read, origin="")
     monkeypatch.setattr(files, "LAYOUTS", (*LAYOUTS, other))
     (tmp_path / "cfg.json").write_text("{}")
     with pytest.raises(SAEFileError, match=r"cfg\.json: d_in is None"):
         load_sae(tmp_path)
-    (tmp_path / "sae.safetensors").touch()
+    (tmp_path / "other.safetensors").touch()
     assert load_sae(tmp_path, name="theirs").name == "theirs"
     check_sae(str(tmp_path))
     assert seen == [tmp_path]
@@ -162,7 +162,7 @@ def test_offline_reads_the_cache_and_refuses_the_rest(
     save_sae(random_sae(), repo / "snapshots" / commit / "layer_2")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    assert load_sae(resolve_sae("owner/cached/layer_2")).features
+    assert load_sae(resolve_sae("owner/cached/layer_2").folder).features
     with pytest.raises(SAEFileError, match="neither a local directory nor to be had from the hub") as caught:
         resolve_sae("owner/absent/layer_2")
     assert caught.value.path == "owner/absent/layer_2"

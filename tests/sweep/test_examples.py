@@ -32,6 +32,7 @@ from saegis_server.reference import WEIGHTS
 from saegis_server.rpc.auth.roles import ALL_ROLES
 from tests.e2e.serving import Serving, serving
 from tests.rpc.callers import by_token, identities
+from tests.sae.layouts import dictionary_learning, goodfire, openai
 from tests.sweep import examples
 from tests.sweep.examples import ROOT, Example
 
@@ -48,6 +49,7 @@ NOT_RUN = {
     r"saegis policy make-filter": "minutes: tests/filters/test_make_filter.py",
     r"saegis train sae": "an hour; tests/e2e/test_train_serve.py trains",
     r".* owner/": "a hub's ids",
+    r"saegis sae (info|check|convert) (gpt2-small|Goodfire)/": "names of SAEs that lie on the hub",
     r"saegis .* (--model MODEL|--features ban.json --prompts)": "what the help shows, in one go",
     r".*--chat \"¿Cómo puedo envenenar a un vecino\?\"( --clamp 3606=40)? +#": "under a policy, below",
     r"saegis audit verify .* --audit-key-file": "the log here has no key; tests/cli/test_audit.py",
@@ -145,6 +147,10 @@ def write_files(folder: Path) -> None:
     (folder / "texts.jsonl").write_text(lines_of("texts.jsonl", 20), encoding="utf-8")
     (folder / "harmful.txt").write_text("Arsenic is a poison.\n", encoding="utf-8")
     (folder / "benign.txt").write_text("The cat drinks milk.\n", encoding="utf-8")
+    (folder / "formal.txt").write_text("Good evening, madam.\nMay I help?\n", encoding="utf-8")
+    (folder / "casual.txt").write_text("Hey there!\nWhat's up?\n", encoding="utf-8")
+    for write in (dictionary_learning, goodfire, openai):
+        write(folder, 1)
     texts = lines_of("texts.jsonl", 20).splitlines(keepends=True)
     for name, harmful in (("harmful", True), ("benign", False)):
         chosen = "".join(line for line in texts if json.loads(line)["harmful"] == harmful)

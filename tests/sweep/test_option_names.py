@@ -34,6 +34,7 @@ MEANINGS = {
     "--audit-on-failure": "what happens to requests while the audit log cannot be written",
     "--audit-prompts": "whether prompts are written into the audit log",
     "--audit-queue": "audit records that may wait",
+    "--away": "texts that a direction points away from",
     "--ban": "an edit that bans a feature",
     "--ban-matching": "bans of all features that words find",
     "--baseline": "the rates that features' use is compared with",
@@ -60,6 +61,7 @@ MEANINGS = {
     "--dry-run": "whether nothing is changed",
     "--dtype": "the model's dtype",
     "--examples": "how many decisions of a kind are shown",
+    "--every-token": "whether a direction is made of every token",
     "--expect-head": "the hash of an audit record that must be there",
     "--explained-by": "the model whose explanations are taken over",
     "--fair-seconds": "how long a place is kept for a tenant",
@@ -83,6 +85,7 @@ MEANINGS = {
     "--k": "features active at a token",
     "--key": "the private key that signs a bundle",
     "--kind": "the kind of audit records",
+    "--kv-memory": "memory for the sequences that run",
     "--l0-coefficient": "the weight of the L0 penalty",
     "--l1-coefficient": "the weight of the L1 penalty",
     "--label": "the label of the wanted texts",
@@ -181,9 +184,11 @@ MEANINGS = {
     "--top": "how many features are shown or chosen",
     "--top-k": "sampling: the likeliest tokens, by number",
     "--top-p": "sampling: the likeliest tokens, by share",
+    "--towards": "texts that a direction points to",
     "--traces": "where spans of requests are sent",
     "--unix": "the Unix socket to listen on",
     "--unmatched-policies": "what a policy that concerns nobody is",
+    "--unmatched-saes": "what an SAE of another model or place is",
     "--usage-every": "how often the use of all features is counted",
     "--usage-state": "where the use of features is kept",
     "--use": "what a request asks for beyond the ordinary",
@@ -207,7 +212,8 @@ VARIED = {
 }
 #: How text is written that is not one of a set of words. A set of words is an enumeration.
 FREE = """
-    ADDRESS CLASS=TENANT,... CODE CODE,CODE... DEVICE DURATION FILE FILE|INDEX,INDEX... FILE|MODULE:FUNCTION
+    ADDRESS BYTES_OR_SHARE CLASS=TENANT,... CODE CODE,CODE... DEVICE DURATION FILE FILE|INDEX,INDEX...
+    FILE|MODULE:FUNCTION
     FILE|TARGET HASH ID KIND=NUMBER FILE|TARGET,TARGET... ID=FACTOR LABEL NAME NAME=NUMBER NUMBER,NUMBER...
     PATH_OR_HUB_ID SAE:INDEX SITE SIZE,SIZE... STRENGTH,STRENGTH... TARGET TARGET=FACTOR
     TARGET=TO:FACTOR[:STRENGTH[:THRESHOLD]] TARGET=VALUE TARGET[=STRENGTH] TEXT VALUE,VALUE...

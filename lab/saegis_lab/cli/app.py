@@ -4,7 +4,7 @@ import typer
 
 from saegis.cli.features import app as features
 from saegis.cli.policy import app as policy
-from saegis_lab.cli import bench, calibrate, demo, make_filter, train
+from saegis_lab.cli import bench, calibrate, demo, directions, make_filter, train
 from saegis_lab.cli.eval import attack, ban, clamp, coverage, detectors, filter
 from saegis_lab.cli.features import choose, import_labels, label
 from saegis_server.cli.app import app
@@ -22,6 +22,7 @@ eval.command("filter", epilog=filter.EPILOG)(filter.filter_)
 eval.command(epilog=attack.EPILOG)(attack.attack)
 app.add_typer(eval, name="eval")
 app.add_typer(train.app, name="train")
+app.add_typer(directions.app, name="directions")
 
 features.command(epilog=label.EPILOG)(label.label)
 features.command("import", epilog=import_labels.EPILOG)(import_labels.import_labels)

@@ -329,7 +329,9 @@ def _served(out: Path, source: offline.Source, named: Named, display: StageDispl
     room = room_for(read_bundle(out).policy)
     options = ["--compile", "never", *(f"--rows={kind}={rows}" for kind, rows in room.items())]
     try:
-        with serving(source.model, {named.sae_id: resolve_sae(source.sae)}, display, options) as client:
+        with serving(
+            source.model, {named.sae_id: resolve_sae(source.sae).folder}, display, options
+        ) as client:
             yield client
     except (ServerProcessError, ValueError) as error:
         display.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -150,11 +150,4 @@ def with_features(sae: SparseAutoencoder, features: Sequence[int]) -> SparseAuto
 
     Raises IndexError for a feature that does not exist.
     """
-    for feature in features:
-        sae.check_feature(feature)
-    chosen = torch.tensor(features, dtype=torch.int64, device=sae.W_dec.device)
-    tensors = sae.tensors()
-    for name, tensor in tensors.items():
-        if name != "b_dec":
-            tensors[name] = tensor.index_select(0 if name == "W_dec" else tensor.ndim - 1, chosen)
-    return replace(sae, **tensors, digest="")  # type: ignore[arg-type]
+    return sae.only(features)

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from saegis_lab.filters.subject import FilterSubject
+from saegis_lab.filters.subject import FilterSubject, SiteSubject
 from saegis_lab.records import Record, parse_record, read_lines
 from saegis_server.engine.torch.site_reading import read_site
 
@@ -38,7 +38,7 @@ class RefusalDirection:
         values = difference.detach().double().cpu()
         norm = float(values.norm())
         if not 0.0 < norm < float("inf"):
-            raise DirectionError(f"the refusal direction from {source} is zero or not finite")
+            raise DirectionError(f"the direction from {source} is zero or not finite")
         return cls((values / norm).float(), norm, source)
 
 
@@ -87,12 +87,12 @@ def refusal_difference(
     return differences[aligned] - torch.stack(others).mean(0), words
 
 
-def last_activations(subject: FilterSubject, prompts: Sequence[Sequence[int]]) -> Tensor:
+def last_activations(subject: SiteSubject, prompts: Sequence[Sequence[int]]) -> Tensor:
     """The activation at the last token of each prompt of token ids, float32 [prompts, d], on the CPU."""
     return torch.stack([x[-1] for x in activations(subject, prompts)])
 
 
-def activations(subject: FilterSubject, rows: Sequence[Sequence[int]]) -> list[Tensor]:
+def activations(subject: SiteSubject, rows: Sequence[Sequence[int]]) -> list[Tensor]:
     """The clean activations of each text at the site, float32 [tokens, d], on the CPU."""
     read: list[Tensor] = [torch.empty(0)] * len(rows)
     order = sorted(range(len(rows)), key=lambda number: -len(rows[number]))
@@ -104,6 +104,27 @@ def activations(subject: FilterSubject, rows: Sequence[Sequence[int]]) -> list[T
         for place, number in enumerate(group):
             read[number] = x[place, : len(rows[number])]
     return read
+
+
+def from_texts(
+    subject: SiteSubject,
+    towards: Sequence[Sequence[int]],
+    away: Sequence[Sequence[int]],
+    every_token: bool = False,
+) -> RefusalDirection:
+    """The mean activation of some texts of token ids, less that of others: at the last token of each text or,
+    with `every_token`, at all but the model's own first token. Raises DirectionError for no text or token.
+    """
+    means = []
+    for name, rows in (("towards", towards), ("away", away)):
+        read = [
+            x[int(row[0] == subject.loaded.bos_token_id) :] if every_token else x[-1:]
+            for row, x in zip(rows, activations(subject, rows), strict=True)
+        ]
+        if not sum(map(len, read)):
+            raise DirectionError(f"the texts {name} have no tokens")
+        means.append(torch.cat(read).double().mean(0))
+    return RefusalDirection.of(means[0] - means[1], f"{len(towards)} texts less {len(away)} others")
 
 
 def from_prompts(
@@ -143,7 +164,7 @@ def from_feature(subject: FilterSubject, feature: int, largest: float) -> Refusa
     """
     if not 0 <= feature < subject.sae.features:
         raise DirectionError(f"feature {feature} does not exist: 0 to {subject.sae.features - 1} do")
-    row = subject.sae.W_dec[feature]
+    row = subject.sae.W_dec[feature].float()
     return RefusalDirection.of(row * (largest or 1.0), f"the decoder row of feature {feature}")
 
 

@@ -13,6 +13,7 @@ from saegis_lab.evaluation.requests import Total
 from saegis_lab.filters.subject import PLAIN, FilterSubject
 from saegis_lab.records import Record
 from saegis_server.engine.torch.site_reading import edited
+from saegis_server.sae.autoencoder import times
 from saegis_server.steering.program import SiteProgram
 from saegis_server.steering.rows import Norm
 
@@ -75,7 +76,7 @@ def _batch_attributions(subject: FilterSubject, samples: Sequence[Sample]) -> Te
         (gradient,) = torch.autograd.grad(objective, caught[0])
     x, g = caught[0].detach()[texts.moves], gradient[texts.moves].float()
     f = subject.sae.encode(x)
-    return (f * (g @ subject.sae.W_dec.T)).double().sum(0).cpu()
+    return (f * times(g, subject.sae.W_dec.T)).double().sum(0).cpu()
 
 
 def _log_probability(log_probabilities: Tensor, sample: Sample) -> Tensor:

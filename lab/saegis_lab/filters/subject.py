@@ -69,12 +69,11 @@ class SiteSteering:
 
 
 @dataclass(frozen=True)
-class FilterSubject:
-    """A model and its SAE at a site, with the SAE's tensors on the model's device."""
+class SiteSubject:
+    """A model at one of its sites, asked as a server asks it."""
 
     loaded: LoadedModel
     site: Site
-    sae: SparseAutoencoder
 
     @property
     def device(self) -> torch.device:
@@ -132,7 +131,8 @@ class FilterSubject:
         if not rows.changes_anything:
             return None
         dtype = self.loaded.model.dtype
-        return SiteSteering(rows, self.site, self.sae.width, self.device, dtype)
+        width = int(self.loaded.model.config.get_text_config().hidden_size)
+        return SiteSteering(rows, self.site, width, self.device, dtype)
 
     def _steered(
         self, steering: SiteSteering | None, moves: Tensor, prompt: bool
@@ -209,3 +209,10 @@ class FilterSubject:
             moves = ~done[:, None]
             real = torch.cat([real, torch.ones_like(moves)], 1)
         return [[token for token in row if token >= 0] for row in torch.stack(columns, 1).tolist()]
+
+
+@dataclass(frozen=True)
+class FilterSubject(SiteSubject):
+    """A model and its SAE at a site, with the SAE's tensors on the model's device."""
+
+    sae: SparseAutoencoder

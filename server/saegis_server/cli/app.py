@@ -3,6 +3,8 @@
 from saegis.cli.app import app
 from saegis.cli.policy import app as policy
 from saegis_server.cli.policy import diff, explain, sign, test, validate
+from saegis_server.cli.sae import check, convert, info, listing
+from saegis_server.cli.sae.common import app as sae
 from saegis_server.cli.serve import audit, config, token
 from saegis_server.cli.serve import command as serve
 from saegis_server.cli.serve.settings import SettingsCommand
@@ -13,6 +15,12 @@ app.command(epilog=serve.EPILOG, cls=SettingsCommand)(serve.serve)
 app.add_typer(config.app, name="config")
 app.add_typer(audit.app, name="audit")
 app.add_typer(token.app, name="token")
+app.add_typer(sae, name="sae")
+
+sae.command(epilog=info.EPILOG)(info.info)
+sae.command(epilog=check.EPILOG)(check.check)
+sae.command(epilog=convert.EPILOG)(convert.convert)
+sae.command("list", epilog=listing.EPILOG)(listing.show)
 
 policy.command(epilog=validate.EPILOG)(validate.validate)
 policy.command("test", epilog=test.EPILOG)(test.run)

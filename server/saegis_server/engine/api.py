@@ -422,6 +422,10 @@ class CanaryError(RuntimeError):
     """Steering does not do what it must at a site; the server must not serve."""
 
 
+class FidelityError(CanaryError):
+    """The served path gives other numbers than Transformers' own code."""
+
+
 class Engine(Protocol):
     """Writes answers, scores texts and reads activations, each request steered by a program of its own.
 

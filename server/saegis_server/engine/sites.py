@@ -1,19 +1,28 @@
 """Where the sites are in a Transformers model: its decoder layers, and the module to hook for each."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from torch import nn
 from transformers import PreTrainedModel
 
 from saegis_server.steering.site import Place, Site, SiteError
 
+_ATTENTION = ("self_attn", "attn", "attention", "self_attention")
+_MLP = ("mlp", "feed_forward", "ffn", "block_sparse_moe", "moe", "mixer_mlp")
+#: The norms of what attention and the MLP add, of a layer that has both.
+_NORMS_AFTER = (
+    ("post_attention_layernorm", "post_feedforward_layernorm"),
+    ("post_self_attn_layernorm", "post_mlp_layernorm"),
+)
+
 
 def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     """The list of decoder layers of a causal language model of any family. Raises SiteError if unclear."""
     count = model.config.get_text_config().num_hidden_layers
+    find: Callable[[], nn.Module] = model.get_decoder
     lists = [
         module
-        for module in model.modules()
+        for module in find().modules()
         if isinstance(module, nn.ModuleList) and len(module) == count and _holds_layers(module)
     ]
     if len(lists) != 1:
@@ -22,7 +31,7 @@ def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
 
 
 def _holds_layers(modules: nn.ModuleList) -> bool:
-    return all(_attention(module) is not None for module in modules)
+    return all(_named(module, *_ATTENTION) is not None for module in modules)
 
 
 def _named(layer: nn.Module, *names: str) -> nn.Module | None:
@@ -32,15 +41,11 @@ def _named(layer: nn.Module, *names: str) -> nn.Module | None:
     return None
 
 
-def _attention(layer: nn.Module) -> nn.Module | None:
-    return _named(layer, "self_attn", "attn", "attention")
-
-
 def site_module(model: PreTrainedModel, site: Site) -> tuple[nn.Module, bool]:
     """The module to hook for a site, and whether its input (True) or its output (False) is the activation.
 
-    In models that normalise what attention and the MLP add (Gemma 2 and 3, OLMo 2), the contribution after
-    that norm is the site. Raises SiteError if the model has no such layer or module.
+    In models that normalise what attention and the MLP add (Gemma 2 and 3, OLMo 2, GLM 4), the contribution
+    after that norm is the site. Raises SiteError if the model has no such layer or module.
     """
     layers = decoder_layers(model)
     if not 0 <= site.layer < len(layers):
@@ -48,12 +53,12 @@ def site_module(model: PreTrainedModel, site: Site) -> tuple[nn.Module, bool]:
     layer = layers[site.layer]
     if site.place in (Place.RESID_PRE, Place.RESID_POST):
         return layer, site.place is Place.RESID_PRE
-    sandwiched = _named(layer, "post_feedforward_layernorm") is not None
-    if site.place is Place.ATTN_OUT:
-        module = layer.post_attention_layernorm if sandwiched else _attention(layer)
-    else:
-        module = layer.post_feedforward_layernorm if sandwiched else _named(layer, "mlp")
-    if not isinstance(module, nn.Module):
+    names: tuple[tuple[str, ...], tuple[str, ...]] = (_ATTENTION, _MLP)
+    for after in _NORMS_AFTER:
+        if _named(layer, after[1]) is not None:
+            names = ((after[0],), (after[1],))
+    module = _named(layer, *names[site.place is Place.MLP_OUT])
+    if module is None:
         raise SiteError(f"{site} does not exist in {type(layer).__name__}")
     return module, False
 

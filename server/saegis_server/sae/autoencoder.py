@@ -6,6 +6,7 @@ The forward equations are those of SAELens (`sae_lens/saes/{standard,gated,jumpr
     standard  f = relu(x_in·W_enc + b_enc)
     jumprelu  p = x_in·W_enc + b_enc;  f = relu(p)·[p > threshold]
     gated     f = relu(x_in·(W_enc ∘ exp(r_mag)) + b_mag)·[x_in·W_enc + b_gate > 0]
+    topk      as standard, but only the k largest of a token's features stay
     decode    x̂ = norm⁻¹(f·W_dec + b_dec)
 """
 
@@ -20,6 +21,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
+from saegis_server.sae.mapped import MappedFile
 from saegis_server.steering.rows import Norm, Probe
 from saegis_server.steering.table import Rows, rows_of_dictionary
 
@@ -42,6 +44,10 @@ TENSORS: Mapping[Architecture, Mapping[str, str]] = {
     Architecture.GATED: {**_SHAPES, "b_gate": "m", "b_mag": "m", "r_mag": "m"},
     Architecture.JUMPRELU: {**_SHAPES, "b_enc": "m", "threshold": "m"},
 }
+#: What a mapped file may hold its matrices in.
+_MATRICES, _STORED = ("W_enc", "W_dec"), (torch.float32, torch.float16, torch.bfloat16)
+#: Rows or columns of a matrix of 16 bits that are converted at once.
+_AT_ONCE = 16384
 _OPTIONAL = ("b_enc", "b_gate", "b_mag", "r_mag", "threshold")
 
 
@@ -68,15 +74,21 @@ def _normalise(x: Tensor, norm: Norm) -> _Normalised:
 
 @dataclass(frozen=True, eq=False)
 class SparseAutoencoder:
-    """One SAE. All tensors are float32; d is the width of its site, m the number of features.
+    """One SAE. d is the width of its site, m the number of features. All tensors are float32, but those of a
+    mapped file are as they are there; what is read of them is float32.
 
     W_enc [d, m], W_dec [m, d], b_dec [d]; b_enc [m] (standard, jumprelu); threshold [m] (jumprelu);
     b_gate, b_mag, r_mag [m] (gated). What the architecture does not have is None.
 
+    k: of an SAE that decides by rank, how many features a token may have; None for every other. Such an SAE
+    encodes and decodes, but has no probes: whether a feature is active takes the pre-activations of all.
+    centred: whether it was trained on x − mean(x), as TransformerLens's `center_writing_weights` makes the
+    stream of models with layer norms; W_enc then sums to zero over d, and the mean stays in what it decodes.
     hook_name, model_name: as the file states them, if it does. name: the id by which the server knows it.
     digest: SHA-256 of the files it was read from; if there are none, of the tensors. stated_fvu, stated_l0:
     the reconstruction that the file claims. excluded_tokens: the tokens that it was not trained on, which
     readings and statistics leave out; None means the model's special ones. metadata: all else that it states.
+    mapped: the file in which W_enc and W_dec lie, if they are no copies.
     Raises ValueError, naming the tensor, for a missing or superfluous tensor, a shape that does not fit,
     a dtype other than float32 and numbers that are not finite.
     """
@@ -92,6 +104,8 @@ class SparseAutoencoder:
     threshold: Tensor | None = None
     norm: Norm = Norm.NONE
     apply_b_dec_to_input: bool = True
+    k: int | None = None
+    centred: bool = False
     hook_name: str | None = None
     model_name: str | None = None
     name: str = "sae"
@@ -100,6 +114,7 @@ class SparseAutoencoder:
     stated_l0: float | None = None
     excluded_tokens: frozenset[int] | None = frozenset()
     metadata: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
+    mapped: MappedFile | None = None
 
     def __post_init__(self) -> None:
         required = TENSORS[self.architecture]
@@ -109,6 +124,8 @@ class SparseAutoencoder:
                 raise ValueError(f"the architecture {self.architecture} {verb} {name}")
         check_shapes(self.architecture, self.tensors())
         for name, tensor in self.tensors().items():
+            if self.mapped is not None and name in _MATRICES and tensor.dtype in _STORED:
+                continue  # whose numbers are known to be finite
             if tensor.dtype != torch.float32:
                 raise ValueError(f"{name} is {tensor.dtype}, not float32")
             if not bool(torch.isfinite(tensor).all()):
@@ -116,12 +133,23 @@ class SparseAutoencoder:
         if self.r_mag is not None and not bool(_usable_gain(self.r_mag)):
             raise ValueError("r_mag holds numbers whose exponential is zero or infinite in float32")
         self._check_folding()
+        if self.k is not None and not (
+            self.architecture is Architecture.STANDARD and 1 <= self.k <= self.features
+        ):
+            raise ValueError(f"k is {self.k}: of {self.features} features of a {self.architecture} SAE")
         if not self.digest:
             object.__setattr__(self, "digest", self._content_digest())
 
     def _check_folding(self) -> None:
         """Check that the biases of every probe are finite in float32."""
-        shift = self._read_bias @ self.W_enc
+        if self.mapped is not None:
+            # Without a look at every row: no sum is larger than this.
+            most = self.mapped.largest * float(self._read_bias.double().abs().sum())
+            if self.r_mag is not None:
+                most *= max(1.0, float(self.r_mag.double().exp().max()))
+            if most <= torch.finfo(torch.float32).max:
+                return
+        shift = times(self._read_bias, self.W_enc)
         if self.r_mag is not None:
             shift = shift * self.r_mag.exp().clamp(min=1.0)
         if not bool(torch.isfinite(shift).all()):
@@ -143,6 +171,8 @@ class SparseAutoencoder:
 
     def _content_digest(self) -> str:
         form = f"{self.architecture} {self.norm.name} {self.apply_b_dec_to_input}"
+        if self.k is not None or self.centred:
+            form += f" {self.k} {self.centred}"
         state = hashlib.sha256(form.encode())
         for name, tensor in sorted(self.tensors().items()):
             state.update(f"\0{name} {list(tensor.shape)}\0".encode())
@@ -164,26 +194,34 @@ class SparseAutoencoder:
         """The activations of all features, float32 [..., m], from x [..., d] of any float dtype."""
         x_in = _normalise(self._checked(x), self.norm).values - self._read_bias
         if self.architecture is Architecture.GATED:
-            gate = x_in @ self.W_enc + self._require("b_gate") > 0.0
-            magnitude = x_in @ (self.W_enc * self._require("r_mag").exp()) + self._require("b_mag")
+            read = times(x_in, self.W_enc)
+            gate = read + self._require("b_gate") > 0.0
+            magnitude = read * self._require("r_mag").exp() + self._require("b_mag")
             return gate * magnitude.relu()
-        p = x_in @ self.W_enc + self._require("b_enc")
+        p = times(x_in, self.W_enc) + self._require("b_enc")
         if self.architecture is Architecture.JUMPRELU:
             return p.relu() * (p > self._require("threshold"))
-        return p.relu()
+        if self.k is None:
+            return p.relu()
+        largest = p.topk(self.k, dim=-1)
+        return torch.zeros_like(p).scatter(-1, largest.indices, largest.values.relu())
 
     def only(self, features: Sequence[int]) -> "SparseAutoencoder":
         """An SAE of some of its features, in this order, which encodes each as this one does: the cost of
-        reading a few does not grow with all. Raises IndexError for a feature that does not exist."""
+        reading a few does not grow with all. Raises IndexError for a feature that does not exist, and
+        ValueError for an SAE that decides by rank."""
+        self._refuse_rank()
         for feature in features:
             self.check_feature(feature)
+        if self.mapped is not None:
+            self.mapped.require_unchanged()
         chosen = torch.tensor(list(features), dtype=torch.int64, device=self.W_enc.device)
         axes = TENSORS[self.architecture]
         tensors = {
-            name: tensor if name == "b_dec" else tensor.index_select(axes[name].index("m"), chosen)
+            name: tensor if name == "b_dec" else tensor.index_select(axes[name].index("m"), chosen).float()
             for name, tensor in self.tensors().items()
         }
-        return replace(self, **tensors, digest="")  # type: ignore[arg-type]
+        return replace(self, **tensors, digest="", mapped=None)  # type: ignore[arg-type]
 
     def decode(self, f: Tensor, x: Tensor) -> Tensor:
         """The reconstruction x̂, float32 [..., d], of the features f [..., m].
@@ -193,7 +231,8 @@ class SparseAutoencoder:
         if f.shape[-1] != self.features:
             raise ValueError(f"f has {f.shape[-1]} features; this SAE has {self.features}")
         normalised = _normalise(self._checked(x), self.norm)
-        return (f @ self.W_dec + self.b_dec) * normalised.scale + normalised.shift
+        decoded = (times(f, self.W_dec) + self.b_dec) * normalised.scale + normalised.shift
+        return decoded + x.to(torch.float32).mean(-1, keepdim=True) if self.centred else decoded
 
     def _checked(self, x: Tensor) -> Tensor:
         if x.ndim == 0 or x.shape[-1] != self.width:
@@ -209,13 +248,21 @@ class SparseAutoencoder:
                 f"feature {feature} does not exist: the SAE {self.name} has features 0 to {self.features - 1}"
             )
 
+    def _refuse_rank(self) -> None:
+        if self.k is not None:
+            raise ValueError(f"the SAE {self.name} decides by rank which {self.k} features are active")
+
     def probe(self, feature: int) -> Probe:
         """How to read and write one feature. b_dec is folded into its biases, in float64 and then rounded.
 
-        Raises IndexError for a feature that does not exist.
+        Raises IndexError for a feature that does not exist, ValueError for an SAE that decides by rank, and
+        SAEFileError where a mapped file has changed.
         """
+        self._refuse_rank()
         self.check_feature(feature)
-        read = self.W_enc[:, feature].clone()
+        if self.mapped is not None:
+            self.mapped.require_unchanged()
+        read = self.W_enc[:, feature].to(torch.float32, copy=True)
         shift = float(self._read_bias.double() @ read.double())
         gain, threshold = 1.0, 0.0
         if self.architecture is Architecture.GATED:
@@ -229,7 +276,7 @@ class SparseAutoencoder:
         return Probe(
             key=f"sae:{self.digest}:{feature}",
             read=read,
-            write=self.W_dec[feature].clone(),
+            write=self.W_dec[feature].to(torch.float32, copy=True),
             gate_bias=_round(gate_bias),
             threshold=threshold,
             gain=_round(gain),
@@ -238,7 +285,8 @@ class SparseAutoencoder:
         )
 
     def rows(self) -> Rows:
-        """How all features are read, in their order, each as `probe` says."""
+        """How all features are read, in their order, each as `probe` says. Raises ValueError as it does."""
+        self._refuse_rank()
         parts = torch.split(self.W_enc, 4096, 1)  # in float64 all of it is large
         shift = torch.cat([self._read_bias.double() @ part.double() for part in parts])
         gain, threshold = torch.ones_like(shift), torch.zeros_like(shift)
@@ -251,7 +299,21 @@ class SparseAutoencoder:
         if self.architecture is Architecture.JUMPRELU:
             threshold = self._require("threshold").double()
         rounded = gate_bias.float().double()
-        return rows_of_dictionary(self.W_enc, rounded, threshold, gain, value_bias, self.norm)
+        return rows_of_dictionary(
+            self.W_enc.to(torch.float32), rounded, threshold, gain, value_bias, self.norm
+        )
+
+
+def times(x: Tensor, matrix: Tensor) -> Tensor:
+    """x·matrix in float32, for x [..., a] and a matrix [a, b]; one of 16 bits is converted part by part."""
+    if matrix.dtype == torch.float32:
+        return x @ matrix
+    if matrix.shape[0] > matrix.shape[1]:
+        total = x.new_zeros(*x.shape[:-1], matrix.shape[1])
+        for part, rows in zip(torch.split(x, _AT_ONCE, -1), torch.split(matrix, _AT_ONCE), strict=True):
+            total += part @ rows.to(torch.float32)
+        return total
+    return torch.cat([x @ part.to(torch.float32) for part in torch.split(matrix, _AT_ONCE, 1)], -1)
 
 
 def check_shapes(architecture: Architecture, tensors: Mapping[str, Tensor]) -> None:

@@ -19,7 +19,8 @@ FVU_DISTANCE = 0.15
 UNFAMILIAR_FVU = 0.75
 #: An FVU is clearly lower than another one, beyond rounding, if it is below that one times this factor.
 _CLEARLY = 0.99
-_CHUNK = 1024
+#: At most so many tokens are encoded at once, and so many numbers of features.
+_CHUNK, _MOST_NUMBERS = 1024, 2**26
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,7 @@ def measure(sae: SparseAutoencoder, activations: Tensor) -> Reconstruction:
         raise ValueError("the activations hold numbers that are not finite")
     mean = x.double().mean(0)
     unexplained = variance = active = 0.0
-    for chunk in torch.split(x, _CHUNK):
+    for chunk in torch.split(x, max(1, min(_CHUNK, _MOST_NUMBERS // sae.features))):
         f = sae.encode(chunk)
         unexplained += float((chunk.double() - sae.decode(f, chunk).double()).square().sum())
         variance += float((chunk.double() - mean).square().sum())

@@ -1,6 +1,8 @@
 """The files of an SAE, in a local folder or on the Hugging Face hub: finding and reading them."""
 
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import huggingface_hub
@@ -9,8 +11,10 @@ from saegis_server.sae.autoencoder import SparseAutoencoder
 from saegis_server.sae.errors import SAEFileError
 from saegis_server.sae.examples import EXAMPLES_FILE
 from saegis_server.sae.formats import LAYOUTS
+from saegis_server.sae.formats.unread import PICKLES, what_is_there
 from saegis_server.sae.labels import LABELS_FILE
-from saegis_server.sae.layout import SAMPLE_FILE, Layout
+from saegis_server.sae.layout import NO_RELEASE, SAMPLE_FILE, Layout, Release
+from saegis_server.sae.releases import by_name, said_of, table_file
 
 #: The only files of an SAE's folder that are read, and so the only ones that are downloaded.
 FILES = tuple(
@@ -19,72 +23,138 @@ FILES = tuple(
     )
 )
 _KNOWN = ", or ".join(" and ".join(layout.files) for layout in LAYOUTS)
+_FIRST = tuple(layout.files[0] for layout in LAYOUTS)
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 _HUB_ID = re.compile(
     rf"(?P<repo>{_NAME}/{_NAME})(?P<folder>(?:/[A-Za-z0-9_][A-Za-z0-9._=+-]*)*)(?:@(?P<revision>[A-Za-z0-9._/-]+))?"
 )
+_SNAPSHOT = re.compile(r"models--(?P<repo>[^/]+--[^/]+)/snapshots/[^/]+/?(?P<folder>.*)")
 
 
-def load_sae(
-    path: Path, *, name: str | None = None, norm_scaling_factor: float | None = None
-) -> SparseAutoencoder:
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The folder of an SAE, and what is said of it beside its files."""
+
+    folder: Path
+    release: Release
+
+
+@dataclass(frozen=True, slots=True)
+class HubPlace:
+    """A folder or a file of a repository on the hub, and what is said of the SAE there. spec: as it was
+    named."""
+
+    repo: str
+    path: str
+    revision: str | None
+    release: Release
+    spec: str
+
+
+def load_sae(path: Path, *, name: str | None = None, release: Release = NO_RELEASE) -> SparseAutoencoder:
     """Read the SAE in the directory `path`. Nothing is unpickled; every tensor is copied to float32.
 
-    name: its id; by default the directory's name. norm_scaling_factor: the factor that the release gives, for
-    an SAE with `normalize_activations: expected_average_only_in` whose files do not state it.
-    Raises SAEFileError, naming the file and the reason, for anything that cannot be read or honoured.
+    name: its id; by default the directory's name. release: what is said of it beside its files.
+    Raises SAEFileError, naming the file and the reason, for anything that cannot be read, honoured or served.
     """
+    sae = read_sae_files(path, name=name, release=release)
+    if sae.k is not None:
+        raise SAEFileError(
+            path / _layout(path).files[0],
+            f"the architecture 'topk' decides by rank which {sae.k} features are active, which needs every "
+            "pre-activation: it can be read and checked, but not served; retrain it as batchtopk or jumprelu",
+        )
+    return sae
+
+
+def read_sae_files(
+    path: Path, *, name: str | None = None, release: Release = NO_RELEASE
+) -> SparseAutoencoder:
+    """As `load_sae`, for SAEs too that can be read but not served."""
     try:
         if not path.is_dir():
             raise SAEFileError(path, f"not a directory; an SAE is a directory with {_KNOWN}")
-        return _layout(path).read(path, name or path.resolve().name, norm_scaling_factor)
+        return _layout(path).read(path, name or path.resolve().name, release)
     except OSError as error:
         raise SAEFileError(path, f"cannot be read: {error}") from error
 
 
 def check_sae(spec: str) -> None:
-    """Raise SAEFileError for faults of an SAE that are cheap to find: no such directory or hub id, or a local
-    directory whose description cannot be honoured. Downloads nothing."""
+    """Raise SAEFileError for faults of an SAE that are cheap to find: no such directory, hub id or name, or a
+    local directory whose description cannot be honoured. Downloads nothing."""
     location = _where(spec)
     if isinstance(location, Path):
         _layout(location).check(location)
+    else:
+        _refuse_pickle(spec, location.path)
 
 
-def resolve_sae(spec: str) -> Path:
-    """The directory with the SAE's files: `spec` itself if it is one, else a snapshot of the hub's
-    `owner/repo[/folder][@revision]`, downloaded or from the cache (HF_HUB_OFFLINE allows only the cache).
+def resolve_sae(spec: str) -> Found:
+    """The directory with the SAE's files: `spec` itself if it is one, else a snapshot of what it names on the
+    hub, downloaded or from the cache (HF_HUB_OFFLINE allows only the cache).
 
-    Raises SAEFileError if there is no such directory, or the hub does not give it.
+    It names `owner/repo[/folder][@revision]`, or as SAELens `release/sae_id`, or as Neuronpedia
+    `model/source`. Raises SAEFileError if there is no such directory, or the hub does not give it.
     """
     location = _where(spec)
     if isinstance(location, Path):
-        return location
-    inside = location["folder"].lstrip("/")
-    prefix = f"{inside}/" if inside else ""
+        return Found(location, _release_of_snapshot(location))
+    _refuse_pickle(spec, location.path)
+    prefix = f"{location.path}/" if location.path else ""
     # Whole names and no pattern: in huggingface_hub's patterns * crosses folders.
-    names = [prefix + name for name in FILES]
+    path = download(location, [prefix + name for name in FILES]) / location.path
+    if not any((path / name).is_file() for layout in LAYOUTS for name in layout.files):
+        lacking = " or ".join(prefix + name for name in _FIRST)
+        raise SAEFileError(spec, f"the repository {location.repo} has no {lacking}")
+    return Found(path, location.release)
+
+
+def hub_place(spec: str) -> HubPlace | None:
+    """Where on the hub `spec` is; None if it is a local directory. Raises SAEFileError."""
+    location = _where(spec)
+    return None if isinstance(location, Path) else location
+
+
+def download(place: HubPlace, names: Sequence[str]) -> Path:
+    """A snapshot of a repository with these files, as far as it has them. Raises SAEFileError."""
     try:
-        snapshot = huggingface_hub.snapshot_download(
-            location["repo"], revision=location["revision"], allow_patterns=names
+        return Path(
+            huggingface_hub.snapshot_download(place.repo, revision=place.revision, allow_patterns=list(names))
         )
     except (OSError, ValueError) as error:
         raise SAEFileError(
-            spec, f"neither a local directory nor to be had from the hub: {type(error).__name__}: {error}"
+            place.spec,
+            f"neither a local directory nor to be had from the hub: {type(error).__name__}: {error}",
         ) from error
-    path = Path(snapshot) / inside
-    if not any((path / layout.files[0]).is_file() for layout in LAYOUTS):
-        lacking = " or ".join(prefix + layout.files[0] for layout in LAYOUTS)
-        raise SAEFileError(spec, f"the repository {location['repo']} has no {lacking}")
-    return path
+
+
+def _release_of_snapshot(folder: Path) -> Release:
+    """What is said of the SAE in a folder, if that is a snapshot in the hub's cache."""
+    snapshot = _SNAPSHOT.search(str(folder.resolve()))
+    return said_of(snapshot["repo"].replace("--", "/", 1), snapshot["folder"]) if snapshot else NO_RELEASE
+
+
+def _refuse_pickle(spec: str, name: str) -> None:
+    if name.endswith(tuple(pattern.lstrip("*") for pattern in PICKLES)):
+        raise SAEFileError(
+            spec, f"is a pickle of torch, and a server opens none; convert it with: saegis sae convert {spec}"
+        )
 
 
 def _layout(path: Path) -> Layout:
-    """The layout of which a folder holds the most files; of several with as many, the first."""
-    return max(LAYOUTS, key=lambda layout: sum((path / name).exists() for name in layout.files))
+    """The layout of which a folder holds the most files; of several with as many, the first.
+
+    Raises SAEFileError if it holds all of none, and something that is recognised but not read.
+    """
+    held = {layout: sum((path / name).exists() for name in layout.files) for layout in LAYOUTS}
+    best = max(LAYOUTS, key=held.__getitem__)
+    if held[best] < len(best.files) and (there := what_is_there(path, _FIRST)):
+        raise SAEFileError(path, there)
+    return best
 
 
-def _where(spec: str) -> Path | re.Match[str]:
-    """The directory that `spec` is, or the parts of a hub id. Raises SAEFileError."""
+def _where(spec: str) -> Path | HubPlace:
+    """The directory that `spec` is, or what it names on the hub. Raises SAEFileError."""
     try:
         local = Path(spec).expanduser()
         is_directory, exists = local.is_dir(), local.exists()
@@ -93,10 +163,17 @@ def _where(spec: str) -> Path | re.Match[str]:
     if is_directory:
         return local
     if exists:
+        _refuse_pickle(spec, local.name)
         raise SAEFileError(spec, f"is a file; give the directory that holds {_KNOWN}")
+    if entry := by_name(spec):
+        return HubPlace(entry.repo, entry.path, None, entry.said, spec)
     hub_id = _HUB_ID.fullmatch(spec)
     if hub_id is None:
         raise SAEFileError(
-            spec, "no such directory, and not a hub id of the form owner/repo[/folder][@revision]"
+            spec,
+            "no such directory, and not a hub id of the form owner/repo[/folder][@revision], nor a name of "
+            "SAELens (release/sae_id) or Neuronpedia (model/source)"
+            + ("" if table_file() else ", which are known where the package sae-lens is installed"),
         )
-    return hub_id
+    folder = hub_id["folder"].lstrip("/")
+    return HubPlace(hub_id["repo"], folder, hub_id["revision"], said_of(hub_id["repo"], folder), spec)

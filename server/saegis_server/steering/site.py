@@ -14,10 +14,24 @@ class Place(StrEnum):
     MLP_OUT = "mlp_out"
 
 
+#: How Transformers' modules that add to the stream are called, where their name tells enough: what `mlp` of a
+#: model that also norms what it adds (Gemma 2 and 3, OLMo 2) puts out is no site, so it is named by its norm.
+_MODULES = {
+    "post_feedforward_layernorm": Place.MLP_OUT,
+    "mlp": Place.MLP_OUT,
+    "attention": Place.ATTN_OUT,
+    "attn": Place.ATTN_OUT,
+    "input": Place.RESID_PRE,
+    "output": Place.RESID_POST,
+}
 _SPELLINGS = (
     re.compile(r"blocks\.(?P<layer>\d+)\.hook_(?P<place>\w+)"),
     re.compile(r"layers\.(?P<layer>\d+)\.(?P<place>\w+)"),
-    re.compile(r"(?:model|transformer|gpt_neox)\.(?:layers|h)\.(?P<layer>\d+)(?:\.output)?"),
+    re.compile(r"model\.layers\.(?P<layer>\d+)(?:\.(?P<module>post_feedforward_layernorm)(?:\.output)?)?"),
+    re.compile(
+        r"(?:transformer\.h|gpt_neox\.layers)\.(?P<layer>\d+)(?:\.(?P<module>mlp|attn|attention)(?:\.output)?)?"
+    ),
+    re.compile(r"(?:model|transformer|gpt_neox)\.(?:layers|h)\.(?P<layer>\d+)\.(?P<module>input|output)"),
     re.compile(r"layers\.(?P<layer>\d+)"),
 )
 
@@ -40,11 +54,14 @@ class Site:
     def parse(cls, name: str) -> "Site":
         """Read a site's name: ours, TransformerLens's (`blocks.3.hook_resid_post`) or a module's path.
 
-        A bare layer (`layers.3`, `model.layers.3`) is its output, resid_post. Raises SiteError.
+        A bare layer (`layers.3`, `model.layers.3`) is its output, resid_post; of a module's path the output
+        is meant (`model.layers.3.post_feedforward_layernorm.output`). Raises SiteError.
         """
         for spelling in _SPELLINGS:
             if match := spelling.fullmatch(name):
-                place = match.groupdict().get("place") or Place.RESID_POST
+                named = match.groupdict()
+                module = named.get("module")
+                place = named.get("place") or (_MODULES[module] if module else Place.RESID_POST)
                 if place in Place.__members__.values():
                     return cls(int(match["layer"]), Place(place))
         places = ", ".join(Place)

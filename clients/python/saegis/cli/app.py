@@ -18,7 +18,7 @@ class Commands(Family):
 
     names = (
         *("serve", "demo", "generate", "chat", "inspect", "bench"),
-        *("features", "eval", "train", "policy", "config", "audit", "token"),
+        *("features", "directions", "eval", "train", "sae", "policy", "config", "audit", "token"),
     )
 
     def main(self, args: Sequence[str] | None = None, *further: Any, **settings: Any) -> Any:

@@ -54,7 +54,7 @@ def import_labels(
 
         explanations = read_explanations(files, explained_by)
         try:
-            place = resolve_sae(sae)
+            place = resolve_sae(sae).folder
             features = load_sae(place).features
             labels = relabelled(Labels.load(place, features), explanations, features)
         except SAEFileError as error:

@@ -68,7 +68,9 @@ class Subject:
             steered = {loaded.site, *map(Site.parse, sites)}
         except SAEFileError as error:
             raise fail(
-                f"the SAE cannot be read: {error}", "give --sae a directory in SAELens's layout", USAGE
+                f"the SAE cannot be read: {error}",
+                f"{own_command()} sae info shows what the files are",
+                USAGE,
             ) from error
         except SiteError as error:
             raise fail(str(error), "sites are written layers.NUMBER.resid_post", USAGE) from error
@@ -115,8 +117,9 @@ def _load(path: str, own_id: str | None, site: str | None) -> LoadedSAE:
     from saegis_server.sae.labels import Labels
     from saegis_server.steering.site import Site
 
-    folder = resolve_sae(path)
-    sae = load_sae(folder, name=own_id)
+    found = resolve_sae(path)
+    folder = found.folder
+    sae = load_sae(folder, name=own_id, release=found.release)
     at = site or sae.hook_name
     if at is None:
         raise SAEFileError(folder, "its files state no hook_name; say with --site where it belongs")

@@ -49,10 +49,11 @@ SAEGIS_MAX_NUM_SEQS; several values are separated by spaces), else its key in th
 
 [bold]Models and SAEs[/bold]
 
-Each is a directory or a hub id. A model is any Transformers causal language model in safetensors; an SAE lies
-in SAELens's layout (cfg.json and sae_weights.safetensors). Without --model the reference model is served,
-which ships with the package. The n-th --site belongs to the n-th --sae; without --site an SAE goes where its
-file says. Further sites may be steered with directions.
+Each is a directory or a hub id. A model is any Transformers causal language model in safetensors. An SAE may
+also be named as SAELens (release/sae_id) or Neuronpedia (model/source) names it; saegis sae --help says which
+files are read. Without --model the reference model is served, which ships with the package. The n-th --site
+belongs to the n-th --sae; without --site an SAE goes where its file says. Further sites may be steered with
+directions.
 
 [bold]Limits[/bold]
 
@@ -144,6 +145,8 @@ def _event(
         "target": address.target,
         "metrics_port": address.metrics_port,
         "pid": os.getpid(),
+        "max_num_seqs": services.engine.stats().max_running,
+        "max_model_len": services.engine.max_length,
         "policies": [
             {"name": policy.name, "revision": policy.revision, "serial": policy.serial}
             for policy in _in_force(services)
@@ -157,6 +160,8 @@ def _show(address: Address, services: Services, config: ServerConfig) -> None:
     """Print the same for people, and what to do next."""
     everybody = "every program of this user" if config.unix else "every program of this machine"
     rows = [("SAE", f"{source.id or source.path} {source.site or ''}") for source in config.saes]
+    engine = services.engine
+    rows.append(("at once", f"{engine.stats().max_running} sequences of {engine.max_length} tokens"))
     if address.metrics_port is not None:
         rows.append(("metrics", f"http://{config.metrics_host}:{address.metrics_port}/metrics"))
     rows.append(("open to", f"the principals of {config.identities}" if config.identities else everybody))

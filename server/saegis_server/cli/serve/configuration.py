@@ -132,6 +132,7 @@ def _served_settings(served: Served) -> dict[str, Any]:
         "model": model,
         "name": name,
         "saes": sources,
+        "unmatched_saes": served.unmatched_saes,
         "sites": further,
         "dtype": served.dtype,
         "device": served.device,

@@ -56,7 +56,8 @@ class Served:
         list[str] | None,
         typer.Option(
             metavar="[ID=]PATH_OR_HUB_ID",
-            help="An SAE, with its name in requests; by default that of its directory. Again for another.",
+            help="An SAE, with its name in requests; by default that of its directory. Also SAELens's "
+            "release/sae_id and Neuronpedia's model/source. Again for another.",
         ),
     ] = None
     site: Annotated[
@@ -70,6 +71,10 @@ class Served:
             help="The norm scaling factor of an SAE whose file does not state it. Again for another.",
         ),
     ] = None
+    unmatched_saes: Annotated[
+        Unmatched,
+        typer.Option(help="What to do with an SAE whose files name another model or place than is served."),
+    ] = Unmatched.REFUSE
     name: Annotated[str | None, typer.Option(metavar="NAME", help="What the model is called in answers.")] = (
         None
     )
@@ -242,10 +247,27 @@ _limits = partial(typer.Option, rich_help_panel="Limits")
 class Limits:
     """Limits of requests and callers, as written on the command line."""
 
-    max_num_seqs: Annotated[int, _limits(min=1, max=1024, help="Sequences that share a batch.")] = 16
+    kv_memory: Annotated[
+        str | None,
+        _limits(
+            metavar="BYTES_OR_SHARE",
+            help="Memory for the sequences that run, such as 4GiB, or a share of what is free after the "
+            "weights; by default 0.5, on a GPU 0.85.",
+        ),
+    ] = None
+    max_num_seqs: Annotated[
+        int | None,
+        _limits(
+            min=1, max=1024, help="Sequences that share a batch; by default 16, or those that memory is for."
+        ),
+    ] = None
     max_model_len: Annotated[
         int | None,
-        _limits(min=2, help="Tokens of prompt and completion together; by default what the model allows."),
+        _limits(
+            min=2,
+            help="Tokens of prompt and completion together; by default what the model allows and memory is "
+            "for.",
+        ),
     ] = None
     rows: Annotated[
         list[str] | None,

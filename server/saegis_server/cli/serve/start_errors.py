@@ -2,7 +2,8 @@
 
 from saegis.cli.output import own_command
 from saegis_server.audit import AuditError
-from saegis_server.engine.api import CanaryError
+from saegis_server.engine.api import CanaryError, FidelityError
+from saegis_server.engine.torch.attention import UnsupportedModelError
 from saegis_server.engine.torch.loading import MachineError, ModelLoadError
 from saegis_server.engine.torch.warmup import NotCompiledError
 from saegis_server.policy.errors import HistoryError, PolicyError
@@ -16,12 +17,13 @@ _ADVICE: tuple[tuple[type[Exception], str, str], ...] = (
     (
         SAEFileError,
         "the SAE cannot be read: ",
-        "give --sae a directory in SAELens's layout that fits the model",
+        "{saegis} sae info shows what the files are; {saegis} sae --help names those that are read",
     ),
     (SAEMismatch, "", "give the --site at which the SAE was trained, or the SAE that belongs to this model"),
     (SiteError, "", "sites are written layers.NUMBER.resid_post; give another --site"),
     (MachineError, "", "--dtype and --device say on what the model runs; see {saegis} serve --help"),
     (ModelLoadError, "the model cannot be loaded: ", "give --model a directory or hub id with safetensors"),
+    (UnsupportedModelError, "", "docs/models.md lists the families that are served"),
     (
         IdentitiesError,
         "the identities cannot be read: ",
@@ -38,6 +40,11 @@ _ADVICE: tuple[tuple[type[Exception], str, str], ...] = (
         "the message says which file; see --policy-state",
     ),
     (AuditError, "the audit log cannot be used: ", "see --audit, or move the directory's files away"),
+    (
+        FidelityError,
+        "the model is not served as Transformers runs it: ",
+        "try --compile never and --dtype float32, and report the defect",
+    ),
     (CanaryError, "steering does not do what it must: ", "try --compile never, and report the defect"),
     (
         NotCompiledError,

@@ -3,33 +3,58 @@
 Grouped heads are never expanded: the queries of a group are the rows of one product with its keys.
 """
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from textwrap import shorten
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
+from saegis_server.engine.api import CanaryError
 from saegis_server.engine.torch.context import Mode, StepContext
+from saegis_server.engine.torch.masks import visible
+from saegis_server.engine.torch.memory import is_want_of_memory
+from saegis_server.steering.site import SiteError
 
 NAME = "saegis"
+#: How many characters of another library's message are told.
+_BRIEF = 200
 
 
 class UnsupportedModelError(ValueError):
-    """A model whose attention this engine cannot run faithfully."""
+    """A model that this engine cannot run faithfully, and why."""
 
 
-def install_attention(model: PreTrainedModel, context: StepContext) -> None:
-    """Make `model` attend through `context`.
+def unsupported(model: PreTrainedModel, reason: object) -> UnsupportedModelError:
+    """The refusal of a model, in one sentence."""
+    return UnsupportedModelError(f"{type(model).__name__} cannot be served: {reason}")
 
-    Raises UnsupportedModelError if its code does not go through Transformers' attention interface.
+
+@contextmanager
+def refusing(model: PreTrainedModel, what: str) -> Iterator[None]:
+    """While open, what Transformers' code fails with, whatever it is, is the model's refusal: `what` fails.
+
+    Refusals of this engine's own pass as they are, and so does a want of memory.
     """
-    if not getattr(model, "_supports_attention_backend", False):
-        raise UnsupportedModelError(f"{type(model).__name__} does not take a custom attention function")
-    AttentionInterface.register(NAME, attend)
+    try:
+        yield
+    except (UnsupportedModelError, CanaryError, SiteError):
+        raise
+    except Exception as error:
+        if is_want_of_memory(error):
+            raise
+        first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+        brief = shorten(first, _BRIEF, placeholder=" ...")
+        raise unsupported(model, f"{what} fails ({type(error).__name__}: {brief})") from error
+
+
+def install_attention(model: PreTrainedModel, attending: Iterable[nn.Module], context: StepContext) -> None:
+    """Make `model` attend through `context`; `attending` are the modules that call attention."""
     model.set_attn_implementation(NAME)
-    for module in model.modules():
-        if hasattr(module, "layer_idx") and hasattr(module, "is_causal"):
-            module.saegis_context = context  # type: ignore[assignment]
+    for module in attending:
+        module.saegis_context = context  # type: ignore[assignment]
 
 
 def attend(
@@ -39,29 +64,24 @@ def attend(
     value: Tensor,
     attention_mask: Tensor | None,
     scaling: float | None = None,
-    sliding_window: int | None = None,
     softcap: float | None = None,
-    **extra: Any,
+    s_aux: Tensor | None = None,
+    **_: Any,
 ) -> tuple[Tensor, None]:
     """Attention of new tokens: query [B, H, Q, D], key and value [B, Hkv, Q, D] → [B, Q, H, D].
 
-    The new keys and values are written to the cache first. Without a step (a capture), causal attention over
-    the new tokens alone.
+    The new keys and values are written to the cache first. Without a step (a capture), attention is over the
+    new tokens alone. attention_mask: which places each sees, bool [B, 1 or H, Q, K], as the model's own code
+    asked for it. s_aux: [H], a logit of each head that takes weight and gives nothing (a sink).
     """
-    if extra.get("s_aux") is not None:
-        raise UnsupportedModelError("attention sinks are not supported")
     context: StepContext = module.saegis_context  # type: ignore[assignment]
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if context.mode is Mode.DECODE:
         keys, values = _write_decode(context, module.layer_idx, key, value)  # type: ignore[arg-type]
     elif context.mode is Mode.PREFILL:
         keys, values = _write_prefill(context, module.layer_idx, key, value)  # type: ignore[arg-type]
     else:
         keys, values = key.flatten(0, 1), value.flatten(0, 1)
-    positions = context.positions
-    if positions is None or context.mode is Mode.CAPTURE:
-        positions = torch.arange(query.shape[2], device=query.device).expand(query.shape[0], -1)
-    return _attend(query, keys, values, positions, scale, sliding_window, softcap), None
+    return mix(query, keys, values, attention_mask, scaling, softcap, s_aux), None
 
 
 def _write_decode(context: StepContext, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -88,27 +108,43 @@ def _write_prefill(context: StepContext, layer: int, key: Tensor, value: Tensor)
     return held[0], held[1]
 
 
-def _attend(
+def mix(
     query: Tensor,
     keys: Tensor,
     values: Tensor,
-    positions: Tensor,
-    scale: float,
-    window: int | None,
-    softcap: float | None,
+    seen: Tensor | None,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
+    """The values [B·Hkv, K, Dv] by their weights for each query [B, H, Q, D] → [B, Q, H, Dv].
+
+    keys: like values, of the queries' width. The rest: as in `attend`. Raises ValueError where `seen` is no
+    mask of these places.
+    """
     batch, heads, tokens, width = query.shape
-    groups = keys.shape[0] // batch
-    grouped = query.reshape(batch * groups, (heads // groups) * tokens, width)
+    if seen is None or seen.dtype != torch.bool or seen.shape[2] != tokens or seen.shape[3] != keys.shape[1]:
+        raise ValueError("attention does not get the mask that Transformers made for it")
+    groups, scale = keys.shape[0] // batch, width**-0.5 if scaling is None else scaling
+    each = heads // groups
+    grouped = query.reshape(batch * groups, each * tokens, width)
     scores = torch.bmm(grouped, keys.transpose(1, 2)).to(torch.float32) * scale
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
-    scores = scores.view(batch, groups, heads // groups, tokens, keys.shape[1])
-    places = torch.arange(keys.shape[1], device=query.device)
-    visible = places <= positions[:, :, None]
-    if window is not None:
-        visible = visible & (places > positions[:, :, None] - window)
-    scores = torch.where(visible[:, None, None], scores, -torch.inf)
-    weights = torch.softmax(scores, dim=-1).to(query.dtype).view(*grouped.shape[:2], keys.shape[1])
-    mixed = torch.bmm(weights, values).view(batch, heads, tokens, width)
-    return mixed.transpose(1, 2)
+    scores = scores.view(batch, groups, each, tokens, keys.shape[1])
+    # One mask for all heads, or one a head.
+    by_group = seen[:, :, None] if seen.shape[1] == 1 else seen.reshape(batch, groups, each, *seen.shape[2:])
+    scores = torch.where(by_group, scores, -torch.inf)
+    if sinks is not None:
+        sink = sinks.to(torch.float32).reshape(1, groups, each, 1, 1).expand(*scores.shape[:-1], 1)
+        weights = torch.softmax(torch.cat((sink, scores), -1), dim=-1)[..., 1:]
+    else:
+        weights = torch.softmax(scores, dim=-1)
+    weights = weights.to(query.dtype).reshape(*grouped.shape[:2], keys.shape[1])
+    mixed = torch.bmm(weights, values).view(batch, heads, tokens, values.shape[-1])
+    return mixed.transpose(1, 2).contiguous()  # as some models take it for granted
+
+
+# Once, when this is imported: what is compiled is guarded by what is registered.
+AttentionInterface.register(NAME, attend)
+AttentionMaskInterface.register(NAME, visible)

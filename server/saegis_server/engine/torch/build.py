@@ -5,13 +5,27 @@ from collections.abc import Iterable, Mapping
 
 import torch
 
+from saegis_server.amounts import Portion, in_units
 from saegis_server.engine.api import Progress
-from saegis_server.engine.sites import site_module
+from saegis_server.engine.torch.attention import refusing
 from saegis_server.engine.torch.compile_cache import CompileCacheError, Kept, settle
 from saegis_server.engine.torch.loading import LoadedModel
-from saegis_server.engine.torch.memory import is_want_of_memory
+from saegis_server.engine.torch.memory import free_bytes, is_want_of_memory
+from saegis_server.engine.torch.places import check_places
+from saegis_server.engine.torch.reference import record
+from saegis_server.engine.torch.rope import freeze_rope
+from saegis_server.engine.torch.sizing import (
+    FEWEST_SLOTS,
+    SHARE_OF_CPU,
+    SHARE_OF_GPU,
+    Size,
+    Wishes,
+    fit,
+    needs_of,
+)
 from saegis_server.engine.torch.slots import Slots
-from saegis_server.engine.torch.step import SMALLEST, Step
+from saegis_server.engine.torch.step import Step
+from saegis_server.engine.torch.support import survey
 from saegis_server.engine.torch.usage import UsageCounting
 from saegis_server.engine.torch.warmup import NotCompiledError, missing_compiler, warm_up
 from saegis_server.steering.rows import Norm
@@ -37,35 +51,61 @@ def compiles(choice: str, device: str, progress: Progress) -> bool:
 def build_step(
     loaded: LoadedModel,
     norms: Mapping[Site, frozenset[Norm]],
-    max_running: int,
-    max_length: int | None,
+    wishes: Wishes,
     capacity: Capacity,
     compiled: bool,
+    progress: Progress,
     keeps: Iterable[Site] = (),
+    taken: int = 0,
 ) -> Step:
-    """A step with a slot of `max_length` tokens, or the model's whole context, for each of `max_running`.
+    """A step with the slots that are wished for, or those that the memory has room for, which is told.
 
-    norms: the normalisations that are used at each site, in any order. keeps: see Step. Raises SiteError for
-    a site that the model does not have, and ValueError for a length that it does not have or for which there
-    is no memory.
+    norms: the normalisations that are used at each site, in any order. keeps: see Step. taken: how many bytes
+    of what is free something else will take. Raises UnsupportedModelError for a model that the engine cannot
+    run, SiteError for a site that the model does not have or that is not what its name says, and ValueError,
+    before anything is allocated, for slots that it does not have or for which there is no memory.
     """
-    for site in norms:
-        site_module(loaded.model, site)
+    survey(loaded.model)
+    with refusing(loaded.model, "Transformers' own code"):
+        check_places(loaded.model, norms)
     in_order = {site: norms[site] for site in sorted(norms, key=forward_order)}
-    length = max_length or loaded.max_context
-    if length > loaded.max_context:
-        raise ValueError(f"max_model_len is {length}; the model's context has {loaded.max_context} tokens")
-    count = max(max_running, SMALLEST)
+    size, told = _size(loaded, tuple(in_order), wishes, capacity, taken)
+    progress(told, 0, 0)
+    if (frozen := freeze_rope(loaded.model, size.length)) is not None:
+        _LOG.warning("%s", frozen)
+    with refusing(loaded.model, "Transformers' own code"):
+        reference = record(loaded.model, in_order, size.length)
     try:
-        slots = Slots(loaded.model, tuple(in_order), count, length, capacity)
+        slots = Slots(loaded.model, tuple(in_order), size.count, size.length, capacity)
     except Exception as error:
         if not is_want_of_memory(error):
             raise
+        raise ValueError(f"{told}, but they are not to be had: lower kv_memory") from error
+    return Step(loaded.model, in_order, slots, compiled, keeps, reference)
+
+
+def _size(
+    loaded: LoadedModel, sites: tuple[Site, ...], wishes: Wishes, capacity: Capacity, taken: int
+) -> tuple[Size, str]:
+    """The slots to make, and in a line what they take. Raises ValueError for what does not fit."""
+    context, device = loaded.max_context, loaded.model.device
+    if wishes.length is not None and wishes.length > context:
+        raise ValueError(f"max_model_len is {wishes.length}; the model's context has {context} tokens")
+    free = max(0, free_bytes(device) - taken)
+    share = SHARE_OF_GPU if device.type == "cuda" else SHARE_OF_CPU
+    budget = (wishes.memory or Portion(share=share)).of(free)
+    if budget > free:
         raise ValueError(
-            f"there is no memory for {count} sequences of {length} tokens: "
-            "lower max_num_seqs or max_model_len"
-        ) from error
-    return Step(loaded.model, in_order, slots, compiled, keeps)
+            f"kv_memory is {in_units(budget)}, but after the weights {in_units(free)} are free on {device}"
+        )
+    needs = needs_of(loaded.model, sites, capacity)
+    count = None if wishes.count is None else max(wishes.count, FEWEST_SLOTS)
+    size = fit(needs, budget, context, count, wishes.length)
+    takes = in_units(needs.of(size.count, size.length))
+    told = f"memory for {size}: {takes} of the {in_units(free)} that are free after the weights"
+    if wishes.length is None and size.length < context:
+        told += f"; the model's whole context has {context} tokens, for which there is no room"
+    return size, told
 
 
 def make_ready(

@@ -24,7 +24,7 @@ class Mode(Enum):
 
 @dataclass(slots=True)
 class KVCache:
-    """Keys and values of every layer, each [slots, kv heads, length, head width]."""
+    """Keys and values of every layer, each [slots, kv heads, length, width]; the two may differ in width."""
 
     keys: list[Tensor]
     values: list[Tensor]
@@ -32,21 +32,21 @@ class KVCache:
     @classmethod
     def allocate(
         cls,
-        layers: list[tuple[int, int]],
+        layers: list[tuple[int, int, int]],
         slots: int,
         length: int,
         dtype: torch.dtype,
         device: torch.device | str,
     ) -> "KVCache":
-        """An empty cache; `layers` gives (kv heads, head width) of each layer."""
+        """An empty cache; `layers` gives (kv heads, width of keys, width of values) of each layer."""
 
-        def make() -> list[Tensor]:
+        def make(place: int) -> list[Tensor]:
             return [
-                torch.zeros(slots, heads, length, width, dtype=dtype, device=device)
-                for heads, width in layers
+                torch.zeros(slots, layer[0], length, layer[place], dtype=dtype, device=device)
+                for layer in layers
             ]
 
-        return cls(make(), make())
+        return cls(make(1), make(2))
 
     def apart(self, length: int) -> "KVCache":
         """An empty cache of a single slot of `length` tokens, for the same model on the same device."""

@@ -10,9 +10,11 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
@@ -63,12 +65,19 @@ def load_model(
     options = {"revision": revision, "trust_remote_code": False}
     try:
         config = AutoConfig.from_pretrained(spec, **options)
+        _check_kind(spec, config)
         tokenizer = AutoTokenizer.from_pretrained(spec, **options)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             spec, config=config, dtype=wanted, use_safetensors=True, output_loading_info=True, **options
         )
+    except ModelLoadError:
+        raise
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise ModelLoadError(f"{spec}: {error}") from error
+    except Exception as error:  # Whatever else Transformers makes of a configuration that it does not expect.
+        raise ModelLoadError(
+            f"{spec}: Transformers cannot read it ({type(error).__name__}: {error})"
+        ) from error
     model: PreTrainedModel = loaded[0]
     if missing := sorted(loaded[1]["missing_keys"]):  # Transformers would make them up
         raise ModelLoadError(f"{spec}: {len(missing)} weights are missing, the first is {missing[0]}")
@@ -87,6 +96,19 @@ def load_model(
         eos_token_ids=_eos(model, tokenizer),
         max_context=int(getattr(text, "max_position_embeddings", 2048)),
     )
+
+
+def _check_kind(spec: str, config: PretrainedConfig) -> None:
+    """Raise ModelLoadError for a model that does not write on from a text, before its weights are read."""
+    if config.is_encoder_decoder:
+        raise ModelLoadError(
+            f"{spec}: {config.model_type} is an encoder-decoder model, and this server serves models that "
+            "write on from a text alone"
+        )
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ModelLoadError(
+            f"{spec}: Transformers has no {config.model_type} model that writes on from a text alone"
+        )
 
 
 def check_dtype(dtype: str) -> None:

@@ -1,8 +1,10 @@
-"""Memory: how much of a device is taken, and an allocation that failed, told apart from other failures."""
+"""Memory: how much of a device is free and taken, and an allocation that failed, told apart from other
+failures."""
 
 import torch
 
 from saegis_server.engine.api import EngineError, OutOfMemoryError
+from saegis_server.host_memory import free_host_bytes
 
 #: How torch's CPU allocator says it, in an error of no kind of its own.
 _REFUSED = ("can't allocate memory", "not enough memory")
@@ -21,6 +23,14 @@ def device_memory(device: torch.device) -> dict[str, int]:
         return {}
     free, has = torch.cuda.mem_get_info(device)
     return {"device_bytes": has - free, "device_bytes_max": has}
+
+
+def free_bytes(device: torch.device) -> int:
+    """How many bytes of a device this process can still take. For the CPU, of the host's memory."""
+    if device.type != "cuda":
+        return free_host_bytes()
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(torch.cuda.mem_get_info(device)[0]) + kept
 
 
 def own_failure(error: Exception) -> EngineError:

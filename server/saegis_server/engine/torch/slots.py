@@ -14,6 +14,7 @@ from saegis_server.engine.torch.conditions import SlotConditions
 from saegis_server.engine.torch.context import KVCache
 from saegis_server.engine.torch.observing import SlotObserving
 from saegis_server.engine.torch.sampler import sampling_table
+from saegis_server.engine.torch.support import survey
 from saegis_server.steering.admitted import AdmittedRows, Room
 from saegis_server.steering.conditions import CompiledConditions
 from saegis_server.steering.evaluator import ConditionRows, ConditionState
@@ -23,6 +24,8 @@ from saegis_server.steering.table import Capacity, SiteTable, TableView
 #: What is counted for each slot at each site: tokens edited, bans fired, the sum of ‖Δx‖/‖x‖ and the largest
 #: one. After the sites, for all of them together: tokens that any of them edited, 0, 0, 0.
 COUNTED = 4
+#: Slots beyond those asked for, and places beyond the longest text in each (see Slots).
+SPARE_SLOTS, SPARE_PLACES = 1, 1
 
 
 class SlotState(NamedTuple):
@@ -62,23 +65,23 @@ class Slots:
         count: int,
         max_length: int,
         capacity: Capacity,
+        device: torch.device | str | None = None,
     ) -> None:
-        """Allocate `count` slots of `max_length` tokens on the model's device.
+        """Allocate `count` slots of `max_length` tokens on a device, by default the model's.
 
         One place is left spare beyond `max_length`, where idle rows and the padding of one-token prompts are
         written and nothing is read, and one slot beyond `count`, for idle rows; so a step never takes the
-        whole of a tensor, which to the compiler would be another program.
+        whole of a tensor, which to the compiler would be another program. Raises UnsupportedModelError.
         """
-        config, device = model.config.get_text_config(), model.device
+        config, device = model.config.get_text_config(), device or model.device
         width = config.hidden_size
-        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        head_width = getattr(config, "head_dim", None) or width // config.num_attention_heads
-        layers = [(heads, head_width)] * config.num_hidden_layers
+        self.layers = survey(model)
+        shapes = [(each.heads, each.key_width, each.value_width) for each in self.layers]
         self.count, self.max_length, self.capacity = count, max_length, capacity
         self.vocabulary: int = config.vocab_size
         self.room = Room(sites, width, capacity, model.dtype)
-        rows = count + 1
-        self.cache = KVCache.allocate(layers, rows, max_length + 1, model.dtype, device)
+        rows = count + SPARE_SLOTS
+        self.cache = KVCache.allocate(shapes, rows, max_length + SPARE_PLACES, model.dtype, device)
         self.tables = {site: SiteTable(rows, width, capacity, device) for site in sites}
         self.sampling = sampling_table(rows, self.vocabulary, device)
         self.state = SlotState(

@@ -18,6 +18,8 @@ from saegis_server.engine.torch.attention import install_attention
 from saegis_server.engine.torch.conditions import Outcome, StepConditions, settle
 from saegis_server.engine.torch.context import KVCache, Mode, StepContext
 from saegis_server.engine.torch.hooks import install_hooks
+from saegis_server.engine.torch.masks import SeenPlaces
+from saegis_server.engine.torch.reference import Reference
 from saegis_server.engine.torch.sampler import SamplingTable, sample
 from saegis_server.engine.torch.slots import COUNTED, Slots, TextTables
 from saegis_server.steering.apply import Readings
@@ -136,16 +138,20 @@ class Step:
         slots: Slots,
         compiled: bool,
         keeps: Iterable[Site] = (),
+        reference: Reference | None = None,
     ) -> None:
         """Install attention and hooks in `model`; `sites` gives the normalisations used at each.
 
-        keeps: those of them whose clean activations every step gives out.
+        keeps: those of them whose clean activations every step gives out. reference: what the model gave
+        before, for the warm-up to compare with.
         """
         self.model, self.sites, self.slots, self.compiled = model, tuple(sites), slots, compiled
         self.norms, self.device = sites, model.device
         self.keeps = tuple(site for site in sites if site in set(keeps))
+        self.reference = reference
         self.context = StepContext(keeps=frozenset(self.keeps))
-        install_attention(model, self.context)
+        self.seen = SeenPlaces(self.context)
+        install_attention(model, (layer.module for layer in slots.layers), self.context)
         install_hooks(model, sites, self.context)
         self._make()
 
@@ -266,7 +272,13 @@ class Step:
         self._steer(positions, given, begins, dict(tables.views), rows, state)
         try:
             ids = torch.tensor([tokens], device=self.device)
-            output = self.model(input_ids=ids, position_ids=positions, use_cache=False, return_dict=True)
+            output = self.model(
+                input_ids=ids,
+                position_ids=positions,
+                past_key_values=self.seen,
+                use_cache=False,
+                return_dict=True,
+            )
             counts, acted = torch.zeros(1, 1, COUNTED), torch.zeros(1, 0, 2)
             state, peaks, outcome, conditions = tables.state, tables.peaks, given, context.conditions
             if conditions is not None and self.sites:
@@ -384,7 +396,12 @@ class Step:
         """Logits of one position of each row, float32 [B, V]."""
         kept: Any = 1 if keep is None else keep
         output = self.model(
-            input_ids=tokens, position_ids=positions, use_cache=False, logits_to_keep=kept, return_dict=True
+            input_ids=tokens,
+            position_ids=positions,
+            past_key_values=self.seen,
+            use_cache=False,
+            logits_to_keep=kept,
+            return_dict=True,
         )
         logits: Tensor = output.logits[:, -1].to(torch.float32)
         return logits

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from saegis_server.engine.api import CanaryError, Progress, SamplingParams
+from saegis_server.engine.torch.attention import refusing
+from saegis_server.engine.torch.fidelity import compare
 from saegis_server.engine.torch.site_reading import edited
 from saegis_server.engine.torch.step import SMALLEST, Extent, Step
 from saegis_server.engine.torch.usage import UsageCounting
@@ -47,11 +49,13 @@ def warm_up(step: Step, progress: Progress, kept: bool = False, usage: UsageCoun
     compiling, and CanaryError.
     """
     verb = "running" if not step.compiled else "loading compiled" if kept else "compiling"
+    known = step.reference
     stages: list[tuple[str, Callable[[], object]]] = [
         (f"{verb} prefill", lambda: step.prefill(0, [0, 1, 2], 0, Extent(SMALLEST, 3), False)),
         (f"{verb} decode", lambda: step.decode(Extent(SMALLEST, 4), 1, False)),
         (f"{verb} the sampler", lambda: step.decode(Extent(SMALLEST, 5), 1, True)),
         *(() if usage is None else ((f"{verb} the count of features", usage.warm_up),)),
+        *(() if known is None else (("comparing with Transformers", lambda: compare(step, known)),)),
         *((f"canary at {site}", lambda site=site: _canary(step, site)) for site in step.sites),
     ]
     if usage is not None:
@@ -59,7 +63,11 @@ def warm_up(step: Step, progress: Progress, kept: bool = False, usage: UsageCoun
     for done, (name, run) in enumerate(stages):
         progress(name, done, len(stages))
         try:
-            run()
+            if step.compiled:
+                run()
+            else:
+                with refusing(step.model, name):
+                    run()
         except Exception as error:
             if not step.compiled or isinstance(error, CanaryError):
                 raise

@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
+from saegis_server.amounts import Portion
 from saegis_server.audit.log import AuditSettings
 from saegis_server.policy.errors import Unmatched
 from saegis_server.rpc.auth.principals import Name
@@ -31,7 +32,8 @@ class _Strict(BaseModel):
 
 
 class SAESource(_Strict):
-    """One SAE to load: `path` is a directory or a hub id (owner/repo[/folder][@revision]).
+    """One SAE to load: `path` is a directory, a hub id (owner/repo[/folder][@revision]), or what SAELens
+    (release/sae_id) or Neuronpedia (model/source) calls it.
 
     site: where it belongs; by default the hook point that its file states. id: its name in requests; by
     default the directory's name. norm_scaling_factor: for an SAE whose file does not state it.
@@ -71,9 +73,13 @@ class ServerConfig(_Strict):
     """All settings of `serve`.
 
     model: a local directory or hub id of a Transformers causal language model. name: the model's name in
-    GetModel and receipts; by default `model`. sites: further sites, beside those of the SAEs, that requests
-    may steer with directions. port, metrics_port: 0 means any free port; metrics_port None means no metrics
-    endpoint. max_model_len: the most tokens of prompt and completion together; by default the model's limit.
+    GetModel and receipts; by default `model`. unmatched_saes: whether an SAE whose files name another model
+    or place is refused, or only causes a warning. sites: further sites, beside those of the SAEs, that
+    requests may steer with directions. port, metrics_port: 0 means any free port; metrics_port None means no
+    metrics endpoint. kv_memory: what running sequences may take of the memory that is free after the weights,
+    as bytes (4GiB) or a share (0.5), which is the default on a CPU; 0.85 on a GPU. max_num_seqs,
+    max_model_len: how many run at once, and the most tokens of prompt and completion together; by default 16
+    and the model's limit, or what there is memory for.
     rows: room for rows of a kind, for each sequence and site, where it is not the default. queue_limit: the
     most waiting sequences; a caller with few of them finds room beyond it, up to the share `fair_share` of
     it. fair_slots, fair_seconds: so many slots are kept for tenants that had one within so many seconds; by
@@ -98,6 +104,7 @@ class ServerConfig(_Strict):
     model: str = Field(min_length=1)
     name: str | None = Field(default=None, min_length=1)
     saes: tuple[SAESource, ...] = ()
+    unmatched_saes: Unmatched = Unmatched.REFUSE
     sites: tuple[str, ...] = ()
     dtype: str = "auto"
     device: str = "cpu"
@@ -110,7 +117,8 @@ class ServerConfig(_Strict):
     audit: AuditSettings | None = None
     reflection: bool = True
     max_message_bytes: int = Field(default=DEFAULT_MAX_MESSAGE_BYTES, ge=1024, le=LARGEST_MESSAGE_BYTES)
-    max_num_seqs: int = Field(default=16, ge=1, le=1024)
+    kv_memory: str | None = None
+    max_num_seqs: int | None = Field(default=None, ge=1, le=1024)
     max_model_len: int | None = Field(default=None, ge=2)
     rows: dict[RowKind, Room] = {}
     queue_limit: int = Field(default=256, ge=1, le=1_000_000)
@@ -143,6 +151,13 @@ class ServerConfig(_Strict):
         except ValueError:
             raise ValueError(f"{host!r} is neither an IP address nor localhost") from None
         return host
+
+    @field_validator("kv_memory")
+    @classmethod
+    def _is_amount(cls, text: str | None) -> str | None:
+        if text is not None:
+            Portion.parse(text)
+        return text
 
     @field_validator("traces")
     @classmethod
@@ -188,10 +203,9 @@ class ServerConfig(_Strict):
 
     @model_validator(mode="after")
     def _leaves_slots_to_take(self) -> Self:
-        if self.fair_slots is not None and self.fair_slots >= self.max_num_seqs:
-            raise ValueError(
-                f"fair_slots: {self.fair_slots} slots cannot be kept of {self.max_num_seqs} (max_num_seqs)"
-            )
+        slots = self.max_num_seqs or 16
+        if self.fair_slots is not None and self.fair_slots >= slots:
+            raise ValueError(f"fair_slots: {self.fair_slots} slots cannot be kept of {slots} (max_num_seqs)")
         return self
 
     @model_validator(mode="after")

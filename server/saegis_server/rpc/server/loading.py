@@ -9,14 +9,17 @@ import torch
 from torch import Tensor
 
 from saegis.version import __version__
+from saegis_server.amounts import Portion
 from saegis_server.engine.api import Engine, FirstToken, Limits, Progress
 from saegis_server.engine.counts import Dictionary
 from saegis_server.engine.torch.build import build_step, compiles
 from saegis_server.engine.torch.engine import TorchEngine
 from saegis_server.engine.torch.loading import LoadedModel, check_device, check_dtype, load_model
 from saegis_server.engine.torch.site_reading import show_sites
+from saegis_server.engine.torch.sizing import Wishes
 from saegis_server.engine.torch.step import Step
 from saegis_server.engine.torch.usage import UsageCounting
+from saegis_server.engine.torch.weights import require_room
 from saegis_server.policy.decide.decide import PolicySet
 from saegis_server.policy.decide.world import World
 from saegis_server.policy.store.store import PolicyStore
@@ -24,7 +27,7 @@ from saegis_server.rpc.auth.identities import callers_of
 from saegis_server.rpc.auth.watch_set import WatchSet, features_of, named_feature
 from saegis_server.rpc.server.config import ServerConfig
 from saegis_server.rpc.server.premises import Premises, govern
-from saegis_server.rpc.server.sae_sources import PlacedSAE, Survey, check_sae, read_sae
+from saegis_server.rpc.server.sae_sources import PlacedSAE, Survey, check_origin, check_sae, read_sae
 from saegis_server.rpc.services.shared import ModelFacts, Services
 from saegis_server.rpc.wire.prompts import PromptReader
 from saegis_server.rpc.wire.targets import Targets
@@ -54,15 +57,22 @@ def load_services(config: ServerConfig, premises: Premises, progress: Progress) 
     """
     compiled = compiles(config.compile, config.device, progress)
     progress("loading the model", 0, 0)
+    require_room(config.model, config.dtype, config.device)
     loaded = load_model(config.model, config.dtype, config.device)
     width = loaded.model.config.get_text_config().hidden_size
     placed = []
     for count, source in enumerate(config.saes):
         progress("loading SAEs", count, len(config.saes))
-        placed.append(read_sae(source, width))
+        placed.append(read_sae(source, width, lambda told: progress(told, 0, 0)))
+        check_origin(
+            placed[-1],
+            (config.name or "", *model_names(loaded)),
+            has_layer_norms(loaded),
+            config.unmatched_saes,
+        )
         if not placed[-1].loaded.labels:
             log.warning("%s: there is no %s, so no feature has a label", source.path, LABELS_FILE)
-    step = _step(config, loaded, placed, compiled)
+    step = _step(config, loaded, placed, compiled, progress)
     prompts = PromptReader(loaded.tokenizer, step.slots.vocabulary)
     checked = []
     for count, sae in enumerate(placed):
@@ -72,6 +82,16 @@ def load_services(config: ServerConfig, premises: Premises, progress: Progress) 
         examples = Examples.load(sae.folder, fits.sae, step.slots.vocabulary)
         checked.append(replace(fits, examples=examples))
     return services(config, premises, loaded, step, prompts, checked)
+
+
+def model_names(loaded: LoadedModel) -> tuple[str, ...]:
+    """What a model is called: by where it was loaded from, and by its own configuration."""
+    return loaded.name, str(loaded.model.config.get_text_config()._name_or_path)
+
+
+def has_layer_norms(loaded: LoadedModel) -> bool:
+    """Whether what the model reads of its stream is centred by its norms, as in GPT-2 and Pythia."""
+    return any(isinstance(module, torch.nn.LayerNorm) for module in loaded.model.modules())
 
 
 def services(
@@ -139,7 +159,7 @@ def _engine(
         step,
         loaded.tokenizer,
         loaded.eos_token_ids,
-        config.max_num_seqs,
+        config.max_num_seqs or step.slots.count,
         limits,
         first,
         config.compile == "always",
@@ -184,14 +204,29 @@ def _usage_book(config: ServerConfig, engine: Engine, saes: Sequence[LoadedSAE])
     return UsageBook(engine.take_usage, counted, config.usage_every, config.usage_state)
 
 
-def _step(config: ServerConfig, loaded: LoadedModel, placed: Sequence[PlacedSAE], compiled: bool) -> Step:
+def _step(
+    config: ServerConfig,
+    loaded: LoadedModel,
+    placed: Sequence[PlacedSAE],
+    compiled: bool,
+    progress: Progress,
+) -> Step:
     sites = {Site.parse(name): frozenset((Norm.NONE,)) for name in config.sites}
     for sae in placed:
         norms = sites.get(sae.loaded.site, frozenset((Norm.NONE,)))
         sites[sae.loaded.site] = norms | {sae.loaded.sae.norm}
     room = Capacity(**config.rows)
+    memory = None if config.kv_memory is None else Portion.parse(config.kv_memory)
+    wishes = Wishes(memory, config.max_num_seqs, config.max_model_len)
     keeps = [sae.loaded.site for sae in placed] if config.usage_every else []
-    return build_step(loaded, sites, config.max_num_seqs, config.max_model_len, room, compiled, keeps)
+    counted = [sae.loaded.sae.W_enc.nbytes for sae in placed if config.usage_every]
+    step = build_step(loaded, sites, wishes, room, compiled, progress, keeps, sum(counted))
+    if config.fair_slots is not None and config.fair_slots >= step.slots.count:
+        raise ValueError(
+            f"fair_slots: {config.fair_slots} slots cannot be kept of the {step.slots.count} for which there "
+            "is memory"
+        )
+    return step
 
 
 def _capture_at(step: Step, site: Site) -> Callable[[Sequence[int]], Tensor]:

@@ -9,14 +9,18 @@ from pathlib import Path
 
 from torch import Tensor
 
+from saegis_server.amounts import in_units
+from saegis_server.host_memory import free_host_bytes
+from saegis_server.policy.errors import Unmatched
 from saegis_server.rpc.server.config import SAESource
 from saegis_server.sae.catalog import LoadedSAE
 from saegis_server.sae.checks import check_reconstruction, largest_fvu, measure, stated_fit
 from saegis_server.sae.errors import SAEFileError
-from saegis_server.sae.files import load_sae, resolve_sae
+from saegis_server.sae.files import FILES, load_sae, resolve_sae
 from saegis_server.sae.labels import Labels
-from saegis_server.sae.layout import SAMPLE_FILE
+from saegis_server.sae.layout import SAMPLE_FILE, weigh
 from saegis_server.sae.left_out import left_out
+from saegis_server.sae.origin import misfits
 from saegis_server.steering.site import Site, SiteError
 
 log = logging.getLogger("saegis.rpc")
@@ -27,6 +31,10 @@ Survey = Callable[[Sequence[int], Callable[[Site, Tensor], None]], None]
 TRAINED_BY = "saegis_version"
 #: Tokens on which an SAE is checked. The first is left out, since its norm is an outlier.
 CHECKED_TOKENS = 512
+#: What an SAE of this many bytes takes is told.
+_LARGE = 2**30
+#: On a wide SAE fewer are checked, so many that this many numbers are encoded; still enough to see a misfit.
+_CHECKED_NUMBERS, _FEWEST_CHECKED = 2**26, 64
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,14 +47,19 @@ class PlacedSAE:
     folder: Path
 
 
-def read_sae(source: SAESource, width: int) -> PlacedSAE:
-    """Read one SAE; `width` is that of the model's activations.
+def read_sae(source: SAESource, width: int, tell: Callable[[str], None] = log.info) -> PlacedSAE:
+    """Read one SAE; `width` is that of the model's activations. tell: hears what memory a large one takes,
+    before it is taken.
 
-    Raises SAEFileError, which names the file and the reason, if it cannot be read, its site is not known, or
-    its width differs.
+    Raises SAEFileError, which names the file and the reason, if it cannot be read, its site is not known, its
+    width differs, or there is no memory for it.
     """
-    path = resolve_sae(source.path)
-    sae = load_sae(path, name=source.id, norm_scaling_factor=source.norm_scaling_factor)
+    found = resolve_sae(source.path)
+    path, release = found.folder, found.release
+    if source.norm_scaling_factor is not None:
+        release = replace(release, norm_scaling_factor=source.norm_scaling_factor)
+    _require_memory(path, tell)
+    sae = load_sae(path, name=source.id, release=release)
     if sae.width != width:
         raise SAEFileError(
             path, f"the SAE reads activations of width {sae.width}; the model's are {width} wide"
@@ -68,6 +81,44 @@ def read_sae(source: SAESource, width: int) -> PlacedSAE:
             SAMPLE_FILE,
         )
     return PlacedSAE(LoadedSAE(sae, site, labels), sample, path)
+
+
+def check_origin(
+    placed: PlacedSAE, names: Sequence[str], has_layer_norms: bool, unmatched: Unmatched
+) -> None:
+    """Raise SAEFileError if the files of an SAE name another model or place than it is served at, unless that
+    is only to be warned of; and if it reads a centred stream, and the model has no layer norms.
+
+    names: what the served model is called.
+    """
+    sae, site = placed.loaded.sae, placed.loaded.site
+    if sae.centred and not has_layer_norms:
+        raise SAEFileError(
+            placed.folder,
+            "center_writing_weights: it reads the stream without its mean, and this model, which has no "
+            "layer norms, cannot be centred",
+        )
+    for misfit in misfits(sae, site, names):
+        if unmatched is Unmatched.REFUSE:
+            raise SAEFileError(placed.folder, f"{misfit}; serve it anyway with --unmatched-saes warn")
+        log.warning("%s: %s", placed.folder, misfit)
+
+
+def _require_memory(folder: Path, tell: Callable[[str], None]) -> None:
+    """Tell what a large SAE takes; raise SAEFileError where there is no memory for it."""
+    for path in (folder / name for name in FILES if name.endswith(".safetensors")):
+        if not path.is_file():
+            continue
+        weight, free = weigh(path), free_host_bytes()
+        if weight.copied > free:
+            raise SAEFileError(
+                path, f"takes {in_units(weight.copied)} of memory as float32, but {in_units(free)} are free"
+            )
+        if weight.copied + weight.mapped >= _LARGE:
+            tell(
+                f"{path}: {in_units(weight.copied)} of memory, of {in_units(free)} that are free; "
+                f"{in_units(weight.mapped)} stay in the file"
+            )
 
 
 def _sample(path: Path) -> str | None:
@@ -102,7 +153,8 @@ def check_sae(
     sae, site = placed.loaded.sae, placed.loaded.site
     own = placed.sample is not None
     text = placed.sample if placed.sample is not None else SAMPLE_TEXT
-    tokens = list(encode(text))[: min(CHECKED_TOKENS, max_length)]
+    enough = max(_FEWEST_CHECKED, min(CHECKED_TOKENS, _CHECKED_NUMBERS // sae.features))
+    tokens = list(encode(text))[: min(enough, max_length)]
     kept = ~left_out(tokens, sae, special, first=1)
 
     def elsewhere() -> dict[str, float]:

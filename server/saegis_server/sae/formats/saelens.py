@@ -15,9 +15,23 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from saegis_server.sae.autoencoder import TENSORS, Architecture, SparseAutoencoder
+from saegis_server.sae.autoencoder import TENSORS, Architecture, SparseAutoencoder, check_shapes
 from saegis_server.sae.errors import SAEFileError
-from saegis_server.sae.layout import SAMPLE_FILE, Layout, files_digest, read_json, read_safetensors
+from saegis_server.sae.layout import (
+    NO_RELEASE,
+    SAMPLE_FILE,
+    Fields,
+    Layout,
+    Release,
+    files_digest,
+    fold_centring,
+    fold_decoder_norms,
+    fold_scale,
+    large_matrices,
+    read_json,
+    read_safetensors,
+)
+from saegis_server.sae.mapped import MappedFile
 from saegis_server.steering.rows import Norm
 
 CONFIG_FILE = "cfg.json"
@@ -32,7 +46,6 @@ _NORM_NAMES = {
 }
 #: Names from before version 6, and the names since (SAELens `handle_pre_6_0_config`).
 _RENAMED = {"hook_point": "hook_name", "hook_point_head_index": "hook_head_index"}
-_LARGEST = 1e30
 _DTYPES = ("float16", "bfloat16", "float32", "float64")
 _NORMS = {
     "none": Norm.NONE,
@@ -41,17 +54,14 @@ _NORMS = {
     "layer_norm": Norm.LAYER_NORM,
 }
 _BY_RANK = "decides by rank which features are active, which needs every pre-activation"
-_AS_JUMPRELU = (
-    f"{_BY_RANK}; save it with SAELens' save_inference_model, which writes it as jumprelu with a fixed "
-    "threshold, and load that"
-)
 _TRANSCODER = "reads at one site and writes at another; load an SAE that reads and writes the same site"
+_LOADING = "model_from_pretrained_kwargs"
+#: Training checkpoints, which SAELens's save_inference_model would write as jumprelu.
+_CHECKPOINTS = ("batchtopk", "matryoshka_batchtopk")
+_CANONICAL = {"topk": Architecture.STANDARD, **dict.fromkeys(_CHECKPOINTS, Architecture.JUMPRELU)}
 #: Why an architecture of SAELens is refused, and what to do instead.
 _REFUSED = {
-    "topk": f"{_BY_RANK}; retrain or convert it as batchtopk or jumprelu with a fixed threshold",
     "abstopk": f"{_BY_RANK}; retrain it as batchtopk or jumprelu",
-    "batchtopk": _AS_JUMPRELU,
-    "matryoshka_batchtopk": _AS_JUMPRELU,
     "transcoder": _TRANSCODER,
     "skip_transcoder": _TRANSCODER,
     "jumprelu_transcoder": _TRANSCODER,
@@ -61,32 +71,56 @@ _REFUSED = {
 }
 
 
-def _read(folder: Path, name: str, norm_scaling_factor: float | None) -> SparseAutoencoder:
+def _read(folder: Path, name: str, release: Release) -> SparseAutoencoder:
     config_path, weights_path = folder / CONFIG_FILE, folder / WEIGHTS_FILE
-    config = _read_config(config_path)
-    tensors = _canonical_names(weights_path, config, read_safetensors(weights_path, _OWNER))
+    config = _read_config(config_path, release)
+    # What is folded into weights is folded into float32 copies.
+    folds = config.average_norm or config.rescaled or config.centred
+    stays = frozenset() if folds else large_matrices(weights_path)
+    mapped = MappedFile.read(weights_path, stays, config_path) if stays else None
+    tensors = _canonical_names(weights_path, config, read_safetensors(weights_path, _OWNER, stays))
     if config.average_norm:
-        factor = config.norm_scaling_factor if norm_scaling_factor is None else norm_scaling_factor
+        given = release.norm_scaling_factor
+        factor = config.norm_scaling_factor if given is None else given
         _fold_average_norm(config_path, tensors, factor)
+        if config.rescaled and "threshold" in tensors and factor is not None:
+            # It is compared with p·‖W_dec‖, and W_dec has just been divided by the factor.
+            tensors["threshold"] = tensors["threshold"] / factor
+    if config.rescaled:
+        fold_decoder_norms(_matching(weights_path, config, tensors))
+    if config.centred:
+        fold_centring(_matching(weights_path, config, tensors), config.apply_b_dec_to_input)
     try:
         sae = SparseAutoencoder(
             architecture=config.architecture,
             **tensors,
+            k=config.k,
+            centred=config.centred,
             norm=config.norm,
             apply_b_dec_to_input=config.apply_b_dec_to_input,
             hook_name=config.hook_name,
             model_name=config.model_name,
             name=name,
-            digest=files_digest(weights_path, config_path),
+            digest=files_digest(weights_path, config_path) if mapped is None else mapped.digest,
             stated_fvu=config.stated_fvu,
             stated_l0=config.stated_l0,
             excluded_tokens=config.excluded_tokens,
             metadata=MappingProxyType(dict(config.metadata)),
+            mapped=mapped,
         )
     except ValueError as error:
         raise SAEFileError(weights_path, str(error)) from error
     _check_sizes(config_path, config, sae)
     return sae
+
+
+def _matching(path: Path, config: _Config, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors, whose shapes are known to fit. Raises SAEFileError."""
+    try:
+        check_shapes(config.architecture, tensors)
+    except ValueError as error:
+        raise SAEFileError(path, str(error)) from error
+    return tensors
 
 
 def _canonical_names(path: Path, config: _Config, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -104,6 +138,15 @@ def _canonical_names(path: Path, config: _Config, tensors: dict[str, Tensor]) ->
         if "threshold" in tensors:
             raise SAEFileError(path, "both threshold and log_threshold are present")
         tensors["threshold"] = tensors.pop("log_threshold").exp()
+    if config.checkpoint:
+        theta = tensors.pop("topk_threshold", None)
+        if theta is None or theta.numel() != 1 or not float(theta) > 0.0:
+            raise SAEFileError(
+                path,
+                "it is a training checkpoint of batchtopk whose topk_threshold was never set; train on, or "
+                "save it with SAELens's save_inference_model",
+            )
+        tensors["threshold"] = torch.full_like(tensors.get("b_enc", theta.reshape(1)), float(theta))
     required = TENSORS[config.architecture].keys()
     missing = sorted(required - tensors.keys())
     if missing:
@@ -130,9 +173,7 @@ def _fold_average_norm(path: Path, tensors: dict[str, Tensor], factor: float | N
         )
     if not 1e-30 <= factor <= 1e30:
         raise SAEFileError(path, f"norm_scaling_factor is {factor}, not a positive finite number")
-    tensors["W_enc"] = tensors["W_enc"] * factor
-    tensors["W_dec"] = tensors["W_dec"] / factor
-    tensors["b_dec"] = tensors["b_dec"] / factor
+    fold_scale(tensors, factor, factor)
 
 
 def _check_sizes(path: Path, config: _Config, sae: SparseAutoencoder) -> None:
@@ -145,12 +186,18 @@ def _check_sizes(path: Path, config: _Config, sae: SparseAutoencoder) -> None:
 class _Config:
     """What Saegis needs of a `cfg.json`; see SparseAutoencoder for the fields' meaning.
 
-    average_norm: whether the weights expect activations scaled by norm_scaling_factor, the factor of the
-    release; that is None if the file does not state it. excluded_tokens: the file's exclude_special_tokens,
-    in the form of SparseAutoencoder.
+    checkpoint: whether it is a training checkpoint with one threshold for all features. k: of a topk SAE.
+    rescaled: whether what decides is a feature's value times the norm of its decoder row. centred: as of
+    SparseAutoencoder. average_norm: whether the weights expect activations scaled by norm_scaling_factor, the
+    factor of the release; that is None if the file does not state it. excluded_tokens: the file's
+    exclude_special_tokens, in the form of SparseAutoencoder.
     """
 
     architecture: Architecture
+    checkpoint: bool
+    k: int | None
+    rescaled: bool
+    centred: bool
     d_in: int
     d_sae: int
     norm: Norm
@@ -165,63 +212,31 @@ class _Config:
     metadata: Mapping[str, object]
 
 
-class _Fields:
-    """The fields of one cfg.json, each read with a check that names the file and the field."""
-
-    def __init__(self, path: Path, config: dict[str, object]) -> None:
-        metadata = config.get("metadata", {})
-        if not isinstance(metadata, dict):
-            raise SAEFileError(path, "metadata is not an object")
-        self.path = path
-        self.metadata = metadata
-        # Before version 6 the fields of metadata stood at the top, some of them under another name.
-        top = {key: value for key, value in config.items() if key != "metadata"}
-        self.values = metadata | {_RENAMED.get(key, key): value for key, value in top.items()} | top
-
-    def refuse(self, reason: str) -> SAEFileError:
-        return SAEFileError(self.path, reason)
-
-    def text(self, key: str, default: str | None = None) -> str | None:
-        value = self.values.get(key)
-        if value is None:
-            return default
-        if not isinstance(value, str):
-            raise self.refuse(f"{key} is {value!r}, not a string")
-        if not value.isprintable():
-            raise self.refuse(f"{key} is {value!r}, which holds characters that cannot be printed")
-        return value
-
-    def flag(self, key: str, default: bool) -> bool:
-        value = self.values.get(key, default)
-        if not isinstance(value, bool):
-            raise self.refuse(f"{key} is {value!r}, not true or false")
-        return value
-
-    def count(self, key: str) -> int:
-        value = self.values.get(key)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise self.refuse(f"{key} is {value!r}, not a positive whole number")
-        return value
-
-    def number(self, key: str, least: float = 0.0) -> float | None:
-        value = self.values.get(key)
-        if value is None:
-            return None
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise self.refuse(f"{key} is {value!r}, not a number")
-        if not least <= value <= _LARGEST:
-            raise self.refuse(f"{key} is {value!r}, not a finite number of at least {least:g}")
-        return float(value)
+def _fields(path: Path, release: Release) -> Fields:
+    """All fields of a cfg.json, those of its metadata among them; what the release says counts more."""
+    config = read_json(path, _OWNER)
+    metadata = config.get("metadata", {})
+    if not isinstance(metadata, dict):
+        raise SAEFileError(path, "metadata is not an object")
+    # Before version 6 the fields of metadata stood at the top, some of them under another name.
+    top = {key: value for key, value in config.items() if key != "metadata"}
+    renamed = {_RENAMED.get(key, key): value for key, value in top.items()}
+    return Fields(path, {"metadata": metadata, **metadata, **renamed, **top, **release.overrides})
 
 
-def _read_config(path: Path) -> _Config:
+def _read_config(path: Path, release: Release = NO_RELEASE) -> _Config:
     """Read a cfg.json. Raises SAEFileError, naming the file and the field, for what cannot be honoured."""
-    fields = _Fields(path, read_json(path, _OWNER))
-    architecture = _architecture(fields)
+    fields = _fields(path, release)
+    name, k = _architecture(fields)
     _refuse_unsupported(fields)
     normalisation = _normalisation(fields)
+    by_rank = k is not None or name in _CHECKPOINTS
     return _Config(
-        architecture=architecture,
+        architecture=_CANONICAL.get(name) or Architecture(name),
+        checkpoint=name in _CHECKPOINTS,
+        k=k,
+        rescaled=by_rank and fields.flag("rescale_acts_by_decoder_norm", name in _CHECKPOINTS),
+        centred=_is_centred(fields, normalisation),
         d_in=fields.count("d_in"),
         d_sae=fields.count("d_sae"),
         norm=_NORMS[normalisation],
@@ -233,26 +248,44 @@ def _read_config(path: Path) -> _Config:
         stated_fvu=fields.number("fvu"),
         stated_l0=fields.number("l0"),
         excluded_tokens=_excluded_tokens(fields),
-        metadata=fields.metadata,
+        metadata=fields.part("metadata").values,
     )
 
 
-def _architecture(fields: _Fields) -> Architecture:
-    name = fields.text("architecture", "standard")
+def _architecture(fields: Fields) -> tuple[str, int | None]:
+    """SAELens's name of the architecture, and the k of a topk SAE."""
+    name = fields.text("architecture", "standard") or ""
     activation = fields.text("activation_fn", fields.text("activation_fn_str", "relu"))
-    if activation == "topk":
-        name = "topk"
-    elif activation != "relu":
-        raise fields.refuse(f"activation_fn is {activation!r}; only relu is supported")
+    if activation == "topk":  # as SAELens has it, whatever the architecture is called
+        k = fields.part("activation_fn_kwargs").values.get("k", fields.values.get("k"))
+        return "topk", Fields(fields.path, {"k": k}).count("k")
+    if activation != "relu":
+        raise fields.refuse(f"activation_fn is {activation!r}; only relu and topk are known")
     if name in _REFUSED:
         raise fields.refuse(f"the architecture {name!r} {_REFUSED[name]}")
-    if name not in tuple(Architecture):
-        known = ", ".join(Architecture)
+    if name == "topk":
+        return name, fields.count("k")
+    if name not in (*Architecture, *_CHECKPOINTS):
+        known = ", ".join((*Architecture, "topk", *_CHECKPOINTS))
         raise fields.refuse(f"the architecture {name!r} is not known; Saegis reads {known}")
-    return Architecture(name)
+    return name, None
 
 
-def _refuse_unsupported(fields: _Fields) -> None:
+def _is_centred(fields: Fields, normalisation: str) -> bool:
+    """Whether the stream of the model was centred (TransformerLens's `center_writing_weights`)."""
+    loading = fields.part("model_from_pretrained_kwargs") if fields.values.get(_LOADING) else None
+    if loading is None or not loading.flag("center_writing_weights", False):
+        return False
+    if normalisation == "constant_norm_rescale":
+        raise fields.refuse(
+            "normalize_activations is constant_norm_rescale and center_writing_weights is true: the norm of "
+            "a centred stream is not that of the model's own"
+        )
+    # A layer norm takes the mean away by itself.
+    return normalisation != "layer_norm"
+
+
+def _refuse_unsupported(fields: Fields) -> None:
     dtype = fields.text("dtype", "float32") or ""
     if dtype.removeprefix("torch.") not in _DTYPES:
         raise fields.refuse(f"dtype is {dtype!r}; known are {', '.join(_DTYPES)}")
@@ -276,7 +309,7 @@ def _refuse_unsupported(fields: _Fields) -> None:
         )
 
 
-def _excluded_tokens(fields: _Fields) -> frozenset[int] | None:
+def _excluded_tokens(fields: Fields) -> frozenset[int] | None:
     value = fields.values.get("exclude_special_tokens")
     if value is None or isinstance(value, bool):
         return None if value else frozenset()
@@ -287,7 +320,7 @@ def _excluded_tokens(fields: _Fields) -> frozenset[int] | None:
     return frozenset(value)
 
 
-def _normalisation(fields: _Fields) -> str:
+def _normalisation(fields: Fields) -> str:
     value = fields.values.get("normalize_activations")
     if value is None or isinstance(value, bool):
         return "expected_average_only_in" if value else "none"
@@ -318,8 +351,11 @@ def save_sae(sae: SparseAutoencoder, path: Path, sample: str | None = None) -> N
         "l0": sae.stated_l0,
     }
     metadata.update({key: value for key, value in stated.items() if value is not None})
+    if sae.centred:
+        metadata[_LOADING] = {"center_writing_weights": True}
     config = {
-        "architecture": str(sae.architecture),
+        "architecture": str(sae.architecture) if sae.k is None else "topk",
+        **({} if sae.k is None else {"k": sae.k}),
         "d_in": sae.width,
         "d_sae": sae.features,
         "dtype": "float32",
@@ -331,14 +367,17 @@ def save_sae(sae: SparseAutoencoder, path: Path, sample: str | None = None) -> N
     }
     content = json.dumps(config, indent=2, allow_nan=False) + "\n"
     path.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.contiguous() for name, tensor in sae.tensors().items()}, path / WEIGHTS_FILE)
+    tensors = {name: tensor.to(torch.float32).contiguous() for name, tensor in sae.tensors().items()}
+    save_file(tensors, path / WEIGHTS_FILE)
     (path / CONFIG_FILE).write_text(content, encoding="utf-8")
     if sample is not None:
         (path / SAMPLE_FILE).write_text(sample, encoding="utf-8", newline="")
 
 
 LAYOUT = Layout(
+    name="SAELens",
     files=(CONFIG_FILE, WEIGHTS_FILE),
     check=lambda folder: _read_config(folder / CONFIG_FILE),
     read=_read,
+    origin="what SAELens and saegis train sae write, of version 6 and before",
 )

@@ -1,0 +1,83 @@
+"""Write docs/models.md from the table of models that the nightly tests try; `--check` only compares."""
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+FILE = ROOT / "docs" / "models.md"
+sys.path[:0] = [str(ROOT), str(ROOT / "server"), str(ROOT / "clients" / "python")]
+
+from tests.engine.model_table import TABLE  # noqa: E402
+
+_HEAD = """\
+# Models
+
+<!-- Written by scripts/gen_models.py from tests/engine/model_table.py, whose rows `make
+test-nightly` tries. -->
+
+Saegis runs Transformers' own model code, with an attention of its own over its cache. Whether it
+can run a model is found when the server starts, and never guessed from the model's name:
+
+- A pass of a few tokens shows that every layer calls attention exactly once, through Transformers'
+  interface, and of what shape its keys and values are. A model that keeps more of a text than keys
+  and values (state-space and recurrent layers, convolutions) or that has an encoder is refused in
+  one sentence.
+- What each token sees (windows, chunks, or both) is the model's own mask, evaluated at the
+  positions that are served.
+- RoPE whose frequencies depend on the longest text of a batch (`dynamic`, `longrope`) is frozen for
+  the context that is served, which the log says. With `--max-model-len` at the original length or
+  below, they are those that Transformers takes for such texts; above it, those that it takes for
+  longer ones, for every text.
+- Each place that is steered is checked: what is before a layer, what attention adds and what the
+  MLP adds must make up what is after it. Where a model scales what it adds, only `resid_pre` and
+  `resid_post` can be steered.
+- What is served is compared with what Transformers gives with its eager attention: a text read in
+  chunks and then token by token, alone and beside another, steered and not, past the model's
+  windows, chunks and original RoPE length where that costs little, else by its masks. Where they
+  differ, the start is refused with both numbers.
+
+Each row below is a small random model of the family. Served ones write what Transformers writes,
+greedily, alone and in a batch, with prompts in chunks; a model of another family may be served too,
+and is checked in the same way.
+"""
+
+
+def page() -> str:
+    """The page's text."""
+    return "\n".join((_HEAD, *_served(), "", *_refused(), ""))
+
+
+def _served() -> Iterator[str]:
+    rows = [row for row in TABLE if row.refused is None]
+    yield f"## Served: {len(rows)} configurations\n"
+    yield "| family | type in Transformers | tried with | places |\n| --- | --- | --- | --- |"
+    for row in rows:
+        places = "all four" if row.parts else "`resid_pre`, `resid_post`"
+        yield f"| {row.name} | `{row.small.kind}` | {row.special} | {places} |"
+
+
+def _refused() -> Iterator[str]:
+    yield "## Refused\n"
+    yield "| family | type in Transformers | the refusal says |\n| --- | --- | --- |"
+    for row in TABLE:
+        if row.refused is not None:
+            yield f"| {row.name} | `{row.small.kind}` | … {row.refused} … |"
+
+
+def main() -> int:
+    """Write the page, or with --check say whether it is what would be written."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="only say whether the page is current")
+    if not parser.parse_args().check:
+        FILE.write_text(page(), encoding="utf-8")
+        return 0
+    if FILE.exists() and FILE.read_text(encoding="utf-8") == page():
+        return 0
+    print(f"{FILE.relative_to(ROOT)} is out of date: run scripts/gen_models.py", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,76 @@
+"""What the commands of `saegis sae` share: the application, and how an SAE is described."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from saegis.cli.output import FAILURE, fail, own_command
+
+if TYPE_CHECKING:
+    from saegis_server.sae.autoencoder import SparseAutoencoder
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Look at SAE files, check and convert them, and list those that have a name.",
+    epilog="""
+[bold]What is read[/bold]
+
+By a server: what SAELens and saegis train sae write; Gemma Scope and Gemma Scope 2 (residual stream, MLP);
+Llama Scope. By saegis sae convert alone, since they are pickles: what dictionary_learning writes, Goodfire's,
+OpenAI's, qresearch's and Qwen-Scope. TopK SAEs, EleutherAI's sparsify among them, are read but not served.
+docs/saes.md has the whole table.
+""",
+)
+Spec = Annotated[
+    str,
+    typer.Argument(
+        metavar="SAE",
+        help="A directory, a hub id (owner/repo/folder@revision), SAELens's release/sae_id, "
+        "Neuronpedia's model/source, or a .pt file.",
+        show_default=False,
+    ),
+]
+
+
+def read(spec: str) -> SparseAutoencoder:
+    """The SAE in whatever layout; ends the command if it cannot be read."""
+    from saegis_server.sae.convert import read_any
+    from saegis_server.sae.errors import SAEFileError
+
+    try:
+        return read_any(spec)
+    except SAEFileError as error:
+        raise fail(str(error), f"{own_command()} sae --help says what is read", FAILURE) from error
+
+
+def described(sae: SparseAutoencoder) -> dict[str, Any]:
+    """What an SAE is, for programs."""
+    return {
+        "architecture": str(sae.architecture) if sae.k is None else "topk",
+        "width": sae.width,
+        "features": sae.features,
+        "k": sae.k,
+        "norm": sae.norm.name.lower(),
+        "apply_b_dec_to_input": sae.apply_b_dec_to_input,
+        "centred": sae.centred,
+        "hook_name": sae.hook_name,
+        "site": site_of(sae),
+        "model_name": sae.model_name,
+        "stated_fvu": sae.stated_fvu,
+        "stated_l0": sae.stated_l0,
+        "digest": sae.digest,
+        "bytes": sum(tensor.numel() * tensor.element_size() for tensor in sae.tensors().values()),
+        "served": sae.k is None,
+    }
+
+
+def site_of(sae: SparseAutoencoder) -> str | None:
+    """The site that its files name, in our spelling; None if they name none."""
+    from saegis_server.steering.site import Site, SiteError
+
+    try:
+        return None if sae.hook_name is None else str(Site.parse(sae.hook_name))
+    except SiteError:
+        return None

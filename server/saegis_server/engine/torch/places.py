@@ -1,0 +1,77 @@
+"""Places: that what is called a place of a layer is one, checked on a model's own numbers before it is used.
+
+The stream before a layer, what attention adds and what the MLP adds must make up the stream after it. Where a
+model scales what it adds (Granite), or adds anything else, an edit there would not do what the algebra says.
+"""
+
+from collections.abc import Iterable
+from contextlib import ExitStack
+from functools import partial
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from saegis_server.engine.sites import decoder_layers
+from saegis_server.engine.torch.site_reading import edited
+from saegis_server.steering.site import Place, Site, SiteError
+
+#: How far the sum may lie from the stream after the layer, relative to what is added.
+_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 1e-1, torch.float16: 2e-2}
+_TEXT = (3, 1, 4, 1, 5, 9, 2, 6)
+
+
+@torch.inference_mode()
+def check_places(model: PreTrainedModel, sites: Iterable[Site]) -> None:
+    """Raise SiteError for a site that the model does not have, or that is not what its name says."""
+    if not (wanted := sorted(set(sites), key=str)):
+        return
+    last = len(decoder_layers(model)) - 1
+    found: dict[Site, Tensor] = {}
+
+    def keep(site: Site, x: Tensor) -> Tensor:
+        found[site] = x
+        return x
+
+    whole = {Site(site.layer, place) for site in wanted if _is_part(site) for place in Place}
+    streams = {_next(site) for site in wanted if site.place is Place.RESID_POST and site.layer < last}
+    with ExitStack() as opened:
+        for site in sorted({*wanted, *whole, *streams}, key=str):
+            opened.enter_context(edited(model, site, partial(keep, site)))
+        vocabulary = model.config.get_text_config().vocab_size
+        ids = torch.tensor([[token % vocabulary for token in _TEXT]], device=model.device)
+        model(input_ids=ids, use_cache=False)
+    width = model.config.get_text_config().hidden_size
+    for site in wanted:
+        shape = tuple(found[site].shape) if site in found else ()
+        if shape != (1, len(_TEXT), width):
+            raise SiteError(
+                f"{site} cannot be steered: it is {list(shape)} there, and not a stream of {width}"
+            )
+        if _is_part(site):
+            _check_sum(model, site, found)
+            continue
+        read_next = site.place is Place.RESID_POST and site.layer < last
+        if read_next and not torch.equal(found[site], found[_next(site)]):
+            raise SiteError(f"{site} cannot be steered: it is not what the next layer reads")
+
+
+def _is_part(site: Site) -> bool:
+    return site.place in (Place.ATTN_OUT, Place.MLP_OUT)
+
+
+def _next(site: Site) -> Site:
+    return Site(site.layer + 1, Place.RESID_PRE)
+
+
+def _check_sum(model: PreTrainedModel, site: Site, found: dict[Site, Tensor]) -> None:
+    before, attention, mlp, after = (
+        found[Site(site.layer, place)].double()
+        for place in (Place.RESID_PRE, Place.ATTN_OUT, Place.MLP_OUT, Place.RESID_POST)
+    )
+    off = float((before + attention + mlp - after).norm() / (after - before).norm())
+    if not off <= _TOLERANCE[model.dtype]:
+        raise SiteError(
+            f"{site} cannot be steered: what is before the layer, attention and the MLP do not make up what "
+            f"is after it (off by {100 * off:.3g} % of what the layer adds)"
+        )
