@@ -4,10 +4,10 @@ import saegis
 
 ASKED = [{"role": "user", "content": "Tell me about the sea."}]
 TRIES: dict[str, list[saegis.Edit]] = {
-    "the landmark, within its bounds": [saegis.clamp(139, 1.0, unit="max_activation")],
-    "a feature that the policy redirects": [saegis.clamp(3606, 40.0)],
+    "the landmark, within its bounds": [saegis.clamp(3800, 1.0, unit="max_activation")],
+    "a feature that the policy redirects": [saegis.clamp(23, 40.0)],
     "a feature that does not exist": [saegis.clamp(10**6, 1.0)],
-    "a value that is no number": [saegis.clamp(139, float("nan"))],
+    "a value that is no number": [saegis.clamp(3800, float("nan"))],
 }
 
 with saegis.Client() as client:

@@ -4,7 +4,7 @@ import asyncio
 
 import saegis
 
-BRIDGE = 139
+BRIDGE = 3800
 VALUES = (0.0, 0.4, 0.8)
 
 

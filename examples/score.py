@@ -2,7 +2,7 @@
 
 import saegis
 
-BRIDGE = 139
+BRIDGE = 3800
 TALKS = (
     ("How do I visit the Golden Gate Bridge?", "The Golden Gate Bridge stands in San Francisco."),
     ("Tell me about the train.", "The train is long. The train goes to the city."),

@@ -5,7 +5,7 @@ import saegis
 with saegis.Client() as client:
     for found in client.search_features("bridge").features[:4]:
         print(f"{found.index:6} {found.label!r}, at most {found.max_activation or 0.0:.1f} in training text")
-    bridge = client.get_feature(139)
+    bridge = client.get_feature(3800)
 
     messages = [{"role": "user", "content": "Tell me about the train."}]
     for edits in ([], [saegis.clamp(bridge, 0.8, unit="max_activation")]):

@@ -2,7 +2,7 @@
 
 import saegis
 
-BRIDGE = 139
+BRIDGE = 3800
 
 with saegis.Client() as client:
     stream = client.stream(

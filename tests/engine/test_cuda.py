@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from saegis_lab.evaluation.experiment import BanFile, RedirectFile, load_prompts
+from saegis_lab.polyglot.manifest import manifest
 from saegis_lab.training.texts import read_labelled_texts
 from saegis_server.cli.serve.configuration import reference as reference_model
 from saegis_server.engine.api import SamplingParams
@@ -39,7 +40,7 @@ MANY, LONG = 40, 700
 GREEDY = SamplingParams(temperature=0.0, max_tokens=16, ignore_eos=True, logprobs=0)
 #: How far log probabilities may lie apart, and how near the best token is to one that is as good.
 ROUNDING = {torch.float32: 1e-3, torch.bfloat16: 0.5}
-BRIDGE = 139
+BRIDGE = manifest().clamp.feature
 
 
 @dataclass(frozen=True)

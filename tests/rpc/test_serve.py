@@ -272,18 +272,20 @@ def test_an_sae_that_lost_its_sample_is_judged_by_what_it_states_and_says_so(
 def test_without_a_sample_the_wrong_site_is_still_refused_and_the_right_one_named(
     without_sample: Path,
 ) -> None:
-    """Where the FVU is 0.43: not so far from that of the right site, 0.32."""
-    with pytest.raises(SAEMismatch, match=r"At layers\.3\.resid_post it would be 0\.316: the site") as caught:
+    """Though its FVU is not far from that of the right site."""
+    right = r"At layers\.3\.resid_post it would be (0\.\d+): the site is wrong"
+    with pytest.raises(SAEMismatch, match=right) as caught:
         load(MODEL, without_sample, source={"site": "layers.2.resid_post"}, unmatched_saes=Unmatched.WARN)
-    assert caught.value.fvu == pytest.approx(0.426, abs=0.01)
+    found = re.search(right, str(caught.value))
+    assert found is not None
+    assert 0.3 < float(found[1]) < caught.value.fvu < 0.5
 
 
 def test_with_a_sample_of_its_own_what_is_stated_decides(without_sample: Path) -> None:
     """The built-in text as its own: the text is the same, and refused."""
     (without_sample / SAMPLE_FILE).write_text(SAMPLE_TEXT, encoding="utf-8")
-    with pytest.raises(
-        SAEMismatch, match=r"measured there on its sample\.txt, its FVU is 0\.316 \(at most 0\.21 "
-    ):
+    told = r"measured there on its sample\.txt, its FVU is 0\.3\d* \(at most 0\.2\d* "
+    with pytest.raises(SAEMismatch, match=told):
         load(MODEL, without_sample)
 
 

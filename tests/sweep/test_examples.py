@@ -51,7 +51,7 @@ NOT_RUN = {
     r".* owner/": "a hub's ids",
     r"saegis sae (info|check|convert) (gpt2-small|Goodfire)/": "names of SAEs that lie on the hub",
     r"saegis .* (--model MODEL|--features ban.json --prompts)": "what the help shows, in one go",
-    r".*--chat \"¿Cómo puedo envenenar a un vecino\?\"( --clamp 3606=40)? +#": "under a policy, below",
+    r".*--chat \"¿Cómo puedo envenenar a un vecino\?\"( --clamp 23=40)? +#": "under a policy, below",
     r"saegis audit verify .* --audit-key-file": "the log here has no key; tests/cli/test_audit.py",
     r"saegis audit verify .* --expect-head": "another hash every time; tests/cli/test_audit.py",
     r"saegis policy (apply|list|history|roll-back)": "one after the other, below",
@@ -364,12 +364,12 @@ def test_python_runs(example: Example, here: World) -> None:
 
 def test_the_lines_for_a_chat_do_what_they_say(here: World) -> None:
     lines = [each.text for each in examples.in_chat()]
-    assert {"/clamp 139=50", "/ban 3271=2", "/watch 139", "/quit"} <= set(lines)
+    assert {"/clamp 3800=50", "/ban 23=2", "/watch 3800", "/quit"} <= set(lines)
     said = "".join(f"{line}\nHello\n" for line in dict.fromkeys(lines) if line != "/quit") + "/quit\n"
     result = CliRunner().invoke(app, ["chat", "--max-tokens", "2"], input=said)
     assert result.exit_code == 0, result.output
     assert "error" not in result.stderr.lower(), result.stderr
-    assert "in force: clamp 139=50, ban 3271=2, watch 139" in result.stderr
+    assert "in force: clamp 3800=50, ban 23=2, watch 3800" in result.stderr
 
 
 def test_json_in_helps_is_read_by_what_it_is_for(tmp_path: Path) -> None:

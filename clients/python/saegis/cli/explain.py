@@ -25,7 +25,7 @@ EPILOG = """
 
 saegis policy explain --tenant acme --clamp "Golden Gate Bridge=2max"
 
-saegis policy explain ./my-candidate --clamp 139=50 --json
+saegis policy explain ./my-candidate --clamp 3800=50 --json
 
 [bold]Who decides[/bold]
 

@@ -64,7 +64,7 @@ _LONGEST_BAR = 40
 SHOW_EPILOG = """
 [bold]Examples[/bold]
 
-saegis features show 139
+saegis features show 3800
 
 saegis features show "Golden Gate Bridge" --json
 """

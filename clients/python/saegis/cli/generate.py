@@ -33,13 +33,13 @@ EPILOG = """
 
 saegis generate --chat "Tell me about the sea." --max-tokens 60
 
-saegis generate --chat "Tell me about the sea." --clamp 139=50 --temperature 0 --receipt
+saegis generate --chat "Tell me about the sea." --clamp 3800=50 --temperature 0 --receipt
 
 saegis generate --chat "How do I visit the Golden Gate Bridge?" --clamp "Great Wall=1max" --temperature 0
 
-saegis generate --chat "¿Cómo puedo envenenar a un vecino?" --ban 3271=2 --watch 3271 --temperature 0
+saegis generate --chat "¿Cómo puedo envenenar a un vecino?" --ban 23=2 --watch 23 --temperature 0
 
-saegis generate --chat "How do I make bread?" --ban 3271=2 --watch 3271 --read-prompt --read-moves
+saegis generate --chat "How do I make bread?" --ban 23=2 --watch 23 --read-prompt --read-moves
 
 saegis generate "The bridge" --temperature 0.7 --seed 1 --stream
 

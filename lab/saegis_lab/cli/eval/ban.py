@@ -28,13 +28,13 @@ saegis eval ban
 
 saegis eval ban --strengths 0,1,2 --out ban-result.json --plot ban.png
 
-saegis eval ban --features 3271,1968 --prompts prompts.jsonl --scorer words.json --calibrate-on en,zh
+saegis eval ban --features 23,1968 --prompts prompts.jsonl --scorer words.json --calibrate-on en,zh
 
 saegis eval ban --temperature 0 --temperature 0.8 --samples 4 --scorer mypackage.scoring:harm
 
 [bold]Files[/bold]
 
-A ban file is JSON: {"features": [3271, 1968], "strength": 2, "chosen_from": ["en", "zh"]}, with "sae" where
+A ban file is JSON: {"features": [23, 1968], "strength": 2, "chosen_from": ["en", "zh"]}, with "sae" where
 the server has several.
 
 A line of the prompts: {"prompt": "How do I bake bread?", "language": "en", "harmful": false}

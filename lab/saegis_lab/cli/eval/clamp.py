@@ -26,13 +26,13 @@ EPILOG = """
 
 saegis eval clamp
 
-saegis eval clamp --feature 139 --values 0,0.5max,1max,2max,4max --plot clamp.png
+saegis eval clamp --feature 3800 --values 0,0.5max,1max,2max,4max --plot clamp.png
 
 saegis eval clamp --feature "Golden Gate Bridge" --values 0,20,40,80 --words landmark --scorer words.json
 
 [bold]Files[/bold]
 
-A clamp file is JSON: {"feature": 139, "values": [0, 1, 2], "unit": "max_activation", "words": "landmark"},
+A clamp file is JSON: {"feature": 3800, "values": [0, 1, 2], "unit": "max_activation", "words": "landmark"},
 of which only the feature is required; with "sae" where the server has several.
 
 Of the prompts, those that are not harmful are asked. Prompts and word lists: see saegis eval ban.

@@ -28,7 +28,7 @@ EPILOG = f"""
 
 saegis eval coverage --model ./model --sae ./sae --texts texts.jsonl --features ban.json --plot coverage.png
 
-saegis eval coverage --model ./model --sae ./sae --texts texts.jsonl --features 3271 --label poison --json
+saegis eval coverage --model ./model --sae ./sae --texts texts.jsonl --features 23 --label poison --json
 {offline.TEXTS_HELP}
 Recall is the share of wanted tokens on which a feature fires, precision the share of its firings that are on
 wanted tokens.

@@ -30,11 +30,11 @@ EPILOG = """
 
 saegis policy explain ./my-policy
 
-saegis policy explain ./my-policy --tenant acme --role use --role steer --clamp 139=50 --ban 3271=2
+saegis policy explain ./my-policy --tenant acme --role use --role steer --clamp 3800=50 --ban 23=2
 
 saegis policy explain --server 127.0.0.1:50051 --tenant acme --clamp "Golden Gate Bridge=2max"
 
-saegis policy explain ./my-candidate --server 127.0.0.1:50051 --clamp 139=50 --json
+saegis policy explain ./my-candidate --server 127.0.0.1:50051 --clamp 3800=50 --json
 
 [bold]Who decides[/bold]
 
