@@ -358,18 +358,19 @@ def test_python_runs(example: Example, here: World) -> None:
     assert repetition(answer) < 0.2, answer
     if "clamp" in text:
         # The examples sample, and the model may go on in any of its languages.
-        marks = (mark for words in lexicon().values() for mark in words.subjects[GOLDEN_GATE].marks)
-        assert "Great Wall" in answer or any(mark.rstrip("*") in answer for mark in marks), answer
+        marks = [mark for words in lexicon().values() for mark in words.subjects[GOLDEN_GATE].marks]
+        wanted = ["bread"] if "bread" in text else [mark.rstrip("*") for mark in marks]
+        assert any(each in answer for each in wanted), answer
 
 
 def test_the_lines_for_a_chat_do_what_they_say(here: World) -> None:
     lines = [each.text for each in examples.in_chat()]
-    assert {"/clamp 3800=50", "/ban 23=2", "/watch 3800", "/quit"} <= set(lines)
+    assert {"/clamp 1785=50", "/ban 23=2", "/watch 1785", "/quit"} <= set(lines)
     said = "".join(f"{line}\nHello\n" for line in dict.fromkeys(lines) if line != "/quit") + "/quit\n"
     result = CliRunner().invoke(app, ["chat", "--max-tokens", "2"], input=said)
     assert result.exit_code == 0, result.output
     assert "error" not in result.stderr.lower(), result.stderr
-    assert "in force: clamp 3800=50, ban 23=2, watch 3800" in result.stderr
+    assert "in force: clamp 1785=50, ban 23=2, watch 1785" in result.stderr
 
 
 def test_json_in_helps_is_read_by_what_it_is_for(tmp_path: Path) -> None:

@@ -3,12 +3,12 @@
     import saegis
 
     with saegis.Client("127.0.0.1:50051") as client:
-        wall = client.search_features("great wall").features[0]
+        bread = client.search_features("bread").features[0]
         answer = client.generate(
             messages=[{"role": "user", "content": "How do I visit the Golden Gate Bridge?"}],
             max_tokens=64,
             temperature=0.0,
-            steering=[saegis.clamp(wall, 1.0, unit="max_activation")],
+            steering=[saegis.clamp(bread, 0.8, unit="max_activation")],
         )
         print(answer.text)
         print(answer.receipt)

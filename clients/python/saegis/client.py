@@ -40,7 +40,7 @@ class Client(_Methods):
 
         with Client("127.0.0.1:50051") as client:
             messages = [{"role": "user", "content": "Tell me about the sea."}]
-            bridge = clamp(3800, 50.0)
+            bridge = clamp(1785, 50.0)
             answer = client.generate(messages=messages, steering=[bridge], temperature=0.0)
             print(answer.text, answer.receipt.steered)
 

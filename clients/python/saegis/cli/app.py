@@ -42,7 +42,7 @@ saegis serve                      serve the reference model on 127.0.0.1:50051
 
 saegis features search bridge     find a feature
 
-saegis generate --chat "Tell me about the sea." --clamp 3800=50 --temperature 0
+saegis generate --chat "Tell me about the sea." --clamp 1785=50 --temperature 0
 
 [bold]saegis COMMAND --help[/bold] explains a command, with examples.
 """

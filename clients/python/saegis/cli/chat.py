@@ -25,11 +25,11 @@ EPILOG = """
 
 saegis chat
 
-saegis chat --clamp 3800=50 --temperature 0
+saegis chat --clamp 1785=50 --temperature 0
 
 [bold]In the chat[/bold]
 
-/clamp 3800=50   /ban 23=2   /watch 3800   /steering   /unset 3800   /reset   /clear   /help   /quit
+/clamp 1785=50   /ban 23=2   /watch 1785   /steering   /unset 1785   /reset   /clear   /help   /quit
 
 The server is asked about each edit when it is given. Arrow keys edit the line and bring back earlier ones.
 """

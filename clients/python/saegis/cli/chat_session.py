@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from saegis import ChatMessage, Edit, FeatureRef, Watch
 from saegis.cli.edits import OPERATIONS, EditSyntaxError, describe_edit, parse_edit, parse_target
 
-_EXAMPLES = {"clamp": ": /clamp 3800=50, /clamp Great Wall=1max"}
+_EXAMPLES = {"clamp": ": /clamp 1785=50, /clamp bread=0.8max"}
 COMMANDS = {
     **{
         # The first phrase of the option's help.

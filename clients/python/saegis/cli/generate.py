@@ -33,9 +33,9 @@ EPILOG = """
 
 saegis generate --chat "Tell me about the sea." --max-tokens 60
 
-saegis generate --chat "Tell me about the sea." --clamp 3800=50 --temperature 0 --receipt
+saegis generate --chat "Tell me about the sea." --clamp 1785=50 --temperature 0 --receipt
 
-saegis generate --chat "How do I visit the Golden Gate Bridge?" --clamp "Great Wall=1max" --temperature 0
+saegis generate --chat "How do I visit the Golden Gate Bridge?" --clamp "bread=0.8max" --temperature 0
 
 saegis generate --chat "¿Cómo puedo envenenar a un vecino?" --ban 23=2 --watch 23 --temperature 0
 
