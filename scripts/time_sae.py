@@ -11,6 +11,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -48,19 +49,22 @@ def write(folder: Path, features: int, width: int) -> None:
     (folder / CONFIG_FILE).write_text(json.dumps(config | {"normalize_activations": "none"}))
 
 
-def resident() -> float:
-    """The process's own memory and the pages of files that it has mapped, in GB."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e9
+def resident() -> tuple[float, float]:
+    """The process's own memory, and the pages of files that it has mapped, which the kernel takes back when
+    they are wanted, in GB."""
+    words = Path("/proc/self/statm").read_text().split()
+    held, of_files = (int(word) * os.sysconf("SC_PAGE_SIZE") / 1e9 for word in words[1:3])
+    return held - of_files, of_files
 
 
 def load(folder: Path) -> SparseAutoencoder:
     """Load the SAE, and print how long that took and by how much the process has grown."""
-    before, began, worked = resident(), time.perf_counter(), time.process_time()
+    before, began, worked = sum(resident()), time.perf_counter(), time.process_time()
     sae = load_sae(folder)
     took, worked = time.perf_counter() - began, time.process_time() - worked
     print(
         f"{sae.features:,} features at {sae.width}: loaded in {took:.1f} s (of the processor's time "
-        f"{worked:.1f} s), {resident() - before:.2f} GB more resident",
+        f"{worked:.1f} s), {sum(resident()) - before:.2f} GB more resident",
         flush=True,
     )
     return sae
@@ -74,34 +78,49 @@ def program_of(sae: SparseAutoencoder) -> tuple[SiteProgram, float]:
     return SiteProgram(edits=edits), 1000.0 * (time.perf_counter() - began) / ROWS
 
 
-def step_of(program: SiteProgram, width: int) -> list[float]:
-    """The milliseconds of each of ROUNDS steps of SLOTS tokens, each of whose slots has the program."""
-    table, admitted = SiteTable(SLOTS, width, Capacity()), AdmittedRows.of(program)
-    for slot in range(SLOTS):
-        table.write(slot, admitted, admitted.geometry, admitted.moves)
-    view = table.view(SLOTS, ROWS, 2, 2, 2, 2)
+def steps_of(programs: Sequence[SiteProgram], width: int) -> list[list[float]]:
+    """The milliseconds of the processor's time that each of ROUNDS steps of SLOTS tokens takes, all of whose
+    slots have the same program; for each program, in turns."""
     x, tokens = torch.randn(SLOTS, width), Tokens(torch.zeros(SLOTS, dtype=torch.bool), Spread.EACH)
-    times = []
+    views, times = [], [list[float]() for _ in programs]
+    for program in programs:
+        table, admitted = SiteTable(SLOTS, width, Capacity()), AdmittedRows.of(program)
+        for slot in range(SLOTS):
+            table.write(slot, admitted, admitted.geometry, admitted.moves)
+        views.append(table.view(SLOTS, ROWS, 2, 2, 2, 2))
     for _ in range(ROUNDS):
-        began = time.perf_counter()
-        apply(x, view, tokens)
-        times.append(1000.0 * (time.perf_counter() - began))
+        for view, taken in zip(views, times, strict=True):
+            began = time.thread_time()
+            apply(x, view, tokens)
+            taken.append(1000.0 * (time.thread_time() - began))
     return times
 
 
 def main() -> None:
-    """Write, load, take rows and steer with them, for the large SAE and for the small one."""
+    """Write, load and take rows, for the large SAE and for the small one; then steer with both in turns."""
+    torch.set_num_threads(1)
     given = [int(text) for text in sys.argv[1:3]]
     features, width = (*given, *(1_048_576, 2304)[len(given) :])
+    programs = []
     for count in (features, FEW):
         with tempfile.TemporaryDirectory() as folder:
             write(Path(folder), count, width)
             sae = load(Path(folder))
             program, first = program_of(sae)
             _, again = program_of(sae)
-            print(f"  a feature's rows: {first:.2f} ms, again {again:.2f} ms; {resident():.2f} GB resident")
-            took = statistics.median(step_of(program, width))
-            print(f"  a step of {SLOTS} tokens with {ROWS} rows each: {took:.3f} ms")
+            own, of_files = resident()
+            print(
+                f"  a feature's rows: {first:.2f} ms, again {again:.2f} ms; {own:.2f} GB resident, and "
+                f"{of_files:.2f} GB of files"
+            )
+            programs.append(program)
+    large, small = steps_of(programs, width)
+    ratio = statistics.median(one / other for one, other in zip(large, small, strict=True))
+    print(
+        f"a step of {SLOTS} tokens with {ROWS} rows each, of one processor's time: "
+        f"{statistics.median(large):.3f} ms at {features:,} features, {statistics.median(small):.3f} ms at "
+        f"{FEW:,}; the median of {ROUNDS} ratios is {ratio:.2f}"
+    )
     print(f"matrices of more than {MAPPED_FROM / 2**30:g} GiB in float32 stay in their file")
 
 

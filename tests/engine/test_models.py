@@ -1,6 +1,7 @@
 """Models: what is served is what Transformers' own code writes, family by family, and the rest is refused."""
 
 import logging
+from typing import Any
 
 import pytest
 import torch
@@ -39,6 +40,35 @@ def test_a_few_models_are_as_the_table_says(row: Row) -> None:
 @pytest.mark.parametrize("row", TABLE, ids=str)
 def test_every_model_is_as_the_table_says(row: Row) -> None:
     is_as_promised(row, 40)
+
+
+@pytest.mark.parametrize("row", [row for row in TABLE if row.refused is None], ids=str)
+def test_a_row_is_tried_in_the_variant_that_it_states(row: Row) -> None:
+    """What a row changes is in its model's configuration, and is a setting of such models."""
+    config = row.small.build().config.get_text_config()
+    found, known = config.to_dict(), type(config)().to_dict()
+    for name, value in row.small.changes.items():
+        parts = value.items() if isinstance(value, dict) else ()
+        assert name in known
+        assert found[name] == value or (parts and all(found[name][key] == each for key, each in parts))
+
+
+def built(kind: str, special: str) -> Any:
+    """The model of a row; of any type, as Transformers types few of its methods."""
+    return next(row for row in TABLE if (row.small.kind, row.special) == (kind, special)).small.build()
+
+
+@pytest.mark.parametrize("kind", ["llama3", "yarn"])
+def test_a_rope_that_is_stated_turns_otherwise_than_a_plain_one(kind: str) -> None:
+    models = (built("llama", special) for special in (f"RoPE of the kind {kind}", ""))
+    stated, plain = (model.get_decoder().rotary_emb.inv_freq for model in models)
+    assert not torch.allclose(stated, plain)
+
+
+def test_tied_embeddings_are_one_tensor_and_layers_in_turn_are_no_parallel_ones() -> None:
+    tied, serial = built("llama", "tied embeddings"), built("gpt_neox", "no parallel layers")
+    assert tied.get_input_embeddings().weight is tied.get_output_embeddings().weight
+    assert not any(layer.use_parallel_residual for layer in serial.get_decoder().layers)
 
 
 @pytest.mark.nightly

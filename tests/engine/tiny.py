@@ -53,23 +53,26 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return made
 
 
-def model(family: str = "llama", seed: int = 0) -> PreTrainedModel:
-    """A random model of three layers whose logits differ enough for greedy decoding to be stable."""
+def model(family: str = "llama", seed: int = 0, **changes: Any) -> PreTrainedModel:
+    """A random model of three layers whose logits differ enough for greedy decoding to be stable.
+
+    changes: to its configuration.
+    """
     torch.manual_seed(seed)
     configure: Any = CONFIG_MAPPING[family]
-    config = configure(
-        vocab_size=VOCABULARY,
-        hidden_size=WIDTH,
-        intermediate_size=96,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        max_position_embeddings=256,
-        initializer_range=0.15,
-        bos_token_id=256,
-        eos_token_id=EOS,
-        pad_token_id=258,
-        **copy.deepcopy(_FAMILIES[family]),
-    )
+    settings = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": WIDTH,
+        "intermediate_size": 96,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 256,
+        "initializer_range": 0.15,
+        "bos_token_id": 256,
+        "eos_token_id": EOS,
+        "pad_token_id": 258,
+    }
+    config = configure(**copy.deepcopy({**settings, **_FAMILIES[family], **changes}))
     make: Any = AutoModelForCausalLM.from_config
     made: PreTrainedModel = make(config, attn_implementation="eager")
     made.train(False)

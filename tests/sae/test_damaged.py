@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import random
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -206,6 +207,42 @@ def test_a_damaged_folder_is_refused(layout: str, damage: str, tmp_path: Path) -
     read_sae_files(folder)
     DAMAGES[damage](folder)
     refused(tmp_path, lambda: read_sae_files(folder))
+
+
+def cut(path: Path, rng: random.Random) -> None:
+    """Leave off an end of any length."""
+    content = path.read_bytes()
+    path.write_bytes(content[: rng.randrange(len(content))])
+
+
+def flip(path: Path, rng: random.Random) -> None:
+    """Turn a bit that decides: of a text, of the description in front of tensors, or of what a sum checks."""
+    content = bytearray(path.read_bytes())
+    first, last = 0, len(content)
+    if path.suffix == ".safetensors":
+        first, last = 8, 8 + int.from_bytes(content[:8], "little")
+    elif path.suffix == ".npz":
+        first = content.index(b"NUMPY")
+        last = content.index(b"PK", first)
+    content[rng.randrange(first, last)] ^= 0x80
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("spoil", [cut, flip])
+@pytest.mark.parametrize("file", [weights_of, description_of])
+@pytest.mark.parametrize("layout", FOLDERS)
+def test_a_file_that_is_cut_or_has_a_bit_turned_is_refused(
+    layout: str,
+    file: Callable[[Path], Path],
+    spoil: Callable[[Path, random.Random], None],
+    seed: int,
+    tmp_path: Path,
+) -> None:
+    folder = FOLDERS[layout](tmp_path, seed).folder
+    spoilt = weights_of(folder) if layout == "Gemma Scope" else file(folder)
+    spoil(spoilt, random.Random(f"{seed} {layout} {file.__name__}"))
+    refused(folder, lambda: read_sae_files(folder))
 
 
 PICKLE_DAMAGES: dict[str, Callable[[dict[str, Tensor]], object]] = {
