@@ -59,7 +59,8 @@ def test_it_is_what_the_library_writes_whatever_is_counted() -> None:
         for _ in range(requests):
             traffic.request()
         agree(written, registry)
-        agree(Exposition(kept(traffic.metrics.registry)), kept(traffic.metrics.registry))
+        held = kept(traffic.metrics.registry)
+        agree(Exposition(held), held)
     names = {FeatureName("layers.0.resid_post", "sae", str(number)): True for number in (3, 999)}
     traffic.metrics.features.show(names, [], left_out=0)
     traffic.metrics.rules.show({})

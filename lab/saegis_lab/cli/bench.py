@@ -13,6 +13,7 @@ import typer
 from saegis.cli import options
 from saegis.cli.output import console, fail, notes, print_json
 from saegis_lab.cli.files import write_or_show
+from saegis_server.cli.options import Device
 
 EPILOG = """
 [bold]Examples[/bold]
@@ -59,7 +60,7 @@ def bench(
         ),
     ] = Part.ALL,
     rounds: Annotated[int, typer.Option(min=1, help="How often each side is measured.")] = 5,
-    device: Annotated[str, typer.Option(help="Where the models run: cpu, cuda or cuda:1.")] = "cpu",
+    device: Device = "cpu",
     markdown: Annotated[Path | None, typer.Option(help="Also write the table to this file.")] = None,
     json: options.Json = False,
 ) -> None:
