@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
@@ -210,13 +209,10 @@ def load_subject(
 def _load(
     source: Source, site: str | None, placement: Placement, display: StageDisplay
 ) -> tuple[LoadedModel, PlacedSAE]:
-    import torch
-
     from saegis_server.engine.torch.loading import load_model
-    from saegis_server.engine.torch.site_reading import read_site, show_sites
     from saegis_server.rpc.server.config import SAESource
-    from saegis_server.rpc.server.sae_sources import check_sae, read_sae
-    from saegis_server.sae.left_out import special_tokens
+    from saegis_server.rpc.server.loading import fitted
+    from saegis_server.rpc.server.sae_sources import read_sae
 
     display("loading the model", 0, 0)
     loaded = load_model(source.model, placement.dtype, placement.device)
@@ -224,15 +220,5 @@ def _load(
     placed = read_sae(
         SAESource(path=source.sae, site=site), loaded.model.config.get_text_config().hidden_size
     )
-    ids = partial(torch.tensor, device=placement.device)
-    check_sae(
-        placed,
-        lambda text: loaded.tokenizer.encode(text, verbose=False),
-        lambda tokens: read_site(loaded.model, placed.loaded.site, ids([tokens]))[0],
-        lambda tokens, visit: show_sites(
-            loaded.model, lambda: loaded.model(input_ids=ids([tokens]), use_cache=False), visit
-        ),
-        loaded.max_context,
-        special_tokens(loaded.tokenizer),
-    )
+    fitted(placed, loaded)
     return loaded, placed

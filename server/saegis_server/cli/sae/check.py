@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -80,30 +79,16 @@ def _fit(
     spec: str, model: str, site: str | None, unmatched: Unmatched, dtype: str, device: str
 ) -> dict[str, Any]:
     """What the SAE is, with its site and its reconstruction there. Raises what a start raises."""
-    import torch
-
     from saegis_server.engine.torch.loading import load_model
-    from saegis_server.engine.torch.site_reading import read_site, show_sites
     from saegis_server.rpc.server.config import SAESource
-    from saegis_server.rpc.server.loading import has_layer_norms, model_names
-    from saegis_server.rpc.server.sae_sources import check_origin, check_sae, read_sae
-    from saegis_server.sae.left_out import special_tokens
+    from saegis_server.rpc.server.loading import fitted, has_layer_norms, model_names
+    from saegis_server.rpc.server.sae_sources import check_origin, read_sae
 
     loaded = load_model(model, dtype, device)
     source = SAESource(path=spec, site=site)
     placed: PlacedSAE = read_sae(source, loaded.model.config.get_text_config().hidden_size)
     check_origin(placed, model_names(loaded), has_layer_norms(loaded), unmatched)
-    ids = partial(torch.tensor, device=device)
-    fits = check_sae(
-        placed,
-        lambda text: loaded.tokenizer.encode(text, verbose=False),
-        lambda tokens: read_site(loaded.model, placed.loaded.site, ids([tokens]))[0],
-        lambda tokens, visit: show_sites(
-            loaded.model, lambda: loaded.model(input_ids=ids([tokens]), use_cache=False), visit
-        ),
-        loaded.max_context,
-        special_tokens(loaded.tokenizer),
-    )
+    fits = fitted(placed, loaded)
     measured = fits.measured
     told = {} if measured is None else {"fvu": measured.fvu, "l0": measured.l0}
     return {**described(fits.sae), "site": str(fits.site), **told}

@@ -4,6 +4,7 @@ import logging
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from saegis_server.engine.counts import Dictionary
 from saegis_server.engine.torch.build import build_step, compiles
 from saegis_server.engine.torch.engine import TorchEngine
 from saegis_server.engine.torch.loading import LoadedModel, check_device, check_dtype, load_model
-from saegis_server.engine.torch.site_reading import show_sites
+from saegis_server.engine.torch.site_reading import read_site, show_sites
 from saegis_server.engine.torch.sizing import Wishes
 from saegis_server.engine.torch.step import Step
 from saegis_server.engine.torch.usage import UsageCounting
@@ -34,6 +35,7 @@ from saegis_server.rpc.wire.targets import Targets
 from saegis_server.sae.catalog import Catalog, CatalogError, LoadedSAE
 from saegis_server.sae.examples import Examples
 from saegis_server.sae.labels import LABELS_FILE
+from saegis_server.sae.left_out import special_tokens
 from saegis_server.steering.rows import Norm
 from saegis_server.steering.site import Site
 from saegis_server.steering.table import Capacity
@@ -92,6 +94,25 @@ def model_names(loaded: LoadedModel) -> tuple[str, ...]:
 def has_layer_norms(loaded: LoadedModel) -> bool:
     """Whether what the model reads of its stream is centred by its norms, as in GPT-2 and Pythia."""
     return any(isinstance(module, torch.nn.LayerNorm) for module in loaded.model.modules())
+
+
+def fitted(placed: PlacedSAE, loaded: LoadedModel) -> LoadedSAE:
+    """An SAE checked on a model that no engine runs, as a start checks it on one that is served.
+
+    Raises as `check_sae` does.
+    """
+    model, tokenizer = loaded.model, loaded.tokenizer
+    ids = partial(torch.tensor, device=model.device)
+    return check_sae(
+        placed,
+        lambda text: tokenizer.encode(text, verbose=False),
+        lambda tokens: read_site(model, placed.loaded.site, ids([tokens]))[0],
+        lambda tokens, visit: show_sites(
+            model, lambda: model(input_ids=ids([tokens]), use_cache=False), visit
+        ),
+        loaded.max_context,
+        special_tokens(tokenizer),
+    )
 
 
 def services(
