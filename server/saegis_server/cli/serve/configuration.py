@@ -137,6 +137,7 @@ def _served_settings(served: Served) -> dict[str, Any]:
         "dtype": served.dtype,
         "device": served.device,
         "compile": served.compile.value,
+        "batch_invariant": served.batch_invariant,
     }
 
 

@@ -83,6 +83,14 @@ class Served:
     compile: Annotated[
         Compile, typer.Option(help="Compile the forward pass; auto does where a C++ compiler is found.")
     ] = Compile.AUTO
+    batch_invariant: Annotated[
+        bool,
+        typer.Option(
+            "--batch-invariant",
+            help="Give each sequence steps of its own, so that no bit of an answer depends on what runs "
+            "beside it; slower where several run.",
+        ),
+    ] = False
 
 
 _network = partial(typer.Option, rich_help_panel="Network")

@@ -89,8 +89,9 @@ class ServerConfig(_Strict):
     identities: the file of principals and their roles; without it the server is open to every program of this
     machine, and cannot be reached from others. policies: what governs requests; without it nothing does.
     audit: the log of decisions and answers; without it there is none. compile: "auto" compiles if a C++
-    compiler is found. stall_seconds: if the event loop does not answer for this long, the server is not live,
-    and after six times as long the process ends; 0 turns both off. tenant_classes: the tenants of each class
+    compiler is found. batch_invariant: whether each sequence takes steps of its own. stall_seconds: if the
+    event loop does not answer for this long, the server is not live, and after six times as long the process
+    ends; 0 turns both off. tenant_classes: the tenants of each class
     by which metrics tell tenants apart; all others are one class. watch_features: further features, beside
     those that policies name, whose firing metrics count, as SAE:INDEX, or INDEX where there is one SAE.
     sample_seconds: how often a prompt is encoded whole, to tell how many features fire and how well SAEs fit;
@@ -129,6 +130,7 @@ class ServerConfig(_Strict):
     read_first_token: bool = False
     limits: Limits = Limits()
     compile: Literal["auto", "always", "never"] = "auto"
+    batch_invariant: bool = False
     metrics_host: str = "127.0.0.1"
     metrics_port: int | None = Field(default=9464, ge=0, le=65535)
     tenant_classes: dict[ClassName, Annotated[tuple[Name, ...], Field(min_length=1)]] = {}

@@ -185,6 +185,7 @@ def _engine(
         first,
         config.compile == "always",
         counting,
+        config.batch_invariant,
     )
     return engine, counting is not None
 
