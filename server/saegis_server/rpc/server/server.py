@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from saegis_server.engine.api import Progress
 from saegis_server.rpc.server.address import ReadyFile, check_port
 from saegis_server.rpc.server.config import Address, ServerConfig
+from saegis_server.rpc.server.entrance import Entrance
 from saegis_server.rpc.server.gate import Gate, Phase
 from saegis_server.rpc.server.intake import Intake
 from saegis_server.rpc.server.listener import SERVICES, Listener, register
@@ -69,7 +70,8 @@ class SaegisServer:
                 live=lambda: watchdog.is_live,
                 ready=lambda: watchdog.is_live and self.gate.is_healthy,
             )
-        self._listener = Listener(config, self._premises, self.gate, self.intake)
+        entrance = Entrance.of(config, self._premises, self.gate)
+        self._listener = Listener(config, entrance, self.intake)
         await self._listener.server.start()
         if config.tls is None and not config.is_loopback:
             log.warning(

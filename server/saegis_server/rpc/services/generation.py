@@ -30,7 +30,7 @@ from saegis_server.policy.decide.disclosure import receipt_counts
 from saegis_server.policy.decide.uses import Use, UseOfRequest, beyond
 from saegis_server.rpc.auth.identity import current_identity
 from saegis_server.rpc.auth.roles import Role, needs, serves
-from saegis_server.rpc.server.interceptor import LONGEST_REQUEST_ID, usable_request_id
+from saegis_server.rpc.server.entrance import LONGEST_REQUEST_ID, usable_request_id
 from saegis_server.rpc.server.logs import request_id
 from saegis_server.rpc.server.threads import in_own_thread
 from saegis_server.rpc.services.run import GENERATE, Governed, RequestSummary, Run
