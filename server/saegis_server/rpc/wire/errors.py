@@ -207,6 +207,7 @@ _TABLE: Mapping[type[BaseException], _Row] = {
         fields=lambda e: ((path, e.description) for path in (e.field, *e.others)),
     ),
     problems.UnknownSiteError: _not_found("SITE", "Site", lambda e: e.site),
+    problems.UnknownModelError: _not_found("MODEL", "Model", lambda e: e.model),
     engine.FieldError: _Row(Code.INVALID_ARGUMENT, "FIELD_INVALID"),
     SteeringError: _Row(
         Code.INVALID_ARGUMENT,
