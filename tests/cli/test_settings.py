@@ -181,6 +181,7 @@ name: called
 dtype: float16
 device: cuda
 compile: never
+batch-invariant: true
 port: 1
 metrics-host: 0.0.0.0
 metrics-port: 2
