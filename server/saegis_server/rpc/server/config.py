@@ -75,11 +75,12 @@ class ServerConfig(_Strict):
     model: a local directory or hub id of a Transformers causal language model. name: the model's name in
     GetModel and receipts; by default `model`. unmatched_saes: whether an SAE whose files name another model
     or place is refused, or only causes a warning. sites: further sites, beside those of the SAEs, that
-    requests may steer with directions. port, metrics_port: 0 means any free port; metrics_port None means no
-    metrics endpoint. kv_memory: what running sequences may take of the memory that is free after the weights,
-    as bytes (4GiB) or a share (0.5), which is the default on a CPU; 0.85 on a GPU. max_num_seqs,
-    max_model_len: how many run at once, and the most tokens of prompt and completion together; by default 16
-    and the model's limit, or what there is memory for.
+    requests may steer with directions. directions: files and folders of directions that the operator ships;
+    direction_state: the folder in which uploaded ones survive a restart. port, metrics_port: 0 means any free
+    port; metrics_port None means no metrics endpoint. kv_memory: what running sequences may take of the
+    memory that is free after the weights, as bytes (4GiB) or a share (0.5), which is the default on a CPU;
+    0.85 on a GPU. max_num_seqs, max_model_len: how many run at once, and the most tokens of prompt and
+    completion together; by default 16 and the model's limit, or what there is memory for.
     rows: room for rows of a kind, for each sequence and site, where it is not the default. queue_limit: the
     most waiting sequences; a caller with few of them finds room beyond it, up to the share `fair_share` of
     it. fair_slots, fair_seconds: so many slots are kept for tenants that had one within so many seconds; by
@@ -106,6 +107,8 @@ class ServerConfig(_Strict):
     saes: tuple[SAESource, ...] = ()
     unmatched_saes: Unmatched = Unmatched.REFUSE
     sites: tuple[str, ...] = ()
+    directions: tuple[Path, ...] = ()
+    direction_state: Path | None = None
     dtype: str = "auto"
     device: str = "cpu"
     host: str = "127.0.0.1"

@@ -8,7 +8,13 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc  # type: ignore[import-untyped]
 
-from saegis.v1 import feature_pb2_grpc, generation_pb2_grpc, model_pb2_grpc, policy_pb2_grpc
+from saegis.v1 import (
+    direction_pb2_grpc,
+    feature_pb2_grpc,
+    generation_pb2_grpc,
+    model_pb2_grpc,
+    policy_pb2_grpc,
+)
 from saegis_server.audit.log import IdentityFailures
 from saegis_server.rpc.auth.authorization import Authorization
 from saegis_server.rpc.auth.identities import IdentitiesFile
@@ -19,6 +25,7 @@ from saegis_server.rpc.server.gate import Gate
 from saegis_server.rpc.server.intake import Intake
 from saegis_server.rpc.server.interceptor import OWN_PREFIX, OutermostInterceptor
 from saegis_server.rpc.server.premises import Premises
+from saegis_server.rpc.services.directions import DirectionServicer
 from saegis_server.rpc.services.features import FeatureServicer
 from saegis_server.rpc.services.generation import GenerationServicer
 from saegis_server.rpc.services.models import ModelServicer
@@ -72,6 +79,7 @@ def register(server: Any, services: Services) -> None:
     feature_pb2_grpc.add_FeatureServiceServicer_to_server(FeatureServicer(services), server)
     model_pb2_grpc.add_ModelServiceServicer_to_server(ModelServicer(services), server)
     policy_pb2_grpc.add_PolicyServiceServicer_to_server(PolicyServicer(services), server)
+    direction_pb2_grpc.add_DirectionServiceServicer_to_server(DirectionServicer(services), server)
 
 
 def register_open(server: Any, gate: Gate, reflects: bool) -> None:
