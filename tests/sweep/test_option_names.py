@@ -18,6 +18,7 @@ from saegis_lab.cli.app import app
 
 #: What each name means, in whatever command it stands. A new option takes the name here that means the same.
 MEANINGS = {
+    "--ablate": "an edit that sets a feature to 0",
     "--add": "an edit that adds to a feature",
     "--aligned": "the language in which a model refuses",
     "--architecture": "how an SAE's features are made sparse",
@@ -58,6 +59,8 @@ MEANINGS = {
     "--decision": "the id of a policy decision",
     "--device": "what the model runs on",
     "--direction": "the file of a refusal direction",
+    "--direction-state": "where uploaded directions survive a restart",
+    "--directions": "directions that the operator ships",
     "--dry-run": "whether nothing is changed",
     "--dtype": "the model's dtype",
     "--examples": "how many decisions of a kind are shown",

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from saegis.version import __version__
 from saegis_server.amounts import Portion
+from saegis_server.directions.folder import UploadFolder, read_shipped
+from saegis_server.directions.store import DirectionStore, KeptDirection
 from saegis_server.engine.api import Engine, FirstToken, Limits, Progress
 from saegis_server.engine.counts import Dictionary
 from saegis_server.engine.sites import site_module
@@ -127,7 +129,8 @@ def services(
     prompts: PromptReader,
     saes: Sequence[LoadedSAE],
 ) -> Services:
-    """An engine on `step` and everything else that the servicers need. Raises what `govern` raises."""
+    """An engine on `step` and everything else that the servicers need. Raises what `govern` raises, and
+    DirectionFileError for directions that cannot be kept."""
     engine, counts_usage = _engine(config, loaded, step, saes)
     facts = _facts(config, loaded)
     targets = Targets(step.sites, Catalog(saes), facts.hidden_size)
@@ -146,8 +149,10 @@ def services(
         activations=loaded.model.dtype,
         callers=callers_of(config.identities),
     )
+    shipped = read_shipped(config.directions, targets.width, targets.sites)
     governor = govern(config, premises, world)
     governor.watch_set = _watch_set(config, engine, targets.catalog, metrics, governor.policies)
+    uploads, uploaded = _uploads(config, targets.width)
     made = Services(
         engine,
         facts,
@@ -159,6 +164,8 @@ def services(
         limiter=premises.limiter,
         sample_seconds=config.sample_seconds,
         usage=_usage_book(config, engine, saes) if counts_usage else None,
+        directions=DirectionStore(config.limits.directions, shipped, uploaded),
+        uploads=uploads,
     )
     for entry in saes:
         # Build the index now; otherwise the first request would build it on the event loop.
@@ -166,6 +173,18 @@ def services(
     governor.in_thread = made.before_running
     metrics.observe_work(made.work)
     return made
+
+
+def _uploads(config: ServerConfig, width: int) -> tuple[UploadFolder | None, list[tuple[str, KeptDirection]]]:
+    """The folder of uploaded directions, if there is one, and what it holds. Raises DirectionFileError."""
+    if config.direction_state is None:
+        return None, []
+    folder = UploadFolder(config.direction_state)
+    try:
+        return folder, folder.read(width)
+    except BaseException:
+        folder.close()
+        raise
 
 
 def _engine(
