@@ -51,4 +51,5 @@ class World:
     @cached_property
     def room(self) -> Room:
         """The room to which programs are admitted."""
-        return Room(self.sites, self.width, self.capacity, self.activations)
+        ranked = frozenset((each.site, each.sae.digest) for each in self.catalog.entries if each.sae.k)
+        return Room(self.sites, self.width, self.capacity, self.activations, ranked)
