@@ -136,6 +136,7 @@ def services(
     metrics.show_model(model=facts.name, dtype=facts.dtype, device=facts.device)
     for entry in saes:
         metrics.show_sae(entry.id, str(entry.site), entry.sae.features)
+    shipped = read_shipped(config.directions, targets.width, targets.sites)
     world = World(
         model=facts.name,
         sites=targets.sites,
@@ -144,8 +145,8 @@ def services(
         capacity=engine.capacity,
         activations=loaded.model.dtype,
         callers=callers_of(config.identities),
+        directions=tuple(shipped),
     )
-    shipped = read_shipped(config.directions, targets.width, targets.sites)
     governor = govern(config, premises, world)
     governor.watch_set = _watch_set(config, engine, targets.catalog, metrics, governor.policies)
     uploads, uploaded = _uploads(config, targets.width)
