@@ -21,7 +21,8 @@ ALLOWED = {
     "audit": set(),
     "policy": {"audit", "telemetry", "engine", "sae", "directions", "steering"},
     "rpc": {"policy", "audit", "telemetry", "engine", "sae", "directions", "steering"},
-    "cli": {"rpc", "policy", "audit", "telemetry", "engine", "sae", "directions", "steering"},
+    "http": {"rpc", "policy", "audit", "telemetry", "engine", "steering"},
+    "cli": {"http", "rpc", "policy", "audit", "telemetry", "engine", "sae", "directions", "steering"},
     "lab/training": {"engine", "sae", "steering"},
     "lab/evaluation": {"lab/training", "rpc", "policy", "sae", "steering"},
     "lab/filters": {"lab/evaluation", "lab/training", "rpc", "policy", "engine", "sae", "steering"},
@@ -47,7 +48,7 @@ SEAM = {
     "engine.admission",
     "engine.sites",
 }
-THROUGH_THE_SEAM = {"rpc", "telemetry", "policy", "audit", "lab/evaluation"}
+THROUGH_THE_SEAM = {"rpc", "http", "telemetry", "policy", "audit", "lab/evaluation"}
 #: The one module that puts a server together, and so names the engine that it serves with.
 MAKES_THE_ENGINE = "rpc/server/loading.py"
 #: The one module of the server that names the lab: `python -m saegis_server.cli` is the whole command.

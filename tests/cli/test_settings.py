@@ -183,9 +183,14 @@ name: called
 dtype: float16
 device: cuda
 compile: never
+batch-invariant: true
 port: 1
 metrics-host: 0.0.0.0
 metrics-port: 2
+http-host: 127.0.0.2
+http-port: 3
+http-origin: https://example.org
+preset: [landmark=landmark.yaml]
 tls-cert: cert
 tls-key: key
 client-ca: ca
@@ -253,7 +258,7 @@ def test_every_setting_of_a_server_can_be_set(tmp_path: Path) -> None:
     within |= {"audit": set(AuditSettings.model_fields)}
     wanted = {name for name in default if name.lstrip(".") not in within}
     wanted |= {f".{room}.{name}" for room, names in within.items() for name in names}
-    wanted |= {".rows.bans", ".tenant_classes.gold"}
+    wanted |= {".rows.bans", ".tenant_classes.gold", ".presets.landmark"}
     assert changed == wanted
     assert here.saes[0].model_dump() == {
         "path": "a",

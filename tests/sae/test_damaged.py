@@ -444,7 +444,7 @@ def _placed(tmp_path: Path, **stated: object) -> Iterator[Callable[[Unmatched], 
         ({"model_name": "EleutherAI/pythia-160m-deduped"}, "state the model EleutherAI/pythia-160m-deduped"),
         ({"model_name": "gpt2-medium"}, "state the model gpt2-medium"),
         ({"model_name": "gpt2-small", "hook_name": "blocks.2.hook_resid_post"}, "state the place blocks.2"),
-        ({"model_name": None, "hook_name": "blocks.1.hook_resid_mid"}, "no site of this server"),
+        ({"model_name": None, "hook_name": "blocks.1.hook_attn_in"}, "no site of this server"),
     ],
 )
 def test_an_sae_of_another_model_or_place_is_refused_unless_it_is_forced(

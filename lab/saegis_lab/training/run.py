@@ -172,12 +172,14 @@ def _metadata(source: Source, settings: SAETraining, measured: Measured) -> dict
 
 
 def _module_name(source: Source) -> str | None:
-    """The module whose output is the site; None for the input of the first layer."""
+    """The module whose output is the site; None for the input of the first layer, and for resid_mid."""
     site = source.site
     if site.place is Place.RESID_PRE:
         if site.layer == 0:
             return None
         site = Site(site.layer - 1, Place.RESID_POST)
-    owner, _ = site_module(source.loaded.model, site)
+    owner, reads_input = site_module(source.loaded.model, site)
+    if reads_input:
+        return None
     names = {module: name for name, module in source.loaded.model.named_modules()}
     return str(names[owner])

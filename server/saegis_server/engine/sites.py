@@ -14,6 +14,9 @@ _NORMS_AFTER = (
     ("post_attention_layernorm", "post_feedforward_layernorm"),
     ("post_self_attn_layernorm", "post_mlp_layernorm"),
 )
+#: The norms before the MLP, which read the stream between attention and the MLP, the surest name first: where
+#: there is a norm after attention, Llama's name of the norm before the MLP may be that one's.
+_NORMS_BEFORE_MLP = ("pre_feedforward_layernorm", "ln_2", "feedforward_layernorm", "post_attention_layernorm")
 
 
 def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
@@ -45,7 +48,8 @@ def site_module(model: PreTrainedModel, site: Site) -> tuple[nn.Module, bool]:
     """The module to hook for a site, and whether its input (True) or its output (False) is the activation.
 
     In models that normalise what attention and the MLP add (Gemma 2 and 3, OLMo 2, GLM 4), the contribution
-    after that norm is the site. Raises SiteError if the model has no such layer or module.
+    after that norm is the site. The layer's output has resid_mid in it beside what the module that reads it
+    gives: see `site_reading.hook`. Raises SiteError if the model has no such layer or module.
     """
     layers = decoder_layers(model)
     if not 0 <= site.layer < len(layers):
@@ -53,14 +57,37 @@ def site_module(model: PreTrainedModel, site: Site) -> tuple[nn.Module, bool]:
     layer = layers[site.layer]
     if site.place in (Place.RESID_PRE, Place.RESID_POST):
         return layer, site.place is Place.RESID_PRE
+    if site.place is Place.RESID_MID:
+        return _reads_mid(layer, site), True
     names: tuple[tuple[str, ...], tuple[str, ...]] = (_ATTENTION, _MLP)
-    for after in _NORMS_AFTER:
-        if _named(layer, after[1]) is not None:
-            names = ((after[0],), (after[1],))
+    if (after := _norms_after(layer)) is not None:
+        names = ((after[0],), (after[1],))
     module = _named(layer, *names[site.place is Place.MLP_OUT])
     if module is None:
         raise SiteError(f"{site} does not exist in {type(layer).__name__}")
     return module, False
+
+
+def _norms_after(layer: nn.Module) -> tuple[str, str] | None:
+    """The names of the norms of what attention and the MLP add, if a layer has both."""
+    return next((after for after in _NORMS_AFTER if _named(layer, after[1]) is not None), None)
+
+
+def _reads_mid(layer: nn.Module, site: Site) -> nn.Module:
+    """The module that reads the stream between attention and the MLP: the norm before the MLP or, where there
+    is none, the MLP. Raises SiteError for layers that have no such stream."""
+    kind = type(layer).__name__
+    if getattr(layer, "use_parallel_residual", False):
+        raise SiteError(f"{site} does not exist: in {kind} attention and the MLP read the same stream")
+    after = _norms_after(layer) or ("", "")
+    norm = _named(layer, *(name for name in _NORMS_BEFORE_MLP if name != after[0]))
+    # Without a norm before the MLP, only one after it tells that the MLP reads the stream itself.
+    module = norm or (_named(layer, *_MLP) if after[1] else None)
+    if module is None:
+        raise SiteError(
+            f"{site} does not exist: in {kind} no norm reads a stream between attention and the MLP"
+        )
+    return module
 
 
 def all_sites(model: PreTrainedModel) -> Iterator[Site]:

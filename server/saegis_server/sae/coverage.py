@@ -28,7 +28,6 @@ _SERVED, _CONVERTED = Coverage(Standing.SERVED), Coverage(Standing.CONVERTED)
 _TOP_K = Coverage(Standing.BY_RANK, "TopK decides by rank which features are active")
 _HEADS = Coverage(Standing.NOT_READ, "it reads attention heads' outputs (hook_z), which is no site")
 _ELSEWHERE = Coverage(Standing.NOT_READ, "a transcoder reads at one site and writes at another")
-_MID = Coverage(Standing.NOT_READ, "it reads between attention and MLP (resid_mid), which is no site")
 #: By SAELens's name of the loader, where all SAEs of it stand alike.
 _BY_LOADER = {
     "llama_scope": _SERVED,
@@ -60,7 +59,5 @@ def coverage(entry: Entry) -> Coverage:
         by_rank = _NAMES_TOP_K.search(entry.path) and not _NAMES_BATCH_TOP_K.search(entry.path)
         return _TOP_K if by_rank else _CONVERTED
     if entry.layout == "sae_lens":
-        if "resid-mid" in entry.release:
-            return _MID
         return _TOP_K if "-OAI-v5-" in entry.repo else _SERVED
     return _BY_LOADER.get(entry.layout, Coverage(Standing.NOT_READ, "its layout is not known"))

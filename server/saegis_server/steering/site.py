@@ -6,12 +6,14 @@ from enum import StrEnum
 
 
 class Place(StrEnum):
-    """Where in a decoder layer: its input, its output, or what attention or the MLP adds to the stream."""
+    """Where in a decoder layer, in the order of the forward pass: its input, what attention adds to the
+    stream, the stream between attention and the MLP, what the MLP adds, its output."""
 
     RESID_PRE = "resid_pre"
-    RESID_POST = "resid_post"
     ATTN_OUT = "attn_out"
+    RESID_MID = "resid_mid"
     MLP_OUT = "mlp_out"
+    RESID_POST = "resid_post"
 
 
 #: How Transformers' modules that add to the stream are called, where their name tells enough: what `mlp` of a
@@ -23,6 +25,8 @@ _MODULES = {
     "attn": Place.ATTN_OUT,
     "input": Place.RESID_PRE,
     "output": Place.RESID_POST,
+    "pre_feedforward_layernorm.input": Place.RESID_MID,
+    "ln_2.input": Place.RESID_MID,
 }
 _SPELLINGS = (
     re.compile(r"blocks\.(?P<layer>\d+)\.hook_(?P<place>\w+)"),
@@ -32,6 +36,9 @@ _SPELLINGS = (
         r"(?:transformer\.h|gpt_neox\.layers)\.(?P<layer>\d+)(?:\.(?P<module>mlp|attn|attention)(?:\.output)?)?"
     ),
     re.compile(r"(?:model|transformer|gpt_neox)\.(?:layers|h)\.(?P<layer>\d+)\.(?P<module>input|output)"),
+    re.compile(
+        r"(?:model\.layers|transformer\.h)\.(?P<layer>\d+)\.(?P<module>(?:pre_feedforward_layernorm|ln_2)\.input)"
+    ),
     re.compile(r"layers\.(?P<layer>\d+)"),
 )
 
@@ -68,8 +75,7 @@ class Site:
         raise SiteError(f"{name!r} is not a site; write layers.<number>.<place> with a place of {places}")
 
 
-#: In what order a layer's places come in the forward pass.
-_FORWARD = (Place.RESID_PRE, Place.ATTN_OUT, Place.MLP_OUT, Place.RESID_POST)
+_FORWARD = tuple(Place)
 
 
 def forward_order(site: Site) -> tuple[int, int]:

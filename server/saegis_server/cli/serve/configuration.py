@@ -140,6 +140,7 @@ def _served_settings(served: Served) -> dict[str, Any]:
         "dtype": served.dtype,
         "device": served.device,
         "compile": served.compile.value,
+        "batch_invariant": served.batch_invariant,
     }
 
 
@@ -176,9 +177,25 @@ def _network_settings(network: Network) -> dict[str, Any]:
         if cert is None or key is None:
             raise fail("a certificate without its key", "give both --tls-cert and --tls-key", USAGE)
         settings["tls"] = {"cert": cert, "key": key, "client_ca": client_ca}
-    if network.metrics_port < 0:
-        settings["metrics_port"] = None
+    for name in ("metrics_port", "http_port"):
+        if settings[name] < 0:
+            settings[name] = None
+    settings["http_origins"] = network.http_origins or []
+    settings["presets"] = presets(network.presets or [])
     return settings
+
+
+def presets(texts: list[str]) -> dict[str, str]:
+    """The file of each preset, from texts of the form NAME=FILE."""
+    files = {}
+    for text in texts:
+        name, _, path = text.partition("=")
+        if not name or not path:
+            raise fail(f"--preset {text!r} has no {'file' if name else 'name'}", "give NAME=FILE", USAGE)
+        if name in files:
+            raise fail(f"--preset names {name} twice", "give each preset a name of its own", USAGE)
+        files[name] = path
+    return files
 
 
 def _policy_settings(policies: Policies) -> dict[str, Any] | None:

@@ -54,6 +54,8 @@ NEEDED: dict[str, Needs] = {
     f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo": Needs(Role.INSPECT)
     for version in ("v1", "v1alpha")
 }
+#: What the names of the contract's own methods begin with.
+OWN_PREFIX = "/saegis.v1."
 #: RPCs that need neither a principal nor a role. Load balancers and orchestrators call them.
 EVERYBODY = frozenset(f"/grpc.health.v1.Health/{method}" for method in ("Check", "List", "Watch"))
 

@@ -15,6 +15,7 @@ from saegis_server.directions.folder import UploadFolder, read_shipped
 from saegis_server.directions.store import DirectionStore, KeptDirection
 from saegis_server.engine.api import Engine, FirstToken, Limits, Progress
 from saegis_server.engine.counts import Dictionary
+from saegis_server.engine.sites import site_module
 from saegis_server.engine.torch.build import build_step, compiles
 from saegis_server.engine.torch.engine import TorchEngine
 from saegis_server.engine.torch.loading import LoadedModel, check_device, check_dtype, load_model
@@ -25,6 +26,7 @@ from saegis_server.engine.torch.usage import UsageCounting
 from saegis_server.engine.torch.weights import require_room
 from saegis_server.policy.decide.decide import PolicySet
 from saegis_server.policy.decide.world import World
+from saegis_server.policy.errors import Unmatched
 from saegis_server.policy.store.store import PolicyStore
 from saegis_server.rpc.auth.identities import callers_of
 from saegis_server.rpc.auth.watch_set import WatchSet, features_of, named_feature
@@ -98,11 +100,13 @@ def has_layer_norms(loaded: LoadedModel) -> bool:
     return any(isinstance(module, torch.nn.LayerNorm) for module in loaded.model.modules())
 
 
-def fitted(placed: PlacedSAE, loaded: LoadedModel) -> LoadedSAE:
+def fitted(placed: PlacedSAE, loaded: LoadedModel, unmatched: Unmatched) -> LoadedSAE:
     """An SAE checked on a model that no engine runs, as a start checks it on one that is served.
 
-    Raises as `check_sae` does.
+    Raises SiteError for a site that the model does not have, and as `check_origin` and `check_sae` do.
     """
+    site_module(loaded.model, placed.loaded.site)
+    check_origin(placed, model_names(loaded), has_layer_norms(loaded), unmatched)
     model, tokenizer = loaded.model, loaded.tokenizer
     ids = partial(torch.tensor, device=model.device)
     return check_sae(
@@ -205,6 +209,7 @@ def _engine(
         first,
         config.compile == "always",
         counting,
+        config.batch_invariant,
     )
     return engine, counting is not None
 

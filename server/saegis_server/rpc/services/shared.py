@@ -5,12 +5,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-import grpc
-
 from saegis_server.directions.folder import UploadFolder
 from saegis_server.directions.store import DirectionStore
 from saegis_server.engine.api import Engine
 from saegis_server.policy.store.store import PolicyStore
+from saegis_server.rpc.auth.context import CallContext
 from saegis_server.rpc.auth.governor import Governor
 from saegis_server.rpc.auth.identity import ANONYMOUS, identity
 from saegis_server.rpc.server.giving_way import giving_way
@@ -23,7 +22,7 @@ from saegis_server.telemetry.metrics import Metrics
 from saegis_server.telemetry.usage import UsageBook
 
 T = TypeVar("T")
-Context = grpc.aio.ServicerContext[Any, Any]
+Context = CallContext
 
 
 @dataclass(frozen=True, slots=True)

@@ -208,6 +208,7 @@ _TABLE: Mapping[type[BaseException], _Row] = {
         fields=lambda e: ((path, e.description) for path in (e.field, *e.others)),
     ),
     problems.UnknownSiteError: _not_found("SITE", "Site", lambda e: e.site),
+    problems.UnknownModelError: _not_found("MODEL", "Model", lambda e: e.model),
     problems.UnknownDirectionError: _not_found("DIRECTION", "Direction", lambda e: e.reference),
     directions.DirectionTakenError: _Row(
         Code.ALREADY_EXISTS, "DIRECTION_EXISTS", lambda e: f"{e.field}: {e}"

@@ -35,6 +35,14 @@ class UnknownSiteError(FieldError):
         self.site = site
 
 
+class UnknownModelError(FieldError):
+    """The server serves no model, and has no preset, of the name `model`."""
+
+    def __init__(self, field: str, model: str) -> None:
+        super().__init__(field, f"{model!r} is not served here")
+        self.model = model
+
+
 class UnknownDirectionError(FieldError):
     """The caller's tenant has no direction of this digest or name, and neither has the operator."""
 
