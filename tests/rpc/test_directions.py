@@ -4,6 +4,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +18,8 @@ from saegis import Client, Edit, KeptDirection, Watch
 from saegis.v1 import direction_pb2 as pb
 from saegis.v1 import generation_pb2, steering_pb2
 from saegis_server.directions.files import DirectionFileError
+from saegis_server.directions.store import KeptDirection as Kept
+from saegis_server.policy.errors import CompileError
 from saegis_server.steering.digest import digest_of
 from tests.directions.files import damaged, npz, safetensors, vector
 from tests.policy.bundles import write_files
@@ -353,6 +356,25 @@ def test_a_limit_is_named_and_nothing_is_evicted(tmp_path: Path, limits: dict[st
         callers.ann.upload_direction(vector(3).tolist())
 
 
+def test_uploads_at_once_stay_within_the_limits(tmp_path: Path) -> None:
+    limits = {"directions": {"tenant": 3, "total": 5}}
+    with called(tmp_path, limits=limits, direction_state=str(tmp_path / "state")) as callers:
+
+        def upload(seed: int) -> str:
+            try:
+                return (callers.ann, callers.bob)[seed % 2].upload_direction(vector(seed).tolist()).digest
+            except saegis.ResourceExhausted:
+                return ""
+
+        with ThreadPoolExecutor(16) as pool:
+            done = list(pool.map(upload, range(24)))
+        # Each of the two may have three, and both together five.
+        kept = [each.digest for client in (callers.ann, callers.bob) for each in client.list_directions()]
+        assert sorted(filter(None, done)) == sorted(kept)
+        assert len(kept) == 5
+        assert len(list((tmp_path / "state").glob("*.safetensors"))) == 5
+
+
 def test_a_policy_protects_against_references_as_against_numbers(tmp_path: Path) -> None:
     files = {"policy.yaml": POLICY.encode(), "directions/refusal.safetensors": safetensors(VECTOR)}
     bundle = write_files(tmp_path / "keep", files)
@@ -493,6 +515,32 @@ def test_what_the_operator_ships_is_everybodys(tmp_path: Path) -> None:
         assert own.digest == shipped[1].digest
         assert callers.ann.delete_direction(own.digest) == own
         assert callers.ann.list_directions() == shipped
+
+
+def test_a_policy_names_what_is_shipped_by_digest(tmp_path: Path) -> None:
+    shipped = tmp_path / "refusal.safetensors"
+    shipped.write_bytes(safetensors(VECTOR, site=FIRST))
+    digest = Kept.of(VECTOR).digest
+    target = f"{{file: directions/refusal.safetensors, tensor: refusal, site: {FIRST}}}"
+    rule = f"\nrules:\n  - {{id: no, ban: {{directions: [{{digest: {digest}}}]}}}}\n"
+    told_of = []
+    for where, text in (
+        ("inline", POLICY + rule.replace(f"{{digest: {digest}}}", target)),
+        ("shipped", POLICY.replace(target, f"{{digest: {digest}}}") + rule),
+    ):
+        files = {"policy.yaml": text.encode(), "directions/refusal.safetensors": safetensors(VECTOR)}
+        bundle = write_files(tmp_path / where, files)
+        with called(tmp_path, policies={"bundles": [str(bundle)]}, directions=[str(shipped)]) as callers:
+            with pytest.raises(saegis.PermissionDenied) as denied:
+                answer(callers.ann, [saegis.ablate(saegis.direction("refusal"))])
+            found = answer(callers.ann, [])
+        told_of.append((denied.value.violations, found.choices, found.receipt.rules, told(found)))
+    assert told_of[0] == told_of[1]
+    violations, _, (no,), _ = told_of[0]
+    assert any("keep/refusal: this is protected" in each.description for each in violations)
+    assert no.targets[0].direction == digest
+    with pytest.raises(CompileError, match="the server ships no direction of this digest"):
+        Running(config(policies={"bundles": [str(bundle)]}))
 
 
 def test_a_name_that_the_operator_takes_later_means_neither(tmp_path: Path) -> None:

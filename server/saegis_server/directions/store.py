@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
@@ -124,6 +125,11 @@ class Shelf:
     own: Owned
     shipped: Owned
 
+    @classmethod
+    def of_operator(cls, shipped: Iterable[KeptDirection]) -> Self:
+        """What everybody may refer to: the operator's directions alone."""
+        return cls(Owned(), Owned(shipped))
+
     def __iter__(self) -> Iterator[KeptDirection]:
         every = (*self.own.by_digest.values(), *self.shipped.by_digest.values())
         return iter(sorted(every, key=lambda each: each.order))
@@ -144,7 +150,7 @@ class Shelf:
 
 
 #: That of a server, or of a command, that keeps none.
-NO_DIRECTIONS = Shelf(Owned(), Owned())
+NO_DIRECTIONS = Shelf.of_operator(())
 
 
 class DirectionStore:

@@ -12,7 +12,7 @@ from torch import Tensor
 from saegis.version import __version__
 from saegis_server.amounts import Portion, in_units
 from saegis_server.directions.folder import UploadFolder, read_shipped
-from saegis_server.directions.store import DirectionStore, KeptDirection
+from saegis_server.directions.store import DirectionStore, KeptDirection, Shelf
 from saegis_server.engine.api import Engine, FirstToken, Limits, Progress
 from saegis_server.engine.counts import Dictionary
 from saegis_server.engine.sites import site_module
@@ -135,7 +135,8 @@ def services(
     DirectionFileError for directions that cannot be kept."""
     engine, counts_usage = _engine(config, loaded, step, saes)
     facts = _facts(config, loaded)
-    targets = Targets(step.sites, Catalog(saes), facts.hidden_size)
+    shipped = read_shipped(config.directions, facts.hidden_size, step.sites)
+    targets = Targets(step.sites, Catalog(saes), facts.hidden_size, Shelf.of_operator(shipped))
     metrics = premises.metrics
     metrics.observe_load(engine.stats)
     metrics.show_build(version=__version__, python=platform.python_version(), torch=torch.__version__)
@@ -150,8 +151,8 @@ def services(
         capacity=engine.capacity,
         activations=loaded.model.dtype,
         callers=callers_of(config.identities),
+        directions=tuple(shipped),
     )
-    shipped = read_shipped(config.directions, targets.width, targets.sites)
     governor = govern(config, premises, world)
     governor.watch_set = _watch_set(config, engine, targets.catalog, metrics, governor.policies)
     uploads, uploaded = _uploads(config, targets.width)
