@@ -41,12 +41,16 @@ class AdmittedRows(SiteProgram):
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """Where programs may act, in forward order, on activations [.., width] of a dtype, with how many rows."""
+    """Where programs may act, in forward order, on activations [.., width] of a dtype, with how many rows.
+
+    ranked: the digests of the SAEs at each site whose features' ranks are known there.
+    """
 
     sites: tuple[Site, ...]
     width: int
     capacity: Capacity
     activations: torch.dtype = torch.float32
+    ranked: frozenset[tuple[Site, str]] = frozenset()
 
     def check(self, site: Site, rows: SiteProgram) -> None:
         """Raise SteeringError for rows for which there is no room here."""
@@ -60,6 +64,8 @@ class Room:
         for probe in (*(edit.probe for edit in edits), *targets, *rows.watches, *rows.guards):
             if probe.read.shape != width or probe.write.shape != width:
                 raise SteeringError(f"a row at {site} does not have the model's width {self.width}", site)
+            if probe.rank is not None and (site, probe.rank.dictionary) not in self.ranked:
+                raise SteeringError(f"the SAE of {probe.name}, which decides by rank, is not at {site}", site)
 
     def admit(self, program: Mapping[Site, SiteProgram]) -> dict[Site, AdmittedRows]:
         """The rows of every site, checked. Raises SteeringError for what has no room or cannot be held."""

@@ -75,6 +75,24 @@ class Served:
         Unmatched,
         typer.Option(help="What to do with an SAE whose files name another model or place than is served."),
     ] = Unmatched.REFUSE
+    directions: Annotated[
+        list[Path] | None,
+        typer.Option(
+            parser=to_path,
+            metavar="FILE_OR_DIR",
+            help="A direction that everybody may name as its file is named, in safetensors or npz, or a "
+            "folder of them. Again for another.",
+        ),
+    ] = None
+    direction_state: Annotated[
+        Path | None,
+        typer.Option(
+            parser=to_path,
+            metavar="DIR",
+            help="Where directions that callers upload survive a restart; without it they end with the "
+            "server.",
+        ),
+    ] = None
     name: Annotated[str | None, typer.Option(metavar="NAME", help="What the model is called in answers.")] = (
         None
     )

@@ -53,7 +53,6 @@ _NORMS = {
     "constant_norm_rescale": Norm.CONSTANT_NORM,
     "layer_norm": Norm.LAYER_NORM,
 }
-_BY_RANK = "decides by rank which features are active, which needs every pre-activation"
 _TRANSCODER = "reads at one site and writes at another; load an SAE that reads and writes the same site"
 _LOADING = "model_from_pretrained_kwargs"
 #: Training checkpoints, which SAELens's save_inference_model would write as jumprelu.
@@ -61,7 +60,7 @@ _CHECKPOINTS = ("batchtopk", "matryoshka_batchtopk")
 _CANONICAL = {"topk": Architecture.STANDARD, **dict.fromkeys(_CHECKPOINTS, Architecture.JUMPRELU)}
 #: Why an architecture of SAELens is refused, and what to do instead.
 _REFUSED = {
-    "abstopk": f"{_BY_RANK}; retrain it as batchtopk or jumprelu",
+    "abstopk": "has features that are negative; retrain it as topk, batchtopk or jumprelu",
     "transcoder": _TRANSCODER,
     "skip_transcoder": _TRANSCODER,
     "jumprelu_transcoder": _TRANSCODER,
@@ -95,6 +94,7 @@ def _read(folder: Path, name: str, release: Release) -> SparseAutoencoder:
             architecture=config.architecture,
             **tensors,
             k=config.k,
+            grouped=False,
             centred=config.centred,
             norm=config.norm,
             apply_b_dec_to_input=config.apply_b_dec_to_input,
@@ -339,8 +339,12 @@ def save_sae(sae: SparseAutoencoder, path: Path, sample: str | None = None) -> N
 
     The SAE's metadata is kept. sample: a text of the kind that it was trained on, written to `sample.txt`;
     the server then checks the SAE on it and not on its built-in text. Raises OSError if the files cannot be
-    written and TypeError for metadata that JSON cannot hold.
+    written, TypeError for metadata that JSON cannot hold, and ValueError for group max, which SAELens lacks.
     """
+    if sae.grouped:
+        raise ValueError(
+            f"the SAE {sae.name} activates its features by groupmax, which SAELens does not have"
+        )
     metadata: dict[str, object] = {"sae_lens_version": LAYOUT_VERSION, **sae.metadata}
     # A factor that was folded into the weights must not be folded again.
     metadata.pop("norm_scaling_factor", None)
@@ -354,7 +358,7 @@ def save_sae(sae: SparseAutoencoder, path: Path, sample: str | None = None) -> N
     if sae.centred:
         metadata[_LOADING] = {"center_writing_weights": True}
     config = {
-        "architecture": str(sae.architecture) if sae.k is None else "topk",
+        "architecture": sae.activation,
         **({} if sae.k is None else {"k": sae.k}),
         "d_in": sae.width,
         "d_sae": sae.features,
