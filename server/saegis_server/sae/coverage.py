@@ -26,7 +26,6 @@ class Coverage:
 
 _SERVED, _CONVERTED = Coverage(Standing.SERVED), Coverage(Standing.CONVERTED)
 _TOP_K = Coverage(Standing.BY_RANK, "TopK decides by rank which features are active")
-_HEADS = Coverage(Standing.NOT_READ, "it reads attention heads' outputs (hook_z), which is no site")
 _ELSEWHERE = Coverage(Standing.NOT_READ, "a transcoder reads at one site and writes at another")
 #: By SAELens's name of the loader, where all SAEs of it stand alike.
 _BY_LOADER = {
@@ -36,7 +35,9 @@ _BY_LOADER = {
     "qwen_scope": _TOP_K,
     "goodfire": _CONVERTED,
     "deepseek_r1": _CONVERTED,
-    "connor_rob_hook_z": _HEADS,
+    "connor_rob_hook_z": Coverage(
+        Standing.NOT_READ, "it reads heads' outputs without their value biases, as TransformerLens makes them"
+    ),
     "gemma_2_transcoder": _ELSEWHERE,
     "mwhanna_transcoder": _ELSEWHERE,
     "mntss_clt_layer_transcoder": _ELSEWHERE,
@@ -45,13 +46,13 @@ _BY_LOADER = {
 _NAMES_TOP_K = re.compile(r"(^|_)top_?k_", re.IGNORECASE)
 _NAMES_BATCH_TOP_K = re.compile(r"batch_?top_?k", re.IGNORECASE)
 #: By the folder in a repository of Gemma Scope 2.
-_GEMMA_SCOPE_2 = {"resid_post": _SERVED, "mlp_out": _SERVED, "attn_out": _HEADS}
+_GEMMA_SCOPE_2 = {"resid_post": _SERVED, "mlp_out": _SERVED, "attn_out": _SERVED}
 
 
 def coverage(entry: Entry) -> Coverage:
     """The standing of an SAE, as far as the table tells: its files may state more that is refused."""
     if entry.layout == "gemma_2":
-        return _HEADS if entry.repo.endswith("-att") else _SERVED
+        return _SERVED
     if entry.layout == "gemma_3":
         return _GEMMA_SCOPE_2.get(entry.path.split("/")[0].removesuffix("_all"), _ELSEWHERE)
     if entry.layout == "dictionary_learning_1":

@@ -121,7 +121,7 @@ def _with_edits(
 
     world = compiled.world
     edits = with_best_features(edits, catalog_search(world.catalog))
-    targets = Targets(world.sites, world.catalog, world.width)
+    targets = Targets(world.sites, world.catalog, world.widths)
     try:
         steering = request_steering(steering_message(edits), targets, world.capacity)
         steering.require_room(world.capacity)

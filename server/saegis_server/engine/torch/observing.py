@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from saegis_server.engine.counts import STRENGTHS, Fired, Firing, Observed
-from saegis_server.steering.site import Site
+from saegis_server.steering.site import Site, Widths
 from saegis_server.steering.table import Rows, put_to_read, rows_to_read
 from saegis_server.steering.tokens import Tokens
 
@@ -26,12 +26,14 @@ class SlotObserving:
     site as long as it is observed.
     """
 
-    def __init__(self, sites: tuple[Site, ...], slots: int, width: int, device: torch.device | str) -> None:
+    def __init__(
+        self, sites: tuple[Site, ...], slots: int, widths: Widths, device: torch.device | str
+    ) -> None:
         """Room for `slots` slots."""
         # One more than there may be: to the compiler a slice that takes a whole tensor is another program.
         room = MOST_OBSERVED + 1
         self.sites = sites
-        self.rows = {site: rows_to_read(room, width, device) for site in sites}
+        self.rows = {site: rows_to_read(room, widths.at(site), device) for site in sites}
         self.scale = torch.zeros(len(sites), room, device=device)
         self.counts = torch.zeros(len(sites), slots, room, 2, _NUMBERS, device=device)
         self._before = torch.zeros_like(self.counts)

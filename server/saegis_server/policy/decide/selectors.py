@@ -155,10 +155,10 @@ class Selectors:
             known = ", ".join(sorted(self._directions)) or "none"
             raise _fault(f"{path}.file", f"{selector.file} is not in the bundle; its files: {known}")
         vector = tensors[_tensor_name(tensors, selector, path)]
-        if vector.shape != (self._world.width,):
-            expected = f"[{self._world.width}], as the model's activations"
-            raise _fault(path, f"has the shape {list(vector.shape)}, not {expected}")
         site = self._direction_site(selector.site, f"{path}.site")
+        if vector.shape != ((width := self._world.widths.at(site)),):
+            expected = f"[{width}], as the model's activations at {site}"
+            raise _fault(path, f"has the shape {list(vector.shape)}, not {expected}")
         try:
             probe = Probe.direction(vector)
         except ValueError as error:
@@ -204,9 +204,9 @@ class Selectors:
                 raise _fault(
                     path, f"the SAE {loaded.id} is at {site}, no site of this server: {self._sites()}"
                 )
-            if probe.read.shape != (self._world.width,):
-                width = f"{len(probe.read)}, not the model's {self._world.width}"
-                raise _fault(path, f"the SAE {loaded.id} has the width {width}")
+            if probe.read.shape != ((width := self._world.widths.at(site)),):
+                fault = f"has the width {len(probe.read)}, not the {width} of {site}"
+                raise _fault(path, f"the SAE {loaded.id} {fault}")
             label = f" ({feature.label.label})" if feature.label else ""
             self._known[key] = Selected(site, probe, f"{loaded.id}:{feature.index}{label}", feature)
         return self._known[key]

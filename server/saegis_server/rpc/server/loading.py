@@ -13,6 +13,7 @@ from saegis.version import __version__
 from saegis_server.amounts import Portion
 from saegis_server.engine.api import Engine, FirstToken, Limits, Progress
 from saegis_server.engine.counts import Dictionary
+from saegis_server.engine.sites import widths_of
 from saegis_server.engine.torch.build import build_step, compiles
 from saegis_server.engine.torch.engine import TorchEngine
 from saegis_server.engine.torch.loading import LoadedModel, check_device, check_dtype, load_model
@@ -61,11 +62,11 @@ def load_services(config: ServerConfig, premises: Premises, progress: Progress) 
     progress("loading the model", 0, 0)
     require_room(config.model, config.dtype, config.device)
     loaded = load_model(config.model, config.dtype, config.device)
-    width = loaded.model.config.get_text_config().hidden_size
+    widths = widths_of(loaded.model)
     placed = []
     for count, source in enumerate(config.saes):
         progress("loading SAEs", count, len(config.saes))
-        placed.append(read_sae(source, width, lambda told: progress(told, 0, 0)))
+        placed.append(read_sae(source, widths, lambda told: progress(told, 0, 0)))
         check_origin(
             placed[-1],
             (config.name or "", *model_names(loaded)),
@@ -126,7 +127,7 @@ def services(
     """An engine on `step` and everything else that the servicers need. Raises what `govern` raises."""
     engine, counts_usage = _engine(config, loaded, step, saes)
     facts = _facts(config, loaded)
-    targets = Targets(step.sites, Catalog(saes), facts.hidden_size)
+    targets = Targets(step.sites, Catalog(saes), step.slots.room.widths)
     metrics = premises.metrics
     metrics.observe_load(engine.stats)
     metrics.show_build(version=__version__, python=platform.python_version(), torch=torch.__version__)
@@ -136,7 +137,7 @@ def services(
     world = World(
         model=facts.name,
         sites=targets.sites,
-        width=facts.hidden_size,
+        widths=targets.widths,
         catalog=targets.catalog,
         capacity=engine.capacity,
         activations=loaded.model.dtype,

@@ -10,7 +10,7 @@ from saegis_server.engine.api import FieldError
 from saegis_server.rpc.wire.problems import UnknownSiteError
 from saegis_server.sae.catalog import Catalog, FoundFeature
 from saegis_server.steering.rows import Probe
-from saegis_server.steering.site import Site, SiteError
+from saegis_server.steering.site import Site, SiteError, Widths
 
 #: The most characters of a label that a feature is looked up by.
 LONGEST_LABEL = 1024
@@ -37,12 +37,12 @@ class Resolved:
 
 
 class Targets:
-    """Resolves targets against the sites of the engine and the catalog of SAEs; width: d of every site."""
+    """Resolves targets against the sites of the engine and the catalog of SAEs."""
 
-    def __init__(self, sites: tuple[Site, ...], catalog: Catalog, width: int) -> None:
+    def __init__(self, sites: tuple[Site, ...], catalog: Catalog, widths: Widths) -> None:
         self.sites = sites
         self.catalog = catalog
-        self.width = width
+        self.widths = widths
 
     def resolve(self, message: Target, kind: str | None, path: str) -> Resolved:
         """What a target means; `kind` is which of `feature` and `direction` is set.
@@ -55,7 +55,7 @@ class Targets:
             return Resolved(feature.site, feature.probe(), feature)
         if kind == "direction":
             site = site or self._only_site(f"{path}.site")
-            return Resolved(site, self._direction(message.direction, f"{path}.direction"))
+            return Resolved(site, self._direction(message.direction, site, f"{path}.direction"))
         raise FieldError(path, "one of feature and direction must be given")
 
     def written(self, message: steering_pb2.Redirection, site: Site, path: str) -> Resolved:
@@ -68,7 +68,7 @@ class Targets:
             feature = self.feature(message.feature, f"{path}.feature", site, f"{path}.feature.sae")
             return Resolved(site, feature.probe(), feature)
         if kind == "direction":
-            return Resolved(site, self._direction(message.direction, f"{path}.direction"))
+            return Resolved(site, self._direction(message.direction, site, f"{path}.direction"))
         raise FieldError(path, "one of feature and direction must be given")
 
     def site(self, name: str, path: str) -> Site:
@@ -106,11 +106,11 @@ class Targets:
         names = ", ".join(map(str, self.sites)) or "none"
         raise FieldError(path, f"must be given for a direction; this server's sites: {names}")
 
-    def _direction(self, message: steering_pb2.Direction, path: str) -> Probe:
-        if len(message.values) != self.width:
+    def _direction(self, message: steering_pb2.Direction, site: Site, path: str) -> Probe:
+        if len(message.values) != (width := self.widths.at(site)):
             raise FieldError(
                 f"{path}.values",
-                f"must have {self.width} numbers, as the model's activations, not {len(message.values)}",
+                f"must have {width} numbers, as the model's activations at {site}, not {len(message.values)}",
             )
         try:
             return Probe.direction(torch.tensor(message.values, dtype=torch.float32))
