@@ -15,7 +15,7 @@ from saegis_server.directions.folder import UploadFolder, read_shipped
 from saegis_server.directions.store import DirectionStore, KeptDirection, Shelf
 from saegis_server.engine.api import Engine, FirstToken, Limits, Progress
 from saegis_server.engine.counts import Dictionary
-from saegis_server.engine.sites import site_module
+from saegis_server.engine.sites import site_module, widths_of
 from saegis_server.engine.torch.build import build_step, compiles
 from saegis_server.engine.torch.engine import TorchEngine
 from saegis_server.engine.torch.loading import LoadedModel, check_device, check_dtype, load_model
@@ -67,11 +67,11 @@ def load_services(config: ServerConfig, premises: Premises, progress: Progress) 
     progress("loading the model", 0, 0)
     require_room(config.model, config.dtype, config.device)
     loaded = load_model(config.model, config.dtype, config.device)
-    width = loaded.model.config.get_text_config().hidden_size
+    widths = widths_of(loaded.model)
     placed = []
     for count, source in enumerate(config.saes):
         progress("loading SAEs", count, len(config.saes))
-        placed.append(read_sae(source, width, lambda told: progress(told, 0, 0)))
+        placed.append(read_sae(source, widths, lambda told: progress(told, 0, 0)))
         check_origin(
             placed[-1],
             (config.name or "", *model_names(loaded)),
@@ -135,8 +135,9 @@ def services(
     DirectionFileError for directions that cannot be kept."""
     engine, counts_usage = _engine(config, loaded, step, saes)
     facts = _facts(config, loaded)
-    shipped = read_shipped(config.directions, facts.hidden_size, step.sites)
-    targets = Targets(step.sites, Catalog(saes), facts.hidden_size, Shelf.of_operator(shipped))
+    widths = step.slots.room.widths
+    shipped = read_shipped(config.directions, widths.stream, step.sites)
+    targets = Targets(step.sites, Catalog(saes), widths, Shelf.of_operator(shipped))
     metrics = premises.metrics
     metrics.observe_load(engine.stats)
     metrics.show_build(version=__version__, python=platform.python_version(), torch=torch.__version__)
@@ -146,7 +147,7 @@ def services(
     world = World(
         model=facts.name,
         sites=targets.sites,
-        width=facts.hidden_size,
+        widths=targets.widths,
         catalog=targets.catalog,
         capacity=engine.capacity,
         activations=loaded.model.dtype,
@@ -155,7 +156,7 @@ def services(
     )
     governor = govern(config, premises, world)
     governor.watch_set = _watch_set(config, engine, targets.catalog, metrics, governor.policies)
-    uploads, uploaded = _uploads(config, targets.width)
+    uploads, uploaded = _uploads(config, targets.widths.stream)
     made = Services(
         engine,
         facts,
