@@ -349,6 +349,9 @@ def test_a_limit_is_named_and_nothing_is_evicted(tmp_path: Path, limits: dict[st
             callers.ann.upload_direction(vector(3).tolist())
         assert full.value.reason == "DIRECTION_LIMIT"
         assert full.value.metadata["limit"] == name
+        metrics = callers.server.services.metrics.registry
+        assert metrics.get_sample_value("saegis_directions_kept") == 3
+        assert metrics.get_sample_value("saegis_direction_bytes_kept") == 3 * 4 * tiny.WIDTH
         assert callers.ann.upload_direction(vector(1).tolist()) == kept[0]
         assert callers.ann.list_directions() == tuple(kept)
         assert len(callers.bob.list_directions()) == 1
@@ -428,6 +431,29 @@ def test_everything_is_recorded_by_digest(tmp_path: Path) -> None:
     assert "direction" not in second[0]
     numbers = [f"{abs(value):.5g}" for value in (*VALUES, *(VECTOR / VECTOR.norm()).tolist())]
     assert not [number for number in numbers if number in text]
+
+
+@pytest.mark.parametrize("on_failure", ["refuse", "continue"])
+def test_what_cannot_be_recorded_is_not_done(tmp_path: Path, on_failure: str) -> None:
+    audit = {"directory": str(tmp_path / "audit"), "fsync": "never", "on_failure": on_failure}
+    with called(tmp_path, audit=audit, direction_state=str(tmp_path / "state")) as callers:
+        kept = callers.ann.upload_direction(VALUES, name="refusal")
+        assert callers.server.services.governor.audit is not None
+        callers.server.services.governor.audit.close()
+        if on_failure == "continue":
+            callers.ann.upload_direction(vector(1).tolist())
+            assert callers.ann.delete_direction(kept) == kept
+            return
+        attempts: tuple[Callable[[], object], ...] = (
+            lambda: callers.ann.upload_direction(vector(1).tolist()),
+            lambda: callers.ann.delete_direction(kept),
+        )
+        for attempt in attempts:
+            with pytest.raises(saegis.Unavailable) as refused:
+                attempt()
+            assert refused.value.reason == "AUDIT_UNAVAILABLE"
+        assert callers.ann.list_directions() == (kept,)
+        assert len(list((tmp_path / "state").glob("*.safetensors"))) == 1
 
 
 def test_without_a_folder_uploads_end_with_the_server(tmp_path: Path) -> None:
