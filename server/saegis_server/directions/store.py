@@ -47,9 +47,9 @@ class KeptDirection:
         return int(self.probe.read.nbytes)
 
     @property
-    def order(self) -> tuple[str, str]:
+    def order(self) -> tuple[bool, str, str]:
         """What sorts directions: by name, those without one last, then by digest."""
-        return self.name or "~", self.digest
+        return not self.name, self.name, self.digest
 
 
 class DirectionLimits(BaseModel):
