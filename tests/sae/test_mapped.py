@@ -115,6 +115,25 @@ def test_a_mapped_sae_is_the_copied_one(
     assert torch.equal(load_file(tmp_path / "again" / WEIGHTS_FILE)["W_dec"], same.W_dec)
 
 
+@pytest.mark.usefixtures("mapped")
+def test_what_ranks_a_mapped_sae_is_no_part_of_its_file(tmp_path: Path) -> None:
+    """So a change of the file changes no rank, and one before is refused."""
+    folder = tmp_path / "topk"
+    save_sae(random_sae(Architecture.STANDARD, width=WIDTH, features=FEATURES, k=6), folder)
+    sae, same = load_sae(folder), copied(folder)
+    ranked, wanted = sae.ranked("cpu"), same.ranked("cpu")
+    assert ranked is not None
+    assert wanted is not None
+    assert sae.mapped is not None
+    assert file_at(ranked.encoder.data_ptr()) != str(folder / WEIGHTS_FILE)
+    assert wanted.encoder.data_ptr() == same.W_enc.data_ptr()
+    x = torch.randn(7, WIDTH, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(ranked.cuts(x), wanted.cuts(x))
+    changed(folder, "W_enc", torch.zeros_like(same.W_enc))
+    with pytest.raises(SAEFileError, match="changed"):
+        sae.ranked("cpu")
+
+
 @given(
     st.sampled_from([torch.float16, torch.bfloat16]),
     st.integers(1, 40),

@@ -1,13 +1,16 @@
 """Where the sites are in a Transformers model: its decoder layers, and the module to hook for each."""
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 from torch import nn
 from transformers import PreTrainedModel
 
-from saegis_server.steering.site import Place, Site, SiteError
+from saegis_server.steering.site import Place, Site, SiteError, Widths
 
 _ATTENTION = ("self_attn", "attn", "attention", "self_attention")
+#: What projects the heads' outputs, in an attention.
+_PROJECTIONS = ("o_proj", "c_proj", "dense", "out_proj", "wo")
 _MLP = ("mlp", "feed_forward", "ffn", "block_sparse_moe", "moe", "mixer_mlp")
 #: The norms of what attention and the MLP add, of a layer that has both.
 _NORMS_AFTER = (
@@ -59,6 +62,8 @@ def site_module(model: PreTrainedModel, site: Site) -> tuple[nn.Module, bool]:
         return layer, site.place is Place.RESID_PRE
     if site.place is Place.RESID_MID:
         return _reads_mid(layer, site), True
+    if site.place is Place.ATTN_Z:
+        return projection_of(layer, site), True
     names: tuple[tuple[str, ...], tuple[str, ...]] = (_ATTENTION, _MLP)
     if (after := _norms_after(layer)) is not None:
         names = ((after[0],), (after[1],))
@@ -66,6 +71,50 @@ def site_module(model: PreTrainedModel, site: Site) -> tuple[nn.Module, bool]:
     if module is None:
         raise SiteError(f"{site} does not exist in {type(layer).__name__}")
     return module, False
+
+
+def attention_of(layer: nn.Module, site: Site) -> nn.Module:
+    """The attention of the site's layer. Raises SiteError if there is none."""
+    if (module := _named(layer, *_ATTENTION)) is None:
+        raise SiteError(f"{site} does not exist in {type(layer).__name__}")
+    return module
+
+
+def projection_of(layer: nn.Module, site: Site) -> nn.Module:
+    """What projects the heads' outputs of a site's layer to the stream. Raises SiteError if there is none."""
+    attention = attention_of(layer, site)
+    module = _named(attention, *_PROJECTIONS)
+    if module is None or _input_width(module) is None:
+        kind = type(attention).__name__
+        raise SiteError(f"{site} does not exist: in {kind} no projection of the heads' outputs is found")
+    return module
+
+
+def _input_width(module: nn.Module) -> int | None:
+    """How wide the input of a linear module is, be it torch's or GPT-2's."""
+    width = getattr(module, "in_features", getattr(module, "nx", None))
+    return width if isinstance(width, int) else None
+
+
+def site_width(model: PreTrainedModel, site: Site) -> int:
+    """How wide the activations of a site are. Raises SiteError as `site_module` does."""
+    width: int | None = model.config.get_text_config().hidden_size
+    if site.place is Place.ATTN_Z:
+        width = _input_width(site_module(model, site)[0])
+    if width is None:
+        raise SiteError(f"{site} does not exist: the width of its activations is not told")
+    return width
+
+
+def widths_of(model: PreTrainedModel) -> Widths:
+    """How wide the activations of a model are at all of its sites."""
+    own = []
+    for layer in range(len(decoder_layers(model))):
+        site = Site(layer, Place.ATTN_Z)
+        with suppress(SiteError):  # Where heads' outputs are no place.
+            own.append((site, site_width(model, site)))
+    stream: int = model.config.get_text_config().hidden_size
+    return Widths(stream, tuple((site, width) for site, width in own if width != stream))
 
 
 def _norms_after(layer: nn.Module) -> tuple[str, str] | None:

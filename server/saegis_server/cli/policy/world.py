@@ -67,7 +67,7 @@ class Subject:
         from saegis_server.policy.decide.world import World
         from saegis_server.sae.catalog import Catalog
         from saegis_server.sae.errors import SAEFileError
-        from saegis_server.steering.site import Site, SiteError, forward_order
+        from saegis_server.steering.site import Site, SiteError, Widths, forward_order
         from saegis_server.steering.table import Capacity
 
         name, sites = self.name, self.site or []
@@ -91,7 +91,7 @@ class Subject:
         return World(
             model=name or "model",
             sites=tuple(steered),
-            width=loaded.sae.width,
+            widths=Widths(loaded.sae.width),
             catalog=Catalog([loaded]),
             capacity=Capacity(**room_for_rows(self.rows or [])),
             named=name is not None,

@@ -187,6 +187,12 @@ class TorchEngine:
                 raise ValueError(
                     f"{count} features are to be observed at {site}; there is room for {MOST_OBSERVED}"
                 )
+        for each in features:
+            rank = each.probe.rank
+            if rank is not None and (each.site, rank.dictionary) not in self.step.slots.room.ranked:
+                raise ValueError(
+                    f"the SAE of {each.probe.name}, which decides by rank, is not at {each.site}"
+                )
         with self._wake:
             self._to_observe = tuple(features)
 

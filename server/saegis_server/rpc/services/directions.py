@@ -69,12 +69,12 @@ class DirectionServicer(Servicer, direction_pb2_grpc.DirectionServiceServicer):
             raise FieldError("values", "either values or a file must be given")
         if request.file:
             try:
-                vector, stated = read_direction(request.file, targets.width)
+                vector, stated = read_direction(request.file, targets.widths.stream)
             except DirectionFileError as error:
                 raise FieldError("file", str(error)) from error
             site = site or stated
         else:
-            vector = targets.vector(request.values, "values")
+            vector = targets.vector(request.values, None, "values")
         at = targets.site(site, "site") if site else None
         try:
             return vector, KeptDirection.of(vector, request.name, at)
