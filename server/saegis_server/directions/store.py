@@ -122,7 +122,7 @@ class Owned:
 class Uploaded(NamedTuple):
     """How many directions there are, and how many bytes their numbers have."""
 
-    count: int
+    number: int
     size: int
 
 
@@ -203,7 +203,7 @@ class DirectionStore:
         for limit, most, used in (
             ("tenant", self._limits.tenant, len(own.by_digest) + 1),
             ("tenant_bytes", self._limits.tenant_bytes, own.size + new.size),
-            ("total", self._limits.total, every.count + 1),
+            ("total", self._limits.total, every.number + 1),
             ("total_bytes", self._limits.total_bytes, every.size + new.size),
         ):
             if used > most:

@@ -93,7 +93,7 @@ class Services:
             "saegis_request_bytes_held": self.limiter.held_bytes,
             "saegis_admission_waiting": self.admission.waiting,
             "saegis_heavy_work_waiting": self.heavy.waiting,
-            "saegis_directions_kept": self.directions.uploaded.count,
+            "saegis_directions_kept": self.directions.uploaded.number,
             "saegis_direction_bytes_kept": self.directions.uploaded.size,
         }
 
