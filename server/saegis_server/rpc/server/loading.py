@@ -43,7 +43,7 @@ from saegis_server.sae.labels import LABELS_FILE
 from saegis_server.sae.left_out import special_tokens
 from saegis_server.steering.ranking import RankedDictionary
 from saegis_server.steering.rows import Norm
-from saegis_server.steering.site import Site
+from saegis_server.steering.site import Site, Widths
 from saegis_server.steering.table import Capacity
 from saegis_server.telemetry.metrics import Metrics
 from saegis_server.telemetry.usage import Counted, UsageBook
@@ -136,7 +136,7 @@ def services(
     engine, counts_usage = _engine(config, loaded, step, saes)
     facts = _facts(config, loaded)
     widths = step.slots.room.widths
-    shipped = read_shipped(config.directions, widths.stream, step.sites)
+    shipped = read_shipped(config.directions, widths, step.sites)
     targets = Targets(step.sites, Catalog(saes), widths, Shelf.of_operator(shipped))
     metrics = premises.metrics
     metrics.observe_load(engine.stats)
@@ -156,7 +156,7 @@ def services(
     )
     governor = govern(config, premises, world)
     governor.watch_set = _watch_set(config, engine, targets.catalog, metrics, governor.policies)
-    uploads, uploaded = _uploads(config, targets.widths.stream)
+    uploads, uploaded = _uploads(config, widths)
     made = Services(
         engine,
         facts,
@@ -179,13 +179,15 @@ def services(
     return made
 
 
-def _uploads(config: ServerConfig, width: int) -> tuple[UploadFolder | None, list[tuple[str, KeptDirection]]]:
+def _uploads(
+    config: ServerConfig, widths: Widths
+) -> tuple[UploadFolder | None, list[tuple[str, KeptDirection]]]:
     """The folder of uploaded directions, if there is one, and what it holds. Raises DirectionFileError."""
     if config.direction_state is None:
         return None, []
     folder = UploadFolder(config.direction_state)
     try:
-        return folder, folder.read(width)
+        return folder, folder.read(widths)
     except BaseException:
         folder.close()
         raise
