@@ -177,16 +177,20 @@ model: m
 sae: {first: a}
 norm-scaling: {first: 2}
 site: [layers.1.resid_post, layers.2.resid_post]
+directions: [refusal.safetensors, more]
+direction-state: kept
 name: called
 dtype: float16
 device: cuda
 compile: never
+batch-invariant: true
 port: 1
 metrics-host: 0.0.0.0
 metrics-port: 2
 http-host: 127.0.0.2
 http-port: 3
 http-origin: https://example.org
+console: always
 preset: [landmark=landmark.yaml]
 tls-cert: cert
 tls-key: key
@@ -221,6 +225,7 @@ max-message-bytes: 4096
 limit:
   principal: {requests: 1, tokens_per_minute: 2, bytes_per_minute: 3}
   tenant: {requests: 4, tokens_per_minute: 5, bytes_per_minute: 6}
+  directions: {tenant: 1, tenant_bytes: 2, total: 3, total_bytes: 4}
   requests: 7
   held_bytes: 2000
 tenant-class: {gold: [a, b]}

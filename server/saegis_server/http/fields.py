@@ -46,6 +46,7 @@ class Asked:
     stream: bool = False
     tells_usage: bool = False
     echo: bool = False
+    tells_tokens: bool = False
     #: The body's other fields while they are read, since some only make sense beside others.
     given: dict[str, Any] = field(default_factory=dict)
 
@@ -244,6 +245,10 @@ def _echo(asked: Asked, path: str, value: Any) -> None:
         raise FieldError(path, "with logprobs is not served: Score tells how likely a text is")
 
 
+def _token_ids(asked: Asked, path: str, value: Any) -> None:
+    asked.tells_tokens = body.boolean(path, value)
+
+
 def _best_of(asked: Asked, path: str, value: Any) -> None:
     if body.integer(path, value) != asked.given.get("n", 1):
         raise FieldError(path, "must be n: all completions are answered")
@@ -357,6 +362,7 @@ FIELDS: dict[str, Field] = {
     "logprobs": Field(_logprobs, {"type": ["boolean", "integer"]}),
     "top_logprobs": Field(_top_logprobs, _COUNT, _CHAT),
     "echo": Field(_echo, _FLAG, _COMPLETION),
+    "return_token_ids": Field(_token_ids, _FLAG),
     "request_id": Field(_request_id, {"type": "string", "minLength": 1, "maxLength": 128}),
     "steering": Field(_steering, {"$ref": f"{REF}Steering"}),
     "watch": Field(_watch, {"type": "array", "items": {"$ref": f"{REF}Watch"}}),

@@ -22,6 +22,7 @@ from starlette.routing import Route as Mounted
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from saegis_server.http.answers import TokenTexts
+from saegis_server.http.console import files
 from saegis_server.http.endpoints import Face, Serving
 from saegis_server.http.exchange import ABORT, Receive, Scope, Send
 from saegis_server.http.openapi import Description
@@ -106,6 +107,8 @@ def application(config: ServerConfig, face: Face) -> Starlette:
         healthy = face.entrance.gate.is_healthy
         return JSONResponse({"status": "ok" if healthy else "unavailable"}, 200 if healthy else 503)
 
+    if config.has_console:
+        routes += files.routes()
     middleware = [Middleware(_OwnNames, config=config)]
     if config.http_origins:
         cors = Middleware(

@@ -104,8 +104,9 @@ def caller_limits(texts: list[str]) -> dict[str, Any]:
         for part in scope:
             place = place[part] if isinstance(place.get(part), dict) else {}
         if not equals or key not in place or isinstance(place[key], dict):
-            names = [f"{who}.{what}" for who in ("principal", "tenant") for what in limits[who]]
-            choices = ", ".join((*names, "requests", "held_bytes"))
+            nested = {name: part for name, part in limits.items() if isinstance(part, dict)}
+            names = [f"{name}.{what}" for name, part in nested.items() for what in part]
+            choices = ", ".join((*names, *(name for name in limits if name not in nested)))
             raise fail(f"--limit {text!r} sets no limit", f"give NAME=NUMBER of {choices}", USAGE)
         place[key] = number
     return limits
@@ -134,9 +135,12 @@ def _served_settings(served: Served) -> dict[str, Any]:
         "saes": sources,
         "unmatched_saes": served.unmatched_saes,
         "sites": further,
+        "directions": served.directions or [],
+        "direction_state": served.direction_state,
         "dtype": served.dtype,
         "device": served.device,
         "compile": served.compile.value,
+        "batch_invariant": served.batch_invariant,
     }
 
 

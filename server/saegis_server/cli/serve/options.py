@@ -75,6 +75,24 @@ class Served:
         Unmatched,
         typer.Option(help="What to do with an SAE whose files name another model or place than is served."),
     ] = Unmatched.REFUSE
+    directions: Annotated[
+        list[Path] | None,
+        typer.Option(
+            parser=to_path,
+            metavar="FILE_OR_DIR",
+            help="A direction that everybody may name as its file is named, in safetensors or npz, or a "
+            "folder of them. Again for another.",
+        ),
+    ] = None
+    direction_state: Annotated[
+        Path | None,
+        typer.Option(
+            parser=to_path,
+            metavar="DIR",
+            help="Where directions that callers upload survive a restart; without it they end with the "
+            "server.",
+        ),
+    ] = None
     name: Annotated[str | None, typer.Option(metavar="NAME", help="What the model is called in answers.")] = (
         None
     )
@@ -83,6 +101,22 @@ class Served:
     compile: Annotated[
         Compile, typer.Option(help="Compile the forward pass; auto does where a C++ compiler is found.")
     ] = Compile.AUTO
+    batch_invariant: Annotated[
+        bool,
+        typer.Option(
+            "--batch-invariant",
+            help="Give each sequence steps of its own, so that no bit of an answer depends on what runs "
+            "beside it; slower where several run.",
+        ),
+    ] = False
+
+
+class Console(enum.StrEnum):
+    """Whether the HTTP port has pages for people."""
+
+    AUTO = "auto"
+    ALWAYS = "always"
+    NEVER = "never"
 
 
 _network = partial(typer.Option, rich_help_panel="Network")
@@ -122,6 +156,12 @@ class Network:
             "for another.",
         ),
     ] = None
+    console: Annotated[
+        Console,
+        _network(
+            help="Pages for people at / of the HTTP port; auto is where only this machine can reach it."
+        ),
+    ] = Console.AUTO
     presets: Annotated[
         list[str] | None,
         _network(

@@ -16,7 +16,7 @@ class Role(StrEnum):
     USE = "use"
     """Generate text, count tokens, and read what is served."""
     STEER = "steer"
-    """Send edits and watches with a request, beside what the RPC itself needs."""
+    """Send edits and watches with a request, beside what the RPC needs, and keep directions for them."""
     INSPECT = "inspect"
     """Read features, scores, policies and the contract."""
     OPERATE = "operate"

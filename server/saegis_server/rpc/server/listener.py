@@ -9,7 +9,13 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc  # type: ignore[import-untyped]
 
-from saegis.v1 import feature_pb2_grpc, generation_pb2_grpc, model_pb2_grpc, policy_pb2_grpc
+from saegis.v1 import (
+    direction_pb2_grpc,
+    feature_pb2_grpc,
+    generation_pb2_grpc,
+    model_pb2_grpc,
+    policy_pb2_grpc,
+)
 from saegis_server.rpc.auth.roles import NEEDED, OWN_PREFIX
 from saegis_server.rpc.server.address import UnixSocket, check_port
 from saegis_server.rpc.server.config import ServerConfig, TLSFiles
@@ -17,6 +23,7 @@ from saegis_server.rpc.server.entrance import Entrance
 from saegis_server.rpc.server.gate import Gate
 from saegis_server.rpc.server.intake import Intake
 from saegis_server.rpc.server.interceptor import OutermostInterceptor
+from saegis_server.rpc.services.directions import DirectionServicer
 from saegis_server.rpc.services.features import FeatureServicer
 from saegis_server.rpc.services.generation import GenerationServicer
 from saegis_server.rpc.services.models import ModelServicer
@@ -69,6 +76,7 @@ class Servicers:
     features: FeatureServicer
     models: ModelServicer
     policies: PolicyServicer
+    directions: DirectionServicer
 
 
 def register(server: Any, services: Services) -> Servicers:
@@ -78,11 +86,13 @@ def register(server: Any, services: Services) -> Servicers:
         FeatureServicer(services),
         ModelServicer(services),
         PolicyServicer(services),
+        DirectionServicer(services),
     )
     generation_pb2_grpc.add_GenerationServiceServicer_to_server(made.generation, server)
     feature_pb2_grpc.add_FeatureServiceServicer_to_server(made.features, server)
     model_pb2_grpc.add_ModelServiceServicer_to_server(made.models, server)
     policy_pb2_grpc.add_PolicyServiceServicer_to_server(made.policies, server)
+    direction_pb2_grpc.add_DirectionServiceServicer_to_server(made.directions, server)
     return made
 
 

@@ -173,6 +173,8 @@ class SaegisServer:
         if services is not None:
             if services.usage is not None:
                 await asyncio.to_thread(services.usage.close)
+            if services.uploads is not None:
+                services.uploads.close()
             await asyncio.to_thread(services.governor.close)
         await asyncio.to_thread(self._premises.close)
         if self._watchdog is not None:

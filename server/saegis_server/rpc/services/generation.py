@@ -265,7 +265,7 @@ class GenerationServicer(Servicer, generation_pb2_grpc.GenerationServiceServicer
 
     def _steering(self, message: Steering) -> RequestSteering:
         """A request's own edits and watches."""
-        return request_steering(message, self.services.targets, self.services.engine.capacity)
+        return request_steering(message, self.services.own_targets(), self.services.engine.capacity)
 
     def _summary(self, method: str, prompt: tuple[int, ...], uses: Iterable[UseOfRequest]) -> RequestSummary:
         text = partial(self.services.prompts.decode, prompt, skip_special_tokens=False)

@@ -33,6 +33,7 @@ from saegis_server.sae.layout import (
 )
 from saegis_server.sae.mapped import MappedFile
 from saegis_server.steering.rows import Norm
+from saegis_server.steering.site import Place, Site, SiteError
 
 CONFIG_FILE = "cfg.json"
 WEIGHTS_FILE = "sae_weights.safetensors"
@@ -53,7 +54,6 @@ _NORMS = {
     "constant_norm_rescale": Norm.CONSTANT_NORM,
     "layer_norm": Norm.LAYER_NORM,
 }
-_BY_RANK = "decides by rank which features are active, which needs every pre-activation"
 _TRANSCODER = "reads at one site and writes at another; load an SAE that reads and writes the same site"
 _LOADING = "model_from_pretrained_kwargs"
 #: Training checkpoints, which SAELens's save_inference_model would write as jumprelu.
@@ -61,7 +61,7 @@ _CHECKPOINTS = ("batchtopk", "matryoshka_batchtopk")
 _CANONICAL = {"topk": Architecture.STANDARD, **dict.fromkeys(_CHECKPOINTS, Architecture.JUMPRELU)}
 #: Why an architecture of SAELens is refused, and what to do instead.
 _REFUSED = {
-    "abstopk": f"{_BY_RANK}; retrain it as batchtopk or jumprelu",
+    "abstopk": "has features that are negative; retrain it as topk, batchtopk or jumprelu",
     "transcoder": _TRANSCODER,
     "skip_transcoder": _TRANSCODER,
     "jumprelu_transcoder": _TRANSCODER,
@@ -95,6 +95,7 @@ def _read(folder: Path, name: str, release: Release) -> SparseAutoencoder:
             architecture=config.architecture,
             **tensors,
             k=config.k,
+            grouped=False,
             centred=config.centred,
             norm=config.norm,
             apply_b_dec_to_input=config.apply_b_dec_to_input,
@@ -272,8 +273,16 @@ def _architecture(fields: Fields) -> tuple[str, int | None]:
 
 
 def _is_centred(fields: Fields, normalisation: str) -> bool:
-    """Whether the stream of the model was centred (TransformerLens's `center_writing_weights`)."""
+    """Whether the stream of the model was centred (TransformerLens's `center_writing_weights`).
+
+    Raises SAEFileError for heads' outputs that were otherwise than the model's own.
+    """
     loading = fields.part("model_from_pretrained_kwargs") if fields.values.get(_LOADING) else None
+    heads = reads_heads(fields.text("hook_name"))
+    if loading is not None and heads and loading.flag("fold_value_biases", False):
+        raise fields.refuse(
+            "fold_value_biases is true: it reads attention heads' outputs without their value biases"
+        )
     if loading is None or not loading.flag("center_writing_weights", False):
         return False
     if normalisation == "constant_norm_rescale":
@@ -281,8 +290,16 @@ def _is_centred(fields: Fields, normalisation: str) -> bool:
             "normalize_activations is constant_norm_rescale and center_writing_weights is true: the norm of "
             "a centred stream is not that of the model's own"
         )
-    # A layer norm takes the mean away by itself.
-    return normalisation != "layer_norm"
+    # A layer norm takes the mean away by itself; heads' outputs are made of what one has put out.
+    return normalisation != "layer_norm" and not heads
+
+
+def reads_heads(hook_name: str | None) -> bool:
+    """Whether a place is the outputs of attention's heads, which SAELens has apart by head (`hook_z`)."""
+    try:
+        return hook_name is not None and Site.parse(hook_name).place is Place.ATTN_Z
+    except SiteError:
+        return False
 
 
 def _refuse_unsupported(fields: Fields) -> None:
@@ -291,12 +308,11 @@ def _refuse_unsupported(fields: Fields) -> None:
         raise fields.refuse(f"dtype is {dtype!r}; known are {', '.join(_DTYPES)}")
     hook_name = fields.text("hook_name", "") or ""
     reshape = fields.text("reshape_activations", "hook_z" if "hook_z" in hook_name else "none")
-    if reshape == "hook_z" or hook_name.endswith("hook_z"):
+    if reshape == "hook_z" and hook_name and not reads_heads(hook_name):
         raise fields.refuse(
-            "the SAE reads attention heads' outputs (hook_z), which is no site of this server; "
-            "load an SAE of the residual stream, or of an attention's or MLP's output"
+            f"reshape_activations is 'hook_z', and hook_name is {hook_name!r}, no attention heads' outputs"
         )
-    if reshape != "none":
+    if reshape not in ("none", "hook_z"):
         raise fields.refuse(f"reshape_activations is {reshape!r}; known are none and hook_z")
     if fields.values.get("hook_head_index") is not None:
         raise fields.refuse(
@@ -339,8 +355,12 @@ def save_sae(sae: SparseAutoencoder, path: Path, sample: str | None = None) -> N
 
     The SAE's metadata is kept. sample: a text of the kind that it was trained on, written to `sample.txt`;
     the server then checks the SAE on it and not on its built-in text. Raises OSError if the files cannot be
-    written and TypeError for metadata that JSON cannot hold.
+    written, TypeError for metadata that JSON cannot hold, and ValueError for group max, which SAELens lacks.
     """
+    if sae.grouped:
+        raise ValueError(
+            f"the SAE {sae.name} activates its features by groupmax, which SAELens does not have"
+        )
     metadata: dict[str, object] = {"sae_lens_version": LAYOUT_VERSION, **sae.metadata}
     # A factor that was folded into the weights must not be folded again.
     metadata.pop("norm_scaling_factor", None)
@@ -354,7 +374,7 @@ def save_sae(sae: SparseAutoencoder, path: Path, sample: str | None = None) -> N
     if sae.centred:
         metadata[_LOADING] = {"center_writing_weights": True}
     config = {
-        "architecture": str(sae.architecture) if sae.k is None else "topk",
+        "architecture": sae.activation,
         **({} if sae.k is None else {"k": sae.k}),
         "d_in": sae.width,
         "d_sae": sae.features,
@@ -362,7 +382,7 @@ def save_sae(sae: SparseAutoencoder, path: Path, sample: str | None = None) -> N
         "device": "cpu",
         "apply_b_dec_to_input": sae.apply_b_dec_to_input,
         "normalize_activations": _NORM_NAMES[sae.norm],
-        "reshape_activations": "none",
+        "reshape_activations": "hook_z" if reads_heads(sae.hook_name) else "none",
         "metadata": metadata,
     }
     content = json.dumps(config, indent=2, allow_nan=False) + "\n"
