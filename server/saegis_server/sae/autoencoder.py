@@ -8,6 +8,8 @@ The forward equations are those of SAELens (`sae_lens/saes/{standard,gated,jumpr
     gated     f = relu(x_in·(W_enc ∘ exp(r_mag)) + b_mag)·[x_in·W_enc + b_gate > 0]
     topk      as standard, but only the k largest of a token's features stay
     decode    x̂ = norm⁻¹(f·W_dec + b_dec)
+
+A transcoder reads x at one place and tells what is at another: y = f·W_dec + b_dec + x·W_skipᵀ.
 """
 
 import hashlib
@@ -89,6 +91,8 @@ class SparseAutoencoder:
     the reconstruction that the file claims. excluded_tokens: the tokens that it was not trained on, which
     readings and statistics leave out; None means the model's special ones. metadata: all else that it states.
     mapped: the file in which W_enc and W_dec lie, if they are no copies.
+    hook_name_out: where what a transcoder decodes is, as the file states it; None for an SAE. W_skip [d, d]:
+    of a transcoder that has one.
     Raises ValueError, naming the tensor, for a missing or superfluous tensor, a shape that does not fit,
     a dtype other than float32 and numbers that are not finite.
     """
@@ -115,6 +119,8 @@ class SparseAutoencoder:
     excluded_tokens: frozenset[int] | None = frozenset()
     metadata: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
     mapped: MappedFile | None = None
+    hook_name_out: str | None = None
+    W_skip: Tensor | None = None
 
     def __post_init__(self) -> None:
         required = TENSORS[self.architecture]
@@ -133,6 +139,7 @@ class SparseAutoencoder:
         if self.r_mag is not None and not bool(_usable_gain(self.r_mag)):
             raise ValueError("r_mag holds numbers whose exponential is zero or infinite in float32")
         self._check_folding()
+        self._check_transcoder()
         if self.k is not None and not (
             self.architecture is Architecture.STANDARD and 1 <= self.k <= self.features
         ):
@@ -155,6 +162,19 @@ class SparseAutoencoder:
         if not bool(torch.isfinite(shift).all()):
             raise ValueError("b_dec·W_enc is not finite in float32")
 
+    def _check_transcoder(self) -> None:
+        if self.hook_name_out is not None and (self.norm is not Norm.NONE or self.apply_b_dec_to_input):
+            raise ValueError("a transcoder that normalises what it reads or subtracts b_dec is not known")
+        if self.W_skip is None:
+            return
+        if self.hook_name_out is None:
+            raise ValueError("W_skip is of transcoders alone")
+        shape, wanted = list(self.W_skip.shape), [self.width, self.width]
+        if shape != wanted or self.W_skip.dtype != torch.float32:
+            raise ValueError(f"W_skip has the shape {shape} ({self.W_skip.dtype}), not {wanted} of float32")
+        if not bool(torch.isfinite(self.W_skip).all()):
+            raise ValueError("W_skip holds numbers that are not finite")
+
     @property
     def width(self) -> int:
         """d: the width of the activations that it reads."""
@@ -174,7 +194,10 @@ class SparseAutoencoder:
         if self.k is not None or self.centred:
             form += f" {self.k} {self.centred}"
         state = hashlib.sha256(form.encode())
-        for name, tensor in sorted(self.tensors().items()):
+        if self.hook_name_out is not None:
+            state.update(f"\0to {self.hook_name_out}\0".encode())
+        skip = {} if self.W_skip is None else {"W_skip": self.W_skip}
+        for name, tensor in sorted({**self.tensors(), **skip}.items()):
             state.update(f"\0{name} {list(tensor.shape)}\0".encode())
             state.update(tensor.detach().cpu().contiguous().numpy().tobytes())
         return state.hexdigest()
@@ -224,7 +247,7 @@ class SparseAutoencoder:
         return replace(self, **tensors, digest="", mapped=None)  # type: ignore[arg-type]
 
     def decode(self, f: Tensor, x: Tensor) -> Tensor:
-        """The reconstruction x̂, float32 [..., d], of the features f [..., m].
+        """The reconstruction x̂, or what a transcoder tells, float32 [..., d], of the features f [..., m].
 
         x [..., d] is the activation that f came from: its norm, or its mean and deviation, scale the result.
         """
@@ -232,6 +255,8 @@ class SparseAutoencoder:
             raise ValueError(f"f has {f.shape[-1]} features; this SAE has {self.features}")
         normalised = _normalise(self._checked(x), self.norm)
         decoded = (times(f, self.W_dec) + self.b_dec) * normalised.scale + normalised.shift
+        if self.W_skip is not None:
+            decoded = decoded + x.to(torch.float32) @ self.W_skip.T
         return decoded + x.to(torch.float32).mean(-1, keepdim=True) if self.centred else decoded
 
     def _checked(self, x: Tensor) -> Tensor:

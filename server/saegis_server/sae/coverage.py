@@ -46,7 +46,7 @@ _BY_LOADER = {
 _NAMES_TOP_K = re.compile(r"(^|_)top_?k_", re.IGNORECASE)
 _NAMES_BATCH_TOP_K = re.compile(r"batch_?top_?k", re.IGNORECASE)
 #: By the folder in a repository of Gemma Scope 2.
-_GEMMA_SCOPE_2 = {"resid_post": _SERVED, "mlp_out": _SERVED, "attn_out": _SERVED}
+_GEMMA_SCOPE_2 = {"resid_post": _SERVED, "mlp_out": _SERVED, "attn_out": _SERVED, "transcoder": _SERVED}
 
 
 def coverage(entry: Entry) -> Coverage:

@@ -156,6 +156,8 @@ class Selectors:
             raise _fault(f"{path}.file", f"{selector.file} is not in the bundle; its files: {known}")
         vector = tensors[_tensor_name(tensors, selector, path)]
         site = self._direction_site(selector.site, f"{path}.site")
+        if site.written_at != site:
+            raise _fault(path, f"a direction cannot be at {site}, which is not written where it is read")
         if vector.shape != ((width := self._world.widths.at(site)),):
             expected = f"[{width}], as the model's activations at {site}"
             raise _fault(path, f"has the shape {list(vector.shape)}, not {expected}")

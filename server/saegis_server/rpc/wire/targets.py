@@ -107,6 +107,8 @@ class Targets:
         raise FieldError(path, f"must be given for a direction; this server's sites: {names}")
 
     def _direction(self, message: steering_pb2.Direction, site: Site, path: str) -> Probe:
+        if site.written_at != site:
+            raise FieldError(path, f"a direction cannot be at {site}, which is not written where it is read")
         if len(message.values) != (width := self.widths.at(site)):
             raise FieldError(
                 f"{path}.values",
