@@ -100,6 +100,27 @@ def test_scores_between_steps_cause_no_recompilation_and_change_no_bit(compiled:
     assert not counters["graph_break"]
 
 
+def test_steps_of_each_sequence_alone_change_no_bit_beside_others_and_recompile_nothing(
+    compiled: tiny.RunningEngine,
+) -> None:
+    before = counters["stats"]["unique_graphs"]
+    sampling = SamplingParams(seed=5, max_tokens=30, ignore_eos=True, logprobs=3)
+    with tiny.RunningEngine(compiled.step, max_running=32, batch_invariant=True) as engine:
+        alone = [
+            engine.ask(tiny.prompt_of(seed, 3 + 20 * seed), sampling, random_program(seed, 3 * seed)).wait()
+            for seed in range(6)
+        ]
+        beside = [
+            engine.ask(tiny.prompt_of(seed, 3 + 20 * seed), sampling, random_program(seed, 3 * seed))
+            for seed in range(6)
+        ]
+        for one, other in zip(alone, beside, strict=True):
+            assert other.wait().outputs() == one.outputs()
+            assert other.finished.receipt == one.finished.receipt
+    assert counters["stats"]["unique_graphs"] == before
+    assert not counters["recompiles"]
+
+
 def test_guards_cause_no_recompilation_and_are_what_the_loop_says(compiled: tiny.RunningEngine) -> None:
     """Random ones beside many whose rows come and go; prompts and tokens are taken again all the time."""
     before = counters["stats"]["unique_graphs"]

@@ -113,9 +113,19 @@ class RunningEngine(Asked):
         first_token: FirstToken | None = None,
         eos: int = EOS,
         usage: UsageCounting | None = None,
+        batch_invariant: bool = False,
     ) -> None:
         chosen = limits or Limits(prefill_chunk=16)
-        engine = TorchEngine(on, tokenizer(), (eos,), max_running, chosen, first_token, usage=usage)
+        engine = TorchEngine(
+            on,
+            tokenizer(),
+            (eos,),
+            max_running,
+            chosen,
+            first_token,
+            usage=usage,
+            batch_invariant=batch_invariant,
+        )
         super().__init__(engine)
         self.step = on
 

@@ -24,7 +24,7 @@ from saegis_server.policy.decide.world import World
 from saegis_server.sae.catalog import Catalog, LoadedSAE
 from saegis_server.steering import admitted, bounds, projection
 from saegis_server.steering.rows import Norm
-from saegis_server.steering.site import Site
+from saegis_server.steering.site import Site, Widths
 from saegis_server.steering.table import Capacity
 from tests.engine.serving import Answer
 from tests.hostile.edits import Bound, Client, Held, Redirected, Try
@@ -151,7 +151,7 @@ class Attack:
         assert model.config.bos_token_id is not None
         self.bos = model.config.bos_token_id
         self.witness = Witness(model, self.step, self.catalog, HELD, self.bos)
-        world = World("tiny", SITES, tiny.WIDTH, self.catalog, slots.capacity)
+        world = World("tiny", SITES, Widths(tiny.WIDTH), self.catalog, slots.capacity)
         files = {"directions/refusal.safetensors": save({"refusal": REFUSAL})}
         bundles = [
             Bundle.from_files({"policy.yaml": text.encode(), **files}) for text in (PERMISSIVE, STRICT)

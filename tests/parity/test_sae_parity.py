@@ -93,6 +93,26 @@ def _close(found: Tensor, wanted: Tensor) -> None:
     torch.testing.assert_close(found, wanted, rtol=0.0, atol=TOLERANCE * float(wanted.abs().max()))
 
 
+@pytest.mark.parametrize("normalisation", NORMALISATIONS)
+def test_heads_outputs_are_read_side_by_side_as_saelens_reads_them_apart(
+    normalisation: str, tmp_path: Path
+) -> None:
+    """Six heads of four; a file of ours is one that SAELens loads and reads by head again."""
+    config = _reference("jumprelu", normalisation, False).cfg.to_dict()
+    config |= {"reshape_activations": "hook_z", "metadata": {"hook_name": "blocks.3.attn.hook_z"}}
+    theirs = sae_lens.SAE.from_dict(config)
+    theirs.load_state_dict(_reference("jumprelu", normalisation, False).state_dict())
+    _save_theirs(theirs, tmp_path / "theirs")
+    ours = load_sae(tmp_path / "theirs")
+    save_sae(ours, tmp_path / "ours")
+    x = _activations()
+    f, heads = ours.encode(x), x.view(2, -1, 6, 4)
+    for reader in (theirs, sae_lens.SAE.load_from_disk(tmp_path / "ours")):
+        wanted = reader.encode(heads).detach()
+        _close(f, wanted.flatten(0, 1))
+        _close(ours.decode(f, x), reader.decode(wanted).detach().flatten(2).flatten(0, 1))
+
+
 def _view(program: SiteProgram) -> TableView:
     table = SiteTable(1, WIDTH, Capacity(edits=4, rules=2, bans=2, watches=2))
     admitted = AdmittedRows.of(program)

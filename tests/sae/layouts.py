@@ -56,10 +56,10 @@ def jumprelu(p: Tensor, theta: Tensor | float) -> Tensor:
 
 
 def gemma_scope(folder: Path, seed: int) -> Written:
-    """Of the residual stream, of the MLP, or of the embedding as it is stored."""
+    """Of the residual stream, the MLP, attention's heads, or the embedding as it is stored."""
     w = Weights(seed)
-    kind = ("res", "mlp", "embedding")[seed % 3]
-    part = "mlp" if kind == "mlp" else "res"
+    kind = ("res", "mlp", "embedding", "att")[seed % 4]
+    part = "res" if kind == "embedding" else kind
     inside = "embedding" if kind == "embedding" else "layer_7"
     folder = folder / f"gemma-scope-2b-pt-{part}" / inside / "width_16k" / "average_l0_71"
     folder.mkdir(parents=True)
@@ -82,12 +82,16 @@ def gemma_scope(folder: Path, seed: int) -> Written:
         f = jumprelu(x / scale @ t["W_enc"] + t["b_enc"], t["threshold"])
         return f, (f @ t["W_dec"] + t["b_dec"]) * scale
 
-    hook = {"res": "blocks.7.hook_resid_post", "mlp": "blocks.7.hook_mlp_out"}
+    hook = {
+        "res": "blocks.7.hook_resid_post",
+        "mlp": "blocks.7.hook_mlp_out",
+        "att": "blocks.7.attn.hook_z",
+    }
     return Written(folder, forward, hook.get(kind, "blocks.0.hook_resid_pre"), "google/gemma-2-2b")
 
 
 def gemma_scope_2(folder: Path, seed: int) -> Written:
-    """Of the residual stream or of the MLP after its norm."""
+    """Of the residual stream, the MLP after its norm, or attention's heads."""
     w = Weights(seed)
     tensors = {
         "w_enc": w.normal(w.d, w.m),
@@ -96,7 +100,8 @@ def gemma_scope_2(folder: Path, seed: int) -> Written:
         "b_dec": w.normal(w.d),
         "threshold": w.positive(w.m),
     }
-    hook = ("model.layers.3.output", "model.layers.3.post_feedforward_layernorm.output")[seed % 2]
+    modules = ("output", "post_feedforward_layernorm.output", "self_attn.o_proj.input")
+    hook = f"model.layers.3.{modules[seed % 3]}"
     config = {
         "hf_hook_point_in": hook,
         "hf_hook_point_out": hook,

@@ -143,7 +143,7 @@ def test_an_absurd_factor_is_refused(folder: Path, factor: object) -> None:
         ({"architecture": 3}, "architecture is 3, not a string"),
         ({"normalize_activations": "covariance_whitening"}, "the whitening is not folded"),
         ({"normalize_activations": "softmax"}, "normalize_activations is 'softmax'; known are none"),
-        ({"reshape_activations": "hook_z"}, r"attention heads' outputs \(hook_z\)"),
+        ({"reshape_activations": "hook_z"}, "hook_name is .*, no attention heads' outputs"),
         ({"reshape_activations": "fold"}, "reshape_activations is 'fold'"),
         ({"hook_point_head_index": 3}, "hook_head_index: the SAE reads a single attention head"),
         (
@@ -159,7 +159,15 @@ def test_an_absurd_factor_is_refused(folder: Path, factor: object) -> None:
         ({"metadata": []}, "metadata is not an object"),
         ({"metadata": {"fvu": float("nan")}}, "fvu is nan, not a finite number of at least 0"),
         ({"metadata": {"l0": 10**400}}, "l0 is 1000.*, not a finite number"),
-        ({"metadata": {"hook_name": "blocks.1.attn.hook_z"}}, "hook_z"),
+        (
+            {
+                "metadata": {
+                    "hook_name": "blocks.1.attn.hook_z",
+                    "model_from_pretrained_kwargs": {"fold_value_biases": True},
+                }
+            },
+            "without their value biases",
+        ),
         ({"metadata": {"hook_name": "a\x07"}}, "characters that cannot be printed"),
         ({"metadata": {"hook_name": "a\ud800"}}, "half of a character"),
     ],

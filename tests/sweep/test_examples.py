@@ -16,7 +16,9 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import save_file
 from typer.testing import CliRunner, Result
 
 import saegis
@@ -149,6 +151,10 @@ def write_files(folder: Path) -> None:
     (folder / "benign.txt").write_text("The cat drinks milk.\n", encoding="utf-8")
     (folder / "formal.txt").write_text("Good evening, madam.\nMay I help?\n", encoding="utf-8")
     (folder / "casual.txt").write_text("Hey there!\nWhat's up?\n", encoding="utf-8")
+    for name, value in (("refusal", 1.0), ("formal", 2.0), ("casual", 3.0)):
+        vector = torch.ones(160)
+        vector[0] = value
+        save_file({name: vector}, folder / f"{name}.safetensors", {"site": "layers.3.resid_post"})
     for write in (dictionary_learning, goodfire, openai):
         write(folder, 1)
     texts = lines_of("texts.jsonl", 20).splitlines(keepends=True)
@@ -200,6 +206,9 @@ def here(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World
     monkeypatch.syspath_prepend(folder)
     monkeypatch.setenv("SAEGIS_SERVER", world.server.target)
     monkeypatch.setenv("COLUMNS", "200")
+    with saegis.Client() as client:
+        for name in ("refusal", "casual"):
+            client.upload_direction(folder / f"{name}.safetensors", name=name)
     return World(folder, world.server, world.audit)
 
 

@@ -64,9 +64,10 @@ class SparseAutoencoder:
     centred: whether it was trained on x − mean(x), as TransformerLens's `center_writing_weights` makes the
     stream of models with layer norms; W_enc then sums to zero over d, and the mean stays in what it decodes.
     hook_name, model_name: as the file states them, if it does. name: the id by which the server knows it.
-    digest: SHA-256 of the files it was read from; if there are none, of the tensors. stated_fvu, stated_l0:
-    the reconstruction that the file claims. excluded_tokens: the tokens that it was not trained on, which
-    readings and statistics leave out; None means the model's special ones. metadata: all else that it states.
+    digest: SHA-256 of the files it was read from (by parts, see MappedFile, where they are mapped); if there
+    are none, of the tensors. stated_fvu, stated_l0: the reconstruction that the file claims. excluded_tokens:
+    the tokens that it was not trained on, which readings and statistics leave out; None means the model's
+    special ones. metadata: all else that it states.
     mapped: the file in which W_enc and W_dec lie, if they are no copies.
     Raises ValueError, naming the tensor, for a missing or superfluous tensor, a shape that does not fit,
     a dtype other than float32 and numbers that are not finite.

@@ -6,12 +6,16 @@ from enum import StrEnum
 
 
 class Place(StrEnum):
-    """Where in a decoder layer: its input, its output, or what attention or the MLP adds to the stream."""
+    """Where in a decoder layer, in the order of the forward pass: its input, the outputs of attention's heads
+    side by side, what attention adds to the stream, the stream between attention and the MLP, what the MLP
+    adds, its output."""
 
     RESID_PRE = "resid_pre"
-    RESID_POST = "resid_post"
+    ATTN_Z = "attn_z"
     ATTN_OUT = "attn_out"
+    RESID_MID = "resid_mid"
     MLP_OUT = "mlp_out"
+    RESID_POST = "resid_post"
 
 
 #: How Transformers' modules that add to the stream are called, where their name tells enough: what `mlp` of a
@@ -23,7 +27,15 @@ _MODULES = {
     "attn": Place.ATTN_OUT,
     "input": Place.RESID_PRE,
     "output": Place.RESID_POST,
+    "pre_feedforward_layernorm.input": Place.RESID_MID,
+    "ln_2.input": Place.RESID_MID,
+    "self_attn.o_proj.input": Place.ATTN_Z,
+    "attn.c_proj.input": Place.ATTN_Z,
+    "attention.dense.input": Place.ATTN_Z,
+    "attn.hook_z": Place.ATTN_Z,
 }
+#: TransformerLens's names of places that are not `hook_` and ours.
+_TRANSFORMER_LENS = {Place.ATTN_Z: "attn.hook_z"}
 _SPELLINGS = (
     re.compile(r"blocks\.(?P<layer>\d+)\.hook_(?P<place>\w+)"),
     re.compile(r"layers\.(?P<layer>\d+)\.(?P<place>\w+)"),
@@ -32,6 +44,14 @@ _SPELLINGS = (
         r"(?:transformer\.h|gpt_neox\.layers)\.(?P<layer>\d+)(?:\.(?P<module>mlp|attn|attention)(?:\.output)?)?"
     ),
     re.compile(r"(?:model|transformer|gpt_neox)\.(?:layers|h)\.(?P<layer>\d+)\.(?P<module>input|output)"),
+    re.compile(
+        r"(?:model\.layers|transformer\.h)\.(?P<layer>\d+)\.(?P<module>(?:pre_feedforward_layernorm|ln_2)\.input)"
+    ),
+    re.compile(
+        r"(?:model\.layers|transformer\.h|gpt_neox\.layers)\.(?P<layer>\d+)\."
+        r"(?P<module>(?:self_attn\.o_proj|attn\.c_proj|attention\.dense)\.input)"
+    ),
+    re.compile(r"blocks\.(?P<layer>\d+)\.(?P<module>attn\.hook_z)"),
     re.compile(r"layers\.(?P<layer>\d+)"),
 )
 
@@ -49,6 +69,12 @@ class Site:
 
     def __str__(self) -> str:
         return f"layers.{self.layer}.{self.place}"
+
+    @property
+    def transformer_lens(self) -> str:
+        """TransformerLens's name, which SAE files state: `blocks.3.hook_resid_post`."""
+        name = _TRANSFORMER_LENS.get(self.place, f"hook_{self.place}")
+        return f"blocks.{self.layer}.{name}"
 
     @classmethod
     def parse(cls, name: str) -> "Site":
@@ -68,8 +94,20 @@ class Site:
         raise SiteError(f"{name!r} is not a site; write layers.<number>.<place> with a place of {places}")
 
 
-#: In what order a layer's places come in the forward pass.
-_FORWARD = (Place.RESID_PRE, Place.ATTN_OUT, Place.MLP_OUT, Place.RESID_POST)
+@dataclass(frozen=True, slots=True)
+class Widths:
+    """How wide the activations [.., d] are: `stream` at every site, but for those that have a width of their
+    own."""
+
+    stream: int
+    own: tuple[tuple[Site, int], ...] = ()
+
+    def at(self, site: Site) -> int:
+        """d at a site."""
+        return dict(self.own).get(site, self.stream)
+
+
+_FORWARD = tuple(Place)
 
 
 def forward_order(site: Site) -> tuple[int, int]:

@@ -65,16 +65,16 @@ def record(model: PreTrainedModel, sites: Iterable[Site], served: int) -> Refere
     length = max([SHORT, *(each for each in beyond if each <= affordable)])
     tokens = _text(model, length)
     places = [length - DECODED - 2, *range(length - DECODED - 1, length)]
-    norms: dict[Site, float] = {}
+    sizes: dict[Site, tuple[int, float]] = {}
 
     def measure(site: Site, x: Tensor) -> Tensor:
-        norms[site] = float(x.float().norm(dim=-1).mean())
+        sizes[site] = x.shape[-1], float(x.float().norm(dim=-1).mean())
         return x
 
     with _at(model, {site: partial(measure, site) for site in sites}):
         logits = _logits(model, tokens, places)
-    width, programs = model.config.get_text_config().hidden_size, {}
-    for number, (site, norm) in enumerate(norms.items()):
+    programs = {}
+    for number, (site, (width, norm)) in enumerate(sizes.items()):
         direction = torch.randn(width, generator=torch.Generator().manual_seed(number))
         programs[site] = (Probe.direction(direction), norm / 4)
     edits = {site: partial(_shift, probe.write * size) for site, (probe, size) in programs.items()}

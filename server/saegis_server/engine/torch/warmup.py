@@ -88,7 +88,7 @@ def _canary(step: Step, site: Site) -> None:
     The reading must move by exactly what was added, in prefill and in decode, and the logits must be those
     of the same model with the same vector added by a forward hook, and not those of the unsteered model.
     """
-    slots, width = step.slots, step.model.config.get_text_config().hidden_size
+    slots, width = step.slots, step.slots.room.widths.at(site)
     tokens = [token % slots.vocabulary for token in (3, 1, 4, 1, 5, 9, 2, 6)]
     clean = step.capture(tokens)[site]
     strength = float(clean.float().norm(dim=-1).mean())

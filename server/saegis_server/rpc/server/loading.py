@@ -11,8 +11,11 @@ from torch import Tensor
 
 from saegis.version import __version__
 from saegis_server.amounts import Portion, in_units
+from saegis_server.directions.folder import UploadFolder, read_shipped
+from saegis_server.directions.store import DirectionStore, KeptDirection, Shelf
 from saegis_server.engine.api import Engine, FirstToken, Limits, Progress
 from saegis_server.engine.counts import Dictionary
+from saegis_server.engine.sites import site_module, widths_of
 from saegis_server.engine.torch.build import build_step, compiles
 from saegis_server.engine.torch.engine import TorchEngine
 from saegis_server.engine.torch.loading import LoadedModel, check_device, check_dtype, load_model
@@ -24,6 +27,7 @@ from saegis_server.engine.torch.usage import UsageCounting
 from saegis_server.engine.torch.weights import require_room
 from saegis_server.policy.decide.decide import PolicySet
 from saegis_server.policy.decide.world import World
+from saegis_server.policy.errors import Unmatched
 from saegis_server.policy.store.store import PolicyStore
 from saegis_server.rpc.auth.identities import callers_of
 from saegis_server.rpc.auth.watch_set import WatchSet, features_of, named_feature
@@ -63,11 +67,11 @@ def load_services(config: ServerConfig, premises: Premises, progress: Progress) 
     progress("loading the model", 0, 0)
     require_room(config.model, config.dtype, config.device)
     loaded = load_model(config.model, config.dtype, config.device)
-    width = loaded.model.config.get_text_config().hidden_size
+    widths = widths_of(loaded.model)
     placed = []
     for count, source in enumerate(config.saes):
         progress("loading SAEs", count, len(config.saes))
-        placed.append(read_sae(source, width, lambda told: progress(told, 0, 0)))
+        placed.append(read_sae(source, widths, lambda told: progress(told, 0, 0)))
         check_origin(
             placed[-1],
             (config.name or "", *model_names(loaded)),
@@ -98,11 +102,13 @@ def has_layer_norms(loaded: LoadedModel) -> bool:
     return any(isinstance(module, torch.nn.LayerNorm) for module in loaded.model.modules())
 
 
-def fitted(placed: PlacedSAE, loaded: LoadedModel) -> LoadedSAE:
+def fitted(placed: PlacedSAE, loaded: LoadedModel, unmatched: Unmatched) -> LoadedSAE:
     """An SAE checked on a model that no engine runs, as a start checks it on one that is served.
 
-    Raises as `check_sae` does.
+    Raises SiteError for a site that the model does not have, and as `check_origin` and `check_sae` do.
     """
+    site_module(loaded.model, placed.loaded.site)
+    check_origin(placed, model_names(loaded), has_layer_norms(loaded), unmatched)
     model, tokenizer = loaded.model, loaded.tokenizer
     ids = partial(torch.tensor, device=model.device)
     return check_sae(
@@ -125,10 +131,13 @@ def services(
     prompts: PromptReader,
     saes: Sequence[LoadedSAE],
 ) -> Services:
-    """An engine on `step` and everything else that the servicers need. Raises what `govern` raises."""
+    """An engine on `step` and everything else that the servicers need. Raises what `govern` raises, and
+    DirectionFileError for directions that cannot be kept."""
     engine, counts_usage = _engine(config, loaded, step, saes)
     facts = _facts(config, loaded)
-    targets = Targets(step.sites, Catalog(saes), facts.hidden_size)
+    widths = step.slots.room.widths
+    shipped = read_shipped(config.directions, widths.stream, step.sites)
+    targets = Targets(step.sites, Catalog(saes), widths, Shelf.of_operator(shipped))
     metrics = premises.metrics
     metrics.observe_load(engine.stats)
     metrics.show_build(version=__version__, python=platform.python_version(), torch=torch.__version__)
@@ -138,14 +147,16 @@ def services(
     world = World(
         model=facts.name,
         sites=targets.sites,
-        width=facts.hidden_size,
+        widths=targets.widths,
         catalog=targets.catalog,
         capacity=engine.capacity,
         activations=loaded.model.dtype,
         callers=callers_of(config.identities),
+        directions=tuple(shipped),
     )
     governor = govern(config, premises, world)
     governor.watch_set = _watch_set(config, engine, targets.catalog, metrics, governor.policies)
+    uploads, uploaded = _uploads(config, targets.widths.stream)
     made = Services(
         engine,
         facts,
@@ -157,6 +168,8 @@ def services(
         limiter=premises.limiter,
         sample_seconds=config.sample_seconds,
         usage=_usage_book(config, engine, saes) if counts_usage else None,
+        directions=DirectionStore(config.limits.directions, shipped, uploaded),
+        uploads=uploads,
     )
     for entry in saes:
         # Build the index now; otherwise the first request would build it on the event loop.
@@ -164,6 +177,18 @@ def services(
     governor.in_thread = made.before_running
     metrics.observe_work(made.work)
     return made
+
+
+def _uploads(config: ServerConfig, width: int) -> tuple[UploadFolder | None, list[tuple[str, KeptDirection]]]:
+    """The folder of uploaded directions, if there is one, and what it holds. Raises DirectionFileError."""
+    if config.direction_state is None:
+        return None, []
+    folder = UploadFolder(config.direction_state)
+    try:
+        return folder, folder.read(width)
+    except BaseException:
+        folder.close()
+        raise
 
 
 def _engine(
@@ -187,6 +212,7 @@ def _engine(
         first,
         config.compile == "always",
         counting,
+        config.batch_invariant,
     )
     return engine, counting is not None
 

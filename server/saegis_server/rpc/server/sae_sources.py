@@ -21,7 +21,7 @@ from saegis_server.sae.labels import Labels
 from saegis_server.sae.layout import SAMPLE_FILE, weigh
 from saegis_server.sae.left_out import left_out
 from saegis_server.sae.origin import misfits
-from saegis_server.steering.site import Site, SiteError
+from saegis_server.steering.site import Site, SiteError, Widths
 
 log = logging.getLogger("saegis.rpc")
 
@@ -47,8 +47,8 @@ class PlacedSAE:
     folder: Path
 
 
-def read_sae(source: SAESource, width: int, tell: Callable[[str], None] = log.info) -> PlacedSAE:
-    """Read one SAE; `width` is that of the model's activations. tell: hears what memory a large one takes,
+def read_sae(source: SAESource, widths: Widths, tell: Callable[[str], None] = log.info) -> PlacedSAE:
+    """Read one SAE; `widths` are those of the model's activations. tell: hears what memory a large one takes,
     before it is taken.
 
     Raises SAEFileError, which names the file and the reason, if it cannot be read, its site is not known, its
@@ -60,10 +60,6 @@ def read_sae(source: SAESource, width: int, tell: Callable[[str], None] = log.in
         release = replace(release, norm_scaling_factor=source.norm_scaling_factor)
     _require_memory(path, tell)
     sae = load_sae(path, name=source.id, release=release)
-    if sae.width != width:
-        raise SAEFileError(
-            path, f"the SAE reads activations of width {sae.width}; the model's are {width} wide"
-        )
     name = source.site or sae.hook_name
     if name is None:
         raise SAEFileError(path, "its files state no hook_name; say at which site it belongs")
@@ -72,6 +68,10 @@ def read_sae(source: SAESource, width: int, tell: Callable[[str], None] = log.in
     except SiteError as error:
         stated = "the site given" if source.site else "the hook_name of its files"
         raise SAEFileError(path, f"{stated} cannot be used: {error}") from error
+    if sae.width != (width := widths.at(site)):
+        raise SAEFileError(
+            path, f"the SAE reads activations of width {sae.width}; the model's are {width} wide at {site}"
+        )
     labels = Labels.load(path, sae.features)
     sample = _sample(path)
     if sample is None and TRAINED_BY in sae.metadata:

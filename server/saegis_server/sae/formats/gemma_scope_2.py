@@ -59,11 +59,6 @@ def _read_config(folder: Path) -> Fields:
         )
     if fields.flag("affine_connection", False):
         raise fields.refuse("affine_connection: an SAE with a linear map beside it is not known")
-    if read is not None and read.endswith("o_proj.input"):
-        raise fields.refuse(
-            f"hf_hook_point_in is {read!r}: the SAE reads attention heads' outputs, which is no site of this "
-            "server; load one of the residual stream (resid_post) or of the MLP (mlp_out)"
-        )
     return fields
 
 
@@ -102,5 +97,5 @@ LAYOUT = Layout(
     files=(_CONFIG, _WEIGHTS),
     check=_read_config,
     read=_read,
-    origin="google/gemma-scope-2: residual stream, MLP after its norm",
+    origin="google/gemma-scope-2: residual stream, MLP after its norm, attention heads' outputs",
 )

@@ -33,6 +33,7 @@ from saegis_server.sae.layout import (
 )
 from saegis_server.sae.mapped import MappedFile
 from saegis_server.steering.rows import Norm
+from saegis_server.steering.site import Place, Site, SiteError
 
 CONFIG_FILE = "cfg.json"
 WEIGHTS_FILE = "sae_weights.safetensors"
@@ -272,8 +273,16 @@ def _architecture(fields: Fields) -> tuple[str, int | None]:
 
 
 def _is_centred(fields: Fields, normalisation: str) -> bool:
-    """Whether the stream of the model was centred (TransformerLens's `center_writing_weights`)."""
+    """Whether the stream of the model was centred (TransformerLens's `center_writing_weights`).
+
+    Raises SAEFileError for heads' outputs that were otherwise than the model's own.
+    """
     loading = fields.part("model_from_pretrained_kwargs") if fields.values.get(_LOADING) else None
+    heads = reads_heads(fields.text("hook_name"))
+    if loading is not None and heads and loading.flag("fold_value_biases", False):
+        raise fields.refuse(
+            "fold_value_biases is true: it reads attention heads' outputs without their value biases"
+        )
     if loading is None or not loading.flag("center_writing_weights", False):
         return False
     if normalisation == "constant_norm_rescale":
@@ -281,8 +290,16 @@ def _is_centred(fields: Fields, normalisation: str) -> bool:
             "normalize_activations is constant_norm_rescale and center_writing_weights is true: the norm of "
             "a centred stream is not that of the model's own"
         )
-    # A layer norm takes the mean away by itself.
-    return normalisation != "layer_norm"
+    # A layer norm takes the mean away by itself; heads' outputs are made of what one has put out.
+    return normalisation != "layer_norm" and not heads
+
+
+def reads_heads(hook_name: str | None) -> bool:
+    """Whether a place is the outputs of attention's heads, which SAELens has apart by head (`hook_z`)."""
+    try:
+        return hook_name is not None and Site.parse(hook_name).place is Place.ATTN_Z
+    except SiteError:
+        return False
 
 
 def _refuse_unsupported(fields: Fields) -> None:
@@ -291,12 +308,11 @@ def _refuse_unsupported(fields: Fields) -> None:
         raise fields.refuse(f"dtype is {dtype!r}; known are {', '.join(_DTYPES)}")
     hook_name = fields.text("hook_name", "") or ""
     reshape = fields.text("reshape_activations", "hook_z" if "hook_z" in hook_name else "none")
-    if reshape == "hook_z" or hook_name.endswith("hook_z"):
+    if reshape == "hook_z" and hook_name and not reads_heads(hook_name):
         raise fields.refuse(
-            "the SAE reads attention heads' outputs (hook_z), which is no site of this server; "
-            "load an SAE of the residual stream, or of an attention's or MLP's output"
+            f"reshape_activations is 'hook_z', and hook_name is {hook_name!r}, no attention heads' outputs"
         )
-    if reshape != "none":
+    if reshape not in ("none", "hook_z"):
         raise fields.refuse(f"reshape_activations is {reshape!r}; known are none and hook_z")
     if fields.values.get("hook_head_index") is not None:
         raise fields.refuse(
@@ -366,7 +382,7 @@ def save_sae(sae: SparseAutoencoder, path: Path, sample: str | None = None) -> N
         "device": "cpu",
         "apply_b_dec_to_input": sae.apply_b_dec_to_input,
         "normalize_activations": _NORM_NAMES[sae.norm],
-        "reshape_activations": "none",
+        "reshape_activations": "hook_z" if reads_heads(sae.hook_name) else "none",
         "metadata": metadata,
     }
     content = json.dumps(config, indent=2, allow_nan=False) + "\n"
