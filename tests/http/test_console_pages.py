@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import httpx
 import pytest
 
 from saegis_server.policy.bundle.bundle import Bundle
-from saegis_server.reference import reference_policy
+from saegis_server.reference import MODEL, SAE, WEIGHTS, reference_policy
 from saegis_server.rpc.auth.principals import token_digest
 from tests.e2e.serving import serving
 from tests.http.browser import Tab, browsing
@@ -24,10 +25,24 @@ QUESTION = "What do you know about the sea?"
 
 
 @pytest.fixture(scope="module")
-def origin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def explained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the reference SAE with examples and histograms beside its labels."""
+    folder = tmp_path_factory.mktemp("explained")
+    sae, labels = folder / "polyglot", folder / "labels"
+    shutil.copytree(SAE, sae)
+    command = [sys.executable, "-m", "saegis_server.cli", "features", "label", "--raw", "--model", str(MODEL)]
+    command += ["--sae", str(sae), "--texts", str(WEIGHTS / "eval/texts.jsonl"), "--out", str(labels)]
+    subprocess.run(command, check=True, capture_output=True)
+    shutil.copy(labels / "examples.safetensors", sae)
+    return sae
+
+
+@pytest.fixture(scope="module")
+def origin(tmp_path_factory: pytest.TempPathFactory, explained: Path) -> Iterator[str]:
     """The reference model without policies, with counted features."""
     errors = tmp_path_factory.mktemp("open") / "stderr"
-    with serving(errors, "--http-port", "0", "--usage-every", "1") as server:
+    served = ("--model", str(MODEL), "--sae", str(explained))
+    with serving(errors, *served, "--http-port", "0", "--usage-every", "1") as server:
         yield f"http://127.0.0.1:{server.ready['http_port']}"
 
 
@@ -167,6 +182,11 @@ def test_a_feature_tells_what_is_known_of_it(tab: Tab) -> None:
     tab.page.get_by_text("last 10 minutes").wait_for()
     shown = tab.text(".page")
     assert LABEL in shown
+    histogram = httpx.get(f"{tab.origin}/v1/features/polyglot/{BRIDGE}").json()["histogram"]
+    assert tab.page.locator(".chart rect").count() == len(histogram["counts"])
+    firing = f"{sum(map(int, histogram['counts'])):,} of {int(histogram['tokens']):,} tokens read"
+    assert firing in tab.text("[aria-label=Histogram]")
+    assert tab.page.locator("blockquote .token.chosen").count() == tab.page.locator("blockquote").count() > 0
     for language in ("de", "en", "hi", "zh"):
         assert tab.field("row", f"{language} ", exact=False).count()
     tab.field("button", "Ban").first.click()
