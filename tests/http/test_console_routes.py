@@ -124,6 +124,8 @@ def test_the_audit_log_is_searched_by_who_administers(tmp_path: Path) -> None:
             assert page["records"][0]["kind"] == "decision"
             rest = client.get("/v1/audit", params={"page_token": page["next_page_token"]}).json()
             assert [record["kind"] for record in rest["records"]] == ["answer", "decision"]
+            ever = {"start_time": "0001-01-01T00:00:00Z", "end_time": "9999-12-31T23:59:59Z"}
+            assert len(client.get("/v1/audit", params=ever).json()["records"]) == 3
             later = {"start_time": "2100-01-01T00:00:00Z"}
             assert client.get("/v1/audit", params=later).json()["records"] == []
             for wrong in ({"page_size": 101}, {"page_token": "x"}, {"start_time": "soon"}):

@@ -13,10 +13,11 @@ from saegis_server.policy.decide.world import World
 from saegis_server.policy.errors import CompileError
 from saegis_server.sae.catalog import Catalog, LoadedSAE
 from saegis_server.steering.rows import Norm
+from saegis_server.steering.site import Widths
 from tests.policy.policies import CATALOG, WORLD, bundle, policy, world
 from tests.rpc import tiny
 
-ONE_SITE = World("tiny", tiny.SITES[:1], tiny.WIDTH, Catalog(CATALOG.entries[:1]), WORLD.capacity)
+ONE_SITE = World("tiny", tiny.SITES[:1], Widths(tiny.WIDTH), Catalog(CATALOG.entries[:1]), WORLD.capacity)
 
 
 def problems(text: str, *, where: World = WORLD, **more: object) -> list[str]:
@@ -357,7 +358,9 @@ def test_bans_that_exclude_each_other() -> None:
         - {{id: up, ban: {{directions: [{target.format("v")}]}}}}
         - {{id: down, ban: {{directions: [{target.format("w")}]}}}}
     """
-    where = World("tiny", ONE_SITE.sites, tiny.WIDTH, ONE_SITE.catalog, WORLD.capacity, torch.bfloat16)
+    where = World(
+        "tiny", ONE_SITE.sites, Widths(tiny.WIDTH), ONE_SITE.catalog, WORLD.capacity, torch.bfloat16
+    )
     (found,) = problems(text, where=where, directions={"v": vector, "w": -vector})
     assert found.startswith("rules.down, rules.up: these oppose each other, so that rounding to bfloat16")
 

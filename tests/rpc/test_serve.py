@@ -50,7 +50,7 @@ from saegis_server.sae.labels import Labels
 from saegis_server.sae.layout import SAMPLE_FILE
 from saegis_server.steering.program import SiteProgram, SteeringProgram
 from saegis_server.steering.rows import ban
-from saegis_server.steering.site import Site, SiteError
+from saegis_server.steering.site import Site, SiteError, Widths
 from tests.engine.serving import Answer
 from tests.rpc import tiny
 from tests.rpc.conftest import Stubs
@@ -135,17 +135,17 @@ def test_the_memory_of_a_large_sae_is_told_before_it_is_taken(
     model_path: Path, sae_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source, told = SAESource(path=str(sae_path)), list[str]()
-    read_sae(source, tiny.WIDTH, told.append)
+    read_sae(source, Widths(tiny.WIDTH), told.append)
     assert told == []
     monkeypatch.setattr(sae_sources, "_LARGE", 0)
-    read_sae(source, tiny.WIDTH, told.append)
+    read_sae(source, Widths(tiny.WIDTH), told.append)
     (words,) = told
     assert re.search(
         r"sae_weights.safetensors: [0-9.]+ KiB of memory, of [0-9.]+ GiB that are free; 0 B", words
     )
     monkeypatch.setattr(sae_sources, "free_host_bytes", lambda: 1000)
     with pytest.raises(SAEFileError, match=r"takes [0-9.]+ KiB of memory as float32, but 1000 B are free"):
-        read_sae(source, tiny.WIDTH, told.append)
+        read_sae(source, Widths(tiny.WIDTH), told.append)
 
 
 @pytest.fixture
@@ -234,7 +234,7 @@ def test_an_sae_that_decides_by_rank_is_served(model_path: Path, tmp_path: Path)
     tokens = list(range(20, 50))
     x = engine.capture(tokens).result(30)[loaded.site]
     f = loaded.sae.encode(x)
-    assert set((f > 0.0).sum(-1).tolist()) == {loaded.sae.k}
+    assert (f > 0.0).sum(-1).tolist() == [tiny.WIDTH // 3] * len(tokens)
     chosen = [found.catalog.by_index(loaded, index, "feature") for index in range(loaded.sae.features)]
     for top_k, values_of in ((3, chosen), (0, chosen[5:9])):
         reading = TextReading(loaded, top_k, values_of)
@@ -252,7 +252,9 @@ def test_an_sae_that_decides_by_rank_is_served(model_path: Path, tmp_path: Path)
     engine.stop()
     used = engine.take_usage()["topk"]
     assert used.fired[0].tolist() == (f > 0.0).sum(0).tolist()
-    governed = World("tiny", found.targets.sites, tiny.WIDTH, found.catalog, engine.capacity, torch.float32)
+    governed = World(
+        "tiny", found.targets.sites, found.targets.widths, found.catalog, engine.capacity, torch.float32
+    )
     assert governed.room == engine.step.slots.room
     assert set(governed.room.admit({loaded.site: SiteProgram(bans=(ban(probes[0]),))})) == {loaded.site}
 
@@ -290,9 +292,9 @@ def test_graphs_compiled_after_the_warm_up_are_counted(
 
 def test_an_sae_may_bring_the_text_that_it_is_checked_on(model_path: Path, sae_path: Path) -> None:
     source = SAESource(path=str(sae_path))
-    assert read_sae(source, tiny.WIDTH).sample is None
+    assert read_sae(source, Widths(tiny.WIDTH)).sample is None
     (sae_path / SAMPLE_FILE).write_text(tiny.TEXT, encoding="utf-8")
-    assert read_sae(source, tiny.WIDTH).sample == tiny.TEXT
+    assert read_sae(source, Widths(tiny.WIDTH)).sample == tiny.TEXT
     assert load(model_path, sae_path).catalog.entries[0].measured is not None
     (sae_path / SAMPLE_FILE).write_bytes(b"\xff\xfe\xff")
     with pytest.raises(SAEFileError, match=SAMPLE_FILE):

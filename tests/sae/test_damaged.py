@@ -26,6 +26,7 @@ from saegis_server.sae.errors import SAEFileError
 from saegis_server.sae.files import check_sae, load_sae, resolve_sae
 from saegis_server.sae.formats.saelens import save_sae
 from saegis_server.steering.rows import Norm
+from saegis_server.steering.site import Widths
 from tests.sae.layouts import PICKLERS, WRITERS, Written
 from tests.sae.sae_cases import random_sae
 
@@ -334,14 +335,10 @@ def test_what_sparsify_states_and_is_not_read(config: dict[str, object], reason:
     ("layout", "config", "reason"),
     [
         ("Gemma Scope 2", {"architecture": "topk"}, "architecture is 'topk'"),
-        ("Gemma Scope 2", {"type": "transcoder"}, "a transcoder reads at one site"),
+        ("Gemma Scope 2", {"type": "transcoder", "hf_hook_point_out": None}, "type is 'transcoder', but it"),
+        ("Gemma Scope 2", {"type": "clt"}, "type is 'clt': known are"),
         ("Gemma Scope 2", {"hf_hook_point_out": "model.layers.9.output"}, "written at model.layers.9"),
         ("Gemma Scope 2", {"affine_connection": True}, "affine_connection"),
-        (
-            "Gemma Scope 2",
-            dict.fromkeys(("hf_hook_point_in", "hf_hook_point_out"), "model.layers.3.self_attn.o_proj.input"),
-            "attention heads' outputs",
-        ),
         ("Gemma Scope 2", {"width": 3}, "width is 3, but the tensors"),
         ("Gemma Scope 2", {"width": "wide"}, "width is 'wide'"),
         ("Llama Scope", {"act_fn": "topk"}, "act_fn is 'topk'"),
@@ -383,8 +380,9 @@ def test_a_description_of_dictionary_learning_is_named(tmp_path: Path) -> None:
     [
         ("resid_post_all", "model.layers.12.output"),
         ("mlp_out", "model.layers.12.post_feedforward_layernorm.output"),
-        ("attn_out", None),
-        ("transcoder_all", None),
+        ("attn_out", "model.layers.12.self_attn.o_proj.input"),
+        ("transcoder_all", "model.layers.12.pre_feedforward_layernorm.output"),
+        ("clt", None),
     ],
 )
 def test_gemma_scope_2_without_a_description(part: str, hook_name: str | None, tmp_path: Path) -> None:
@@ -399,7 +397,7 @@ def test_gemma_scope_2_without_a_description(part: str, hook_name: str | None, t
         assert (sae.hook_name, sae.model_name) == (hook_name, "google/gemma-3-270m-it")
 
 
-@pytest.mark.parametrize(("part", "reason"), [("att", "hook_z"), ("transcoders", "a transcoder reads")])
+@pytest.mark.parametrize(("part", "reason"), [("transcoders", "a transcoder reads")])
 def test_gemma_scope_where_it_reads_no_site(part: str, reason: str, tmp_path: Path) -> None:
     folder = WRITERS["Gemma Scope"](tmp_path, 3).folder
     other = tmp_path / f"gemma-scope-2b-pt-{part}" / "layer_7" / "width_16k" / "average_l0_71"
@@ -433,7 +431,7 @@ def _placed(tmp_path: Path, **stated: object) -> Iterator[Callable[[Unmatched], 
     sae: SparseAutoencoder = replace(random_sae(), **stated)  # type: ignore[arg-type]
     save_sae(sae, tmp_path)
     source = SAESource(path=str(tmp_path), site="layers.1.resid_post")
-    placed = read_sae(source, sae.width)
+    placed = read_sae(source, Widths(sae.width))
     names = ("/models/pythia-70m-deduped", "openai-community/gpt2")
     yield lambda unmatched: check_origin(placed, names, True, unmatched)
 
@@ -464,7 +462,7 @@ def test_an_sae_of_this_model_is_taken(model_name: str | None, tmp_path: Path) -
 def test_a_centred_stream_needs_layer_norms(tmp_path: Path) -> None:
     sae = replace(random_sae(), centred=True, model_name=None)
     save_sae(sae, tmp_path)
-    placed = read_sae(SAESource(path=str(tmp_path)), sae.width)
+    placed = read_sae(SAESource(path=str(tmp_path)), Widths(sae.width))
     assert placed.loaded.sae.centred
     check_origin(placed, (), True, Unmatched.REFUSE)
     for unmatched in Unmatched:

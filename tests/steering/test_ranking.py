@@ -16,6 +16,7 @@ from saegis_server.steering.admitted import Room
 from saegis_server.steering.program import SiteProgram, SteeringError, SteeringProgram
 from saegis_server.steering.ranking import Moment, RankedDictionary, Ranking
 from saegis_server.steering.rows import Norm, Phase, Redirection
+from saegis_server.steering.site import Widths
 from saegis_server.steering.table import Capacity, SiteTable
 from tests.sae.sae_cases import build, random_sae
 from tests.steering import cases, reference
@@ -240,7 +241,7 @@ def test_what_ranks_nothing_refuses_rows_with_a_rank() -> None:
     for ranking in (None, ranking_of(other)):
         with pytest.raises(SteeringError, match="by its rank among all features of its SAE"):
             cases.table_of([program], WIDTH, ranking=ranking)
-    room = Room((cases.SITE,), WIDTH, Capacity(), ranked=frozenset({(cases.SITE, other.digest)}))
+    room = Room((cases.SITE,), Widths(WIDTH), Capacity(), ranked=frozenset({(cases.SITE, other.digest)}))
     with pytest.raises(SteeringError, match="which decides by rank, is not at"):
         room.check(cases.SITE, program)
     room.check(cases.SITE, SiteProgram(guards=(other.probe(3),)))

@@ -213,6 +213,7 @@ def load_subject(
 def _load(
     source: Source, site: str | None, placement: Placement, display: StageDisplay
 ) -> tuple[LoadedModel, PlacedSAE]:
+    from saegis_server.engine.sites import widths_of
     from saegis_server.engine.torch.loading import load_model
     from saegis_server.rpc.server.config import SAESource
     from saegis_server.rpc.server.loading import fitted
@@ -221,8 +222,6 @@ def _load(
     display("loading the model", 0, 0)
     loaded = load_model(source.model, placement.dtype, placement.device)
     display("checking the SAE", 0, 0)
-    placed = read_sae(
-        SAESource(path=source.sae, site=site), loaded.model.config.get_text_config().hidden_size
-    )
+    placed = read_sae(SAESource(path=source.sae, site=site), widths_of(loaded.model))
     fitted(placed, loaded, source.unmatched_saes)
     return loaded, placed

@@ -70,7 +70,7 @@ class Wanted:
 
     def is_over(self, record: Mapping[str, Any]) -> bool:
         """Whether a record is so old that no older one is wanted."""
-        return self.begin is not None and _time(record) < self.begin - SLACK
+        return self.begin is not None and self.begin - _time(record) > SLACK
 
     def _names(self, rule: Mapping[str, Any]) -> bool:
         return self.rule in (rule.get("rule"), f"{rule.get('policy')}/{rule.get('rule')}")

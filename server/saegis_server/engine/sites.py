@@ -1,13 +1,16 @@
 """Where the sites are in a Transformers model: its decoder layers, and the module to hook for each."""
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 from torch import nn
 from transformers import PreTrainedModel
 
-from saegis_server.steering.site import Place, Site, SiteError
+from saegis_server.steering.site import Place, Site, SiteError, Widths
 
 _ATTENTION = ("self_attn", "attn", "attention", "self_attention")
+#: What projects the heads' outputs, in an attention.
+_PROJECTIONS = ("o_proj", "c_proj", "dense", "out_proj", "wo")
 _MLP = ("mlp", "feed_forward", "ffn", "block_sparse_moe", "moe", "mixer_mlp")
 #: The norms of what attention and the MLP add, of a layer that has both.
 _NORMS_AFTER = (
@@ -57,15 +60,67 @@ def site_module(model: PreTrainedModel, site: Site) -> tuple[nn.Module, bool]:
     layer = layers[site.layer]
     if site.place in (Place.RESID_PRE, Place.RESID_POST):
         return layer, site.place is Place.RESID_PRE
+    if site.read_at != site:
+        raise SiteError(
+            f"{site} is read at {site.read_at} and written at {site.written_at}, and is no activation"
+        )
     if site.place is Place.RESID_MID:
         return _reads_mid(layer, site), True
+    if site.place is Place.ATTN_Z:
+        return projection_of(layer, site), True
     names: tuple[tuple[str, ...], tuple[str, ...]] = (_ATTENTION, _MLP)
     if (after := _norms_after(layer)) is not None:
         names = ((after[0],), (after[1],))
-    module = _named(layer, *names[site.place is Place.MLP_OUT])
+    if site.place is Place.MLP_IN:
+        names = ((), _MLP)
+    module = _named(layer, *names[site.place in (Place.MLP_IN, Place.MLP_OUT)])
     if module is None:
         raise SiteError(f"{site} does not exist in {type(layer).__name__}")
-    return module, False
+    return module, site.place is Place.MLP_IN
+
+
+def attention_of(layer: nn.Module, site: Site) -> nn.Module:
+    """The attention of the site's layer. Raises SiteError if there is none."""
+    if (module := _named(layer, *_ATTENTION)) is None:
+        raise SiteError(f"{site} does not exist in {type(layer).__name__}")
+    return module
+
+
+def projection_of(layer: nn.Module, site: Site) -> nn.Module:
+    """What projects the heads' outputs of a site's layer to the stream. Raises SiteError if there is none."""
+    attention = attention_of(layer, site)
+    module = _named(attention, *_PROJECTIONS)
+    if module is None or _input_width(module) is None:
+        kind = type(attention).__name__
+        raise SiteError(f"{site} does not exist: in {kind} no projection of the heads' outputs is found")
+    return module
+
+
+def _input_width(module: nn.Module) -> int | None:
+    """How wide the input of a linear module is, be it torch's or GPT-2's."""
+    width = getattr(module, "in_features", getattr(module, "nx", None))
+    return width if isinstance(width, int) else None
+
+
+def site_width(model: PreTrainedModel, site: Site) -> int:
+    """How wide the activations of a site are. Raises SiteError as `site_module` does."""
+    width: int | None = model.config.get_text_config().hidden_size
+    if site.place is Place.ATTN_Z:
+        width = _input_width(site_module(model, site)[0])
+    if width is None:
+        raise SiteError(f"{site} does not exist: the width of its activations is not told")
+    return width
+
+
+def widths_of(model: PreTrainedModel) -> Widths:
+    """How wide the activations of a model are at all of its sites."""
+    own = []
+    for layer in range(len(decoder_layers(model))):
+        site = Site(layer, Place.ATTN_Z)
+        with suppress(SiteError):  # Where heads' outputs are no place.
+            own.append((site, site_width(model, site)))
+    stream: int = model.config.get_text_config().hidden_size
+    return Widths(stream, tuple((site, width) for site, width in own if width != stream))
 
 
 def _norms_after(layer: nn.Module) -> tuple[str, str] | None:
@@ -91,7 +146,8 @@ def _reads_mid(layer: nn.Module, site: Site) -> nn.Module:
 
 
 def all_sites(model: PreTrainedModel) -> Iterator[Site]:
-    """Every site of a model, layer by layer."""
+    """Every site of a model that is an activation, layer by layer."""
     for layer in range(len(decoder_layers(model))):
-        for place in Place:
-            yield Site(layer, place)
+        for site in (Site(layer, place) for place in Place):
+            if site.read_at == site:
+                yield site

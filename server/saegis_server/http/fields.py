@@ -342,7 +342,7 @@ FIELDS: dict[str, Field] = {
     "stream_options": Field(_stream_options, {"type": "object", "properties": {"include_usage": _FLAG}}),
     "max_completion_tokens": Field(_most_tokens, _COUNT, _CHAT),
     "max_tokens": Field(_most_tokens, _COUNT),
-    "temperature": _sampling("temperature", body.number, _number(0.0, 2.0, 1.0)),
+    "temperature": _sampling("temperature", body.number, {"type": "number", "minimum": 0.0, "default": 1.0}),
     "top_p": _sampling("top_p", body.number, _number(0.0, 1.0, 1.0)),
     "top_k": _sampling("top_k", body.integer, {"type": "integer", "minimum": -1, "maximum": 2**31 - 1}),
     "min_p": _sampling("min_p", body.number, _number(0.0, 1.0, 0.0)),

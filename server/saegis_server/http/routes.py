@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from google.protobuf.descriptor import Descriptor
 
-from saegis.v1 import audit_pb2, feature_pb2, generation_pb2, model_pb2, policy_pb2
+from saegis.v1 import audit_pb2, feature_pb2, model_pb2, policy_pb2
 from saegis_server.http.endpoints import Endpoint, Face, Generation, Models, Unary
 from saegis_server.http.fields import Kind
 
@@ -233,5 +233,3 @@ ROUTES = (
         *_types(audit_pb2, "SearchAudit"),
     ),
 )
-#: The message of a request that the fields of a body stand for, in descriptions.
-GENERATE_REQUEST = generation_pb2.GenerateRequest.DESCRIPTOR

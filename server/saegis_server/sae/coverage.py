@@ -23,7 +23,6 @@ class Coverage:
 
 
 _SERVED, _CONVERTED = Coverage(Standing.SERVED), Coverage(Standing.CONVERTED)
-_HEADS = Coverage(Standing.NOT_READ, "it reads attention heads' outputs (hook_z), which is no site")
 _ELSEWHERE = Coverage(Standing.NOT_READ, "a transcoder reads at one site and writes at another")
 #: By SAELens's name of the loader, where all SAEs of it stand alike.
 _BY_LOADER = {
@@ -34,20 +33,22 @@ _BY_LOADER = {
     "qwen_scope": _CONVERTED,
     "goodfire": _CONVERTED,
     "deepseek_r1": _CONVERTED,
-    "connor_rob_hook_z": _HEADS,
+    "connor_rob_hook_z": Coverage(
+        Standing.NOT_READ, "it reads heads' outputs without their value biases, as TransformerLens makes them"
+    ),
     "gemma_2_transcoder": _ELSEWHERE,
     "mwhanna_transcoder": _ELSEWHERE,
     "mntss_clt_layer_transcoder": _ELSEWHERE,
     "temporal": Coverage(Standing.NOT_READ, "a token is encoded from those before it"),
 }
 #: By the folder in a repository of Gemma Scope 2.
-_GEMMA_SCOPE_2 = {"resid_post": _SERVED, "mlp_out": _SERVED, "attn_out": _HEADS}
+_GEMMA_SCOPE_2 = {"resid_post": _SERVED, "mlp_out": _SERVED, "attn_out": _SERVED, "transcoder": _SERVED}
 
 
 def coverage(entry: Entry) -> Coverage:
     """The standing of an SAE, as far as the table tells: its files may state more that is refused."""
     if entry.layout == "gemma_2":
-        return _HEADS if entry.repo.endswith("-att") else _SERVED
+        return _SERVED
     if entry.layout == "gemma_3":
         return _GEMMA_SCOPE_2.get(entry.path.split("/")[0].removesuffix("_all"), _ELSEWHERE)
     if entry.layout == "dictionary_learning_1":

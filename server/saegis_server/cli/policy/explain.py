@@ -122,7 +122,7 @@ def _with_edits(
 
     world = compiled.world
     edits = with_best_features(edits, catalog_search(world.catalog))
-    targets = Targets(world.sites, world.catalog, world.width, Shelf.of_operator(world.directions))
+    targets = Targets(world.sites, world.catalog, world.widths, Shelf.of_operator(world.directions))
     try:
         steering = request_steering(steering_message(edits), targets, world.capacity)
         steering.require_room(world.capacity)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from saegis_server.engine.counts import STRENGTHS, Fired, Firing, Observed
 from saegis_server.steering.ranking import Moment, Ranking
-from saegis_server.steering.site import Site
+from saegis_server.steering.site import Site, Widths
 from saegis_server.steering.table import Rows, put_to_read, rows_to_read
 from saegis_server.steering.tokens import Tokens
 
@@ -31,7 +31,7 @@ class SlotObserving:
         self,
         sites: tuple[Site, ...],
         slots: int,
-        width: int,
+        widths: Widths,
         device: torch.device | str,
         rankings: Mapping[Site, Ranking],
     ) -> None:
@@ -39,7 +39,7 @@ class SlotObserving:
         # One more than there may be: to the compiler a slice that takes a whole tensor is another program.
         room = MOST_OBSERVED + 1
         self.sites, self._rankings = sites, rankings
-        self.rows = {site: rows_to_read(room, width, device) for site in sites}
+        self.rows = {site: rows_to_read(room, widths.at(site), device) for site in sites}
         self.scale = torch.zeros(len(sites), room, device=device)
         self.counts = torch.zeros(len(sites), slots, room, 2, _NUMBERS, device=device)
         self._before = torch.zeros_like(self.counts)

@@ -9,12 +9,13 @@ where the MLP adds nothing.
 from collections.abc import Iterable
 from contextlib import ExitStack
 from functools import partial
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from saegis_server.engine.sites import decoder_layers
+from saegis_server.engine.sites import attention_of, decoder_layers, projection_of, site_width
 from saegis_server.engine.torch.site_reading import edited
 from saegis_server.steering.site import Place, Site, SiteError, forward_order
 
@@ -28,24 +29,24 @@ _SUM = (Place.RESID_PRE, Place.ATTN_OUT, Place.MLP_OUT, Place.RESID_POST)
 @torch.inference_mode()
 def check_places(model: PreTrainedModel, sites: Iterable[Site]) -> None:
     """Raise SiteError for a site that the model does not have, or that is not what its name says."""
-    if not (wanted := sorted(set(sites), key=str)):
+    if not (wanted := sorted({each for site in sites for each in (site.read_at, site.written_at)}, key=str)):
         return
     last = len(decoder_layers(model)) - 1
     whole = {Site(site.layer, place) for site in wanted if _is_part(site) for place in _SUM}
     streams = {_next(site) for site in wanted if site.place is Place.RESID_POST and site.layer < last}
     found = _activations(model, {*wanted, *whole, *streams})
-    width = model.config.get_text_config().hidden_size
     for site in wanted:
+        width = site_width(model, site)
         shape = tuple(found[site].shape) if site in found else ()
         if shape != (1, len(_TEXT), width):
-            raise SiteError(
-                f"{site} cannot be steered: it is {list(shape)} there, and not a stream of {width}"
-            )
+            raise SiteError(f"{site} cannot be steered: it is {list(shape)} there, and not {width} wide")
         if _is_part(site):
             _check_sum(model, site, found)
             continue
         if site.place is Place.RESID_MID:
             _check_between(model, site)
+        if site.place is Place.ATTN_Z:
+            _check_projected(model, site)
         read_next = site.place is Place.RESID_POST and site.layer < last
         if read_next and not torch.equal(found[site], found[_next(site)]):
             raise SiteError(f"{site} cannot be steered: it is not what the next layer reads")
@@ -80,6 +81,21 @@ def _check_between(model: PreTrainedModel, site: Site) -> None:
             raise SiteError(
                 f"{site} cannot be steered: where {silent} is nothing, it is not the stream {side} the layer"
             )
+
+
+def _check_projected(model: PreTrainedModel, site: Site) -> None:
+    """Attention must give nothing but the projection of its heads' outputs."""
+    layer, given = decoder_layers(model)[site.layer], []
+
+    def keep(_module: nn.Module, _args: Any, output: Any) -> None:
+        given.append(output[0] if isinstance(output, tuple) else output)
+
+    with ExitStack() as opened:
+        for module in (projection_of(layer, site), attention_of(layer, site)):
+            opened.callback(module.register_forward_hook(keep).remove)
+        _activations(model, {site})
+    if not torch.equal(*given):
+        raise SiteError(f"{site} cannot be steered: what its projection gives is not what attention gives")
 
 
 def _is_part(site: Site) -> bool:

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from saegis_server.engine.api import SamplingParams
 from saegis_server.engine.counts import RowGroup
+from saegis_server.engine.sites import site_width
 from saegis_server.engine.torch.activity import SlotActivity
 from saegis_server.engine.torch.conditions import SlotConditions
 from saegis_server.engine.torch.context import KVCache
@@ -19,7 +20,7 @@ from saegis_server.steering.admitted import AdmittedRows, Room
 from saegis_server.steering.conditions import CompiledConditions
 from saegis_server.steering.evaluator import ConditionRows, ConditionState
 from saegis_server.steering.ranking import Moment, RankedDictionary, Ranking
-from saegis_server.steering.site import Site
+from saegis_server.steering.site import Site, Widths
 from saegis_server.steering.table import Capacity, SiteTable, TableView
 
 #: What is counted for each slot at each site: tokens edited, bans fired, the sum of ‖Δx‖/‖x‖ and the largest
@@ -78,17 +79,19 @@ class Slots:
         whole of a tensor, which to the compiler would be another program. Raises UnsupportedModelError.
         """
         config, device = model.config.get_text_config(), device or model.device
-        width = config.hidden_size
         self.layers = survey(model)
         shapes = [(each.heads, each.key_width, each.value_width) for each in self.layers]
         self.count, self.max_length, self.capacity = count, max_length, capacity
         self.vocabulary: int = config.vocab_size
         self.rankings = {site: Ranking((ranked or {}).get(site, ())) for site in sites}
         known = ((site, each.digest) for site, at in self.rankings.items() for each in at.dictionaries)
-        self.room = Room(sites, width, capacity, model.dtype, frozenset(known))
+        widths = Widths(config.hidden_size, tuple((site, site_width(model, site)) for site in sites))
+        self.room = Room(sites, widths, capacity, model.dtype, frozenset(known))
         rows = count + SPARE_SLOTS
         self.cache = KVCache.allocate(shapes, rows, max_length + SPARE_PLACES, model.dtype, device)
-        self.tables = {site: SiteTable(rows, width, capacity, device, self.rankings[site]) for site in sites}
+        self.tables = {
+            site: SiteTable(rows, widths.at(site), capacity, device, self.rankings[site]) for site in sites
+        }
         self.sampling = sampling_table(rows, self.vocabulary, device)
         self.state = SlotState(
             torch.zeros(rows, dtype=torch.int64, device=device),
@@ -100,7 +103,7 @@ class Slots:
         self._counted_before = torch.zeros_like(self.state.counted)
         self.conditions = SlotConditions(len(sites), rows, capacity.conditions, capacity.watches + 1, device)
         self.activity = SlotActivity(sites, rows, capacity, device)
-        self.observing = SlotObserving(sites, rows, width, device, self.rankings)
+        self.observing = SlotObserving(sites, rows, widths, device, self.rankings)
 
     @torch.inference_mode()
     def load(

@@ -11,7 +11,7 @@ import torch
 from saegis_server.directions.store import KeptDirection
 from saegis_server.sae.catalog import Catalog
 from saegis_server.steering.admitted import Room
-from saegis_server.steering.site import Site
+from saegis_server.steering.site import Site, Widths
 from saegis_server.steering.table import Capacity
 
 
@@ -34,15 +34,15 @@ class Callers:
 
 @dataclass(frozen=True)
 class World:
-    """model: its name, as matches name it. sites: in forward order. width: d at every site.
+    """model: its name, as matches name it. sites: in forward order. widths: of the activations there.
 
     callers: returns who may call now; None where that is not known. named: whether `model` is the name that
-    the model is served under, and no placeholder. directions: those that the operator ships, of this width.
+    the model is served under, and no placeholder. directions: those that the operator ships, of these widths.
     """
 
     model: str
     sites: tuple[Site, ...]
-    width: int
+    widths: Widths
     catalog: Catalog
     capacity: Capacity
     activations: torch.dtype = torch.float32
@@ -54,4 +54,4 @@ class World:
     def room(self) -> Room:
         """The room to which programs are admitted."""
         ranked = frozenset((each.site, each.sae.digest) for each in self.catalog.entries if each.sae.k)
-        return Room(self.sites, self.width, self.capacity, self.activations, ranked)
+        return Room(self.sites, self.widths, self.capacity, self.activations, ranked)

@@ -83,8 +83,8 @@ class ServerConfig(_Strict):
     ships; direction_state: the folder in which uploaded ones survive a restart. port, metrics_port: 0
     means any free port; metrics_port None means no metrics endpoint. http_host, http_port: where the
     OpenAI-compatible face listens; with http_port None nowhere. http_origins: the origins of web pages
-    that may use it, "*" for every one. console: whether it has pages for people at `/`; "auto" where
-    only programs of this machine can reach it. presets: files of programs that its clients can ask for as
+    that may use it, "*" for every one. console: whether it has pages for people at `/`; "auto" where only
+    programs of this machine can reach it. presets: files of programs that its clients can ask for as
     MODEL@NAME. kv_memory: what running sequences may take of the memory that is free after the weights,
     as bytes (4GiB) or a share (0.5), which is the default on a CPU; 0.85 on a GPU. max_num_seqs,
     max_model_len: how many run at once, and the most tokens of prompt and completion together; by default

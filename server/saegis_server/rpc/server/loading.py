@@ -15,12 +15,12 @@ from saegis_server.directions.folder import UploadFolder, read_shipped
 from saegis_server.directions.store import DirectionStore, KeptDirection, Shelf
 from saegis_server.engine.api import Engine, FirstToken, Limits, Progress
 from saegis_server.engine.counts import Dictionary
-from saegis_server.engine.sites import site_module
+from saegis_server.engine.sites import site_module, widths_of
 from saegis_server.engine.torch.build import build_step, compiles
 from saegis_server.engine.torch.engine import TorchEngine
 from saegis_server.engine.torch.loading import LoadedModel, check_device, check_dtype, load_model
 from saegis_server.engine.torch.memory import free_bytes
-from saegis_server.engine.torch.site_reading import read_site, show_sites
+from saegis_server.engine.torch.site_reading import edited, read_site, show_sites
 from saegis_server.engine.torch.sizing import Wishes
 from saegis_server.engine.torch.step import Step
 from saegis_server.engine.torch.usage import UsageCounting
@@ -43,7 +43,7 @@ from saegis_server.sae.labels import LABELS_FILE
 from saegis_server.sae.left_out import special_tokens
 from saegis_server.steering.ranking import RankedDictionary
 from saegis_server.steering.rows import Norm
-from saegis_server.steering.site import Site
+from saegis_server.steering.site import Site, Widths
 from saegis_server.steering.table import Capacity
 from saegis_server.telemetry.metrics import Metrics
 from saegis_server.telemetry.usage import Counted, UsageBook
@@ -67,11 +67,11 @@ def load_services(config: ServerConfig, premises: Premises, progress: Progress) 
     progress("loading the model", 0, 0)
     require_room(config.model, config.dtype, config.device)
     loaded = load_model(config.model, config.dtype, config.device)
-    width = loaded.model.config.get_text_config().hidden_size
+    widths = widths_of(loaded.model)
     placed = []
     for count, source in enumerate(config.saes):
         progress("loading SAEs", count, len(config.saes))
-        placed.append(read_sae(source, width, lambda told: progress(told, 0, 0)))
+        placed.append(read_sae(source, widths, lambda told: progress(told, 0, 0)))
         check_origin(
             placed[-1],
             (config.name or "", *model_names(loaded)),
@@ -85,8 +85,8 @@ def load_services(config: ServerConfig, premises: Premises, progress: Progress) 
     checked = []
     for count, sae in enumerate(placed):
         progress("checking SAEs", count, len(placed))
-        capture, length = _capture_at(step, sae.loaded.site), step.slots.max_length
-        fits = check_sae(sae, prompts.text, capture, _survey(step), length, prompts.special)
+        length = step.slots.max_length
+        fits = check_sae(sae, prompts.text, _capture(step), _survey(step), length, prompts.special)
         examples = Examples.load(sae.folder, fits.sae, step.slots.vocabulary)
         checked.append(replace(fits, examples=examples))
     return services(config, premises, loaded, step, prompts, checked)
@@ -114,7 +114,7 @@ def fitted(placed: PlacedSAE, loaded: LoadedModel, unmatched: Unmatched) -> Load
     return check_sae(
         placed,
         lambda text: tokenizer.encode(text, verbose=False),
-        lambda tokens: read_site(model, placed.loaded.site, ids([tokens]))[0],
+        lambda tokens, site: read_site(model, site, ids([tokens]))[0],
         lambda tokens, visit: show_sites(
             model, lambda: model(input_ids=ids([tokens]), use_cache=False), visit
         ),
@@ -135,8 +135,9 @@ def services(
     DirectionFileError for directions that cannot be kept."""
     engine, counts_usage = _engine(config, loaded, step, saes)
     facts = _facts(config, loaded)
-    shipped = read_shipped(config.directions, facts.hidden_size, step.sites)
-    targets = Targets(step.sites, Catalog(saes), facts.hidden_size, Shelf.of_operator(shipped))
+    widths = step.slots.room.widths
+    shipped = read_shipped(config.directions, widths, step.sites)
+    targets = Targets(step.sites, Catalog(saes), widths, Shelf.of_operator(shipped))
     metrics = premises.metrics
     metrics.observe_load(engine.stats)
     metrics.show_build(version=__version__, python=platform.python_version(), torch=torch.__version__)
@@ -146,7 +147,7 @@ def services(
     world = World(
         model=facts.name,
         sites=targets.sites,
-        width=facts.hidden_size,
+        widths=targets.widths,
         catalog=targets.catalog,
         capacity=engine.capacity,
         activations=loaded.model.dtype,
@@ -155,7 +156,7 @@ def services(
     )
     governor = govern(config, premises, world)
     governor.watch_set = _watch_set(config, engine, targets.catalog, metrics, governor.policies)
-    uploads, uploaded = _uploads(config, targets.width)
+    uploads, uploaded = _uploads(config, widths)
     made = Services(
         engine,
         facts,
@@ -178,13 +179,15 @@ def services(
     return made
 
 
-def _uploads(config: ServerConfig, width: int) -> tuple[UploadFolder | None, list[tuple[str, KeptDirection]]]:
+def _uploads(
+    config: ServerConfig, widths: Widths
+) -> tuple[UploadFolder | None, list[tuple[str, KeptDirection]]]:
     """The folder of uploaded directions, if there is one, and what it holds. Raises DirectionFileError."""
     if config.direction_state is None:
         return None, []
     folder = UploadFolder(config.direction_state)
     try:
-        return folder, folder.read(width)
+        return folder, folder.read(widths)
     except BaseException:
         folder.close()
         raise
@@ -307,8 +310,21 @@ def _ranked(
     return kept
 
 
-def _capture_at(step: Step, site: Site) -> Callable[[Sequence[int]], Tensor]:
-    return lambda tokens: step.capture(list(tokens))[site]
+def _capture(step: Step) -> Callable[[Sequence[int], Site], Tensor]:
+    """Gives the activations [T, d] of tokens at any place of the model, whether it is steered or not."""
+
+    def capture(tokens: Sequence[int], site: Site) -> Tensor:
+        found: list[Tensor] = []
+
+        def keep(x: Tensor) -> Tensor:
+            found.append(x[0].clone())
+            return x
+
+        with edited(step.model, site, keep):
+            step.capture(list(tokens))
+        return found[0]
+
+    return capture
 
 
 def _survey(step: Step) -> Survey:

@@ -21,7 +21,7 @@ from saegis_server.engine.api import FieldError
 from saegis_server.rpc.wire.problems import UnknownDirectionError, UnknownSiteError
 from saegis_server.sae.catalog import Catalog, FoundFeature
 from saegis_server.steering.rows import Probe
-from saegis_server.steering.site import Site, SiteError
+from saegis_server.steering.site import Site, SiteError, Widths
 
 #: A message that refers to a direction that is kept.
 Reference = steering_pb2.Direction | direction_pb2.DeleteDirectionRequest
@@ -52,22 +52,22 @@ class Resolved:
 
 
 class Targets:
-    """Resolves targets against the sites of the engine and the catalog of SAEs; width: d of every site.
+    """Resolves targets against the sites of the engine and the catalog of SAEs.
 
-    directions: those that may be referred to.
+    widths: of the activations there. directions: those that may be referred to.
     """
 
     def __init__(
-        self, sites: tuple[Site, ...], catalog: Catalog, width: int, directions: Shelf = NO_DIRECTIONS
+        self, sites: tuple[Site, ...], catalog: Catalog, widths: Widths, directions: Shelf = NO_DIRECTIONS
     ) -> None:
         self.sites = sites
         self.catalog = catalog
-        self.width = width
+        self.widths = widths
         self.directions = directions
 
     def with_directions(self, directions: Shelf) -> Self:
         """The same targets, with these directions to refer to."""
-        return type(self)(self.sites, self.catalog, self.width, directions)
+        return type(self)(self.sites, self.catalog, self.widths, directions)
 
     def resolve(self, message: Target, kind: str | None, path: str) -> Resolved:
         """What a target means; `kind` is which of `feature` and `direction` is set.
@@ -158,7 +158,8 @@ class Targets:
         field = f"{path}.direction"
         if not message.WhichOneof("reference"):
             site = site or self._only_site(f"{path}.site")
-            return Resolved(site, self._probe(message.values, f"{field}.values"))
+            _require_whole(site, field)
+            return Resolved(site, self._probe(message.values, site, f"{field}.values"))
         if message.values:
             raise FieldError(field, "give either values or a reference")
         kept = self.kept(message, f"{field}.")
@@ -166,18 +167,32 @@ class Targets:
             described = f"the direction is kept at {kept.site}, no site of this server; name another"
             raise UnknownSiteError(f"{path}.site", described, str(kept.site))
         site = site or kept.site or self._only_site(f"{path}.site")
+        _require_whole(site, field)
+        if (wide := len(kept.probe.read)) != (width := self.widths.at(site)):
+            raise FieldError(
+                f"{path}.site", f"the direction has {wide} numbers, and activations {width} there"
+            )
         return Resolved(site, kept.probe, direction_name=message.name)
 
-    def vector(self, values: Sequence[float], path: str) -> Tensor:
-        """The numbers of a direction as float32 [d]. Raises FieldError for another number of them."""
-        if len(values) != self.width:
+    def vector(self, values: Sequence[float], site: Site | None, path: str) -> Tensor:
+        """The numbers of a direction at a site, or of one for the residual stream, as float32 [d].
+
+        Raises FieldError for another number of them.
+        """
+        width, at = (self.widths.stream, "") if site is None else (self.widths.at(site), f" at {site}")
+        if len(values) != width:
             raise FieldError(
-                path, f"must have {self.width} numbers, as the model's activations, not {len(values)}"
+                path, f"must have {width} numbers, as the model's activations{at}, not {len(values)}"
             )
         return torch.tensor(values, dtype=torch.float32)
 
-    def _probe(self, values: Sequence[float], path: str) -> Probe:
+    def _probe(self, values: Sequence[float], site: Site, path: str) -> Probe:
         try:
-            return Probe.direction(self.vector(values, path))
+            return Probe.direction(self.vector(values, site, path))
         except ValueError as error:
             raise FieldError(path, str(error)) from error
+
+
+def _require_whole(site: Site, path: str) -> None:
+    if site.written_at != site:
+        raise FieldError(path, f"a direction cannot be at {site}, which is not written where it is read")
