@@ -193,6 +193,8 @@ def test_a_feature_tells_what_is_known_of_it(tab: Tab) -> None:
     assert tab.page.locator(".chart rect").count() == len(histogram["counts"])
     firing = f"{sum(map(int, histogram['counts'])):,} of {int(histogram['tokens']):,} tokens read"
     assert firing in tab.text("[aria-label=Histogram]")
+    near = tab.page.locator("[aria-label=Neighbours] tbody tr")
+    assert near.count() == 10
     assert tab.page.locator("blockquote .token.chosen").count() == tab.page.locator("blockquote").count() > 0
     for language in ("de", "en", "hi", "zh"):
         assert tab.field("row", f"{language} ", exact=False).count()

@@ -136,3 +136,14 @@ def test_a_server_without_an_audit_log_says_so(served: Running) -> None:
     with httpx.Client(base_url=url_of(served)) as client:
         told = client.get("/v1/audit")
     assert (told.status_code, told.json()["error"]["code"]) == (422, "no_audit")
+
+
+def test_a_features_neighbours_are_told_where_they_are_asked_for(served: Running) -> None:
+    with httpx.Client(base_url=url_of(served)) as client:
+        assert not client.get("/v1/features/first/3").json().get("neighbours")
+        told = client.get("/v1/features/first/3", params={"neighbour_count": 5}).json()["neighbours"]
+        assert len(told) == 5
+        assert 3 not in {each["feature"]["index"] for each in told}
+        assert [each["cosine"] for each in told] == sorted((each["cosine"] for each in told), reverse=True)
+        wrong = client.get("/v1/features/first/3", params={"neighbour_count": 101})
+        assert (wrong.status_code, wrong.json()["error"]["param"]) == (400, "neighbour_count")

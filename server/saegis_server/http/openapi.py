@@ -88,8 +88,9 @@ def _operation(route: Route) -> Json:
         told["requestBody"] = _body({"$ref": f"{REF}{_request_name(route.fields)}"})
     elif route.request is not None and route.verb == "POST":
         told["requestBody"] = _body(_reference(route.request))
-    elif route.request is not None and not parameters:
-        parameters = list(_query_parameters(route.request))
+    elif route.request is not None:
+        given = [each["name"] for each in parameters]
+        parameters += [each for each in _query_parameters(route.request) if each["name"] not in given]
     return told | ({"parameters": parameters} if parameters else {})
 
 

@@ -70,12 +70,14 @@ class PolicyState(_message.Message):
     def __init__(self, active: _Optional[_Union[PolicyRevision, _Mapping[str, object]]] = ..., shadow: _Optional[_Union[PolicyRevision, _Mapping[str, object]]] = ..., etag: _Optional[str] = ..., description: _Optional[str] = ..., rules: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class GetPolicyRequest(_message.Message):
-    __slots__ = ("name", "include_bundle")
+    __slots__ = ("name", "include_bundle", "digest")
     NAME_FIELD_NUMBER: _ClassVar[int]
     INCLUDE_BUNDLE_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
     name: str
     include_bundle: bool
-    def __init__(self, name: _Optional[str] = ..., include_bundle: _Optional[bool] = ...) -> None: ...
+    digest: str
+    def __init__(self, name: _Optional[str] = ..., include_bundle: _Optional[bool] = ..., digest: _Optional[str] = ...) -> None: ...
 
 class GetPolicyResponse(_message.Message):
     __slots__ = ("policy", "bundle")

@@ -22,6 +22,8 @@ const WINDOWS = /** @type {[number, string][]} */ ([
 ]);
 /** How many features an answer about usage has at most. */
 const MOST = 1000;
+/** How many neighbours are shown. */
+const NEIGHBOURS = 10;
 
 /** @param {import("../main.js").Place} place */
 export async function show({ root, rest }) {
@@ -34,6 +36,7 @@ export async function show({ root, rest }) {
   }
   const answer = await get(`/v1/features/${encodeURIComponent(sae)}/${encodeURIComponent(index)}`);
   const { feature, histogram, examples = [] } = answer;
+  const alike = make("section", { class: "panel", "aria-label": "Neighbours" }, make("h2", {}, "Its neighbours"));
   const usage = make("section", { class: "panel", "aria-label": "Usage" }, make("h2", {}, "Usage over time"));
   fill(
     root,
@@ -44,9 +47,11 @@ export async function show({ root, rest }) {
       make("div", {}, histogramOf(histogram), languages(feature)),
     ),
     examplesOf(examples),
+    alike,
     usage,
     make("details", {}, make("summary", {}, "Another feature"), search),
   );
+  alike.append(await neighboursOf(feature));
   usage.append(await usageOf(feature));
 }
 
@@ -148,6 +153,25 @@ function examplesOf(examples) {
         })
       : make("p", { class: "quiet" }, "Nobody has gathered examples for this SAE."),
   );
+}
+
+/** The features whose decoder rows are most alike. @param {any} feature */
+async function neighboursOf(feature) {
+  const path = `/v1/features/${encodeURIComponent(feature.sae)}/${feature.index}`;
+  try {
+    const { neighbours } = await get(path, { neighbour_count: NEIGHBOURS });
+    return table(
+      "By the cosine of what they write",
+      ["feature", "cosine", "largest activation"],
+      neighbours.map((/** @type {any} */ each) => [
+        make("a", { href: `#/feature/${encodeURIComponent(each.feature.sae)}/${each.feature.index}` }, each.feature.label || `feature ${each.feature.index}`),
+        make("span", {}, meter(each.cosine), told(each.cosine)),
+        told(each.feature.max_activation),
+      ]),
+    );
+  } catch (error) {
+    return make("p", { class: "quiet" }, wordsOf(error));
+  }
 }
 
 /**

@@ -213,6 +213,21 @@ async function showPolicy(root, name) {
   const path = `/v1/policies/${encodeURIComponent(name)}`;
   const [{ policy }, { revisions }] = await Promise.all([get(path), get(`${path}/revisions`)]);
   const bundle = make("div", {});
+  const compared = make("div", { "aria-live": "polite" });
+  const bundleOf = async (/** @type {string | undefined} */ digest) =>
+    filesOf(bytesOf((await get(path, { include_bundle: "true", digest })).bundle));
+
+  /** Show what is in force says otherwise than another revision. @param {any} revision */
+  async function compare(revision) {
+    try {
+      const found = differences(await bundleOf(revision.digest), await bundleOf(undefined));
+      const heading = make("h2", {}, `From ${revision.revision} to what is in force`);
+      fill(compared, heading, found.length ? found : make("p", {}, "Their files are the same."));
+    } catch (error) {
+      fill(compared, make("p", { class: "error", role: "alert" }, wordsOf(error)));
+    }
+  }
+
   fill(
     root,
     make(
@@ -222,7 +237,7 @@ async function showPolicy(root, name) {
       make("p", {}, policy.description || "Its author wrote nothing of it, or it is not told."),
       table(
         "Revisions, newest first",
-        ["revision", "serial", "put in force", "by", "signed by", "digest"],
+        ["revision", "serial", "put in force", "by", "signed by", "digest", "difference"],
         revisions.map((/** @type {any} */ each) => [
           make("span", {}, each.revision, each.active ? make("strong", {}, " in force") : "", each.shadow ? " beside it, without acting" : ""),
           each.serial,
@@ -230,13 +245,15 @@ async function showPolicy(root, name) {
           each.put_by,
           each.signed_by || "nobody",
           make("code", {}, each.digest.slice(0, 16)),
+          each.active ? "–" : button("Compare", () => compare(each), { "aria-label": `Compare ${each.revision} with what is in force` }),
         ]),
       ),
+      compared,
     ),
     bundle,
   );
   try {
-    const files = await filesOf(bytesOf((await get(path, { include_bundle: "true" })).bundle));
+    const files = await bundleOf(undefined);
     fill(bundle, coverageOf(files.get("calibration.json") || ""), filesSection(files), candidateSection(files));
   } catch (error) {
     fill(bundle, make("p", { class: "quiet" }, `Its files are not shown. ${wordsOf(error)}`), candidateSection(new Map()));
