@@ -13,10 +13,11 @@ from pathlib import Path
 import httpx
 import pytest
 
+import saegis
 from saegis_server.policy.bundle.bundle import Bundle
 from saegis_server.reference import MODEL, SAE, WEIGHTS, reference_policy
 from saegis_server.rpc.auth.principals import token_digest
-from tests.e2e.serving import serving
+from tests.e2e.serving import Serving, serving
 from tests.http.browser import Tab, browsing
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -47,7 +48,7 @@ def origin(tmp_path_factory: pytest.TempPathFactory, explained: Path) -> Iterato
 
 
 @pytest.fixture(scope="module")
-def ruled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def ruled_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
     """The reference model under its filter, open to two principals."""
     folder = tmp_path_factory.mktemp("ruled")
     roles = {"owner": "use, steer, inspect, operate, administer", "reader": "use"}
@@ -67,7 +68,13 @@ def ruled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         str(folder / "audit"),
     )
     with serving(folder / "stderr", "--http-port", "0", *options) as server:
-        yield f"http://127.0.0.1:{server.ready['http_port']}"
+        yield server
+
+
+@pytest.fixture
+def ruled(ruled_server: Serving) -> str:
+    """The origin of that server."""
+    return f"http://127.0.0.1:{ruled_server.ready['http_port']}"
 
 
 def token_of(name: str) -> str:
@@ -229,16 +236,16 @@ def test_the_receipt_is_told_in_words(tab: Tab) -> None:
     assert "no policy in force" in shown
 
 
+def changed_policy(serial: int) -> bytes:
+    """A bundle of the filter that holds fewer tokens back."""
+    files = dict(Bundle.read(reference_policy()).files)
+    text = files["policy.yaml"].decode()
+    text = text.replace("serial: 2", f"serial: {serial}").replace("hold: 24", "hold: 20")
+    return Bundle.from_files(files | {"policy.yaml": text.encode()}).archive()
+
+
 def test_policies_are_told_tried_and_compared(ruled: str, tmp_path: Path) -> None:
-    bundle = Bundle.read(reference_policy())
-    other = tmp_path / "other"
-    other.mkdir()
-    for name, data in bundle.files.items():
-        (other / name).parent.mkdir(parents=True, exist_ok=True)
-        (other / name).write_bytes(data)
-    text = (other / "policy.yaml").read_text(encoding="utf-8")
-    (other / "policy.yaml").write_text(text.replace("serial: 2", "serial: 3").replace("hold: 24", "hold: 20"))
-    (tmp_path / "other.tar.gz").write_bytes(Bundle.read(other).archive())
+    (tmp_path / "other.tar.gz").write_bytes(changed_policy(3))
     with browsing(ruled) as tab:
         tab.open("policies")
         say_who(tab, "owner")
@@ -311,3 +318,17 @@ def test_every_page_can_be_read_on_a_phone(origin: str, scheme: str) -> None:
             wide = tab.page.evaluate("document.documentElement.scrollWidth > innerWidth")
             assert not wide, page
             tab.check()
+
+
+def test_an_earlier_revision_is_compared_with_what_is_in_force(ruled_server: Serving, ruled: str) -> None:
+    with saegis.Client(ruled_server.target, token=token_of("owner")) as client:
+        etag = client.get_policy("no-harm").policy.etag
+        client.put_policy(changed_policy(9), etag=etag)
+    with browsing(ruled) as tab:
+        tab.open("policies")
+        say_who(tab, "owner")
+        tab.field("button", "Compare run-3 with what is in force").click()
+        shown = tab.text("[aria-label='differences of policy.yaml']")
+        assert "− hold: 24" in shown
+        assert "+ hold: 20" in shown
+        tab.check()
