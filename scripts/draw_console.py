@@ -47,6 +47,7 @@ def serving(*options: str) -> Iterator[str]:
             yield f"http://127.0.0.1:{ready['http_port']}"
         finally:
             process.terminate()
+            process.communicate()
 
 
 def explained(folder: Path) -> Path:
@@ -91,7 +92,7 @@ def open_pages(page: Page, origin: str) -> None:
     draw(page, "receipt", 620)
     page.goto(f"{origin}/#/{FEATURE}")
     page.get_by_text("last 10 minutes").wait_for()
-    draw(page, "feature", 1100)
+    draw(page, "feature", 1000)
     page.goto(f"{origin}/#/usage")
     page.locator("tbody tr").first.wait_for()
     page.get_by_role("button", name="Keep as the baseline").click()
@@ -108,12 +109,17 @@ def open_pages(page: Page, origin: str) -> None:
 
 
 def ruled_pages(page: Page, origin: str) -> None:
-    """The page of policies, with a text that a rule acts on."""
+    """The pages of policies, with a text that a rule acts on, and of the audit log."""
     page.goto(f"{origin}/#/policies")
     page.get_by_role("textbox", name="A request that anyone might make").fill(HARMFUL)
     page.get_by_role("button", name="Ask under the policies").click()
     page.locator(".receipt").wait_for()
     draw(page, "policies", 1100)
+    page.goto(f"{origin}/#/audit")
+    page.get_by_role("textbox", name="Tenant").fill("default")
+    page.get_by_role("button", name="Search").click()
+    page.locator("tbody tr").first.wait_for()
+    draw(page, "audit", 520)
 
 
 def main() -> None:
@@ -129,7 +135,8 @@ def main() -> None:
         sae = explained(Path(folder))
         with serving("--model", str(MODEL), "--name", "saegis/polyglot", "--sae", str(sae)) as origin:
             open_pages(page, origin)
-        with serving("--policy", str(reference_policy())) as origin:
+        audit = Path(folder) / "audit"
+        with serving("--policy", str(reference_policy()), "--audit", str(audit)) as origin:
             ruled_pages(page, origin)
         browser.close()
 
