@@ -190,6 +190,7 @@ metrics-port: 2
 http-host: 127.0.0.2
 http-port: 3
 http-origin: https://example.org
+console: always
 preset: [landmark=landmark.yaml]
 tls-cert: cert
 tls-key: key

@@ -24,10 +24,12 @@ def url_of(server: Running) -> str:
 
 @pytest.fixture(scope="session")
 def shared_http(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """A server that every test may use and none may change."""
+    """A server that every test may use and none may change, whose answers are the same to the bit whatever
+    else it answers."""
     preset = tmp_path_factory.mktemp("presets") / "bridge.yaml"
     preset.write_text(PRESET, encoding="utf-8")
-    with running(max_num_seqs=4, queue_limit=64, http_port=0, presets={"bridge": preset}) as server:
+    settings = {"max_num_seqs": 4, "queue_limit": 64, "batch_invariant": True}
+    with running(**settings, http_port=0, presets={"bridge": preset}) as server:
         yield server
 
 

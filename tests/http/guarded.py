@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,7 +41,7 @@ def token(role: str, tenant: str) -> str:
 
 
 @contextmanager
-def guarded(folder: Path, **settings: Any) -> Iterator[Running]:
+def guarded(folder: Path, policy: str = POLICY, **settings: Any) -> Iterator[Running]:
     """The server; its audit log is in `folder`/audit."""
     principals = "".join(
         f"  - {{name: {role}-{tenant}, tenant: {tenant}, roles: [{roles}],"
@@ -56,7 +57,7 @@ def guarded(folder: Path, **settings: Any) -> Iterator[Running]:
     for tenant, above in ABOVE.items():
         bundle = folder / tenant
         bundle.mkdir()
-        text = POLICY.replace("name: bridges", f"name: bridges-{tenant}")
+        text = re.sub("name: (.*)", rf"name: \1-{tenant}", policy, count=1)
         (bundle / "policy.yaml").write_text(text % {"tenant": tenant, "above": above}, encoding="utf-8")
         bundles.append(str(bundle))
     audit = {"directory": folder / "audit", "fsync": "never"}

@@ -55,6 +55,7 @@ MEANINGS = {
     "--compile": "when the forward pass is compiled",
     "--concurrency": "requests side by side",
     "--config": "the file of settings",
+    "--console": "whether the HTTP port has pages for people",
     "--context": "how long a text may be before it is cut",
     "--dead-after": "when an SAE's feature counts as dead",
     "--decision": "the id of a policy decision",

@@ -86,6 +86,7 @@ class Answer:
             else:
                 told["text"] = self.prompt + choice.text
             told["logprobs"] = self._logprobs(choice)
+            told |= self._tokens(choice)
             choices.append(told | {"finish_reason": _reason(choice.finish_reason), **_stopped_at(choice)})
         saegis = self._receipt(response.receipt) | self._readings(response.choices, response)
         return self._head(False) | {
@@ -106,12 +107,13 @@ class Answer:
         told: Json = {"delta": {"content": message.text} if message.text else {}}
         if not self._is_chat:
             told = {"text": message.text}
+        told |= self._tokens(message)
         chunk = self._chunk(
             index, told, self._logprobs(message), _reason(message.finish_reason) if ended else None
         )
         if readings := self._readings((message,), message):
             chunk["saegis"] = readings
-        if message.text or ended or readings or chunk["choices"][0]["logprobs"]:
+        if message.text or ended or readings or chunk["choices"][0]["logprobs"] or told.get("token_ids"):
             yield chunk
         self._open -= ended
 
@@ -148,6 +150,10 @@ class Answer:
     def _chunk(self, index: int, told: Json, logprobs: Json | None = None, reason: str | None = None) -> Json:
         choice = {"index": index, **told, "logprobs": logprobs, "finish_reason": reason}
         return self._head(True) | {"choices": [choice]} | ({"usage": None} if self.asked.tells_usage else {})
+
+    def _tokens(self, piece: Piece) -> Json:
+        """The tokens' ids where they were asked for, as vLLM tells them."""
+        return {"token_ids": list(piece.token_ids)} if self.asked.tells_tokens else {}
 
     def _logprobs(self, piece: Piece) -> Json | None:
         if not piece.HasField("logprobs") or not piece.logprobs.token_ids:

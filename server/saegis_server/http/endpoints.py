@@ -90,7 +90,7 @@ class Endpoint(ABC):
             if problem is None:
                 _stay()
             elif isinstance(error, StalledReaderError):
-                exchange.abort()
+                await exchange.abort()
             else:
                 await _tell(exchange, call, problem, paths)
             return
@@ -115,7 +115,7 @@ async def _tell(exchange: Exchange, call: Call, problem: Problem, paths: Paths) 
                 headers = [named(call), *headers_of(problem)]
                 await exchange.answer(status_of(problem), JSON, told, headers)
         except StalledReaderError:
-            exchange.abort()
+            await exchange.abort()
 
 
 def event(data: bytes) -> bytes:

@@ -137,6 +137,9 @@ class Exchange:
             data = b""
         await self.write(data, is_last=True)
 
-    def abort(self) -> None:
+    async def abort(self) -> None:
         """Close the connection without waiting for the client to read what is left."""
         self._scope.get(ABORT, lambda: None)()
+        # The loop tells the connection of its end some turns later.
+        for _ in range(3):
+            await asyncio.sleep(0)

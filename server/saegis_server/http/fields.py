@@ -46,6 +46,7 @@ class Asked:
     stream: bool = False
     tells_usage: bool = False
     echo: bool = False
+    tells_tokens: bool = False
     #: The body's other fields while they are read, since some only make sense beside others.
     given: dict[str, Any] = field(default_factory=dict)
 
@@ -244,6 +245,10 @@ def _echo(asked: Asked, path: str, value: Any) -> None:
         raise FieldError(path, "with logprobs is not served: Score tells how likely a text is")
 
 
+def _token_ids(asked: Asked, path: str, value: Any) -> None:
+    asked.tells_tokens = body.boolean(path, value)
+
+
 def _best_of(asked: Asked, path: str, value: Any) -> None:
     if body.integer(path, value) != asked.given.get("n", 1):
         raise FieldError(path, "must be n: all completions are answered")
@@ -337,7 +342,7 @@ FIELDS: dict[str, Field] = {
     "stream_options": Field(_stream_options, {"type": "object", "properties": {"include_usage": _FLAG}}),
     "max_completion_tokens": Field(_most_tokens, _COUNT, _CHAT),
     "max_tokens": Field(_most_tokens, _COUNT),
-    "temperature": _sampling("temperature", body.number, _number(0.0, 2.0, 1.0)),
+    "temperature": _sampling("temperature", body.number, {"type": "number", "minimum": 0.0, "default": 1.0}),
     "top_p": _sampling("top_p", body.number, _number(0.0, 1.0, 1.0)),
     "top_k": _sampling("top_k", body.integer, {"type": "integer", "minimum": -1, "maximum": 2**31 - 1}),
     "min_p": _sampling("min_p", body.number, _number(0.0, 1.0, 0.0)),
@@ -357,6 +362,7 @@ FIELDS: dict[str, Field] = {
     "logprobs": Field(_logprobs, {"type": ["boolean", "integer"]}),
     "top_logprobs": Field(_top_logprobs, _COUNT, _CHAT),
     "echo": Field(_echo, _FLAG, _COMPLETION),
+    "return_token_ids": Field(_token_ids, _FLAG),
     "request_id": Field(_request_id, {"type": "string", "minLength": 1, "maxLength": 128}),
     "steering": Field(_steering, {"$ref": f"{REF}Steering"}),
     "watch": Field(_watch, {"type": "array", "items": {"$ref": f"{REF}Watch"}}),

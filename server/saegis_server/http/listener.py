@@ -22,8 +22,10 @@ from starlette.routing import Route as Mounted
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from saegis_server.http.answers import TokenTexts
+from saegis_server.http.console import files
 from saegis_server.http.endpoints import Face, Serving
 from saegis_server.http.exchange import ABORT, Receive, Scope, Send
+from saegis_server.http.openapi import Description
 from saegis_server.http.presets import check_presets, read_presets
 from saegis_server.http.routes import ROUTES
 from saegis_server.rpc.server.address import check_port
@@ -38,6 +40,8 @@ log = logging.getLogger("saegis.http")
 MOST_CONNECTIONS = 1024
 #: How long a client may take to send the head of a request, and keep an idle connection, in seconds.
 HEAD_SECONDS, IDLE_SECONDS = 10.0, 30
+#: How much of an answer the system holds for a client that does not read, which would grow to megabytes.
+UNREAD_BYTES = 128 * 1024
 #: The most bytes of a request's head.
 LARGEST_HEAD = 32 * 1024
 #: How this machine's programs name it.
@@ -103,6 +107,8 @@ def application(config: ServerConfig, face: Face) -> Starlette:
         healthy = face.entrance.gate.is_healthy
         return JSONResponse({"status": "ok" if healthy else "unavailable"}, 200 if healthy else 503)
 
+    if config.has_console:
+        routes += files.routes()
     middleware = [Middleware(_OwnNames, config=config)]
     if config.http_origins:
         cors = Middleware(
@@ -113,6 +119,8 @@ def application(config: ServerConfig, face: Face) -> Starlette:
             expose_headers=["*"],
         )
         middleware.insert(0, cors)
+    if config.reflection:
+        routes.append(Mounted("/openapi.json", Description(face), methods=["GET"]))
     return Starlette(
         routes=[Mounted("/health", health, methods=["GET"]), *routes],
         middleware=middleware,
@@ -194,6 +202,8 @@ class _Connection(H11Protocol):
         if len(self.connections) > MOST_CONNECTIONS and not self._make_room():
             transport.abort()
             return
+        bare = transport.get_extra_info("socket")
+        bare.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, UNREAD_BYTES)
         inner = self.app
 
         async def app(scope: Any, receive: Any, send: Any) -> None:

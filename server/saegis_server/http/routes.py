@@ -8,12 +8,13 @@ from typing import Any, Literal
 
 from google.protobuf.descriptor import Descriptor
 
-from saegis.v1 import feature_pb2, generation_pb2
+from saegis.v1 import feature_pb2, model_pb2, policy_pb2
 from saegis_server.http.endpoints import Endpoint, Face, Generation, Models, Unary
 from saegis_server.http.fields import Kind
 
 Verb = Literal["GET", "POST"]
 _FEATURES = "/saegis.v1.FeatureService/"
+_MODELS, _POLICIES = "/saegis.v1.ModelService/", "/saegis.v1.PolicyService/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,44 @@ def _get_feature(face: Face) -> Endpoint:
 def _usage(face: Face) -> Endpoint:
     method, kind = f"{_FEATURES}GetFeatureUsage", feature_pb2.GetFeatureUsageRequest
     return Unary(face, method, kind, lambda to: to.features.GetFeatureUsage)
+
+
+def _model(face: Face) -> Endpoint:
+    return Unary(face, f"{_MODELS}GetModel", model_pb2.GetModelRequest, lambda to: to.models.GetModel)
+
+
+def _server(face: Face) -> Endpoint:
+    method, kind = f"{_MODELS}GetServerInfo", model_pb2.GetServerInfoRequest
+    return Unary(face, method, kind, lambda to: to.models.GetServerInfo)
+
+
+def _tokenize(face: Face) -> Endpoint:
+    return Unary(face, f"{_MODELS}Tokenize", model_pb2.TokenizeRequest, lambda to: to.models.Tokenize)
+
+
+def _list_policies(face: Face) -> Endpoint:
+    method, kind = f"{_POLICIES}ListPolicies", policy_pb2.ListPoliciesRequest
+    return Unary(face, method, kind, lambda to: to.policies.ListPolicies)
+
+
+def _get_policy(face: Face) -> Endpoint:
+    method, kind = f"{_POLICIES}GetPolicy", policy_pb2.GetPolicyRequest
+    return Unary(face, method, kind, lambda to: to.policies.GetPolicy)
+
+
+def _list_revisions(face: Face) -> Endpoint:
+    method, kind = f"{_POLICIES}ListPolicyRevisions", policy_pb2.ListPolicyRevisionsRequest
+    return Unary(face, method, kind, lambda to: to.policies.ListPolicyRevisions)
+
+
+def _evaluate(face: Face) -> Endpoint:
+    method, kind = f"{_POLICIES}EvaluatePolicy", policy_pb2.EvaluatePolicyRequest
+    return Unary(face, method, kind, lambda to: to.policies.EvaluatePolicy)
+
+
+def _validate(face: Face) -> Endpoint:
+    method, kind = f"{_POLICIES}ValidatePolicy", policy_pb2.ValidatePolicyRequest
+    return Unary(face, method, kind, lambda to: to.policies.ValidatePolicy)
 
 
 def _types(module: Any, name: str) -> tuple[Descriptor, Descriptor]:
@@ -125,6 +164,60 @@ ROUTES = (
         _usage,
         *_types(feature_pb2, "GetFeatureUsage"),
     ),
+    Route(
+        "GET",
+        "/v1/model",
+        "Describes the model, its sites and the SAEs at them.",
+        _model,
+        *_types(model_pb2, "GetModel"),
+    ),
+    Route(
+        "GET",
+        "/v1/server",
+        "Describes the server: versions, device and limits.",
+        _server,
+        *_types(model_pb2, "GetServerInfo"),
+    ),
+    Route(
+        "POST",
+        "/v1/tokenize",
+        "Turns a text or a conversation into token ids.",
+        _tokenize,
+        *_types(model_pb2, "Tokenize"),
+    ),
+    Route(
+        "GET",
+        "/v1/policies",
+        "Lists the policies in force.",
+        _list_policies,
+        *_types(policy_pb2, "ListPolicies"),
+    ),
+    Route(
+        "GET",
+        "/v1/policies/{name}",
+        "Tells one policy in force, with its bundle if asked for.",
+        _get_policy,
+        *_types(policy_pb2, "GetPolicy"),
+    ),
+    Route(
+        "GET",
+        "/v1/policies/{name}/revisions",
+        "Lists the revisions that a policy had.",
+        _list_revisions,
+        *_types(policy_pb2, "ListPolicyRevisions"),
+    ),
+    Route(
+        "POST",
+        "/v1/policies/evaluate",
+        "Tells what the policies, or a bundle, would decide on a request.",
+        _evaluate,
+        *_types(policy_pb2, "EvaluatePolicy"),
+    ),
+    Route(
+        "POST",
+        "/v1/policies/validate",
+        "Checks a bundle and tells what it would change. Nothing is put in force.",
+        _validate,
+        *_types(policy_pb2, "ValidatePolicy"),
+    ),
 )
-#: The message of a request that the fields of a body stand for, in descriptions.
-GENERATE_REQUEST = generation_pb2.GenerateRequest.DESCRIPTOR

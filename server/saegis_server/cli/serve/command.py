@@ -169,6 +169,8 @@ def _show(address: Address, services: Services, config: ServerConfig) -> None:
     if address.http_port is not None:
         scheme = "http" if config.tls is None else "https"
         rows.append(("OpenAI API", f"{scheme}://{config.http_host}:{address.http_port}/v1"))
+        if config.has_console:
+            rows.append(("console", f"{scheme}://{config.http_host}:{address.http_port}/"))
     rows.append(("open to", f"the principals of {config.identities}" if config.identities else everybody))
     policies = _in_force(services)
     rows += [

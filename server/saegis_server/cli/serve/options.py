@@ -111,6 +111,14 @@ class Served:
     ] = False
 
 
+class Console(enum.StrEnum):
+    """Whether the HTTP port has pages for people."""
+
+    AUTO = "auto"
+    ALWAYS = "always"
+    NEVER = "never"
+
+
 _network = partial(typer.Option, rich_help_panel="Network")
 
 
@@ -148,6 +156,12 @@ class Network:
             "for another.",
         ),
     ] = None
+    console: Annotated[
+        Console,
+        _network(
+            help="Pages for people at / of the HTTP port; auto is where only this machine can reach it."
+        ),
+    ] = Console.AUTO
     presets: Annotated[
         list[str] | None,
         _network(

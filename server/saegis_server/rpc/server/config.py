@@ -83,7 +83,8 @@ class ServerConfig(_Strict):
     ships; direction_state: the folder in which uploaded ones survive a restart. port, metrics_port: 0
     means any free port; metrics_port None means no metrics endpoint. http_host, http_port: where the
     OpenAI-compatible face listens; with http_port None nowhere. http_origins: the origins of web pages
-    that may use it, "*" for every one. presets: files of programs that its clients can ask for as
+    that may use it, "*" for every one. console: whether it has pages for people at `/`; "auto" where only
+    programs of this machine can reach it. presets: files of programs that its clients can ask for as
     MODEL@NAME. kv_memory: what running sequences may take of the memory that is free after the weights,
     as bytes (4GiB) or a share (0.5), which is the default on a CPU; 0.85 on a GPU. max_num_seqs,
     max_model_len: how many run at once, and the most tokens of prompt and completion together; by default
@@ -144,6 +145,7 @@ class ServerConfig(_Strict):
     http_host: str = "127.0.0.1"
     http_port: int | None = Field(default=None, ge=0, le=65535)
     http_origins: tuple[str, ...] = ()
+    console: Literal["auto", "always", "never"] = "auto"
     presets: dict[PresetName, Path] = {}
     metrics_host: str = "127.0.0.1"
     metrics_port: int | None = Field(default=9464, ge=0, le=65535)
@@ -246,8 +248,13 @@ class ServerConfig(_Strict):
 
     @model_validator(mode="after")
     def _has_a_face_for_what_is_of_it(self) -> Self:
-        if self.http_port is None and (self.presets or self.http_origins):
-            name = "presets" if self.presets else "http_origins"
+        asked = {
+            "presets": self.presets,
+            "http_origins": self.http_origins,
+            "console": self.console == "always",
+        }
+        name = next((name for name, value in asked.items() if value), None)
+        if self.http_port is None and name is not None:
             raise ValueError(f"{name}: nothing is served over HTTP; set http_port")
         return self
 
@@ -272,6 +279,11 @@ class ServerConfig(_Strict):
     def is_http_loopback(self) -> bool:
         """Whether only programs of this machine can reach the server over HTTP."""
         return _is_loopback(self.http_host)
+
+    @property
+    def has_console(self) -> bool:
+        """Whether the HTTP port has pages for people."""
+        return self.console == "always" or (self.console == "auto" and self.is_http_loopback)
 
 
 def _is_loopback(host: str) -> bool:
