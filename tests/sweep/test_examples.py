@@ -39,6 +39,8 @@ from tests.sweep import examples
 from tests.sweep.examples import ROOT, Example
 
 TARGET = "127.0.0.1:50051"
+#: Where documents say that the server answers over HTTP.
+HTTP = "http://127.0.0.1:8000"
 LOG = "/var/lib/saegis/audit"
 #: What is not run here, by a pattern of its text, and why. It is still parsed by the real command line.
 NOT_RUN = {
@@ -188,7 +190,14 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     state = tmp_path_factory.mktemp("state")
     options = ("--policy", str(bundle(state / "open", "open")), "--policy-state", str(state / "policies"))
     with serving(
-        state / "stderr", *options, "--audit", str(state / "audit"), "--audit-fsync", "never"
+        state / "stderr",
+        *options,
+        "--audit",
+        str(state / "audit"),
+        "--audit-fsync",
+        "never",
+        "--http-port",
+        "0",
     ) as running:
         yield World(folder, running, state / "audit")
         running.terminate()
@@ -357,6 +366,7 @@ def test_python_runs(example: Example, here: World) -> None:
     text = example.text.replace(TARGET, here.server.target).replace(
         "Client()", f"Client({here.server.target!r})"
     )
+    text = text.replace(HTTP, f"http://127.0.0.1:{here.server.ready['http_port']}")
     body = "".join(f"    {line}\n" for line in text.splitlines())
     names: dict[str, object] = {name: getattr(saegis, name) for name in saegis.__all__}
     told = StringIO()

@@ -42,7 +42,7 @@ _BY_LOADER = {
     "temporal": Coverage(Standing.NOT_READ, "a token is encoded from those before it"),
 }
 #: By the folder in a repository of Gemma Scope 2.
-_GEMMA_SCOPE_2 = {"resid_post": _SERVED, "mlp_out": _SERVED, "attn_out": _SERVED}
+_GEMMA_SCOPE_2 = {"resid_post": _SERVED, "mlp_out": _SERVED, "attn_out": _SERVED, "transcoder": _SERVED}
 
 
 def coverage(entry: Entry) -> Coverage:
