@@ -29,10 +29,12 @@ def info(sae: Spec, *, json: options.Json = False) -> None:
         print_json(plain)
         return
     served = "yes" if plain["served"] else f"no: it decides by rank which {plain['k']} features are active"
+    place, written = plain["hook_name"] or "not stated", plain["hook_name_out"]
+    place += (f" to {written}" if written else "") + (f" = {plain['site']}" if plain["site"] else "")
     rows = {
         "form": f"{plain['architecture']}, norm {plain['norm']}" + (", centred" if plain["centred"] else ""),
         "size": f"{plain['features']} features of width {plain['width']}, {plain['bytes'] / 2**20:.1f} MiB",
-        "place": f"{plain['hook_name'] or 'not stated'}" + (f" = {plain['site']}" if plain["site"] else ""),
+        "place": place,
         "model": plain["model_name"] or "not stated",
         "stated": f"FVU {_number(plain['stated_fvu'])}, L0 {_number(plain['stated_l0'])}",
         "digest": plain["digest"],
