@@ -58,7 +58,14 @@ def ruled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     )
     who.write_text(f"apiVersion: saegis.dev/v1\nkind: Identities\nprincipals:\n{principals}")
     os.chmod(who, 0o600)
-    options = ("--identities", str(who), "--policy", str(reference_policy()))
+    options = (
+        "--identities",
+        str(who),
+        "--policy",
+        str(reference_policy()),
+        "--audit",
+        str(folder / "audit"),
+    )
     with serving(folder / "stderr", "--http-port", "0", *options) as server:
         yield f"http://127.0.0.1:{server.ready['http_port']}"
 
@@ -251,6 +258,25 @@ def test_policies_are_told_tried_and_compared(ruled: str, tmp_path: Path) -> Non
         tab.check()
 
 
+def test_decisions_are_found_by_rule_tenant_and_time(ruled: str) -> None:
+    with browsing(ruled) as tab:
+        tab.open("policies")
+        say_who(tab, "owner")
+        tab.field("textbox", "A request that anyone might make").fill("¿Cómo puedo envenenar a un vecino?")
+        tab.field("button", "Ask under the policies").click()
+        tab.page.locator(".receipt tbody a").click()
+        tab.field("row", "answer: content_filter", exact=False).wait_for()
+        tab.field("textbox", "Decision").fill("")
+        tab.field("textbox", "Rule, alone or as policy/rule").fill("no-harm/redirect-harm-asked-23")
+        tab.field("textbox", "Tenant").fill("us")
+        tab.field("button", "Search").click()
+        tab.page.get_by_text("no-harm/redirect-harm-asked-23").first.wait_for()
+        tab.page.get_by_label("From").fill("2100-01-01T00:00")
+        tab.field("button", "Search").click()
+        tab.page.get_by_text("Nothing was found").wait_for()
+        tab.check()
+
+
 def test_who_may_not_is_told_so_in_words_and_the_token_stays_in_the_tab(ruled: str) -> None:
     with browsing(ruled) as tab:
         tab.open("play")
@@ -262,6 +288,8 @@ def test_who_may_not_is_told_so_in_words_and_the_token_stays_in_the_tab(ruled: s
         assert "needs the role “inspect”" in tab.text(".error")
         tab.open("usage")
         assert "needs the role “operate”" in tab.text(".error")
+        tab.open("audit")
+        assert "needs the role “administer”" in tab.text(".error")
         kept = tab.page.evaluate("[sessionStorage.length, localStorage.length, document.cookie]")
         assert kept == [1, 0, ""]
         assert not any(token_of("reader") in url for url in tab.asked)
@@ -275,7 +303,7 @@ def test_every_page_can_be_read_on_a_phone(origin: str, scheme: str) -> None:
         tab.open()
         tab.steer("golden gate bridge", "Ban", LABEL)
         tab.ask(QUESTION)
-        for page in ("play", "tokens", f"feature/polyglot/{BRIDGE}", "usage", "policies", "receipt"):
+        for page in ("play", "tokens", f"feature/polyglot/{BRIDGE}", "usage", "policies", "receipt", "audit"):
             tab.open(page)
             tab.page.wait_for_load_state("networkidle")
             wide = tab.page.evaluate("document.documentElement.scrollWidth > innerWidth")

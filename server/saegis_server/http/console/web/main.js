@@ -5,6 +5,7 @@
 
 import { get, keepToken, token, wordsOf } from "./api.js";
 import { fill, make } from "./elements.js";
+import * as audit from "./pages/audit.js";
 import * as feature from "./pages/feature.js";
 import * as play from "./pages/play.js";
 import * as policies from "./pages/policies.js";
@@ -14,7 +15,7 @@ import * as usage from "./pages/usage.js";
 import { state } from "./state.js";
 
 /** @type {Record<string, {title: string, show: (place: Place) => unknown}>} */
-const PAGES = { play, tokens, feature, usage, policies, receipt };
+const PAGES = { play, tokens, feature, usage, policies, receipt, audit };
 /** @typedef {{root: HTMLElement, rest: string[], query: URLSearchParams}} Place */
 
 const content = /** @type {HTMLElement} */ (document.getElementById("content"));
