@@ -28,18 +28,8 @@ LESS = 40
 @contextmanager
 def serving(*options: str) -> Iterator[str]:
     """A server in a process of its own; its HTTP origin."""
-    command = [
-        sys.executable,
-        "-m",
-        "saegis_server.cli",
-        "serve",
-        "--json",
-        "--compile",
-        "never",
-        "--port",
-        "0",
-    ]
-    command += ["--metrics-port", "-1", "--http-port", "0", "--usage-every", "1", *options]
+    command = [sys.executable, "-m", "saegis_server.cli", "serve", "--json", "--compile", "never"]
+    command += ["--port", "0", "--metrics-port", "-1", "--http-port", "0", "--usage-every", "1", *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:  # noqa: S603
         try:
             events = map(json.loads, process.stdout or ())

@@ -260,6 +260,10 @@ def test_policies_are_told_tried_and_compared(ruled: str, tmp_path: Path) -> Non
         tab.page.locator(".receipt").wait_for()
         assert tab.field("row", "redirect-harm-asked-23 redirect", exact=False).count()
         assert "The last 1 answers of this tab" in tab.text("[aria-label='Counts by rule']")
+        tab.field("button", "Count in the audit log").click()
+        counted = tab.page.locator("[aria-label='Counts by rule'] table").last
+        assert "answers of the audit log" in counted.inner_text()
+        assert "no-harm/redirect-harm-asked-23" in counted.inner_text()
         tab.page.locator("input[type=file]").set_input_files(tmp_path / "other.tar.gz")
         tab.page.get_by_text("It could be put in force.").wait_for()
         assert "hold" in tab.text("[aria-label='Compare another revision'] .sentences")

@@ -411,7 +411,7 @@ def test_gemma_scope_where_it_reads_no_site(part: str, reason: str, tmp_path: Pa
         (["ae.pt", "config.json"], "convert it with: saegis sae convert"),
         (["Llama-3.1-8B-Instruct-SAE-l19.pth"], "convert it with: saegis sae convert"),
         (["conf.yaml", "latest_ckpt.safetensors"], "temporal SAEs: a token is encoded from those before"),
-        (["layer_0.safetensors", "config.yaml"], "mwhanna's transcoders: a transcoder reads at one site"),
+        (["layer_0.safetensors", "config.yaml"], "a transcoder in a file of its own; convert it with"),
         (["W_enc_0.safetensors", "W_dec_0.safetensors"], "cross-layer transcoders"),
         (["layers.0/cfg.json", "layers.1/cfg.json"], "SAEs lie in its folders: layers.0, layers.1; name one"),
         (["Qwen/layer3.sae.pt", "layer3.sae.pt"], "it holds layer3.sae.pt, a pickle of torch"),

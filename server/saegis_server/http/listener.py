@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import logging
 import socket
-import ssl
 from collections.abc import Iterator
 from typing import Any
 
@@ -28,6 +27,7 @@ from saegis_server.http.exchange import ABORT, Receive, Scope, Send
 from saegis_server.http.openapi import Description
 from saegis_server.http.presets import check_presets, read_presets
 from saegis_server.http.routes import ROUTES
+from saegis_server.http.tls import Renewed
 from saegis_server.rpc.server.address import check_port
 from saegis_server.rpc.server.config import ServerConfig
 from saegis_server.rpc.server.entrance import Entrance
@@ -161,11 +161,7 @@ class _OwnNames:
 
 
 def _settings(config: ServerConfig, app: Starlette) -> uvicorn.Config:
-    tls: dict[str, Any] = {}
-    if config.tls is not None:
-        tls = {"ssl_certfile": config.tls.cert, "ssl_keyfile": config.tls.key}
-        if config.tls.client_ca is not None:
-            tls |= {"ssl_ca_certs": config.tls.client_ca, "ssl_cert_reqs": ssl.CERT_REQUIRED}
+    renewed = None if config.tls is None else Renewed(config.tls)
     return uvicorn.Config(
         app,
         http=_Connection,
@@ -178,7 +174,7 @@ def _settings(config: ServerConfig, app: Starlette) -> uvicorn.Config:
         timeout_keep_alive=IDLE_SECONDS,
         timeout_graceful_shutdown=2,
         h11_max_incomplete_event_size=LARGEST_HEAD,
-        **tls,
+        ssl_context_factory=None if renewed is None else lambda config, default: renewed.context,
     )
 
 

@@ -37,7 +37,7 @@ _BY_LOADER = {
         Standing.NOT_READ, "it reads heads' outputs without their value biases, as TransformerLens makes them"
     ),
     "gemma_2_transcoder": _ELSEWHERE,
-    "mwhanna_transcoder": _ELSEWHERE,
+    "mwhanna_transcoder": _CONVERTED,
     "mntss_clt_layer_transcoder": _ELSEWHERE,
     "temporal": Coverage(Standing.NOT_READ, "a token is encoded from those before it"),
 }

@@ -4,7 +4,7 @@
  */
 
 import { ask, requestOf } from "../answers.js";
-import { wordsOf } from "../api.js";
+import { ApiError, wordsOf } from "../api.js";
 import { inCommon } from "../difference.js";
 import { button, choice, copyButton, fill, labelled, make, told } from "../elements.js";
 import { featureSearch } from "../feature_search.js";
@@ -16,6 +16,7 @@ import { tokenText } from "../token_text.js";
 /** @typedef {import("../program.js").Feature} Feature */
 
 export const title = "Play";
+const WITHOUT_READINGS = " Without the readings for the page Tokens (untick the box above) it may be allowed.";
 
 /** @param {import("../main.js").Place} place */
 export function show({ root, query }) {
@@ -272,7 +273,7 @@ async function run(columns, { askButton, stop, status }) {
     try {
       remember((state.answers[name] = await asked));
     } catch (error) {
-      errors[name] = wordsOf(error);
+      errors[name] = wordsOf(error) + (name === "steered" && reads && isAboutReadings(error) ? WITHOUT_READINGS : "");
     }
   };
   const grown = (/** @type {"plain" | "steered"} */ name) => (/** @type {Answer} */ answer) => {
@@ -291,6 +292,11 @@ async function run(columns, { askButton, stop, status }) {
   askButton.disabled = false;
   stop.hidden = true;
   status.textContent = Object.keys(errors).length ? "" : "done";
+}
+
+/** Whether the readings that the page Tokens needs were refused, and not an edit. @param {unknown} error */
+function isAboutReadings(error) {
+  return error instanceof ApiError && /^steering\.(watches|read_)/.test(error.param);
 }
 
 /**

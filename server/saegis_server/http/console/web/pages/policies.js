@@ -19,6 +19,8 @@ const CHANGES = { CHANGE_KIND_ADDED: "new", CHANGE_KIND_REMOVED: "gone", CHANGE_
 /** The files of a bundle that are compared line by line. */
 const COMPARED = /\.(yaml|yml|md|json)$/;
 const LONGEST_SHOWN = 40_000;
+/** How many pages of the audit log are counted at most, and how many records one has. */
+const [MOST_PAGES, LARGEST_PAGE] = [50, 100];
 
 /** @param {import("../main.js").Place} place */
 export async function show({ root, rest }) {
@@ -181,28 +183,62 @@ function phases(tokens) {
   return `${told(tokens.prompt)} of the prompt, ${told(tokens.completion)} of the answer`;
 }
 
-/** How often each rule acted in the answers of this tab. */
+/** How often each rule did something: in the answers of this tab, and in those of the audit log for who may read it. */
 function countsSection() {
-  /** @type {Map<string, {answers: number, acted: number, held: number, stopped: number}>} */
-  const counts = new Map();
-  for (const rule of state.receipts.flatMap((receipt) => receipt.rules)) {
-    const name = `${rule.policy}/${rule.rule}`;
-    const entry = counts.get(name) || { answers: 0, acted: 0, held: 0, stopped: 0 };
-    entry.answers += 1;
-    entry.acted += rule.acted && rule.acted.prompt + rule.acted.completion ? 1 : 0;
-    entry.held += rule.held && rule.held.prompt + rule.held.completion ? 1 : 0;
-    entry.stopped += rule.stopped ? 1 : 0;
-    counts.set(name, entry);
-  }
-  const rows = [...counts].map(([name, each]) => [name, told(each.answers), told(each.held), told(each.acted), told(each.stopped)]);
+  const { receipts } = state;
+  const own = countTable(`The last ${told(receipts.length)} answers of this tab`, receipts.flatMap((receipt) => receipt.rules));
+  const all = make("div", { "aria-live": "polite" });
   return make(
     "section",
     { class: "panel", "aria-label": "Counts by rule" },
     make("h2", {}, "Counts by rule"),
-    rows.length
-      ? table(`The last ${told(state.receipts.length)} answers of this tab`, ["rule", "answers", "condition held in", "acted in", "ended"], rows)
-      : make("p", { class: "quiet" }, "No rule has governed an answer of this tab. What all answers have is in the metrics (saegis_policy_…)."),
+    own || make("p", { class: "quiet" }, "No rule has governed an answer of this tab."),
+    button("Count in the audit log", () => countAudit(all)),
+    all,
   );
+}
+
+/**
+ * A table of what rules did, one row for each of them; null where there are none.
+ * @param {string} caption
+ * @param {any[]} rules what rules did to single answers, as receipts and records tell it
+ */
+function countTable(caption, rules) {
+  /** @type {Map<string, {acted: number, held: number, stopped: number}>} */
+  const counts = new Map();
+  const some = (/** @type {any} */ tokens) => (tokens && tokens.prompt + tokens.completion ? 1 : 0);
+  for (const rule of rules) {
+    const name = `${rule.policy}/${rule.rule}`;
+    const entry = counts.get(name) || { acted: 0, held: 0, stopped: 0 };
+    entry.acted += some(rule.acted);
+    entry.held += some(rule.held);
+    entry.stopped += rule.stopped ? 1 : 0;
+    counts.set(name, entry);
+  }
+  const rows = [...counts].map(([name, each]) => [name, told(each.held), told(each.acted), told(each.stopped)]);
+  return rows.length ? table(caption, ["rule", "answers in which its condition held", "in which it acted", "that it ended"], rows) : null;
+}
+
+/** Count over the newest pages of the audit log. @param {HTMLElement} view */
+async function countAudit(view) {
+  /** @type {any[]} */
+  const records = [];
+  let from = "";
+  try {
+    for (let page = 0; page < MOST_PAGES; page += 1) {
+      fill(view, make("p", { class: "quiet" }, `reading, ${told(records.length)} records so far …`));
+      const answer = await get("/v1/audit", { page_size: LARGEST_PAGE, page_token: from });
+      records.push(...answer.records);
+      from = answer.next_page_token;
+      if (!from) break;
+    }
+    const answers = records.filter(({ kind }) => kind === "answer");
+    const caption = `The ${told(answers.length)} ${from ? "newest " : ""}answers of the audit log, of all tenants`;
+    const rules = answers.flatMap((record) => (Array.isArray(record.rules) ? record.rules : []));
+    fill(view, countTable(caption, rules) || make("p", { class: "quiet" }, `No rule did anything in ${caption.toLowerCase()}.`));
+  } catch (error) {
+    fill(view, make("p", { class: "error", role: "alert" }, wordsOf(error)));
+  }
 }
 
 /**
