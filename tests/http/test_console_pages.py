@@ -148,6 +148,11 @@ def test_a_link_carries_the_program_and_asks_nothing_by_itself(tab: Tab) -> None
     assert LABEL in other.text(".edit")
     assert other.field("textbox", "Prompt").input_value() == QUESTION
     assert not any("completions" in url for url in other.asked)
+    # Going back to the link that was made takes nothing anew: the answers stay.
+    tab.ask(QUESTION)
+    tab.open("receipt")
+    tab.page.go_back()
+    assert tab.page.locator(".answer .tokens").count() == 2
     other.open("play?p=bm9uc2Vuc2U")
     assert "cannot be read" in other.text(".error:visible")
     other.check()

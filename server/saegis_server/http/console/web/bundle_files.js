@@ -20,7 +20,7 @@ export function base64Of(bytes) {
   return btoa(text);
 }
 
-/** @param {Uint8Array} bytes */
+/** @param {Uint8Array<ArrayBuffer>} bytes */
 async function plain(bytes) {
   if (!GZIP.every((byte, at) => bytes[at] === byte)) return bytes;
   const reader = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip")).getReader();
@@ -38,7 +38,7 @@ async function plain(bytes) {
 
 /**
  * The text of each file of an archive, by its path; null for one that is no text. Throws for no archive.
- * @param {Uint8Array} archive
+ * @param {Uint8Array<ArrayBuffer>} archive
  * @returns {Promise<Map<string, string | null>>}
  */
 export async function filesOf(archive) {

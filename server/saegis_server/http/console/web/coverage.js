@@ -39,7 +39,7 @@ export function coverageOf(text) {
 /** @param {any} entry */
 function filterTables(entry) {
   const { rows, decodings, chosen_from: chosen } = entry.measured;
-  return decodings.map(({ temperature }) => {
+  return decodings.map((/** @type {{temperature: number}} */ { temperature }) => {
     const of = (/** @type {string} */ condition, /** @type {string} */ language) =>
       rows.find((/** @type {any} */ row) => row.condition === condition && row.language === language && row.temperature === temperature);
     return table(

@@ -54,7 +54,7 @@ export function labelled(text, control, attributes = {}) {
 
 /**
  * A choice of one of several: [value, words] each.
- * @param {[string, string][]} options
+ * @param {string[][]} options
  * @param {string} chosen
  * @param {(value: string) => void} onChoice
  * @param {Record<string, unknown>} [attributes]

@@ -5,6 +5,7 @@
 
 import { make, share, table, told } from "./elements.js";
 
+/** @type {Record<string, string>} */
 const MODES = {
   RULE_MODE_ENFORCE: "in force",
   RULE_MODE_AUDIT: "recorded only",

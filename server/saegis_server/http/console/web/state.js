@@ -18,6 +18,8 @@ export const state = {
   ran: null,
   /** @type {any[]} The receipts of this tab's answers, newest first. */
   receipts: [],
+  /** The link that was taken or made last, so that going back to it takes nothing anew. */
+  link: "",
   /** @type {any} What /v1/model says. */
   model: null,
   /** @type {any} A baseline of usage to compare with. */

@@ -16,15 +16,18 @@ import { tokenText } from "../token_text.js";
 /** @typedef {import("../program.js").Feature} Feature */
 
 export const title = "Play";
+/** Where the answers stand: on the page as it is shown now, also where they were asked for on an earlier one. */
+let columns = make("div");
 const WITHOUT_READINGS = " Without the readings for the page Tokens (untick the box above) it may be allowed.";
 
 /** @param {import("../main.js").Place} place */
 export function show({ root, query }) {
   const notice = make("p", { class: "error", role: "alert", hidden: true });
-  if (query.has("p")) takeLink(/** @type {string} */ (query.get("p")), notice);
+  const link = query.get("p") || "";
+  if (link && link !== state.link) takeLink(link, notice);
   const edits = make("ul", { class: "edits", "aria-label": "Edits and watches" });
   const forms = make("section", { class: "forms", "aria-label": "The request in other forms" });
-  const columns = make("div", { class: "columns" });
+  columns = make("div", { class: "columns" });
 
   function changed() {
     fill(edits, editRows(changed));
@@ -38,7 +41,7 @@ export function show({ root, query }) {
     },
     state.model,
   );
-  const settings = questionForm(() => fill(forms, formsOf()), () => run(columns, running));
+  const settings = questionForm(() => fill(forms, formsOf()), () => run(running));
   const running = settings.running;
   fill(
     root,
@@ -48,7 +51,7 @@ export function show({ root, query }) {
     forms,
   );
   changed();
-  if (state.answers.plain || state.answers.steered) showAnswers(columns);
+  if (state.answers.plain || state.answers.steered) showAnswers();
   else fill(columns, make("p", { class: "quiet" }, "Ask, and both answers come here: without your edits and with them."));
 }
 
@@ -58,6 +61,7 @@ export function show({ root, query }) {
  * @param {HTMLElement} notice
  */
 function takeLink(text, notice) {
+  state.link = text;
   try {
     const { question, ...rest } = program.unpacked(text);
     state.program = program.checked(rest);
@@ -112,7 +116,6 @@ function questionForm(changed, onAsk) {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) onAsk();
   });
   const system = labelled("System message", text("system", 2), { hidden: question.mode !== "chat" });
-  /** @type {[string, string][]} */
   const modes = [...(state.model.has_chat_template ? [["chat", "Chat"]] : []), ["completion", "Completion"]];
   const mode = choice(modes, question.mode, (value) => {
     question.mode = /** @type {"chat" | "completion"} */ (value);
@@ -148,7 +151,8 @@ function linkButton() {
   return copyButton(() => {
     const { model: _, ...question } = state.question;
     const url = new URL(location.href);
-    url.hash = `/play?p=${program.packed({ ...state.program, question })}`;
+    state.link = program.packed({ ...state.program, question });
+    url.hash = `/play?p=${state.link}`;
     history.replaceState(null, "", url);
     return url.href;
   }, "Copy a link");
@@ -250,10 +254,9 @@ function formsOf() {
 
 /**
  * Ask both and show them as they come.
- * @param {HTMLElement} columns
  * @param {{askButton: HTMLButtonElement, stop: HTMLButtonElement, status: HTMLElement}} controls
  */
-async function run(columns, { askButton, stop, status }) {
+async function run({ askButton, stop, status }) {
   if (askButton.disabled) return;
   const control = new AbortController();
   askButton.disabled = true;
@@ -278,7 +281,7 @@ async function run(columns, { askButton, stop, status }) {
   };
   const grown = (/** @type {"plain" | "steered"} */ name) => (/** @type {Answer} */ answer) => {
     state.answers[name] = answer;
-    showAnswers(columns, errors);
+    showAnswers(errors);
   };
   await Promise.all([
     kept("plain", ask(question, undefined, [], grown("plain"), control.signal)),
@@ -288,7 +291,7 @@ async function run(columns, { askButton, stop, status }) {
     const answer = state.answers[/** @type {"plain" | "steered"} */ (name)];
     if (answer && !answer.receipt) state.answers[/** @type {"plain" | "steered"} */ (name)] = null;
   }
-  showAnswers(columns, errors);
+  showAnswers(errors);
   askButton.disabled = false;
   stop.hidden = true;
   status.textContent = Object.keys(errors).length ? "" : "done";
@@ -301,10 +304,9 @@ function isAboutReadings(error) {
 
 /**
  * Both answers, what they do not have in common marked.
- * @param {HTMLElement} columns
  * @param {Record<string, string>} [errors]
  */
-function showAnswers(columns, errors = {}) {
+function showAnswers(errors = {}) {
   const { plain, steered } = state.answers;
   const texts = [plain, steered].map((answer) => (answer ? answer.tokens.map(({ text }) => text) : []));
   const [plainSame, steeredSame] = plain && steered ? inCommon(texts[0], texts[1]) : [[], []];

@@ -38,7 +38,6 @@ export async function show({ root }) {
     button("Read it", () => read(() => readText(text.value), view), { class: "main" }),
     make("p", { class: "quiet" }, "It is read as a plain text, without and with the edits of the page Play."),
   );
-  /** @type {[string, string][]} */
   const sources = [
     ...(state.answers.steered ? [["steered", "The last answer with your edits"]] : []),
     ...(state.answers.plain ? [["plain", "The last answer without your edits"]] : []),
