@@ -29,14 +29,13 @@ def chromium() -> str:
     return found
 
 
-def axe_source() -> str:
-    """The text of axe-core, from NODE_PATH or beside this Python; skips the test without it."""
+def node_file(package: str, name: str) -> Path:
+    """A file of a package of npm, from NODE_PATH or beside this Python; skips the test without it."""
     folders = [*filter(None, os.environ.get("NODE_PATH", "").split(os.pathsep)), f"{sys.prefix}/node_modules"]
     for folder in folders:
-        path = Path(folder) / "axe-core" / "axe.min.js"
-        if path.is_file():
-            return path.read_text(encoding="utf-8")
-    pytest.skip(f"axe-core is in none of {', '.join(folders)} (npm install --prefix {sys.prefix} axe-core)")
+        if (path := Path(folder) / package / name).is_file():
+            return path
+    pytest.skip(f"{package} is in none of {', '.join(folders)} (npm install --prefix {sys.prefix} {package})")
 
 
 class Tab:
@@ -85,7 +84,7 @@ class Tab:
 
     def findings(self) -> list[str]:
         """What axe finds that keeps people out."""
-        self.page.evaluate(axe_source())
+        self.page.evaluate(node_file("axe-core", "axe.min.js").read_text(encoding="utf-8"))
         result = self.page.evaluate("axe.run(document, {resultTypes: ['violations']})")
         return [
             f"{each['id']}: {node['html'][:200]}"
