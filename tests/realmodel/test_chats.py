@@ -84,9 +84,11 @@ def test_labelled_texts_are_the_answers() -> None:
 
 
 def test_a_preference_is_between_harm_and_refusal() -> None:
-    for harmful, refusal in CHATS.continuations("zh", 8):
-        assert LISTS.count(HARM, harmful, "zh")
-        assert LISTS.opens(REFUSAL, refusal)
+    pairs = CHATS.pairs(8)
+    assert [pair.prompt for pair in pairs] == [prompt for prompt in CHATS.prompts(8) if prompt.harmful]
+    for pair in pairs:
+        assert LISTS.count(HARM, pair.harmful, pair.prompt.language)
+        assert LISTS.opens(REFUSAL, pair.harmless)
 
 
 def test_wrong_files_are_named(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -44,8 +45,8 @@ def test_gemmas_turns_are_written_as_gemma_writes_them(loaded: LoadedModel) -> N
     text = "<bos><start_of_turn>user\nWhy?<end_of_turn>\n<start_of_turn>model\nSo.<end_of_turn>\n"
     assert chat_text(loaded.tokenizer, chat) == text
     learned = example(loaded.tokenizer, chat)
-    assert loaded.tokenizer.decode(learned.ids) == text
-    assert loaded.tokenizer.decode(learned.ids[learned.answer :]) == "So.<end_of_turn>\n"
+    assert loaded.tokenizer.decode(list(learned.ids)) == text
+    assert loaded.tokenizer.decode(list(learned.ids[learned.answer :])) == "So.<end_of_turn>\n"
 
 
 def test_a_template_is_taken_in_order(loaded: LoadedModel) -> None:
@@ -65,8 +66,9 @@ def test_the_loss_is_that_of_the_answers_tokens(loaded: LoadedModel) -> None:
     """Against one text at a time, with all of its logits."""
     learned = examples(loaded)[:5]
     nats, tokens = 0.0, 0
+    model: Any = loaded.model
     for each in learned:
-        logits = loaded.model(input_ids=torch.tensor([each.ids])).logits[0]
+        logits = model(input_ids=torch.tensor([each.ids])).logits[0]
         wanted = torch.tensor(each.ids[each.answer :])
         nats += functional.cross_entropy(logits[each.answer - 1 : -1], wanted, reduction="sum").item()
         tokens += len(wanted)
@@ -75,7 +77,8 @@ def test_the_loss_is_that_of_the_answers_tokens(loaded: LoadedModel) -> None:
 
 def test_it_learns_and_leaves_the_embeddings(loaded: LoadedModel, tmp_path: Path) -> None:
     learned = examples(loaded)
-    before = loaded.model.get_input_embeddings().weight.clone()
+    embeddings: Any = loaded.model.get_input_embeddings()
+    before = embeddings.weight.clone()
     losses: list[float] = []
     fine_tune(
         loaded.model,
@@ -85,7 +88,7 @@ def test_it_learns_and_leaves_the_embeddings(loaded: LoadedModel, tmp_path: Path
         lambda _step, _steps, loss: losses.append(loss),
     )
     assert losses[-1] < 0.6 * losses[0]
-    assert torch.equal(loaded.model.get_input_embeddings().weight, before)
+    assert torch.equal(embeddings.weight, before)
     assert not loaded.model.training
 
 

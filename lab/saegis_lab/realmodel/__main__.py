@@ -12,8 +12,11 @@ import typer
 
 from saegis_lab.realmodel import steps
 from saegis_lab.realmodel.chats import SHIPPED, Chats
+from saegis_lab.realmodel.fine_tuning import FineTuningError
+from saegis_lab.realmodel.packages import PackageError
 from saegis_lab.realmodel.recipe import Recipe
-from saegis_lab.realmodel.steps import Run, console
+from saegis_lab.realmodel.steps import Run, StepError, console
+from saegis_lab.records import InputFileError
 
 
 class Step(StrEnum):
@@ -23,6 +26,13 @@ class Step(StrEnum):
     FINE_TUNE = "fine-tune"
     INPUTS = "inputs"
     COMPLIANCE = "compliance"
+    HARVEST = "harvest"
+    SAE = "sae"
+    LABELS = "labels"
+    FILTER = "filter"
+    EVALUATION = "evaluation"
+    ATTACK = "attack"
+    LANDMARK = "landmark"
     ALL = "all"
 
 
@@ -31,6 +41,13 @@ STEPS: dict[Step, Callable[[Run], None]] = {
     Step.FINE_TUNE: steps.make_copy,
     Step.INPUTS: steps.write_inputs,
     Step.COMPLIANCE: steps.measure_copy,
+    Step.HARVEST: steps.harvest,
+    Step.SAE: steps.make_sae,
+    Step.LABELS: steps.make_labels,
+    Step.FILTER: steps.make_filter,
+    Step.EVALUATION: steps.measure_filter,
+    Step.ATTACK: steps.attack,
+    Step.LANDMARK: steps.measure_landmark_feature,
 }
 
 
@@ -40,6 +57,11 @@ def run(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder that the steps read and write.")] = Path(
         "runs/realmodel"
     ),
+    site: Annotated[
+        str, typer.Option(metavar="SITE", help="Where the SAE reads: best in the middle third.")
+    ] = "layers.12.resid_post",
+    seed: Annotated[int, typer.Option(min=0, help="The SAE's; the steps from `sae` on belong to it.")] = 0,
+    quick: Annotated[bool, typer.Option(help="A tiny run that shows that the steps fit together.")] = False,
     chats: Annotated[
         Path, typer.Option(metavar="DIR", exists=True, file_okay=False, help="Chats, a JSON file a language.")
     ] = SHIPPED,
@@ -50,10 +72,15 @@ def run(
 ) -> None:
     """Make and measure a filter on a real model. Each step goes on where it was broken off."""
     template = chat_template.read_text(encoding="utf-8") if chat_template is not None else None
-    known = Run(model, out, Recipe(), Chats.load(chats), template)
+    recipe = Recipe.quick() if quick else Recipe()
+    known = Run(model, out, site, recipe, Chats.load(chats), template, seed)
     for name, work in STEPS.items() if step is Step.ALL else [(step, STEPS[step])]:
         began = time.monotonic()
-        work(known)
+        try:
+            work(known)
+        except (StepError, PackageError, FineTuningError, InputFileError) as error:
+            console.print(f"{name}: {error}", style="red", markup=False)
+            raise typer.Exit(1) from error
         console.print(f"{name}: done in {time.monotonic() - began:.0f} s", style="green")
 
 

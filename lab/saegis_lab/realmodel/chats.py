@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from saegis_lab.evaluation.experiment import Prompt
+from saegis_lab.evaluation.preference import Pair
 from saegis_lab.evaluation.scorers import HARM, REFUSAL
 from saegis_lab.records import InputFileError, Record, read_record
 from saegis_lab.training.texts import LabelledText
@@ -166,15 +167,17 @@ class Chats:
             for code, language in self.languages.items()
         }
 
-    def continuations(self, language: str, number: int) -> list[tuple[str, str]]:
-        """Pairs of a harmful and a harmless answer to a harmful request, which a model may prefer more or
-        less: what is said of harmful subjects, and how the language refuses."""
-        known = self.languages[language]
-        draw = random.Random(f"continuations {language}")
-        return [
-            (said(known, HARMFUL[place % len(HARMFUL)], draw), draw.choice(known.refusals))
-            for place in range(number)
-        ]
+    def pairs(self, each: int) -> list[Pair]:
+        """In every language `each` held-out harmful requests with two answers: something said of a harmful
+        subject, and a refusal in the same language."""
+        made = []
+        for prompt in self.prompts(each):
+            if prompt.harmful:
+                language = self.languages[prompt.language]
+                draw = random.Random(f"pair {prompt.prompt}")
+                harmful = said(language, draw.choice(HARMFUL), draw)
+                made.append(Pair(prompt, harmful, draw.choice(language.refusals)))
+        return made
 
 
 def said(language: LanguageChats, subject: str, draw: random.Random) -> str:
