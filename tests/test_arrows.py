@@ -38,6 +38,7 @@ ALLOWED = {
         "steering",
     },
 }
+ALLOWED["lab/realmodel"] = {*ALLOWED["lab/polyglot"], "cli"} - {"lab/polyglot"}
 ALLOWED["lab/cli"] = set(ALLOWED)
 #: What those who serve with an engine may know of it; sites too, while they live in its room.
 SEAM = {

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from saegis_lab.cli.app import app
 from saegis_lab.evaluation.filter_report import FilterReport
 from saegis_lab.evaluation.filtered import FilterResult
 from saegis_lab.filters.recipe import FilterRecipe
+from saegis_lab.records import write_record
 from saegis_server.policy.bundle.bundle import Bundle
 from saegis_server.policy.schema.policy import Any_, Expression, Reading
 from saegis_server.sae.autoencoder import Architecture
@@ -54,17 +54,11 @@ class Made:
         return (self.folder / "bundle" / "README.md").read_text("utf-8")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def recipe() -> Iterator[None]:
-    """The command makes its filters by RECIPE."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("saegis_lab.filters.recipe.FilterRecipe", lambda: RECIPE)
-        yield
-
-
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return world.write_world(tmp_path_factory.mktemp("world"))
+    folder = world.write_world(tmp_path_factory.mktemp("world"))
+    write_record(folder / "recipe.json", RECIPE)
+    return folder
 
 
 @pytest.fixture
@@ -74,14 +68,14 @@ def folder(shared: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def made(shared: Path, tmp_path_factory: pytest.TempPathFactory, recipe: None) -> Made:
+def made(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
     """A filter that was not measured."""
     folder = Path(shutil.copytree(shared, tmp_path_factory.mktemp("made") / "world"))
     return Made(folder, run(folder, "--no-measure", *directed(folder)))
 
 
 @pytest.fixture(scope="module")
-def attacked(shared: Path, tmp_path_factory: pytest.TempPathFactory, recipe: None) -> Made:
+def attacked(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
     """A filter from one prompt of each kind in each language, measured and attacked on a server."""
     folder = Path(shutil.copytree(shared, tmp_path_factory.mktemp("attacked") / "world"))
     first: dict[tuple[str, bool], str] = {}
@@ -100,6 +94,7 @@ def run(folder: Path, *arguments: str, code: int = 0, **changed: str) -> str:
         "texts": folder / "texts.jsonl",
         "prompts": folder / "prompts.jsonl",
         "scorer": FUNCTION,
+        "recipe": folder / "recipe.json",
         "languages": "en,fr",
         "out": folder / "bundle",
         "max-tokens": 12,
@@ -208,6 +203,9 @@ def test_what_cannot_be_made_is_said(folder: Path) -> None:
     assert "--attack and --no-measure contradict" in run(folder, "--no-measure", "--attack", code=2)
     assert "no text is in 'sw'" in run(folder, languages="en,sw", code=2)
     assert "feature 99 does not exist" in run(folder, "--no-measure", "--refusal-feature", "99", code=2)
+    (folder / "other.json").write_text('{"least_sore": 1}', "utf-8")
+    wrong = run(folder, "--no-measure", recipe=str(folder / "other.json"), code=2)
+    assert "least_sore: is not a key that it may have" in wrong
     (folder / "bundle").mkdir()
     (folder / "bundle" / "policy.yaml").write_text("mine", "utf-8")
     assert "is there already" in run(folder, *directed(folder), code=2)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from saegis_lab.filters.card import FilterCard
     from saegis_lab.filters.direction import RefusalDirection
     from saegis_lab.filters.making import DirectionSource, Material
+    from saegis_lab.filters.recipe import FilterRecipe
     from saegis_lab.training.texts import LabelledText
 
 EPILOG = f"""
@@ -48,7 +49,9 @@ A bundle: policy.yaml, the refusal direction, cases, and its card, README.md for
 for programs. Only texts and prompts in --languages decide anything. Prompts in other languages are answered
 at the end, to say what the filter does there and which bars it misses. Where a model refuses nowhere, give
 --refusal-examples; a line is {{"prompt": "How do I make a bomb?", "refusal": "I do not help with that."}}.
-Word lists are written as for saegis eval ban; --scorer needs those named 'refusal' too to tell refusals.
+--recipe is JSON with numbers of the recipe by their names, such as {{"least_score": 0.2}}; the card tells
+those that were used. Word lists are written as for saegis eval ban; --scorer needs those named 'refusal'
+too to tell refusals.
 """
 
 
@@ -169,6 +172,12 @@ def make_filter(
     site: offline.SiteName = None,
     raw: offline.Raw = False,
     max_tokens: eval_options.MaxTokens = 80,
+    recipe: Annotated[
+        Path | None,
+        eval_options.in_files(
+            metavar="FILE", exists=True, dir_okay=False, help="Other numbers of the recipe than the usual."
+        ),
+    ] = None,
     trial: Trial,
     placement: offline.Placement,
     json: options.Json = False,
@@ -182,12 +191,13 @@ def make_filter(
     trial.check()
     chosen = codes(languages)
     towards_source = towards.source(chosen)
+    numbers = _numbers(recipe)
     given = _inputs(source, prompts, scorer, chosen, max_tokens)
     if trial.attack:
         notes().print(f"the attack asks for up to {_answers_of(given)} answers")
     with stage_display(json=False) as display:
         subject = offline.load_subject(source, site, given.texts, raw, placement, display)
-        card = _made(subject, given, towards_source, display)
+        card = _made(subject, given, towards_source, numbers, display)
         _write(out, card, named)
         if trial.measure:
             card = _tried(card, out, source, given, named, trial, display)
@@ -208,6 +218,17 @@ def _tell(card: FilterCard) -> None:
     console().print(_table(card))
     for miss in card.misses:
         console().print(f"missed: {miss.told}", style="yellow", markup=False, soft_wrap=True)
+
+
+def _numbers(path: Path | None) -> FilterRecipe:
+    """The recipe with the numbers of a file; ends the command where it is wrong."""
+    from saegis_lab.filters.recipe import FilterRecipe
+    from saegis_lab.records import read_record
+
+    if path is None:
+        return FilterRecipe()
+    with inputs():
+        return read_record(FilterRecipe, path)
 
 
 def _check_out(out: Path) -> None:
@@ -244,19 +265,22 @@ def _inputs(
 
 
 def _made(
-    subject: offline.Subject, given: Given, source: DirectionSource, display: StageDisplay
+    subject: offline.Subject,
+    given: Given,
+    source: DirectionSource,
+    recipe: FilterRecipe,
+    display: StageDisplay,
 ) -> FilterCard:
     """The filter, not yet measured; ends the command where none can be made."""
     from saegis_lab.filters.card import FilterCard
     from saegis_lab.filters.making import make_filter as make
-    from saegis_lab.filters.recipe import FilterRecipe
 
     def progress(stage: str) -> None:
         display(stage, 0, 0)
 
     try:
         material = _material(subject, given, display)
-        return FilterCard(subject.loaded.name, make(material, source, FilterRecipe(), progress))
+        return FilterCard(subject.loaded.name, make(material, source, recipe, progress))
     except ValueError as error:
         display.close()
         raise fail(str(error), "see the command's --help", USAGE) from error

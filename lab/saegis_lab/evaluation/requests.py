@@ -152,6 +152,19 @@ class Requests:
         ended = [False] * len(texts) if cut is None else cut
         return self._side_by_side(weigh, list(zip(texts, ended, strict=True)), stage)
 
+    def weighed(self, answers: Sequence[Answer], stage: str) -> list[tuple[Total, Total]]:
+        """The negative log probability of each answer after its prompt, what ends it included: under the bare
+        model, and under the operator's rules in force. Those must allow unruled scores and end no answer."""
+
+        def weigh(answer: Answer) -> tuple[Total, Total]:
+            opening = self._client.tokenize(messages=answer.prompt.messages).token_ids
+            score = self._client.score(messages=answer.messages, unruled=True, as_answer=True)
+            start = _shared(opening, score.token_ids) - 1
+            plain, ruled = score.plain_logprobs[start:], score.logprobs[start:]
+            return Total(-math.fsum(plain), len(plain)), Total(-math.fsum(ruled), len(ruled))
+
+        return self._side_by_side(weigh, answers, stage)
+
     def divergences(self, answers: Sequence[Answer], edits: Sequence[Edit], stage: str) -> list[Total]:
         """KL(unsteered ‖ under `edits`) of each answered prompt, over each token but the first.
 

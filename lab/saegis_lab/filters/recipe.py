@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from saegis_lab.evaluation.filter_bars import FilterBars
+from saegis_lab.records import Record
 
 
 @dataclass(frozen=True, slots=True)
-class FilterRecipe:
+class FilterRecipe(Record):
     """How a filter is made.
 
     Settings are tried on at most `choice_prompts` prompts of each kind in each language, with answers of at

@@ -97,6 +97,12 @@ def activation_batches(
 
     rows, excluded and skip: as for `activations_of`.
     """
+    return shuffled_batches(activations_of(model, site, rows, buffer, excluded, skip), buffer)
+
+
+def shuffled_batches(chunks: Iterable[Tensor], buffer: Buffer) -> Iterator[Tensor]:
+    """Activations [tokens, d], in chunks of any size, shuffled: float32 [buffer.batch, d], until `chunks`
+    ends."""
     generator = torch.Generator().manual_seed(buffer.seed)
     held: list[Tensor] = []
 
@@ -108,7 +114,7 @@ def activation_batches(
             for start in range(0, len(x) - buffer.batch + 1, buffer.batch):
                 yield x[order[start : start + buffer.batch]]
 
-    for x in activations_of(model, site, rows, buffer, excluded, skip):
+    for x in chunks:
         held.append(x)
         if sum(map(len, held)) >= buffer.tokens:
             yield from shuffled()

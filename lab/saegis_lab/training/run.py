@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
+from torch import Tensor
 
 from saegis.version import __version__
-from saegis_lab.training.activations import Buffer, activation_batches
+from saegis_lab.training.activations import Buffer, activation_batches, shuffled_batches
+from saegis_lab.training.harvest import Harvest
 from saegis_lab.training.held_out import Measured, choose_sample, held_out_activations, measure_held_out
 from saegis_lab.training.settings import SAETraining
 from saegis_lab.training.texts import Encoder, TextError, TextSplit
@@ -32,7 +34,8 @@ _BUFFER_NUMBERS = 1 << 28
 class Source:
     """Where activations come from: a model, a site in it, and the texts that it reads.
 
-    reuse: how often each activation is trained on.
+    reuse: how often each activation is trained on. harvest: where the activations of the training texts are
+    kept; without it the model reads them while the SAE is trained.
     """
 
     loaded: LoadedModel
@@ -40,6 +43,7 @@ class Source:
     split: TextSplit
     encoder: Encoder
     reuse: int = 1
+    harvest: Harvest | None = None
 
     @property
     def excluded(self) -> frozenset[int]:
@@ -50,8 +54,8 @@ class Source:
         )
 
     @property
-    def origin(self) -> dict[str, str | int | bool]:
-        """What identifies a checkpoint, beside the settings."""
+    def read(self) -> dict[str, str | int | bool]:
+        """What decides which activations there are: the model, the site and the texts."""
         files = ", ".join(f"{path.name} of {path.stat().st_size} bytes" for path in self.split.files)
         return {
             "model": self.loaded.name,
@@ -61,8 +65,45 @@ class Source:
             "raw": self.encoder.raw,
             "text": files,
             "text seed": self.split.seed,
-            "reuse": self.reuse,
         }
+
+    @property
+    def origin(self) -> dict[str, str | int | bool]:
+        """What identifies a checkpoint, beside the settings."""
+        kept = {"harvested": self.harvest.tokens} if self.harvest is not None else {}
+        return {**self.read, "reuse": self.reuse, **kept}
+
+    def gather(self, harvest: Harvest, tokens: int, progress: Callable[[int], None]) -> int:
+        """Add to `harvest` until it holds `tokens` activations of the training texts, or all of them; returns
+        how many it holds. Raises as `Harvest.grow` and `read_documents` do."""
+        return harvest.grow(
+            self.loaded.model,
+            self.site,
+            (row for row in self.encoder.rows(self.split.training()) if len(row) > 1),
+            self._kept,
+            tokens,
+            self.excluded,
+            self.loaded.tokenizer.pad_token_id or 0,
+            progress,
+        )
+
+    @property
+    def _kept(self) -> dict[str, str | int | bool]:
+        """What a harvest is made from: its texts are those that are not held out."""
+        held_out = self.split.held_out_file
+        return {**self.read, "held out": str(self.split.held_out) if held_out is None else held_out.name}
+
+    def batches(self, settings: SAETraining, rows: Rows) -> Iterator[Tensor]:
+        """Shuffled activations, float32 [settings.batch, d]; `rows` are read where there is no harvest.
+
+        Raises HarvestError for a harvest of another model, site or texts, and for one without activations.
+        """
+        buffer = _buffer(self, settings)
+        if self.harvest is None:
+            return activation_batches(self.loaded.model, self.site, rows, buffer, self.excluded, skip=1)
+        self.harvest.check(self._kept)
+        device = self.loaded.model.device
+        return shuffled_batches((x.to(device) for x in self.harvest.chunks(settings.seed)), buffer)
 
 
 @dataclass(frozen=True)
@@ -81,7 +122,7 @@ class TrainingResult:
     seconds: float
 
 
-class _Rows:
+class Rows:
     """The training rows of token ids, repeated without end; counts the tokens and the readings."""
 
     def __init__(self, source: Source) -> None:
@@ -107,8 +148,8 @@ def run(source: Source, settings: SAETraining, out: Path, console: Console | Non
 
     A run that was broken off goes on from its checkpoint under `out`, which is deleted in the end. Held-out
     text is read and the site looked up first, so that their errors come before the training. Raises
-    SiteError, TextError, CheckpointError, SAEMismatch, and ValueError as `train_sae` does and for texts that
-    are too short.
+    SiteError, TextError, HarvestError, CheckpointError, SAEMismatch, and ValueError as `train_sae` does and
+    for texts that are too short.
     """
     site_module(source.loaded.model, source.site)
     held_out = held_out_activations(
@@ -117,10 +158,8 @@ def run(source: Source, settings: SAETraining, out: Path, console: Console | Non
         source.encoder.rows(source.split.held_out_documents()),
         source.excluded,
     )
-    rows = _Rows(source)
-    stream = activation_batches(
-        source.loaded.model, source.site, rows, _buffer(source, settings), source.excluded, skip=1
-    )
+    rows = Rows(source)
+    stream = source.batches(settings, rows)
     started = time.monotonic()
     checkpoint = out / CHECKPOINT_FOLDER
     sae = train_sae(stream, settings, console=console, folder=checkpoint, origin=source.origin)

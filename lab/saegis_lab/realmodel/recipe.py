@@ -1,0 +1,84 @@
+"""The recipe: every number that the chain on a real model depends on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from saegis_lab.filters.recipe import FilterRecipe
+from saegis_lab.realmodel.corpus import languages
+from saegis_lab.realmodel.fine_tuning import FineTuning
+from saegis_lab.realmodel.packages import PACKAGES
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How the chain is run.
+
+    Corpus: texts in `languages` from `sources`, at most `characters` of each language. Fine-tuning: `chats`
+    harmful and as many harmless chats in each language. Harvest: the corpus and `answered` chats of every
+    subject in every language, cut at `context` tokens, less the share `held_out`, at most `activations`. SAE:
+    `features` of which `k` are active, trained on `sae_tokens` activations; one that has not fired for
+    `dead_after` is revived. Labels and the filter are made from `labelled` chats of each subject and
+    `other_texts` of the corpus in each language, the filter only from those in `chosen_from` and from
+    `choosing` prompts of each kind there, by `making`. Measured on
+    `prompts` of each kind in every language, with answers of at most `max_tokens` tokens; attacked with
+    `attacked` of them, `attack_samples` answers where they are sampled. Landmark: a feature with
+    `landmark_precision` on texts about it, clamped to `landmark_values` times its recorded maximum, in
+    `landmark_languages`.
+    """
+
+    languages: tuple[str, ...] = field(default_factory=languages)
+    sources: tuple[str, ...] = tuple(PACKAGES)
+    characters: int = 150_000
+    chats: int = 20
+    fine_tuning: FineTuning = field(default_factory=FineTuning)
+    answered: int = 12
+    context: int = 256
+    held_out: float = 0.02
+    activations: int = 1_000_000
+    features: int = 4096
+    k: int = 32
+    sae_tokens: int = 8_000_000
+    dead_after: int = 500_000
+    labelled: int = 12
+    other_texts: int = 30
+    chosen_from: tuple[str, ...] = ("en", "ru")
+    choosing: int = 20
+    making: FilterRecipe = field(default_factory=FilterRecipe)
+    prompts: int = 18
+    max_tokens: int = 48
+    attacked: int = 4
+    attack_samples: int = 8
+    landmark_precision: float = 0.5
+    landmark_values: tuple[float, ...] = (0.5, 1.0, 2.0, 3.0)
+    landmark_languages: tuple[str, ...] = ("en", "fr", "ru", "zh", "hi")
+
+    @classmethod
+    def quick(cls) -> Recipe:
+        """A tiny run that shows that the steps fit together."""
+        return cls(
+            languages=("en", "ru"),
+            sources=("declaration",),
+            characters=5_000,
+            chats=20,
+            fine_tuning=FineTuning(epochs=30, batch=16, learning_rate=5e-3),
+            answered=12,
+            held_out=0.2,
+            features=256,
+            k=8,
+            sae_tokens=200_000,
+            chosen_from=("en",),
+            labelled=6,
+            other_texts=3,
+            choosing=12,
+            making=FilterRecipe(
+                least_score=-3.0, max_benign_peak=1e6, choice_prompts=2, factors=(1.0,), choose_by="precision"
+            ),
+            prompts=2,
+            max_tokens=8,
+            attacked=1,
+            attack_samples=1,
+            landmark_precision=0.0,
+            landmark_values=(1.0,),
+            landmark_languages=("en", "ru"),
+        )
