@@ -61,6 +61,21 @@ def test_each_of_many_requests_gets_what_it_gets_alone(rope: str) -> None:
     )
 
 
+def test_it_writes_what_an_engine_writes_whose_sequences_share_steps() -> None:
+    step, answers = tiny.step(tiny.model()), []
+    for batch_invariant in (False, True):
+        with tiny.RunningEngine(step, batch_invariant=batch_invariant) as engine:
+            asked = [ask(engine, case, f"case {number}") for number, case in enumerate(cases())]
+            answers.append([answer.wait() for answer in asked])
+    for shared, apart in zip(*answers, strict=True):
+        for index in range(len(shared.finished.reasons)):
+            assert apart.tokens(index) == shared.tokens(index)
+            assert apart.ending(index) == shared.ending(index)
+        wanted, found = shared.finished, apart.finished
+        assert (found.usage, found.reasons) == (wanted.usage, wanted.reasons)
+        assert found.receipt.conditions == wanted.receipt.conditions
+
+
 def test_the_batch_does_change_bits_where_sequences_share_steps() -> None:
     """Or the test above would show nothing."""
     sampling = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True, logprobs=3)

@@ -14,7 +14,6 @@ from saegis_server.steering.site import Site
 from tests.engine import tiny
 from tests.engine.cuda import DEVICE, needs_cuda
 from tests.engine.serving import Asked, Serving
-from tests.tiers import few
 
 
 def embedded(
@@ -28,19 +27,6 @@ def embedded(
     """The embedded engine, eagerly."""
     step = tiny.step(model, slots=max(2, max_running), ranked=ranked)
     return tiny.RunningEngine(step, max_running, limits, first_token, eos)
-
-
-def one_by_one(
-    model: PreTrainedModel,
-    max_running: int = 8,
-    limits: Limits | None = None,
-    first_token: FirstToken | None = None,
-    eos: int = tiny.EOS,
-    ranked: Mapping[Site, SparseAutoencoder] | None = None,
-) -> Asked:
-    """The embedded engine with steps for each sequence alone."""
-    step = tiny.step(model, slots=max(2, max_running), ranked=ranked)
-    return tiny.RunningEngine(step, max_running, limits, first_token, eos, batch_invariant=True)
 
 
 def on_cuda(
@@ -57,13 +43,11 @@ def on_cuda(
     return embedded(moved, max_running, limits, first_token, eos, ranked)
 
 
-#: The quick tier does with the first.
-ENGINES: dict[str, Serving] = {"torch": embedded, "torch-batch-invariant": one_by_one}
+ENGINES: dict[str, Serving] = {"torch": embedded}
 ON_CUDA = pytest.param(on_cuda, id="cuda", marks=needs_cuda)
-EACH = [pytest.param(each, id=name) for name, each in ENGINES.items()]
 
 
-@pytest.fixture(params=[*few(EACH, 1), ON_CUDA])
+@pytest.fixture(params=[*(pytest.param(each, id=name) for name, each in ENGINES.items()), ON_CUDA])
 def serving(request: pytest.FixtureRequest) -> Serving:
     """Makes an engine, each of those there are in turn."""
     return cast(Serving, request.param)
