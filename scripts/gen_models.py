@@ -41,7 +41,8 @@ can run a model is found when the server starts, and never guessed from the mode
   stream between attention and the MLP (`resid_mid`) must be what is before the layer where
   attention adds nothing, and what is after it where the MLP adds nothing; layers whose attention
   and MLP read the same stream have none. What projects the outputs of attention's heads (`attn_z`)
-  must give what attention gives. A place that a model does not have is refused with the reason.
+  must give what attention gives. Transcoders are at `mlp_in_to_out`, where a model has `mlp_out`. A
+  place that a model does not have is refused with the reason.
 - What is served is compared with what Transformers gives with its eager attention: a text read in
   chunks and then token by token, alone and beside another, steered and not, past the model's
   windows, chunks and original RoPE length where that costs little, else by its masks. Where they

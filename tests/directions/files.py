@@ -69,7 +69,6 @@ def damaged() -> dict[str, tuple[bytes, str]]:
         "a pickle": (torch_pickle(), "holds"),
         "two tensors": (safetensors({"a": good, "b": 2 * good}), "holds 2 arrays"),
         "no tensor": (safetensors({}), "holds 0 arrays"),
-        "another width": (safetensors(vector(width=31)), "must have 32 numbers"),
         "two axes": (safetensors(good[None]), "has the shape [1, 32]"),
         "integers": (safetensors(good.to(torch.int32)), "is of type int32"),
         "not finite": (safetensors(infinite), "not finite in float32"),
@@ -83,7 +82,6 @@ def damaged() -> dict[str, tuple[bytes, str]]:
         "npz of none": (EMPTY_ZIP, "npz"),
         "npz of integers": (npz(a=array.astype(np.int64)), "is of type int64"),
         "npz of complex numbers": (npz(a=array.astype(np.complex64)), "is of type complex64"),
-        "npz of the wrong width": (npz(a=array[:31]), "must have 32 numbers"),
         "npz of two axes": (npz(a=array[None]), "says that its shape is [1, 32]"),
         "npz of a number": (npz(a=np.float32(1.0)), "says that its shape is []"),
         "npz with nan": (npz(a=infinite.numpy()), "not finite in float32"),
@@ -100,6 +98,18 @@ def damaged() -> dict[str, tuple[bytes, str]]:
         "npz whose header is a program": (zipped(npy("__import__('os').abort()\n")), "cannot be read"),
         "npz of no array": (zipped(b"hello"), "cannot be read"),
         "npz of another version": (zipped(npy(header("(32,)"), body, b"\x03\x00")), "version"),
+    }
+
+
+def misfit() -> dict[str, tuple[bytes, str]]:
+    """Files of directions of another width, as `damaged` has them."""
+    return {
+        "another width": (safetensors(vector(width=31)), "must have 32 numbers"),
+        "npz of another width": (npz(a=vector(width=33).numpy()), "must have 32 numbers"),
+        "a width that its site has not": (
+            safetensors(vector(width=16), site="layers.0.resid_post"),
+            "must have 32 numbers, as the model's activations at layers.0.resid_post, not 16",
+        ),
     }
 
 

@@ -12,7 +12,7 @@ from tests.engine.small_models import SmallModel
 
 #: Where attention and the MLP read the same stream, and where what they add is no summand of it.
 _PARALLEL = frozenset((Place.RESID_MID,))
-_PARTS = frozenset((Place.ATTN_OUT, Place.MLP_OUT))
+_PARTS = frozenset((Place.ATTN_OUT, Place.MLP_OUT, Place.MLP_IN_TO_OUT))
 _MIXED = ["sliding_attention", "full_attention"]
 _LONG: Mapping[str, Any] = {
     "rope_type": "longrope",
@@ -79,7 +79,7 @@ TABLE: tuple[Row, ...] = (
         rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4},
     ),
     _row("Llama, tied", "llama", "tied embeddings", tie_word_embeddings=True),
-    _row("Llama 4", "llama4_text", "chunked attention", lacks=frozenset((Place.MLP_OUT,))),
+    _row("Llama 4", "llama4_text", "chunked attention", lacks=_PARTS - {Place.ATTN_OUT}),
     _row("Mistral", "mistral", "windows"),
     _row("Mistral without windows", "mistral", "no windows", sliding_window=None),
     _row("Ministral", "ministral", "windows and whole layers", layer_types=_MIXED),

@@ -77,7 +77,8 @@ def test_the_places_of_a_model_are_as_the_table_says(row: Row) -> None:
     """The streams are Transformers' hidden states; what attention and the MLP add make up the difference."""
     model, tokens = row.small.build(), tiny.prompt_of(1, 20)
     every = [site for site in all_sites(model) if site.place not in row.lacks]
-    check_places(model, every)
+    through = [] if Place.MLP_IN_TO_OUT in row.lacks else [Site(1, Place.MLP_IN_TO_OUT)]
+    check_places(model, [*every, *through])
     for place in row.lacks:
         with pytest.raises(SiteError):
             check_places(model, [Site(0, place)])

@@ -4,20 +4,33 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from saegis_server.engine.api import SamplingParams
-from saegis_server.engine.sites import decoder_layers, site_width, widths_of
+from saegis_server.engine.sites import decoder_layers, site_module, site_width, widths_of
 from saegis_server.engine.torch.build import build_step, make_ready
 from saegis_server.engine.torch.loading import LoadedModel
 from saegis_server.engine.torch.places import check_places
 from saegis_server.engine.torch.site_reading import edited
 from saegis_server.engine.torch.sizing import Wishes
+from saegis_server.engine.torch.step import Extent, Step
 from saegis_server.steering.program import SiteProgram, SteeringError, SteeringProgram
-from saegis_server.steering.rows import Norm, clamp
+from saegis_server.steering.rows import (
+    Edit,
+    Norm,
+    Probe,
+    Redirection,
+    ablate,
+    add,
+    ban,
+    clamp,
+    redirect,
+    scale,
+)
 from saegis_server.steering.site import Site, SiteError
 from saegis_server.steering.table import Capacity
 from tests.engine import tiny
@@ -142,10 +155,7 @@ def test_a_clamp_and_a_ban_write_what_hooks_write(family: str, site: Site) -> No
     plain, _ = generate(oracle, prompt, 16)
     with REPLACED[site](oracle, family, settles(rows)):
         wanted, gaps = generate(oracle, prompt, 16)
-    loaded = LoadedModel(family, FAMILIES[family].build(), tiny.tokenizer(), "", (tiny.EOS,), 256)
-    sites = {site: tiny.PLAIN, Site.parse("layers.1.resid_post"): tiny.PLAIN}
-    step = build_step(loaded, sites, Wishes(count=2, length=64), Capacity(), False, lambda *_: None)
-    make_ready(step, lambda *_: None, False)
+    step = served_at(family, site, Site.parse("layers.1.resid_post"))
     sampling = SamplingParams(temperature=0.0, max_tokens=16, ignore_eos=True)
     with tiny.RunningEngine(step, max_running=2) as engine:
         answer = engine.ask(prompt, sampling, SteeringProgram({site: rows})).wait(60)
@@ -194,3 +204,125 @@ def test_a_row_of_another_width_is_refused_where_it_would_act() -> None:
         step.slots.room.admit({site: program(rng, width)})
         with pytest.raises(SteeringError, match=f"a row at {site} does not have the width {width}"):
             step.slots.room.admit({site: program(rng, wrong)})
+
+
+THROUGH = Site.parse("layers.1.mlp_in_to_out")
+#: The module that puts out what the MLP adds.
+ADDED = {
+    "gemma2": "post_feedforward_layernorm",
+    "gemma3_text": "post_feedforward_layernorm",
+    "olmo2": "post_feedforward_layernorm",
+}
+
+
+@contextmanager
+def transcoded(
+    model: PreTrainedModel, family: str, edits: tuple[Edit, ...], read: list[Tensor]
+) -> Iterator[None]:
+    """What the MLP adds is moved by Σ (f' − f)·w of features of what the MLP reads, in float64."""
+    layer = decoder_layers(model)[1]
+
+    def before(_: nn.Module, args: Any) -> None:
+        read.append(args[0][0])
+
+    def after(_: nn.Module, __: Any, output: Any) -> Any:
+        added = output[0] if isinstance(output, tuple) else output
+        moves = [
+            sum(reference.change(edit, reference.vector(token), False, 1.0) for edit in edits)
+            for token in read[-1]
+        ]
+        moved = added + torch.tensor(np.array(moves), dtype=added.dtype)
+        return (moved, *output[1:]) if isinstance(output, tuple) else moved
+
+    handles = [
+        layer.get_submodule("mlp").register_forward_pre_hook(before),
+        layer.get_submodule(ADDED.get(family, "mlp")).register_forward_hook(after),
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def transcoder_edits(seed: int) -> tuple[Edit, ...]:
+    """Of features that are read and written by different vectors."""
+    rng = torch.Generator().manual_seed(seed)
+    probes = [cases.random_probe(rng, 32, kind, Norm.NONE, kind) for kind in ("relu", "jumprelu", "gated")]
+    to = cases.random_probe(rng, 32, "relu", Norm.NONE, "to")
+    return (
+        clamp(probes[0], 8.0),
+        scale(probes[1], -3.0),
+        redirect(probes[2], 4.0, Redirection(to)),
+        ablate(to),
+    )
+
+
+def served_at(family: str, *sites: Site) -> Step:
+    """A step that a start has found to be exact, with sites of a small model."""
+    loaded = LoadedModel(family, FAMILIES[family].build(), tiny.tokenizer(), "", (tiny.EOS,), 256)
+    norms = dict.fromkeys(sites, tiny.PLAIN)
+    step = build_step(loaded, norms, Wishes(count=2, length=64), Capacity(), False, lambda *_: None)
+    make_ready(step, lambda *_: None, False)
+    return step
+
+
+@pytest.mark.parametrize("family", few(tuple(FAMILIES), 3))
+def test_edits_of_a_transcoder_write_what_hooks_write(family: str) -> None:
+    """f is read where the MLP reads, and its change is written to what the MLP adds, in prompt and answer."""
+    edits, prompt = transcoder_edits(5), tiny.prompt_of(3, 20)
+    oracle, read = FAMILIES[family].build(), list[Tensor]()
+    assert oracle.generation_config is not None
+    oracle.generation_config.eos_token_id = None
+    plain, _ = generate(oracle, prompt, 16)
+    with transcoded(oracle, family, edits, read):
+        wanted, gaps = generate(oracle, prompt, 16)
+    sites = (THROUGH.written_at, THROUGH, Site.parse("layers.1.resid_post"))
+    rows = SiteProgram(edits=edits, watches=(edits[0].probe, edits[1].probe))
+    sampling = SamplingParams(temperature=0.0, max_tokens=16, ignore_eos=True)
+    with tiny.RunningEngine(served_at(family, *sites), max_running=2) as engine:
+        answer = engine.ask(prompt, sampling, SteeringProgram({THROUGH: rows})).wait(60)
+    assert not differs(answer.tokens(), wanted, gaps)
+    assert wanted != plain
+
+
+def test_a_transcoder_reads_what_edits_leave_the_mlp_and_its_bound_is_of_what_the_mlp_adds() -> None:
+    """What is edited at the MLP's input comes first; a ban of what the MLP adds comes after."""
+    step, tokens = served_at("gemma2", THROUGH, THROUGH.read_at, THROUGH.written_at), tiny.prompt_of(4, 12)
+    clean = step.capture(tokens)
+    rng = torch.Generator().manual_seed(2)
+    probe = cases.random_probe(rng, 32, "relu", Norm.NONE, "read")
+    direction = Probe.direction(torch.randn(32, generator=rng))
+    moved = clean[THROUGH.read_at] + 5.0 * direction.write
+    wanted = [reference.read(probe, reference.vector(token)) for token in moved]
+    banned = Probe.direction(torch.randn(32, generator=rng))
+    program = {
+        THROUGH: SiteProgram(edits=(clamp(probe, 90.0),), watches=(probe,), max_relative_norm=0.25),
+        THROUGH.read_at: SiteProgram(edits=(add(direction, 5.0),)),
+        THROUGH.written_at: SiteProgram(watches=(banned,), bans=(ban(banned),)),
+    }
+    step.slots.load(0, tokens, SamplingParams(), 0, (), step.slots.room.admit(program))
+    output = step.prefill(0, tokens, 0, Extent(2, len(tokens)), False)
+    watched = output.watched[step.sites.index(THROUGH), 0, :, 0]
+    torch.testing.assert_close(
+        watched[:, 0].double(), torch.tensor(wanted, dtype=torch.float64), atol=1e-4, rtol=1e-4
+    )
+    assert torch.equal(watched[:, 0], watched[:, 1])
+    shares = output.moved[step.sites.index(THROUGH), 0]
+    assert float(shares.max()) <= 0.25 + 1e-6
+    assert float(shares.min()) > 0.2
+    assert float(output.watched[step.sites.index(THROUGH.written_at), 0, :, 0, 1].max()) <= 1e-5
+
+
+def test_what_cannot_be_exact_of_a_transcoder_is_refused() -> None:
+    step = served_at("llama", THROUGH)
+    (edit, *_) = transcoder_edits(1)
+    for rows in (SiteProgram(rules=(edit,)), SiteProgram(bans=(ban(edit.probe),))):
+        with pytest.raises(
+            SteeringError, match=r"nothing can be ruled or banned at layers\.1\.mlp_in_to_out"
+        ):
+            step.slots.room.admit({THROUGH: rows})
+    with pytest.raises(SiteError, match=r"is read at layers\.1\.mlp_in and written at layers\.1\.mlp_out"):
+        site_module(step.model, THROUGH)
+    with pytest.raises(SiteError, match=r"layers\.1\.mlp_out cannot be steered"):
+        check_places(FAMILIES["granite"].build(), [THROUGH])

@@ -43,6 +43,10 @@ def test_a_bare_layer_is_its_output(name: str) -> None:
         ("transformer.h.3.attn.c_proj.input", Place.ATTN_Z),
         ("gpt_neox.layers.3.attention.dense.input", Place.ATTN_Z),
         ("blocks.3.attn.hook_z", Place.ATTN_Z),
+        ("blocks.3.mlp.hook_in", Place.MLP_IN),
+        ("model.layers.3.mlp.input", Place.MLP_IN),
+        ("model.layers.3.pre_feedforward_layernorm", Place.MLP_IN),
+        ("model.layers.3.pre_feedforward_layernorm.output", Place.MLP_IN),
         ("model.layers.3.pre_feedforward_layernorm.input", Place.RESID_MID),
         ("transformer.h.3.ln_2.input", Place.RESID_MID),
     ],
@@ -57,20 +61,23 @@ def test_a_module_is_its_output(name: str, place: Place) -> None:
         *(
             "model.layers.1.self_attn.o_proj",
             "layers.1.mlp",
-            "model.layers.1.pre_feedforward_layernorm",
+            "blocks.1.hook_mlp_in",
         ),
         *("", "3", "layers.-1.resid_post", "layers.x.resid_post", "layers.1.resid_middle", "layers.1."),
         *("blocks.1.resid_post", "blocks.1.hook_z", "layers.1.resid_post ", "model.layers.1.mlp"),
     ],
 )
 def test_other_names_are_refused_with_the_places(name: str) -> None:
-    with pytest.raises(SiteError, match="resid_pre, attn_z, attn_out, resid_mid, mlp_out, resid_post"):
+    with pytest.raises(
+        SiteError,
+        match=", ".join(Place) + "|write layers",
+    ):
         Site.parse(name)
 
 
 def sites_of(family: str) -> list[Site]:
     """The sites of a tiny model of three layers."""
-    lacking = {Place.RESID_MID} if family == "gpt_neox" else set()
+    lacking = {Place.MLP_IN_TO_OUT, *([Place.RESID_MID] if family == "gpt_neox" else [])}
     return [Site(layer, place) for layer in range(3) for place in Place if place not in lacking]
 
 

@@ -32,7 +32,7 @@ allow:
 """
 #: The tenants: with `stopped` every answer ends by the rule.
 ABOVE = {"free": 1_000_000, "stopped": 0}
-ROLES = {"app": "use, steer, inspect", "reader": "use"}
+ROLES = {"app": "use, steer, inspect", "reader": "use", "owner": "administer"}
 
 
 def token(role: str, tenant: str) -> str:

@@ -6,6 +6,7 @@ import base64
 import io
 import tarfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -100,3 +101,38 @@ def test_who_may_not_is_told_which_role_is_missing(ruled: Running) -> None:
     with httpx.Client(base_url=url_of(ruled)) as client:
         assert client.get("/v1/policies").status_code == 401
         assert client.get("/").status_code == 200
+
+
+def test_the_audit_log_is_searched_by_who_administers(tmp_path: Path) -> None:
+    with guarded(tmp_path) as server:
+        with caller(server, "app") as client:
+            banned = {"operation": "OPERATION_CLAMP", "value": 1.0, "feature": {"sae": "first", "index": 3}}
+            body = {"messages": [{"role": "user", "content": "the river"}], "max_tokens": 2}
+            assert client.post("/v1/chat/completions", json=body).status_code == 200
+            denied = client.post("/v1/chat/completions", json=body | {"steering": {"edits": [banned]}})
+            assert denied.status_code == 403
+            told = client.get("/v1/audit")
+            assert (told.status_code, told.json()["error"]["metadata"]["role"]) == (403, "administer")
+        with caller(server, "owner") as client:
+            found = client.get("/v1/audit", params={"tenant": "free", "denied": "true"}).json()["records"]
+            assert [record["allowed"] for record in found] == [False]
+            rule = found[0]["denials"][0]["rule"]
+            by_rule = client.get("/v1/audit", params={"rule": rule}).json()["records"]
+            assert by_rule[0] == found[0]
+            assert all(record["kind"] == "answer" for record in by_rule[1:])
+            page = client.get("/v1/audit", params={"page_size": 1}).json()
+            assert page["records"][0]["kind"] == "decision"
+            rest = client.get("/v1/audit", params={"page_token": page["next_page_token"]}).json()
+            assert [record["kind"] for record in rest["records"]] == ["answer", "decision"]
+            ever = {"start_time": "0001-01-01T00:00:00Z", "end_time": "9999-12-31T23:59:59Z"}
+            assert len(client.get("/v1/audit", params=ever).json()["records"]) == 3
+            later = {"start_time": "2100-01-01T00:00:00Z"}
+            assert client.get("/v1/audit", params=later).json()["records"] == []
+            for wrong in ({"page_size": 101}, {"page_token": "x"}, {"start_time": "soon"}):
+                assert client.get("/v1/audit", params=wrong).status_code == 400
+
+
+def test_a_server_without_an_audit_log_says_so(served: Running) -> None:
+    with httpx.Client(base_url=url_of(served)) as client:
+        told = client.get("/v1/audit")
+    assert (told.status_code, told.json()["error"]["code"]) == (422, "no_audit")

@@ -36,8 +36,9 @@ REQUESTS: dict[str, dict[str, Any]] = {
     "GET /v1/server": {},
     "POST /v1/tokenize": {"json": {"text": "the river"}},
 }
-#: The routes of policies, which answer where there are any; see test_console_routes.
+#: The routes of policies and of the audit log, which answer where there are any; see test_console_routes.
 GOVERNED = {
+    "GET /v1/audit",
     "GET /v1/policies",
     "GET /v1/policies/{name}",
     "GET /v1/policies/{name}/revisions",

@@ -14,10 +14,12 @@ from saegis_server.sae.autoencoder import Architecture, SparseAutoencoder
 from saegis_server.sae.errors import SAEFileError
 from saegis_server.sae.files import load_sae
 from saegis_server.sae.formats.saelens import save_sae
+from saegis_server.sae.origin import stated_site
 from saegis_server.steering.admitted import AdmittedRows
 from saegis_server.steering.program import SiteProgram, SteeringError, SteeringProgram
 from saegis_server.steering.ranking import Ranking
 from saegis_server.steering.rows import Norm, Probe, Redirection, clamp, clamp_if_active, redirect, scale
+from saegis_server.steering.site import Site
 from saegis_server.steering.table import Capacity, SiteTable, TableView
 from tests.steering import cases
 
@@ -111,6 +113,35 @@ def test_heads_outputs_are_read_side_by_side_as_saelens_reads_them_apart(
         wanted = reader.encode(heads).detach()
         _close(f, wanted.flatten(0, 1))
         _close(ours.decode(f, x), reader.decode(wanted).detach().flatten(2).flatten(0, 1))
+
+
+@pytest.mark.parametrize(
+    "architecture", ["transcoder", "skip_transcoder", "jumprelu_transcoder", "jumprelu_skip_transcoder"]
+)
+def test_a_transcoder_tells_what_saelens_tells_and_is_written_as_it_was(
+    architecture: str, tmp_path: Path
+) -> None:
+    config = _reference("jumprelu" if "jump" in architecture else "standard", "none", False).cfg.to_dict()
+    out = "blocks.3.hook_mlp_out"
+    config |= {"architecture": architecture, "d_out": WIDTH}
+    config["metadata"] |= {"hook_name": "blocks.3.mlp.hook_in", "hook_name_out": out}
+    theirs = sae_lens.SAE.from_dict(config)
+    generator = torch.Generator().manual_seed(9)
+    with torch.no_grad():
+        for name, parameter in theirs.named_parameters():
+            values = 0.4 * torch.randn(parameter.shape, generator=generator)
+            parameter.copy_(values.abs() if name == "threshold" else values)
+    theirs.save_model(tmp_path / "theirs")
+    ours = load_sae(tmp_path / "theirs")
+    save_sae(ours, tmp_path / "ours")
+    again = load_sae(tmp_path / "ours")
+    assert ours.hook_name_out == again.hook_name_out == out
+    assert stated_site(again) == Site.parse("layers.3.mlp_in_to_out")
+    x = _activations()
+    for mine, reader in ((ours, theirs), (again, sae_lens.SAE.load_from_disk(tmp_path / "ours"))):
+        f = mine.encode(x)
+        _close(f, reader.encode(x).detach())
+        _close(mine.decode(f, x), reader(x).detach())
 
 
 def _view(program: SiteProgram) -> TableView:

@@ -91,7 +91,7 @@ def gemma_scope(folder: Path, seed: int) -> Written:
 
 
 def gemma_scope_2(folder: Path, seed: int) -> Written:
-    """Of the residual stream, the MLP after its norm, or attention's heads."""
+    """Of the residual stream, the MLP after its norm, attention's heads; or a transcoder."""
     w = Weights(seed)
     tensors = {
         "w_enc": w.normal(w.d, w.m),
@@ -100,17 +100,21 @@ def gemma_scope_2(folder: Path, seed: int) -> Written:
         "b_dec": w.normal(w.d),
         "threshold": w.positive(w.m),
     }
-    modules = ("output", "post_feedforward_layernorm.output", "self_attn.o_proj.input")
-    hook = f"model.layers.3.{modules[seed % 3]}"
+    adds = "post_feedforward_layernorm.output"
+    reads = ("output", adds, "self_attn.o_proj.input", *["pre_feedforward_layernorm.output"] * 2)[seed % 5]
+    hook, kind = f"model.layers.3.{reads}", "transcoder" if seed % 5 > 2 else "sae"
+    affine = seed % 5 == 4
+    if affine:
+        tensors["affine_skip_connection"] = w.normal(w.d, w.d)
     config = {
         "hf_hook_point_in": hook,
-        "hf_hook_point_out": hook,
+        "hf_hook_point_out": f"model.layers.3.{adds}" if kind == "transcoder" else hook,
         "width": w.m,
         "model_name": "gemma-v3-270m-it",
         "architecture": "jump_relu",
         "l0": 20,
-        "affine_connection": False,
-        "type": "sae",
+        "affine_connection": affine,
+        "type": kind,
     }
     save_file(tensors, folder / "params.safetensors")
     (folder / "config.json").write_text(json.dumps(config))
@@ -118,7 +122,8 @@ def gemma_scope_2(folder: Path, seed: int) -> Written:
 
     def forward(x: Tensor) -> tuple[Tensor, Tensor]:
         f = jumprelu(x @ t["w_enc"] + t["b_enc"], t["threshold"])
-        return f, f @ t["w_dec"] + t["b_dec"]
+        beside = x @ t["affine_skip_connection"] if affine else 0.0
+        return f, f @ t["w_dec"] + t["b_dec"] + beside
 
     return Written(folder, forward, hook, "gemma-3-270m-it")
 

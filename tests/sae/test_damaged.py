@@ -335,7 +335,8 @@ def test_what_sparsify_states_and_is_not_read(config: dict[str, object], reason:
     ("layout", "config", "reason"),
     [
         ("Gemma Scope 2", {"architecture": "topk"}, "architecture is 'topk'"),
-        ("Gemma Scope 2", {"type": "transcoder"}, "a transcoder reads at one site"),
+        ("Gemma Scope 2", {"type": "transcoder", "hf_hook_point_out": None}, "type is 'transcoder', but it"),
+        ("Gemma Scope 2", {"type": "clt"}, "type is 'clt': known are"),
         ("Gemma Scope 2", {"hf_hook_point_out": "model.layers.9.output"}, "written at model.layers.9"),
         ("Gemma Scope 2", {"affine_connection": True}, "affine_connection"),
         ("Gemma Scope 2", {"width": 3}, "width is 3, but the tensors"),
@@ -380,7 +381,8 @@ def test_a_description_of_dictionary_learning_is_named(tmp_path: Path) -> None:
         ("resid_post_all", "model.layers.12.output"),
         ("mlp_out", "model.layers.12.post_feedforward_layernorm.output"),
         ("attn_out", "model.layers.12.self_attn.o_proj.input"),
-        ("transcoder_all", None),
+        ("transcoder_all", "model.layers.12.pre_feedforward_layernorm.output"),
+        ("clt", None),
     ],
 )
 def test_gemma_scope_2_without_a_description(part: str, hook_name: str | None, tmp_path: Path) -> None:
@@ -409,7 +411,7 @@ def test_gemma_scope_where_it_reads_no_site(part: str, reason: str, tmp_path: Pa
         (["ae.pt", "config.json"], "convert it with: saegis sae convert"),
         (["Llama-3.1-8B-Instruct-SAE-l19.pth"], "convert it with: saegis sae convert"),
         (["conf.yaml", "latest_ckpt.safetensors"], "temporal SAEs: a token is encoded from those before"),
-        (["layer_0.safetensors", "config.yaml"], "mwhanna's transcoders: a transcoder reads at one site"),
+        (["layer_0.safetensors", "config.yaml"], "a transcoder in a file of its own; convert it with"),
         (["W_enc_0.safetensors", "W_dec_0.safetensors"], "cross-layer transcoders"),
         (["layers.0/cfg.json", "layers.1/cfg.json"], "SAEs lie in its folders: layers.0, layers.1; name one"),
         (["Qwen/layer3.sae.pt", "layer3.sae.pt"], "it holds layer3.sae.pt, a pickle of torch"),

@@ -86,7 +86,7 @@ def test_the_standing_of_releases() -> None:
         "gemma-scope-2b-pt-mlp": {Standing.SERVED},
         "gemma-scope-2b-pt-att": {Standing.SERVED},
         "gemma-scope-2-270m-it-res-all": {Standing.SERVED},
-        "gemma-scope-2-270m-it-transcoders": {Standing.NOT_READ},
+        "gemma-scope-2-270m-it-transcoders": {Standing.SERVED},
         "llama_scope_lxr_8x": {Standing.SERVED},
         "qwen-scope-3-8b-base-w64k-l50": {Standing.CONVERTED},
         "sae_bench_pythia70m_sweep_gated_ctx128_0730": {Standing.CONVERTED},

@@ -128,7 +128,7 @@ def test_the_server_accepts_it_on_its_sample(done: TrainingResult, loaded: Loade
     checked = check_sae(
         placed,
         loaded.tokenizer.encode,
-        lambda tokens: read_site(loaded.model, placed.loaded.site, torch.tensor([list(tokens)]))[0],
+        lambda tokens, site: read_site(loaded.model, site, torch.tensor([list(tokens)]))[0],
         lambda *_: pytest.fail("no other site is asked for"),
         loaded.max_context,
     )

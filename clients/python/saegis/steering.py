@@ -53,8 +53,8 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True, slots=True)
 class Direction:
-    """A direction in activation space, whose norm is ignored: by its numbers, as many as the model's hidden
-    size, or one that the server keeps, by its digest or its name.
+    """A direction in activation space, whose norm is ignored: by its numbers, as many as activations have at
+    its site, or one that the server keeps, by its digest or its name.
 
     Raises ValueError unless exactly one of the three is given.
     """

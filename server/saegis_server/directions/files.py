@@ -17,6 +17,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
+from saegis_server.steering.site import Site, Widths
+
 #: What a file may have beside its numbers: names, metadata and the like.
 MOST_EXTRA_BYTES = 64 * 1024
 #: The endings of files of directions.
@@ -37,14 +39,13 @@ class FileDirection(NamedTuple):
     site: str = ""
 
 
-def read_direction(data: bytes, width: int) -> FileDirection:
-    """The direction of `width` numbers in a safetensors file or an npz archive that holds nothing else.
-
-    Raises DirectionFileError.
+def read_direction(data: bytes, widest: int) -> FileDirection:
+    """The direction of at most `widest` numbers in a safetensors file or an npz archive, which holds nothing
+    else. Raises DirectionFileError.
     """
-    most = 8 * width + MOST_EXTRA_BYTES
+    most = 8 * widest + MOST_EXTRA_BYTES
     if len(data) > most:
-        raise DirectionFileError(f"has {len(data)} bytes; a direction of {width} numbers has at most {most}")
+        raise DirectionFileError(f"has {len(data)} bytes; a direction of {widest} numbers has at most {most}")
     site = ""
     if data.startswith(_ZIP):
         name, tensor = _only(_npz(data, most))
@@ -52,17 +53,17 @@ def read_direction(data: bytes, width: int) -> FileDirection:
         name, tensor = _only(read_safetensors(data))
         site = _stated_site(data)
     try:
-        return FileDirection(checked(as_direction(tensor), width), site)
+        return FileDirection(as_direction(tensor), site)
     except DirectionFileError as error:
         raise DirectionFileError(f"{name}: {error}") from error
 
 
-def read_file(path: Path, width: int) -> FileDirection:
-    """The direction of a file of this name. Raises DirectionFileError, with the path, also if it cannot be
-    read."""
+def read_file(path: Path, widest: int) -> FileDirection:
+    """The direction of at most `widest` numbers in a file of this name. Raises DirectionFileError, with the
+    path, also if it cannot be read."""
     try:
         with path.open("rb") as file:
-            return read_direction(file.read(8 * width + MOST_EXTRA_BYTES + 1), width)
+            return read_direction(file.read(8 * widest + MOST_EXTRA_BYTES + 1), widest)
     except OSError as error:
         raise DirectionFileError(f"{path}: cannot be read: {error.strerror}") from error
     except DirectionFileError as error:
@@ -94,11 +95,14 @@ def as_direction(tensor: Tensor) -> Tensor:
     return vector
 
 
-def checked(vector: Tensor, width: int) -> Tensor:
-    """The vector. Raises DirectionFileError unless it has `width` numbers."""
+def check_width(vector: Tensor, site: Site | None, widths: Widths) -> None:
+    """Raise DirectionFileError unless a vector is as wide as the activations at its site, or without one as
+    the residual stream."""
+    width, at = (widths.stream, "") if site is None else (widths.at(site), f" at {site}")
     if len(vector) != width:
-        raise DirectionFileError(f"must have {width} numbers, as the model's activations, not {len(vector)}")
-    return vector
+        raise DirectionFileError(
+            f"must have {width} numbers, as the model's activations{at}, not {len(vector)}"
+        )
 
 
 def _only(tensors: Mapping[str, Tensor]) -> tuple[str, Tensor]:

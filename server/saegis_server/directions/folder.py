@@ -13,9 +13,9 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from saegis_server.directions.files import ENDINGS, DirectionFileError, read_file
+from saegis_server.directions.files import ENDINGS, DirectionFileError, check_width, read_file
 from saegis_server.directions.store import NAME_PATTERN, KeptDirection, is_name
-from saegis_server.steering.site import Site, SiteError
+from saegis_server.steering.site import Site, SiteError, Widths
 from saegis_server.whole_file import sync_directory, write_whole
 
 _TENSOR = "direction"
@@ -38,22 +38,23 @@ def shipped_files(paths: Iterable[Path]) -> Iterator[Path]:
         yield from files
 
 
-def read_shipped(paths: Iterable[Path], width: int, sites: Iterable[Site]) -> list[KeptDirection]:
+def read_shipped(paths: Iterable[Path], widths: Widths, sites: Iterable[Site]) -> list[KeptDirection]:
     """The directions that an operator ships, each named by its file.
 
-    Raises DirectionFileError for files that are no directions of this width, state a site that is not among
-    `sites`, cannot be names, or have a name or a direction in common.
+    Raises DirectionFileError for files that are no directions as wide as their site, state a site that is not
+    among `sites`, cannot be names, or have a name or a direction in common.
     """
     known: dict[str, Path] = {}
     served, directions = tuple(sites), []
     for path in shipped_files(paths):
-        found = read_file(path, width)
+        found = read_file(path, widths.widest)
         if not is_name(path.stem):
             raise DirectionFileError(f"{path}: its name is no direction's, which is {NAME_PATTERN}")
         made = KeptDirection.of(found.vector, path.stem, _site(found.site, path), shipped=True)
         if made.site is not None and made.site not in served:
             names = ", ".join(map(str, served)) or "none"
             raise DirectionFileError(f"{path}: is of {made.site}, no site of this server; its sites: {names}")
+        _check_width(found.vector, made.site, widths, path)
         for key, what in ((made.name, "name"), (made.digest, "direction")):
             if (other := known.setdefault(key, path)) is not path:
                 raise DirectionFileError(f"{path}: has the same {what} as {other}")
@@ -84,15 +85,15 @@ class UploadFolder:
             os.close(self._own)
             self._own = -1
 
-    def read(self, width: int) -> list[tuple[str, KeptDirection]]:
+    def read(self, widths: Widths) -> list[tuple[str, KeptDirection]]:
         """All directions, each with its tenant.
 
-        Raises DirectionFileError for a file that is not as it was written, or of another width.
+        Raises DirectionFileError for a file that is not as it was written, or not as wide as its site.
         """
         found: dict[tuple[str, str], Path] = {}
         uploaded = []
         for path in sorted(self._folder.glob("*.safetensors")):
-            tenant, direction = _read(path, width)
+            tenant, direction = _read(path, widths)
             for key in filter(None, (direction.digest, direction.name)):
                 if (other := found.setdefault((tenant, key), path)) is not path:
                     raise DirectionFileError(f"{path}: is {key!r} of the tenant {tenant!r}, as {other} is")
@@ -115,8 +116,8 @@ class UploadFolder:
         return self._folder / f"{owner}-{direction.digest}.safetensors"
 
 
-def _read(path: Path, width: int) -> tuple[str, KeptDirection]:
-    found = read_file(path, width)
+def _read(path: Path, widths: Widths) -> tuple[str, KeptDirection]:
+    found = read_file(path, widths.widest)
     with safe_open(path, "pt") as file:
         told: dict[str, str] = file.metadata() or {}
     if missing := {"tenant", "digest", "name", "site"} - told.keys():
@@ -126,7 +127,16 @@ def _read(path: Path, width: int) -> tuple[str, KeptDirection]:
     made = KeptDirection.of(found.vector, told["name"])
     if made.digest != told["digest"]:
         raise DirectionFileError(f"{path}: its numbers are not those of the digest {told['digest']}")
-    return told["tenant"], replace(made, site=_site(told["site"], path))
+    site = _site(told["site"], path)
+    _check_width(found.vector, site, widths, path)
+    return told["tenant"], replace(made, site=site)
+
+
+def _check_width(vector: Tensor, site: Site | None, widths: Widths, path: Path) -> None:
+    try:
+        check_width(vector, site, widths)
+    except DirectionFileError as error:
+        raise DirectionFileError(f"{path}: {error}") from error
 
 
 def _site(name: str, path: Path) -> Site | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Self
+from typing import NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
@@ -47,9 +47,9 @@ class KeptDirection:
         return int(self.probe.read.nbytes)
 
     @property
-    def order(self) -> tuple[str, str]:
+    def order(self) -> tuple[bool, str, str]:
         """What sorts directions: by name, those without one last, then by digest."""
-        return self.name or "~", self.digest
+        return not self.name, self.name, self.digest
 
 
 class DirectionLimits(BaseModel):
@@ -115,7 +115,15 @@ class Owned:
     @property
     def size(self) -> int:
         """How many bytes the numbers of all of them have."""
-        return sum(each.size for each in self.by_digest.values())
+        # Copied at once, since metrics are read on another thread.
+        return sum(each.size for each in list(self.by_digest.values()))
+
+
+class Uploaded(NamedTuple):
+    """How many directions there are, and how many bytes their numbers have."""
+
+    number: int
+    size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +162,7 @@ NO_DIRECTIONS = Shelf.of_operator(())
 
 
 class DirectionStore:
-    """All directions that are kept. Not safe to use from several threads."""
+    """All directions that are kept. Only `uploaded` is safe to use from several threads."""
 
     def __init__(
         self,
@@ -168,6 +176,12 @@ class DirectionStore:
         self._own: dict[str, Owned] = {}
         for tenant, direction in uploaded:
             self.keep(tenant, direction)
+
+    @property
+    def uploaded(self) -> Uploaded:
+        """How much all tenants have uploaded. Any thread may ask."""
+        every = list(self._own.values())
+        return Uploaded(sum(len(each.by_digest) for each in every), sum(each.size for each in every))
 
     def shelf(self, tenant: str) -> Shelf:
         """What a tenant may refer to, as long as nothing changes."""
@@ -185,12 +199,12 @@ class DirectionStore:
             other = owned.by_name.get(new.name)
             if other is not None and other.digest != new.digest:
                 raise DirectionTakenError("name", f"{new.name!r} is {whose} already ({other.digest})")
-        own, every = shelf.own, self._own.values()
+        own, every = shelf.own, self.uploaded
         for limit, most, used in (
             ("tenant", self._limits.tenant, len(own.by_digest) + 1),
             ("tenant_bytes", self._limits.tenant_bytes, own.size + new.size),
-            ("total", self._limits.total, sum(len(each.by_digest) for each in every) + 1),
-            ("total_bytes", self._limits.total_bytes, sum(each.size for each in every) + new.size),
+            ("total", self._limits.total, every.number + 1),
+            ("total_bytes", self._limits.total_bytes, every.size + new.size),
         ):
             if used > most:
                 raise DirectionLimitError(f"directions.{limit}", most)

@@ -60,6 +60,10 @@ def site_module(model: PreTrainedModel, site: Site) -> tuple[nn.Module, bool]:
     layer = layers[site.layer]
     if site.place in (Place.RESID_PRE, Place.RESID_POST):
         return layer, site.place is Place.RESID_PRE
+    if site.read_at != site:
+        raise SiteError(
+            f"{site} is read at {site.read_at} and written at {site.written_at}, and is no activation"
+        )
     if site.place is Place.RESID_MID:
         return _reads_mid(layer, site), True
     if site.place is Place.ATTN_Z:
@@ -67,10 +71,12 @@ def site_module(model: PreTrainedModel, site: Site) -> tuple[nn.Module, bool]:
     names: tuple[tuple[str, ...], tuple[str, ...]] = (_ATTENTION, _MLP)
     if (after := _norms_after(layer)) is not None:
         names = ((after[0],), (after[1],))
-    module = _named(layer, *names[site.place is Place.MLP_OUT])
+    if site.place is Place.MLP_IN:
+        names = ((), _MLP)
+    module = _named(layer, *names[site.place in (Place.MLP_IN, Place.MLP_OUT)])
     if module is None:
         raise SiteError(f"{site} does not exist in {type(layer).__name__}")
-    return module, False
+    return module, site.place is Place.MLP_IN
 
 
 def attention_of(layer: nn.Module, site: Site) -> nn.Module:
@@ -140,7 +146,8 @@ def _reads_mid(layer: nn.Module, site: Site) -> nn.Module:
 
 
 def all_sites(model: PreTrainedModel) -> Iterator[Site]:
-    """Every site of a model, layer by layer."""
+    """Every site of a model that is an activation, layer by layer."""
     for layer in range(len(decoder_layers(model))):
-        for place in Place:
-            yield Site(layer, place)
+        for site in (Site(layer, place) for place in Place):
+            if site.read_at == site:
+                yield site

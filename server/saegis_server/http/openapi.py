@@ -26,6 +26,8 @@ REFLECTION = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
 _PARAMETER = re.compile(r"\{(\w+)(:\w+)?\}")
 #: The messages of protobuf that its JSON writes as strings.
 _TEXTS = frozenset(("google.protobuf.Timestamp", "google.protobuf.Duration"))
+#: The message of protobuf that its JSON writes as any object.
+_ANY = "google.protobuf.Struct"
 _Type = FieldDescriptor
 _WHOLE = frozenset((_Type.TYPE_INT32, _Type.TYPE_SINT32, _Type.TYPE_SFIXED32))
 _COUNTS = frozenset((_Type.TYPE_UINT32, _Type.TYPE_FIXED32))
@@ -122,7 +124,7 @@ def _query_parameters(message: Descriptor) -> Iterator[Json]:
 
 def _gather(message: Any, found: dict[str, Descriptor]) -> None:
     """Add a message and those within it, by name."""
-    if message is None or message.name in found or message.full_name in _TEXTS:
+    if message is None or message.name in found or message.full_name in _TEXTS | {_ANY}:
         return
     if not message.GetOptions().map_entry:
         found[message.name] = message
@@ -157,6 +159,8 @@ def _value(each: FieldDescriptor) -> Json:
         return {"type": "boolean"}
     if each.enum_type is not None:
         return _enum(each.enum_type)
+    if each.message_type is not None and each.message_type.full_name == _ANY:
+        return {"type": "object"}
     if each.message_type is not None and each.message_type.full_name not in _TEXTS:
         return _reference(each.message_type)
     return {"type": "string"}

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from google.protobuf.descriptor import Descriptor
 
-from saegis.v1 import feature_pb2, model_pb2, policy_pb2
+from saegis.v1 import audit_pb2, feature_pb2, model_pb2, policy_pb2
 from saegis_server.http.endpoints import Endpoint, Face, Generation, Models, Unary
 from saegis_server.http.fields import Kind
 
@@ -97,6 +97,11 @@ def _evaluate(face: Face) -> Endpoint:
 def _validate(face: Face) -> Endpoint:
     method, kind = f"{_POLICIES}ValidatePolicy", policy_pb2.ValidatePolicyRequest
     return Unary(face, method, kind, lambda to: to.policies.ValidatePolicy)
+
+
+def _audit(face: Face) -> Endpoint:
+    method, kind = "/saegis.v1.AuditService/SearchAudit", audit_pb2.SearchAuditRequest
+    return Unary(face, method, kind, lambda to: to.audit.SearchAudit)
 
 
 def _types(module: Any, name: str) -> tuple[Descriptor, Descriptor]:
@@ -219,5 +224,12 @@ ROUTES = (
         "Checks a bundle and tells what it would change. Nothing is put in force.",
         _validate,
         *_types(policy_pb2, "ValidatePolicy"),
+    ),
+    Route(
+        "GET",
+        "/v1/audit",
+        "Finds decisions and answers in the audit log, newest first.",
+        _audit,
+        *_types(audit_pb2, "SearchAudit"),
     ),
 )

@@ -9,6 +9,8 @@ The forward equations are those of SAELens (`sae_lens/saes/{standard,gated,jumpr
     topk      as standard, but only the k largest of a token's features stay
     groupmax  as standard, but of each of k groups of features only the largest of a token's stays
     decode    x̂ = norm⁻¹(f·W_dec + b_dec)
+
+A transcoder reads x at one place and tells what is at another: y = f·W_dec + b_dec + x·W_skipᵀ.
 """
 
 import hashlib
@@ -69,6 +71,8 @@ class SparseAutoencoder:
     the tokens that it was not trained on, which readings and statistics leave out; None means the model's
     special ones. metadata: all else that it states.
     mapped: the file in which W_enc and W_dec lie, if they are no copies.
+    hook_name_out: where what a transcoder decodes is, as the file states it; None for an SAE. W_skip [d, d]:
+    of a transcoder that has one.
     Raises ValueError, naming the tensor, for a missing or superfluous tensor, a shape that does not fit,
     a dtype other than float32 and numbers that are not finite.
     """
@@ -96,6 +100,8 @@ class SparseAutoencoder:
     excluded_tokens: frozenset[int] | None = frozenset()
     metadata: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
     mapped: MappedFile | None = None
+    hook_name_out: str | None = None
+    W_skip: Tensor | None = None
 
     def __post_init__(self) -> None:
         required = TENSORS[self.architecture]
@@ -115,6 +121,7 @@ class SparseAutoencoder:
             raise ValueError("r_mag holds numbers whose exponential is zero or infinite in float32")
         self._check_folding()
         self._check_rank()
+        self._check_transcoder()
         if not self.digest:
             object.__setattr__(self, "digest", self._content_digest())
 
@@ -144,6 +151,19 @@ class SparseAutoencoder:
             shift = shift * self.r_mag.exp().clamp(min=1.0)
         if not bool(torch.isfinite(shift).all()):
             raise ValueError("b_dec·W_enc is not finite in float32")
+
+    def _check_transcoder(self) -> None:
+        if self.hook_name_out is not None and (self.norm is not Norm.NONE or self.apply_b_dec_to_input):
+            raise ValueError("a transcoder that normalises what it reads or subtracts b_dec is not known")
+        if self.W_skip is None:
+            return
+        if self.hook_name_out is None:
+            raise ValueError("W_skip is of transcoders alone")
+        shape, wanted = list(self.W_skip.shape), [self.width, self.width]
+        if shape != wanted or self.W_skip.dtype != torch.float32:
+            raise ValueError(f"W_skip has the shape {shape} ({self.W_skip.dtype}), not {wanted} of float32")
+        if not bool(torch.isfinite(self.W_skip).all()):
+            raise ValueError("W_skip holds numbers that are not finite")
 
     @property
     def width(self) -> int:
@@ -176,7 +196,10 @@ class SparseAutoencoder:
         if self.grouped:
             form += " grouped"
         state = hashlib.sha256(form.encode())
-        for name, tensor in sorted(self.tensors().items()):
+        if self.hook_name_out is not None:
+            state.update(f"\0to {self.hook_name_out}\0".encode())
+        skip = {} if self.W_skip is None else {"W_skip": self.W_skip}
+        for name, tensor in sorted({**self.tensors(), **skip}.items()):
             state.update(f"\0{name} {list(tensor.shape)}\0".encode())
             state.update(tensor.detach().cpu().contiguous().numpy().tobytes())
         return state.hexdigest()
@@ -231,7 +254,7 @@ class SparseAutoencoder:
         return replace(self, **tensors, digest="", mapped=None)  # type: ignore[arg-type]
 
     def decode(self, f: Tensor, x: Tensor) -> Tensor:
-        """The reconstruction x̂, float32 [..., d], of the features f [..., m].
+        """The reconstruction x̂, or what a transcoder tells, float32 [..., d], of the features f [..., m].
 
         x [..., d] is the activation that f came from: its norm, or its mean and deviation, scale the result.
         """
@@ -239,6 +262,8 @@ class SparseAutoencoder:
             raise ValueError(f"f has {f.shape[-1]} features; this SAE has {self.features}")
         normalised = Normalised.of(self._checked(x), self.norm)
         decoded = (times(f, self.W_dec) + self.b_dec) * normalised.scale + normalised.shift
+        if self.W_skip is not None:
+            decoded = decoded + x.to(torch.float32) @ self.W_skip.T
         return decoded + x.to(torch.float32).mean(-1, keepdim=True) if self.centred else decoded
 
     def _checked(self, x: Tensor) -> Tensor:

@@ -37,12 +37,12 @@ _BY_LOADER = {
         Standing.NOT_READ, "it reads heads' outputs without their value biases, as TransformerLens makes them"
     ),
     "gemma_2_transcoder": _ELSEWHERE,
-    "mwhanna_transcoder": _ELSEWHERE,
+    "mwhanna_transcoder": _CONVERTED,
     "mntss_clt_layer_transcoder": _ELSEWHERE,
     "temporal": Coverage(Standing.NOT_READ, "a token is encoded from those before it"),
 }
 #: By the folder in a repository of Gemma Scope 2.
-_GEMMA_SCOPE_2 = {"resid_post": _SERVED, "mlp_out": _SERVED, "attn_out": _SERVED}
+_GEMMA_SCOPE_2 = {"resid_post": _SERVED, "mlp_out": _SERVED, "attn_out": _SERVED, "transcoder": _SERVED}
 
 
 def coverage(entry: Entry) -> Coverage:

@@ -59,6 +59,13 @@ class Room:
             offered = ", ".join(map(str, self.sites)) or "none"
             raise SteeringError(f"{site} is not a site of this server (its sites: {offered})", site)
         self.capacity.check(site, rows)
+        if site.written_at != site and (rows.rules or rows.bans):
+            kind = "rules" if rows.rules else "bans"
+            raise SteeringError(
+                f"nothing can be ruled or banned at {site}: what is written does not change what is read",
+                site,
+                ((kind, 0),),
+            )
         edits = [edit for _, stage in rows.stages() for edit in stage]
         targets = (edit.target for edit in edits if edit.target is not None)
         width = self.widths.at(site)

@@ -8,12 +8,17 @@ from enum import StrEnum
 class Place(StrEnum):
     """Where in a decoder layer, in the order of the forward pass: its input, the outputs of attention's heads
     side by side, what attention adds to the stream, the stream between attention and the MLP, what the MLP
-    adds, its output."""
+    reads, what it adds, its output.
+
+    MLP_IN_TO_OUT is where transcoders are: read as the MLP reads, and written to what it adds.
+    """
 
     RESID_PRE = "resid_pre"
     ATTN_Z = "attn_z"
     ATTN_OUT = "attn_out"
     RESID_MID = "resid_mid"
+    MLP_IN = "mlp_in"
+    MLP_IN_TO_OUT = "mlp_in_to_out"
     MLP_OUT = "mlp_out"
     RESID_POST = "resid_post"
 
@@ -33,13 +38,20 @@ _MODULES = {
     "attn.c_proj.input": Place.ATTN_Z,
     "attention.dense.input": Place.ATTN_Z,
     "attn.hook_z": Place.ATTN_Z,
+    "mlp.hook_in": Place.MLP_IN,
+    "mlp.input": Place.MLP_IN,
+    "pre_feedforward_layernorm": Place.MLP_IN,
 }
 #: TransformerLens's names of places that are not `hook_` and ours.
-_TRANSFORMER_LENS = {Place.ATTN_Z: "attn.hook_z"}
+_TRANSFORMER_LENS = {Place.ATTN_Z: "attn.hook_z", Place.MLP_IN: "mlp.hook_in"}
+#: A name that is used of two places.
+_BEFORE_NORM = re.compile(r"blocks\.\d+\.hook_mlp_in")
 _SPELLINGS = (
     re.compile(r"blocks\.(?P<layer>\d+)\.hook_(?P<place>\w+)"),
     re.compile(r"layers\.(?P<layer>\d+)\.(?P<place>\w+)"),
-    re.compile(r"model\.layers\.(?P<layer>\d+)(?:\.(?P<module>post_feedforward_layernorm)(?:\.output)?)?"),
+    re.compile(
+        r"model\.layers\.(?P<layer>\d+)(?:\.(?P<module>(?:pre|post)_feedforward_layernorm)(?:\.output)?)?"
+    ),
     re.compile(
         r"(?:transformer\.h|gpt_neox\.layers)\.(?P<layer>\d+)(?:\.(?P<module>mlp|attn|attention)(?:\.output)?)?"
     ),
@@ -51,7 +63,8 @@ _SPELLINGS = (
         r"(?:model\.layers|transformer\.h|gpt_neox\.layers)\.(?P<layer>\d+)\."
         r"(?P<module>(?:self_attn\.o_proj|attn\.c_proj|attention\.dense)\.input)"
     ),
-    re.compile(r"blocks\.(?P<layer>\d+)\.(?P<module>attn\.hook_z)"),
+    re.compile(r"blocks\.(?P<layer>\d+)\.(?P<module>attn\.hook_z|mlp\.hook_in)"),
+    re.compile(r"(?:model\.layers|transformer\.h|gpt_neox\.layers)\.(?P<layer>\d+)\.(?P<module>mlp\.input)"),
     re.compile(r"layers\.(?P<layer>\d+)"),
 )
 
@@ -71,6 +84,16 @@ class Site:
         return f"layers.{self.layer}.{self.place}"
 
     @property
+    def read_at(self) -> "Site":
+        """Where its activation is read: itself, but for MLP_IN_TO_OUT."""
+        return Site(self.layer, Place.MLP_IN) if self.place is Place.MLP_IN_TO_OUT else self
+
+    @property
+    def written_at(self) -> "Site":
+        """Where what its rows write is added: itself, but for MLP_IN_TO_OUT."""
+        return Site(self.layer, Place.MLP_OUT) if self.place is Place.MLP_IN_TO_OUT else self
+
+    @property
     def transformer_lens(self) -> str:
         """TransformerLens's name, which SAE files state: `blocks.3.hook_resid_post`."""
         name = _TRANSFORMER_LENS.get(self.place, f"hook_{self.place}")
@@ -83,6 +106,11 @@ class Site:
         A bare layer (`layers.3`, `model.layers.3`) is its output, resid_post; of a module's path the output
         is meant (`model.layers.3.post_feedforward_layernorm.output`). Raises SiteError.
         """
+        if _BEFORE_NORM.fullmatch(name):
+            raise SiteError(
+                f"{name!r} is the stream before the MLP's norm in TransformerLens, and what the MLP reads "
+                "elsewhere; write layers.<number>.resid_mid or layers.<number>.mlp_in"
+            )
         for spelling in _SPELLINGS:
             if match := spelling.fullmatch(name):
                 named = match.groupdict()
@@ -105,6 +133,11 @@ class Widths:
     def at(self, site: Site) -> int:
         """d at a site."""
         return dict(self.own).get(site, self.stream)
+
+    @property
+    def widest(self) -> int:
+        """The largest d of any site."""
+        return max(self.stream, *(width for _, width in self.own), 0)
 
 
 _FORWARD = tuple(Place)

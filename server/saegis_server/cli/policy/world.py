@@ -77,7 +77,8 @@ class Subject:
         try:
             loaded = _load(source["path"], source.get("id"), sites[0] if sites else None)
             steered = sorted({loaded.site, *map(Site.parse, sites)}, key=forward_order)
-            shipped = read_shipped(self.directions or (), loaded.sae.width, steered)
+            widths = Widths(loaded.sae.width)
+            shipped = read_shipped(self.directions or (), widths, steered)
         except SAEFileError as error:
             raise fail(
                 f"the SAE cannot be read: {error}",
@@ -91,7 +92,7 @@ class Subject:
         return World(
             model=name or "model",
             sites=tuple(steered),
-            widths=Widths(loaded.sae.width),
+            widths=widths,
             catalog=Catalog([loaded]),
             capacity=Capacity(**room_for_rows(self.rows or [])),
             named=name is not None,

@@ -55,6 +55,7 @@ def described(sae: SparseAutoencoder) -> dict[str, Any]:
         "apply_b_dec_to_input": sae.apply_b_dec_to_input,
         "centred": sae.centred,
         "hook_name": sae.hook_name,
+        "hook_name_out": sae.hook_name_out,
         "site": site_of(sae),
         "model_name": sae.model_name,
         "stated_fvu": sae.stated_fvu,
@@ -66,9 +67,11 @@ def described(sae: SparseAutoencoder) -> dict[str, Any]:
 
 def site_of(sae: SparseAutoencoder) -> str | None:
     """The site that its files name, in our spelling; None if they name none."""
-    from saegis_server.steering.site import Site, SiteError
+    from saegis_server.sae.origin import stated_site
+    from saegis_server.steering.site import SiteError
 
     try:
-        return None if sae.hook_name is None else str(Site.parse(sae.hook_name))
+        site = stated_site(sae)
     except SiteError:
         return None
+    return None if site is None else str(site)

@@ -55,10 +55,18 @@ def convert(
         raise fail(f"{out} exists already", "give the name of a new folder", USAGE)
     found = read(sae)
     try:
-        hook_name = found.hook_name if site is None else str(Site.parse(site))
+        place = None if site is None else Site.parse(site)
     except SiteError as error:
         raise fail(str(error), "sites are written layers.NUMBER.resid_post", USAGE) from error
-    found = replace(found, hook_name=hook_name, model_name=name or found.model_name)
+    if place is not None:
+        if (place.written_at == place) != (found.hook_name_out is None):
+            raise fail(
+                f"{sae} cannot be at {place}", "only transcoders are at layers.NUMBER.mlp_in_to_out", USAGE
+            )
+        found = replace(found, hook_name=str(place.read_at))
+        if found.hook_name_out is not None:
+            found = replace(found, hook_name_out=str(place.written_at))
+    found = replace(found, model_name=name or found.model_name)
     try:
         save_sae(found, out)
     except OSError as error:
@@ -72,7 +80,7 @@ def convert(
         print_json(described(again))
         return
     console().print(Text(f"{out}: {again.features} features of width {again.width}"), soft_wrap=True)
-    place = "" if again.hook_name else " --site layers.NUMBER.resid_post"
+    told = "" if again.hook_name else " --site layers.NUMBER.resid_post"
     console().print(
-        Text(f"serve it with: {own_command()} serve --model ... --sae {out}{place}"), soft_wrap=True
+        Text(f"serve it with: {own_command()} serve --model ... --sae {out}{told}"), soft_wrap=True
     )

@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from saegis_server.engine.torch.context import Mode, StepContext
 from saegis_server.engine.torch.site_reading import hook
+from saegis_server.steering.apart import Waiting, read_apart, write_apart
 from saegis_server.steering.apply import Readings, apply
 from saegis_server.steering.ranking import Ranking
 from saegis_server.steering.rows import Norm
@@ -23,7 +24,12 @@ def install_hooks(
     """Let every site's activation pass through `context`; `sites` gives the normalisations used at each,
     `rankings` the SAEs that decide by rank."""
     for number, (site, norms) in enumerate(sites.items()):
-        hook(model, site, _SiteHook(number, site, norms, context, rankings[site])._pass)
+        if site.written_at == site:
+            hook(model, site, _SiteHook(number, site, norms, context, rankings[site])._pass)
+            continue
+        apart = _ApartHook(number, site, norms, context, rankings[site])
+        hook(model, site.read_at, apart._read)
+        hook(model, site.written_at, apart._write)
 
 
 class _SiteHook:
@@ -55,6 +61,42 @@ class _SiteHook:
         if conditions is None:
             raise RuntimeError("no step with conditions is running")
         return conditions.read(self.number, guarded)
+
+
+class _ApartHook(_SiteHook):
+    """Of a site that is written elsewhere than it is read: what is to be written waits until then."""
+
+    def __init__(
+        self, number: int, site: Site, norms: frozenset[Norm], context: StepContext, ranking: Ranking
+    ) -> None:
+        super().__init__(number, site, norms, context, ranking)
+        self._waiting: Waiting | None = None
+
+    def _read(self, x: Tensor) -> Tensor:
+        context = self.context
+        if context.mode is Mode.CAPTURE:
+            context.captured[self.site] = x
+        if context.tokens is None:
+            return x
+        flat, gates = x.flatten(0, 1), None if context.conditions is None else self._gates
+        if self.site in context.keeps:
+            context.kept[self.site] = flat
+        self._waiting = read_apart(
+            flat, context.views[self.site], context.tokens, self.norms, gates, self.cuts
+        )
+        return x
+
+    def _write(self, x: Tensor) -> Tensor:
+        context, waiting = self.context, self._waiting
+        if context.tokens is None or waiting is None:
+            return x
+        self._waiting = None
+        flat = x.flatten(0, 1)
+        steered, readings = write_apart(flat, waiting)
+        if context.unmoved is not None:
+            steered, readings = _except_for(context.unmoved, flat, steered, readings)
+        context.readings[self.site] = readings
+        return steered.reshape(x.shape)
 
 
 def _except_for(unmoved: Tensor, x: Tensor, steered: Tensor, readings: Readings) -> tuple[Tensor, Readings]:

@@ -29,7 +29,7 @@ _SUM = (Place.RESID_PRE, Place.ATTN_OUT, Place.MLP_OUT, Place.RESID_POST)
 @torch.inference_mode()
 def check_places(model: PreTrainedModel, sites: Iterable[Site]) -> None:
     """Raise SiteError for a site that the model does not have, or that is not what its name says."""
-    if not (wanted := sorted(set(sites), key=str)):
+    if not (wanted := sorted({each for site in sites for each in (site.read_at, site.written_at)}, key=str)):
         return
     last = len(decoder_layers(model)) - 1
     whole = {Site(site.layer, place) for site in wanted if _is_part(site) for place in _SUM}

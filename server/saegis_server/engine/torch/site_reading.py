@@ -93,7 +93,8 @@ class _Done(Exception):
 def read_site(
     model: PreTrainedModel, site: Site, input_ids: Tensor, attention_mask: Tensor | None = None
 ) -> Tensor:
-    """Activations at `site`, float32 [rows, tokens, d], on the model's device; later layers are not run.
+    """Activations where `site` is read, float32 [rows, tokens, d], on the model's device; what comes after it
+    is not run.
 
     input_ids and attention_mask: int64 [rows, tokens]. Under causal attention right padding needs no mask.
     """
@@ -103,7 +104,7 @@ def read_site(
         caught.append(x.detach().float())
         raise _Done
 
-    with edited(model, site, stop):
+    with edited(model, site.read_at, stop):
         try:
             model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
         except _Done:

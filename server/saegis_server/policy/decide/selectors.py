@@ -183,6 +183,8 @@ class Selectors:
         return vector, f"{name}:{tensor}" if tensor else name
 
     def _check_width(self, vector: Tensor, site: Site, path: str) -> None:
+        if site.written_at != site:
+            raise _fault(path, f"a direction cannot be at {site}, which is not written where it is read")
         if vector.shape != ((width := self._world.widths.at(site)),):
             expected = f"[{width}], as the model's activations at {site}"
             raise _fault(path, f"has the shape {list(vector.shape)}, not {expected}")

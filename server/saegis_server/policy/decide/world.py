@@ -37,7 +37,7 @@ class World:
     """model: its name, as matches name it. sites: in forward order. widths: of the activations there.
 
     callers: returns who may call now; None where that is not known. named: whether `model` is the name that
-    the model is served under, and no placeholder. directions: those that the operator ships, of this width.
+    the model is served under, and no placeholder. directions: those that the operator ships, of these widths.
     """
 
     model: str

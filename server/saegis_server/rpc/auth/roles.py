@@ -22,7 +22,7 @@ class Role(StrEnum):
     OPERATE = "operate"
     """Read how busy the server is, and which features fire in everybody's texts."""
     ADMINISTER = "administer"
-    """Put policies in force."""
+    """Put policies in force, and search the audit log."""
     UNRULED = "unruled"
     """Compare scores with the model without the operator's rules, beside what Score itself needs."""
 

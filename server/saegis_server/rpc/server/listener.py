@@ -10,6 +10,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-un
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc  # type: ignore[import-untyped]
 
 from saegis.v1 import (
+    audit_pb2_grpc,
     direction_pb2_grpc,
     feature_pb2_grpc,
     generation_pb2_grpc,
@@ -23,6 +24,7 @@ from saegis_server.rpc.server.entrance import Entrance
 from saegis_server.rpc.server.gate import Gate
 from saegis_server.rpc.server.intake import Intake
 from saegis_server.rpc.server.interceptor import OutermostInterceptor
+from saegis_server.rpc.services.audit import AuditServicer
 from saegis_server.rpc.services.directions import DirectionServicer
 from saegis_server.rpc.services.features import FeatureServicer
 from saegis_server.rpc.services.generation import GenerationServicer
@@ -77,6 +79,7 @@ class Servicers:
     models: ModelServicer
     policies: PolicyServicer
     directions: DirectionServicer
+    audit: AuditServicer
 
 
 def register(server: Any, services: Services) -> Servicers:
@@ -87,12 +90,14 @@ def register(server: Any, services: Services) -> Servicers:
         ModelServicer(services),
         PolicyServicer(services),
         DirectionServicer(services),
+        AuditServicer(services),
     )
     generation_pb2_grpc.add_GenerationServiceServicer_to_server(made.generation, server)
     feature_pb2_grpc.add_FeatureServiceServicer_to_server(made.features, server)
     model_pb2_grpc.add_ModelServiceServicer_to_server(made.models, server)
     policy_pb2_grpc.add_PolicyServiceServicer_to_server(made.policies, server)
     direction_pb2_grpc.add_DirectionServiceServicer_to_server(made.directions, server)
+    audit_pb2_grpc.add_AuditServiceServicer_to_server(made.audit, server)
     return made
 
 

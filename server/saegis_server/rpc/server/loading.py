@@ -20,7 +20,7 @@ from saegis_server.engine.torch.build import build_step, compiles
 from saegis_server.engine.torch.engine import TorchEngine
 from saegis_server.engine.torch.loading import LoadedModel, check_device, check_dtype, load_model
 from saegis_server.engine.torch.memory import free_bytes
-from saegis_server.engine.torch.site_reading import read_site, show_sites
+from saegis_server.engine.torch.site_reading import edited, read_site, show_sites
 from saegis_server.engine.torch.sizing import Wishes
 from saegis_server.engine.torch.step import Step
 from saegis_server.engine.torch.usage import UsageCounting
@@ -43,7 +43,7 @@ from saegis_server.sae.labels import LABELS_FILE
 from saegis_server.sae.left_out import special_tokens
 from saegis_server.steering.ranking import RankedDictionary
 from saegis_server.steering.rows import Norm
-from saegis_server.steering.site import Site
+from saegis_server.steering.site import Site, Widths
 from saegis_server.steering.table import Capacity
 from saegis_server.telemetry.metrics import Metrics
 from saegis_server.telemetry.usage import Counted, UsageBook
@@ -85,8 +85,8 @@ def load_services(config: ServerConfig, premises: Premises, progress: Progress) 
     checked = []
     for count, sae in enumerate(placed):
         progress("checking SAEs", count, len(placed))
-        capture, length = _capture_at(step, sae.loaded.site), step.slots.max_length
-        fits = check_sae(sae, prompts.text, capture, _survey(step), length, prompts.special)
+        length = step.slots.max_length
+        fits = check_sae(sae, prompts.text, _capture(step), _survey(step), length, prompts.special)
         examples = Examples.load(sae.folder, fits.sae, step.slots.vocabulary)
         checked.append(replace(fits, examples=examples))
     return services(config, premises, loaded, step, prompts, checked)
@@ -114,7 +114,7 @@ def fitted(placed: PlacedSAE, loaded: LoadedModel, unmatched: Unmatched) -> Load
     return check_sae(
         placed,
         lambda text: tokenizer.encode(text, verbose=False),
-        lambda tokens: read_site(model, placed.loaded.site, ids([tokens]))[0],
+        lambda tokens, site: read_site(model, site, ids([tokens]))[0],
         lambda tokens, visit: show_sites(
             model, lambda: model(input_ids=ids([tokens]), use_cache=False), visit
         ),
@@ -136,7 +136,7 @@ def services(
     engine, counts_usage = _engine(config, loaded, step, saes)
     facts = _facts(config, loaded)
     widths = step.slots.room.widths
-    shipped = read_shipped(config.directions, widths.stream, step.sites)
+    shipped = read_shipped(config.directions, widths, step.sites)
     targets = Targets(step.sites, Catalog(saes), widths, Shelf.of_operator(shipped))
     metrics = premises.metrics
     metrics.observe_load(engine.stats)
@@ -156,7 +156,7 @@ def services(
     )
     governor = govern(config, premises, world)
     governor.watch_set = _watch_set(config, engine, targets.catalog, metrics, governor.policies)
-    uploads, uploaded = _uploads(config, targets.widths.stream)
+    uploads, uploaded = _uploads(config, widths)
     made = Services(
         engine,
         facts,
@@ -179,13 +179,15 @@ def services(
     return made
 
 
-def _uploads(config: ServerConfig, width: int) -> tuple[UploadFolder | None, list[tuple[str, KeptDirection]]]:
+def _uploads(
+    config: ServerConfig, widths: Widths
+) -> tuple[UploadFolder | None, list[tuple[str, KeptDirection]]]:
     """The folder of uploaded directions, if there is one, and what it holds. Raises DirectionFileError."""
     if config.direction_state is None:
         return None, []
     folder = UploadFolder(config.direction_state)
     try:
-        return folder, folder.read(width)
+        return folder, folder.read(widths)
     except BaseException:
         folder.close()
         raise
@@ -308,8 +310,21 @@ def _ranked(
     return kept
 
 
-def _capture_at(step: Step, site: Site) -> Callable[[Sequence[int]], Tensor]:
-    return lambda tokens: step.capture(list(tokens))[site]
+def _capture(step: Step) -> Callable[[Sequence[int], Site], Tensor]:
+    """Gives the activations [T, d] of tokens at any place of the model, whether it is steered or not."""
+
+    def capture(tokens: Sequence[int], site: Site) -> Tensor:
+        found: list[Tensor] = []
+
+        def keep(x: Tensor) -> Tensor:
+            found.append(x[0].clone())
+            return x
+
+        with edited(step.model, site, keep):
+            step.capture(list(tokens))
+        return found[0]
+
+    return capture
 
 
 def _survey(step: Step) -> Survey:

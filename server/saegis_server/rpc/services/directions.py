@@ -9,7 +9,7 @@ from torch import Tensor
 from saegis.v1 import direction_pb2 as pb
 from saegis.v1 import direction_pb2_grpc
 from saegis_server.audit.records import DirectionRecord
-from saegis_server.directions.files import DirectionFileError, read_direction
+from saegis_server.directions.files import DirectionFileError, check_width, read_direction
 from saegis_server.directions.store import NAME_PATTERN, KeptDirection, is_name
 from saegis_server.engine.api import FieldError
 from saegis_server.rpc.auth.identity import current_identity
@@ -69,13 +69,14 @@ class DirectionServicer(Servicer, direction_pb2_grpc.DirectionServiceServicer):
             raise FieldError("values", "either values or a file must be given")
         if request.file:
             try:
-                vector, stated = read_direction(request.file, targets.widths.stream)
+                vector, stated = read_direction(request.file, targets.widths.widest)
+                at = targets.site(site or stated, "site") if site or stated else None
+                check_width(vector, at, targets.widths)
             except DirectionFileError as error:
                 raise FieldError("file", str(error)) from error
-            site = site or stated
         else:
-            vector = targets.vector(request.values, None, "values")
-        at = targets.site(site, "site") if site else None
+            at = targets.site(site, "site") if site else None
+            vector = targets.vector(request.values, at, "values")
         try:
             return vector, KeptDirection.of(vector, request.name, at)
         except ValueError as error:

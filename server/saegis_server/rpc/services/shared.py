@@ -87,12 +87,14 @@ class Services:
         return most_characters(self.engine.max_length)
 
     def work(self) -> dict[str, float]:
-        """How much work is inside, by metric."""
+        """How much work is inside, and how many directions are kept, by metric."""
         return {
             "saegis_requests_inside": self.limiter.inside,
             "saegis_request_bytes_held": self.limiter.held_bytes,
             "saegis_admission_waiting": self.admission.waiting,
             "saegis_heavy_work_waiting": self.heavy.waiting,
+            "saegis_directions_kept": self.directions.uploaded.number,
+            "saegis_direction_bytes_kept": self.directions.uploaded.size,
         }
 
     async def in_thread(self, function: Callable[..., T], *args: Any) -> T:

@@ -158,6 +158,7 @@ class Targets:
         field = f"{path}.direction"
         if not message.WhichOneof("reference"):
             site = site or self._only_site(f"{path}.site")
+            _require_whole(site, field)
             return Resolved(site, self._probe(message.values, site, f"{field}.values"))
         if message.values:
             raise FieldError(field, "give either values or a reference")
@@ -166,6 +167,7 @@ class Targets:
             described = f"the direction is kept at {kept.site}, no site of this server; name another"
             raise UnknownSiteError(f"{path}.site", described, str(kept.site))
         site = site or kept.site or self._only_site(f"{path}.site")
+        _require_whole(site, field)
         if (wide := len(kept.probe.read)) != (width := self.widths.at(site)):
             raise FieldError(
                 f"{path}.site", f"the direction has {wide} numbers, and activations {width} there"
@@ -189,3 +191,8 @@ class Targets:
             return Probe.direction(self.vector(values, site, path))
         except ValueError as error:
             raise FieldError(path, str(error)) from error
+
+
+def _require_whole(site: Site, path: str) -> None:
+    if site.written_at != site:
+        raise FieldError(path, f"a direction cannot be at {site}, which is not written where it is read")

@@ -25,7 +25,7 @@ export class ApiError extends Error {
     if (this.metadata.role) {
       return `You may not do this: it needs the role “${this.metadata.role}”, which your token does not have.`;
     }
-    if (this.status === 403) return `The operator's policy denies this: ${this.message}`;
+    if (this.status === 403) return `Denied: ${this.message}.`;
     if (this.status === 429) return `Too much at once: ${this.message}. Try again in a moment.`;
     return this.param && !this.message.startsWith(this.param) ? `${this.param}: ${this.message}` : this.message;
   }

@@ -5,14 +5,17 @@
 
 import { get, keepToken, token, wordsOf } from "./api.js";
 import { fill, make } from "./elements.js";
+import * as audit from "./pages/audit.js";
 import * as feature from "./pages/feature.js";
 import * as play from "./pages/play.js";
+import * as policies from "./pages/policies.js";
 import * as receipt from "./pages/receipt.js";
 import * as tokens from "./pages/tokens.js";
+import * as usage from "./pages/usage.js";
 import { state } from "./state.js";
 
 /** @type {Record<string, {title: string, show: (place: Place) => unknown}>} */
-const PAGES = { play, tokens, feature, receipt };
+const PAGES = { play, tokens, feature, usage, policies, receipt, audit };
 /** @typedef {{root: HTMLElement, rest: string[], query: URLSearchParams}} Place */
 
 const content = /** @type {HTMLElement} */ (document.getElementById("content"));
@@ -38,7 +41,7 @@ async function show() {
       make("a", { href: `#/${key}`, "aria-current": key === name && "page" }, title),
     ),
   );
-  const root = make("div", { class: `page ${name}` });
+  const root = make("div", { class: `page page-${name}` });
   fill(content, make("h1", {}, page.title), root);
   try {
     await know();

@@ -96,7 +96,7 @@ function siteSentences(site) {
  */
 export function receiptInWords(receipt) {
   const names = [
-    ["decision", receipt.decision_id],
+    ["decision", receipt.decision_id, `#/audit?decision_id=${encodeURIComponent(receipt.decision_id || "")}`],
     ["program", receipt.program_digest],
     ["model", receipt.model],
     ["policies", receipt.policy_revision],
@@ -106,7 +106,10 @@ export function receiptInWords(receipt) {
     "section",
     { class: "receipt", "aria-label": "Receipt in words" },
     make("ul", { class: "sentences" }, sentences(receipt).map((line) => make("li", {}, line))),
-    table("What names it", ["name", "value"], names.map(([name, value]) => [name, make("code", {}, value)])),
+    table("What names it", ["name", "value"], names.map(([name, value, address]) => [
+        name,
+        address ? make("a", { href: address }, make("code", {}, value)) : make("code", {}, value),
+      ])),
     make("details", {}, make("summary", {}, "The receipt as JSON"), make("pre", { tabindex: 0 }, JSON.stringify(receipt, null, 2))),
   );
 }
