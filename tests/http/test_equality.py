@@ -196,7 +196,7 @@ def test_the_same_requests_have_the_same_answers(
 ) -> None:
     draw = random.Random(19)
     requests = [drawn(draw) for _ in range(REQUESTS)]
-    with httpx.Client(base_url=url_of(served), timeout=60) as http, ThreadPoolExecutor(4) as pool:
+    with httpx.Client(base_url=url_of(served), timeout=300) as http, ThreadPoolExecutor(4) as pool:
 
         def compare(request: pb.GenerateRequest) -> None:
             wanted, chat = generation.Generate(request), request.HasField("chat")

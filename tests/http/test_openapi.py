@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -92,3 +93,13 @@ def test_the_description_is_told_to_those_who_may_read_the_contract(served: Runn
     assert httpx.get(f"{url_of(served)}/openapi.json").json() == description()
     with running(http_port=0, reflection=False) as server:
         assert httpx.get(f"{url_of(server)}/openapi.json").status_code == 404
+
+
+def test_the_document_names_every_path() -> None:
+    text = (Path(__file__).resolve().parents[2] / "docs/http.md").read_text(encoding="utf-8")
+
+    def shown(match: re.Match[str]) -> str:
+        return {"model": "NAME"}.get(match[1], match[1].upper())
+
+    paths = {re.sub(r"\{(\w+)(?::\w+)?\}", shown, route.path) for route in ROUTES}
+    assert not {path for path in paths if path not in text}
