@@ -30,12 +30,12 @@ can run a model is found when the server starts, and never guessed from the mode
 - RoPE whose frequencies depend on the longest text of a batch (`dynamic`, `longrope`) is frozen for
   the context that is served, which the log says. With `--max-model-len` at the original length or
   below, they are those that Transformers takes for such texts; above it, those that it takes for
-  longer ones, for every text. So no text changes the frequencies of another. Beside a longer text an
-  answer's sums go over more of the cache, in another order, which its last bits show: with every
-  kind of RoPE alike, by as much as docs/steering.md says. Where as many rows are computed over as
-  much of the cache, a text's logits are bit for bit what they are alone; those after its prompt are
-  so in any case:
-  `tests/engine/test_isolation.py::test_a_longer_text_beside_changes_the_order_of_sums_alone`.
+  longer ones, for every text. So no text changes the frequencies of another, and with
+  `--batch-invariant` none changes a bit of another's answer
+  (`tests/engine/test_batch_invariant.py`). Without, sequences share steps, and an answer's sums go
+  over more rows and more of the cache beside others, in another order, which its last bits show:
+  with every kind of RoPE alike, by as much as docs/steering.md says
+  (`tests/engine/test_isolation.py`).
 - Each place that is steered is checked: what is before a layer, what attention adds and what the
   MLP adds must make up what is after it, which is not so where a model scales what it adds. The
   stream between attention and the MLP (`resid_mid`) must be what is before the layer where

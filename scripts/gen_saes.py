@@ -16,7 +16,7 @@ from saegis_server.sae.releases import Entry, release, release_names
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs/saes.md"
 _BEGIN, _END = "<!-- tables: written by scripts/gen_saes.py -->\n", "<!-- end of tables -->"
 #: What is told of a release of which the SAEs stand differently: the best.
-_ORDER = (Standing.SERVED, Standing.CONVERTED, Standing.BY_RANK, Standing.NOT_READ)
+_ORDER = (Standing.SERVED, Standing.CONVERTED, Standing.NOT_READ)
 
 
 def current(text: str) -> str:

@@ -44,11 +44,22 @@ def test_info_tells_what_a_folder_is(tmp_path: Path) -> None:
     assert "blocks.7.hook_mlp_out = layers.7.mlp_out" in told
 
 
-def test_info_tells_of_what_cannot_be_served(tmp_path: Path) -> None:
+def test_info_tells_how_many_features_rank_leaves_active(tmp_path: Path) -> None:
     folder = WRITERS["sparsify"](tmp_path, 4).folder
-    assert "no: it decides by rank which" in invoke("info", str(folder))
-    assert "decides by rank" in invoke("check", str(folder), code=1)
-    assert not plain("check", str(folder), code=1)["valid"]
+    sae = load_sae(folder)
+    assert f"{sae.activation} of {sae.k}, norm none" in invoke("info", str(folder))
+    assert (plain("info", str(folder))["architecture"], sae.k) == (
+        sae.activation,
+        plain("info", str(folder))["k"],
+    )
+    assert plain("check", str(folder))["valid"]
+
+
+def test_group_max_is_no_layout_of_what_is_converted(tmp_path: Path) -> None:
+    folder, out = WRITERS["sparsify"](tmp_path, 5).folder, tmp_path / "out"
+    assert load_sae(folder).activation == "groupmax"
+    assert "groupmax, which SAELens does not have" in invoke("convert", str(folder), str(out), code=1)
+    assert not out.exists()
 
 
 def test_convert_makes_a_pickle_one_that_is_served(tmp_path: Path) -> None:

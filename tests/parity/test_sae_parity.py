@@ -12,11 +12,12 @@ from torch import Tensor
 
 from saegis_server.sae.autoencoder import Architecture, SparseAutoencoder
 from saegis_server.sae.errors import SAEFileError
-from saegis_server.sae.files import load_sae, read_sae_files
+from saegis_server.sae.files import load_sae
 from saegis_server.sae.formats.saelens import save_sae
 from saegis_server.sae.origin import stated_site
 from saegis_server.steering.admitted import AdmittedRows
 from saegis_server.steering.program import SiteProgram, SteeringError, SteeringProgram
+from saegis_server.steering.ranking import Ranking
 from saegis_server.steering.rows import Norm, Probe, Redirection, clamp, clamp_if_active, redirect, scale
 from saegis_server.steering.site import Site
 from saegis_server.steering.table import Capacity, SiteTable, TableView
@@ -320,10 +321,8 @@ def test_a_training_checkpoint_is_what_saelens_would_save(tmp_path: Path, kind: 
         load_sae(tmp_path / "checkpoint")
 
 
-@pytest.mark.parametrize("normalisation", NORMALISATIONS)
-@pytest.mark.parametrize("rescaled", [True, False])
-@torch.no_grad()
-def test_topk_is_read_and_not_served(tmp_path: Path, normalisation: str, rescaled: bool) -> None:
+def _topk(normalisation: str, rescaled: bool) -> Any:
+    """SAELens's own TopK, with decoder rows of several lengths."""
     config = {
         "architecture": "topk",
         "d_in": WIDTH,
@@ -333,10 +332,18 @@ def test_topk_is_read_and_not_served(tmp_path: Path, normalisation: str, rescale
         "normalize_activations": normalisation,
         "metadata": {"hook_name": HOOK},
     }
-    theirs: Any = sae_lens.SAE.from_dict(config)
-    theirs.W_dec.mul_(1.0 + torch.rand(FEATURES, 1, generator=torch.Generator().manual_seed(2)))
+    made: Any = sae_lens.SAE.from_dict(config)
+    made.W_dec.mul_(1.0 + torch.rand(FEATURES, 1, generator=torch.Generator().manual_seed(2)))
+    return made
+
+
+@pytest.mark.parametrize("normalisation", NORMALISATIONS)
+@pytest.mark.parametrize("rescaled", [True, False])
+@torch.no_grad()
+def test_topk_is_read_and_written(tmp_path: Path, normalisation: str, rescaled: bool) -> None:
+    theirs = _topk(normalisation, rescaled)
     _save_theirs(theirs, tmp_path / "sae")
-    ours = read_sae_files(tmp_path / "sae")
+    ours = load_sae(tmp_path / "sae")
     assert ours.k == 7
     x = _activations()
     _close(ours.encode(x), theirs.encode(x))
@@ -344,10 +351,52 @@ def test_topk_is_read_and_not_served(tmp_path: Path, normalisation: str, rescale
     save_sae(ours, tmp_path / "written")
     again: Any = sae_lens.SAE.load_from_disk(tmp_path / "written")
     _close(ours.encode(x), again.encode(x))
-    with pytest.raises(SAEFileError, match="decides by rank which 7 features are active"):
-        load_sae(tmp_path / "sae")
-    with pytest.raises(ValueError, match="decides by rank"):
-        ours.probe(3)
+
+
+@pytest.mark.parametrize("normalisation", NORMALISATIONS)
+@pytest.mark.parametrize("rescaled", [True, False])
+@pytest.mark.parametrize("op", ["clamp", "clamp_if_active", "scale"])
+@torch.no_grad()
+def test_steered_by_topk_agrees(tmp_path: Path, normalisation: str, rescaled: bool, op: str) -> None:
+    """As above, where the rank of a feature among all decides whether it is active."""
+    theirs = _topk(normalisation, rescaled)
+    _save_theirs(theirs, tmp_path / "sae")
+    ours, x = load_sae(tmp_path / "sae"), _activations(seed=11)
+    active = (theirs.encode(x) > 0.0).sum(0)
+    feature = int((active - TOKENS // 2).abs().argmin())
+    assert 0 < int(active[feature]) < TOKENS
+
+    def change(acts: Tensor, hook: Any) -> Tensor:
+        changed, column = acts.clone(), acts[:, feature]
+        changed[:, feature] = {
+            "clamp": torch.full_like(column, 7.5),
+            "clamp_if_active": torch.where(column > 0.0, 7.5, column),
+            "scale": -1.5 * column,
+        }[op]
+        return changed
+
+    with pytest.warns(DeprecationWarning, match="use_error_term"):
+        theirs.use_error_term = True
+    theirs.hook_sae_acts_post.add_hook(change)
+    wanted = theirs(x)
+    theirs.reset_hooks()
+    probe = ours.probe(feature)
+    edit = {
+        "clamp": clamp(probe, 7.5),
+        "clamp_if_active": clamp_if_active(probe, 7.5),
+        "scale": scale(probe, -1.5),
+    }[op]
+    dictionary = ours.ranked("cpu")
+    assert dictionary is not None
+    program = SiteProgram(edits=(edit,), watches=(probe,))
+    table = cases.table_of([program], WIDTH, ranking=Ranking([dictionary]))
+    prompt = torch.zeros(1, TOKENS, dtype=torch.bool)
+    norms, cuts = frozenset({Norm.NONE, ours.norm}), cases.cuts_of(table)
+    steered, readings = cases.applied(x[None], cases.view(table), prompt, norms, cuts=cuts)
+    assert float((wanted - x).abs().max()) > 0.1, "the edit must be felt"
+    _close(steered[0], wanted)
+    _close(readings.watched_before[0, :, 0], theirs.encode(x)[:, feature])
+    _close(readings.watched_after[0, :, 0], theirs.encode(wanted)[:, feature])
 
 
 @pytest.mark.parametrize("normalisation", ["none", "layer_norm"])

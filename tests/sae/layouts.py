@@ -216,9 +216,11 @@ def largest(p: Tensor, k: int) -> Tensor:
 
 
 def sparsify(folder: Path, seed: int) -> Written:
-    """TopK on the output of a layer."""
+    """TopK on the output of a layer, or group max."""
     w = Weights(seed)
-    k = w.count(1, w.m)
+    k, grouped = w.count(1, w.m), seed % 2 == 1
+    if grouped:
+        w.m = k * (1 + w.m // k)
     tensors = {
         "encoder.weight": w.normal(w.m, w.d),
         "encoder.bias": w.normal(w.m),
@@ -226,7 +228,7 @@ def sparsify(folder: Path, seed: int) -> Written:
         "b_dec": w.normal(w.d),
     }
     config = {
-        "activation": "topk",
+        "activation": "groupmax" if grouped else "topk",
         "expansion_factor": 32,
         "normalize_decoder": bool(seed % 2),
         "num_latents": w.m,
@@ -243,7 +245,8 @@ def sparsify(folder: Path, seed: int) -> Written:
     t = {key: tensor.double() for key, tensor in tensors.items()}
 
     def forward(x: Tensor) -> tuple[Tensor, Tensor]:
-        f = largest((x - t["b_dec"]) @ t["encoder.weight"].T + t["encoder.bias"], k)
+        p = (x - t["b_dec"]) @ t["encoder.weight"].T + t["encoder.bias"]
+        f = largest(p.reshape(len(p), k, -1), 1).flatten(-2) if grouped else largest(p, k)
         return f, f @ t["W_dec"] + t["b_dec"]
 
     return Written(folder, forward, "layers.10", None)

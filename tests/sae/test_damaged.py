@@ -23,7 +23,7 @@ from saegis_server.sae import unpickle
 from saegis_server.sae.autoencoder import Architecture, SparseAutoencoder
 from saegis_server.sae.convert import read_any, read_pickle, read_plain
 from saegis_server.sae.errors import SAEFileError
-from saegis_server.sae.files import check_sae, load_sae, read_sae_files, resolve_sae
+from saegis_server.sae.files import check_sae, load_sae, resolve_sae
 from saegis_server.sae.formats.saelens import save_sae
 from saegis_server.steering.rows import Norm
 from saegis_server.steering.site import Widths
@@ -205,9 +205,9 @@ def refused(folder: Path, read: Callable[[], object]) -> SAEFileError:
 @pytest.mark.parametrize(("layout", "damage"), CASES)
 def test_a_damaged_folder_is_refused(layout: str, damage: str, tmp_path: Path) -> None:
     folder = FOLDERS[layout](tmp_path, 5).folder
-    read_sae_files(folder)
+    load_sae(folder)
     DAMAGES[damage](folder)
-    refused(tmp_path, lambda: read_sae_files(folder))
+    refused(tmp_path, lambda: load_sae(folder))
 
 
 def cut(path: Path, rng: random.Random) -> None:
@@ -243,7 +243,7 @@ def test_a_file_that_is_cut_or_has_a_bit_turned_is_refused(
     folder = FOLDERS[layout](tmp_path, seed).folder
     spoilt = weights_of(folder) if layout == "Gemma Scope" else file(folder)
     spoil(spoilt, random.Random(f"{seed} {layout} {file.__name__}"))
-    refused(folder, lambda: read_sae_files(folder))
+    refused(folder, lambda: load_sae(folder))
 
 
 PICKLE_DAMAGES: dict[str, Callable[[dict[str, Tensor]], object]] = {
@@ -315,8 +315,8 @@ def test_a_sound_pickle_is_read_in_a_process_of_its_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
-        ({"activation": "groupmax"}, "of each group of features only the largest is active"),
-        ({"activation": "relu"}, "known is topk"),
+        ({"activation": "groupmax", "k": 23}, "features make no 23 groups of equal length"),
+        ({"activation": "relu"}, "known are topk and groupmax"),
         ({"transcode": True}, "reads at one site and writes at another"),
         ({"skip_connection": True}, "skip_connection is true"),
         ({"signed": True}, "may be negative"),
@@ -328,7 +328,7 @@ def test_a_sound_pickle_is_read_in_a_process_of_its_own(tmp_path: Path) -> None:
 def test_what_sparsify_states_and_is_not_read(config: dict[str, object], reason: str, tmp_path: Path) -> None:
     folder = WRITERS["sparsify"](tmp_path, 5).folder
     describe(folder, lambda described: described.update(config))
-    assert reason in refused(tmp_path, lambda: read_sae_files(folder)).reason
+    assert reason in refused(tmp_path, lambda: load_sae(folder)).reason
 
 
 @pytest.mark.parametrize(
@@ -367,7 +367,7 @@ def test_what_a_description_states_and_is_not_honoured(
 ) -> None:
     folder = WRITERS[layout](tmp_path, 5).folder
     describe(folder, lambda described: described.update(config))
-    assert reason in refused(tmp_path, lambda: read_sae_files(folder)).reason
+    assert reason in refused(tmp_path, lambda: load_sae(folder)).reason
 
 
 def test_a_description_of_dictionary_learning_is_named(tmp_path: Path) -> None:
@@ -402,7 +402,7 @@ def test_gemma_scope_where_it_reads_no_site(part: str, reason: str, tmp_path: Pa
     folder = WRITERS["Gemma Scope"](tmp_path, 3).folder
     other = tmp_path / f"gemma-scope-2b-pt-{part}" / "layer_7" / "width_16k" / "average_l0_71"
     folder.parents[2].rename(other.parents[2])
-    assert reason in refused(tmp_path, lambda: read_sae_files(other)).reason
+    assert reason in refused(tmp_path, lambda: load_sae(other)).reason
 
 
 @pytest.mark.parametrize(
@@ -422,7 +422,7 @@ def test_what_is_not_read_is_named(names: list[str], reason: str, tmp_path: Path
     for name in names:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    assert reason in refused(tmp_path, lambda: read_sae_files(tmp_path)).reason
+    assert reason in refused(tmp_path, lambda: load_sae(tmp_path)).reason
     if "SAELens" not in reason:
         assert reason in refused(tmp_path, lambda: check_sae(str(tmp_path))).reason
 
@@ -475,4 +475,4 @@ def test_the_norm_of_a_centred_stream_is_refused(tmp_path: Path) -> None:
     described = json.loads((tmp_path / "cfg.json").read_text())
     described["metadata"]["model_from_pretrained_kwargs"] = {"center_writing_weights": True}
     (tmp_path / "cfg.json").write_text(json.dumps(described))
-    assert "center_writing_weights is true" in refused(tmp_path, lambda: read_sae_files(tmp_path)).reason
+    assert "center_writing_weights is true" in refused(tmp_path, lambda: load_sae(tmp_path)).reason

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from saegis_server.sae.convert import read_any
 from saegis_server.sae.errors import SAEFileError
-from saegis_server.sae.files import check_sae, read_sae_files
+from saegis_server.sae.files import check_sae, load_sae
 from saegis_server.sae.formats.saelens import save_sae
 from saegis_server.sae.origin import stated_site
 from saegis_server.steering.site import Site
@@ -53,7 +53,7 @@ def test_a_transcoder_tells_what_its_equation_says_and_is_converted(tmp_path: Pa
     sae = read_any(str(path))
     assert (stated_site(sae), sae.model_name) == (Site.parse("layers.7.mlp_in_to_out"), "Qwen/Qwen3-4B")
     save_sae(sae, tmp_path / "out")
-    again = read_sae_files(tmp_path / "out")
+    again = load_sae(tmp_path / "out")
     assert (stated_site(again), again.model_name) == (stated_site(sae), sae.model_name)
     x, t = torch.randn(9, sae.width), {name: tensor.double() for name, tensor in found.items()}
     f = (x.double() @ t["W_enc"].T + t["b_enc"]).relu()

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from saegis_server.sae import unpickle
 from saegis_server.sae.autoencoder import SparseAutoencoder
 from saegis_server.sae.errors import SAEFileError
-from saegis_server.sae.files import download, hub_place, read_sae_files, resolve_sae
+from saegis_server.sae.files import download, hub_place, load_sae, resolve_sae
 from saegis_server.sae.formats import PICKLED
 from saegis_server.sae.formats.dictionary_learning import FILE as DICTIONARY
 from saegis_server.sae.formats.mwhanna import CONFIG as TRANSCODERS_CONFIG
@@ -60,7 +60,7 @@ def read_any(spec: str) -> SparseAutoencoder:
     if pickle.is_file():
         return read_pickle(pickle)
     found = resolve_sae(spec)
-    return read_sae_files(found.folder, release=found.release)
+    return load_sae(found.folder, release=found.release)
 
 
 def read_pickle(path: Path) -> SparseAutoencoder:

@@ -57,20 +57,6 @@ def load_sae(path: Path, *, name: str | None = None, release: Release = NO_RELEA
     name: its id; by default the directory's name. release: what is said of it beside its files.
     Raises SAEFileError, naming the file and the reason, for anything that cannot be read, honoured or served.
     """
-    sae = read_sae_files(path, name=name, release=release)
-    if sae.k is not None:
-        raise SAEFileError(
-            path / _layout(path).files[0],
-            f"the architecture 'topk' decides by rank which {sae.k} features are active, which needs every "
-            "pre-activation: it can be read and checked, but not served; retrain it as batchtopk or jumprelu",
-        )
-    return sae
-
-
-def read_sae_files(
-    path: Path, *, name: str | None = None, release: Release = NO_RELEASE
-) -> SparseAutoencoder:
-    """As `load_sae`, for SAEs too that can be read but not served."""
     try:
         if not path.is_dir():
             raise SAEFileError(path, f"not a directory; an SAE is a directory with {_KNOWN}")

@@ -42,12 +42,16 @@ class AdmittedRows(SiteProgram):
 @dataclass(frozen=True, slots=True)
 class Room:
     """Where programs may act, in forward order, how wide activations are there, of which dtype, and how many
-    rows there may be."""
+    rows there may be.
+
+    ranked: the digests of the SAEs at each site whose features' ranks are known there.
+    """
 
     sites: tuple[Site, ...]
     widths: Widths
     capacity: Capacity
     activations: torch.dtype = torch.float32
+    ranked: frozenset[tuple[Site, str]] = frozenset()
 
     def check(self, site: Site, rows: SiteProgram) -> None:
         """Raise SteeringError for rows for which there is no room here."""
@@ -68,6 +72,8 @@ class Room:
         for probe in (*(edit.probe for edit in edits), *targets, *rows.watches, *rows.guards):
             if probe.read.shape != (width,) or probe.write.shape != (width,):
                 raise SteeringError(f"a row at {site} does not have the width {width}", site)
+            if probe.rank is not None and (site, probe.rank.dictionary) not in self.ranked:
+                raise SteeringError(f"the SAE of {probe.name}, which decides by rank, is not at {site}", site)
 
     def admit(self, program: Mapping[Site, SiteProgram]) -> dict[Site, AdmittedRows]:
         """The rows of every site, checked. Raises SteeringError for what has no room or cannot be held."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from saegis_server.steering.apply import (
     _PLAIN,
+    Cuts,
     Gates,
     Readings,
     _bounded,
@@ -18,6 +19,7 @@ from saegis_server.steering.apply import (
     _Stage,
     values_of,
 )
+from saegis_server.steering.ranking import Moment
 from saegis_server.steering.rows import Norm
 from saegis_server.steering.table import TableView
 from saegis_server.steering.tokens import Spread, Tokens
@@ -33,22 +35,30 @@ class Waiting(NamedTuple):
 
 
 def read_apart(
-    x: Tensor, view: TableView, tokens: Tokens, norms: frozenset[Norm] = _PLAIN, gates: Gates | None = None
+    x: Tensor,
+    view: TableView,
+    tokens: Tokens,
+    norms: frozenset[Norm] = _PLAIN,
+    gates: Gates | None = None,
+    cuts: Cuts | None = None,
 ) -> Waiting:
     """Read the activations x [T, d] of the first place, and what the edits of the tokens' slots make of them.
 
     The arguments are those of `apply`; the view has no rules, bans or bounds that act.
     """
     clean = x.to(torch.float32)
+    cut = None if cuts is None else cuts(clean, Moment.CLEAN)
     before, guarded = (
-        values_of(clean, view.watches, tokens, norms),
-        values_of(clean, view.guards, tokens, norms),
+        values_of(clean, view.watches, tokens, norms, cut),
+        values_of(clean, view.guards, tokens, norms, cut),
     )
     everybody = Tokens(tokens.prompt, Spread.ONE)
-    observed = before[:, :0] if view.observed is None else values_of(clean, view.observed, everybody, norms)
+    observed = (
+        before[:, :0] if view.observed is None else values_of(clean, view.observed, everybody, norms, cut)
+    )
     on = torch.ones_like(tokens.prompt)[:, None] if gates is None else gates(guarded)
     stage = _Stage(tokens, on, clean.norm(dim=-1, keepdim=True), norms)
-    move, _, edits = stage.edit(clean, view.edits, conditional=False)
+    move, _, edits = stage.edit(clean, view.edits, conditional=False, cut=cut)
     others = view.rules.numbers.shape[-1] + view.bounds.numbers.shape[-1]
     acted = torch.cat((edits, edits.new_zeros(edits.shape[0], others)), -1)
     nothing = torch.zeros_like(clean[:, 0])

@@ -134,6 +134,11 @@ class Widths:
         """d at a site."""
         return dict(self.own).get(site, self.stream)
 
+    @property
+    def widest(self) -> int:
+        """The largest d of any site."""
+        return max(self.stream, *(width for _, width in self.own), 0)
+
 
 _FORWARD = tuple(Place)
 

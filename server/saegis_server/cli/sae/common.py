@@ -18,9 +18,8 @@ app = typer.Typer(
 [bold]What is read[/bold]
 
 By a server: what SAELens and saegis train sae write; Gemma Scope and Gemma Scope 2 (residual stream, MLP);
-Llama Scope. By saegis sae convert alone, since they are pickles: what dictionary_learning writes, Goodfire's,
-OpenAI's, qresearch's and Qwen-Scope. TopK SAEs, EleutherAI's sparsify among them, are read but not served.
-docs/saes.md has the whole table.
+Llama Scope; what EleutherAI's sparsify writes. By saegis sae convert alone, since they are pickles: what
+dictionary_learning writes, Goodfire's, OpenAI's, qresearch's and Qwen-Scope. docs/saes.md has the table.
 """,
 )
 Spec = Annotated[
@@ -48,7 +47,7 @@ def read(spec: str) -> SparseAutoencoder:
 def described(sae: SparseAutoencoder) -> dict[str, Any]:
     """What an SAE is, for programs."""
     return {
-        "architecture": str(sae.architecture) if sae.k is None else "topk",
+        "architecture": sae.activation,
         "width": sae.width,
         "features": sae.features,
         "k": sae.k,
@@ -63,7 +62,6 @@ def described(sae: SparseAutoencoder) -> dict[str, Any]:
         "stated_l0": sae.stated_l0,
         "digest": sae.digest,
         "bytes": sum(tensor.numel() * tensor.element_size() for tensor in sae.tensors().values()),
-        "served": sae.k is None,
     }
 
 

@@ -47,7 +47,7 @@ def convert(
 
     import torch
 
-    from saegis_server.sae.files import read_sae_files
+    from saegis_server.sae.files import load_sae
     from saegis_server.sae.formats.saelens import save_sae
     from saegis_server.steering.site import Site, SiteError
 
@@ -71,19 +71,15 @@ def convert(
         save_sae(found, out)
     except OSError as error:
         raise fail(f"{out} cannot be written: {error}", code=FAILURE) from error
-    again = read_sae_files(out)
+    except ValueError as error:
+        raise fail(str(error), "a server takes its files as they are", FAILURE) from error
+    again = load_sae(out)
     if any(not torch.equal(tensor, again.tensors()[key]) for key, tensor in found.tensors().items()):
         raise fail(f"{out} does not hold what was written: the disk may be bad", code=FAILURE)
     if json:
         print_json(described(again))
         return
     console().print(Text(f"{out}: {again.features} features of width {again.width}"), soft_wrap=True)
-    if again.k is not None:
-        console().print(
-            Text(f"it decides by rank which {again.k} features are active, and cannot be served"),
-            soft_wrap=True,
-        )
-        return
     told = "" if again.hook_name else " --site layers.NUMBER.resid_post"
     console().print(
         Text(f"serve it with: {own_command()} serve --model ... --sae {out}{told}"), soft_wrap=True

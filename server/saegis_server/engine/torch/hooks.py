@@ -1,5 +1,7 @@
 """Hooks: where the model's forward pass hands its activations to the steering core."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -8,24 +10,34 @@ from saegis_server.engine.torch.context import Mode, StepContext
 from saegis_server.engine.torch.site_reading import hook
 from saegis_server.steering.apart import Waiting, read_apart, write_apart
 from saegis_server.steering.apply import Readings, apply
+from saegis_server.steering.ranking import Ranking
 from saegis_server.steering.rows import Norm
 from saegis_server.steering.site import Site
 
 
-def install_hooks(model: PreTrainedModel, sites: dict[Site, frozenset[Norm]], context: StepContext) -> None:
-    """Let every site's activation pass through `context`; `sites` gives the normalisations used at each."""
+def install_hooks(
+    model: PreTrainedModel,
+    sites: dict[Site, frozenset[Norm]],
+    context: StepContext,
+    rankings: Mapping[Site, Ranking],
+) -> None:
+    """Let every site's activation pass through `context`; `sites` gives the normalisations used at each,
+    `rankings` the SAEs that decide by rank."""
     for number, (site, norms) in enumerate(sites.items()):
         if site.written_at == site:
-            hook(model, site, _SiteHook(number, site, norms, context)._pass)
+            hook(model, site, _SiteHook(number, site, norms, context, rankings[site])._pass)
             continue
-        apart = _ApartHook(number, site, norms, context)
+        apart = _ApartHook(number, site, norms, context, rankings[site])
         hook(model, site.read_at, apart._read)
         hook(model, site.written_at, apart._write)
 
 
 class _SiteHook:
-    def __init__(self, number: int, site: Site, norms: frozenset[Norm], context: StepContext) -> None:
+    def __init__(
+        self, number: int, site: Site, norms: frozenset[Norm], context: StepContext, ranking: Ranking
+    ) -> None:
         self.number, self.site, self.norms, self.context = number, site, norms, context
+        self.cuts = ranking.cuts if ranking else None
 
     def _pass(self, x: Tensor) -> Tensor:
         context = self.context
@@ -36,7 +48,9 @@ class _SiteHook:
         flat, gates = x.flatten(0, 1), None if context.conditions is None else self._gates
         if self.site in context.keeps:
             context.kept[self.site] = flat
-        steered, readings = apply(flat, context.views[self.site], context.tokens, self.norms, gates)
+        steered, readings = apply(
+            flat, context.views[self.site], context.tokens, self.norms, gates, self.cuts
+        )
         if context.unmoved is not None:
             steered, readings = _except_for(context.unmoved, flat, steered, readings)
         context.readings[self.site] = readings
@@ -52,8 +66,10 @@ class _SiteHook:
 class _ApartHook(_SiteHook):
     """Of a site that is written elsewhere than it is read: what is to be written waits until then."""
 
-    def __init__(self, number: int, site: Site, norms: frozenset[Norm], context: StepContext) -> None:
-        super().__init__(number, site, norms, context)
+    def __init__(
+        self, number: int, site: Site, norms: frozenset[Norm], context: StepContext, ranking: Ranking
+    ) -> None:
+        super().__init__(number, site, norms, context, ranking)
         self._waiting: Waiting | None = None
 
     def _read(self, x: Tensor) -> Tensor:
@@ -65,7 +81,9 @@ class _ApartHook(_SiteHook):
         flat, gates = x.flatten(0, 1), None if context.conditions is None else self._gates
         if self.site in context.keeps:
             context.kept[self.site] = flat
-        self._waiting = read_apart(flat, context.views[self.site], context.tokens, self.norms, gates)
+        self._waiting = read_apart(
+            flat, context.views[self.site], context.tokens, self.norms, gates, self.cuts
+        )
         return x
 
     def _write(self, x: Tensor) -> Tensor:

@@ -122,7 +122,7 @@ def _sae(loaded: LoadedSAE) -> pb.Sae:
         site=str(loaded.site),
         width=sae.width,
         feature_count=sae.features,
-        architecture=str(sae.architecture),
+        architecture=sae.activation,
         fvu=measured.fvu if measured else None,
         l0=measured.l0 if measured else None,
         labelled_count=len(loaded.labels),

@@ -135,7 +135,7 @@ def facts_of(request: pb.EvaluatePolicyRequest, caller: Identity, services: Serv
     if not caller.roles.issuperset(request.roles):
         caller.require(Role.ADMINISTER, field="roles")
     message: steering_pb2.Steering = request.steering
-    steering = request_steering(message, services.targets, services.engine.capacity)
+    steering = request_steering(message, services.own_targets(), services.engine.capacity)
     steering.require_room(services.engine.capacity)
     return RequestFacts(
         tenant=request.tenant or caller.tenant,

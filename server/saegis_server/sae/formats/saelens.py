@@ -54,7 +54,6 @@ _NORMS = {
     "constant_norm_rescale": Norm.CONSTANT_NORM,
     "layer_norm": Norm.LAYER_NORM,
 }
-_BY_RANK = "decides by rank which features are active, which needs every pre-activation"
 _TRANSCODERS = {
     f"{kind}{skip}transcoder": architecture
     for kind, architecture in (("", Architecture.STANDARD), ("jumprelu_", Architecture.JUMPRELU))
@@ -70,7 +69,7 @@ _CANONICAL = {
 }
 #: Why an architecture of SAELens is refused, and what to do instead.
 _REFUSED = {
-    "abstopk": f"{_BY_RANK}; retrain it as batchtopk or jumprelu",
+    "abstopk": "has features that are negative; retrain it as topk, batchtopk or jumprelu",
     "temporal": "encodes a token from the tokens before it; load an SAE that encodes each token by itself",
     "matching_pursuit": "encodes by an iteration over all features; load a standard, gated or jumprelu SAE",
 }
@@ -104,6 +103,7 @@ def _read(folder: Path, name: str, release: Release) -> SparseAutoencoder:
             architecture=config.architecture,
             **tensors,
             k=config.k,
+            grouped=False,
             centred=config.centred,
             norm=config.norm,
             apply_b_dec_to_input=config.apply_b_dec_to_input,
@@ -387,8 +387,12 @@ def save_sae(sae: SparseAutoencoder, path: Path, sample: str | None = None) -> N
 
     The SAE's metadata is kept. sample: a text of the kind that it was trained on, written to `sample.txt`;
     the server then checks the SAE on it and not on its built-in text. Raises OSError if the files cannot be
-    written and TypeError for metadata that JSON cannot hold.
+    written, TypeError for metadata that JSON cannot hold, and ValueError for group max, which SAELens lacks.
     """
+    if sae.grouped:
+        raise ValueError(
+            f"the SAE {sae.name} activates its features by groupmax, which SAELens does not have"
+        )
     metadata: dict[str, object] = {"sae_lens_version": LAYOUT_VERSION, **sae.metadata}
     # A factor that was folded into the weights must not be folded again.
     metadata.pop("norm_scaling_factor", None)
@@ -428,7 +432,9 @@ def save_sae(sae: SparseAutoencoder, path: Path, sample: str | None = None) -> N
 
 def _architecture_name(sae: SparseAutoencoder) -> str:
     if sae.hook_name_out is None:
-        return str(sae.architecture) if sae.k is None else "topk"
+        return sae.activation
+    if sae.k is not None:
+        raise ValueError("SAELens has no layout for a transcoder that decides by rank")
     kind = "jumprelu_" if sae.architecture is Architecture.JUMPRELU else ""
     return f"{kind}{'' if sae.W_skip is None else 'skip_'}transcoder"
 

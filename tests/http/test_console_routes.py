@@ -1,0 +1,102 @@
+"""What the console asks of the server beside OpenAI's paths: the model, tokens' ids, and the policies."""
+
+from __future__ import annotations
+
+import base64
+import io
+import tarfile
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.http.conftest import url_of
+from tests.http.guarded import guarded, token
+from tests.rpc.harness import Running
+
+
+@pytest.fixture(scope="module")
+def ruled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """A server under policies."""
+    with guarded(tmp_path_factory.mktemp("guarded")) as server:
+        yield server
+
+
+def caller(server: Running, role: str) -> httpx.Client:
+    """A principal of the tenant `free`."""
+    return httpx.Client(
+        base_url=url_of(server), headers={"authorization": f"Bearer {token(role, 'free')}"}, timeout=30.0
+    )
+
+
+def test_the_model_and_the_server_are_described(served: Running) -> None:
+    with httpx.Client(base_url=url_of(served)) as client:
+        model, server = client.get("/v1/model").json(), client.get("/v1/server").json()
+    assert (model["id"], [sae["id"] for sae in model["saes"]][:2]) == ("tiny", ["first", "second"])
+    assert server["limits"]["max_edits_per_site"] == 8
+
+
+@pytest.mark.parametrize("kind", ["chat/completions", "completions"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_tokens_are_told_by_id_where_that_is_asked_for(served: Running, kind: str, stream: bool) -> None:
+    messages = [{"role": "user", "content": "the river"}]
+    asked = {"messages": messages} if kind.startswith("chat") else {"prompt": "the river"}
+    body = asked | {"max_tokens": 5, "temperature": 0, "ignore_eos": True}
+    with httpx.Client(base_url=url_of(served)) as client:
+        assert "token_ids" not in client.post(f"/v1/{kind}", json=body).json()["choices"][0]
+        told = client.post(f"/v1/{kind}", json=body | {"return_token_ids": True, "stream": stream})
+        if stream:
+            events = [line.removeprefix("data: ") for line in told.text.splitlines() if line]
+            chunks = [httpx.Response(200, text=event).json() for event in events[:-1]]
+            ids = [each for chunk in chunks for each in chunk["choices"][0].get("token_ids", ())]
+        else:
+            ids = told.json()["choices"][0]["token_ids"]
+        tokens = client.post("/v1/tokenize", json={"text": "the river"}).json()
+    assert len(ids) == 5
+    assert len(tokens["token_ids"]) == len(tokens["tokens"])
+
+
+def test_policies_are_listed_shown_and_asked(ruled: Running) -> None:
+    with caller(ruled, "app") as client:
+        listed = client.get("/v1/policies").json()
+        assert [policy["active"]["name"] for policy in listed["policies"]] == ["bridges-free"]
+        shown = client.get("/v1/policies/bridges-free", params={"include_bundle": "true"}).json()
+        assert set(shown["policy"]["rules"]) == {"no-bridges", "cap-river", "ends"}
+        with tarfile.open(fileobj=io.BytesIO(base64.b64decode(shown["bundle"]))) as bundle:
+            assert bundle.getnames() == ["policy.yaml"]
+        revisions = client.get("/v1/policies/bridges-free/revisions").json()["revisions"]
+        assert [(each["revision"], each["active"]) for each in revisions] == [("r1", True)]
+        checked = client.post("/v1/policies/validate", json={"bundle": shown["bundle"]}).json()
+        assert not checked["changes"]["changes"]
+        assert client.get("/v1/policies/bridges-stopped").status_code == 404
+
+
+def test_a_decision_is_told_without_an_answer(ruled: Running) -> None:
+    clamp: dict[str, Any] = {"operation": "OPERATION_CLAMP", "value": 1.0}
+    allowed, denied = (
+        {"steering": {"edits": [clamp | {"feature": {"sae": "first", "index": index}}]}} for index in (12, 3)
+    )
+    with caller(ruled, "app") as client:
+        decision = client.post("/v1/policies/evaluate", json=allowed).json()["decision"]
+        assert decision["allowed"]
+        assert {rule["rule"]: rule["action"] for rule in decision["rules"]} == {
+            "no-bridges": "ban",
+            "cap-river": "cap",
+            "ends": "stop",
+        }
+        decision = client.post("/v1/policies/evaluate", json=denied).json()["decision"]
+        assert not decision["allowed"]
+        assert decision["denials"][0]["field"] == "steering.edits[0]"
+
+
+def test_who_may_not_is_told_which_role_is_missing(ruled: Running) -> None:
+    with caller(ruled, "reader") as client:
+        for path in ("/v1/policies", "/v1/policies/bridges-free", "/v1/features/search", "/v1/usage"):
+            told = client.get(path)
+            assert told.status_code == 403
+            error = told.json()["error"]
+            assert error["metadata"]["role"] == ("operate" if path == "/v1/usage" else "inspect")
+    with httpx.Client(base_url=url_of(ruled)) as client:
+        assert client.get("/v1/policies").status_code == 401
+        assert client.get("/").status_code == 200
