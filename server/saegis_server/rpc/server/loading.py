@@ -107,7 +107,8 @@ def fitted(placed: PlacedSAE, loaded: LoadedModel, unmatched: Unmatched) -> Load
 
     Raises SiteError for a site that the model does not have, and as `check_origin` and `check_sae` do.
     """
-    site_module(loaded.model, placed.loaded.site)
+    for site in (placed.loaded.site.read_at, placed.loaded.site.written_at):
+        site_module(loaded.model, site)
     check_origin(placed, model_names(loaded), has_layer_norms(loaded), unmatched)
     model, tokenizer = loaded.model, loaded.tokenizer
     ids = partial(torch.tensor, device=model.device)
