@@ -32,7 +32,7 @@ def invoke(*arguments: str, code: int = 0) -> str:
 
 
 def test_info_tells_what_a_folder_is(tmp_path: Path) -> None:
-    folder = WRITERS["Gemma Scope"](tmp_path, 5).folder
+    folder = WRITERS["Gemma Scope"](tmp_path, 6).folder
     told = plain("info", str(folder))
     assert (told["site"], told["model_name"], told["stated_l0"]) == (
         "layers.7.mlp_out",

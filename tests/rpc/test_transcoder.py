@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import PreTrainedModel
 
 from saegis.v1 import steering_pb2 as pb
 from saegis_server.engine.api import FieldError
+from saegis_server.engine.sites import decoder_layers, norm_gain
 from saegis_server.engine.torch.site_reading import read_site
 from saegis_server.policy.decide.compiled import compile_policy
 from saegis_server.policy.decide.world import World
@@ -16,7 +18,8 @@ from saegis_server.rpc.server.sae_sources import SAMPLE_TEXT
 from saegis_server.sae.autoencoder import SparseAutoencoder
 from saegis_server.sae.errors import SAEFileError
 from saegis_server.sae.formats.saelens import save_sae
-from saegis_server.steering.site import Place, Site
+from saegis_server.steering.site import Place, Site, SiteError
+from tests.engine.small_models import SmallModel
 from tests.policy.policies import bundle
 from tests.rpc import tiny
 from tests.rpc.test_serve import load, mirrored, model_path
@@ -24,10 +27,10 @@ from tests.rpc.test_serve import load, mirrored, model_path
 __all__ = ["model_path"]
 
 
-def transcoder_of(layer: int) -> SparseAutoencoder:
+def transcoder_of(layer: int, of: PreTrainedModel | None = None) -> SparseAutoencoder:
     """What the tiny model's MLP adds, as well as a linear map of what it reads tells that: twice, by features
     that read what is above and below zero."""
-    model, sae = tiny.model(), mirrored()
+    model, sae = of or tiny.model(), mirrored()
     ids = torch.tensor([tiny.tokenizer().encode(SAMPLE_TEXT)])
     read, added = (
         read_site(model, Site(layer, place), ids)[0, 1:] for place in (Place.MLP_IN, Place.MLP_OUT)
@@ -42,6 +45,40 @@ def transcoder_of(layer: int) -> SparseAutoencoder:
         hook_name=Site(layer, Place.MLP_IN).transformer_lens,
         hook_name_out=Site(layer, Place.MLP_OUT).transformer_lens,
     )
+
+
+def test_one_that_reads_without_the_gain_of_the_norm_reads_the_same(model_path: Path, tmp_path: Path) -> None:
+    """TransformerLens's `ln2.hook_normalized`: its own reading of the stream over its root mean square."""
+    model = tiny.model()
+    norm = model.model.layers[1].post_attention_layernorm
+    with torch.no_grad():
+        norm.weight.copy_(torch.rand(tiny.WIDTH, generator=torch.Generator().manual_seed(0)) - 0.5)
+    model.save_pretrained(tmp_path / "model")
+    tiny.tokenizer().save_pretrained(str(tmp_path / "model"))
+    own = transcoder_of(1, model)
+    gainless = replace(own, W_enc=own.W_enc * norm.weight.detach()[:, None], digest="")
+    save_sae(replace(gainless, hook_name="blocks.1.ln2.hook_normalized"), tmp_path / "gainless")
+    (loaded,) = load(tmp_path / "model", tmp_path / "gainless").catalog.entries
+    torch.testing.assert_close(loaded.sae.W_enc, own.W_enc)
+    stream = read_site(model, Site(1, Place.RESID_MID), torch.tensor([[3, 1, 4, 1, 5]]))[0]
+    normalised = stream / (stream.square().mean(-1, keepdim=True) + norm.variance_epsilon).sqrt()
+    read = read_site(model, Site(1, Place.MLP_IN), torch.tensor([[3, 1, 4, 1, 5]]))[0]
+    torch.testing.assert_close(loaded.sae.encode(read), gainless.encode(normalised))
+
+
+def test_a_norm_that_does_more_or_has_no_gain_is_refused() -> None:
+    through = Site(1, Place.MLP_IN_TO_OUT)
+    model = tiny.model()
+    with torch.no_grad():
+        model.model.layers[1].post_attention_layernorm.weight[3] = 0.0
+    with pytest.raises(SiteError, match="the gain of the norm before the MLP is 0 for some"):
+        norm_gain(model, through)
+    for family in ("gpt2", "olmo2"):
+        with pytest.raises(SiteError, match="not its stream over the root mean square, times a gain"):
+            norm_gain(SmallModel(family).build(), through)
+    gain = norm_gain(SmallModel("gemma2").build(), through)
+    norm = decoder_layers(SmallModel("gemma2").build())[1].get_submodule("pre_feedforward_layernorm")
+    torch.testing.assert_close(gain, 1.0 + norm.get_parameter("weight"))
 
 
 def test_a_transcoder_is_served_where_its_files_say_and_measured_by_what_the_mlp_adds(

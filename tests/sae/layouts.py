@@ -58,7 +58,7 @@ def jumprelu(p: Tensor, theta: Tensor | float) -> Tensor:
 def gemma_scope(folder: Path, seed: int) -> Written:
     """Of the residual stream, the MLP, attention's heads, or the embedding as it is stored."""
     w = Weights(seed)
-    kind = ("res", "mlp", "embedding", "att")[seed % 4]
+    kind = ("res", "mlp", "embedding", "att", "transcoders")[seed % 5]
     part = "res" if kind == "embedding" else kind
     inside = "embedding" if kind == "embedding" else "layer_7"
     folder = folder / f"gemma-scope-2b-pt-{part}" / inside / "width_16k" / "average_l0_71"
@@ -86,6 +86,7 @@ def gemma_scope(folder: Path, seed: int) -> Written:
         "res": "blocks.7.hook_resid_post",
         "mlp": "blocks.7.hook_mlp_out",
         "att": "blocks.7.attn.hook_z",
+        "transcoders": "blocks.7.ln2.hook_normalized",
     }
     return Written(folder, forward, hook.get(kind, "blocks.0.hook_resid_pre"), "google/gemma-2-2b")
 
@@ -216,8 +217,9 @@ def largest(p: Tensor, k: int) -> Tensor:
 
 
 def sparsify(folder: Path, seed: int) -> Written:
-    """TopK on the output of a layer, or group max."""
+    """TopK on the output of a layer, or group max; or a transcoder of its MLP."""
     w = Weights(seed)
+    transcodes, skips = seed % 3 == 2, seed % 6 == 2
     k, grouped = w.count(1, w.m), seed % 2 == 1
     if grouped:
         w.m = k * (1 + w.m // k)
@@ -227,6 +229,8 @@ def sparsify(folder: Path, seed: int) -> Written:
         "W_dec": w.normal(w.m, w.d),
         "b_dec": w.normal(w.d),
     }
+    if skips:
+        tensors["W_skip"] = w.normal(w.d, w.d)
     config = {
         "activation": "groupmax" if grouped else "topk",
         "expansion_factor": 32,
@@ -234,22 +238,23 @@ def sparsify(folder: Path, seed: int) -> Written:
         "num_latents": w.m,
         "k": k,
         "multi_topk": False,
-        "skip_connection": False,
-        "transcode": False,
+        "skip_connection": skips,
+        "transcode": transcodes,
         "d_in": w.d,
     }
-    folder = folder / "layers.10"
+    folder = folder / ("gpt_neox.layers.10.mlp" if transcodes else "layers.10")
     folder.mkdir()
     save_file(tensors, folder / "sae.safetensors")
     (folder / "cfg.json").write_text(json.dumps(config))
     t = {key: tensor.double() for key, tensor in tensors.items()}
 
     def forward(x: Tensor) -> tuple[Tensor, Tensor]:
-        p = (x - t["b_dec"]) @ t["encoder.weight"].T + t["encoder.bias"]
+        p = (x if transcodes else x - t["b_dec"]) @ t["encoder.weight"].T + t["encoder.bias"]
         f = largest(p.reshape(len(p), k, -1), 1).flatten(-2) if grouped else largest(p, k)
-        return f, f @ t["W_dec"] + t["b_dec"]
+        beside = x @ t["W_skip"].T if skips else 0.0
+        return f, f @ t["W_dec"] + t["b_dec"] + beside
 
-    return Written(folder, forward, "layers.10", None)
+    return Written(folder, forward, "blocks.10.mlp.hook_in" if transcodes else "layers.10", None)
 
 
 WRITERS: dict[str, Callable[[Path, int], Written]] = {

@@ -85,6 +85,8 @@ def test_the_standing_of_releases() -> None:
     standings = {
         "gemma-scope-2b-pt-mlp": {Standing.SERVED},
         "gemma-scope-2b-pt-att": {Standing.SERVED},
+        "gemma-scope-2b-pt-transcoders": {Standing.SERVED},
+        "mwhanna-qwen3-4b-transcoders": {Standing.CONVERTED},
         "gemma-scope-2-270m-it-res-all": {Standing.SERVED},
         "gemma-scope-2-270m-it-transcoders": {Standing.SERVED},
         "llama_scope_lxr_8x": {Standing.SERVED},

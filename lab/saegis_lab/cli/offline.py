@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
@@ -213,15 +214,16 @@ def load_subject(
 def _load(
     source: Source, site: str | None, placement: Placement, display: StageDisplay
 ) -> tuple[LoadedModel, PlacedSAE]:
-    from saegis_server.engine.sites import widths_of
+    from saegis_server.engine.sites import norm_gain, widths_of
     from saegis_server.engine.torch.loading import load_model
     from saegis_server.rpc.server.config import SAESource
     from saegis_server.rpc.server.loading import fitted
-    from saegis_server.rpc.server.sae_sources import read_sae
+    from saegis_server.rpc.server.sae_sources import read_sae, with_gain
 
     display("loading the model", 0, 0)
     loaded = load_model(source.model, placement.dtype, placement.device)
     display("checking the SAE", 0, 0)
-    placed = read_sae(SAESource(path=source.sae, site=site), widths_of(loaded.model))
+    read = read_sae(SAESource(path=source.sae, site=site), widths_of(loaded.model))
+    placed = with_gain(read, partial(norm_gain, loaded.model))
     fitted(placed, loaded, source.unmatched_saes)
     return loaded, placed

@@ -3,7 +3,8 @@
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from saegis_server.steering.site import Place, Site, SiteError, Widths
@@ -121,6 +122,30 @@ def widths_of(model: PreTrainedModel) -> Widths:
             own.append((site, site_width(model, site)))
     stream: int = model.config.get_text_config().hidden_size
     return Widths(stream, tuple((site, width) for site, width in own if width != stream))
+
+
+@torch.inference_mode()
+def norm_gain(model: PreTrainedModel, site: Site) -> Tensor:
+    """By what the norm before the MLP of a site's layer multiplies its stream over the root mean square.
+
+    float32 [d] on the CPU. Raises SiteError for a norm of another kind, and for a gain that is 0 somewhere.
+    """
+    norm = _reads_mid(decoder_layers(model)[site.layer], site)
+    width = site_width(model, site)
+    # So large that what a norm adds to the mean square is nothing.
+    tried = 1e3 * torch.stack(
+        (torch.ones(width), torch.randn(width, generator=torch.Generator().manual_seed(0)))
+    )
+    given: Tensor = norm(tried[None].to(model.device))[0].float().cpu()
+    gain: Tensor = given[0]
+    unit = tried[1] / tried[1].square().mean().sqrt()
+    if not torch.allclose(given[1], unit * gain, rtol=1e-4, atol=1e-4 * float(gain.abs().max())):
+        raise SiteError(
+            f"{site}: what the MLP reads is not its stream over the root mean square, times a gain"
+        )
+    if not bool(torch.isfinite(1.0 / gain).all()):
+        raise SiteError(f"{site}: the gain of the norm before the MLP is 0 for some of the stream")
+    return gain
 
 
 def _norms_after(layer: nn.Module) -> tuple[str, str] | None:

@@ -23,7 +23,7 @@ class Coverage:
 
 
 _SERVED, _CONVERTED = Coverage(Standing.SERVED), Coverage(Standing.CONVERTED)
-_ELSEWHERE = Coverage(Standing.NOT_READ, "a transcoder reads at one site and writes at another")
+_ELSEWHERE = Coverage(Standing.NOT_READ, "a cross-layer transcoder writes at many layers")
 #: By SAELens's name of the loader, where all SAEs of it stand alike.
 _BY_LOADER = {
     "sae_lens": _SERVED,
@@ -36,7 +36,7 @@ _BY_LOADER = {
     "connor_rob_hook_z": Coverage(
         Standing.NOT_READ, "it reads heads' outputs without their value biases, as TransformerLens makes them"
     ),
-    "gemma_2_transcoder": _ELSEWHERE,
+    "gemma_2_transcoder": _SERVED,
     "mwhanna_transcoder": _CONVERTED,
     "mntss_clt_layer_transcoder": _ELSEWHERE,
     "temporal": Coverage(Standing.NOT_READ, "a token is encoded from those before it"),

@@ -7,6 +7,8 @@ from pathlib import Path
 from saegis_server.sae.autoencoder import SparseAutoencoder
 from saegis_server.steering.site import Place, Site, SiteError
 
+#: TransformerLens's name of what a norm before the MLP gives, before its gain.
+GAINLESS = re.compile(r"blocks\.(?P<layer>\d+)\.ln2\.hook_normalized")
 _SNAPSHOT = re.compile(r"models--(?P<owner>[^/]+?)--(?P<name>[^/]+)/snapshots/")
 #: Names of TransformerLens and Neuronpedia, without punctuation, and the models' own.
 _ALIASES = {
@@ -39,11 +41,12 @@ def stated_site(sae: SparseAutoencoder) -> Site | None:
     and for a transcoder from or to another place than a layer's MLP reads and adds to."""
     if sae.hook_name is None:
         return None
-    stated = Site.parse(sae.hook_name)
     if sae.hook_name_out is None:
-        return stated
-    through, written = Site(stated.layer, Place.MLP_IN_TO_OUT), Site.parse(sae.hook_name_out)
-    if (through.read_at, through.written_at) != (stated, written):
+        return Site.parse(sae.hook_name)
+    gainless = GAINLESS.fullmatch(sae.hook_name)
+    read = Site(int(gainless["layer"]), Place.MLP_IN) if gainless else Site.parse(sae.hook_name)
+    through, written = Site(read.layer, Place.MLP_IN_TO_OUT), Site.parse(sae.hook_name_out)
+    if (through.read_at, through.written_at) != (read, written):
         raise SiteError(
             f"a transcoder from {sae.hook_name} to {sae.hook_name_out} is not served, but one from what a "
             "layer's MLP reads to what it adds"

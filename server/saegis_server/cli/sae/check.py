@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -79,15 +80,16 @@ def _fit(
     spec: str, model: str, site: str | None, unmatched: Unmatched, dtype: str, device: str
 ) -> dict[str, Any]:
     """What the SAE is, with its site and its reconstruction there. Raises what a start raises."""
-    from saegis_server.engine.sites import widths_of
+    from saegis_server.engine.sites import norm_gain, widths_of
     from saegis_server.engine.torch.loading import load_model
     from saegis_server.rpc.server.config import SAESource
     from saegis_server.rpc.server.loading import fitted
-    from saegis_server.rpc.server.sae_sources import read_sae
+    from saegis_server.rpc.server.sae_sources import read_sae, with_gain
 
     loaded = load_model(model, dtype, device)
     source = SAESource(path=spec, site=site)
-    placed: PlacedSAE = read_sae(source, widths_of(loaded.model))
+    read = read_sae(source, widths_of(loaded.model))
+    placed: PlacedSAE = with_gain(read, partial(norm_gain, loaded.model))
     fits = fitted(placed, loaded, unmatched)
     measured = fits.measured
     told = {} if measured is None else {"fvu": measured.fvu, "l0": measured.l0}

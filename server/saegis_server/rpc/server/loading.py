@@ -15,7 +15,7 @@ from saegis_server.directions.folder import UploadFolder, read_shipped
 from saegis_server.directions.store import DirectionStore, KeptDirection, Shelf
 from saegis_server.engine.api import Engine, FirstToken, Limits, Progress
 from saegis_server.engine.counts import Dictionary
-from saegis_server.engine.sites import site_module, widths_of
+from saegis_server.engine.sites import norm_gain, site_module, widths_of
 from saegis_server.engine.torch.build import build_step, compiles
 from saegis_server.engine.torch.engine import TorchEngine
 from saegis_server.engine.torch.loading import LoadedModel, check_device, check_dtype, load_model
@@ -33,7 +33,14 @@ from saegis_server.rpc.auth.identities import callers_of
 from saegis_server.rpc.auth.watch_set import WatchSet, features_of, named_feature
 from saegis_server.rpc.server.config import ServerConfig
 from saegis_server.rpc.server.premises import Premises, govern
-from saegis_server.rpc.server.sae_sources import PlacedSAE, Survey, check_origin, check_sae, read_sae
+from saegis_server.rpc.server.sae_sources import (
+    PlacedSAE,
+    Survey,
+    check_origin,
+    check_sae,
+    read_sae,
+    with_gain,
+)
 from saegis_server.rpc.services.shared import ModelFacts, Services
 from saegis_server.rpc.wire.prompts import PromptReader
 from saegis_server.rpc.wire.targets import Targets
@@ -71,7 +78,8 @@ def load_services(config: ServerConfig, premises: Premises, progress: Progress) 
     placed = []
     for count, source in enumerate(config.saes):
         progress("loading SAEs", count, len(config.saes))
-        placed.append(read_sae(source, widths, lambda told: progress(told, 0, 0)))
+        read = read_sae(source, widths, lambda told: progress(told, 0, 0))
+        placed.append(with_gain(read, partial(norm_gain, loaded.model)))
         check_origin(
             placed[-1],
             (config.name or "", *model_names(loaded)),

@@ -21,7 +21,7 @@ from saegis_server.sae.files import FILES, load_sae, resolve_sae
 from saegis_server.sae.labels import Labels
 from saegis_server.sae.layout import SAMPLE_FILE, weigh
 from saegis_server.sae.left_out import left_out
-from saegis_server.sae.origin import misfits, stated_site
+from saegis_server.sae.origin import GAINLESS, misfits, stated_site
 from saegis_server.steering.site import Place, Site, SiteError, Widths
 
 log = logging.getLogger("saegis.rpc")
@@ -92,6 +92,16 @@ def _site(source: SAESource, sae: SparseAutoencoder, path: Path) -> Site:
             path, f"{what}, and transcoders alone are at layers.<number>.{Place.MLP_IN_TO_OUT}"
         )
     return site
+
+
+def with_gain(placed: PlacedSAE, gain: Callable[[Site], Tensor]) -> PlacedSAE:
+    """The transcoder as it reads what the MLP reads, if its files say that it reads that without the norm's
+    gain: W_enc over the gain [d]. Raises SiteError as `gain` does."""
+    loaded = placed.loaded
+    if loaded.sae.hook_name is None or GAINLESS.fullmatch(loaded.sae.hook_name) is None:
+        return placed
+    read = loaded.sae.W_enc.float() / gain(loaded.site)[:, None]
+    return replace(placed, loaded=replace(loaded, sae=replace(loaded.sae, W_enc=read)))
 
 
 def check_origin(

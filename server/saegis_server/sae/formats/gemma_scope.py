@@ -20,43 +20,41 @@ _REPOSITORY = re.compile(
 )
 _LAYER = re.compile(r"layer_(?P<layer>\d{1,3})")
 _L0 = re.compile(r"average_l0_(?P<l0>\d{1,6})")
-_PLACES = {"res": "hook_resid_post", "mlp": "hook_mlp_out", "att": "attn.hook_z"}
+_PLACES = {
+    "res": "hook_resid_post",
+    "mlp": "hook_mlp_out",
+    "att": "attn.hook_z",
+    "transcoders": "ln2.hook_normalized",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class _Origin:
-    """What the names of folders say; None is what they do not say. embedding: of the model's embedding."""
+    """What the names of folders say; None is what they do not say. embedding: of the model's embedding.
+    hook_name_out: of a transcoder."""
 
     model_name: str | None
     hook_name: str | None
     l0: float | None
     embedding: bool
+    hook_name_out: str | None = None
 
 
 def _origin(folder: Path) -> _Origin:
-    """Raises SAEFileError for SAEs of Gemma Scope that read what is no site."""
     parts = folder.resolve().parts[-8:]
     names = "/".join(parts)
     repository, layer, l0 = _REPOSITORY.search(names), _LAYER.search(names), _L0.search(names)
     embedding = "embedding" in parts
-    model_name = hook_name = None
+    model_name = hook_name = hook_name_out = None
     if repository is not None:
         model_name = f"google/gemma-2-{repository['size']}" + ("-it" if repository["kind"] == "it" else "")
-        _refuse(folder, repository["part"])
         if embedding:
             hook_name = "blocks.0.hook_resid_pre"
         elif layer is not None:
             hook_name = f"blocks.{layer['layer']}.{_PLACES[repository['part']]}"
-    return _Origin(model_name, hook_name, float(l0["l0"]) if l0 else None, embedding)
-
-
-def _refuse(folder: Path, part: str) -> None:
-    if part == "transcoders":
-        raise SAEFileError(
-            folder / _FILE,
-            "a transcoder reads at one site and writes at another, which this server cannot do; load an SAE "
-            "of the residual stream (res) or of the MLP (mlp)",
-        )
+            if repository["part"] == "transcoders":
+                hook_name_out = f"blocks.{layer['layer']}.hook_mlp_out"
+    return _Origin(model_name, hook_name, float(l0["l0"]) if l0 else None, embedding, hook_name_out)
 
 
 def _read(folder: Path, name: str, release: Release) -> SparseAutoencoder:
@@ -77,6 +75,7 @@ def _read(folder: Path, name: str, release: Release) -> SparseAutoencoder:
             **tensors,  # type: ignore[arg-type]
             apply_b_dec_to_input=False,
             hook_name=origin.hook_name,
+            hook_name_out=origin.hook_name_out,
             model_name=origin.model_name,
             name=name,
             digest=files_digest(path),
@@ -92,5 +91,5 @@ LAYOUT = Layout(
     files=(_FILE,),
     check=_origin,
     read=_read,
-    origin="google/gemma-scope-2b, -9b, -27b: residual stream, MLP, attention heads' outputs, embedding",
+    origin="google/gemma-scope-2b, -9b, -27b: stream, embedding, MLP, attention heads' outputs, transcoders",
 )

@@ -32,6 +32,7 @@ from saegis_server.sae.layout import (
     read_safetensors,
 )
 from saegis_server.sae.mapped import MappedFile
+from saegis_server.sae.origin import GAINLESS
 from saegis_server.steering.rows import Norm
 from saegis_server.steering.site import Place, Site, SiteError
 
@@ -280,7 +281,8 @@ def _places(fields: Fields, architecture: str) -> tuple[str | None, str | None]:
         return read, None
     if (norm := _normalisation(fields)) != "none":
         raise fields.refuse(f"normalize_activations is {norm}: a transcoder that normalises is not known")
-    if fields.values.get(_LOADING) and fields.part(_LOADING).flag("fold_ln", False):
+    folded = bool(fields.values.get(_LOADING)) and fields.part(_LOADING).flag("fold_ln", False)
+    if folded and not GAINLESS.fullmatch(read or ""):
         raise fields.refuse("fold_ln is true: it reads what the MLP reads without the gain of its norm")
     # Transformers' names count, where both are stated: TransformerLens has one name for two places.
     read, written = fields.text("hf_hook_name") or read, fields.text("hf_hook_name_out") or written
