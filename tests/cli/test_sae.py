@@ -136,7 +136,7 @@ def test_list_tells_releases_and_their_saes() -> None:
     assert "gemma-scope-2b-pt-att " in told
     told = invoke("list", "gemma-scope-2b-pt-transcoders")
     assert "gemma-2-2b/0-gemmascope-transcoder-16k" in told
-    assert "not read" in told
+    assert "not read" in invoke("list", "temporal-sae-gemma-2-2b")
     (entry,) = plain("list", "goodfire-llama-3.1-8b-instruct")
     assert entry["standing"] == "served after saegis sae convert"
     assert "no release" in invoke("list", "nothing-of-the-kind", code=1)
