@@ -6,7 +6,7 @@ import random
 import pytest
 
 import saegis
-from saegis_lab.bench import serving
+from saegis_lab.bench import faces, serving
 from saegis_lab.bench.report import SURE, Ratio, interval, markdown
 from saegis_lab.bench.run import take_turns
 from tests.rpc.harness import running
@@ -48,6 +48,22 @@ def test_a_stream_that_fails_ends_the_measurement(monkeypatch: pytest.MonkeyPatc
 
     with running() as server, pytest.raises(saegis.SaegisError, match="token_ids"):
         asyncio.run(serving.beside(server.target, 1, [work]))
+
+
+def test_both_faces_tell_each_token_of_a_stream_in_a_piece_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(faces, "ANSWER_TOKENS", 24)
+    monkeypatch.setattr(faces, "STREAMS", 3)
+    with running(http_port=0) as server:
+        port = server.address.http_port or 0
+        for came in (asyncio.run(faces.over_grpc(server.target, 1)), asyncio.run(faces.over_http(port, 1))):
+            assert len(came) == 24
+            assert came == sorted(came)
+        assert faces.between_tokens(lambda number: faces.over_http(port, number)) > 0.0
+        monkeypatch.setattr(faces, "PROMPT_TOKENS", 10**4)
+        with pytest.raises(RuntimeError, match="400"):
+            asyncio.run(faces.over_http(port, 1))
 
 
 def test_a_ratio_is_that_of_paired_rounds_and_tells_its_unit() -> None:

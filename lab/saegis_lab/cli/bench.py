@@ -26,6 +26,8 @@ saegis bench --part operating --only reference --json     features counted, scra
 
 saegis bench --part operating --only reference --device cuda
 
+saegis bench --part http --only reference                 tokens over HTTP beside gRPC
+
 saegis bench --markdown table.md        write the table as well
 
 Ratios are medians over rounds in which both sides ran one after the other, with the interval in which the
@@ -47,6 +49,7 @@ class Part(StrEnum):
 
     STEERING = "steering"
     OPERATING = "operating"
+    HTTP = "http"
     ALL = "all"
 
 
@@ -56,7 +59,8 @@ def bench(
         Part,
         typer.Option(
             help="What is measured: steering is what requests cost; operating is what counting features, "
-            "scraping metrics and reading long texts do to them."
+            "scraping metrics and reading long texts do to them; http is the reference model's tokens over "
+            "HTTP beside gRPC."
         ),
     ] = Part.ALL,
     rounds: Annotated[int, typer.Option(min=1, help="How often each side is measured.")] = 5,
@@ -69,6 +73,7 @@ def bench(
     import torch
 
     from saegis_lab.bench import report
+    from saegis_lab.bench.faces import faces
     from saegis_lab.bench.run import in_own_thread, operating, steering
     from saegis_lab.bench.serving import served
     from saegis_lab.bench.subjects import REFERENCE, random_llama, reference_subject
@@ -94,6 +99,8 @@ def bench(
                 ratios += operating(subject, rounds, progress)
                 if subject.name == REFERENCE:
                     ratios += served(subject.title, rounds, progress, device)
+            if part in (Part.HTTP, Part.ALL) and subject.name == REFERENCE:
+                ratios += faces(subject.title, rounds, progress, device)
     machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     if device != "cpu":
         machine += f", {torch.cuda.get_device_name(device)}"

@@ -206,9 +206,14 @@ def make_filter(
         return
     _tell(card)
     subject.note_cut()
+    _note_next(out, None if trial.attack else _answers_of(given))
+
+
+def _note_next(out: Path, unasked: int | None) -> None:
+    """Say where the filter is and what comes next. unasked: how many answers an attack would ask for."""
     note_written(out)
-    if not trial.attack:
-        notes().print(f"not attacked: --attack asks for up to {_answers_of(given)} answers more")
+    if unasked is not None:
+        notes().print(f"not attacked: --attack asks for up to {unasked} answers more")
     following = f"next:  saegis policy validate {out}; saegis policy test {out}; sign it"
     notes().print(following, markup=False, soft_wrap=True)
 

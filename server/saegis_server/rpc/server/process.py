@@ -36,6 +36,7 @@ class ServerProcess:
         """
         self.target = ""
         self.metrics_port = 0
+        self.http_port: int | None = None
         self.start_seconds = 0.0
         self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
         # -P: otherwise Python would import modules from the current folder, such as a user's `secrets.py`.
@@ -72,6 +73,7 @@ class ServerProcess:
             elif event["event"] == "ready":
                 progress(stage, 1, 1)
                 self.target, self.metrics_port = event["target"], event["metrics_port"]
+                self.http_port = event.get("http_port")
                 self.start_seconds = time.monotonic() - began
                 return
         code = self._process.wait()
