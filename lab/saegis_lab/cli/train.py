@@ -192,7 +192,7 @@ def sae(
     training: Training,
     harvest: Annotated[
         Path | None,
-        _training(metavar="DIR", exists=True, file_okay=False, help="Activations of `train harvest`."),
+        _training(metavar="DIR", file_okay=False, help="Activations of `train harvest`."),
     ] = None,
     json: options.Json = False,
 ) -> None:
@@ -252,7 +252,7 @@ def harvest(
     began = time.monotonic()
     try:
         source = _source(loaded, site, texts, seed, 1)
-        with stage_display(json) as progress:
+        with stage_display(json=False) as progress:
             held = source.gather(
                 Harvest(out),
                 tokens or sys.maxsize,
