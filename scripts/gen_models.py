@@ -9,6 +9,7 @@ ROOT = Path(__file__).parents[1]
 FILE = ROOT / "docs" / "models.md"
 sys.path[:0] = [str(ROOT), str(ROOT / "server"), str(ROOT / "clients" / "python")]
 
+from saegis_server.steering.site import Place  # noqa: E402
 from tests.engine.model_table import TABLE  # noqa: E402
 
 _HEAD = """\
@@ -29,15 +30,19 @@ can run a model is found when the server starts, and never guessed from the mode
 - RoPE whose frequencies depend on the longest text of a batch (`dynamic`, `longrope`) is frozen for
   the context that is served, which the log says. With `--max-model-len` at the original length or
   below, they are those that Transformers takes for such texts; above it, those that it takes for
-  longer ones, for every text. So no text changes the frequencies of another. Beside a longer text an
-  answer's sums go over more of the cache, in another order, which its last bits show: with every
-  kind of RoPE alike, by as much as docs/steering.md says. Where as many rows are computed over as
-  much of the cache, a text's logits are bit for bit what they are alone; those after its prompt are
-  so in any case:
-  `tests/engine/test_isolation.py::test_a_longer_text_beside_changes_the_order_of_sums_alone`.
+  longer ones, for every text. So no text changes the frequencies of another, and with
+  `--batch-invariant` none changes a bit of another's answer
+  (`tests/engine/test_batch_invariant.py`). Without, sequences share steps, and an answer's sums go
+  over more rows and more of the cache beside others, in another order, which its last bits show:
+  with every kind of RoPE alike, by as much as docs/steering.md says
+  (`tests/engine/test_isolation.py`).
 - Each place that is steered is checked: what is before a layer, what attention adds and what the
-  MLP adds must make up what is after it. Where a model scales what it adds, only `resid_pre` and
-  `resid_post` can be steered.
+  MLP adds must make up what is after it, which is not so where a model scales what it adds. The
+  stream between attention and the MLP (`resid_mid`) must be what is before the layer where
+  attention adds nothing, and what is after it where the MLP adds nothing; layers whose attention
+  and MLP read the same stream have none. What projects the outputs of attention's heads (`attn_z`)
+  must give what attention gives. Transcoders are at `mlp_in_to_out`, where a model has `mlp_out`. A
+  place that a model does not have is refused with the reason.
 - What is served is compared with what Transformers gives with its eager attention: a text read in
   chunks and then token by token, alone and beside another, steered and not, past the model's
   windows, chunks and original RoPE length where that costs little, else by its masks. Where they
@@ -76,9 +81,9 @@ def page() -> str:
 def _served() -> Iterator[str]:
     rows = [row for row in TABLE if row.refused is None]
     yield f"## Served: {len(rows)} configurations\n"
-    yield "| family | type in Transformers | tried with | places |\n| --- | --- | --- | --- |"
+    yield "| family | type in Transformers | tried with | without the places |\n| --- | --- | --- | --- |"
     for row in rows:
-        places = "all four" if row.parts else "`resid_pre`, `resid_post`"
+        places = ", ".join(f"`{place}`" for place in Place if place in row.lacks)
         yield f"| {row.name} | `{row.small.kind}` | {row.special} | {places} |"
 
 

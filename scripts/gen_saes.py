@@ -9,14 +9,14 @@ from collections import Counter, defaultdict
 from pathlib import Path
 
 from saegis_server.sae.coverage import Standing, coverage
-from saegis_server.sae.formats import LAYOUTS, PICKLED
+from saegis_server.sae.formats import LAYOUTS, PICKLED, mwhanna
 from saegis_server.sae.formats.unread import UNREAD
 from saegis_server.sae.releases import Entry, release, release_names
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs/saes.md"
 _BEGIN, _END = "<!-- tables: written by scripts/gen_saes.py -->\n", "<!-- end of tables -->"
 #: What is told of a release of which the SAEs stand differently: the best.
-_ORDER = (Standing.SERVED, Standing.CONVERTED, Standing.BY_RANK, Standing.NOT_READ)
+_ORDER = (Standing.SERVED, Standing.CONVERTED, Standing.NOT_READ)
 
 
 def current(text: str) -> str:
@@ -31,6 +31,7 @@ def current(text: str) -> str:
 def _layouts() -> str:
     rows = [f"| {each.name} | {_files(each.files)} | {each.origin} | a server |" for each in LAYOUTS]
     rows += [f"| {each.name} | a pickle | {each.origin} | `saegis sae convert` |" for each in PICKLED]
+    rows += [f"| {mwhanna.NAME} | {_files(mwhanna.FILES)} | {mwhanna.ORIGIN} | `saegis sae convert` |"]
     named = [f"| {each.name} | {_files(each.files)} | {each.reason} | nothing |" for each in UNREAD]
     head = ["### Layouts", "", "| layout | files | what | read by |", "|---|---|---|---|"]
     return "\n".join([*head, *rows, *named]) + "\n"

@@ -14,13 +14,15 @@ SERVER, LAB = Path(saegis_server.__file__).parent, Path(saegis_lab.__file__).par
 #: What each room may import beside itself and the single modules that stand beside the rooms.
 ALLOWED = {
     "steering": set(),
+    "directions": {"steering"},
     "sae": {"steering"},
     "engine": {"steering"},
     "telemetry": {"engine"},
     "audit": set(),
-    "policy": {"audit", "telemetry", "engine", "sae", "steering"},
-    "rpc": {"policy", "audit", "telemetry", "engine", "sae", "steering"},
-    "cli": {"rpc", "policy", "audit", "telemetry", "engine", "sae", "steering"},
+    "policy": {"audit", "telemetry", "engine", "sae", "directions", "steering"},
+    "rpc": {"policy", "audit", "telemetry", "engine", "sae", "directions", "steering"},
+    "http": {"rpc", "policy", "audit", "telemetry", "engine", "steering"},
+    "cli": {"http", "rpc", "policy", "audit", "telemetry", "engine", "sae", "directions", "steering"},
     "lab/training": {"engine", "sae", "steering"},
     "lab/evaluation": {"lab/training", "rpc", "policy", "sae", "steering"},
     "lab/filters": {"lab/evaluation", "lab/training", "rpc", "policy", "engine", "sae", "steering"},
@@ -47,7 +49,7 @@ SEAM = {
     "engine.admission",
     "engine.sites",
 }
-THROUGH_THE_SEAM = {"rpc", "telemetry", "policy", "audit", "lab/evaluation"}
+THROUGH_THE_SEAM = {"rpc", "http", "telemetry", "policy", "audit", "lab/evaluation"}
 #: The one module that puts a server together, and so names the engine that it serves with.
 MAKES_THE_ENGINE = "rpc/server/loading.py"
 #: The one module of the server that names the lab: `python -m saegis_server.cli` is the whole command.

@@ -30,7 +30,7 @@ def kinds() -> list[type[AuditRecord]]:
 
 def test_kinds_are_distinct_and_leave_the_logs_own_keys_alone() -> None:
     found = kinds()
-    assert len({each.kind for each in found}) == len(found) == 9
+    assert len({each.kind for each in found}) == len(found) == 10
     for each in found:
         assert not {field.name for field in dataclasses.fields(each)} & set(RESERVED)
 

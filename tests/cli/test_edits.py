@@ -106,6 +106,25 @@ def test_several_indices_are_as_many_edits() -> None:
     ]
 
 
+def test_a_direction_is_named_behind_its_kind() -> None:
+    digest = "0f" * 32
+    assert (
+        parse_target("direction:refusal")
+        == parse_target(" direction:refusal ")
+        == saegis.direction("refusal")
+    )
+    assert parse_target(f"direction:{digest}") == saegis.Direction(digest=digest)
+    assert parse_target("directions: north") == saegis.feature("directions: north")
+    assert parse_edit("ablate", "direction:refusal", site="layers.3") == saegis.ablate(
+        saegis.direction("refusal"), site="layers.3"
+    )
+    assert parse_edit("redirect", "12=direction:refusal:1.5:1") == saegis.redirect(
+        12, 1.5, to=saegis.direction("refusal"), strength=1.0, unit="feature"
+    )
+    with pytest.raises(EditSyntaxError, match="names no direction"):
+        parse_target("direction:")
+
+
 def test_an_index_in_other_digits_is_an_index() -> None:
     assert parse_target("١٢") == saegis.feature(12)
 
@@ -122,6 +141,8 @@ def test_words_and_strength_are_told_apart(text: str, words: str, strength: floa
     "text",
     [
         *("clamp 12=3.5", "clamp 12=2max", "add x=0.1norm", "scale 3=0.5", "ban 7=2"),
+        *("ablate 12", "ablate direction:refusal", "add direction:refusal=2", f"cap direction:{'0f' * 32}=2"),
+        *("redirect 12=direction:refusal:1.5",),
         *("redirect 12=7:1.5", "redirect a=b c:2max:1", "redirect 12=7:1:0:0.5"),
     ],
 )

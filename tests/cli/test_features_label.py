@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from saegis_lab.cli.app import app
 from saegis_lab.evaluation.experiment import BanFile
 from saegis_server.sae.examples import Examples
 from saegis_server.sae.files import load_sae
+from saegis_server.sae.formats.saelens import save_sae
 from saegis_server.sae.labels import Labels
 from tests.cli.offline_world import write_texts, write_world
 
@@ -119,6 +121,14 @@ def test_special_tokens_that_the_sae_was_trained_without_are_left_out(world: Pat
         next(iter(Labels.load(world / name))).density for name in ("counted", "without0", "without1")
     ]
     assert densities == [pytest.approx(8 * 12 / (40 * 13), abs=1e-6), 0.2, 0.2]
+
+
+def test_an_sae_of_another_model_is_refused_unless_only_a_warning_is_asked_for(world: Path) -> None:
+    save_sae(replace(load_sae(world / "sae"), model_name="somebody/else-7b"), world / "sae")
+    _, err = run(world, "features", "label", code=1)
+    assert "else-7b" in err
+    assert "--unmatched-saes warn" in err
+    run(world, "features", "label", "--unmatched-saes", "warn")
 
 
 def test_texts_longer_than_the_context_are_cut_and_that_is_told(world: Path) -> None:
@@ -264,7 +274,11 @@ def test_wrong_usage_ends_with_2_and_names_what_is_wrong(
         (("--model", "NOTHING"), "the model cannot be loaded"),
         (("--sae", "NOTHING", "--out", "OUT"), "the SAE cannot be read"),
         (("--site", "layers.9"), "layers.9.resid_post does not exist"),
-        (("--site", "layers.2.resid_post"), "does not fit the site layers.2.resid_post"),
+        (("--site", "layers.2.resid_post"), "--unmatched-saes warn"),
+        (
+            ("--site", "layers.2.resid_post", "--unmatched-saes", "warn"),
+            "does not fit the site layers.2.resid_post",
+        ),
     ],
 )
 def test_what_cannot_be_loaded_or_does_not_fit_ends_with_1(

@@ -12,6 +12,7 @@ from saegis_server.cli.app import app
 from saegis_server.policy.bundle.bundle import Bundle
 from saegis_server.sae.formats.saelens import save_sae
 from saegis_server.sae.labels import Labels
+from tests.directions.files import safetensors, vector
 from tests.policy.bundles import write_files
 from tests.rpc import tiny
 from tests.rpc.harness import running
@@ -172,3 +173,13 @@ def test_what_is_no_bundle_is_told(world: Path) -> None:
     assert Bundle.read(world / "free").policy.name == "p"
     told: Any = offline(world, bundle="nowhere", code=1)
     assert "cannot be read" in told
+
+
+def test_a_direction_that_is_shipped_can_be_named(world: Path) -> None:
+    (world / "free" / "policy.yaml").write_text(FREE.replace("ops: [clamp", "directions: true, ops: [clamp"))
+    shipped = world / "calm.safetensors"
+    shipped.write_bytes(safetensors(vector(), site=str(tiny.FIRST_SITE)))
+    asked = ("--add", "direction:calm=2", "--json")
+    assert json.loads(offline(world, *asked, "--directions", str(shipped), bundle="free"))["allowed"]
+    refused = offline(world, *asked, bundle="free", code=2)
+    assert "no direction 'calm' is kept" in " ".join(refused.split())

@@ -9,6 +9,8 @@ import pytest
 from typer.testing import CliRunner
 
 from saegis_server.cli.app import app
+from saegis_server.directions.files import read_file
+from saegis_server.directions.store import KeptDirection
 from saegis_server.policy.bundle.bundle import Bundle
 from saegis_server.policy.bundle.signing import load_private_key, public_path, sign, write_new_key
 from saegis_server.sae.formats.saelens import save_sae
@@ -51,6 +53,22 @@ def run(world: Path, *arguments: str, code: int = 0, path: str = "policy") -> st
 
 def run_json(world: Path, *arguments: str, code: int = 0, path: str = "policy") -> Any:
     return json.loads(run(world, *arguments, "--json", code=code, path=path))
+
+
+def test_directions_that_the_server_ships_are_named(world: Path) -> None:
+    shipped = world / "calm.safetensors"
+    shipped.write_bytes(direction(WIDTH))
+    digest = KeptDirection.of(read_file(shipped, WIDTH).vector).digest
+    policy = world / "policy" / "policy.yaml"
+    text = policy.read_text()
+    assert "file: directions/calm.safetensors" in text
+    policy.write_text(text.replace("file: directions/calm.safetensors", f"digest: {digest}"))
+    assert "valid: acme.base@2026.1" in run(world, "--directions", str(shipped))
+    assert "ships no direction of this digest" in run(world, code=1)
+    shipped.write_bytes(b"x")
+    told = run(world, "--directions", str(shipped), code=2)
+    assert "a direction cannot be read" in told
+    assert "calm.safetensors" in told
 
 
 def test_a_good_bundle_is_valid_as_a_folder_and_as_an_archive(world: Path) -> None:

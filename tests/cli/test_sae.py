@@ -32,7 +32,7 @@ def invoke(*arguments: str, code: int = 0) -> str:
 
 
 def test_info_tells_what_a_folder_is(tmp_path: Path) -> None:
-    folder = WRITERS["Gemma Scope"](tmp_path, 4).folder
+    folder = WRITERS["Gemma Scope"](tmp_path, 5).folder
     told = plain("info", str(folder))
     assert (told["site"], told["model_name"], told["stated_l0"]) == (
         "layers.7.mlp_out",
@@ -44,11 +44,22 @@ def test_info_tells_what_a_folder_is(tmp_path: Path) -> None:
     assert "blocks.7.hook_mlp_out = layers.7.mlp_out" in told
 
 
-def test_info_tells_of_what_cannot_be_served(tmp_path: Path) -> None:
+def test_info_tells_how_many_features_rank_leaves_active(tmp_path: Path) -> None:
     folder = WRITERS["sparsify"](tmp_path, 4).folder
-    assert "no: it decides by rank which" in invoke("info", str(folder))
-    assert "decides by rank" in invoke("check", str(folder), code=1)
-    assert not plain("check", str(folder), code=1)["valid"]
+    sae = load_sae(folder)
+    assert f"{sae.activation} of {sae.k}, norm none" in invoke("info", str(folder))
+    assert (plain("info", str(folder))["architecture"], sae.k) == (
+        sae.activation,
+        plain("info", str(folder))["k"],
+    )
+    assert plain("check", str(folder))["valid"]
+
+
+def test_group_max_is_no_layout_of_what_is_converted(tmp_path: Path) -> None:
+    folder, out = WRITERS["sparsify"](tmp_path, 5).folder, tmp_path / "out"
+    assert load_sae(folder).activation == "groupmax"
+    assert "groupmax, which SAELens does not have" in invoke("convert", str(folder), str(out), code=1)
+    assert not out.exists()
 
 
 def test_convert_makes_a_pickle_one_that_is_served(tmp_path: Path) -> None:
@@ -66,12 +77,28 @@ def test_convert_makes_a_pickle_one_that_is_served(tmp_path: Path) -> None:
 
 
 def test_convert_takes_the_place_that_no_file_states(tmp_path: Path) -> None:
-    folder, out = WRITERS["Gemma Scope 2"](tmp_path, 4).folder, tmp_path / "out"
+    folder, out = WRITERS["Gemma Scope 2"](tmp_path, 5).folder, tmp_path / "out"
     invoke("convert", str(folder), str(out), "--site", "blocks.2.hook_resid_pre", "--name", "tiny")
     sae = load_sae(out)
     assert (sae.hook_name, sae.model_name) == ("layers.2.resid_pre", "tiny")
     assert "is not a site" in invoke("convert", str(folder), str(tmp_path / "no"), "--site", "x", code=2)
     assert not (tmp_path / "no").exists()
+
+
+def test_convert_takes_a_transcoder_to_where_transcoders_are(tmp_path: Path) -> None:
+    folder, out = WRITERS["Gemma Scope 2"](tmp_path, 4).folder, tmp_path / "out"
+    place = (
+        "model.layers.3.pre_feedforward_layernorm.output to model.layers.3.post_feedforward_layernorm.output"
+    )
+    assert f"{place} = layers.3.mlp_in_to_out" in invoke("info", str(folder))
+    refused = invoke("convert", str(folder), str(out), "--site", "layers.2.mlp_in", code=2)
+    assert "cannot be at layers.2.mlp_in" in refused
+    invoke("convert", str(folder), str(out), "--site", "layers.2.mlp_in_to_out")
+    assert plain("info", str(out))["site"] == "layers.2.mlp_in_to_out"
+    skip, wanted = load_sae(out).W_skip, load_sae(folder).W_skip
+    assert skip is not None
+    assert wanted is not None
+    assert torch.equal(skip, wanted)
 
 
 def test_check_measures_it_on_a_model(tmp_path: Path) -> None:

@@ -177,13 +177,21 @@ model: m
 sae: {first: a}
 norm-scaling: {first: 2}
 site: [layers.1.resid_post, layers.2.resid_post]
+directions: [refusal.safetensors, more]
+direction-state: kept
 name: called
 dtype: float16
 device: cuda
 compile: never
+batch-invariant: true
 port: 1
 metrics-host: 0.0.0.0
 metrics-port: 2
+http-host: 127.0.0.2
+http-port: 3
+http-origin: https://example.org
+console: always
+preset: [landmark=landmark.yaml]
 tls-cert: cert
 tls-key: key
 client-ca: ca
@@ -217,6 +225,7 @@ max-message-bytes: 4096
 limit:
   principal: {requests: 1, tokens_per_minute: 2, bytes_per_minute: 3}
   tenant: {requests: 4, tokens_per_minute: 5, bytes_per_minute: 6}
+  directions: {tenant: 1, tenant_bytes: 2, total: 3, total_bytes: 4}
   requests: 7
   held_bytes: 2000
 tenant-class: {gold: [a, b]}
@@ -250,7 +259,7 @@ def test_every_setting_of_a_server_can_be_set(tmp_path: Path) -> None:
     within |= {"audit": set(AuditSettings.model_fields)}
     wanted = {name for name in default if name.lstrip(".") not in within}
     wanted |= {f".{room}.{name}" for room, names in within.items() for name in names}
-    wanted |= {".rows.bans", ".tenant_classes.gold"}
+    wanted |= {".rows.bans", ".tenant_classes.gold", ".presets.landmark"}
     assert changed == wanted
     assert here.saes[0].model_dump() == {
         "path": "a",

@@ -13,6 +13,8 @@ from google.rpc import status_pb2  # type: ignore[import-untyped]
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
 
 from saegis.v1 import (
+    direction_pb2,
+    direction_pb2_grpc,
     feature_pb2,
     feature_pb2_grpc,
     generation_pb2,
@@ -28,6 +30,7 @@ SERVICES = (
     (feature_pb2.DESCRIPTOR.services_by_name["FeatureService"], feature_pb2_grpc),
     (model_pb2.DESCRIPTOR.services_by_name["ModelService"], model_pb2_grpc),
     (policy_pb2.DESCRIPTOR.services_by_name["PolicyService"], policy_pb2_grpc),
+    (direction_pb2.DESCRIPTOR.services_by_name["DirectionService"], direction_pb2_grpc),
 )
 
 

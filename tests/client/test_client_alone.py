@@ -58,12 +58,9 @@ def project(folder: Path) -> dict[str, Any]:
 
 def test_the_commands_that_ask_a_server_work_without_it() -> None:
     told = alone("--help")
-    for name in ("generate", "chat", "inspect", "features", "policy"):
+    for name in ("generate", "chat", "inspect", "features", "directions", "policy"):
         assert f" {name} " in told
-    assert (
-        "serve, demo, bench, directions, eval, train, sae, config, audit, token: pip install saegis-server"
-        in told
-    )
+    assert "serve, demo, bench, eval, train, sae, config, audit, token: pip install saegis-server" in told
     refused = alone("generate", "x", "--server", "127.0.0.1:1", "--timeout", "1", code=1)
     assert "is a server running at 127.0.0.1:1?" in refused
 
@@ -81,7 +78,7 @@ def test_with_the_server_every_family_is_whole() -> None:
         return found + [family for each in below for family in families(each)]
 
     found = families(typer.main.get_command(app))
-    assert len(found) == 3
+    assert len(found) == 4
     for family in found:
         assert set(family.commands) == set(family.names)
 

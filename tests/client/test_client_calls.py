@@ -9,7 +9,7 @@ import pytest
 from google.protobuf.message import Message
 
 import saegis
-from saegis.v1 import feature_pb2, generation_pb2, model_pb2, prompt_pb2, steering_pb2
+from saegis.v1 import direction_pb2, feature_pb2, generation_pb2, model_pb2, prompt_pb2, steering_pb2
 from tests.client.conftest import Caller
 from tests.client.loopback import Loopback
 from tests.client.messages import fill, plain, receipt, stream_of_two
@@ -270,3 +270,18 @@ def test_an_unknown_finish_reason_breaks_the_contract(loopback: Loopback, call: 
     loopback.answers["Generate"] = generation_pb2.GenerateResponse(choices=[choice])
     with pytest.raises(saegis.InternalError, match="finish_reason 0"):
         call("generate", "x")
+
+
+def test_directions(loopback: Loopback, call: Caller) -> None:
+    kept = filled(direction_pb2.KeptDirection())
+    loopback.answers["UploadDirection"] = direction_pb2.UploadDirectionResponse(direction=kept)
+    loopback.answers["ListDirections"] = direction_pb2.ListDirectionsResponse(directions=[kept, kept])
+    loopback.answers["DeleteDirection"] = direction_pb2.DeleteDirectionResponse(direction=kept)
+    uploaded = call("upload_direction", [1.0, 2.0], name="refusal", site="layers.3")
+    assert isinstance(uploaded, saegis.KeptDirection)
+    assert as_plain(uploaded) == plain(kept)
+    assert call("list_directions") == (uploaded, uploaded)
+    assert call("delete_direction", uploaded) == uploaded
+    sent = [each.request for each in loopback.received]
+    assert sent[0] == direction_pb2.UploadDirectionRequest(values=[1.0, 2.0], name="refusal", site="layers.3")
+    assert sent[2] == direction_pb2.DeleteDirectionRequest(digest=kept.digest)

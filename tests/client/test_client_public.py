@@ -51,6 +51,7 @@ def test_twins_have_the_same_methods_and_arguments() -> None:
     assert methods == {
         "close",
         "contrast_features",
+        "delete_direction",
         "detokenize",
         "evaluate_policy",
         "generate",
@@ -59,6 +60,7 @@ def test_twins_have_the_same_methods_and_arguments() -> None:
         "get_policy",
         "healthy",
         "inspect",
+        "list_directions",
         "list_policies",
         "load",
         "model",
@@ -70,6 +72,7 @@ def test_twins_have_the_same_methods_and_arguments() -> None:
         "server_info",
         "stream",
         "tokenize",
+        "upload_direction",
         "validate_policy",
         "wait_until_ready",
     }

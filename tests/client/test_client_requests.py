@@ -1,6 +1,7 @@
 """Arguments become requests: every option, every kind of edit and target, and precise refusals."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy
@@ -9,7 +10,7 @@ import pytest
 import saegis
 from saegis import GenerationOptions
 from saegis.generation import generate_request
-from saegis.v1 import generation_pb2, steering_pb2
+from saegis.v1 import direction_pb2, generation_pb2, steering_pb2
 from saegis.v1.steering_pb2 import Direction, FeatureRef
 
 INFO = saegis.FeatureInfo("s", 9, "site", "label", None, None, (), (), None, {}, {}, False)
@@ -171,6 +172,10 @@ def test_unit_site_and_phase() -> None:
         (INFO, FeatureRef(index=9, sae="s")),
         (saegis.direction([1, 0.5]), Direction(values=[1, 0.5])),
         (saegis.direction(numpy.ones(3, dtype="float32")), Direction(values=[1, 1, 1])),
+        (saegis.direction("refusal"), Direction(name="refusal")),
+        (saegis.direction("0f" * 32), Direction(digest="0f" * 32)),
+        (saegis.direction("0F" * 32), Direction(name="0F" * 32)),
+        (saegis.KeptDirection("0f" * 32, "refusal", "", shipped=False), Direction(digest="0f" * 32)),
     ],
 )
 def test_targets(target: saegis.Target, expected: FeatureRef | Direction) -> None:
@@ -182,6 +187,39 @@ def test_targets(target: saegis.Target, expected: FeatureRef | Direction) -> Non
         assert message.WhichOneof("target") == kind
         assert getattr(message, kind) == expected
     assert (plain.site, placed.site) == ("", "b")
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [{}, {"values": (1.0,), "name": "a"}, {"values": (1.0,), "digest": "a"}, {"name": "a", "digest": "b"}],
+)
+def test_a_direction_is_one_thing(parts: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="either values, a digest or a name"):
+        saegis.Direction(**parts)
+
+
+def test_a_direction_to_upload_is_numbers_a_path_or_a_file(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"file")
+    for source in (b"file", tmp_path / "a", str(tmp_path / "a")):
+        expected = direction_pb2.UploadDirectionRequest(name="n", site="s", file=b"file")
+        assert asked("upload_direction", source, name="n", site="s") == expected
+    for numbers in ([1, 0.5], (1.0, 0.5), numpy.array([1, 0.5])):
+        assert asked("upload_direction", numbers) == direction_pb2.UploadDirectionRequest(values=[1, 0.5])
+    with pytest.raises(FileNotFoundError):
+        asked("upload_direction", tmp_path / "none")
+    with pytest.raises(ValueError, match="either values"):
+        asked("upload_direction", [])
+
+
+def test_a_direction_to_delete_is_a_name_or_a_digest() -> None:
+    digest, kept = "0f" * 32, saegis.KeptDirection("0f" * 32, "refusal", "", shipped=False)
+    by_digest = direction_pb2.DeleteDirectionRequest(digest=digest)
+    for reference in (digest, kept, saegis.direction(digest)):
+        assert asked("delete_direction", reference) == by_digest
+    for reference in ("refusal", saegis.direction("refusal")):
+        assert asked("delete_direction", reference) == direction_pb2.DeleteDirectionRequest(name="refusal")
+    with pytest.raises(ValueError, match="by name or by digest"):
+        asked("delete_direction", saegis.direction([1.0]))
 
 
 def test_not_finite_values_are_left_to_the_server() -> None:

@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from saegis_lab.cli.app import app
+from tests.directions.files import safetensors, vector
 from tests.e2e.serving import SITE, Serving
 
 GREEDY = ("--temperature", "0", "--max-tokens", "12")
@@ -201,3 +202,30 @@ def test_a_chat_ends_at_the_end_of_the_input() -> None:
     out, err = run("chat", *GREEDY, "--clamp", "3=8", "--system", "Be brief.", input="Hello\n")
     assert "in force: clamp 3=8" in err
     assert out.strip()
+
+
+def test_directions_are_uploaded_listed_named_and_deleted(tmp_path: Path) -> None:
+    path = tmp_path / "refusal.safetensors"
+    path.write_bytes(safetensors(vector(), site=SITE))
+    kept = run_json("directions", "upload", str(path))[0]
+    assert (kept["name"], kept["site"], kept["shipped"]) == ("refusal", SITE, False)
+    assert run_json("directions", "list") == [kept]
+    out, _ = run("directions", "list")
+    assert all(word in out for word in ("refusal", SITE, "your tenant's", kept["digest"]))
+    plain = run_json("generate", "The bridge", *GREEDY)
+    by_name, by_digest = (
+        run_json("generate", "The bridge", *GREEDY, "--ablate", f"direction:{way}")
+        for way in ("refusal", kept["digest"])
+    )
+    assert by_name["choices"] == by_digest["choices"]
+    assert by_name["receipt"]["program_digest"] == by_digest["receipt"]["program_digest"]
+    assert by_name["receipt"]["steered"]
+    assert not plain["receipt"]["steered"]
+    _, err = run("generate", "The bridge", *GREEDY, "--add", "direction:refusal=2", "--receipt")
+    assert "direction refusal" in err
+    refused = run("directions", "upload", str(path), "--name", "other", code=1)[1]
+    assert "is kept already" in refused
+    assert "deleted refusal" in run("directions", "delete", kept["digest"])[1]
+    assert "no direction is kept" in run("directions", "list")[1]
+    assert "no direction 'refusal'" in run("generate", "x", "--ablate", "direction:refusal", code=1)[1]
+    assert "names no direction" in run("generate", "x", "--ablate", "direction:", code=2)[1]

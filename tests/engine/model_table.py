@@ -7,8 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from saegis_server.steering.site import Place
 from tests.engine.small_models import SmallModel
 
+#: Where attention and the MLP read the same stream, and where what they add is no summand of it.
+_PARALLEL = frozenset((Place.RESID_MID,))
+_PARTS = frozenset((Place.ATTN_OUT, Place.MLP_OUT, Place.MLP_IN_TO_OUT))
 _MIXED = ["sliding_attention", "full_attention"]
 _LONG: Mapping[str, Any] = {
     "rope_type": "longrope",
@@ -32,22 +36,23 @@ _LLAMA3 = {
 class Row:
     """A row: the model, what people call it, what is special about it, and what is promised.
 
-    parts: whether what attention and the MLP add are places. refused: words of the refusal of a model that is
-    not served.
+    lacks: the places that it does not have. refused: words of the refusal of a model that is not served.
     """
 
     name: str
     special: str
     small: SmallModel
-    parts: bool = True
+    lacks: frozenset[Place] = frozenset()
     refused: str | None = None
 
     def __str__(self) -> str:
         return f"{self.small.kind}, {self.special}" if self.special else self.small.kind
 
 
-def _row(name: str, kind: str, special: str = "", *, parts: bool = True, **changes: Any) -> Row:
-    return Row(name, special, SmallModel(kind, changes), parts)
+def _row(
+    name: str, kind: str, special: str = "", *, lacks: frozenset[Place] = frozenset(), **changes: Any
+) -> Row:
+    return Row(name, special, SmallModel(kind, changes), lacks)
 
 
 def _not(name: str, kind: str, refused: str, special: str = "", **changes: Any) -> Row:
@@ -56,7 +61,7 @@ def _not(name: str, kind: str, refused: str, special: str = "", **changes: Any) 
 
 def _served(row: Row, served: int, *prompts: int) -> Row:
     small = SmallModel(row.small.kind, row.small.changes, served, prompts or row.small.prompts)
-    return Row(row.name, row.special, small, row.parts, row.refused)
+    return Row(row.name, row.special, small, row.lacks, row.refused)
 
 
 def _long(special: str) -> Row:
@@ -74,7 +79,7 @@ TABLE: tuple[Row, ...] = (
         rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4},
     ),
     _row("Llama, tied", "llama", "tied embeddings", tie_word_embeddings=True),
-    _row("Llama 4", "llama4_text", "chunked attention", parts=False),
+    _row("Llama 4", "llama4_text", "chunked attention", lacks=_PARTS - {Place.ATTN_OUT}),
     _row("Mistral", "mistral", "windows"),
     _row("Mistral without windows", "mistral", "no windows", sliding_window=None),
     _row("Ministral", "ministral", "windows and whole layers", layer_types=_MIXED),
@@ -100,7 +105,7 @@ TABLE: tuple[Row, ...] = (
     _row("Gemma 2", "gemma2", "windows, norms after, soft caps"),
     _row("Gemma 3", "gemma3_text", "windows, norms after, two RoPEs", layer_types=_MIXED),
     _row("Gemma 3, multimodal", "gemma3", "its text part", layer_types=_MIXED),
-    _row("Phi 2", "phi", "parallel layers"),
+    _row("Phi 2", "phi", "parallel layers", lacks=_PARALLEL),
     _row("Phi 3", "phi3", "windows"),
     _served(_long("longrope, its original length"), 48, 30, 5, 17),
     _served(_long("longrope, past its original length"), 128, 60, 49, 77),
@@ -110,22 +115,22 @@ TABLE: tuple[Row, ...] = (
     _row("OLMo 3", "olmo3", "windows, norms after", layer_types=_MIXED),
     _row("OLMoE", "olmoe", "experts"),
     _row("GPT-2", "gpt2"),
-    _row("Pythia", "gpt_neox", "parallel layers"),
+    _row("Pythia", "gpt_neox", "parallel layers", lacks=_PARALLEL),
     _row("GPT-NeoX, in turn", "gpt_neox", "no parallel layers", use_parallel_residual=False),
     _row("StarCoder", "gpt_bigcode", "one key head"),
     _row("StarCoder 2", "starcoder2"),
     _row("GPT-OSS", "gpt_oss", "sinks, experts, windows", layer_types=_MIXED),
     _row("StableLM", "stablelm"),
-    _row("Command R", "cohere", "parallel layers"),
-    _row("Command R7B", "cohere2", "parallel layers, windows", layer_types=_MIXED),
-    _row("Granite", "granite", "scales what layers add", parts=False, residual_multiplier=0.3),
-    _row("Granite MoE", "granitemoe", "experts", parts=False, residual_multiplier=0.3),
+    _row("Command R", "cohere", "parallel layers", lacks=_PARALLEL),
+    _row("Command R7B", "cohere2", "parallel layers, windows", lacks=_PARALLEL, layer_types=_MIXED),
+    _row("Granite", "granite", "scales what layers add", lacks=_PARTS, residual_multiplier=0.3),
+    _row("Granite MoE", "granitemoe", "experts", lacks=_PARTS, residual_multiplier=0.3),
     _row("GLM", "glm"),
     _row("GLM 4", "glm4", "norms after"),
     _row("GLM 4 MoE", "glm4_moe", "experts"),
     _row("DeepSeek V2", "deepseek_v2", "latent attention"),
     _row("DeepSeek V3", "deepseek_v3", "latent attention, experts"),
-    _row("MiniCPM 3", "minicpm3", "latent attention", parts=False),
+    _row("MiniCPM 3", "minicpm3", "latent attention", lacks=_PARTS),
     _row("EXAONE 4", "exaone4", "norms after", layer_types=_MIXED),
     _row("SmolLM 3", "smollm3", "layers without RoPE"),
     _row("Seed-OSS", "seed_oss"),

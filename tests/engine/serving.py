@@ -1,7 +1,7 @@
 """An engine of any kind in a test: requests that are easily asked, and their events gathered."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol, Self
 
 from transformers import PreTrainedModel
@@ -21,7 +21,9 @@ from saegis_server.engine.api import (
     SequenceFinished,
 )
 from saegis_server.engine.readouts import NO_READOUTS, Readouts, TokenOutput
+from saegis_server.sae.autoencoder import SparseAutoencoder
 from saegis_server.steering.program import UNSTEERED, SteeringProgram
+from saegis_server.steering.site import Site
 
 
 class Answer:
@@ -128,7 +130,8 @@ class Asked:
 class Serving(Protocol):
     """Makes an engine on a model of `tiny`, not started, with its tokenizer, sites and room for 160 tokens.
 
-    max_running: how many sequences it runs at once; limits: small chunks if not told otherwise.
+    max_running: how many sequences it runs at once; limits: small chunks if not told otherwise; ranked: SAEs
+    that decide by rank, at their sites.
     """
 
     def __call__(
@@ -138,4 +141,5 @@ class Serving(Protocol):
         limits: Limits | None = None,
         first_token: FirstToken | None = None,
         eos: int = 257,
+        ranked: Mapping[Site, SparseAutoencoder] | None = None,
     ) -> Asked: ...

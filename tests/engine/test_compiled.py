@@ -9,10 +9,11 @@ from torch._dynamo.utils import counters
 
 from saegis_server.engine.api import SamplingParams
 from saegis_server.engine.counts import Dictionary, Used
+from saegis_server.engine.readouts import TokenOutput
 from saegis_server.engine.torch.usage import UsageCounting
 from saegis_server.engine.torch.warmup import missing_compiler, warm_up
 from saegis_server.steering.program import SteeringProgram
-from tests.engine import tiny
+from tests.engine import ranked, tiny
 from tests.engine.cuda import DEVICE, needs_cuda
 from tests.engine.guarded import agrees, answered, flickering
 from tests.engine.hooked import differs, generate, random_program
@@ -31,7 +32,13 @@ pytestmark = [
 
 #: Of two sizes, both counted by one program.
 SAES = [random_sae(seed=size, width=tiny.WIDTH, features=size, name=f"{size}") for size in (40, 50)]
-DICTIONARIES = [Dictionary(sae.name, FIRST, sae.rows(), sae.norm) for sae in SAES]
+
+
+def dictionaries(device: torch.device) -> list[Dictionary]:
+    """What is counted: two that one program counts, and one that decides by rank."""
+    plain = [Dictionary(sae.name, FIRST, sae.rows(), sae.norm) for sae in SAES]
+    by_rank = ranked.SAES[FIRST]
+    return [*plain, Dictionary(by_rank.name, FIRST, by_rank.rows(), by_rank.norm, by_rank.ranked(device))]
 
 
 @pytest.fixture(scope="module", params=["cpu", pytest.param(DEVICE, id="cuda", marks=needs_cuda)])
@@ -41,8 +48,8 @@ def compiled(unmeasured: None, request: pytest.FixtureRequest) -> Iterator[tiny.
     counters.clear()
     model = tiny.model()
     nn.Module.to(model, request.param)
-    usage = UsageCounting(DICTIONARIES, 1, model.device)
-    step = tiny.step(model, slots=32, compiled=True, keeps=usage.sites)
+    usage = UsageCounting(dictionaries(model.device), 1, model.device)
+    step = tiny.step(model, slots=32, compiled=True, keeps=usage.sites, ranked=ranked.SAES)
     warm_up(step, lambda *_: None, usage=usage)
     with tiny.RunningEngine(step, max_running=32, usage=usage) as engine:
         yield engine
@@ -55,7 +62,7 @@ def programs_of_any_size(count: int) -> list[SteeringProgram]:
 
 def test_a_thousand_programs_cause_no_recompilation(compiled: tiny.RunningEngine) -> None:
     before = counters["stats"]["unique_graphs"]
-    assert before == 4, "the warm-up compiles prefill, decode, the sampler and the count of features"
+    assert before == 5, "the warm-up compiles prefill, decode, the sampler and two counts of features"
     answers = []
     for index, program in enumerate(programs_of_any_size(1000)):
         sampling = SamplingParams(
@@ -91,6 +98,27 @@ def test_scores_between_steps_cause_no_recompilation_and_change_no_bit(compiled:
     assert counters["stats"]["unique_graphs"] == before
     assert not counters["recompiles"]
     assert not counters["graph_break"]
+
+
+def test_steps_of_each_sequence_alone_change_no_bit_beside_others_and_recompile_nothing(
+    compiled: tiny.RunningEngine,
+) -> None:
+    before = counters["stats"]["unique_graphs"]
+    sampling = SamplingParams(seed=5, max_tokens=30, ignore_eos=True, logprobs=3)
+    with tiny.RunningEngine(compiled.step, max_running=32, batch_invariant=True) as engine:
+        alone = [
+            engine.ask(tiny.prompt_of(seed, 3 + 20 * seed), sampling, random_program(seed, 3 * seed)).wait()
+            for seed in range(6)
+        ]
+        beside = [
+            engine.ask(tiny.prompt_of(seed, 3 + 20 * seed), sampling, random_program(seed, 3 * seed))
+            for seed in range(6)
+        ]
+        for one, other in zip(alone, beside, strict=True):
+            assert other.wait().outputs() == one.outputs()
+            assert other.finished.receipt == one.finished.receipt
+    assert counters["stats"]["unique_graphs"] == before
+    assert not counters["recompiles"]
 
 
 def test_guards_cause_no_recompilation_and_are_what_the_loop_says(compiled: tiny.RunningEngine) -> None:
@@ -132,6 +160,44 @@ def test_compiled_and_steered_is_what_the_eager_step_writes(compiled: tiny.Runni
     for mine, other in zip(got, wanted, strict=True):
         gaps = torch.tensor([one.alternatives[0][1] - one.alternatives[1][1] for one in other])
         assert not differs([one.token_id for one in mine], [one.token_id for one in other], gaps)
+
+
+def test_ranks_cause_no_recompilation_and_are_those_of_the_eager_step(
+    compiled: tiny.RunningEngine,
+) -> None:
+    """Programs that need them come and go, beside others that need none."""
+    before = counters["stats"]["unique_graphs"]
+    programs = [ranked.program(seed, watches=seed % 5) for seed in range(30)]
+    prompts = [tiny.prompt_of(700 + seed, 1 + 3 * (seed % 9)) for seed in range(30)]
+
+    def asked(engine: tiny.RunningEngine) -> list[list[TokenOutput]]:
+        sampling = SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True, logprobs=2)
+        answers = []
+        for place, (prompt, program) in enumerate(zip(prompts, programs, strict=True)):
+            answers.append(engine.ask(prompt, sampling, program))
+            engine.ask(prompt, sampling, random_program(place, place))
+        return [answer.wait(300).outputs() for answer in answers]
+
+    found = asked(compiled)
+    assert compiled.ask(tiny.prompt_of(1, 9)).wait().tokens()
+    assert not any(ranking.wanted.any() for ranking in compiled.step.slots.rankings.values())
+    with tiny.RunningEngine(tiny.step(tiny.model(), slots=32, ranked=ranked.SAES), max_running=32) as eager:
+        wanted = asked(eager)
+    active = 0
+    for mine, other in zip(found, wanted, strict=True):
+        gaps = torch.tensor([one.alternatives[0][1] - one.alternatives[1][1] for one in other])
+        assert not differs([one.token_id for one in mine], [one.token_id for one in other], gaps)
+        for one, same in zip(mine, other, strict=True):
+            if one.token_id != same.token_id:
+                break
+            told = [number for each in one.watched for number in (each.before, each.after)]
+            expected = [number for each in same.watched for number in (each.before, each.after)]
+            assert told == pytest.approx(expected, rel=1e-2, abs=1e-3)
+            active += sum(number > 0.0 for number in told)
+    assert active > 100
+    assert counters["stats"]["unique_graphs"] == before
+    assert not counters["recompiles"]
+    assert not counters["graph_break"]
 
 
 def test_what_is_counted_compiled_is_what_is_counted_eagerly(compiled: tiny.RunningEngine) -> None:
@@ -190,8 +256,9 @@ def test_the_use_of_features_compiled_is_that_counted_eagerly(compiled: tiny.Run
 
     found = used(compiled)
     assert counters["stats"]["unique_graphs"] == before
-    usage = UsageCounting(DICTIONARIES, 1, torch.device("cpu"))
-    with tiny.RunningEngine(tiny.step(tiny.model(), keeps=usage.sites), usage=usage) as eager:
+    usage = UsageCounting(dictionaries(torch.device("cpu")), 1, torch.device("cpu"))
+    step = tiny.step(tiny.model(), keeps=usage.sites, ranked=ranked.SAES)
+    with tiny.RunningEngine(step, usage=usage) as eager:
         every = used(eager)
     for one, other in zip(found, every, strict=True):
         assert one.tokens.tolist() == other.tokens.tolist() == [9 * 40, 9 * 8]

@@ -20,12 +20,12 @@ from tests.engine.model_table import TABLE, Row
 from tests.engine.small_models import SmallModel, outcome
 
 _QUICK = ("Llama 4", "Phi 3, long", "LFM 2", "GPT-J")
-_STREAMS = (Place.RESID_PRE, Place.RESID_POST)
 
 
 def is_as_promised(row: Row, count: int) -> None:
-    """Serve a row's model, steered at both kinds of places where it has them."""
-    names = ("layers.0.mlp_out", "layers.1.resid_post") if row.parts else ("layers.1.resid_post",)
+    """Serve a row's model, steered at places of every kind that it has."""
+    wanted = (Site(0, Place.MLP_OUT), Site(1, Place.RESID_MID), Site(1, Place.RESID_POST))
+    names = tuple(str(site) for site in wanted if site.place not in row.lacks)
     found = outcome(row.small, names, min(count, row.small.served - max(row.small.prompts)))
     assert found.word == ("exact" if row.refused is None else "refused"), found.why
     assert (row.refused or "") in found.why
@@ -76,11 +76,12 @@ def test_tied_embeddings_are_one_tensor_and_layers_in_turn_are_no_parallel_ones(
 def test_the_places_of_a_model_are_as_the_table_says(row: Row) -> None:
     """The streams are Transformers' hidden states; what attention and the MLP add make up the difference."""
     model, tokens = row.small.build(), tiny.prompt_of(1, 20)
-    every = [site for site in all_sites(model) if row.parts or site.place in _STREAMS]
-    check_places(model, every)
-    if not row.parts:
+    every = [site for site in all_sites(model) if site.place not in row.lacks]
+    through = [] if Place.MLP_IN_TO_OUT in row.lacks else [Site(1, Place.MLP_IN_TO_OUT)]
+    check_places(model, [*every, *through])
+    for place in row.lacks:
         with pytest.raises(SiteError):
-            check_places(model, [Site(0, Place.MLP_OUT)])
+            check_places(model, [Site(0, place)])
     with torch.inference_mode():
         hidden = model(input_ids=torch.tensor([tokens]), output_hidden_states=True).hidden_states
     sites = dict.fromkeys(every, tiny.PLAIN)
@@ -89,7 +90,7 @@ def test_the_places_of_a_model_are_as_the_table_says(row: Row) -> None:
         torch.testing.assert_close(
             found[Site(layer, Place.RESID_PRE)], hidden[layer][0], atol=1e-4, rtol=1e-4
         )
-        if row.parts:
+        if Place.MLP_OUT not in row.lacks:
             before, attention, mlp, after = (
                 found[Site(layer, place)]
                 for place in (Place.RESID_PRE, Place.ATTN_OUT, Place.MLP_OUT, Place.RESID_POST)

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from saegis_server.engine.sites import all_sites
 from saegis_server.engine.torch.site_reading import edited, read_site, show_sites
 from saegis_server.steering.site import Site
 from tests.engine import tiny
+from tests.engine.test_sites import sites_of
 
 
 @pytest.mark.parametrize("family", ["gpt2", "qwen2", "gemma2"])
@@ -44,7 +44,7 @@ def test_all_sites_are_shown_in_one_pass_as_each_is_read_alone(family: str) -> N
 
     show_sites(model, run, lambda site, x: shown.update({site: x.float().clone()}))
     assert len(passes) == 1
-    assert set(shown) == set(all_sites(model))
+    assert set(shown) == set(sites_of(family))
     for site, x in shown.items():
         assert torch.equal(x, read_site(model, site, ids))
     shown.clear()

@@ -1,7 +1,7 @@
 """Tiny random models of several families, a byte-level tokenizer, and engines on them."""
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from saegis_server.engine.torch.engine import TorchEngine
 from saegis_server.engine.torch.slots import Slots
 from saegis_server.engine.torch.step import Step
 from saegis_server.engine.torch.usage import UsageCounting
+from saegis_server.sae.autoencoder import SparseAutoencoder
 from saegis_server.steering.rows import Norm
 from saegis_server.steering.site import Site
 from saegis_server.steering.table import Capacity
@@ -87,9 +88,16 @@ def step(
     length: int = 160,
     compiled: bool = False,
     keeps: Iterable[Site] = (),
+    ranked: Mapping[Site, SparseAutoencoder] | None = None,
 ) -> Step:
-    """A step on `on` with the tests' sites."""
-    return Step(on, SITES, Slots(on, tuple(SITES), slots, length, Capacity()), compiled, keeps)
+    """A step on `on` with the tests' sites, and SAEs that decide by rank at some of them."""
+    at_sites = {site: [sae.ranked(on.device)] for site, sae in (ranked or {}).items()}
+    known = {site: [each for each in at_site if each is not None] for site, at_site in at_sites.items()}
+    sites = {
+        site: norms | {known_at.norm for known_at in known.get(site, ())} for site, norms in SITES.items()
+    }
+    held = Slots(on, tuple(SITES), slots, length, Capacity(), ranked=known)
+    return Step(on, sites, held, compiled, keeps)
 
 
 class RunningEngine(Asked):
@@ -105,9 +113,19 @@ class RunningEngine(Asked):
         first_token: FirstToken | None = None,
         eos: int = EOS,
         usage: UsageCounting | None = None,
+        batch_invariant: bool = False,
     ) -> None:
         chosen = limits or Limits(prefill_chunk=16)
-        engine = TorchEngine(on, tokenizer(), (eos,), max_running, chosen, first_token, usage=usage)
+        engine = TorchEngine(
+            on,
+            tokenizer(),
+            (eos,),
+            max_running,
+            chosen,
+            first_token,
+            usage=usage,
+            batch_invariant=batch_invariant,
+        )
         super().__init__(engine)
         self.step = on
 

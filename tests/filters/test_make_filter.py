@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from saegis_lab.filters.recipe import FilterRecipe
 from saegis_lab.records import write_record
 from saegis_server.policy.bundle.bundle import Bundle
 from saegis_server.policy.schema.policy import Any_, Expression, Reading
+from saegis_server.sae.autoencoder import Architecture
+from saegis_server.sae.formats.saelens import save_sae
 from saegis_server.steering.conditions import Scope
 from saegis_server.steering.operations import Unit
 from saegis_server.steering.rows import Phase
@@ -120,6 +122,15 @@ def compared(expression: Expression) -> list[tuple[int | None, float | None, Uni
     readings = [part for part in expression.any if isinstance(part, Reading)]
     assert len(readings) == len(expression.any)
     return [(each.feature.index, each.above, each.unit) for each in readings if each.feature is not None]
+
+
+def test_an_sae_that_decides_by_rank_makes_no_filter(folder: Path) -> None:
+    """A server would refuse the policy."""
+    known = world.knowing_sae()
+    by_rank = replace(known, architecture=Architecture.STANDARD, threshold=None, k=40, digest="")
+    save_sae(by_rank, folder / "sae")
+    told = run(folder, "--no-measure", *directed(folder), code=2)
+    assert "decides by rank which features are active" in " ".join(told.split())
 
 
 def test_the_bundle_is_one_that_a_server_takes(made: Made) -> None:

@@ -21,10 +21,11 @@ from saegis_server.policy.decide.compiled import compile_policy
 from saegis_server.policy.decide.decide import PolicySet
 from saegis_server.policy.decide.decision import RequestFacts
 from saegis_server.policy.decide.world import World
+from saegis_server.sae.autoencoder import Architecture, SparseAutoencoder
 from saegis_server.sae.catalog import Catalog, LoadedSAE
 from saegis_server.steering import admitted, bounds, projection
 from saegis_server.steering.rows import Norm
-from saegis_server.steering.site import Site
+from saegis_server.steering.site import Site, Widths
 from saegis_server.steering.table import Capacity
 from tests.engine.serving import Answer
 from tests.hostile.edits import Bound, Client, Held, Redirected, Try
@@ -63,11 +64,14 @@ HELD = (
         (0, 1, 2, 3, 40),
         (Bound(25, high=0.75), Bound(33, low=3.0), Bound(44, 6.0, 6.0), Bound(47, low=0.5, high=4.0)),
     ),
+    Held(tiny.SECOND_SITE, "topk", (4, 11, 29), (Bound(16, high=0.5),)),
 )
 RULES = """
 rules:
   - {id: ban-first, ban: {features: [{sae: first, indices: [3, 7, 8, 9, 21, 30]}], strength: 1.5}}
   - {id: ban-second, ban: {features: [{sae: second, indices: [0, 1, 2, 3, 40]}]}}
+  - {id: ban-topk, ban: {features: [{sae: topk, indices: [4, 11, 29]}], strength: 0.5}}
+  - {id: cap-topk, cap: {features: [{sae: topk, index: 16}], value: 0.5}}
   - id: redirect-first
     redirect:
       features: [{sae: first, indices: [13, 22, 27]}]
@@ -138,20 +142,28 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+def _topk() -> SparseAutoencoder:
+    """An SAE of whose features the eight largest are active."""
+    return replace(tiny.sae("topk", 6), architecture=Architecture.STANDARD, threshold=None, k=8, digest="")
+
+
 class Attack:
     """An engine under policies, its witness, and what came of each try."""
 
     def __init__(self) -> None:
         model = tiny.model()
         sites = {site: frozenset((Norm.NONE,)) for site in SITES}
-        slots = Slots(model, tuple(sites), 32, 64, Capacity())
+        by_rank = _topk()
+        ranked = {tiny.SECOND_SITE: [each for each in (by_rank.ranked("cpu"),) if each is not None]}
+        slots = Slots(model, tuple(sites), 32, 64, Capacity(), ranked=ranked)
         self.step = Step(model, sites, slots, compiled=False)
         own = [each for each in tiny.catalog().entries if each.id != "explosive"]
-        self.catalog = Catalog([*own, LoadedSAE(tiny.sae("free", 4), FREE_SITE)])
+        added = LoadedSAE(tiny.sae("free", 4), FREE_SITE), LoadedSAE(by_rank, tiny.SECOND_SITE)
+        self.catalog = Catalog([*own, *added])
         assert model.config.bos_token_id is not None
         self.bos = model.config.bos_token_id
         self.witness = Witness(model, self.step, self.catalog, HELD, self.bos)
-        world = World("tiny", SITES, tiny.WIDTH, self.catalog, slots.capacity)
+        world = World("tiny", SITES, Widths(tiny.WIDTH), self.catalog, slots.capacity)
         files = {"directions/refusal.safetensors": save({"refusal": REFUSAL})}
         bundles = [
             Bundle.from_files({"policy.yaml": text.encode(), **files}) for text in (PERMISSIVE, STRICT)
@@ -219,7 +231,10 @@ def test_no_try_undoes_what_is_held(unmeasured: None) -> None:
 def test_the_witness_is_not_blind() -> None:
     """It sees features that are awake by themselves, values beyond bounds, and what no row moves."""
     attack = Attack()
-    other = (Held(tiny.FIRST_SITE, "first", (0, 1, 2, 4, 5, 6), (Bound(10, high=1.0), Bound(11, low=1.0))),)
+    other = (
+        Held(tiny.FIRST_SITE, "first", (0, 1, 2, 4, 5, 6), (Bound(10, high=1.0), Bound(11, low=1.0))),
+        Held(tiny.SECOND_SITE, "topk", (41, 42)),
+    )
     witness = Witness(attack.step.model, attack.step, attack.catalog, other, attack.bos)
     of_first_tokens = Witness(attack.step.model, attack.step, attack.catalog, HELD, bos=-1)
     attack.engine.start()
@@ -228,7 +243,8 @@ def test_the_witness_is_not_blind() -> None:
         attack.run([replace(each, tenant="lab") for each in client.tries(64)])
     finally:
         attack.engine.stop()
-    assert {told.split(" at ")[0] for told in witness.awake} == {f"feature {i}" for i in other[0].banned}
+    awake = {f"feature {feature}" for each in other for feature in each.banned}
+    assert {told.split(" at ")[0] for told in witness.awake} == awake
     assert {told.split(" at ")[0] for told in witness.beyond} == {"feature 10", "feature 11"}
     assert not attack.witness.awake
     assert not attack.witness.beyond

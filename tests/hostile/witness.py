@@ -93,9 +93,10 @@ class Witness:
         low = torch.tensor([0.0] * len(held.banned) + [bound.low for bound in held.bounds]).double()
         high = torch.tensor([0.0] * len(held.banned) + [bound.high for bound in held.bounds]).double()
         assert sae.b_enc is not None
-        assert sae.threshold is not None
         w_enc, b_enc = sae.W_enc[:, features].double(), sae.b_enc[features].double()
-        b_dec, threshold = sae.b_dec.double(), sae.threshold[features].double()
+        # Where rank decides, what is held is held whatever the rank: as if it were active.
+        own = torch.zeros_like(sae.b_enc) if sae.threshold is None else sae.threshold
+        b_dec, threshold = sae.b_dec.double(), own[features].double()
         both = torch.isfinite(low) & torch.isfinite(high) & ~banned
         lengths = torch.where(both, w_enc.norm(dim=0), 0.0)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from saegis_server.sae import unpickle
 from saegis_server.sae.convert import read_plain
-from saegis_server.sae.files import read_sae_files
+from saegis_server.sae.files import load_sae
 from tests.sae.test_layouts import activations, close
 from tests.tiers import sized
 
@@ -83,7 +83,7 @@ def test_sparsify(tmp_path: Path) -> None:
         for parameter in theirs.parameters():
             parameter.copy_(0.5 * torch.randn(parameter.shape, generator=generator))
         theirs.save_to_disk(tmp_path / "layers.3")
-        ours = read_sae_files(tmp_path / "layers.3")
+        ours = load_sae(tmp_path / "layers.3")
         assert ours.hook_name == "layers.3"
         x = activations(12, seed)
         values, places, _ = theirs.encode(x)

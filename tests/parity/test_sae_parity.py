@@ -12,11 +12,14 @@ from torch import Tensor
 
 from saegis_server.sae.autoencoder import Architecture, SparseAutoencoder
 from saegis_server.sae.errors import SAEFileError
-from saegis_server.sae.files import load_sae, read_sae_files
+from saegis_server.sae.files import load_sae
 from saegis_server.sae.formats.saelens import save_sae
+from saegis_server.sae.origin import stated_site
 from saegis_server.steering.admitted import AdmittedRows
 from saegis_server.steering.program import SiteProgram, SteeringError, SteeringProgram
+from saegis_server.steering.ranking import Ranking
 from saegis_server.steering.rows import Norm, Probe, Redirection, clamp, clamp_if_active, redirect, scale
+from saegis_server.steering.site import Site
 from saegis_server.steering.table import Capacity, SiteTable, TableView
 from tests.steering import cases
 
@@ -90,6 +93,55 @@ def _pair(tmp_path: Path, *form: Any) -> tuple[Any, SparseAutoencoder]:
 def _close(found: Tensor, wanted: Tensor) -> None:
     """Equal to TOLERANCE, relative to the largest value."""
     torch.testing.assert_close(found, wanted, rtol=0.0, atol=TOLERANCE * float(wanted.abs().max()))
+
+
+@pytest.mark.parametrize("normalisation", NORMALISATIONS)
+def test_heads_outputs_are_read_side_by_side_as_saelens_reads_them_apart(
+    normalisation: str, tmp_path: Path
+) -> None:
+    """Six heads of four; a file of ours is one that SAELens loads and reads by head again."""
+    config = _reference("jumprelu", normalisation, False).cfg.to_dict()
+    config |= {"reshape_activations": "hook_z", "metadata": {"hook_name": "blocks.3.attn.hook_z"}}
+    theirs = sae_lens.SAE.from_dict(config)
+    theirs.load_state_dict(_reference("jumprelu", normalisation, False).state_dict())
+    _save_theirs(theirs, tmp_path / "theirs")
+    ours = load_sae(tmp_path / "theirs")
+    save_sae(ours, tmp_path / "ours")
+    x = _activations()
+    f, heads = ours.encode(x), x.view(2, -1, 6, 4)
+    for reader in (theirs, sae_lens.SAE.load_from_disk(tmp_path / "ours")):
+        wanted = reader.encode(heads).detach()
+        _close(f, wanted.flatten(0, 1))
+        _close(ours.decode(f, x), reader.decode(wanted).detach().flatten(2).flatten(0, 1))
+
+
+@pytest.mark.parametrize(
+    "architecture", ["transcoder", "skip_transcoder", "jumprelu_transcoder", "jumprelu_skip_transcoder"]
+)
+def test_a_transcoder_tells_what_saelens_tells_and_is_written_as_it_was(
+    architecture: str, tmp_path: Path
+) -> None:
+    config = _reference("jumprelu" if "jump" in architecture else "standard", "none", False).cfg.to_dict()
+    out = "blocks.3.hook_mlp_out"
+    config |= {"architecture": architecture, "d_out": WIDTH}
+    config["metadata"] |= {"hook_name": "blocks.3.mlp.hook_in", "hook_name_out": out}
+    theirs = sae_lens.SAE.from_dict(config)
+    generator = torch.Generator().manual_seed(9)
+    with torch.no_grad():
+        for name, parameter in theirs.named_parameters():
+            values = 0.4 * torch.randn(parameter.shape, generator=generator)
+            parameter.copy_(values.abs() if name == "threshold" else values)
+    theirs.save_model(tmp_path / "theirs")
+    ours = load_sae(tmp_path / "theirs")
+    save_sae(ours, tmp_path / "ours")
+    again = load_sae(tmp_path / "ours")
+    assert ours.hook_name_out == again.hook_name_out == out
+    assert stated_site(again) == Site.parse("layers.3.mlp_in_to_out")
+    x = _activations()
+    for mine, reader in ((ours, theirs), (again, sae_lens.SAE.load_from_disk(tmp_path / "ours"))):
+        f = mine.encode(x)
+        _close(f, reader.encode(x).detach())
+        _close(mine.decode(f, x), reader(x).detach())
 
 
 def _view(program: SiteProgram) -> TableView:
@@ -269,10 +321,8 @@ def test_a_training_checkpoint_is_what_saelens_would_save(tmp_path: Path, kind: 
         load_sae(tmp_path / "checkpoint")
 
 
-@pytest.mark.parametrize("normalisation", NORMALISATIONS)
-@pytest.mark.parametrize("rescaled", [True, False])
-@torch.no_grad()
-def test_topk_is_read_and_not_served(tmp_path: Path, normalisation: str, rescaled: bool) -> None:
+def _topk(normalisation: str, rescaled: bool) -> Any:
+    """SAELens's own TopK, with decoder rows of several lengths."""
     config = {
         "architecture": "topk",
         "d_in": WIDTH,
@@ -282,10 +332,18 @@ def test_topk_is_read_and_not_served(tmp_path: Path, normalisation: str, rescale
         "normalize_activations": normalisation,
         "metadata": {"hook_name": HOOK},
     }
-    theirs: Any = sae_lens.SAE.from_dict(config)
-    theirs.W_dec.mul_(1.0 + torch.rand(FEATURES, 1, generator=torch.Generator().manual_seed(2)))
+    made: Any = sae_lens.SAE.from_dict(config)
+    made.W_dec.mul_(1.0 + torch.rand(FEATURES, 1, generator=torch.Generator().manual_seed(2)))
+    return made
+
+
+@pytest.mark.parametrize("normalisation", NORMALISATIONS)
+@pytest.mark.parametrize("rescaled", [True, False])
+@torch.no_grad()
+def test_topk_is_read_and_written(tmp_path: Path, normalisation: str, rescaled: bool) -> None:
+    theirs = _topk(normalisation, rescaled)
     _save_theirs(theirs, tmp_path / "sae")
-    ours = read_sae_files(tmp_path / "sae")
+    ours = load_sae(tmp_path / "sae")
     assert ours.k == 7
     x = _activations()
     _close(ours.encode(x), theirs.encode(x))
@@ -293,10 +351,52 @@ def test_topk_is_read_and_not_served(tmp_path: Path, normalisation: str, rescale
     save_sae(ours, tmp_path / "written")
     again: Any = sae_lens.SAE.load_from_disk(tmp_path / "written")
     _close(ours.encode(x), again.encode(x))
-    with pytest.raises(SAEFileError, match="decides by rank which 7 features are active"):
-        load_sae(tmp_path / "sae")
-    with pytest.raises(ValueError, match="decides by rank"):
-        ours.probe(3)
+
+
+@pytest.mark.parametrize("normalisation", NORMALISATIONS)
+@pytest.mark.parametrize("rescaled", [True, False])
+@pytest.mark.parametrize("op", ["clamp", "clamp_if_active", "scale"])
+@torch.no_grad()
+def test_steered_by_topk_agrees(tmp_path: Path, normalisation: str, rescaled: bool, op: str) -> None:
+    """As above, where the rank of a feature among all decides whether it is active."""
+    theirs = _topk(normalisation, rescaled)
+    _save_theirs(theirs, tmp_path / "sae")
+    ours, x = load_sae(tmp_path / "sae"), _activations(seed=11)
+    active = (theirs.encode(x) > 0.0).sum(0)
+    feature = int((active - TOKENS // 2).abs().argmin())
+    assert 0 < int(active[feature]) < TOKENS
+
+    def change(acts: Tensor, hook: Any) -> Tensor:
+        changed, column = acts.clone(), acts[:, feature]
+        changed[:, feature] = {
+            "clamp": torch.full_like(column, 7.5),
+            "clamp_if_active": torch.where(column > 0.0, 7.5, column),
+            "scale": -1.5 * column,
+        }[op]
+        return changed
+
+    with pytest.warns(DeprecationWarning, match="use_error_term"):
+        theirs.use_error_term = True
+    theirs.hook_sae_acts_post.add_hook(change)
+    wanted = theirs(x)
+    theirs.reset_hooks()
+    probe = ours.probe(feature)
+    edit = {
+        "clamp": clamp(probe, 7.5),
+        "clamp_if_active": clamp_if_active(probe, 7.5),
+        "scale": scale(probe, -1.5),
+    }[op]
+    dictionary = ours.ranked("cpu")
+    assert dictionary is not None
+    program = SiteProgram(edits=(edit,), watches=(probe,))
+    table = cases.table_of([program], WIDTH, ranking=Ranking([dictionary]))
+    prompt = torch.zeros(1, TOKENS, dtype=torch.bool)
+    norms, cuts = frozenset({Norm.NONE, ours.norm}), cases.cuts_of(table)
+    steered, readings = cases.applied(x[None], cases.view(table), prompt, norms, cuts=cuts)
+    assert float((wanted - x).abs().max()) > 0.1, "the edit must be felt"
+    _close(steered[0], wanted)
+    _close(readings.watched_before[0, :, 0], theirs.encode(x)[:, feature])
+    _close(readings.watched_after[0, :, 0], theirs.encode(wanted)[:, feature])
 
 
 @pytest.mark.parametrize("normalisation", ["none", "layer_norm"])

@@ -10,6 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from saegis_server.policy.bundle.bundle import Bundle
 from saegis_server.policy.bundle.signing import sign
 from saegis_server.policy.decide.world import World
+from saegis_server.steering.site import Widths
 from saegis_server.steering.table import Capacity
 from tests.rpc import tiny
 
@@ -32,7 +33,9 @@ def world(catalog_is_whole: bool = True) -> World:
     catalog = tiny.catalog()
     if not catalog_is_whole:
         catalog = type(catalog)(catalog.entries[1:])
-    return World("tiny", tiny.SITES, tiny.WIDTH, catalog, Capacity(edits=8, rules=2, bans=8, watches=8))
+    return World(
+        "tiny", tiny.SITES, Widths(tiny.WIDTH), catalog, Capacity(edits=8, rules=2, bans=8, watches=8)
+    )
 
 
 def files(

@@ -19,12 +19,12 @@ from saegis_server.sae.catalog import Catalog, FoundFeature
 from saegis_server.sae.request_edit import RequestEdit, Wish, request_edit
 from saegis_server.steering.operations import Op, Unit
 from saegis_server.steering.rows import Phase, Probe
-from saegis_server.steering.site import Site
+from saegis_server.steering.site import Site, Widths
 from saegis_server.steering.table import Capacity
 from tests.rpc import tiny
 
 CATALOG = tiny.catalog()
-WORLD = World("tiny", tiny.SITES, tiny.WIDTH, CATALOG, Capacity())
+WORLD = World("tiny", tiny.SITES, Widths(tiny.WIDTH), CATALOG, Capacity())
 
 _HEAD = """\
 apiVersion: saegis.dev/v1
@@ -68,7 +68,7 @@ def policy(text: str = "", *, name: str = "p", world: World = WORLD) -> Compiled
 
 def world(catalog: Catalog = CATALOG, **capacity: int) -> World:
     """The tiny world with other SAEs or less room."""
-    return World("tiny", tiny.SITES, tiny.WIDTH, catalog, Capacity(**capacity))
+    return World("tiny", tiny.SITES, Widths(tiny.WIDTH), catalog, Capacity(**capacity))
 
 
 def edit(

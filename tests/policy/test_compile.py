@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from saegis_server.directions.store import KeptDirection
 from saegis_server.policy.decide.compiled import compile_policy
 from saegis_server.policy.decide.world import World
 from saegis_server.policy.errors import CompileError
 from saegis_server.sae.catalog import Catalog, LoadedSAE
 from saegis_server.steering.rows import Norm
+from saegis_server.steering.site import Widths
 from tests.policy.policies import CATALOG, WORLD, bundle, policy, world
 from tests.rpc import tiny
 
-ONE_SITE = World("tiny", tiny.SITES[:1], tiny.WIDTH, Catalog(CATALOG.entries[:1]), WORLD.capacity)
+ONE_SITE = World("tiny", tiny.SITES[:1], Widths(tiny.WIDTH), Catalog(CATALOG.entries[:1]), WORLD.capacity)
 
 
 def problems(text: str, *, where: World = WORLD, **more: object) -> list[str]:
@@ -72,6 +76,30 @@ def test_directions_are_read_at_their_site() -> None:
     (found,) = compile_policy(source, WORLD).rules["a"].targets
     assert found.site == tiny.SECOND_SITE
     assert torch.allclose(found.probe.read, vector / vector.norm(), atol=1e-6)
+
+
+def test_directions_that_are_shipped_are_named_by_digest() -> None:
+    vector = torch.randn(tiny.WIDTH, generator=torch.Generator().manual_seed(0))
+    kept = KeptDirection.of(vector, "refusal", tiny.SECOND_SITE, shipped=True)
+    where, first = replace(WORLD, directions=(kept,)), f"site: {tiny.FIRST_SITE}"
+    text = f"""
+        rules:
+        - {{id: a, ban: {{directions: [{{digest: {kept.digest}}}]}}}}
+        - {{id: b, ban: {{directions: [{{digest: {kept.digest}, {first}}}]}}}}
+        - {{id: c, ban: {{directions: [{{file: directions/all.safetensors, {first}}}]}}}}
+        protect:
+        - {{id: d, directions: [{{digest: {kept.digest}}}]}}
+    """
+    compiled = compile_policy(bundle(text, directions={"v": 2.0 * vector}), where)
+    (a,), (b,), (c,) = (compiled.rules[name].targets for name in "abc")
+    assert (a.site, a.name, b.site) == (tiny.SECOND_SITE, "refusal", tiny.FIRST_SITE)
+    assert a.probe is kept.probe
+    assert b is c
+    assert [each.targets for each in compiled.protections.protections] == [(a,)]
+    unknown = "rules: [{id: a, ban: {directions: [{digest: " + "0" * 64 + "}]}}]"
+    for each in (where, WORLD):
+        (found,) = problems(unknown, where=each)
+        assert "rules.a.ban.directions[0].digest: the server ships no direction of this digest" in found
 
 
 def test_values_in_units_of_the_maximum() -> None:
@@ -330,7 +358,9 @@ def test_bans_that_exclude_each_other() -> None:
         - {{id: up, ban: {{directions: [{target.format("v")}]}}}}
         - {{id: down, ban: {{directions: [{target.format("w")}]}}}}
     """
-    where = World("tiny", ONE_SITE.sites, tiny.WIDTH, ONE_SITE.catalog, WORLD.capacity, torch.bfloat16)
+    where = World(
+        "tiny", ONE_SITE.sites, Widths(tiny.WIDTH), ONE_SITE.catalog, WORLD.capacity, torch.bfloat16
+    )
     (found,) = problems(text, where=where, directions={"v": vector, "w": -vector})
     assert found.startswith("rules.down, rules.up: these oppose each other, so that rounding to bfloat16")
 

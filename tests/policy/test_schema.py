@@ -130,6 +130,24 @@ def test_a_whole_policy_is_read() -> None:
             "must be directions/NAME.safetensors",
         ),
         (
+            "rules:\n- id: a\n  ban: {directions: [{digest: '0f'}]}",
+            8,
+            "rules[0].ban.directions[0].digest",
+            "must be 64 of 0-9 and a-f",
+        ),
+        (
+            "rules:\n- id: a\n  ban: {directions: [{site: layers.1}]}",
+            8,
+            "rules[0].ban.directions[0]",
+            "give one of file and digest",
+        ),
+        (
+            f"rules:\n- id: a\n  ban: {{directions: [{{digest: '{'0' * 64}', tensor: v}}]}}",
+            8,
+            "rules[0].ban.directions[0]",
+            "tensor: names one of a file, and there is no file",
+        ),
+        (
             "rules:\n- id: a\n  ban: {features: [{where: {}}]}",
             8,
             "rules[0].ban.features[0].where",

@@ -18,6 +18,7 @@ from saegis_server.engine.torch.engine import TorchEngine
 from saegis_server.engine.torch.loading import LoadedModel
 from saegis_server.engine.torch.slots import Slots
 from saegis_server.engine.torch.step import Step
+from saegis_server.http.listener import make_face
 from saegis_server.rpc.server.config import Address, ServerConfig
 from saegis_server.rpc.server.loading import services
 from saegis_server.rpc.server.premises import Premises, prepare
@@ -121,7 +122,7 @@ class Running:
             premises.close()
             raise
         self.services = replace(made, unread_limit=unread_limit)
-        return SaegisServer(self.config, premises)
+        return SaegisServer(self.config, premises, make_face)
 
     def _run(self) -> None:
         torch.set_num_threads(1)

@@ -101,8 +101,14 @@ def test_each_rule_has_done_what_a_recount_finds(tmp_path: Path) -> None:
     assert not noted.HasField("acted")
     assert not noted.targets
     assert not rules["ends"].HasField("first_held")
-    # A text that is only read acts as a prompt does; what conditions read of it is not counted.
-    assert {each.rule: each for each in scored.rules}["ban"].targets == [
+    reads_as_a_prompt({each.rule: each for each in scored.rules}["ban"], ban)
+    log_has_the_same(server, rules, max(max(text) for text in of[5]))
+    assert not verify(tmp_path / "audit").problems
+
+
+def reads_as_a_prompt(read: Any, ban: Any) -> None:
+    """A text that is only read acts as a prompt does; what conditions read of it is not counted."""
+    assert read.targets == [
         policy_pb2.TargetTokens(
             site=each.site,
             sae="first",
@@ -112,7 +118,11 @@ def test_each_rule_has_done_what_a_recount_finds(tmp_path: Path) -> None:
         )
         for each in ban.targets
     ]
-    # The log has the same, of those that did anything.
+
+
+def log_has_the_same(server: Any, rules: dict[str, Any], largest: float) -> None:
+    """Of those that did anything."""
+    ban, own = rules["ban"], rules["now-and-then"]
     first, second = records(server, "answer")
     told = {each["rule"]: each for each in first["rules"]}
     assert set(told) == {"ban", "again", "now-and-then", "noted"}
@@ -127,13 +137,12 @@ def test_each_rule_has_done_what_a_recount_finds(tmp_path: Path) -> None:
         assert each["acted"] == (_fields(rules[name].acted) if rules[name].HasField("acted") else None)
     assert told["now-and-then"]["held"] == _fields(own.held)
     (reading,) = told["now-and-then"]["readings"]
-    assert reading["largest"] == pytest.approx(max(max(text) for text in of[5]), rel=1e-5)
+    assert reading["largest"] == pytest.approx(largest, rel=1e-5)
     assert (reading["sae"], reading["index"], reading["tokens"]) == (
         "first",
         5,
         _fields(own.readings[0].tokens),
     )
-    assert not verify(tmp_path / "audit").problems
 
 
 #: Bans that share rows: of a phase each, and of a rule with a condition that never holds.

@@ -414,3 +414,44 @@ def test_what_a_bundle_changes_is_told_to_those_who_may_read_what_is_in_force(ca
     unknown, keys = told("inspector", "open", "quiet")
     assert unknown == ""
     assert keys == ["allow.style", "rules.ban-bridge", "rules.cap-river", "rules.noted"]
+
+
+def test_an_earlier_revision_is_told_to_those_who_may_read_it_and_what_is_in_force(caller: Callers) -> None:
+    """One that concealed its rules, or was another tenant's, stays so for all but who administers."""
+    admin, inspector = caller("admin", "open"), caller("inspector", "open")
+    digests = {}
+    for serial, (name, changed) in enumerate(
+        (
+            ("concealed", {"tenant": "open", "transparency": "steered"}),
+            ("another's", {"tenant": "quiet", "transparency": "labels"}),
+            ("read", {"tenant": "open", "transparency": "labels"}),
+            ("in force", {"tenant": "open", "transparency": "labels"}),
+        ),
+        1,
+    ):
+        said = {"name": "earlier", **changed}
+        archive = write_archive(
+            {"policy.yaml": POLICY.format(**said).replace("serial: 1", f"serial: {serial}").encode()}
+        )
+        state = put_earlier(admin, archive)
+        digests[name] = state.active.digest
+    for name, digest in digests.items():
+        request = pb.GetPolicyRequest(name="earlier", include_bundle=True, digest=digest)
+        assert admin.policies("GetPolicy", request).bundle
+        if name in ("read", "in force"):
+            assert inspector.policies("GetPolicy", request).bundle
+        else:
+            found = failure(partial(inspector.policies, "GetPolicy", request))
+            assert (found.code, found.reason) == (Code.PERMISSION_DENIED, "ROLE_MISSING")
+            assert not any(secret in found.message for secret in SECRETS)
+
+
+def put_earlier(admin: Caller, archive: bytes) -> pb.PolicyState:
+    """Put a bundle in the place of the policy of its name, if there is one."""
+    known = {
+        each.active.name: each.etag
+        for each in admin.policies("ListPolicies", pb.ListPoliciesRequest()).policies
+    }
+    request = pb.PutPolicyRequest(bundle=archive, etag=known.get("earlier", ""))
+    found: pb.PolicyState = admin.policies("PutPolicy", request).policy
+    return found

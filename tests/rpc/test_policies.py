@@ -77,6 +77,7 @@ def test_a_server_without_policies_says_what_to_do(served: Running, method: str)
     ("method", "request_", "field"),
     [
         ("GetPolicy", pb.GetPolicyRequest(), "name"),
+        ("GetPolicy", pb.GetPolicyRequest(name="harm", digest="0" * 64), "digest"),
         ("ValidatePolicy", pb.ValidatePolicyRequest(), "bundle"),
         ("PutPolicy", pb.PutPolicyRequest(etag="e"), "bundle"),
         ("RollBackPolicy", pb.RollBackPolicyRequest(digest="0" * 64, etag="e"), "name"),
@@ -111,6 +112,9 @@ def test_the_life_of_a_policy(governed: Running, stub: Stub) -> None:
     assert got.policy == beside
     assert Bundle.from_archive(got.bundle) == made.bundle(2)
     assert stub.GetPolicy(pb.GetPolicyRequest(name="harm")).bundle == b""
+    for digest, serial in ((one.active.digest, 1), (two.active.digest[:8], 2), (beside.shadow.digest, 3)):
+        got = stub.GetPolicy(pb.GetPolicyRequest(name="harm", include_bundle=True, digest=digest))
+        assert (got.policy, Bundle.from_archive(got.bundle)) == (beside, made.bundle(serial))
     listed = stub.ListPolicies(pb.ListPoliciesRequest())
     assert (list(listed.policies), listed.policy_revision) == ([beside], "harm@r2")
     back = stub.RollBackPolicy(

@@ -24,11 +24,12 @@ from saegis_server.sae.catalog import (
 from saegis_server.steering import rows
 from saegis_server.steering.program import SteeringError, SteeringProgram
 from saegis_server.steering.rows import Norm, Phase
+from saegis_server.steering.site import Widths
 from saegis_server.steering.table import Capacity
 from tests.rpc import tiny
 
 CATALOG = tiny.catalog()
-TARGETS = Targets(tiny.SITES, CATALOG, tiny.WIDTH)
+TARGETS = Targets(tiny.SITES, CATALOG, Widths(tiny.WIDTH))
 FIRST = CATALOG.entries[0].sae
 
 
@@ -276,7 +277,8 @@ def test_unknown_features(edit: pb.Edit, kind: type[CatalogError], field: str, w
 def test_without_saes_a_feature_means_nothing() -> None:
     with pytest.raises(SAENotAtSiteError, match="this server has no SAE"):
         translate(
-            feature(sae="", operation=pb.OPERATION_ABLATE), targets=Targets(tiny.SITES, Catalog(), tiny.WIDTH)
+            feature(sae="", operation=pb.OPERATION_ABLATE),
+            targets=Targets(tiny.SITES, Catalog(), Widths(tiny.WIDTH)),
         )
 
 
@@ -333,7 +335,7 @@ def test_a_redirect_to_a_direction_is_at_the_site_of_what_it_reads() -> None:
 
 def test_a_target_may_be_found_by_its_label_and_in_another_sae_of_the_site() -> None:
     beside = LoadedSAE(tiny.sae("beside", 7), tiny.FIRST_SITE)
-    targets = Targets(tiny.SITES, Catalog([*CATALOG.entries, beside]), tiny.WIDTH)
+    targets = Targets(tiny.SITES, Catalog([*CATALOG.entries, beside]), Widths(tiny.WIDTH))
     label = redirect(feature=pb.FeatureRef(sae="first", label="a river"))
     other = redirect(4, feature=pb.FeatureRef(sae="beside", index=2))
     found = translate(label, other, targets=targets).program.sites[tiny.FIRST_SITE].edits
@@ -481,7 +483,7 @@ def test_a_ban_that_cannot_be_guaranteed() -> None:
         translate(
             feature(1, "n", operation=pb.OPERATION_ABLATE),
             feature(3, "n", operation=pb.OPERATION_BAN),
-            targets=Targets(tiny.SITES, normalising, tiny.WIDTH),
+            targets=Targets(tiny.SITES, normalising, Widths(tiny.WIDTH)),
         )
     assert caught.value.field == "steering.edits[1]"
 

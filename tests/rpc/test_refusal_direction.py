@@ -134,6 +134,19 @@ def test_without_it_harmful_prompts_are_answered(client: Client, made: Made) -> 
     assert refused(client, SHOW[True], without(made.direction)) <= 0.1
 
 
+def test_kept_on_the_server_it_does_the_same(client: Client, made: Made) -> None:
+    kept = client.upload_direction(made.file)
+    assert (kept.name, kept.site) == ("", SITE)
+    asked = SHOW[True][0].messages
+    inline, by_digest = (
+        client.generate(messages=asked, steering=without(each), max_tokens=12, temperature=0.0, logprobs=1)
+        for each in (made.direction, direction(kept.digest))
+    )
+    assert by_digest.choices == inline.choices
+    assert by_digest.receipt.program_digest == inline.receipt.program_digest
+    assert refused(client, SHOW[True][:3], without(direction(kept.digest))) == 0.0
+
+
 def test_with_more_of_it_harmless_prompts_are_refused(client: Client, made: Made) -> None:
     assert refused(client, SHOW[False]) <= 0.1
     assert refused(client, SHOW[False], more_of(made)) >= 0.9
@@ -156,6 +169,8 @@ def test_a_policy_that_protects_it_makes_both_impossible(made: Made, tmp_path: P
     attempts += [[ablate(one, site=SITE) for one in pair]]
     sideways = direction([float(place == apart) for place in range(len(refusal.values))])
     with served(policies={"bundles": [str(bundle)]}) as client:
+        turned = client.upload_direction([-2.0 * value for value in refusal.values], name="turned")
+        attempts += [without(direction("turned")), [add(direction(turned.digest), 1.0, site=SITE)]]
         for edits in attempts:
             with pytest.raises(PermissionDenied):
                 client.generate(messages=SHOW[True][0].messages, steering=edits, max_tokens=4)

@@ -23,29 +23,35 @@ from pydantic import ValidationError
 from saegis.v1 import generation_pb2 as pb
 from saegis.v1 import model_pb2
 from saegis_server.cli.serve.start_errors import start_failed
-from saegis_server.engine.api import Progress
+from saegis_server.engine.api import GenerationRequest, Progress, SamplingParams
 from saegis_server.engine.torch import build, weights
 from saegis_server.engine.torch.compile_cache import SETTING
 from saegis_server.engine.torch.loading import ModelLoadError
 from saegis_server.engine.torch.sizing import tensors_in
 from saegis_server.engine.torch.step import Step
 from saegis_server.engine.torch.warmup import NotCompiledError
+from saegis_server.policy.decide.world import World
 from saegis_server.policy.errors import Unmatched
 from saegis_server.reference import MODEL, SAE
-from saegis_server.rpc.server import sae_sources
+from saegis_server.rpc.server import loading, sae_sources
 from saegis_server.rpc.server.config import Address, SAESource, ServerConfig
 from saegis_server.rpc.server.loading import load_services
 from saegis_server.rpc.server.premises import prepare
 from saegis_server.rpc.server.sae_sources import SAMPLE_TEXT, read_sae
 from saegis_server.rpc.server.server import EngineDiedError, serve
+from saegis_server.rpc.services.feature_reading import TextReading
 from saegis_server.rpc.services.shared import Services
+from saegis_server.sae import layout
 from saegis_server.sae.autoencoder import Architecture, SparseAutoencoder
 from saegis_server.sae.errors import SAEFileError, SAEMismatch
 from saegis_server.sae.files import load_sae
 from saegis_server.sae.formats.saelens import save_sae
 from saegis_server.sae.labels import Labels
 from saegis_server.sae.layout import SAMPLE_FILE
-from saegis_server.steering.site import Site, SiteError
+from saegis_server.steering.program import SiteProgram, SteeringProgram
+from saegis_server.steering.rows import ban
+from saegis_server.steering.site import Site, SiteError, Widths
+from tests.engine.serving import Answer
 from tests.rpc import tiny
 from tests.rpc.conftest import Stubs
 from tests.rpc.harness import Failure, Running, config, embedded, eventually, failure
@@ -129,17 +135,17 @@ def test_the_memory_of_a_large_sae_is_told_before_it_is_taken(
     model_path: Path, sae_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source, told = SAESource(path=str(sae_path)), list[str]()
-    read_sae(source, tiny.WIDTH, told.append)
+    read_sae(source, Widths(tiny.WIDTH), told.append)
     assert told == []
     monkeypatch.setattr(sae_sources, "_LARGE", 0)
-    read_sae(source, tiny.WIDTH, told.append)
+    read_sae(source, Widths(tiny.WIDTH), told.append)
     (words,) = told
     assert re.search(
         r"sae_weights.safetensors: [0-9.]+ KiB of memory, of [0-9.]+ GiB that are free; 0 B", words
     )
     monkeypatch.setattr(sae_sources, "free_host_bytes", lambda: 1000)
     with pytest.raises(SAEFileError, match=r"takes [0-9.]+ KiB of memory as float32, but 1000 B are free"):
-        read_sae(source, tiny.WIDTH, told.append)
+        read_sae(source, Widths(tiny.WIDTH), told.append)
 
 
 @pytest.fixture
@@ -210,6 +216,59 @@ def test_what_is_loaded_is_measured_and_described(model_path: Path, sae_path: Pa
     assert names[-1] == "ready"
 
 
+def test_an_sae_that_decides_by_rank_is_served(model_path: Path, tmp_path: Path) -> None:
+    """Its encoder is told of, its use is counted, a policy may ban its features, and Inspect encodes all."""
+    stages: list[str] = []
+    sae = replace(mirrored(), k=tiny.WIDTH // 3, stated_fvu=None, digest="")
+    save_sae(sae, tmp_path / "topk")
+    settings = config(
+        model=str(model_path), saes=(SAESource(path=str(tmp_path / "topk")),), usage_every=1, max_model_len=64
+    )
+    found = loaded_from(settings, lambda name, *_: stages.append(name))
+    (loaded,) = found.catalog.entries
+    kept = "the SAE topk decides by rank which features are active, so its whole encoder is kept on cpu: "
+    assert [name for name in stages if name.startswith(kept)]
+    engine = embedded(found)
+    engine.warm_up(lambda *_: None)
+    engine.start()
+    tokens = list(range(20, 50))
+    x = engine.capture(tokens).result(30)[loaded.site]
+    f = loaded.sae.encode(x)
+    assert (f > 0.0).sum(-1).tolist() == [tiny.WIDTH // 3] * len(tokens)
+    chosen = [found.catalog.by_index(loaded, index, "feature") for index in range(loaded.sae.features)]
+    for top_k, values_of in ((3, chosen), (0, chosen[5:9])):
+        reading = TextReading(loaded, top_k, values_of)
+        reading.add(x)
+        told = torch.tensor([list(each.activations) for each in reading.values]).T
+        torch.testing.assert_close(told, f[:, [each.index for each in values_of]])
+        assert [len(each) for each in reading.strongest] == [top_k] * len(tokens)
+    probes = tuple(each.probe() for each in chosen[:8])
+    program = SteeringProgram({loaded.site: SiteProgram(watches=probes)})
+    answer = Answer()
+    greedy = SamplingParams(temperature=0.0, max_tokens=1, ignore_eos=True)
+    engine.submit(GenerationRequest("r", tuple(tokens), greedy, program), answer)
+    (output,) = answer.wait().outputs()
+    torch.testing.assert_close(torch.tensor([each.before for each in output.watched]), f[-1, :8])
+    engine.stop()
+    used = engine.take_usage()["topk"]
+    assert used.fired[0].tolist() == (f > 0.0).sum(0).tolist()
+    governed = World(
+        "tiny", found.targets.sites, found.targets.widths, found.catalog, engine.capacity, torch.float32
+    )
+    assert governed.room == engine.step.slots.room
+    assert set(governed.room.admit({loaded.site: SiteProgram(bans=(ban(probes[0]),))})) == {loaded.site}
+
+
+def test_there_must_be_room_for_the_encoder_of_an_sae_that_decides_by_rank(
+    model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_sae(replace(mirrored(), k=5, stated_fvu=None, digest=""), tmp_path / "topk")
+    monkeypatch.setattr(layout, "MAPPED_FROM", 0)
+    monkeypatch.setattr(loading, "free_bytes", lambda device: 1000)
+    with pytest.raises(ValueError, match=r"its whole encoder is kept on cpu: .* and 1000 B are free there"):
+        load(model_path, tmp_path / "topk")
+
+
 def test_graphs_compiled_after_the_warm_up_are_counted(
     model_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -233,9 +292,9 @@ def test_graphs_compiled_after_the_warm_up_are_counted(
 
 def test_an_sae_may_bring_the_text_that_it_is_checked_on(model_path: Path, sae_path: Path) -> None:
     source = SAESource(path=str(sae_path))
-    assert read_sae(source, tiny.WIDTH).sample is None
+    assert read_sae(source, Widths(tiny.WIDTH)).sample is None
     (sae_path / SAMPLE_FILE).write_text(tiny.TEXT, encoding="utf-8")
-    assert read_sae(source, tiny.WIDTH).sample == tiny.TEXT
+    assert read_sae(source, Widths(tiny.WIDTH)).sample == tiny.TEXT
     assert load(model_path, sae_path).catalog.entries[0].measured is not None
     (sae_path / SAMPLE_FILE).write_bytes(b"\xff\xfe\xff")
     with pytest.raises(SAEFileError, match=SAMPLE_FILE):

@@ -56,10 +56,10 @@ def jumprelu(p: Tensor, theta: Tensor | float) -> Tensor:
 
 
 def gemma_scope(folder: Path, seed: int) -> Written:
-    """Of the residual stream, of the MLP, or of the embedding as it is stored."""
+    """Of the residual stream, the MLP, attention's heads, or the embedding as it is stored."""
     w = Weights(seed)
-    kind = ("res", "mlp", "embedding")[seed % 3]
-    part = "mlp" if kind == "mlp" else "res"
+    kind = ("res", "mlp", "embedding", "att")[seed % 4]
+    part = "res" if kind == "embedding" else kind
     inside = "embedding" if kind == "embedding" else "layer_7"
     folder = folder / f"gemma-scope-2b-pt-{part}" / inside / "width_16k" / "average_l0_71"
     folder.mkdir(parents=True)
@@ -82,12 +82,16 @@ def gemma_scope(folder: Path, seed: int) -> Written:
         f = jumprelu(x / scale @ t["W_enc"] + t["b_enc"], t["threshold"])
         return f, (f @ t["W_dec"] + t["b_dec"]) * scale
 
-    hook = {"res": "blocks.7.hook_resid_post", "mlp": "blocks.7.hook_mlp_out"}
+    hook = {
+        "res": "blocks.7.hook_resid_post",
+        "mlp": "blocks.7.hook_mlp_out",
+        "att": "blocks.7.attn.hook_z",
+    }
     return Written(folder, forward, hook.get(kind, "blocks.0.hook_resid_pre"), "google/gemma-2-2b")
 
 
 def gemma_scope_2(folder: Path, seed: int) -> Written:
-    """Of the residual stream or of the MLP after its norm."""
+    """Of the residual stream, the MLP after its norm, attention's heads; or a transcoder."""
     w = Weights(seed)
     tensors = {
         "w_enc": w.normal(w.d, w.m),
@@ -96,16 +100,21 @@ def gemma_scope_2(folder: Path, seed: int) -> Written:
         "b_dec": w.normal(w.d),
         "threshold": w.positive(w.m),
     }
-    hook = ("model.layers.3.output", "model.layers.3.post_feedforward_layernorm.output")[seed % 2]
+    adds = "post_feedforward_layernorm.output"
+    reads = ("output", adds, "self_attn.o_proj.input", *["pre_feedforward_layernorm.output"] * 2)[seed % 5]
+    hook, kind = f"model.layers.3.{reads}", "transcoder" if seed % 5 > 2 else "sae"
+    affine = seed % 5 == 4
+    if affine:
+        tensors["affine_skip_connection"] = w.normal(w.d, w.d)
     config = {
         "hf_hook_point_in": hook,
-        "hf_hook_point_out": hook,
+        "hf_hook_point_out": f"model.layers.3.{adds}" if kind == "transcoder" else hook,
         "width": w.m,
         "model_name": "gemma-v3-270m-it",
         "architecture": "jump_relu",
         "l0": 20,
-        "affine_connection": False,
-        "type": "sae",
+        "affine_connection": affine,
+        "type": kind,
     }
     save_file(tensors, folder / "params.safetensors")
     (folder / "config.json").write_text(json.dumps(config))
@@ -113,7 +122,8 @@ def gemma_scope_2(folder: Path, seed: int) -> Written:
 
     def forward(x: Tensor) -> tuple[Tensor, Tensor]:
         f = jumprelu(x @ t["w_enc"] + t["b_enc"], t["threshold"])
-        return f, f @ t["w_dec"] + t["b_dec"]
+        beside = x @ t["affine_skip_connection"] if affine else 0.0
+        return f, f @ t["w_dec"] + t["b_dec"] + beside
 
     return Written(folder, forward, hook, "gemma-3-270m-it")
 
@@ -206,9 +216,11 @@ def largest(p: Tensor, k: int) -> Tensor:
 
 
 def sparsify(folder: Path, seed: int) -> Written:
-    """TopK on the output of a layer."""
+    """TopK on the output of a layer, or group max."""
     w = Weights(seed)
-    k = w.count(1, w.m)
+    k, grouped = w.count(1, w.m), seed % 2 == 1
+    if grouped:
+        w.m = k * (1 + w.m // k)
     tensors = {
         "encoder.weight": w.normal(w.m, w.d),
         "encoder.bias": w.normal(w.m),
@@ -216,7 +228,7 @@ def sparsify(folder: Path, seed: int) -> Written:
         "b_dec": w.normal(w.d),
     }
     config = {
-        "activation": "topk",
+        "activation": "groupmax" if grouped else "topk",
         "expansion_factor": 32,
         "normalize_decoder": bool(seed % 2),
         "num_latents": w.m,
@@ -233,7 +245,8 @@ def sparsify(folder: Path, seed: int) -> Written:
     t = {key: tensor.double() for key, tensor in tensors.items()}
 
     def forward(x: Tensor) -> tuple[Tensor, Tensor]:
-        f = largest((x - t["b_dec"]) @ t["encoder.weight"].T + t["encoder.bias"], k)
+        p = (x - t["b_dec"]) @ t["encoder.weight"].T + t["encoder.bias"]
+        f = largest(p.reshape(len(p), k, -1), 1).flatten(-2) if grouped else largest(p, k)
         return f, f @ t["W_dec"] + t["b_dec"]
 
     return Written(folder, forward, "layers.10", None)

@@ -41,6 +41,8 @@ def random_sae(
     name: str = "sae",
     width: int = WIDTH,
     features: int = FEATURES,
+    k: int | None = None,
+    grouped: bool = False,
 ) -> SparseAutoencoder:
     """An SAE with random weights."""
     return build(
@@ -51,6 +53,8 @@ def random_sae(
         hook_name="blocks.1.hook_resid_post",
         model_name="random",
         name=name,
+        k=k,
+        grouped=grouped,
     )
 
 

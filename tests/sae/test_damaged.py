@@ -23,9 +23,10 @@ from saegis_server.sae import unpickle
 from saegis_server.sae.autoencoder import Architecture, SparseAutoencoder
 from saegis_server.sae.convert import read_any, read_pickle, read_plain
 from saegis_server.sae.errors import SAEFileError
-from saegis_server.sae.files import check_sae, load_sae, read_sae_files, resolve_sae
+from saegis_server.sae.files import check_sae, load_sae, resolve_sae
 from saegis_server.sae.formats.saelens import save_sae
 from saegis_server.steering.rows import Norm
+from saegis_server.steering.site import Widths
 from tests.sae.layouts import PICKLERS, WRITERS, Written
 from tests.sae.sae_cases import random_sae
 
@@ -204,9 +205,9 @@ def refused(folder: Path, read: Callable[[], object]) -> SAEFileError:
 @pytest.mark.parametrize(("layout", "damage"), CASES)
 def test_a_damaged_folder_is_refused(layout: str, damage: str, tmp_path: Path) -> None:
     folder = FOLDERS[layout](tmp_path, 5).folder
-    read_sae_files(folder)
+    load_sae(folder)
     DAMAGES[damage](folder)
-    refused(tmp_path, lambda: read_sae_files(folder))
+    refused(tmp_path, lambda: load_sae(folder))
 
 
 def cut(path: Path, rng: random.Random) -> None:
@@ -242,7 +243,7 @@ def test_a_file_that_is_cut_or_has_a_bit_turned_is_refused(
     folder = FOLDERS[layout](tmp_path, seed).folder
     spoilt = weights_of(folder) if layout == "Gemma Scope" else file(folder)
     spoil(spoilt, random.Random(f"{seed} {layout} {file.__name__}"))
-    refused(folder, lambda: read_sae_files(folder))
+    refused(folder, lambda: load_sae(folder))
 
 
 PICKLE_DAMAGES: dict[str, Callable[[dict[str, Tensor]], object]] = {
@@ -314,8 +315,8 @@ def test_a_sound_pickle_is_read_in_a_process_of_its_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
-        ({"activation": "groupmax"}, "of each group of features only the largest is active"),
-        ({"activation": "relu"}, "known is topk"),
+        ({"activation": "groupmax", "k": 23}, "features make no 23 groups of equal length"),
+        ({"activation": "relu"}, "known are topk and groupmax"),
         ({"transcode": True}, "reads at one site and writes at another"),
         ({"skip_connection": True}, "skip_connection is true"),
         ({"signed": True}, "may be negative"),
@@ -327,21 +328,17 @@ def test_a_sound_pickle_is_read_in_a_process_of_its_own(tmp_path: Path) -> None:
 def test_what_sparsify_states_and_is_not_read(config: dict[str, object], reason: str, tmp_path: Path) -> None:
     folder = WRITERS["sparsify"](tmp_path, 5).folder
     describe(folder, lambda described: described.update(config))
-    assert reason in refused(tmp_path, lambda: read_sae_files(folder)).reason
+    assert reason in refused(tmp_path, lambda: load_sae(folder)).reason
 
 
 @pytest.mark.parametrize(
     ("layout", "config", "reason"),
     [
         ("Gemma Scope 2", {"architecture": "topk"}, "architecture is 'topk'"),
-        ("Gemma Scope 2", {"type": "transcoder"}, "a transcoder reads at one site"),
+        ("Gemma Scope 2", {"type": "transcoder", "hf_hook_point_out": None}, "type is 'transcoder', but it"),
+        ("Gemma Scope 2", {"type": "clt"}, "type is 'clt': known are"),
         ("Gemma Scope 2", {"hf_hook_point_out": "model.layers.9.output"}, "written at model.layers.9"),
         ("Gemma Scope 2", {"affine_connection": True}, "affine_connection"),
-        (
-            "Gemma Scope 2",
-            dict.fromkeys(("hf_hook_point_in", "hf_hook_point_out"), "model.layers.3.self_attn.o_proj.input"),
-            "attention heads' outputs",
-        ),
         ("Gemma Scope 2", {"width": 3}, "width is 3, but the tensors"),
         ("Gemma Scope 2", {"width": "wide"}, "width is 'wide'"),
         ("Llama Scope", {"act_fn": "topk"}, "act_fn is 'topk'"),
@@ -370,7 +367,7 @@ def test_what_a_description_states_and_is_not_honoured(
 ) -> None:
     folder = WRITERS[layout](tmp_path, 5).folder
     describe(folder, lambda described: described.update(config))
-    assert reason in refused(tmp_path, lambda: read_sae_files(folder)).reason
+    assert reason in refused(tmp_path, lambda: load_sae(folder)).reason
 
 
 def test_a_description_of_dictionary_learning_is_named(tmp_path: Path) -> None:
@@ -383,8 +380,9 @@ def test_a_description_of_dictionary_learning_is_named(tmp_path: Path) -> None:
     [
         ("resid_post_all", "model.layers.12.output"),
         ("mlp_out", "model.layers.12.post_feedforward_layernorm.output"),
-        ("attn_out", None),
-        ("transcoder_all", None),
+        ("attn_out", "model.layers.12.self_attn.o_proj.input"),
+        ("transcoder_all", "model.layers.12.pre_feedforward_layernorm.output"),
+        ("clt", None),
     ],
 )
 def test_gemma_scope_2_without_a_description(part: str, hook_name: str | None, tmp_path: Path) -> None:
@@ -399,12 +397,12 @@ def test_gemma_scope_2_without_a_description(part: str, hook_name: str | None, t
         assert (sae.hook_name, sae.model_name) == (hook_name, "google/gemma-3-270m-it")
 
 
-@pytest.mark.parametrize(("part", "reason"), [("att", "hook_z"), ("transcoders", "a transcoder reads")])
+@pytest.mark.parametrize(("part", "reason"), [("transcoders", "a transcoder reads")])
 def test_gemma_scope_where_it_reads_no_site(part: str, reason: str, tmp_path: Path) -> None:
     folder = WRITERS["Gemma Scope"](tmp_path, 3).folder
     other = tmp_path / f"gemma-scope-2b-pt-{part}" / "layer_7" / "width_16k" / "average_l0_71"
     folder.parents[2].rename(other.parents[2])
-    assert reason in refused(tmp_path, lambda: read_sae_files(other)).reason
+    assert reason in refused(tmp_path, lambda: load_sae(other)).reason
 
 
 @pytest.mark.parametrize(
@@ -413,7 +411,7 @@ def test_gemma_scope_where_it_reads_no_site(part: str, reason: str, tmp_path: Pa
         (["ae.pt", "config.json"], "convert it with: saegis sae convert"),
         (["Llama-3.1-8B-Instruct-SAE-l19.pth"], "convert it with: saegis sae convert"),
         (["conf.yaml", "latest_ckpt.safetensors"], "temporal SAEs: a token is encoded from those before"),
-        (["layer_0.safetensors", "config.yaml"], "mwhanna's transcoders: a transcoder reads at one site"),
+        (["layer_0.safetensors", "config.yaml"], "a transcoder in a file of its own; convert it with"),
         (["W_enc_0.safetensors", "W_dec_0.safetensors"], "cross-layer transcoders"),
         (["layers.0/cfg.json", "layers.1/cfg.json"], "SAEs lie in its folders: layers.0, layers.1; name one"),
         (["Qwen/layer3.sae.pt", "layer3.sae.pt"], "it holds layer3.sae.pt, a pickle of torch"),
@@ -424,7 +422,7 @@ def test_what_is_not_read_is_named(names: list[str], reason: str, tmp_path: Path
     for name in names:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    assert reason in refused(tmp_path, lambda: read_sae_files(tmp_path)).reason
+    assert reason in refused(tmp_path, lambda: load_sae(tmp_path)).reason
     if "SAELens" not in reason:
         assert reason in refused(tmp_path, lambda: check_sae(str(tmp_path))).reason
 
@@ -433,7 +431,7 @@ def _placed(tmp_path: Path, **stated: object) -> Iterator[Callable[[Unmatched], 
     sae: SparseAutoencoder = replace(random_sae(), **stated)  # type: ignore[arg-type]
     save_sae(sae, tmp_path)
     source = SAESource(path=str(tmp_path), site="layers.1.resid_post")
-    placed = read_sae(source, sae.width)
+    placed = read_sae(source, Widths(sae.width))
     names = ("/models/pythia-70m-deduped", "openai-community/gpt2")
     yield lambda unmatched: check_origin(placed, names, True, unmatched)
 
@@ -444,7 +442,7 @@ def _placed(tmp_path: Path, **stated: object) -> Iterator[Callable[[Unmatched], 
         ({"model_name": "EleutherAI/pythia-160m-deduped"}, "state the model EleutherAI/pythia-160m-deduped"),
         ({"model_name": "gpt2-medium"}, "state the model gpt2-medium"),
         ({"model_name": "gpt2-small", "hook_name": "blocks.2.hook_resid_post"}, "state the place blocks.2"),
-        ({"model_name": None, "hook_name": "blocks.1.hook_resid_mid"}, "no site of this server"),
+        ({"model_name": None, "hook_name": "blocks.1.hook_attn_in"}, "no site of this server"),
     ],
 )
 def test_an_sae_of_another_model_or_place_is_refused_unless_it_is_forced(
@@ -464,7 +462,7 @@ def test_an_sae_of_this_model_is_taken(model_name: str | None, tmp_path: Path) -
 def test_a_centred_stream_needs_layer_norms(tmp_path: Path) -> None:
     sae = replace(random_sae(), centred=True, model_name=None)
     save_sae(sae, tmp_path)
-    placed = read_sae(SAESource(path=str(tmp_path)), sae.width)
+    placed = read_sae(SAESource(path=str(tmp_path)), Widths(sae.width))
     assert placed.loaded.sae.centred
     check_origin(placed, (), True, Unmatched.REFUSE)
     for unmatched in Unmatched:
@@ -477,4 +475,4 @@ def test_the_norm_of_a_centred_stream_is_refused(tmp_path: Path) -> None:
     described = json.loads((tmp_path / "cfg.json").read_text())
     described["metadata"]["model_from_pretrained_kwargs"] = {"center_writing_weights": True}
     (tmp_path / "cfg.json").write_text(json.dumps(described))
-    assert "center_writing_weights is true" in refused(tmp_path, lambda: read_sae_files(tmp_path)).reason
+    assert "center_writing_weights is true" in refused(tmp_path, lambda: load_sae(tmp_path)).reason

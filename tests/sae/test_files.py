@@ -17,6 +17,7 @@ from saegis_server.sae.formats import LAYOUTS
 from saegis_server.sae.formats.saelens import save_sae
 from saegis_server.sae.labels import FeatureLabel, Labels
 from saegis_server.sae.layout import Layout, Release
+from saegis_server.steering.site import Widths
 from tests.sae.sae_cases import random_sae
 
 
@@ -79,7 +80,7 @@ def test_all_that_training_and_labelling_write_comes_from_the_hub(
         return str(snapshot)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", downloaded)
-    placed = read_sae(SAESource(path="owner/repo/layer_0"), sae.width)
+    placed = read_sae(SAESource(path="owner/repo/layer_0"), Widths(sae.width))
     assert placed.sample == "a text of its own"
     assert len(placed.loaded.labels) == 1
     assert {path.name for path in (repository / "layer_0").iterdir()} - {
@@ -94,7 +95,7 @@ def test_a_link_to_nothing_is_not_an_absent_file(tmp_path: Path, name: str) -> N
     save_sae(sae, tmp_path)
     (tmp_path / name).symlink_to(tmp_path / "blobs" / "gone")
     with pytest.raises(SAEFileError, match=f"{name}: cannot be read"):
-        read_sae(SAESource(path=str(tmp_path)), sae.width)
+        read_sae(SAESource(path=str(tmp_path)), Widths(sae.width))
 
 
 @pytest.mark.parametrize(

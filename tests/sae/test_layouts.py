@@ -9,7 +9,7 @@ from torch import Tensor
 from saegis_server.sae import unpickle
 from saegis_server.sae.autoencoder import SparseAutoencoder
 from saegis_server.sae.convert import read_plain
-from saegis_server.sae.files import read_sae_files
+from saegis_server.sae.files import load_sae
 from saegis_server.sae.formats import LAYOUTS, PICKLED
 from tests.sae.layouts import PICKLERS, WRITERS, Written
 from tests.tiers import sized
@@ -32,7 +32,7 @@ def activations(width: int, seed: int) -> Tensor:
 def read(written: Written) -> SparseAutoencoder:
     """The SAE; a pickle is opened as in a process of its own, but in this one, which is quicker."""
     if written.folder.is_dir():
-        return read_sae_files(written.folder)
+        return load_sae(written.folder)
     plain = written.folder.with_suffix(".safetensors")
     unpickle.main(str(written.folder), str(plain))
     return read_plain(written.folder, plain)

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -90,13 +91,13 @@ def test_a_mapped_sae_is_the_copied_one(
     tmp_path: Path, architecture: Architecture, dtype: torch.dtype
 ) -> None:
     folder = written(tmp_path, architecture, dtype)
-    sae, same = load_sae(folder), copied(folder)
+    sae = load_sae(folder)
+    same = replace(copied(folder), digest=sae.digest)  # that of a mapped file is made by parts
     assert same.mapped is None
     assert sae.mapped is not None
     assert {sae.W_enc.dtype, sae.W_dec.dtype} == {dtype}
     for matrix in (sae.W_enc, sae.W_dec):
         assert file_at(matrix.data_ptr()) == str(folder / WEIGHTS_FILE)
-    assert sae.digest == same.digest
     for feature in range(FEATURES):
         ours, theirs = sae.probe(feature), same.probe(feature)
         assert ours.digest == theirs.digest  # of all that it is
@@ -112,6 +113,25 @@ def test_a_mapped_sae_is_the_copied_one(
         assert torch.equal(row, wanted)
     save_sae(sae, tmp_path / "again")
     assert torch.equal(load_file(tmp_path / "again" / WEIGHTS_FILE)["W_dec"], same.W_dec)
+
+
+@pytest.mark.usefixtures("mapped")
+def test_what_ranks_a_mapped_sae_is_no_part_of_its_file(tmp_path: Path) -> None:
+    """So a change of the file changes no rank, and one before is refused."""
+    folder = tmp_path / "topk"
+    save_sae(random_sae(Architecture.STANDARD, width=WIDTH, features=FEATURES, k=6), folder)
+    sae, same = load_sae(folder), copied(folder)
+    ranked, wanted = sae.ranked("cpu"), same.ranked("cpu")
+    assert ranked is not None
+    assert wanted is not None
+    assert sae.mapped is not None
+    assert file_at(ranked.encoder.data_ptr()) != str(folder / WEIGHTS_FILE)
+    assert wanted.encoder.data_ptr() == same.W_enc.data_ptr()
+    x = torch.randn(7, WIDTH, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(ranked.cuts(x), wanted.cuts(x))
+    changed(folder, "W_enc", torch.zeros_like(same.W_enc))
+    with pytest.raises(SAEFileError, match="changed"):
+        sae.ranked("cpu")
 
 
 @given(
@@ -130,10 +150,43 @@ def test_parts_make_the_whole_product(dtype: torch.dtype, rows: int, columns: in
 
 
 @pytest.mark.usefixtures("mapped")
-def test_the_digest_is_that_of_the_files(tmp_path: Path) -> None:
+@pytest.mark.parametrize("part", [256, 1 << 26])
+def test_the_digest_is_that_of_the_parts_of_the_files(
+    tmp_path: Path, part: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the header, of each tensor by pieces, in the order of the file, and of the description."""
+    monkeypatch.setattr("saegis_server.sae.mapped._PART", part)
+    monkeypatch.setattr("saegis_server.sae.mapped._AT_ONCE", 64)
     folder = written(tmp_path)
-    content = (folder / WEIGHTS_FILE).read_bytes() + (folder / CONFIG_FILE).read_bytes()
-    assert load_sae(folder).digest == hashlib.sha256(content).hexdigest()
+    content = (folder / WEIGHTS_FILE).read_bytes()
+    begin = 8 + int.from_bytes(content[:8], "little")
+    parts = [content[:begin]]
+    entries = json.loads(content[8:begin])
+    entries.pop("__metadata__", None)
+    for start, end in sorted(entry["data_offsets"] for entry in entries.values()):
+        parts += [content[begin + at : begin + min(end, at + part)] for at in range(start, end, part)]
+    assert b"".join(parts) == content
+    parts.append((folder / CONFIG_FILE).read_bytes())
+    each = b"".join(hashlib.sha256(piece).digest() for piece in parts)
+    assert load_sae(folder).digest == hashlib.sha256(each).hexdigest()
+
+
+@pytest.mark.usefixtures("mapped")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_the_largest_magnitude_is_found(tmp_path: Path, dtype: torch.dtype, sign: float) -> None:
+    folder = written(tmp_path, dtype=dtype)
+    tensors = load_file(folder / WEIGHTS_FILE)
+    tensors["W_dec"].view(-1)[-1] = 77.0 * sign
+    save_file(tensors, folder / WEIGHTS_FILE)
+    found = load_sae(folder).mapped
+    assert found is not None
+    assert found.largest == 77.0
+    signed = {name: sign * tensor.abs() for name, tensor in tensors.items() if name.startswith("W_")}
+    save_file({**tensors, **signed}, folder / WEIGHTS_FILE)
+    found = load_sae(folder).mapped
+    assert found is not None
+    assert found.largest == 77.0
 
 
 @pytest.mark.usefixtures("mapped")

@@ -84,14 +84,14 @@ def test_centred_releases_are_known_without_the_table(monkeypatch: pytest.Monkey
 def test_the_standing_of_releases() -> None:
     standings = {
         "gemma-scope-2b-pt-mlp": {Standing.SERVED},
-        "gemma-scope-2b-pt-att": {Standing.NOT_READ},
+        "gemma-scope-2b-pt-att": {Standing.SERVED},
         "gemma-scope-2-270m-it-res-all": {Standing.SERVED},
-        "gemma-scope-2-270m-it-transcoders": {Standing.NOT_READ},
+        "gemma-scope-2-270m-it-transcoders": {Standing.SERVED},
         "llama_scope_lxr_8x": {Standing.SERVED},
-        "qwen-scope-3-8b-base-w64k-l50": {Standing.BY_RANK},
+        "qwen-scope-3-8b-base-w64k-l50": {Standing.CONVERTED},
         "sae_bench_pythia70m_sweep_gated_ctx128_0730": {Standing.CONVERTED},
-        "gpt2-small-resid-post-v5-32k": {Standing.BY_RANK},
-        "gpt2-small-resid-mid-v5-32k": {Standing.NOT_READ},
+        "gpt2-small-resid-post-v5-32k": {Standing.SERVED},
+        "gpt2-small-resid-mid-v5-32k": {Standing.SERVED},
         "goodfire-llama-3.1-8b-instruct": {Standing.CONVERTED},
     }
     for name, wanted in standings.items():

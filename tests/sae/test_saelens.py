@@ -135,20 +135,31 @@ def test_an_absurd_factor_is_refused(folder: Path, factor: object) -> None:
     [
         ({"architecture": "topk"}, "k is None, not a positive whole number"),
         ({"activation_fn": "tanh-relu"}, "activation_fn is 'tanh-relu'; only relu"),
-        ({"architecture": "transcoder"}, "reads at one site and writes at another"),
-        ({"architecture": "jumprelu_skip_transcoder"}, "'jumprelu_skip_transcoder' reads at one site"),
+        ({"architecture": "transcoder"}, "a transcoder states hook_name and hook_name_out"),
+        (
+            {"architecture": "transcoder", "normalize_activations": "layer_norm"},
+            "a transcoder that normalises is not known",
+        ),
+        (
+            {"architecture": "transcoder", "model_from_pretrained_kwargs": {"fold_ln": True}},
+            "fold_ln is true",
+        ),
+        (
+            {"architecture": "jumprelu_skip_transcoder", "hook_name_out": "blocks.1.hook_mlp_out"},
+            "a skip transcoder needs W_skip",
+        ),
         ({"architecture": "temporal"}, "encodes a token from the tokens before it"),
         ({"architecture": "matching_pursuit"}, "by an iteration over all features"),
         ({"architecture": "shiny"}, "'shiny' is not known; Saegis reads standard, gated, jumprelu"),
         ({"architecture": 3}, "architecture is 3, not a string"),
         ({"normalize_activations": "covariance_whitening"}, "the whitening is not folded"),
         ({"normalize_activations": "softmax"}, "normalize_activations is 'softmax'; known are none"),
-        ({"reshape_activations": "hook_z"}, r"attention heads' outputs \(hook_z\)"),
+        ({"reshape_activations": "hook_z"}, "hook_name is .*, no attention heads' outputs"),
         ({"reshape_activations": "fold"}, "reshape_activations is 'fold'"),
         ({"hook_point_head_index": 3}, "hook_head_index: the SAE reads a single attention head"),
         (
             {"hook_name_out": "blocks.2.hook_mlp_out"},
-            "hook_name_out is 'blocks.2.hook_mlp_out', another site",
+            "hook_name_out is 'blocks.2.hook_mlp_out', another site than hook_name, but the architecture is",
         ),
         ({"dtype": "int8"}, "dtype is 'int8'"),
         ({"apply_b_dec_to_input": 1}, "apply_b_dec_to_input is 1, not true or false"),
@@ -159,7 +170,15 @@ def test_an_absurd_factor_is_refused(folder: Path, factor: object) -> None:
         ({"metadata": []}, "metadata is not an object"),
         ({"metadata": {"fvu": float("nan")}}, "fvu is nan, not a finite number of at least 0"),
         ({"metadata": {"l0": 10**400}}, "l0 is 1000.*, not a finite number"),
-        ({"metadata": {"hook_name": "blocks.1.attn.hook_z"}}, "hook_z"),
+        (
+            {
+                "metadata": {
+                    "hook_name": "blocks.1.attn.hook_z",
+                    "model_from_pretrained_kwargs": {"fold_value_biases": True},
+                }
+            },
+            "without their value biases",
+        ),
         ({"metadata": {"hook_name": "a\x07"}}, "characters that cannot be printed"),
         ({"metadata": {"hook_name": "a\ud800"}}, "half of a character"),
     ],

@@ -5,9 +5,10 @@ from torch import Tensor
 
 from saegis_server.steering import rows
 from saegis_server.steering.admitted import AdmittedRows
-from saegis_server.steering.apply import Readings, apply
+from saegis_server.steering.apply import Cuts, Readings, apply
 from saegis_server.steering.program import SiteProgram, SteeringError, SteeringProgram
 from saegis_server.steering.projection import held_geometry
+from saegis_server.steering.ranking import Ranking
 from saegis_server.steering.rows import Edit, Norm, Phase, Probe, Redirection
 from saegis_server.steering.site import Place, Site
 from saegis_server.steering.table import Capacity, SiteTable, TableView
@@ -95,13 +96,24 @@ def view(table: SiteTable) -> TableView:
     return table.view(table.edits.vectors.shape[0], room.edits, room.rules, room.held, *reads)
 
 
-def table_of(programs: list[SiteProgram], width: int, activations: torch.dtype = torch.float32) -> SiteTable:
+def table_of(
+    programs: list[SiteProgram],
+    width: int,
+    activations: torch.dtype = torch.float32,
+    ranking: Ranking | None = None,
+) -> SiteTable:
     """A table whose slots run `programs`."""
-    table = SiteTable(len(programs), width, Capacity())
+    table = SiteTable(len(programs), width, Capacity(), ranking=ranking)
     for slot, program in enumerate(programs):
         admitted = AdmittedRows.of(program, None, activations)
         table.write(slot, admitted, admitted.geometry, admitted.moves)
     return table
+
+
+def cuts_of(table: SiteTable) -> Cuts:
+    """The cuts that the programs of a table need, and no others."""
+    table.ranking.want(table.needs(range(table.edits.vectors.shape[0])))
+    return table.ranking.cuts
 
 
 def applied(
@@ -110,6 +122,7 @@ def applied(
     prompt: Tensor,
     norms: frozenset[Norm] = frozenset({Norm.NONE}),
     on: Tensor | None = None,
+    cuts: Cuts | None = None,
 ) -> tuple[Tensor, Readings]:
     """What `apply` gives for the activations [B, Q, d] of B slots, as [B, Q, ..]; on: bool [B, Q, 1 + C]."""
     batch, count = x.shape[:2]
@@ -117,7 +130,7 @@ def applied(
     slot = torch.arange(batch).repeat_interleave(count) if spread is Spread.ANY else None
     tokens = Tokens((prompt.expand(batch, count) > 0).reshape(-1), spread, slot)
     gates = None if on is None else lambda _: on.flatten(0, 1)
-    result, readings = apply(x.flatten(0, 1), view, tokens, norms, gates)
+    result, readings = apply(x.flatten(0, 1), view, tokens, norms, gates, cuts)
     shaped = Readings(*(each.reshape(batch, count, *each.shape[1:]) for each in readings))
     return result.reshape(x.shape), shaped
 

@@ -8,10 +8,53 @@ from numpy.typing import NDArray
 from scipy.optimize import nnls
 from torch import Tensor
 
+from saegis_server.sae.autoencoder import SparseAutoencoder
 from saegis_server.steering.program import SiteProgram
 from saegis_server.steering.rows import Edit, Norm, Phase, Probe
 
 Vector = NDArray[np.float64]
+#: The SAEs that decide by rank which the loop knows, by their digests.
+_SAES: dict[str, SparseAutoencoder] = {}
+
+
+def know(sae: SparseAutoencoder) -> SparseAutoencoder:
+    """Let the loop read features of this SAE, whose rank among all decides."""
+    _SAES[sae.digest] = sae
+    return sae
+
+
+def pre_activations(sae: SparseAutoencoder, x: Vector) -> Vector:
+    """Those of all features of a standard SAE at x."""
+    read = normed(sae.norm, x) - (vector(sae.b_dec) if sae.apply_b_dec_to_input else 0.0)
+    assert sae.b_enc is not None
+    return np.asarray(read @ vector(sae.W_enc) + vector(sae.b_enc))
+
+
+def ahead(sae: SparseAutoencoder, feature: int, x: Vector) -> tuple[int, float]:
+    """How many features of its group are larger than a feature at x, and how near the nearest of them is."""
+    p = pre_activations(sae, x)
+    size = sae.features // (sae.k or 1) if sae.grouped else sae.features
+    group = p[feature // size * size :][:size]
+    others = np.delete(group, feature % size)
+    return int((others > p[feature]).sum()), float(np.abs(others - p[feature]).min(initial=math.inf))
+
+
+def _is_kept(probe: Probe, x: Vector) -> bool:
+    """Whether a feature is among as many of the largest as may be active."""
+    if probe.rank is None:
+        return True
+    sae, feature = _SAES[probe.rank.dictionary], int(probe.key.rpartition(":")[2])
+    return ahead(sae, feature, x)[0] < (1 if sae.grouped else sae.k or 0)
+
+
+def normed(norm: Norm, x: Vector) -> Vector:
+    """x as an SAE of a normalisation reads it."""
+    if norm is Norm.CONSTANT_NORM:
+        return np.asarray(x * math.sqrt(len(x)) / np.linalg.norm(x))
+    if norm is Norm.LAYER_NORM:
+        x = x - x.mean()
+        return np.asarray(x / (x.std(ddof=1) + 1e-5))
+    return x
 
 
 def vector(tensor: Tensor) -> Vector:
@@ -21,16 +64,11 @@ def vector(tensor: Tensor) -> Vector:
 
 def read(probe: Probe, x: Vector) -> float:
     """The value of one feature or direction at x."""
-    if probe.norm is Norm.CONSTANT_NORM:
-        x = x * math.sqrt(len(x)) / np.linalg.norm(x)
-    elif probe.norm is Norm.LAYER_NORM:
-        x = x - x.mean()
-        x = x / (x.std(ddof=1) + 1e-5)
-    q = float(vector(probe.read) @ x)
+    q = float(vector(probe.read) @ normed(probe.norm, x))
     value = probe.gain * q + probe.value_bias
     if probe.linear:
         return value
-    return max(value, 0.0) if q + probe.gate_bias > probe.threshold else 0.0
+    return max(value, 0.0) if q + probe.gate_bias > probe.threshold and _is_kept(probe, x) else 0.0
 
 
 def write_scale(probe: Probe, x: Vector) -> float:

@@ -15,6 +15,7 @@ from saegis_server.steering.program import SiteProgram, SteeringError, SteeringP
 from saegis_server.steering.projection import held_geometry, rounding
 from saegis_server.steering.reserved import LEAST_LEFT, unreserved_moves
 from saegis_server.steering.rows import Edit, Norm, Phase, Probe, Redirection
+from saegis_server.steering.site import Widths
 from saegis_server.steering.table import Capacity
 from tests.steering import cases, reference
 from tests.tiers import sized
@@ -111,8 +112,8 @@ def test_a_request_may_redirect_within_an_sae_that_normalises() -> None:
 
 def test_a_target_of_another_width_is_refused() -> None:
     program = SiteProgram(rules=(redirect(FEATURE, Probe.direction(torch.ones(WIDTH + 1))),))
-    with pytest.raises(SteeringError, match="does not have the model's width"):
-        Room((cases.SITE,), WIDTH, Capacity()).check(cases.SITE, program)
+    with pytest.raises(SteeringError, match="does not have the width"):
+        Room((cases.SITE,), Widths(WIDTH), Capacity()).check(cases.SITE, program)
 
 
 # -- what no request undoes -------------------------------------------------------------------------------

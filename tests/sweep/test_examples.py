@@ -16,7 +16,9 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import save_file
 from typer.testing import CliRunner, Result
 
 import saegis
@@ -37,6 +39,8 @@ from tests.sweep import examples
 from tests.sweep.examples import ROOT, Example
 
 TARGET = "127.0.0.1:50051"
+#: Where documents say that the server answers over HTTP.
+HTTP = "http://127.0.0.1:8000"
 LOG = "/var/lib/saegis/audit"
 #: What is not run here, by a pattern of its text, and why. It is still parsed by the real command line.
 NOT_RUN = {
@@ -150,6 +154,10 @@ def write_files(folder: Path) -> None:
     (folder / "benign.txt").write_text("The cat drinks milk.\n", encoding="utf-8")
     (folder / "formal.txt").write_text("Good evening, madam.\nMay I help?\n", encoding="utf-8")
     (folder / "casual.txt").write_text("Hey there!\nWhat's up?\n", encoding="utf-8")
+    for name, value in (("refusal", 1.0), ("formal", 2.0), ("casual", 3.0)):
+        vector = torch.ones(160)
+        vector[0] = value
+        save_file({name: vector}, folder / f"{name}.safetensors", {"site": "layers.3.resid_post"})
     for write in (dictionary_learning, goodfire, openai):
         write(folder, 1)
     texts = lines_of("texts.jsonl", 20).splitlines(keepends=True)
@@ -183,7 +191,14 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     state = tmp_path_factory.mktemp("state")
     options = ("--policy", str(bundle(state / "open", "open")), "--policy-state", str(state / "policies"))
     with serving(
-        state / "stderr", *options, "--audit", str(state / "audit"), "--audit-fsync", "never"
+        state / "stderr",
+        *options,
+        "--audit",
+        str(state / "audit"),
+        "--audit-fsync",
+        "never",
+        "--http-port",
+        "0",
     ) as running:
         yield World(folder, running, state / "audit")
         running.terminate()
@@ -201,6 +216,9 @@ def here(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World
     monkeypatch.syspath_prepend(folder)
     monkeypatch.setenv("SAEGIS_SERVER", world.server.target)
     monkeypatch.setenv("COLUMNS", "200")
+    with saegis.Client() as client:
+        for name in ("refusal", "casual"):
+            client.upload_direction(folder / f"{name}.safetensors", name=name)
     return World(folder, world.server, world.audit)
 
 
@@ -349,6 +367,7 @@ def test_python_runs(example: Example, here: World) -> None:
     text = example.text.replace(TARGET, here.server.target).replace(
         "Client()", f"Client({here.server.target!r})"
     )
+    text = text.replace(HTTP, f"http://127.0.0.1:{here.server.ready['http_port']}")
     body = "".join(f"    {line}\n" for line in text.splitlines())
     names: dict[str, object] = {name: getattr(saegis, name) for name in saegis.__all__}
     told = StringIO()

@@ -18,6 +18,7 @@ from saegis_lab.cli.app import app
 
 #: What each name means, in whatever command it stands. A new option takes the name here that means the same.
 MEANINGS = {
+    "--ablate": "an edit that sets a feature to 0",
     "--add": "an edit that adds to a feature",
     "--aligned": "the language in which a model refuses",
     "--architecture": "how an SAE's features are made sparse",
@@ -39,6 +40,7 @@ MEANINGS = {
     "--ban-matching": "bans of all features that words find",
     "--baseline": "the rates that features' use is compared with",
     "--batch": "activations a step of training",
+    "--batch-invariant": "whether each sequence takes steps of its own",
     "--by": "which features come first",
     "--ca": "the authorities that a client trusts",
     "--calibrate-on": "the languages in which a ban's strength must be enough",
@@ -53,11 +55,14 @@ MEANINGS = {
     "--compile": "when the forward pass is compiled",
     "--concurrency": "requests side by side",
     "--config": "the file of settings",
+    "--console": "whether the HTTP port has pages for people",
     "--context": "how long a text may be before it is cut",
     "--dead-after": "when an SAE's feature counts as dead",
     "--decision": "the id of a policy decision",
     "--device": "what the model runs on",
     "--direction": "the file of a refusal direction",
+    "--direction-state": "where uploaded directions survive a restart",
+    "--directions": "directions that the operator ships",
     "--dry-run": "whether nothing is changed",
     "--dtype": "the model's dtype",
     "--examples": "how many decisions of a kind are shown",
@@ -79,6 +84,9 @@ MEANINGS = {
     "--held-out-share": "the share of the texts to measure an SAE on",
     "--host": "the address to listen on",
     "--html": "the file for a page that shows the result",
+    "--http-host": "the address of the OpenAI-compatible port",
+    "--http-origin": "where web pages come from that may use the HTTP port",
+    "--http-port": "the OpenAI-compatible port",
     "--identities": "the file of those who may call",
     "--insecure": "whether a connection may do without encryption",
     "--json": "whether programs are to read what is printed",
@@ -128,6 +136,7 @@ MEANINGS = {
     "--policy-state": "where policies survive a restart",
     "--port": "the port to listen on",
     "--precision": "the dtype of an SAE's matrix products",
+    "--preset": "a program that is listed as a model",
     "--principal": "what logs call a caller",
     "--prompts": "the prompts to ask",
     "--prompts-per-language": "how many prompts of each kind are asked in a language",
@@ -217,7 +226,7 @@ FREE = """
     FILE|TARGET HASH ID KIND=NUMBER FILE|TARGET,TARGET... ID=FACTOR LABEL NAME NAME=NUMBER NUMBER,NUMBER...
     PATH_OR_HUB_ID SAE:INDEX SITE SIZE,SIZE... STRENGTH,STRENGTH... TARGET TARGET=FACTOR
     TARGET=TO:FACTOR[:STRENGTH[:THRESHOLD]] TARGET=VALUE TARGET[=STRENGTH] TEXT VALUE,VALUE...
-    WORDS[=STRENGTH] WORD[=VALUE] [ID=]FOLDER [ID=]PATH_OR_HUB_ID POINTER URL
+    NAME=FILE ORIGIN WORDS[=STRENGTH] WORD[=VALUE] [ID=]FOLDER [ID=]PATH_OR_HUB_ID POINTER URL
 """
 
 

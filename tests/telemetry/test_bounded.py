@@ -5,7 +5,7 @@ import random
 import grpc
 
 import saegis
-from saegis.v1 import feature_pb2, generation_pb2, model_pb2, policy_pb2
+from saegis.v1 import audit_pb2, feature_pb2, generation_pb2, model_pb2, policy_pb2
 from saegis_server.engine.api import FinishReason, RequestFinished
 from saegis_server.engine.counts import STRENGTHS, Acted, Fired
 from saegis_server.engine.receipts import Receipt, SiteReceipt, Timings, Usage
@@ -18,7 +18,7 @@ from tests.rpc.harness import running, send_bytes
 from tests.telemetry.scrape import scrape
 
 MOST_SERIES = 1_500
-FILES = (generation_pb2, feature_pb2, model_pb2, policy_pb2)
+FILES = (audit_pb2, generation_pb2, feature_pb2, model_pb2, policy_pb2)
 METHODS = [
     f"/{service.full_name}/{method.name}"
     for file in FILES

@@ -19,6 +19,7 @@ from saegis_lab.training.run import CHECKPOINT_FOLDER, Source, TrainingResult, r
 from saegis_lab.training.settings import SAETraining
 from saegis_lab.training.texts import Encoder, TextError, TextSplit
 from saegis_lab.training.trainer import CheckpointError
+from saegis_server.engine.sites import widths_of
 from saegis_server.engine.torch.loading import LoadedModel, load_model
 from saegis_server.engine.torch.site_reading import read_site
 from saegis_server.rpc.server.config import SAESource
@@ -120,23 +121,19 @@ def test_sae_lens_loads_it_with_its_metadata(done: TrainingResult) -> None:
 
 
 def test_the_server_accepts_it_on_its_sample(done: TrainingResult, loaded: LoadedModel) -> None:
-    placed = read_sae(SAESource(path=str(done.path)), ours_width(loaded))
+    placed = read_sae(SAESource(path=str(done.path)), widths_of(loaded.model))
     assert str(placed.loaded.site) == SITE
     assert placed.sample is not None
     assert 1 <= len(loaded.tokenizer(placed.sample)["input_ids"]) <= SAMPLE_TOKENS
     checked = check_sae(
         placed,
         loaded.tokenizer.encode,
-        lambda tokens: read_site(loaded.model, placed.loaded.site, torch.tensor([list(tokens)]))[0],
+        lambda tokens, site: read_site(loaded.model, site, torch.tensor([list(tokens)]))[0],
         lambda *_: pytest.fail("no other site is asked for"),
         loaded.max_context,
     )
     assert checked.measured is not None
     assert checked.measured.fvu == pytest.approx(done.measured.fvu, abs=0.1)
-
-
-def ours_width(loaded: LoadedModel) -> int:
-    return int(loaded.model.config.get_text_config().hidden_size)
 
 
 def test_a_run_that_was_broken_off_goes_on(

@@ -21,6 +21,7 @@ from saegis.base import (
     Patience,
     why_not_ready,
 )
+from saegis.directions import DirectionMethods
 from saegis.errors import SaegisError, from_rpc_error
 from saegis.features import FeatureMethods
 from saegis.generation import GenerationMethods, GenerationOptions, generate_request
@@ -31,7 +32,7 @@ from saegis.streams import AsyncCall, AsyncStream, Stream
 from saegis.v1 import generation_pb2 as pb
 
 
-class _Methods(GenerationMethods, FeatureMethods, ModelMethods, PolicyMethods):
+class _Methods(GenerationMethods, FeatureMethods, DirectionMethods, ModelMethods, PolicyMethods):
     """The RPCs that both clients have as methods."""
 
 

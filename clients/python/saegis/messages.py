@@ -125,6 +125,8 @@ def _set_target(
 ) -> None:
     if isinstance(target, Direction):
         message.direction.values.extend(target.values)
+        for name in ("digest", "name"):
+            put(message.direction, name, getattr(target, name) or None, shown_as=f"direction.{name}")
         message.direction.SetInParent()
     else:
         message.feature.CopyFrom(feature_message(target))

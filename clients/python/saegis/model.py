@@ -32,7 +32,7 @@ class SaeInfo:
     width: int
     feature_count: int
     architecture: str
-    """As SAELens names it: "standard", "gated" or "jumprelu"."""
+    """As SAELens names it: "standard", "gated", "jumprelu" or "topk"; or "groupmax"."""
     fvu: float | None
     """Fraction of variance unexplained, measured at load."""
     l0: float | None

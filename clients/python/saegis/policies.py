@@ -54,6 +54,8 @@ class TargetTokens:
     """The digest of a direction; empty for a feature."""
     tokens: PhaseTokens | None
     """None if they were not counted."""
+    direction_name: str = ""
+    """The name by which the request referred to a direction; empty where it gave its digest or numbers."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar,
 import grpc
 
 from saegis.base import HEALTH_CHECK, BaseClient, HealthRequest, HealthResponse
-from saegis.v1 import feature_pb2_grpc, generation_pb2_grpc, model_pb2_grpc, policy_pb2_grpc
+from saegis.v1 import (
+    direction_pb2_grpc,
+    feature_pb2_grpc,
+    generation_pb2_grpc,
+    model_pb2_grpc,
+    policy_pb2_grpc,
+)
 
 if TYPE_CHECKING:
     from saegis.client import AsyncClient, Client
@@ -29,6 +35,7 @@ class Stubs:
         self.feature = feature_pb2_grpc.FeatureServiceStub(on)
         self.model = model_pb2_grpc.ModelServiceStub(on)
         self.policy = policy_pb2_grpc.PolicyServiceStub(on)
+        self.direction = direction_pb2_grpc.DirectionServiceStub(on)
         self.health: grpc.UnaryUnaryMultiCallable[HealthRequest, HealthResponse] = on.unary_unary(
             HEALTH_CHECK,
             request_serializer=HealthRequest.SerializeToString,

@@ -1,10 +1,11 @@
 """What a request changes or watches: edits, watches, features and directions.
 
 A target is a feature or a direction: an index (`123`), a label (`"Great Wall"`), a feature of
-a named SAE (`feature(123, sae="res-12")`), a feature found by `search_features`, or `direction([...])`.
-The index or label alone is enough if the server has one SAE.
+a named SAE (`feature(123, sae="res-12")`), a feature found by `search_features`, `direction([...])`, or one
+that the server keeps, `direction("refusal")`. The index or label alone is enough if the server has one SAE.
 """
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -47,14 +48,41 @@ class FeatureInfo:
     """Whether the label marks something harmful."""
 
 
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
 @dataclass(frozen=True, slots=True)
 class Direction:
-    """A direction in activation space: as many numbers as the model's hidden size. Its norm is ignored."""
+    """A direction in activation space, whose norm is ignored: by its numbers, as many as activations have at
+    its site, or one that the server keeps, by its digest or its name.
 
-    values: tuple[float, ...]
+    Raises ValueError unless exactly one of the three is given.
+    """
+
+    values: tuple[float, ...] = ()
+    digest: str = ""
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        if sum(map(bool, (self.values, self.digest, self.name))) != 1:
+            raise ValueError("a direction has either values, a digest or a name")
 
 
-Target = int | str | FeatureRef | FeatureInfo | Direction
+@dataclass(frozen=True, slots=True)
+class KeptDirection:
+    """A direction that the server keeps; itself a target of edits and watches."""
+
+    digest: str
+    """The SHA-256 of its numbers scaled to length 1, in hexadecimal, as receipts and records have it."""
+    name: str
+    """Empty where it has none."""
+    site: str
+    """Where an edit or watch is that names it and no site; empty where it has none."""
+    shipped: bool
+    """Whether it is the operator's: everybody's, and not to be deleted."""
+
+
+Target = int | str | FeatureRef | FeatureInfo | Direction | KeptDirection
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +133,11 @@ def feature(selector: int | str, *, sae: str = "") -> FeatureRef:
     return FeatureRef(selector, sae)
 
 
-def direction(values: Iterable[float]) -> Direction:
-    """A direction in activation space from numbers: a list, an array or a one-dimensional tensor."""
+def direction(values: Iterable[float] | str) -> Direction:
+    """A direction in activation space: from numbers (a list, an array or a one-dimensional tensor), or one
+    that the server keeps, by its name or by all 64 digits of its digest."""
+    if isinstance(values, str):
+        return Direction(digest=values) if _DIGEST.fullmatch(values) else Direction(name=values)
     return Direction(tuple(float(value) for value in values))
 
 
@@ -203,6 +234,7 @@ WRITTEN: Mapping[str, tuple[Callable[..., Edit], str]] = MappingProxyType(
         "scale": (scale, "Multiply a feature's value: 0.5 turns it down."),
         "add": (add, "Add to a feature's value."),
         "cap": (cap, "Keep a feature from exceeding a value."),
+        "ablate": (ablate, "Set a feature's value to 0, or take a direction away."),
         "ban": (ban, "Keep a feature inactive; strength 0 removes it, more pushes against it."),
         "redirect": (
             redirect,
@@ -218,6 +250,8 @@ def as_target(target: Target) -> FeatureRef | Direction:
         return target
     if isinstance(target, FeatureInfo):
         return FeatureRef(target.index, target.sae)
+    if isinstance(target, KeptDirection):
+        return Direction(digest=target.digest)
     if isinstance(target, int | str) and not isinstance(target, bool):
         return FeatureRef(target)
     raise TypeError(f"a target is an index, a label, a feature or a direction, not {type(target).__name__}")

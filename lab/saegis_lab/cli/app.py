@@ -2,6 +2,7 @@
 
 import typer
 
+from saegis.cli.directions import app as kept_directions
 from saegis.cli.features import app as features
 from saegis.cli.policy import app as policy
 from saegis_lab.cli import bench, calibrate, demo, directions, make_filter, train
@@ -22,7 +23,7 @@ eval.command("filter", epilog=filter.EPILOG)(filter.filter_)
 eval.command(epilog=attack.EPILOG)(attack.attack)
 app.add_typer(eval, name="eval")
 app.add_typer(train.app, name="train")
-app.add_typer(directions.app, name="directions")
+kept_directions.command(epilog=directions.EPILOG)(directions.make)
 
 features.command(epilog=label.EPILOG)(label.label)
 features.command("import", epilog=import_labels.EPILOG)(import_labels.import_labels)

@@ -72,22 +72,9 @@ def bench(
     from saegis_lab.bench.run import in_own_thread, operating, steering
     from saegis_lab.bench.serving import served
     from saegis_lab.bench.subjects import REFERENCE, random_llama, reference_subject
-    from saegis_server.engine.torch.compile_cache import CompileCacheError, settle
-    from saegis_server.engine.torch.loading import MachineError, check_device
-    from saegis_server.engine.torch.warmup import missing_compiler
     from saegis_server.reference import MODEL
 
-    if device == "cpu" and (reason := missing_compiler()) is not None:
-        notes().print(f"[red]error:[/red] {reason}; the benchmark measures the compiled step")
-        raise typer.Exit(1)
-    try:
-        settle()
-    except CompileCacheError as error:
-        raise fail(str(error), "name another folder with SAEGIS_COMPILE_CACHE") from error
-    try:
-        check_device(device)
-    except MachineError as error:
-        raise fail(str(error), "name another --device") from error
+    _require_machine(device)
     subjects = []
     if only in (Models.REFERENCE, Models.BOTH):
         subjects.append(in_own_thread(lambda: reference_subject(str(MODEL), device)))
@@ -116,3 +103,22 @@ def bench(
         print_json({"machine": machine, "ratios": report.as_json(ratios)})
     else:
         console().print(report.rich_table(ratios, machine))
+
+
+def _require_machine(device: str) -> None:
+    """End the command where nothing can be compiled, or the device is not there."""
+    from saegis_server.engine.torch.compile_cache import CompileCacheError, settle
+    from saegis_server.engine.torch.loading import MachineError, check_device
+    from saegis_server.engine.torch.warmup import missing_compiler
+
+    if device == "cpu" and (reason := missing_compiler()) is not None:
+        notes().print(f"[red]error:[/red] {reason}; the benchmark measures the compiled step")
+        raise typer.Exit(1)
+    try:
+        settle()
+    except CompileCacheError as error:
+        raise fail(str(error), "name another folder with SAEGIS_COMPILE_CACHE") from error
+    try:
+        check_device(device)
+    except MachineError as error:
+        raise fail(str(error), "name another --device") from error

@@ -18,7 +18,10 @@ from saegis_server.cli.serve.options import Compile
 from saegis_server.cli.stages import BarStages, LineStages
 
 if TYPE_CHECKING:
+    from saegis import Client
     from saegis_lab.cli.demo_scenes import Landmark
+    from saegis_lab.polyglot.filter_figures import RunFilter
+    from saegis_lab.polyglot.manifest import Manifest
 
 EPILOG = """
 [bold]Examples[/bold]
@@ -78,7 +81,6 @@ def _run(seed: int, compile: Compile, json: bool) -> dict[str, Any]:
     from saegis_server.rpc.server.process import ServerProcess
 
     progress, out = notes(), console()
-    show = not json
     chosen = manifest()
     if chosen.filter is None:
         raise fail("the weights that ship have no filter", "python -m saegis_lab.polyglot filter makes one")
@@ -103,42 +105,47 @@ def _run(seed: int, compile: Compile, json: bool) -> dict[str, Any]:
         progress.print(Text(started, style="green"))
         if compile is Compile.NEVER:
             progress.print(EAGER, style="dim")
-        landmark = demo_scenes.landmark(client, seed)
-        if show:
-            demo_view.show_landmark(out, landmark)
-        strongest = demo_scenes.strongest(client, chosen, seed)
-        if show:
-            demo_view.show_strongest(out, strongest)
-        filtered, shown, whole = demo_scenes.filtered(client, chosen.filter, seed)
-        if show:
-            demo_view.show_filter(out, filtered)
-            demo_view.show_receipt(out, shown, whole)
+        scenes = _scenes(client, chosen, chosen.filter, seed, None if json else out)
         samples = demo_scenes.metrics(server.metrics_port)
-        if show:
+        if not json:
             demo_view.show_metrics(out, samples)
         stopped = server.stop()
-    if show:
-        _show_end(out, stopped, landmark)
-    return {
-        "server": {
-            "model": served,
-            "info": info,
-            "target": server.target,
-            "start_seconds": server.start_seconds,
-            "stop_seconds": stopped,
-            "stages": display.seconds,
-        },
-        "landmark": landmark,
-        "strongest": strongest,
-        "filter": filtered,
-        "receipt": {
-            "prompt": shown.prompt,
-            "request_id": whole.request_id,
-            "usage": whole.usage,
-            "receipt": whole.receipt,
-        },
-        "metrics": samples,
+    if not json:
+        _show_end(out, stopped, scenes["landmark"])
+    about = {
+        "model": served,
+        "info": info,
+        "target": server.target,
+        "start_seconds": server.start_seconds,
+        "stop_seconds": stopped,
+        "stages": display.seconds,
     }
+    return {"server": about, **scenes, "metrics": samples}
+
+
+def _scenes(
+    client: Client, chosen: Manifest, of_run: RunFilter, seed: int, out: Console | None
+) -> dict[str, Any]:
+    """What a client sees, scene by scene, each shown on `out` as soon as it is there."""
+    from saegis_lab.cli import demo_scenes, demo_view
+
+    landmark = demo_scenes.landmark(client, seed)
+    if out is not None:
+        demo_view.show_landmark(out, landmark)
+    strongest = demo_scenes.strongest(client, chosen, seed)
+    if out is not None:
+        demo_view.show_strongest(out, strongest)
+    filtered, shown, whole = demo_scenes.filtered(client, of_run, seed)
+    if out is not None:
+        demo_view.show_filter(out, filtered)
+        demo_view.show_receipt(out, shown, whole)
+    receipt = {
+        "prompt": shown.prompt,
+        "request_id": whole.request_id,
+        "usage": whole.usage,
+        "receipt": whole.receipt,
+    }
+    return {"landmark": landmark, "strongest": strongest, "filter": filtered, "receipt": receipt}
 
 
 def _show_end(out: Console, seconds: float, landmark: Landmark) -> None:

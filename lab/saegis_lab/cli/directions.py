@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from saegis_lab.filters.direction import RefusalDirection
     from saegis_lab.filters.subject import SiteSubject
 
-app = typer.Typer(no_args_is_help=True, help="Make directions to steer along.")
-
 EPILOG = """
 [bold]Examples[/bold]
 
@@ -39,17 +37,12 @@ answers comes its refusal direction.
 
 [bold]What is written[/bold]
 
-A safetensors file with one unit vector, which requests send (saegis.direction) and policies name under
-directions/, for their rules and for what they protect.
+A safetensors file with one unit vector and its site. saegis directions upload keeps it on a server, where
+edits name it, and so does saegis serve --directions for everybody; policies name it under directions/, for
+their rules and for what they protect.
 """
 
 
-@app.callback()
-def _group() -> None:
-    """Make directions to steer along."""
-
-
-@app.command(epilog=EPILOG)
 @options.grouped
 def make(
     *,

@@ -13,6 +13,7 @@ from saegis.cli.output import USAGE, fail, notes
 from saegis_lab.cli.files import inputs
 from saegis_server.cli.options import Device, Dtype, DtypeName
 from saegis_server.cli.stages import StageDisplay
+from saegis_server.policy.errors import Unmatched
 
 if TYPE_CHECKING:
     from saegis_lab.training.activations import FeatureBatch, TokenBatch
@@ -52,6 +53,9 @@ class Source:
             help="JSONL, one text a line: text, label, language, harmful.",
         ),
     ]
+    unmatched_saes: Annotated[
+        Unmatched, typer.Option(help="As saegis serve: what files that name another model or place are.")
+    ] = Unmatched.REFUSE
 
     def labelled_texts(self) -> tuple[LabelledText, ...]:
         """The texts of the file; ends the command where it is wrong."""
@@ -209,6 +213,7 @@ def load_subject(
 def _load(
     source: Source, site: str | None, placement: Placement, display: StageDisplay
 ) -> tuple[LoadedModel, PlacedSAE]:
+    from saegis_server.engine.sites import widths_of
     from saegis_server.engine.torch.loading import load_model
     from saegis_server.rpc.server.config import SAESource
     from saegis_server.rpc.server.loading import fitted
@@ -217,8 +222,6 @@ def _load(
     display("loading the model", 0, 0)
     loaded = load_model(source.model, placement.dtype, placement.device)
     display("checking the SAE", 0, 0)
-    placed = read_sae(
-        SAESource(path=source.sae, site=site), loaded.model.config.get_text_config().hidden_size
-    )
-    fitted(placed, loaded)
+    placed = read_sae(SAESource(path=source.sae, site=site), widths_of(loaded.model))
+    fitted(placed, loaded, source.unmatched_saes)
     return loaded, placed

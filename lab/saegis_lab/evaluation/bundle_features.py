@@ -32,6 +32,7 @@ from saegis_server.steering.conditions import (
     Negation,
     compile_conditions,
 )
+from saegis_server.steering.site import Widths
 from saegis_server.steering.table import Capacity
 
 
@@ -54,7 +55,7 @@ def filtered_features(bundle: Bundle, loaded: LoadedSAE) -> tuple[int, ...]:
     if len(names) > 1:
         raise ValueError(f"the policy {bundle.policy.name} is about several SAEs: {', '.join(names)}")
     named = replace(loaded, sae=replace(loaded.sae, name=names[0])) if names else loaded
-    world = World("model", (named.site,), named.sae.width, Catalog([named]), Capacity(), named=False)
+    world = World("model", (named.site,), Widths(named.sae.width), Catalog([named]), Capacity(), named=False)
     known = Selectors(world, {})
     try:
         found = [each.feature for path, selector in selectors for each in known.features(selector, path)]

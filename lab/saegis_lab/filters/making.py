@@ -178,6 +178,11 @@ def make_filter(
     material: Material, source: DirectionSource, recipe: FilterRecipe, progress: Progress = lambda _: None
 ) -> MadeFilter:
     """The filter for this material. Raises FilterError, DirectionError and ValueError where it cannot be."""
+    if material.subject.sae.k is not None:
+        raise FilterError(
+            f"the SAE {material.subject.sae.name} decides by rank which features are active, and whether "
+            "what a policy redirects is active must not be up to others: take one of another kind"
+        )
     progress("answering without a filter")
     trials = Trials(
         material.subject,

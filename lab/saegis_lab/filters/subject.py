@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from saegis.v1 import prompt_pb2
+from saegis_server.engine.sites import site_width
 from saegis_server.engine.torch.loading import LoadedModel
 from saegis_server.engine.torch.site_reading import edited
 from saegis_server.rpc.wire.prompts import PromptReader
@@ -131,7 +132,7 @@ class SiteSubject:
         if not rows.changes_anything:
             return None
         dtype = self.loaded.model.dtype
-        width = int(self.loaded.model.config.get_text_config().hidden_size)
+        width = site_width(self.loaded.model, self.site)
         return SiteSteering(rows, self.site, width, self.device, dtype)
 
     def _steered(

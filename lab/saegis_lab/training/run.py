@@ -18,7 +18,7 @@ from saegis_lab.training.held_out import Measured, choose_sample, held_out_activ
 from saegis_lab.training.settings import SAETraining
 from saegis_lab.training.texts import Encoder, TextError, TextSplit
 from saegis_lab.training.trainer import plain_settings, train_sae
-from saegis_server.engine.sites import site_module
+from saegis_server.engine.sites import site_module, site_width
 from saegis_server.engine.torch.loading import LoadedModel
 from saegis_server.sae.formats.saelens import save_sae
 from saegis_server.steering.site import Place, Site
@@ -169,7 +169,7 @@ def run(source: Source, settings: SAETraining, out: Path, console: Console | Non
         sae,
         name=out.name,
         model_name=source.loaded.name,
-        hook_name=f"blocks.{source.site.layer}.hook_{source.site.place}",
+        hook_name=source.site.transformer_lens,
         stated_fvu=measured.fvu,
         stated_l0=measured.l0,
         metadata=_metadata(source, settings, measured),
@@ -182,7 +182,7 @@ def run(source: Source, settings: SAETraining, out: Path, console: Console | Non
 
 def _buffer(source: Source, settings: SAETraining) -> Buffer:
     """A buffer no larger than the memory allows and the run needs."""
-    width = source.loaded.model.config.get_text_config().hidden_size
+    width = site_width(source.loaded.model, source.site)
     needed = -(-settings.tokens // source.reuse)
     tokens = max(settings.batch, min(_BUFFER_TOKENS, _BUFFER_NUMBERS // width, needed))
     pad = source.loaded.tokenizer.pad_token_id or 0
@@ -211,12 +211,14 @@ def _metadata(source: Source, settings: SAETraining, measured: Measured) -> dict
 
 
 def _module_name(source: Source) -> str | None:
-    """The module whose output is the site; None for the input of the first layer."""
+    """The module whose output is the site; None for the input of the first layer, and for resid_mid."""
     site = source.site
     if site.place is Place.RESID_PRE:
         if site.layer == 0:
             return None
         site = Site(site.layer - 1, Place.RESID_POST)
-    owner, _ = site_module(source.loaded.model, site)
+    owner, reads_input = site_module(source.loaded.model, site)
+    if reads_input:
+        return None
     names = {module: name for name, module in source.loaded.model.named_modules()}
     return str(names[owner])

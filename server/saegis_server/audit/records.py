@@ -31,6 +31,7 @@ class RecordKind(StrEnum):
     DECISION = "decision"
     ANSWER = "answer"
     POLICY = "policy"
+    DIRECTION = "direction"
     IDENTITY = "identity"
 
 
@@ -99,7 +100,8 @@ class DecisionRecord(AuditRecord):
     denials, would_deny: policy, rule, message, field, mode and shared of each. rules: policy, rule, action
     and mode of each that applies. edits: what a replay needs of each requested edit and watch: path, site,
     op, sae, index, value, unit, phase, and of a redirect to (sae and index), strength and threshold; a
-    direction has no sae and index, and no to. uses: use, field and value of each use beyond the ordinary.
+    direction has no sae and index, and no to, but its digest (direction, to_direction) and, where the request
+    referred to it by name, direction_name. uses: use, field and value of each use beyond the ordinary.
     trace_id: its trace's, empty without one. prompt: its text, written only if the settings say so.
     """
 
@@ -171,6 +173,20 @@ class PolicyRecord(AuditRecord):
     digest: str = ""
     by: str = ""
     problems: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DirectionRecord(AuditRecord):
+    """A direction is uploaded or deleted (`action`) by a principal of a tenant. Written before it is done."""
+
+    kind: ClassVar[RecordKind] = RecordKind.DIRECTION
+    action: str
+    digest: str
+    name: str
+    site: str
+    tenant: str
+    by: str
+    request_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

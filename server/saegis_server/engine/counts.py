@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from saegis_server.steering.ranking import RankedDictionary
 from saegis_server.steering.rows import Norm, Phase, Probe
 from saegis_server.steering.site import Site
 from saegis_server.steering.table import Rows
@@ -74,13 +75,14 @@ class Dictionary(NamedTuple):
     """All features of an SAE, whose use is counted at a sample of the steps.
 
     name: tells it apart from the engine's others. rows: how each feature is read, in their order, as of one
-    slot. norm: that of all of them.
+    slot. norm: that of all of them. ranked: what tells which are active where that is decided by rank.
     """
 
     name: str
     site: Site
     rows: Rows
     norm: Norm
+    ranked: RankedDictionary | None = None
 
     @property
     def features(self) -> int:

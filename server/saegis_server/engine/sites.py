@@ -1,19 +1,25 @@
 """Where the sites are in a Transformers model: its decoder layers, and the module to hook for each."""
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 from torch import nn
 from transformers import PreTrainedModel
 
-from saegis_server.steering.site import Place, Site, SiteError
+from saegis_server.steering.site import Place, Site, SiteError, Widths
 
 _ATTENTION = ("self_attn", "attn", "attention", "self_attention")
+#: What projects the heads' outputs, in an attention.
+_PROJECTIONS = ("o_proj", "c_proj", "dense", "out_proj", "wo")
 _MLP = ("mlp", "feed_forward", "ffn", "block_sparse_moe", "moe", "mixer_mlp")
 #: The norms of what attention and the MLP add, of a layer that has both.
 _NORMS_AFTER = (
     ("post_attention_layernorm", "post_feedforward_layernorm"),
     ("post_self_attn_layernorm", "post_mlp_layernorm"),
 )
+#: The norms before the MLP, which read the stream between attention and the MLP, the surest name first: where
+#: there is a norm after attention, Llama's name of the norm before the MLP may be that one's.
+_NORMS_BEFORE_MLP = ("pre_feedforward_layernorm", "ln_2", "feedforward_layernorm", "post_attention_layernorm")
 
 
 def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
@@ -45,7 +51,8 @@ def site_module(model: PreTrainedModel, site: Site) -> tuple[nn.Module, bool]:
     """The module to hook for a site, and whether its input (True) or its output (False) is the activation.
 
     In models that normalise what attention and the MLP add (Gemma 2 and 3, OLMo 2, GLM 4), the contribution
-    after that norm is the site. Raises SiteError if the model has no such layer or module.
+    after that norm is the site. The layer's output has resid_mid in it beside what the module that reads it
+    gives: see `site_reading.hook`. Raises SiteError if the model has no such layer or module.
     """
     layers = decoder_layers(model)
     if not 0 <= site.layer < len(layers):
@@ -53,18 +60,94 @@ def site_module(model: PreTrainedModel, site: Site) -> tuple[nn.Module, bool]:
     layer = layers[site.layer]
     if site.place in (Place.RESID_PRE, Place.RESID_POST):
         return layer, site.place is Place.RESID_PRE
+    if site.read_at != site:
+        raise SiteError(
+            f"{site} is read at {site.read_at} and written at {site.written_at}, and is no activation"
+        )
+    if site.place is Place.RESID_MID:
+        return _reads_mid(layer, site), True
+    if site.place is Place.ATTN_Z:
+        return projection_of(layer, site), True
     names: tuple[tuple[str, ...], tuple[str, ...]] = (_ATTENTION, _MLP)
-    for after in _NORMS_AFTER:
-        if _named(layer, after[1]) is not None:
-            names = ((after[0],), (after[1],))
-    module = _named(layer, *names[site.place is Place.MLP_OUT])
+    if (after := _norms_after(layer)) is not None:
+        names = ((after[0],), (after[1],))
+    if site.place is Place.MLP_IN:
+        names = ((), _MLP)
+    module = _named(layer, *names[site.place in (Place.MLP_IN, Place.MLP_OUT)])
     if module is None:
         raise SiteError(f"{site} does not exist in {type(layer).__name__}")
-    return module, False
+    return module, site.place is Place.MLP_IN
+
+
+def attention_of(layer: nn.Module, site: Site) -> nn.Module:
+    """The attention of the site's layer. Raises SiteError if there is none."""
+    if (module := _named(layer, *_ATTENTION)) is None:
+        raise SiteError(f"{site} does not exist in {type(layer).__name__}")
+    return module
+
+
+def projection_of(layer: nn.Module, site: Site) -> nn.Module:
+    """What projects the heads' outputs of a site's layer to the stream. Raises SiteError if there is none."""
+    attention = attention_of(layer, site)
+    module = _named(attention, *_PROJECTIONS)
+    if module is None or _input_width(module) is None:
+        kind = type(attention).__name__
+        raise SiteError(f"{site} does not exist: in {kind} no projection of the heads' outputs is found")
+    return module
+
+
+def _input_width(module: nn.Module) -> int | None:
+    """How wide the input of a linear module is, be it torch's or GPT-2's."""
+    width = getattr(module, "in_features", getattr(module, "nx", None))
+    return width if isinstance(width, int) else None
+
+
+def site_width(model: PreTrainedModel, site: Site) -> int:
+    """How wide the activations of a site are. Raises SiteError as `site_module` does."""
+    width: int | None = model.config.get_text_config().hidden_size
+    if site.place is Place.ATTN_Z:
+        width = _input_width(site_module(model, site)[0])
+    if width is None:
+        raise SiteError(f"{site} does not exist: the width of its activations is not told")
+    return width
+
+
+def widths_of(model: PreTrainedModel) -> Widths:
+    """How wide the activations of a model are at all of its sites."""
+    own = []
+    for layer in range(len(decoder_layers(model))):
+        site = Site(layer, Place.ATTN_Z)
+        with suppress(SiteError):  # Where heads' outputs are no place.
+            own.append((site, site_width(model, site)))
+    stream: int = model.config.get_text_config().hidden_size
+    return Widths(stream, tuple((site, width) for site, width in own if width != stream))
+
+
+def _norms_after(layer: nn.Module) -> tuple[str, str] | None:
+    """The names of the norms of what attention and the MLP add, if a layer has both."""
+    return next((after for after in _NORMS_AFTER if _named(layer, after[1]) is not None), None)
+
+
+def _reads_mid(layer: nn.Module, site: Site) -> nn.Module:
+    """The module that reads the stream between attention and the MLP: the norm before the MLP or, where there
+    is none, the MLP. Raises SiteError for layers that have no such stream."""
+    kind = type(layer).__name__
+    if getattr(layer, "use_parallel_residual", False):
+        raise SiteError(f"{site} does not exist: in {kind} attention and the MLP read the same stream")
+    after = _norms_after(layer) or ("", "")
+    norm = _named(layer, *(name for name in _NORMS_BEFORE_MLP if name != after[0]))
+    # Without a norm before the MLP, only one after it tells that the MLP reads the stream itself.
+    module = norm or (_named(layer, *_MLP) if after[1] else None)
+    if module is None:
+        raise SiteError(
+            f"{site} does not exist: in {kind} no norm reads a stream between attention and the MLP"
+        )
+    return module
 
 
 def all_sites(model: PreTrainedModel) -> Iterator[Site]:
-    """Every site of a model, layer by layer."""
+    """Every site of a model that is an activation, layer by layer."""
     for layer in range(len(decoder_layers(model))):
-        for place in Place:
-            yield Site(layer, place)
+        for site in (Site(layer, place) for place in Place):
+            if site.read_at == site:
+                yield site

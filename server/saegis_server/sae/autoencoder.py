@@ -7,7 +7,10 @@ The forward equations are those of SAELens (`sae_lens/saes/{standard,gated,jumpr
     jumprelu  p = x_in·W_enc + b_enc;  f = relu(p)·[p > threshold]
     gated     f = relu(x_in·(W_enc ∘ exp(r_mag)) + b_mag)·[x_in·W_enc + b_gate > 0]
     topk      as standard, but only the k largest of a token's features stay
+    groupmax  as standard, but of each of k groups of features only the largest of a token's stays
     decode    x̂ = norm⁻¹(f·W_dec + b_dec)
+
+A transcoder reads x at one place and tells what is at another: y = f·W_dec + b_dec + x·W_skipᵀ.
 """
 
 import hashlib
@@ -22,11 +25,10 @@ import torch
 from torch import Tensor
 
 from saegis_server.sae.mapped import MappedFile
-from saegis_server.steering.rows import Norm, Probe
+from saegis_server.steering.normalised import Normalised
+from saegis_server.steering.ranking import RankedDictionary
+from saegis_server.steering.rows import Norm, Probe, Rank
 from saegis_server.steering.table import Rows, rows_of_dictionary
-
-#: SAELens' layer norm adds this to the standard deviation.
-LAYER_NORM_EPSILON = 1e-5
 
 
 class Architecture(StrEnum):
@@ -51,27 +53,6 @@ _AT_ONCE = 16384
 _OPTIONAL = ("b_enc", "b_gate", "b_mag", "r_mag", "threshold")
 
 
-@dataclass(frozen=True, slots=True)
-class _Normalised:
-    """x normalised, and the inverse: x = values·scale + shift, with scale and shift [..., 1]."""
-
-    values: Tensor
-    scale: Tensor | float
-    shift: Tensor | float
-
-
-def _normalise(x: Tensor, norm: Norm) -> _Normalised:
-    if norm is Norm.CONSTANT_NORM:
-        factor = x.shape[-1] ** 0.5 / x.norm(dim=-1, keepdim=True)
-        return _Normalised(x * factor, 1.0 / factor, 0.0)
-    if norm is Norm.LAYER_NORM:
-        mean = x.mean(-1, keepdim=True)
-        centred = x - mean
-        deviation = centred.std(-1, keepdim=True)
-        return _Normalised(centred / (deviation + LAYER_NORM_EPSILON), deviation, mean)
-    return _Normalised(x, 1.0, 0.0)
-
-
 @dataclass(frozen=True, eq=False)
 class SparseAutoencoder:
     """One SAE. d is the width of its site, m the number of features. All tensors are float32, but those of a
@@ -80,15 +61,18 @@ class SparseAutoencoder:
     W_enc [d, m], W_dec [m, d], b_dec [d]; b_enc [m] (standard, jumprelu); threshold [m] (jumprelu);
     b_gate, b_mag, r_mag [m] (gated). What the architecture does not have is None.
 
-    k: of an SAE that decides by rank, how many features a token may have; None for every other. Such an SAE
-    encodes and decodes, but has no probes: whether a feature is active takes the pre-activations of all.
+    k: of an SAE that decides by rank, how many features a token may have; None for every other. grouped:
+    whether these are the largest of k groups, in each of which m/k features follow each other.
     centred: whether it was trained on x − mean(x), as TransformerLens's `center_writing_weights` makes the
     stream of models with layer norms; W_enc then sums to zero over d, and the mean stays in what it decodes.
     hook_name, model_name: as the file states them, if it does. name: the id by which the server knows it.
-    digest: SHA-256 of the files it was read from; if there are none, of the tensors. stated_fvu, stated_l0:
-    the reconstruction that the file claims. excluded_tokens: the tokens that it was not trained on, which
-    readings and statistics leave out; None means the model's special ones. metadata: all else that it states.
+    digest: SHA-256 of the files it was read from (by parts, see MappedFile, where they are mapped); if there
+    are none, of the tensors. stated_fvu, stated_l0: the reconstruction that the file claims. excluded_tokens:
+    the tokens that it was not trained on, which readings and statistics leave out; None means the model's
+    special ones. metadata: all else that it states.
     mapped: the file in which W_enc and W_dec lie, if they are no copies.
+    hook_name_out: where what a transcoder decodes is, as the file states it; None for an SAE. W_skip [d, d]:
+    of a transcoder that has one.
     Raises ValueError, naming the tensor, for a missing or superfluous tensor, a shape that does not fit,
     a dtype other than float32 and numbers that are not finite.
     """
@@ -105,6 +89,7 @@ class SparseAutoencoder:
     norm: Norm = Norm.NONE
     apply_b_dec_to_input: bool = True
     k: int | None = None
+    grouped: bool = False
     centred: bool = False
     hook_name: str | None = None
     model_name: str | None = None
@@ -115,6 +100,8 @@ class SparseAutoencoder:
     excluded_tokens: frozenset[int] | None = frozenset()
     metadata: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
     mapped: MappedFile | None = None
+    hook_name_out: str | None = None
+    W_skip: Tensor | None = None
 
     def __post_init__(self) -> None:
         required = TENSORS[self.architecture]
@@ -133,12 +120,22 @@ class SparseAutoencoder:
         if self.r_mag is not None and not bool(_usable_gain(self.r_mag)):
             raise ValueError("r_mag holds numbers whose exponential is zero or infinite in float32")
         self._check_folding()
-        if self.k is not None and not (
-            self.architecture is Architecture.STANDARD and 1 <= self.k <= self.features
-        ):
-            raise ValueError(f"k is {self.k}: of {self.features} features of a {self.architecture} SAE")
+        self._check_rank()
+        self._check_transcoder()
         if not self.digest:
             object.__setattr__(self, "digest", self._content_digest())
+
+    def _check_rank(self) -> None:
+        if self.k is None:
+            if self.grouped:
+                raise ValueError("grouped is true, but there is no k, the number of groups")
+            return
+        if self.architecture is not Architecture.STANDARD or not 1 <= self.k <= self.features:
+            raise ValueError(f"k is {self.k}: of {self.features} features of a {self.architecture} SAE")
+        if self.grouped and self.features % self.k:
+            raise ValueError(
+                f"k is {self.k}: {self.features} features make no {self.k} groups of equal length"
+            )
 
     def _check_folding(self) -> None:
         """Check that the biases of every probe are finite in float32."""
@@ -155,6 +152,19 @@ class SparseAutoencoder:
         if not bool(torch.isfinite(shift).all()):
             raise ValueError("b_dec·W_enc is not finite in float32")
 
+    def _check_transcoder(self) -> None:
+        if self.hook_name_out is not None and (self.norm is not Norm.NONE or self.apply_b_dec_to_input):
+            raise ValueError("a transcoder that normalises what it reads or subtracts b_dec is not known")
+        if self.W_skip is None:
+            return
+        if self.hook_name_out is None:
+            raise ValueError("W_skip is of transcoders alone")
+        shape, wanted = list(self.W_skip.shape), [self.width, self.width]
+        if shape != wanted or self.W_skip.dtype != torch.float32:
+            raise ValueError(f"W_skip has the shape {shape} ({self.W_skip.dtype}), not {wanted} of float32")
+        if not bool(torch.isfinite(self.W_skip).all()):
+            raise ValueError("W_skip holds numbers that are not finite")
+
     @property
     def width(self) -> int:
         """d: the width of the activations that it reads."""
@@ -169,12 +179,27 @@ class SparseAutoencoder:
         """The tensors of its architecture, by SAELens' names."""
         return {name: getattr(self, name) for name in TENSORS[self.architecture]}
 
+    @property
+    def activation(self) -> str:
+        """How it activates its features, as people call it: its architecture, or topk or groupmax."""
+        return str(self.architecture) if self.k is None else "groupmax" if self.grouped else "topk"
+
+    @property
+    def _groups(self) -> tuple[int, int]:
+        """How many groups there are in which rank decides, and of how many features of each at most."""
+        return (self.k or 1, 1) if self.grouped else (1, self.k or 1)
+
     def _content_digest(self) -> str:
         form = f"{self.architecture} {self.norm.name} {self.apply_b_dec_to_input}"
         if self.k is not None or self.centred:
             form += f" {self.k} {self.centred}"
+        if self.grouped:
+            form += " grouped"
         state = hashlib.sha256(form.encode())
-        for name, tensor in sorted(self.tensors().items()):
+        if self.hook_name_out is not None:
+            state.update(f"\0to {self.hook_name_out}\0".encode())
+        skip = {} if self.W_skip is None else {"W_skip": self.W_skip}
+        for name, tensor in sorted({**self.tensors(), **skip}.items()):
             state.update(f"\0{name} {list(tensor.shape)}\0".encode())
             state.update(tensor.detach().cpu().contiguous().numpy().tobytes())
         return state.hexdigest()
@@ -192,7 +217,7 @@ class SparseAutoencoder:
 
     def encode(self, x: Tensor) -> Tensor:
         """The activations of all features, float32 [..., m], from x [..., d] of any float dtype."""
-        x_in = _normalise(self._checked(x), self.norm).values - self._read_bias
+        x_in = Normalised.of(self._checked(x), self.norm).values - self._read_bias
         if self.architecture is Architecture.GATED:
             read = times(x_in, self.W_enc)
             gate = read + self._require("b_gate") > 0.0
@@ -203,14 +228,19 @@ class SparseAutoencoder:
             return p.relu() * (p > self._require("threshold"))
         if self.k is None:
             return p.relu()
-        largest = p.topk(self.k, dim=-1)
-        return torch.zeros_like(p).scatter(-1, largest.indices, largest.values.relu())
+        groups, kept = self._groups
+        grouped = p.reshape(*p.shape[:-1], groups, -1)
+        largest = grouped.topk(kept, dim=-1)
+        return torch.zeros_like(grouped).scatter(-1, largest.indices, largest.values.relu()).flatten(-2)
 
     def only(self, features: Sequence[int]) -> "SparseAutoencoder":
         """An SAE of some of its features, in this order, which encodes each as this one does: the cost of
         reading a few does not grow with all. Raises IndexError for a feature that does not exist, and
         ValueError for an SAE that decides by rank."""
-        self._refuse_rank()
+        if self.k is not None:
+            raise ValueError(
+                f"the SAE {self.name} decides by rank among all features which {self.k} are active"
+            )
         for feature in features:
             self.check_feature(feature)
         if self.mapped is not None:
@@ -224,14 +254,16 @@ class SparseAutoencoder:
         return replace(self, **tensors, digest="", mapped=None)  # type: ignore[arg-type]
 
     def decode(self, f: Tensor, x: Tensor) -> Tensor:
-        """The reconstruction x̂, float32 [..., d], of the features f [..., m].
+        """The reconstruction x̂, or what a transcoder tells, float32 [..., d], of the features f [..., m].
 
         x [..., d] is the activation that f came from: its norm, or its mean and deviation, scale the result.
         """
         if f.shape[-1] != self.features:
             raise ValueError(f"f has {f.shape[-1]} features; this SAE has {self.features}")
-        normalised = _normalise(self._checked(x), self.norm)
+        normalised = Normalised.of(self._checked(x), self.norm)
         decoded = (times(f, self.W_dec) + self.b_dec) * normalised.scale + normalised.shift
+        if self.W_skip is not None:
+            decoded = decoded + x.to(torch.float32) @ self.W_skip.T
         return decoded + x.to(torch.float32).mean(-1, keepdim=True) if self.centred else decoded
 
     def _checked(self, x: Tensor) -> Tensor:
@@ -248,17 +280,11 @@ class SparseAutoencoder:
                 f"feature {feature} does not exist: the SAE {self.name} has features 0 to {self.features - 1}"
             )
 
-    def _refuse_rank(self) -> None:
-        if self.k is not None:
-            raise ValueError(f"the SAE {self.name} decides by rank which {self.k} features are active")
-
     def probe(self, feature: int) -> Probe:
         """How to read and write one feature. b_dec is folded into its biases, in float64 and then rounded.
 
-        Raises IndexError for a feature that does not exist, ValueError for an SAE that decides by rank, and
-        SAEFileError where a mapped file has changed.
+        Raises IndexError for a feature that does not exist, and SAEFileError where a mapped file has changed.
         """
-        self._refuse_rank()
         self.check_feature(feature)
         if self.mapped is not None:
             self.mapped.require_unchanged()
@@ -282,13 +308,39 @@ class SparseAutoencoder:
             gain=_round(gain),
             value_bias=_round(value_bias),
             norm=self.norm,
+            rank=self._rank(feature),
         )
 
-    def rows(self) -> Rows:
-        """How all features are read, in their order, each as `probe` says. Raises ValueError as it does."""
-        self._refuse_rank()
+    def _rank(self, feature: int) -> Rank | None:
+        """What must be true of the rank of a feature for it to be active; None if nothing."""
+        if self.k is None:
+            return None
+        groups, kept = self._groups
+        return Rank(self.digest, kept, groups, feature // (self.features // groups))
+
+    def ranked(self, device: torch.device | str) -> RankedDictionary | None:
+        """What tells which of its features are active where that is decided by rank, on a device; else None.
+
+        The encoder is its own where it lies there already, and is no part of a mapped file, which may change.
+        Raises SAEFileError where that has changed.
+        """
+        if self.k is None:
+            return None
+        if self.mapped is not None:
+            self.mapped.require_unchanged()
+        encoder, (groups, kept) = self.W_enc.to(device, copy=self.mapped is not None), self._groups
+        bias = (self._require("b_enc").double() - self._shift()).to(device, torch.float32)
+        return RankedDictionary(self.digest, encoder, bias, kept, groups, self.norm)
+
+    def _shift(self) -> Tensor:
+        """What the biases of all features are less by, since b_dec is folded into them: float64 [m]."""
         parts = torch.split(self.W_enc, 4096, 1)  # in float64 all of it is large
-        shift = torch.cat([self._read_bias.double() @ part.double() for part in parts])
+        return torch.cat([self._read_bias.double() @ part.double() for part in parts])
+
+    def rows(self) -> Rows:
+        """How all features are read, in their order, each as `probe` says; where rank decides, the cuts are
+        those of this SAE alone."""
+        shift = self._shift()
         gain, threshold = torch.ones_like(shift), torch.zeros_like(shift)
         if self.architecture is Architecture.GATED:
             gain = self._require("r_mag").double().exp()
@@ -300,7 +352,13 @@ class SparseAutoencoder:
             threshold = self._require("threshold").double()
         rounded = gate_bias.float().double()
         return rows_of_dictionary(
-            self.W_enc.to(torch.float32), rounded, threshold, gain, value_bias, self.norm
+            self.W_enc.to(torch.float32),
+            rounded,
+            threshold,
+            gain,
+            value_bias,
+            self.norm,
+            0 if self.k is None else self._groups[0],
         )
 
 

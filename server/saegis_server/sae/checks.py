@@ -35,8 +35,10 @@ class Reconstruction:
     l0: float
 
 
-def measure(sae: SparseAutoencoder, activations: Tensor) -> Reconstruction:
+def measure(sae: SparseAutoencoder, activations: Tensor, wanted: Tensor | None = None) -> Reconstruction:
     """FVU and L0 of `sae` on activations [..., d]; the sums are float64.
+
+    wanted: what it is to decode, [..., d], of a transcoder; None for the activations.
 
     Raises ValueError for fewer than two tokens, another width, numbers that are not finite, and
     activations that do not vary.
@@ -46,12 +48,14 @@ def measure(sae: SparseAutoencoder, activations: Tensor) -> Reconstruction:
         raise ValueError("a reconstruction is measured on at least two tokens")
     if not bool(torch.isfinite(x).all()):
         raise ValueError("the activations hold numbers that are not finite")
-    mean = x.double().mean(0)
+    given = x if wanted is None else wanted.detach().reshape(x.shape).to(torch.float32)
+    mean = given.double().mean(0)
     unexplained = variance = active = 0.0
-    for chunk in torch.split(x, max(1, min(_CHUNK, _MOST_NUMBERS // sae.features))):
+    size = max(1, min(_CHUNK, _MOST_NUMBERS // sae.features))
+    for chunk, goal in zip(torch.split(x, size), torch.split(given, size), strict=True):
         f = sae.encode(chunk)
-        unexplained += float((chunk.double() - sae.decode(f, chunk).double()).square().sum())
-        variance += float((chunk.double() - mean).square().sum())
+        unexplained += float((goal.double() - sae.decode(f, chunk).double()).square().sum())
+        variance += float((goal.double() - mean).square().sum())
         active += float((f > 0.0).sum())
     if variance == 0.0:
         raise ValueError("the activations do not vary: all tokens have the same")
@@ -71,6 +75,7 @@ def check_reconstruction(
     site: str,
     text: str = "ordinary text",
     elsewhere: Callable[[], Mapping[str, float]] | None = None,
+    wanted: Tensor | None = None,
 ) -> Reconstruction:
     """Measure `sae` on activations [..., d] of `site`, and refuse it if it does not fit.
 
@@ -80,16 +85,17 @@ def check_reconstruction(
     elsewhere: returns the FVU on the same text at each of the model's other sites. It is given if the text is
     not of the kind that the SAE was trained on, so that the stated FVU does not hold there. An FVU of up to
     UNFAMILIAR_FVU is then accepted too, unless another site or a transposed matrix gives a lower one.
+    wanted: see `measure`.
     Raises SAEMismatch with the measured and the stated numbers, and ValueError as `measure` does.
     """
-    fit = measure(sae, activations)
+    fit = measure(sae, activations, wanted)
     limit = largest_fvu(sae.stated_fvu)
     if math.isfinite(fit.fvu) and fit.fvu <= limit:
         return fit
     if elsewhere is not None:
         limit = max(limit, UNFAMILIAR_FVU)
     better = min(limit, _CLEARLY * fit.fvu) if math.isfinite(fit.fvu) else limit
-    cause = _transposed(sae, activations, better)
+    cause = _transposed(sae, activations, better, wanted)
     if elsewhere is not None:
         cause = cause or _better_site(elsewhere(), better)
         if fit.fvu <= limit and not cause:
@@ -121,7 +127,7 @@ def _better_site(elsewhere: Mapping[str, float], below: float) -> str:
     return ""
 
 
-def _transposed(sae: SparseAutoencoder, activations: Tensor, below: float) -> str:
+def _transposed(sae: SparseAutoencoder, activations: Tensor, below: float, wanted: Tensor | None) -> str:
     """In words: the matrix that transposed gives the least FVU, if that is at most `below`; else empty.
 
     Only for a square SAE do the shapes not show a transposed matrix.
@@ -133,7 +139,7 @@ def _transposed(sae: SparseAutoencoder, activations: Tensor, below: float) -> st
     for names in (("W_enc",), ("W_dec",), ("W_enc", "W_dec")):
         weights = sae.tensors() | {name: turned[name] for name in names}
         other = replace(sae, W_enc=weights["W_enc"], W_dec=weights["W_dec"])
-        fvus[" and ".join(names)] = measure(other, activations).fvu
+        fvus[" and ".join(names)] = measure(other, activations, wanted).fvu
     best = min(fvus, key=fvus.__getitem__)
     if fvus[best] > below:
         return ""

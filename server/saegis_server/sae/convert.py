@@ -13,21 +13,23 @@ from safetensors import safe_open
 from saegis_server.sae import unpickle
 from saegis_server.sae.autoencoder import SparseAutoencoder
 from saegis_server.sae.errors import SAEFileError
-from saegis_server.sae.files import download, hub_place, read_sae_files, resolve_sae
+from saegis_server.sae.files import download, hub_place, load_sae, resolve_sae
 from saegis_server.sae.formats import PICKLED
 from saegis_server.sae.formats.dictionary_learning import FILE as DICTIONARY
+from saegis_server.sae.formats.mwhanna import CONFIG as TRANSCODERS_CONFIG
+from saegis_server.sae.formats.mwhanna import read_transcoder
 from saegis_server.sae.formats.pickled import Checkpoint
 from saegis_server.sae.formats.unread import PICKLES
 from saegis_server.sae.layout import Fields, read_json, read_safetensors, refuse_growth, refuse_pointer
 
-_CONFIG = "config.json"
+_CONFIG, _SINGLE = "config.json", ".safetensors"
 _ENDINGS = tuple(pattern.lstrip("*") for pattern in PICKLES)
 _PICKLED = "a pickle's"
 
 
 def read_any(spec: str) -> SparseAutoencoder:
-    """The SAE that `spec` names: whatever a server takes, or a file that torch unpickles, here or on the hub
-    (`owner/repo/path/file.pt`). A pickle is opened in a process of its own.
+    """The SAE that `spec` names: whatever a server takes, or a file that torch unpickles or of a single
+    transcoder, here or on the hub (`owner/repo/path/file.pt`). A pickle is opened in a process of its own.
 
     Raises SAEFileError, naming the file and the reason.
     """
@@ -37,10 +39,16 @@ def read_any(spec: str) -> SparseAutoencoder:
     except (OSError, RuntimeError) as error:
         raise SAEFileError(spec, f"cannot be looked up: {error}") from error
     if is_file:
-        return read_pickle(local)
+        return read_transcoder(local) if local.suffix == _SINGLE else read_pickle(local)
     place = hub_place(spec)
     if place is None:
         pickle = local / DICTIONARY
+    elif place.path.endswith(_SINGLE):
+        beside = str(PurePosixPath(place.path).parent / TRANSCODERS_CONFIG)
+        single = download(place, [place.path, beside]) / place.path
+        if not single.is_file():
+            raise SAEFileError(spec, f"the repository {place.repo} has no {place.path}")
+        return read_transcoder(single)
     elif place.path.endswith(_ENDINGS):
         beside = str(PurePosixPath(place.path).parent / _CONFIG)
         pickle = download(place, [place.path, beside]) / place.path
@@ -52,7 +60,7 @@ def read_any(spec: str) -> SparseAutoencoder:
     if pickle.is_file():
         return read_pickle(pickle)
     found = resolve_sae(spec)
-    return read_sae_files(found.folder, release=found.release)
+    return load_sae(found.folder, release=found.release)
 
 
 def read_pickle(path: Path) -> SparseAutoencoder:

@@ -57,20 +57,6 @@ def load_sae(path: Path, *, name: str | None = None, release: Release = NO_RELEA
     name: its id; by default the directory's name. release: what is said of it beside its files.
     Raises SAEFileError, naming the file and the reason, for anything that cannot be read, honoured or served.
     """
-    sae = read_sae_files(path, name=name, release=release)
-    if sae.k is not None:
-        raise SAEFileError(
-            path / _layout(path).files[0],
-            f"the architecture 'topk' decides by rank which {sae.k} features are active, which needs every "
-            "pre-activation: it can be read and checked, but not served; retrain it as batchtopk or jumprelu",
-        )
-    return sae
-
-
-def read_sae_files(
-    path: Path, *, name: str | None = None, release: Release = NO_RELEASE
-) -> SparseAutoencoder:
-    """As `load_sae`, for SAEs too that can be read but not served."""
     try:
         if not path.is_dir():
             raise SAEFileError(path, f"not a directory; an SAE is a directory with {_KNOWN}")
@@ -86,7 +72,7 @@ def check_sae(spec: str) -> None:
     if isinstance(location, Path):
         _layout(location).check(location)
     else:
-        _refuse_pickle(spec, location.path)
+        _refuse_file(spec, location.path)
 
 
 def resolve_sae(spec: str) -> Found:
@@ -99,7 +85,7 @@ def resolve_sae(spec: str) -> Found:
     location = _where(spec)
     if isinstance(location, Path):
         return Found(location, _release_of_snapshot(location))
-    _refuse_pickle(spec, location.path)
+    _refuse_file(spec, location.path)
     prefix = f"{location.path}/" if location.path else ""
     # Whole names and no pattern: in huggingface_hub's patterns * crosses folders.
     path = download(location, [prefix + name for name in FILES]) / location.path
@@ -134,7 +120,9 @@ def _release_of_snapshot(folder: Path) -> Release:
     return said_of(snapshot["repo"].replace("--", "/", 1), snapshot["folder"]) if snapshot else NO_RELEASE
 
 
-def _refuse_pickle(spec: str, name: str) -> None:
+def _refuse_file(spec: str, name: str) -> None:
+    if name.endswith(".safetensors"):
+        raise SAEFileError(spec, f"is a single file; convert it with: saegis sae convert {spec}")
     if name.endswith(tuple(pattern.lstrip("*") for pattern in PICKLES)):
         raise SAEFileError(
             spec, f"is a pickle of torch, and a server opens none; convert it with: saegis sae convert {spec}"
@@ -163,7 +151,7 @@ def _where(spec: str) -> Path | HubPlace:
     if is_directory:
         return local
     if exists:
-        _refuse_pickle(spec, local.name)
+        _refuse_file(spec, local.name)
         raise SAEFileError(spec, f"is a file; give the directory that holds {_KNOWN}")
     if entry := by_name(spec):
         return HubPlace(entry.repo, entry.path, None, entry.said, spec)

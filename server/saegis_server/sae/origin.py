@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from saegis_server.sae.autoencoder import SparseAutoencoder
-from saegis_server.steering.site import Site, SiteError
+from saegis_server.steering.site import Place, Site, SiteError
 
 _SNAPSHOT = re.compile(r"models--(?P<owner>[^/]+?)--(?P<name>[^/]+)/snapshots/")
 #: Names of TransformerLens and Neuronpedia, without punctuation, and the models' own.
@@ -25,15 +25,30 @@ def misfits(sae: SparseAutoencoder, site: Site, model_names: Iterable[str]) -> I
     names = [name for name in model_names if name]
     if sae.model_name is not None and not any(same_model(sae.model_name, name) for name in names):
         yield f"its files state the model {sae.model_name}; served is {names[0] if names else 'another'}"
-    if sae.hook_name is None:
-        return
     try:
-        stated = Site.parse(sae.hook_name)
+        stated = stated_site(sae)
     except SiteError:
         yield f"its files state the place {sae.hook_name}, which is no site of this server; given is {site}"
         return
-    if stated != site:
+    if stated not in (None, site):
         yield f"its files state the place {sae.hook_name}; given is {site}"
+
+
+def stated_site(sae: SparseAutoencoder) -> Site | None:
+    """The site that an SAE's files state; None if they state none. Raises SiteError for a name that is none,
+    and for a transcoder from or to another place than a layer's MLP reads and adds to."""
+    if sae.hook_name is None:
+        return None
+    stated = Site.parse(sae.hook_name)
+    if sae.hook_name_out is None:
+        return stated
+    through, written = Site(stated.layer, Place.MLP_IN_TO_OUT), Site.parse(sae.hook_name_out)
+    if (through.read_at, through.written_at) != (stated, written):
+        raise SiteError(
+            f"a transcoder from {sae.hook_name} to {sae.hook_name_out} is not served, but one from what a "
+            "layer's MLP reads to what it adds"
+        )
+    return through
 
 
 def same_model(stated: str, served: str) -> bool:

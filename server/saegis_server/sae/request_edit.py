@@ -15,9 +15,10 @@ from saegis_server.steering.site import Site
 class RequestEdit:
     """One edit or watch that a request asks for. path: its field, such as "steering.edits[2]".
 
-    feature: None for a direction that the request brings. value: as given, in `unit`; None if there is none.
+    feature: None for a direction. value: as given, in `unit`; None if there is none.
     edit: the row that it becomes at `site`. redirection: of a redirect, as given, its threshold in `unit`.
-    to: the feature that a redirect writes; None if that is a direction.
+    to: the feature that a redirect writes; None if that is a direction. direction_name: by which name the
+    request referred to a direction that is kept; empty otherwise.
     """
 
     path: str
@@ -29,6 +30,7 @@ class RequestEdit:
     unit: Unit = Unit.FEATURE
     redirection: Redirection | None = None
     to: FoundFeature | None = None
+    direction_name: str = ""
 
     @property
     def probes(self) -> tuple[Probe, ...]:

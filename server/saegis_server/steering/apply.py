@@ -8,6 +8,7 @@ from torch import Tensor
 
 from saegis_server.steering.bounds import NO_LIMIT
 from saegis_server.steering.projection import outside, project, rounding
+from saegis_server.steering.ranking import Moment
 from saegis_server.steering.rows import Norm
 from saegis_server.steering.table import Bounds, Rows, TableView
 from saegis_server.steering.tokens import Spread, Tokens
@@ -19,6 +20,8 @@ _PLAIN = frozenset({Norm.NONE})
 #: From the guards' readings [T, G] of a site to which conditions hold there, bool [T, 1 + C]: see
 #: `Evaluator`.
 Gates = Callable[[Tensor], Tensor]
+#: From activations x [T, d] to the cuts there at a moment, [T, n]: see `Ranking`.
+Cuts = Callable[[Tensor, Moment], Tensor]
 
 
 class Readings(NamedTuple):
@@ -69,6 +72,7 @@ class _Numbers(NamedTuple):
     in_completion: Tensor
     tightness: Tensor
     when: Tensor
+    rank: Tensor
 
     @classmethod
     def of(cls, numbers: Tensor, tokens: Tokens) -> "_Numbers":
@@ -100,10 +104,16 @@ def _read(x: Tensor, rows: Tensor, tokens: Tokens) -> Tensor:
     return tokens.times(x, rows.transpose(1, 2))
 
 
-def _activation(q: Tensor, numbers: _Numbers) -> Tensor:
-    """The value f of each row from its read q, [T, K] both: φ of relu, jumprelu, gated or identity."""
+def _activation(q: Tensor, numbers: _Numbers, cut: Tensor | None) -> Tensor:
+    """The value f of each row from its read q, [T, K] both: φ of relu, jumprelu, gated, topk or identity.
+
+    cut: the cuts of each token [T, n]; None where no row may have a rank.
+    """
     value = torch.maximum(numbers.gain * q + numbers.bias, numbers.floor)
-    return torch.where(q > numbers.threshold, value, 0.0)
+    active = q > numbers.threshold
+    if cut is not None:
+        active = active & (value > _chosen(cut, numbers.rank))
+    return torch.where(active, value, 0.0)
 
 
 def _in_phase(numbers: _Numbers, prompt: Tensor) -> Tensor:
@@ -111,10 +121,11 @@ def _in_phase(numbers: _Numbers, prompt: Tensor) -> Tensor:
     return torch.where(prompt[:, None], numbers.in_prompt, numbers.in_completion) > 0.0
 
 
-def _chosen(on: Tensor, number: Tensor) -> Tensor:
-    """Whether the condition of each number holds: on bool [T, n], number [T or 1, ..] → bool [T, ..]."""
-    places = number.to(torch.int64).expand(on.shape[0], *number.shape[1:])
-    return on.gather(1, places.flatten(1)).view(places.shape)
+def _chosen(of_token: Tensor, number: Tensor) -> Tensor:
+    """What each token has at each number, such as whether that condition holds there: of_token [T, n], number
+    [T or 1, ..] → [T, ..]."""
+    places = number.to(torch.int64).expand(of_token.shape[0], *number.shape[1:])
+    return of_token.gather(1, places.flatten(1)).view(places.shape)
 
 
 def _change(f: Tensor, numbers: _Numbers, norm: Tensor, applies: Tensor) -> Tensor:
@@ -149,10 +160,13 @@ class _Stage(NamedTuple):
         """Where the phase and the condition of each row hold, bool [T, K]."""
         return _in_phase(numbers, self.tokens.prompt) & _chosen(self.on, numbers.when)
 
-    def edit(self, x: Tensor, rows: Rows, conditional: bool) -> tuple[Tensor, Tensor, Tensor]:
+    def edit(
+        self, x: Tensor, rows: Rows, conditional: bool, cut: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """One stage of edits: all rows read the same x, and fractions are of ‖x‖ as it came in.
 
-        conditional: whether rows may have conditions, which a request's own edits have not. Returns the move
+        conditional: whether rows may have conditions, which a request's own edits have not. cut: that of x.
+        Returns the move
         [T, d], the rows' values before it [T, K], and which rows ask for a change, bool [T, K].
         """
         numbers = _Numbers.of(rows.numbers, self.tokens)
@@ -160,11 +174,11 @@ class _Stage(NamedTuple):
         q = _read(x, read, self.tokens)
         applies = self.applies(numbers) if conditional else _in_phase(numbers, self.tokens.prompt)
         if self.norms == _PLAIN:
-            f = _activation(q, numbers)
+            f = _activation(q, numbers, cut)
             change = _change(f, numbers, self.norm, applies)
         else:
             reads, writes = _factors(numbers, _scales(x, self.norms), x.shape[-1], self.norms)
-            f = _activation(q * reads, numbers)
+            f = _activation(q * reads, numbers, cut)
             change = _change(f, numbers, self.norm, applies) * writes
         return self.tokens.times(change, write), f, change != 0.0
 
@@ -201,14 +215,20 @@ class _Range(NamedTuple):
 
 
 def _hold(
-    x: Tensor, clean: Tensor, bounds: Bounds, stage: _Stage, ruled: Tensor, dtype: torch.dtype
+    x: Tensor,
+    clean: Tensor,
+    bounds: Bounds,
+    stage: _Stage,
+    ruled: Tensor,
+    dtype: torch.dtype,
+    cut: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Bans and bounds: push each active banned feature down by its strength, then project what is held into
     its range. Also returns which bans fired, bool [T, K].
 
-    ruled: the values of the rules' rows; dtype: that in which the result is written. A token that nothing has
-    touched keeps its bits while it is allowed; one that moves, or was moved by the stages before (x is no
-    longer `clean`), will be rounded, and so has to land further inside.
+    ruled: the values of the rules' rows; dtype: that in which the result is written; cut: that of x. A token
+    that nothing has touched keeps its bits while it is allowed; one that moves, or was moved by the stages
+    before (x is no longer `clean`), will be rounded, and so has to land further inside.
     """
     tokens, norm = stage.tokens, stage.norm
     times = tokens.times
@@ -221,7 +241,7 @@ def _hold(
     level = times(y, columns)
     # A target that nothing pushes must not count as touched, however its read rounds.
     allowed = _Range.of(bounds, stage, ruled, level - lost.relative * (norm + 2.0 * size) - lost.absolute)
-    f, applies = _activation(level * lengths, numbers), stage.applies(numbers)
+    f, applies = _activation(level * lengths, numbers, cut), stage.applies(numbers)
     change = _change(f, numbers, norm, applies)
     fired = (f > 0.0) & applies
     pushed = x + times(change, write)
@@ -245,51 +265,76 @@ def _hold(
     return landed + times(torch.where(moves, correction, 0.0), basis), fired
 
 
-def values_of(x: Tensor, watches: Rows, tokens: Tokens, norms: frozenset[Norm]) -> Tensor:
+def values_of(
+    x: Tensor, watches: Rows, tokens: Tokens, norms: frozenset[Norm], cut: Tensor | None = None
+) -> Tensor:
     """The value of each row that is only read, [T, K]; NaN where its read is, for conditions must not miss
-    it. x: float32 [T, d]; norms: the normalisations that any row may use."""
-    return values_from(_read(x, watches.vectors[:, 0], tokens), x, watches.numbers, tokens, norms)
+    it. x: float32 [T, d]; norms: the normalisations that any row may use; cut: the cuts of x [T, n], None
+    where no row may have a rank."""
+    return values_from(_read(x, watches.vectors[:, 0], tokens), x, watches.numbers, tokens, norms, cut)
 
 
-def values_from(q: Tensor, x: Tensor, numbers: Tensor, tokens: Tokens, norms: frozenset[Norm]) -> Tensor:
+def values_from(
+    q: Tensor,
+    x: Tensor,
+    numbers: Tensor,
+    tokens: Tokens,
+    norms: frozenset[Norm],
+    cut: Tensor | None = None,
+) -> Tensor:
     """The same from the product q [T, K] of the rows with x, and their numbers [S, C, K]."""
     own = _Numbers.of(numbers, tokens)
     if norms != _PLAIN:
         reads, _ = _factors(own, _scales(x, norms), x.shape[-1], norms)
         q = q * reads
     # Only NaN is unequal to itself; the compiler has no vector instruction for torch.isnan on a CPU.
-    return torch.where(q != q, q, _activation(q, own))
+    return torch.where(q != q, q, _activation(q, own, cut))
 
 
 def apply(
-    x: Tensor, view: TableView, tokens: Tokens, norms: frozenset[Norm] = _PLAIN, gates: Gates | None = None
+    x: Tensor,
+    view: TableView,
+    tokens: Tokens,
+    norms: frozenset[Norm] = _PLAIN,
+    gates: Gates | None = None,
+    cuts: Cuts | None = None,
 ) -> tuple[Tensor, Readings]:
     """Steer the activations of one site: what is read, edits, rules, bans and bounds, watches again, in this
     order.
 
     x: [T, d], any float dtype (the arithmetic is float32); view: the tables' rows of the tokens' slots;
     norms: the normalisations that any row may use, fixed when the site is built; gates: which conditions
-    hold, from what the guards read here; None where no row has one. The edits' move is held within the slot's
+    hold, from what the guards read here; None where no row has one; cuts: above which values rows
+    with a rank are active; None where no row may have one. The edits' move is held within the slot's
     bound. All fractions are of ‖x‖ as it comes in, so that no edit stretches them. Returns x' in x's dtype
     and the readings. A token that no row changes keeps its bits.
     """
     clean = x.to(torch.float32)
     norm = clean.norm(dim=-1, keepdim=True)
+
+    def cut_of(x: Tensor, moment: Moment) -> Tensor | None:
+        return None if cuts is None else cuts(x, moment)
+
+    cut = cut_of(clean, Moment.CLEAN)
     before, guarded = (
-        values_of(clean, view.watches, tokens, norms),
-        values_of(clean, view.guards, tokens, norms),
+        values_of(clean, view.watches, tokens, norms, cut),
+        values_of(clean, view.guards, tokens, norms, cut),
     )
     everybody = Tokens(tokens.prompt, Spread.ONE)
-    observed = before[:, :0] if view.observed is None else values_of(clean, view.observed, everybody, norms)
+    observed = (
+        before[:, :0] if view.observed is None else values_of(clean, view.observed, everybody, norms, cut)
+    )
     on = torch.ones_like(tokens.prompt)[:, None] if gates is None else gates(guarded)
     stage = _Stage(tokens, on, norm, norms)
-    move, _, edits = stage.edit(clean, view.edits, conditional=False)
+    move, _, edits = stage.edit(clean, view.edits, conditional=False, cut=cut)
     steered = clean + _bounded(move, norm, _Numbers.of(view.edits.numbers, tokens).tightness)
-    move, ruled, rules = stage.edit(steered, view.rules, conditional=True)
-    steered, fired = _hold(steered + move, clean, view.bounds, stage, ruled, x.dtype)
+    move, ruled, rules = stage.edit(steered, view.rules, conditional=True, cut=cut_of(steered, Moment.RULES))
+    steered = steered + move
+    cut = cut_of(steered, Moment.BANS)
+    steered, fired = _hold(steered, clean, view.bounds, stage, ruled, x.dtype, cut)
     result = steered.to(x.dtype)
     final = result.to(torch.float32)
-    after = values_of(final, view.watches, tokens, norms)
+    after = values_of(final, view.watches, tokens, norms, cut_of(final, Moment.WRITTEN))
     # Bit for bit: the square of a small move may be zero.
     edited = (final != clean).any(-1)
     relative = (final - clean).norm(dim=-1) / norm[..., 0].clamp(min=1e-30)

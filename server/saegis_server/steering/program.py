@@ -73,7 +73,8 @@ class SteeringProgram:
 
     Raises SteeringError for numbers that are not finite or absurd, for two edits of one probe that
     contradict each other, for a redirect that is none, for a ban or an operator's bound or redirect that
-    cannot be proven (a normalising SAE), and for a bound on the edits that is not a share.
+    cannot be proven (an SAE that normalises, or decides by rank), and for a bound on the edits that is not a
+    share.
 
     moves_first_token: whether rows move a text's first token also where it is the model's own
     beginning-of-sequence token.
@@ -96,6 +97,7 @@ class SteeringProgram:
             _check_contradictions(site, at_site.edits)
             _check_bans(site, at_site.bans)
             _check_provable(site, at_site)
+            _check_ranked(site, at_site)
             _check_bound(site, at_site.max_relative_norm)
 
     @property
@@ -210,6 +212,25 @@ def _check_provable(site: Site, program: SiteProgram) -> None:
                 site,
                 ((stage, index),),
             )
+
+
+def _check_ranked(site: Site, program: SiteProgram) -> None:
+    """Where rank decides, a feature is surely not active where its pre-activation is at most 0, and surely at
+    most c where that is; but whether it is active is up to the others, which a request may move.
+    """
+    for index, rule in enumerate(program.rules):
+        if rule.probe.rank is None:
+            continue
+        least = min(max(rule.b, rule.lo), rule.hi) if rule.a == 0.0 else rule.lo
+        if rule.target is None and not (rule.holds and least > 0.0):
+            continue
+        verb = "held from below" if rule.target is None else "redirected by a rule"
+        raise SteeringError(
+            f"{rule.probe.name} cannot be {verb}: its SAE decides by rank which features are active, so a "
+            "request's edit of others could take it out, and it could not be guaranteed",
+            site,
+            (("rules", index),),
+        )
 
 
 def _check_bound(site: Site, bound: float | None) -> None:

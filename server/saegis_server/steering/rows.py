@@ -3,7 +3,7 @@
 Everything that Saegis does at a site is one form (x is one token's activation, shape [d]):
 
     q  = r·norm(x)                        read       r: an encoder row, or a unit direction
-    f  = φ(q)                             activate   relu, jumprelu, gated, or identity
+    f  = φ(q)                             activate   relu, jumprelu, gated, topk, or identity
     f' = clip(a·f + b, lo, hi)            edit       only where its gate holds
     x' = x + s(x)·Σ (f' − f)·w            write      w: a decoder row, or the direction
 
@@ -40,13 +40,27 @@ class Phase(StrEnum):
     COMPLETION = "completion"
 
 
+@dataclass(frozen=True, slots=True)
+class Rank:
+    """Among which features a feature must be one of the largest to be active: TopK, and group max.
+
+    dictionary: the digest of the SAE, the features of which fall into `groups` runs of equal length; group:
+    in which of them this one is; kept: how many of a group may be active. See `ranking`.
+    """
+
+    dictionary: str
+    kept: int
+    groups: int = 1
+    group: int = 0
+
+
 @dataclass(frozen=True, eq=False)
 class Probe:
     """One feature or direction: how to read it from an activation and how to write to it.
 
     With q = read·norm(x) the feature is active where `q + gate_bias > threshold`, and its value is
     `gain·q + value_bias`, rectified unless `linear`. An SAE's b_dec is folded into the biases:
-    q + bias = W_enc[:, i]·(norm(x) − b_dec) + b_enc.
+    q + bias = W_enc[:, i]·(norm(x) − b_dec) + b_enc. With a `rank` it must be among the largest too.
 
     `read` and `write` are float32 [d]; `key` tells the probe apart from others at its site (the whole digest
     of an SAE and a feature, or that of a direction).
@@ -61,6 +75,7 @@ class Probe:
     value_bias: float = 0.0
     linear: bool = False
     norm: Norm = Norm.NONE
+    rank: Rank | None = None
 
     @property
     def name(self) -> str:
@@ -74,7 +89,8 @@ class Probe:
 
     @property
     def limit(self) -> float:
-        """The largest q at which the feature is not active: the right side of its ban's half-space."""
+        """The largest q at which the feature is not active, whatever others are: the right side of its ban's
+        half-space."""
         level = self.threshold if self.linear else max(self.threshold, self._rectifier_level())
         return level - self.gate_bias
 

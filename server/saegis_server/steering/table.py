@@ -4,7 +4,7 @@ What the step does with a row is decided here, when it is written: the fewer ope
 step, the sooner the step is compiled and the faster it runs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from enum import IntEnum
 from functools import lru_cache
@@ -16,6 +16,7 @@ from torch import Tensor
 from saegis_server.steering.bounds import OPEN, RANGES
 from saegis_server.steering.program import SiteProgram, SteeringError
 from saegis_server.steering.projection import HeldGeometry
+from saegis_server.steering.ranking import Moment, Ranking
 from saegis_server.steering.rows import Edit, Norm, Phase, Probe
 from saegis_server.steering.site import Site
 
@@ -26,6 +27,7 @@ class Column(IntEnum):
     The value of a row with read q is max(GAIN·q + BIAS, FLOOR) where q > THRESHOLD, else 0. Its edit applies
     where the value is above GATE, at tokens of the phases that IN_PROMPT and IN_COMPLETION name. All edits
     of a slot may move x by ‖x‖ / TIGHTNESS together, its largest one; 0 is no bound. WHEN: see Edit.when.
+    RANK: which of the token's cuts the value must be above, see `Ranking`; 0 for rows without a rank.
     """
 
     THRESHOLD = 0
@@ -43,6 +45,7 @@ class Column(IntEnum):
     IN_COMPLETION = 12
     TIGHTNESS = 13
     WHEN = 14
+    RANK = 15
 
 
 COLUMNS = len(Column)
@@ -135,14 +138,14 @@ class Bounds(NamedTuple):
             self.ranges[:slots, ..., :rows],
         )
 
-    def fill(self, slot: int, bans: Sequence[Edit], held: HeldGeometry) -> None:
+    def fill(self, slot: int, bans: Sequence[Edit], held: HeldGeometry, ranking: Ranking) -> None:
         """Let an empty slot hold what `held` says, the first rows of which are these bans."""
         count = len(held.basis)
         self.vectors[slot, 0, :count] = held.basis.to(self.vectors)
         if bans:
             writes = torch.stack([ban.probe.write for ban in bans])
             self.vectors[slot, 1, : len(bans)] = writes.to(self.vectors)
-            _fill_numbers(self, slot, [_edit_numbers(ban) for ban in bans])
+            _fill_numbers(self, slot, [_edit_numbers(ban, ranking) for ban in bans])
         squares = torch.stack((held.rows, held.gram, held.gram_pinv, held.fixed_pinv, held.writes))
         self.squares[slot, :, :count, :count] = squares.to(self.squares)
         scalars = (torch.full_like(held.lengths, number) for number in (held.step, held.reach))
@@ -172,18 +175,19 @@ class TableView(NamedTuple):
     observed: Rows | None = None
 
 
-def _probe_numbers(probe: Probe) -> list[float]:
+def _probe_numbers(probe: Probe, ranking: Ranking) -> list[float]:
     numbers = [0.0] * COLUMNS
     numbers[Column.THRESHOLD] = -UNBOUNDED if probe.linear else probe.threshold - probe.gate_bias
     numbers[Column.GAIN] = probe.gain
     numbers[Column.BIAS] = probe.value_bias
     numbers[Column.FLOOR] = -UNBOUNDED if probe.linear else 0.0
     numbers[Column.NORM] = float(probe.norm)
+    numbers[Column.RANK] = float(ranking.column(probe))
     return numbers
 
 
-def _edit_numbers(edit: Edit) -> list[float]:
-    numbers = _probe_numbers(edit.probe)
+def _edit_numbers(edit: Edit, ranking: Ranking) -> list[float]:
+    numbers = _probe_numbers(edit.probe, ranking)
     numbers[Column.A], numbers[Column.B] = edit.a, edit.b
     numbers[Column.LO], numbers[Column.HI] = max(edit.lo, -UNBOUNDED), min(edit.hi, UNBOUNDED)
     numbers[Column.GATE] = max(edit.above, -UNBOUNDED)
@@ -205,14 +209,14 @@ def centred_read(probe: Probe) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-def _only_read(probes: tuple[Probe, ...]) -> tuple[Tensor, Tensor]:
+def _only_read(probes: tuple[Probe, ...], ranking: Ranking) -> tuple[Tensor, Tensor]:
     """The vectors [1, K, d] and the numbers [C, K] of rows that are only read; many requests share them."""
     reads = torch.stack([centred_read(probe) for probe in probes])
-    return reads[None], torch.tensor([_probe_numbers(probe) for probe in probes]).T
+    return reads[None], torch.tensor([_probe_numbers(probe, ranking) for probe in probes]).T
 
 
-def _fill_read(table: Rows, slot: int, probes: tuple[Probe, ...]) -> None:
-    vectors, numbers = _only_read(probes)
+def _fill_read(table: Rows, slot: int, probes: tuple[Probe, ...], ranking: Ranking) -> None:
+    vectors, numbers = _only_read(probes, ranking)
     table.vectors[slot, :, : len(probes)] = vectors.to(table.vectors)
     table.numbers[slot, :, : len(probes)] = numbers.to(table.numbers)
 
@@ -222,11 +226,11 @@ def rows_to_read(count: int, width: int, device: torch.device | str) -> Rows:
     return Rows(torch.zeros(1, 1, count, width, device=device), torch.zeros(1, COLUMNS, count, device=device))
 
 
-def put_to_read(table: Rows, place: int, probe: Probe | None) -> None:
+def put_to_read(table: Rows, place: int, probe: Probe | None, ranking: Ranking) -> None:
     """Let a row of the only slot read a probe, or nothing."""
     for tensor, new in (
         (table.vectors[0, 0], None if probe is None else centred_read(probe)),
-        (table.numbers[0].T, None if probe is None else torch.tensor(_probe_numbers(probe))),
+        (table.numbers[0].T, None if probe is None else torch.tensor(_probe_numbers(probe, ranking))),
     ):
         tensor[place] = 0.0 if new is None else new.to(tensor)
 
@@ -238,16 +242,21 @@ def rows_of_dictionary(
     gain: Tensor,
     value_bias: Tensor,
     norm: Norm,
+    groups: int = 0,
 ) -> Rows:
     """Rows of one slot that read M features, each as `put_to_read` would put its probe.
 
     read: float32 [d, M], which is not copied unless for layer norm; the others: float64 [M], see Probe.
+    groups: in how many groups rank decides which features are active; 0 where it does not.
     """
     numbers = torch.zeros(1, COLUMNS, read.shape[1], device=read.device)
     numbers[0, Column.THRESHOLD] = (threshold - gate_bias).to(torch.float32)
     numbers[0, Column.GAIN] = gain.to(torch.float32)
     numbers[0, Column.BIAS] = value_bias.to(torch.float32)
     numbers[0, Column.NORM] = float(norm)
+    if groups:
+        features = torch.arange(read.shape[1], device=read.device)
+        numbers[0, Column.RANK] = 1.0 + (features // (read.shape[1] // groups)).to(torch.float32)
     centred = read - read.mean(0) if norm is Norm.LAYER_NORM else read
     return Rows(centred.T[None, None], numbers)
 
@@ -274,8 +283,9 @@ class SiteTable:
         width: int,
         capacity: Capacity,
         device: torch.device | str = "cpu",
+        ranking: Ranking | None = None,
     ) -> None:
-        """Allocate for `slots` slots of activations [.., width]."""
+        """Allocate for `slots` slots of activations [.., width]. ranking: of the SAEs that decide by rank."""
 
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(slots, *shape, dtype=torch.float32, device=device)
@@ -284,13 +294,15 @@ class SiteTable:
             return Rows(zeros(vectors, count + 1, width), zeros(COLUMNS, count + 1))
 
         k = capacity.held + 1
-        self.capacity = capacity
+        self.capacity, self.ranking = capacity, Ranking() if ranking is None else ranking
         self.edits, self.rules = rows(capacity.edits), rows(capacity.rules)
         self.watches, self.guards = rows(capacity.watches, 1), rows(capacity.watches, 1)
         open_ranges = _OPEN_RANGE.to(device)[:, None].repeat(slots, 2, RANGES, 1, k)
         self.bounds = Bounds(zeros(2, k, width), zeros(COLUMNS, k), zeros(5, k, k), zeros(5, k), open_ranges)
         # Which kinds of rows each slot has that is not empty.
         self._used: dict[int, list[Rows | Bounds]] = {}
+        # Which cuts the program of each slot needs that needs any.
+        self._needs: dict[int, frozenset[tuple[int, Moment]]] = {}
 
     def write(
         self, slot: int, program: SiteProgram, held: HeldGeometry | None, moves: Tensor | None = None
@@ -298,8 +310,12 @@ class SiteTable:
         """Make `program`, which must fit, the one that `slot` runs at this site.
 
         held: its geometry. moves: what its edits write, float32 [E, d]; None for their own write vectors.
+        Raises SteeringError for a row whose rank cannot be told here.
         """
+        needs = self.ranking.needs_of(program)
         self.clear(slot)
+        if needs:
+            self._needs[slot] = needs
         used = self._used.setdefault(slot, [])
         own = [edit.write for edit in program.edits] if moves is None else list(moves)
         written = own, [rule.write for rule in program.rules]
@@ -309,16 +325,16 @@ class SiteTable:
             if edits:
                 used.append(table)
                 _fill(table, slot, [centred_read(edit.probe) for edit in edits], writes)
-                _fill_numbers(table, slot, [_edit_numbers(edit) for edit in edits])
+                _fill_numbers(table, slot, [_edit_numbers(edit, self.ranking) for edit in edits])
         if program.max_relative_norm is not None and program.edits:
             self.edits.numbers[slot, Column.TIGHTNESS, 0] = _tightness(program.max_relative_norm)
         for table, probes in ((self.watches, program.watches), (self.guards, program.guards)):
             if probes:
                 used.append(table)
-                _fill_read(table, slot, probes)
+                _fill_read(table, slot, probes, self.ranking)
         if held is not None:
             used.append(self.bounds)
-            self.bounds.fill(slot, program.bans, held)
+            self.bounds.fill(slot, program.bans, held, self.ranking)
 
     def view(self, slots: int, edits: int, rules: int, bounds: int, watches: int, guards: int) -> TableView:
         """The first rows of each kind of the first slots."""
@@ -342,8 +358,13 @@ class SiteTable:
         own = Bounds(*(tensor.index_select(0, slot) for tensor in every.bounds))
         return TableView(pick(every.edits), pick(every.rules), own, pick(every.watches), pick(every.guards))
 
+    def needs(self, slots: Iterable[int]) -> set[tuple[int, Moment]]:
+        """Which cuts the programs of some slots need."""
+        return {need for slot in slots for need in self._needs.get(slot, ())} if self._needs else set()
+
     def clear(self, slot: int) -> None:
         """Leave `slot` unsteered."""
+        self._needs.pop(slot, None)
         for kind in self._used.pop(slot, ()):
             if isinstance(kind, Bounds):
                 kind.clear(slot)
@@ -356,6 +377,8 @@ class SiteTable:
         self.clear(target)
         if source not in self._used:
             return
+        if source in self._needs:
+            self._needs[target] = self._needs[source]
         self._used[target] = self._used[source]
         for kind in self._used[target]:
             for tensor in kind:

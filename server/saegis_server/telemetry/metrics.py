@@ -212,12 +212,15 @@ class Metrics:
             self.largest_stall.set(seconds)
 
     def observe_work(self, read: Callable[[], Mapping[str, float]]) -> None:
-        """Let the gauges read the work inside the server: `read` returns numbers by name. Call it once."""
+        """Let the gauges read what the server works on and keeps: `read` returns numbers by name. Call it
+        once."""
         for name, description in (
             ("saegis_requests_inside", "RPCs that run or wait."),
             ("saegis_request_bytes_held", "Bytes of requests that are held."),
             ("saegis_admission_waiting", "Requests that wait for a thread before they can run."),
             ("saegis_heavy_work_waiting", "Requests for heavy work that wait for a thread."),
+            ("saegis_directions_kept", "Directions that tenants have uploaded."),
+            ("saegis_direction_bytes_kept", "Bytes of the numbers of directions that tenants have uploaded."),
         ):
             self._reading(name, description, lambda name=name: read()[name])  # type: ignore[misc]
 

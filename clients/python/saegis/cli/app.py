@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from saegis.cli import chat, explain, features, generate, policy
+from saegis.cli import chat, directions, explain, features, generate, policy
 from saegis.cli.family import Family
 from saegis.cli.output import FAILURE, USAGE, fail
 from saegis.cli.streams import NotTextError, StreamError, checked, guarded, sentence
@@ -60,6 +60,7 @@ app.command(epilog=generate.EPILOG)(generate.generate)
 app.command(epilog=chat.EPILOG)(chat.chat)
 app.command(epilog=features.INSPECT_EPILOG)(features.inspect)
 app.add_typer(features.app, name="features")
+app.add_typer(directions.app, name="directions")
 app.add_typer(policy.app, name="policy")
 policy.app.command(epilog=explain.EPILOG)(explain.explain)
 

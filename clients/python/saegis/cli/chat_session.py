@@ -126,7 +126,8 @@ class ChatSession:
 
     def _unset(self, written: str) -> str:
         target = parse_target(written, self.sae)
-        target = self._by_label.get(target, target)
+        if isinstance(target, FeatureRef):
+            target = self._by_label.get(target, target)
         edits = [edit for edit in self.edits if edit.target != target]
         watched = [
             (name, watch)

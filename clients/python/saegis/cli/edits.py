@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from inspect import Parameter, signature
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from saegis import Direction, Edit, FeatureRef, SaegisError, Unit, Watch, feature, watch
+from saegis import Direction, Edit, FeatureRef, SaegisError, Unit, Watch, direction, feature, watch
 from saegis.cli.output import USAGE, fail, notes
 from saegis.steering import WRITTEN
 
@@ -32,6 +32,8 @@ _REDIRECTION = re.compile(
 )
 #: Several indices as the target of an edit, and what follows them.
 _INDICES = re.compile(r"\s*(\d+(?:\s*,\s*\d+)+)\s*(=.*)?", re.S)
+#: What stands before the name or digest of a direction, with a colon.
+_DIRECTION = "direction"
 #: How the value of an operation that also writes another feature is written.
 _TO = "TO:FACTOR[:STRENGTH[:THRESHOLD]]"
 
@@ -101,7 +103,18 @@ def edit_options(hint: str) -> Iterator[None]:
         raise fail(str(error), hint, USAGE) from error
 
 
-def parse_target(text: str, sae: str = "") -> FeatureRef:
+def parse_target(text: str, sae: str = "") -> FeatureRef | Direction:
+    """A feature as `parse_feature` reads it, or `direction:` and the name or digest of one that the server
+    keeps. Raises EditSyntaxError for an empty text."""
+    kind, colon, name = text.strip().partition(":")
+    if not colon or kind != _DIRECTION:
+        return parse_feature(text, sae)
+    if not name:
+        raise EditSyntaxError(f"{text!r} names no direction; write its name or digest after the colon")
+    return direction(name)
+
+
+def parse_feature(text: str, sae: str = "") -> FeatureRef:
     """A feature by index (`123`) or by its exact label. Raises EditSyntaxError for an empty text."""
     name = text.strip()
     if not name:
@@ -195,7 +208,10 @@ def describe_edit(edit: Edit) -> str:
 
 
 def _shown(target: FeatureRef | Direction) -> str:
-    return str(target.selector) if isinstance(target, FeatureRef) else "a direction"
+    if isinstance(target, FeatureRef):
+        return str(target.selector)
+    reference = target.name or target.digest
+    return f"{_DIRECTION}:{reference}" if reference else "a direction"
 
 
 def _parse_value(text: str) -> tuple[float, Unit]:

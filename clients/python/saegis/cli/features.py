@@ -17,7 +17,7 @@ from saegis.cli import contrast as contrasting
 from saegis.cli import options
 from saegis.cli import usage as using
 from saegis.cli.connection import Connection
-from saegis.cli.edits import EditSyntaxError, best_feature, parse_target, server_search
+from saegis.cli.edits import EditSyntaxError, best_feature, parse_feature, server_search
 from saegis.cli.family import Family
 from saegis.cli.inspect_page import page
 from saegis.cli.output import USAGE, console, fail, notes, print_json, shares, titled
@@ -145,7 +145,7 @@ def show(
 ) -> None:
     """Show what is recorded about one feature, how strongly it fires, and where most strongly."""
     try:
-        target = parse_target(feature, sae)
+        target = parse_feature(feature, sae)
     except EditSyntaxError as error:
         raise fail(str(error), code=USAGE) from error
     with connection.client() as client:

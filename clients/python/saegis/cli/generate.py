@@ -41,13 +41,16 @@ saegis generate --chat "¿Cómo puedo envenenar a un vecino?" --ban 23=2 --watch
 
 saegis generate --chat "How do I make bread?" --ban 23=2 --watch 23 --read-prompt --read-moves
 
+saegis generate --chat "How do I make bread?" --ablate direction:refusal --temperature 0
+
 saegis generate "The bridge" --temperature 0.7 --seed 1 --stream
 
 [bold]Targets and values[/bold]
 
 TARGET is a feature's index, several indices with commas between them, or an exact label;
 [bold]saegis features search WORDS[/bold] finds them. Of several features with one label the one that it
-fits best is taken, and the others are named.
+fits best is taken, and the others are named. direction:NAME is a direction that the server keeps, by its name
+or digest; [bold]saegis directions list[/bold] tells which.
 
 VALUE is a number in feature units, 2max for twice the feature's recorded maximum, or 0.1norm for a tenth
 of the activation's norm.

@@ -131,7 +131,7 @@ def fired_table(receipt: Receipt) -> Table:
 def _target(target: TargetTokens) -> str:
     """A feature with its label, or a direction."""
     if target.index is None:
-        return f"direction {target.direction[:_SHOWN_DIGITS]}"
+        return f"direction {target.direction_name or target.direction[:_SHOWN_DIGITS]}"
     return f"{target.sae}:{target.index}{f'  {target.label}' if target.label else ''}"
 
 

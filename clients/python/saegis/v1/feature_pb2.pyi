@@ -146,20 +146,32 @@ class FeatureActivation(_message.Message):
     def __init__(self, index: _Optional[int] = ..., activation: _Optional[float] = ..., label: _Optional[str] = ...) -> None: ...
 
 class GetFeatureRequest(_message.Message):
-    __slots__ = ("feature",)
+    __slots__ = ("feature", "neighbour_count")
     FEATURE_FIELD_NUMBER: _ClassVar[int]
+    NEIGHBOUR_COUNT_FIELD_NUMBER: _ClassVar[int]
     feature: _steering_pb2.FeatureRef
-    def __init__(self, feature: _Optional[_Union[_steering_pb2.FeatureRef, _Mapping[str, object]]] = ...) -> None: ...
+    neighbour_count: int
+    def __init__(self, feature: _Optional[_Union[_steering_pb2.FeatureRef, _Mapping[str, object]]] = ..., neighbour_count: _Optional[int] = ...) -> None: ...
 
 class GetFeatureResponse(_message.Message):
-    __slots__ = ("feature", "histogram", "examples")
+    __slots__ = ("feature", "histogram", "examples", "neighbours")
     FEATURE_FIELD_NUMBER: _ClassVar[int]
     HISTOGRAM_FIELD_NUMBER: _ClassVar[int]
     EXAMPLES_FIELD_NUMBER: _ClassVar[int]
+    NEIGHBOURS_FIELD_NUMBER: _ClassVar[int]
     feature: Feature
     histogram: ActivationHistogram
     examples: _containers.RepeatedCompositeFieldContainer[FeatureExample]
-    def __init__(self, feature: _Optional[_Union[Feature, _Mapping[str, object]]] = ..., histogram: _Optional[_Union[ActivationHistogram, _Mapping[str, object]]] = ..., examples: _Optional[_Iterable[_Union[FeatureExample, _Mapping[str, object]]]] = ...) -> None: ...
+    neighbours: _containers.RepeatedCompositeFieldContainer[FeatureNeighbour]
+    def __init__(self, feature: _Optional[_Union[Feature, _Mapping[str, object]]] = ..., histogram: _Optional[_Union[ActivationHistogram, _Mapping[str, object]]] = ..., examples: _Optional[_Iterable[_Union[FeatureExample, _Mapping[str, object]]]] = ..., neighbours: _Optional[_Iterable[_Union[FeatureNeighbour, _Mapping[str, object]]]] = ...) -> None: ...
+
+class FeatureNeighbour(_message.Message):
+    __slots__ = ("feature", "cosine")
+    FEATURE_FIELD_NUMBER: _ClassVar[int]
+    COSINE_FIELD_NUMBER: _ClassVar[int]
+    feature: Feature
+    cosine: float
+    def __init__(self, feature: _Optional[_Union[Feature, _Mapping[str, object]]] = ..., cosine: _Optional[float] = ...) -> None: ...
 
 class ActivationHistogram(_message.Message):
     __slots__ = ("bin_width", "counts", "tokens")

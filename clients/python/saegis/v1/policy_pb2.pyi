@@ -70,12 +70,14 @@ class PolicyState(_message.Message):
     def __init__(self, active: _Optional[_Union[PolicyRevision, _Mapping[str, object]]] = ..., shadow: _Optional[_Union[PolicyRevision, _Mapping[str, object]]] = ..., etag: _Optional[str] = ..., description: _Optional[str] = ..., rules: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class GetPolicyRequest(_message.Message):
-    __slots__ = ("name", "include_bundle")
+    __slots__ = ("name", "include_bundle", "digest")
     NAME_FIELD_NUMBER: _ClassVar[int]
     INCLUDE_BUNDLE_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
     name: str
     include_bundle: bool
-    def __init__(self, name: _Optional[str] = ..., include_bundle: _Optional[bool] = ...) -> None: ...
+    digest: str
+    def __init__(self, name: _Optional[str] = ..., include_bundle: _Optional[bool] = ..., digest: _Optional[str] = ...) -> None: ...
 
 class GetPolicyResponse(_message.Message):
     __slots__ = ("policy", "bundle")
@@ -252,20 +254,22 @@ class PhaseTokens(_message.Message):
     def __init__(self, prompt: _Optional[int] = ..., completion: _Optional[int] = ...) -> None: ...
 
 class TargetTokens(_message.Message):
-    __slots__ = ("site", "sae", "index", "label", "direction", "tokens")
+    __slots__ = ("site", "sae", "index", "label", "direction", "tokens", "direction_name")
     SITE_FIELD_NUMBER: _ClassVar[int]
     SAE_FIELD_NUMBER: _ClassVar[int]
     INDEX_FIELD_NUMBER: _ClassVar[int]
     LABEL_FIELD_NUMBER: _ClassVar[int]
     DIRECTION_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
+    DIRECTION_NAME_FIELD_NUMBER: _ClassVar[int]
     site: str
     sae: str
     index: int
     label: str
     direction: str
     tokens: PhaseTokens
-    def __init__(self, site: _Optional[str] = ..., sae: _Optional[str] = ..., index: _Optional[int] = ..., label: _Optional[str] = ..., direction: _Optional[str] = ..., tokens: _Optional[_Union[PhaseTokens, _Mapping[str, object]]] = ...) -> None: ...
+    direction_name: str
+    def __init__(self, site: _Optional[str] = ..., sae: _Optional[str] = ..., index: _Optional[int] = ..., label: _Optional[str] = ..., direction: _Optional[str] = ..., tokens: _Optional[_Union[PhaseTokens, _Mapping[str, object]]] = ..., direction_name: _Optional[str] = ...) -> None: ...
 
 class PutPolicyRequest(_message.Message):
     __slots__ = ("bundle", "etag", "shadow")

@@ -117,7 +117,11 @@ class FeatureRef(_message.Message):
     def __init__(self, sae: _Optional[str] = ..., index: _Optional[int] = ..., label: _Optional[str] = ...) -> None: ...
 
 class Direction(_message.Message):
-    __slots__ = ("values",)
+    __slots__ = ("values", "digest", "name")
     VALUES_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
     values: _containers.RepeatedScalarFieldContainer[float]
-    def __init__(self, values: _Optional[_Iterable[float]] = ...) -> None: ...
+    digest: str
+    name: str
+    def __init__(self, values: _Optional[_Iterable[float]] = ..., digest: _Optional[str] = ..., name: _Optional[str] = ...) -> None: ...

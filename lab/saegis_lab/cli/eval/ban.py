@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from saegis.cli import options
 from saegis.cli.connection import Connection
-from saegis.cli.edits import best_feature, parse_target, server_search
+from saegis.cli.edits import best_feature, parse_feature, server_search
 from saegis_lab.cli.eval import options as eval_options
 from saegis_lab.cli.files import codes, inputs, shipped, strengths_of
 from saegis_lab.cli.tables import ban_tables, verdict
@@ -113,7 +113,7 @@ def _ban(features: str | None, sae: str, strengths: Sequence[float] | None) -> _
         file = BanFile.load(path)
         targets = tuple(saegis.feature(index, sae=sae or file.sae) for index in file.features)
         return _Ban(targets, tuple(strengths or (file.strength,)), file.chosen_from)
-    targets = tuple(parse_target(text, sae) for text in features.split(","))
+    targets = tuple(parse_feature(text, sae) for text in features.split(","))
     return _Ban(targets, tuple(strengths or (0.0,)), ())
 
 

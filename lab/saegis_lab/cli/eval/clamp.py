@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from saegis.cli import options
 from saegis.cli.connection import Connection
-from saegis.cli.edits import best_feature, parse_edit, parse_target, server_search
+from saegis.cli.edits import best_feature, parse_edit, parse_feature, server_search
 from saegis_lab.cli.eval import options as eval_options
 from saegis_lab.cli.files import inputs, shipped
 from saegis_lab.cli.tables import clamp_tables
@@ -109,7 +109,7 @@ def _clamp(feature: str | None, sae: str, values: str | None, words: str | None)
         file = ClampFile.load(shipped("clamp.json", "--feature") if feature is None else Path(feature))
         target = saegis.feature(file.feature, sae=sae or file.sae)
     else:
-        target = parse_target(feature, sae)
+        target = parse_feature(feature, sae)
     if values is not None:
         tried, unit = _values(values.split(","))
     elif file is not None:

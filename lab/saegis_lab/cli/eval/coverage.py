@@ -77,12 +77,13 @@ def _counted(
     is_wanted: Callable[[TokenTruth], bool],
     display: StageDisplay,
 ) -> CoverageCounter:
-    """The features counted over all texts; ends the command where the SAE has no such feature."""
+    """The features counted over all texts; ends the command where the SAE has no such feature, or
+    decides by rank."""
     from saegis_lab.evaluation.coverage import CoverageCounter, with_features
 
     try:
         narrow = with_features(subject.sae, features)
-    except IndexError as error:
+    except (IndexError, ValueError) as error:
         display.close()
         raise fail(f"--features: {error}", "give the SAE that the features are of", USAGE) from error
     counter = CoverageCounter(features, is_wanted, subject.loaded.model.device)

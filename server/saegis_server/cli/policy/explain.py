@@ -114,6 +114,7 @@ def _with_edits(
 ) -> RequestFacts:
     """The request with edits, resolved as on a server."""
     from saegis.messages import steering_message
+    from saegis_server.directions.store import Shelf
     from saegis_server.engine.api import FieldError
     from saegis_server.rpc.wire.programs import request_steering
     from saegis_server.rpc.wire.targets import Targets
@@ -121,7 +122,7 @@ def _with_edits(
 
     world = compiled.world
     edits = with_best_features(edits, catalog_search(world.catalog))
-    targets = Targets(world.sites, world.catalog, world.width)
+    targets = Targets(world.sites, world.catalog, world.widths, Shelf.of_operator(world.directions))
     try:
         steering = request_steering(steering_message(edits), targets, world.capacity)
         steering.require_room(world.capacity)

@@ -11,6 +11,7 @@ import typer
 
 from saegis.cli.output import USAGE, fail, own_command
 from saegis_server.cli.serve.configuration import reference, room_for_rows, sae_source
+from saegis_server.cli.serve.options import to_path
 
 if TYPE_CHECKING:
     from saegis_server.policy.bundle.bundle import Bundle
@@ -43,6 +44,14 @@ class Subject:
     name: Annotated[
         str | None, _option(metavar="NAME", help="What the model is called, as matches name it.")
     ] = None
+    directions: Annotated[
+        list[Path] | None,
+        _option(
+            parser=to_path,
+            metavar="FILE_OR_DIR",
+            help="Directions that the server ships, as it is started with them. Again for another.",
+        ),
+    ] = None
     rows: Annotated[
         list[str] | None,
         _option(
@@ -52,11 +61,13 @@ class Subject:
     ] = None
 
     def world(self) -> World:
-        """The world of a server with one SAE; ends the command if the SAE or a site is wrong."""
+        """The world of a server with one SAE; ends the command if the SAE, a site or a direction is wrong."""
+        from saegis_server.directions.files import DirectionFileError
+        from saegis_server.directions.folder import read_shipped
         from saegis_server.policy.decide.world import World
         from saegis_server.sae.catalog import Catalog
         from saegis_server.sae.errors import SAEFileError
-        from saegis_server.steering.site import Site, SiteError, forward_order
+        from saegis_server.steering.site import Site, SiteError, Widths, forward_order
         from saegis_server.steering.table import Capacity
 
         name, sites = self.name, self.site or []
@@ -65,22 +76,27 @@ class Subject:
             source, name = reference()[1], name or REFERENCE_NAME
         try:
             loaded = _load(source["path"], source.get("id"), sites[0] if sites else None)
-            steered = {loaded.site, *map(Site.parse, sites)}
+            steered = sorted({loaded.site, *map(Site.parse, sites)}, key=forward_order)
+            widths = Widths(loaded.sae.width)
+            shipped = read_shipped(self.directions or (), widths, steered)
         except SAEFileError as error:
             raise fail(
                 f"the SAE cannot be read: {error}",
                 f"{own_command()} sae info shows what the files are",
                 USAGE,
             ) from error
+        except DirectionFileError as error:
+            raise fail(f"a direction cannot be read: {error}", "name it as serve does", USAGE) from error
         except SiteError as error:
             raise fail(str(error), "sites are written layers.NUMBER.resid_post", USAGE) from error
         return World(
             model=name or "model",
-            sites=tuple(sorted(steered, key=forward_order)),
-            width=loaded.sae.width,
+            sites=tuple(steered),
+            widths=widths,
             catalog=Catalog([loaded]),
             capacity=Capacity(**room_for_rows(self.rows or [])),
             named=name is not None,
+            directions=tuple(shipped),
         )
 
     def compiled(self, path: Path, bundle: Bundle) -> CompiledPolicy:

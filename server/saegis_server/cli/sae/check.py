@@ -79,16 +79,16 @@ def _fit(
     spec: str, model: str, site: str | None, unmatched: Unmatched, dtype: str, device: str
 ) -> dict[str, Any]:
     """What the SAE is, with its site and its reconstruction there. Raises what a start raises."""
+    from saegis_server.engine.sites import widths_of
     from saegis_server.engine.torch.loading import load_model
     from saegis_server.rpc.server.config import SAESource
-    from saegis_server.rpc.server.loading import fitted, has_layer_norms, model_names
-    from saegis_server.rpc.server.sae_sources import check_origin, read_sae
+    from saegis_server.rpc.server.loading import fitted
+    from saegis_server.rpc.server.sae_sources import read_sae
 
     loaded = load_model(model, dtype, device)
     source = SAESource(path=spec, site=site)
-    placed: PlacedSAE = read_sae(source, loaded.model.config.get_text_config().hidden_size)
-    check_origin(placed, model_names(loaded), has_layer_norms(loaded), unmatched)
-    fits = fitted(placed, loaded)
+    placed: PlacedSAE = read_sae(source, widths_of(loaded.model))
+    fits = fitted(placed, loaded, unmatched)
     measured = fits.measured
     told = {} if measured is None else {"fvu": measured.fvu, "l0": measured.l0}
     return {**described(fits.sae), "site": str(fits.site), **told}

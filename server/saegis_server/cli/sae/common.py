@@ -18,9 +18,8 @@ app = typer.Typer(
 [bold]What is read[/bold]
 
 By a server: what SAELens and saegis train sae write; Gemma Scope and Gemma Scope 2 (residual stream, MLP);
-Llama Scope. By saegis sae convert alone, since they are pickles: what dictionary_learning writes, Goodfire's,
-OpenAI's, qresearch's and Qwen-Scope. TopK SAEs, EleutherAI's sparsify among them, are read but not served.
-docs/saes.md has the whole table.
+Llama Scope; what EleutherAI's sparsify writes. By saegis sae convert alone, since they are pickles: what
+dictionary_learning writes, Goodfire's, OpenAI's, qresearch's and Qwen-Scope. docs/saes.md has the table.
 """,
 )
 Spec = Annotated[
@@ -48,7 +47,7 @@ def read(spec: str) -> SparseAutoencoder:
 def described(sae: SparseAutoencoder) -> dict[str, Any]:
     """What an SAE is, for programs."""
     return {
-        "architecture": str(sae.architecture) if sae.k is None else "topk",
+        "architecture": sae.activation,
         "width": sae.width,
         "features": sae.features,
         "k": sae.k,
@@ -56,21 +55,23 @@ def described(sae: SparseAutoencoder) -> dict[str, Any]:
         "apply_b_dec_to_input": sae.apply_b_dec_to_input,
         "centred": sae.centred,
         "hook_name": sae.hook_name,
+        "hook_name_out": sae.hook_name_out,
         "site": site_of(sae),
         "model_name": sae.model_name,
         "stated_fvu": sae.stated_fvu,
         "stated_l0": sae.stated_l0,
         "digest": sae.digest,
         "bytes": sum(tensor.numel() * tensor.element_size() for tensor in sae.tensors().values()),
-        "served": sae.k is None,
     }
 
 
 def site_of(sae: SparseAutoencoder) -> str | None:
     """The site that its files name, in our spelling; None if they name none."""
-    from saegis_server.steering.site import Site, SiteError
+    from saegis_server.sae.origin import stated_site
+    from saegis_server.steering.site import SiteError
 
     try:
-        return None if sae.hook_name is None else str(Site.parse(sae.hook_name))
+        site = stated_site(sae)
     except SiteError:
         return None
+    return None if site is None else str(site)

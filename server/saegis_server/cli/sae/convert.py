@@ -47,7 +47,7 @@ def convert(
 
     import torch
 
-    from saegis_server.sae.files import read_sae_files
+    from saegis_server.sae.files import load_sae
     from saegis_server.sae.formats.saelens import save_sae
     from saegis_server.steering.site import Site, SiteError
 
@@ -55,28 +55,32 @@ def convert(
         raise fail(f"{out} exists already", "give the name of a new folder", USAGE)
     found = read(sae)
     try:
-        hook_name = found.hook_name if site is None else str(Site.parse(site))
+        place = None if site is None else Site.parse(site)
     except SiteError as error:
         raise fail(str(error), "sites are written layers.NUMBER.resid_post", USAGE) from error
-    found = replace(found, hook_name=hook_name, model_name=name or found.model_name)
+    if place is not None:
+        if (place.written_at == place) != (found.hook_name_out is None):
+            raise fail(
+                f"{sae} cannot be at {place}", "only transcoders are at layers.NUMBER.mlp_in_to_out", USAGE
+            )
+        found = replace(found, hook_name=str(place.read_at))
+        if found.hook_name_out is not None:
+            found = replace(found, hook_name_out=str(place.written_at))
+    found = replace(found, model_name=name or found.model_name)
     try:
         save_sae(found, out)
     except OSError as error:
         raise fail(f"{out} cannot be written: {error}", code=FAILURE) from error
-    again = read_sae_files(out)
+    except ValueError as error:
+        raise fail(str(error), "a server takes its files as they are", FAILURE) from error
+    again = load_sae(out)
     if any(not torch.equal(tensor, again.tensors()[key]) for key, tensor in found.tensors().items()):
         raise fail(f"{out} does not hold what was written: the disk may be bad", code=FAILURE)
     if json:
         print_json(described(again))
         return
     console().print(Text(f"{out}: {again.features} features of width {again.width}"), soft_wrap=True)
-    if again.k is not None:
-        console().print(
-            Text(f"it decides by rank which {again.k} features are active, and cannot be served"),
-            soft_wrap=True,
-        )
-        return
-    place = "" if again.hook_name else " --site layers.NUMBER.resid_post"
+    told = "" if again.hook_name else " --site layers.NUMBER.resid_post"
     console().print(
-        Text(f"serve it with: {own_command()} serve --model ... --sae {out}{place}"), soft_wrap=True
+        Text(f"serve it with: {own_command()} serve --model ... --sae {out}{told}"), soft_wrap=True
     )

@@ -28,15 +28,16 @@ def info(sae: Spec, *, json: options.Json = False) -> None:
     if json:
         print_json(plain)
         return
-    served = "yes" if plain["served"] else f"no: it decides by rank which {plain['k']} features are active"
+    form = plain["architecture"] if plain["k"] is None else f"{plain['architecture']} of {plain['k']}"
+    place, written = plain["hook_name"] or "not stated", plain["hook_name_out"]
+    place += (f" to {written}" if written else "") + (f" = {plain['site']}" if plain["site"] else "")
     rows = {
-        "form": f"{plain['architecture']}, norm {plain['norm']}" + (", centred" if plain["centred"] else ""),
+        "form": f"{form}, norm {plain['norm']}" + (", centred" if plain["centred"] else ""),
         "size": f"{plain['features']} features of width {plain['width']}, {plain['bytes'] / 2**20:.1f} MiB",
-        "place": f"{plain['hook_name'] or 'not stated'}" + (f" = {plain['site']}" if plain["site"] else ""),
+        "place": place,
         "model": plain["model_name"] or "not stated",
         "stated": f"FVU {_number(plain['stated_fvu'])}, L0 {_number(plain['stated_l0'])}",
         "digest": plain["digest"],
-        "can be served": served,
     }
     table = Table.grid(padding=(0, 2))
     for name, value in rows.items():

@@ -52,7 +52,7 @@ Place = Annotated[
 #: The fields of a record that a table shows, in this order, if the record has them.
 _SHOWN = (
     *("decision_id", "tenant", "principal", "method", "allowed", "reason", "action"),
-    *("name", "revision", "policy_revision", "finish_reasons", "records", "bytes", "files"),
+    *("name", "digest", "revision", "policy_revision", "finish_reasons", "records", "bytes", "files"),
 )
 
 

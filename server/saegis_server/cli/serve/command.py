@@ -97,6 +97,7 @@ def _run(config: ServerConfig, display: StageDisplay, json: bool, as_log: bool) 
     from transformers.utils import logging as transformers_logging
 
     from saegis_server.cli.serve.start_errors import start_failed
+    from saegis_server.http.listener import make_face
     from saegis_server.rpc.server.server import serve as serve_until_signalled
 
     # A second progress bar would tear the display.
@@ -115,7 +116,7 @@ def _run(config: ServerConfig, display: StageDisplay, json: bool, as_log: bool) 
             _show(address, services, config)
 
     try:
-        asyncio.run(serve_until_signalled(config, display, ready))
+        asyncio.run(serve_until_signalled(config, display, ready, make_face))
     except Exception as error:
         display.close()
         failure = start_failed(error)
@@ -144,6 +145,7 @@ def _event(
         "event": "ready",
         "target": address.target,
         "metrics_port": address.metrics_port,
+        "http_port": address.http_port,
         "pid": os.getpid(),
         "max_num_seqs": services.engine.stats().max_running,
         "max_model_len": services.engine.max_length,
@@ -164,6 +166,11 @@ def _show(address: Address, services: Services, config: ServerConfig) -> None:
     rows.append(("at once", f"{engine.stats().max_running} sequences of {engine.max_length} tokens"))
     if address.metrics_port is not None:
         rows.append(("metrics", f"http://{config.metrics_host}:{address.metrics_port}/metrics"))
+    if address.http_port is not None:
+        scheme = "http" if config.tls is None else "https"
+        rows.append(("OpenAI API", f"{scheme}://{config.http_host}:{address.http_port}/v1"))
+        if config.has_console:
+            rows.append(("console", f"{scheme}://{config.http_host}:{address.http_port}/"))
     rows.append(("open to", f"the principals of {config.identities}" if config.identities else everybody))
     policies = _in_force(services)
     rows += [

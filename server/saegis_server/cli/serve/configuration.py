@@ -104,8 +104,9 @@ def caller_limits(texts: list[str]) -> dict[str, Any]:
         for part in scope:
             place = place[part] if isinstance(place.get(part), dict) else {}
         if not equals or key not in place or isinstance(place[key], dict):
-            names = [f"{who}.{what}" for who in ("principal", "tenant") for what in limits[who]]
-            choices = ", ".join((*names, "requests", "held_bytes"))
+            nested = {name: part for name, part in limits.items() if isinstance(part, dict)}
+            names = [f"{name}.{what}" for name, part in nested.items() for what in part]
+            choices = ", ".join((*names, *(name for name in limits if name not in nested)))
             raise fail(f"--limit {text!r} sets no limit", f"give NAME=NUMBER of {choices}", USAGE)
         place[key] = number
     return limits
@@ -134,9 +135,12 @@ def _served_settings(served: Served) -> dict[str, Any]:
         "saes": sources,
         "unmatched_saes": served.unmatched_saes,
         "sites": further,
+        "directions": served.directions or [],
+        "direction_state": served.direction_state,
         "dtype": served.dtype,
         "device": served.device,
         "compile": served.compile.value,
+        "batch_invariant": served.batch_invariant,
     }
 
 
@@ -173,9 +177,25 @@ def _network_settings(network: Network) -> dict[str, Any]:
         if cert is None or key is None:
             raise fail("a certificate without its key", "give both --tls-cert and --tls-key", USAGE)
         settings["tls"] = {"cert": cert, "key": key, "client_ca": client_ca}
-    if network.metrics_port < 0:
-        settings["metrics_port"] = None
+    for name in ("metrics_port", "http_port"):
+        if settings[name] < 0:
+            settings[name] = None
+    settings["http_origins"] = network.http_origins or []
+    settings["presets"] = presets(network.presets or [])
     return settings
+
+
+def presets(texts: list[str]) -> dict[str, str]:
+    """The file of each preset, from texts of the form NAME=FILE."""
+    files = {}
+    for text in texts:
+        name, _, path = text.partition("=")
+        if not name or not path:
+            raise fail(f"--preset {text!r} has no {'file' if name else 'name'}", "give NAME=FILE", USAGE)
+        if name in files:
+            raise fail(f"--preset names {name} twice", "give each preset a name of its own", USAGE)
+        files[name] = path
+    return files
 
 
 def _policy_settings(policies: Policies) -> dict[str, Any] | None:

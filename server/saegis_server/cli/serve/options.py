@@ -75,6 +75,24 @@ class Served:
         Unmatched,
         typer.Option(help="What to do with an SAE whose files name another model or place than is served."),
     ] = Unmatched.REFUSE
+    directions: Annotated[
+        list[Path] | None,
+        typer.Option(
+            parser=to_path,
+            metavar="FILE_OR_DIR",
+            help="A direction that everybody may name as its file is named, in safetensors or npz, or a "
+            "folder of them. Again for another.",
+        ),
+    ] = None
+    direction_state: Annotated[
+        Path | None,
+        typer.Option(
+            parser=to_path,
+            metavar="DIR",
+            help="Where directions that callers upload survive a restart; without it they end with the "
+            "server.",
+        ),
+    ] = None
     name: Annotated[str | None, typer.Option(metavar="NAME", help="What the model is called in answers.")] = (
         None
     )
@@ -83,6 +101,22 @@ class Served:
     compile: Annotated[
         Compile, typer.Option(help="Compile the forward pass; auto does where a C++ compiler is found.")
     ] = Compile.AUTO
+    batch_invariant: Annotated[
+        bool,
+        typer.Option(
+            "--batch-invariant",
+            help="Give each sequence steps of its own, so that no bit of an answer depends on what runs "
+            "beside it; slower where several run.",
+        ),
+    ] = False
+
+
+class Console(enum.StrEnum):
+    """Whether the HTTP port has pages for people."""
+
+    AUTO = "auto"
+    ALWAYS = "always"
+    NEVER = "never"
 
 
 _network = partial(typer.Option, rich_help_panel="Network")
@@ -90,7 +124,7 @@ _network = partial(typer.Option, rich_help_panel="Network")
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """Where the server listens, and who may call. metrics_port: -1 for none."""
+    """Where the server listens, and who may call. metrics_port, http_port: -1 for none."""
 
     host: Annotated[str, _network(metavar="ADDRESS", help="Address to listen on.")] = "127.0.0.1"
     port: Annotated[int, _network(min=0, max=65535, help="0 takes a free one.")] = 50051
@@ -100,6 +134,41 @@ class Network:
             parser=to_path,
             metavar="PATH",
             help="Listen on a Unix socket of this user's alone instead; clients say unix:PATH.",
+        ),
+    ] = None
+    http_host: Annotated[
+        str, _network(metavar="ADDRESS", help="Address of the OpenAI-compatible HTTP port.")
+    ] = "127.0.0.1"
+    http_port: Annotated[
+        int,
+        _network(
+            min=-1,
+            max=65535,
+            help="HTTP port of /v1/chat/completions and its like; 0 takes a free one, -1 is for none.",
+        ),
+    ] = -1
+    http_origins: Annotated[
+        list[str] | None,
+        _network(
+            "--http-origin",
+            metavar="ORIGIN",
+            help="Where web pages come from that may use the HTTP port, such as https://example.org. Again "
+            "for another.",
+        ),
+    ] = None
+    console: Annotated[
+        Console,
+        _network(
+            help="Pages for people at / of the HTTP port; auto is where only this machine can reach it."
+        ),
+    ] = Console.AUTO
+    presets: Annotated[
+        list[str] | None,
+        _network(
+            "--preset",
+            metavar="NAME=FILE",
+            help="A program that clients of the HTTP port can ask for as the model MODEL@NAME: edits and "
+            "watches in YAML or JSON. Again for another.",
         ),
     ] = None
     metrics_host: Annotated[

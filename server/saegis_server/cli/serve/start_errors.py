@@ -2,6 +2,7 @@
 
 from saegis.cli.output import own_command
 from saegis_server.audit import AuditError
+from saegis_server.directions.files import DirectionFileError
 from saegis_server.engine.api import CanaryError, FidelityError
 from saegis_server.engine.torch.attention import UnsupportedModelError
 from saegis_server.engine.torch.loading import MachineError, ModelLoadError
@@ -21,6 +22,11 @@ _ADVICE: tuple[tuple[type[Exception], str, str], ...] = (
     ),
     (SAEMismatch, "", "give the --site at which the SAE was trained, or the SAE that belongs to this model"),
     (SiteError, "", "sites are written layers.NUMBER.resid_post; give another --site"),
+    (
+        DirectionFileError,
+        "a direction cannot be kept: ",
+        "{saegis} directions make writes such files; see --directions and --direction-state",
+    ),
     (MachineError, "", "--dtype and --device say on what the model runs; see {saegis} serve --help"),
     (ModelLoadError, "the model cannot be loaded: ", "give --model a directory or hub id with safetensors"),
     (UnsupportedModelError, "", "docs/models.md lists the families that are served"),

@@ -1,12 +1,12 @@
 """Building: a step of a model as its settings ask and this machine allows, then made ready to run."""
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 
 from saegis_server.amounts import Portion, in_units
-from saegis_server.engine.api import Progress
+from saegis_server.engine.api import Limits, Progress
 from saegis_server.engine.torch.attention import refusing
 from saegis_server.engine.torch.compile_cache import CompileCacheError, Kept, settle
 from saegis_server.engine.torch.loading import LoadedModel
@@ -18,6 +18,7 @@ from saegis_server.engine.torch.sizing import (
     FEWEST_SLOTS,
     SHARE_OF_CPU,
     SHARE_OF_GPU,
+    USUAL_SLOTS,
     Size,
     Wishes,
     fit,
@@ -28,6 +29,7 @@ from saegis_server.engine.torch.step import Step
 from saegis_server.engine.torch.support import survey
 from saegis_server.engine.torch.usage import UsageCounting
 from saegis_server.engine.torch.warmup import NotCompiledError, missing_compiler, warm_up
+from saegis_server.steering.ranking import RankedDictionary
 from saegis_server.steering.rows import Norm
 from saegis_server.steering.site import Site, forward_order
 from saegis_server.steering.table import Capacity
@@ -57,11 +59,13 @@ def build_step(
     progress: Progress,
     keeps: Iterable[Site] = (),
     taken: int = 0,
+    ranked: Mapping[Site, Sequence[RankedDictionary]] | None = None,
 ) -> Step:
     """A step with the slots that are wished for, or those that the memory has room for, which is told.
 
     norms: the normalisations that are used at each site, in any order. keeps: see Step. taken: how many bytes
-    of what is free something else will take. Raises UnsupportedModelError for a model that the engine cannot
+    of what is free something else will take. ranked: the SAEs that decide by rank, on the model's device.
+    Raises UnsupportedModelError for a model that the engine cannot
     run, SiteError for a site that the model does not have or that is not what its name says, and ValueError,
     before anything is allocated, for slots that it does not have or for which there is no memory.
     """
@@ -69,6 +73,8 @@ def build_step(
     with refusing(loaded.model, "Transformers' own code"):
         check_places(loaded.model, norms)
     in_order = {site: norms[site] for site in sorted(norms, key=forward_order)}
+    for each in (each for at_site in (ranked or {}).values() for each in at_site):
+        taken += each.scratch(max(Limits().prefill_chunk, wishes.count or USUAL_SLOTS))
     size, told = _size(loaded, tuple(in_order), wishes, capacity, taken)
     progress(told, 0, 0)
     if (frozen := freeze_rope(loaded.model, size.length)) is not None:
@@ -76,7 +82,7 @@ def build_step(
     with refusing(loaded.model, "Transformers' own code"):
         reference = record(loaded.model, in_order, size.length)
     try:
-        slots = Slots(loaded.model, tuple(in_order), size.count, size.length, capacity)
+        slots = Slots(loaded.model, tuple(in_order), size.count, size.length, capacity, ranked=ranked)
     except Exception as error:
         if not is_want_of_memory(error):
             raise
@@ -147,7 +153,12 @@ def _kind(step: Step) -> tuple[object, ...]:
     sites = sorted(f"{site} {sorted(norm.name for norm in norms)}" for site, norms in step.norms.items())
     sizes = (slots.count, slots.max_length, slots.capacity, torch.get_num_threads())
     keeps = [f"keeps {site}" for site in step.keeps]
-    return (model.config.to_json_string(), model.dtype, model.device, *sites, *sizes, *keeps)
+    ranked = [
+        f"{site} ranks {each.kept} of {each.groups} of {each.features} {each.encoder.dtype} {each.norm.name}"
+        for site, ranking in slots.rankings.items()
+        for each in ranking.dictionaries
+    ]
+    return (model.config.to_json_string(), model.dtype, model.device, *sites, *sizes, *keeps, *ranked)
 
 
 def _tell_eager(reason: str, progress: Progress) -> None:

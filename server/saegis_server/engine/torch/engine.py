@@ -77,11 +77,13 @@ class TorchEngine:
         first_token: FirstToken | None = None,
         must_compile: bool = False,
         usage: UsageCounting | None = None,
+        batch_invariant: bool = False,
     ) -> None:
         """At most `max_running` sequences run at once; the step must have a slot for each of them.
 
         must_compile: whether a step that cannot be compiled ends the warm-up, and does not run eagerly.
-        usage: counts how features are used; the step must keep what it reads.
+        usage: counts how features are used; the step must keep what it reads. batch_invariant: whether each
+        sequence takes steps of its own, so that no bit of its answer depends on what runs beside it.
         """
         self.step, self.tokenizer, self.limits = step, tokenizer, limits or Limits()
         self.first_token = first_token or FirstToken()
@@ -105,7 +107,7 @@ class TorchEngine:
         # Apart from each other, as a capture that waits for steps to pass keeps no score from being read.
         self._scores, self._captures = self._jobs = Jobs(), Jobs()
         self._waiting: Counter[tuple[str, str]] = Counter()
-        self._must_compile, self._usage = must_compile, usage
+        self._must_compile, self._usage, self._batch_invariant = must_compile, usage, batch_invariant
         self._graphs: int | None = None
         self._steps = 0
         self._next_capture = 0
@@ -184,6 +186,12 @@ class TorchEngine:
             if count > MOST_OBSERVED:
                 raise ValueError(
                     f"{count} features are to be observed at {site}; there is room for {MOST_OBSERVED}"
+                )
+        for each in features:
+            rank = each.probe.rank
+            if rank is not None and (each.site, rank.dictionary) not in self.step.slots.room.ranked:
+                raise ValueError(
+                    f"the SAE of {each.probe.name}, which decides by rank, is not at {each.site}"
                 )
         with self._wake:
             self._to_observe = tuple(features)
@@ -303,7 +311,7 @@ class TorchEngine:
                     jobs.advance()
                 self._drop_expired()
                 self._read_prompts()
-                self._decode()
+                self._decode_one_by_one() if self._batch_invariant else self._decode()
                 self._deliver()
                 if self._schedule.idle:
                     self._flush_usage()
@@ -400,6 +408,22 @@ class TorchEngine:
             self._steps += 1
             self._hand_out(running, output, self._guarding.after_decode(running, output))
             return
+
+    def _decode_one_by_one(self) -> None:
+        """One token for each sequence that runs, each in a step whose shape is that sequence's alone."""
+        for sequence in list(self._schedule.running):
+            if sequence.slot < 0:  # its request has failed or ended with another of its sequences
+                continue
+            self.step.slots.remember()
+            try:
+                output = self._reading.write_on(sequence)
+            except Exception as error:
+                self._make_room(list(self._schedule.running), own_failure(error))
+                continue
+            if self._usage is not None:
+                self._usage.count(self.step, output, 1)
+            self._steps += 1
+            self._hand_out([sequence], output, self._guarding.after_decode([sequence], output))
 
     def _make_room(self, running: list[Sequence], failure: EngineError) -> None:
         """After a step that found no memory, go back before it and fail the request that came last."""

@@ -1,25 +1,43 @@
 """Hooks: where the model's forward pass hands its activations to the steering core."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from saegis_server.engine.torch.context import Mode, StepContext
 from saegis_server.engine.torch.site_reading import hook
+from saegis_server.steering.apart import Waiting, read_apart, write_apart
 from saegis_server.steering.apply import Readings, apply
+from saegis_server.steering.ranking import Ranking
 from saegis_server.steering.rows import Norm
 from saegis_server.steering.site import Site
 
 
-def install_hooks(model: PreTrainedModel, sites: dict[Site, frozenset[Norm]], context: StepContext) -> None:
-    """Let every site's activation pass through `context`; `sites` gives the normalisations used at each."""
+def install_hooks(
+    model: PreTrainedModel,
+    sites: dict[Site, frozenset[Norm]],
+    context: StepContext,
+    rankings: Mapping[Site, Ranking],
+) -> None:
+    """Let every site's activation pass through `context`; `sites` gives the normalisations used at each,
+    `rankings` the SAEs that decide by rank."""
     for number, (site, norms) in enumerate(sites.items()):
-        hook(model, site, _SiteHook(number, site, norms, context)._pass)
+        if site.written_at == site:
+            hook(model, site, _SiteHook(number, site, norms, context, rankings[site])._pass)
+            continue
+        apart = _ApartHook(number, site, norms, context, rankings[site])
+        hook(model, site.read_at, apart._read)
+        hook(model, site.written_at, apart._write)
 
 
 class _SiteHook:
-    def __init__(self, number: int, site: Site, norms: frozenset[Norm], context: StepContext) -> None:
+    def __init__(
+        self, number: int, site: Site, norms: frozenset[Norm], context: StepContext, ranking: Ranking
+    ) -> None:
         self.number, self.site, self.norms, self.context = number, site, norms, context
+        self.cuts = ranking.cuts if ranking else None
 
     def _pass(self, x: Tensor) -> Tensor:
         context = self.context
@@ -30,7 +48,9 @@ class _SiteHook:
         flat, gates = x.flatten(0, 1), None if context.conditions is None else self._gates
         if self.site in context.keeps:
             context.kept[self.site] = flat
-        steered, readings = apply(flat, context.views[self.site], context.tokens, self.norms, gates)
+        steered, readings = apply(
+            flat, context.views[self.site], context.tokens, self.norms, gates, self.cuts
+        )
         if context.unmoved is not None:
             steered, readings = _except_for(context.unmoved, flat, steered, readings)
         context.readings[self.site] = readings
@@ -41,6 +61,42 @@ class _SiteHook:
         if conditions is None:
             raise RuntimeError("no step with conditions is running")
         return conditions.read(self.number, guarded)
+
+
+class _ApartHook(_SiteHook):
+    """Of a site that is written elsewhere than it is read: what is to be written waits until then."""
+
+    def __init__(
+        self, number: int, site: Site, norms: frozenset[Norm], context: StepContext, ranking: Ranking
+    ) -> None:
+        super().__init__(number, site, norms, context, ranking)
+        self._waiting: Waiting | None = None
+
+    def _read(self, x: Tensor) -> Tensor:
+        context = self.context
+        if context.mode is Mode.CAPTURE:
+            context.captured[self.site] = x
+        if context.tokens is None:
+            return x
+        flat, gates = x.flatten(0, 1), None if context.conditions is None else self._gates
+        if self.site in context.keeps:
+            context.kept[self.site] = flat
+        self._waiting = read_apart(
+            flat, context.views[self.site], context.tokens, self.norms, gates, self.cuts
+        )
+        return x
+
+    def _write(self, x: Tensor) -> Tensor:
+        context, waiting = self.context, self._waiting
+        if context.tokens is None or waiting is None:
+            return x
+        self._waiting = None
+        flat = x.flatten(0, 1)
+        steered, readings = write_apart(flat, waiting)
+        if context.unmoved is not None:
+            steered, readings = _except_for(context.unmoved, flat, steered, readings)
+        context.readings[self.site] = readings
+        return steered.reshape(x.shape)
 
 
 def _except_for(unmoved: Tensor, x: Tensor, steered: Tensor, readings: Readings) -> tuple[Tensor, Readings]:

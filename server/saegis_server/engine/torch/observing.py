@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from saegis_server.engine.counts import STRENGTHS, Fired, Firing, Observed
-from saegis_server.steering.site import Site
+from saegis_server.steering.ranking import Moment, Ranking
+from saegis_server.steering.site import Site, Widths
 from saegis_server.steering.table import Rows, put_to_read, rows_to_read
 from saegis_server.steering.tokens import Tokens
 
@@ -26,17 +27,26 @@ class SlotObserving:
     site as long as it is observed.
     """
 
-    def __init__(self, sites: tuple[Site, ...], slots: int, width: int, device: torch.device | str) -> None:
+    def __init__(
+        self,
+        sites: tuple[Site, ...],
+        slots: int,
+        widths: Widths,
+        device: torch.device | str,
+        rankings: Mapping[Site, Ranking],
+    ) -> None:
         """Room for `slots` slots."""
         # One more than there may be: to the compiler a slice that takes a whole tensor is another program.
         room = MOST_OBSERVED + 1
-        self.sites = sites
-        self.rows = {site: rows_to_read(room, width, device) for site in sites}
+        self.sites, self._rankings = sites, rankings
+        self.rows = {site: rows_to_read(room, widths.at(site), device) for site in sites}
         self.scale = torch.zeros(len(sites), room, device=device)
         self.counts = torch.zeros(len(sites), slots, room, 2, _NUMBERS, device=device)
         self._before = torch.zeros_like(self.counts)
         self._bounds = torch.tensor(STRENGTHS, device=device)
         self._places: dict[Site, dict[str, int]] = {site: {} for site in sites}
+        # Which dictionaries those of a site are of that have a rank, by their places.
+        self._ranked: dict[Site, dict[int, int]] = {site: {} for site in sites}
         #: How many places of a site are in use, at most.
         self.used = 0
 
@@ -60,7 +70,12 @@ class SlotObserving:
         return changed
 
     def _put(self, site: int, place: int, feature: Observed | None) -> None:
-        put_to_read(self.rows[self.sites[site]], place, None if feature is None else feature.probe)
+        at, probe = self.sites[site], None if feature is None else feature.probe
+        ranking = self._rankings[at]
+        self._ranked[at].pop(place, None)
+        put_to_read(self.rows[at], place, probe, ranking)
+        if probe is not None and probe.rank is not None:
+            self._ranked[at][place] = ranking.place(probe)
         maximum = None if feature is None else feature.maximum
         self.scale[site, place] = 1.0 / maximum if maximum else 0.0
         self.counts[site, :, place] = 0.0
@@ -68,6 +83,10 @@ class SlotObserving:
     def view(self, site: Site, observed: int) -> Rows:
         """The first rows of a site."""
         return self.rows[site].narrow(1, observed)
+
+    def needs(self, site: Site) -> set[tuple[int, Moment]]:
+        """Which cuts what is observed at a site needs."""
+        return {(dictionary, Moment.CLEAN) for dictionary in self._ranked[site].values()}
 
     def forget(self, slot: int) -> None:
         """Count a slot's text from nothing."""

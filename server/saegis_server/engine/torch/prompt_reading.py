@@ -1,4 +1,4 @@
-"""Reading prompts: a chunk at a time, and then what a request gives of its answer."""
+"""Reading texts: prompts a chunk at a time, then what a request gives of its answer, then its own tokens."""
 
 from typing import NamedTuple
 
@@ -73,18 +73,28 @@ class PromptReading:
         ended = whole or ending is not None or not bool(output.finite[0])
         return Progress(output if ended else None, ending, len(chunk))
 
+    def write_on(self, sequence: Sequence) -> StepOutput:
+        """Write the next token of a sequence whose prompt has been read, in a step of its own: it is read as
+        one more token of a text is."""
+        return self._step_of(sequence, [sequence.last_token], sequence.length, sequence.samples)
+
     def _run(self, sequence: Sequence, tokens: list[int], last: bool) -> StepOutput:
-        start, guard = sequence.read, sequence.running.guard
-        observed = self._step.slots.observing.used
+        left_out = self._first_token.left_out(sequence.prompt)
+        return self._step_of(sequence, tokens, sequence.read, last and sequence.samples, left_out)
+
+    def _step_of(
+        self, sequence: Sequence, tokens: list[int], start: int, sampled: bool, left_out: int = 0
+    ) -> StepOutput:
+        observed, guard = self._step.slots.observing.used, sequence.running.guard
         extent = extent_of(1, max(start + len(tokens), SMALLEST), [sequence], observed)
         return self._step.prefill(
             sequence.slot,
             tokens,
             start,
             extent,
-            last and sequence.samples,
+            sampled,
             sequence.answer_start,
             sequence.running.unmoved,
             0 if guard is None else guard.unread,
-            self._first_token.left_out(sequence.prompt),
+            left_out,
         )

@@ -4,7 +4,7 @@ It is of a text that goes past the model's windows, chunks and original RoPE len
 and of the masks of its layers where it does not.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ from saegis_server.engine.torch.attention import unsupported
 from saegis_server.engine.torch.context import StepContext
 from saegis_server.engine.torch.masks import SeenPlaces
 from saegis_server.engine.torch.rope import original_length
-from saegis_server.engine.torch.site_reading import edited
+from saegis_server.engine.torch.site_reading import Edit, edited
 from saegis_server.steering.rows import Probe
 from saegis_server.steering.site import Site
 
@@ -65,19 +65,23 @@ def record(model: PreTrainedModel, sites: Iterable[Site], served: int) -> Refere
     length = max([SHORT, *(each for each in beyond if each <= affordable)])
     tokens = _text(model, length)
     places = [length - DECODED - 2, *range(length - DECODED - 1, length)]
-    norms: dict[Site, float] = {}
+    sizes: dict[Site, tuple[int, float]] = {}
+
+    sites = tuple(sites)
 
     def measure(site: Site, x: Tensor) -> Tensor:
-        norms[site] = float(x.float().norm(dim=-1).mean())
+        sizes[site] = x.shape[-1], float(x.float().norm(dim=-1).mean())
         return x
 
-    with _at(model, {site: partial(measure, site) for site in sites}):
+    with _at(model, [(site.written_at, partial(measure, site)) for site in sites]):
         logits = _logits(model, tokens, places)
-    width, programs = model.config.get_text_config().hidden_size, {}
-    for number, (site, norm) in enumerate(norms.items()):
+    programs = {}
+    for number, (site, (width, norm)) in enumerate(sizes.items()):
         direction = torch.randn(width, generator=torch.Generator().manual_seed(number))
         programs[site] = (Probe.direction(direction), norm / 4)
-    edits = {site: partial(_shift, probe.write * size) for site, (probe, size) in programs.items()}
+    edits = [
+        (site.written_at, partial(_shift, probe.write * size)) for site, (probe, size) in programs.items()
+    ]
     with _at(model, edits):
         steered = _logits(model, tokens[:SHORT], [SHORT - 2, SHORT - 1])
     seen = tuple(
@@ -111,9 +115,9 @@ def _text(model: PreTrainedModel, length: int) -> list[int]:
 
 
 @contextmanager
-def _at(model: PreTrainedModel, edits: Mapping[Site, Callable[[Tensor], Tensor]]) -> Iterator[None]:
+def _at(model: PreTrainedModel, edits: Iterable[tuple[Site, Edit]]) -> Iterator[None]:
     with ExitStack() as opened:
-        for site, edit in edits.items():
+        for site, edit in edits:
             opened.enter_context(edited(model, site, edit))
         yield
 

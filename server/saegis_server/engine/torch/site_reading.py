@@ -12,20 +12,28 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from saegis_server.engine.sites import all_sites, site_module
-from saegis_server.steering.site import Site, SiteError
+from saegis_server.engine.sites import all_sites, decoder_layers, site_module
+from saegis_server.steering.site import Place, Site, SiteError
 
 #: Replaces the activation x [rows, tokens, d] of a site, in its dtype.
 Edit = Callable[[Tensor], Tensor]
 
 
-def hook(model: PreTrainedModel, site: Site, edit: Edit) -> RemovableHandle:
+def hook(model: PreTrainedModel, site: Site, edit: Edit) -> tuple[RemovableHandle, ...]:
     """From now on the activation x [rows, tokens, d] of `site` is replaced by `edit(x)`.
 
+    An edit of resid_mid moves what the MLP's norm reads and, by as much, the stream to which the MLP adds.
     Raises SiteError if the model has no such site.
     """
     module, reads_input = site_module(model, site)
+    if site.place is Place.RESID_MID:
+        between = _Between(edit)
+        layer = decoder_layers(model)[site.layer]
+        return _before(module, between.read), _after(layer, between.carry)
+    return ((_before if reads_input else _after)(module, edit),)
 
+
+def _before(module: nn.Module, edit: Edit) -> RemovableHandle:
     def before(
         _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -33,24 +41,48 @@ def hook(model: PreTrainedModel, site: Site, edit: Edit) -> RemovableHandle:
             return (edit(args[0]), *args[1:]), kwargs
         return args, {**kwargs, "hidden_states": edit(kwargs["hidden_states"])}
 
+    return module.register_forward_pre_hook(before, with_kwargs=True)
+
+
+def _after(module: nn.Module, edit: Edit) -> RemovableHandle:
     def after(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
         if isinstance(output, tuple):
             return (edit(output[0]), *output[1:])
         return edit(output)
 
-    if reads_input:
-        return module.register_forward_pre_hook(before, with_kwargs=True)
     return module.register_forward_hook(after)
+
+
+class _Between:
+    """The stream between attention and the MLP, which a layer also keeps for its output: that moves as it
+    does."""
+
+    def __init__(self, edit: Edit) -> None:
+        self._edit = edit
+        self._moved: tuple[Tensor, Tensor] | None = None
+
+    def read(self, x: Tensor) -> Tensor:
+        changed = self._edit(x)
+        self._moved = None if changed is x else (x, changed)
+        return changed
+
+    def carry(self, output: Tensor) -> Tensor:
+        if self._moved is None:
+            return output
+        (before, after), self._moved = self._moved, None
+        # In float32: where nothing moved, the output keeps its bits.
+        return (output.float() + (after.float() - before.float())).to(output.dtype)
 
 
 @contextmanager
 def edited(model: PreTrainedModel, site: Site, edit: Edit) -> Iterator[None]:
     """While open, the activation of `site` is replaced as by `hook`, which raises as it does."""
-    handle = hook(model, site, edit)
+    handles = hook(model, site, edit)
     try:
         yield
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
 
 
 class _Done(Exception):
@@ -61,7 +93,8 @@ class _Done(Exception):
 def read_site(
     model: PreTrainedModel, site: Site, input_ids: Tensor, attention_mask: Tensor | None = None
 ) -> Tensor:
-    """Activations at `site`, float32 [rows, tokens, d], on the model's device; later layers are not run.
+    """Activations where `site` is read, float32 [rows, tokens, d], on the model's device; what comes after it
+    is not run.
 
     input_ids and attention_mask: int64 [rows, tokens]. Under causal attention right padding needs no mask.
     """
@@ -71,7 +104,7 @@ def read_site(
         caught.append(x.detach().float())
         raise _Done
 
-    with edited(model, site, stop):
+    with edited(model, site.read_at, stop):
         try:
             model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
         except _Done:

@@ -1,6 +1,6 @@
 """Slots: everything that a running sequence owns on the device, as rows of tensors of a fixed size."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from saegis_server.engine.api import SamplingParams
 from saegis_server.engine.counts import RowGroup
+from saegis_server.engine.sites import site_width
 from saegis_server.engine.torch.activity import SlotActivity
 from saegis_server.engine.torch.conditions import SlotConditions
 from saegis_server.engine.torch.context import KVCache
@@ -18,7 +19,8 @@ from saegis_server.engine.torch.support import survey
 from saegis_server.steering.admitted import AdmittedRows, Room
 from saegis_server.steering.conditions import CompiledConditions
 from saegis_server.steering.evaluator import ConditionRows, ConditionState
-from saegis_server.steering.site import Site
+from saegis_server.steering.ranking import Moment, RankedDictionary, Ranking
+from saegis_server.steering.site import Site, Widths
 from saegis_server.steering.table import Capacity, SiteTable, TableView
 
 #: What is counted for each slot at each site: tokens edited, bans fired, the sum of ‖Δx‖/‖x‖ and the largest
@@ -43,7 +45,7 @@ class TextTables(NamedTuple):
     """The rows of a text that has no slot, as a step sees those of one: at every site, and its conditions.
 
     peaks: float32 [sites, 1, G], the largest value that each guard read so far. members: of each site, which
-    rows are counted together, see `SlotActivity`.
+    rows are counted together, see `SlotActivity`. needs: which cuts its rows need at each site.
     """
 
     views: Mapping[Site, TableView]
@@ -51,6 +53,7 @@ class TextTables(NamedTuple):
     state: ConditionState
     peaks: Tensor
     members: list[Tensor]
+    needs: Mapping[Site, set[tuple[int, Moment]]]
 
 
 class Slots:
@@ -66,23 +69,29 @@ class Slots:
         max_length: int,
         capacity: Capacity,
         device: torch.device | str | None = None,
+        ranked: Mapping[Site, Sequence[RankedDictionary]] | None = None,
     ) -> None:
         """Allocate `count` slots of `max_length` tokens on a device, by default the model's.
 
+        ranked: the SAEs of each site that decide by rank, on that device.
         One place is left spare beyond `max_length`, where idle rows and the padding of one-token prompts are
         written and nothing is read, and one slot beyond `count`, for idle rows; so a step never takes the
         whole of a tensor, which to the compiler would be another program. Raises UnsupportedModelError.
         """
         config, device = model.config.get_text_config(), device or model.device
-        width = config.hidden_size
         self.layers = survey(model)
         shapes = [(each.heads, each.key_width, each.value_width) for each in self.layers]
         self.count, self.max_length, self.capacity = count, max_length, capacity
         self.vocabulary: int = config.vocab_size
-        self.room = Room(sites, width, capacity, model.dtype)
+        self.rankings = {site: Ranking((ranked or {}).get(site, ())) for site in sites}
+        known = ((site, each.digest) for site, at in self.rankings.items() for each in at.dictionaries)
+        widths = Widths(config.hidden_size, tuple((site, site_width(model, site)) for site in sites))
+        self.room = Room(sites, widths, capacity, model.dtype, frozenset(known))
         rows = count + SPARE_SLOTS
         self.cache = KVCache.allocate(shapes, rows, max_length + SPARE_PLACES, model.dtype, device)
-        self.tables = {site: SiteTable(rows, width, capacity, device) for site in sites}
+        self.tables = {
+            site: SiteTable(rows, widths.at(site), capacity, device, self.rankings[site]) for site in sites
+        }
         self.sampling = sampling_table(rows, self.vocabulary, device)
         self.state = SlotState(
             torch.zeros(rows, dtype=torch.int64, device=device),
@@ -94,7 +103,7 @@ class Slots:
         self._counted_before = torch.zeros_like(self.state.counted)
         self.conditions = SlotConditions(len(sites), rows, capacity.conditions, capacity.watches + 1, device)
         self.activity = SlotActivity(sites, rows, capacity, device)
-        self.observing = SlotObserving(sites, rows, width, device)
+        self.observing = SlotObserving(sites, rows, widths, device, self.rankings)
 
     @torch.inference_mode()
     def load(
@@ -196,6 +205,12 @@ class Slots:
         self.activity.clear(slot)
         self._forget(slot)
 
+    def rank_for(self, slots: Collection[int]) -> None:
+        """Let the next step rank what the programs of these slots need, and what is observed."""
+        for site, ranking in self.rankings.items():
+            if ranking:
+                ranking.want(self.tables[site].needs(slots) | self.observing.needs(site))
+
     def writes(self, slots: Iterable[int], end: int) -> None:
         """Take note that a step writes into the cache of `slots`, nowhere from the place `end` on."""
         for slot in slots:
@@ -234,7 +249,8 @@ class Slots:
                 views[site] = table.view_one(spare, *rows)
             peaks = own.peaks[:, self.count : self.count + 1, : rows[-1]].clone()
             members = self.activity.members_of(1, spare, rows[:3], len(groups))
-            return TextTables(views, *own.of(spare, comparisons, gates), peaks, members)
+            needs = {site: table.needs((self.count,)) for site, table in self.tables.items()}
+            return TextTables(views, *own.of(spare, comparisons, gates), peaks, members, needs)
         finally:
             own.clear(self.count)
             self.activity.clear(self.count)

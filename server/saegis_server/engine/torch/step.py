@@ -152,7 +152,7 @@ class Step:
         self.context = StepContext(keeps=frozenset(self.keeps))
         self.seen = SeenPlaces(self.context)
         install_attention(model, (layer.module for layer in slots.layers), self.context)
-        install_hooks(model, sites, self.context)
+        install_hooks(model, sites, self.context, slots.rankings)
         self._make()
 
     def run_eagerly(self) -> None:
@@ -181,6 +181,7 @@ class Step:
         """
         rows = torch.arange(extent.batch, device=self.device)
         self.slots.writes(range(live), extent.length)
+        self.slots.rank_for(range(live))
         output = self._ended(self._decode, varying(rows < live), *self._carriers(extent))
         return self._choose_for(output, rows, rows < live) if sampled else output
 
@@ -211,6 +212,7 @@ class Step:
             [slot, start, len(tokens), answer, unmoved, unread, left_out], device=self.device
         )
         self.slots.writes((slot,), start + len(tokens))
+        self.slots.rank_for((slot,))
         output = self._ended(self._prefill, varying(chunk, 1), numbers, *self._carriers(extent))
         given = len(tokens)
         output = output._replace(watched=output.watched[:, :, :given], moved=output.moved[:, :, :given])
@@ -269,6 +271,8 @@ class Step:
         context.places, context.slot = positions, torch.zeros(1, dtype=torch.int64, device=self.device)
         begins = torch.tensor([answer, unmoved, unread], device=self.device)
         rows, state = tables.conditions, tables.state
+        for site, ranking in self.slots.rankings.items():
+            ranking.want(tables.needs[site])
         self._steer(positions, given, begins, dict(tables.views), rows, state)
         try:
             ids = torch.tensor([tokens], device=self.device)

@@ -19,6 +19,7 @@ from saegis_server.engine.torch.step import Step, StepOutput, varying
 from saegis_server.steering.apply import values_from
 from saegis_server.steering.rows import Norm
 from saegis_server.steering.site import Site
+from saegis_server.steering.table import Column
 from saegis_server.steering.tokens import Spread, Tokens
 
 _LOG = logging.getLogger(__name__)
@@ -90,16 +91,23 @@ class Counters(NamedTuple):
 
 
 def find(
-    q: Tensor, x: Tensor, counted: Tensor, numbers: Tensor, norms: frozenset[Norm], found: Found
+    q: Tensor,
+    x: Tensor,
+    counted: Tensor,
+    numbers: Tensor,
+    norms: frozenset[Norm],
+    found: Found,
+    cut: Tensor | None = None,
 ) -> None:
     """Write into `found` how M features are used at those of T tokens that are `counted`.
 
     q: float32 [T, M], the products of the tokens with what the features read, of any numbers where a token
-    is not counted; x: float32 [T, d]; counted: bool [T]; numbers: float32 [1, C, M], the features' own. A
-    token whose activation is not finite does not count.
+    is not counted; x: float32 [T, d]; counted: bool [T]; numbers: float32 [1, C, M], the features' own; cut:
+    the cuts of x [T, n], where rank decides which features are active. A token whose activation is not finite
+    does not count.
     """
     # The tokens' phase makes no difference to what is only read.
-    values = values_from(q, x, numbers, Tokens(counted, Spread.ONE), norms)
+    values = values_from(q, x, numbers, Tokens(counted, Spread.ONE), norms, cut)
     fires = _usable(x, counted)[:, None] & (values > 0.0) & (values < torch.inf)
     active = torch.where(fires, values, 0.0)
     found.fired.copy_(fires.sum(0, dtype=torch.int32))
@@ -132,11 +140,13 @@ class OneOf:
 class _Batch:
     """Tokens of one phase that are encoded together: their activations and which of them count.
 
-    filled: how many of them there are. done: how many pieces of a dictionary have been read at them.
+    filled: how many of them there are. done: how many pieces of a dictionary have been read at them. largest:
+    of a dictionary that decides by rank, the largest pre-activations of the parts that have been ranked.
     """
 
     def __init__(self, phase: int, width: int, device: torch.device) -> None:
         self.phase, self.filled, self.done = phase, 0, 0
+        self.largest: list[Tensor] = []
         self.x = torch.zeros(TOKENS_AT_ONCE, width, device=device)
         self.counted = torch.zeros(TOKENS_AT_ONCE, dtype=torch.bool, device=device)
 
@@ -188,13 +198,34 @@ class _Counted:
         self.name, self.site, self.norms = dictionary.name, dictionary.site, _NORMS[dictionary.norm]
         self.found = Found.room(dictionary.features, device)
         self.pieces = _pieces(dictionary, self.found, device)
+        #: Where rank decides, all of it is ranked first, part by part, and then counted.
+        self.ranked = dictionary.ranked
+        self.parts = [] if self.ranked is None else list(self.ranked.parts())
+        #: The cuts of the tokens that are being encoded, and before them that of rows without a rank.
+        self.cut = (
+            None
+            if self.ranked is None
+            else torch.zeros(TOKENS_AT_ONCE, 1 + self.ranked.groups, device=device)
+        )
         #: How many are due at a step, so that all are done by the time that tokens are taken again.
-        self.due = -(-len(self.pieces) // every)
+        self.due = -(-(len(self.parts) + len(self.pieces)) // every)
         self.counters, self.spare = (Counters.zeros(dictionary.features, device) for _ in range(2))
         self.steps = [OneOf(every, 2 * seed + kind) for kind in range(2)]
         self._width, self._device = dictionary.rows.vectors.shape[-1], device
         self.gathered = [self.batch(phase) for phase in range(2)]
         self.encoding: _Batch | None = None
+
+    def rank(self, batch: _Batch, most: int) -> int:
+        """Rank the next parts of the dictionary, at most so many; how many that were."""
+        begin = len(batch.largest)
+        parts = self.parts[begin : begin + most]
+        if self.ranked is None or self.cut is None or not parts:
+            return 0
+        x = self.ranked.normalised(batch.x)
+        batch.largest += [self.ranked.largest_of(x, part) for part in parts]
+        if len(batch.largest) == len(self.parts):
+            self.cut[:, 1:] = self.ranked.cuts_from(batch.largest)
+        return len(parts)
 
     @torch.inference_mode()  # for all of them: to the compiler other tensors would be another program
     def batch(self, phase: int) -> _Batch:
@@ -211,10 +242,14 @@ class UsageCounting:
     """
 
     def __init__(self, dictionaries: Sequence[Dictionary], every: int, device: torch.device) -> None:
-        """Raises ValueError for two dictionaries of a name."""
+        """Raises ValueError for two dictionaries of a name, and for one that decides by rank and has no
+        `ranked`."""
         names = [dictionary.name for dictionary in dictionaries]
         if len(set(names)) < len(names):
             raise ValueError(f"dictionaries need names of their own, not {', '.join(names)}")
+        for each in dictionaries:
+            if each.ranked is None and bool(each.rows.numbers[:, Column.RANK].any()):
+                raise ValueError(f"the dictionary {each.name} decides by rank, and nothing tells that")
         self.every, self._device = every, device
         self._counted = [_Counted(each, every, device, seed) for seed, each in enumerate(dictionaries)]
         self._began = time.time() - 1.0
@@ -303,10 +338,12 @@ class UsageCounting:
         batch, each.encoding = each.encoding, None  # so that what fails is not tried again
         if batch is None:
             return
-        end = len(each.pieces) if most is None else min(batch.done + most, len(each.pieces))
+        whole = len(each.parts) + len(each.pieces)
+        left = (whole if most is None else most) - each.rank(batch, whole if most is None else most)
+        end = min(batch.done + left, len(each.pieces))
         for piece in each.pieces[batch.done : end]:
             torch.mm(batch.x[: batch.filled], piece.read, out=piece.q[: batch.filled])
-            self._find(piece.q, batch.x, batch.counted, piece.numbers, each.norms, piece.found)
+            self._find(piece.q, batch.x, batch.counted, piece.numbers, each.norms, piece.found, each.cut)
         batch.done = end
         if end < len(each.pieces):
             each.encoding = batch

@@ -85,10 +85,11 @@ def _in_brief(error: Exception) -> str:
 def _canary(step: Step, site: Site) -> None:
     """Add along a direction at one site, and compare with a plain hook on the model.
 
-    The reading must move by exactly what was added, in prefill and in decode, and the logits must be those
+    The reading must move by exactly what was added, or not at all where it is written elsewhere, in prefill
+    and in decode, and the logits must be those
     of the same model with the same vector added by a forward hook, and not those of the unsteered model.
     """
-    slots, width = step.slots, step.model.config.get_text_config().hidden_size
+    slots, width = step.slots, step.slots.room.widths.at(site)
     tokens = [token % slots.vocabulary for token in (3, 1, 4, 1, 5, 9, 2, 6)]
     clean = step.capture(tokens)[site]
     strength = float(clean.float().norm(dim=-1).mean())
@@ -107,9 +108,10 @@ def _canary(step: Step, site: Site) -> None:
                 output.watched[row, 0, -1, 0, 1] - output.watched[row, 0, -1, 0, 0]
                 for output in (prefill, decode)
             ]
-            _require_close(site, "the reading moved by", torch.stack(moved), strength, strength, step)
+            wanted = strength if site.written_at == site else 0.0
+            _require_close(site, "the reading moved by", torch.stack(moved), wanted, strength, step)
     slots.release(0)
-    expected = _with_hook(step, site, tokens, strength * probe.write.to(step.device))
+    expected = _with_hook(step, site.written_at, tokens, strength * probe.write.to(step.device))
     spread = float(expected.std())
     _require_close(site, "the steered logits differ by", outputs[1] - expected, 0.0, spread, step)
     if float((outputs[1] - outputs[0]).abs().max()) <= 1e-6 * spread:

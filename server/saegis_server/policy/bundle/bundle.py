@@ -9,9 +9,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Self, TypeVar
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load
 from torch import Tensor
 
 from saegis.bundles import (
@@ -23,6 +20,7 @@ from saegis.bundles import (
     TESTS,
     write_archive,
 )
+from saegis_server.directions.files import DirectionFileError, as_direction, read_safetensors
 from saegis_server.json_text import parse_json
 from saegis_server.policy.bundle.files import (
     MOST_TAR_BYTES,
@@ -43,7 +41,6 @@ Content = TypeVar("Content", Policy, Part, Cases)
 
 #: Most problems that are reported of one bundle.
 MOST_PROBLEMS = 100
-_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,31 +244,17 @@ def read_directions(data: bytes, file: str) -> Mapping[str, Tensor]:
     Raises BundleError with every tensor that is no direction, and for a file that is no safetensors file.
     """
     try:
-        tensors = load(data)
-    except (SafetensorError, RuntimeError, ValueError, KeyError, TypeError, OverflowError) as error:
-        raise BundleError([Problem(f"is no whole safetensors file: {error}", file=file)]) from error
-    vectors = {}
-    problems = []
+        tensors = read_safetensors(data)
+    except DirectionFileError as error:
+        raise BundleError([Problem(str(error), file=file)]) from error
+    vectors, problems = {}, []
     for name, tensor in sorted(tensors.items()):
-        vectors[name] = tensor.to(torch.float32) if tensor.dtype in _FLOATS else tensor
-        if fault := _fault(vectors[name]):
-            problems.append(Problem(fault, name, file))
-    if not vectors:
+        try:
+            vectors[name] = as_direction(tensor)
+        except DirectionFileError as error:
+            problems.append(Problem(str(error), name, file))
+    if not tensors:
         problems.append(Problem("holds no tensor", file=file))
     if problems:
         raise BundleError(problems)
     return MappingProxyType(vectors)
-
-
-def _fault(vector: Tensor) -> str:
-    """Why a tensor is no direction; empty if it is one."""
-    if vector.dtype != torch.float32:
-        kind = str(vector.dtype).removeprefix("torch.")
-        return f"is of type {kind}; a direction holds floats of 16, 32 or 64 bits"
-    if vector.dim() != 1 or not len(vector):
-        return f"has the shape {list(vector.shape)}; a direction has one axis, as wide as the model"
-    if not bool(torch.isfinite(vector).all()):
-        return "holds numbers that are not finite in float32"
-    if not bool(vector.any()):
-        return "is zero everywhere, and so points nowhere"
-    return ""

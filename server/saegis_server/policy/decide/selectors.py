@@ -9,6 +9,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from saegis_server.directions.store import KeptDirection
 from saegis_server.policy.decide.world import World
 from saegis_server.policy.schema.policy import (
     DirectionSelector,
@@ -149,23 +150,44 @@ class Selectors:
         return features[0]
 
     def direction(self, selector: DirectionSelector, path: str) -> Selected:
-        """A direction of the bundle. Raises SelectionError if it is missing or does not fit."""
-        tensors = self._directions.get(selector.file)
-        if tensors is None:
-            known = ", ".join(sorted(self._directions)) or "none"
-            raise _fault(f"{path}.file", f"{selector.file} is not in the bundle; its files: {known}")
-        vector = tensors[_tensor_name(tensors, selector, path)]
-        if vector.shape != (self._world.width,):
-            expected = f"[{self._world.width}], as the model's activations"
-            raise _fault(path, f"has the shape {list(vector.shape)}, not {expected}")
+        """A direction of the bundle, or one that is shipped. Raises SelectionError for one that is missing or
+        does not fit."""
+        if selector.file is None:
+            kept = self._shipped(selector.digest, path)
+            site = self._direction_site(selector.site or str(kept.site or ""), f"{path}.site")
+            self._check_width(kept.probe.read, site, path)
+            return self._known.setdefault((site, kept.probe.key), Selected(site, kept.probe, kept.name))
+        vector, name = self._of_bundle(selector.file, selector.tensor, path)
         site = self._direction_site(selector.site, f"{path}.site")
+        self._check_width(vector, site, path)
         try:
             probe = Probe.direction(vector)
         except ValueError as error:
             raise _fault(path, str(error)) from error
-        file = selector.file.removeprefix("directions/")
-        name = f"{file}:{selector.tensor}" if selector.tensor else file
         return self._known.setdefault((site, probe.key), Selected(site, probe, name))
+
+    def _shipped(self, digest: str | None, path: str) -> KeptDirection:
+        for kept in self._world.directions:
+            if kept.digest == digest:
+                return kept
+        raise _fault(f"{path}.digest", "the server ships no direction of this digest (--directions)")
+
+    def _of_bundle(self, file: str, tensor: str, path: str) -> tuple[Tensor, str]:
+        """The vector of a direction in a file of the bundle, and what messages call it."""
+        tensors = self._directions.get(file)
+        if tensors is None:
+            known = ", ".join(sorted(self._directions)) or "none"
+            raise _fault(f"{path}.file", f"{file} is not in the bundle; its files: {known}")
+        vector = tensors[_tensor_name(tensors, file, tensor, path)]
+        name = file.removeprefix("directions/")
+        return vector, f"{name}:{tensor}" if tensor else name
+
+    def _check_width(self, vector: Tensor, site: Site, path: str) -> None:
+        if site.written_at != site:
+            raise _fault(path, f"a direction cannot be at {site}, which is not written where it is read")
+        if vector.shape != ((width := self._world.widths.at(site)),):
+            expected = f"[{width}], as the model's activations at {site}"
+            raise _fault(path, f"has the shape {list(vector.shape)}, not {expected}")
 
     def written(self, target: Target, site: Site, path: str) -> Selected:
         """The one feature or direction that a redirect at `site` writes. Raises SelectionError."""
@@ -204,9 +226,9 @@ class Selectors:
                 raise _fault(
                     path, f"the SAE {loaded.id} is at {site}, no site of this server: {self._sites()}"
                 )
-            if probe.read.shape != (self._world.width,):
-                width = f"{len(probe.read)}, not the model's {self._world.width}"
-                raise _fault(path, f"the SAE {loaded.id} has the width {width}")
+            if probe.read.shape != ((width := self._world.widths.at(site)),):
+                fault = f"has the width {len(probe.read)}, not the {width} of {site}"
+                raise _fault(path, f"the SAE {loaded.id} {fault}")
             label = f" ({feature.label.label})" if feature.label else ""
             self._known[key] = Selected(site, probe, f"{loaded.id}:{feature.index}{label}", feature)
         return self._known[key]
@@ -222,14 +244,14 @@ class Selectors:
         return ", ".join(map(str, self._world.sites)) or "none"
 
 
-def _tensor_name(tensors: Mapping[str, Tensor], selector: DirectionSelector, path: str) -> str:
-    if selector.tensor in tensors:
-        return selector.tensor
-    if not selector.tensor and len(tensors) == 1:
+def _tensor_name(tensors: Mapping[str, Tensor], file: str, tensor: str, path: str) -> str:
+    if tensor in tensors:
+        return tensor
+    if not tensor and len(tensors) == 1:
         return next(iter(tensors))
     known = ", ".join(sorted(tensors)) or "none"
-    fault = f"has no tensor {selector.tensor!r}" if selector.tensor else "holds several tensors; name one"
-    raise _fault(f"{path}.tensor", f"{selector.file} {fault}; it holds {known}")
+    fault = f"has no tensor {tensor!r}" if tensor else "holds several tensors; name one"
+    raise _fault(f"{path}.tensor", f"{file} {fault}; it holds {known}")
 
 
 def _labelled(loaded: LoadedSAE, where: Where, path: str) -> list[FoundFeature]:

@@ -8,9 +8,10 @@ from functools import cached_property
 
 import torch
 
+from saegis_server.directions.store import KeptDirection
 from saegis_server.sae.catalog import Catalog
 from saegis_server.steering.admitted import Room
-from saegis_server.steering.site import Site
+from saegis_server.steering.site import Site, Widths
 from saegis_server.steering.table import Capacity
 
 
@@ -33,22 +34,24 @@ class Callers:
 
 @dataclass(frozen=True)
 class World:
-    """model: its name, as matches name it. sites: in forward order. width: d at every site.
+    """model: its name, as matches name it. sites: in forward order. widths: of the activations there.
 
     callers: returns who may call now; None where that is not known. named: whether `model` is the name that
-    the model is served under, and no placeholder.
+    the model is served under, and no placeholder. directions: those that the operator ships, of these widths.
     """
 
     model: str
     sites: tuple[Site, ...]
-    width: int
+    widths: Widths
     catalog: Catalog
     capacity: Capacity
     activations: torch.dtype = torch.float32
     callers: Callable[[], Callers] | None = None
     named: bool = True
+    directions: tuple[KeptDirection, ...] = ()
 
     @cached_property
     def room(self) -> Room:
         """The room to which programs are admitted."""
-        return Room(self.sites, self.width, self.capacity, self.activations)
+        ranked = frozenset((each.site, each.sae.digest) for each in self.catalog.entries if each.sae.k)
+        return Room(self.sites, self.widths, self.capacity, self.activations, ranked)

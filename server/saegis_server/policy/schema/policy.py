@@ -23,6 +23,8 @@ REVISION_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,63}$"
 NAME_PATTERN = r"^[a-z0-9]([a-z0-9._-]{0,62}[a-z0-9])?$"
 #: A file of directions. There are no subfolders, so that its path has one spelling.
 DIRECTIONS_PATTERN = r"^directions/[A-Za-z0-9_][A-Za-z0-9._+-]{0,63}\.safetensors$"
+#: The digest of a direction that is shipped.
+DIGEST_PATTERN = r"^[0-9a-f]{64}$"
 #: Tags of the kinds of expression. No key of a bundle looks like one, so they can be removed from errors.
 TAGS = {"all": "<all>", "any": "<any>", "not": "<not>"}
 READING_TAG = "<reading>"
@@ -87,15 +89,25 @@ class FeatureSelector(Strict):
 
 
 class DirectionSelector(Strict):
-    """A direction: one tensor [d] of a safetensors file under the bundle's `directions/`, at a site.
+    """A direction at a site: one tensor [d] of a safetensors file under the bundle's `directions/`, or one
+    that the operator ships with the server, by its digest; exactly one of the two.
 
     tensor: its name in the file; may be left out if the file holds only one. site: may be left out if the
-    server has only one.
+    server has only one, and for a direction that is shipped with one.
     """
 
-    file: Annotated[str, StringConstraints(pattern=DIRECTIONS_PATTERN)]
+    file: Annotated[str, StringConstraints(pattern=DIRECTIONS_PATTERN)] | None = None
+    digest: Annotated[str, StringConstraints(pattern=DIGEST_PATTERN)] | None = None
     tensor: str = ""
     site: str = ""
+
+    @model_validator(mode="after")
+    def _is_one(self) -> Self:
+        if (self.file is None) == (self.digest is None):
+            raise ValueError("give one of file and digest")
+        if self.tensor and self.file is None:
+            raise ValueError("tensor: names one of a file, and there is no file")
+        return self
 
 
 class Targets(Strict):

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from saegis_server.policy.errors import SchemaError
 from saegis_server.policy.schema.policy import (
+    DIGEST_PATTERN,
     DIRECTIONS_PATTERN,
     NAME_PATTERN,
     READING_TAG,
@@ -33,6 +34,7 @@ _PATTERNS = {
     NAME_PATTERN: "up to 64 of a-z, 0-9, dot, dash and underscore, a letter or digit first and last",
     REVISION_PATTERN: "up to 64 of a-z, A-Z, 0-9, dot, dash, underscore and +, a letter or digit first",
     DIRECTIONS_PATTERN: "directions/NAME.safetensors",
+    DIGEST_PATTERN: "64 of 0-9 and a-f, as saegis directions list shows it",
 }
 _KINDS = {
     "tuple_type": "must be a list",

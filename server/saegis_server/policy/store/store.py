@@ -131,6 +131,15 @@ class PolicyStore:
         policy = self._policy(name, audience)
         return policy.state, policy.standing.revisions[::-1]
 
+    def archived(self, name: str, digest: str, audience: Audience = OPERATOR) -> Bundle:
+        """The bundle of the revision of a policy in force whose digest begins with `digest`.
+
+        Raises UnknownPolicyError, UnknownRevisionError, HistoryError, and PolicyError for a file that is no
+        bundle any longer.
+        """
+        revision = _find(self._policy(name, audience).standing, digest)
+        return Bundle.from_archive(self._history.archive(revision))
+
     def on_change(self, listener: Listener) -> None:
         """Call `listener` after each change, in the thread that made it. It must not raise."""
         self._listeners.append(listener)

@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-import grpc
 from cryptography import x509
 from cryptography.x509.oid import ExtensionOID, NameOID
 
+from saegis_server.rpc.auth.context import CallContext
 from saegis_server.rpc.auth.identities import IdentitiesFile
 from saegis_server.rpc.auth.identity import ANONYMOUS, Identity, identity
 from saegis_server.rpc.auth.roles import EVERYBODY, NEEDED
@@ -18,7 +18,6 @@ from saegis_server.telemetry.metrics import Metrics
 log = logging.getLogger("saegis.rpc")
 TOKEN_KEY = "authorization"  # noqa: S105 - the name of a header
 _SCHEME = "bearer"
-_Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class Authorization:
@@ -37,7 +36,7 @@ class Authorization:
         if identities is None:
             metrics.open_to_all.set(1.0)
 
-    def admit(self, method: str, context: _Context) -> None:
+    def admit(self, method: str, context: CallContext) -> None:
         """Authenticate the caller and set the RPC's identity. Reads nothing of the request.
 
         Raises UnauthenticatedError, and RoleMissingError if the caller lacks the role or the table lacks the
@@ -58,7 +57,7 @@ class Authorization:
             for role, field in needed.further_roles(request):
                 identity.get().require(role, method, field)
 
-    def _caller(self, method: str, context: _Context) -> Identity:
+    def _caller(self, method: str, context: CallContext) -> Identity:
         if self._identities is None:
             return ANONYMOUS
         try:
@@ -71,7 +70,7 @@ class Authorization:
             self._failed(method, context.peer(), error.kind)
             raise
 
-    def _authenticated(self, context: _Context, file: IdentitiesFile) -> Identity:
+    def _authenticated(self, context: CallContext, file: IdentitiesFile) -> Identity:
         """The caller, by the token or, if none is sent, by the certificate."""
         identities = file.current()
         sent = [value for key, value in context.invocation_metadata() or () if key == TOKEN_KEY]

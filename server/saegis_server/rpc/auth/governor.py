@@ -12,7 +12,8 @@ from threading import Condition
 from uuid import uuid4
 
 from saegis_server.audit.log import AuditLog
-from saegis_server.audit.records import DecisionRecord, Fields
+from saegis_server.audit.records import DecisionRecord, Fields, Json
+from saegis_server.directions.store import digest_of_direction
 from saegis_server.engine.api import UNGUARDED, Closing, FinishReason, RefusedByPolicyError, RequestFailed
 from saegis_server.policy.decide.decision import Decision, Denial, RequestFacts
 from saegis_server.policy.schema.policy import Mode
@@ -283,9 +284,22 @@ def edits_recorded(edits: Iterable[RequestEdit]) -> tuple[Fields, ...]:
             "unit": edit.unit.value,
             "phase": edit.edit.phase.name.lower(),
             **_redirect_recorded(edit),
+            **_directions_recorded(edit),
         }
         for edit in edits
     )
+
+
+def _directions_recorded(edit: RequestEdit) -> Fields:
+    """The digests of the directions that an edit reads and writes, and what it called the first."""
+    fields: dict[str, Json] = {}
+    if edit.feature is None:
+        fields["direction"] = digest_of_direction(edit.edit.probe)
+    if edit.direction_name:
+        fields["direction_name"] = edit.direction_name
+    if edit.edit.target is not None and edit.to is None:
+        fields["to_direction"] = digest_of_direction(edit.edit.target)
+    return fields
 
 
 def _redirect_recorded(edit: RequestEdit) -> Fields:

@@ -16,13 +16,13 @@ class Role(StrEnum):
     USE = "use"
     """Generate text, count tokens, and read what is served."""
     STEER = "steer"
-    """Send edits and watches with a request, beside what the RPC itself needs."""
+    """Send edits and watches with a request, beside what the RPC needs, and keep directions for them."""
     INSPECT = "inspect"
     """Read features, scores, policies and the contract."""
     OPERATE = "operate"
     """Read how busy the server is, and which features fire in everybody's texts."""
     ADMINISTER = "administer"
-    """Put policies in force."""
+    """Put policies in force, and search the audit log."""
     UNRULED = "unruled"
     """Compare scores with the model without the operator's rules, beside what Score itself needs."""
 
@@ -54,6 +54,8 @@ NEEDED: dict[str, Needs] = {
     f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo": Needs(Role.INSPECT)
     for version in ("v1", "v1alpha")
 }
+#: What the names of the contract's own methods begin with.
+OWN_PREFIX = "/saegis.v1."
 #: RPCs that need neither a principal nor a role. Load balancers and orchestrators call them.
 EVERYBODY = frozenset(f"/grpc.health.v1.Health/{method}" for method in ("Check", "List", "Watch"))
 

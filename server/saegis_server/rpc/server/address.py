@@ -136,7 +136,13 @@ class ReadyFile:
         if path is None:
             return
         self._take_away_stale(path)
-        content = {"target": address.target, "metrics_port": address.metrics_port, "pid": os.getpid()}
+        content: dict[str, object] = {
+            "target": address.target,
+            "metrics_port": address.metrics_port,
+            "pid": os.getpid(),
+        }
+        if address.http_port is not None:
+            content["http_port"] = address.http_port
         partial = path.with_name(f".{path.name}.{os.getpid()}")
         self._held = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
         fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)

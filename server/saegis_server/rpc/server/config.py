@@ -27,6 +27,10 @@ Room = Annotated[int, Field(ge=2, le=1024)]
 ClassName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
 
+#: The name of a preset, after the model's and an @.
+PresetName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -73,31 +77,37 @@ class ServerConfig(_Strict):
     """All settings of `serve`.
 
     model: a local directory or hub id of a Transformers causal language model. name: the model's name in
-    GetModel and receipts; by default `model`. unmatched_saes: whether an SAE whose files name another model
-    or place is refused, or only causes a warning. sites: further sites, beside those of the SAEs, that
-    requests may steer with directions. port, metrics_port: 0 means any free port; metrics_port None means no
-    metrics endpoint. kv_memory: what running sequences may take of the memory that is free after the weights,
+    GetModel and receipts; by default `model`. unmatched_saes: whether an SAE whose files name another
+    model or place is refused, or only causes a warning. sites: further sites, beside those of the SAEs,
+    that requests may steer with directions. directions: files and folders of directions that the operator
+    ships; direction_state: the folder in which uploaded ones survive a restart. port, metrics_port: 0
+    means any free port; metrics_port None means no metrics endpoint. http_host, http_port: where the
+    OpenAI-compatible face listens; with http_port None nowhere. http_origins: the origins of web pages
+    that may use it, "*" for every one. console: whether it has pages for people at `/`; "auto" where only
+    programs of this machine can reach it. presets: files of programs that its clients can ask for as
+    MODEL@NAME. kv_memory: what running sequences may take of the memory that is free after the weights,
     as bytes (4GiB) or a share (0.5), which is the default on a CPU; 0.85 on a GPU. max_num_seqs,
-    max_model_len: how many run at once, and the most tokens of prompt and completion together; by default 16
-    and the model's limit, or what there is memory for.
-    rows: room for rows of a kind, for each sequence and site, where it is not the default. queue_limit: the
-    most waiting sequences; a caller with few of them finds room beyond it, up to the share `fair_share` of
-    it. fair_slots, fair_seconds: so many slots are kept for tenants that had one within so many seconds; by
-    default an eighth of all. steer_first_token: whether rows
-    also move a text's first token if it is the model's beginning-of-sequence token. read_first_token: the
-    same for what conditions, contrasts and statistics read. limits: what each principal and tenant may have.
-    identities: the file of principals and their roles; without it the server is open to every program of this
-    machine, and cannot be reached from others. policies: what governs requests; without it nothing does.
-    audit: the log of decisions and answers; without it there is none. compile: "auto" compiles if a C++
-    compiler is found. stall_seconds: if the event loop does not answer for this long, the server is not live,
-    and after six times as long the process ends; 0 turns both off. tenant_classes: the tenants of each class
-    by which metrics tell tenants apart; all others are one class. watch_features: further features, beside
-    those that policies name, whose firing metrics count, as SAE:INDEX, or INDEX where there is one SAE.
-    sample_seconds: how often a prompt is encoded whole, to tell how many features fire and how well SAEs fit;
-    0 for never. usage_every: at one of how many steps the use of every feature is counted, 0 for none;
-    usage_state: the folder in which that is kept. ready_file: written as JSON (target, metrics_port, pid)
-    once the server serves. traces: the URL of an OTLP endpoint (HTTP) to which spans are sent. unix: the path
-    of a Unix socket to listen on instead of host and port; only its owner can connect.
+    max_model_len: how many run at once, and the most tokens of prompt and completion together; by default
+    16 and the model's limit, or what there is memory for. rows: room for rows of a kind, for each
+    sequence and site, where it is not the default. queue_limit: the most waiting sequences; a caller with
+    few of them finds room beyond it, up to the share `fair_share` of it. fair_slots, fair_seconds: so
+    many slots are kept for tenants that had one within so many seconds; by default an eighth of all.
+    steer_first_token: whether rows also move a text's first token if it is the model's
+    beginning-of-sequence token. read_first_token: the same for what conditions, contrasts and statistics
+    read. limits: what each principal and tenant may have. identities: the file of principals and their
+    roles; without it the server is open to every program of this machine, and cannot be reached from
+    others. policies: what governs requests; without it nothing does. audit: the log of decisions and
+    answers; without it there is none. compile: "auto" compiles if a C++ compiler is found.
+    batch_invariant: whether each sequence takes steps of its own. stall_seconds: if the event loop does
+    not answer for this long, the server is not live, and after six times as long the process ends; 0
+    turns both off. tenant_classes: the tenants of each class by which metrics tell tenants apart; all
+    others are one class. watch_features: further features, beside those that policies name, whose firing
+    metrics count, as SAE:INDEX, or INDEX where there is one SAE. sample_seconds: how often a prompt is
+    encoded whole, to tell how many features fire and how well SAEs fit; 0 for never. usage_every: at one
+    of how many steps the use of every feature is counted, 0 for none; usage_state: the folder in which
+    that is kept. ready_file: written as JSON (target, metrics_port, pid) once the server serves. traces:
+    the URL of an OTLP endpoint (HTTP) to which spans are sent. unix: the path of a Unix socket to listen
+    on instead of host and port; only its owner can connect.
     Raises pydantic's ValidationError for unknown keys and values out of range.
     """
 
@@ -106,6 +116,8 @@ class ServerConfig(_Strict):
     saes: tuple[SAESource, ...] = ()
     unmatched_saes: Unmatched = Unmatched.REFUSE
     sites: tuple[str, ...] = ()
+    directions: tuple[Path, ...] = ()
+    direction_state: Path | None = None
     dtype: str = "auto"
     device: str = "cpu"
     host: str = "127.0.0.1"
@@ -129,6 +141,12 @@ class ServerConfig(_Strict):
     read_first_token: bool = False
     limits: Limits = Limits()
     compile: Literal["auto", "always", "never"] = "auto"
+    batch_invariant: bool = False
+    http_host: str = "127.0.0.1"
+    http_port: int | None = Field(default=None, ge=0, le=65535)
+    http_origins: tuple[str, ...] = ()
+    console: Literal["auto", "always", "never"] = "auto"
+    presets: dict[PresetName, Path] = {}
     metrics_host: str = "127.0.0.1"
     metrics_port: int | None = Field(default=9464, ge=0, le=65535)
     tenant_classes: dict[ClassName, Annotated[tuple[Name, ...], Field(min_length=1)]] = {}
@@ -141,7 +159,7 @@ class ServerConfig(_Strict):
     ready_file: Path | None = None
     traces: str | None = None
 
-    @field_validator("host", "metrics_host")
+    @field_validator("host", "http_host", "metrics_host")
     @classmethod
     def _is_host(cls, host: str) -> str:
         if host == "localhost":
@@ -221,26 +239,69 @@ class ServerConfig(_Strict):
                 f"identities: other machines can reach {self.host}, so a file must name those who may call"
                 " (make its entries with 'saegis token new'); or listen on 127.0.0.1"
             )
+        if self.identities is None and self.http_port is not None and not self.is_http_loopback:
+            raise ValueError(
+                f"identities: other machines can reach {self.http_host} (http_host), so a file must name"
+                " those who may call (make its entries with 'saegis token new'); or set it to 127.0.0.1"
+            )
         return self
+
+    @model_validator(mode="after")
+    def _has_a_face_for_what_is_of_it(self) -> Self:
+        asked = {
+            "presets": self.presets,
+            "http_origins": self.http_origins,
+            "console": self.console == "always",
+        }
+        name = next((name for name, value in asked.items() if value), None)
+        if self.http_port is None and name is not None:
+            raise ValueError(f"{name}: nothing is served over HTTP; set http_port")
+        return self
+
+    @field_validator("http_origins")
+    @classmethod
+    def _are_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            parts = urlsplit(origin)
+            whole = f"{parts.scheme}://{parts.netloc}"
+            if origin != "*" and (
+                parts.scheme not in ("http", "https") or not parts.netloc or origin != whole
+            ):
+                raise ValueError(f"{origin!r} is no origin such as https://example.org")
+        return origins
 
     @property
     def is_loopback(self) -> bool:
-        """Whether only programs of this machine can reach the server."""
-        if self.unix is not None or self.host == "localhost":
-            return True
-        return ipaddress.ip_address(self.host).is_loopback
+        """Whether only programs of this machine can reach the server over gRPC."""
+        return self.unix is not None or _is_loopback(self.host)
+
+    @property
+    def is_http_loopback(self) -> bool:
+        """Whether only programs of this machine can reach the server over HTTP."""
+        return _is_loopback(self.http_host)
+
+    @property
+    def has_console(self) -> bool:
+        """Whether the HTTP port has pages for people."""
+        return self.console == "always" or (self.console == "auto" and self.is_http_loopback)
+
+
+def _is_loopback(host: str) -> bool:
+    return host == "localhost" or ipaddress.ip_address(host).is_loopback
 
 
 class Address(_Strict):
     """Where a running server listens; `metrics_port` is None if there is no metrics endpoint.
 
-    unix: the path of the Unix socket, instead of host and port.
+    http_port: likewise, for the OpenAI-compatible face. unix: the path of the Unix socket, instead of host
+    and port.
     """
 
     host: str
     port: int
     metrics_port: int | None
     unix: Path | None = None
+    http_port: int | None = None
 
     @property
     def target(self) -> str:

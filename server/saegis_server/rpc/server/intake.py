@@ -5,6 +5,8 @@ million empty edits fit into 4 MB, and parsing them takes most of a second.
 """
 
 import asyncio
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
@@ -51,30 +53,43 @@ class Intake:
         Raises UnsentRequestError, BusyError, MalformedRequestError unless there is exactly one message, and
         what `check_message` raises.
         """
-        turns = self._unknown if method in EVERYBODY else self._known
-        async with turns.turn(holding.caller.tenant):
-            try:
-                async with asyncio.timeout(self._receive_seconds):
-                    data: Any = await context.read()
-                    more = data is not grpc.aio.EOF and await context.read() is not grpc.aio.EOF
-            except TimeoutError:
-                raise UnsentRequestError(self._receive_seconds) from None
+        async with self.receiving(method, holding):
+            data: Any = await context.read()
+            more = data is not grpc.aio.EOF and await context.read() is not grpc.aio.EOF
         if more or not isinstance(data, bytes):
             raise MalformedRequestError(
                 f"{method} takes one request message, not {'more' if more else 'none'}"
             )
         holding.add(len(data))
+        await self.check(method, data, holding)
+        return data
+
+    @asynccontextmanager
+    async def receiving(self, method: str, holding: Holding) -> AsyncIterator[None]:
+        """Wait for a turn to receive a request, and bound how long the block may take to receive it.
+
+        Raises UnsentRequestError and BusyError.
+        """
+        turns = self._unknown if method in EVERYBODY else self._known
+        async with turns.turn(holding.caller.tenant):
+            try:
+                async with asyncio.timeout(self._receive_seconds):
+                    yield
+            except TimeoutError:
+                raise UnsentRequestError(self._receive_seconds) from None
+
+    async def check(self, method: str, data: bytes, holding: Holding) -> None:
+        """As `check_message`; in a thread where that takes a while."""
         if needs_counting(method, data):
             await self._counting.run(holding.caller.tenant, check_message, method, data)
         else:
             check_message(method, data)
-        return data
 
-    async def write(self, context: _Context, message: Any) -> None:
-        """Write a message of a stream. Raises StalledReaderError for a client that does not read."""
+    async def write(self, writing: Awaitable[None]) -> None:
+        """Wait until a piece of an answer is taken. Raises StalledReaderError if the client does not read."""
         try:
             async with asyncio.timeout(self._write_seconds):
-                await context.write(message)
+                await writing
         except TimeoutError:
             raise StalledReaderError(self._write_seconds) from None
 
@@ -93,6 +108,11 @@ def needs_counting(method: str, data: bytes) -> bool:
     """Whether `check_message` has to count fields, which can take a tenth of a second."""
     # A field has two bytes or more.
     return _is_large(method) and len(data) > 2 * MOST_FIELDS
+
+
+def most_bytes(method: str, max_message_bytes: int) -> int:
+    """The most bytes of a method's request."""
+    return max_message_bytes if _is_large(method) else SMALL_MESSAGE_BYTES
 
 
 def _is_large(method: str) -> bool:

@@ -9,6 +9,7 @@ from threading import Lock
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from saegis_server.directions.store import DirectionLimits
 from saegis_server.engine.api import Delta, Event, Sink
 from saegis_server.rpc.auth.identity import Identity
 from saegis_server.rpc.wire.problems import BusyError
@@ -33,7 +34,8 @@ class RequestLimits(BaseModel):
 
 
 class Limits(BaseModel):
-    """All limits. requests, held_bytes: RPCs at once and bytes of requests, of all callers together."""
+    """All limits. requests, held_bytes: RPCs at once and bytes of requests, of all callers together.
+    directions: those that are kept."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -41,6 +43,7 @@ class Limits(BaseModel):
     tenant: RequestLimits = RequestLimits(requests=1024)
     requests: int = Field(default=4096, ge=1)
     held_bytes: int = Field(default=256 * 2**20, ge=1024)
+    directions: DirectionLimits = DirectionLimits()
 
 
 @dataclass(slots=True)

@@ -2,23 +2,30 @@
 
 import logging
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc  # type: ignore[import-untyped]
 
-from saegis.v1 import feature_pb2_grpc, generation_pb2_grpc, model_pb2_grpc, policy_pb2_grpc
-from saegis_server.audit.log import IdentityFailures
-from saegis_server.rpc.auth.authorization import Authorization
-from saegis_server.rpc.auth.identities import IdentitiesFile
-from saegis_server.rpc.auth.roles import NEEDED
+from saegis.v1 import (
+    audit_pb2_grpc,
+    direction_pb2_grpc,
+    feature_pb2_grpc,
+    generation_pb2_grpc,
+    model_pb2_grpc,
+    policy_pb2_grpc,
+)
+from saegis_server.rpc.auth.roles import NEEDED, OWN_PREFIX
 from saegis_server.rpc.server.address import UnixSocket, check_port
 from saegis_server.rpc.server.config import ServerConfig, TLSFiles
+from saegis_server.rpc.server.entrance import Entrance
 from saegis_server.rpc.server.gate import Gate
 from saegis_server.rpc.server.intake import Intake
-from saegis_server.rpc.server.interceptor import OWN_PREFIX, OutermostInterceptor
-from saegis_server.rpc.server.premises import Premises
+from saegis_server.rpc.server.interceptor import OutermostInterceptor
+from saegis_server.rpc.services.audit import AuditServicer
+from saegis_server.rpc.services.directions import DirectionServicer
 from saegis_server.rpc.services.features import FeatureServicer
 from saegis_server.rpc.services.generation import GenerationServicer
 from saegis_server.rpc.services.models import ModelServicer
@@ -36,16 +43,13 @@ REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
 class Listener:
     """A bound gRPC server and its port. The contract's services can be added while it serves the open ones.
 
-    Raises IdentitiesError, and OSError if the address is taken or a certificate cannot be read.
+    Raises OSError if the address is taken or a certificate cannot be read.
     """
 
-    def __init__(self, config: ServerConfig, premises: Premises, gate: Gate, intake: Intake) -> None:
-        authorization = _authorization(config, premises)
-        interceptor = OutermostInterceptor(
-            gate, premises.metrics, authorization, premises.limiter, intake, premises.traces
-        )
+    def __init__(self, config: ServerConfig, entrance: Entrance, intake: Intake) -> None:
+        interceptor = OutermostInterceptor(entrance, intake)
         self.server = grpc.aio.server(interceptors=[interceptor], options=_options(config))
-        register_open(self.server, gate, config.reflection)
+        register_open(self.server, entrance.gate, config.reflection)
         self.services = _OwnHandlers()
         self.server.add_generic_rpc_handlers((self.services,))
         self._socket = None if config.unix is None else UnixSocket(config.unix)
@@ -66,12 +70,35 @@ class Listener:
             self._socket = None
 
 
-def register(server: Any, services: Services) -> None:
-    """Add the services of the contract to a server of grpc."""
-    generation_pb2_grpc.add_GenerationServiceServicer_to_server(GenerationServicer(services), server)
-    feature_pb2_grpc.add_FeatureServiceServicer_to_server(FeatureServicer(services), server)
-    model_pb2_grpc.add_ModelServiceServicer_to_server(ModelServicer(services), server)
-    policy_pb2_grpc.add_PolicyServiceServicer_to_server(PolicyServicer(services), server)
+@dataclass(frozen=True, slots=True)
+class Servicers:
+    """The servicers of the contract's services: one of each, whatever the calls come over."""
+
+    generation: GenerationServicer
+    features: FeatureServicer
+    models: ModelServicer
+    policies: PolicyServicer
+    directions: DirectionServicer
+    audit: AuditServicer
+
+
+def register(server: Any, services: Services) -> Servicers:
+    """Add the services of the contract to a server of grpc; their servicers, for whoever else calls them."""
+    made = Servicers(
+        GenerationServicer(services),
+        FeatureServicer(services),
+        ModelServicer(services),
+        PolicyServicer(services),
+        DirectionServicer(services),
+        AuditServicer(services),
+    )
+    generation_pb2_grpc.add_GenerationServiceServicer_to_server(made.generation, server)
+    feature_pb2_grpc.add_FeatureServiceServicer_to_server(made.features, server)
+    model_pb2_grpc.add_ModelServiceServicer_to_server(made.models, server)
+    policy_pb2_grpc.add_PolicyServiceServicer_to_server(made.policies, server)
+    direction_pb2_grpc.add_DirectionServiceServicer_to_server(made.directions, server)
+    audit_pb2_grpc.add_AuditServiceServicer_to_server(made.audit, server)
+    return made
 
 
 def register_open(server: Any, gate: Gate, reflects: bool) -> None:
@@ -127,20 +154,6 @@ class _OwnHandlers(grpc.GenericRpcHandler):
 
 async def _not_loaded(_: object, context: grpc.aio.ServicerContext[Any, Any]) -> None:
     await context.abort(grpc.StatusCode.UNAVAILABLE, "the server is starting")
-
-
-def _authorization(config: ServerConfig, premises: Premises) -> Authorization:
-    metrics, audit = premises.metrics, premises.audit
-    if config.identities is None:
-        log.info("no identities: every program of this machine may do everything")
-        return Authorization(None, metrics)
-    file = IdentitiesFile(config.identities, metrics)
-    if file.current().names_certificates and (config.tls is None or config.tls.client_ca is None):
-        log.warning("the identities name certificates, but without a client CA nobody is asked for one")
-    if audit is None or config.audit is None or config.audit.identity_per_minute == 0:
-        return Authorization(file, metrics)
-    failures = IdentityFailures(audit, config.audit.identity_per_minute)
-    return Authorization(file, metrics, failures.record)
 
 
 def _options(config: ServerConfig) -> list[tuple[str, int]]:

@@ -10,19 +10,24 @@ import torch
 from torch import Tensor
 
 from saegis.version import __version__
-from saegis_server.amounts import Portion
+from saegis_server.amounts import Portion, in_units
+from saegis_server.directions.folder import UploadFolder, read_shipped
+from saegis_server.directions.store import DirectionStore, KeptDirection, Shelf
 from saegis_server.engine.api import Engine, FirstToken, Limits, Progress
 from saegis_server.engine.counts import Dictionary
+from saegis_server.engine.sites import site_module, widths_of
 from saegis_server.engine.torch.build import build_step, compiles
 from saegis_server.engine.torch.engine import TorchEngine
 from saegis_server.engine.torch.loading import LoadedModel, check_device, check_dtype, load_model
-from saegis_server.engine.torch.site_reading import read_site, show_sites
+from saegis_server.engine.torch.memory import free_bytes
+from saegis_server.engine.torch.site_reading import edited, read_site, show_sites
 from saegis_server.engine.torch.sizing import Wishes
 from saegis_server.engine.torch.step import Step
 from saegis_server.engine.torch.usage import UsageCounting
 from saegis_server.engine.torch.weights import require_room
 from saegis_server.policy.decide.decide import PolicySet
 from saegis_server.policy.decide.world import World
+from saegis_server.policy.errors import Unmatched
 from saegis_server.policy.store.store import PolicyStore
 from saegis_server.rpc.auth.identities import callers_of
 from saegis_server.rpc.auth.watch_set import WatchSet, features_of, named_feature
@@ -36,8 +41,9 @@ from saegis_server.sae.catalog import Catalog, CatalogError, LoadedSAE
 from saegis_server.sae.examples import Examples
 from saegis_server.sae.labels import LABELS_FILE
 from saegis_server.sae.left_out import special_tokens
+from saegis_server.steering.ranking import RankedDictionary
 from saegis_server.steering.rows import Norm
-from saegis_server.steering.site import Site
+from saegis_server.steering.site import Site, Widths
 from saegis_server.steering.table import Capacity
 from saegis_server.telemetry.metrics import Metrics
 from saegis_server.telemetry.usage import Counted, UsageBook
@@ -61,11 +67,11 @@ def load_services(config: ServerConfig, premises: Premises, progress: Progress) 
     progress("loading the model", 0, 0)
     require_room(config.model, config.dtype, config.device)
     loaded = load_model(config.model, config.dtype, config.device)
-    width = loaded.model.config.get_text_config().hidden_size
+    widths = widths_of(loaded.model)
     placed = []
     for count, source in enumerate(config.saes):
         progress("loading SAEs", count, len(config.saes))
-        placed.append(read_sae(source, width, lambda told: progress(told, 0, 0)))
+        placed.append(read_sae(source, widths, lambda told: progress(told, 0, 0)))
         check_origin(
             placed[-1],
             (config.name or "", *model_names(loaded)),
@@ -79,8 +85,8 @@ def load_services(config: ServerConfig, premises: Premises, progress: Progress) 
     checked = []
     for count, sae in enumerate(placed):
         progress("checking SAEs", count, len(placed))
-        capture, length = _capture_at(step, sae.loaded.site), step.slots.max_length
-        fits = check_sae(sae, prompts.text, capture, _survey(step), length, prompts.special)
+        length = step.slots.max_length
+        fits = check_sae(sae, prompts.text, _capture(step), _survey(step), length, prompts.special)
         examples = Examples.load(sae.folder, fits.sae, step.slots.vocabulary)
         checked.append(replace(fits, examples=examples))
     return services(config, premises, loaded, step, prompts, checked)
@@ -96,17 +102,19 @@ def has_layer_norms(loaded: LoadedModel) -> bool:
     return any(isinstance(module, torch.nn.LayerNorm) for module in loaded.model.modules())
 
 
-def fitted(placed: PlacedSAE, loaded: LoadedModel) -> LoadedSAE:
+def fitted(placed: PlacedSAE, loaded: LoadedModel, unmatched: Unmatched) -> LoadedSAE:
     """An SAE checked on a model that no engine runs, as a start checks it on one that is served.
 
-    Raises as `check_sae` does.
+    Raises SiteError for a site that the model does not have, and as `check_origin` and `check_sae` do.
     """
+    site_module(loaded.model, placed.loaded.site)
+    check_origin(placed, model_names(loaded), has_layer_norms(loaded), unmatched)
     model, tokenizer = loaded.model, loaded.tokenizer
     ids = partial(torch.tensor, device=model.device)
     return check_sae(
         placed,
         lambda text: tokenizer.encode(text, verbose=False),
-        lambda tokens: read_site(model, placed.loaded.site, ids([tokens]))[0],
+        lambda tokens, site: read_site(model, site, ids([tokens]))[0],
         lambda tokens, visit: show_sites(
             model, lambda: model(input_ids=ids([tokens]), use_cache=False), visit
         ),
@@ -123,10 +131,13 @@ def services(
     prompts: PromptReader,
     saes: Sequence[LoadedSAE],
 ) -> Services:
-    """An engine on `step` and everything else that the servicers need. Raises what `govern` raises."""
+    """An engine on `step` and everything else that the servicers need. Raises what `govern` raises, and
+    DirectionFileError for directions that cannot be kept."""
     engine, counts_usage = _engine(config, loaded, step, saes)
     facts = _facts(config, loaded)
-    targets = Targets(step.sites, Catalog(saes), facts.hidden_size)
+    widths = step.slots.room.widths
+    shipped = read_shipped(config.directions, widths, step.sites)
+    targets = Targets(step.sites, Catalog(saes), widths, Shelf.of_operator(shipped))
     metrics = premises.metrics
     metrics.observe_load(engine.stats)
     metrics.show_build(version=__version__, python=platform.python_version(), torch=torch.__version__)
@@ -136,14 +147,16 @@ def services(
     world = World(
         model=facts.name,
         sites=targets.sites,
-        width=facts.hidden_size,
+        widths=targets.widths,
         catalog=targets.catalog,
         capacity=engine.capacity,
         activations=loaded.model.dtype,
         callers=callers_of(config.identities),
+        directions=tuple(shipped),
     )
     governor = govern(config, premises, world)
     governor.watch_set = _watch_set(config, engine, targets.catalog, metrics, governor.policies)
+    uploads, uploaded = _uploads(config, widths)
     made = Services(
         engine,
         facts,
@@ -155,6 +168,8 @@ def services(
         limiter=premises.limiter,
         sample_seconds=config.sample_seconds,
         usage=_usage_book(config, engine, saes) if counts_usage else None,
+        directions=DirectionStore(config.limits.directions, shipped, uploaded),
+        uploads=uploads,
     )
     for entry in saes:
         # Build the index now; otherwise the first request would build it on the event loop.
@@ -162,6 +177,20 @@ def services(
     governor.in_thread = made.before_running
     metrics.observe_work(made.work)
     return made
+
+
+def _uploads(
+    config: ServerConfig, widths: Widths
+) -> tuple[UploadFolder | None, list[tuple[str, KeptDirection]]]:
+    """The folder of uploaded directions, if there is one, and what it holds. Raises DirectionFileError."""
+    if config.direction_state is None:
+        return None, []
+    folder = UploadFolder(config.direction_state)
+    try:
+        return folder, folder.read(widths)
+    except BaseException:
+        folder.close()
+        raise
 
 
 def _engine(
@@ -185,6 +214,7 @@ def _engine(
         first,
         config.compile == "always",
         counting,
+        config.batch_invariant,
     )
     return engine, counting is not None
 
@@ -215,7 +245,12 @@ def _counting(config: ServerConfig, step: Step, saes: Sequence[LoadedSAE]) -> Us
     """What counts the use of every feature, if it is to be counted."""
     if not config.usage_every or not saes:
         return None
-    dictionaries = [Dictionary(each.id, each.site, each.sae.rows(), each.sae.norm) for each in saes]
+    rankings = step.slots.rankings.values()
+    ranked = {each.digest: each for ranking in rankings for each in ranking.dictionaries}
+    dictionaries = [
+        Dictionary(each.id, each.site, each.sae.rows(), each.sae.norm, ranked.get(each.sae.digest))
+        for each in saes
+    ]
     return UsageCounting(dictionaries, config.usage_every, step.device)
 
 
@@ -241,7 +276,8 @@ def _step(
     wishes = Wishes(memory, config.max_num_seqs, config.max_model_len)
     keeps = [sae.loaded.site for sae in placed] if config.usage_every else []
     counted = [sae.loaded.sae.W_enc.nbytes for sae in placed if config.usage_every]
-    step = build_step(loaded, sites, wishes, room, compiled, progress, keeps, sum(counted))
+    ranked = _ranked(placed, loaded.model.device, progress)
+    step = build_step(loaded, sites, wishes, room, compiled, progress, keeps, sum(counted), ranked)
     if config.fair_slots is not None and config.fair_slots >= step.slots.count:
         raise ValueError(
             f"fair_slots: {config.fair_slots} slots cannot be kept of the {step.slots.count} for which there "
@@ -250,8 +286,45 @@ def _step(
     return step
 
 
-def _capture_at(step: Step, site: Site) -> Callable[[Sequence[int]], Tensor]:
-    return lambda tokens: step.capture(list(tokens))[site]
+def _ranked(
+    placed: Sequence[PlacedSAE], device: torch.device, progress: Progress
+) -> dict[Site, list[RankedDictionary]]:
+    """What the SAEs that decide by rank keep on the device, which is told.
+
+    Raises ValueError where there is no room for it.
+    """
+    kept: dict[Site, list[RankedDictionary]] = {}
+    for site, sae in ((each.loaded.site, each.loaded.sae) for each in placed):
+        if sae.k is None:
+            continue
+        told = (
+            f"the SAE {sae.name} decides by rank which features are active, so its whole encoder is kept "
+            f"on {device}: {in_units(sae.W_enc.nbytes)}"
+        )
+        is_there = sae.mapped is None and sae.W_enc.device == device
+        if not is_there and sae.W_enc.nbytes > (free := free_bytes(device)):
+            raise ValueError(f"{told}, and {in_units(free)} are free there")
+        progress(told, 0, 0)
+        if (dictionary := sae.ranked(device)) is not None:
+            kept.setdefault(site, []).append(dictionary)
+    return kept
+
+
+def _capture(step: Step) -> Callable[[Sequence[int], Site], Tensor]:
+    """Gives the activations [T, d] of tokens at any place of the model, whether it is steered or not."""
+
+    def capture(tokens: Sequence[int], site: Site) -> Tensor:
+        found: list[Tensor] = []
+
+        def keep(x: Tensor) -> Tensor:
+            found.append(x[0].clone())
+            return x
+
+        with edited(step.model, site, keep):
+            step.capture(list(tokens))
+        return found[0]
+
+    return capture
 
 
 def _survey(step: Step) -> Survey:

@@ -12,6 +12,7 @@ from pathlib import Path
 from saegis_server.audit.chain import read_key
 from saegis_server.audit.log import AuditLog
 from saegis_server.audit.records import PolicyRecord
+from saegis_server.directions.folder import shipped_files
 from saegis_server.policy.bundle.bundle import Bundle
 from saegis_server.policy.bundle.signing import load_public_key
 from saegis_server.policy.decide.decide import PolicySet
@@ -79,14 +80,16 @@ def check_files(config: ServerConfig, known: frozenset[str] = frozenset()) -> No
 
     known: paths of bundles that need not be readable, since the state has them.
 
-    Raises SiteError and SAEFileError for sites and SAEs that do not exist; IdentitiesError, PolicyError and
-    KeyFileError for files that cannot be used; ValueError and OSError for TLS files; AuditKeyError for the
-    key of the audit log.
+    Raises SiteError, SAEFileError and DirectionFileError for sites, SAEs and directions that do not exist;
+    IdentitiesError, PolicyError and KeyFileError for files that cannot be used; ValueError and OSError for
+    TLS files; AuditKeyError for the key of the audit log.
     """
     for site in (*config.sites, *(source.site for source in config.saes if source.site is not None)):
         Site.parse(site)
     for source in config.saes:
         check_sae(source.path)
+    for path in shipped_files(config.directions):
+        path.open("rb").close()
     if config.tls is not None:
         _check_tls(config.tls)
     if config.identities is not None:
@@ -201,6 +204,8 @@ def open_files(config: ServerConfig) -> Iterator[str]:
         ("the audit log", audit.directory if audit else None),
         ("the state of policies", policies.state if policies else None),
         ("the folder of usage", config.usage_state),
+        ("the folder of uploaded directions", config.direction_state),
+        *(("a direction", path) for path in config.directions),
         *(("a policy key", key) for key in (policies.keys if policies else ())),
         *(("a policy", bundle) for bundle in (policies.bundles if policies else ())),
     ]

@@ -13,6 +13,7 @@ from saegis_server.amounts import in_units
 from saegis_server.host_memory import free_host_bytes
 from saegis_server.policy.errors import Unmatched
 from saegis_server.rpc.server.config import SAESource
+from saegis_server.sae.autoencoder import SparseAutoencoder
 from saegis_server.sae.catalog import LoadedSAE
 from saegis_server.sae.checks import check_reconstruction, largest_fvu, measure, stated_fit
 from saegis_server.sae.errors import SAEFileError
@@ -20,8 +21,8 @@ from saegis_server.sae.files import FILES, load_sae, resolve_sae
 from saegis_server.sae.labels import Labels
 from saegis_server.sae.layout import SAMPLE_FILE, weigh
 from saegis_server.sae.left_out import left_out
-from saegis_server.sae.origin import misfits
-from saegis_server.steering.site import Site, SiteError
+from saegis_server.sae.origin import misfits, stated_site
+from saegis_server.steering.site import Place, Site, SiteError, Widths
 
 log = logging.getLogger("saegis.rpc")
 
@@ -47,8 +48,8 @@ class PlacedSAE:
     folder: Path
 
 
-def read_sae(source: SAESource, width: int, tell: Callable[[str], None] = log.info) -> PlacedSAE:
-    """Read one SAE; `width` is that of the model's activations. tell: hears what memory a large one takes,
+def read_sae(source: SAESource, widths: Widths, tell: Callable[[str], None] = log.info) -> PlacedSAE:
+    """Read one SAE; `widths` are those of the model's activations. tell: hears what memory a large one takes,
     before it is taken.
 
     Raises SAEFileError, which names the file and the reason, if it cannot be read, its site is not known, its
@@ -60,18 +61,11 @@ def read_sae(source: SAESource, width: int, tell: Callable[[str], None] = log.in
         release = replace(release, norm_scaling_factor=source.norm_scaling_factor)
     _require_memory(path, tell)
     sae = load_sae(path, name=source.id, release=release)
-    if sae.width != width:
+    site = _site(source, sae, path)
+    if sae.width != (width := widths.at(site)):
         raise SAEFileError(
-            path, f"the SAE reads activations of width {sae.width}; the model's are {width} wide"
+            path, f"the SAE reads activations of width {sae.width}; the model's are {width} wide at {site}"
         )
-    name = source.site or sae.hook_name
-    if name is None:
-        raise SAEFileError(path, "its files state no hook_name; say at which site it belongs")
-    try:
-        site = Site.parse(name)
-    except SiteError as error:
-        stated = "the site given" if source.site else "the hook_name of its files"
-        raise SAEFileError(path, f"{stated} cannot be used: {error}") from error
     labels = Labels.load(path, sae.features)
     sample = _sample(path)
     if sample is None and TRAINED_BY in sae.metadata:
@@ -81,6 +75,23 @@ def read_sae(source: SAESource, width: int, tell: Callable[[str], None] = log.in
             SAMPLE_FILE,
         )
     return PlacedSAE(LoadedSAE(sae, site, labels), sample, path)
+
+
+def _site(source: SAESource, sae: SparseAutoencoder, path: Path) -> Site:
+    """Where an SAE is served: at the site that is given, else where its files say. Raises SAEFileError."""
+    try:
+        site = Site.parse(source.site) if source.site else stated_site(sae)
+    except SiteError as error:
+        stated = "the site given" if source.site else "the hook_name of its files"
+        raise SAEFileError(path, f"{stated} cannot be used: {error}") from error
+    if site is None:
+        raise SAEFileError(path, "its files state no hook_name; say at which site it belongs")
+    if (site.read_at == site) != (sae.hook_name_out is None):
+        what = "it is no transcoder" if sae.hook_name_out is None else "it is a transcoder"
+        raise SAEFileError(
+            path, f"{what}, and transcoders alone are at layers.<number>.{Place.MLP_IN_TO_OUT}"
+        )
+    return site
 
 
 def check_origin(
@@ -137,7 +148,7 @@ def _sample(path: Path) -> str | None:
 def check_sae(
     placed: PlacedSAE,
     encode: Callable[[str], Sequence[int]],
-    capture: Callable[[Sequence[int]], Tensor],
+    capture: Callable[[Sequence[int], Site], Tensor],
     survey: Survey,
     max_length: int,
     special: frozenset[int] = frozenset(),
@@ -147,7 +158,7 @@ def check_sae(
     It is checked on its own sample or, without one, on the built-in text. On the built-in text the FVU may be
     higher than its file states: then it is accepted, with a warning, if no other site has a lower FVU.
 
-    encode: returns a text's token ids; capture: returns the activations [T, d] of tokens at the SAE's site;
+    encode: returns a text's token ids; capture: returns the activations [T, d] of tokens at a site;
     special: the tokenizer's special tokens. Raises SAEMismatch.
     """
     sae, site = placed.loaded.sae, placed.loaded.site
@@ -155,22 +166,23 @@ def check_sae(
     text = placed.sample if placed.sample is not None else SAMPLE_TEXT
     enough = max(_FEWEST_CHECKED, min(CHECKED_TOKENS, _CHECKED_NUMBERS // sae.features))
     tokens = list(encode(text))[: min(enough, max_length)]
-    kept = ~left_out(tokens, sae, special, first=1)
+    kept, written = ~left_out(tokens, sae, special, first=1), site.written_at
+    wanted = None if written == site else capture(tokens, written).cpu()[kept]
 
     def elsewhere() -> dict[str, float]:
         fvus: dict[str, float] = {}
 
         def visit(other: Site, x: Tensor) -> None:
             with suppress(ValueError):  # A site without a meaningful FVU is no better fit.
-                fvus[str(other)] = measure(sae, x[0].cpu()[kept]).fvu
+                fvus[str(other)] = measure(sae, x[0].cpu()[kept], wanted).fvu
 
         survey(tokens, visit)
-        fvus.pop(str(site), None)
+        fvus.pop(str(site.read_at), None)
         return fvus
 
     name = f"its {SAMPLE_FILE}" if own else f"the built-in text, since it has no {SAMPLE_FILE}"
-    activations = capture(tokens).cpu()[kept]
-    measured = check_reconstruction(sae, activations, str(site), name, None if own else elsewhere)
+    activations = capture(tokens, site.read_at).cpu()[kept]
+    measured = check_reconstruction(sae, activations, str(site), name, None if own else elsewhere, wanted)
     if measured.fvu > largest_fvu(sae.stated_fvu):
         log.warning(
             "the SAE %s: measured at %s on %s, its FVU is %.3g and its L0 %.3g; %s, which is of other text. "

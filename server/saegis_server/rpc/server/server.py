@@ -6,14 +6,15 @@ import logging
 import signal
 import sys
 from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from saegis_server.engine.api import Progress
 from saegis_server.rpc.server.address import ReadyFile, check_port
 from saegis_server.rpc.server.config import Address, ServerConfig
+from saegis_server.rpc.server.entrance import Entrance
 from saegis_server.rpc.server.gate import Gate, Phase
 from saegis_server.rpc.server.intake import Intake
-from saegis_server.rpc.server.listener import SERVICES, Listener, register
+from saegis_server.rpc.server.listener import SERVICES, Listener, Servicers, register
 from saegis_server.rpc.server.loading import check_machine, load_services
 from saegis_server.rpc.server.premises import Premises, prepare, warn_of_modes
 from saegis_server.rpc.server.threads import in_own_thread
@@ -31,6 +32,25 @@ _ENGINE_POLL_SECONDS = 0.1
 _AUDIT_POLL_SECONDS = 0.25
 
 
+class Face(Protocol):
+    """A further way to call the server, beside gRPC, through the same entrance."""
+
+    port: int
+
+    async def start(self) -> None:
+        """Listen. Raises OSError."""
+
+    def add(self, services: Services, servicers: Servicers) -> None:
+        """Answer with these services."""
+
+    async def stop(self) -> None:
+        """End what still runs, and free the address."""
+
+
+#: Makes the face of a server; None for a configuration that asks for none.
+MakeFace = Callable[[ServerConfig, Entrance, Intake], Face | None]
+
+
 class EngineDiedError(RuntimeError):
     """The engine's thread ended by itself; the cause is this error's `__cause__`."""
 
@@ -42,8 +62,10 @@ class SaegisServer:
     at any point.
     """
 
-    def __init__(self, config: ServerConfig, premises: Premises) -> None:
+    def __init__(self, config: ServerConfig, premises: Premises, make_face: MakeFace | None = None) -> None:
         self.config = config
+        self._make_face = make_face
+        self._face: Face | None = None
         self.gate = Gate(SERVICES, premises.metrics)
         self.intake = Intake()
         self._premises = premises
@@ -69,8 +91,15 @@ class SaegisServer:
                 live=lambda: watchdog.is_live,
                 ready=lambda: watchdog.is_live and self.gate.is_healthy,
             )
-        self._listener = Listener(config, self._premises, self.gate, self.intake)
+        entrance = Entrance.of(config, self._premises, self.gate)
+        self._listener = Listener(config, entrance, self.intake)
         await self._listener.server.start()
+        if (
+            self._make_face is not None
+            and (face := self._make_face(config, entrance, self.intake)) is not None
+        ):
+            await face.start()
+            self._face = face
         if config.tls is None and not config.is_loopback:
             log.warning(
                 "listening on %s without TLS: whoever is on the way reads prompts and tokens", config.host
@@ -80,6 +109,7 @@ class SaegisServer:
             port=self._listener.port,
             metrics_port=self._metrics.port if self._metrics else None,
             unix=config.unix,
+            http_port=self._face.port if self._face else None,
         )
 
     def add(self, services: Services) -> None:
@@ -87,7 +117,9 @@ class SaegisServer:
         if self._listener is None:
             raise RuntimeError("the server listens nowhere: start it first")
         self._services = services
-        register(self._listener.services, services)
+        servicers = register(self._listener.services, services)
+        if self._face is not None:
+            self._face.add(services, servicers)
 
     @property
     def services(self) -> Services:
@@ -132,6 +164,8 @@ class SaegisServer:
         if (services := self._services) is not None:
             await asyncio.to_thread(services.engine.stop)
         await self.gate.emptied(LAST_WORDS_SECONDS)
+        if self._face is not None:
+            await self._face.stop()
         if self._listener is not None:
             await self._listener.stop(LAST_WORDS_SECONDS)
         if self._metrics is not None:
@@ -139,6 +173,8 @@ class SaegisServer:
         if services is not None:
             if services.usage is not None:
                 await asyncio.to_thread(services.usage.close)
+            if services.uploads is not None:
+                services.uploads.close()
             await asyncio.to_thread(services.governor.close)
         await asyncio.to_thread(self._premises.close)
         if self._watchdog is not None:
@@ -151,21 +187,25 @@ class SaegisServer:
 
 
 async def serve(
-    config: ServerConfig, progress: Progress, ready: Callable[[Address, Services], None] | None = None
+    config: ServerConfig,
+    progress: Progress,
+    ready: Callable[[Address, Services], None] | None = None,
+    make_face: MakeFace | None = None,
 ) -> None:
     """Listen, load, warm up, and serve until SIGTERM or SIGINT; then drain and return.
 
     Errors that do not depend on the model come before it is loaded.
 
     progress: called from other threads. ready: called on the loop once requests are taken, after the ready
-    file is written. A second signal ends the grace period. Before the server is ready, signals act as usual.
+    file is written. make_face: makes what answers beside gRPC. A second signal ends the grace period. Before
+    the server is ready, signals act as usual.
 
     Raises what `check_machine`, `prepare`, `load_services` and the engine's warm-up raise, OSError if the
     address is taken or the ready file cannot be written, and EngineDiedError if the engine ended by itself.
     """
     check_machine(config)
     premises = prepare(config)
-    server = SaegisServer(config, premises)
+    server = SaegisServer(config, premises, make_face)
     ready_file = None
     try:
         address = await server.start()

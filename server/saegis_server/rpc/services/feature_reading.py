@@ -64,7 +64,10 @@ class TextReading:
 
     def __init__(self, loaded: LoadedSAE, top_k: int, values_of: Sequence[FoundFeature]) -> None:
         self._loaded, self._top_k = loaded, top_k
-        self._few = loaded.sae.only([each.index for each in values_of]) if values_of else None
+        self._chosen = [each.index for each in values_of]
+        # Where rank decides, the value of one feature takes those of all.
+        alone = values_of and loaded.sae.k is None
+        self._alone = loaded.sae.only(self._chosen) if alone else None
         self.strongest: list[list[pb.FeatureActivation]] = []
         self.values = [
             pb.FeatureValues(index=each.index, label=each.label.label if each.label else "")
@@ -76,13 +79,15 @@ class TextReading:
         """Read the activations of the next tokens, [T, d]."""
         count = min(self._top_k, self._loaded.sae.features)
         for part in parts(x):
-            if self._few is not None:
-                for told, values in zip(self.values, self._few.encode(part).T.tolist(), strict=True):
-                    told.activations.extend(values)
+            needs_all = count or (self._chosen and self._alone is None)
+            whole = self._loaded.sae.encode(part) if needs_all else part.new_empty(len(part), 0)
+            few = whole[:, self._chosen] if self._alone is None else self._alone.encode(part)
+            for told, values in zip(self.values, few.T.tolist(), strict=True):
+                told.activations.extend(values)
             if not count:
                 self.strongest += [[] for _ in part]
                 continue
-            values, indices = self._loaded.sae.encode(part).topk(count, dim=-1)
+            values, indices = whole.topk(count, dim=-1)
             for strengths, features in zip(values.tolist(), indices.tolist(), strict=True):
                 active = [pair for pair in zip(features, strengths, strict=True) if pair[1] > 0.0]
                 self.strongest.append([self._activation(index, value) for index, value in active])

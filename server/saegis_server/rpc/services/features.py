@@ -29,6 +29,7 @@ from saegis_server.rpc.wire.prompts import PromptReader, check_characters, check
 from saegis_server.sae.catalog import FoundFeature, LoadedSAE
 from saegis_server.sae.contrast import Firings
 from saegis_server.sae.left_out import left_out
+from saegis_server.sae.neighbours import MOST_NUMBERS, is_searchable, neighbours
 from saegis_server.steering.program import UNSTEERED
 
 DEFAULT_TOP_K, LARGEST_TOP_K = 5, 1000
@@ -45,6 +46,8 @@ LARGEST_INSPECT, MOST_VALUES = 100_000, 500_000
 MOST_VALUED, LONGEST_INSPECT = 256, 65_536
 #: Of how many tokens an answer is told between two rests.
 TOLD_AT_ONCE = 128
+#: How many neighbours of a feature are told at most.
+MOST_NEIGHBOURS = 100
 #: The most characters and words of a search.
 LONGEST_QUERY, MOST_QUERY_WORDS = 1024, 32
 
@@ -108,6 +111,8 @@ class FeatureServicer(Servicer, feature_pb2_grpc.FeatureServiceServicer):
         """What is recorded about one feature, and where it fires."""
         found = self.services.targets.feature(request.feature, "feature")
         examples, told = found.loaded.examples, pb.GetFeatureResponse(feature=convert.feature(found))
+        if request.neighbour_count:
+            told.neighbours.extend(await self._neighbours(found, request.neighbour_count))
         if examples is not None:
             histogram = examples.histogram(found.index)
             told.histogram.bin_width, told.histogram.tokens = histogram.width, histogram.tokens
@@ -116,6 +121,23 @@ class FeatureServicer(Servicer, feature_pb2_grpc.FeatureServiceServicer):
                 texts = self.services.prompts.pieces(piece.tokens)
                 told.examples.add(tokens=texts, activations=piece.activations, strongest=piece.strongest)
         return told
+
+    async def _neighbours(self, found: FoundFeature, count: int) -> list[pb.FeatureNeighbour]:
+        """The nearest features of the same SAE. Raises FieldError."""
+        loaded, field = found.loaded, "neighbour_count"
+        _check_range(field, count, 1, MOST_NEIGHBOURS)
+        if not is_searchable(loaded.sae):
+            raise FieldError(
+                field, f"the decoder of the SAE {loaded.id} has more than {MOST_NUMBERS} numbers"
+            )
+        nearest = await self.services.in_thread(neighbours, loaded.sae, found.index, count, paced)
+        by_index = self.services.catalog.by_index
+        return [
+            pb.FeatureNeighbour(
+                feature=convert.feature(by_index(loaded, neighbour.feature, field)), cosine=neighbour.cosine
+            )
+            for neighbour in nearest
+        ]
 
     @needs(Role.INSPECT)
     async def SearchFeatures(

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -30,10 +30,10 @@ from saegis_server.policy.decide.disclosure import receipt_counts
 from saegis_server.policy.decide.uses import Use, UseOfRequest, beyond
 from saegis_server.rpc.auth.identity import current_identity
 from saegis_server.rpc.auth.roles import Role, needs, serves
-from saegis_server.rpc.server.interceptor import LONGEST_REQUEST_ID, usable_request_id
+from saegis_server.rpc.server.entrance import LONGEST_REQUEST_ID, usable_request_id
 from saegis_server.rpc.server.logs import request_id
 from saegis_server.rpc.server.threads import in_own_thread
-from saegis_server.rpc.services.run import GENERATE, Governed, RequestSummary, Run
+from saegis_server.rpc.services.run import GENERATE, Governed, RequestSummary, Run, begun
 from saegis_server.rpc.services.sae_sampler import SAESampler
 from saegis_server.rpc.services.shared import Context, Servicer, Services
 from saegis_server.rpc.wire import convert
@@ -104,7 +104,7 @@ class GenerationServicer(Servicer, generation_pb2_grpc.GenerationServiceServicer
     @needs(Role.USE, large=True, further={"request.steering": Role.STEER})
     async def StreamGenerate(
         self, request: pb.StreamGenerateRequest, context: Context
-    ) -> AsyncIterator[pb.StreamGenerateResponse]:
+    ) -> AsyncGenerator[pb.StreamGenerateResponse, None]:
         """Chunks as they come, then one closing message."""
         endings: dict[int, SequenceFinished] = {}
         async with self._running(request.request, context) as running:
@@ -217,6 +217,7 @@ class GenerationServicer(Servicer, generation_pb2_grpc.GenerationServiceServicer
                 # When an urgent policy ended all requests, the engine may not have had this one yet.
                 run.end()
             self._sampler.offer(prompt)
+            begun.get()(run)
             yield _Running(mailbox, details, run)
 
     async def _read(self, run: Run, reading: Future[Scored]) -> Scored:
@@ -264,7 +265,7 @@ class GenerationServicer(Servicer, generation_pb2_grpc.GenerationServiceServicer
 
     def _steering(self, message: Steering) -> RequestSteering:
         """A request's own edits and watches."""
-        return request_steering(message, self.services.targets, self.services.engine.capacity)
+        return request_steering(message, self.services.own_targets(), self.services.engine.capacity)
 
     def _summary(self, method: str, prompt: tuple[int, ...], uses: Iterable[UseOfRequest]) -> RequestSummary:
         text = partial(self.services.prompts.decode, prompt, skip_special_tokens=False)

@@ -22,7 +22,7 @@ class ModelServicer(Servicer, model_pb2_grpc.ModelServiceServicer):
     @needs(Role.USE)
     async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.GetModelResponse:
         """The model, its sites and SAEs."""
-        model, engine = self.services.model, self.services.engine
+        model, engine, targets = self.services.model, self.services.engine, self.services.targets
         return convert.message(
             pb.GetModelResponse,
             model,
@@ -30,8 +30,8 @@ class ModelServicer(Servicer, model_pb2_grpc.ModelServiceServicer):
             max_context_length=engine.max_length,
             has_chat_template=self.services.prompts.has_chat_template,
             sites=[
-                pb.Site(name=str(site), layer=site.layer, width=model.hidden_size)
-                for site in self.services.targets.sites
+                pb.Site(name=str(site), layer=site.layer, width=targets.widths.at(site))
+                for site in targets.sites
             ],
             saes=[_sae(loaded) for loaded in self.services.catalog.entries],
         )
@@ -122,7 +122,7 @@ def _sae(loaded: LoadedSAE) -> pb.Sae:
         site=str(loaded.site),
         width=sae.width,
         feature_count=sae.features,
-        architecture=str(sae.architecture),
+        architecture=sae.activation,
         fvu=measured.fvu if measured else None,
         l0=measured.l0 if measured else None,
         labelled_count=len(loaded.labels),

@@ -35,11 +35,18 @@ class PolicyServicer(Servicer, policy_pb2_grpc.PolicyServiceServicer):
     async def GetPolicy(self, request: pb.GetPolicyRequest, context: Context) -> pb.GetPolicyResponse:
         """One policy in force, with its bundle if asked for."""
         _need("name", request.name)
+        if request.digest and not request.include_bundle:
+            raise FieldError("digest", "is for include_bundle")
         caller = current_identity()
         state, bundle = self._store().get(request.name, caller.audience)
         reads = caller.audience.reads(bundle.policy)
         if request.include_bundle and not reads:
             caller.require(Role.ADMINISTER, field="include_bundle")
+        if request.digest:
+            archived, audience = self._store().archived, caller.audience
+            bundle = await self.services.in_thread(archived, request.name, request.digest, audience)
+            if not audience.reads(bundle.policy):
+                caller.require(Role.ADMINISTER, field="digest")
         sent = await self.services.in_thread(bundle.archive) if request.include_bundle else b""
         return pb.GetPolicyResponse(policy=convert.state(state, reads), bundle=sent)
 
@@ -135,7 +142,7 @@ def facts_of(request: pb.EvaluatePolicyRequest, caller: Identity, services: Serv
     if not caller.roles.issuperset(request.roles):
         caller.require(Role.ADMINISTER, field="roles")
     message: steering_pb2.Steering = request.steering
-    steering = request_steering(message, services.targets, services.engine.capacity)
+    steering = request_steering(message, services.own_targets(), services.engine.capacity)
     steering.require_room(services.engine.capacity)
     return RequestFacts(
         tenant=request.tenant or caller.tenant,

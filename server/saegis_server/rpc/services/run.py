@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from threading import Lock
@@ -26,6 +27,7 @@ from saegis_server.engine.api import (
 from saegis_server.engine.counts import Acted, RowGroup, RowName
 from saegis_server.engine.receipts import Receipt
 from saegis_server.policy.decide.decision import Decision
+from saegis_server.policy.decide.disclosure import receipt_counts
 from saegis_server.policy.decide.uses import Use, UseOfRequest
 from saegis_server.rpc.auth.attribution import FeatureRows
 from saegis_server.rpc.auth.watch_set import WatchSet
@@ -153,6 +155,11 @@ class Run:
         # Whoever waits for it cannot cancel it: the record is always written.
         self.record.set_running_or_notify_cancel()
 
+    @property
+    def shown_digest(self) -> str:
+        """The digest of what may act on the request; empty where a policy conceals it."""
+        return self.governed.digest if receipt_counts(self.governed.decision) else ""
+
     def hand_over(self, cancel: Callable[[], object] | None = None) -> None:
         """From now on the engine may have the request, and reports its end. `cancel` ends it there."""
         with self._lock:
@@ -240,6 +247,10 @@ class Run:
             self.record.set_exception(error)
         else:
             self.record.set_result(place.result())
+
+
+#: Told of the run of each request of this task that the engine has, before anything of its answer is told.
+begun: ContextVar[Callable[[Run], object]] = ContextVar("begun", default=lambda _: None)
 
 
 def _answer(

@@ -5,10 +5,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-import grpc
-
+from saegis_server.directions.folder import UploadFolder
+from saegis_server.directions.store import DirectionStore
 from saegis_server.engine.api import Engine
 from saegis_server.policy.store.store import PolicyStore
+from saegis_server.rpc.auth.context import CallContext
 from saegis_server.rpc.auth.governor import Governor
 from saegis_server.rpc.auth.identity import ANONYMOUS, identity
 from saegis_server.rpc.server.giving_way import giving_way
@@ -21,7 +22,7 @@ from saegis_server.telemetry.metrics import Metrics
 from saegis_server.telemetry.usage import UsageBook
 
 T = TypeVar("T")
-Context = grpc.aio.ServicerContext[Any, Any]
+Context = CallContext
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,7 @@ class Services:
     unread_limit: how many tokens may wait for a stream's reader. admission: work that a generation needs
     before it can run. heavy: all other work; no generation waits for it. sample_seconds: how often a prompt
     is encoded whole for metrics, 0 for never. usage: how every feature is used, where that is counted.
+    directions: those that requests may refer to; uploads: the folder of uploaded ones, if there is one.
     """
 
     engine: Engine
@@ -57,6 +59,8 @@ class Services:
     unread_limit: int = 4096
     sample_seconds: float = 0.0
     usage: UsageBook | None = None
+    directions: DirectionStore = field(default_factory=DirectionStore)
+    uploads: UploadFolder | None = None
     started: float = field(default_factory=time.time)
     limiter: Limiter = field(default_factory=lambda: Limiter(Limits()))
     admission: WorkPool = field(default_factory=lambda: WorkPool("admission", 2, most_waiting=256))
@@ -72,18 +76,25 @@ class Services:
         """The loaded SAEs."""
         return self.targets.catalog
 
+    def own_targets(self) -> Targets:
+        """What the caller's edits and watches may name, its tenant's directions among it."""
+        tenant = identity.get(ANONYMOUS).tenant
+        return self.targets.with_directions(self.directions.shelf(tenant))
+
     @property
     def longest_text(self) -> int:
         """How many characters a text may have that is read whole."""
         return most_characters(self.engine.max_length)
 
     def work(self) -> dict[str, float]:
-        """How much work is inside, by metric."""
+        """How much work is inside, and how many directions are kept, by metric."""
         return {
             "saegis_requests_inside": self.limiter.inside,
             "saegis_request_bytes_held": self.limiter.held_bytes,
             "saegis_admission_waiting": self.admission.waiting,
             "saegis_heavy_work_waiting": self.heavy.waiting,
+            "saegis_directions_kept": self.directions.uploaded.number,
+            "saegis_direction_bytes_kept": self.directions.uploaded.size,
         }
 
     async def in_thread(self, function: Callable[..., T], *args: Any) -> T:

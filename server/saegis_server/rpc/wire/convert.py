@@ -7,8 +7,9 @@ from typing import Any, TypeVar
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from saegis.v1 import feature_pb2, generation_pb2
+from saegis.v1 import direction_pb2, feature_pb2, generation_pb2
 from saegis.v1 import policy_pb2 as pb
+from saegis_server.directions.store import KeptDirection
 from saegis_server.engine.api import Delta, Event, FinishReason, SequenceFinished
 from saegis_server.engine.counts import Acted
 from saegis_server.engine.readouts import PromptRead, TokenOutput
@@ -193,6 +194,12 @@ def feature(source: FoundFeature) -> feature_pb2.Feature:
     return message(feature_pb2.Feature, source.label, **place)
 
 
+def direction(kept: KeptDirection) -> direction_pb2.KeptDirection:
+    """A direction that is kept, without its numbers."""
+    site = "" if kept.site is None else str(kept.site)
+    return message(direction_pb2.KeptDirection, kept, site=site)
+
+
 def _timings(timings: Timings) -> generation_pb2.Timings:
     return generation_pb2.Timings(
         queue_seconds=timings.queue, prefill_seconds=timings.prefill, decode_seconds=timings.decode
@@ -310,10 +317,11 @@ def _ruled(account: RuleAccount, counts: bool) -> pb.AppliedRule:
 
 def _edited(account: EditAccount) -> generation_pb2.AppliedEdit:
     operation: Any = f"OPERATION_{account.edit.op.name}"
-    return generation_pb2.AppliedEdit(edit=account.place, operation=operation, target=_target(account.on))
+    target = _target(account.on, account.edit.direction_name)
+    return generation_pb2.AppliedEdit(edit=account.place, operation=operation, target=target)
 
 
-def _target(account: TargetAccount) -> pb.TargetTokens:
+def _target(account: TargetAccount, direction_name: str = "") -> pb.TargetTokens:
     target, feature = account.target, account.target.feature
     return pb.TargetTokens(
         site=str(target.site),
@@ -321,6 +329,7 @@ def _target(account: TargetAccount) -> pb.TargetTokens:
         index=None if feature is None else feature.index,
         label="" if feature is None or feature.label is None else feature.label.label,
         direction=target.direction,
+        direction_name=direction_name,
         tokens=_tokens(account.tokens),
     )
 

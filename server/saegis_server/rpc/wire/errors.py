@@ -20,6 +20,7 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 
 from saegis_server.audit import AuditUnavailableError
+from saegis_server.directions import store as directions
 from saegis_server.engine import api as engine
 from saegis_server.policy import errors as policy
 from saegis_server.policy.decide.decision import Denial
@@ -207,6 +208,11 @@ _TABLE: Mapping[type[BaseException], _Row] = {
         fields=lambda e: ((path, e.description) for path in (e.field, *e.others)),
     ),
     problems.UnknownSiteError: _not_found("SITE", "Site", lambda e: e.site),
+    problems.UnknownModelError: _not_found("MODEL", "Model", lambda e: e.model),
+    problems.UnknownDirectionError: _not_found("DIRECTION", "Direction", lambda e: e.reference),
+    directions.DirectionTakenError: _Row(
+        Code.ALREADY_EXISTS, "DIRECTION_EXISTS", lambda e: f"{e.field}: {e}"
+    ),
     engine.FieldError: _Row(Code.INVALID_ARGUMENT, "FIELD_INVALID"),
     SteeringError: _Row(
         Code.INVALID_ARGUMENT,
@@ -252,6 +258,7 @@ _TABLE: Mapping[type[BaseException], _Row] = {
     ),
     policy.UnknownPolicyError: _not_found("POLICY", "Policy", lambda e: e.name),
     policy.UnknownRevisionError: _not_found("REVISION", "PolicyRevision", lambda e: f"{e.name}@{e.digest}"),
+    problems.DirectionStateError: _Row(Code.UNAVAILABLE, "DIRECTION_STATE_UNAVAILABLE"),
     policy.HistoryError: _Row(Code.UNAVAILABLE, "POLICY_STATE_UNAVAILABLE"),
     problems.UnauthenticatedError: _Row(Code.UNAUTHENTICATED, "UNAUTHENTICATED"),
     problems.RoleMissingError: _Row(
@@ -272,6 +279,12 @@ _TABLE: Mapping[type[BaseException], _Row] = {
         lambda e: e.reason,
         details=_quota(lambda e: e.subject),
         retry_after=lambda e: e.retry_after,
+    ),
+    directions.DirectionLimitError: _Row(
+        Code.RESOURCE_EXHAUSTED,
+        "DIRECTION_LIMIT",
+        details=_quota(lambda e: e.limit),
+        metadata=lambda e: {"limit": e.limit, "most": str(e.most)},
     ),
     problems.MessageTooLargeError: _Row(
         Code.RESOURCE_EXHAUSTED, "MESSAGE_TOO_LARGE", metadata=lambda e: {"limit_bytes": str(e.most)}

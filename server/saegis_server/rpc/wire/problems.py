@@ -35,6 +35,31 @@ class UnknownSiteError(FieldError):
         self.site = site
 
 
+class UnknownModelError(FieldError):
+    """The server serves no model, and has no preset, of the name `model`."""
+
+    def __init__(self, field: str, model: str) -> None:
+        super().__init__(field, f"{model!r} is not served here")
+        self.model = model
+
+
+class UnknownDirectionError(FieldError):
+    """The caller's tenant has no direction of this digest or name, and neither has the operator."""
+
+    def __init__(self, field: str, reference: str) -> None:
+        super().__init__(
+            field, f"no direction {reference!r} is kept for this tenant; ListDirections tells which are"
+        )
+        self.reference = reference
+
+
+class DirectionStateError(Exception):
+    """The folder in which uploaded directions survive a restart cannot be written."""
+
+    def __init__(self) -> None:
+        super().__init__("the folder of directions cannot be written; nothing has changed")
+
+
 class InFlightError(Exception):
     """A request of the same request_id is running."""
 

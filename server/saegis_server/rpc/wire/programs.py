@@ -99,7 +99,8 @@ def request_steering(message: pb.Steering, targets: Targets, capacity: Capacity)
         resolved = targets.resolve(watch, watch.WhichOneof("target"), path)
         gathered[resolved.site].watches.append((place, resolved.probe))
         row = Op.WATCH.row(resolved.probe, 0.0)
-        edits.append(RequestEdit(path, resolved.site, Op.WATCH, row, resolved.feature))
+        asked = RequestEdit(path, resolved.site, Op.WATCH, row, resolved.feature)
+        edits.append(replace(asked, direction_name=resolved.direction_name))
     used = {site: rows for site, rows in gathered.items() if rows.places()}
     return replace(_assemble(used, tuple(edits)), readouts=_readouts(message))
 
@@ -155,9 +156,10 @@ def _edit(message: pb.Edit, target: Resolved, targets: Targets, path: str) -> Re
         name=pb.Operation.Name(message.operation),
     )
     try:
-        return request_edit(path, target, wish)
+        asked = request_edit(path, target, wish)
     except EditError as error:
         raise FieldError(f"{path}.{_FIELDS.get(error.field, error.field)}", str(error)) from error
+    return replace(asked, direction_name=target.direction_name)
 
 
 def _check_conflicts(place: int, edit: RequestEdit, at_site: _SiteRows) -> None:

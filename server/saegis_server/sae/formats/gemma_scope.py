@@ -20,7 +20,7 @@ _REPOSITORY = re.compile(
 )
 _LAYER = re.compile(r"layer_(?P<layer>\d{1,3})")
 _L0 = re.compile(r"average_l0_(?P<l0>\d{1,6})")
-_PLACES = {"res": "hook_resid_post", "mlp": "hook_mlp_out"}
+_PLACES = {"res": "hook_resid_post", "mlp": "hook_mlp_out", "att": "attn.hook_z"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +51,6 @@ def _origin(folder: Path) -> _Origin:
 
 
 def _refuse(folder: Path, part: str) -> None:
-    if part == "att":
-        raise SAEFileError(
-            folder / _FILE,
-            "Gemma Scope's SAEs of attention read the heads' outputs (hook_z), which is no site of this "
-            "server; load one of the residual stream (res) or of the MLP (mlp)",
-        )
     if part == "transcoders":
         raise SAEFileError(
             folder / _FILE,
@@ -98,5 +92,5 @@ LAYOUT = Layout(
     files=(_FILE,),
     check=_origin,
     read=_read,
-    origin="google/gemma-scope-2b, -9b, -27b: residual stream, MLP, embedding",
+    origin="google/gemma-scope-2b, -9b, -27b: residual stream, MLP, attention heads' outputs, embedding",
 )

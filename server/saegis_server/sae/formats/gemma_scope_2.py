@@ -16,10 +16,12 @@ from saegis_server.sae.layout import (
     only_these,
     read_json,
     read_safetensors,
+    turned,
 )
 
 _CONFIG, _WEIGHTS = "config.json", "params.safetensors"
 _OWNER = "Gemma Scope 2's"
+_SKIP = "affine_skip_connection"
 _FOLDERS = re.compile(
     r"gemma-scope-2-(?P<model>[a-z0-9]+-(?:pt|it))/.*?(?P<part>[a-z_]+?)(?:_all)?/layer_(?P<layer>\d{1,3})_"
 )
@@ -27,6 +29,7 @@ _MODULES = {
     "resid_post": "output",
     "mlp_out": "post_feedforward_layernorm.output",
     "attn_out": "self_attn.o_proj.input",
+    "transcoder": "pre_feedforward_layernorm.output",
 }
 
 
@@ -35,12 +38,16 @@ def _inferred(folder: Path) -> dict[str, object] | None:
     named = _FOLDERS.search("/".join(folder.resolve().parts[-8:]))
     if named is None or (folder / _CONFIG).exists():
         return None
-    module = _MODULES.get(named["part"], f"{named['part']}, which no SAE reads")
+    part = named["part"]
+    kind = part if part not in _MODULES or part == "transcoder" else "sae"
+    layer = f"model.layers.{named['layer']}"
     return {
         "architecture": "jump_relu",
         "model_name": f"google/gemma-3-{named['model']}",
-        "hf_hook_point_in": f"model.layers.{named['layer']}.{module}",
-        "type": "sae" if named["part"] in _MODULES else "transcoder",
+        "hf_hook_point_in": f"{layer}.{_MODULES.get(part, part)}",
+        **({"hf_hook_point_out": f"{layer}.{_MODULES['mlp_out']}"} if kind == "transcoder" else {}),
+        "type": kind,
+        "affine_connection": folder.name.endswith("_affine"),
     }
 
 
@@ -52,18 +59,12 @@ def _read_config(folder: Path) -> Fields:
         raise fields.refuse(f"architecture is {architecture!r}; known is 'jump_relu'")
     read, written = fields.text("hf_hook_point_in"), fields.text("hf_hook_point_out")
     kind = fields.text("type", "sae")
-    if kind != "sae" or written not in (None, read):
-        raise fields.refuse(
-            f"type is {kind!r}, read at {read} and written at {written}: a transcoder reads at one site and "
-            "writes at another, which this server cannot do; load an SAE (resid_post or mlp_out)"
-        )
-    if fields.flag("affine_connection", False):
+    if kind not in ("sae", "transcoder"):
+        raise fields.refuse(f"type is {kind!r}: known are SAEs and transcoders of a layer")
+    if (kind == "transcoder") != (written not in (None, read)):
+        raise fields.refuse(f"type is {kind!r}, but it is read at {read} and written at {written}")
+    if kind == "sae" and fields.flag("affine_connection", False):
         raise fields.refuse("affine_connection: an SAE with a linear map beside it is not known")
-    if read is not None and read.endswith("o_proj.input"):
-        raise fields.refuse(
-            f"hf_hook_point_in is {read!r}: the SAE reads attention heads' outputs, which is no site of this "
-            "server; load one of the residual stream (resid_post) or of the MLP (mlp_out)"
-        )
     return fields
 
 
@@ -74,7 +75,10 @@ def _read(folder: Path, name: str, release: Release) -> SparseAutoencoder:
         f"W_{key[2:]}" if key.startswith("w_") else key: tensor
         for key, tensor in read_safetensors(path, _OWNER).items()
     }
-    tensors = only_these(path, renamed, TENSORS[Architecture.JUMPRELU], _OWNER)
+    names = [*TENSORS[Architecture.JUMPRELU], *([_SKIP] if fields.flag("affine_connection", False) else [])]
+    tensors = only_these(path, renamed, names, _OWNER)
+    skip = turned(path, tensors, _SKIP) if _SKIP in tensors else None
+    tensors.pop(_SKIP, None)
     model = fields.text("model_name")
     try:
         sae = SparseAutoencoder(
@@ -87,6 +91,8 @@ def _read(folder: Path, name: str, release: Release) -> SparseAutoencoder:
             digest=files_digest(path, *([fields.path] if fields.path.is_file() else [])),
             stated_l0=fields.number("l0"),
             excluded_tokens=None,
+            hook_name_out=fields.text("hf_hook_point_out") if fields.text("type") == "transcoder" else None,
+            W_skip=skip,
         )
     except ValueError as error:
         raise SAEFileError(path, str(error)) from error
@@ -102,5 +108,5 @@ LAYOUT = Layout(
     files=(_CONFIG, _WEIGHTS),
     check=_read_config,
     read=_read,
-    origin="google/gemma-scope-2: residual stream, MLP after its norm",
+    origin="google/gemma-scope-2: residual stream, MLP after its norm, attention heads' outputs, transcoders",
 )

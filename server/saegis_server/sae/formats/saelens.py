@@ -33,6 +33,7 @@ from saegis_server.sae.layout import (
 )
 from saegis_server.sae.mapped import MappedFile
 from saegis_server.steering.rows import Norm
+from saegis_server.steering.site import Place, Site, SiteError
 
 CONFIG_FILE = "cfg.json"
 WEIGHTS_FILE = "sae_weights.safetensors"
@@ -53,19 +54,22 @@ _NORMS = {
     "constant_norm_rescale": Norm.CONSTANT_NORM,
     "layer_norm": Norm.LAYER_NORM,
 }
-_BY_RANK = "decides by rank which features are active, which needs every pre-activation"
-_TRANSCODER = "reads at one site and writes at another; load an SAE that reads and writes the same site"
+_TRANSCODERS = {
+    f"{kind}{skip}transcoder": architecture
+    for kind, architecture in (("", Architecture.STANDARD), ("jumprelu_", Architecture.JUMPRELU))
+    for skip in ("", "skip_")
+}
 _LOADING = "model_from_pretrained_kwargs"
 #: Training checkpoints, which SAELens's save_inference_model would write as jumprelu.
 _CHECKPOINTS = ("batchtopk", "matryoshka_batchtopk")
-_CANONICAL = {"topk": Architecture.STANDARD, **dict.fromkeys(_CHECKPOINTS, Architecture.JUMPRELU)}
+_CANONICAL = {
+    "topk": Architecture.STANDARD,
+    **dict.fromkeys(_CHECKPOINTS, Architecture.JUMPRELU),
+    **_TRANSCODERS,
+}
 #: Why an architecture of SAELens is refused, and what to do instead.
 _REFUSED = {
-    "abstopk": f"{_BY_RANK}; retrain it as batchtopk or jumprelu",
-    "transcoder": _TRANSCODER,
-    "skip_transcoder": _TRANSCODER,
-    "jumprelu_transcoder": _TRANSCODER,
-    "jumprelu_skip_transcoder": _TRANSCODER,
+    "abstopk": "has features that are negative; retrain it as topk, batchtopk or jumprelu",
     "temporal": "encodes a token from the tokens before it; load an SAE that encodes each token by itself",
     "matching_pursuit": "encodes by an iteration over all features; load a standard, gated or jumprelu SAE",
 }
@@ -78,7 +82,11 @@ def _read(folder: Path, name: str, release: Release) -> SparseAutoencoder:
     folds = config.average_norm or config.rescaled or config.centred
     stays = frozenset() if folds else large_matrices(weights_path)
     mapped = MappedFile.read(weights_path, stays, config_path) if stays else None
-    tensors = _canonical_names(weights_path, config, read_safetensors(weights_path, _OWNER, stays))
+    tensors = read_safetensors(weights_path, _OWNER, stays)
+    skip = tensors.pop("W_skip", None) if config.skips else None
+    if config.skips and skip is None:
+        raise SAEFileError(config_path, f"a skip transcoder needs W_skip, which {WEIGHTS_FILE} does not have")
+    tensors = _canonical_names(weights_path, config, tensors)
     if config.average_norm:
         given = release.norm_scaling_factor
         factor = config.norm_scaling_factor if given is None else given
@@ -95,6 +103,7 @@ def _read(folder: Path, name: str, release: Release) -> SparseAutoencoder:
             architecture=config.architecture,
             **tensors,
             k=config.k,
+            grouped=False,
             centred=config.centred,
             norm=config.norm,
             apply_b_dec_to_input=config.apply_b_dec_to_input,
@@ -107,6 +116,8 @@ def _read(folder: Path, name: str, release: Release) -> SparseAutoencoder:
             excluded_tokens=config.excluded_tokens,
             metadata=MappingProxyType(dict(config.metadata)),
             mapped=mapped,
+            hook_name_out=config.hook_name_out,
+            W_skip=skip,
         )
     except ValueError as error:
         raise SAEFileError(weights_path, str(error)) from error
@@ -190,7 +201,7 @@ class _Config:
     rescaled: whether what decides is a feature's value times the norm of its decoder row. centred: as of
     SparseAutoencoder. average_norm: whether the weights expect activations scaled by norm_scaling_factor, the
     factor of the release; that is None if the file does not state it. excluded_tokens: the file's
-    exclude_special_tokens, in the form of SparseAutoencoder.
+    exclude_special_tokens, in the form of SparseAutoencoder. skips: whether it has a W_skip.
     """
 
     architecture: Architecture
@@ -210,6 +221,8 @@ class _Config:
     stated_l0: float | None
     excluded_tokens: frozenset[int] | None
     metadata: Mapping[str, object]
+    hook_name_out: str | None = None
+    skips: bool = False
 
 
 def _fields(path: Path, release: Release) -> Fields:
@@ -231,6 +244,7 @@ def _read_config(path: Path, release: Release = NO_RELEASE) -> _Config:
     _refuse_unsupported(fields)
     normalisation = _normalisation(fields)
     by_rank = k is not None or name in _CHECKPOINTS
+    read, written = _places(fields, name)
     return _Config(
         architecture=_CANONICAL.get(name) or Architecture(name),
         checkpoint=name in _CHECKPOINTS,
@@ -242,14 +256,37 @@ def _read_config(path: Path, release: Release = NO_RELEASE) -> _Config:
         norm=_NORMS[normalisation],
         average_norm=normalisation == "expected_average_only_in",
         norm_scaling_factor=fields.number("norm_scaling_factor", least=1e-30),
-        apply_b_dec_to_input=fields.flag("apply_b_dec_to_input", default=True),
-        hook_name=fields.text("hook_name"),
+        apply_b_dec_to_input=fields.flag("apply_b_dec_to_input", default=written is None),
+        hook_name=read,
         model_name=fields.text("model_name"),
         stated_fvu=fields.number("fvu"),
         stated_l0=fields.number("l0"),
         excluded_tokens=_excluded_tokens(fields),
         metadata=fields.part("metadata").values,
+        hook_name_out=written,
+        skips=written is not None and "skip" in name,
     )
+
+
+def _places(fields: Fields, architecture: str) -> tuple[str | None, str | None]:
+    """Where it reads, and of a transcoder where what it tells is. Raises SAEFileError."""
+    read, written = fields.text("hook_name"), fields.text("hook_name_out")
+    if architecture not in _TRANSCODERS:
+        if written not in (None, read):
+            raise fields.refuse(
+                f"hook_name_out is {written!r}, another site than hook_name, but the architecture is "
+                f"{architecture!r}, which writes where it reads"
+            )
+        return read, None
+    if (norm := _normalisation(fields)) != "none":
+        raise fields.refuse(f"normalize_activations is {norm}: a transcoder that normalises is not known")
+    if fields.values.get(_LOADING) and fields.part(_LOADING).flag("fold_ln", False):
+        raise fields.refuse("fold_ln is true: it reads what the MLP reads without the gain of its norm")
+    # Transformers' names count, where both are stated: TransformerLens has one name for two places.
+    read, written = fields.text("hf_hook_name") or read, fields.text("hf_hook_name_out") or written
+    if not read or not written:
+        raise fields.refuse("a transcoder states hook_name and hook_name_out: where it reads and writes")
+    return read, written
 
 
 def _architecture(fields: Fields) -> tuple[str, int | None]:
@@ -265,15 +302,23 @@ def _architecture(fields: Fields) -> tuple[str, int | None]:
         raise fields.refuse(f"the architecture {name!r} {_REFUSED[name]}")
     if name == "topk":
         return name, fields.count("k")
-    if name not in (*Architecture, *_CHECKPOINTS):
-        known = ", ".join((*Architecture, "topk", *_CHECKPOINTS))
+    if name not in (*Architecture, *_CHECKPOINTS, *_TRANSCODERS):
+        known = ", ".join((*Architecture, "topk", *_CHECKPOINTS, *_TRANSCODERS))
         raise fields.refuse(f"the architecture {name!r} is not known; Saegis reads {known}")
     return name, None
 
 
 def _is_centred(fields: Fields, normalisation: str) -> bool:
-    """Whether the stream of the model was centred (TransformerLens's `center_writing_weights`)."""
+    """Whether the stream of the model was centred (TransformerLens's `center_writing_weights`).
+
+    Raises SAEFileError for heads' outputs that were otherwise than the model's own.
+    """
     loading = fields.part("model_from_pretrained_kwargs") if fields.values.get(_LOADING) else None
+    heads = reads_heads(fields.text("hook_name"))
+    if loading is not None and heads and loading.flag("fold_value_biases", False):
+        raise fields.refuse(
+            "fold_value_biases is true: it reads attention heads' outputs without their value biases"
+        )
     if loading is None or not loading.flag("center_writing_weights", False):
         return False
     if normalisation == "constant_norm_rescale":
@@ -281,8 +326,17 @@ def _is_centred(fields: Fields, normalisation: str) -> bool:
             "normalize_activations is constant_norm_rescale and center_writing_weights is true: the norm of "
             "a centred stream is not that of the model's own"
         )
-    # A layer norm takes the mean away by itself.
-    return normalisation != "layer_norm"
+    # A layer norm takes the mean away by itself; heads' outputs, and what the MLP reads, are after one.
+    after_norm = heads or fields.text("architecture") in _TRANSCODERS
+    return normalisation != "layer_norm" and not after_norm
+
+
+def reads_heads(hook_name: str | None) -> bool:
+    """Whether a place is the outputs of attention's heads, which SAELens has apart by head (`hook_z`)."""
+    try:
+        return hook_name is not None and Site.parse(hook_name).place is Place.ATTN_Z
+    except SiteError:
+        return False
 
 
 def _refuse_unsupported(fields: Fields) -> None:
@@ -291,21 +345,15 @@ def _refuse_unsupported(fields: Fields) -> None:
         raise fields.refuse(f"dtype is {dtype!r}; known are {', '.join(_DTYPES)}")
     hook_name = fields.text("hook_name", "") or ""
     reshape = fields.text("reshape_activations", "hook_z" if "hook_z" in hook_name else "none")
-    if reshape == "hook_z" or hook_name.endswith("hook_z"):
+    if reshape == "hook_z" and hook_name and not reads_heads(hook_name):
         raise fields.refuse(
-            "the SAE reads attention heads' outputs (hook_z), which is no site of this server; "
-            "load an SAE of the residual stream, or of an attention's or MLP's output"
+            f"reshape_activations is 'hook_z', and hook_name is {hook_name!r}, no attention heads' outputs"
         )
-    if reshape != "none":
+    if reshape not in ("none", "hook_z"):
         raise fields.refuse(f"reshape_activations is {reshape!r}; known are none and hook_z")
     if fields.values.get("hook_head_index") is not None:
         raise fields.refuse(
             "hook_head_index: the SAE reads a single attention head, which is no site of this server"
-        )
-    written = fields.text("hook_name_out")
-    if written is not None and written != hook_name:
-        raise fields.refuse(
-            f"hook_name_out is {written!r}, another site than hook_name: a transcoder {_TRANSCODER}"
         )
 
 
@@ -339,13 +387,18 @@ def save_sae(sae: SparseAutoencoder, path: Path, sample: str | None = None) -> N
 
     The SAE's metadata is kept. sample: a text of the kind that it was trained on, written to `sample.txt`;
     the server then checks the SAE on it and not on its built-in text. Raises OSError if the files cannot be
-    written and TypeError for metadata that JSON cannot hold.
+    written, TypeError for metadata that JSON cannot hold, and ValueError for group max, which SAELens lacks.
     """
+    if sae.grouped:
+        raise ValueError(
+            f"the SAE {sae.name} activates its features by groupmax, which SAELens does not have"
+        )
     metadata: dict[str, object] = {"sae_lens_version": LAYOUT_VERSION, **sae.metadata}
     # A factor that was folded into the weights must not be folded again.
     metadata.pop("norm_scaling_factor", None)
     stated = {
         "hook_name": sae.hook_name,
+        "hook_name_out": sae.hook_name_out,
         "model_name": sae.model_name,
         "fvu": sae.stated_fvu,
         "l0": sae.stated_l0,
@@ -354,24 +407,36 @@ def save_sae(sae: SparseAutoencoder, path: Path, sample: str | None = None) -> N
     if sae.centred:
         metadata[_LOADING] = {"center_writing_weights": True}
     config = {
-        "architecture": str(sae.architecture) if sae.k is None else "topk",
+        "architecture": _architecture_name(sae),
         **({} if sae.k is None else {"k": sae.k}),
+        **({} if sae.hook_name_out is None else {"d_out": sae.width}),
         "d_in": sae.width,
         "d_sae": sae.features,
         "dtype": "float32",
         "device": "cpu",
         "apply_b_dec_to_input": sae.apply_b_dec_to_input,
         "normalize_activations": _NORM_NAMES[sae.norm],
-        "reshape_activations": "none",
+        "reshape_activations": "hook_z" if reads_heads(sae.hook_name) else "none",
         "metadata": metadata,
     }
     content = json.dumps(config, indent=2, allow_nan=False) + "\n"
     path.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.to(torch.float32).contiguous() for name, tensor in sae.tensors().items()}
+    if sae.W_skip is not None:
+        tensors["W_skip"] = sae.W_skip.contiguous()
     save_file(tensors, path / WEIGHTS_FILE)
     (path / CONFIG_FILE).write_text(content, encoding="utf-8")
     if sample is not None:
         (path / SAMPLE_FILE).write_text(sample, encoding="utf-8", newline="")
+
+
+def _architecture_name(sae: SparseAutoencoder) -> str:
+    if sae.hook_name_out is None:
+        return sae.activation
+    if sae.k is not None:
+        raise ValueError("SAELens has no layout for a transcoder that decides by rank")
+    kind = "jumprelu_" if sae.architecture is Architecture.JUMPRELU else ""
+    return f"{kind}{'' if sae.W_skip is None else 'skip_'}transcoder"
 
 
 LAYOUT = Layout(

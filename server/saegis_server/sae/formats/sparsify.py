@@ -2,6 +2,7 @@
 
     p = relu((x − b_dec)·encoder.weightᵀ + encoder.bias);  f = the k largest of p;  x̂ = f·W_dec + b_dec
 
+With the activation `groupmax` they are the largest of each of k groups of features that follow each other.
 The place is the output of the module that the folder is named after (`layers.10`).
 """
 
@@ -30,13 +31,8 @@ def _read_config(folder: Path) -> Fields:
     """The description of an SAE that can be read. Raises SAEFileError."""
     fields = Fields(folder / _CONFIG, read_json(folder / _CONFIG, _OWNER))
     activation = fields.text("activation", "topk")
-    if activation == "groupmax":
-        raise fields.refuse(
-            "activation is 'groupmax': of each group of features only the largest is active, which needs the "
-            "pre-activations of all; train it as topk"
-        )
-    if activation != "topk":
-        raise fields.refuse(f"activation is {activation!r}; known is topk")
+    if activation not in ("topk", "groupmax"):
+        raise fields.refuse(f"activation is {activation!r}; known are topk and groupmax")
     for key, what in (("transcode", "reads at one site and writes at another"), ("skip_connection", "skips")):
         if fields.flag(key, False):
             raise fields.refuse(f"{key} is true: a transcoder {what}, which this server cannot do")
@@ -58,6 +54,7 @@ def _read(folder: Path, name: str, release: Release) -> SparseAutoencoder:
             W_dec=weights["W_dec"],
             b_dec=weights["b_dec"],
             k=fields.count("k"),
+            grouped=fields.text("activation", "topk") == "groupmax",
             hook_name=hookpoint[0] if hookpoint else None,
             name=name,
             digest=files_digest(path, fields.path),
@@ -74,5 +71,5 @@ LAYOUT = Layout(
     files=(_CONFIG, _WEIGHTS),
     check=_read_config,
     read=_read,
-    origin="what EleutherAI's sparsify writes (TopK)",
+    origin="what EleutherAI's sparsify writes (TopK, group max)",
 )

@@ -21,12 +21,14 @@ class Unread:
     reason: str
 
 
-_ELSEWHERE = "reads at one site and writes at another, which this server cannot do"
 #: The first whose files are there is named.
 UNREAD = (
     Unread("temporal SAEs", ("conf.yaml", "latest_ckpt.safetensors"), "a token is encoded from those before"),
-    Unread("cross-layer transcoders", ("W_enc_*.safetensors", "W_dec_*.safetensors"), f"each {_ELSEWHERE}"),
-    Unread("mwhanna's transcoders", ("layer_*.safetensors",), f"a transcoder {_ELSEWHERE}"),
+    Unread(
+        "cross-layer transcoders",
+        ("W_enc_*.safetensors", "W_dec_*.safetensors"),
+        "each writes at many layers",
+    ),
 )
 _CONVERT = "a pickle of torch: a server opens none; convert it with: saegis sae convert"
 
@@ -41,6 +43,8 @@ def what_is_there(folder: Path, first_files: Sequence[str]) -> str | None:
             return f"it holds {found[0][0]}, {unread.name}: {unread.reason}"
     if "config.json" in names and _is_dictionary_learnings(folder / "config.json"):
         return f"its config.json is dictionary_learning's, whose ae.pt is {_CONVERT}"
+    if single := next(iter(fnmatch.filter(names, "layer_*.safetensors")), None):
+        return f"it holds {single}, a transcoder in a file of its own; convert it with: saegis sae convert"
     if pickle := next((name for pattern in PICKLES for name in fnmatch.filter(names, pattern)), None):
         return f"it holds {pickle}, {_CONVERT}"
     below = [name for name in names if any((folder / name / file).is_file() for file in first_files)]

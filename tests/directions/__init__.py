@@ -1,0 +1,1 @@
+"""Tests of saegis_server.directions."""

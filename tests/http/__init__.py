@@ -1,0 +1,1 @@
+"""The OpenAI-compatible face, mostly by the public clients as they are."""
