@@ -170,6 +170,10 @@ def test_a_harvest_is_grown_and_trained_on(files: SubjectFiles, tmp_path: Path) 
     result = CliRunner().invoke(app, train, env=ENVIRONMENT)
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["text_tokens"] == 0
+    second = arguments(files, tmp_path / "second", *SMALL, "--harvest", str(kept), "--seed", "1")
+    assert "was made with text seed 0, not 1" in refused(1, *second)
+    result = CliRunner().invoke(app, (*second, "--split-seed", "0"), env=ENVIRONMENT)
+    assert result.exit_code == 0, result.output
     elsewhere = ["layers.0.resid_post" if each == SITE else each for each in train]
     elsewhere[elsewhere.index(str(tmp_path / "sae"))] = str(tmp_path / "other")
     assert f"was made with site '{SITE}', not 'layers.0.resid_post'" in refused(1, *elsewhere)

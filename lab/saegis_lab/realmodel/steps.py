@@ -256,7 +256,7 @@ def _reading(run: Run) -> list[object]:
     """The options that say what is read, the same for the harvest and the SAE. The chats come first, so that
     they are read whatever the number of activations."""
     texts = ["--texts", run.out / CHATS, "--texts", run.out / TEXTS]
-    cut = ["--held-out-share", run.recipe.held_out, "--context", run.recipe.context]
+    cut = ["--held-out-share", run.recipe.held_out, "--split-seed", 0, "--context", run.recipe.context]
     return ["--model", run.copy, "--site", run.site, "--dtype", "float32", *texts, *cut]
 
 
