@@ -154,3 +154,28 @@ def test_the_help_does_not_load_torch() -> None:
         text=True,
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_a_harvest_is_grown_and_trained_on(files: SubjectFiles, tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    texts = ("--model", str(files.model), "--texts", str(files.texts), "--site", SITE, "--context", "96")
+    told = []
+    for more in (("--tokens", "100"), ()):
+        harvest = ("train", "harvest", *texts, "--out", str(kept), *more, "--json")
+        result = CliRunner().invoke(app, harvest, env=ENVIRONMENT)
+        assert result.exit_code == 0, result.output
+        told.append(json.loads(result.stdout)["tokens"])
+    assert 100 <= told[0] < told[1]
+    train = arguments(files, tmp_path / "sae", *SMALL, "--harvest", str(kept), "--json")
+    result = CliRunner().invoke(app, train, env=ENVIRONMENT)
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["text_tokens"] == 0
+    second = arguments(files, tmp_path / "second", *SMALL, "--harvest", str(kept), "--seed", "1")
+    assert "was made with text seed 0, not 1" in refused(1, *second)
+    result = CliRunner().invoke(app, (*second, "--split-seed", "0"), env=ENVIRONMENT)
+    assert result.exit_code == 0, result.output
+    elsewhere = ["layers.0.resid_post" if each == SITE else each for each in train]
+    elsewhere[elsewhere.index(str(tmp_path / "sae"))] = str(tmp_path / "other")
+    assert f"was made with site '{SITE}', not 'layers.0.resid_post'" in refused(1, *elsewhere)
+    nowhere = arguments(files, tmp_path / "other", *SMALL, "--harvest", str(tmp_path / "nowhere"))
+    assert "harvest.json cannot be read" in refused(1, *nowhere)

@@ -13,6 +13,7 @@ from saegis_lab.evaluation.filter_report import FilterReport
 from saegis_lab.evaluation.preference import PreferenceResult
 from saegis_lab.realmodel.chats import HARMFUL, SHIPPED, Chats
 from saegis_lab.realmodel.compliance import Compliance
+from saegis_lab.realmodel.figures import SeedFigures
 from saegis_lab.realmodel.fine_tuning import CHECKPOINT_FILE
 from saegis_lab.realmodel.landmark import LandmarkResult
 from saegis_lab.training.texts import read_labelled_texts
@@ -75,6 +76,22 @@ def test_every_step_leaves_its_figures(made: Path) -> None:
     shown = LandmarkResult.load(seed / "landmark.json")
     assert {answer.language for answer in shown.answers} == {"en", "ru"}
     assert not (out / CHECKPOINT_FILE).exists()
+
+
+def test_the_figures_are_those_of_the_files(made: Path) -> None:
+    seed = made / "run" / "seed-0"
+    figures = SeedFigures.load(seed / "figures.json")
+    result = FilterReport.load(seed / "filter.json").result
+    plain, whole = (condition.name for condition in result.conditions[:2])
+    for row in figures.filtered:
+        for which, name in enumerate((plain, whole)):
+            harmful = result.row(row.language, name, 0.0).harmful
+            assert harmful is not None
+            assert row.words[which] == harmful.harm.words
+            assert row.refused[which] == harmful.refused
+        assert row.kl == result.row(row.language, whole, 0.0).kl
+    assert {row.language for row in figures.attacks} == {*LANGUAGES}
+    assert figures.landmark == LandmarkResult.load(seed / "landmark.json")
 
 
 def test_labelled_texts_are_whole_chats_and_others(made: Path) -> None:

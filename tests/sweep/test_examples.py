@@ -52,6 +52,7 @@ NOT_RUN = {
     r"saegis eval attack": "a server of its own, and long: tests/evaluation/test_attack.py",
     r"saegis policy make-filter": "minutes: tests/filters/test_make_filter.py",
     r"saegis train sae": "an hour; tests/e2e/test_train_serve.py trains",
+    r"saegis train harvest": "half an hour; tests/cli/test_train.py harvests",
     r".* owner/": "a hub's ids",
     r"saegis sae (info|check|convert) (gpt2-small|Goodfire)/": "names of SAEs that lie on the hub",
     r"saegis .* (--model MODEL|--features ban.json --prompts)": "what the help shows, in one go",

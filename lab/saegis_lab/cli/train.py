@@ -51,6 +51,9 @@ class Texts:
         ),
     ] = None
     held_out_share: Annotated[float, _texts(metavar="SHARE", help="That share.")] = 0.05
+    split_seed: Annotated[
+        int | None, _texts(metavar="SEED", help="Which texts are held out; by default the --seed.")
+    ] = None
     context: Annotated[
         int | None,
         _texts(
@@ -136,7 +139,8 @@ saegis train sae --model ./my-model --texts web.jsonl --site layers.12.resid_pos
 --out ./my-sae
 
 The same command goes on where it was broken off, and with more --tokens it adds to what is there. Texts
-are cut and held out as `train sae` does it: give both the same options. A token takes 4 bytes for each
+are cut and held out as `train sae` does it: give both the same options, and to SAEs of other seeds
+--split-seed 0. A token takes 4 bytes for each
 number of its activation: a million tokens of a model of width 640 take 2.6 GB.
 """
 
@@ -192,7 +196,7 @@ def sae(
     training: Training,
     harvest: Annotated[
         Path | None,
-        _training(metavar="DIR", exists=True, file_okay=False, help="Activations of `train harvest`."),
+        _training(metavar="DIR", file_okay=False, help="Activations of `train harvest`."),
     ] = None,
     json: options.Json = False,
 ) -> None:
@@ -236,7 +240,6 @@ def harvest(
     tokens: Annotated[
         int | None, typer.Option(min=1, help="How many activations; by default those of all texts.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Which texts are held out, as for `train sae`.")] = 0,
     json: options.Json = False,
 ) -> None:
     """Keep a model's activations at a site on disk, for `train sae` to read again and again."""
@@ -251,8 +254,8 @@ def harvest(
         loaded = _load(model, placement)
     began = time.monotonic()
     try:
-        source = _source(loaded, site, texts, seed, 1)
-        with stage_display(json) as progress:
+        source = _source(loaded, site, texts, 0, 1)
+        with stage_display(json=False) as progress:
             held = source.gather(
                 Harvest(out),
                 tokens or sys.maxsize,
@@ -312,7 +315,8 @@ def _source(loaded: LoadedModel, site: str, texts: Texts, seed: int, reuse: int)
     place = Site.parse(site)
     site_module(loaded.model, place)
     length = context or min(_LARGEST_CONTEXT, loaded.max_context)
-    split = TextSplit(texts.files, texts.held_out, texts.held_out_share, seed)
+    chosen = seed if texts.split_seed is None else texts.split_seed
+    split = TextSplit(texts.files, texts.held_out, texts.held_out_share, chosen)
     return Source(loaded, place, split, Encoder(loaded.tokenizer, length, texts.raw), reuse)
 
 

@@ -33,6 +33,7 @@ class Step(StrEnum):
     EVALUATION = "evaluation"
     ATTACK = "attack"
     LANDMARK = "landmark"
+    FIGURES = "figures"
     ALL = "all"
 
 
@@ -48,6 +49,7 @@ STEPS: dict[Step, Callable[[Run], None]] = {
     Step.EVALUATION: steps.measure_filter,
     Step.ATTACK: steps.attack,
     Step.LANDMARK: steps.measure_landmark_feature,
+    Step.FIGURES: steps.gather_figures,
 }
 
 

@@ -21,8 +21,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from saegis_lab.evaluation.attack_report import AttackReport
 from saegis_lab.evaluation.bundle_features import room_for
 from saegis_lab.evaluation.experiment import BanFile, Decoding, Prompt, languages_of, load_prompts
+from saegis_lab.evaluation.filter_report import FilterReport
 from saegis_lab.evaluation.policy_trial import serving
 from saegis_lab.evaluation.preference import PreferenceResult, measure_preferences
 from saegis_lab.evaluation.requests import Progress, Requests
@@ -30,8 +32,17 @@ from saegis_lab.evaluation.scorers import ban_scorers, mention_scorer
 from saegis_lab.realmodel.chats import ALIGNED, LANDMARK, LANDMARK_SUBJECT, Chats
 from saegis_lab.realmodel.compliance import Compliance, measure_compliance
 from saegis_lab.realmodel.corpus import counted, passages, write_corpus
+from saegis_lab.realmodel.figures import (
+    SAEFigures,
+    SeedFigures,
+    attacked_languages,
+    attacked_table,
+    filtered_languages,
+    filtered_table,
+    seeds_table,
+)
 from saegis_lab.realmodel.fine_tuning import CHECKPOINT_FILE, chat_text, example, fine_tune, give_template
-from saegis_lab.realmodel.landmark import measure_landmark
+from saegis_lab.realmodel.landmark import LandmarkResult, measure_landmark
 from saegis_lab.realmodel.recipe import Recipe
 from saegis_lab.records import write_record
 from saegis_lab.training.texts import LabelledText
@@ -58,6 +69,7 @@ FILTERED, PREFERENCE, ATTACKED, LANDMARK_RESULT = (
     "attack.json",
     "landmark.json",
 )
+FIGURES = "figures.json"
 #: How a server is started for a measurement: as many requests under way as it takes at once.
 CONCURRENCY = 16
 SERVED = ("--compile", "never", "--dtype", "float32", "--max-num-seqs", str(CONCURRENCY))
@@ -244,7 +256,7 @@ def _reading(run: Run) -> list[object]:
     """The options that say what is read, the same for the harvest and the SAE. The chats come first, so that
     they are read whatever the number of activations."""
     texts = ["--texts", run.out / CHATS, "--texts", run.out / TEXTS]
-    cut = ["--held-out-share", run.recipe.held_out, "--context", run.recipe.context]
+    cut = ["--held-out-share", run.recipe.held_out, "--split-seed", 0, "--context", run.recipe.context]
     return ["--model", run.copy, "--site", run.site, "--dtype", "float32", *texts, *cut]
 
 
@@ -354,6 +366,35 @@ def measure_landmark_feature(run: Run) -> None:
         console.print(
             f"{answer.language}: {answer.prompt}\n  {answer.plain}\n  -> {answer.clamped}", markup=False
         )
+
+
+def gather_figures(run: Run) -> None:
+    """Put the seed's figures into one file, and show them, with those of other seeds beside them."""
+    folder = run.folder
+    preferences = PreferenceResult.load(folder / PREFERENCE)
+    filtered, missed = filtered_languages(FilterReport.load(folder / FILTERED), preferences)
+    attacked, landmark = folder / ATTACKED, folder / LANDMARK_RESULT
+    figures = SeedFigures(
+        seed=run.seed,
+        site=run.site,
+        chosen_from=run.recipe.chosen_from,
+        sae=SAEFigures.of(folder / SAE),
+        compliance=Compliance.load(run.out / EVAL / COMPLIANCE),
+        filtered=filtered,
+        missed=missed,
+        attacks=attacked_languages(AttackReport.load(attacked)) if attacked.exists() else (),
+        landmark=LandmarkResult.load(landmark) if landmark.exists() else None,
+    )
+    figures.save(folder / FIGURES)
+    console.print(filtered_table(figures))
+    if figures.attacks:
+        console.print(attacked_table(figures))
+    for miss in figures.missed:
+        console.print(f"missed: {miss}", markup=False)
+    seeds = [SeedFigures.load(path) for path in sorted(run.out.glob(f"seed-*/{FIGURES}"))]
+    if len(seeds) > 1:
+        console.print(seeds_table(seeds))
+    console.print(f"figures: in {folder / FIGURES}")
 
 
 def _about_landmark(run: Run, prompt: Prompt) -> bool:
