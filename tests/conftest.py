@@ -5,11 +5,16 @@ from functools import cache
 from pathlib import Path
 
 import coverage
+import hypothesis
 import pytest
 import typer.main
 import typer.testing
 
 from tests import tiers
+
+# How long an example takes is nobody's promise: a machine that does something else is not a failure.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

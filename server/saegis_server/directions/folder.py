@@ -62,6 +62,12 @@ def read_shipped(paths: Iterable[Path], widths: Widths, sites: Iterable[Site]) -
     return directions
 
 
+def check_upload_folder(path: Path) -> None:
+    """Raise DirectionFileError for a path that is there and is no folder."""
+    if path.exists() and not path.is_dir():
+        raise DirectionFileError(f"{path}: is no folder")
+
+
 class UploadFolder:
     """The folder in which uploaded directions are kept, a file for each. It is one server's own.
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from saegis_server.audit.chain import read_key
 from saegis_server.audit.log import AuditLog
 from saegis_server.audit.records import PolicyRecord
-from saegis_server.directions.folder import shipped_files
+from saegis_server.directions.folder import check_upload_folder, shipped_files
 from saegis_server.policy.bundle.bundle import Bundle
 from saegis_server.policy.bundle.signing import load_public_key
 from saegis_server.policy.decide.decide import PolicySet
@@ -90,6 +90,8 @@ def check_files(config: ServerConfig, known: frozenset[str] = frozenset()) -> No
         check_sae(source.path)
     for path in shipped_files(config.directions):
         path.open("rb").close()
+    if config.direction_state is not None:
+        check_upload_folder(config.direction_state)
     if config.tls is not None:
         _check_tls(config.tls)
     if config.identities is not None:
