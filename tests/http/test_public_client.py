@@ -11,7 +11,8 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from openai.types.chat import ChatCompletion
+from openai.types import CompletionUsage
+from openai.types.chat import ChatCompletion, ChatCompletionUserMessageParam
 
 from saegis_server.rpc.wire.problems import BusyError
 from tests.http.conftest import url_of
@@ -379,9 +380,20 @@ def test_without_a_bound_a_chat_goes_to_the_end_of_the_context_and_a_completion_
     text = client.completions.create(model="tiny", prompt="the river", temperature=0.0)
     assert text.usage is not None
     assert text.usage.completion_tokens == 16
-    chat = client.chat.completions.create(model="tiny", messages=CHAT, temperature=0.0)
-    assert chat.usage is not None
-    assert chat.usage.total_tokens == served.services.engine.max_length
+
+    def chat(words: int, bound: int | None = None) -> CompletionUsage:
+        said = ChatCompletionUserMessageParam(role="user", content="river" * words)
+        answer = client.chat.completions.create(
+            model="tiny", messages=[said], temperature=0.0, max_tokens=bound
+        )
+        assert answer.usage is not None
+        return answer.usage
+
+    context = served.services.engine.max_length
+    one, two = (chat(words, bound=1).prompt_tokens for words in (1, 2))
+    almost = (context - one) // (two - one)
+    assert chat(almost, bound=1).total_tokens <= context
+    assert chat(almost - 4).total_tokens == context
 
 
 def test_a_preset_does_what_its_program_does_as_edits(client: openai.OpenAI) -> None:
