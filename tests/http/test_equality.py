@@ -18,7 +18,6 @@ from tests.rpc import tiny
 from tests.rpc.harness import Running
 from tests.tiers import sized
 
-REQUESTS = sized(500, 15)
 pytestmark = pytest.mark.timeout(1800)
 _WORDS = tiny.TEXT.replace(".", "").replace(";", "").split()
 #: What differs between two runs of one request.
@@ -191,11 +190,12 @@ def texts() -> dict[int, str]:
     return {token: str(tokenizer.decode([token])) for token in range(len(tokenizer))}
 
 
+@pytest.mark.parametrize("count", [sized(100, 15), pytest.param(500, marks=pytest.mark.nightly)])
 def test_the_same_requests_have_the_same_answers(
-    served: Running, generation: generation_pb2_grpc.GenerationServiceStub, texts: dict[int, str]
+    served: Running, generation: generation_pb2_grpc.GenerationServiceStub, texts: dict[int, str], count: int
 ) -> None:
     draw = random.Random(19)
-    requests = [drawn(draw) for _ in range(REQUESTS)]
+    requests = [drawn(draw) for _ in range(count)]
     with httpx.Client(base_url=url_of(served), timeout=300) as http, ThreadPoolExecutor(4) as pool:
 
         def compare(request: pb.GenerateRequest) -> None:

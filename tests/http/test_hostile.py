@@ -79,10 +79,11 @@ def pushed(draw: random.Random) -> dict[str, Any]:
     return body
 
 
-def test_bans_hold_and_every_request_is_decided_once(attacked: tuple[Running, Witness]) -> None:
+@pytest.mark.parametrize("count", [sized(200, 30), pytest.param(1000, marks=pytest.mark.nightly)])
+def test_bans_hold_and_every_request_is_decided_once(attacked: tuple[Running, Witness], count: int) -> None:
     server, witness = attacked
     draw = random.Random(1)
-    bodies = [{**pushed(draw), "request_id": f"hostile-{number}"} for number in range(sized(1000, 30))]
+    bodies = [{**pushed(draw), "request_id": f"hostile-{number}"} for number in range(count)]
     before = Counter(each["allowed"] for each in records(server, "decision"))
 
     def send(body: dict[str, Any]) -> int:
@@ -179,13 +180,14 @@ def _somewhere(value: Any, draw: random.Random) -> tuple[Any, Any]:
         value = inner
 
 
-def test_no_body_breaks_the_server(served: Running) -> None:
+@pytest.mark.parametrize("count", [sized(1000, 100), pytest.param(20_000, marks=pytest.mark.nightly)])
+def test_no_body_breaks_the_server(served: Running, count: int) -> None:
     draw = random.Random(2)
     statuses: Counter[int] = Counter()
     with httpx.Client(
         base_url=url_of(served), timeout=60, headers={"content-type": "application/json"}
     ) as http:
-        for _ in range(sized(20_000, 100)):
+        for _ in range(count):
             path = draw.choice(("chat/completions", "completions", "inspect", "contrast", "usage"))
             answer = http.post(f"/v1/{path}", content=spoilt(draw))
             statuses[answer.status_code] += 1
