@@ -41,18 +41,28 @@ class _SiteHook:
 
     def _pass(self, x: Tensor) -> Tensor:
         context = self.context
-        if context.mode is Mode.CAPTURE:
-            context.captured[self.site] = x
+        self._keep(x)
         if context.tokens is None:
             return x
         flat, gates = x.flatten(0, 1), None if context.conditions is None else self._gates
-        if self.site in context.keeps:
-            context.kept[self.site] = flat
         steered, readings = apply(
             flat, context.views[self.site], context.tokens, self.norms, gates, self.cuts
         )
+        return self._told(x, steered, readings)
+
+    def _keep(self, x: Tensor) -> None:
+        """Keep the activations x [rows, tokens, d] for whoever asks for them as they are."""
+        context = self.context
+        if context.mode is Mode.CAPTURE:
+            context.captured[self.site] = x
+        if context.tokens is not None and self.site in context.keeps:
+            context.kept[self.site] = x.flatten(0, 1)
+
+    def _told(self, x: Tensor, steered: Tensor, readings: Readings) -> Tensor:
+        """What goes on of x [rows, tokens, d], of which the tokens were steered so; the readings are told."""
+        context = self.context
         if context.unmoved is not None:
-            steered, readings = _except_for(context.unmoved, flat, steered, readings)
+            steered, readings = _except_for(context.unmoved, x.flatten(0, 1), steered, readings)
         context.readings[self.site] = readings
         return steered.reshape(x.shape)
 
@@ -74,13 +84,10 @@ class _ApartHook(_SiteHook):
 
     def _read(self, x: Tensor) -> Tensor:
         context = self.context
-        if context.mode is Mode.CAPTURE:
-            context.captured[self.site] = x
+        self._keep(x)
         if context.tokens is None:
             return x
         flat, gates = x.flatten(0, 1), None if context.conditions is None else self._gates
-        if self.site in context.keeps:
-            context.kept[self.site] = flat
         self._waiting = read_apart(
             flat, context.views[self.site], context.tokens, self.norms, gates, self.cuts
         )
@@ -91,12 +98,7 @@ class _ApartHook(_SiteHook):
         if context.tokens is None or waiting is None:
             return x
         self._waiting = None
-        flat = x.flatten(0, 1)
-        steered, readings = write_apart(flat, waiting)
-        if context.unmoved is not None:
-            steered, readings = _except_for(context.unmoved, flat, steered, readings)
-        context.readings[self.site] = readings
-        return steered.reshape(x.shape)
+        return self._told(x, *write_apart(x.flatten(0, 1), waiting))
 
 
 def _except_for(unmoved: Tensor, x: Tensor, steered: Tensor, readings: Readings) -> tuple[Tensor, Readings]:
