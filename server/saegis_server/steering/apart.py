@@ -16,13 +16,12 @@ from saegis_server.steering.apply import (
     Readings,
     _bounded,
     _Numbers,
-    _Stage,
-    values_of,
+    read_clean,
 )
 from saegis_server.steering.ranking import Moment
 from saegis_server.steering.rows import Norm
 from saegis_server.steering.table import TableView
-from saegis_server.steering.tokens import Spread, Tokens
+from saegis_server.steering.tokens import Tokens
 
 
 class Waiting(NamedTuple):
@@ -48,16 +47,8 @@ def read_apart(
     """
     clean = x.to(torch.float32)
     cut = None if cuts is None else cuts(clean, Moment.CLEAN)
-    before, guarded = (
-        values_of(clean, view.watches, tokens, norms, cut),
-        values_of(clean, view.guards, tokens, norms, cut),
-    )
-    everybody = Tokens(tokens.prompt, Spread.ONE)
-    observed = (
-        before[:, :0] if view.observed is None else values_of(clean, view.observed, everybody, norms, cut)
-    )
-    on = torch.ones_like(tokens.prompt)[:, None] if gates is None else gates(guarded)
-    stage = _Stage(tokens, on, clean.norm(dim=-1, keepdim=True), norms)
+    norm = clean.norm(dim=-1, keepdim=True)
+    before, guarded, observed, stage = read_clean(clean, norm, view, tokens, norms, gates, cut)
     move, _, edits = stage.edit(clean, view.edits, conditional=False, cut=cut)
     others = view.rules.numbers.shape[-1] + view.bounds.numbers.shape[-1]
     acted = torch.cat((edits, edits.new_zeros(edits.shape[0], others)), -1)

@@ -291,6 +291,29 @@ def values_from(
     return torch.where(q != q, q, _activation(q, own, cut))
 
 
+def read_clean(
+    clean: Tensor,
+    norm: Tensor,
+    view: TableView,
+    tokens: Tokens,
+    norms: frozenset[Norm],
+    gates: Gates | None,
+    cut: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, _Stage]:
+    """What is read of the clean activations [T, d], of norm [T, 1], before anything is edited: the values of
+    the watches, of the guards and of what is observed, and the stage of the edits that follow."""
+    before, guarded = (
+        values_of(clean, view.watches, tokens, norms, cut),
+        values_of(clean, view.guards, tokens, norms, cut),
+    )
+    everybody = Tokens(tokens.prompt, Spread.ONE)
+    observed = (
+        before[:, :0] if view.observed is None else values_of(clean, view.observed, everybody, norms, cut)
+    )
+    on = torch.ones_like(tokens.prompt)[:, None] if gates is None else gates(guarded)
+    return before, guarded, observed, _Stage(tokens, on, norm, norms)
+
+
 def apply(
     x: Tensor,
     view: TableView,
@@ -316,16 +339,7 @@ def apply(
         return None if cuts is None else cuts(x, moment)
 
     cut = cut_of(clean, Moment.CLEAN)
-    before, guarded = (
-        values_of(clean, view.watches, tokens, norms, cut),
-        values_of(clean, view.guards, tokens, norms, cut),
-    )
-    everybody = Tokens(tokens.prompt, Spread.ONE)
-    observed = (
-        before[:, :0] if view.observed is None else values_of(clean, view.observed, everybody, norms, cut)
-    )
-    on = torch.ones_like(tokens.prompt)[:, None] if gates is None else gates(guarded)
-    stage = _Stage(tokens, on, norm, norms)
+    before, guarded, observed, stage = read_clean(clean, norm, view, tokens, norms, gates, cut)
     move, _, edits = stage.edit(clean, view.edits, conditional=False, cut=cut)
     steered = clean + _bounded(move, norm, _Numbers.of(view.edits.numbers, tokens).tightness)
     move, ruled, rules = stage.edit(steered, view.rules, conditional=True, cut=cut_of(steered, Moment.RULES))
