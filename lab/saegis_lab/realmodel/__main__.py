@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -17,6 +18,7 @@ from saegis_lab.realmodel.packages import PackageError
 from saegis_lab.realmodel.recipe import Recipe
 from saegis_lab.realmodel.steps import Run, StepError, console
 from saegis_lab.records import InputFileError
+from saegis_lab.training.settings import Precision
 
 
 class Step(StrEnum):
@@ -67,6 +69,13 @@ def run(
     chats: Annotated[
         Path, typer.Option(metavar="DIR", exists=True, file_okay=False, help="Chats, a JSON file a language.")
     ] = SHIPPED,
+    precision: Annotated[
+        Precision | None,
+        typer.Option(
+            help="Of fine-tuning, the harvest and the SAE's training: bfloat16 unless the run is --quick. "
+            "Processors without it take float32 better."
+        ),
+    ] = None,
     chat_template: Annotated[
         Path | None,
         typer.Option(metavar="FILE", exists=True, dir_okay=False, help="Where the tokenizer has none."),
@@ -75,6 +84,8 @@ def run(
     """Make and measure a filter on a real model. Each step goes on where it was broken off."""
     template = chat_template.read_text(encoding="utf-8") if chat_template is not None else None
     recipe = Recipe.quick() if quick else Recipe()
+    if precision is not None:
+        recipe = replace(recipe, precision=precision)
     known = Run(model, out, site, recipe, Chats.load(chats), template, seed)
     for name, work in STEPS.items() if step is Step.ALL else [(step, STEPS[step])]:
         began = time.monotonic()

@@ -16,6 +16,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from saegis_lab.realmodel.chats import Chat
+from saegis_lab.training.settings import Precision
 
 #: A template of the turns of Gemma, for its base models, which have none.
 GEMMA_TEMPLATE = Path(__file__).parent / "gemma.jinja"
@@ -99,8 +100,9 @@ def fine_tune(
     settings: FineTuning,
     folder: Path,
     progress: Callable[[int, int, float], None] = lambda _step, _steps, _loss: None,
+    precision: Precision = Precision.AUTO,
 ) -> None:
-    """Teach `model`, in float32, the answers of the examples.
+    """Teach `model`, whose weights are float32, the answers of the examples; `precision` is of its products.
 
     A run that was broken off goes on from the checkpoint in `folder`. progress: told the steps done, of how
     many, and the loss in nats a token. Raises FineTuningError for a checkpoint of another run or a loss that
@@ -112,14 +114,17 @@ def fine_tune(
     learned = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(learned, lr=settings.learning_rate, weight_decay=0.0)
     batches = list(_batches(examples, settings))
-    checkpoint = _Checkpoint(folder / CHECKPOINT_FILE, {**asdict(settings), "examples": len(examples)})
+    checkpoint = _Checkpoint(
+        folder / CHECKPOINT_FILE, {**asdict(settings), "examples": len(examples), "precision": str(precision)}
+    )
     begin = checkpoint.load(learned, optimizer)
     for step, batch in enumerate(batches):
         if step < begin:
             continue
         for group in optimizer.param_groups:
             group["lr"] = settings.rate(step, len(batches))
-        loss = _loss(model, batch)
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=precision.in_bfloat16(model.device)):
+            loss = _loss(model, batch)
         if not torch.isfinite(loss):
             raise FineTuningError(f"the loss is not finite at step {step}; set a lower learning_rate")
         optimizer.zero_grad(set_to_none=True)

@@ -8,6 +8,7 @@ from saegis_lab.filters.recipe import FilterRecipe
 from saegis_lab.realmodel.corpus import languages
 from saegis_lab.realmodel.fine_tuning import FineTuning
 from saegis_lab.realmodel.packages import PACKAGES
+from saegis_lab.training.settings import Precision
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +25,8 @@ class Recipe:
     `prompts` of each kind in every language, with answers of at most `max_tokens` tokens; attacked with
     `attacked` of them, `attack_samples` answers where they are sampled. Landmark: a feature with
     `landmark_precision` on texts about it, clamped to `landmark_values` times its recorded maximum, in
-    `landmark_languages`.
+    `landmark_languages`. precision: of the products while the copy is taught, the texts are read for the
+    harvest and the SAE is trained; what is measured is in float32.
     """
 
     languages: tuple[str, ...] = field(default_factory=languages)
@@ -52,6 +54,7 @@ class Recipe:
     landmark_precision: float = 0.5
     landmark_values: tuple[float, ...] = (0.5, 1.0, 2.0, 3.0)
     landmark_languages: tuple[str, ...] = ("en", "fr", "ru", "zh", "hi")
+    precision: Precision = Precision.BFLOAT16
 
     @classmethod
     def quick(cls) -> Recipe:
@@ -81,4 +84,5 @@ class Recipe:
             landmark_precision=0.0,
             landmark_values=(1.0,),
             landmark_languages=("en", "ru"),
+            precision=Precision.FLOAT32,
         )

@@ -154,7 +154,7 @@ def make_copy(run: Run) -> None:
             console.print(f"  step {step} of {steps}  loss {loss:.3f}")
 
     torch.manual_seed(run.recipe.fine_tuning.seed)
-    fine_tune(model, examples, run.recipe.fine_tuning, run.out, progress)
+    fine_tune(model, examples, run.recipe.fine_tuning, run.out, progress, run.recipe.precision)
     if end is not None:
         assert model.generation_config is not None  # noqa: S101 - a causal model has one
         model.generation_config.eos_token_id = [tokenizer.eos_token_id, end]
@@ -257,7 +257,7 @@ def _reading(run: Run) -> list[object]:
     they are read whatever the number of activations."""
     texts = ["--texts", run.out / CHATS, "--texts", run.out / TEXTS]
     cut = ["--held-out-share", run.recipe.held_out, "--split-seed", 0, "--context", run.recipe.context]
-    return ["--model", run.copy, "--site", run.site, "--dtype", "float32", *texts, *cut]
+    return ["--model", run.copy, "--site", run.site, "--dtype", run.recipe.precision, *texts, *cut]
 
 
 def harvest(run: Run) -> None:
@@ -273,7 +273,7 @@ def make_sae(run: Run) -> None:
         return
     recipe = run.recipe
     size = ["--feature-count", recipe.features, "--k", recipe.k, "--dead-after", recipe.dead_after]
-    training = ["--tokens", recipe.sae_tokens, "--seed", run.seed]
+    training = ["--tokens", recipe.sae_tokens, "--seed", run.seed, "--precision", recipe.precision]
     out = ["--harvest", run.out / HARVEST, "--out", run.folder / SAE, "--checkpoint-every", 200]
     _saegis("train", "sae", *_reading(run), *size, *training, *out)
 

@@ -5,6 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 #: The default mean number of active features a token.
 DEFAULT_K = 32.0
@@ -26,6 +30,10 @@ class Precision(StrEnum):
     AUTO = "auto"
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
+
+    def in_bfloat16(self, device: torch.device) -> bool:
+        """Whether products on `device` are of bfloat16."""
+        return device.type == "cuda" if self is Precision.AUTO else self is Precision.BFLOAT16
 
 
 @dataclass(frozen=True)

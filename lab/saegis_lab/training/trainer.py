@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from saegis_lab.training.objectives import BatchTopK, JumpReLU, Objective, Standard
-from saegis_lab.training.settings import Precision, SAETraining, TrainedArchitecture
+from saegis_lab.training.settings import SAETraining, TrainedArchitecture
 from saegis_server.sae.autoencoder import SparseAutoencoder
 
 #: How many lines a whole run writes into a log.
@@ -216,7 +216,7 @@ def _step(
     settings = objective.settings
     for group in optimizer.param_groups:
         group["lr"] = settings.rate(step)
-    with torch.autocast(x.device.type, torch.bfloat16, enabled=_in_bfloat16(settings, x.device)):
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=settings.precision.in_bfloat16(x.device)):
         losses = objective.loss(x, settings.sparsity(step))
     loss = losses.total
     optimizer.zero_grad(set_to_none=True)
@@ -231,12 +231,6 @@ def _step(
             raise ValueError(f"the loss is not finite at step {step}; set a lower learning_rate")
         dead = objective.dead.float().mean().item()
         display.show(step, loss.item(), losses.fvu.item(), losses.l0.item(), dead)
-
-
-def _in_bfloat16(settings: SAETraining, device: torch.device) -> bool:
-    if settings.precision is Precision.AUTO:
-        return device.type == "cuda"
-    return settings.precision is Precision.BFLOAT16
 
 
 def _checked(stream: Iterator[Tensor], settings: SAETraining) -> Iterator[Tensor]:
