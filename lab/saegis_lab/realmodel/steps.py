@@ -72,7 +72,8 @@ FILTERED, PREFERENCE, ATTACKED, LANDMARK_RESULT = (
 FIGURES = "figures.json"
 #: How a server is started for a measurement: as many requests under way as it takes at once.
 CONCURRENCY = 16
-SERVED = ("--compile", "never", "--dtype", "float32", "--max-num-seqs", str(CONCURRENCY))
+SERVED = ("--compile", "never", "--dtype", "float32", "--max-model-len", "1024")
+_SEQUENCES = ("--max-num-seqs", str(CONCURRENCY))
 
 console = Console()
 
@@ -224,7 +225,7 @@ def _served(run: Run, sae: bool = False) -> Iterator[tuple[Client, Progress]]:
     from saegis import Client
 
     held = ["--sae", f"{SAE}={run.folder / SAE}"] if sae else []
-    options = ["--model", str(run.copy), *held, *SERVED]
+    options = ["--model", str(run.copy), *held, *SERVED, *_SEQUENCES]
     with (
         stage_display(False) as progress,
         ServerProcess(options, progress) as server,
@@ -305,7 +306,7 @@ def measure_filter(run: Run) -> None:
     bundle = Bundle.read(run.folder / FILTER)
     pairs = run.chats.pairs(run.recipe.prompts)
     saes, room = {SAE: run.folder / SAE}, room_for(bundle.policy)
-    options = [*SERVED, *(f"--rows={kind}={rows}" for kind, rows in room.items())]
+    options = [*SERVED, *_SEQUENCES, *(f"--rows={kind}={rows}" for kind, rows in room.items())]
     with stage_display(False) as progress, serving(run.copy, saes, progress, options) as client:
         result = measure_preferences(client, bundle, pairs, CONCURRENCY, progress)
     result.save(run.folder / PREFERENCE)
@@ -335,7 +336,7 @@ def _trial(run: Run) -> list[object]:
     room = room_for(Bundle.read(run.folder / FILTER).policy)
     rows = [word for kind, number in room.items() for word in ("--rows", f"{kind}={number}")]
     inputs = ["--prompts", run.out / EVAL / PROMPTS, "--scorer", run.out / EVAL / WORDS]
-    served = ["--model", run.copy, "--sae", f"{SAE}={run.folder / SAE}", *rows]
+    served = ["--model", run.copy, "--sae", f"{SAE}={run.folder / SAE}", *SERVED, *rows]
     chosen = ["--chosen-from", ",".join(run.recipe.chosen_from), "--max-tokens", run.recipe.max_tokens]
     return ["--policy", run.folder / FILTER, *served, *inputs, *chosen]
 

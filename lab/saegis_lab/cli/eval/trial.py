@@ -13,6 +13,7 @@ import typer
 from saegis.cli.output import FAILURE, USAGE, fail
 from saegis_lab.cli.eval import options as eval_options
 from saegis_lab.cli.files import codes, shipped
+from saegis_server.cli.options import Dtype, DtypeName
 from saegis_server.cli.policy.world import read_bundle
 from saegis_server.cli.serve.configuration import room_for_rows
 from saegis_server.cli.serve.options import Compile
@@ -50,6 +51,14 @@ class Trial:
         ),
     ] = None
     compile: Annotated[Compile, typer.Option(help="Whether the server compiles the model.")] = Compile.NEVER
+    dtype: Dtype = DtypeName.AUTO
+    max_model_len: Annotated[
+        int | None,
+        typer.Option(
+            min=2,
+            help="Tokens of prompt and answer together at most, on the server: a short context answers faster.",
+        ),
+    ] = None
     rows: Annotated[
         list[str] | None,
         typer.Option(
@@ -128,9 +137,12 @@ class Trial:
             if not folder.is_dir():
                 raise fail(f"--sae {written}: there is no folder {folder}", "give the SAE's folder", USAGE)
             saes[name or folder.resolve().name] = folder
-        room = [f"--rows={kind}={number}" for kind, number in room_for_rows(self.rows or []).items()]
+        options = ["--compile", self.compile.value, "--dtype", self.dtype.value]
+        options += [f"--rows={kind}={number}" for kind, number in room_for_rows(self.rows or []).items()]
+        if self.max_model_len is not None:
+            options += ["--max-model-len", str(self.max_model_len)]
         try:
-            with serving(self.model, saes, progress, ["--compile", self.compile.value, *room]) as client:
+            with serving(self.model, saes, progress, options) as client:
                 yield client
         except ServerProcessError as error:
             raise fail(str(error), "serve the model with saegis serve to see more", FAILURE) from error
