@@ -56,7 +56,7 @@ class Trial:
         int | None,
         typer.Option(
             min=2,
-            help="Tokens of prompt and answer together at most, on the server: a short context answers faster.",
+            help="Tokens of prompt and completion together, on the server: the fewer, the faster.",
         ),
     ] = None
     rows: Annotated[
