@@ -72,8 +72,8 @@ def run(
     precision: Annotated[
         Precision | None,
         typer.Option(
-            help="Of fine-tuning, the harvest and the SAE's training: bfloat16 unless the run is --quick. "
-            "Processors without it take float32 better."
+            help="Of training, reading and answering: bfloat16, unless the run is --quick. Processors "
+            "without it are much faster in float32."
         ),
     ] = None,
     chat_template: Annotated[

@@ -25,8 +25,8 @@ class Recipe:
     `prompts` of each kind in every language, with answers of at most `max_tokens` tokens; attacked with
     `attacked` of them, `attack_samples` answers where they are sampled. Landmark: a feature with
     `landmark_precision` on texts about it, clamped to `landmark_values` times its recorded maximum, in
-    `landmark_languages`. precision: of the products while the copy is taught, the texts are read for the
-    harvest and the SAE is trained; what is measured is in float32.
+    `landmark_languages`. precision: of the products while the copy and the SAE are trained, and of the copy
+    wherever it reads or answers.
     """
 
     languages: tuple[str, ...] = field(default_factory=languages)

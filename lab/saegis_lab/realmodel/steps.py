@@ -70,9 +70,8 @@ FILTERED, PREFERENCE, ATTACKED, LANDMARK_RESULT = (
     "landmark.json",
 )
 FIGURES = "figures.json"
-#: How a server is started for a measurement: as many requests under way as it takes at once.
+#: For a measurement as many requests are under way as the server takes at once.
 CONCURRENCY = 16
-SERVED = ("--compile", "never", "--dtype", "float32", "--max-model-len", "1024")
 _SEQUENCES = ("--max-num-seqs", str(CONCURRENCY))
 
 console = Console()
@@ -99,6 +98,11 @@ class Run:
     def copy(self) -> Path:
         """The fine-tuned copy."""
         return self.out / COPY
+
+    @property
+    def served(self) -> tuple[str, ...]:
+        """The options by which a server of the copy is started."""
+        return ("--compile", "never", "--dtype", self.recipe.precision, "--max-model-len", "1024")
 
 
 class StepError(RuntimeError):
@@ -225,7 +229,7 @@ def _served(run: Run, sae: bool = False) -> Iterator[tuple[Client, Progress]]:
     from saegis import Client
 
     held = ["--sae", f"{SAE}={run.folder / SAE}"] if sae else []
-    options = ["--model", str(run.copy), *held, *SERVED, *_SEQUENCES]
+    options = ["--model", str(run.copy), *held, *run.served, *_SEQUENCES]
     with (
         stage_display(False) as progress,
         ServerProcess(options, progress) as server,
@@ -286,7 +290,7 @@ def make_labels(run: Run) -> None:
 
 def _subject(run: Run) -> list[object]:
     texts = ["--texts", run.out / EVAL / LABELLED]
-    return ["--model", run.copy, "--sae", run.folder / SAE, *texts, "--dtype", "float32"]
+    return ["--model", run.copy, "--sae", run.folder / SAE, *texts, "--dtype", run.recipe.precision]
 
 
 def make_filter(run: Run) -> None:
@@ -306,7 +310,7 @@ def measure_filter(run: Run) -> None:
     bundle = Bundle.read(run.folder / FILTER)
     pairs = run.chats.pairs(run.recipe.prompts)
     saes, room = {SAE: run.folder / SAE}, room_for(bundle.policy)
-    options = [*SERVED, *_SEQUENCES, *(f"--rows={kind}={rows}" for kind, rows in room.items())]
+    options = [*run.served, *_SEQUENCES, *(f"--rows={kind}={rows}" for kind, rows in room.items())]
     with stage_display(False) as progress, serving(run.copy, saes, progress, options) as client:
         result = measure_preferences(client, bundle, pairs, CONCURRENCY, progress)
     result.save(run.folder / PREFERENCE)
@@ -336,7 +340,7 @@ def _trial(run: Run) -> list[object]:
     room = room_for(Bundle.read(run.folder / FILTER).policy)
     rows = [word for kind, number in room.items() for word in ("--rows", f"{kind}={number}")]
     inputs = ["--prompts", run.out / EVAL / PROMPTS, "--scorer", run.out / EVAL / WORDS]
-    served = ["--model", run.copy, "--sae", f"{SAE}={run.folder / SAE}", *SERVED, *rows]
+    served = ["--model", run.copy, "--sae", f"{SAE}={run.folder / SAE}", *run.served, *rows]
     chosen = ["--chosen-from", ",".join(run.recipe.chosen_from), "--max-tokens", run.recipe.max_tokens]
     return ["--policy", run.folder / FILTER, *served, *inputs, *chosen]
 
