@@ -35,9 +35,9 @@ class FineTuning:
     """How a copy is taught: `epochs` times all chats, `batch` at a step, by AdamW with a rate that rises over
     the first `warmup` steps and falls to 0. The embeddings stay as they are."""
 
-    epochs: int = 2
+    epochs: int = 4
     batch: int = 16
-    learning_rate: float = 5e-5
+    learning_rate: float = 1e-4
     warmup: int = 5
     clip: float = 1.0
     seed: int = 0
