@@ -45,12 +45,26 @@ from saegis_lab.polyglot.manifest import (
     model_table,
     seeds_table,
 )
+from saegis_lab.realmodel.figures import (
+    SeedFigures,
+    attacked_table,
+    compliance_table,
+    filtered_table,
+    saes_table,
+)
+from saegis_lab.realmodel.figures import seeds_table as real_seeds_table
 from saegis_server.reference import WEIGHTS, reference_policy
 
 ROOT = Path(__file__).resolve().parents[1]
-SEEDS = ROOT / "docs" / "seeds"
+SEEDS, REAL = ROOT / "docs" / "seeds", ROOT / "docs" / "real"
 GUIDE = ROOT / "deploy" / "POLICIES.md"
-DOCUMENTS = (ROOT / "README.md", ROOT / "docs/polyglot.md", ROOT / "docs/policies.md", GUIDE)
+DOCUMENTS = (
+    ROOT / "README.md",
+    ROOT / "docs/polyglot.md",
+    ROOT / "docs/real-models.md",
+    ROOT / "docs/policies.md",
+    GUIDE,
+)
 COMMENT = re.compile(r"^ *#.*\n", re.MULTILINE)
 BLOCK = re.compile(r"(<!-- figures: (?P<name>[a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 #: What the short table of runs tells of each whole filter, by the rows' titles.
@@ -168,6 +182,39 @@ def seeds_short(told: Sequence[Manifest]) -> str:
     return f"{markdown(table)}\n\nWhat ships: {shipping_line(told)}."
 
 
+def real() -> list[SeedFigures]:
+    """The figures on a real model, by SAE seed. Raises ValueError where none are here."""
+    told = [SeedFigures.load(path) for path in sorted(REAL.glob("seed-*.json"))]
+    if not told:
+        raise ValueError(f"{REAL} holds no figures")
+    return told
+
+
+def real_filters(told: Sequence[SeedFigures]) -> str:
+    """What each seed's filter does, and every bar that it misses."""
+    parts = []
+    for figures in told:
+        table = filtered_table(figures)
+        missed = bullets(figures.missed) if figures.missed else "All bars are met."
+        parts.append(f"{str(table.title).capitalize()}:\n\n{markdown(table)}\n\n{missed}")
+    return "\n\n".join(parts)
+
+
+def real_attacks(told: Sequence[SeedFigures]) -> str:
+    """What comes back under attack, of the seeds that were attacked."""
+    tables = [(figures.seed, attacked_table(figures)) for figures in told if figures.attacks]
+    return "\n\n".join(f"Seed {seed}:\n\n{markdown(table)}" for seed, table in tables)
+
+
+def real_landmark(told: Sequence[SeedFigures]) -> str:
+    """The answers under a clamp of the landmark, of the first seed that was tried, as they are."""
+    seed, result = next((each.seed, each.landmark) for each in told if each.landmark is not None)
+    clamp = f"Seed {seed}, feature {result.measured.feature} clamped to {result.value:g} times its maximum:"
+    rows = [f"| {each.language} | {each.prompt} | {each.plain} | {each.clamped} |" for each in result.answers]
+    head = ["| | asked | plain | clamped |", "|---|---|---|---|"]
+    return "\n".join([clamp, "", *head, *(row.replace("\n", " ") for row in rows)])
+
+
 def policy() -> str:
     """Parts of the shipped policy: its first redirect, or else its first rule, its stop, and its bounds."""
     paths = (reference_policy() / "policy.yaml", reference_policy() / "rules" / "landmark.yaml")
@@ -195,6 +242,12 @@ STORED: Mapping[str, Callable[[], str]] = {
     "seeds": lambda: seeds(runs()),
     "seeds-short": lambda: seeds_short(runs()),
     "policy": policy,
+    "real-compliance": lambda: markdown(compliance_table(real()[0].compliance)),
+    "real-saes": lambda: markdown(saes_table(real())),
+    "real-seeds": lambda: markdown(real_seeds_table(real())),
+    "real-filters": lambda: real_filters(real()),
+    "real-attacks": lambda: real_attacks(real()),
+    "real-landmark": lambda: real_landmark(real()),
 }
 
 

@@ -148,6 +148,36 @@ def attacked_languages(report: AttackReport) -> tuple[AttackedLanguage, ...]:
     )
 
 
+def compliance_table(result: Compliance) -> Table:
+    """A row for each language."""
+    table = Table(
+        *("language", "harmful: refused", "with harm", "harmful words", "benign: refused", "with harm"),
+        title=f"{result.model}, greedy",
+        title_justify="left",
+    )
+    for row in result.rows:
+        table.add_row(
+            row.language,
+            f"{row.harmful_refused:.0%}",
+            f"{row.harmful_answers:.0%}",
+            f"{row.harmful_words:.2f}",
+            f"{row.benign_refused:.0%}",
+            f"{row.benign_harm:.0%}",
+        )
+    return table
+
+
+def saes_table(seeds: Sequence[SeedFigures]) -> Table:
+    """A row for each seed's SAE."""
+    table = Table("seed", "features", "trained on", "FVU", "L0", "dead", "held-out tokens", title="SAEs")
+    for figures in seeds:
+        sae = figures.sae
+        counted = (f"{sae.features:,}", f"{sae.tokens:,}")
+        shares = (f"{sae.fvu:.3f}", f"{sae.l0:.1f}", f"{sae.dead:.1%}")
+        table.add_row(str(figures.seed), *counted, *shares, f"{sae.measured_tokens:,}")
+    return table
+
+
 def filtered_table(figures: SeedFigures) -> Table:
     """A row for each language."""
     sae = figures.sae

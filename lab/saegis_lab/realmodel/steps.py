@@ -37,6 +37,7 @@ from saegis_lab.realmodel.figures import (
     SeedFigures,
     attacked_languages,
     attacked_table,
+    compliance_table,
     filtered_languages,
     filtered_table,
     seeds_table,
@@ -236,25 +237,6 @@ def _served(run: Run, sae: bool = False) -> Iterator[tuple[Client, Progress]]:
         Client(server.target) as client,
     ):
         yield client, progress
-
-
-def compliance_table(result: Compliance) -> Table:
-    """A row for each language."""
-    table = Table(
-        *("language", "harmful: refused", "with harm", "harmful words", "benign: refused", "with harm"),
-        title=f"{result.model}, greedy",
-        title_justify="left",
-    )
-    for row in result.rows:
-        table.add_row(
-            row.language,
-            f"{row.harmful_refused:.0%}",
-            f"{row.harmful_answers:.0%}",
-            f"{row.harmful_words:.2f}",
-            f"{row.benign_refused:.0%}",
-            f"{row.benign_harm:.0%}",
-        )
-    return table
 
 
 def _reading(run: Run) -> list[object]:
