@@ -63,7 +63,7 @@ def run(
     ),
     site: Annotated[
         str, typer.Option(metavar="SITE", help="Where the SAE reads: best in the middle third.")
-    ] = "layers.12.resid_post",
+    ] = "layers.11.resid_post",
     seed: Annotated[int, typer.Option(min=0, help="The SAE's; the steps from `sae` on belong to it.")] = 0,
     quick: Annotated[bool, typer.Option(help="A tiny run that shows that the steps fit together.")] = False,
     chats: Annotated[
