@@ -313,7 +313,10 @@ def _material(subject: offline.Subject, given: Given, display: StageDisplay) -> 
 
 
 def _vector(path: Path) -> RefusalDirection:
-    """The one tensor of a file as a direction; ends the command where it is none."""
+    """The one tensor of a file as a direction, of the length that the file states, if it does; ends the
+    command where it is none."""
+    from safetensors import safe_open
+
     from saegis_lab.filters.direction import DirectionError, RefusalDirection
     from saegis_server.policy.bundle.bundle import read_directions
     from saegis_server.policy.errors import PolicyError
@@ -323,8 +326,11 @@ def _vector(path: Path) -> RefusalDirection:
         if len(tensors) != 1:
             raise DirectionError(f"{path} holds {len(tensors)} tensors, not one")
         (vector,) = tensors.values()
-        return RefusalDirection.of(vector, f"the file {path.name}")
-    except (OSError, PolicyError, DirectionError) as error:
+        with safe_open(path, "pt") as file:
+            told = file.metadata() or {}
+        length = float(told["norm"]) / float(vector.norm()) if "norm" in told else 1.0
+        return RefusalDirection.of(vector * length, told.get("source", f"the file {path.name}"))
+    except (OSError, PolicyError, DirectionError, ValueError) as error:
         raise fail(f"--direction: {error}", "give a safetensors file of one tensor [d]", USAGE) from error
 
 

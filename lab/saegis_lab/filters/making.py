@@ -99,15 +99,15 @@ class Material:
         """What features do on the benign texts, float32 [texts, m], see `text_peaks`."""
         return text_peaks(self.subject, self.benign_rows)
 
-    def questions(self, aligned: str | None, tokens: int) -> Questions:
-        """What a question stop is chosen from; aligned: the language in which the model refuses, tokens: of
+    def questions(self, refusing: str | None, tokens: int) -> Questions:
+        """What a question stop is chosen from; refusing: the language in which the model refuses, tokens: of
         an answer at most."""
         harmful: dict[str, Tensor] = {}
         for code in self.languages:
             own = torch.tensor([text.harmful and text.language == code for text in self.texts])
             if own.any():
                 harmful[code] = self.firings.peaks[own].amax(0)
-        asking = unrefused(self.languages, aligned)
+        asking = unrefused(self.languages, refusing)
         answers = answers_to_harm(self.subject, self.prompts, asking, tokens)
         return Questions(self.prompts, self.asked, answers, self.benign_peaks, harmful, self.maxima, asking)
 
@@ -191,9 +191,13 @@ def make_filter(
         recipe.choice_tokens,
         lambda: progress("trying settings"),
     )
-    aligned, direction = _direction(material, source, trials, recipe)
+    refused = {
+        code: trials.refused_share(trials.plain, code, harmful=True) or 0.0 for code in material.languages
+    }
+    refusing = source.aligned or aligned_language(refused, recipe.aligned_share)
+    aligned, direction = _direction(material, source, refusing, refused, recipe)
     progress("hearing questions")
-    question = question_stop(material.questions(aligned, recipe.choice_tokens), recipe)
+    question = question_stop(material.questions(refusing, recipe.choice_tokens), recipe)
     choices = _choices(material, question, direction, trials, recipe, progress)
     choice = choices[0]
     rows = _rows(material, choice.candidates, direction)
@@ -275,9 +279,17 @@ def _scores(material: Material, recipe: FilterRecipe) -> dict[str, Tensor]:
 
 
 def _direction(
-    material: Material, source: DirectionSource, trials: Trials, recipe: FilterRecipe
+    material: Material,
+    source: DirectionSource,
+    refusing: str | None,
+    refused: Mapping[str, float],
+    recipe: FilterRecipe,
 ) -> tuple[str | None, RefusalDirection]:
-    """The aligned language, where there is one, and the direction."""
+    """The language that the direction is made from, where it is made from prompts, and the direction.
+
+    refusing: the language in which the model refuses, if there is one; refused: the share of the harmful
+    prompts that it refuses in each.
+    """
     if source.vector is not None:
         return None, source.vector
     if source.examples is not None:
@@ -285,17 +297,11 @@ def _direction(
     if source.feature is not None:
         largest = material.maxima.get(source.feature, 0.0)
         return None, from_feature(material.subject, source.feature, largest)
-    aligned = source.aligned
-    if aligned is None:
-        refused = {
-            code: trials.refused_share(trials.plain, code, harmful=True) or 0.0 for code in material.languages
-        }
-        aligned = aligned_language(refused, recipe.aligned_share)
-        if aligned is None:
-            shares = ", ".join(f"{code} {share:.0%}" for code, share in refused.items())
-            raise DirectionError(
-                f"the model refuses in none of the languages (harmful prompts refused: {shares})"
-            )
+    if refusing is None:
+        shares = ", ".join(f"{code} {share:.0%}" for code, share in refused.items())
+        raise DirectionError(
+            f"the model refuses in none of the languages (harmful prompts refused: {shares})"
+        )
     harmful, benign = (
         {
             code: [each.prompt for each in material.prompts if each.language == code and each.harmful is kind]
@@ -303,7 +309,7 @@ def _direction(
         }
         for kind in (True, False)
     )
-    return aligned, from_prompts(material.subject, harmful, benign, aligned)
+    return refusing, from_prompts(material.subject, harmful, benign, refusing)
 
 
 def _rows(material: Material, candidates: Sequence[Candidate], direction: RefusalDirection) -> Rows:

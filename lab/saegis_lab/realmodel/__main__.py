@@ -31,6 +31,7 @@ class Step(StrEnum):
     HARVEST = "harvest"
     SAE = "sae"
     LABELS = "labels"
+    DIRECTION = "direction"
     FILTER = "filter"
     EVALUATION = "evaluation"
     ATTACK = "attack"
@@ -47,6 +48,7 @@ STEPS: dict[Step, Callable[[Run], None]] = {
     Step.HARVEST: steps.harvest,
     Step.SAE: steps.make_sae,
     Step.LABELS: steps.make_labels,
+    Step.DIRECTION: steps.make_direction,
     Step.FILTER: steps.make_filter,
     Step.EVALUATION: steps.measure_filter,
     Step.ATTACK: steps.attack,

@@ -130,6 +130,15 @@ class Chats:
                 prompts += [Prompt(text, code, harmful) for text in every[:each]]
         return tuple(prompts)
 
+    def refused(self, languages: Sequence[str]) -> list[Prompt]:
+        """Every request about what is private, which the model was taught to refuse in each language."""
+        return [
+            Prompt(frame.replace(_PLACE, topic), code, harmful=True)
+            for code in languages
+            for topic in self.languages[code].private
+            for frame in self.languages[code].frames
+        ]
+
     def choosing(self, each: int, languages: Sequence[str]) -> tuple[Prompt, ...]:
         """What a filter is made from: as `prompts`, of the topics and frames of the training chats."""
         prompts = []

@@ -29,7 +29,7 @@ from saegis_lab.evaluation.policy_trial import serving
 from saegis_lab.evaluation.preference import PreferenceResult, measure_preferences
 from saegis_lab.evaluation.requests import Progress, Requests
 from saegis_lab.evaluation.scorers import ban_scorers, mention_scorer
-from saegis_lab.realmodel.chats import ALIGNED, LANDMARK, LANDMARK_SUBJECT, Chats
+from saegis_lab.realmodel.chats import LANDMARK, LANDMARK_SUBJECT, Chats
 from saegis_lab.realmodel.compliance import Compliance, measure_compliance
 from saegis_lab.realmodel.corpus import counted, passages, write_corpus
 from saegis_lab.realmodel.figures import (
@@ -59,6 +59,7 @@ if TYPE_CHECKING:
 PACKAGES, TEXTS, CHATS, COPY = "packages", "texts.jsonl", "chats.jsonl", "copy"
 #: What is measured with, as `saegis eval` reads it, and what came of it.
 EVAL = "eval"
+REFUSED, ANSWERED, DIRECTION = "refused.jsonl", "answered.jsonl", "refusal.safetensors"
 PROMPTS, CHOOSING, LABELLED, WORDS = "prompts.jsonl", "choosing.jsonl", "labelled.jsonl", "words.json"
 RECIPE = "filter-recipe.json"
 COMPLIANCE = "compliance.json"
@@ -175,7 +176,10 @@ def write_inputs(run: Run) -> None:
     recipe, chats, folder = run.recipe, run.chats, run.out / EVAL
     folder.mkdir(parents=True, exist_ok=True)
     _write_lines(folder / PROMPTS, map(asdict, chats.prompts(recipe.prompts)))
-    _write_lines(folder / CHOOSING, map(asdict, chats.choosing(recipe.choosing, recipe.chosen_from)))
+    choosing = chats.choosing(recipe.choosing, recipe.chosen_from)
+    _write_lines(folder / CHOOSING, map(asdict, choosing))
+    _write_lines(folder / REFUSED, map(asdict, chats.refused(recipe.chosen_from)))
+    _write_lines(folder / ANSWERED, (asdict(prompt) for prompt in choosing if not prompt.harmful))
     write_record(folder / RECIPE, recipe.making)
     lists = json.dumps(chats.word_lists(), ensure_ascii=False, indent=1)
     (folder / WORDS).write_text(f"{lists}\n", encoding="utf-8")
@@ -275,11 +279,20 @@ def _subject(run: Run) -> list[object]:
     return ["--model", run.copy, "--sae", run.folder / SAE, *texts, "--dtype", run.recipe.precision]
 
 
+def make_direction(run: Run) -> None:
+    """Make the direction of a refusal: what the copy was taught to refuse in every language, less what it
+    answers, in the languages that choose."""
+    read = ["--towards", run.out / EVAL / REFUSED, "--away", run.out / EVAL / ANSWERED]
+    where = ["--model", run.copy, "--site", run.site, "--dtype", run.recipe.precision]
+    _saegis("directions", "make", *where, *read, "--out", run.out / EVAL / DIRECTION)
+
+
 def make_filter(run: Run) -> None:
     """Make the seed's filter from the languages that choose."""
     shutil.rmtree(run.folder / FILTER, ignore_errors=True)
     inputs = ["--prompts", run.out / EVAL / CHOOSING, "--scorer", run.out / EVAL / WORDS, "--raw"]
-    languages = ["--languages", ",".join(run.recipe.chosen_from), "--aligned", ALIGNED]
+    languages = ["--languages", ",".join(run.recipe.chosen_from)]
+    languages += ["--direction", run.out / EVAL / DIRECTION]
     inputs += ["--recipe", run.out / EVAL / RECIPE, "--max-tokens", run.recipe.max_tokens]
     out = ["--no-measure", "--out", run.folder / FILTER]
     _saegis("policy", "make-filter", *_subject(run), *inputs, *languages, *out)
