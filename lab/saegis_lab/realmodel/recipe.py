@@ -46,7 +46,9 @@ class Recipe:
     other_texts: int = 30
     chosen_from: tuple[str, ...] = ("en", "ru")
     choosing: int = 20
-    making: FilterRecipe = field(default_factory=FilterRecipe)
+    making: FilterRecipe = field(
+        default_factory=lambda: FilterRecipe(factors=(1.0, 2.0, 4.0, 8.0), answer_shares=(0.0, 1.0))
+    )
     prompts: int = 18
     max_tokens: int = 48
     attacked: int = 4
