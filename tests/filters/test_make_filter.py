@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from safetensors.torch import load_file
+import torch
+import typer
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from saegis_lab.cli.app import app
+from saegis_lab.cli.make_filter import Towards
 from saegis_lab.evaluation.filter_report import FilterReport
 from saegis_lab.evaluation.filtered import FilterResult
 from saegis_lab.filters.recipe import FilterRecipe
@@ -122,6 +125,26 @@ def compared(expression: Expression) -> list[tuple[int | None, float | None, Uni
     readings = [part for part in expression.any if isinstance(part, Reading)]
     assert len(readings) == len(expression.any)
     return [(each.feature.index, each.above, each.unit) for each in readings if each.feature is not None]
+
+
+@pytest.mark.parametrize(("told", "length"), [({}, 5.0), ({"norm": "20.0"}, 20.0)])
+def test_a_direction_has_the_length_that_its_file_states(
+    told: dict[str, str], length: float, tmp_path: Path
+) -> None:
+    path = tmp_path / "direction.safetensors"
+    save_file({"v": torch.tensor([3.0, 4.0])}, path, told)
+    vector = Towards(direction=path).source(("en",)).vector
+    assert vector is not None
+    assert vector.norm == pytest.approx(length)
+    torch.testing.assert_close(vector.vector, torch.tensor([0.6, 0.8]))
+
+
+@pytest.mark.parametrize("stated", ["long", "nan", "0"])
+def test_a_length_that_is_none_is_refused(stated: str, tmp_path: Path) -> None:
+    path = tmp_path / "direction.safetensors"
+    save_file({"v": torch.tensor([3.0, 4.0])}, path, {"norm": stated})
+    with pytest.raises(typer.Exit):
+        Towards(direction=path).source(("en",))
 
 
 def test_an_sae_that_decides_by_rank_makes_no_filter(folder: Path) -> None:
