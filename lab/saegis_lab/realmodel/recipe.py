@@ -40,7 +40,7 @@ class Recipe:
     activations: int = 1_000_000
     features: int = 4096
     k: int = 32
-    sae_tokens: int = 8_000_000
+    sae_tokens: int = 6_000_000
     dead_after: int = 500_000
     labelled: int = 12
     other_texts: int = 30
@@ -52,7 +52,7 @@ class Recipe:
     prompts: int = 18
     max_tokens: int = 48
     attacked: int = 4
-    attack_samples: int = 8
+    attack_samples: int = 4
     landmark_precision: float = 0.5
     landmark_values: tuple[float, ...] = (0.5, 1.0, 2.0, 3.0)
     landmark_languages: tuple[str, ...] = ("en", "fr", "ru", "zh", "hi")
