@@ -114,6 +114,47 @@ def test_other_machines_are_reached_through_the_proxy() -> None:
     assert "grpc.enable_http_proxy" not in options("dns://192.0.2.1/localhost:443")
 
 
+def test_calls_go_round_and_what_a_server_dies_with_is_asked_of_the_others(
+    loopback: Loopback, call: Caller
+) -> None:
+    """A megabyte is asked again as well, of which gRPC by itself keeps a quarter."""
+    other = Loopback()
+    dying = start(other)
+    for each in (loopback, other):
+        each.answers["GetLoad"] = model_pb2.GetLoadResponse(num_running_reqs=3)
+        each.answers["Tokenize"] = model_pb2.TokenizeResponse(token_ids=[7])
+    first, both = loopback.target, f"ipv4:{loopback.target},{other.target}"
+    loopback.target = both
+    with saegis.Client(both) as client:
+        give_up = time.monotonic() + 10
+        while not (loopback.received and other.received) and time.monotonic() < give_up:
+            client.load()
+        asked = len(loopback.received), len(other.received)
+        for _ in range(20):
+            client.load()
+        assert (len(loopback.received), len(other.received)) == (asked[0] + 10, asked[1] + 10)
+    other.pause_seconds, other.ended = 30.0, threading.Event()
+    loopback.received.clear()
+    other.received.clear()
+    killer = threading.Thread(target=stop_once_asked, args=(dying, other))
+    killer.start()
+    for _ in range(50):
+        assert call("tokenize", "x" * 2**20, timeout=20).token_ids == (7,)
+        if other.received:
+            break
+    killer.join()
+    assert [each.method for each in other.received] == ["Tokenize"]
+    assert first in both
+
+
+def stop_once_asked(server: grpc.Server, loopback: Loopback) -> None:
+    """End a server, and with it what it does, once it is at work."""
+    give_up = time.monotonic() + 20
+    while not loopback.received and time.monotonic() < give_up:
+        time.sleep(0.01)
+    server.stop(None).wait()
+
+
 @pytest.mark.parametrize("seconds", [1e-9, 1e300])
 def test_any_keepalive_is_one_of_grpc(loopback: Loopback, call: Caller, seconds: float) -> None:
     loopback.answers["GetLoad"] = model_pb2.GetLoadResponse(num_running_reqs=3)
