@@ -32,6 +32,8 @@ GENERATION = "saegis.v1.GenerationService"
         "dns:///localhost:1",
         "ipv4:127.0.0.1:1",
         "ipv6:[::1]:1",
+        "ipv4:127.0.0.1:1,127.0.0.2:2",
+        "ipv6:[::1]:1,[::1]:2",
         "unix:/run/saegis.sock",
         "localhost",
         "[::1]",
@@ -78,6 +80,8 @@ def test_all_others_are_encrypted_unless_told_otherwise(target: str) -> None:
         ("localhost:0", "no port"),
         ("localhost:99999", "no port"),
         ("localhost:http", "no port"),
+        ("ipv4:127.0.0.1:1,127.0.0.1:99999", "no port"),
+        ("ipv4:127.0.0.1:1,", "names no host"),
         ("unix:", "names no socket"),
         ("unix:///", "names no socket"),
     ],
@@ -108,6 +112,47 @@ def test_other_machines_are_reached_through_the_proxy() -> None:
     assert options("unix:/run/saegis.sock")["grpc.enable_http_proxy"] == 0
     assert "grpc.enable_http_proxy" not in options("example.org:443")
     assert "grpc.enable_http_proxy" not in options("dns://192.0.2.1/localhost:443")
+
+
+def test_calls_go_round_and_what_a_server_dies_with_is_asked_of_the_others(
+    loopback: Loopback, call: Caller
+) -> None:
+    """A megabyte is asked again as well, of which gRPC by itself keeps a quarter."""
+    other = Loopback()
+    dying = start(other)
+    for each in (loopback, other):
+        each.answers["GetLoad"] = model_pb2.GetLoadResponse(num_running_reqs=3)
+        each.answers["Tokenize"] = model_pb2.TokenizeResponse(token_ids=[7])
+    first, both = loopback.target, f"ipv4:{loopback.target},{other.target}"
+    loopback.target = both
+    with saegis.Client(both) as client:
+        give_up = time.monotonic() + 10
+        while not (loopback.received and other.received) and time.monotonic() < give_up:
+            client.load()
+        asked = len(loopback.received), len(other.received)
+        for _ in range(20):
+            client.load()
+        assert (len(loopback.received), len(other.received)) == (asked[0] + 10, asked[1] + 10)
+    other.pause_seconds, other.ended = 30.0, threading.Event()
+    loopback.received.clear()
+    other.received.clear()
+    killer = threading.Thread(target=stop_once_asked, args=(dying, other))
+    killer.start()
+    for _ in range(50):
+        assert call("tokenize", "x" * 2**20, timeout=20).token_ids == (7,)
+        if other.received:
+            break
+    killer.join()
+    assert [each.method for each in other.received] == ["Tokenize"]
+    assert first in both
+
+
+def stop_once_asked(server: grpc.Server, loopback: Loopback) -> None:
+    """End a server, and with it what it does, once it is at work."""
+    give_up = time.monotonic() + 20
+    while not loopback.received and time.monotonic() < give_up:
+        time.sleep(0.01)
+    server.stop(None).wait()
 
 
 @pytest.mark.parametrize("seconds", [1e-9, 1e300])

@@ -11,7 +11,7 @@ from saegis_server.cli.app import app
 from tests.rpc.certificates import authority
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
-FILES = [DEPLOY / "server.yaml", DEPLOY / "kubernetes" / "server.yaml"]
+FILES = [DEPLOY / "server.yaml", DEPLOY / "kubernetes" / "base" / "server.yaml"]
 IDENTITIES = """
 apiVersion: saegis.dev/v1
 kind: Identities

@@ -13,6 +13,9 @@ from saegis.version import __version__
 
 SERVICES = ("saegis.v1.GenerationService", "saegis.v1.FeatureService", "saegis.v1.ModelService")
 MAX_RECEIVE_BYTES = 64 * 2**20
+#: A request up to this size is kept until its answer begins, to be sent to another server if this one dies:
+#: as large as servers take them where nobody says otherwise. Of itself gRPC keeps none longer than 256 KiB.
+RETRIED_BYTES = 4 * 2**20
 _LONGEST_MS = 2**31 - 1
 _FORMS = "give host:port, such as 127.0.0.1:50051, or unix:/path"
 _ADDRESS = re.compile(
@@ -56,6 +59,8 @@ def is_loopback(target: str) -> bool:
     """Whether a gRPC target is certainly on this machine: a loopback address, localhost or a Unix socket."""
     if target.startswith(("unix:", "unix-abstract:")):
         return True
+    if (addresses := _addresses(target)) is not None:
+        return all(map(is_loopback, addresses))
     host, _ = _host_and_port(target)
     if host == "localhost":
         return True
@@ -92,6 +97,10 @@ def checked_target(target: str) -> str:
         return target
     if rest.startswith("//") and scheme.lower() in ("http", "https", "grpc", "grpcs", "tcp"):
         raise ValueError(f"the target {target!r} is a URL: {_FORMS}")
+    if (addresses := _addresses(target)) is not None:
+        for address in addresses:
+            checked_target(address)
+        return target
     if scheme in ("vsock", "xds") or "," in rest or re.match("dns://[^/]", target):
         return target  # Rare forms that gRPC knows too.
     host, port = _host_and_port(target)
@@ -100,6 +109,14 @@ def checked_target(target: str) -> str:
     if port is not None and not (port.isascii() and port.isdigit() and 0 < int(port[:6]) < 2**16):
         raise ValueError(f"the target {target!r} has no port from 1 to 65535: {_FORMS}")
     return target
+
+
+def _addresses(target: str) -> list[str] | None:
+    """Each of the servers of a list such as ipv4:10.0.0.1:50051,10.0.0.2:50051; None for one that is none."""
+    scheme, _, rest = target.partition(":")
+    if scheme not in ("ipv4", "ipv6") or "," not in rest:
+        return None
+    return [f"{scheme}:{address}" for address in rest.split(",")]
 
 
 def _host_and_port(target: str) -> tuple[str, str | None]:
@@ -121,6 +138,7 @@ def channel_options(
     A target on this machine is never reached through a proxy, whatever http_proxy says; for other targets,
     no_proxy names exceptions.
 
+    Where the target has several addresses, calls go to them in turn, and to none that cannot be reached.
     Calls that fail with UNAVAILABLE before the answer has begun are tried up to `max_attempts` times, after
     a growing delay or the delay that the server asks for (`grpc-retry-pushback-ms`). gRPC makes at most 5
     attempts. Raises ValueError for fewer than 1 or more than 5 attempts, or a keepalive that is not positive.
@@ -139,6 +157,7 @@ def channel_options(
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.max_receive_message_length", MAX_RECEIVE_BYTES),
         ("grpc.max_send_message_length", -1),
+        ("grpc.per_rpc_retry_buffer_size", RETRIED_BYTES),
         # A starting server is found soon; gRPC's default is two minutes.
         ("grpc.initial_reconnect_backoff_ms", 200),
         ("grpc.max_reconnect_backoff_ms", 2_000),
@@ -152,8 +171,9 @@ def channel_options(
 
 
 def _service_config(max_attempts: int) -> dict[str, object]:
+    balanced: dict[str, object] = {"loadBalancingConfig": [{"round_robin": {}}]}
     if max_attempts == 1:
-        return {}
+        return balanced
     policy = {
         "maxAttempts": max_attempts,
         "initialBackoff": "0.1s",
@@ -164,6 +184,8 @@ def _service_config(max_attempts: int) -> dict[str, object]:
     # Health checks are not retried, since they report what they find.
     names = [{"service": service} for service in SERVICES]
     return {
+        **balanced,
         "methodConfig": [{"name": names, "retryPolicy": policy}],
-        "retryThrottling": {"maxTokens": 10, "tokenRatio": 0.1},
+        # As many as gRPC allows: all that a replica had in work fails with it at once, and half of this may.
+        "retryThrottling": {"maxTokens": 1000, "tokenRatio": 0.1},
     }

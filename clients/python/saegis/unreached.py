@@ -72,6 +72,10 @@ _MESSAGES = {
 }
 
 
+#: How gRPC says that no address can be reached: by which of its ways to choose among them.
+_NOWHERE = ("failed to connect to all addresses", "connections to all backends failing")
+
+
 def why_unreached(details: str, reach: Reach) -> tuple[Unreached, str] | None:
     """Why there was no connection, and what to do, from gRPC's message; None if there was one."""
     if "errors resolving" in details or "DNS resolution failed" in details:
@@ -79,7 +83,7 @@ def why_unreached(details: str, reach: Reach) -> tuple[Unreached, str] | None:
         return Unreached.UNKNOWN_HOST, _MESSAGES[Unreached.UNKNOWN_HOST].format(
             target=reach.target, cause=cause
         )
-    if "failed to connect to all addresses" not in details:
+    if not any(words in details for words in _NOWHERE):
         return None
     why = _kind(details, reach)
     marker = "CERTIFICATE_VERIFY_FAILED" if why is Unreached.SERVER_NOT_TRUSTED else ": "

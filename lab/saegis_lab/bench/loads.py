@@ -25,6 +25,7 @@ from saegis_server.engine.api import (
 )
 from saegis_server.engine.counts import Dictionary, Observed
 from saegis_server.engine.torch.engine import TorchEngine
+from saegis_server.engine.torch.packing import Packing
 from saegis_server.engine.torch.site_reading import edited
 from saegis_server.engine.torch.slots import Slots
 from saegis_server.engine.torch.step import Step
@@ -164,9 +165,15 @@ def warm_step(
     progress: Progress,
     usage: UsageCounting | None = None,
     compiled: bool = True,
+    packed: bool = True,
 ) -> Step:
-    """A warm step on a fresh copy of the subject's model, with what counts the use of features."""
+    """A warm step on a fresh copy of the subject's model, with what counts the use of features.
+
+    packed: whether its weights are packed where that pays, as a start packs them.
+    """
     model = subject.make()
+    if packed:
+        Packing(model).pack()
     norms = {site: frozenset({Norm.NONE}) for site in sites}
     slots = Slots(model, sites, concurrency, PROMPT_TOKENS + NEW_TOKENS, Capacity())
     step = Step(model, norms, slots, compiled, keeps=() if usage is None else usage.sites)

@@ -29,7 +29,7 @@ from saegis_server.steering.program import SteeringProgram
 T = TypeVar("T")
 CONCURRENT = 16
 MANY = 64
-DIFFERENT = (1, 4, 16, 64)
+DIFFERENT = AT_ONCE = (1, 4, 16, 64)
 WIDTHS = (4096, 16384, 65536)
 #: How many times as many rounds tell two hundredths apart.
 OPERATING_ROUNDS = 6
@@ -105,6 +105,30 @@ def steering(subject: Subject, rounds: int, progress: Progress) -> list[Ratio]:
     for width, side in zip(WIDTHS, sides, strict=True):
         add(f"{CONCURRENT} × {ROWS} rows, SAE of {width // 1024}k", "unsteered", side, without, "flat")
     progress("done", 3, 3)
+    return ratios
+
+
+def packing(subject: Subject, rounds: int, progress: Progress) -> list[Ratio]:
+    """What packed weights are worth on one subject, to so many requests at once.
+
+    Compiles twice: with them, and without.
+    """
+    asked = in_own_thread(lambda: {count: prompts(subject, count) for count in AT_ONCE})
+    sites = (subject.site,)
+    packed = in_own_thread(lambda: warm_step(subject, sites, MANY, progress))
+    plain = in_own_thread(lambda: warm_step(subject, sites, MANY, progress, packed=False))
+    ratios = []
+    for done, count in enumerate(AT_ONCE):
+        progress(f"{count} requests at once, packed and not", done, len(AT_ONCE))
+        ours, theirs = take_turns(
+            [
+                lambda: tokens_per_second(packed, asked[count]),  # noqa: B023 - called before the next turn
+                lambda: tokens_per_second(plain, asked[count]),  # noqa: B023
+            ],
+            rounds,
+        )
+        what = f"{count} {'request' if count == 1 else 'requests'} at once, weights packed"
+        ratios.append(Ratio.of(subject.title, what, "as they lie", ours, theirs, "≥ 1.0"))
     return ratios
 
 

@@ -11,6 +11,7 @@ from saegis_server.engine.torch.attention import refusing
 from saegis_server.engine.torch.compile_cache import CompileCacheError, Kept, settle
 from saegis_server.engine.torch.loading import LoadedModel
 from saegis_server.engine.torch.memory import free_bytes, is_want_of_memory
+from saegis_server.engine.torch.packing import PackedLinear, Packing, why_slow
 from saegis_server.engine.torch.places import check_places
 from saegis_server.engine.torch.reference import record
 from saegis_server.engine.torch.rope import freeze_rope
@@ -72,6 +73,11 @@ def build_step(
     survey(loaded.model)
     with refusing(loaded.model, "Transformers' own code"):
         check_places(loaded.model, norms)
+        packing = Packing(loaded.model)
+    if (slow := why_slow(loaded.model)) is not None:
+        progress(slow, 0, 0)
+        _LOG.warning("%s", slow)
+    taken += packing.meanwhile
     in_order = {site: norms[site] for site in sorted(norms, key=forward_order)}
     for each in (each for at_site in (ranked or {}).values() for each in at_site):
         taken += each.scratch(max(Limits().prefill_chunk, wishes.count or USUAL_SLOTS))
@@ -81,6 +87,9 @@ def build_step(
         _LOG.warning("%s", frozen)
     with refusing(loaded.model, "Transformers' own code"):
         reference = record(loaded.model, in_order, size.length)
+    if len(packing):
+        progress(str(packing), 0, 0)
+        packing.pack()
     try:
         slots = Slots(loaded.model, tuple(in_order), size.count, size.length, capacity, ranked=ranked)
     except Exception as error:
@@ -158,7 +167,17 @@ def _kind(step: Step) -> tuple[object, ...]:
         for site, ranking in slots.rankings.items()
         for each in ranking.dictionaries
     ]
-    return (model.config.to_json_string(), model.dtype, model.device, *sites, *sizes, *keeps, *ranked)
+    packed = sum(isinstance(module, PackedLinear) for module in model.modules())
+    return (
+        model.config.to_json_string(),
+        model.dtype,
+        model.device,
+        f"packs {packed}",
+        *sites,
+        *sizes,
+        *keeps,
+        *ranked,
+    )
 
 
 def _tell_eager(reason: str, progress: Progress) -> None:
