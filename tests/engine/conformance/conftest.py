@@ -13,6 +13,7 @@ from saegis_server.sae.autoencoder import SparseAutoencoder
 from saegis_server.steering.site import Site
 from tests.engine import tiny
 from tests.engine.cuda import DEVICE, needs_cuda
+from tests.engine.in_vllm import HAS_VLLM, in_vllm
 from tests.engine.serving import Asked, Serving
 
 
@@ -43,7 +44,8 @@ def on_cuda(
     return embedded(moved, max_running, limits, first_token, eos, ranked)
 
 
-ENGINES: dict[str, Serving] = {"torch": embedded}
+#: In the environment of vLLM the engine on it, elsewhere the embedded one.
+ENGINES: dict[str, Serving] = {"vllm": in_vllm} if HAS_VLLM else {"torch": embedded}
 ON_CUDA = pytest.param(on_cuda, id="cuda", marks=needs_cuda)
 
 
