@@ -1,13 +1,16 @@
 """A plain core: texts read and written by Transformers' own code, with the steering that vLLM's workers run.
 
 It stands in for vLLM where there is none, so that the engine and the workers' books are held to the suite on
-every machine: one text after the other, with a cache of its own, and no prefix is shared.
+every machine: one text after the other, with a cache of its own, which begins with what an earlier text of
+its salt left, by whole blocks, as vLLM's does.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -17,6 +20,7 @@ from saegis_server.engine.api import SamplingParams
 from saegis_server.engine.counts import Firing, Observed
 from saegis_server.engine.torch.site_reading import hook
 from saegis_server.engine.vllm.draws import Draw, drawn
+from saegis_server.engine.vllm.in_process import BLOCK
 from saegis_server.engine.vllm.orders import Books, Order, Told
 from saegis_server.engine.vllm.steered import Steered
 from saegis_server.steering.site import Site
@@ -29,6 +33,7 @@ class _Text:
     tokens: list[int]
     prompt: int
     draw: Draw
+    salt: str
     cache: DynamicCache = field(default_factory=DynamicCache)
     read: int = 0
 
@@ -40,8 +45,13 @@ class PlainCore:
         """Hooks of the steering stay in the model."""
         self.model, self.steered, self.chunk = model, steered, chunk
         self._texts: dict[str, _Text] = {}
+        self._left: list[_Text] = []
         for number, site in enumerate(steered.sites):
-            hook(model, site, lambda x, number=number: steered.steer(number, x[0])[None])
+            hook(model, site, partial(self._pass, number))
+
+    def _pass(self, number: int, x: Tensor) -> Tensor:
+        """The activations [1, Q, d] of a site."""
+        return self.steered.steer(number, x[0])[None]
 
     def __len__(self) -> int:
         return len(self._texts)
@@ -56,21 +66,37 @@ class PlainCore:
         reads_cache: bool = True,
     ) -> None:
         self.steered.admit(request_id, order)
-        self._begin(request_id, tokens, sampling, order)
+        text = self._begin(request_id, tokens, sampling, order, salt)
+        if reads_cache:
+            self._begin_behind(text)
 
-    def _begin(self, name: str, tokens: Sequence[int], sampling: SamplingParams, order: Order) -> None:
+    def _begin(
+        self, name: str, tokens: Sequence[int], sampling: SamplingParams, order: Order, salt: str
+    ) -> _Text:
         draw = order.draw or Draw(sampling, int(torch.randint(2**62, (1,))), order.stops)
-        self._texts[name] = _Text(list(tokens), len(tokens), draw)
+        made = self._texts[name] = _Text(list(tokens), len(tokens), draw, salt)
+        return made
+
+    def _begin_behind(self, text: _Text) -> None:
+        """Let a text begin behind the most blocks that an earlier one of its salt has read of it."""
+        for other in self._left:
+            known = min(other.read, len(text.tokens) - 1) // BLOCK * BLOCK
+            while known and other.tokens[:known] != text.tokens[:known]:
+                known -= BLOCK
+            if other.salt == text.salt and known > text.read:
+                text.cache, text.read = copy.deepcopy(other.cache), known
+                text.cache.crop(known)
 
     def add_again(
         self, request_id: str, other: str, tokens: Sequence[int], sampling: SamplingParams, salt: str
     ) -> None:
         self.halt(request_id)
         self.steered.read_again(request_id, other)
-        self._begin(other, tokens, sampling, self.steered.order(other))
+        self._begin(other, tokens, sampling, self.steered.order(other), salt)
 
     def halt(self, request_id: str) -> None:
-        self._texts.pop(request_id, None)
+        if (text := self._texts.pop(request_id, None)) is not None:
+            self._left.append(text)
 
     def drop(self, request_id: str) -> None:
         self.halt(request_id)
@@ -113,3 +139,4 @@ class PlainCore:
 
     def close(self) -> None:
         self._texts.clear()
+        self._left.clear()

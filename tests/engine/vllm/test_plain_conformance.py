@@ -1,4 +1,4 @@
-"""What every engine must do, asked of that of vLLM with a plain core in vLLM's place; at night, as it takes long.
+"""What every engine must do, asked of that of vLLM with a plain core in its place; at night, as it is long.
 
 The suite itself runs on vLLM in the environment that has it: `make test-vllm`.
 """

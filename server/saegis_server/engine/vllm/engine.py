@@ -202,7 +202,8 @@ class VllmEngine:
         """The clean activations [T, d] of a text at every site."""
         if len(tokens) > self.max_length:
             raise FieldError("tokens", f"{len(tokens)} are more than the {self.max_length} that fit")
-        return self._add_job(captured(self._reader, list(tokens)), tenant)
+        job = captured(self._reader, list(tokens), self.served.vocabulary)
+        return self._add_job(job, tenant)
 
     def score(
         self,

@@ -38,13 +38,11 @@ class Shared:
 
     def beside(self, counts: Sequence[Sequence[float]]) -> list[list[float]]:
         """These counts with what was shared."""
-        return [
-            [
-                *(one + other for one, other in zip(own[:-1], shared[:-1], strict=True)),
-                max(own[-1], shared[-1]),
-            ]
-            for own, shared in zip(counts, self.counts, strict=True)
-        ]
+        joined = []
+        for own, shared in zip(counts, self.counts, strict=True):
+            sums = [one + other for one, other in zip(own[:-1], shared[:-1], strict=True)]
+            joined.append([*sums, max(own[-1], shared[-1])])
+        return joined
 
 
 class Prefixes:

@@ -88,8 +88,13 @@ class Reader:
             self.core.drop(name)
 
 
-def captured(reader: Reader, tokens: Sequence[int]) -> Job[dict[Site, Tensor]]:
-    """The clean activations [T, d] of a text at every site, on the CPU."""
+def captured(reader: Reader, tokens: Sequence[int], vocabulary: int) -> Job[dict[Site, Tensor]]:
+    """The clean activations [T, d] of a text at every site, on the CPU.
+
+    Raises IndexError for a token that a vocabulary of so many does not have.
+    """
+    if beyond := [token for token in tokens if not 0 <= token < vocabulary]:
+        raise IndexError(f"{beyond[0]} is not a token id below {vocabulary}")
     none = RowCounts(0, 0, 0, 0, 0)
     order = Order(0, {}, none, len(tokens), wanted=Wanted(clean=True))
     name, queue = reader.open(0, tokens, order)
