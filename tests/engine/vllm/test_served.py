@@ -58,7 +58,5 @@ def test_a_site_whose_change_goes_nowhere_is_refused(monkeypatch: pytest.MonkeyP
         return x if number == 1 else changed
 
     monkeypatch.setattr(steered, "steer", lost)
-    with pytest.raises(
-        CanaryError, match=r"layers.1.resid_post: in vLLM an edit .* did not change the logits"
-    ):
+    with pytest.raises(CanaryError, match=r"layers.1.resid_post: in vLLM an edit .* change the logits"):
         made.prove(lambda *_: None)

@@ -444,7 +444,7 @@ class VllmEngine:
         if sequence.read == 0 and told.start > 0:
             known = recording.begin_behind(told.start)
             if known is None:
-                del self._recording[sequence]
+                self._recording[sequence] = recording.anew()
                 return False
             self._shared[sequence] = Shared(known, len(self.sites), sequence.answer_start)
         recording.add(told.start, told.record)

@@ -72,10 +72,14 @@ class Recording:
 
     def __init__(self, prefixes: Prefixes, key: str, prompt: Sequence[int]) -> None:
         """`key` names all that acts on its tokens and what is recorded of them."""
-        self._prefixes, self._tokens = prefixes, list(prompt)
+        self._prefixes, self._key, self._tokens = prefixes, key, list(prompt)
         self._chain = hashlib.blake2b(key.encode(), digest_size=16).digest()
         self._waiting: list[Tensor] = []
         self._read = 0
+
+    def anew(self) -> Recording:
+        """For the same text, which is read from its start."""
+        return Recording(self._prefixes, self._key, self._tokens)
 
     def wrote(self, token: int) -> None:
         """The text has one more token."""
