@@ -19,7 +19,7 @@ TYPED := clients/python/saegis server/saegis_server lab/saegis_lab tests scripts
 export PYTHONPYCACHEPREFIX := $(CURDIR)/.venv/pycache
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-nightly lint style types contract breaking format bench proto clean
+.PHONY: help demo test test-all test-vllm test-nightly lint style types contract breaking format bench proto clean
 
 help: ## Show this.
 	@echo "make TARGET, with one of:"
@@ -38,6 +38,11 @@ test-all: .venv/.dev ## Run all tests at their full size, with coverage; the qui
 	@$(TEST) --ignore tests/engine/test_traced.py --cov --cov-report= $(PYTEST_ARGS) || [ $$? = 5 ]
 	@$(TEST) --rest -m "not alone" --cov --cov-append --cov-fail-under=$(COVERED) $(PYTEST_ARGS) || [ $$? = 5 ]
 	@$(PYTEST) --rest -m alone $(PYTEST_ARGS) || [ $$? = 5 ]
+
+# vLLM in an environment of its own, which has the server and what the tests of engines need. What vLLM itself warns
+# of is none of the tests' business.
+test-vllm: .venv-vllm/.vllm ## Install vLLM for a CPU into .venv-vllm and run the engines' suite on it.
+	@OMP_NUM_THREADS=$(WORKERS) .venv-vllm/bin/python -m pytest -W default tests/engine/vllm tests/engine/conformance $(PYTEST_ARGS)
 
 test-nightly: .venv/.dev ## Try every family of models that Transformers has; an hour and more.
 	@$(TEST) --nightly $(PYTEST_ARGS)
@@ -71,7 +76,7 @@ proto: .venv/.dev ## Write the Python stubs of protos/ anew.
 	$(BIN)/python scripts/gen_stubs.py
 
 clean: ## Remove .venv and everything else that was made here.
-	rm -rf .venv .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
+	rm -rf .venv .venv-vllm .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
 	find clients server lab tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamps: made anew when what is to be installed has changed.
@@ -86,6 +91,12 @@ clean: ## Remove .venv and everything else that was made here.
 	@echo "Installing the server into .venv; torch is large, so the first time takes minutes"
 	@$(INSTALL) "$(TORCH)"
 	@$(INSTALL) -e clients/python -e .
+	@touch $@
+
+.venv-vllm/.vllm: scripts/install_vllm.py pyproject.toml clients/python/pyproject.toml requirements/constraints.txt
+	@echo "Installing vLLM into .venv-vllm: 3.4 GB, some minutes"
+	@test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm
+	@.venv-vllm/bin/python scripts/install_vllm.py --project . -- $(PIP_ARGS)
 	@touch $@
 
 .venv/.dev: .venv/.server

@@ -65,6 +65,7 @@ MEANINGS = {
     "--directions": "directions that the operator ships",
     "--dry-run": "whether nothing is changed",
     "--dtype": "the model's dtype",
+    "--engine": "what runs the model",
     "--examples": "how many decisions of a kind are shown",
     "--every-token": "whether a direction is made of every token",
     "--expect-head": "the hash of an audit record that must be there",

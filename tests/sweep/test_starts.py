@@ -74,6 +74,8 @@ NONSENSE: list[tuple[tuple[str, ...], str]] = [
     (("--device", "cuda:x"), "device 'cuda:x' is none"),
     (("--device", "cuda:999"), "device 'cuda:999'"),
     (("--compile", "sometimes"), "--compile"),
+    (("--engine", "steam"), "--engine"),
+    (("--engine", "vllm", "--batch-invariant"), "batch_invariant"),
     (("--directions", "{here}/missing"), "missing: is no folder and no .safetensors or .npz file"),
     (("--directions", "{here}/file"), "file: is no folder and no .safetensors or .npz file"),
     (("--directions", "{here}/empty"), "empty: holds no .safetensors or .npz file"),

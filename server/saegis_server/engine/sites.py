@@ -58,7 +58,11 @@ def site_module(model: PreTrainedModel, site: Site) -> tuple[nn.Module, bool]:
     layers = decoder_layers(model)
     if not 0 <= site.layer < len(layers):
         raise SiteError(f"{site} does not exist: the model has layers 0 to {len(layers) - 1}")
-    layer = layers[site.layer]
+    return module_in(layers[site.layer], site)
+
+
+def module_in(layer: nn.Module, site: Site) -> tuple[nn.Module, bool]:
+    """The same of the site's own layer, whose modules have the names that Transformers gives them."""
     if site.place in (Place.RESID_PRE, Place.RESID_POST):
         return layer, site.place is Place.RESID_PRE
     if site.read_at != site:

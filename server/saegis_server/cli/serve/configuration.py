@@ -141,6 +141,7 @@ def _served_settings(served: Served) -> dict[str, Any]:
         "device": served.device,
         "compile": served.compile.value,
         "batch_invariant": served.batch_invariant,
+        "engine": served.engine,
     }
 
 

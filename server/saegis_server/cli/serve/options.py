@@ -20,6 +20,13 @@ def to_path(text: str) -> Path:
     return Path(text)
 
 
+class EngineName(enum.StrEnum):
+    """What runs the model."""
+
+    TORCH = "torch"
+    VLLM = "vllm"
+
+
 class Compile(enum.StrEnum):
     """When to compile the forward pass."""
 
@@ -98,6 +105,12 @@ class Served:
     )
     dtype: Dtype = DtypeName.AUTO
     device: Device = "cpu"
+    engine: Annotated[
+        EngineName,
+        typer.Option(
+            help="What runs the model: torch is the embedded engine, vllm is vLLM with its prefix cache."
+        ),
+    ] = EngineName.TORCH
     compile: Annotated[
         Compile, typer.Option(help="Compile the forward pass; auto does where a C++ compiler is found.")
     ] = Compile.AUTO

@@ -152,10 +152,10 @@ def count_groups(
 ) -> Tensor:
     """At how many tokens that are `counted` [B, Q] each group acted, float32 [B, G, 2]: of the prompt, of the
     answer. acted: bool [T, rows], members: float32 [B, rows, G] of each site."""
-    return _by_phase(_hits(acted, members, tokens), tokens, counted)
+    return _by_phase(hits_of(acted, members, tokens), tokens, counted)
 
 
-def _hits(acted: Sequence[Tensor], members: Sequence[Tensor], tokens: Tokens) -> Tensor:
+def hits_of(acted: Sequence[Tensor], members: Sequence[Tensor], tokens: Tokens) -> Tensor:
     """Whether any row of each group acted at each token, at any site: bool [T, G]."""
     hits = [
         tokens.times(at_site.to(torch.float32), mine) for at_site, mine in zip(acted, members, strict=True)

@@ -1,18 +1,35 @@
 """Admission: what a request must be for the engine to take it, checked before anything is queued."""
 
 from collections.abc import Collection, Mapping, Sequence
+from typing import Protocol
 
 from saegis_server.engine.admission import AdmittedProgram, admit
 from saegis_server.engine.api import FieldError, GenerationRequest, Guard
 from saegis_server.engine.torch.activity import MOST_GROUPS
-from saegis_server.engine.torch.slots import Slots
+from saegis_server.steering.admitted import Room
 from saegis_server.steering.program import SteeringProgram
+
+
+class Slotted(Protocol):
+    """What slots have: the most tokens of a text, of so large a vocabulary, and the room of its rows."""
+
+    @property
+    def max_length(self) -> int:
+        """The most tokens."""
+
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens there are."""
+
+    @property
+    def room(self) -> Room:
+        """For rows."""
 
 
 class Admission:
     """Checks requests against what slots have: vocabulary, length, sites, room for rows."""
 
-    def __init__(self, slots: Slots) -> None:
+    def __init__(self, slots: Slotted) -> None:
         self._slots = slots
 
     def generation(self, request: GenerationRequest, stops: Collection[int]) -> AdmittedProgram:

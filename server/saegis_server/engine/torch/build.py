@@ -81,7 +81,7 @@ def build_step(
     in_order = {site: norms[site] for site in sorted(norms, key=forward_order)}
     for each in (each for at_site in (ranked or {}).values() for each in at_site):
         taken += each.scratch(max(Limits().prefill_chunk, wishes.count or USUAL_SLOTS))
-    size, told = _size(loaded, tuple(in_order), wishes, capacity, taken)
+    size, told = size_of(loaded, tuple(in_order), wishes, capacity, taken)
     progress(told, 0, 0)
     if (frozen := freeze_rope(loaded.model, size.length)) is not None:
         _LOG.warning("%s", frozen)
@@ -99,7 +99,7 @@ def build_step(
     return Step(loaded.model, in_order, slots, compiled, keeps, reference)
 
 
-def _size(
+def size_of(
     loaded: LoadedModel, sites: tuple[Site, ...], wishes: Wishes, capacity: Capacity, taken: int
 ) -> tuple[Size, str]:
     """The slots to make, and in a line what they take. Raises ValueError for what does not fit."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from collections.abc import Sequence as Sequenced
+from typing import Protocol
 
 from saegis_server.engine.api import (
     EngineError,
@@ -11,26 +13,46 @@ from saegis_server.engine.api import (
     Reaction,
     SteeringDivergedError,
 )
-from saegis_server.engine.torch.conditions import Outcome
+from saegis_server.engine.torch.conditions import ConditionResult, Outcome
 from saegis_server.engine.torch.sequence import Sequence
-from saegis_server.engine.torch.slots import Slots
 from saegis_server.engine.torch.step import StepOutput
 
 #: How a condition ends a sequence, or fails its request.
 Ending = FinishReason | EngineError
 
 
+class Judged(Protocol):
+    """The conditions of slots, as far as what follows from them is to be known."""
+
+    def holds(self, slot: int) -> Sequenced[bool]:
+        """Which conditions of a slot held at the last token at which they were judged."""
+
+    def result(self, slot: int) -> ConditionResult:
+        """What came of a slot's conditions so far, on the host."""
+
+
+class GuardedSlots(Protocol):
+    """Slots whose texts have conditions."""
+
+    @property
+    def conditions(self) -> Judged:
+        """Theirs."""
+
+    def read_again(self, slot: int) -> None:
+        """Let the text of a slot be read again from its start, with what holds now in force from there."""
+
+
 class Guarding:
     """Ends sequences, fails requests and has prompts read again as their conditions have it."""
 
-    def __init__(self, slots: Slots) -> None:
+    def __init__(self, slots: GuardedSlots) -> None:
         self._slots = slots
 
     def after_decode(self, sequences: list[Sequence], output: StepOutput) -> Mapping[int, Ending]:
         """How conditions end sequences; row i of the output is the i-th sequence's."""
         outcomes = zip(sequences, output.outcome.tolist(), output.finite.tolist(), strict=False)
         return {
-            row: self._ending(sequence, Outcome(outcome), told=True)
+            row: self.ending(sequence, Outcome(outcome), told=True)
             for row, (sequence, outcome, finite) in enumerate(outcomes)
             if outcome != Outcome.GOES_ON and finite
         }
@@ -48,7 +70,7 @@ class Guarding:
             self._slots.read_again(sequence.slot)
             sequence.read = 0
             return None
-        return self._ending(sequence, outcome, told=False)
+        return self.ending(sequence, outcome, told=False)
 
     def leave(self, sequence: Sequence) -> None:
         """A sequence gives its slot back; what came of its conditions goes to its request."""
@@ -63,8 +85,10 @@ class Guarding:
         rows_by_site = guard.admitted.in_force(self._slots.conditions.holds(sequence.slot))
         return any(rows.changes_anything for rows in rows_by_site.values())
 
-    def _ending(self, sequence: Sequence, outcome: Outcome, told: bool) -> Ending:
-        """told: whether any own token of the sequence was; what refuses a prompt then stops the answer."""
+    def ending(self, sequence: Sequence, outcome: Outcome, told: bool) -> Ending:
+        """How an outcome ends a sequence, or fails its request.
+
+        told: whether any own token of the sequence was; what refuses a prompt then stops the answer."""
         if outcome is Outcome.UNREADABLE:
             what = "so its conditions cannot be judged"
             message = f"a guard's reading is no number at token {sequence.length}, {what}"

@@ -62,7 +62,7 @@ class _SiteHook:
         """What goes on of x [rows, tokens, d], of which the tokens were steered so; the readings are told."""
         context = self.context
         if context.unmoved is not None:
-            steered, readings = _except_for(context.unmoved, x.flatten(0, 1), steered, readings)
+            steered, readings = except_for(context.unmoved, x.flatten(0, 1), steered, readings)
         context.readings[self.site] = readings
         return steered.reshape(x.shape)
 
@@ -101,7 +101,7 @@ class _ApartHook(_SiteHook):
         return self._told(x, *write_apart(x.flatten(0, 1), waiting))
 
 
-def _except_for(unmoved: Tensor, x: Tensor, steered: Tensor, readings: Readings) -> tuple[Tensor, Readings]:
+def except_for(unmoved: Tensor, x: Tensor, steered: Tensor, readings: Readings) -> tuple[Tensor, Readings]:
     """What a site gives if the tokens `unmoved` [T] stay what they are, and nothing is counted there."""
     kept = unmoved[:, None]
     return torch.where(kept, x, steered), readings._replace(

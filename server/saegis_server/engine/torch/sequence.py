@@ -102,6 +102,7 @@ class Running:
         self.events: list[Event] = []
         self.sequences: list[Sequence] = []
         self.left = request.sampling.n
+        self.cached_tokens = 0
         self._told: Counter[int] = Counter()
         self._prompt_told = False
         self.tally = Tally(admitted.digest, program, unmoved)
@@ -151,7 +152,7 @@ class Running:
         usage = Usage(
             prompt_tokens=len(self.request.prompt),
             completion_tokens=self._told.total(),
-            cached_tokens=0,
+            cached_tokens=self.cached_tokens,
             steered_tokens=self.tally.steered_tokens,
         )
         timings = Timings(began - self.submitted, first - began, now - first)

@@ -111,7 +111,7 @@ def varying(tensor: Tensor, dimension: int = 0) -> Tensor:
     return tensor
 
 
-def _counted(readings: list[Readings], counted: Tensor) -> Tensor:
+def count_sites(readings: list[Readings], counted: Tensor) -> Tensor:
     """What the sites did at the tokens where `counted` [B, Q]: float32 [sites + 1, B, COUNTED].
 
     Last, how many tokens any of them edited.
@@ -289,7 +289,7 @@ class Step:
                 finite = torch.isfinite(output.logits[:, -1]).all(-1)
                 settled = settle(conditions, peaks, given, finite)
                 readings = [context.readings[site] for site in self.sites]
-                counts, by_row = _counted(readings, settled.counted), [each.acted for each in readings]
+                counts, by_row = count_sites(readings, settled.counted), [each.acted for each in readings]
                 acted = count_groups(by_row, tables.members, conditions.tokens, settled.counted)
                 state, peaks, outcome = settled.state, settled.peaks, settled.outcome
             after = tables._replace(state=state, peaks=peaks)
@@ -429,7 +429,7 @@ class Step:
         outcome, finite = torch.zeros_like(given[:, 0], dtype=torch.int64), torch.isfinite(logits).all(-1)
         if readings:
             counted, outcome = self._settle(given, finite, slot, extent)
-            self._count(_counted(readings, counted), slot)
+            self._count(count_sites(readings, counted), slot)
             observed = counted if observed is None else counted & observed
             self._count_readings(readings, counted, observed, slot, extent)
             kept = self._kept(observed)

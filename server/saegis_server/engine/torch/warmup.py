@@ -6,6 +6,7 @@ from textwrap import shorten
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from saegis_server.engine.api import CanaryError, Progress, SamplingParams
 from saegis_server.engine.torch.attention import refusing
@@ -111,7 +112,7 @@ def _canary(step: Step, site: Site) -> None:
             wanted = strength if site.written_at == site else 0.0
             _require_close(site, "the reading moved by", torch.stack(moved), wanted, strength, step)
     slots.release(0)
-    expected = _with_hook(step, site.written_at, tokens, strength * probe.write.to(step.device))
+    expected = with_hook(step.model, site.written_at, tokens, strength * probe.write.to(step.device))
     spread = float(expected.std())
     _require_close(site, "the steered logits differ by", outputs[1] - expected, 0.0, spread, step)
     if float((outputs[1] - outputs[0]).abs().max()) <= 1e-6 * spread:
@@ -126,13 +127,14 @@ def _require_close(site: Site, what: str, values: Tensor, wanted: float, size: f
         )
 
 
-def _with_hook(step: Step, site: Site, tokens: list[int], vector: Tensor) -> Tensor:
+@torch.inference_mode()
+def with_hook(model: PreTrainedModel, site: Site, tokens: list[int], vector: Tensor) -> Tensor:
     """Float32 logits [2, V] after the last two tokens, `vector` added at the site by a plain hook."""
 
     def shift(x: Tensor) -> Tensor:
         return (x.float() + vector).to(x.dtype)
 
-    with edited(step.model, site, shift):
-        ids = torch.tensor([tokens], device=step.device)
-        logits: Tensor = step.model(input_ids=ids, use_cache=False, logits_to_keep=2).logits
+    with edited(model, site, shift):
+        ids = torch.tensor([tokens], device=model.device)
+        logits: Tensor = model(input_ids=ids, use_cache=False, logits_to_keep=2).logits
         return logits[0].to(torch.float32)

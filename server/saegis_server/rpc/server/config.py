@@ -97,7 +97,9 @@ class ServerConfig(_Strict):
     read. limits: what each principal and tenant may have. identities: the file of principals and their
     roles; without it the server is open to every program of this machine, and cannot be reached from
     others. policies: what governs requests; without it nothing does. audit: the log of decisions and
-    answers; without it there is none. compile: "auto" compiles if a C++ compiler is found.
+    answers; without it there is none. engine: what runs the model, the embedded engine or
+    vLLM, which is refused with settings that it does not serve. compile: "auto" compiles if a C++ compiler
+    is found.
     batch_invariant: whether each sequence takes steps of its own. stall_seconds: if the event loop does
     not answer for this long, the server is not live, and after six times as long the process ends; 0
     turns both off. tenant_classes: the tenants of each class by which metrics tell tenants apart; all
@@ -140,6 +142,7 @@ class ServerConfig(_Strict):
     steer_first_token: bool = False
     read_first_token: bool = False
     limits: Limits = Limits()
+    engine: Literal["torch", "vllm"] = "torch"
     compile: Literal["auto", "always", "never"] = "auto"
     batch_invariant: bool = False
     http_host: str = "127.0.0.1"
@@ -200,6 +203,22 @@ class ServerConfig(_Strict):
     def _keeps_what_is_counted(self) -> Self:
         if self.usage_state is not None and not self.usage_every:
             raise ValueError("usage_state: nothing is counted that could be kept; set usage_every")
+        return self
+
+    @model_validator(mode="after")
+    def _is_served_by_its_engine(self) -> Self:
+        """What the engine on vLLM does not serve, by the name of its setting."""
+        if self.engine == "torch":
+            return self
+        refused = {
+            "batch_invariant": (self.batch_invariant, "vLLM decides what a step reads"),
+            "usage_every": (self.usage_every > 0, "it does not count how whole dictionaries are used"),
+            "compile": (self.compile == "always", "its forward pass was tried eagerly alone"),
+            "device": (self.device != "cpu", "it was tried on a CPU alone"),
+        }
+        for name, (is_set, why) in refused.items():
+            if is_set:
+                raise ValueError(f"{name}: the vllm engine does not serve it: {why}")
         return self
 
     @field_validator("tenant_classes")

@@ -5,9 +5,11 @@ import platform
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from saegis.version import __version__
 from saegis_server.amounts import Portion, in_units
@@ -25,6 +27,9 @@ from saegis_server.engine.torch.sizing import Wishes
 from saegis_server.engine.torch.step import Step
 from saegis_server.engine.torch.usage import UsageCounting
 from saegis_server.engine.torch.weights import require_room
+from saegis_server.engine.vllm.engine import VllmEngine
+from saegis_server.engine.vllm.in_process import require_vllm
+from saegis_server.engine.vllm.served import Served, serve_in_vllm
 from saegis_server.policy.decide.decide import PolicySet
 from saegis_server.policy.decide.world import World
 from saegis_server.policy.errors import Unmatched
@@ -70,7 +75,10 @@ def load_services(config: ServerConfig, premises: Premises, progress: Progress) 
     Raises ModelLoadError, SAEFileError, SAEMismatch, SiteError for a site that the model does not have, what
     `govern` raises, and ValueError for settings that do not fit the model or this machine.
     """
-    compiled = compiles(config.compile, config.device, progress)
+    in_vllm = config.engine == "vllm"
+    if in_vllm:
+        require_vllm()
+    compiled = not in_vllm and compiles(config.compile, config.device, progress)
     progress("loading the model", 0, 0)
     require_room(config.model, config.dtype, config.device)
     loaded = load_model(config.model, config.dtype, config.device)
@@ -88,16 +96,53 @@ def load_services(config: ServerConfig, premises: Premises, progress: Progress) 
         )
         if not placed[-1].loaded.labels:
             log.warning("%s: there is no %s, so no feature has a label", source.path, LABELS_FILE)
+    if in_vllm:
+        served = _served(config, loaded, placed, progress)
+        checked, prompts = _checked(
+            placed,
+            loaded,
+            served.max_length,
+            partial(_read_at, loaded.model),
+            partial(_show_all, loaded.model),
+            progress,
+        )
+        engine = _vllm_engine(config, loaded, served)
+        return services(config, premises, loaded, engine, served.room.widths, prompts, checked)
     step = _step(config, loaded, placed, compiled, progress)
-    prompts = PromptReader(loaded.tokenizer, step.slots.vocabulary)
-    checked = []
+    checked, prompts = _checked(
+        placed, loaded, step.slots.max_length, _capture(step), _survey(step), progress
+    )
+    engine = _engine(config, loaded, step, checked)
+    return services(config, premises, loaded, engine, step.slots.room.widths, prompts, checked)
+
+
+def _checked(
+    placed: Sequence[PlacedSAE],
+    loaded: LoadedModel,
+    length: int,
+    capture: Callable[[Sequence[int], Site], Tensor],
+    survey: Survey,
+    progress: Progress,
+) -> tuple[list[LoadedSAE], PromptReader]:
+    """The SAEs, each checked on the model's activations and with its examples, and what reads prompts."""
+    vocabulary: int = loaded.model.config.get_text_config().vocab_size
+    prompts, checked = PromptReader(loaded.tokenizer, vocabulary), []
     for count, sae in enumerate(placed):
         progress("checking SAEs", count, len(placed))
-        length = step.slots.max_length
-        fits = check_sae(sae, prompts.text, _capture(step), _survey(step), length, prompts.special)
-        examples = Examples.load(sae.folder, fits.sae, step.slots.vocabulary)
-        checked.append(replace(fits, examples=examples))
-    return services(config, premises, loaded, step, prompts, checked)
+        fits = check_sae(sae, prompts.text, capture, survey, length, prompts.special)
+        checked.append(replace(fits, examples=Examples.load(sae.folder, fits.sae, vocabulary)))
+    return checked, prompts
+
+
+def _read_at(model: PreTrainedModel, tokens: Sequence[int], site: Site) -> Tensor:
+    """The activations [T, d] of tokens at a place of a model, by Transformers' own code."""
+    return read_site(model, site, torch.tensor([tokens], device=model.device))[0]
+
+
+def _show_all(model: PreTrainedModel, tokens: Sequence[int], visit: Callable[[Site, Tensor], None]) -> None:
+    """Show the activations of tokens at all places of a model."""
+    ids = torch.tensor([tokens], device=model.device)
+    show_sites(model, lambda: model(input_ids=ids, use_cache=False), visit)
 
 
 def model_names(loaded: LoadedModel) -> tuple[str, ...]:
@@ -119,14 +164,11 @@ def fitted(placed: PlacedSAE, loaded: LoadedModel, unmatched: Unmatched) -> Load
         site_module(loaded.model, site)
     check_origin(placed, model_names(loaded), has_layer_norms(loaded), unmatched)
     model, tokenizer = loaded.model, loaded.tokenizer
-    ids = partial(torch.tensor, device=model.device)
     return check_sae(
         placed,
         lambda text: tokenizer.encode(text, verbose=False),
-        lambda tokens, site: read_site(model, site, ids([tokens]))[0],
-        lambda tokens, visit: show_sites(
-            model, lambda: model(input_ids=ids([tokens]), use_cache=False), visit
-        ),
+        partial(_read_at, model),
+        partial(_show_all, model),
         loaded.max_context,
         special_tokens(tokenizer),
     )
@@ -136,17 +178,17 @@ def services(
     config: ServerConfig,
     premises: Premises,
     loaded: LoadedModel,
-    step: Step,
+    engine: Engine,
+    widths: Widths,
     prompts: PromptReader,
     saes: Sequence[LoadedSAE],
 ) -> Services:
-    """An engine on `step` and everything else that the servicers need. Raises what `govern` raises, and
+    """An engine and everything else that the servicers need. Raises what `govern` raises, and
     DirectionFileError for directions that cannot be kept."""
-    engine, counts_usage = _engine(config, loaded, step, saes)
     facts = _facts(config, loaded)
-    widths = step.slots.room.widths
-    shipped = read_shipped(config.directions, widths, step.sites)
-    targets = Targets(step.sites, Catalog(saes), widths, Shelf.of_operator(shipped))
+    counts_usage = bool(config.usage_every and saes)
+    shipped = read_shipped(config.directions, widths, engine.sites)
+    targets = Targets(engine.sites, Catalog(saes), widths, Shelf.of_operator(shipped))
     metrics = premises.metrics
     metrics.observe_load(engine.stats)
     metrics.show_build(version=__version__, python=platform.python_version(), torch=torch.__version__)
@@ -202,30 +244,39 @@ def _uploads(
         raise
 
 
-def _engine(
-    config: ServerConfig, loaded: LoadedModel, step: Step, saes: Sequence[LoadedSAE]
-) -> tuple[TorchEngine, bool]:
-    """An engine on `step`, and whether it counts the use of every feature."""
-    limits = Limits(
+def _engine(config: ServerConfig, loaded: LoadedModel, step: Step, saes: Sequence[LoadedSAE]) -> TorchEngine:
+    """The embedded engine on `step`."""
+    return TorchEngine(
+        step,
+        loaded.tokenizer,
+        loaded.eos_token_ids,
+        config.max_num_seqs or step.slots.count,
+        _limits(config),
+        _first_token(config, loaded),
+        config.compile == "always",
+        _counting(config, step, saes),
+        config.batch_invariant,
+    )
+
+
+def _vllm_engine(config: ServerConfig, loaded: LoadedModel, served: Served) -> VllmEngine:
+    """The engine on vLLM."""
+    most = config.max_num_seqs or served.count
+    limits, first = _limits(config), _first_token(config, loaded)
+    return VllmEngine(served, loaded.tokenizer, loaded.eos_token_ids, most, limits, first)
+
+
+def _limits(config: ServerConfig) -> Limits:
+    return Limits(
         queue=config.queue_limit,
         fair_share=config.fair_share,
         fair_slots=config.fair_slots,
         fair_seconds=config.fair_seconds,
     )
-    first = FirstToken(loaded.bos_token_id, moved=config.steer_first_token, read=config.read_first_token)
-    counting = _counting(config, step, saes)
-    engine = TorchEngine(
-        step,
-        loaded.tokenizer,
-        loaded.eos_token_ids,
-        config.max_num_seqs or step.slots.count,
-        limits,
-        first,
-        config.compile == "always",
-        counting,
-        config.batch_invariant,
-    )
-    return engine, counting is not None
+
+
+def _first_token(config: ServerConfig, loaded: LoadedModel) -> FirstToken:
+    return FirstToken(loaded.bos_token_id, moved=config.steer_first_token, read=config.read_first_token)
 
 
 def _watch_set(
@@ -276,23 +327,45 @@ def _step(
     compiled: bool,
     progress: Progress,
 ) -> Step:
-    sites = {Site.parse(name): frozenset((Norm.NONE,)) for name in config.sites}
-    for sae in placed:
-        norms = sites.get(sae.loaded.site, frozenset((Norm.NONE,)))
-        sites[sae.loaded.site] = norms | {sae.loaded.sae.norm}
-    room = Capacity(**config.rows)
-    memory = None if config.kv_memory is None else Portion.parse(config.kv_memory)
-    wishes = Wishes(memory, config.max_num_seqs, config.max_model_len)
+    sites, room, wishes = _asked(config, placed)
     keeps = [sae.loaded.site for sae in placed] if config.usage_every else []
     counted = [sae.loaded.sae.W_enc.nbytes for sae in placed if config.usage_every]
     ranked = _ranked(placed, loaded.model.device, progress)
     step = build_step(loaded, sites, wishes, room, compiled, progress, keeps, sum(counted), ranked)
-    if config.fair_slots is not None and config.fair_slots >= step.slots.count:
-        raise ValueError(
-            f"fair_slots: {config.fair_slots} slots cannot be kept of the {step.slots.count} for which there "
-            "is memory"
-        )
+    _require_fair_slots(config, step.slots.count)
     return step
+
+
+def _served(
+    config: ServerConfig, loaded: LoadedModel, placed: Sequence[PlacedSAE], progress: Progress
+) -> Served:
+    """The model in vLLM."""
+    sites, room, wishes = _asked(config, placed)
+    ranked = _ranked(placed, loaded.model.device, progress)
+    saes = [sae.loaded.sae.digest for sae in placed]
+    path = Path(config.model) if Path(config.model).is_dir() else None
+    served = serve_in_vllm(loaded, sites, wishes, room, progress, path, ranked, saes)
+    _require_fair_slots(config, served.count)
+    return served
+
+
+def _asked(
+    config: ServerConfig, placed: Sequence[PlacedSAE]
+) -> tuple[dict[Site, frozenset[Norm]], Capacity, Wishes]:
+    """The sites with the normalisations that are used there, the room for rows, and for sequences."""
+    sites = {Site.parse(name): frozenset((Norm.NONE,)) for name in config.sites}
+    for sae in placed:
+        norms = sites.get(sae.loaded.site, frozenset((Norm.NONE,)))
+        sites[sae.loaded.site] = norms | {sae.loaded.sae.norm}
+    memory = None if config.kv_memory is None else Portion.parse(config.kv_memory)
+    return sites, Capacity(**config.rows), Wishes(memory, config.max_num_seqs, config.max_model_len)
+
+
+def _require_fair_slots(config: ServerConfig, count: int) -> None:
+    if config.fair_slots is not None and config.fair_slots >= count:
+        raise ValueError(
+            f"fair_slots: {config.fair_slots} slots cannot be kept of the {count} for which there is memory"
+        )
 
 
 def _ranked(
