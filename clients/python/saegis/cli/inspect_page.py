@@ -26,7 +26,7 @@ _PAGE = """\
 <head>
 <meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy"
- content="default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:">
+ content="default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'{sources}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title>
 <style>
@@ -103,6 +103,7 @@ def page(inspection: Inspection, images: Sequence[Image] = ()) -> str:
     return _PAGE.format(
         title=escape(f"{inspection.sae} at {inspection.site}"),
         style=STYLE,
+        sources="; img-src data:" if images else "",
         tokens="".join(_written(inspection, images, hues, most)),
         legend="\n".join(
             _entry(index, labels[index], hues[index], most[index], index in first) for index in listed

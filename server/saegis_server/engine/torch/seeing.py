@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional
 from transformers import AutoProcessor, PretrainedConfig, PreTrainedModel
 
 from saegis_server.engine.pictures import Grid, Placed, Shown
@@ -44,17 +45,19 @@ def why_blind(config: PretrainedConfig) -> str:
 
 
 class Seen(NamedTuple):
-    """What a chunk of Q tokens shows of pictures: vectors [Q, d] in the model's dtype, and at which tokens,
-    bool [Q]; the others' vectors count for nothing."""
+    """What a chunk of Q tokens shows of pictures: vectors [P, d] in the model's dtype, and which of them each
+    token takes, int64 [Q], -1 for none."""
 
     vectors: Tensor
-    where: Tensor
+    taken: Tensor
 
-    def padded(self, count: int) -> tuple[Tensor, Tensor]:
-        """Both for a chunk of `count` tokens, the further ones of which show nothing; copies."""
-        more = count - len(self.where)
-        vectors = torch.cat((self.vectors, self.vectors.new_zeros(more, self.vectors.shape[1])))
-        return vectors, torch.cat((self.where, self.where.new_zeros(more)))
+    def beside(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """For a step of tokens int64 [1, Q'], Q' not below Q: those and under them which vectors they take,
+        [2, Q'], and at least two vectors, since to the compiler a dimension of size 1 is a constant."""
+        more = tokens.shape[1] - len(self.taken)
+        taken = functional.pad(self.taken, (0, more), value=-1)
+        vectors = functional.pad(self.vectors, (0, 0, 0, max(0, 2 - len(self.vectors))))
+        return torch.cat((tokens, taken[None])), vectors.clone()
 
 
 class TowerEyes:
@@ -179,19 +182,19 @@ class Sight:
     @torch.inference_mode()
     def within(self, start: int, end: int) -> Seen | None:
         """What the tokens `start` to `end` of the prompt show of pictures; None where it is nothing."""
-        found = [
-            number for number, each in enumerate(self._pictures) if each.start < end and start < each.end
-        ]
-        seen: Seen | None = None
-        for number in found:
-            places, vectors = self._look(number)
-            inside = (places >= start) & (places < end)
-            if seen is None:
-                where = torch.zeros(end - start, dtype=torch.bool, device=vectors.device)
-                seen = Seen(vectors.new_zeros(end - start, vectors.shape[1]), where)
-            at = places[inside] - start
-            seen.vectors[at], seen.where[at] = vectors[inside], True
-        return seen
+        shown, at = [], []
+        for number, each in enumerate(self._pictures):
+            if each.start < end and start < each.end:
+                places, vectors = self._look(number)
+                inside = (places >= start) & (places < end)
+                shown.append(vectors[inside])
+                at.append(places[inside] - start)
+        if not shown:
+            return None
+        vectors, places = torch.cat(shown), torch.cat(at)
+        taken = places.new_full((end - start,), -1)
+        taken[places] = torch.arange(len(places), device=places.device)
+        return Seen(vectors, taken)
 
     def _look(self, number: int) -> tuple[Tensor, Tensor]:
         """Where in the prompt the places of a picture are, int64 [n], and its vectors [n, d]."""
