@@ -73,7 +73,7 @@ def test_help_lists_every_command_and_each_is_understood() -> None:
     for command in COMMANDS:
         assert command in told
         name = command.partition(" ")[0]
-        ways = {"=TO": " 1=2:1", "=": " 1=1", "TARGET": " 1"}
+        ways = {"=TO": " 1=2:1", "=": " 1=1", "TARGET": " 1", "FILE": f" {__file__}"}
         argument = next((written for form, written in ways.items() if form in command), "")
         session = ChatSession()
         session.command("/ban 1")

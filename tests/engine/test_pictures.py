@@ -119,6 +119,25 @@ def test_captures_and_scores_of_pictures_are_transformers_own() -> None:
     torch.testing.assert_close(torch.tensor(scored.logprobs), logprobs, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("shape", [(40, 40), (64, 16), (16, 64), (60, 20)])
+def test_tiles_lie_where_the_processor_says_that_they_are(shape: tuple[int, int]) -> None:
+    """Before each tile's tokens the processor writes its row and its column."""
+    model = seeing.make("idefics3_tiles")
+    shown = model.eyes.show(seeing.picture(0, *shape))
+    *tiles, whole = shown.grids
+    names = model.processor.tokenizer.convert_ids_to_tokens(list(shown.tokens))
+    first = tiles[0]
+    rows, columns = round(1.0 / (first.bottom - first.top)), round(1.0 / (first.right - first.left))
+    for grid in tiles:
+        row, column = round(grid.top * rows) + 1, round(grid.left * columns) + 1
+        assert names[grid.first - 1] == f"<row_{row}_col_{column}>"
+    assert len(tiles) == rows * columns
+    assert names[whole.first - 1] == "<global-img>"
+    assert whole[3:] == (0.0, 0.0, 1.0, 1.0)
+    begins = [place for place in shown.places if place - 1 not in shown.places]
+    assert [grid.first for grid in shown.grids] == begins
+
+
 def test_placeholders_stand_where_pictures_are_and_nowhere_else() -> None:
     shown = Shown((7, 9, 9, 8), (1, 2), {})
     assert misplaced([1, 7, 9, 9, 8, 2], [Placed(1, shown)], 9) == ""

@@ -108,27 +108,22 @@ class TowerEyes:
         side = round((len(places) / tiles) ** 0.5)
         if side * side * tiles != len(places):
             return ()
-        step = side * side
-        starts = [places[number * step] for number in range(tiles)]
+        starts = places[:: side * side]
         if tiles == 1:
             return (Grid(starts[0], side, side, *self._covered(image)),)
-        columns = self._tile_columns(places, starts)
-        rows = (tiles - 1) // columns
+        count: Any = getattr(self._processor.image_processor, "get_number_of_image_patches", None)
+        _, rows, columns = (0, 0, 0) if count is None else count(image.height, image.width, {})
+        if rows * columns + 1 != tiles:
+            return ()
         boxes = [
             (column / columns, row / rows, (column + 1) / columns, (row + 1) / rows)
             for row in range(rows)
             for column in range(columns)
         ]
+        whole = (0.0, 0.0, 1.0, 1.0)
         return tuple(
-            Grid(start, side, side, *box)
-            for start, box in zip(starts, [*boxes, (0.0, 0.0, 1.0, 1.0)], strict=True)
+            Grid(start, side, side, *box) for start, box in zip(starts, [*boxes, whole], strict=True)
         )
-
-    def _tile_columns(self, places: Sequence[int], starts: Sequence[int]) -> int:
-        """How many tiles lie beside each other: after the last one of a row stands a further token."""
-        step = len(places) // len(starts)
-        gaps = [after - places[number * step + step - 1] for number, after in enumerate(starts[1:])]
-        return next((number + 1 for number, gap in enumerate(gaps) if gap > gaps[0]), len(gaps))
 
     def _covered(self, image: Image.Image) -> tuple[float, float, float, float]:
         """Which part of a picture its grid covers: all, or what a crop around its middle leaves."""
