@@ -73,7 +73,7 @@ MEANINGS = {
     "--fair-seconds": "how long a place is kept for a tenant",
     "--fair-share": "the share of a full queue that a caller may fill",
     "--fair-slots": "places kept for tenants that had one lately",
-    "--feature": "the feature that is clamped",
+    "--feature": "one feature: that which is clamped, or looked at",
     "--feature-count": "how many features an SAE gets",
     "--features": "the features of a ban",
     "--for-model": "the model that a policy is for",
@@ -90,6 +90,7 @@ MEANINGS = {
     "--http-origin": "where web pages come from that may use the HTTP port",
     "--http-port": "the OpenAI-compatible port",
     "--identities": "the file of those who may call",
+    "--image": "a picture that the model is shown",
     "--insecure": "whether a connection may do without encryption",
     "--json": "whether programs are to read what is printed",
     "--k": "features active at a token",
@@ -111,6 +112,10 @@ MEANINGS = {
     "--max-lost": "the share of benign answers that a filter may refuse or stop",
     "--max-message-bytes": "the largest request",
     "--max-model-len": "tokens of prompt and completion together",
+    "--max-picture-bytes": "the largest file of a picture",
+    "--max-picture-pixels": "the most pixels of a picture",
+    "--max-picture-side": "the longest side of a picture",
+    "--max-pictures": "pictures of a request",
     "--max-num-seqs": "sequences that share a batch",
     "--max-perplexity": "the perplexity that answers under a ban or a filter must stay under",
     "--max-q": "the share of features that may be found by chance",
@@ -212,8 +217,10 @@ MEANINGS = {
     "--window": "how long the time is that is told of",
     "--with": "a text that has what is looked for",
     "--with-file": "texts that have what is looked for",
+    "--with-image": "a picture that has what is looked for",
     "--without": "a text that lacks what is looked for",
     "--without-file": "texts that lack what is looked for",
+    "--without-image": "a picture that lacks what is looked for",
     "--wordings": "the file of other wordings of prompts",
     "--words": "the name of a word list",
 }
@@ -221,6 +228,7 @@ MEANINGS = {
 VARIED = {
     "--out": "a file or a directory, as the result is one",
     "--sae": "with an id of its own where policies name several",
+    "--feature": "a file of features too where one is measured after the other",
     "--features": "targets where a server is asked, indices alone where an SAE's file is read",
 }
 #: How text is written that is not one of a set of words. A set of words is an enumeration.

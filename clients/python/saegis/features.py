@@ -6,10 +6,12 @@ from datetime import timedelta
 
 from saegis.base import BaseClient
 from saegis.messages import ChatMessage, feature_message, put, result, set_prompt
+from saegis.pictures import Image
 from saegis.rpc import rpc
 from saegis.steering import Direction, FeatureInfo, FeatureRef, Phase, as_target
 from saegis.usage import UsageBaseline, UsageOrder, UsageSource, usage_report, usage_request
 from saegis.v1 import feature_pb2 as pb
+from saegis.v1 import prompt_pb2
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,36 @@ class FeatureValues:
 
 
 @dataclass(frozen=True, slots=True)
+class PictureGrid:
+    """Tokens that lie on a part of a picture in rows, from its upper left, without gaps."""
+
+    first_token: int
+    """Counted from 0 in the text."""
+    rows: int
+    columns: int
+    left: float
+    """The part's bounds, in shares of the picture's width and height."""
+    top: float
+    right: float
+    bottom: float
+
+
+@dataclass(frozen=True, slots=True)
+class PictureTokens:
+    """A picture's tokens, and how they lie on it."""
+
+    digest: str
+    """SHA-256 of its file, in hexadecimal."""
+    width: int
+    height: int
+    first_token: int
+    """Counted from 0 in the text."""
+    token_count: int
+    grids: tuple[PictureGrid, ...]
+    """One for a picture that is read whole; for one that is cut, one of each tile and of the whole last."""
+
+
+@dataclass(frozen=True, slots=True)
 class Inspection:
     """The answer to `inspect`: the tokens of a text with their features, as one SAE reads them."""
 
@@ -52,6 +84,8 @@ class Inspection:
     """Those of the features that were asked for, in their order."""
     windows: int = 1
     """In how many windows the text was read: 1 if it fits into the model's context."""
+    pictures: tuple[PictureTokens, ...] = ()
+    """Those of a conversation, in the order of its tokens."""
 
     def __iter__(self) -> Iterator[TokenFeatures]:
         return iter(self.tokens)
@@ -169,7 +203,11 @@ def _inspection(message: pb.InspectResponse) -> Inspection:
         for token in message.tokens
     )
     values = tuple(result(FeatureValues, feature) for feature in message.values)
-    return result(Inspection, message, tokens=tokens, values=values)
+    pictures = tuple(
+        result(PictureTokens, each, grids=tuple(result(PictureGrid, grid) for grid in each.grids))
+        for each in message.pictures
+    )
+    return result(Inspection, message, tokens=tokens, values=values, pictures=pictures)
 
 
 def _feature(message: pb.GetFeatureResponse) -> FeatureDetails:
@@ -273,12 +311,15 @@ class FeatureMethods(BaseClient):
         positive_languages: Sequence[str] = (),
         negative_languages: Sequence[str] = (),
         max_q_value: float | None = None,
+        positive_images: Sequence[Image] = (),
+        negative_images: Sequence[Image] = (),
         timeout: float | None = None,
     ) -> pb.ContrastFeaturesRequest:
         """Find the features that are active in the positive texts and not in the negative ones.
 
-        The languages are those of the texts, one each, for rates by language. With `max_q_value` only
-        features are returned of which at most this share is expected to be false.
+        Pictures are further texts, each by itself. The languages are those of the texts, one each, for rates
+        by language; beside pictures there are none. With `max_q_value` only features are returned of which at
+        most this share is expected to be false.
         """
         request = pb.ContrastFeaturesRequest(sae=sae)
         put(request, "positive_languages", positive_languages)
@@ -287,6 +328,8 @@ class FeatureMethods(BaseClient):
         put(request, "positive_texts", positive)
         put(request, "negative_texts", negative)
         put(request, "limit", limit)
+        request.positive_images.extend(prompt_pb2.Image(data=each.data) for each in positive_images)
+        request.negative_images.extend(prompt_pb2.Image(data=each.data) for each in negative_images)
         return request
 
     @rpc(lambda stubs: stubs.feature.GetFeatureUsage, usage_report)

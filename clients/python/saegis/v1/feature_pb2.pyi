@@ -100,18 +100,54 @@ class InspectRequest(_message.Message):
     def __init__(self, text: _Optional[str] = ..., token_ids: _Optional[_Union[_prompt_pb2.TokenIds, _Mapping[str, object]]] = ..., chat: _Optional[_Union[_prompt_pb2.Chat, _Mapping[str, object]]] = ..., sae: _Optional[str] = ..., site: _Optional[str] = ..., top_k: _Optional[int] = ..., features: _Optional[_Iterable[_Union[_steering_pb2.FeatureRef, _Mapping[str, object]]]] = ..., long_text: _Optional[bool] = ...) -> None: ...
 
 class InspectResponse(_message.Message):
-    __slots__ = ("sae", "site", "tokens", "values", "windows")
+    __slots__ = ("sae", "site", "tokens", "values", "windows", "pictures")
     SAE_FIELD_NUMBER: _ClassVar[int]
     SITE_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     VALUES_FIELD_NUMBER: _ClassVar[int]
     WINDOWS_FIELD_NUMBER: _ClassVar[int]
+    PICTURES_FIELD_NUMBER: _ClassVar[int]
     sae: str
     site: str
     tokens: _containers.RepeatedCompositeFieldContainer[TokenFeatures]
     values: _containers.RepeatedCompositeFieldContainer[FeatureValues]
     windows: int
-    def __init__(self, sae: _Optional[str] = ..., site: _Optional[str] = ..., tokens: _Optional[_Iterable[_Union[TokenFeatures, _Mapping[str, object]]]] = ..., values: _Optional[_Iterable[_Union[FeatureValues, _Mapping[str, object]]]] = ..., windows: _Optional[int] = ...) -> None: ...
+    pictures: _containers.RepeatedCompositeFieldContainer[PictureTokens]
+    def __init__(self, sae: _Optional[str] = ..., site: _Optional[str] = ..., tokens: _Optional[_Iterable[_Union[TokenFeatures, _Mapping[str, object]]]] = ..., values: _Optional[_Iterable[_Union[FeatureValues, _Mapping[str, object]]]] = ..., windows: _Optional[int] = ..., pictures: _Optional[_Iterable[_Union[PictureTokens, _Mapping[str, object]]]] = ...) -> None: ...
+
+class PictureTokens(_message.Message):
+    __slots__ = ("digest", "width", "height", "first_token", "token_count", "grids")
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    WIDTH_FIELD_NUMBER: _ClassVar[int]
+    HEIGHT_FIELD_NUMBER: _ClassVar[int]
+    FIRST_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_COUNT_FIELD_NUMBER: _ClassVar[int]
+    GRIDS_FIELD_NUMBER: _ClassVar[int]
+    digest: str
+    width: int
+    height: int
+    first_token: int
+    token_count: int
+    grids: _containers.RepeatedCompositeFieldContainer[PictureGrid]
+    def __init__(self, digest: _Optional[str] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., first_token: _Optional[int] = ..., token_count: _Optional[int] = ..., grids: _Optional[_Iterable[_Union[PictureGrid, _Mapping[str, object]]]] = ...) -> None: ...
+
+class PictureGrid(_message.Message):
+    __slots__ = ("first_token", "rows", "columns", "left", "top", "right", "bottom")
+    FIRST_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    COLUMNS_FIELD_NUMBER: _ClassVar[int]
+    LEFT_FIELD_NUMBER: _ClassVar[int]
+    TOP_FIELD_NUMBER: _ClassVar[int]
+    RIGHT_FIELD_NUMBER: _ClassVar[int]
+    BOTTOM_FIELD_NUMBER: _ClassVar[int]
+    first_token: int
+    rows: int
+    columns: int
+    left: float
+    top: float
+    right: float
+    bottom: float
+    def __init__(self, first_token: _Optional[int] = ..., rows: _Optional[int] = ..., columns: _Optional[int] = ..., left: _Optional[float] = ..., top: _Optional[float] = ..., right: _Optional[float] = ..., bottom: _Optional[float] = ...) -> None: ...
 
 class FeatureValues(_message.Message):
     __slots__ = ("index", "label", "activations")
@@ -216,7 +252,7 @@ class SearchFeaturesResponse(_message.Message):
     def __init__(self, features: _Optional[_Iterable[_Union[Feature, _Mapping[str, object]]]] = ..., next_page_token: _Optional[str] = ..., total_size: _Optional[int] = ...) -> None: ...
 
 class ContrastFeaturesRequest(_message.Message):
-    __slots__ = ("positive_texts", "negative_texts", "sae", "limit", "positive_languages", "negative_languages", "max_q_value")
+    __slots__ = ("positive_texts", "negative_texts", "sae", "limit", "positive_languages", "negative_languages", "max_q_value", "positive_images", "negative_images")
     POSITIVE_TEXTS_FIELD_NUMBER: _ClassVar[int]
     NEGATIVE_TEXTS_FIELD_NUMBER: _ClassVar[int]
     SAE_FIELD_NUMBER: _ClassVar[int]
@@ -224,6 +260,8 @@ class ContrastFeaturesRequest(_message.Message):
     POSITIVE_LANGUAGES_FIELD_NUMBER: _ClassVar[int]
     NEGATIVE_LANGUAGES_FIELD_NUMBER: _ClassVar[int]
     MAX_Q_VALUE_FIELD_NUMBER: _ClassVar[int]
+    POSITIVE_IMAGES_FIELD_NUMBER: _ClassVar[int]
+    NEGATIVE_IMAGES_FIELD_NUMBER: _ClassVar[int]
     positive_texts: _containers.RepeatedScalarFieldContainer[str]
     negative_texts: _containers.RepeatedScalarFieldContainer[str]
     sae: str
@@ -231,7 +269,9 @@ class ContrastFeaturesRequest(_message.Message):
     positive_languages: _containers.RepeatedScalarFieldContainer[str]
     negative_languages: _containers.RepeatedScalarFieldContainer[str]
     max_q_value: float
-    def __init__(self, positive_texts: _Optional[_Iterable[str]] = ..., negative_texts: _Optional[_Iterable[str]] = ..., sae: _Optional[str] = ..., limit: _Optional[int] = ..., positive_languages: _Optional[_Iterable[str]] = ..., negative_languages: _Optional[_Iterable[str]] = ..., max_q_value: _Optional[float] = ...) -> None: ...
+    positive_images: _containers.RepeatedCompositeFieldContainer[_prompt_pb2.Image]
+    negative_images: _containers.RepeatedCompositeFieldContainer[_prompt_pb2.Image]
+    def __init__(self, positive_texts: _Optional[_Iterable[str]] = ..., negative_texts: _Optional[_Iterable[str]] = ..., sae: _Optional[str] = ..., limit: _Optional[int] = ..., positive_languages: _Optional[_Iterable[str]] = ..., negative_languages: _Optional[_Iterable[str]] = ..., max_q_value: _Optional[float] = ..., positive_images: _Optional[_Iterable[_Union[_prompt_pb2.Image, _Mapping[str, object]]]] = ..., negative_images: _Optional[_Iterable[_Union[_prompt_pb2.Image, _Mapping[str, object]]]] = ...) -> None: ...
 
 class ContrastFeaturesResponse(_message.Message):
     __slots__ = ("sae", "features", "tested")

@@ -13,7 +13,7 @@ from saegis_server.engine.torch.loading import LoadedModel
 from saegis_server.engine.torch.memory import free_bytes, is_want_of_memory
 from saegis_server.engine.torch.packing import PackedLinear, Packing, why_slow
 from saegis_server.engine.torch.places import check_places
-from saegis_server.engine.torch.reference import record
+from saegis_server.engine.torch.reference import probe_of, record, record_picture
 from saegis_server.engine.torch.rope import freeze_rope
 from saegis_server.engine.torch.sizing import (
     FEWEST_SLOTS,
@@ -85,8 +85,19 @@ def build_step(
     progress(told, 0, 0)
     if (frozen := freeze_rope(loaded.model, size.length)) is not None:
         _LOG.warning("%s", frozen)
+    eyes = loaded.eyes
     with refusing(loaded.model, "Transformers' own code"):
         reference = record(loaded.model, in_order, size.length)
+        if eyes is not None and (probe := probe_of(eyes)).length > size.length:
+            progress(
+                f"pictures are refused: one takes {len(probe.placed.shown.tokens)} tokens of a prompt, and "
+                f"the context has {size.length}",
+                0,
+                0,
+            )
+            eyes = None
+        elif eyes is not None and reference is not None:
+            reference = reference._replace(picture=record_picture(loaded.model, in_order, eyes, probe))
     if len(packing):
         progress(str(packing), 0, 0)
         packing.pack()
@@ -96,7 +107,7 @@ def build_step(
         if not is_want_of_memory(error):
             raise
         raise ValueError(f"{told}, but they are not to be had: lower kv_memory") from error
-    return Step(loaded.model, in_order, slots, compiled, keeps, reference)
+    return Step(loaded.model, in_order, slots, compiled, keeps, reference, eyes)
 
 
 def size_of(
@@ -168,6 +179,7 @@ def _kind(step: Step) -> tuple[object, ...]:
         for each in ranking.dictionaries
     ]
     packed = sum(isinstance(module, PackedLinear) for module in model.modules())
+    sees = () if step.eyes is None else ("sees",)
     return (
         model.config.to_json_string(),
         model.dtype,
@@ -177,6 +189,7 @@ def _kind(step: Step) -> tuple[object, ...]:
         *sizes,
         *keeps,
         *ranked,
+        *sees,
     )
 
 

@@ -17,6 +17,7 @@ from saegis_server.directions.folder import UploadFolder, read_shipped
 from saegis_server.directions.store import DirectionStore, KeptDirection, Shelf
 from saegis_server.engine.api import Engine, FirstToken, Limits, Progress
 from saegis_server.engine.counts import Dictionary
+from saegis_server.engine.pictures import Eyes
 from saegis_server.engine.sites import norm_gain, site_module, widths_of
 from saegis_server.engine.torch.build import build_step, compiles
 from saegis_server.engine.torch.engine import TorchEngine
@@ -30,6 +31,8 @@ from saegis_server.engine.torch.weights import require_room
 from saegis_server.engine.vllm.engine import VllmEngine
 from saegis_server.engine.vllm.in_process import require_vllm
 from saegis_server.engine.vllm.served import Served, serve_in_vllm
+from saegis_server.pictures.decoder import Decoder
+from saegis_server.pictures.limits import PictureLimits
 from saegis_server.policy.decide.decide import PolicySet
 from saegis_server.policy.decide.world import World
 from saegis_server.policy.errors import Unmatched
@@ -46,6 +49,7 @@ from saegis_server.rpc.server.sae_sources import (
     read_sae,
     with_gain,
 )
+from saegis_server.rpc.services.pictures import PictureDesk
 from saegis_server.rpc.services.shared import ModelFacts, Services
 from saegis_server.rpc.wire.prompts import PromptReader
 from saegis_server.rpc.wire.targets import Targets
@@ -110,7 +114,7 @@ def load_services(config: ServerConfig, premises: Premises, progress: Progress) 
         return services(config, premises, loaded, engine, served.room.widths, prompts, checked)
     step = _step(config, loaded, placed, compiled, progress)
     checked, prompts = _checked(
-        placed, loaded, step.slots.max_length, _capture(step), _survey(step), progress
+        placed, loaded, step.slots.max_length, _capture(step), _survey(step), progress, step.eyes
     )
     engine = _engine(config, loaded, step, checked)
     return services(config, premises, loaded, engine, step.slots.room.widths, prompts, checked)
@@ -123,10 +127,11 @@ def _checked(
     capture: Callable[[Sequence[int], Site], Tensor],
     survey: Survey,
     progress: Progress,
+    eyes: Eyes | None = None,
 ) -> tuple[list[LoadedSAE], PromptReader]:
     """The SAEs, each checked on the model's activations and with its examples, and what reads prompts."""
     vocabulary: int = loaded.model.config.get_text_config().vocab_size
-    prompts, checked = PromptReader(loaded.tokenizer, vocabulary), []
+    prompts, checked = PromptReader(loaded.tokenizer, vocabulary, eyes), []
     for count, sae in enumerate(placed):
         progress("checking SAEs", count, len(placed))
         fits = check_sae(sae, prompts.text, capture, survey, length, prompts.special)
@@ -221,6 +226,7 @@ def services(
         usage=_usage_book(config, engine, saes) if counts_usage else None,
         directions=DirectionStore(config.limits.directions, shipped, uploaded),
         uploads=uploads,
+        pictures=_picture_desk(config, prompts.eyes),
     )
     for entry in saes:
         # Build the index now; otherwise the first request would build it on the event loop.
@@ -228,6 +234,14 @@ def services(
     governor.in_thread = made.before_running
     metrics.observe_work(made.work)
     return made
+
+
+def _picture_desk(config: ServerConfig, eyes: Eyes | None) -> PictureDesk:
+    """Where pictures are decoded, as the configuration bounds them; nothing is started before one comes."""
+    limits = PictureLimits(
+        config.max_pictures, config.max_picture_bytes, config.max_picture_pixels, config.max_picture_side
+    )
+    return PictureDesk(eyes, Decoder(limits))
 
 
 def _uploads(
