@@ -1,6 +1,7 @@
 """Packing: the same products by packed weights, and originals dropped where nothing else reads them."""
 
 import weakref
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +12,8 @@ from transformers.pytorch_utils import Conv1D
 
 from saegis_server.engine.torch import packing
 from saegis_server.engine.torch.build import build_step
-from saegis_server.engine.torch.loading import LoadedModel
+from saegis_server.engine.torch.loading import LoadedModel, load_model
+from saegis_server.engine.torch.memory import MappedFiles
 from saegis_server.engine.torch.packing import PackedLinear, Packing, pays, why_slow
 from saegis_server.engine.torch.sizing import Wishes
 from saegis_server.steering.table import Capacity
@@ -71,13 +73,36 @@ def test_originals_are_dropped_but_for_those_that_a_table_reads() -> None:
     model = tiny.model(tie_word_embeddings=True)
     originals = {name: weakref.ref(layer.weight) for name, layer in layers(model).items()}
     found = Packing(model)
-    assert found.beside == 5 * 64 * tiny.WIDTH * 4  # 260 rows of float32, filled up to blocks of 64
-    assert found.beside < found.meanwhile < found.takes
-    assert "60.0 KiB of it beside a table that stays" in str(found)
+    assert found.on_top == 5 * 64 * tiny.WIDTH * 4  # 260 rows of float32, filled up to blocks of 64
+    assert found.on_top < found.meanwhile < found.takes
+    assert "60.0 KiB of it on top of what they took" in str(found)
     found.pack()
     assert {name for name, original in originals.items() if original() is not None} == {"lm_head"}
     table: Any = model.get_input_embeddings()
     assert torch.equal(model.get_submodule("lm_head").weight, table.weight)  # type: ignore[arg-type]
+
+
+def test_weights_that_lie_in_their_file_give_nothing_back(tmp_path: Path) -> None:
+    """The kernel counts the pages of a file as free: what is packed of them is taken anew."""
+    tiny.model().save_pretrained(tmp_path)
+    tiny.tokenizer().save_pretrained(tmp_path)
+    read = load_model(str(tmp_path), "float32").model
+    mapped, files = Packing(read), MappedFiles()
+    in_file = [files.holds(layer.weight) for layer in layers(read).values()]  # type: ignore[arg-type]
+    assert len(set(in_file)) == 1
+    assert mapped.on_top == (mapped.takes if in_file[0] else 0)
+    assert not Packing(tiny.model()).on_top
+
+
+def test_what_is_mapped_is_told_from_memory(tmp_path: Path) -> None:
+    path = tmp_path / "numbers"
+    path.write_bytes(bytes(2**16))
+    mapped = torch.from_file(str(path), size=2**14, dtype=torch.float32)
+    own = torch.zeros(2**14)
+    files = MappedFiles()
+    assert files.holds(mapped)
+    assert files.holds(mapped[100:])
+    assert not files.holds(own)
 
 
 class Scaling(nn.Module):

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from saegis_server.amounts import in_units
+from saegis_server.engine.torch.memory import MappedFiles
 
 #: For so many rows at once the blocks are laid out; the layout serves any other number.
 _ROWS = 16
@@ -139,11 +140,11 @@ class _Uses(TorchFunctionMode):
 @dataclass(frozen=True, slots=True)
 class _Found:
     """A weight [out, in] that is packed, its layers (parent, name, layer), and whether something else has it
-    too, so that the original stays."""
+    too, so that the original stays, or it lies in a mapped file: then nothing is given back for it."""
 
     weight: Tensor
     layers: tuple[tuple[nn.Module, str, nn.Module], ...]
-    shared: bool
+    stays: bool
 
     @property
     def takes(self) -> int:
@@ -163,19 +164,19 @@ class Packing:
         self._found = list(_multiplied(model)) if pays(model) else []
         takes = [found.takes for found in self._found]
         self.takes, self.largest = sum(takes), max(takes, default=0)
-        self.beside = sum(found.takes for found in self._found if found.shared)
+        self.on_top = sum(found.takes for found in self._found if found.stays)
 
     def __len__(self) -> int:
         return len(self._found)
 
     def __str__(self) -> str:
-        beside = f", {in_units(self.beside)} of it beside a table that stays" if self.beside else ""
-        return f"{len(self)} weights are packed for this processor: {in_units(self.takes)}{beside}"
+        on_top = f", {in_units(self.on_top)} of it on top of what they took" if self.on_top else ""
+        return f"{len(self)} weights are packed for this processor: {in_units(self.takes)}{on_top}"
 
     @property
     def meanwhile(self) -> int:
         """How many bytes more than before are taken at most while weights are packed, one after the other."""
-        return self.beside + self.largest
+        return self.on_top + self.largest
 
     def pack(self) -> None:
         """Put a PackedLinear in the place of each layer, and let go of the originals."""
@@ -210,6 +211,7 @@ def _multiplied(model: PreTrainedModel) -> Iterator[_Found]:
         if type(module) not in _PRODUCTS
         for parameter in module.parameters(recurse=False)
     }
+    files = MappedFiles()
     with _Uses(weights) as uses:
         tokens = torch.arange(_TOKENS)[None] % model.config.get_text_config().vocab_size
         model(input_ids=tokens, use_cache=False)
@@ -218,4 +220,5 @@ def _multiplied(model: PreTrainedModel) -> Iterator[_Found]:
         seen, shared = uses.seen[key], key in others
         if len(products) == 1 and products <= seen <= (products | _OF_TABLE if shared else products):
             turned = products == {_PRODUCTS[Conv1D]}
-            yield _Found(weight.detach().T if turned else weight.detach(), tuple(layers[key]), shared)
+            stays = shared or files.holds(weight)
+            yield _Found(weight.detach().T if turned else weight.detach(), tuple(layers[key]), stays)
