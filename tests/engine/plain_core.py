@@ -104,7 +104,8 @@ class PlainCore:
 
     @torch.inference_mode()
     def step(self) -> tuple[list[Told], dict[str, int]]:
-        told, chosen = [], {}
+        told: list[Told] = []
+        chosen: dict[str, int] = {}
         for name, text in self._texts.items():
             part = text.tokens[text.read : text.read + self.chunk]
             self.steered.begin([name], [text.read], [len(part)])

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from transformers import AutoModelForCausalLM
 
 from saegis_server.engine.vllm.checkpoint import WIDTHS, UnservedModelError, checkpoint_of, head_width
@@ -34,9 +35,11 @@ def test_a_folder_is_read_as_it_is_where_heads_fit(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_wider_is_refused_by_name() -> None:
+    half = tiny.model()
+    nn.Module.to(half, torch.bfloat16)
     for model, why in (
         (tiny.model("gpt2"), r"the model \(gpt2\) has heads of width 12"),
-        (tiny.model().to(torch.bfloat16), "served in bfloat16"),  # type: ignore[arg-type]
+        (half, "served in bfloat16"),
         (tiny.model(rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}), "width 12"),
     ):
         with pytest.raises(UnservedModelError, match=why), checkpoint_of(model):

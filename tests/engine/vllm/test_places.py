@@ -56,11 +56,17 @@ class Model(nn.Module):
         self.layers = nn.ModuleList(Layer(seed) for seed in range(3))
 
     def forward(self, x: Tensor) -> list[tuple[Tensor, Tensor]]:
-        found, residual = [], None
+        found: list[tuple[Tensor, Tensor]] = []
+        residual: Tensor | None = None
         for layer in self.layers:
             x, residual = layer(torch.arange(len(x)), x, residual)
             found.append((x, residual))
         return found
+
+
+def joined(parts: tuple[Tensor, Tensor]) -> Tensor:
+    """The stream."""
+    return parts[0] + parts[1]
 
 
 def steered_at(site: Site, steers: bool) -> tuple[Model, Steered]:
@@ -92,12 +98,12 @@ def test_a_text_is_moved_by_what_it_asks_for_and_its_neighbour_keeps_its_bits(pl
     for (hidden, stream), (own, own_stream) in zip(found, plain, strict=True):
         assert torch.equal(hidden[3:], own[3:])
         assert torch.equal(stream[3:], own_stream[3:])
-    assert not torch.equal(sum(found[2])[:3], sum(plain[2])[:3])  # type: ignore[index]
+    assert not torch.equal(joined(found[2])[:3], joined(plain[2])[:3])
     assert other.finite
     if place == "resid_post":
         hidden, stream = found[1]
         assert not hidden[:3].any(), "what was added is in the stream"
-        wanted = sum(plain[1])[:3] + 2.0 * Probe.direction(torch.arange(1.0, WIDTH + 1)).write  # type: ignore[index]
+        wanted = joined(plain[1])[:3] + 2.0 * Probe.direction(torch.arange(1.0, WIDTH + 1)).write
         assert torch.allclose(stream[:3], wanted, atol=1e-5)
 
 

@@ -344,37 +344,35 @@ class VllmEngine:
             self._waiting[sequence.caller] -= 1
         if running.began is None:
             running.began = time.monotonic()
-        request, guard = running.request, running.guard
-        name = self._named(sequence)
-        sampling, stops = request.sampling, sequence.stops
         salt, shares = salt_of(running), shares_prefix(running)
-        records = shares and bool(running.rows.steer or request.groups)
+        records = shares and bool(running.rows.steer or running.request.groups)
         if records:
-            key = f"{salt} {_named(request.groups)}"
+            key = f"{salt} {_told_groups(running.request.groups)}"
             self._recording[sequence] = Recording(self._prefixes, key, sequence.prompt)
-        self._core.add(
-            name,
-            sequence.prompt,
-            sampling,
-            Order(
-                sequence.slot,
-                running.program,
-                running.rows,
-                sequence.answer_start,
-                running.admitted.compiled,
-                request.groups,
-                running.unmoved,
-                0 if guard is None else guard.unread,
-                self.first_token.left_out(sequence.prompt),
-                sampling.min_tokens,
-                tuple(sorted(stops)) if sampling.min_tokens else (),
-                _draw(sequence),
-                Wanted(
-                    prompt=request.readouts.prompt, logprobs=sampling.logprobs is not None, record=records
-                ),
-            ),
-            salt,
-            shares,
+        name, order = self._named(sequence), self._order(sequence, records)
+        try:
+            self._core.add(name, sequence.prompt, running.request.sampling, order, salt, shares)
+        except ValueError as error:
+            self._fail(running, EngineError(f"vLLM does not take the request: {error}"))
+
+    def _order(self, sequence: Sequence, records: bool) -> Order:
+        """How a sequence is steered and read. records: whether what is done at its tokens is told."""
+        running = sequence.running
+        request, guard, sampling = running.request, running.guard, running.request.sampling
+        return Order(
+            sequence.slot,
+            running.program,
+            running.rows,
+            sequence.answer_start,
+            running.admitted.compiled,
+            request.groups,
+            running.unmoved,
+            0 if guard is None else guard.unread,
+            self.first_token.left_out(sequence.prompt),
+            sampling.min_tokens,
+            tuple(sorted(sequence.stops)) if sampling.min_tokens else (),
+            _draw(sequence),
+            Wanted(request.readouts.prompt, sampling.logprobs is not None, record=records),
         )
 
     def _named(self, sequence: Sequence) -> str:
@@ -453,8 +451,8 @@ class VllmEngine:
     def _read_on(self, sequence: Sequence, told: Told) -> None:
         """More of a prompt has been read."""
         running = sequence.running
-        if sequence.read == 0:
-            running.cached_tokens = max(running.cached_tokens, told.start)
+        if sequence.read == 0 and sequence.index == 0:
+            running.cached_tokens = told.start  # others share what this one reads
         sequence.read = told.start + told.count
         if running.reads_prompt:
             watched, moved = told.watched, told.moved
@@ -618,7 +616,7 @@ def _draw(sequence: Sequence) -> Draw | None:
     return Draw(sampling, sequence.seed, tuple(sorted(sequence.stops)))
 
 
-def _named(groups: tuple[RowGroup, ...]) -> str:
+def _told_groups(groups: tuple[RowGroup, ...]) -> str:
     """What names groups of rows, in their order."""
     return ";".join(",".join(sorted(" ".join(map(str, row)) for row in group)) for group in groups)
 

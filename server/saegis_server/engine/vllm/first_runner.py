@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 from vllm.v1.worker.cpu_worker import CPUWorker
@@ -39,7 +40,7 @@ class SteeredRunner(CPUModelRunner):  # type: ignore[misc]
         super().load_model(load_dummy_weights)
         steer_model(self.model, self.layers, self.steered)
 
-    def _prepare_inputs(self, scheduler_output: Any, num_scheduled_tokens: np.ndarray) -> Any:
+    def _prepare_inputs(self, scheduler_output: Any, num_scheduled_tokens: NDArray[np.int32]) -> Any:
         prepared = super()._prepare_inputs(scheduler_output, num_scheduled_tokens)
         starts = self.input_batch.num_computed_tokens_cpu[: self.input_batch.num_reqs]
         names: Sequence[str] = self.input_batch.req_ids

@@ -8,6 +8,7 @@ condition ends is ended before anything further is read.
 from __future__ import annotations
 
 import os
+import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -227,7 +228,7 @@ def _started(plan: Plan, wishes: CoreWishes) -> Any:
         load_format="safetensors",
         use_tqdm_on_load=False,
         dtype=str(wishes.dtype).removeprefix("torch."),
-        seed=0,
+        seed=secrets.randbits(31),
         max_model_len=wishes.length,
         max_num_seqs=plan.slots,
         max_num_batched_tokens=max(wishes.batch, plan.slots),

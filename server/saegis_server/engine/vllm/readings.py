@@ -65,7 +65,7 @@ class Reader:
     def open(self, place: int, tokens: Sequence[int], order: Order) -> tuple[str, deque[Told]]:
         """Begin to read a text in one of the slots; what each step gives of it comes in the queue."""
         name = f"reading-{next(_NAMES)}"
-        queue = self._told[name] = deque()
+        queue = self._told[name] = deque[Told]()
         order = replace(order, slot=self._first + place)
         self.core.add(name, tokens, _GREEDY, order, name, reads_cache=False)
         return name, queue
@@ -74,7 +74,7 @@ class Reader:
         """Read a text again from its start, with what holds now in force."""
         other = f"reading-{next(_NAMES)}"
         del self._told[name]
-        queue = self._told[other] = deque()
+        queue = self._told[other] = deque[Told]()
         self.core.add_again(name, other, tokens, _GREEDY, other)
         return other, queue
 

@@ -7,6 +7,7 @@ activations of each site, and at the end the logits.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -213,7 +214,7 @@ class Steered:
         if self.observing.used:
             view = view._replace(observed=self.observing.view(site, self.observing.used))
         conditions = step.conditions
-        gates = None if conditions is None else lambda guarded: conditions.read(number, guarded)
+        gates = None if conditions is None else partial(conditions.read, number)
         cuts = self.rankings[site].cuts if self.rankings[site] else None
         steered, readings = apply(x, view, flat.tokens, self.norms[site], gates, cuts)
         if flat.unmoved is not None:

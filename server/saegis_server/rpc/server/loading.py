@@ -110,8 +110,8 @@ def load_services(config: ServerConfig, premises: Premises, progress: Progress) 
             partial(_show_all, loaded.model),
             progress,
         )
-        engine = _vllm_engine(config, loaded, served)
-        return services(config, premises, loaded, engine, served.room.widths, prompts, checked)
+        in_it = _vllm_engine(config, loaded, served)
+        return services(config, premises, loaded, in_it, served.room.widths, prompts, checked)
     step = _step(config, loaded, placed, compiled, progress)
     checked, prompts = _checked(
         placed, loaded, step.slots.max_length, _capture(step), _survey(step), progress, step.eyes
