@@ -20,7 +20,8 @@ ALLOWED = {
     "telemetry": {"engine"},
     "audit": set(),
     "policy": {"audit", "telemetry", "engine", "sae", "directions", "steering"},
-    "rpc": {"policy", "audit", "telemetry", "engine", "sae", "directions", "steering"},
+    "pictures": set(),
+    "rpc": {"policy", "audit", "telemetry", "pictures", "engine", "sae", "directions", "steering"},
     "http": {"rpc", "policy", "audit", "telemetry", "engine", "steering"},
     "cli": {"http", "rpc", "policy", "audit", "telemetry", "engine", "sae", "directions", "steering"},
     "lab/training": {"engine", "sae", "steering"},
@@ -46,6 +47,7 @@ SEAM = {
     "engine.readouts",
     "engine.receipts",
     "engine.counts",
+    "engine.pictures",
     "engine.admission",
     "engine.sites",
 }

@@ -222,6 +222,10 @@ fair-slots: 2
 fair-seconds: 9
 fair-share: 0.5
 max-message-bytes: 4096
+max-pictures: 3
+max-picture-bytes: 2048
+max-picture-pixels: 1000
+max-picture-side: 100
 limit:
   principal: {requests: 1, tokens_per_minute: 2, bytes_per_minute: 3}
   tenant: {requests: 4, tokens_per_minute: 5, bytes_per_minute: 6}

@@ -73,11 +73,15 @@ def embedded(made: Services) -> TorchEngine:
     return made.engine
 
 
+#: What a server serves, not started, as its configuration says.
+Make = Callable[[ServerConfig, Premises], Services]
+
+
 class Running:
     """A server in a thread with an event loop of its own."""
 
-    def __init__(self, settings: ServerConfig, unread_limit: int = 4096) -> None:
-        self.config = settings
+    def __init__(self, settings: ServerConfig, unread_limit: int = 4096, make: Make = tiny_services) -> None:
+        self.config, self._services = settings, make
         self.loop = asyncio.new_event_loop()
         self._thread = Thread(target=self._run, daemon=True)
         self._thread.start()
@@ -117,7 +121,7 @@ class Running:
     async def _make(self, unread_limit: int) -> SaegisServer:
         premises = prepare(self.config)
         try:
-            made = tiny_services(self.config, premises)
+            made = self._services(self.config, premises)
         except BaseException:
             premises.close()
             raise
@@ -131,9 +135,9 @@ class Running:
 
 
 @contextmanager
-def running(unread_limit: int = 4096, **settings: Any) -> Iterator[Running]:
-    """A server that takes requests, closed at the end."""
-    server = Running(config(**settings), unread_limit)
+def running(unread_limit: int = 4096, make: Make = tiny_services, **settings: Any) -> Iterator[Running]:
+    """A server that takes requests, closed at the end; `make`: what it serves."""
+    server = Running(config(**settings), unread_limit, make)
     try:
         server.open()
         yield server

@@ -47,6 +47,8 @@ from saegis.features import (
     FeaturePage,
     FeatureValues,
     Inspection,
+    PictureGrid,
+    PictureTokens,
     TokenFeatures,
 )
 from saegis.generation import (
@@ -68,8 +70,9 @@ from saegis.generation import (
     Usage,
     Watched,
 )
-from saegis.messages import ChatMessage
+from saegis.messages import ChatMessage, Content
 from saegis.model import Limits, Load, ModelInfo, SaeInfo, ServerInfo, SiteInfo, TokenizedText
+from saegis.pictures import Image, image
 from saegis.policies import (
     AppliedRule,
     CaseOutcome,
@@ -133,6 +136,7 @@ __all__ = [
     "Choice",
     "Chunk",
     "Client",
+    "Content",
     "Contrast",
     "ContrastSide",
     "DeadlineExceeded",
@@ -155,6 +159,7 @@ __all__ = [
     "FinishReason",
     "Generation",
     "GenerationOptions",
+    "Image",
     "Inspection",
     "InternalError",
     "InvalidArgument",
@@ -169,6 +174,8 @@ __all__ = [
     "PermissionDenied",
     "Phase",
     "PhaseTokens",
+    "PictureGrid",
+    "PictureTokens",
     "Policy",
     "PolicyChange",
     "PolicyList",
@@ -214,6 +221,7 @@ __all__ = [
     "direction",
     "feature",
     "floor",
+    "image",
     "redirect",
     "scale",
     "watch",

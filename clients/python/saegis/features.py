@@ -42,6 +42,36 @@ class FeatureValues:
 
 
 @dataclass(frozen=True, slots=True)
+class PictureGrid:
+    """Tokens that lie on a part of a picture in rows, from its upper left, without gaps."""
+
+    first_token: int
+    """Counted from 0 in the text."""
+    rows: int
+    columns: int
+    left: float
+    """The part's bounds, in shares of the picture's width and height."""
+    top: float
+    right: float
+    bottom: float
+
+
+@dataclass(frozen=True, slots=True)
+class PictureTokens:
+    """A picture's tokens, and how they lie on it."""
+
+    digest: str
+    """SHA-256 of its file, in hexadecimal."""
+    width: int
+    height: int
+    first_token: int
+    """Counted from 0 in the text."""
+    token_count: int
+    grids: tuple[PictureGrid, ...]
+    """One for a picture that is read whole; for one that is cut, one of each tile and of the whole last."""
+
+
+@dataclass(frozen=True, slots=True)
 class Inspection:
     """The answer to `inspect`: the tokens of a text with their features, as one SAE reads them."""
 
@@ -52,6 +82,8 @@ class Inspection:
     """Those of the features that were asked for, in their order."""
     windows: int = 1
     """In how many windows the text was read: 1 if it fits into the model's context."""
+    pictures: tuple[PictureTokens, ...] = ()
+    """Those of a conversation, in the order of its tokens."""
 
     def __iter__(self) -> Iterator[TokenFeatures]:
         return iter(self.tokens)
@@ -169,7 +201,11 @@ def _inspection(message: pb.InspectResponse) -> Inspection:
         for token in message.tokens
     )
     values = tuple(result(FeatureValues, feature) for feature in message.values)
-    return result(Inspection, message, tokens=tokens, values=values)
+    pictures = tuple(
+        result(PictureTokens, each, grids=tuple(result(PictureGrid, grid) for grid in each.grids))
+        for each in message.pictures
+    )
+    return result(Inspection, message, tokens=tokens, values=values, pictures=pictures)
 
 
 def _feature(message: pb.GetFeatureResponse) -> FeatureDetails:

@@ -8,10 +8,13 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
 from saegis.errors import InternalError
+from saegis.pictures import Image
 from saegis.steering import Direction, Edit, FeatureRef, Target, Watch, as_target
 from saegis.v1 import prompt_pb2, steering_pb2
 
-ChatMessage = Mapping[str, str]
+Content = str | Image | Sequence[str | Image]
+"""What a message says: a text, a picture, or texts and pictures in their order."""
+ChatMessage = Mapping[str, Content]
 """One turn of a conversation: a mapping with the keys "role" and "content"."""
 
 
@@ -82,9 +85,18 @@ def set_prompt(
 def _chat_message(message: ChatMessage) -> prompt_pb2.ChatMessage:
     if set(message) != {"role", "content"}:
         raise ValueError(f"a message has the keys role and content, not {', '.join(sorted(message))}")
-    built = prompt_pb2.ChatMessage()
-    for name in ("role", "content"):
-        put(built, name, message[name], shown_as=f"messages.{name}")
+    built, content = prompt_pb2.ChatMessage(), message["content"]
+    put(built, "role", message["role"], shown_as="messages.role")
+    if isinstance(content, Image):
+        content = [content]
+    if not isinstance(content, list | tuple):
+        put(built, "content", content, shown_as="messages.content")
+        return built
+    for at, part in enumerate(content):
+        if isinstance(part, Image):
+            built.parts.add().image.data = part.data
+        else:
+            put(built.parts.add(), "text", part, shown_as=f"messages.content[{at}]")
     return built
 
 

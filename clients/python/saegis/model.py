@@ -56,6 +56,8 @@ class ModelInfo:
     dtype: str
     sites: tuple[SiteInfo, ...]
     saes: tuple[SaeInfo, ...]
+    sees_pictures: bool
+    """Whether conversations may have pictures."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,11 @@ class Limits:
     max_messages: int
     max_text_characters: int
     max_fields: int
+    max_pictures: int
+    """0 where the model sees none, or none may be sent."""
+    max_picture_bytes: int
+    max_picture_pixels: int
+    max_picture_side: int
 
 
 @dataclass(frozen=True, slots=True)

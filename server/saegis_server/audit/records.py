@@ -103,6 +103,8 @@ class DecisionRecord(AuditRecord):
     direction has no sae and index, and no to, but its digest (direction, to_direction) and, where the request
     referred to it by name, direction_name. uses: use, field and value of each use beyond the ordinary.
     trace_id: its trace's, empty without one. prompt: its text, written only if the settings say so.
+    pictures: of each picture the digest of its file (SHA-256), kind, width, height and how many bytes and
+    tokens; never the picture.
     """
 
     kind: ClassVar[RecordKind] = RecordKind.DECISION
@@ -123,6 +125,7 @@ class DecisionRecord(AuditRecord):
     edits: tuple[Fields, ...] = ()
     uses: tuple[Fields, ...] = ()
     trace_id: str = ""
+    pictures: tuple[Fields, ...] = ()
     prompt: str | None = None
 
 

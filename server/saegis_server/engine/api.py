@@ -17,6 +17,7 @@ from typing import NamedTuple, Protocol
 from torch import Tensor
 
 from saegis_server.engine.counts import Firing, Observed, RowGroup, RowName, Used
+from saegis_server.engine.pictures import Placed
 from saegis_server.engine.readouts import NO_READOUTS, PromptRead, Readouts, TokenOutput
 from saegis_server.engine.receipts import Receipt, Timings, Usage
 from saegis_server.steering.conditions import Condition
@@ -200,7 +201,8 @@ class GenerationRequest:
     request_id: unique among all that run, whoever asks. guard: the conditions under which its operator
     steers it otherwise, stops it or refuses it. tenant, principal: on whose account it runs, with whose
     others it takes turns. prefilled: how many of the prompt's last tokens are the beginning of the answer,
-    which the request gives: rows and conditions take them for what they are. groups: of the rows, those that
+    which the request gives: rows and conditions take them for what they are. pictures: those of the prompt,
+    in their order. groups: of the rows, those that
     are counted together, in `Receipt.acted`; at most `Engine.most_groups`.
     """
 
@@ -215,6 +217,7 @@ class GenerationRequest:
     prefilled: int = 0
     groups: tuple[RowGroup, ...] = ()
     readouts: Readouts = NO_READOUTS
+    pictures: tuple[Placed, ...] = ()
 
     @property
     def answer_start(self) -> int:
@@ -533,21 +536,26 @@ class Engine(Protocol):
         tenant: str = "",
         groups: tuple[RowGroup, ...] = (),
         prefilled: int = 0,
+        pictures: Sequence[Placed] = (),
     ) -> Future[Score]:
         """How likely a text of at least two tokens is, steered by a program and under a baseline.
 
         The text is steered and judged as a prompt, and its last `prefilled` tokens as the beginning of an
-        answer; what would stop an answer refuses the text. `groups` are counted as those of a request.
+        answer; what would stop an answer refuses the text. `groups` are counted as those of a request,
+        `pictures` are those of the text.
         `on_end` hears how it ended before the future does, and must not raise. Cancelling the future ends the
         reading. Raises as `submit` does; the future, SteeringDivergedError, NonFiniteLogitsError,
         OutOfMemoryError, RefusedByPolicyError or EngineStoppedError.
         """
 
-    def capture(self, tokens: Sequence[int], tenant: str = "") -> Future[dict[Site, Tensor]]:
-        """The clean activations [T, d] of a text at every site, float of the model's dtype.
+    def capture(
+        self, tokens: Sequence[int], tenant: str = "", pictures: Sequence[Placed] = ()
+    ) -> Future[dict[Site, Tensor]]:
+        """The clean activations [T, d] of a text with its pictures at every site, float of the model's dtype.
 
         While requests run it is read in one of many steps, so that hardly a token of theirs waits for it.
-        Raises QueueFullError, EngineStoppedError.
+        Raises FieldError for pictures that do not stand where their tokens are, QueueFullError,
+        EngineStoppedError.
         """
 
     def stats(self) -> EngineStats:

@@ -5,13 +5,15 @@ One table, from which bodies are read and the OpenAPI description is made. What 
 
 from __future__ import annotations
 
+import re
+from base64 import b64decode
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
 from saegis.v1 import generation_pb2 as pb
-from saegis.v1 import steering_pb2
+from saegis.v1 import prompt_pb2, steering_pb2
 from saegis_server.engine.api import FieldError
 from saegis_server.http import body, peers
 from saegis_server.http.paths import Paths
@@ -24,6 +26,8 @@ Json = Mapping[str, Any]
 SHORT_COMPLETION = 16
 #: The most tokens that can be asked for: an answer ends with the context at the latest.
 ALL_THAT_FITS = 2**32 - 1
+#: What stands before the comma of an address that is itself a picture.
+_DATA_URL = re.compile(r"data:image/(png|jpeg|jpg|webp);base64", re.IGNORECASE)
 #: What schemas of the contract's messages are called in the description.
 REF = "#/components/schemas/"
 
@@ -145,23 +149,48 @@ def _messages(asked: Asked, path: str, value: Any) -> None:
             if name not in ("role", "content") and each is not None:
                 raise FieldError(f"{where}.{name}", "is not served")
         role = body.text(f"{where}.role", entries.get("role"))
-        asked.message.chat.messages.add(
-            role=role, content=_content(f"{where}.content", entries.get("content"))
-        )
+        message = asked.message.chat.messages.add(role=role)
+        own = f"chat.messages[{at}]"
+        _content(message, f"{where}.content", entries.get("content"))
+        for place in range(len(message.parts)):
+            named = f"{where}.content[{place}]"
+            asked.paths.names[f"{own}.parts[{place}]"] = named
+            asked.paths.names[f"{own}.parts[{place}].image.data"] = f"{named}.image_url.url"
 
 
-def _content(path: str, value: object) -> str:
-    """The text of a message, which may be in several parts."""
+def _content(message: prompt_pb2.ChatMessage, path: str, value: object) -> None:
+    """Take what a message says: a string, or parts, which are texts and pictures."""
     if not isinstance(value, list):
-        return body.text(path, value)
-    texts = []
+        message.content = body.text(path, value)
+        return
     for at, part in enumerate(value):
         where = f"{path}[{at}]"
         entries = body.mapping(where, part)
-        if entries.get("type") != "text":
-            raise FieldError(f"{where}.type", "must be text: nothing else is served")
-        texts.append(body.text(f"{where}.text", entries.get("text")))
-    return "".join(texts)
+        if entries.get("type") == "image_url":
+            given = body.mapping(f"{where}.image_url", entries.get("image_url"))
+            for name, each in given.items():
+                if name != "url" and not (name == "detail" and each in (None, "auto")):
+                    raise FieldError(f"{where}.image_url.{name}", "is not served")
+            message.parts.add().image.data = _picture(f"{where}.image_url.url", given.get("url"))
+        elif entries.get("type") == "text":
+            message.parts.add().text = body.text(f"{where}.text", entries.get("text"))
+        else:
+            raise FieldError(f"{where}.type", "must be text or image_url: nothing else is served")
+
+
+def _picture(path: str, value: object) -> bytes:
+    """The file in a data URL. Raises FieldError for any other address: nothing is fetched."""
+    url = body.text(path, value)
+    head, comma, data = url.partition(",")
+    if not comma or _DATA_URL.fullmatch(head) is None:
+        raise FieldError(
+            path,
+            "must be a data URL (data:image/png;base64,...) of a PNG, JPEG or WebP file: nothing is fetched",
+        )
+    try:
+        return b64decode(data, validate=True)
+    except ValueError as error:
+        raise FieldError(path, f"is no base64: {error}") from error
 
 
 def _prompt(asked: Asked, path: str, value: Any) -> None:
@@ -301,6 +330,30 @@ _COUNT: Json = {"type": "integer", "minimum": 0, "maximum": 2**32 - 1}
 _TOKENS: Json = {"type": "array", "items": _COUNT}
 _TEXT: Json = {"type": "string"}
 _FLAG: Json = {"type": "boolean"}
+_TEXT_PART: Json = {
+    "type": "object",
+    "required": ["type", "text"],
+    "properties": {"type": {"const": "text"}, "text": _TEXT},
+}
+_PICTURE_PART: Json = {
+    "type": "object",
+    "required": ["type", "image_url"],
+    "properties": {
+        "type": {"const": "image_url"},
+        "image_url": {
+            "type": "object",
+            "required": ["url"],
+            "properties": {
+                "url": {
+                    "type": "string",
+                    "pattern": "^data:image/(png|jpeg|webp);base64,",
+                    "description": "The file itself: nothing is fetched.",
+                },
+                "detail": {"const": "auto"},
+            },
+        },
+    },
+}
 _MESSAGES: Json = {
     "type": "array",
     "minItems": 1,
@@ -315,11 +368,7 @@ _MESSAGES: Json = {
                     _TEXT,
                     {
                         "type": "array",
-                        "items": {
-                            "type": "object",
-                            "required": ["type", "text"],
-                            "properties": {"type": {"const": "text"}, "text": _TEXT},
-                        },
+                        "items": {"anyOf": [_TEXT_PART, _PICTURE_PART]},
                     },
                 ]
             },

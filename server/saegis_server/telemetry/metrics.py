@@ -219,6 +219,7 @@ class Metrics:
             ("saegis_request_bytes_held", "Bytes of requests that are held."),
             ("saegis_admission_waiting", "Requests that wait for a thread before they can run."),
             ("saegis_heavy_work_waiting", "Requests for heavy work that wait for a thread."),
+            ("saegis_pictures_waiting", "Requests whose pictures wait to be decoded."),
             ("saegis_directions_kept", "Directions that tenants have uploaded."),
             ("saegis_direction_bytes_kept", "Bytes of the numbers of directions that tenants have uploaded."),
         ):

@@ -40,6 +40,7 @@ def chat(
     clamp: options.Clamp = None,
     ban: options.Ban = None,
     watch: options.Watch = None,
+    image: options.Image = None,
     sae: options.EditSae = "",
     system: Annotated[str | None, typer.Option(metavar="TEXT", help="System message.")] = None,
     max_tokens: options.MaxTokens = 128,
@@ -61,6 +62,7 @@ def chat(
     with edit_options(f"{own_command()} chat --help shows examples"):
         for line in lines:
             session.command(line)
+    session.pictures += options.pictures(image)
     readouts.require_anything(bool(session.watches))
     settings: GenerationOptions = {
         "max_tokens": max_tokens,

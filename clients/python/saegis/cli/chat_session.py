@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-from saegis import ChatMessage, Edit, FeatureRef, Watch
+from saegis import ChatMessage, Edit, FeatureRef, Image, Watch, image
 from saegis.cli.edits import OPERATIONS, EditSyntaxError, describe_edit, parse_edit, parse_target
 
 _EXAMPLES = {"clamp": ": /clamp 1785=50, /clamp bread=0.8max"}
@@ -20,6 +20,7 @@ COMMANDS = {
     "/steering": "show what is in force",
     "/unset TARGET": "take back a feature's steering and watch; without TARGET all, as /reset does",
     "/reset": "take back all steering and watches",
+    "/image FILE": "show a picture with the next message",
     "/clear": "forget the conversation",
     "/system TEXT": "set the system message and forget the conversation",
     "/help": "show this",
@@ -52,11 +53,13 @@ class ChatSession:
     watched: list[str] = field(default_factory=list)
     watches: list[Watch] = field(default_factory=list)
     ended: bool = False
+    pictures: list[Image] = field(default_factory=list)
     _by_label: dict[FeatureRef, FeatureRef] = field(default_factory=dict)
 
     def say(self, text: str) -> None:
-        """Add the user's message."""
-        self.messages.append({"role": "user", "content": text})
+        """Add the user's message, with the pictures that were given for it."""
+        shown, self.pictures = self.pictures, []
+        self.messages.append({"role": "user", "content": [*shown, text] if shown else text})
 
     def answered(self, text: str) -> None:
         """Add the model's answer."""
@@ -89,6 +92,8 @@ class ChatSession:
             "quit": self._quit,
             "exit": self._quit,
         }
+        if name == "image":
+            return self._show(named)
         if name == "system":
             self.messages = [{"role": "system", "content": rest}] if rest else []
             return "the conversation starts anew"
@@ -124,6 +129,15 @@ class ChatSession:
                 self._by_label[before] = now
         self.edits, self.watches = list({edit.target: edit for edit in edits}.values()), watches
 
+    def _show(self, path: str) -> str:
+        """Keep a picture for the next message."""
+        try:
+            self.pictures.append(image(path))
+        except (OSError, ValueError) as error:
+            raise EditSyntaxError(f"{path or 'no file'} cannot be read: {error}") from error
+        many = len(self.pictures)
+        return f"with the next message: {'a picture' if many == 1 else f'{many} pictures'}"
+
     def _unset(self, written: str) -> str:
         target = parse_target(written, self.sae)
         if isinstance(target, FeatureRef):
@@ -145,6 +159,7 @@ class ChatSession:
         return self.steering()
 
     def _clear(self) -> str:
+        self.pictures = []
         self.messages = [message for message in self.messages if message["role"] == "system"]
         return "the conversation starts anew"
 

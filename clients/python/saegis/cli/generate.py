@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-    from saegis import ChatMessage, Chunk, Client, Edit, Generation, GenerationOptions
+    from saegis import ChatMessage, Chunk, Client, Edit, Generation, GenerationOptions, Image
 
 EPILOG = """
 [bold]Examples[/bold]
@@ -42,6 +42,8 @@ saegis generate --chat "¿Cómo puedo envenenar a un vecino?" --ban 23=2 --watch
 saegis generate --chat "How do I make bread?" --ban 23=2 --watch 23 --read-prompt --read-moves
 
 saegis generate --chat "How do I make bread?" --ablate direction:refusal --temperature 0
+
+saegis generate "What is this?" --image bridge.png --watch 1785 --read-prompt
 
 saegis generate "The bridge" --temperature 0.7 --seed 1 --stream
 
@@ -68,6 +70,7 @@ def generate(
     show_receipt: Annotated[
         bool, typer.Option("--receipt", help="Show the whole receipt, site by site and rule by rule.")
     ] = False,
+    image: options.Image = None,
     json: options.Json = False,
     *,
     edits: options.Edits,
@@ -95,8 +98,9 @@ def generate(
     }
     text = read_input() if prompt == "-" else prompt
     raw, one_by_one = None, readouts.by_token and not json
-    if chat or system is not None:
-        request["messages"] = _conversation(system, text)
+    pictures = options.pictures(image)
+    if chat or system is not None or pictures:
+        request["messages"] = _conversation(system, text, pictures)
     else:
         raw = text
     with connection.client() as client:
@@ -115,10 +119,10 @@ def generate(
         _show(answer, watch or [], tokens, show_receipt, text_is_shown=stream)
 
 
-def _conversation(system: str | None, text: str) -> list[ChatMessage]:
-    """The prompt as a user's message, after the system message if there is one."""
+def _conversation(system: str | None, text: str, pictures: list[Image]) -> list[ChatMessage]:
+    """The pictures and then the prompt as a user's message, after the system message if there is one."""
     first: list[ChatMessage] = [] if system is None else [{"role": "system", "content": system}]
-    return [*first, {"role": "user", "content": text}]
+    return [*first, {"role": "user", "content": [*pictures, text] if pictures else text}]
 
 
 def _bans_matching(client: Client, words: str, strength: float, *, sae: str, site: str) -> list[Edit]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, is_dataclass, make_dataclass
 from functools import partial, wraps
 from inspect import Parameter, signature
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
@@ -15,6 +16,7 @@ from saegis.cli.output import USAGE, fail
 
 if TYPE_CHECKING:
     from saegis import GenerationOptions
+    from saegis import Image as Picture
 
 _sampling = partial(typer.Option, rich_help_panel="Sampling")
 _steering = partial(typer.Option, rich_help_panel="Steering")
@@ -41,6 +43,13 @@ Watch = Annotated[
     list[str] | None,
     _steering(metavar="TARGET", help="Report a feature's value at each generated token."),
 ]
+Image = Annotated[
+    list[Path] | None,
+    typer.Option(
+        metavar="FILE",
+        help="A picture (PNG, JPEG or WebP) to show the model before the text. Again for another.",
+    ),
+]
 EditSite = Annotated[
     str, _steering(metavar="SITE", help="Where the edits apply; by default where the SAE belongs.")
 ]
@@ -55,6 +64,20 @@ MinP = Annotated[
 MaxTokens = Annotated[int, _sampling(help="Most tokens to generate.")]
 Seed = Annotated[int | None, _sampling(help="The same seed gives the same text.")]
 Stop = Annotated[list[str] | None, _sampling(metavar="TEXT", help="End where this text appears.")]
+
+
+def pictures(files: list[Path] | None) -> list[Picture]:
+    """The pictures of --image. Ends the command for a file that cannot be read."""
+    from saegis import image
+
+    found = []
+    for file in files or ():
+        try:
+            found.append(image(file))
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+            raise fail(f"{file} cannot be read as a picture: {reason}", "", USAGE) from error
+    return found
 
 
 Group = TypeVar("Group")

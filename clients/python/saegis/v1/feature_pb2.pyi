@@ -100,18 +100,54 @@ class InspectRequest(_message.Message):
     def __init__(self, text: _Optional[str] = ..., token_ids: _Optional[_Union[_prompt_pb2.TokenIds, _Mapping[str, object]]] = ..., chat: _Optional[_Union[_prompt_pb2.Chat, _Mapping[str, object]]] = ..., sae: _Optional[str] = ..., site: _Optional[str] = ..., top_k: _Optional[int] = ..., features: _Optional[_Iterable[_Union[_steering_pb2.FeatureRef, _Mapping[str, object]]]] = ..., long_text: _Optional[bool] = ...) -> None: ...
 
 class InspectResponse(_message.Message):
-    __slots__ = ("sae", "site", "tokens", "values", "windows")
+    __slots__ = ("sae", "site", "tokens", "values", "windows", "pictures")
     SAE_FIELD_NUMBER: _ClassVar[int]
     SITE_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     VALUES_FIELD_NUMBER: _ClassVar[int]
     WINDOWS_FIELD_NUMBER: _ClassVar[int]
+    PICTURES_FIELD_NUMBER: _ClassVar[int]
     sae: str
     site: str
     tokens: _containers.RepeatedCompositeFieldContainer[TokenFeatures]
     values: _containers.RepeatedCompositeFieldContainer[FeatureValues]
     windows: int
-    def __init__(self, sae: _Optional[str] = ..., site: _Optional[str] = ..., tokens: _Optional[_Iterable[_Union[TokenFeatures, _Mapping[str, object]]]] = ..., values: _Optional[_Iterable[_Union[FeatureValues, _Mapping[str, object]]]] = ..., windows: _Optional[int] = ...) -> None: ...
+    pictures: _containers.RepeatedCompositeFieldContainer[PictureTokens]
+    def __init__(self, sae: _Optional[str] = ..., site: _Optional[str] = ..., tokens: _Optional[_Iterable[_Union[TokenFeatures, _Mapping[str, object]]]] = ..., values: _Optional[_Iterable[_Union[FeatureValues, _Mapping[str, object]]]] = ..., windows: _Optional[int] = ..., pictures: _Optional[_Iterable[_Union[PictureTokens, _Mapping[str, object]]]] = ...) -> None: ...
+
+class PictureTokens(_message.Message):
+    __slots__ = ("digest", "width", "height", "first_token", "token_count", "grids")
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    WIDTH_FIELD_NUMBER: _ClassVar[int]
+    HEIGHT_FIELD_NUMBER: _ClassVar[int]
+    FIRST_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_COUNT_FIELD_NUMBER: _ClassVar[int]
+    GRIDS_FIELD_NUMBER: _ClassVar[int]
+    digest: str
+    width: int
+    height: int
+    first_token: int
+    token_count: int
+    grids: _containers.RepeatedCompositeFieldContainer[PictureGrid]
+    def __init__(self, digest: _Optional[str] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., first_token: _Optional[int] = ..., token_count: _Optional[int] = ..., grids: _Optional[_Iterable[_Union[PictureGrid, _Mapping[str, object]]]] = ...) -> None: ...
+
+class PictureGrid(_message.Message):
+    __slots__ = ("first_token", "rows", "columns", "left", "top", "right", "bottom")
+    FIRST_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    COLUMNS_FIELD_NUMBER: _ClassVar[int]
+    LEFT_FIELD_NUMBER: _ClassVar[int]
+    TOP_FIELD_NUMBER: _ClassVar[int]
+    RIGHT_FIELD_NUMBER: _ClassVar[int]
+    BOTTOM_FIELD_NUMBER: _ClassVar[int]
+    first_token: int
+    rows: int
+    columns: int
+    left: float
+    top: float
+    right: float
+    bottom: float
+    def __init__(self, first_token: _Optional[int] = ..., rows: _Optional[int] = ..., columns: _Optional[int] = ..., left: _Optional[float] = ..., top: _Optional[float] = ..., right: _Optional[float] = ..., bottom: _Optional[float] = ...) -> None: ...
 
 class FeatureValues(_message.Message):
     __slots__ = ("index", "label", "activations")

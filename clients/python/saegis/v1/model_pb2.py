@@ -26,7 +26,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from saegis.v1 import prompt_pb2 as saegis_dot_v1_dot_prompt__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15saegis/v1/model.proto\x12\tsaegis.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16saegis/v1/prompt.proto\"\x11\n\x0fGetModelRequest\"\x8d\x02\n\x10GetModelResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12\x15\n\rarchitectures\x18\x02 \x03(\t\x12\x12\n\nvocab_size\x18\x03 \x01(\r\x12\x1a\n\x12max_context_length\x18\x04 \x01(\r\x12\x15\n\reos_token_ids\x18\x05 \x03(\r\x12\x19\n\x11has_chat_template\x18\x06 \x01(\x08\x12\x13\n\x0bhidden_size\x18\x07 \x01(\r\x12\x12\n\nnum_layers\x18\x08 \x01(\r\x12\r\n\x05\x64type\x18\t \x01(\t\x12\x1e\n\x05sites\x18\n \x03(\x0b\x32\x0f.saegis.v1.Site\x12\x1c\n\x04saes\x18\x0b \x03(\x0b\x32\x0e.saegis.v1.Sae\"2\n\x04Site\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05layer\x18\x02 \x01(\r\x12\r\n\x05width\x18\x03 \x01(\r\"\xb5\x01\n\x03Sae\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0c\n\x04site\x18\x03 \x01(\t\x12\r\n\x05width\x18\x04 \x01(\r\x12\x15\n\rfeature_count\x18\x05 \x01(\r\x12\x14\n\x0c\x61rchitecture\x18\x06 \x01(\t\x12\x10\n\x03\x66vu\x18\x07 \x01(\x02H\x00\x88\x01\x01\x12\x0f\n\x02l0\x18\x08 \x01(\x02H\x01\x88\x01\x01\x12\x16\n\x0elabelled_count\x18\t \x01(\rB\x06\n\x04_fvuB\x05\n\x03_l0\"\x16\n\x14GetServerInfoRequest\"\xd4\x01\n\x15GetServerInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12.\n\nstart_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0e\x65xecution_mode\x18\x03 \x01(\x0e\x32\x18.saegis.v1.ExecutionMode\x12\x15\n\rtorch_version\x18\x04 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x05 \x01(\t\x12!\n\x06limits\x18\x06 \x01(\x0b\x32\x11.saegis.v1.Limits\"\xc1\x02\n\x06Limits\x12\r\n\x05max_n\x18\x01 \x01(\r\x12\x1a\n\x12max_edits_per_site\x18\x02 \x01(\r\x12\x19\n\x11max_bans_per_site\x18\x03 \x01(\r\x12\x1c\n\x14max_watches_per_site\x18\x04 \x01(\r\x12\x11\n\tmax_queue\x18\x05 \x01(\r\x12\x14\n\x0cmax_num_seqs\x18\x06 \x01(\r\x12\x14\n\x0cmax_logprobs\x18\x07 \x01(\r\x12\x19\n\x11max_message_bytes\x18\x08 \x01(\x04\x12\x16\n\x0emax_logit_bias\x18\t \x01(\r\x12\x1a\n\x12max_stop_token_ids\x18\n \x01(\r\x12\x14\n\x0cmax_messages\x18\x0b \x01(\r\x12\x1b\n\x13max_text_characters\x18\x0c \x01(\r\x12\x12\n\nmax_fields\x18\r \x01(\r\"\x10\n\x0eGetLoadRequest\"\xc7\x01\n\x0fGetLoadResponse\x12\x18\n\x10num_running_reqs\x18\x01 \x01(\r\x12\x18\n\x10num_waiting_reqs\x18\x02 \x01(\r\x12\x17\n\x0fnum_used_tokens\x18\x03 \x01(\x04\x12\x1c\n\x14max_total_num_tokens\x18\x04 \x01(\x04\x12\x13\n\x0btoken_usage\x18\x05 \x01(\x02\x12\x16\n\x0egen_throughput\x18\x06 \x01(\x02\x12\x1c\n\x14max_running_requests\x18\x07 \x01(\r\"\x83\x01\n\x0fTokenizeRequest\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\x1f\n\x04\x63hat\x18\x02 \x01(\x0b\x32\x0f.saegis.v1.ChatH\x00\x12\x1f\n\x12\x61\x64\x64_special_tokens\x18\x03 \x01(\x08H\x01\x88\x01\x01\x42\x07\n\x05inputB\x15\n\x13_add_special_tokens\"5\n\x10TokenizeResponse\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x0e\n\x06tokens\x18\x02 \x03(\t\"`\n\x11\x44\x65tokenizeRequest\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12 \n\x13skip_special_tokens\x18\x02 \x01(\x08H\x00\x88\x01\x01\x42\x16\n\x14_skip_special_tokens\"\"\n\x12\x44\x65tokenizeResponse\x12\x0c\n\x04text\x18\x01 \x01(\t*f\n\rExecutionMode\x12\x1e\n\x1a\x45XECUTION_MODE_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x45XECUTION_MODE_COMPILED\x10\x01\x12\x18\n\x14\x45XECUTION_MODE_EAGER\x10\x02\x32\xf9\x02\n\x0cModelService\x12\x43\n\x08GetModel\x12\x1a.saegis.v1.GetModelRequest\x1a\x1b.saegis.v1.GetModelResponse\x12R\n\rGetServerInfo\x12\x1f.saegis.v1.GetServerInfoRequest\x1a .saegis.v1.GetServerInfoResponse\x12@\n\x07GetLoad\x12\x19.saegis.v1.GetLoadRequest\x1a\x1a.saegis.v1.GetLoadResponse\x12\x43\n\x08Tokenize\x12\x1a.saegis.v1.TokenizeRequest\x1a\x1b.saegis.v1.TokenizeResponse\x12I\n\nDetokenize\x12\x1c.saegis.v1.DetokenizeRequest\x1a\x1d.saegis.v1.DetokenizeResponseB0\n\rdev.saegis.v1P\x01Z\x1dsaegis.dev/saegis/v1;saegisv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15saegis/v1/model.proto\x12\tsaegis.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16saegis/v1/prompt.proto\"\x11\n\x0fGetModelRequest\"\xa4\x02\n\x10GetModelResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12\x15\n\rarchitectures\x18\x02 \x03(\t\x12\x12\n\nvocab_size\x18\x03 \x01(\r\x12\x1a\n\x12max_context_length\x18\x04 \x01(\r\x12\x15\n\reos_token_ids\x18\x05 \x03(\r\x12\x19\n\x11has_chat_template\x18\x06 \x01(\x08\x12\x13\n\x0bhidden_size\x18\x07 \x01(\r\x12\x12\n\nnum_layers\x18\x08 \x01(\r\x12\r\n\x05\x64type\x18\t \x01(\t\x12\x1e\n\x05sites\x18\n \x03(\x0b\x32\x0f.saegis.v1.Site\x12\x1c\n\x04saes\x18\x0b \x03(\x0b\x32\x0e.saegis.v1.Sae\x12\x15\n\rsees_pictures\x18\x0c \x01(\x08\"2\n\x04Site\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05layer\x18\x02 \x01(\r\x12\r\n\x05width\x18\x03 \x01(\r\"\xb5\x01\n\x03Sae\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0c\n\x04site\x18\x03 \x01(\t\x12\r\n\x05width\x18\x04 \x01(\r\x12\x15\n\rfeature_count\x18\x05 \x01(\r\x12\x14\n\x0c\x61rchitecture\x18\x06 \x01(\t\x12\x10\n\x03\x66vu\x18\x07 \x01(\x02H\x00\x88\x01\x01\x12\x0f\n\x02l0\x18\x08 \x01(\x02H\x01\x88\x01\x01\x12\x16\n\x0elabelled_count\x18\t \x01(\rB\x06\n\x04_fvuB\x05\n\x03_l0\"\x16\n\x14GetServerInfoRequest\"\xd4\x01\n\x15GetServerInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12.\n\nstart_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0e\x65xecution_mode\x18\x03 \x01(\x0e\x32\x18.saegis.v1.ExecutionMode\x12\x15\n\rtorch_version\x18\x04 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x05 \x01(\t\x12!\n\x06limits\x18\x06 \x01(\x0b\x32\x11.saegis.v1.Limits\"\xa8\x03\n\x06Limits\x12\r\n\x05max_n\x18\x01 \x01(\r\x12\x1a\n\x12max_edits_per_site\x18\x02 \x01(\r\x12\x19\n\x11max_bans_per_site\x18\x03 \x01(\r\x12\x1c\n\x14max_watches_per_site\x18\x04 \x01(\r\x12\x11\n\tmax_queue\x18\x05 \x01(\r\x12\x14\n\x0cmax_num_seqs\x18\x06 \x01(\r\x12\x14\n\x0cmax_logprobs\x18\x07 \x01(\r\x12\x19\n\x11max_message_bytes\x18\x08 \x01(\x04\x12\x16\n\x0emax_logit_bias\x18\t \x01(\r\x12\x1a\n\x12max_stop_token_ids\x18\n \x01(\r\x12\x14\n\x0cmax_messages\x18\x0b \x01(\r\x12\x1b\n\x13max_text_characters\x18\x0c \x01(\r\x12\x12\n\nmax_fields\x18\r \x01(\r\x12\x14\n\x0cmax_pictures\x18\x0e \x01(\r\x12\x19\n\x11max_picture_bytes\x18\x0f \x01(\x04\x12\x1a\n\x12max_picture_pixels\x18\x10 \x01(\x04\x12\x18\n\x10max_picture_side\x18\x11 \x01(\r\"\x10\n\x0eGetLoadRequest\"\xc7\x01\n\x0fGetLoadResponse\x12\x18\n\x10num_running_reqs\x18\x01 \x01(\r\x12\x18\n\x10num_waiting_reqs\x18\x02 \x01(\r\x12\x17\n\x0fnum_used_tokens\x18\x03 \x01(\x04\x12\x1c\n\x14max_total_num_tokens\x18\x04 \x01(\x04\x12\x13\n\x0btoken_usage\x18\x05 \x01(\x02\x12\x16\n\x0egen_throughput\x18\x06 \x01(\x02\x12\x1c\n\x14max_running_requests\x18\x07 \x01(\r\"\x83\x01\n\x0fTokenizeRequest\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\x1f\n\x04\x63hat\x18\x02 \x01(\x0b\x32\x0f.saegis.v1.ChatH\x00\x12\x1f\n\x12\x61\x64\x64_special_tokens\x18\x03 \x01(\x08H\x01\x88\x01\x01\x42\x07\n\x05inputB\x15\n\x13_add_special_tokens\"5\n\x10TokenizeResponse\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x0e\n\x06tokens\x18\x02 \x03(\t\"`\n\x11\x44\x65tokenizeRequest\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12 \n\x13skip_special_tokens\x18\x02 \x01(\x08H\x00\x88\x01\x01\x42\x16\n\x14_skip_special_tokens\"\"\n\x12\x44\x65tokenizeResponse\x12\x0c\n\x04text\x18\x01 \x01(\t*f\n\rExecutionMode\x12\x1e\n\x1a\x45XECUTION_MODE_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x45XECUTION_MODE_COMPILED\x10\x01\x12\x18\n\x14\x45XECUTION_MODE_EAGER\x10\x02\x32\xf9\x02\n\x0cModelService\x12\x43\n\x08GetModel\x12\x1a.saegis.v1.GetModelRequest\x1a\x1b.saegis.v1.GetModelResponse\x12R\n\rGetServerInfo\x12\x1f.saegis.v1.GetServerInfoRequest\x1a .saegis.v1.GetServerInfoResponse\x12@\n\x07GetLoad\x12\x19.saegis.v1.GetLoadRequest\x1a\x1a.saegis.v1.GetLoadResponse\x12\x43\n\x08Tokenize\x12\x1a.saegis.v1.TokenizeRequest\x1a\x1b.saegis.v1.TokenizeResponse\x12I\n\nDetokenize\x12\x1c.saegis.v1.DetokenizeRequest\x1a\x1d.saegis.v1.DetokenizeResponseB0\n\rdev.saegis.v1P\x01Z\x1dsaegis.dev/saegis/v1;saegisv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,34 +34,34 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'saegis.v1.model_pb2', _glob
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\rdev.saegis.v1P\001Z\035saegis.dev/saegis/v1;saegisv1'
-  _globals['_EXECUTIONMODE']._serialized_start=1726
-  _globals['_EXECUTIONMODE']._serialized_end=1828
+  _globals['_EXECUTIONMODE']._serialized_start=1852
+  _globals['_EXECUTIONMODE']._serialized_end=1954
   _globals['_GETMODELREQUEST']._serialized_start=93
   _globals['_GETMODELREQUEST']._serialized_end=110
   _globals['_GETMODELRESPONSE']._serialized_start=113
-  _globals['_GETMODELRESPONSE']._serialized_end=382
-  _globals['_SITE']._serialized_start=384
-  _globals['_SITE']._serialized_end=434
-  _globals['_SAE']._serialized_start=437
-  _globals['_SAE']._serialized_end=618
-  _globals['_GETSERVERINFOREQUEST']._serialized_start=620
-  _globals['_GETSERVERINFOREQUEST']._serialized_end=642
-  _globals['_GETSERVERINFORESPONSE']._serialized_start=645
-  _globals['_GETSERVERINFORESPONSE']._serialized_end=857
-  _globals['_LIMITS']._serialized_start=860
-  _globals['_LIMITS']._serialized_end=1181
-  _globals['_GETLOADREQUEST']._serialized_start=1183
-  _globals['_GETLOADREQUEST']._serialized_end=1199
-  _globals['_GETLOADRESPONSE']._serialized_start=1202
-  _globals['_GETLOADRESPONSE']._serialized_end=1401
-  _globals['_TOKENIZEREQUEST']._serialized_start=1404
-  _globals['_TOKENIZEREQUEST']._serialized_end=1535
-  _globals['_TOKENIZERESPONSE']._serialized_start=1537
-  _globals['_TOKENIZERESPONSE']._serialized_end=1590
-  _globals['_DETOKENIZEREQUEST']._serialized_start=1592
-  _globals['_DETOKENIZEREQUEST']._serialized_end=1688
-  _globals['_DETOKENIZERESPONSE']._serialized_start=1690
-  _globals['_DETOKENIZERESPONSE']._serialized_end=1724
-  _globals['_MODELSERVICE']._serialized_start=1831
-  _globals['_MODELSERVICE']._serialized_end=2208
+  _globals['_GETMODELRESPONSE']._serialized_end=405
+  _globals['_SITE']._serialized_start=407
+  _globals['_SITE']._serialized_end=457
+  _globals['_SAE']._serialized_start=460
+  _globals['_SAE']._serialized_end=641
+  _globals['_GETSERVERINFOREQUEST']._serialized_start=643
+  _globals['_GETSERVERINFOREQUEST']._serialized_end=665
+  _globals['_GETSERVERINFORESPONSE']._serialized_start=668
+  _globals['_GETSERVERINFORESPONSE']._serialized_end=880
+  _globals['_LIMITS']._serialized_start=883
+  _globals['_LIMITS']._serialized_end=1307
+  _globals['_GETLOADREQUEST']._serialized_start=1309
+  _globals['_GETLOADREQUEST']._serialized_end=1325
+  _globals['_GETLOADRESPONSE']._serialized_start=1328
+  _globals['_GETLOADRESPONSE']._serialized_end=1527
+  _globals['_TOKENIZEREQUEST']._serialized_start=1530
+  _globals['_TOKENIZEREQUEST']._serialized_end=1661
+  _globals['_TOKENIZERESPONSE']._serialized_start=1663
+  _globals['_TOKENIZERESPONSE']._serialized_end=1716
+  _globals['_DETOKENIZEREQUEST']._serialized_start=1718
+  _globals['_DETOKENIZEREQUEST']._serialized_end=1814
+  _globals['_DETOKENIZERESPONSE']._serialized_start=1816
+  _globals['_DETOKENIZERESPONSE']._serialized_end=1850
+  _globals['_MODELSERVICE']._serialized_start=1957
+  _globals['_MODELSERVICE']._serialized_end=2334
 # @@protoc_insertion_point(module_scope)

@@ -25,7 +25,7 @@ class GetModelRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetModelResponse(_message.Message):
-    __slots__ = ("id", "architectures", "vocab_size", "max_context_length", "eos_token_ids", "has_chat_template", "hidden_size", "num_layers", "dtype", "sites", "saes")
+    __slots__ = ("id", "architectures", "vocab_size", "max_context_length", "eos_token_ids", "has_chat_template", "hidden_size", "num_layers", "dtype", "sites", "saes", "sees_pictures")
     ID_FIELD_NUMBER: _ClassVar[int]
     ARCHITECTURES_FIELD_NUMBER: _ClassVar[int]
     VOCAB_SIZE_FIELD_NUMBER: _ClassVar[int]
@@ -37,6 +37,7 @@ class GetModelResponse(_message.Message):
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     SITES_FIELD_NUMBER: _ClassVar[int]
     SAES_FIELD_NUMBER: _ClassVar[int]
+    SEES_PICTURES_FIELD_NUMBER: _ClassVar[int]
     id: str
     architectures: _containers.RepeatedScalarFieldContainer[str]
     vocab_size: int
@@ -48,7 +49,8 @@ class GetModelResponse(_message.Message):
     dtype: str
     sites: _containers.RepeatedCompositeFieldContainer[Site]
     saes: _containers.RepeatedCompositeFieldContainer[Sae]
-    def __init__(self, id: _Optional[str] = ..., architectures: _Optional[_Iterable[str]] = ..., vocab_size: _Optional[int] = ..., max_context_length: _Optional[int] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., has_chat_template: _Optional[bool] = ..., hidden_size: _Optional[int] = ..., num_layers: _Optional[int] = ..., dtype: _Optional[str] = ..., sites: _Optional[_Iterable[_Union[Site, _Mapping[str, object]]]] = ..., saes: _Optional[_Iterable[_Union[Sae, _Mapping[str, object]]]] = ...) -> None: ...
+    sees_pictures: bool
+    def __init__(self, id: _Optional[str] = ..., architectures: _Optional[_Iterable[str]] = ..., vocab_size: _Optional[int] = ..., max_context_length: _Optional[int] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., has_chat_template: _Optional[bool] = ..., hidden_size: _Optional[int] = ..., num_layers: _Optional[int] = ..., dtype: _Optional[str] = ..., sites: _Optional[_Iterable[_Union[Site, _Mapping[str, object]]]] = ..., saes: _Optional[_Iterable[_Union[Sae, _Mapping[str, object]]]] = ..., sees_pictures: _Optional[bool] = ...) -> None: ...
 
 class Site(_message.Message):
     __slots__ = ("name", "layer", "width")
@@ -103,7 +105,7 @@ class GetServerInfoResponse(_message.Message):
     def __init__(self, version: _Optional[str] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping[str, object]]] = ..., execution_mode: _Optional[_Union[ExecutionMode, str]] = ..., torch_version: _Optional[str] = ..., device: _Optional[str] = ..., limits: _Optional[_Union[Limits, _Mapping[str, object]]] = ...) -> None: ...
 
 class Limits(_message.Message):
-    __slots__ = ("max_n", "max_edits_per_site", "max_bans_per_site", "max_watches_per_site", "max_queue", "max_num_seqs", "max_logprobs", "max_message_bytes", "max_logit_bias", "max_stop_token_ids", "max_messages", "max_text_characters", "max_fields")
+    __slots__ = ("max_n", "max_edits_per_site", "max_bans_per_site", "max_watches_per_site", "max_queue", "max_num_seqs", "max_logprobs", "max_message_bytes", "max_logit_bias", "max_stop_token_ids", "max_messages", "max_text_characters", "max_fields", "max_pictures", "max_picture_bytes", "max_picture_pixels", "max_picture_side")
     MAX_N_FIELD_NUMBER: _ClassVar[int]
     MAX_EDITS_PER_SITE_FIELD_NUMBER: _ClassVar[int]
     MAX_BANS_PER_SITE_FIELD_NUMBER: _ClassVar[int]
@@ -117,6 +119,10 @@ class Limits(_message.Message):
     MAX_MESSAGES_FIELD_NUMBER: _ClassVar[int]
     MAX_TEXT_CHARACTERS_FIELD_NUMBER: _ClassVar[int]
     MAX_FIELDS_FIELD_NUMBER: _ClassVar[int]
+    MAX_PICTURES_FIELD_NUMBER: _ClassVar[int]
+    MAX_PICTURE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAX_PICTURE_PIXELS_FIELD_NUMBER: _ClassVar[int]
+    MAX_PICTURE_SIDE_FIELD_NUMBER: _ClassVar[int]
     max_n: int
     max_edits_per_site: int
     max_bans_per_site: int
@@ -130,7 +136,11 @@ class Limits(_message.Message):
     max_messages: int
     max_text_characters: int
     max_fields: int
-    def __init__(self, max_n: _Optional[int] = ..., max_edits_per_site: _Optional[int] = ..., max_bans_per_site: _Optional[int] = ..., max_watches_per_site: _Optional[int] = ..., max_queue: _Optional[int] = ..., max_num_seqs: _Optional[int] = ..., max_logprobs: _Optional[int] = ..., max_message_bytes: _Optional[int] = ..., max_logit_bias: _Optional[int] = ..., max_stop_token_ids: _Optional[int] = ..., max_messages: _Optional[int] = ..., max_text_characters: _Optional[int] = ..., max_fields: _Optional[int] = ...) -> None: ...
+    max_pictures: int
+    max_picture_bytes: int
+    max_picture_pixels: int
+    max_picture_side: int
+    def __init__(self, max_n: _Optional[int] = ..., max_edits_per_site: _Optional[int] = ..., max_bans_per_site: _Optional[int] = ..., max_watches_per_site: _Optional[int] = ..., max_queue: _Optional[int] = ..., max_num_seqs: _Optional[int] = ..., max_logprobs: _Optional[int] = ..., max_message_bytes: _Optional[int] = ..., max_logit_bias: _Optional[int] = ..., max_stop_token_ids: _Optional[int] = ..., max_messages: _Optional[int] = ..., max_text_characters: _Optional[int] = ..., max_fields: _Optional[int] = ..., max_pictures: _Optional[int] = ..., max_picture_bytes: _Optional[int] = ..., max_picture_pixels: _Optional[int] = ..., max_picture_side: _Optional[int] = ...) -> None: ...
 
 class GetLoadRequest(_message.Message):
     __slots__ = ()

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16saegis/v1/prompt.proto\x12\tsaegis.v1\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"0\n\x04\x43hat\x12(\n\x08messages\x18\x01 \x03(\x0b\x32\x16.saegis.v1.ChatMessage\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\tB0\n\rdev.saegis.v1P\x01Z\x1dsaegis.dev/saegis/v1;saegisv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16saegis/v1/prompt.proto\x12\tsaegis.v1\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"0\n\x04\x43hat\x12(\n\x08messages\x18\x01 \x03(\x0b\x32\x16.saegis.v1.ChatMessage\"S\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\x12%\n\x05parts\x18\x03 \x03(\x0b\x32\x16.saegis.v1.ContentPart\"H\n\x0b\x43ontentPart\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12!\n\x05image\x18\x02 \x01(\x0b\x32\x10.saegis.v1.ImageH\x00\x42\x06\n\x04part\"\x15\n\x05Image\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x42\x30\n\rdev.saegis.v1P\x01Z\x1dsaegis.dev/saegis/v1;saegisv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,5 +37,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CHAT']._serialized_start=62
   _globals['_CHAT']._serialized_end=110
   _globals['_CHATMESSAGE']._serialized_start=112
-  _globals['_CHATMESSAGE']._serialized_end=156
+  _globals['_CHATMESSAGE']._serialized_end=195
+  _globals['_CONTENTPART']._serialized_start=197
+  _globals['_CONTENTPART']._serialized_end=269
+  _globals['_IMAGE']._serialized_start=271
+  _globals['_IMAGE']._serialized_end=292
 # @@protoc_insertion_point(module_scope)

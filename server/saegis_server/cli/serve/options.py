@@ -368,6 +368,18 @@ class Limits:
     max_message_bytes: Annotated[
         int, _limits(min=1024, max=64 * 2**20, help="The largest request, in bytes.")
     ] = 4 * 2**20
+    max_pictures: Annotated[
+        int, _limits(min=0, max=64, help="The most pictures of a request; 0 for none.")
+    ] = 8
+    max_picture_bytes: Annotated[
+        int, _limits(min=1024, max=64 * 2**20, help="The largest file of a picture, in bytes.")
+    ] = 4 * 2**20
+    max_picture_pixels: Annotated[int, _limits(min=1, max=2**26, help="The most pixels of a picture.")] = (
+        2**24
+    )
+    max_picture_side: Annotated[
+        int, _limits(min=1, max=65_535, help="The longest side of a picture, in pixels.")
+    ] = 8192
     limits: Annotated[
         list[str] | None,
         _limits(

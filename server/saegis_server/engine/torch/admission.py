@@ -4,6 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from saegis_server.engine.admission import AdmittedProgram, admit
 from saegis_server.engine.api import FieldError, GenerationRequest, Guard
+from saegis_server.engine.pictures import Placed, misplaced
 from saegis_server.engine.torch.activity import MOST_GROUPS
 from saegis_server.engine.torch.slots import Slots
 from saegis_server.steering.program import SteeringProgram
@@ -12,8 +13,9 @@ from saegis_server.steering.program import SteeringProgram
 class Admission:
     """Checks requests against what slots have: vocabulary, length, sites, room for rows."""
 
-    def __init__(self, slots: Slots) -> None:
-        self._slots = slots
+    def __init__(self, slots: Slots, placeholder: int | None = None) -> None:
+        """placeholder: the token that stands for pictures; None for a model that sees none."""
+        self._slots, self._placeholder = slots, placeholder
 
     def generation(self, request: GenerationRequest, stops: Collection[int]) -> AdmittedProgram:
         """The program of a generation beside its guard.
@@ -28,6 +30,7 @@ class Admission:
                 "prompt", f"has {len(prompt)} tokens; at most {longest - 1} leave room for an answer"
             )
         _check_prefilled(request.prefilled, prompt)
+        self.check_pictures(prompt, request.pictures)
         self._check_tokens(
             {
                 "prompt": prompt,
@@ -57,6 +60,11 @@ class Admission:
         _check_prefilled(prefilled, tokens)
         self._check_tokens({"prompt": tokens})
         return admit(program, guard, self._slots.room)
+
+    def check_pictures(self, tokens: Sequence[int], pictures: Sequence[Placed]) -> None:
+        """Raise FieldError unless pictures stand where their tokens are, and the placeholder nowhere else."""
+        if fault := misplaced(tokens, pictures, self._placeholder):
+            raise FieldError("prompt", fault)
 
     def _check_tokens(self, named: Mapping[str, Sequence[int]]) -> None:
         vocabulary = self._slots.vocabulary

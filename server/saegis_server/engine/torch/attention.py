@@ -52,9 +52,16 @@ def refusing(model: PreTrainedModel, what: str) -> Iterator[None]:
 
 def install_attention(model: PreTrainedModel, attending: Iterable[nn.Module], context: StepContext) -> None:
     """Make `model` attend through `context`; `attending` are the modules that call attention."""
-    model.set_attn_implementation(NAME)
+    attend_with(model, NAME)
     for module in attending:
         module.saegis_context = context  # type: ignore[assignment]
+
+
+def attend_with(model: PreTrainedModel, name: str) -> None:
+    """Let what reads text in `model` attend by the implementation of that name; a tower keeps its own."""
+    config, text = model.config, model.config.get_text_config()
+    own = [key for key in getattr(config, "sub_configs", ()) if getattr(config, key, None) is text]
+    model.set_attn_implementation({"": name, own[0]: name} if own else name)
 
 
 def attend(

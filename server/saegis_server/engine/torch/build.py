@@ -12,7 +12,7 @@ from saegis_server.engine.torch.compile_cache import CompileCacheError, Kept, se
 from saegis_server.engine.torch.loading import LoadedModel
 from saegis_server.engine.torch.memory import free_bytes, is_want_of_memory
 from saegis_server.engine.torch.places import check_places
-from saegis_server.engine.torch.reference import record
+from saegis_server.engine.torch.reference import probe_of, record, record_picture
 from saegis_server.engine.torch.rope import freeze_rope
 from saegis_server.engine.torch.sizing import (
     FEWEST_SLOTS,
@@ -79,15 +79,26 @@ def build_step(
     progress(told, 0, 0)
     if (frozen := freeze_rope(loaded.model, size.length)) is not None:
         _LOG.warning("%s", frozen)
+    eyes = loaded.eyes
     with refusing(loaded.model, "Transformers' own code"):
         reference = record(loaded.model, in_order, size.length)
+        if eyes is not None and (probe := probe_of(eyes)).length > size.length:
+            progress(
+                f"pictures are refused: one takes {len(probe.placed.shown.tokens)} tokens of a prompt, and "
+                f"the context has {size.length}",
+                0,
+                0,
+            )
+            eyes = None
+        elif eyes is not None and reference is not None:
+            reference = reference._replace(picture=record_picture(loaded.model, in_order, eyes, probe))
     try:
         slots = Slots(loaded.model, tuple(in_order), size.count, size.length, capacity, ranked=ranked)
     except Exception as error:
         if not is_want_of_memory(error):
             raise
         raise ValueError(f"{told}, but they are not to be had: lower kv_memory") from error
-    return Step(loaded.model, in_order, slots, compiled, keeps, reference)
+    return Step(loaded.model, in_order, slots, compiled, keeps, reference, eyes)
 
 
 def _size(
@@ -158,7 +169,8 @@ def _kind(step: Step) -> tuple[object, ...]:
         for site, ranking in slots.rankings.items()
         for each in ranking.dictionaries
     ]
-    return (model.config.to_json_string(), model.dtype, model.device, *sites, *sizes, *keeps, *ranked)
+    sees = () if step.eyes is None else ("sees",)
+    return (model.config.to_json_string(), model.dtype, model.device, *sites, *sizes, *keeps, *ranked, *sees)
 
 
 def _tell_eager(reason: str, progress: Progress) -> None:

@@ -38,6 +38,7 @@ from saegis_server.engine.api import (
     SteeringDivergedError,
 )
 from saegis_server.engine.counts import Observed, RowGroup, Used
+from saegis_server.engine.pictures import Placed
 from saegis_server.engine.torch.activity import MOST_GROUPS
 from saegis_server.engine.torch.admission import Admission
 from saegis_server.engine.torch.build import graphs_compiled, make_ready
@@ -50,6 +51,7 @@ from saegis_server.engine.torch.rate import Rate
 from saegis_server.engine.torch.request_guard import RequestGuard
 from saegis_server.engine.torch.schedule import Schedule
 from saegis_server.engine.torch.score import Reading, Scoring
+from saegis_server.engine.torch.seeing import BLIND, Sight
 from saegis_server.engine.torch.sequence import Running, Sequence, extent_of
 from saegis_server.engine.torch.step import Step, StepOutput
 from saegis_server.engine.torch.text import TextStream
@@ -91,7 +93,8 @@ class TorchEngine:
         self.max_running, self.max_length = max_running, step.slots.max_length
         self.capacity, self.sites = step.slots.capacity, step.sites
         self.error: BaseException | None = None
-        self._admission = Admission(step.slots)
+        eyes = step.eyes
+        self._admission = Admission(step.slots, None if eyes is None else eyes.placeholder_id)
         fair = self.limits
         self._schedule = Schedule(
             max_running, step.slots.move, kept=fair.fair_slots, kept_seconds=fair.fair_seconds
@@ -152,7 +155,8 @@ class TorchEngine:
         guard = self._guard(request.prompt, admitted, request.guard)
         seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
         unmoved = self.first_token.unmoved(request.prompt, request.program)
-        running = Running(request, admitted, seed, on_events, guard, unmoved)
+        sight = self._sight(request.pictures)
+        running = Running(request, admitted, seed, on_events, guard, unmoved, sight)
         room = self.max_length - len(request.prompt)
         limit = min(room, sampling.max_tokens or room)
         for index in range(sampling.n):
@@ -206,17 +210,24 @@ class TorchEngine:
             self._cancelled.append(request_id)
             self._wake.notify()
 
-    def capture(self, tokens: Sequenced[int], tenant: str = "") -> "Future[dict[Site, Tensor]]":
+    def capture(
+        self, tokens: Sequenced[int], tenant: str = "", pictures: Sequenced[Placed] = ()
+    ) -> "Future[dict[Site, Tensor]]":
         """The clean activations [T, d] of a text at every site, read between two steps."""
-        return self._add_job(self._captures, self._captured(list(tokens)), tenant)
+        if pictures:
+            self._admission.check_pictures(tokens, pictures)
+        return self._add_job(self._captures, self._captured(list(tokens), self._sight(pictures)), tenant)
 
-    def _captured(self, tokens: list[int]) -> Job[dict[Site, Tensor]]:
+    def _sight(self, pictures: Sequenced[Placed]) -> Sight:
+        return Sight(self.step.eyes, pictures) if pictures else BLIND
+
+    def _captured(self, tokens: list[int], sight: Sight) -> Job[dict[Site, Tensor]]:
         """A capture, which waits while requests run until as many steps have passed since the one before as
         that one was long: a text of a thousand tokens then delays less than one step in a hundred."""
         while self._schedule.running and self._steps < self._next_capture:
             yield
         self._next_capture = self._steps + len(tokens) // TOKENS_FOR_A_STEP
-        return self.step.capture(tokens)
+        return self.step.capture(tokens, sight.within(0, len(tokens)))
 
     def score(
         self,
@@ -228,10 +239,13 @@ class TorchEngine:
         tenant: str = "",
         groups: tuple[RowGroup, ...] = (),
         prefilled: int = 0,
+        pictures: Sequenced[Placed] = (),
     ) -> "Future[Score]":
         """How likely a text is, steered by a program and plainly, read chunk by chunk between steps."""
-        steered = self._text(tokens, prefilled, program, guard, groups)
-        other = self._text(tokens, prefilled, *plain)
+        self._admission.check_pictures(tokens, pictures)
+        sight = self._sight(pictures)
+        steered = self._text(tokens, prefilled, sight, program, guard, groups)
+        other = self._text(tokens, prefilled, sight, *plain)
         scoring = Scoring(tokens, steered, other, self.limits.prefill_chunk, on_end, prefilled)
         return self._add_job(self._scores, scoring.job(), tenant, scoring.ended)
 
@@ -239,6 +253,7 @@ class TorchEngine:
         self,
         tokens: Sequenced[int],
         prefilled: int,
+        sight: Sight,
         program: SteeringProgram,
         guard: Guard,
         groups: tuple[RowGroup, ...] = (),
@@ -246,7 +261,7 @@ class TorchEngine:
         admitted = self._admission.text(tokens, prefilled, program, guard)
         watching = self._guard(tokens, admitted, guard)
         unmoved = self.first_token.unmoved(tokens, program)
-        return Reading(self.step, admitted, watching, len(tokens), unmoved, groups, prefilled)
+        return Reading(self.step, admitted, watching, len(tokens), unmoved, groups, prefilled, sight)
 
     def _guard(self, tokens: Sequenced[int], admitted: AdmittedProgram, guard: Guard) -> RequestGuard | None:
         """The guard of a text; None where there is nothing to judge."""

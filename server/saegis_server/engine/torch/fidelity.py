@@ -4,15 +4,27 @@ After the warm-up the served path reads the reference's text in chunks and goes 
 beside another text, steered and not. Where the two differ, nothing is served.
 """
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
 from saegis_server.engine.api import FidelityError, SamplingParams
 from saegis_server.engine.torch.context import Mode
-from saegis_server.engine.torch.reference import DECODED, SHORT, Reference, Seen, masks_told
+from saegis_server.engine.torch.reference import (
+    DECODED,
+    SHORT,
+    PictureReference,
+    Reference,
+    Seen,
+    masks_told,
+)
+from saegis_server.engine.torch.seeing import Sight
 from saegis_server.engine.torch.step import SMALLEST, Extent, Step
+from saegis_server.steering.admitted import AdmittedRows
 from saegis_server.steering.program import SiteProgram
 from saegis_server.steering.rows import add
+from saegis_server.steering.site import Site
 
 #: How far the root mean square of the difference may lie from zero, relative to the logits' deviation.
 TOLERANCE = {torch.float32: 5e-4, torch.bfloat16: 1e-1, torch.float16: 2e-2}
@@ -35,6 +47,8 @@ def compare(step: Step, reference: Reference) -> None:
     _require(step, "a text that goes on beside another", _decode(step, reference, 2), wanted[2:])
     if reference.programs:
         _compare_steered(step, reference)
+    if reference.picture is not None:
+        _compare_picture(step, reference.picture)
     for slot in (0, 1):
         step.slots.release(slot)
     for seen in reference.seen:
@@ -61,6 +75,32 @@ def _compare_steered(step: Step, reference: Reference) -> None:
     slots.state.token[0] = tokens[-1]
     decode = step.decode(_extent(SHORT), 1, False).logits[:1]
     _require(step, "a steered text", torch.cat((prefill, decode)), reference.steered)
+
+
+def _compare_picture(step: Step, reference: PictureReference) -> None:
+    """A text with a picture, read in chunks of which one begins within the picture, plain and steered."""
+    program = {
+        site: SiteProgram(edits=(add(probe, size),)) for site, (probe, size) in reference.programs.items()
+    }
+    _require(step, "a text with a picture", _read_picture(step, reference, {}), reference.logits)
+    if program:
+        found = _read_picture(step, reference, step.slots.room.admit(program))
+        _require(step, "a steered text with a picture", found, reference.steered)
+
+
+def _read_picture(step: Step, reference: PictureReference, program: Mapping[Site, AdmittedRows]) -> Tensor:
+    """Logits after the last tokens of a text with a picture, the last of which are decoded."""
+    tokens, placed = reference.probe.tokens, reference.probe.placed
+    first, cut = len(tokens) - DECODED - 1, (placed.start + placed.end) // 2
+    step.slots.load(0, tokens, SamplingParams(temperature=0.0), 0, (), program)
+    sight, found = Sight(step.eyes, (placed,)), []
+    for start, end in ((0, cut), (cut, first), (first, first + 1)):
+        seen = sight.within(start, end)
+        found.append(step.prefill(0, tokens[start:end], start, _extent(end), False, seen=seen).logits)
+    for place in range(first + 1, len(tokens)):
+        step.slots.state.token[0] = tokens[place]
+        found.append(step.decode(_extent(place + 1), 1, False).logits[:1])
+    return torch.cat(found[1:])
 
 
 def _compare_masks(step: Step, reference: Reference, seen: Seen) -> None:

@@ -11,13 +11,18 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
+
+from saegis_server.engine.torch.attention import UnsupportedModelError
+from saegis_server.engine.torch.seeing import TowerEyes, sees, why_blind
 
 #: The names under which `--dtype` offers the dtypes that the engine runs in.
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -34,7 +39,10 @@ class MachineError(ModelLoadError):
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A causal language model ready to serve. `digest` is the SHA-256 over its weights, names included."""
+    """A causal language model ready to serve. `digest` is the SHA-256 over its weights, names included.
+
+    eyes: None for one that sees no pictures.
+    """
 
     name: str
     model: PreTrainedModel
@@ -42,6 +50,7 @@ class LoadedModel:
     digest: str
     eos_token_ids: tuple[int, ...]
     max_context: int
+    eyes: TowerEyes | None = None
 
     @property
     def bos_token_id(self) -> int | None:
@@ -67,7 +76,8 @@ def load_model(
         config = AutoConfig.from_pretrained(spec, **options)
         _check_kind(spec, config)
         tokenizer = AutoTokenizer.from_pretrained(spec, **options)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        kind: Any = AutoModelForImageTextToText if sees(config) else AutoModelForCausalLM
+        loaded: Any = kind.from_pretrained(
             spec, config=config, dtype=wanted, use_safetensors=True, output_loading_info=True, **options
         )
     except ModelLoadError:
@@ -95,7 +105,20 @@ def load_model(
         digest=_digest(model),
         eos_token_ids=_eos(model, tokenizer),
         max_context=int(getattr(text, "max_position_embeddings", 2048)),
+        eyes=_eyes(spec, model, revision) if sees(config) else None,
     )
+
+
+def _eyes(spec: str, model: PreTrainedModel, revision: str | None) -> TowerEyes:
+    """What prepares pictures for a model that sees them. Raises ModelLoadError."""
+    try:
+        return TowerEyes.of(model, spec, revision)
+    except UnsupportedModelError as error:
+        raise ModelLoadError(f"{spec}: {error}") from error
+    except Exception as error:  # Whatever Transformers makes of a processor that it does not expect.
+        raise ModelLoadError(
+            f"{spec}: what prepares its pictures cannot be read ({type(error).__name__}: {error})"
+        ) from error
 
 
 def _check_kind(spec: str, config: PretrainedConfig) -> None:
@@ -105,10 +128,13 @@ def _check_kind(spec: str, config: PretrainedConfig) -> None:
             f"{spec}: {config.model_type} is an encoder-decoder model, and this server serves models that "
             "write on from a text alone"
         )
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise ModelLoadError(
-            f"{spec}: Transformers has no {config.model_type} model that writes on from a text alone"
-        )
+    if sees(config) or type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return
+    if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        raise ModelLoadError(f"{spec}: {config.model_type} is not served: {why_blind(config)}")
+    raise ModelLoadError(
+        f"{spec}: Transformers has no {config.model_type} model that writes on from a text alone"
+    )
 
 
 def check_dtype(dtype: str) -> None:

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 from saegis_server.engine.api import FirstToken
 from saegis_server.engine.torch.guarding import Ending, Guarding
+from saegis_server.engine.torch.seeing import Seen
 from saegis_server.engine.torch.sequence import Sequence, extent_of
 from saegis_server.engine.torch.step import SMALLEST, Step, StepOutput
 from saegis_server.engine.torch.usage import UsageCounting
@@ -80,10 +81,17 @@ class PromptReading:
 
     def _run(self, sequence: Sequence, tokens: list[int], last: bool) -> StepOutput:
         left_out = self._first_token.left_out(sequence.prompt)
-        return self._step_of(sequence, tokens, sequence.read, last and sequence.samples, left_out)
+        seen = sequence.running.sight.within(sequence.read, sequence.read + len(tokens))
+        return self._step_of(sequence, tokens, sequence.read, last and sequence.samples, left_out, seen)
 
     def _step_of(
-        self, sequence: Sequence, tokens: list[int], start: int, sampled: bool, left_out: int = 0
+        self,
+        sequence: Sequence,
+        tokens: list[int],
+        start: int,
+        sampled: bool,
+        left_out: int = 0,
+        seen: Seen | None = None,
     ) -> StepOutput:
         observed, guard = self._step.slots.observing.used, sequence.running.guard
         extent = extent_of(1, max(start + len(tokens), SMALLEST), [sequence], observed)
@@ -97,4 +105,5 @@ class PromptReading:
             sequence.running.unmoved,
             0 if guard is None else guard.unread,
             left_out,
+            seen,
         )

@@ -4,20 +4,23 @@ It is of a text that goes past the model's windows, chunks and original RoPE len
 and of the masks of its layers where it does not.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from saegis_server.engine.pictures import Placed
 from saegis_server.engine.sites import decoder_layers
-from saegis_server.engine.torch.attention import unsupported
+from saegis_server.engine.torch.attention import attend_with, unsupported
 from saegis_server.engine.torch.context import StepContext
 from saegis_server.engine.torch.masks import SeenPlaces
 from saegis_server.engine.torch.rope import original_length
+from saegis_server.engine.torch.seeing import TowerEyes
 from saegis_server.engine.torch.site_reading import Edit, edited
 from saegis_server.steering.rows import Probe
 from saegis_server.steering.site import Site
@@ -50,6 +53,29 @@ class Reference(NamedTuple):
     steered: Tensor
     programs: dict[Site, tuple[Probe, float]]
     seen: tuple[Seen, ...]
+    picture: "PictureReference | None" = None
+
+
+class PictureProbe(NamedTuple):
+    """A picture between two texts: the tokens of all, and where the picture is."""
+
+    tokens: list[int]
+    placed: Placed
+
+    @property
+    def length(self) -> int:
+        """How many tokens there are."""
+        return len(self.tokens)
+
+
+class PictureReference(NamedTuple):
+    """What Transformers gives for a text with a picture: logits float32 [DECODED + 2, V] after its last
+    tokens, plain, and steered as `programs` say."""
+
+    probe: PictureProbe
+    logits: Tensor
+    steered: Tensor
+    programs: dict[Site, tuple[Probe, float]]
 
 
 @torch.inference_mode()
@@ -58,31 +84,15 @@ def record(model: PreTrainedModel, sites: Iterable[Site], served: int) -> Refere
     is too short to compare anything. The model attends eagerly afterwards."""
     if served < SHORT:
         return None
-    model.set_attn_implementation("eager")
+    attend_with(model, "eager")
     weights = sum(parameter.numel() for parameter in model.parameters())
     affordable = int(_AFFORDABLE[model.device.type] / weights)
     beyond = [limit + _PAST for limit in view_limits(model) if limit + _PAST <= served]
     length = max([SHORT, *(each for each in beyond if each <= affordable)])
-    tokens = _text(model, length)
+    tokens = text_of(model, length)
     places = [length - DECODED - 2, *range(length - DECODED - 1, length)]
-    sizes: dict[Site, tuple[int, float]] = {}
-
-    sites = tuple(sites)
-
-    def measure(site: Site, x: Tensor) -> Tensor:
-        sizes[site] = x.shape[-1], float(x.float().norm(dim=-1).mean())
-        return x
-
-    with _at(model, [(site.written_at, partial(measure, site)) for site in sites]):
-        logits = _logits(model, tokens, places)
-    programs = {}
-    for number, (site, (width, norm)) in enumerate(sizes.items()):
-        direction = torch.randn(width, generator=torch.Generator().manual_seed(number))
-        programs[site] = (Probe.direction(direction), norm / 4)
-    edits = [
-        (site.written_at, partial(_shift, probe.write * size)) for site, (probe, size) in programs.items()
-    ]
-    with _at(model, edits):
+    logits, programs = _measured(model, sites, lambda: _logits(model, tokens, places))
+    with _at(model, _edits(programs)):
         steered = _logits(model, tokens[:SHORT], [SHORT - 2, SHORT - 1])
     seen = tuple(
         Seen(each, masks_told(model, tokens[0], _MaskedAt(StepContext(length=each))))
@@ -90,6 +100,57 @@ def record(model: PreTrainedModel, sites: Iterable[Site], served: int) -> Refere
         if each > length
     )
     return Reference(tokens, places, logits, steered, programs, seen)
+
+
+def _measured(
+    model: PreTrainedModel, sites: Iterable[Site], run: Callable[[], Tensor]
+) -> tuple[Tensor, dict[Site, tuple[Probe, float]]]:
+    """What a pass gives, and for each site a direction to add there, of a size that its activations tell."""
+    sizes: dict[Site, tuple[int, float]] = {}
+
+    def measure(site: Site, x: Tensor) -> Tensor:
+        sizes[site] = x.shape[-1], float(x.float().norm(dim=-1).mean())
+        return x
+
+    with _at(model, [(site.written_at, partial(measure, site)) for site in sites]):
+        logits = run()
+    programs = {}
+    for number, (site, (width, norm)) in enumerate(sizes.items()):
+        direction = torch.randn(width, generator=torch.Generator().manual_seed(number))
+        programs[site] = (Probe.direction(direction), norm / 4)
+    return logits, programs
+
+
+def _edits(programs: Mapping[Site, tuple[Probe, float]]) -> list[tuple[Site, Edit]]:
+    return [
+        (site.written_at, partial(_shift, probe.write * size)) for site, (probe, size) in programs.items()
+    ]
+
+
+def probe_of(eyes: TowerEyes) -> PictureProbe:
+    """A fixed picture between two texts. It is long and narrow: cut into tiles, it has few."""
+    colours = torch.randint(256, (16, 64, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    shown = eyes.show(Image.frombytes("RGB", (64, 16), colours.numpy().tobytes()))
+    text = text_of(eyes.model, SHORT)
+    middle = SHORT - DECODED - 2
+    tokens = [*text[:middle], *shown.tokens, *text[middle:]]
+    return PictureProbe(tokens, Placed(middle, shown))
+
+
+@torch.inference_mode()
+def record_picture(
+    model: PreTrainedModel, sites: Iterable[Site], eyes: TowerEyes, probe: PictureProbe
+) -> PictureReference:
+    """What Transformers gives with its eager attention for a text with a picture, all at once."""
+    attend_with(model, "eager")
+    given, last = eyes.inputs_of(probe.placed.shown), range(probe.length - DECODED - 2, probe.length)
+
+    def run() -> Tensor:
+        return _logits(model, probe.tokens, list(last), **given)
+
+    logits, programs = _measured(model, sites, run)
+    with _at(model, _edits(programs)):
+        return PictureReference(probe, logits, run(), programs)
 
 
 def view_limits(model: PreTrainedModel) -> list[int]:
@@ -100,7 +161,7 @@ def view_limits(model: PreTrainedModel) -> list[int]:
     return sorted({*of_masks, *([original] if (original := original_length(model)) else [])})
 
 
-def _text(model: PreTrainedModel, length: int) -> list[int]:
+def text_of(model: PreTrainedModel, length: int) -> list[int]:
     """A fixed text of tokens that stand for text: none that the configuration names for something else."""
     config = model.config.get_text_config()
     named = {
@@ -126,10 +187,10 @@ def _shift(vector: Tensor, x: Tensor) -> Tensor:
     return (x.float() + vector.to(x.device)).to(x.dtype)
 
 
-def _logits(model: PreTrainedModel, tokens: list[int], places: list[int]) -> Tensor:
-    """Float32 logits [N, V] after the tokens at `places`, on the CPU."""
+def _logits(model: PreTrainedModel, tokens: list[int], places: list[int], **given: Tensor) -> Tensor:
+    """Float32 logits [N, V] after the tokens at `places`, on the CPU; `given`: what a tower is given."""
     ids, keep = (torch.tensor(each, device=model.device) for each in ([tokens], places))
-    output = model(input_ids=ids, use_cache=False, logits_to_keep=keep)
+    output = model(input_ids=ids, use_cache=False, logits_to_keep=keep, **given)
     logits: Tensor = output.logits[0]
     return logits.float().cpu()
 

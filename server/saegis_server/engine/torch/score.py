@@ -27,6 +27,7 @@ from saegis_server.engine.torch.conditions import ConditionResult, Outcome
 from saegis_server.engine.torch.context import KVCache
 from saegis_server.engine.torch.jobs import Job
 from saegis_server.engine.torch.request_guard import RequestGuard
+from saegis_server.engine.torch.seeing import BLIND, Sight
 from saegis_server.engine.torch.sequence import RowCounts
 from saegis_server.engine.torch.slots import TextTables
 from saegis_server.engine.torch.step import ReadOutput, Step
@@ -91,14 +92,15 @@ class Reading:
         unmoved: int = 0,
         groups: tuple[RowGroup, ...] = (),
         prefilled: int = 0,
+        sight: Sight = BLIND,
     ) -> None:
         """`unmoved`: how many of the text's first tokens no row moves. Without a guard nothing is judged.
         groups: of its rows, those that are counted together. prefilled: how many of its last tokens are of an
-        answer."""
+        answer. sight: its pictures."""
         self._groups, self._acted = groups, torch.zeros(len(groups), 2)
         self._step, self._admitted, self._guard, self._length = step, admitted, guard, length
         self._answer_start = length - prefilled
-        self._unmoved, self._outcome = unmoved, Outcome.GOES_ON
+        self._unmoved, self._outcome, self._sight = unmoved, Outcome.GOES_ON, sight
         self._tally = Tally(admitted.digest, admitted.rows, unmoved)
         self._cache: KVCache | None = None
         self._tables: TextTables | None = None
@@ -127,8 +129,9 @@ class Reading:
         if self._cache is None or self._tables is None:
             raise RuntimeError("a reading goes on that has not begun")
         unread = 0 if self._guard is None else self._guard.unread
+        seen = self._sight.within(start, start + len(tokens))
         reading = self._step.read(
-            list(tokens), start, self._cache, self._tables, self._answer_start, self._unmoved, unread
+            list(tokens), start, self._cache, self._tables, self._answer_start, self._unmoved, unread, seen
         )
         self._tables, self._outcome = reading.tables, reading.outcome
         self._tally.add(self._step.sites, reading.counts.tolist())

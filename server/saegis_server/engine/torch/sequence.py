@@ -26,6 +26,7 @@ from saegis_server.engine.readouts import TokenOutput, Watched
 from saegis_server.engine.receipts import Receipt, Timings, Usage
 from saegis_server.engine.torch.activity import ActivityTally
 from saegis_server.engine.torch.request_guard import RequestGuard
+from saegis_server.engine.torch.seeing import BLIND, Sight
 from saegis_server.engine.torch.step import SMALLEST, Extent
 from saegis_server.engine.torch.tally import Tally
 from saegis_server.engine.torch.text import TextStream
@@ -91,12 +92,13 @@ class Running:
         sink: Sink,
         guard: RequestGuard | None = None,
         unmoved: int = 0,
+        sight: Sight = BLIND,
     ) -> None:
         """`guard` is None where nothing is to be judged; `unmoved`: how
-        many of the prompt's first tokens no row moves."""
+        many of the prompt's first tokens no row moves; `sight`: its pictures."""
         program = admitted.rows
         self.request, self.admitted, self.seed, self.sink, self.guard = request, admitted, seed, sink, guard
-        self.program, self.unmoved = program, unmoved
+        self.program, self.unmoved, self.sight = program, unmoved, sight
         self.rows = RowCounts.of(admitted)._replace(groups=len(request.groups))
         self.readings = TokenReadings(request, program, unmoved)
         self.events: list[Event] = []
@@ -145,6 +147,7 @@ class Running:
         if self.closed:
             return
         self.closed = True
+        self.sight.forget()
         now = time.monotonic()
         began = self.began or now
         first = self.first_token or now

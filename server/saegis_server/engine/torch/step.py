@@ -21,6 +21,7 @@ from saegis_server.engine.torch.hooks import install_hooks
 from saegis_server.engine.torch.masks import SeenPlaces
 from saegis_server.engine.torch.reference import Reference
 from saegis_server.engine.torch.sampler import SamplingTable, sample
+from saegis_server.engine.torch.seeing import Seen, TowerEyes
 from saegis_server.engine.torch.slots import COUNTED, Slots, TextTables
 from saegis_server.steering.apply import Readings
 from saegis_server.steering.evaluator import ConditionRows, ConditionState, Where
@@ -139,16 +140,17 @@ class Step:
         compiled: bool,
         keeps: Iterable[Site] = (),
         reference: Reference | None = None,
+        eyes: TowerEyes | None = None,
     ) -> None:
         """Install attention and hooks in `model`; `sites` gives the normalisations used at each.
 
         keeps: those of them whose clean activations every step gives out. reference: what the model gave
-        before, for the warm-up to compare with.
+        before, for the warm-up to compare with. eyes: what looks at pictures; None for one that sees none.
         """
         self.model, self.sites, self.slots, self.compiled = model, tuple(sites), slots, compiled
         self.norms, self.device = sites, model.device
         self.keeps = tuple(site for site in sites if site in set(keeps))
-        self.reference = reference
+        self.reference, self.eyes = reference, eyes
         self.context = StepContext(keeps=frozenset(self.keeps))
         self.seen = SeenPlaces(self.context)
         install_attention(model, (layer.module for layer in slots.layers), self.context)
@@ -163,6 +165,7 @@ class Step:
     def _make(self) -> None:
         self._decode = self._compile(self._decode_rows)
         self._prefill = self._compile(self._prefill_chunk)
+        self._see = self._compile(self._prefill_seen)
         self._choose = self._compile(self._choose_tokens)
 
     def _compile(self, function: Callable[..., Result]) -> Callable[..., Result]:
@@ -197,6 +200,7 @@ class Step:
         unmoved: int = 0,
         unread: int = 0,
         left_out: int = 0,
+        seen: Seen | None = None,
     ) -> StepOutput:
         """Run the tokens start .. start + len(tokens) of a text through the model for one slot.
 
@@ -204,7 +208,8 @@ class Step:
         Tokens from the position `answer` on are steered as tokens of the answer, the others as those of the
         prompt, at the last of which its conditions are judged; the first `unmoved` tokens of the text are not
         steered, its conditions do not read the first `unread` ones, and the first `left_out` ones are not
-        counted of what is observed.
+        counted of what is observed. seen: what these tokens show of pictures; a chunk that shows something of
+        one runs a program of its own.
         """
         padded = tokens if len(tokens) >= SMALLEST else [*tokens, tokens[-1]]
         chunk = torch.tensor([padded], dtype=torch.int64, device=self.device)
@@ -213,7 +218,12 @@ class Step:
         )
         self.slots.writes((slot,), start + len(tokens))
         self.slots.rank_for((slot,))
-        output = self._ended(self._prefill, varying(chunk, 1), numbers, *self._carriers(extent))
+        carriers = self._carriers(extent)
+        if seen is None:
+            output = self._ended(self._prefill, varying(chunk, 1), numbers, *carriers)
+        else:
+            shown = [varying(tensor) for tensor in seen.padded(len(padded))]
+            output = self._ended(self._see, varying(chunk, 1), *shown, numbers, *carriers)
         given = len(tokens)
         output = output._replace(watched=output.watched[:, :, :given], moved=output.moved[:, :, :given])
         if not sampled:
@@ -237,13 +247,15 @@ class Step:
         return output._replace(tokens=tokens, logprobs=logprobs)
 
     @torch.inference_mode()
-    def capture(self, tokens: list[int]) -> dict[Site, Tensor]:
-        """The clean activations [T, d] of a text at every site, unsteered and uncached, run eagerly."""
+    def capture(self, tokens: list[int], seen: Seen | None = None) -> dict[Site, Tensor]:
+        """The clean activations [T, d] of a text at every site, unsteered and uncached, run eagerly.
+
+        seen: what it shows of pictures.
+        """
         self.context.mode = Mode.CAPTURE
         try:
-            self.model(
-                input_ids=torch.tensor([tokens], device=self.device), use_cache=False, logits_to_keep=1
-            )
+            ids = torch.tensor([tokens], device=self.device)
+            self.model(**self._given(ids, seen), use_cache=False, logits_to_keep=1)
             return {site: x[0].clone() for site, x in self.context.captured.items()}
         finally:
             self.context.mode = Mode.IDLE
@@ -259,6 +271,7 @@ class Step:
         answer: int = _NOWHERE,
         unmoved: int = 0,
         unread: int = 0,
+        seen: Seen | None = None,
     ) -> ReadOutput:
         """Read the next tokens of a text that has a cache of its own, of one slot, eagerly.
 
@@ -277,7 +290,7 @@ class Step:
         try:
             ids = torch.tensor([tokens], device=self.device)
             output = self.model(
-                input_ids=ids,
+                **self._given(ids, seen),
                 position_ids=positions,
                 past_key_values=self.seen,
                 use_cache=False,
@@ -324,6 +337,14 @@ class Step:
         return output
 
     def _prefill_chunk(self, chunk: Tensor, numbers: Tensor, *carriers: Tensor) -> StepOutput:
+        return self._read_chunk(chunk, None, numbers, *carriers)
+
+    def _prefill_seen(
+        self, chunk: Tensor, vectors: Tensor, where: Tensor, numbers: Tensor, *carriers: Tensor
+    ) -> StepOutput:
+        return self._read_chunk(chunk, Seen(vectors, where), numbers, *carriers)
+
+    def _read_chunk(self, chunk: Tensor, seen: Seen | None, numbers: Tensor, *carriers: Tensor) -> StepOutput:
         extent = Extent(self.slots.count, *(carrier.shape[0] for carrier in carriers))
         slot, start, count = (numbers[place : place + 1] for place in range(3))
         context, state, own = self.context, self.slots.state, self.slots.conditions
@@ -337,7 +358,7 @@ class Step:
         )
         rows, remembered = own.of(slot, *extent[-2:])
         self._steer(positions, given, numbers[3:6], views, rows, remembered)
-        logits = self._logits(chunk, positions, count - 1)
+        logits = self._logits(chunk, positions, count - 1, seen)
         output = self._output(logits, given, slot, extent, positions >= numbers[6:])
         state.token.index_put_((slot,), output.tokens)
         state.position.index_put_((slot,), start + count)
@@ -396,11 +417,20 @@ class Step:
         """
         return torch.where(given, at, otherwise), torch.where(given, at, self.slots.max_length)
 
-    def _logits(self, tokens: Tensor, positions: Tensor, keep: Tensor | None) -> Tensor:
+    def _given(self, tokens: Tensor, seen: Seen | None) -> dict[str, Tensor]:
+        """What the model is given of tokens [B, Q]: ids, or vectors where some of them are of pictures."""
+        if seen is None:
+            return {"input_ids": tokens}
+        embed: Any = self.model.get_input_embeddings()
+        return {"inputs_embeds": torch.where(seen.where[None, :, None], seen.vectors[None], embed(tokens))}
+
+    def _logits(
+        self, tokens: Tensor, positions: Tensor, keep: Tensor | None, seen: Seen | None = None
+    ) -> Tensor:
         """Logits of one position of each row, float32 [B, V]."""
         kept: Any = 1 if keep is None else keep
         output = self.model(
-            input_ids=tokens,
+            **self._given(tokens, seen),
             position_ids=positions,
             past_key_values=self.seen,
             use_cache=False,

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
-from saegis_server.engine.torch.attention import mix, refusing, unsupported
+from saegis_server.engine.torch.attention import attend_with, mix, refusing, unsupported
 from saegis_server.engine.torch.context import StepContext
 from saegis_server.engine.torch.masks import SeenPlaces, visible
 
@@ -108,12 +108,12 @@ def check_kind(model: PreTrainedModel) -> None:
 
 @contextmanager
 def _attending(model: PreTrainedModel, name: str) -> Iterator[None]:
-    before = model.config._attn_implementation or "eager"
-    model.set_attn_implementation(name)
+    before = model.config.get_text_config()._attn_implementation or "eager"
+    attend_with(model, name)
     try:
         yield
     finally:
-        model.set_attn_implementation(before)
+        attend_with(model, before)
 
 
 @torch.inference_mode()

@@ -10,6 +10,7 @@ from torch import Tensor
 from saegis_server.engine.api import CanaryError, Progress, SamplingParams
 from saegis_server.engine.torch.attention import refusing
 from saegis_server.engine.torch.fidelity import compare
+from saegis_server.engine.torch.seeing import Seen
 from saegis_server.engine.torch.site_reading import edited
 from saegis_server.engine.torch.step import SMALLEST, Extent, Step
 from saegis_server.engine.torch.usage import UsageCounting
@@ -52,6 +53,7 @@ def warm_up(step: Step, progress: Progress, kept: bool = False, usage: UsageCoun
     known = step.reference
     stages: list[tuple[str, Callable[[], object]]] = [
         (f"{verb} prefill", lambda: step.prefill(0, [0, 1, 2], 0, Extent(SMALLEST, 3), False)),
+        *(() if step.eyes is None else ((f"{verb} prefill with pictures", lambda: _see(step)),)),
         (f"{verb} decode", lambda: step.decode(Extent(SMALLEST, 4), 1, False)),
         (f"{verb} the sampler", lambda: step.decode(Extent(SMALLEST, 5), 1, True)),
         *(() if usage is None else ((f"{verb} the count of features", usage.warm_up),)),
@@ -73,6 +75,14 @@ def warm_up(step: Step, progress: Progress, kept: bool = False, usage: UsageCoun
                 raise
             raise NotCompiledError(f"the step cannot be compiled ({_in_brief(error)})") from error
     progress("ready", len(stages), len(stages))
+
+
+def _see(step: Step) -> None:
+    """A chunk of a prompt that shows something of a picture: nothing of it, as it happens."""
+    width = step.model.config.get_text_config().hidden_size
+    vectors = torch.zeros(3, width, dtype=step.model.dtype, device=step.device)
+    where = torch.zeros(3, dtype=torch.bool, device=step.device)
+    step.prefill(0, [0, 1, 2], 0, Extent(SMALLEST, 3), False, seen=Seen(vectors, where))
 
 
 def _in_brief(error: Exception) -> str:

@@ -15,6 +15,8 @@ class Use(StrEnum):
     """More than one completion: the best of many tries."""
     TEMPERATURE = "temperature"
     """A temperature above 1."""
+    PICTURES = "pictures"
+    """Any picture: what is in it is no text that anybody could look through."""
     TOKEN_IDS = "token_ids"  # noqa: S105 - no secret
     """A prompt of token ids, where the model has a chat template: control tokens and forged turns."""
     TEXT = "text"
@@ -32,12 +34,13 @@ class Use(StrEnum):
 
 
 #: The largest value that needs no word. Only these uses have a value, which an allowance may bound.
-ORDINARY = {Use.N: 1.0, Use.TEMPERATURE: 1.0}
+ORDINARY = {Use.N: 1.0, Use.TEMPERATURE: 1.0, Use.PICTURES: 0.0}
 
 
 @dataclass(frozen=True, slots=True)
 class UseOfRequest:
-    """One use of a request. field: its path; empty for the whole request. value: of n and temperature."""
+    """One use of a request. field: its path; empty for the whole request. value: of n, temperature and
+    pictures."""
 
     use: Use
     field: str = ""

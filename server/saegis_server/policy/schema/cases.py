@@ -48,7 +48,7 @@ class CaseReading(Target):
 
 
 class CaseUse(Strict):
-    """What a case's request asks for beyond the ordinary. value: of n and temperature."""
+    """What a case's request asks for beyond the ordinary. value: of n, temperature and pictures."""
 
     word: Use
     value: Number | None = None

@@ -383,8 +383,8 @@ class Allowance(Strict):
     another unit is converted, without rounding, if the feature has a recorded maximum. A fraction of ‖x‖
     cannot be converted, so only an entry in the same unit allows it. A watch has no value. A redirect is
     allowed only if both what it reads and what it writes are; its strength is at most `max`, as a plain
-    number, or 0. uses: words for what a request asks for beyond the ordinary; `max` then bounds n or
-    temperature.
+    number, or 0. uses: words for what a request asks for beyond the ordinary; `max` then bounds n,
+    temperature or how many pictures.
     """
 
     id: Name
@@ -406,7 +406,7 @@ class Allowance(Strict):
             if ranged:
                 raise ValueError(f"{min(ranged)}: is for ops; uses have at most a max")
             if self.max is not None and not set(self.uses) <= set(ORDINARY):
-                raise ValueError(f"max: bounds {' and '.join(ORDINARY)} only; write the other uses apart")
+                raise ValueError(f"max: bounds {', '.join(ORDINARY)} only; write the other uses apart")
             if self.max is not None and self.max < 1.0:
                 raise ValueError("max: up to 1 needs no allowance; give more")
         elif set(self.ops) == {Op.WATCH} and {"min", "max", "unit"} & self.model_fields_set:

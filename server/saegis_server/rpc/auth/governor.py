@@ -250,6 +250,7 @@ class Governor:
                 prompt_tokens=summary.prompt_tokens,
                 edits=edits_recorded(steering.edits),
                 uses=tuple(asdict(use) for use in summary.uses),
+                pictures=summary.pictures,
                 prompt=summary.prompt() if self.audit.writes_prompts else None,
             )
         )

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_vali
 
 from saegis_server.amounts import Portion
 from saegis_server.audit.log import AuditSettings
+from saegis_server.pictures.limits import LONGEST_SIDE, MOST_PIXELS, PictureLimits
 from saegis_server.policy.errors import Unmatched
 from saegis_server.rpc.auth.principals import Name
 from saegis_server.rpc.server.limits import Limits
@@ -98,14 +99,15 @@ class ServerConfig(_Strict):
     roles; without it the server is open to every program of this machine, and cannot be reached from
     others. policies: what governs requests; without it nothing does. audit: the log of decisions and
     answers; without it there is none. compile: "auto" compiles if a C++ compiler is found.
-    batch_invariant: whether each sequence takes steps of its own. stall_seconds: if the event loop does
-    not answer for this long, the server is not live, and after six times as long the process ends; 0
-    turns both off. tenant_classes: the tenants of each class by which metrics tell tenants apart; all
-    others are one class. watch_features: further features, beside those that policies name, whose firing
-    metrics count, as SAE:INDEX, or INDEX where there is one SAE. sample_seconds: how often a prompt is
-    encoded whole, to tell how many features fire and how well SAEs fit; 0 for never. usage_every: at one
-    of how many steps the use of every feature is counted, 0 for none; usage_state: the folder in which
-    that is kept. ready_file: written as JSON (target, metrics_port, pid) once the server serves. traces:
+    batch_invariant: whether each sequence takes steps of its own. max_pictures: the most pictures of a
+    request, 0 for none; max_picture_bytes, max_picture_pixels, max_picture_side: of each. stall_seconds: if
+    the event loop does not answer for this long, the server is not live, and after six times as long the
+    process ends; 0 turns both off. tenant_classes: the tenants of each class by which metrics tell tenants
+    apart; all others are one class. watch_features: further features, beside those that policies name, whose
+    firing metrics count, as SAE:INDEX, or INDEX where there is one SAE. sample_seconds: how often a prompt
+    is encoded whole, to tell how many features fire and how well SAEs fit; 0 for never. usage_every: at one
+    of how many steps the use of every feature is counted, 0 for none; usage_state: the folder in which that
+    is kept. ready_file: written as JSON (target, metrics_port, pid) once the server serves. traces:
     the URL of an OTLP endpoint (HTTP) to which spans are sent. unix: the path of a Unix socket to listen
     on instead of host and port; only its owner can connect.
     Raises pydantic's ValidationError for unknown keys and values out of range.
@@ -129,6 +131,10 @@ class ServerConfig(_Strict):
     audit: AuditSettings | None = None
     reflection: bool = True
     max_message_bytes: int = Field(default=DEFAULT_MAX_MESSAGE_BYTES, ge=1024, le=LARGEST_MESSAGE_BYTES)
+    max_pictures: int = Field(default=PictureLimits().count, ge=0, le=64)
+    max_picture_bytes: int = Field(default=PictureLimits().size, ge=1024, le=LARGEST_MESSAGE_BYTES)
+    max_picture_pixels: int = Field(default=PictureLimits().pixels, ge=1, le=MOST_PIXELS)
+    max_picture_side: int = Field(default=PictureLimits().side, ge=1, le=LONGEST_SIDE)
     kv_memory: str | None = None
     max_num_seqs: int | None = Field(default=None, ge=1, le=1024)
     max_model_len: int | None = Field(default=None, ge=2)

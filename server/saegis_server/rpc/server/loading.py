@@ -25,6 +25,8 @@ from saegis_server.engine.torch.sizing import Wishes
 from saegis_server.engine.torch.step import Step
 from saegis_server.engine.torch.usage import UsageCounting
 from saegis_server.engine.torch.weights import require_room
+from saegis_server.pictures.decoder import Decoder
+from saegis_server.pictures.limits import PictureLimits
 from saegis_server.policy.decide.decide import PolicySet
 from saegis_server.policy.decide.world import World
 from saegis_server.policy.errors import Unmatched
@@ -41,6 +43,7 @@ from saegis_server.rpc.server.sae_sources import (
     read_sae,
     with_gain,
 )
+from saegis_server.rpc.services.pictures import PictureDesk
 from saegis_server.rpc.services.shared import ModelFacts, Services
 from saegis_server.rpc.wire.prompts import PromptReader
 from saegis_server.rpc.wire.targets import Targets
@@ -89,7 +92,7 @@ def load_services(config: ServerConfig, premises: Premises, progress: Progress) 
         if not placed[-1].loaded.labels:
             log.warning("%s: there is no %s, so no feature has a label", source.path, LABELS_FILE)
     step = _step(config, loaded, placed, compiled, progress)
-    prompts = PromptReader(loaded.tokenizer, step.slots.vocabulary)
+    prompts = PromptReader(loaded.tokenizer, step.slots.vocabulary, step.eyes)
     checked = []
     for count, sae in enumerate(placed):
         progress("checking SAEs", count, len(placed))
@@ -179,6 +182,7 @@ def services(
         usage=_usage_book(config, engine, saes) if counts_usage else None,
         directions=DirectionStore(config.limits.directions, shipped, uploaded),
         uploads=uploads,
+        pictures=_picture_desk(config, step),
     )
     for entry in saes:
         # Build the index now; otherwise the first request would build it on the event loop.
@@ -186,6 +190,14 @@ def services(
     governor.in_thread = made.before_running
     metrics.observe_work(made.work)
     return made
+
+
+def _picture_desk(config: ServerConfig, step: Step) -> PictureDesk:
+    """Where pictures are decoded, as the configuration bounds them; nothing is started before one comes."""
+    limits = PictureLimits(
+        config.max_pictures, config.max_picture_bytes, config.max_picture_pixels, config.max_picture_side
+    )
+    return PictureDesk(step.eyes, Decoder(limits))
 
 
 def _uploads(

@@ -175,6 +175,7 @@ class SaegisServer:
                 await asyncio.to_thread(services.usage.close)
             if services.uploads is not None:
                 services.uploads.close()
+            await asyncio.to_thread(services.pictures.decoder.close)
             await asyncio.to_thread(services.governor.close)
         await asyncio.to_thread(self._premises.close)
         if self._watchdog is not None:

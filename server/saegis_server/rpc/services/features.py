@@ -11,6 +11,7 @@ from torch import Tensor
 from saegis.v1 import feature_pb2 as pb
 from saegis.v1 import feature_pb2_grpc, steering_pb2
 from saegis_server.engine.api import FieldError
+from saegis_server.engine.pictures import Placed
 from saegis_server.policy.decide.uses import Use, UseOfRequest
 from saegis_server.rpc.auth.identity import current_identity
 from saegis_server.rpc.auth.roles import Role, needs, serves
@@ -21,6 +22,7 @@ from saegis_server.rpc.services.feature_contrast import contrast_message
 from saegis_server.rpc.services.feature_reading import TextReading, parts, windows
 from saegis_server.rpc.services.feature_search import Found, next_page_token, offset_of
 from saegis_server.rpc.services.feature_usage import check_usage, sampled_usage, watched_usage
+from saegis_server.rpc.services.pictures import SeenPicture, at_places, placed, uses_of
 from saegis_server.rpc.services.run import RequestSummary
 from saegis_server.rpc.services.shared import Context, Servicer
 from saegis_server.rpc.wire import convert
@@ -68,16 +70,25 @@ class FeatureServicer(Servicer, feature_pb2_grpc.FeatureServiceServicer):
         most = max(length, LONGEST_INSPECT) if request.long_text else length
         kind = request.WhichOneof("input")
         check_size(request, kind, most)
-        tokens = await services.in_thread(services.prompts.read, request, kind, False)
+        looked = await services.pictures.look(request.chat, "chat") if kind == "chat" else ()
+        shown = [each.shown for each in looked]
+        read = await services.in_thread(services.prompts.see, request, kind, False, "", shown)
+        tokens, pictures = read.tokens, at_places(looked, read.pictures)
         check_length(tokens, str(kind), most, completion=0)
         _check_told(len(tokens), top_k, len(values_of))
-        await self._decide("Inspect", tokens)
+        if pictures and len(tokens) > length:
+            raise FieldError(
+                "long_text", "a conversation with pictures is read whole; it must fit the context"
+            )
+        await self._decide("Inspect", tokens, pictures=pictures)
         reading = await services.in_thread(TextReading, loaded, top_k, values_of)
         pieces = windows(tokens, length, services.engine.first_token.begins(tokens))
         for window in pieces:
-            x = await self._activations(window.tokens, loaded)
+            x = await self._activations(window.tokens, loaded, placed(pictures))
             await services.in_thread(reading.add, x[window.seen :])
-        return await services.in_thread(self._inspected, tokens, loaded, reading, len(pieces))
+        inspected = await services.in_thread(self._inspected, tokens, loaded, reading, len(pieces))
+        inspected.pictures.extend(each.told for each in pictures)
+        return inspected
 
     def _values_of(self, request: pb.InspectRequest, loaded: LoadedSAE) -> list[FoundFeature]:
         """The features whose values are asked for. Raises FieldError and the catalog's errors."""
@@ -221,7 +232,9 @@ class FeatureServicer(Servicer, feature_pb2_grpc.FeatureServiceServicer):
         first = self.services.engine.first_token.left_out(tokens)
         return left_out(tokens, loaded.sae, self.services.prompts.special, first)
 
-    async def _decide(self, method: str, *prompts: tuple[int, ...]) -> None:
+    async def _decide(
+        self, method: str, *prompts: tuple[int, ...], pictures: Sequence[SeenPicture] = ()
+    ) -> None:
         """Let the policies decide whether unruled activations may be shown, and record the decision.
 
         Raises PolicyDeniedError and AuditUnavailableError.
@@ -231,16 +244,19 @@ class FeatureServicer(Servicer, feature_pb2_grpc.FeatureServiceServicer):
             decode = self.services.prompts.decode
             return "\n".join(decode(tokens, skip_special_tokens=False) for tokens in prompts)
 
+        uses, recorded = (UseOfRequest(Use.INSPECT), *uses_of(pictures)), [each.recorded for each in pictures]
         summary = RequestSummary(
-            method, request_id.get(), sum(map(len, prompts)), text, (UseOfRequest(Use.INSPECT),)
+            method, request_id.get(), sum(map(len, prompts)), text, uses, tuple(recorded)
         )
         await self.services.governor.permit(summary, RequestSteering(UNSTEERED))
 
-    async def _activations(self, tokens: tuple[int, ...], loaded: LoadedSAE) -> Tensor:
+    async def _activations(
+        self, tokens: tuple[int, ...], loaded: LoadedSAE, pictures: Sequence[Placed] = ()
+    ) -> Tensor:
         """The unsteered activations of some tokens at an SAE's site, [T, d]."""
         caller = current_identity()
         self.services.limiter.spend(caller, "tokens", len(tokens))
-        captured = await asyncio.wrap_future(self.services.engine.capture(tokens, caller.tenant))
+        captured = await asyncio.wrap_future(self.services.engine.capture(tokens, caller.tenant, pictures))
         x: Tensor = captured[loaded.site]
         return x
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -33,6 +33,7 @@ from saegis_server.rpc.auth.roles import Role, needs, serves
 from saegis_server.rpc.server.entrance import LONGEST_REQUEST_ID, usable_request_id
 from saegis_server.rpc.server.logs import request_id
 from saegis_server.rpc.server.threads import in_own_thread
+from saegis_server.rpc.services.pictures import SeenPicture, at_places, placed, uses_of
 from saegis_server.rpc.services.run import GENERATE, Governed, RequestSummary, Run, begun
 from saegis_server.rpc.services.sae_sampler import SAESampler
 from saegis_server.rpc.services.shared import Context, Servicer, Services
@@ -129,7 +130,7 @@ class GenerationServicer(Servicer, generation_pb2_grpc.GenerationServiceServicer
     async def Score(self, request: pb.ScoreRequest, context: Context) -> pb.ScoreResponse:
         """How likely a text is. If the client leaves, the reading ends."""
         services = self.services
-        tokens, kind = await self._prompt(request, opens_turn=False)
+        tokens, pictures, kind = await self._prompt(request, opens_turn=False)
         check_length(tokens, kind, services.engine.max_length, completion=0)
         if request.steering.watches:
             raise FieldError("steering.watches", "Score reports no activations; watch with Generate")
@@ -142,9 +143,11 @@ class GenerationServicer(Servicer, generation_pb2_grpc.GenerationServiceServicer
         if request.as_answer:
             if not begins_answer(request.chat):
                 raise FieldError("as_answer", "needs a conversation whose last message is the assistant's")
-            answered = await self._off_loop(request, services.prompts.prefilled, request, kind, tokens)
+            answered = await self._off_loop(
+                request, services.prompts.prefilled, request, kind, tokens, placed(pictures)
+            )
         steering = self._steering(request.steering)
-        summary = self._summary("Score", tokens, _uses_of_score(request, services.prompts))
+        summary = self._summary("Score", tokens, _uses_of_score(request, services.prompts), pictures)
         async with services.governor.admit(summary, steering) as run:
             governed = run.governed
             score = services.engine.score
@@ -158,6 +161,7 @@ class GenerationServicer(Servicer, generation_pb2_grpc.GenerationServiceServicer
                 tenant=governed.tenant,
                 groups=governed.groups[: services.engine.most_groups],
                 prefilled=answered,
+                pictures=placed(pictures),
             )
             with _explained(kind, steering):
                 reading = await self._submit(run, submit, Future.cancel)
@@ -177,12 +181,14 @@ class GenerationServicer(Servicer, generation_pb2_grpc.GenerationServiceServicer
     async def _running(self, message: pb.GenerateRequest, context: Context) -> AsyncIterator["_Running"]:
         """Submit a request, which ends with the block at the latest."""
         services, engine, governor = self.services, self.services.engine, self.services.governor
-        prompt, kind = await self._prompt(message, opens_turn=True)
+        prompt, pictures, kind = await self._prompt(message, opens_turn=True)
         check_length(prompt, kind, engine.max_length, completion=1)
-        prefilled = await self._off_loop(message, services.prompts.prefilled, message, kind, prompt)
+        prefilled = await self._off_loop(
+            message, services.prompts.prefilled, message, kind, prompt, placed(pictures)
+        )
         sampling = self._sampling(message, len(prompt))
         steering = self._steering(message.steering)
-        summary = self._summary(GENERATE, prompt, _uses_of_generation(message, services.prompts))
+        summary = self._summary(GENERATE, prompt, _uses_of_generation(message, services.prompts), pictures)
         async with governor.admit(summary, steering) as run:
             governed = run.governed
             details = _details(sampling, steering, governed)
@@ -199,6 +205,7 @@ class GenerationServicer(Servicer, generation_pb2_grpc.GenerationServiceServicer
                 prefilled=prefilled,
                 groups=governed.groups[: engine.most_groups],
                 readouts=steering.readouts,
+                pictures=placed(pictures),
             )
             mailbox = Mailbox(services.unread_limit, lambda: run.end(SlowReaderError.__name__))
 
@@ -216,7 +223,7 @@ class GenerationServicer(Servicer, generation_pb2_grpc.GenerationServiceServicer
             if governor.is_outdated(governed):
                 # When an urgent policy ended all requests, the engine may not have had this one yet.
                 run.end()
-            self._sampler.offer(prompt)
+            self._sampler.offer(prompt, placed(pictures))
             begun.get()(run)
             yield _Running(mailbox, details, run)
 
@@ -267,17 +274,24 @@ class GenerationServicer(Servicer, generation_pb2_grpc.GenerationServiceServicer
         """A request's own edits and watches."""
         return request_steering(message, self.services.own_targets(), self.services.engine.capacity)
 
-    def _summary(self, method: str, prompt: tuple[int, ...], uses: Iterable[UseOfRequest]) -> RequestSummary:
+    def _summary(
+        self,
+        method: str,
+        prompt: tuple[int, ...],
+        uses: Iterable[UseOfRequest],
+        pictures: Sequence[SeenPicture],
+    ) -> RequestSummary:
         text = partial(self.services.prompts.decode, prompt, skip_special_tokens=False)
-        return RequestSummary(method, request_id.get(), len(prompt), text, tuple(uses))
+        used, recorded = (*uses, *uses_of(pictures)), tuple(each.recorded for each in pictures)
+        return RequestSummary(method, request_id.get(), len(prompt), text, used, recorded)
 
     def _receipt(self, done: Receipt, timings: Timings, run: Run) -> pb.Receipt:
         return convert.receipt(done, timings, self.services.model.name, run)
 
     async def _prompt(
         self, message: pb.GenerateRequest | pb.ScoreRequest, opens_turn: bool
-    ) -> tuple[tuple[int, ...], str]:
-        """The prompt's tokens and its kind; also checks the caller's request_id."""
+    ) -> tuple[tuple[int, ...], tuple[SeenPicture, ...], str]:
+        """The prompt's tokens, its pictures and its kind; also checks the caller's request_id."""
         if message.HasField("request_id") and not usable_request_id(message.request_id):
             described = f"must have between 1 and {LONGEST_REQUEST_ID} printable characters"
             raise FieldError("request_id", described)
@@ -287,7 +301,10 @@ class GenerationServicer(Servicer, generation_pb2_grpc.GenerationServiceServicer
         told = {OPERATION: operation, PROVIDER: OWN_NAME, REQUEST_MODEL: name, RESPONSE_MODEL: name}
         current_trace.get().tell(told, f"{operation} {name}")
         check_size(message, kind, self.services.engine.max_length)
-        return await self._off_loop(message, prompts.read, message, kind, opens_turn), str(kind)
+        looked = await self.services.pictures.look(message.chat, "chat") if kind == "chat" else ()
+        shown = [each.shown for each in looked]
+        read = await self._off_loop(message, prompts.see, message, kind, opens_turn, "", shown)
+        return read.tokens, at_places(looked, read.pictures), str(kind)
 
     async def _off_loop(self, message: Message, work: Callable[..., T], *arguments: Any) -> T:
         """Run work on a prompt; in a thread if the message is long or a conversation.

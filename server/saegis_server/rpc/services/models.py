@@ -1,11 +1,14 @@
 """ModelService: the model, the server's limits and load, and the tokenizer."""
 
+from collections.abc import Sequence
+
 import torch
 
 from saegis.v1 import model_pb2 as pb
 from saegis.v1 import model_pb2_grpc
 from saegis.version import __version__
 from saegis_server.engine.api import MAX_LOGPROBS, FieldError
+from saegis_server.engine.pictures import Shown
 from saegis_server.rpc.auth.roles import Role, needs, serves
 from saegis_server.rpc.server.intake import MOST_FIELDS
 from saegis_server.rpc.services.shared import Context, Servicer
@@ -29,6 +32,7 @@ class ModelServicer(Servicer, model_pb2_grpc.ModelServiceServicer):
             id=model.name,
             max_context_length=engine.max_length,
             has_chat_template=self.services.prompts.has_chat_template,
+            sees_pictures=self.services.pictures.most > 0,
             sites=[
                 pb.Site(name=str(site), layer=site.layer, width=targets.widths.at(site))
                 for site in targets.sites
@@ -42,7 +46,7 @@ class ModelServicer(Servicer, model_pb2_grpc.ModelServiceServicer):
     ) -> pb.GetServerInfoResponse:
         """Versions, device and limits."""
         engine, load = self.services.engine, self.services.engine.stats()
-        capacity = engine.capacity
+        capacity, pictures = engine.capacity, self.services.pictures
         message = pb.GetServerInfoResponse(
             version=__version__,
             execution_mode=pb.EXECUTION_MODE_COMPILED if engine.compiled else pb.EXECUTION_MODE_EAGER,
@@ -62,6 +66,10 @@ class ModelServicer(Servicer, model_pb2_grpc.ModelServiceServicer):
                 max_messages=MOST_MESSAGES,
                 max_text_characters=self.services.longest_text,
                 max_fields=MOST_FIELDS,
+                max_pictures=pictures.most,
+                max_picture_bytes=pictures.limits.size,
+                max_picture_pixels=pictures.limits.pixels,
+                max_picture_side=pictures.limits.side,
             ),
         )
         message.start_time.FromNanoseconds(int(self.services.started * 1e9))
@@ -85,9 +93,10 @@ class ModelServicer(Servicer, model_pb2_grpc.ModelServiceServicer):
     async def Tokenize(self, request: pb.TokenizeRequest, context: Context) -> pb.TokenizeResponse:
         """A text's or a conversation's token ids; an empty text has none."""
         check_text(request, request.WhichOneof("input"), self.services.engine.max_length)
-        return await self.services.in_thread(self._tokenize, request)
+        looked = await self.services.pictures.look(request.chat, "chat")
+        return await self.services.in_thread(self._tokenize, request, [each.shown for each in looked])
 
-    def _tokenize(self, request: pb.TokenizeRequest) -> pb.TokenizeResponse:
+    def _tokenize(self, request: pb.TokenizeRequest, shown: Sequence[Shown]) -> pb.TokenizeResponse:
         prompts = self.services.prompts
         special = request.add_special_tokens if request.HasField("add_special_tokens") else True
         match request.WhichOneof("input"):
@@ -96,7 +105,7 @@ class ModelServicer(Servicer, model_pb2_grpc.ModelServiceServicer):
             case "chat":
                 if request.HasField("add_special_tokens"):
                     raise FieldError("add_special_tokens", "is for text only")
-                tokens = prompts.chat(request.chat, "chat", opens_turn=True)
+                tokens = prompts.see_chat(request.chat, "chat", True, shown).tokens
             case _:
                 raise FieldError("text", "one of text and chat must be given")
         return pb.TokenizeResponse(token_ids=tokens, tokens=prompts.pieces(tokens))

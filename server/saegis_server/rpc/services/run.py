@@ -50,7 +50,7 @@ GENERATE = "Generate"
 @dataclass(frozen=True, slots=True)
 class RequestSummary:
     """What policies and records need to know of a request. prompt: makes the prompt's text. uses: what the
-    request uses beyond the ordinary.
+    request uses beyond the ordinary. pictures: what is recorded of each of its pictures.
     """
 
     method: str
@@ -58,6 +58,7 @@ class RequestSummary:
     prompt_tokens: int
     prompt: Callable[[], str]
     uses: tuple[UseOfRequest, ...] = ()
+    pictures: tuple[Fields, ...] = ()
 
     @property
     def unruled(self) -> bool:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from saegis_server.engine.api import EngineError
+from saegis_server.engine.pictures import Placed
 from saegis_server.rpc.server.giving_way import paced
 from saegis_server.rpc.services.shared import Services
 from saegis_server.rpc.wire.problems import BusyError
@@ -60,19 +61,21 @@ class SAESampler:
         self._due = 0.0
         self._sampling: asyncio.Task[None] | None = None
 
-    def offer(self, prompt: Sequence[int]) -> None:
-        """Sample a prompt if it is time."""
+    def offer(self, prompt: Sequence[int], pictures: Sequence[Placed] = ()) -> None:
+        """Sample a prompt if it is time; its beginning, in which no picture is cut."""
         every = self._services.sample_seconds
         if every <= 0.0 or time.monotonic() < self._due or not self._services.catalog.entries:
             return
         if self._sampling is None or self._sampling.done():
             self._due = time.monotonic() + every
-            self._sampling = asyncio.create_task(self._sample(list(prompt[:MOST_READ])))
+            cut = min((each.start for each in pictures if each.end > MOST_READ), default=MOST_READ)
+            whole = [each for each in pictures if each.end <= cut]
+            self._sampling = asyncio.create_task(self._sample(list(prompt[:cut]), whole))
 
-    async def _sample(self, tokens: list[int]) -> None:
+    async def _sample(self, tokens: list[int], pictures: Sequence[Placed]) -> None:
         services, began = self._services, time.monotonic()
         try:
-            activations = await asyncio.wrap_future(services.engine.capture(tokens))
+            activations = await asyncio.wrap_future(services.engine.capture(tokens, pictures=pictures))
             first = services.engine.first_token.left_out(tokens)
             for loaded in services.catalog.entries:
                 kept = ~left_out(tokens, loaded.sae, services.prompts.special, first)

@@ -15,6 +15,7 @@ from saegis_server.rpc.auth.identity import ANONYMOUS, identity
 from saegis_server.rpc.server.giving_way import giving_way
 from saegis_server.rpc.server.limits import Limiter, Limits
 from saegis_server.rpc.server.threads import WorkPool
+from saegis_server.rpc.services.pictures import PictureDesk
 from saegis_server.rpc.wire.prompts import PromptReader, most_characters
 from saegis_server.rpc.wire.targets import Targets
 from saegis_server.sae.catalog import Catalog
@@ -47,6 +48,7 @@ class Services:
     before it can run. heavy: all other work; no generation waits for it. sample_seconds: how often a prompt
     is encoded whole for metrics, 0 for never. usage: how every feature is used, where that is counted.
     directions: those that requests may refer to; uploads: the folder of uploaded ones, if there is one.
+    pictures: where those of requests are decoded.
     """
 
     engine: Engine
@@ -61,6 +63,7 @@ class Services:
     usage: UsageBook | None = None
     directions: DirectionStore = field(default_factory=DirectionStore)
     uploads: UploadFolder | None = None
+    pictures: PictureDesk = field(default_factory=PictureDesk)
     started: float = field(default_factory=time.time)
     limiter: Limiter = field(default_factory=lambda: Limiter(Limits()))
     admission: WorkPool = field(default_factory=lambda: WorkPool("admission", 2, most_waiting=256))
@@ -93,6 +96,7 @@ class Services:
             "saegis_request_bytes_held": self.limiter.held_bytes,
             "saegis_admission_waiting": self.admission.waiting,
             "saegis_heavy_work_waiting": self.heavy.waiting,
+            "saegis_pictures_waiting": self.pictures.waiting,
             "saegis_directions_kept": self.directions.uploaded.number,
             "saegis_direction_bytes_kept": self.directions.uploaded.size,
         }

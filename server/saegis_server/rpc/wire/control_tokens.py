@@ -35,12 +35,13 @@ class ControlTokens:
     without control tokens gets the same tokens as from the tokenizer. Safe to use from several threads.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, more: Sequence[str] = ()) -> None:
+        """`more`: further added tokens that only the template may write."""
         if not isinstance(tokenizer, PreTrainedTokenizerFast):
             raise TypeError(
                 "only the tokenizers of the library 'tokenizers' can tell control tokens from text"
             )
-        texts = _control_texts(tokenizer)
+        texts = _control_texts(tokenizer, more)
         self._finder = Tokenizer(models.WordLevel({"": 0}, unk_token=""))
         self._finder.add_tokens([AddedToken(text, normalized=False) for text in texts])
         self._names = {text: f"<{_number()}>" for text in texts}
@@ -103,8 +104,8 @@ class ControlTokens:
         return "".join((*parts, text[at:]))
 
 
-def _control_texts(tokenizer: PreTrainedTokenizerFast) -> list[str]:
-    """The added tokens that are special, occur in the chat template, or look like a control token.
+def _control_texts(tokenizer: PreTrainedTokenizerFast, more: Sequence[str] = ()) -> list[str]:
+    """The added tokens that are special, occur in the chat template, look like a control token, or are more.
 
     Other added tokens, such as runs of spaces or HTML tags, are text.
     """
@@ -115,6 +116,7 @@ def _control_texts(tokenizer: PreTrainedTokenizerFast) -> list[str]:
         if token.special
         or (token.content.strip() and token.content in template)
         or _MARKER.fullmatch(token.content)
+        or token.content in more
     ]
 
 

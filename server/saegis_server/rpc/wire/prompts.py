@@ -1,15 +1,16 @@
 """Prompts: turns text, token ids or a conversation into the token ids that the model reads."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jinja2
 from transformers import PreTrainedTokenizerBase
 
 from saegis.v1 import prompt_pb2
 from saegis_server.engine.api import FieldError
+from saegis_server.engine.pictures import Eyes, Placed, Shown
 from saegis_server.rpc.server.threads import stop_if_unwanted
 from saegis_server.rpc.wire.control_tokens import ControlTokens, ForgeryError
 from saegis_server.rpc.wire.problems import ContextLengthError, PreconditionError
@@ -43,15 +44,35 @@ class Prompt(Spoken, Protocol):
     def token_ids(self) -> prompt_pb2.TokenIds: ...
 
 
+class ReadPrompt(NamedTuple):
+    """A prompt's tokens, and its pictures where they stand among them."""
+
+    tokens: tuple[int, ...]
+    pictures: tuple[Placed, ...] = ()
+
+
+class Turn(NamedTuple):
+    """One turn of a conversation: who speaks, and the parts of what is said, None for a picture."""
+
+    role: str
+    parts: tuple[str | None, ...]
+
+    @property
+    def pictures(self) -> int:
+        """How many pictures it has."""
+        return self.parts.count(None)
+
+
 class PromptReader:
     """Reads prompts with a model's tokenizer. Safe to use from several threads."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
-        self.tokenizer = tokenizer
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, vocab_size: int, eyes: Eyes | None = None) -> None:
+        """`eyes`: those of a model that sees pictures."""
+        self.tokenizer, self.eyes = tokenizer, eyes
         self.vocab_size = vocab_size
         self.special = special_tokens(tokenizer)
         if self.has_chat_template:
-            self._controls = ControlTokens(tokenizer)
+            self._controls = ControlTokens(tokenizer, () if eyes is None else (eyes.placeholder,))
 
     @property
     def has_chat_template(self) -> bool:
@@ -59,22 +80,46 @@ class PromptReader:
         return bool(self.tokenizer.chat_template)
 
     def read(self, message: Prompt, kind: str | None, opens_turn: bool, path: str = "") -> tuple[int, ...]:
-        """The token ids of a prompt, never empty.
+        """The token ids of a prompt without pictures, as `see` reads it."""
+        return self.see(message, kind, opens_turn, path).tokens
+
+    def see(
+        self,
+        message: Prompt,
+        kind: str | None,
+        opens_turn: bool,
+        path: str = "",
+        shown: Sequence[Shown] = (),
+    ) -> ReadPrompt:
+        """The token ids of a prompt, never empty, and where its pictures stand.
 
         kind: which of `text`, `token_ids` and `chat` is set; opens_turn: whether a conversation is rendered
-        with the opening of the assistant's next turn; path: stands before the field in errors.
-        Raises FieldError, and PreconditionError for a conversation without a chat template.
+        with the opening of the assistant's next turn; path: stands before the field in errors; shown: the
+        pictures of a conversation, in their order. Raises FieldError, and PreconditionError for a
+        conversation without a chat template.
         """
         if kind == "text":
-            tokens = self.text(message.text)
+            prompt = ReadPrompt(self._without_places(self.text(message.text), f"{path}text"))
         elif kind == "token_ids":
-            tokens = self._checked(message.token_ids.ids, f"{path}token_ids.ids")
+            named = f"{path}token_ids.ids"
+            prompt = ReadPrompt(self._without_places(self._checked(message.token_ids.ids, named), named))
         elif kind == "chat":
-            tokens = self.chat(message.chat, f"{path}chat", opens_turn)
+            prompt = self.see_chat(message.chat, f"{path}chat", opens_turn, shown)
         else:
             raise FieldError(f"{path}text", "one of text, token_ids and chat must be given")
-        if not tokens:
+        if not prompt.tokens:
             raise FieldError(f"{path}{kind}", "must have at least one token")
+        return prompt
+
+    def _without_places(self, tokens: tuple[int, ...], path: str) -> tuple[int, ...]:
+        """Tokens none of which stands for a picture. Raises FieldError."""
+        if self.eyes is not None and self.eyes.placeholder_id in tokens:
+            at = tokens.index(self.eyes.placeholder_id)
+            raise FieldError(
+                path,
+                f"has {self.eyes.placeholder!r} at token {at}, which stands for a picture; pictures come in "
+                "a conversation",
+            )
         return tokens
 
     def text(self, text: str, add_special_tokens: bool = True) -> tuple[int, ...]:
@@ -82,7 +127,16 @@ class PromptReader:
         return tuple(self.tokenizer.encode(text, add_special_tokens=add_special_tokens, verbose=False))
 
     def chat(self, chat: prompt_pb2.Chat, path: str, opens_turn: bool) -> tuple[int, ...]:
-        """The token ids of a conversation in the model's template. Contents never become control tokens."""
+        """The token ids of a conversation without pictures, as `see_chat` reads it."""
+        return self.see_chat(chat, path, opens_turn).tokens
+
+    def see_chat(
+        self, chat: prompt_pb2.Chat, path: str, opens_turn: bool, shown: Sequence[Shown] = ()
+    ) -> ReadPrompt:
+        """A conversation in the model's template. Contents never become control tokens, nor pictures.
+
+        shown: its pictures, in their order. Raises FieldError and PreconditionError.
+        """
         if not self.has_chat_template:
             raise PreconditionError(
                 "NO_CHAT_TEMPLATE",
@@ -96,9 +150,11 @@ class PromptReader:
             if message.role not in self.roles:
                 roles = ", ".join(sorted(self.roles))
                 raise FieldError(f"{path}.messages[{position}].role", f"must be one of {roles}")
-        turns = [(message.role, message.content) for message in chat.messages]
+        turns = [turn_of(message) for message in chat.messages]
+        if (given := sum(turn.pictures for turn in turns)) != len(shown):
+            raise FieldError(f"{path}.messages", f"has {given} pictures, which are not read here")
         try:
-            return self._rendered(turns, opens_turn)
+            return self._with_pictures(self._rendered(turns, opens_turn), shown)
         except ForgeryError as error:
             raise FieldError(f"{path}.messages[{error.position}].content", str(error)) from error
         except jinja2.TemplateError as error:
@@ -113,7 +169,28 @@ class PromptReader:
         """
         return _ROLES | frozenset(_COMPARED.findall(str(self.tokenizer.chat_template)))
 
-    def prefilled(self, message: Prompt, kind: str | None, tokens: Sequence[int]) -> int:
+    def _with_pictures(self, tokens: tuple[int, ...], shown: Sequence[Shown]) -> ReadPrompt:
+        """A prompt in whose tokens each picture stands where the template wrote its placeholder.
+
+        Raises jinja2.TemplateError for a template that writes more or fewer of them than there are pictures.
+        """
+        if self.eyes is None:
+            return ReadPrompt(tokens)
+        placeholder = self.eyes.placeholder_id
+        if (places := tokens.count(placeholder)) != len(shown):
+            raise jinja2.TemplateRuntimeError(f"it has places for {places} pictures, not for {len(shown)}")
+        whole, placed = list[int](), list[Placed]()
+        for token in tokens:
+            if token == placeholder:
+                placed.append(Placed(len(whole), shown[len(placed)]))
+                whole += placed[-1].shown.tokens
+            else:
+                whole.append(token)
+        return ReadPrompt(tuple(whole), tuple(placed))
+
+    def prefilled(
+        self, message: Prompt, kind: str | None, tokens: Sequence[int], pictures: Sequence[Placed] = ()
+    ) -> int:
         """How many tokens at the prompt's end begin the assistant's answer; always fewer than all.
 
         In a conversation they are the last message if its role is the assistant's, to the end of the prompt.
@@ -122,7 +199,7 @@ class PromptReader:
         if not self.has_chat_template:
             return 0
         if kind == "chat":
-            start = self._last_turn(message.chat, tokens)
+            start = self._last_turn(message.chat, tokens, pictures)
         else:
             opening, spaces = self._opening
             start = _end_of_last(opening, tokens)
@@ -130,13 +207,15 @@ class PromptReader:
                 start += len(spaces)
         return len(tokens) - max(start, 1)
 
-    def _last_turn(self, chat: prompt_pb2.Chat, tokens: Sequence[int]) -> int:
+    def _last_turn(self, chat: prompt_pb2.Chat, tokens: Sequence[int], pictures: Sequence[Placed]) -> int:
         """Where the answer that the caller has begun starts; in doubt, too early rather than too late."""
         if not begins_answer(chat):
             return len(tokens)
-        turns = [(message.role, message.content) for message in chat.messages[:-1]]
+        turns, before = [turn_of(message) for message in chat.messages[:-1]], tuple[int, ...]()
+        shown = [each.shown for each in pictures][: sum(turn.pictures for turn in turns)]
         try:
-            before = self._rendered(turns, opens_turn=True) if turns else ()
+            if turns:
+                before = self._with_pictures(self._rendered(turns, opens_turn=True), shown).tokens
         except (jinja2.TemplateError, ForgeryError):
             before = ()
         pairs = enumerate(zip(before, tokens, strict=False))
@@ -148,7 +227,7 @@ class PromptReader:
 
         The white space is separate since it may merge with the text that follows.
         """
-        turns = [("user", "a")]
+        turns = [Turn("user", ("a",))]
         try:
             closed, opened = self._rendered(turns, False), self._rendered(turns, True)
         except jinja2.TemplateError:
@@ -159,25 +238,54 @@ class PromptReader:
             end -= 1
         return opening[:end], opening[end:]
 
-    def _rendered(self, turns: Sequence[tuple[str, str]], opens_turn: bool) -> tuple[int, ...]:
-        """The tokens of turns, (role, content) each. Raises ForgeryError and jinja2.TemplateError."""
+    def _rendered(self, turns: Sequence[Turn], opens_turn: bool) -> tuple[int, ...]:
+        """The tokens of turns, one for each picture. Raises ForgeryError and jinja2.TemplateError."""
+        texts = [
+            (number, part) for number, turn in enumerate(turns) for part in turn.parts if part is not None
+        ]
 
         def render(contents: Sequence[str]) -> str:
+            left = iter(contents)
             spoken = [
-                {"role": role, "content": content} for (role, _), content in zip(turns, contents, strict=True)
+                {"role": turn.role, "content": self._content([_next(part, left) for part in turn.parts])}
+                for turn in turns
             ]
-            try:
-                text: Any = self.tokenizer.apply_chat_template(
-                    spoken, add_generation_prompt=opens_turn, tokenize=False
-                )
-            except jinja2.TemplateError:
-                raise
-            except Exception as error:
-                # A template is a program that comes with the model and may raise anything.
-                raise jinja2.TemplateRuntimeError(f"{type(error).__name__}: {error}") from error
-            return str(text)
+            return self._template(spoken, opens_turn)
 
-        return self._controls.tokens(render, [content for _, content in turns])
+        try:
+            return self._controls.tokens(render, [part for _, part in texts])
+        except ForgeryError as error:
+            raise ForgeryError(texts[error.position][0] if texts else 0) from error
+
+    def _content(self, parts: Sequence[str | None]) -> object:
+        """What a template is given of a turn's parts: a string where it takes one and there is no picture."""
+        if self._takes_strings and None not in parts:
+            return "".join(part for part in parts if part is not None)
+        return [{"type": "image"} if part is None else {"type": "text", "text": part} for part in parts]
+
+    @cached_property
+    def _takes_strings(self) -> bool:
+        """Whether the template writes a content that is a string; some know parts alone."""
+        if self.eyes is None:
+            return True
+        mark = "saegis 24680"
+        try:
+            return mark in self._template([{"role": "user", "content": mark}], False)
+        except jinja2.TemplateError:
+            return False
+
+    def _template(self, spoken: list[dict[str, Any]], opens_turn: bool) -> str:
+        """What the chat template makes of a conversation. Raises jinja2.TemplateError."""
+        try:
+            text: Any = self.tokenizer.apply_chat_template(
+                spoken, add_generation_prompt=opens_turn, tokenize=False
+            )
+        except jinja2.TemplateError:
+            raise
+        except Exception as error:
+            # A template is a program that comes with the model and may raise anything.
+            raise jinja2.TemplateRuntimeError(f"{type(error).__name__}: {error}") from error
+        return str(text)
 
     def _checked(self, tokens: Sequence[int], path: str) -> tuple[int, ...]:
         for position, token in enumerate(tokens):
@@ -205,6 +313,11 @@ class PromptReader:
         return text if isinstance(text, str) else "".join(text)
 
 
+def _next(part: str | None, texts: Iterator[str]) -> str | None:
+    """What stands for a part of a turn: the next text, but for a picture."""
+    return None if part is None else next(texts)
+
+
 def _end_of_last(opening: Sequence[int], tokens: Sequence[int]) -> int:
     """The end of the last occurrence of `opening` in the tokens; the tokens' end if there is none."""
     width, pattern = len(opening), tuple(opening)
@@ -212,6 +325,25 @@ def _end_of_last(opening: Sequence[int], tokens: Sequence[int]) -> int:
         return len(tokens)
     places = range(len(tokens) - width, -1, -1)
     return next((at + width for at in places if tuple(tokens[at : at + width]) == pattern), len(tokens))
+
+
+def turn_of(message: prompt_pb2.ChatMessage) -> Turn:
+    """A message as a turn; texts without a picture among them are one text."""
+    parts = tuple(part.text if part.WhichOneof("part") == "text" else None for part in message.parts)
+    if None not in parts:
+        return Turn(message.role, ("".join(str(part) for part in parts) or message.content,))
+    return Turn(message.role, parts)
+
+
+def check_parts(chat: prompt_pb2.Chat, path: str) -> None:
+    """Raise FieldError for a message with a content beside its parts, and for a part that is none."""
+    for position, message in enumerate(chat.messages):
+        where = f"{path}.messages[{position}]"
+        if message.parts and message.content:
+            raise FieldError(f"{where}.content", "must be empty where parts are given")
+        for place, part in enumerate(message.parts):
+            if part.WhichOneof("part") is None:
+                raise FieldError(f"{where}.parts[{place}]", "must be a text or an image")
 
 
 def begins_answer(chat: prompt_pb2.Chat) -> bool:
@@ -238,7 +370,10 @@ def check_text(message: Spoken, kind: str | None, max_length: int) -> None:
     elif kind == "chat":
         turns = message.chat.messages
         if len(turns) <= MOST_MESSAGES:
-            check_characters("chat.messages", sum(len(turn.content) + len(turn.role) for turn in turns), most)
+            written = sum(len(turn.content) + len(turn.role) for turn in turns)
+            written += sum(len(part.text) for turn in turns for part in turn.parts)
+            check_characters("chat.messages", written, most)
+            check_parts(message.chat, "chat")
 
 
 def most_characters(max_length: int) -> int:

@@ -4,12 +4,13 @@
  */
 
 import { events } from "./api.js";
+import { base64Of } from "./pictures.js";
 
 /**
  * @typedef {{text: string, id: number | null, logprob: number | null, top: {text: string, logprob: number}[]}} Token
  * @typedef {{before: number[], after: number[], setTo: number[]}} Readings
  * @typedef {{mode: "chat" | "completion", prompt: string, system: string, seed: number, temperature: number,
- *   most: number, model: string}} Question
+ *   most: number, model: string, pictures: import("./pictures.js").Picture[]}} Question
  * @typedef {import("./program.js").Feature} Feature
  */
 
@@ -167,7 +168,9 @@ function tokensOf(told, ids) {
 export function requestOf(question, steering) {
   const { mode, prompt, system, seed, temperature, most } = question;
   const isChat = mode === "chat";
-  const messages = [...(system ? [{ role: "system", content: system }] : []), { role: "user", content: prompt }];
+  const shown = question.pictures.map(({ url }) => ({ type: "image_url", image_url: { url } }));
+  const content = shown.length ? [...shown, { type: "text", text: prompt }] : prompt;
+  const messages = [...(system ? [{ role: "system", content: system }] : []), { role: "user", content }];
   return {
     path: isChat ? "/v1/chat/completions" : "/v1/completions",
     body: {
@@ -185,9 +188,11 @@ export function requestOf(question, steering) {
  * The prompt of a question as the contract's Tokenize and Inspect take it.
  * @param {Question} question
  */
-export function inputOf({ mode, prompt, system }) {
+export function inputOf({ mode, prompt, system, pictures }) {
   if (mode !== "chat") return { text: prompt };
-  const messages = [...(system ? [{ role: "system", content: system }] : []), { role: "user", content: prompt }];
+  const shown = pictures.map((picture) => ({ image: { data: base64Of(picture) } }));
+  const said = shown.length ? { parts: [...shown, { text: prompt }] } : { content: prompt };
+  const messages = [...(system ? [{ role: "system", content: system }] : []), { role: "user", ...said }];
   return { chat: { messages } };
 }
 

@@ -7,7 +7,7 @@
 
 export const state = {
   /** @type {import("./answers.js").Question} */
-  question: { mode: "chat", prompt: "", system: "", seed: 1, temperature: 0.7, most: 48, model: "" },
+  question: { mode: "chat", prompt: "", system: "", seed: 1, temperature: 0.7, most: 48, model: "", pictures: [] },
   /** @type {import("./program.js").Program} */
   program: { changes: [], watches: [] },
   /** Whether steered answers tell their readings at each token. */

@@ -8,6 +8,7 @@ import { ApiError, wordsOf } from "../api.js";
 import { inCommon } from "../difference.js";
 import { button, choice, copyButton, fill, labelled, make, told } from "../elements.js";
 import { featureSearch } from "../feature_search.js";
+import { pictureBox, withoutBytes } from "../pictures.js";
 import * as program from "../program.js";
 import { remember, state } from "../state.js";
 import { tokenText } from "../token_text.js";
@@ -68,7 +69,8 @@ function takeLink(text, notice) {
     const { mode, prompt, system, seed, temperature, most } = question;
     const knows = mode === "chat" || mode === "completion";
     if (!knows || ![seed, temperature, most].every(Number.isFinite)) throw new Error("the link has no question");
-    Object.assign(state.question, { mode, prompt: String(prompt), system: String(system), seed, temperature, most });
+    const told = { mode, prompt: String(prompt), system: String(system), seed, temperature, most };
+    Object.assign(state.question, told, { pictures: [] });
     state.answers = { plain: null, steered: null };
   } catch (error) {
     notice.hidden = false;
@@ -116,10 +118,12 @@ function questionForm(changed, onAsk) {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) onAsk();
   });
   const system = labelled("System message", text("system", 2), { hidden: question.mode !== "chat" });
+  const pictures = make("div", { hidden: question.mode !== "chat" });
+  if (state.model.sees_pictures) fill(pictures, pictureBox(question.pictures, changed));
   const modes = [...(state.model.has_chat_template ? [["chat", "Chat"]] : []), ["completion", "Completion"]];
   const mode = choice(modes, question.mode, (value) => {
     question.mode = /** @type {"chat" | "completion"} */ (value);
-    system.hidden = value !== "chat";
+    system.hidden = pictures.hidden = value !== "chat";
     changed();
   });
   const reads = make("input", { type: "checkbox", checked: state.reads });
@@ -131,6 +135,7 @@ function questionForm(changed, onAsk) {
     "section",
     { class: "question", "aria-label": "Question" },
     labelled("Prompt", prompt),
+    pictures,
     system,
     make(
       "div",
@@ -149,7 +154,8 @@ function questionForm(changed, onAsk) {
 /** A button that copies the address of this question and program. */
 function linkButton() {
   return copyButton(() => {
-    const { model: _, ...question } = state.question;
+    // Nor are pictures in a link: they would be too long for one.
+    const { model: _, pictures: __, ...question } = state.question;
     const url = new URL(location.href);
     state.link = program.packed({ ...state.program, question });
     url.hash = `/play?p=${state.link}`;
@@ -247,7 +253,7 @@ function formsOf() {
       {},
       make("summary", {}, name),
       copyButton(text, `Copy ${name}`),
-      make("pre", { tabindex: 0, "aria-label": name }, text()),
+      make("pre", { tabindex: 0, "aria-label": name }, withoutBytes(text())),
     ),
   );
 }
@@ -263,7 +269,7 @@ async function run({ askButton, stop, status }) {
   stop.hidden = false;
   stop.onclick = () => control.abort();
   status.textContent = "asking …";
-  const question = { ...state.question };
+  const question = { ...state.question, pictures: [...state.question.pictures] };
   const ran = structuredClone(state.program);
   const reads = state.reads && ran.changes.length + ran.watches.length ? program.featuresIn(ran) : undefined;
   const watched = reads || ran.watches;
