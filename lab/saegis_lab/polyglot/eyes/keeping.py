@@ -62,7 +62,7 @@ class Keeper:
         state = torch.load(self._path, weights_only=True, map_location="cpu")
         if state["run"] != self._settings:
             raise ValueError(
-                f"{self._path}: the checkpoint belongs to a run with other settings; remove it to start afresh"
+                f"{self._path}: the checkpoint is of a run with other settings; remove it to start afresh"
             )
         for name, module in self._modules.items():
             module.load_state_dict(state["modules"][name])

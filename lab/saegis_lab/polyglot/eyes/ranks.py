@@ -95,7 +95,7 @@ class Reader:
 
     @torch.no_grad()
     def features(self, pictures: Tensor, text: str) -> tuple[Tensor, Tensor]:
-        """Over the pictures, [n, patches, m], and at the text's last token, [n, m]; `text` holds one IMAGE."""
+        """Over the pictures, [n, patches, m], and at the text's last token, [n, m]; `text` has one IMAGE."""
         written = text.replace(IMAGE, IMAGE * self._patches)
         ids = torch.tensor(self._tokenizer(written, add_special_tokens=False)["input_ids"])
         told = cast(Any, self._model)(

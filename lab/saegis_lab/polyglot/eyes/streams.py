@@ -17,7 +17,7 @@ from saegis_lab.polyglot.eyes.asking import IMAGE, NOTHING, Asked, Asking, promp
 from saegis_lab.polyglot.eyes.keeping import Keeper, share
 from saegis_lab.polyglot.eyes.scenes import COVERED
 from saegis_lab.polyglot.eyes.subjects import ICONS
-from saegis_lab.polyglot.lexicon import lexicon
+from saegis_lab.polyglot.lexicon import Language, lexicon
 
 
 @dataclass(frozen=True)
@@ -109,18 +109,22 @@ def spoken_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, layer:
     each subject; the last, that of what it is asked without a subject."""
     means = []
     for key in [*ICONS, None]:
-        held = []
-        for language in lexicon().values():
-            if key is None:
-                texts = [said for said, _ in (*language.vague, *language.greetings)]
-            else:
-                texts = [form.format(about=language.subjects[key].about) for form in language.questions]
-            for text in texts:
-                ids = torch.tensor([_encode(tokenizer, prompt(text))])
-                told = cast(Any, model).model(input_ids=ids, output_hidden_states=True, use_cache=False)
-                held.append(told.hidden_states[layer + 1][0, -1])
-        means.append(torch.stack(held).mean(0))
+        texts = [text for language in lexicon().values() for text in _questions(language, key)]
+        rows = [_encode(tokenizer, prompt(text)) for text in texts]
+        ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.int64)
+        for number, row in enumerate(rows):
+            ids[number, : len(row)] = torch.tensor(row)
+        told = cast(Any, model).model(input_ids=ids, output_hidden_states=True, use_cache=False)
+        ends = torch.tensor([len(row) - 1 for row in rows])
+        means.append(told.hidden_states[layer + 1][torch.arange(len(rows)), ends].mean(0))
     return torch.stack(means)
+
+
+def _questions(language: Language, key: str | None) -> list[str]:
+    """What is asked in a language about a subject, or without one."""
+    if key is None:
+        return [said for said, _ in (*language.vague, *language.greetings)]
+    return [form.format(about=language.subjects[key].about) for form in language.questions]
 
 
 def apart(held: Tensor, wanted: Tensor) -> Tensor:

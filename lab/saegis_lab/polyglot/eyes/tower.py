@@ -120,9 +120,9 @@ class Heads(nn.Module):
 
 @dataclass(frozen=True)
 class Shelf:
-    """Drawings to teach from, with the number of each one's name, and of its subject, which is that of no
-    subject, and has no name, for most. Both int64 [n]. looks: each drawing as it is, and as if drawn by outlines, its colours
-    kept and paled, uint8 [3, n, 4, s, s]."""
+    """Drawings to teach from. names, subjects: the number of each one's name and subject, int64 [n]; most are
+    of none, and have no name. looks: each drawing as it is, and as if drawn by outlines, its colours kept and
+    paled, uint8 [3, n, 4, s, s]."""
 
     drawings: Drawings
     looks: Tensor
@@ -145,7 +145,7 @@ class Shelf:
     def batches(
         self, training: TowerTraining, scenery: Scenery, seed: int, first: int
     ) -> Iterator[tuple[Scenes, Tensor, Tensor]]:
-        """Endless (scenes, names, subjects) from step `first` on; each step's depend on (seed, step) alone."""
+        """Endless (scenes, names, subjects) from step `first` on; each depends on (seed, step) alone."""
         known = torch.tensor(self.drawings.rows(DRAWN))
         step = first
         while True:
