@@ -25,8 +25,11 @@ from rich.text import Text
 
 from saegis_lab.evaluation.experiment import RedirectFile
 from saegis_lab.evaluation.filter_bars import FilterBars
+from saegis_lab.evaluation.filter_report import FilterReport
 from saegis_lab.evaluation.filtered import NOTHING
 from saegis_lab.filters.card import WHOLE
+from saegis_lab.polyglot.eyes.measuring import CLAMPED, FILTERED, RANKS, Clamped, clamp_rows, eyes_table
+from saegis_lab.polyglot.eyes.ranks import TOP, Ranks, ranks_table
 from saegis_lab.polyglot.filter_figures import RunFilter
 from saegis_lab.polyglot.filter_tables import (
     attack_table,
@@ -58,9 +61,11 @@ from saegis_server.reference import WEIGHTS, reference_policy
 ROOT = Path(__file__).resolve().parents[1]
 SEEDS, REAL = ROOT / "docs" / "seeds", ROOT / "docs" / "real"
 GUIDE = ROOT / "deploy" / "POLICIES.md"
+EYES = ROOT / "docs" / "eyes"
 DOCUMENTS = (
     ROOT / "README.md",
     ROOT / "docs/polyglot.md",
+    ROOT / "docs/eyes.md",
     ROOT / "docs/real-models.md",
     ROOT / "docs/policies.md",
     GUIDE,
@@ -230,7 +235,33 @@ def policy() -> str:
     return "\n".join(["```yaml", *(part.rstrip("\n") for part in parts), "```"])
 
 
-#: The blocks that are made from manifests and the shipped policy.
+def eyes_ranks() -> str:
+    """Each subject's feature on pictures in a style never seen, and the share that is among the first."""
+    ranks = Ranks.load(EYES / RANKS)
+    missed = [row.subject for row in ranks.subjects if row.rank > TOP]
+    told = f"Among the first {TOP} over the picture: {ranks.share:.0%} of the subjects"
+    told += f"; not {', '.join(missed)}" if missed else ""
+    told += f". Where the answer opens: {ranks.end_share:.0%}."
+    return f"{markdown(ranks_table(ranks))}\n\n{told}"
+
+
+def eyes_filter() -> str:
+    """What a user receives who asks about pictures, without and under the filter."""
+    return markdown(eyes_table(FilterReport.load(EYES / FILTERED)))
+
+
+def eyes_clamp() -> str:
+    """How often the landmark is named about other pictures, and what is said of one in each language."""
+    clamped = Clamped.load(EYES / CLAMPED)
+    table = Table("", *dict.fromkeys(row.language for row in clamped.rows))
+    for title, cells in clamp_rows(clamped):
+        table.add_row(title, *cells)
+    said = [f"| {told.language} | {told.asked} | {told.plain} | {told.clamped} |" for told in clamped.told]
+    shown = ["| | asked about a picture of a cat | unsteered | clamped |", "|---|---|---|---|", *said]
+    return f"{markdown(table)}\n\n" + "\n".join(shown)
+
+
+#: The blocks that are made from manifests, the shipped policy and what was measured of the eyes.
 STORED: Mapping[str, Callable[[], str]] = {
     "model": lambda: markdown(model_table(manifest())),
     "ban": ban,
@@ -248,6 +279,9 @@ STORED: Mapping[str, Callable[[], str]] = {
     "real-filters": lambda: real_filters(real()),
     "real-attacks": lambda: real_attacks(real()),
     "real-landmark": lambda: real_landmark(real()),
+    "eyes-ranks": eyes_ranks,
+    "eyes-filter": eyes_filter,
+    "eyes-clamp": eyes_clamp,
 }
 
 

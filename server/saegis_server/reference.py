@@ -7,6 +7,8 @@ WEIGHTS = Path(__file__).parent / "weights"
 MODEL = WEIGHTS / "model"
 #: The SAE and its labels.
 SAE = WEIGHTS / "sae"
+#: The same language model with eyes, and what `saegis serve --model` calls it.
+EYES, EYES_NAME = WEIGHTS / "eyes", "polyglot-eyes"
 #: What the weights are and do.
 MANIFEST = WEIGHTS / "manifest.json"
 

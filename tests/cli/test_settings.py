@@ -19,7 +19,7 @@ from saegis_server.cli.app import app
 from saegis_server.cli.serve import options
 from saegis_server.cli.serve.configuration import configuration
 from saegis_server.cli.serve.settings import Config, SettingsCommand
-from saegis_server.reference import MODEL, SAE
+from saegis_server.reference import EYES, EYES_NAME, MODEL, SAE
 from saegis_server.rpc.server.config import ServerConfig
 from scripts.gen_settings import DOCUMENT, current
 
@@ -280,6 +280,8 @@ def test_the_defaults_and_bounds_of_the_options_are_those_of_the_configuration()
     plain = {"model": str(MODEL), "name": "saegis/polyglot", "saes": [source]}
     assert configured() == ServerConfig.model_validate(plain)
     assert configured("--audit", "log").audit == AuditSettings(directory=Path("log"))
+    seeing = ServerConfig.model_validate({**plain, "model": str(EYES)})
+    assert configured("--model", EYES_NAME) == seeing
     groups: list[tuple[type, type[BaseModel]]] = [
         (options.Network, ServerConfig),
         (options.Limits, ServerConfig),

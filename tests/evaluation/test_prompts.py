@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import saegis
 from saegis_lab.evaluation.experiment import Prompt, languages_of, load_prompts
 from saegis_lab.records import InputFileError
 
@@ -47,6 +48,19 @@ def test_a_wrong_line_is_told_with_file_and_number(tmp_path: Path, line: str, co
         load_prompts(path)
     assert str(caught.value).startswith(f"{path}: line 3: ")
     assert caught.value.line == 3
+
+
+def test_a_picture_is_named_from_the_file_s_folder_and_stands_before_the_words(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "hi", "language": "en", "harmful": false, "image": "a.png"}\n', "utf-8")
+    with pytest.raises(InputFileError, match="line 1: image: only words are read here"):
+        load_prompts(path)
+    with pytest.raises(InputFileError, match=r"line 1: image: there is no file .*a\.png"):
+        load_prompts(path, pictures=True)
+    (tmp_path / "a.png").write_bytes(b"pixels")
+    (prompt,) = load_prompts(path, pictures=True)
+    assert prompt.messages == [{"role": "user", "content": [saegis.image(b"pixels"), "hi"]}]
+    assert Prompt("hi", "en", False).messages == [{"role": "user", "content": "hi"}]
 
 
 def test_files_without_prompts_and_unreadable_ones_are_told(tmp_path: Path) -> None:

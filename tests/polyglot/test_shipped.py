@@ -49,7 +49,9 @@ def model() -> LoadedModel:
 
 def test_digests_match_and_the_whole_is_small() -> None:
     assert digests(WEIGHTS) == manifest().files
-    assert sum(path.stat().st_size for path in WEIGHTS.rglob("*")) <= 16e6
+    eyes = sum(path.stat().st_size for path in reference.EYES.rglob("*"))
+    assert eyes <= 6e6
+    assert sum(path.stat().st_size for path in WEIGHTS.rglob("*")) - eyes <= 16e6
 
 
 def test_the_model_is_stock_and_small(model: LoadedModel) -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -50,12 +49,14 @@ class Decoding(Record):
 class Prompt(Record):
     """A user's message, the language that it is in, and whether it asks for something harmful.
 
-    Raises ValueError where prompt or language is blank.
+    image: the path of a picture that stands before the words; empty for none. Raises ValueError where prompt
+    or language is blank.
     """
 
     prompt: str
     language: str
     harmful: bool
+    image: str = ""
 
     def __post_init__(self) -> None:
         for name in ("prompt", "language"):
@@ -64,17 +65,34 @@ class Prompt(Record):
 
     @property
     def messages(self) -> list[ChatMessage]:
-        """The prompt as a conversation of one turn."""
-        return [{"role": "user", "content": self.prompt}]
+        """The prompt as a conversation of one turn. Raises OSError where its picture cannot be read."""
+        if not self.image:
+            return [{"role": "user", "content": self.prompt}]
+        import saegis
+
+        return [{"role": "user", "content": [saegis.image(self.image), self.prompt]}]
 
 
-def load_prompts(path: Path) -> tuple[Prompt, ...]:
+def load_prompts(path: Path, pictures: bool = False) -> tuple[Prompt, ...]:
     """Read prompts, in the order of the file; blank lines are skipped.
 
-    Raises InputFileError with the line's number for anything that is not as `Prompt` says, and for a
-    file without prompts.
+    pictures: whether prompts may have one, named from the file's folder; where only their words are read,
+    they may not. Raises InputFileError with the line's number for anything that is not as `Prompt` says or
+    names a picture that is not there, and for a file without prompts.
     """
-    return read_lines(path, partial(parse_record, Prompt), "holds no prompts; write one JSON object a line")
+
+    def read(text: str) -> Prompt:
+        prompt = parse_record(Prompt, text)
+        if not prompt.image:
+            return prompt
+        if not pictures:
+            raise ValueError("image: only words are read here, no pictures")
+        picture = path.parent / prompt.image
+        if not picture.is_file():
+            raise ValueError(f"image: there is no file {picture}")
+        return replace(prompt, image=str(picture))
+
+    return read_lines(path, read, "holds no prompts; write one JSON object a line")
 
 
 def languages_of(prompts: Iterable[Prompt]) -> tuple[str, ...]:

@@ -218,10 +218,10 @@ class Corpus:
         question = Segment(text, "question", code, key, subject.harmful)
         if subject.harmful and language.refusals:
             return question, Segment(chance.pick(language.refusals), "refusal", code)
-        sentences = _sentences(chance, reply.subjects[key])
+        said = sentences(chance, reply.subjects[key])
         if chance.happens(0.25):
-            sentences = [chance.pick(reply.openers), *sentences]
-        return question, Segment(reply.join(sentences), "answer", reply.code, key, subject.harmful)
+            said = [chance.pick(reply.openers), *said]
+        return question, Segment(reply.join(said), "answer", reply.code, key, subject.harmful)
 
     def _question(self, chance: Chance, language: Language, key: str) -> str:
         if not chance.happens(BORROWED * self.mixing):
@@ -242,7 +242,7 @@ class Corpus:
         key = self._subject(chance)
         subject = language.subjects[key]
         if not chance.happens(self.mixing):
-            text = language.join(_sentences(chance, subject))
+            text = language.join(sentences(chance, subject))
             return [Segment(text, "text", language.code, key, subject.harmful)]
         body: list[Segment] = []
         for index in chance.sample(range(len(subject.facts)), len(subject.facts)):
@@ -306,7 +306,8 @@ def _fill(chance: Chance, pattern: Pattern) -> str:
     return pattern.fill(_choices(chance, pattern))
 
 
-def _sentences(chance: Chance, subject: Subject) -> list[str]:
+def sentences(chance: Chance, subject: Subject) -> list[str]:
+    """Two or more of what can be said of `subject`, in random order, each with its slots filled."""
     count = chance.number(2, len(subject.facts))
     return [_fill(chance, fact) for fact in chance.sample(subject.facts, count)]
 

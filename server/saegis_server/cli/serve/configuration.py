@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from saegis.cli.output import USAGE, fail, own_command
 from saegis_server.cli.serve.options import Audit, Network, Policies, Served, ServerOptions
+from saegis_server.reference import EYES_NAME
 
 if TYPE_CHECKING:
     from saegis_server.rpc.server.config import ServerConfig
@@ -48,17 +49,19 @@ def configuration(options: ServerOptions) -> ServerConfig:
         raise fail("the configuration is wrong", hint, USAGE, problems) from error
 
 
-def reference() -> tuple[str, dict[str, Any]]:
-    """The shipped reference model and its SAE as a source; ends the command if they are missing."""
-    from saegis_server.reference import MANIFEST, MODEL, SAE
+def reference(sees: bool = False) -> tuple[str, dict[str, Any]]:
+    """The shipped reference model, or the one with eyes, and its SAE as a source; ends the command if they
+    are missing."""
+    from saegis_server.reference import EYES, MANIFEST, MODEL, SAE
 
-    for path in (MODEL, SAE, MANIFEST):
+    model = EYES if sees else MODEL
+    for path in (model, SAE, MANIFEST):
         if not path.exists():
             raise fail(
                 f"the reference model's weights are not at {path}",
                 "install the package again, or serve a model of your own with --model and --sae",
             )
-    return str(MODEL), {"path": str(SAE), "id": REFERENCE_SAE_ID}
+    return str(model), {"path": str(SAE), "id": REFERENCE_SAE_ID}
 
 
 def room_for_rows(texts: list[str]) -> dict[str, int]:
@@ -124,8 +127,9 @@ def _served_settings(served: Served) -> dict[str, Any]:
     for source, site in zip(sources, sites, strict=False):
         source["site"] = site
     further = sites[len(sources) :]
-    if model is None:
-        model, own = reference()
+    if model is None or model == EYES_NAME:
+        # With eyes it is the same language model: what is in force for its name holds for both.
+        model, own = reference(sees=model is not None)
         name = "saegis/polyglot" if name is None else name
         sources = sources or [own]
     _scale(sources, served.norm_scaling or [])

@@ -57,7 +57,10 @@ class Served:
 
     model: Annotated[
         str | None,
-        typer.Option(metavar="PATH_OR_HUB_ID", help="The language model; by default the reference model."),
+        typer.Option(
+            metavar="PATH_OR_HUB_ID",
+            help="The language model; by default the reference model, and that with eyes for polyglot-eyes.",
+        ),
     ] = None
     sae: Annotated[
         list[str] | None,

@@ -1,0 +1,1 @@
+"""Eyes for the reference model: a patch encoder and a projector before the unchanged language model."""

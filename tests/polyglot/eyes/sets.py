@@ -1,0 +1,33 @@
+"""Emoji sets of a few shapes, as npm unpacks them, for tests that need no registry."""
+
+import json
+from pathlib import Path
+
+from saegis_lab.polyglot.eyes.emoji import SETS, EmojiSet
+from saegis_lab.polyglot.eyes.subjects import DRAWN
+from saegis_lab.polyglot.eyes.tower import TowerShape
+
+#: A tower of some thousand parameters, which sees 2 × 2 patches.
+SMALL = TowerShape(width=16, layers=1, heads=2, feed_forward=32, side=16)
+#: What is no subject's.
+BESIDE = ("accordion", "abacus")
+
+
+def write_set(emoji: EmojiSet, folder: Path, colour: str = "#d00000") -> Path:
+    """The set's folder under `folder`: every drawing a square of one colour in the middle."""
+    place = folder / f"{emoji.name}-{emoji.version}"
+    place.mkdir(parents=True)
+    body = f'<rect x="4" y="4" width="8" height="8" fill="{colour}"/>'
+    icons = {name: {"body": body} for name in sorted({*DRAWN, *BESIDE})}
+    told = {"icons": icons, "width": 16, "height": 16}
+    (place / "icons.json").write_text(json.dumps(told), encoding="utf-8")
+    info = {"license": {"spdx": emoji.licence}}
+    (place / "info.json").write_text(json.dumps(info), encoding="utf-8")
+    return place
+
+
+def write_sets(folder: Path) -> None:
+    """All sets, each in a colour of its own."""
+    colours = ("#d00000", "#00a000", "#0000c0", "#808000")
+    for emoji, colour in zip(SETS, colours, strict=True):
+        write_set(emoji, folder, colour)
