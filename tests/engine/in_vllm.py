@@ -37,9 +37,11 @@ def in_vllm(
 ) -> Asked:
     """The engine on vLLM, eagerly. A core is made once and forgets every prefix between two engines."""
     from saegis_server.engine.vllm.engine import VllmEngine
+    from saegis_server.engine.vllm.in_process import CoreInProcess
 
     served = _served(_Model(model), max_running, tuple((ranked or {}).items()))
     chosen = limits or Limits(prefill_chunk=16)
+    assert isinstance(served.core, CoreInProcess)
     served.core.read_at_most(chosen.prefill_chunk)
     served.core.forget_prefixes()
     return Asked(VllmEngine(served, tiny.tokenizer(), (eos,), max_running, chosen, first_token))

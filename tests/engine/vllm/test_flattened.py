@@ -37,7 +37,7 @@ def test_tokens_and_grid_are_what_loops_say() -> None:
     for _ in range(sized(60, 20)):
         given = parts(chance)
         flat = Flattened(given, torch.device("cpu"))
-        each = [(part, part.start + place) for part in given for place in range(part.count)]
+        each = [(part, part.start + place) for part in given for place in range(part.length)]
         assert flat.count == len(each)
         assert flat.slot.tolist() == [part.order.slot for part, _ in each]
         assert flat.position.tolist() == [position for _, position in each]
@@ -48,10 +48,10 @@ def test_tokens_and_grid_are_what_loops_say() -> None:
         assert (flat.unmoved is None and not any(unmoved)) or flat.unmoved.tolist() == unmoved  # type: ignore[union-attr]
         on_grid = flat.on_grid(flat.position).view(flat.batch, flat.longest)
         for row, part in enumerate(given):
-            assert on_grid[row, : part.count].tolist() == list(range(part.start, part.start + part.count))
-            assert flat.given[row].tolist() == [place < part.count for place in range(flat.longest)]
+            assert on_grid[row, : part.length].tolist() == list(range(part.start, part.start + part.length))
+            assert flat.given[row].tolist() == [place < part.length for place in range(flat.longest)]
         assert torch.equal(flat.from_grid(flat.on_grid(flat.position)), flat.position)
-        assert flat.position[flat.last].tolist() == [part.start + part.count - 1 for part in given]
+        assert flat.position[flat.last].tolist() == [part.start + part.length - 1 for part in given]
 
 
 def test_a_plan_is_what_it_was_after_vllm_has_handed_it_on() -> None:

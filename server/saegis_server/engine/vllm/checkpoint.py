@@ -96,11 +96,11 @@ def _wider(name: str, tensor: Tensor, width: int, wider: int) -> Tensor:
     if found is None or (found["part"] == "o" and found["kind"] == "bias"):
         return tensor
     if found["part"] == "o":
-        rows = tensor.unflatten(1, (-1, width))
+        rows = tensor.reshape(tensor.shape[0], -1, width)
         made = rows.new_zeros(*rows.shape[:-1], wider)
         made[..., :width] = rows
         return made.flatten(1)
-    heads = tensor.unflatten(0, (-1, width))
+    heads = tensor.reshape(-1, width, *tensor.shape[1:])
     made = heads.new_zeros(heads.shape[0], wider, *heads.shape[2:])
     if found["part"] == "v":
         made[:, :width] = heads

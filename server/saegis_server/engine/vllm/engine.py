@@ -453,12 +453,12 @@ class VllmEngine:
         running = sequence.running
         if sequence.read == 0 and sequence.index == 0:
             running.cached_tokens = told.start  # others share what this one reads
-        sequence.read = told.start + told.count
+        sequence.read = told.start + told.length
         if running.reads_prompt:
             watched, moved = told.watched, told.moved
             if watched is None or moved is None:
-                watched = torch.zeros(len(self.sites), told.count, running.rows.watches, 2)
-                moved = torch.zeros(len(self.sites), told.count)
+                watched = torch.zeros(len(self.sites), told.length, running.rows.watches, 2)
+                moved = torch.zeros(len(self.sites), told.length)
             sequence.prompt_readings.add(self.sites, watched, moved)
 
     def _read_again(self, name: str, sequence: Sequence) -> None:

@@ -15,13 +15,13 @@ from saegis_server.steering.tokens import Tokens
 
 
 class Part(NamedTuple):
-    """The tokens `start` to `start + count` of a text, which are read in a step; counted: how many of the
+    """The tokens `start` to `start + length` of a text, which are read in a step; counted: how many of the
     text's first tokens were counted before."""
 
     request_id: str
     order: Order
     start: int
-    count: int
+    length: int
     counted: int
 
 
@@ -35,7 +35,7 @@ class Flattened:
     def __init__(self, parts: Sequence[Part], device: torch.device) -> None:
         """The parts in the order in which vLLM runs them."""
         self.parts, self.batch = tuple(parts), len(parts)
-        counts = torch.tensor([part.count for part in parts])
+        counts = torch.tensor([part.length for part in parts])
         self.count, self.longest = int(counts.sum()), int(counts.max())
         numbers = torch.tensor(
             [

@@ -63,19 +63,19 @@ class Order:
 
 
 class Told(NamedTuple):
-    """What a step gave for one text, of which it read the tokens `start` to `start + count`.
+    """What a step gave for one text, of which it read the tokens `start` to `start + length`.
 
     finite: whether the logits after the last one are. outcome: what its conditions come to, see Outcome, and
     `holds`, which of them held last, where they come to anything. watched: float32 [sites, Q, W, 2], before
     and after, and moved float32 [sites, Q], of the last token (Q = 1) or of all; None where nothing is
-    watched or asked for. logprobs: float32 [V]; logits: [count, V]; clean: [count, d] at each site. record:
-    float32 [count, 3·sites + G], of each site whether a token was edited, how many bans fired and ‖Δx‖/‖x‖,
+    watched or asked for. logprobs: float32 [V]; logits: [length, V]; clean: [length, d] at each site. record:
+    float32 [length, 3·sites + G], of each site whether a token was edited, how many bans fired and ‖Δx‖/‖x‖,
     then whether each group of rows acted.
     """
 
     request_id: str
     start: int
-    count: int
+    length: int
     finite: bool
     outcome: int
     holds: list[bool] | None = None

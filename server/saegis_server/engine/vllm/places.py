@@ -120,7 +120,7 @@ def _before_stream(module: nn.Module, site: Site, edit: PairEdit) -> None:
     second = names.index("residual") if "residual" in names else None
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        given = [args[at] if at < len(args) else kwargs.get(name) for at, name in enumerate(names)]
+        given: list[Any] = [args[at] if at < len(args) else kwargs.get(name) for at, name in enumerate(names)]
         added, stream = edit(given[first], None if second is None else given[second])
         passed = list(args)
         for at, value in ((first, added), (second, stream)):

@@ -28,7 +28,7 @@ class Shared:
     def __init__(self, records: Sequence[Tensor], sites: int, answer: int) -> None:
         """records: those of its blocks [block, 3·sites + G]; answer: where the answer begins."""
         whole = torch.cat(list(records))
-        by_site, hits = whole[:, : 3 * sites].unflatten(1, (sites, 3)), whole[:, 3 * sites :]
+        by_site, hits = whole[:, : 3 * sites].reshape(-1, sites, 3), whole[:, 3 * sites :]
         self.counts = [
             [*by_site[:, site].sum(0).tolist(), float(by_site[:, site, 2].max())] for site in range(sites)
         ]

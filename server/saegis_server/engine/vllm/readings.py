@@ -108,7 +108,7 @@ def captured(reader: Reader, tokens: Sequence[int], vocabulary: int) -> Job[dict
                 if told.clean is None:
                     raise RuntimeError("a step gave no activations")
                 parts.append(told.clean)
-                read = told.start + told.count
+                read = told.start + told.length
     finally:
         reader.close(name)
     return {site: torch.cat([part[site] for part in parts]).cpu() for site in parts[0]}
@@ -178,15 +178,15 @@ class Reading:
             if told.logits is None:
                 raise RuntimeError("a step gave no logits")
             if not bool(torch.isfinite(told.logits).all()):
-                end = told.start + told.count - 1
+                end = told.start + told.length - 1
                 raise error(f"{what} in tokens {told.start} to {end}")
-            self.read = told.start + told.count
+            self.read = told.start + told.length
             self._parts.append(told.logits)
             self._require_allowed(told)
             if Outcome(told.outcome) is Outcome.AGAIN:
                 self.changed = True
                 return
-            if self.whole:
+            if self.read == len(self._tokens):
                 self._keep_books()
 
     def _require_allowed(self, told: Told) -> None:

@@ -153,7 +153,7 @@ class Served:
         self.core.add(name, tokens, SamplingParams(temperature=0.0), order, name, reads_cache=False)
         parts: list[Told] = []
         try:
-            while sum(part.count for part in parts) < len(tokens):
+            while sum(part.length for part in parts) < len(tokens):
                 parts += [each for each in self.core.step()[0] if each.request_id == name]
         finally:
             self.core.drop(name)

@@ -242,13 +242,13 @@ class Steered:
         finites, outcomes = finite.tolist(), outcome.tolist()
         told, begin = [], 0
         for row, part in enumerate(step.flat.parts):
-            wanted, own = part.order.wanted, slice(begin, begin + part.count)
+            wanted, own = part.order.wanted, slice(begin, begin + part.length)
             watched, moved = self._watched(step, row, own)
             told.append(
                 Told(
                     part.request_id,
                     part.start,
-                    part.count,
+                    part.length,
                     finites[row],
                     outcomes[row],
                     self.conditions.holds(part.order.slot) if outcomes[row] else None,
@@ -260,7 +260,7 @@ class Steered:
                     self._record(step, part, own) if wanted.record else None,
                 )
             )
-            begin += part.count
+            begin += part.length
         return told
 
     def abandon(self) -> None:
@@ -271,10 +271,10 @@ class Steered:
         return {self.sites[number]: x[own] for number, x in step.clean.items()}
 
     def _record(self, step: _Step, part: Part, own: slice) -> Tensor:
-        """What was done at a text's tokens, [count, 3·sites + G]."""
+        """What was done at a text's tokens, [length, 3·sites + G]."""
         width = 3 * len(self.sites) + len(part.order.groups)
         if step.record is None:
-            return torch.zeros(part.count, width)
+            return torch.zeros(part.length, width)
         return step.record[own, :width].cpu()
 
     def _watched(self, step: _Step, row: int, own: slice) -> tuple[Tensor | None, Tensor | None]:

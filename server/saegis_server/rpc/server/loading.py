@@ -110,14 +110,13 @@ def load_services(config: ServerConfig, premises: Premises, progress: Progress) 
             partial(_show_all, loaded.model),
             progress,
         )
-        in_it = _vllm_engine(config, loaded, served)
-        return services(config, premises, loaded, in_it, served.room.widths, prompts, checked)
+        engine = _vllm_engine(config, loaded, served)
+        return _services(config, premises, loaded, engine, served.room.widths, prompts, checked)
     step = _step(config, loaded, placed, compiled, progress)
     checked, prompts = _checked(
         placed, loaded, step.slots.max_length, _capture(step), _survey(step), progress, step.eyes
     )
-    engine = _engine(config, loaded, step, checked)
-    return services(config, premises, loaded, engine, step.slots.room.widths, prompts, checked)
+    return services(config, premises, loaded, step, prompts, checked)
 
 
 def _checked(
@@ -183,13 +182,26 @@ def services(
     config: ServerConfig,
     premises: Premises,
     loaded: LoadedModel,
+    step: Step,
+    prompts: PromptReader,
+    saes: Sequence[LoadedSAE],
+) -> Services:
+    """The embedded engine on `step` and everything else that the servicers need. Raises what `govern` raises,
+    and DirectionFileError for directions that cannot be kept."""
+    engine = _engine(config, loaded, step, saes)
+    return _services(config, premises, loaded, engine, step.slots.room.widths, prompts, saes)
+
+
+def _services(
+    config: ServerConfig,
+    premises: Premises,
+    loaded: LoadedModel,
     engine: Engine,
     widths: Widths,
     prompts: PromptReader,
     saes: Sequence[LoadedSAE],
 ) -> Services:
-    """An engine and everything else that the servicers need. Raises what `govern` raises, and
-    DirectionFileError for directions that cannot be kept."""
+    """The same on any engine."""
     facts = _facts(config, loaded)
     counts_usage = bool(config.usage_every and saes)
     shipped = read_shipped(config.directions, widths, engine.sites)
