@@ -20,9 +20,10 @@ LENGTH = struct.Struct("<I")
 #: How many times as long as the other a side may be: models make the shorter one as long as they need it, and
 #: the other with it.
 SLENDEREST = 64
-#: What is read; Pillow knows many more, whose decoders are not asked, nor loaded.
-_PLUGINS = (PngImagePlugin.PngImageFile, JpegImagePlugin.JpegImageFile, WebPImagePlugin.WebPImageFile)
-FORMATS = tuple(plugin.format for plugin in _PLUGINS)
+#: What is read; Pillow knows many more, whose decoders are not asked. These are loaded here, so that Pillow
+#: does not load all to find them.
+FORMATS = ("PNG", "JPEG", "WEBP")
+_LOADED = (PngImagePlugin, JpegImagePlugin, WebPImagePlugin)
 #: What Pillow raises for files that are broken, each in its own way.
 _BROKEN = (
     OSError,
