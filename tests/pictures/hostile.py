@@ -75,6 +75,7 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
         lambda: png_of(65_535, 1, zlib.compress(bytes(1 + 3 * 65_535))),
         "65535 by 1 pixels; a side",
     ),
+    "a thread": (lambda: file_of(picture(0, 2, 200)), "2 by 200 pixels; a side may be at most 64 times"),
     "no side": (lambda: png_of(0, 10, zlib.compress(b"")), "."),
     "endless side": (lambda: png_of(2**31 - 1, 2**31 - 1, b""), "a side may have"),
     "unpacked texts": (lambda: _texts(2 * 2**20), "cannot be read|cut off or broken|memory"),

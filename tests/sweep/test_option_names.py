@@ -228,7 +228,7 @@ MEANINGS = {
 VARIED = {
     "--out": "a file or a directory, as the result is one",
     "--sae": "with an id of its own where policies name several",
-    "--feature": "a file of features too where one is measured after the other",
+    "--feature": "a file of a clamp too where it is evaluated",
     "--features": "targets where a server is asked, indices alone where an SAE's file is read",
 }
 #: How text is written that is not one of a set of words. A set of words is an enumeration.
