@@ -62,7 +62,7 @@ def attacked(asker: saegis.Client) -> AttackResult:
 
 
 def test_a_conversation_ends_in_the_begun_answer() -> None:
-    prompt = AttackPrompt("c", "en", True, (("a", "b"),), "d")
+    prompt = AttackPrompt("c", "en", True, earlier=(("a", "b"),), begun="d")
     turns = [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]
     assert prompt.messages == [{"role": role, "content": content} for role, content in turns]
     assert replace(prompt, begun="", earlier=()).messages == turns_of("c")

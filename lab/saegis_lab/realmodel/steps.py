@@ -291,11 +291,10 @@ def make_filter(run: Run) -> None:
     """Make the seed's filter from the languages that choose."""
     shutil.rmtree(run.folder / FILTER, ignore_errors=True)
     inputs = ["--prompts", run.out / EVAL / CHOOSING, "--scorer", run.out / EVAL / WORDS, "--raw"]
-    languages = ["--languages", ",".join(run.recipe.chosen_from)]
-    languages += ["--direction", run.out / EVAL / DIRECTION]
+    towards = ["--languages", ",".join(run.recipe.chosen_from), "--direction", run.out / EVAL / DIRECTION]
     inputs += ["--recipe", run.out / EVAL / RECIPE, "--max-tokens", run.recipe.max_tokens]
     out = ["--no-measure", "--out", run.folder / FILTER]
-    _saegis("policy", "make-filter", *_subject(run), *inputs, *languages, *out)
+    _saegis("policy", "make-filter", *_subject(run), *inputs, *towards, *out)
 
 
 def measure_filter(run: Run) -> None:

@@ -42,6 +42,7 @@ from saegis_server.engine.api import (
     rows_of,
 )
 from saegis_server.engine.counts import Observed, RowGroup, Used
+from saegis_server.engine.pictures import Placed
 from saegis_server.engine.torch.activity import MOST_GROUPS
 from saegis_server.engine.torch.admission import Admission
 from saegis_server.engine.torch.conditions import Outcome
@@ -198,8 +199,11 @@ class VllmEngine:
             self._cancelled.append(request_id)
             self._wake.notify()
 
-    def capture(self, tokens: Sequenced[int], tenant: str = "") -> Future[dict[Site, Tensor]]:
-        """The clean activations [T, d] of a text at every site."""
+    def capture(
+        self, tokens: Sequenced[int], tenant: str = "", pictures: Sequenced[Placed] = ()
+    ) -> Future[dict[Site, Tensor]]:
+        """The clean activations [T, d] of a text at every site. Raises FieldError for pictures."""
+        self._admission.check_pictures(tokens, pictures)
         if len(tokens) > self.max_length:
             raise FieldError("tokens", f"{len(tokens)} are more than the {self.max_length} that fit")
         job = captured(self._reader, list(tokens), self.served.vocabulary)
@@ -215,8 +219,11 @@ class VllmEngine:
         tenant: str = "",
         groups: tuple[RowGroup, ...] = (),
         prefilled: int = 0,
+        pictures: Sequenced[Placed] = (),
     ) -> Future[Score]:
-        """How likely a text is, steered by a program and plainly, both read side by side."""
+        """How likely a text is, steered by a program and plainly, both read side by side. Raises FieldError
+        for pictures."""
+        self._admission.check_pictures(tokens, pictures)
         steered = self._reading(1, tokens, prefilled, program, guard, groups)
         other = self._reading(0, tokens, prefilled, *plain)
         scoring = Scoring(tokens, steered, other, self.sites, on_end)
