@@ -235,8 +235,14 @@ def policy() -> str:
     return "\n".join(["```yaml", *(part.rstrip("\n") for part in parts), "```"])
 
 
+#: What stands where no figures of the eyes are kept.
+_NOT_MEASURED = "It is not measured yet: no eyes ship with this version."
+
+
 def eyes_ranks() -> str:
     """Each subject's feature on pictures in a style never seen, and the share that is among the first."""
+    if not (EYES / RANKS).exists():
+        return _NOT_MEASURED
     ranks = Ranks.load(EYES / RANKS)
     missed = [row.subject for row in ranks.subjects if row.rank > TOP]
     told = f"Among the first {TOP} over the picture: {ranks.share:.0%} of the subjects"
@@ -247,11 +253,15 @@ def eyes_ranks() -> str:
 
 def eyes_filter() -> str:
     """What a user receives who asks about pictures, without and under the filter."""
+    if not (EYES / FILTERED).exists():
+        return _NOT_MEASURED
     return markdown(eyes_table(FilterReport.load(EYES / FILTERED)))
 
 
 def eyes_clamp() -> str:
     """How often the landmark is named about other pictures, and what is said of one in each language."""
+    if not (EYES / CLAMPED).exists():
+        return _NOT_MEASURED
     clamped = Clamped.load(EYES / CLAMPED)
     table = Table("", *dict.fromkeys(row.language for row in clamped.rows))
     for title, cells in clamp_rows(clamped):

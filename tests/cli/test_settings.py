@@ -14,12 +14,13 @@ from pydantic import BaseModel
 from typer.testing import CliRunner, Result
 
 from saegis.cli.options import grouped
+from saegis_server import reference
 from saegis_server.audit.log import AuditSettings
 from saegis_server.cli.app import app
 from saegis_server.cli.serve import options
 from saegis_server.cli.serve.configuration import configuration
 from saegis_server.cli.serve.settings import Config, SettingsCommand
-from saegis_server.reference import EYES, EYES_NAME, MODEL, SAE
+from saegis_server.reference import EYES_NAME, MODEL, SAE
 from saegis_server.rpc.server.config import ServerConfig
 from scripts.gen_settings import DOCUMENT, current
 
@@ -277,13 +278,24 @@ def test_every_setting_of_a_server_can_be_set(tmp_path: Path) -> None:
     assert here.tenant_classes == {"gold": ("a", "b")}
 
 
+def test_the_reference_model_with_eyes_is_served_under_its_name_or_refused_by_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reference, "EYES", tmp_path / "eyes")
+    told = CliRunner().invoke(maker, ["--model", EYES_NAME])
+    assert told.exit_code != 0
+    assert f"{EYES_NAME} does not ship with this version" in " ".join(told.output.split())
+    (tmp_path / "eyes").mkdir()
+    seeing = configured("--model", EYES_NAME)
+    assert (seeing.model, seeing.name) == (str(tmp_path / "eyes"), "saegis/polyglot")
+    assert [source.path for source in seeing.saes] == [str(SAE)]
+
+
 def test_the_defaults_and_bounds_of_the_options_are_those_of_the_configuration() -> None:
     source = {"path": str(SAE), "id": "polyglot"}
     plain = {"model": str(MODEL), "name": "saegis/polyglot", "saes": [source]}
     assert configured() == ServerConfig.model_validate(plain)
     assert configured("--audit", "log").audit == AuditSettings(directory=Path("log"))
-    seeing = ServerConfig.model_validate({**plain, "model": str(EYES)})
-    assert configured("--model", EYES_NAME) == seeing
     groups: list[tuple[type, type[BaseModel]]] = [
         (options.Network, ServerConfig),
         (options.Limits, ServerConfig),

@@ -44,7 +44,10 @@ def test_text_is_told_of_as_before(
 
 
 def test_the_folder_holds_all_of_it(
-    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, seeing: LlavaForConditionalGeneration
+    tmp_path: Path,
+    loaded: LoadedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    seeing: LlavaForConditionalGeneration,
 ) -> None:
     folder = tmp_path / "model"
     save_seeing(seeing, seeing_processor(tokenizer, SMALL), folder, MODEL)
@@ -53,7 +56,7 @@ def test_the_folder_holds_all_of_it(
     for name, kept in read.state_dict().items():
         torch.testing.assert_close(kept, seeing.state_dict()[name].bfloat16().float(), rtol=0.0, atol=0.0)
     assert added_parameters(read) < 100_000
-    processor = AutoProcessor.from_pretrained(str(folder))
+    processor = AutoProcessor.from_pretrained(str(folder))  # type: ignore[no-untyped-call]
     text = processor.apply_chat_template(
         [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Why?"}]}],
         add_generation_prompt=True,
@@ -70,7 +73,7 @@ def test_the_folder_holds_all_of_it(
     red = torch.tensor([1.0, -1.0, -1.0])[None, :, None, None].expand(1, 3, SMALL.side, SMALL.side)
     torch.testing.assert_close(given["pixel_values"], red)
     seen = read.get_image_features(pixel_values=given["pixel_values"], return_dict=True).pooler_output
-    assert seen[0].shape == (SMALL.patches, read.config.text_config.hidden_size)
+    assert seen[0].shape == (SMALL.patches, loaded.model.config.hidden_size)
 
 
 def test_rows_with_pictures_run_as_transformers_runs_them(

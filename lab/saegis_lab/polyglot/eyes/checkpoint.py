@@ -17,6 +17,7 @@ from transformers import (
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
@@ -48,7 +49,7 @@ def seeing_tokenizer(model: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of the language model in the folder `model`, with `IMAGE` behind its last token."""
     tokenizer = AutoTokenizer.from_pretrained(str(model))
     known = len(tokenizer)
-    tokenizer.add_special_tokens({"image_token": IMAGE})
+    tokenizer.add_special_tokens({"extra_special_tokens": [IMAGE]}, replace_extra_special_tokens=False)
     if tokenizer.convert_tokens_to_ids(IMAGE) != known:
         raise ValueError(f"{model}: its vocabulary has {IMAGE} already")
     tokenizer.chat_template = CHAT_TEMPLATE
@@ -56,7 +57,7 @@ def seeing_tokenizer(model: Path) -> PreTrainedTokenizerBase:
 
 
 def new_seeing(
-    language: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, shape: TowerShape, seed: int
+    language: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, shape: TowerShape, seed: int
 ) -> LlavaForConditionalGeneration:
     """A model that sees nothing yet: the language model's weights, and a projector by chance.
 
@@ -68,17 +69,17 @@ def new_seeing(
     config = LlavaConfig(
         vision_config=tower_config(shape).to_dict(),
         text_config=text,
-        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
+        image_token_index=cast(int, tokenizer.convert_tokens_to_ids(IMAGE)),
         image_seq_length=shape.patches,
         vision_feature_layer=-1,
         vision_feature_select_strategy="default",
         tie_word_embeddings=True,
-        bos_token_id=language.config.bos_token_id,
-        eos_token_id=language.config.eos_token_id,
-        pad_token_id=language.config.pad_token_id,
     )
     model = LlavaForConditionalGeneration(config)
-    weights = {name.removeprefix("model."): row for name, row in language.model.state_dict().items()}
+    weights = {
+        name.removeprefix("model."): row
+        for name, row in cast(LlamaForCausalLM, language).model.state_dict().items()
+    }
     table = weights["embed_tokens.weight"]
     pad = table[tokenizer.convert_tokens_to_ids(PAD)]
     weights["embed_tokens.weight"] = torch.cat([table, pad[None]])
@@ -87,7 +88,7 @@ def new_seeing(
     for part in (model.model.language_model, model.lm_head):
         for parameter in part.parameters():
             parameter.requires_grad_(False)
-    return cast(LlavaForConditionalGeneration, model)
+    return model
 
 
 def put_tower(model: LlavaForConditionalGeneration, tower: CLIPVisionModel) -> None:
@@ -105,7 +106,7 @@ def seeing_processor(tokenizer: PreTrainedTokenizerBase, shape: TowerShape) -> L
         image_std=[DEVIATION] * 3,
         do_convert_rgb=True,
     )
-    return LlavaProcessor(
+    return LlavaProcessor(  # type: ignore[no-untyped-call]
         image_processor=pictures,
         tokenizer=tokenizer,
         patch_size=shape.patch,

@@ -91,7 +91,7 @@ class Reader:
     ) -> None:
         self._model, self._tokenizer, self._sae = model, tokenizer, sae
         self._layer = site.layer
-        self._patches = cast(int, model.config.image_seq_length)
+        self._patches = model.config.image_seq_length
 
     @torch.no_grad()
     def features(self, pictures: Tensor, text: str) -> tuple[Tensor, Tensor]:
@@ -107,7 +107,7 @@ class Reader:
         )
         stream = told.hidden_states[self._layer + 1]
         seen = stream[:, ids == self._model.config.image_token_id]
-        features = self._sae.encode(seen.flatten(0, 1)).unflatten(0, seen.shape[:2])
+        features = self._sae.encode(seen.flatten(0, 1)).view(*seen.shape[:2], -1)
         return features, self._sae.encode(stream[:, -1])
 
 

@@ -185,7 +185,7 @@ def teach_through(
             rows = Rows.of(tokenizer, asked, cover.shape[1], words=False)
             parts = losses(model, rows, pictures, teacher, wanted, training.layer)
             optimizer.zero_grad(set_to_none=True)
-            torch.stack([weights[name] * part for name, part in parts.items()]).sum().backward()
+            torch.stack([weights[name] * part for name, part in parts.items()]).sum().backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(taught.parameters(), 1.0)
             for group in optimizer.param_groups:
                 group["lr"] = training.rate * share(step, training.steps, training.warmup)

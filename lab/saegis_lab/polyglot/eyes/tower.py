@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ from saegis_lab.polyglot.eyes.subjects import DRAWN, ICONS
 OTHER = -100
 #: How often a drawing is as it is, outlined, and outlined in pale colours.
 _LOOKS = (0.6, 0.25, 0.15)
+#: On how many scenes a tower is settled.
+_SETTLED = 512
 #: What pictures are centred and scaled by, in each colour, as the processor does.
 MEAN, DEVIATION = 0.5, 0.5
 
@@ -47,7 +50,7 @@ class TowerTraining:
     """How the tower is taught. rate: of Muon, for the blocks' matrices; slow_rate: of AdamW, for the rest.
     subjects: the share of a batch that is drawn from the subjects' emoji, the rest from all others."""
 
-    steps: int = 1200
+    steps: int = 800
     batch: int = 48
     rate: float = 0.02
     slow_rate: float = 3e-3
@@ -86,6 +89,35 @@ def new_tower(shape: TowerShape, seed: int) -> CLIPVisionModel:
         elif isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight, std=0.02)
     return tower
+
+
+@torch.no_grad()
+def settle(tower: CLIPVisionModel, pictures: Tensor) -> None:
+    """Start a tower from what pictures [b, 3, side, side] are made of: their patches' strongest directions,
+    each as strong as the others, and places as waves along both sides."""
+    embeddings = cast(Any, tower).embeddings
+    weight = embeddings.patch_embedding.weight
+    width, patch = weight.shape[0], weight.shape[-1]
+    patches = functional.unfold((pictures - MEAN) / DEVIATION, patch, stride=patch).transpose(1, 2)
+    flat = patches.flatten(0, 1).double()
+    strengths, directions = torch.linalg.eigh(torch.cov(flat.T))
+    kept = min(width, len(strengths))
+    # What hardly occurs is noise: it is not made as strong as the rest.
+    scales = (strengths[-kept:] + 0.01 * strengths[-1]).rsqrt()
+    weight.zero_()
+    weight[:kept] = (directions[:, -kept:] * scales).T.to(weight.dtype).view(kept, *weight.shape[1:])
+    places = embeddings.position_embedding.weight
+    places[1:] = 0.5 * waves(round((len(places) - 1) ** 0.5), width)
+
+
+def waves(side: int, width: int) -> Tensor:
+    """Places in a square of side × side as sines and cosines of their row and column, [side², width]."""
+    frequencies = torch.linspace(math.pi / side, math.pi / 2.0, width // 4)
+    along = torch.arange(side)[:, None] * frequencies
+    one = torch.cat([along.sin(), along.cos()], -1)
+    rows, columns = one[:, None].expand(-1, side, -1), one[None].expand(side, -1, -1)
+    told = torch.cat([rows, columns], -1).flatten(0, 1)
+    return functional.pad(told, (0, width - told.shape[1]))
 
 
 def patches_of(tower: nn.Module, pictures: Tensor) -> Tensor:
@@ -163,7 +195,7 @@ class Shelf:
     def rows_of(self, subjects: Tensor, chance: torch.Generator) -> Tensor:
         """A drawing of each of `subjects`, int64 [b], by chance."""
         shares = torch.rand(len(subjects), generator=chance)
-        places = {int(number): (self.subjects == number).nonzero()[:, 0] for number in subjects.unique()}
+        places = {int(number): (self.subjects == number).nonzero()[:, 0] for number in torch.unique(subjects)}
         picked = [places[int(number)] for number in subjects]
         return torch.stack([rows[int(share * len(rows))] for rows, share in zip(picked, shares, strict=True)])
 
@@ -215,6 +247,8 @@ def teach_tower(
     with other settings.
     """
     tower, heads = new_tower(shape, seed), Heads(shape.width, int(shelf.names.max()) + 1)
+    settled = torch.Generator().manual_seed(seed)
+    settle(tower, shelf.scenes(shelf.drawn(_SETTLED, settled)[0], scenery, settled).pictures)
     optimizer = Optimizers(tower, heads, training)
     settings = {
         **asdict(shape),

@@ -55,6 +55,11 @@ def reference(sees: bool = False) -> tuple[str, dict[str, Any]]:
     from saegis_server.reference import EYES, MANIFEST, MODEL, SAE
 
     model = EYES if sees else MODEL
+    if sees and not EYES.exists():
+        raise fail(
+            f"{EYES_NAME} does not ship with this version: there is nothing at {EYES}",
+            "python -m saegis_lab.polyglot.eyes makes it; serve its folder with --model and --sae",
+        )
     for path in (model, SAE, MANIFEST):
         if not path.exists():
             raise fail(
