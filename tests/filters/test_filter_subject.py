@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from saegis_lab.filters import subject as subject_module
 from saegis_lab.filters.subject import PLAIN
 from saegis_server.engine.api import FirstToken
 from saegis_server.steering.program import SiteProgram, SteeringProgram
@@ -65,6 +66,25 @@ def test_log_probabilities_are_those_of_each_text_alone() -> None:
             if program is PLAIN:
                 logits = subject.loaded.model(input_ids=torch.tensor([row])).logits[0, :-1]
                 assert torch.allclose(alone, logits.log_softmax(-1), atol=1e-5)
+
+
+def test_of_a_large_vocabulary_fewer_tokens_are_read_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    subject = world.subject()
+    rows = [subject.asked(prompt) for prompt in PROMPTS]
+    at_once = dict(subject.log_probabilities(rows))
+    longest = max(map(len, rows))
+    monkeypatch.setattr(subject_module, "_MOST_LOGITS", longest * subject.vocabulary)
+    assert subject.fitting(8192) == longest
+    read: list[int] = []
+    handle = subject.loaded.model.register_forward_pre_hook(
+        lambda _, __, given: read.append(given["input_ids"].numel()), with_kwargs=True
+    )
+    apart = dict(subject.log_probabilities(rows))
+    handle.remove()
+    assert max(read) <= longest
+    assert len(read) > 1
+    for number, values in at_once.items():
+        torch.testing.assert_close(apart[number], values, atol=1e-4, rtol=0)
 
 
 def test_the_first_token_is_moved_only_where_it_is_not_the_models_own() -> None:

@@ -51,7 +51,7 @@ def attributions(subject: FilterSubject, samples: Sequence[Sample], batch_tokens
     totals = torch.zeros(subject.sae.features, dtype=torch.float64)
     order = sorted(samples, key=lambda sample: -len(sample.tokens))
     while order:
-        count = max(1, batch_tokens // len(order[0].tokens))
+        count = max(1, subject.fitting(batch_tokens) // len(order[0].tokens))
         group, order = order[:count], order[count:]
         totals += _batch_attributions(subject, group)
     return totals

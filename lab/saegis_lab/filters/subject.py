@@ -31,6 +31,8 @@ PLAIN = SiteProgram()
 #: Messages that end in different ways.
 _MESSAGES = ("a", "Why?", "0")
 _FEWEST = 2
+#: The most logits that a batch of texts is given.
+_MOST_LOGITS = 1 << 27
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,11 @@ class SiteSubject:
     def vocabulary(self) -> int:
         """How many tokens the model predicts among."""
         return int(self.loaded.model.config.get_text_config().vocab_size)
+
+    def fitting(self, tokens: int) -> int:
+        """How many tokens a batch may have whose logits are all held: `tokens`, or fewer of a large
+        vocabulary."""
+        return max(1, min(tokens, _MOST_LOGITS // self.vocabulary))
 
     @cached_property
     def _reader(self) -> PromptReader:
@@ -151,7 +158,7 @@ class SiteSubject:
         steering = self.steering(program)
         order = sorted(range(len(rows)), key=lambda number: -len(rows[number]))
         while order:
-            count = max(1, batch_tokens // len(rows[order[0]]))
+            count = max(1, self.fitting(batch_tokens) // len(rows[order[0]]))
             group, order = order[:count], order[count:]
             texts = self.padded([rows[number] for number in group])
             with self._steered(steering, texts.moves, True):

@@ -47,7 +47,9 @@ class Recipe:
     chosen_from: tuple[str, ...] = ("en", "ru")
     choosing: int = 20
     making: FilterRecipe = field(
-        default_factory=lambda: FilterRecipe(factors=(1.0, 2.0, 4.0, 8.0), answer_shares=(0.0, 1.0))
+        default_factory=lambda: FilterRecipe(
+            factors=(1.0, 2.0, 4.0, 8.0), answer_shares=(0.0, 1.0), choose_by="precision"
+        )
     )
     prompts: int = 18
     max_tokens: int = 48
