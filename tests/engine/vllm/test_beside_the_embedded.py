@@ -31,6 +31,7 @@ from tests.engine.on_plain_core import on_plain_core
 from tests.engine.serving import Answer, Asked
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True)
+TOLD = SamplingParams(seed=1, max_tokens=10, ignore_eos=True, logprobs=3)
 PROMPT = tiny.prompt_of(4, 21)
 REFUSING = Guard((always("p/no", Reaction.REFUSE, message="not here"),))
 make = in_vllm if HAS_VLLM else on_plain_core
@@ -110,6 +111,19 @@ def test_conditions_stop_refuse_and_edit(both: tuple[Asked, Asked]) -> None:
         assert isinstance(
             each.ask(PROMPT, GREEDY, READ_ONLY, guard=REFUSING).wait().failed.error, RefusedByPolicyError
         )
+
+
+def test_neighbours_of_a_prompt_that_is_read_again_keep_their_tokens(both: tuple[Asked, Asked]) -> None:
+    found = []
+    for guarding in (False, True):
+        program, guard = flickering() if guarding else (SteeringProgram(), Guard())
+        plain = [both[0].ask(tiny.prompt_of(seed, 10 + seed), TOLD) for seed in range(3)]
+        edited = [both[0].ask(tiny.prompt_of(seed, 10 + seed), TOLD, program, guard=guard) for seed in (7, 8)]
+        found.append([answer.wait().outputs() for answer in plain])
+        assert all(answer.wait().finished for answer in edited)
+    for one, other in zip(*found, strict=True):
+        assert [each.token_id for each in one] == [each.token_id for each in other]
+        assert [each.logprob for each in one] == pytest.approx([each.logprob for each in other], abs=1e-4)
 
 
 def test_what_is_observed(both: tuple[Asked, Asked]) -> None:
