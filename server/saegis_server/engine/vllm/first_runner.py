@@ -40,6 +40,14 @@ class SteeredRunner(CPUModelRunner):  # type: ignore[misc]
         super().load_model(load_dummy_weights)
         steer_model(self.model, self.layers, self.steered)
 
+    def _zero_block_ids(self, block_ids: list[int]) -> None:
+        """Of every layer, whatever it sees of a text; vLLM's own leaves out those with a window."""
+        layers = self.compilation_config.static_forward_context.values()
+        caches = [getattr(layer, "kv_cache", None) for layer in layers]
+        seen = {cache.data_ptr(): cache for cache in caches if isinstance(cache, Tensor)}
+        for cache in seen.values():
+            cache[block_ids] = 0
+
     def _prepare_inputs(self, scheduler_output: Any, num_scheduled_tokens: NDArray[np.int32]) -> Any:
         prepared = super()._prepare_inputs(scheduler_output, num_scheduled_tokens)
         starts = self.input_batch.num_computed_tokens_cpu[: self.input_batch.num_reqs]

@@ -246,7 +246,20 @@ def _started(plan: Plan, wishes: CoreWishes) -> Any:
         additional_config=plan.told(),
     )
     config = arguments.create_engine_config(usage_context=UsageContext.LLM_CLASS)
-    return EngineCore(config, Executor.get_class(config), log_stats=False)
+    core = EngineCore(config, Executor.get_class(config), log_stats=False)
+    _empty_new_blocks(core.scheduler)
+    return core
+
+
+def _empty_new_blocks(scheduler: Any) -> None:
+    """Let every block of keys and values be zero when a text gets it, as vLLM does for some models.
+
+    Its attention multiplies what a token does not see by 0, also behind a text's last token in its last
+    block, and 0 · NaN is NaN: a text that diverged would take its blocks' next owners with it.
+    """
+    scheduler.needs_kv_cache_zeroing = True
+    for manager in scheduler.kv_cache_manager.coordinator.single_type_managers:
+        manager._record_new_block_ids = True
 
 
 def _sampling(sampling: SamplingParams, room: int, reads_cache: bool) -> Any:
