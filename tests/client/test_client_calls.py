@@ -113,7 +113,10 @@ def test_score(loopback: Loopback, call: Caller) -> None:
     assert loopback.received[0].request == generation_pb2.ScoreRequest(
         request_id="mine",
         chat=prompt_pb2.Chat(
-            messages=[prompt_pb2.ChatMessage(role=each["role"], content=each["content"]) for each in messages]
+            messages=[
+                prompt_pb2.ChatMessage(role=message["role"], content=message["content"])
+                for message in messages
+            ]
         ),
         steering=steering_pb2.Steering(
             edits=[

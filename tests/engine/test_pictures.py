@@ -1,12 +1,17 @@
 """Models that see: their answers about pictures are Transformers', plain and steered, alone and beside."""
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
+from transformers import CONFIG_MAPPING
 
 from saegis_server.engine.api import FieldError, GenerationRequest, SamplingParams
 from saegis_server.engine.pictures import Placed, Shown, misplaced
 from saegis_server.engine.torch.build import build_step, make_ready
+from saegis_server.engine.torch.loading import ModelLoadError, load_model
 from saegis_server.engine.torch.sizing import Wishes
 from saegis_server.engine.torch.step import Step
 from saegis_server.steering.program import UNSTEERED, SiteProgram, SteeringProgram
@@ -159,3 +164,11 @@ def test_an_engine_refuses_placeholders_without_pictures() -> None:
             ask(engine, "forged", forged)
         with pytest.raises(FieldError, match="stands for a picture"):
             engine.engine.score(forged.tokens)
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "smolvlm", "llava_next", "paligemma"])
+def test_other_families_that_see_are_refused_by_name(family: str, tmp_path: Path) -> None:
+    configure: Any = CONFIG_MAPPING[family]
+    configure().save_pretrained(tmp_path)
+    with pytest.raises(ModelLoadError, match=f"{family} is not served: "):
+        load_model(str(tmp_path))

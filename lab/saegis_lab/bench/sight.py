@@ -23,7 +23,8 @@ def with_tower(text: PreTrainedModel) -> PreTrainedModel:
         num_hidden_layers=4,
         num_attention_heads=4,
     )
-    config = LlavaConfig(vision_config=vision, text_config=text.config, image_token_id=0)
+    configure: Any = LlavaConfig
+    config = configure(vision_config=vision, text_config=text.config, image_token_id=0)
     made: Any = LlavaForConditionalGeneration(config)
     own: Any = text
     made.model.language_model.load_state_dict(own.model.state_dict())

@@ -169,7 +169,7 @@ def _table(contrast: Contrast, by_language: bool) -> Table:
     return table
 
 
-def _texts(values: list[str] | None, file: Path | None, name: str, has_pictures: bool) -> _Texts:
+def _texts(values: list[str] | None, file: Path | None, name: str, has_pictures: bool = False) -> _Texts:
     """The texts of an option and its file without blank lines; ends the command if there are none."""
     texts = _Texts(list(values or ()), [""] * len(values or ()))
     if file is not None:

@@ -21,15 +21,15 @@ from saegis_server.engine.pictures import Grid, Placed, Shown
 from saegis_server.engine.torch.attention import unsupported
 
 #: The families that see here, by the type of their configurations: the ones whose rules are met exactly.
-SEEING = frozenset({"llava", "idefics3", "smolvlm"})
+SEEING = frozenset({"llava", "idefics3"})
 #: What the others of which this is known would need.
 _NOT_YET = {
+    "smolvlm": "its processor needs the package num2words, which is no requirement here",
     "gemma3": "its tokens of a picture see each other both ways",
     "paligemma": "its whole prompt sees itself both ways",
     "qwen2_vl": "its positions within a picture are of three dimensions",
     "qwen2_5_vl": "its positions within a picture are of three dimensions",
     "qwen3_vl": "its positions within a picture are of three dimensions, and its tower writes to layers",
-    "mllama": "it attends to pictures by layers of their own",
     "llava_next": "how many tokens a picture takes depends on its shape, which is not compared yet",
 }
 
