@@ -114,7 +114,10 @@ def test_a_replica_that_is_killed_takes_no_call_rule_or_record_with_it(
 ) -> None:
     first, second = bundle(tmp_path / "r1", 1), bundle(tmp_path / "r2", 2)
     with ExitStack() as opened:
-        one, other = (opened.enter_context(replica(tmp_path / name, tiny_files)) for name in ("one", "other"))
+        with ThreadPoolExecutor(2) as starting:  # both at once, since that takes a while
+            one, other = starting.map(
+                lambda name: opened.enter_context(replica(tmp_path / name, tiny_files)), ("one", "other")
+            )
         digest = one.put(first)
         assert other.put(first) == digest
         hosts = ",".join(each.address for each in (one, other))

@@ -18,7 +18,7 @@ from saegis_server.cli.options import Device
 EPILOG = """
 [bold]Examples[/bold]
 
-saegis bench                            both models, about ten minutes on two cores
+saegis bench                            both models, about twenty minutes on two cores
 
 saegis bench --only reference --rounds 3
 
