@@ -17,6 +17,7 @@
 `saegis.errors`.
 """
 
+from saegis.audit import AuditPage
 from saegis.channel import TLS
 from saegis.client import AsyncClient, Client
 from saegis.errors import (
@@ -44,6 +45,7 @@ from saegis.features import (
     FeatureContrast,
     FeatureDetails,
     FeatureExample,
+    FeatureNeighbour,
     FeaturePage,
     FeatureValues,
     Inspection,
@@ -126,6 +128,7 @@ __all__ = [
     "AppliedRule",
     "AsyncClient",
     "AsyncStream",
+    "AuditPage",
     "Cancelled",
     "CaseOutcome",
     "ChangeKind",
@@ -146,6 +149,7 @@ __all__ = [
     "FeatureDetails",
     "FeatureExample",
     "FeatureInfo",
+    "FeatureNeighbour",
     "FeaturePage",
     "FeatureRef",
     "FeatureUsage",
