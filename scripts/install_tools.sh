@@ -24,7 +24,7 @@ want openssl openssl
 want systemd systemd-analyze
 if [ ${#packages[@]} -gt 0 ] && has apt-get; then
     update
-    DEBIAN_FRONTEND=noninteractive "${as_root[@]}" apt-get install -qq -y --no-install-recommends "${packages[@]}" >/dev/null
+    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "${packages[@]}" >/dev/null
 fi
 
 [ -x $tools/bin/python ] || .venv/bin/python -m venv $tools

@@ -96,6 +96,7 @@ def theirs(kind: type[Message], value: dict[str, Any]) -> Message | None:
 
 def test_every_kind_of_field_takes_what_protobuf_takes_and_tells_no_python() -> None:
     for field in FIELDS:
+        assert field.containing_type is not None
         made = GetMessageClass(field.containing_type)
         for plain, value in ((each, form) for each in VALUES for form in (each, [each], {"x": each})):
             wanted, found = theirs(made, {field.name: value}), read(made, {field.name: value})

@@ -1,8 +1,9 @@
 """Bodies: reads JSON that a client wrote, strictly and with bounds, and the contract's messages from it."""
 
 import re
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
+from google.protobuf.descriptor import Descriptor
 from google.protobuf.json_format import ParseDict, ParseError
 from google.protobuf.message import Message
 
@@ -47,9 +48,11 @@ def _values(data: bytes) -> int:
 
 def message_of(kind: type[Made], value: object, path: str) -> Made:
     """The message of a JSON value at `path`, in protobuf's own JSON. Raises FieldError."""
+    if not isinstance(value, dict):
+        raise FieldError(path, f"must be an object, not {told(value)}")
     message = kind()
     try:
-        check_message(value, kind.DESCRIPTOR, path)
+        check_message(value, cast(Descriptor, kind.DESCRIPTOR), path)
         ParseDict(value, message)
     except FieldError:
         raise
