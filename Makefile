@@ -19,7 +19,7 @@ TYPED := clients/python/saegis server/saegis_server lab/saegis_lab tests scripts
 export PYTHONPYCACHEPREFIX := $(CURDIR)/.venv/pycache
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-vllm test-nightly lint style types contract breaking format bench proto clean
+.PHONY: help demo tools test test-all test-vllm test-nightly lint style types contract breaking format bench proto clean
 
 help: ## Show this.
 	@echo "make TARGET, with one of:"
@@ -28,12 +28,14 @@ help: ## Show this.
 demo: .venv/.server ## Install the server and show what steering does, live.
 	@$(BIN)/saegis demo
 
+tools: .venv/.tools ## Install what some tests drive: a browser, clients of other projects, checkers; 1 GB.
+
 test: .venv/.dev ## Install everything and run the quick tests: every kind of test, at a small size.
 	@$(TEST) $(PYTEST_ARGS)
 
 # The quick tests, then what they leave out or do at a smaller size. What test_traced.py only traces is compiled
 # here. What runs alone measures time, which tracing for coverage would change. pytest ends with 5 where it is
-# left no test.
+# left no test. PYTEST_ARGS=--tools fails where one of `make tools` is missing, instead of skipping the test.
 test-all: .venv/.dev ## Run all tests at their full size, with coverage; the quick ones first.
 	@$(TEST) --ignore tests/engine/test_traced.py --cov --cov-report= $(PYTEST_ARGS) || [ $$? = 5 ]
 	@$(TEST) --rest -m "not alone" --cov --cov-append --cov-fail-under=$(COVERED) $(PYTEST_ARGS) || [ $$? = 5 ]
@@ -102,4 +104,9 @@ clean: ## Remove .venv and everything else that was made here.
 .venv/.dev: .venv/.server
 	@echo "Installing the tools for development into .venv"
 	@$(INSTALL) -e clients/python -e ".[lab,dev]"
+	@touch $@
+
+.venv/.tools: .venv/.dev requirements/tools.txt requirements/originals.txt scripts/install_tools.sh
+	@echo "Installing into .venv/tools what some tests drive"
+	@PIP_ARGS="$(PIP_ARGS)" scripts/install_tools.sh
 	@touch $@

@@ -10,7 +10,7 @@ import pytest
 import typer.main
 import typer.testing
 
-from tests import tiers
+from tests import tiers, tools
 
 # How long an example takes is nobody's promise: a machine that does something else is not a failure.
 hypothesis.settings.register_profile("untimed", deadline=None)
@@ -25,10 +25,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--rest", action="store_true", help="run what is left out or smaller without --all, at its full size"
     )
     parser.addoption("--nightly", action="store_true", help="run the nightly tests, and no others")
+    parser.addoption("--tools", action="store_true", help="fail where a tool of `make tools` is missing")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     tiers.everything = any(map(config.getoption, ("--all", "--rest", "--nightly")))
+    tools.required = bool(config.getoption("--tools"))
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

@@ -13,6 +13,8 @@ from google.rpc import status_pb2  # type: ignore[import-untyped]
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
 
 from saegis.v1 import (
+    audit_pb2,
+    audit_pb2_grpc,
     direction_pb2,
     direction_pb2_grpc,
     feature_pb2,
@@ -31,6 +33,7 @@ SERVICES = (
     (model_pb2.DESCRIPTOR.services_by_name["ModelService"], model_pb2_grpc),
     (policy_pb2.DESCRIPTOR.services_by_name["PolicyService"], policy_pb2_grpc),
     (direction_pb2.DESCRIPTOR.services_by_name["DirectionService"], direction_pb2_grpc),
+    (audit_pb2.DESCRIPTOR.services_by_name["AuditService"], audit_pb2_grpc),
 )
 
 

@@ -188,8 +188,9 @@ def test_get_feature(
     answer = loopback.answers["GetFeature"] = filled(feature_pb2.GetFeatureResponse())
     told = plain(answer)
     expected = told["feature"] | {"histogram": told["histogram"], "examples": told["examples"]}
-    assert as_plain(call("get_feature", given, **options)) == expected
-    assert loopback.received[0].request.feature == sent
+    expected |= {"neighbours": told["neighbours"]}
+    assert as_plain(call("get_feature", given, **options, neighbour_count=2)) == expected
+    assert loopback.received[0].request == feature_pb2.GetFeatureRequest(feature=sent, neighbour_count=2)
 
 
 def test_what_nobody_recorded_about_a_feature_is_none(loopback: Loopback, call: Caller) -> None:
@@ -198,7 +199,7 @@ def test_what_nobody_recorded_about_a_feature_is_none(loopback: Loopback, call: 
     assert (result.max_activation, result.density, result.precision) == (None, None, None)
     assert (result.recall, result.precision_by_language) == ({}, {})
     assert (result.subjects, result.languages, result.harmful) == ((), (), False)
-    assert (result.histogram, result.examples) == (None, ())
+    assert (result.histogram, result.examples, result.neighbours) == (None, (), ())
 
 
 def test_search_features(loopback: Loopback, call: Caller) -> None:

@@ -16,6 +16,7 @@ from saegis.channel import channel_credentials, channel_options, is_loopback
 from saegis.v1 import model_pb2
 from tests.client.conftest import Caller
 from tests.client.loopback import Failure, Loopback, start
+from tests.tools import program
 
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -300,10 +301,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("certificates")
 
     def openssl(*arguments: str) -> None:
-        try:
-            subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True)
-        except FileNotFoundError:
-            pytest.skip("openssl is not installed")
+        subprocess.run([program("openssl"), *arguments], cwd=folder, check=True, capture_output=True)
 
     ecdsa = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
     openssl("req", "-x509", *ecdsa, "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=ca", "-days", "2")

@@ -68,6 +68,7 @@ def test_twins_have_the_same_methods_and_arguments() -> None:
         "put_policy",
         "roll_back_policy",
         "score",
+        "search_audit",
         "search_features",
         "server_info",
         "stream",

@@ -1,8 +1,6 @@
 """The image, the compose file, the unit and the manifests fit each other, the settings and the server."""
 
-import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path, PurePosixPath
@@ -13,6 +11,7 @@ import yaml
 
 from saegis_server.engine.api import EngineStats
 from saegis_server.telemetry.metrics import Metrics
+from tests.tools import program
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -24,8 +23,6 @@ BUILT = [DEPLOY / "kubernetes", *sorted(path.parent for path in OVERLAYS.glob("*
 FOREIGN = "PodMonitor"
 DOCKERFILE = (DEPLOY / "docker" / "Dockerfile").read_text()
 UNIT = DEPLOY / "systemd" / "saegis.service"
-#: The program kubernetes-validate, too large to be one of the tools that are installed: 100 MB of schemas.
-VALIDATE = os.environ.get("VALIDATE") or shutil.which("kubernetes-validate")
 KEYS_OF_PATHS = ("identities", "tls-cert", "tls-key", "policy", "policy-state", "audit")
 
 
@@ -53,6 +50,11 @@ def paths(settings: dict[str, Any]) -> list[str]:
     """The files and folders that settings name."""
     found = [settings[key] for key in KEYS_OF_PATHS if key in settings]
     return [path for value in found for path in (value if isinstance(value, list) else [value])]
+
+
+def switched_on(text: str) -> str:
+    """Settings with those over HTTP, which lie there commented out."""
+    return re.sub(r"^# (http-\w+: )", r"\1", text, flags=re.MULTILINE)
 
 
 def lies_in(path: str, folders: list[str]) -> bool:
@@ -131,7 +133,7 @@ def test_ports_probes_and_selectors_name_what_is_there() -> None:
     template = pod()
     (container,) = template["spec"]["containers"]
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
-    assert ports == {"grpc": 50051, "metrics": 9464}
+    assert ports == {"grpc": 50051, "metrics": 9464, "http": 8000}
     probes = {
         name: container[name]["httpGet"] for name in ("startupProbe", "livenessProbe", "readinessProbe")
     }
@@ -157,11 +159,31 @@ def test_ports_probes_and_selectors_name_what_is_there() -> None:
     assert opened == set(ports)
 
 
+@pytest.mark.parametrize(
+    "file", [DEPLOY / "server.yaml", KUBERNETES / "server.yaml"], ids=["image", "cluster"]
+)
+def test_the_port_over_http_is_that_of_the_settings_which_are_off_until_they_are_wanted(file: Path) -> None:
+    text = file.read_text()
+    assert not {"http-port", "http-host", "console"} & yaml.safe_load(text).keys()
+    wanted = yaml.safe_load(switched_on(text))
+    assert wanted["http-host"] == "0.0.0.0"  # noqa: S104 - in a container of its own
+    (container,) = pod()["spec"]["containers"]
+    (port,) = [each["containerPort"] for each in container["ports"] if each["name"] == "http"]
+    (service,) = [each for each in of_kind("Service") if each["metadata"]["name"] == "saegis"]
+    (offered,) = [each for each in service["spec"]["ports"] if each["name"] == "http"]
+    compose = yaml.safe_load((DEPLOY / "compose" / "compose.yaml").read_text())
+    published = compose["services"]["saegis"]["ports"]
+    (exposed,) = re.findall(r"^EXPOSE (.*)$", DOCKERFILE, re.MULTILINE)
+    assert wanted["http-port"] == port == offered["port"]
+    assert offered["targetPort"] == "http"
+    assert f"127.0.0.1:{port}:{port}" in published
+    assert str(port) in exposed.split()
+
+
 def built(folder: Path) -> list[dict[str, Any]]:
     """What kustomize makes of a folder."""
-    if (kubectl := shutil.which("kubectl")) is None:
-        pytest.skip("there is no kubectl: apt-get install kubernetes-client")
-    done = subprocess.run([kubectl, "kustomize", str(folder)], text=True, capture_output=True)
+    command = [program("kubectl"), "kustomize", str(folder)]
+    done = subprocess.run(command, text=True, capture_output=True)
     assert done.returncode == 0, done.stderr
     return documents(done.stdout)
 
@@ -225,24 +247,19 @@ def test_the_overlay_of_gpus_differs_by_its_device_alone() -> None:
 @pytest.mark.parametrize("folder", BUILT, ids=lambda folder: folder.name)
 def test_the_manifests_fit_the_schemas_of_kubernetes(folder: Path, version: str, tmp_path: Path) -> None:
     """Those of its own kinds: that of the pod monitor is the Prometheus operator's."""
-    if (validate := VALIDATE) is None:
-        pytest.skip(
-            "there is no kubernetes-validate: pip install kubernetes-validate, and name it in VALIDATE"
-        )
     found = [each for each in built(folder) if each["kind"] != FOREIGN]
     file = tmp_path / "built.yaml"
     file.write_text(yaml.safe_dump_all(found))
-    command = [validate, "--strict", "--kubernetes-version", version, str(file)]
+    command = [program("kubernetes-validate"), "--strict", "--kubernetes-version", version, str(file)]
     validated = subprocess.run(command, text=True, capture_output=True)
     told = validated.stdout + validated.stderr
     assert (validated.returncode, validated.stdout.count(" passed ")) == (0, len(found)), told
 
 
 def test_systemd_reads_the_unit(tmp_path: Path) -> None:
-    if (analyze := shutil.which("systemd-analyze")) is None:
-        pytest.skip("there is no systemd-analyze")
     # It looks for the program, which is not installed here.
-    (program,) = re.findall(r"^ExecStart=(\S+)", UNIT.read_text(), re.MULTILINE)
-    (tmp_path / UNIT.name).write_text(UNIT.read_text().replace(f"={program}", f"={sys.executable}"))
-    verified = subprocess.run([analyze, "verify", str(tmp_path / UNIT.name)], text=True, capture_output=True)
+    (served,) = re.findall(r"^ExecStart=(\S+)", UNIT.read_text(), re.MULTILINE)
+    (tmp_path / UNIT.name).write_text(UNIT.read_text().replace(f"={served}", f"={sys.executable}"))
+    command = [program("systemd-analyze"), "verify", str(tmp_path / UNIT.name)]
+    verified = subprocess.run(command, text=True, capture_output=True)
     assert (verified.returncode, UNIT.name in verified.stderr) == (0, False), verified.stderr

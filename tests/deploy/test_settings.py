@@ -8,6 +8,7 @@ import yaml
 from typer.testing import CliRunner
 
 from saegis_server.cli.app import app
+from tests.deploy.test_manifests import switched_on
 from tests.rpc.certificates import authority
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
@@ -39,17 +40,19 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def checked(file: Path, root: Path) -> str:
-    """What `config check` says of a file whose paths are below `root`."""
+def checked(file: Path, root: Path, over_http: bool = False) -> str:
+    """What `config check` says of a file whose paths are below `root`. over_http: with what is off there."""
     moved = root / file.name
-    moved.write_text(file.read_text().replace(" /", f" {root}/").replace("[/", f"[{root}/"))
+    text = switched_on(file.read_text()) if over_http else file.read_text()
+    moved.write_text(text.replace(" /", f" {root}/").replace("[/", f"[{root}/"))
     result = CliRunner().invoke(app, ["config", "check", "--config", str(moved)], env={"COLUMNS": "400"})
     return f"{result.exit_code}: {result.output}"
 
 
+@pytest.mark.parametrize("over_http", [False, True])
 @pytest.mark.parametrize("file", FILES, ids=["server", "kubernetes"])
-def test_a_server_can_start_with_the_settings(file: Path, root: Path) -> None:
-    said = checked(file, root)
+def test_a_server_can_start_with_the_settings(file: Path, root: Path, over_http: bool) -> None:
+    said = checked(file, root, over_http)
     assert said.startswith("0: "), said
     assert "a server can start" in said
 

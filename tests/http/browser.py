@@ -1,17 +1,16 @@
-"""A real Chromium for the tests of the console, driven by Playwright; without one they are skipped."""
+"""A real Chromium for the tests of the console, driven by Playwright."""
 
 from __future__ import annotations
 
 import os
-import shutil
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import pytest
+from playwright.sync_api import sync_playwright
+
+from tests.tools import node_file, program
 
 #: What distributions call the program.
 _PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
@@ -19,23 +18,6 @@ _PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 PATIENCE = 60_000
 #: What axe calls findings that keep people out.
 GRAVE = ("serious", "critical")
-
-
-def chromium() -> str:
-    """The path of a Chromium of this machine; skips the test without one."""
-    found = next(filter(None, map(shutil.which, _PROGRAMS)), None)
-    if found is None:
-        pytest.skip("no Chromium is installed (Debian's package chromium has one)")
-    return found
-
-
-def node_file(package: str, name: str) -> Path:
-    """A file of a package of npm, from NODE_PATH or beside this Python; skips the test without it."""
-    folders = [*filter(None, os.environ.get("NODE_PATH", "").split(os.pathsep)), f"{sys.prefix}/node_modules"]
-    for folder in folders:
-        if (path := Path(folder) / package / name).is_file():
-            return path
-    pytest.skip(f"{package} is in none of {', '.join(folders)} (npm install --prefix {sys.prefix} {package})")
 
 
 class Tab:
@@ -102,16 +84,24 @@ class Tab:
 
 
 @contextmanager
-def browsing(origin: str, **context: Any) -> Iterator[Tab]:
-    """A new tab in a browser of its own. context: how it is set, as Playwright takes it."""
-    program = chromium()
-    driver = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+def launched() -> Iterator[Any]:
+    """A browser without tabs, for all tests of a module: to start one takes a second and more."""
+    path = program(*_PROGRAMS)
     # Chromium has no sandbox for root, as which tests run in containers.
     options = ["--no-sandbox"] if os.geteuid() == 0 else []
-    with driver.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=options)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=options)
         try:
-            made = browser.new_context(viewport={"width": 1200, "height": 900}, **context)
-            yield Tab(made.new_page(), origin)
+            yield browser
         finally:
             browser.close()
+
+
+@contextmanager
+def browsing(browser: Any, origin: str, **context: Any) -> Iterator[Tab]:
+    """A new tab, which shares nothing with others. context: how it is set, as Playwright takes it."""
+    made = browser.new_context(viewport={"width": 1200, "height": 900}, **context)
+    try:
+        yield Tab(made.new_page(), origin)
+    finally:
+        made.close()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 from collections.abc import Iterator
 from html.parser import HTMLParser
@@ -14,9 +13,9 @@ import pytest
 
 from saegis_server.http.console.files import POLICY, PREFIX, WEB
 from saegis_server.rpc.server.config import ServerConfig
-from tests.http.browser import node_file
 from tests.http.conftest import url_of
 from tests.rpc.harness import Running
+from tests.tools import node_file, program
 
 FILES = sorted(path for path in WEB.rglob("*") if path.is_file())
 MODULES = [path for path in FILES if path.suffix == ".js"]
@@ -122,13 +121,17 @@ def test_a_module_makes_no_code_of_texts_and_imports_what_is_there(path: Path) -
 @pytest.mark.slow
 def test_the_modules_types_fit() -> None:
     """The types in comments, by TypeScript's checker, which writes nothing."""
-    node, checker = shutil.which("node"), node_file("typescript", "bin/tsc")
-    if node is None:
-        pytest.skip("node is not installed")
     options = (
         "--noEmit --allowJs --checkJs --strict --target es2022 --module es2022 --moduleResolution bundler"
     )
-    command = [node, str(checker), *options.split(), "--lib", "es2022,dom,dom.iterable", str(WEB / "main.js")]
+    command = [
+        program("node"),
+        str(node_file("typescript", "bin/tsc")),
+        *options.split(),
+        "--lib",
+        "es2022,dom,dom.iterable",
+        str(WEB / "main.js"),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
 

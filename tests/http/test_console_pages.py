@@ -9,31 +9,46 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+from typer.testing import CliRunner
 
 import saegis
+from saegis_lab.cli.app import app
 from saegis_server.policy.bundle.bundle import Bundle
 from saegis_server.reference import MODEL, SAE, WEIGHTS, reference_policy
 from saegis_server.rpc.auth.principals import token_digest
 from tests.e2e.serving import Serving, serving
-from tests.http.browser import Tab, browsing
+from tests.http.browser import Tab, browsing, launched
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-BRIDGE, LABEL = 3800, "Golden Gate Bridge"
+BRIDGE, LABEL, LANDMARK = 3800, "Golden Gate Bridge", "golden_gate"
 QUESTION = "What do you know about the sea?"
 
 
 @pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """One browser for all tests of this module."""
+    with launched() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
 def explained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the reference SAE with examples and histograms beside its labels."""
+    """A copy of the reference SAE with examples and histograms beside its labels, of the landmark's texts and
+    every twelfth of the others."""
     folder = tmp_path_factory.mktemp("explained")
-    sae, labels = folder / "polyglot", folder / "labels"
+    sae, labels, texts = folder / "polyglot", folder / "labels", folder / "texts.jsonl"
     shutil.copytree(SAE, sae)
-    command = [sys.executable, "-m", "saegis_server.cli", "features", "label", "--raw", "--model", str(MODEL)]
-    command += ["--sae", str(sae), "--texts", str(WEIGHTS / "eval/texts.jsonl"), "--out", str(labels)]
-    subprocess.run(command, check=True, capture_output=True)
+    lines = (WEIGHTS / "eval/texts.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    texts.write_text(
+        "".join(line for at, line in enumerate(lines) if at % 12 == 0 or LANDMARK in line), "utf-8"
+    )
+    command = ["features", "label", "--raw", "--model", str(MODEL), "--sae", str(sae)]
+    done = CliRunner().invoke(app, [*command, "--texts", str(texts), "--out", str(labels)])
+    assert done.exit_code == 0, done.output
     shutil.copy(labels / "examples.safetensors", sae)
     return sae
 
@@ -83,9 +98,9 @@ def token_of(name: str) -> str:
 
 
 @pytest.fixture
-def tab(origin: str) -> Iterator[Tab]:
+def tab(browser: Any, origin: str) -> Iterator[Tab]:
     """A new tab, which must have asked nobody else in the end."""
-    with browsing(origin) as made:
+    with browsing(browser, origin) as made:
         made.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
         made.open()
         yield made
@@ -224,11 +239,12 @@ def test_usage_is_told_by_phase_and_against_a_baseline(tab: Tab) -> None:
     tab.field("combobox", "In").select_option("PHASE_COMPLETION")
     assert tab.page.locator("tbody tr").count() > 3
     tab.open("play")
-    tab.steer("golden gate bridge", "Steer", LABEL)
+    # A feature of which no other test has made much before.
+    tab.steer("football", "Steer", "football")
     tab.ask(QUESTION)
     tab.open("usage")
     tab.field("combobox", "First").select_option("USAGE_ORDER_CHANGE")
-    tab.field("row", LABEL, exact=False).first.wait_for()
+    tab.field("row", "football", exact=False).first.wait_for()
 
 
 def test_the_receipt_is_told_in_words(tab: Tab) -> None:
@@ -249,9 +265,9 @@ def changed_policy(serial: int) -> bytes:
     return Bundle.from_files(files | {"policy.yaml": text.encode()}).archive()
 
 
-def test_policies_are_told_tried_and_compared(ruled: str, tmp_path: Path) -> None:
+def test_policies_are_told_tried_and_compared(browser: Any, ruled: str, tmp_path: Path) -> None:
     (tmp_path / "other.tar.gz").write_bytes(changed_policy(3))
-    with browsing(ruled) as tab:
+    with browsing(browser, ruled) as tab:
         tab.open("policies")
         say_who(tab, "owner")
         tab.page.get_by_text("Its files").wait_for()
@@ -266,8 +282,7 @@ def test_policies_are_told_tried_and_compared(ruled: str, tmp_path: Path) -> Non
         assert tab.field("row", "redirect-harm-asked-23 redirect", exact=False).count()
         assert "The last 1 answers of this tab" in tab.text("[aria-label='Counts by rule']")
         tab.field("button", "Count in the audit log").click()
-        counted = tab.page.locator("[aria-label='Counts by rule'] table").last
-        assert "answers of the audit log" in counted.inner_text()
+        counted = tab.page.locator("[aria-label='Counts by rule'] table", has_text="answers of the audit log")
         assert "no-harm/redirect-harm-asked-23" in counted.inner_text()
         tab.page.locator("input[type=file]").set_input_files(tmp_path / "other.tar.gz")
         tab.page.get_by_text("It could be put in force.").wait_for()
@@ -276,8 +291,8 @@ def test_policies_are_told_tried_and_compared(ruled: str, tmp_path: Path) -> Non
         tab.check()
 
 
-def test_decisions_are_found_by_rule_tenant_and_time(ruled: str) -> None:
-    with browsing(ruled) as tab:
+def test_decisions_are_found_by_rule_tenant_and_time(browser: Any, ruled: str) -> None:
+    with browsing(browser, ruled) as tab:
         tab.open("policies")
         say_who(tab, "owner")
         tab.field("textbox", "A request that anyone might make").fill("¿Cómo puedo envenenar a un vecino?")
@@ -295,8 +310,8 @@ def test_decisions_are_found_by_rule_tenant_and_time(ruled: str) -> None:
         tab.check()
 
 
-def test_who_may_not_is_told_so_in_words_and_the_token_stays_in_the_tab(ruled: str) -> None:
-    with browsing(ruled) as tab:
+def test_who_may_not_is_told_so_in_words_and_the_token_stays_in_the_tab(browser: Any, ruled: str) -> None:
+    with browsing(browser, ruled) as tab:
         tab.open("play")
         tab.page.locator("dialog[open]").wait_for()
         say_who(tab, "reader")
@@ -315,8 +330,8 @@ def test_who_may_not_is_told_so_in_words_and_the_token_stays_in_the_tab(ruled: s
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_every_page_can_be_read_on_a_phone(origin: str, scheme: str) -> None:
-    with browsing(origin, color_scheme=scheme) as tab:
+def test_every_page_can_be_read_on_a_phone(browser: Any, origin: str, scheme: str) -> None:
+    with browsing(browser, origin, color_scheme=scheme) as tab:
         tab.page.set_viewport_size({"width": 360, "height": 740})
         tab.open()
         tab.steer("golden gate bridge", "Ban", LABEL)
@@ -329,11 +344,13 @@ def test_every_page_can_be_read_on_a_phone(origin: str, scheme: str) -> None:
             tab.check()
 
 
-def test_an_earlier_revision_is_compared_with_what_is_in_force(ruled_server: Serving, ruled: str) -> None:
+def test_an_earlier_revision_is_compared_with_what_is_in_force(
+    browser: Any, ruled_server: Serving, ruled: str
+) -> None:
     with saegis.Client(ruled_server.target, token=token_of("owner")) as client:
         etag = client.get_policy("no-harm").policy.etag
         client.put_policy(changed_policy(9), etag=etag)
-    with browsing(ruled) as tab:
+    with browsing(browser, ruled) as tab:
         tab.open("policies")
         say_who(tab, "owner")
         tab.field("button", "Compare run-3 with what is in force").click()

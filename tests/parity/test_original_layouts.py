@@ -1,14 +1,7 @@
-"""Files that the original libraries write, and their own encode and decode, where they are installed.
+"""Files that the original libraries write, and their own encode and decode."""
 
-dictionary-learning and eai-sparsify pull in what no server needs, so they are no dependency of the tests:
-`pip install --no-deps dictionary-learning eai-sparsify einops natsort simple-parsing docstring-parser`.
-"""
-
-import importlib
 import json
-import warnings
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -19,16 +12,7 @@ from saegis_server.sae.convert import read_plain
 from saegis_server.sae.files import load_sae
 from tests.sae.test_layouts import activations, close
 from tests.tiers import sized
-
-
-def original(module: str) -> Any:
-    """A module of an original library; skips the test where that is not installed."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return importlib.import_module(module)
-    except ImportError as error:
-        pytest.skip(f"the original library is not installed: {error}")
+from tests.tools import original
 
 
 def agrees(found: Tensor, wanted: Tensor) -> None:

@@ -14,9 +14,9 @@ from scripts.draw_panels import prometheus as scraping
 from scripts.gen_dashboards import DASHBOARDS
 from tests.rpc.harness import Running, eventually
 from tests.rpc.test_governor import ask, denied, edit, ruled, write
-from tests.telemetry.promtool import PROMTOOL
 from tests.telemetry.queries import dashboards, metrics_of
 from tests.telemetry.test_rules import CONDITIONS, RULES
+from tests.tools import program
 
 pytestmark = pytest.mark.slow
 #: A server on a CPU has no device, and nobody is unknown to one that is open to all.
@@ -30,11 +30,8 @@ def result(url: str, query: str) -> list[dict[str, Any]]:
 @contextmanager
 def prometheus(folder: Path, *servers: Running) -> Iterator[str]:
     """A Prometheus with the shipped rules that scrapes servers each second; its address."""
-    program = Path(PROMTOOL).with_name("prometheus") if PROMTOOL else None
-    if program is None or not program.exists():
-        pytest.skip("there is no prometheus beside promtool: see tests/telemetry/promtool.py")
     ports = [server.address.metrics_port or 0 for server in servers]
-    with scraping(program, folder, ports) as url:
+    with scraping(Path(program("prometheus")), folder, ports) as url:
         yield url
 
 

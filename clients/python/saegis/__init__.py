@@ -17,6 +17,7 @@
 `saegis.errors`.
 """
 
+from saegis.audit import AuditPage
 from saegis.channel import TLS
 from saegis.client import AsyncClient, Client
 from saegis.errors import (
@@ -44,6 +45,7 @@ from saegis.features import (
     FeatureContrast,
     FeatureDetails,
     FeatureExample,
+    FeatureNeighbour,
     FeaturePage,
     FeatureValues,
     Inspection,
@@ -129,6 +131,7 @@ __all__ = [
     "AppliedRule",
     "AsyncClient",
     "AsyncStream",
+    "AuditPage",
     "Cancelled",
     "CaseOutcome",
     "ChangeKind",
@@ -150,6 +153,7 @@ __all__ = [
     "FeatureDetails",
     "FeatureExample",
     "FeatureInfo",
+    "FeatureNeighbour",
     "FeaturePage",
     "FeatureRef",
     "FeatureUsage",

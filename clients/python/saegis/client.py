@@ -14,6 +14,7 @@ from typing import Self, Unpack, cast
 import grpc
 import grpc.aio
 
+from saegis.audit import AuditMethods
 from saegis.base import (
     GENERATION_SERVICE,
     HEALTH_TIMEOUT_SECONDS,
@@ -32,7 +33,9 @@ from saegis.streams import AsyncCall, AsyncStream, Stream
 from saegis.v1 import generation_pb2 as pb
 
 
-class _Methods(GenerationMethods, FeatureMethods, DirectionMethods, ModelMethods, PolicyMethods):
+class _Methods(
+    GenerationMethods, FeatureMethods, DirectionMethods, ModelMethods, PolicyMethods, AuditMethods
+):
     """The RPCs that both clients have as methods."""
 
 

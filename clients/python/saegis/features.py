@@ -118,6 +118,15 @@ class FeatureExample:
 
 
 @dataclass(frozen=True, slots=True)
+class FeatureNeighbour:
+    """A feature that writes much the same as another one."""
+
+    feature: FeatureInfo
+    cosine: float
+    """That of the two features' decoder rows, from -1 to 1."""
+
+
+@dataclass(frozen=True, slots=True)
 class FeatureDetails(FeatureInfo):
     """The answer to `get_feature`: what is recorded about a feature, and where it fires."""
 
@@ -125,6 +134,8 @@ class FeatureDetails(FeatureInfo):
     """None if nobody gathered it."""
     examples: tuple[FeatureExample, ...] = ()
     """Strongest first, each of another text."""
+    neighbours: tuple[FeatureNeighbour, ...] = ()
+    """As many as were asked for, most alike first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +228,9 @@ def _feature(message: pb.GetFeatureResponse) -> FeatureDetails:
         message.feature,
         histogram=result(ActivationHistogram, message.histogram) if gathered else None,
         examples=tuple(result(FeatureExample, example) for example in message.examples),
+        neighbours=tuple(
+            FeatureNeighbour(result(FeatureInfo, each.feature), each.cosine) for each in message.neighbours
+        ),
     )
 
 
@@ -277,13 +291,24 @@ class FeatureMethods(BaseClient):
 
     @rpc(lambda stubs: stubs.feature.GetFeature, _feature)
     def get_feature(
-        self, feature: int | str | FeatureRef | FeatureInfo, *, sae: str = "", timeout: float | None = None
+        self,
+        feature: int | str | FeatureRef | FeatureInfo,
+        *,
+        sae: str = "",
+        neighbour_count: int = 0,
+        timeout: float | None = None,
     ) -> pb.GetFeatureRequest:
-        """Return what is recorded about one feature, given by index or by exact label, and where it fires."""
+        """Return what is recorded about one feature, given by index or by exact label, and where it fires.
+
+        neighbour_count: how many features whose decoder rows are most alike are told beside it, at most 100.
+        """
         target = _reference(feature)
         if sae and target.sae not in ("", sae):
             raise ValueError(f"sae is {sae!r} but the feature belongs to {target.sae!r}")
-        return pb.GetFeatureRequest(feature=feature_message(FeatureRef(target.selector, sae or target.sae)))
+        named = FeatureRef(target.selector, sae or target.sae)
+        request = pb.GetFeatureRequest(feature=feature_message(named))
+        put(request, "neighbour_count", neighbour_count)
+        return request
 
     @rpc(lambda stubs: stubs.feature.SearchFeatures, _page)
     def search_features(

@@ -9,6 +9,7 @@ import grpc
 
 from saegis.base import HEALTH_CHECK, BaseClient, HealthRequest, HealthResponse
 from saegis.v1 import (
+    audit_pb2_grpc,
     direction_pb2_grpc,
     feature_pb2_grpc,
     generation_pb2_grpc,
@@ -35,6 +36,7 @@ class Stubs:
         self.feature = feature_pb2_grpc.FeatureServiceStub(on)
         self.model = model_pb2_grpc.ModelServiceStub(on)
         self.policy = policy_pb2_grpc.PolicyServiceStub(on)
+        self.audit = audit_pb2_grpc.AuditServiceStub(on)
         self.direction = direction_pb2_grpc.DirectionServiceStub(on)
         self.health: grpc.UnaryUnaryMultiCallable[HealthRequest, HealthResponse] = on.unary_unary(
             HEALTH_CHECK,

@@ -1,13 +1,14 @@
 """Bodies: reads JSON that a client wrote, strictly and with bounds, and the contract's messages from it."""
 
 import re
-from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
+from google.protobuf.descriptor import Descriptor
 from google.protobuf.json_format import ParseDict, ParseError
 from google.protobuf.message import Message
 
 from saegis_server.engine.api import FieldError
+from saegis_server.http.shape import check_message, told
 from saegis_server.json_text import parse_json
 from saegis_server.rpc.wire.problems import MalformedRequestError
 
@@ -51,8 +52,11 @@ def message_of(kind: type[Made], value: object, path: str) -> Made:
         raise FieldError(path, f"must be an object, not {told(value)}")
     message = kind()
     try:
+        check_message(value, cast(Descriptor, kind.DESCRIPTOR), path)
         ParseDict(value, message)
-    except (ParseError, ValueError, TypeError, AttributeError, RecursionError) as error:
+    except FieldError:
+        raise
+    except (ParseError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         place, description = _fault(str(error))
         raise FieldError(path + place if path else place.removeprefix(".") or "body", description) from error
     return message
@@ -64,19 +68,6 @@ def _fault(said: str) -> tuple[str, str]:
     found = _AT.search(first)
     described = first[: found.start()] if found else first
     return (found[1].rstrip(".") if found else ""), _PARSING.sub("", described).rstrip(".")
-
-
-def told(value: object) -> str:
-    """What a JSON value is, in words."""
-    kinds: Mapping[type, str] = {
-        dict: "an object",
-        list: "an array",
-        str: "a string",
-        bool: "a boolean",
-        int: "a number",
-        float: "a number",
-    }
-    return kinds.get(type(value), "null")
 
 
 def number(path: str, value: object) -> float:

@@ -17,6 +17,7 @@ from saegis.v1 import prompt_pb2, steering_pb2
 from saegis_server.engine.api import FieldError
 from saegis_server.http import body, peers
 from saegis_server.http.paths import Paths
+from saegis_server.http.shape import told
 from saegis_server.json_text import parse_json
 from saegis_server.rpc.wire.prompts import MOST_MESSAGES
 from saegis_server.rpc.wire.sampling import MOST_BIASES
@@ -203,7 +204,7 @@ def _prompt(asked: Asked, path: str, value: Any) -> None:
         message.text = value
         return
     if not isinstance(value, list):
-        raise FieldError(path, f"must be a string or an array of token ids, not {body.told(value)}")
+        raise FieldError(path, f"must be a string or an array of token ids, not {told(value)}")
     if value and isinstance(value[0], str | list):
         raise FieldError(path, "one prompt for each request: send several requests")
     message.token_ids.SetInParent()

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from saegis.v1 import steering_pb2 as pb
 from saegis_server.engine.api import FieldError
 from saegis_server.http import body
-from saegis_server.http.body import told
+from saegis_server.http.shape import told
 
 #: An edit, and where in the body it stands.
 Placed = tuple[str, pb.Edit]

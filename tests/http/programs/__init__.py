@@ -1,0 +1,1 @@
+"""Programs of clients of other projects, each run by itself in the environment that `make tools` makes."""
