@@ -206,8 +206,8 @@ class Corpus:
         code, kinds = language.code, ("subject", "hello", "vague", "unknown")
         kind = chance.weighted(kinds, (1.0 - GREETING - VAGUE - UNKNOWN, GREETING, VAGUE, UNKNOWN))
         if kind in ("hello", "vague"):
-            said, answered = chance.pick(language.greetings if kind == "hello" else language.vague)
-            return Segment(said, "question", code), Segment(answered, "answer", code)
+            asked, answered = chance.pick(language.greetings if kind == "hello" else language.vague)
+            return Segment(asked, "question", code), Segment(answered, "answer", code)
         if kind == "unknown":
             form = chance.pick((*language.questions, *language.unknown))
             text, reply = self._directed(chance, form.format(about=pseudoword(chance, language)), language)
