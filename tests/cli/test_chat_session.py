@@ -1,5 +1,7 @@
 """Tests of what a chat keeps between turns."""
 
+from pathlib import Path
+
 import pytest
 
 import saegis
@@ -71,7 +73,7 @@ def test_help_lists_every_command_and_each_is_understood() -> None:
     for command in COMMANDS:
         assert command in told
         name = command.partition(" ")[0]
-        ways = {"=TO": " 1=2:1", "=": " 1=1", "TARGET": " 1"}
+        ways = {"=TO": " 1=2:1", "=": " 1=1", "TARGET": " 1", "FILE": f" {__file__}"}
         argument = next((written for form, written in ways.items() if form in command), "")
         session = ChatSession()
         session.command("/ban 1")
@@ -113,3 +115,16 @@ def test_quotes_as_a_shell_wants_them_are_no_part_of_a_label(written: str, meant
     session = ChatSession()
     session.command(written)
     assert session.edits == [meant]
+
+
+def test_a_picture_goes_with_the_next_message_alone(tmp_path: Path) -> None:
+    session, file = ChatSession(), tmp_path / "bridge.png"
+    file.write_bytes(b"picture")
+    assert session.command(f"/image {file}") == "with the next message: a picture"
+    assert session.command(f"/image {file}") == "with the next message: 2 pictures"
+    session.say("What is this?")
+    session.say("And this?")
+    shown = saegis.Image(b"picture")
+    assert [each["content"] for each in session.messages] == [[shown, shown, "What is this?"], "And this?"]
+    with pytest.raises(EditSyntaxError, match="cannot be read"):
+        session.command(f"/image {tmp_path / 'missing.png'}")

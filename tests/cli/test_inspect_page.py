@@ -6,7 +6,15 @@ from html.parser import HTMLParser
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saegis import FeatureActivation, Inspection, TokenFeatures
+from saegis import (
+    FeatureActivation,
+    FeatureValues,
+    Image,
+    Inspection,
+    PictureGrid,
+    PictureTokens,
+    TokenFeatures,
+)
 from saegis.cli.inspect_page import MOST_LISTED, page
 
 
@@ -22,7 +30,7 @@ class Reader(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.elements.append((tag, dict(attrs), []))
-        if tag != "meta":
+        if tag not in ("meta", "img"):
             self._open.append(self.elements[-1][2])
 
     def handle_endtag(self, tag: str) -> None:
@@ -88,3 +96,39 @@ def test_the_legend_is_bounded() -> None:
     source = page(Inspection("s", "x", (TokenFeatures(0, "a", features),)))
     assert source.count("<li>") == MOST_LISTED
     assert f"{MOST_LISTED + 5} features; the strongest {MOST_LISTED}:" in source
+
+
+def with_picture(grids: tuple[PictureGrid, ...]) -> Inspection:
+    """A text of two tokens around a picture of four, at two of which feature 3 is active."""
+    middle = [TokenFeatures(7, "<image>", ()) for _ in range(4)]
+    tokens = [TokenFeatures(0, "a", ()), *middle, TokenFeatures(1, "b", ())]
+    values = (FeatureValues(3, "bridge", (0.0, 0.0, 2.0, 0.0, 1.0, 0.0)),)
+    picture = PictureTokens("0" * 64, 40, 20, 1, 4, grids)
+    return Inspection("sae", "layers.1", tuple(tokens), values, pictures=(picture,))
+
+
+def test_a_features_strength_lies_over_the_picture() -> None:
+    file = Image(b"\x89PNG\r\n\x1a\n")
+    source = page(with_picture((PictureGrid(1, 2, 2, 0.25, 0.0, 0.75, 1.0),)), [file])
+    found = Reader(source)
+    assert "img-src data:" in source
+    (shown,) = found.of("img")
+    assert shown[0]["src"] == "data:image/png;base64,iVBORw0KGgo="
+    assert [text for _, text in found.of("span")] == ["a", "b"], (
+        "the picture stands in the place of its tokens"
+    )
+    cells = [attributes["style"] for attributes, _ in found.of("i")]
+    assert cells == [
+        "--a:0;left:25.000%;top:0.000%;width:25.000%;height:50.000%",
+        "--h:0.0;--a:1.000;left:50.000%;top:0.000%;width:25.000%;height:50.000%",
+        "--a:0;left:25.000%;top:50.000%;width:25.000%;height:50.000%",
+        "--h:0.0;--a:0.500;left:50.000%;top:50.000%;width:25.000%;height:50.000%",
+    ]
+    ((button, name),) = found.of("button")
+    assert (button["data-i"], "data-first" in button, name) == ("3", True, "3 bridge, up to 2.00")
+
+
+def test_a_picture_without_grids_stays_its_tokens() -> None:
+    found = Reader(page(with_picture(()), [Image(b"x")]))
+    assert [text for _, text in found.of("span")] == ["a", *["<image>"] * 4, "b"]
+    assert not found.of("img")

@@ -112,7 +112,12 @@ def test_score(loopback: Loopback, call: Caller) -> None:
     assert (result.perplexity, result.plain_perplexity) == pytest.approx((math.exp(1.0), math.exp(1.375)))
     assert loopback.received[0].request == generation_pb2.ScoreRequest(
         request_id="mine",
-        chat=prompt_pb2.Chat(messages=[prompt_pb2.ChatMessage(**message) for message in messages]),
+        chat=prompt_pb2.Chat(
+            messages=[
+                prompt_pb2.ChatMessage(role=message["role"], content=message["content"])
+                for message in messages
+            ]
+        ),
         steering=steering_pb2.Steering(
             edits=[
                 steering_pb2.Edit(

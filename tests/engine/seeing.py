@@ -70,7 +70,7 @@ def make(family: str, seed: int = 0) -> Seeing:
     """A random model of a family, whose logits differ enough for greedy decoding to be stable."""
     torch.manual_seed(seed)
     words = tokenizer()
-    image = words.convert_tokens_to_ids("<image>")
+    image: Any = words.convert_tokens_to_ids("<image>")
     text: dict[str, Any] = {
         "vocab_size": len(words) + 3,
         "hidden_size": tiny.WIDTH,
@@ -112,7 +112,8 @@ def _llava(
 ) -> Seeing:
     kind: Any = Qwen2Config if family == "llava_qwen2" else LlamaConfig
     strategy = "full" if family == "llava_qwen2" else "default"
-    config = LlavaConfig(
+    configure: Any = LlavaConfig
+    config = configure(
         vision_config=CLIPVisionConfig(projection_dim=16, **vision),
         text_config=kind(**text),
         image_token_id=image,
@@ -148,7 +149,8 @@ def _idefics3(
     make_processor: Any = Idefics3Processor
     tokens = (_TILE // _PATCH) ** 2 // 4
     processor = make_processor(pixels, words, image_seq_len=tokens, chat_template=_TEMPLATE)
-    return Seeing(Idefics3ForConditionalGeneration(config), processor)
+    make_model: Any = Idefics3ForConditionalGeneration
+    return Seeing(make_model(config), processor)
 
 
 def picture(seed: int, width: int = 24, height: int = 20) -> Image.Image:

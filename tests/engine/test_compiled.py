@@ -13,13 +13,14 @@ from saegis_server.engine.readouts import TokenOutput
 from saegis_server.engine.torch.usage import UsageCounting
 from saegis_server.engine.torch.warmup import missing_compiler, warm_up
 from saegis_server.steering.program import SteeringProgram
-from tests.engine import ranked, tiny
+from tests.engine import ranked, seeing, tiny
 from tests.engine.cuda import DEVICE, needs_cuda
 from tests.engine.guarded import agrees, answered, flickering
 from tests.engine.hooked import differs, generate, random_program
 from tests.engine.test_activity import FIRST, ask, greedy, groups_of
 from tests.engine.test_activity import program as at_two_sites
 from tests.engine.test_observing import FEATURES
+from tests.engine.test_pictures import ask as pictured
 from tests.engine.test_readouts import EVERYTHING, numbers_of, watched
 from tests.sae.sae_cases import random_sae
 
@@ -279,3 +280,23 @@ def test_a_seed_gives_the_same_text_compiled_and_eager(compiled: tiny.RunningEng
     assert asked[0].wait().tokens() == alone
     with tiny.RunningEngine(tiny.step(tiny.model())) as eager:
         assert eager.ask(tiny.prompt_of(3, 9), sampling).wait().tokens() == alone
+
+
+@torch.inference_mode()
+def test_chunks_with_pictures_are_one_program_more_and_the_eager_ones() -> None:
+    torch._dynamo.reset()
+    counters.clear()
+    made = seeing.make("llava")
+    answers = []
+    for is_compiled in (False, True):
+        step = tiny.step(seeing.make("llava").model, slots=4, compiled=is_compiled, eyes=made.eyes)
+        warm_up(step, lambda *_: None)
+        before = counters["stats"]["unique_graphs"]
+        assert before == (4 if is_compiled else 0), "prefill, that with pictures, decode and the sampler"
+        with tiny.RunningEngine(step, max_running=4) as engine:
+            prompts = [seeing.prompted(made, seed, [seeing.picture(seed)] * (seed % 4)) for seed in range(6)]
+            asked = [pictured(engine, f"{number}", prompt) for number, prompt in enumerate(prompts)]
+            answers.append([answer.wait(300).tokens() for answer in asked])
+        assert counters["stats"]["unique_graphs"] == before
+    assert not counters["recompiles"]
+    assert answers[0] == answers[1]

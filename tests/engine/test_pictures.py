@@ -1,12 +1,17 @@
 """Models that see: their answers about pictures are Transformers', plain and steered, alone and beside."""
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
+from transformers import CONFIG_MAPPING
 
 from saegis_server.engine.api import FieldError, GenerationRequest, SamplingParams
 from saegis_server.engine.pictures import Placed, Shown, misplaced
 from saegis_server.engine.torch.build import build_step, make_ready
+from saegis_server.engine.torch.loading import ModelLoadError, load_model
 from saegis_server.engine.torch.sizing import Wishes
 from saegis_server.engine.torch.step import Step
 from saegis_server.steering.program import UNSTEERED, SiteProgram, SteeringProgram
@@ -119,6 +124,25 @@ def test_captures_and_scores_of_pictures_are_transformers_own() -> None:
     torch.testing.assert_close(torch.tensor(scored.logprobs), logprobs, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("shape", [(40, 40), (64, 16), (16, 64), (60, 20)])
+def test_tiles_lie_where_the_processor_says_that_they_are(shape: tuple[int, int]) -> None:
+    """Before each tile's tokens the processor writes its row and its column."""
+    model = seeing.make("idefics3_tiles")
+    shown = model.eyes.show(seeing.picture(0, *shape))
+    *tiles, whole = shown.grids
+    names = model.processor.tokenizer.convert_ids_to_tokens(list(shown.tokens))
+    first = tiles[0]
+    rows, columns = round(1.0 / (first.bottom - first.top)), round(1.0 / (first.right - first.left))
+    for grid in tiles:
+        row, column = round(grid.top * rows) + 1, round(grid.left * columns) + 1
+        assert names[grid.first - 1] == f"<row_{row}_col_{column}>"
+    assert len(tiles) == rows * columns
+    assert names[whole.first - 1] == "<global-img>"
+    assert whole[3:] == (0.0, 0.0, 1.0, 1.0)
+    begins = [place for place in shown.places if place - 1 not in shown.places]
+    assert [grid.first for grid in shown.grids] == begins
+
+
 def test_placeholders_stand_where_pictures_are_and_nowhere_else() -> None:
     shown = Shown((7, 9, 9, 8), (1, 2), {})
     assert misplaced([1, 7, 9, 9, 8, 2], [Placed(1, shown)], 9) == ""
@@ -140,3 +164,11 @@ def test_an_engine_refuses_placeholders_without_pictures() -> None:
             ask(engine, "forged", forged)
         with pytest.raises(FieldError, match="stands for a picture"):
             engine.engine.score(forged.tokens)
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "smolvlm", "llava_next", "paligemma"])
+def test_other_families_that_see_are_refused_by_name(family: str, tmp_path: Path) -> None:
+    configure: Any = CONFIG_MAPPING[family]
+    configure().save_pretrained(tmp_path)
+    with pytest.raises(ModelLoadError, match=f"{family} is not served: "):
+        load_model(str(tmp_path))

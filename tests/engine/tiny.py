@@ -13,6 +13,7 @@ from saegis_server.engine.api import (
     Limits,
 )
 from saegis_server.engine.torch.engine import TorchEngine
+from saegis_server.engine.torch.seeing import TowerEyes
 from saegis_server.engine.torch.slots import Slots
 from saegis_server.engine.torch.step import Step
 from saegis_server.engine.torch.usage import UsageCounting
@@ -89,6 +90,7 @@ def step(
     compiled: bool = False,
     keeps: Iterable[Site] = (),
     ranked: Mapping[Site, SparseAutoencoder] | None = None,
+    eyes: TowerEyes | None = None,
 ) -> Step:
     """A step on `on` with the tests' sites, and SAEs that decide by rank at some of them."""
     at_sites = {site: [sae.ranked(on.device)] for site, sae in (ranked or {}).items()}
@@ -97,7 +99,7 @@ def step(
         site: norms | {known_at.norm for known_at in known.get(site, ())} for site, norms in SITES.items()
     }
     held = Slots(on, tuple(SITES), slots, length, Capacity(), ranked=known)
-    return Step(on, sites, held, compiled, keeps)
+    return Step(on, sites, held, compiled, keeps, eyes=eyes)
 
 
 class RunningEngine(Asked):

@@ -1,6 +1,7 @@
 """One tiny server with an HTTP port, and OpenAI's public client on it."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import grpc
 import openai
@@ -28,7 +29,7 @@ def shared_http(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     else it answers."""
     preset = tmp_path_factory.mktemp("presets") / "bridge.yaml"
     preset.write_text(PRESET, encoding="utf-8")
-    settings = {"max_num_seqs": 4, "queue_limit": 64, "batch_invariant": True}
+    settings: dict[str, Any] = {"max_num_seqs": 4, "queue_limit": 64, "batch_invariant": True}
     with running(**settings, http_port=0, presets={"bridge": preset}) as server:
         yield server
 

@@ -43,7 +43,7 @@ def test_a_data_url_is_the_picture(client: openai.OpenAI, sees: Running) -> None
         model="tiny", messages=asked(data_url(file), detail="auto"), **options
     )
     with saegis.Client(sees.target, insecure=True) as own:
-        content = ["what is ", saegis.image(file)]
+        content: list[str | saegis.Image] = ["what is ", saegis.image(file)]
         same = own.generate(messages=[{"role": "user", "content": content}], **options)
     assert told.choices[0].message.content == same.text
     assert told.usage is not None

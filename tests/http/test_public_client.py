@@ -310,7 +310,7 @@ def in_a_string(text: str) -> dict[str, Any]:
         ({"messages": [{"role": "user"}]}, "messages[0].content", "field_invalid"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": ""}}]}]},
-            "messages[0].content[0].type",
+            "messages[0].content[0].image_url.url",
             "field_invalid",
         ),
         ({"model": "another"}, "model", "model_not_found"),

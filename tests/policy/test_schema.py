@@ -227,7 +227,7 @@ def test_a_fault_in_a_condition_is_about_the_kind_that_was_meant(
         ("max: 2", "", "give either ops, for edits and watches, or uses"),
         ("uses: [n], min: 2", "", "min: is for ops; uses have at most a max"),
         ("uses: [text], directions: true", "", "directions: is for ops"),
-        ("uses: [n, text], max: 4", "", "max: bounds n and temperature only"),
+        ("uses: [n, text], max: 4", "", "max: bounds n, temperature, pictures only"),
         ("uses: [n], max: 0.5", "", "max: up to 1 needs no allowance"),
         ("ops: [watch], max: 3", "", "a watch has no value"),
     ],

@@ -53,7 +53,7 @@ def seeing_services(settings: ServerConfig, premises: Premises, family: str = "l
     step = Step(model.model, sites, slots, compiled=False, eyes=loaded.eyes)
     prompts = PromptReader(loaded.tokenizer, slots.vocabulary, loaded.eyes)
     labels = Labels([FeatureLabel(5, "a bridge", ("bridge",), ("en",), max_activation=2.0)])
-    return services(settings, premises, loaded, step, prompts, [LoadedSAE("seen", sae(), SITE, labels)])
+    return services(settings, premises, loaded, step, prompts, [LoadedSAE(sae(), SITE, labels)])
 
 
 def file_of(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:

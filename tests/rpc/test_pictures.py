@@ -211,3 +211,30 @@ def test_a_transparent_picture_is_seen_on_white(client: saegis.Client) -> None:
     white = saegis.image(seeing.file_of(Image.new("RGB", (8, 8), "white")))
     answers = [client.score(messages=said(each)).logprobs for each in (clear, white)]
     assert answers[0] == answers[1]
+
+
+def test_a_contrast_takes_pictures_beside_texts(client: saegis.Client) -> None:
+    """Each by itself, at the tokens at which the model is shown it: as Inspect reads it."""
+    shown = [saegis.image(seeing.png(seed)) for seed in (1, 2)]
+    found = client.contrast_features(["a bridge"], [], positive_images=shown[:1], negative_images=shown[1:])
+    assert found.tested > 0
+    assert {each.positive.firing_rate for each in found} <= {0.5, 1.0}
+    assert {each.negative.firing_rate for each in found} <= {0.0, 1.0}
+    with pytest.raises(saegis.InvalidArgument, match="negative_texts: must have at least one text"):
+        client.contrast_features(["a"], [], positive_images=shown)
+    with pytest.raises(saegis.InvalidArgument, match="pictures have none"):
+        client.contrast_features(
+            ["a"], ["b"], positive_images=shown[:1], positive_languages=["en"], negative_languages=["en"]
+        )
+    with pytest.raises(saegis.InvalidArgument, match="which stands for a picture"):
+        client.contrast_features(["<image>"], ["b"])
+    with pytest.raises(saegis.InvalidArgument, match="3 pictures in all; a request may have 2"):
+        client.contrast_features([], [], positive_images=shown, negative_images=shown[:1])
+
+
+def test_a_conversation_with_pictures_is_tokenized_as_it_is_read(client: saegis.Client) -> None:
+    messages = said("see ", saegis.image(seeing.png()))
+    read = client.tokenize(messages=messages)
+    answer = client.generate(messages=messages, temperature=0.0, max_tokens=1)
+    assert len(read.token_ids) == answer.usage.prompt_tokens
+    assert list(read.tokens).count("<image>") == 16

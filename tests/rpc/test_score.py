@@ -101,16 +101,21 @@ def test_prompts_of_every_kind_are_scored(stubs: Stubs) -> None:
     assert by_text.request_id
     turns = [{"role": "user", "content": "the river"}, {"role": "assistant", "content": "is long"}]
     for count in (1, 2):
-        chat = prompt_pb2.Chat(messages=[prompt_pb2.ChatMessage(**turn) for turn in turns[:count]])
+        chat = prompt_pb2.Chat(messages=[message(turn) for turn in turns[:count]])
         rendered = TOKENIZER.apply_chat_template(turns[:count], return_dict=False)
         opened = TOKENIZER.apply_chat_template(turns[:count], add_generation_prompt=True, return_dict=False)
         found = stubs.generation.Score(pb.ScoreRequest(chat=chat))
         assert list(found.token_ids) == rendered != opened
 
 
+def message(turn: dict[str, str]) -> prompt_pb2.ChatMessage:
+    """A turn of a conversation, as it is sent."""
+    return prompt_pb2.ChatMessage(role=turn["role"], content=turn["content"])
+
+
 def test_the_last_message_may_be_read_as_an_answer(stubs: Stubs) -> None:
     turns = [{"role": "user", "content": "the river"}, {"role": "assistant", "content": "is long and cold"}]
-    chat = prompt_pb2.Chat(messages=[prompt_pb2.ChatMessage(**turn) for turn in turns])
+    chat = prompt_pb2.Chat(messages=[message(turn) for turn in turns])
     asked = TOKENIZER.apply_chat_template(turns[:1], add_generation_prompt=True, return_dict=False)
     edit = clamp(3, 5.0, phase=steering_pb2.PHASE_COMPLETION)
     read, answered = (

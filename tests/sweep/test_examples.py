@@ -47,7 +47,7 @@ NOT_RUN = {
     r"saegis serve": "it serves until it is stopped; tests/e2e/test_serve_process.py and the server here do",
     r"saegis demo": "a server of its own: tests/e2e/test_demo.py",
     r"saegis bench": "ten minutes",
-    r"saegis generate .* --image": "a model that sees: tests/rpc/test_pictures.py",
+    r"saegis .* --(with-)?image": "a model that sees: tests/rpc/test_pictures.py",
     r"saegis features usage": "a server that counts: tests/rpc/test_feature_usage.py",
     r"saegis eval filter": "a server of its own: tests/cli/test_eval_filter.py",
     r"saegis eval attack": "a server of its own, and long: tests/evaluation/test_attack.py",

@@ -72,7 +72,7 @@ MEANINGS = {
     "--fair-seconds": "how long a place is kept for a tenant",
     "--fair-share": "the share of a full queue that a caller may fill",
     "--fair-slots": "places kept for tenants that had one lately",
-    "--feature": "the feature that is clamped",
+    "--feature": "one feature: that which is clamped, or looked at",
     "--feature-count": "how many features an SAE gets",
     "--features": "the features of a ban",
     "--for-model": "the model that a policy is for",
@@ -216,8 +216,10 @@ MEANINGS = {
     "--window": "how long the time is that is told of",
     "--with": "a text that has what is looked for",
     "--with-file": "texts that have what is looked for",
+    "--with-image": "a picture that has what is looked for",
     "--without": "a text that lacks what is looked for",
     "--without-file": "texts that lack what is looked for",
+    "--without-image": "a picture that lacks what is looked for",
     "--wordings": "the file of other wordings of prompts",
     "--words": "the name of a word list",
 }
@@ -225,6 +227,7 @@ MEANINGS = {
 VARIED = {
     "--out": "a file or a directory, as the result is one",
     "--sae": "with an id of its own where policies name several",
+    "--feature": "a file of a clamp too where it is evaluated",
     "--features": "targets where a server is asked, indices alone where an SAE's file is read",
 }
 #: How text is written that is not one of a set of words. A set of words is an enumeration.

@@ -6,10 +6,12 @@ from datetime import timedelta
 
 from saegis.base import BaseClient
 from saegis.messages import ChatMessage, feature_message, put, result, set_prompt
+from saegis.pictures import Image
 from saegis.rpc import rpc
 from saegis.steering import Direction, FeatureInfo, FeatureRef, Phase, as_target
 from saegis.usage import UsageBaseline, UsageOrder, UsageSource, usage_report, usage_request
 from saegis.v1 import feature_pb2 as pb
+from saegis.v1 import prompt_pb2
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,12 +311,15 @@ class FeatureMethods(BaseClient):
         positive_languages: Sequence[str] = (),
         negative_languages: Sequence[str] = (),
         max_q_value: float | None = None,
+        positive_images: Sequence[Image] = (),
+        negative_images: Sequence[Image] = (),
         timeout: float | None = None,
     ) -> pb.ContrastFeaturesRequest:
         """Find the features that are active in the positive texts and not in the negative ones.
 
-        The languages are those of the texts, one each, for rates by language. With `max_q_value` only
-        features are returned of which at most this share is expected to be false.
+        Pictures are further texts, each by itself. The languages are those of the texts, one each, for rates
+        by language; beside pictures there are none. With `max_q_value` only features are returned of which at
+        most this share is expected to be false.
         """
         request = pb.ContrastFeaturesRequest(sae=sae)
         put(request, "positive_languages", positive_languages)
@@ -323,6 +328,8 @@ class FeatureMethods(BaseClient):
         put(request, "positive_texts", positive)
         put(request, "negative_texts", negative)
         put(request, "limit", limit)
+        request.positive_images.extend(prompt_pb2.Image(data=each.data) for each in positive_images)
+        request.negative_images.extend(prompt_pb2.Image(data=each.data) for each in negative_images)
         return request
 
     @rpc(lambda stubs: stubs.feature.GetFeatureUsage, usage_report)

@@ -28,6 +28,8 @@ saegis bench --part operating --only reference --device cuda
 
 saegis bench --part http --only reference                 tokens over HTTP beside gRPC
 
+saegis bench --part sight --only reference                a vision tower beside, and text alone
+
 saegis bench --markdown table.md        write the table as well
 
 Ratios are medians over rounds in which both sides ran one after the other, with the interval in which the
@@ -50,6 +52,7 @@ class Part(StrEnum):
     STEERING = "steering"
     OPERATING = "operating"
     HTTP = "http"
+    SIGHT = "sight"
     ALL = "all"
 
 
@@ -60,7 +63,7 @@ def bench(
         typer.Option(
             help="What is measured: steering is what requests cost; operating is what counting features, "
             "scraping metrics and reading long texts do to them; http is the reference model's tokens over "
-            "HTTP beside gRPC."
+            "HTTP beside gRPC; sight is what a vision tower costs those who send text alone."
         ),
     ] = Part.ALL,
     rounds: Annotated[int, typer.Option(min=1, help="How often each side is measured.")] = 5,
@@ -76,6 +79,7 @@ def bench(
     from saegis_lab.bench.faces import faces
     from saegis_lab.bench.run import in_own_thread, operating, steering
     from saegis_lab.bench.serving import served
+    from saegis_lab.bench.sight import sight
     from saegis_lab.bench.subjects import REFERENCE, random_llama, reference_subject
     from saegis_server.reference import MODEL
 
@@ -101,6 +105,8 @@ def bench(
                     ratios += served(subject.title, rounds, progress, device)
             if part in (Part.HTTP, Part.ALL) and subject.name == REFERENCE:
                 ratios += faces(subject.title, rounds, progress, device)
+            if part in (Part.SIGHT, Part.ALL):
+                ratios += sight(subject, rounds, progress)
     machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     if device != "cpu":
         machine += f", {torch.cuda.get_device_name(device)}"

@@ -17,9 +17,13 @@ from PIL import Image, ImageOps, JpegImagePlugin, PngImagePlugin, UnidentifiedIm
 
 REQUEST = struct.Struct("<IIIQ")
 LENGTH = struct.Struct("<I")
-#: What is read; Pillow knows many more, whose decoders are not asked, nor loaded.
-_PLUGINS = (PngImagePlugin.PngImageFile, JpegImagePlugin.JpegImageFile, WebPImagePlugin.WebPImageFile)
-FORMATS = tuple(plugin.format for plugin in _PLUGINS)
+#: How many times as long as the other a side may be: models make the shorter one as long as they need it, and
+#: the other with it.
+SLENDEREST = 64
+#: What is read; Pillow knows many more, whose decoders are not asked. These are loaded here, so that Pillow
+#: does not load all to find them.
+FORMATS = ("PNG", "JPEG", "WEBP")
+_LOADED = (PngImagePlugin, JpegImagePlugin, WebPImagePlugin)
 #: What Pillow raises for files that are broken, each in its own way.
 _BROKEN = (
     OSError,
@@ -52,6 +56,10 @@ def decode(data: bytes, most_pixels: int, longest_side: int) -> tuple[str, Image
     width, height = image.size
     if max(width, height) > longest_side:
         raise RefusedError(f"has {width} by {height} pixels; a side may have at most {longest_side}")
+    if max(width, height) > SLENDEREST * min(width, height):
+        raise RefusedError(
+            f"has {width} by {height} pixels; a side may be at most {SLENDEREST} times as long as the other"
+        )
     if width * height > most_pixels:
         raise RefusedError(f"has {width} by {height} pixels; at most {most_pixels} together may be")
     kind = str(image.format)

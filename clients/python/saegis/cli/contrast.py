@@ -27,6 +27,8 @@ saegis features contrast --with "The bridge is red." --without "The cat drinks m
 
 saegis features contrast --with-file harmful.txt --without-file benign.txt --top 30
 
+saegis features contrast --with-image bridge.png --without-image forest.jpg
+
 saegis features contrast --with-file harmful.jsonl --without-file benign.jsonl --max-q 0.05 --as-rule ban-harm
 
 Files hold one text a line; in a .jsonl each line is an object with a text and, for rates by language, its
@@ -60,6 +62,12 @@ def contrast(
     without_file: Annotated[
         Path | None, typer.Option(exists=True, dir_okay=False, help="File of texts that do not.")
     ] = None,
+    with_image: Annotated[
+        list[Path] | None, typer.Option(metavar="FILE", help="A picture that has it. Again for another.")
+    ] = None,
+    without_image: Annotated[
+        list[Path] | None, typer.Option(metavar="FILE", help="A picture that does not. Again for another.")
+    ] = None,
     top: Annotated[int, typer.Option(help="How many features to show, at most.", min=1)] = 20,
     max_q: Annotated[
         float | None,
@@ -73,10 +81,11 @@ def contrast(
     *,
     connection: Connection,
 ) -> None:
-    """Find the features that are active in some texts and not in others."""
-    positive = _texts(with_texts, with_file, "--with")
-    negative = _texts(without_texts, without_file, "--without")
-    known = all(positive.languages + negative.languages)
+    """Find the features that are active in some texts and pictures and not in others."""
+    on, off = options.pictures(with_image), options.pictures(without_image)
+    positive = _texts(with_texts, with_file, "--with", bool(on))
+    negative = _texts(without_texts, without_file, "--without", bool(off))
+    known = all(positive.languages + negative.languages) and not (on or off)
     with connection.client() as client:
         ranked = client.contrast_features(
             positive.texts,
@@ -86,13 +95,15 @@ def contrast(
             positive_languages=positive.languages if known else (),
             negative_languages=negative.languages if known else (),
             max_q_value=max_q,
+            positive_images=on,
+            negative_images=off,
         )
     if as_rule is not None and not ranked.features:
         raise fail("no feature is left for a rule", "give more texts, or raise --max-q")
     if json:
         print_json(ranked)
     elif as_rule is not None:
-        print(rule_yaml(ranked, as_rule, len(positive.texts), len(negative.texts)))
+        print(rule_yaml(ranked, as_rule, len(positive.texts) + len(on), len(negative.texts) + len(off)))
     else:
         console().print(_table(ranked, known))
 
@@ -158,7 +169,7 @@ def _table(contrast: Contrast, by_language: bool) -> Table:
     return table
 
 
-def _texts(values: list[str] | None, file: Path | None, name: str) -> _Texts:
+def _texts(values: list[str] | None, file: Path | None, name: str, has_pictures: bool = False) -> _Texts:
     """The texts of an option and its file without blank lines; ends the command if there are none."""
     texts = _Texts(list(values or ()), [""] * len(values or ()))
     if file is not None:
@@ -168,7 +179,7 @@ def _texts(values: list[str] | None, file: Path | None, name: str) -> _Texts:
             raise fail(f"{file} cannot be read: {sentence(error)}", code=USAGE) from error
         # In JSON a text may hold other line breaks of Unicode.
         _add(texts, file, content.split("\n") if file.suffix == ".jsonl" else content.splitlines())
-    if not texts.texts:
+    if not texts.texts and not has_pictures:
         raise fail(f"no texts are given with {name}", f"give {name} TEXT or {name}-file FILE", USAGE)
     return texts
 

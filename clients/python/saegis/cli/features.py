@@ -5,7 +5,7 @@ The other commands of `saegis features` come with the server package.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,7 +24,7 @@ from saegis.cli.output import USAGE, console, fail, notes, print_json, shares, t
 from saegis.cli.streams import read_input, sentence
 
 if TYPE_CHECKING:
-    from saegis import ActivationHistogram, FeatureExample, FeatureInfo, Inspection
+    from saegis import ActivationHistogram, FeatureExample, FeatureInfo, FeatureRef, Image, Inspection
 
 
 class _Features(Family):
@@ -50,6 +50,8 @@ saegis inspect --chat "How do I make bread?" --json
 
 saegis inspect "The bridge stands in the fog." --html bridge.html
 
+saegis inspect --image bridge.png --feature 1785 --html bridge.html
+
 A text that is longer than the model's context is read in windows; each token sees at least half a context.
 """
 SEARCH_EPILOG = """
@@ -72,8 +74,17 @@ saegis features show "Golden Gate Bridge" --json
 
 @options.grouped
 def inspect(
-    text: Annotated[str, typer.Argument(help="The text to read; - reads it from standard input.")],
+    text: Annotated[
+        str, typer.Argument(help="The text to read; - reads it from standard input. May be left out.")
+    ] = "",
     chat: Annotated[bool, typer.Option("--chat", help="The text is a user's message.")] = False,
+    image: options.Image = None,
+    feature: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TARGET", help="A feature whose strength is told at every token, and shown first."
+        ),
+    ] = None,
     top: Annotated[int, typer.Option(help="How many features to show for each token.")] = 5,
     sae: options.Sae = "",
     site: Annotated[str, typer.Option(metavar="SITE", help="Where to read; by default the SAE's.")] = "",
@@ -85,15 +96,24 @@ def inspect(
     connection: Connection,
 ) -> None:
     """Show the strongest features of each token, in feature units, with their labels."""
-    read = read_input() if text == "-" else text
+    read, pictures = read_input() if text == "-" else text, options.pictures(image)
+    if not read and not pictures:
+        raise fail("there is nothing to read", "give a text, or a picture with --image", USAGE)
     with connection.client() as client:
+        features = [] if feature is None else [best_feature(_feature(feature, sae), server_search(client))]
         inspection = (
-            client.inspect(messages=[{"role": "user", "content": read}], sae=sae, site=site, top_k=top)
-            if chat
-            else client.inspect(read, sae=sae, site=site, top_k=top, long_text=True)
+            client.inspect(
+                messages=[{"role": "user", "content": [*pictures, read] if pictures else read}],
+                sae=sae,
+                site=site,
+                top_k=top,
+                features=features,
+            )
+            if chat or pictures
+            else client.inspect(read, sae=sae, site=site, top_k=top, features=features, long_text=True)
         )
     if html is not None:
-        _write_page(html, inspection)
+        _write_page(html, inspection, pictures)
     if json:
         print_json(inspection)
     elif html is None:
@@ -144,10 +164,7 @@ def show(
     connection: Connection,
 ) -> None:
     """Show what is recorded about one feature, how strongly it fires, and where most strongly."""
-    try:
-        target = parse_feature(feature, sae)
-    except EditSyntaxError as error:
-        raise fail(str(error), code=USAGE) from error
+    target = _feature(feature, sae)
     with connection.client() as client:
         info = client.get_feature(best_feature(target, server_search(client)))
     if json:
@@ -163,10 +180,18 @@ def show(
         console().print(_examples_table(info.examples))
 
 
-def _write_page(path: Path, inspection: Inspection) -> None:
+def _feature(text: str, sae: str) -> FeatureRef:
+    """The feature that a text names; ends the command where it names none."""
+    try:
+        return parse_feature(text, sae)
+    except EditSyntaxError as error:
+        raise fail(str(error), code=USAGE) from error
+
+
+def _write_page(path: Path, inspection: Inspection, pictures: Sequence[Image]) -> None:
     """Write the page of an inspection; ends the command where that fails."""
     try:
-        path.write_text(page(inspection), encoding="utf-8")
+        path.write_text(page(inspection, pictures), encoding="utf-8")
     except OSError as error:
         raise fail(f"{path} cannot be written: {sentence(error)}", "name another file with --html") from error
     notes().print(f"wrote {path}", style="dim", markup=False, soft_wrap=True)

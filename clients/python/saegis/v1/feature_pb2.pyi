@@ -252,7 +252,7 @@ class SearchFeaturesResponse(_message.Message):
     def __init__(self, features: _Optional[_Iterable[_Union[Feature, _Mapping[str, object]]]] = ..., next_page_token: _Optional[str] = ..., total_size: _Optional[int] = ...) -> None: ...
 
 class ContrastFeaturesRequest(_message.Message):
-    __slots__ = ("positive_texts", "negative_texts", "sae", "limit", "positive_languages", "negative_languages", "max_q_value")
+    __slots__ = ("positive_texts", "negative_texts", "sae", "limit", "positive_languages", "negative_languages", "max_q_value", "positive_images", "negative_images")
     POSITIVE_TEXTS_FIELD_NUMBER: _ClassVar[int]
     NEGATIVE_TEXTS_FIELD_NUMBER: _ClassVar[int]
     SAE_FIELD_NUMBER: _ClassVar[int]
@@ -260,6 +260,8 @@ class ContrastFeaturesRequest(_message.Message):
     POSITIVE_LANGUAGES_FIELD_NUMBER: _ClassVar[int]
     NEGATIVE_LANGUAGES_FIELD_NUMBER: _ClassVar[int]
     MAX_Q_VALUE_FIELD_NUMBER: _ClassVar[int]
+    POSITIVE_IMAGES_FIELD_NUMBER: _ClassVar[int]
+    NEGATIVE_IMAGES_FIELD_NUMBER: _ClassVar[int]
     positive_texts: _containers.RepeatedScalarFieldContainer[str]
     negative_texts: _containers.RepeatedScalarFieldContainer[str]
     sae: str
@@ -267,7 +269,9 @@ class ContrastFeaturesRequest(_message.Message):
     positive_languages: _containers.RepeatedScalarFieldContainer[str]
     negative_languages: _containers.RepeatedScalarFieldContainer[str]
     max_q_value: float
-    def __init__(self, positive_texts: _Optional[_Iterable[str]] = ..., negative_texts: _Optional[_Iterable[str]] = ..., sae: _Optional[str] = ..., limit: _Optional[int] = ..., positive_languages: _Optional[_Iterable[str]] = ..., negative_languages: _Optional[_Iterable[str]] = ..., max_q_value: _Optional[float] = ...) -> None: ...
+    positive_images: _containers.RepeatedCompositeFieldContainer[_prompt_pb2.Image]
+    negative_images: _containers.RepeatedCompositeFieldContainer[_prompt_pb2.Image]
+    def __init__(self, positive_texts: _Optional[_Iterable[str]] = ..., negative_texts: _Optional[_Iterable[str]] = ..., sae: _Optional[str] = ..., limit: _Optional[int] = ..., positive_languages: _Optional[_Iterable[str]] = ..., negative_languages: _Optional[_Iterable[str]] = ..., max_q_value: _Optional[float] = ..., positive_images: _Optional[_Iterable[_Union[_prompt_pb2.Image, _Mapping[str, object]]]] = ..., negative_images: _Optional[_Iterable[_Union[_prompt_pb2.Image, _Mapping[str, object]]]] = ...) -> None: ...
 
 class ContrastFeaturesResponse(_message.Message):
     __slots__ = ("sae", "features", "tested")

@@ -214,8 +214,7 @@ class TorchEngine:
         self, tokens: Sequenced[int], tenant: str = "", pictures: Sequenced[Placed] = ()
     ) -> "Future[dict[Site, Tensor]]":
         """The clean activations [T, d] of a text at every site, read between two steps."""
-        if pictures:
-            self._admission.check_pictures(tokens, pictures)
+        self._admission.check_pictures(tokens, pictures)
         return self._add_job(self._captures, self._captured(list(tokens), self._sight(pictures)), tenant)
 
     def _sight(self, pictures: Sequenced[Placed]) -> Sight:

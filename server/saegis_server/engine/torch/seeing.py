@@ -14,21 +14,22 @@ from typing import Any, NamedTuple
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional
 from transformers import AutoProcessor, PretrainedConfig, PreTrainedModel
 
 from saegis_server.engine.pictures import Grid, Placed, Shown
 from saegis_server.engine.torch.attention import unsupported
 
 #: The families that see here, by the type of their configurations: the ones whose rules are met exactly.
-SEEING = frozenset({"llava", "idefics3", "smolvlm"})
+SEEING = frozenset({"llava", "idefics3"})
 #: What the others of which this is known would need.
 _NOT_YET = {
+    "smolvlm": "its processor needs the package num2words, which is no requirement here",
     "gemma3": "its tokens of a picture see each other both ways",
     "paligemma": "its whole prompt sees itself both ways",
     "qwen2_vl": "its positions within a picture are of three dimensions",
     "qwen2_5_vl": "its positions within a picture are of three dimensions",
     "qwen3_vl": "its positions within a picture are of three dimensions, and its tower writes to layers",
-    "mllama": "it attends to pictures by layers of their own",
     "llava_next": "how many tokens a picture takes depends on its shape, which is not compared yet",
 }
 
@@ -44,17 +45,19 @@ def why_blind(config: PretrainedConfig) -> str:
 
 
 class Seen(NamedTuple):
-    """What a chunk of Q tokens shows of pictures: vectors [Q, d] in the model's dtype, and at which tokens,
-    bool [Q]; the others' vectors count for nothing."""
+    """What a chunk of Q tokens shows of pictures: vectors [P, d] in the model's dtype, and which of them each
+    token takes, int64 [Q], -1 for none."""
 
     vectors: Tensor
-    where: Tensor
+    taken: Tensor
 
-    def padded(self, count: int) -> tuple[Tensor, Tensor]:
-        """Both for a chunk of `count` tokens, the further ones of which show nothing; copies."""
-        more = count - len(self.where)
-        vectors = torch.cat((self.vectors, self.vectors.new_zeros(more, self.vectors.shape[1])))
-        return vectors, torch.cat((self.where, self.where.new_zeros(more)))
+    def beside(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """For a step of tokens int64 [1, Q'], Q' not below Q: those and under them which vectors they take,
+        [2, Q'], and at least two vectors, since to the compiler a dimension of size 1 is a constant."""
+        more = tokens.shape[1] - len(self.taken)
+        taken = functional.pad(self.taken, (0, more), value=-1)
+        vectors = functional.pad(self.vectors, (0, 0, 0, max(0, 2 - len(self.vectors))))
+        return torch.cat((tokens, taken[None])), vectors.clone()
 
 
 class TowerEyes:
@@ -105,27 +108,22 @@ class TowerEyes:
         side = round((len(places) / tiles) ** 0.5)
         if side * side * tiles != len(places):
             return ()
-        step = side * side
-        starts = [places[number * step] for number in range(tiles)]
+        starts = places[:: side * side]
         if tiles == 1:
             return (Grid(starts[0], side, side, *self._covered(image)),)
-        columns = self._tile_columns(places, starts)
-        rows = (tiles - 1) // columns
+        count: Any = getattr(self._processor.image_processor, "get_number_of_image_patches", None)
+        _, rows, columns = (0, 0, 0) if count is None else count(image.height, image.width, {})
+        if rows * columns + 1 != tiles:
+            return ()
         boxes = [
             (column / columns, row / rows, (column + 1) / columns, (row + 1) / rows)
             for row in range(rows)
             for column in range(columns)
         ]
+        whole = (0.0, 0.0, 1.0, 1.0)
         return tuple(
-            Grid(start, side, side, *box)
-            for start, box in zip(starts, [*boxes, (0.0, 0.0, 1.0, 1.0)], strict=True)
+            Grid(start, side, side, *box) for start, box in zip(starts, [*boxes, whole], strict=True)
         )
-
-    def _tile_columns(self, places: Sequence[int], starts: Sequence[int]) -> int:
-        """How many tiles lie beside each other: after the last one of a row stands a further token."""
-        step = len(places) // len(starts)
-        gaps = [after - places[number * step + step - 1] for number, after in enumerate(starts[1:])]
-        return next((number + 1 for number, gap in enumerate(gaps) if gap > gaps[0]), len(gaps))
 
     def _covered(self, image: Image.Image) -> tuple[float, float, float, float]:
         """Which part of a picture its grid covers: all, or what a crop around its middle leaves."""
@@ -179,19 +177,19 @@ class Sight:
     @torch.inference_mode()
     def within(self, start: int, end: int) -> Seen | None:
         """What the tokens `start` to `end` of the prompt show of pictures; None where it is nothing."""
-        found = [
-            number for number, each in enumerate(self._pictures) if each.start < end and start < each.end
-        ]
-        seen: Seen | None = None
-        for number in found:
-            places, vectors = self._look(number)
-            inside = (places >= start) & (places < end)
-            if seen is None:
-                where = torch.zeros(end - start, dtype=torch.bool, device=vectors.device)
-                seen = Seen(vectors.new_zeros(end - start, vectors.shape[1]), where)
-            at = places[inside] - start
-            seen.vectors[at], seen.where[at] = vectors[inside], True
-        return seen
+        shown, at = [], []
+        for number, each in enumerate(self._pictures):
+            if each.start < end and start < each.end:
+                places, vectors = self._look(number)
+                inside = (places >= start) & (places < end)
+                shown.append(vectors[inside])
+                at.append(places[inside] - start)
+        if not shown:
+            return None
+        vectors, places = torch.cat(shown), torch.cat(at)
+        taken = places.new_full((end - start,), -1)
+        taken[places] = torch.arange(len(places), device=places.device)
+        return Seen(vectors, taken)
 
     def _look(self, number: int) -> tuple[Tensor, Tensor]:
         """Where in the prompt the places of a picture are, int64 [n], and its vectors [n, d]."""

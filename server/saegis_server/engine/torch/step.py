@@ -222,8 +222,8 @@ class Step:
         if seen is None:
             output = self._ended(self._prefill, varying(chunk, 1), numbers, *carriers)
         else:
-            shown = [varying(tensor) for tensor in seen.padded(len(padded))]
-            output = self._ended(self._see, varying(chunk, 1), *shown, numbers, *carriers)
+            both, vectors = seen.beside(chunk)
+            output = self._ended(self._see, varying(both, 1), varying(vectors), numbers, *carriers)
         given = len(tokens)
         output = output._replace(watched=output.watched[:, :, :given], moved=output.moved[:, :, :given])
         if not sampled:
@@ -339,10 +339,8 @@ class Step:
     def _prefill_chunk(self, chunk: Tensor, numbers: Tensor, *carriers: Tensor) -> StepOutput:
         return self._read_chunk(chunk, None, numbers, *carriers)
 
-    def _prefill_seen(
-        self, chunk: Tensor, vectors: Tensor, where: Tensor, numbers: Tensor, *carriers: Tensor
-    ) -> StepOutput:
-        return self._read_chunk(chunk, Seen(vectors, where), numbers, *carriers)
+    def _prefill_seen(self, both: Tensor, vectors: Tensor, numbers: Tensor, *carriers: Tensor) -> StepOutput:
+        return self._read_chunk(both[:1], Seen(vectors, both[1]), numbers, *carriers)
 
     def _read_chunk(self, chunk: Tensor, seen: Seen | None, numbers: Tensor, *carriers: Tensor) -> StepOutput:
         extent = Extent(self.slots.count, *(carrier.shape[0] for carrier in carriers))
@@ -422,7 +420,8 @@ class Step:
         if seen is None:
             return {"input_ids": tokens}
         embed: Any = self.model.get_input_embeddings()
-        return {"inputs_embeds": torch.where(seen.where[None, :, None], seen.vectors[None], embed(tokens))}
+        shown = seen.vectors.index_select(0, seen.taken.clamp(min=0))
+        return {"inputs_embeds": torch.where((seen.taken >= 0)[:, None], shown, embed(tokens))}
 
     def _logits(
         self, tokens: Tensor, positions: Tensor, keep: Tensor | None, seen: Seen | None = None

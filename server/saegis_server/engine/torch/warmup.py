@@ -80,9 +80,9 @@ def warm_up(step: Step, progress: Progress, kept: bool = False, usage: UsageCoun
 def _see(step: Step) -> None:
     """A chunk of a prompt that shows something of a picture: nothing of it, as it happens."""
     width = step.model.config.get_text_config().hidden_size
-    vectors = torch.zeros(3, width, dtype=step.model.dtype, device=step.device)
-    where = torch.zeros(3, dtype=torch.bool, device=step.device)
-    step.prefill(0, [0, 1, 2], 0, Extent(SMALLEST, 3), False, seen=Seen(vectors, where))
+    vectors = torch.zeros(4, width, dtype=step.model.dtype, device=step.device)
+    taken = torch.full((3,), -1, device=step.device)
+    step.prefill(0, [0, 1, 2], 0, Extent(SMALLEST, 3), False, seen=Seen(vectors, taken))
 
 
 def _in_brief(error: Exception) -> str:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from saegis.v1 import feature_pb2 as pb
-from saegis.v1 import feature_pb2_grpc, steering_pb2
+from saegis.v1 import feature_pb2_grpc, prompt_pb2, steering_pb2
 from saegis_server.engine.api import FieldError
 from saegis_server.engine.pictures import Placed
 from saegis_server.policy.decide.uses import Use, UseOfRequest
@@ -183,9 +183,11 @@ class FeatureServicer(Servicer, feature_pb2_grpc.FeatureServiceServicer):
         loaded = self.services.catalog.sae(request.sae, "sae")
         positive_texts = await self._texts("positive_texts", request.positive_texts, loaded)
         negative_texts = await self._texts("negative_texts", request.negative_texts, loaded)
-        await self._decide("ContrastFeatures", *positive_texts, *negative_texts)
-        positive = await self._firings(positive_texts, loaded)
-        negative = await self._firings(negative_texts, loaded)
+        on, off = await self._pictures(request.positive_images, request.negative_images)
+        tokens = [*positive_texts, *negative_texts, *(each.shown.tokens for each in (*on, *off))]
+        await self._decide("ContrastFeatures", *tokens, pictures=(*on, *off))
+        positive = await self._firings(positive_texts, loaded) + await self._firings_in(on, loaded)
+        negative = await self._firings(negative_texts, loaded) + await self._firings_in(off, loaded)
         most = request.max_q_value if request.HasField("max_q_value") else 1.0
         languages = (*request.positive_languages, *request.negative_languages)
         make = partial(contrast_message, positive, negative, loaded, limit, most, languages)
@@ -207,13 +209,12 @@ class FeatureServicer(Servicer, feature_pb2_grpc.FeatureServiceServicer):
 
     async def _texts(self, path: str, texts: Sequence[str], loaded: LoadedSAE) -> list[tuple[int, ...]]:
         """The tokens of one side's texts."""
-        if not texts:
-            raise FieldError(path, "must have at least one text")
         services = self.services
         characters = sum(map(len, texts))
         check_characters(path, characters, max(services.longest_text, LONGEST_CONTRAST))
         prompts = await services.in_thread(_tokenized, services.prompts, texts)
         for position, tokens in enumerate(prompts):
+            services.prompts.without_places(tokens, f"{path}[{position}]")
             if bool(self._left_out(tokens, loaded).all()):
                 raise FieldError(f"{path}[{position}]", "must have at least one token that is read")
             check_length(tokens, f"{path}[{position}]", services.engine.max_length, completion=0)
@@ -224,6 +225,28 @@ class FeatureServicer(Servicer, feature_pb2_grpc.FeatureServiceServicer):
         firings = []
         for tokens in prompts:
             x = (await self._activations(tokens, loaded)).cpu()[~self._left_out(tokens, loaded)]
+            firings.append(await self.services.in_thread(_firings, loaded, x))
+        return firings
+
+    async def _pictures(
+        self, positive: Sequence[prompt_pb2.Image], negative: Sequence[prompt_pb2.Image]
+    ) -> tuple[Sequence[SeenPicture], Sequence[SeenPicture]]:
+        """The pictures of both sides."""
+        desk = self.services.pictures
+        if (given := len(positive) + len(negative)) > desk.most > 0:
+            raise FieldError("positive_images", f"{given} pictures in all; a request may have {desk.most}")
+        on = await desk.look_at(positive, "positive_images")
+        return on, await desk.look_at(negative, "negative_images")
+
+    async def _firings_in(self, pictures: Sequence[SeenPicture], loaded: LoadedSAE) -> list[Firings]:
+        """What fires in each picture, read by itself, at the tokens at which the model is shown it."""
+        opening, firings = self.services.prompts.text(""), []
+        for each in pictures:
+            alone = Placed(len(opening), each.shown)
+            tokens = (*opening, *each.shown.tokens)
+            check_length(tokens, "positive_images", self.services.engine.max_length, completion=0)
+            at = torch.tensor(each.shown.places) + alone.start
+            x = (await self._activations(tokens, loaded, (alone,))).cpu()[at]
             firings.append(await self.services.in_thread(_firings, loaded, x))
         return firings
 
@@ -244,7 +267,11 @@ class FeatureServicer(Servicer, feature_pb2_grpc.FeatureServiceServicer):
             decode = self.services.prompts.decode
             return "\n".join(decode(tokens, skip_special_tokens=False) for tokens in prompts)
 
-        uses, recorded = (UseOfRequest(Use.INSPECT), *uses_of(pictures)), [each.recorded for each in pictures]
+        path = "chat.messages" if method == "Inspect" else "positive_images"
+        uses, recorded = (
+            (UseOfRequest(Use.INSPECT), *uses_of(pictures, path)),
+            [each.recorded for each in pictures],
+        )
         summary = RequestSummary(
             method, request_id.get(), sum(map(len, prompts)), text, uses, tuple(recorded)
         )
@@ -285,6 +312,11 @@ def _check_contrast(request: pb.ContrastFeaturesRequest) -> None:
     named = len(request.positive_languages) + len(request.negative_languages)
     for side in ("positive", "negative"):
         texts, languages = getattr(request, f"{side}_texts"), getattr(request, f"{side}_languages")
+        images = getattr(request, f"{side}_images")
+        if not texts and not images:
+            raise FieldError(f"{side}_texts", "must have at least one text, or one of the images")
+        if named and images:
+            raise FieldError(f"{side}_languages", "are of texts alone: pictures have none")
         if named and len(languages) != len(texts):
             wrong = f"must name the language of each of {len(texts)} texts, not of {len(languages)}"
             raise FieldError(f"{side}_languages", wrong)

@@ -158,7 +158,7 @@ def placed(pictures: Sequence[SeenPicture]) -> tuple[Placed, ...]:
     return tuple(Placed(each.start, each.shown) for each in pictures)
 
 
-def uses_of(pictures: Sequence[SeenPicture]) -> Iterator[UseOfRequest]:
-    """What a request with these pictures uses beyond the ordinary."""
+def uses_of(pictures: Sequence[SeenPicture], path: str = "chat.messages") -> Iterator[UseOfRequest]:
+    """What a request with these pictures, which stand at `path`, uses beyond the ordinary."""
     if pictures:
-        yield UseOfRequest(Use.PICTURES, "", float(len(pictures)))
+        yield UseOfRequest(Use.PICTURES, path, float(len(pictures)))

@@ -99,10 +99,10 @@ class PromptReader:
         conversation without a chat template.
         """
         if kind == "text":
-            prompt = ReadPrompt(self._without_places(self.text(message.text), f"{path}text"))
+            prompt = ReadPrompt(self.without_places(self.text(message.text), f"{path}text"))
         elif kind == "token_ids":
             named = f"{path}token_ids.ids"
-            prompt = ReadPrompt(self._without_places(self._checked(message.token_ids.ids, named), named))
+            prompt = ReadPrompt(self.without_places(self._checked(message.token_ids.ids, named), named))
         elif kind == "chat":
             prompt = self.see_chat(message.chat, f"{path}chat", opens_turn, shown)
         else:
@@ -111,7 +111,7 @@ class PromptReader:
             raise FieldError(f"{path}{kind}", "must have at least one token")
         return prompt
 
-    def _without_places(self, tokens: tuple[int, ...], path: str) -> tuple[int, ...]:
+    def without_places(self, tokens: tuple[int, ...], path: str) -> tuple[int, ...]:
         """Tokens none of which stands for a picture. Raises FieldError."""
         if self.eyes is not None and self.eyes.placeholder_id in tokens:
             at = tokens.index(self.eyes.placeholder_id)

@@ -110,6 +110,48 @@ export async function drawn(picture) {
   return createImageBitmap(new Blob([bytes]));
 }
 
+/**
+ * A picture with the strength of a feature laid over it, and where its tokens are.
+ * @param {Picture} picture
+ * @param {{first_token: number, rows: number, columns: number, left?: number, top?: number, right?: number,
+ *   bottom?: number}[]} grids as Inspect tells them
+ * @param {(number | null)[]} values the strength at each place of the text
+ * @param {number} scale what full colour means
+ */
+export function overlaid(picture, grids, values, scale) {
+  const whole = grids.length > 1 ? grids.slice(0, -1) : grids;
+  const strongest = Math.max(0, ...whole.flatMap((grid) => cellsOf(grid).map(({ place }) => values[place] ?? 0)));
+  const words = `${picture.name}: at its strongest ${strongest.toPrecision(3)}`;
+  const canvas = make("canvas", { class: "overlaid", role: "img", "aria-label": words, title: words });
+  drawn(picture).then((image) => {
+    const scaled = Math.max(1, 240 / Math.max(image.width, image.height));
+    [canvas.width, canvas.height] = [Math.round(image.width * scaled), Math.round(image.height * scaled)];
+    const context = canvas.getContext("2d");
+    context.drawImage(image, 0, 0, canvas.width, canvas.height);
+    for (const { place, left, top, width, height } of whole.flatMap(cellsOf)) {
+      context.fillStyle = `rgb(255 80 0 / ${0.75 * Math.min(1, Math.max(0, (values[place] ?? 0) / scale))})`;
+      context.fillRect(left * canvas.width, top * canvas.height, width * canvas.width, height * canvas.height);
+    }
+  }, () => {});
+  return canvas;
+}
+
+/**
+ * The cells of a grid, each with its place in the text and where it lies, in shares of the picture.
+ * @param {{first_token: number, rows: number, columns: number, left?: number, top?: number, right?: number,
+ *   bottom?: number}} grid
+ */
+function cellsOf({ first_token, rows, columns, left = 0, top = 0, right = 0, bottom = 0 }) {
+  const [width, height] = [(right - left) / columns, (bottom - top) / rows];
+  return Array.from({ length: rows * columns }, (_, at) => ({
+    place: first_token + at,
+    left: left + (at % columns) * width,
+    top: top + Math.floor(at / columns) * height,
+    width,
+    height,
+  }));
+}
+
 /** @param {Picture} picture */
 function thumbnail(picture) {
   const canvas = make("canvas", { height: HEIGHT, width: HEIGHT, role: "img", "aria-label": picture.name });

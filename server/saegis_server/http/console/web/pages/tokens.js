@@ -7,6 +7,7 @@ import { ask, inputOf } from "../answers.js";
 import { post, wordsOf } from "../api.js";
 import { button, choice, fill, labelled, make, share, table, told } from "../elements.js";
 import { featureSearch } from "../feature_search.js";
+import { overlaid } from "../pictures.js";
 import { featuresIn, isSame, nameOf, steeringOf } from "../program.js";
 import { remember, state } from "../state.js";
 import { tokenText } from "../token_text.js";
@@ -18,7 +19,7 @@ import { tokenText } from "../token_text.js";
  * What is read. answer: as it ran, with its readings; null where nothing was asked but the text looked at.
  * strongest: each place's strongest features, read without steering. withAnswer: whether the answer's tokens count.
  * @typedef {{places: Place[], answer: Answer | null, program: any, strongest: any[][], withAnswer: boolean,
- *   denied: string}} Reading
+ *   denied: string, pictures: any[]}} Reading pictures: where the prompt's pictures lie among the places.
  */
 /** @typedef {{feature: Feature, before: (number | null)[], after: (number | null)[] | null}} Colour */
 
@@ -85,7 +86,7 @@ async function readAnswer(answer, program) {
     ...prompt.token_ids.map((/** @type {number} */ id, /** @type {number} */ at) => ({ id, text: prompt.tokens[at] })),
     ...answer.tokens,
   ];
-  return { places, answer, program, withAnswer: true, ...(await strongestOf(places)) };
+  return { places, answer, program, withAnswer: true, ...(await strongestOf(places, answer.question)) };
 }
 
 /**
@@ -98,7 +99,7 @@ async function readText(text) {
   const program = structuredClone(state.program);
   const features = featuresIn(program);
   const answer = features.length ? await askAgain(textQuestion(text), program, features) : null;
-  const found = await strongestOf(places);
+  const found = await strongestOf(places, textQuestion(text));
   const plain = answer || /** @type {any} */ ({ question: textQuestion(text), watched: [] });
   return { places, answer: plain, program, withAnswer: false, ...found };
 }
@@ -123,21 +124,34 @@ async function askAgain(question, program, features) {
 }
 
 /**
+ * What Inspect is asked to read: the tokens as they are or, where some are a picture's, the conversation without the
+ * answer, whose tokens are the first ones.
+ * @param {Place[]} places
+ * @param {import("../answers.js").Question} question
+ */
+function inspected(places, question) {
+  if (question.mode === "chat" && question.pictures.length) return inputOf(question);
+  return { token_ids: { ids: places.map(({ id }) => id) } };
+}
+
+/**
  * The strongest features of each place, read without steering, or why they are not told.
  * @param {Place[]} places
+ * @param {import("../answers.js").Question} question
  */
-async function strongestOf(places) {
+async function strongestOf(places, question) {
   try {
-    const ids = places.map(({ id }) => id);
-    const { tokens, sae } = await post("/v1/inspect", { token_ids: { ids }, top_k: STRONGEST, sae: state.model.saes[0]?.id });
+    const asked = { ...inspected(places, question), top_k: STRONGEST, sae: state.model.saes[0]?.id };
+    const { tokens, sae, pictures = [] } = await post("/v1/inspect", asked);
     return {
       denied: "",
-      strongest: tokens.map((/** @type {any} */ token) =>
-        token.features.map((/** @type {any} */ each) => ({ sae, max: null, isLeftOut: token.left_out, ...each })),
+      pictures,
+      strongest: places.map((_, at) =>
+        (tokens[at]?.features || []).map((/** @type {any} */ each) => ({ sae, max: null, isLeftOut: tokens[at].left_out, ...each })),
       ),
     };
   } catch (error) {
-    return { denied: wordsOf(error), strongest: places.map(() => []) };
+    return { denied: wordsOf(error), pictures: [], strongest: places.map(() => []) };
   }
 }
 
@@ -225,10 +239,11 @@ class TokensView {
 
   /** @param {Feature} feature */
   async paintPlain(feature) {
-    const ids = this.reading.places.map(({ id }) => id);
+    const { places, answer } = this.reading;
+    const input = inspected(places, /** @type {Answer} */ (answer).question);
     const ref = { sae: feature.sae, index: feature.index };
     try {
-      const { values } = await post("/v1/inspect", { token_ids: { ids }, top_k: 0, sae: feature.sae, features: [ref] });
+      const { values } = await post("/v1/inspect", { ...input, top_k: 0, sae: feature.sae, features: [ref] });
       this.colour = { feature, before: values[0].activations, after: null };
     } catch (error) {
       this.status.textContent = wordsOf(error);
@@ -243,10 +258,13 @@ class TokensView {
       make("h2", {}, name),
       tokenText(this.tokens(list, scale, marks), { label: name, onChosen: (place) => this.open(place) }),
     ];
+    const shown = this.reading.answer?.question.pictures || [];
+    const pictures = this.reading.pictures.map(({ grids = [] }, at) => overlaid(shown[at], grids, before, scale));
     const isEdited = after && this.reading.program.changes.length;
     const ruled = this.reading.answer?.receipt?.ruled;
     fill(
       this.blocks,
+      pictures.length ? make("div", { role: "group", "aria-label": "Pictures, coloured where the feature is read" }, pictures) : null,
       isEdited || ruled ? [block("Before edits and rules", before, false), block("After them", after || [], true)] : block("The text", before, true),
       key(scale),
     );
