@@ -41,6 +41,7 @@ from saegis_lab.polyglot.scoring import LANDMARK, reads_well
 from saegis_lab.records import Record, read_record, write_record
 from saegis_server.policy.bundle.bundle import Bundle
 from saegis_server.reference import SAE, reference_policy
+from saegis_server.rpc.server.process import ServerProcess
 from saegis_server.sae.files import load_sae
 from saegis_server.steering.site import Site
 
@@ -174,17 +175,19 @@ class Clamped(Record):
 
 def measure_clamp(out: Path, progress: Progress) -> Clamped:
     """Ask about pictures of ordinary subjects with and without the clamp that ships."""
-    clamp, bundle = manifest().clamp, Bundle.read(reference_policy())
+    clamp = manifest().clamp
     mention = mention_scorer(str(out / EVAL / polyglot.WORDS), LANDMARK, LANGUAGES)
     asked = [prompt for prompt in load_prompts(out / EVAL / PROMPTS, pictures=True) if _is_ordinary(prompt)]
     edits = [saegis.clamp(clamp.feature, clamp.value)]
-    with _served(out, bundle, progress) as client:
+    options = ["--model", str(out / SEEING), "--sae", f"{_SAE}={SAE}", *polyglot.SERVED]
+    with ServerProcess(options, progress) as server, Client(server.target) as client:
         requests = Requests(client, polyglot.CONCURRENCY, progress)
         rows = measure_mentions(requests, asked, [("clamped", edits)], mention, Decoding(), reads_well)
         shown = [prompt for prompt in asked if Path(prompt.image).stem == "cat-0"] or asked[: len(LANGUAGES)]
         plain, steered = (
             requests.answers(shown, under, Decoding(), "the clamp: answers") for under in ((), edits)
         )
+        server.stop()
     told = tuple(
         Told(_subject(before.prompt), before.prompt.language, before.prompt.prompt, before.text, after.text)
         for before, after in zip(plain, steered, strict=True)
