@@ -206,8 +206,8 @@ class SiteSubject:
                     position_ids=places,
                     past_key_values=cache,
                     use_cache=True,
-                    # As a tensor: the slice that a number makes is no whole rows, and a product of such copies
-                    # the matrix for each of them.
+                    # As a tensor: the slice that a number makes is no whole rows, and a product of such
+                    # copies the matrix for each of them.
                     logits_to_keep=torch.tensor([ids.shape[1] - 1], device=self.device),
                 )
             token = output.logits[:, -1].argmax(-1)
