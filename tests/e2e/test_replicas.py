@@ -32,7 +32,7 @@ name: no-poison
 serial: {serial}
 revision: r{serial}
 rules: [{{id: poison, ban: {{features: [{{sae: tiny-sae, index: 7}}], strength: {strength}}}}}]
-allow: [{{id: uses, uses: [temperature]}}]
+allow: [{{id: uses, uses: [text, temperature]}}]
 limits: {{after_bans: true}}
 """
 
@@ -96,9 +96,10 @@ def under_load(client: saegis.Client, dying: Replica) -> list[saegis.Generation]
     answered = threading.Semaphore(0)
 
     def one(number: int) -> saegis.Generation:
-        answer = ask(client, number)
-        answered.release()
-        return answer
+        try:
+            return ask(client, number)
+        finally:
+            answered.release()
 
     with ThreadPoolExecutor(CALLERS) as callers:
         asked = [callers.submit(one, number) for number in range(CALLS)]

@@ -6,10 +6,12 @@ import pytest
 import torch
 from torch import nn
 from torch._dynamo.utils import counters
+from transformers import PreTrainedModel
 
 from saegis_server.engine.api import SamplingParams
 from saegis_server.engine.counts import Dictionary, Used
 from saegis_server.engine.readouts import TokenOutput
+from saegis_server.engine.torch.packing import Packing
 from saegis_server.engine.torch.usage import UsageCounting
 from saegis_server.engine.torch.warmup import missing_compiler, warm_up
 from saegis_server.steering.program import SteeringProgram
@@ -42,13 +44,20 @@ def dictionaries(device: torch.device) -> list[Dictionary]:
     return [*plain, Dictionary(by_rank.name, FIRST, by_rank.rows(), by_rank.norm, by_rank.ranked(device))]
 
 
+def packed(device: torch.device | str = "cpu") -> PreTrainedModel:
+    """The model as a start hands it to a step: on a device, with its weights packed where that pays."""
+    model = tiny.model()
+    nn.Module.to(model, device)
+    Packing(model).pack()
+    return model
+
+
 @pytest.fixture(scope="module", params=["cpu", pytest.param(DEVICE, id="cuda", marks=needs_cuda)])
 def compiled(unmeasured: None, request: pytest.FixtureRequest) -> Iterator[tiny.RunningEngine]:
     """An engine whose step is compiled and warm."""
     torch._dynamo.reset()
     counters.clear()
-    model = tiny.model()
-    nn.Module.to(model, request.param)
+    model = packed(request.param)
     usage = UsageCounting(dictionaries(model.device), 1, model.device)
     step = tiny.step(model, slots=32, compiled=True, keeps=usage.sites, ranked=ranked.SAES)
     warm_up(step, lambda *_: None, usage=usage)
@@ -93,7 +102,7 @@ def test_scores_between_steps_cause_no_recompilation_and_change_no_bit(compiled:
     assert beside.wait().outputs() == alone
     found = [score.result(60) for score in scores]
     assert compiled.ask(prompt, sampling, random_program(4, 9)).wait().outputs() == alone
-    with tiny.RunningEngine(tiny.step(tiny.model())) as eager:
+    with tiny.RunningEngine(tiny.step(packed())) as eager:
         for (text, program), score in zip(texts, found, strict=True):
             assert score.logprobs == eager.score(text, program).result(60).logprobs
     assert counters["stats"]["unique_graphs"] == before
@@ -154,7 +163,7 @@ def test_compiled_and_steered_is_what_the_eager_step_writes(compiled: tiny.Runni
         compiled.ask(prompt, sampling, program) for prompt, program in zip(prompts, programs, strict=True)
     ]
     got = [answer.wait().outputs() for answer in asked]
-    with tiny.RunningEngine(tiny.step(tiny.model(), slots=32), max_running=32) as eager:
+    with tiny.RunningEngine(tiny.step(packed(), slots=32), max_running=32) as eager:
         told = SamplingParams(temperature=0.0, max_tokens=16, ignore_eos=True, logprobs=2)
         asked = [eager.ask(prompt, told, program) for prompt, program in zip(prompts, programs, strict=True)]
         wanted = [answer.wait().outputs() for answer in asked]
@@ -182,7 +191,7 @@ def test_ranks_cause_no_recompilation_and_are_those_of_the_eager_step(
     found = asked(compiled)
     assert compiled.ask(tiny.prompt_of(1, 9)).wait().tokens()
     assert not any(ranking.wanted.any() for ranking in compiled.step.slots.rankings.values())
-    with tiny.RunningEngine(tiny.step(tiny.model(), slots=32, ranked=ranked.SAES), max_running=32) as eager:
+    with tiny.RunningEngine(tiny.step(packed(), slots=32, ranked=ranked.SAES), max_running=32) as eager:
         wanted = asked(eager)
     active = 0
     for mine, other in zip(found, wanted, strict=True):
@@ -220,7 +229,7 @@ def test_what_is_counted_compiled_is_what_is_counted_eagerly(compiled: tiny.Runn
 
     found = counted(compiled)
     assert counters["stats"]["unique_graphs"] == before
-    with tiny.RunningEngine(tiny.step(tiny.model(), slots=32), max_running=32) as eager:
+    with tiny.RunningEngine(tiny.step(packed(), slots=32), max_running=32) as eager:
         assert found == counted(eager)
 
 
@@ -238,7 +247,7 @@ def test_what_is_read_of_single_tokens_compiled_is_what_is_read_eagerly(compiled
 
     found = read(compiled)
     assert counters["stats"]["unique_graphs"] == before
-    with tiny.RunningEngine(tiny.step(tiny.model(), slots=32), max_running=32) as eager:
+    with tiny.RunningEngine(tiny.step(packed(), slots=32), max_running=32) as eager:
         for mine, other in zip(found, read(eager), strict=True):
             torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-4)
 
@@ -258,7 +267,7 @@ def test_the_use_of_features_compiled_is_that_counted_eagerly(compiled: tiny.Run
     found = used(compiled)
     assert counters["stats"]["unique_graphs"] == before
     usage = UsageCounting(dictionaries(torch.device("cpu")), 1, torch.device("cpu"))
-    step = tiny.step(tiny.model(), keeps=usage.sites, ranked=ranked.SAES)
+    step = tiny.step(packed(), keeps=usage.sites, ranked=ranked.SAES)
     with tiny.RunningEngine(step, usage=usage) as eager:
         every = used(eager)
     for one, other in zip(found, every, strict=True):
@@ -278,7 +287,7 @@ def test_a_seed_gives_the_same_text_compiled_and_eager(compiled: tiny.RunningEng
     alone = compiled.ask(tiny.prompt_of(3, 9), sampling).wait().tokens()
     asked = [compiled.ask(tiny.prompt_of(3 + seed, 9), sampling) for seed in range(8)]
     assert asked[0].wait().tokens() == alone
-    with tiny.RunningEngine(tiny.step(tiny.model())) as eager:
+    with tiny.RunningEngine(tiny.step(packed())) as eager:
         assert eager.ask(tiny.prompt_of(3, 9), sampling).wait().tokens() == alone
 
 
