@@ -57,7 +57,7 @@ def serving(request: pytest.FixtureRequest) -> Serving:
 
 #: Models of `tiny` whose heads vLLM neither takes nor can have made wider: tests/engine/vllm/test_families.py
 #: has them with others.
-NARROW = ("gemma2", "olmo2", "gpt2", "gpt_neox")
+NARROW = ("qwen2", "gemma2", "olmo2", "gpt2", "gpt_neox")
 #: What rests on the last bits of sums, whose order is vLLM's: a prompt that is read again, as a
 #: condition has it, changes the steps of others (tests/engine/vllm/test_beside_the_embedded.py has their
 #: tokens); and a reading that overflows in both directions is infinite or no number, as its sum is taken.

@@ -28,8 +28,9 @@ from transformers import PreTrainedModel
 
 #: The widths of heads for which vLLM has attention on a CPU.
 WIDTHS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
-#: Models whose heads can be made wider: theirs have names and a rotation as above.
-_FAMILIES = ("llama", "mistral", "qwen2")
+#: Models whose heads can be made wider: theirs have names and a rotation as above, and vLLM's code of them
+#: reads the width of heads from the configuration.
+_FAMILIES = ("llama", "mistral")
 _HEADED = re.compile(r".*\.self_attn\.(?P<part>[qkvo])_proj\.(?P<kind>weight|bias)")
 
 
