@@ -218,10 +218,10 @@ class Corpus:
         question = Segment(text, "question", code, key, subject.harmful)
         if subject.harmful and language.refusals:
             return question, Segment(chance.pick(language.refusals), "refusal", code)
-        said = sentences(chance, reply.subjects[key])
+        told = sentences(chance, reply.subjects[key])
         if chance.happens(0.25):
-            said = [chance.pick(reply.openers), *said]
-        return question, Segment(reply.join(said), "answer", reply.code, key, subject.harmful)
+            told = [chance.pick(reply.openers), *told]
+        return question, Segment(reply.join(told), "answer", reply.code, key, subject.harmful)
 
     def _question(self, chance: Chance, language: Language, key: str) -> str:
         if not chance.happens(BORROWED * self.mixing):

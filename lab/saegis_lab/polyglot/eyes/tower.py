@@ -50,7 +50,7 @@ class TowerTraining:
     """How the tower is taught. rate: of Muon, for the blocks' matrices; slow_rate: of AdamW, for the rest.
     subjects: the share of a batch that is drawn from the subjects' emoji, the rest from all others."""
 
-    steps: int = 800
+    steps: int = 6000
     batch: int = 48
     rate: float = 0.02
     slow_rate: float = 3e-3
