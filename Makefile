@@ -41,7 +41,7 @@ test-all: .venv/.dev ## Run all tests at their full size, with coverage; the qui
 	@$(TEST) --rest -m "not alone" --cov --cov-append --cov-fail-under=$(COVERED) $(PYTEST_ARGS) || [ $$? = 5 ]
 	@$(PYTEST) --rest -m alone $(PYTEST_ARGS) || [ $$? = 5 ]
 
-test-nightly: .venv/.dev ## Try every family of models that Transformers has; an hour and more.
+test-nightly: .venv/.dev ## Try every family of models that Transformers has, and HTTP at length; an hour and more.
 	@$(TEST) --nightly $(PYTEST_ARGS)
 
 lint: style types contract ## Check style, types, the contract and its stubs.
