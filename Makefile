@@ -46,7 +46,7 @@ test-all: .venv/.dev ## Run all tests at their full size, with coverage; the qui
 test-vllm: .venv-vllm/.vllm ## Install vLLM for a CPU into .venv-vllm and run the engines' suite on it.
 	@OMP_NUM_THREADS=$(WORKERS) .venv-vllm/bin/python -m pytest -W default tests/engine/vllm tests/engine/conformance $(PYTEST_ARGS)
 
-test-nightly: .venv/.dev ## Try every family of models that Transformers has; an hour and more.
+test-nightly: .venv/.dev ## Try every family of models that Transformers has, and HTTP at length; an hour and more.
 	@$(TEST) --nightly $(PYTEST_ARGS)
 
 lint: style types contract ## Check style, types, the contract and its stubs.
