@@ -48,7 +48,14 @@ class Recipe:
     choosing: int = 20
     making: FilterRecipe = field(
         default_factory=lambda: FilterRecipe(
-            factors=(1.0, 2.0, 4.0, 8.0), answer_shares=(0.0, 1.0), choose_by="precision"
+            choose_by="precision",
+            factors=(1.0, 2.0, 4.0, 8.0),
+            answer_shares=(0.0,),
+            strengths=(0.0,),
+            thresholds=(0.0,),
+            ban_strengths=(0.0,),
+            question_margin=1.0,
+            least_said=0.0,
         )
     )
     prompts: int = 18
