@@ -15,8 +15,8 @@ class Image:
 
 
 def image(source: str | os.PathLike[str] | bytes) -> Image:
-    """A picture for a message's content, from the path of a file or from the bytes of one: a message's content
-    may be `[saegis.image("bridge.png"), "What is this?"]`.
+    """A picture for a message's content, from the path of a file or from the bytes of one: the content may be
+    `[saegis.image("bridge.png"), "What is this?"]`.
 
     Raises OSError for a file that cannot be read, TypeError for what is neither, ValueError for no bytes.
     """
