@@ -201,14 +201,16 @@ def real_filters(told: Sequence[SeedFigures]) -> str:
     for figures in told:
         table = filtered_table(figures)
         missed = bullets(figures.missed) if figures.missed else "All bars are met."
-        parts.append(f"{str(table.title).capitalize()}:\n\n{markdown(table)}\n\n{missed}")
+        title = str(table.title)
+        parts.append(f"{title[:1].upper()}{title[1:]}:\n\n{markdown(table)}\n\n{missed}")
     return "\n\n".join(parts)
 
 
 def real_attacks(told: Sequence[SeedFigures]) -> str:
     """What comes back under attack, of the seeds that were attacked."""
     tables = [(figures.seed, attacked_table(figures)) for figures in told if figures.attacks]
-    return "\n\n".join(f"Seed {seed}:\n\n{markdown(table)}" for seed, table in tables)
+    told = "\n\n".join(f"Seed {seed}:\n\n{markdown(table)}" for seed, table in tables)
+    return told or "It was not attacked yet."
 
 
 def real_landmark(told: Sequence[SeedFigures]) -> str:
