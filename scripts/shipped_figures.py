@@ -209,8 +209,8 @@ def real_filters(told: Sequence[SeedFigures]) -> str:
 def real_attacks(told: Sequence[SeedFigures]) -> str:
     """What comes back under attack, of the seeds that were attacked."""
     tables = [(figures.seed, attacked_table(figures)) for figures in told if figures.attacks]
-    told = "\n\n".join(f"Seed {seed}:\n\n{markdown(table)}" for seed, table in tables)
-    return told or "It was not attacked yet."
+    shown = "\n\n".join(f"Seed {seed}:\n\n{markdown(table)}" for seed, table in tables)
+    return shown or "It was not attacked yet."
 
 
 def real_landmark(told: Sequence[SeedFigures]) -> str:
