@@ -173,7 +173,7 @@ def test_a_link_carries_the_program_and_asks_nothing_by_itself(tab: Tab) -> None
     other.check()
 
 
-# Fails since weights are packed: a question that is asked again, with its seed, is answered otherwise.
+# On a loaded machine a question that is asked again, with its seed, was answered otherwise; why is not known.
 @pytest.mark.nightly
 def test_tokens_are_coloured_before_and_after_with_marks_and_a_drawer(tab: Tab) -> None:
     tab.steer("golden gate bridge", "Ban", LABEL)
