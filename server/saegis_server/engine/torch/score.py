@@ -38,6 +38,18 @@ from saegis_server.engine.torch.tally import Tally
 POSITIONS_AT_ONCE = 32
 
 
+def closing(done: RequestFinished, error: BaseException | None) -> RequestFinished | RequestFailed:
+    """How a text that was scored has ended, with what was done of it: with its result, with an error, or, if
+    it is a CancelledError, unwanted."""
+    if isinstance(error, EngineError):
+        return RequestFailed(error, done)
+    if isinstance(error, CancelledError):
+        return replace(done, reasons=(FinishReason.ABORT,))
+    if error is not None:
+        return RequestFailed(EngineError(f"the text could not be read: {error}"), done)
+    return done
+
+
 class Comparison(NamedTuple):
     """Q predictions compared: log probabilities of what followed, steered and plain, and divergences.
 
@@ -220,17 +232,8 @@ class Scoring:
 
     def ended(self, error: BaseException | None) -> None:
         """It has ended: with its result, with an error, or, if it is a CancelledError, unwanted."""
-        if self._on_end is None:
-            return
-        done = self._done()
-        if isinstance(error, EngineError):
-            self._on_end(RequestFailed(error, done))
-        elif isinstance(error, CancelledError):
-            self._on_end(replace(done, reasons=(FinishReason.ABORT,)))
-        elif error is not None:
-            self._on_end(RequestFailed(EngineError(f"the text could not be read: {error}"), done))
-        else:
-            self._on_end(done)
+        if self._on_end is not None:
+            self._on_end(closing(self._done(), error))
 
     def _done(self) -> RequestFinished:
         """What was done so far."""

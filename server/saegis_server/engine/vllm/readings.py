@@ -9,7 +9,6 @@ import itertools
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import CancelledError
 from dataclasses import replace
 
 import torch
@@ -19,10 +18,8 @@ from saegis_server.engine.admission import AdmittedProgram
 from saegis_server.engine.api import (
     Closing,
     EngineError,
-    FinishReason,
     NonFiniteLogitsError,
     Reaction,
-    RequestFailed,
     RequestFinished,
     SamplingParams,
     Score,
@@ -33,7 +30,7 @@ from saegis_server.engine.receipts import Receipt, Timings, Usage
 from saegis_server.engine.torch.conditions import Outcome
 from saegis_server.engine.torch.jobs import Job
 from saegis_server.engine.torch.request_guard import RequestGuard
-from saegis_server.engine.torch.score import Comparison, compare
+from saegis_server.engine.torch.score import Comparison, closing, compare
 from saegis_server.engine.torch.sequence import RowCounts
 from saegis_server.engine.torch.tally import Tally
 from saegis_server.engine.vllm.core import Core
@@ -302,17 +299,8 @@ class Scoring:
 
     def ended(self, error: BaseException | None) -> None:
         """It has ended: with its result, with an error, or, if it is a CancelledError, unwanted."""
-        if self._on_end is None:
-            return
-        done = self._finished()
-        if isinstance(error, EngineError):
-            self._on_end(RequestFailed(error, done))
-        elif isinstance(error, CancelledError):
-            self._on_end(replace(done, reasons=(FinishReason.ABORT,)))
-        elif error is not None:
-            self._on_end(RequestFailed(EngineError(f"the text could not be read: {error}"), done))
-        else:
-            self._on_end(done)
+        if self._on_end is not None:
+            self._on_end(closing(self._finished(), error))
 
     def _finished(self) -> RequestFinished:
         """What was done so far."""
