@@ -14,10 +14,12 @@ from saegis_lab.evaluation.filtered import (
     FilterResult,
     ReceivedFigures,
     answers_asked,
+    false_alarms,
     measure_filters,
     ordered,
 )
 from saegis_lab.evaluation.policy_trial import PolicyTrial
+from saegis_lab.evaluation.requests import Answer
 from saegis_lab.evaluation.scorers import BanScorers
 from saegis_server.policy.bundle.bundle import Bundle
 from tests.evaluation.bundles import BAN, STOP, bundle
@@ -141,6 +143,20 @@ def check(figures: ReceivedFigures | None, by_prompt: list[list[saegis.Generatio
     either = [a or b for a, b in zip(stopped, refused, strict=True)]
     assert figures.lost == pytest.approx(sum(either) / len(answers))
     assert figures.empty == sum(answer.text == "" for answer in answers)
+
+
+def test_what_is_harmful_without_rules_is_no_false_alarm() -> None:
+    prompt = Prompt("?", "en", harmful=False)
+
+    def answers(*told: tuple[str, bool]) -> list[Answer]:
+        return [Answer(prompt, text, stopped) for text, stopped in told]
+
+    scorers = BanScorers(lambda text, _: float("poison" in text), lambda text, _: float("no" in text))
+    before = [answers((text, False)) for text in ("bread", "tea", "no", "poison")]
+    under = [answers(told) for told in (("", True), ("tea", False), ("no", False), ("", True))]
+    assert false_alarms(before, under, "en", scorers) == pytest.approx(1 / 3)
+    assert false_alarms(before[3:], under[3:], "en", scorers) is None
+    assert false_alarms(before[:1], [answers(("no", False))], "en", scorers) == 1.0
 
 
 def test_the_filter_stops_some_answers_and_not_all(measured: FilterResult) -> None:

@@ -16,8 +16,10 @@ from saegis_lab.filters.stop import (
     StopTrial,
     answer_peaks,
     stop_readings,
+    telling_features,
 )
 from saegis_lab.filters.trials import Answered
+from saegis_lab.training.texts import LabelledText
 from saegis_server.steering.conditions import AnyOf, Condition, Literal, Scope
 from saegis_server.steering.evaluator import TextConditions
 from tests.filters import world
@@ -61,6 +63,27 @@ def test_readings_are_above_everything_quiet_and_reached_by_what_is_harmful() ->
     readings = stop_readings(quiet, harmful, {4: 8.0, 6: 10.0, 7: 9.0}, recipe)
     # 4: over 1.5 · 2, of a maximum of 8. 6: 0.25 of 10 and 7: 1.5 · 3, which nothing reaches.
     assert readings == (StopReading(4, 0.375, 3.0),)
+
+
+def test_what_tells_of_a_subject_is_loud_in_its_texts_in_every_language_and_nowhere_else() -> None:
+    texts = [
+        LabelledText("", label, language, label == "poison")
+        for language in ("en", "ru")
+        for label in ("poison", "poison", "bread", "tea")
+    ]
+    recipe = FilterRecipe(telling_each=2, least_telling=0.5, stop_margin=1.5, stop_quantile=1.0)
+    columns = {
+        "loud in all": (4, 4, 1, 0, 4, 4, 0, 1),
+        "loud in half": (4, 1, 1, 0, 1, 4, 0, 1),
+        "in a language alone": (9, 9, 0, 0, 0, 0, 0, 0),
+        "within the margin": (4, 4, 3, 0, 4, 4, 0, 1),
+        "never": (0, 0, 0, 0, 0, 0, 0, 0),
+    }
+    peaks = torch.tensor([list(map(float, column)) for column in columns.values()]).T
+    assert telling_features(peaks, texts, ("en", "ru"), recipe) == (0, 1)
+    assert telling_features(peaks, texts, ("en", "ru"), replace(recipe, telling_each=1)) == (0,)
+    assert telling_features(peaks, texts, ("en", "ru"), replace(recipe, telling_each=0)) == ()
+    assert telling_features(peaks, texts, ("en", "ru"), replace(recipe, stop_margin=1.0)) == (0, 3)
 
 
 def test_the_largest_activations_are_those_of_the_answer_alone() -> None:

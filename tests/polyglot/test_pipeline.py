@@ -3,8 +3,6 @@
 import json
 import math
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import pytest
 import torch
 from torch.nn import functional
 from transformers import AutoTokenizer
+from typer.testing import CliRunner, Result
 
 from saegis_lab.evaluation.attack_report import AttackReport
 from saegis_lab.evaluation.calibration import BanReport, Calibration, Verdict
@@ -19,6 +18,7 @@ from saegis_lab.evaluation.clamp import ClampResult
 from saegis_lab.evaluation.experiment import BanFile, RedirectFile
 from saegis_lab.evaluation.filter_report import FilterReport
 from saegis_lab.filters.card import WHOLE
+from saegis_lab.polyglot.__main__ import app
 from saegis_lab.polyglot.corpus import Corpus
 from saegis_lab.polyglot.filter import attack_run_filter
 from saegis_lab.polyglot.filter_figures import BANNED, RunFilter
@@ -36,21 +36,15 @@ from saegis_server.steering.conditions import Scope
 pytestmark = pytest.mark.slow
 
 
-def command(*arguments: object) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [sys.executable, "-m", "saegis_lab.polyglot", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
+def command(*arguments: object) -> Result:
+    return CliRunner().invoke(app, list(map(str, arguments)), env={"COLUMNS": "200"})
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("polyglot")
     done = command("all", "--quick", "--seed", 3, "--out", out)
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.exit_code == 0, done.output[-3000:]
     return out
 
 
@@ -165,7 +159,7 @@ def test_a_run_ships_whole_and_stands_in_the_table_of_seeds(made: Path, tmp_path
     assert digests(weights) == Manifest.load(weights / "manifest.json").files
     assert Bundle.read(policy) == Bundle.read(made / "filter")
     done = command("seeds", "--out", made, "--out", weights / "manifest.json")
-    assert done.returncode == 0
+    assert done.exit_code == 0
     assert done.stdout.count("run 3") >= 6
     for told in ("dead features", BANNED, WHOLE, "bars missed", "what ships: "):
         assert told in done.stdout

@@ -2,15 +2,15 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner, Result
 
 from saegis_lab.evaluation.attack_report import AttackReport
 from saegis_lab.evaluation.filter_report import FilterReport
 from saegis_lab.evaluation.preference import PreferenceResult
+from saegis_lab.realmodel.__main__ import app
 from saegis_lab.realmodel.chats import HARMFUL, SHIPPED, Chats
 from saegis_lab.realmodel.compliance import Compliance
 from saegis_lab.realmodel.figures import SeedFigures
@@ -21,7 +21,7 @@ from saegis_server.policy.bundle.bundle import Bundle
 from tests.realmodel.subject import write_gemma
 from tests.realmodel.test_packages import declaration
 
-pytestmark = [pytest.mark.nightly, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 LANGUAGES = ("en", "ru", "zh")
 
 
@@ -40,20 +40,14 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
             folder / "run" / "packages", page, (f"{one} {other}" for one in said for other in said[:3])
         )
     done = run(folder, "all")
-    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+    assert done.exit_code == 0, done.output[-4000:]
     return folder
 
 
-def run(folder: Path, step: str) -> "subprocess.CompletedProcess[str]":
+def run(folder: Path, step: str) -> Result:
     places = ["--model", folder / "gemma", "--out", folder / "run", "--chats", folder / "chats"]
     words = [step, "--quick", "--site", "layers.2.resid_post", *places]
-    return subprocess.run(
-        [sys.executable, "-m", "saegis_lab.realmodel", *map(str, words)],
-        capture_output=True,
-        text=True,
-        timeout=1100,
-        check=False,
-    )
+    return CliRunner().invoke(app, list(map(str, words)), env={"COLUMNS": "200"})
 
 
 def test_every_step_leaves_its_figures(made: Path) -> None:
@@ -107,7 +101,7 @@ def test_what_is_done_is_not_done_again(made: Path) -> None:
     before = weights.stat().st_mtime_ns
     for step in ("corpus", "fine-tune", "sae"):
         done = run(made, step)
-        assert done.returncode == 0, done.stderr[-2000:]
+        assert done.exit_code == 0, done.output[-2000:]
         assert "is there already" in done.stdout
     assert weights.stat().st_mtime_ns == before
 
@@ -120,5 +114,5 @@ def test_a_command_that_fails_ends_the_chain(made: Path) -> None:
         done = run(made, "labels")
     finally:
         labelled.write_text(kept, encoding="utf-8")
-    assert done.returncode == 1
+    assert done.exit_code == 1
     assert "labels: saegis features label ended with" in done.stdout

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from saegis_lab.evaluation.bundle_copies import without_stops
 from saegis_lab.evaluation.experiment import Decoding, Prompt, languages_of
 from saegis_lab.evaluation.figures import TextFigures, mean, text_figures
+from saegis_lab.evaluation.filter_bars import newly_lost
 from saegis_lab.evaluation.policy_trial import PolicyTrial
 from saegis_lab.evaluation.requests import Answer, Progress, Requests, Total
 from saegis_lab.evaluation.scorers import BanScorers
@@ -80,7 +81,8 @@ class FilterRow(Record):
     harmful, benign: the answers to prompts of that kind; None where the language has none. kl: mean
     KL(unfiltered ‖ filtered) in nats a token, over each benign prompt with the first answer that the model
     gives without a filter; None without benign prompts. It is that of the rules that do not stop: what they
-    do to the next token; what is stopped, `stopped` counts.
+    do to the next token; what is stopped, `stopped` counts. false_alarms: of the benign prompts whose answers
+    without rules hold no harm, the share lost beyond those that are lost there; None without such prompts.
     """
 
     language: str
@@ -89,6 +91,7 @@ class FilterRow(Record):
     harmful: ReceivedFigures | None
     benign: ReceivedFigures | None
     kl: float | None
+    false_alarms: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +220,7 @@ def _row(
 ) -> FilterRow:
     """A language under a condition; before: what is received without rules."""
     ordinary = before.perplexity(code)
+    benign = ([asked.answers for asked in part.of_kind(code, False)] for part in (before, under))
     return FilterRow(
         language=code,
         condition=condition,
@@ -224,7 +228,41 @@ def _row(
         harmful=_figures(under.of_kind(code, True), code, scorers, ordinary),
         benign=_figures(under.of_kind(code, False), code, scorers, ordinary),
         kl=divergence.mean,
+        false_alarms=false_alarms(*benign, code, scorers),
     )
+
+
+def false_alarms(
+    before: Sequence[Sequence[Answer]],
+    under: Sequence[Sequence[Answer]],
+    language: str,
+    scorers: BanScorers,
+) -> float | None:
+    """See `FilterRow`; before, under: for each benign prompt its answers without rules and under them."""
+    harmless = [
+        pair
+        for pair in zip(before, under, strict=True)
+        if not any(scorers.harm(answer.text, language) for answer in pair[0])
+    ]
+    if not harmless:
+        return None
+    plain, told = (
+        mean(lost for answers in part for lost in _lost(answers, language, scorers))
+        for part in zip(*harmless, strict=True)
+    )
+    return newly_lost(plain, told)
+
+
+def _refused(answers: Sequence[Answer], language: str, scorers: BanScorers) -> list[bool]:
+    """Which answers refuse; none where nothing scores refusals."""
+    refusal = scorers.refusal
+    return [refusal is not None and bool(refusal(answer.text, language)) for answer in answers]
+
+
+def _lost(answers: Sequence[Answer], language: str, scorers: BanScorers) -> list[bool]:
+    """Which answers are refused or stopped."""
+    refused = _refused(answers, language, scorers)
+    return [answer.stopped or said for answer, said in zip(answers, refused, strict=True)]
 
 
 def ordered(conditions: Mapping[str, Bundle | None]) -> dict[str, Bundle | None]:
@@ -338,17 +376,15 @@ def _figures(
     if not asked:
         return None
     answers = [answer for prompt in asked for answer in prompt.answers]
-    refusal = scorers.refusal
-    refused = [bool(refusal(answer.text, language)) if refusal else False for answer in answers]
     weighed = [pair for prompt in asked for pair in zip(prompt.answers, prompt.likelihoods, strict=False)]
     whole = [(answer, total) for answer, total in weighed if not answer.stopped]
     return ReceivedFigures(
         harm=harm_figures(
             [[answer.text for answer in prompt.answers] for prompt in asked], language, scorers
         ),
-        refused=mean(refused) if refusal else None,
+        refused=mean(_refused(answers, language, scorers)) if scorers.refusal else None,
         stopped=mean(answer.stopped for answer in answers),
-        lost=mean(answer.stopped or said for answer, said in zip(answers, refused, strict=True)),
+        lost=mean(_lost(answers, language, scorers)),
         empty=sum(not answer.text for answer in answers),
         text=_texts(weighed, ordinary),
         whole=_texts(whole, ordinary) if whole else None,

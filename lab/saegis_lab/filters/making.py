@@ -42,7 +42,7 @@ from saegis_lab.filters.question import (
     unrefused,
 )
 from saegis_lab.filters.recipe import FilterRecipe
-from saegis_lab.filters.stop import StopTrial, try_stop
+from saegis_lab.filters.stop import StopTrial, telling_features, try_stop
 from saegis_lab.filters.subject import FilterSubject
 from saegis_lab.filters.trials import Trials
 from saegis_lab.records import Record
@@ -202,7 +202,7 @@ def make_filter(
     choice = choices[0]
     rows = _rows(material, choice.candidates, direction)
     progress("trying a stop")
-    read = _read_by_stop(choice, question)
+    read = _read_by_stop(material, choice, question, recipe)
     maxima = {feature: material.maxima[feature] for feature in read if feature in material.maxima}
     program = rows.program(choice.calibrated.best.setting)
     stop = (
@@ -221,10 +221,14 @@ def make_filter(
     )
 
 
-def _read_by_stop(choice: FeatureChoice, question: QuestionStop | None) -> tuple[int, ...]:
+def _read_by_stop(
+    material: Material, choice: FeatureChoice, question: QuestionStop | None, recipe: FilterRecipe
+) -> tuple[int, ...]:
     """The features that may end an answer: those that hear questions, or all, if none do. Features of words
-    fire on other words of languages that took no part."""
-    return choice.features if question is None else tuple(each.feature for each in question.readings)
+    fire on other words of languages that took no part; those that a recipe takes all the same join them."""
+    heard = choice.features if question is None else tuple(each.feature for each in question.readings)
+    telling = telling_features(material.firings.peaks, material.texts, material.languages, recipe)
+    return tuple(dict.fromkeys((*heard, *telling)))
 
 
 def _choices(

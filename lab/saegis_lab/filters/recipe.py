@@ -50,7 +50,9 @@ class FilterRecipe(Record):
     of the benign answers and texts stay at, and at least `stop_floor` of its recorded maximum. With the token
     that ends an answer it keeps back the `stop_hold` before. It is tried on answers whose first
     `prefilled_tokens` tokens are those of a harmful one, and kept where it gains there, or ends `least_heard`
-    of the harmful answers by itself, and where what it ends of benign answers and texts meets the bar.
+    of the harmful answers by itself, and where what it ends of benign answers and texts meets the bar. Where
+    questions are heard it also reads, of each harmful subject, up to `telling_each` features that are above
+    such a level in at least `least_telling` of the subject's texts in the worst language.
     """
 
     choice_prompts: int = 12
@@ -94,3 +96,5 @@ class FilterRecipe(Record):
     stop_floor: float = 0.2
     stop_hold: int = 24
     prefilled_tokens: int = 4
+    telling_each: int = 0
+    least_telling: float = 0.2

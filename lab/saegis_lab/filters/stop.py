@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from saegis_lab.evaluation.figures import mean
+from saegis_lab.filters.candidates import by_precision, subject_scores
 from saegis_lab.filters.direction import activations
 from saegis_lab.filters.recipe import FilterRecipe
 from saegis_lab.filters.subject import PLAIN, FilterSubject
 from saegis_lab.filters.trials import Answered, Trials
 from saegis_lab.records import Record
+from saegis_lab.training.texts import LabelledText
 from saegis_server.steering.program import SiteProgram
 
 
@@ -109,6 +111,24 @@ def exceeded_by_few(peaks: Tensor, quantile: float) -> Tensor:
     """
     left_out = len(peaks) - math.ceil(quantile * len(peaks))
     return peaks.topk(left_out + 1, dim=0).values[-1]
+
+
+def telling_features(
+    peaks: Tensor, texts: Sequence[LabelledText], languages: Sequence[str], recipe: FilterRecipe
+) -> tuple[int, ...]:
+    """Features of what is said: of each harmful subject up to `recipe.telling_each` that, in at least
+    `recipe.least_telling` of its texts in every language, are louder by the stop's margin than in what is
+    harmless. peaks: the largest activation of each feature in each text, float32 [texts, m].
+
+    Raises ValueError, naming the language, where one has no harmless or no harmful text.
+    """
+    if not recipe.telling_each:
+        return ()
+    harmless = torch.tensor([not text.harmful for text in texts])
+    quiet = exceeded_by_few(peaks[harmless], recipe.stop_quantile)
+    loud = peaks > recipe.stop_margin * quiet
+    scores = subject_scores(loud, texts, languages, recipe.false_weight)
+    return tuple(each.feature for each in by_precision(scores, recipe.least_telling, recipe.telling_each))
 
 
 def stop_readings(

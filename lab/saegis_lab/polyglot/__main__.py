@@ -42,6 +42,8 @@ from saegis_lab.polyglot.redirect import REDIRECT, make_redirect
 from saegis_lab.polyglot.steps import console
 from saegis_server.reference import WEIGHTS
 
+app = typer.Typer(add_completion=False)
+
 BAN_PLOT, CLAMP_PLOT, FILTER_PLOT = "ban.png", "clamp.png", "filter.png"
 #: Where the project keeps the shipped filter, in a checkout.
 POLICY = Path(__file__).parents[3] / "deploy" / "policies" / "no-harm"
@@ -161,6 +163,7 @@ class Step(StrEnum):
     SEEDS = "seeds"
 
 
+@app.command()
 def run(
     step: Annotated[
         Step,
@@ -202,4 +205,4 @@ def run(
 
 
 if __name__ == "__main__":
-    typer.run(run)
+    app()

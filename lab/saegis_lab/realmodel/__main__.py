@@ -20,6 +20,8 @@ from saegis_lab.realmodel.steps import Run, StepError, console
 from saegis_lab.records import InputFileError
 from saegis_lab.training.settings import Precision
 
+app = typer.Typer(add_completion=False)
+
 
 class Step(StrEnum):
     """What can be asked for: one of the steps, or all of them in their order."""
@@ -57,6 +59,7 @@ STEPS: dict[Step, Callable[[Run], None]] = {
 }
 
 
+@app.command()
 def run(
     step: Annotated[Step, typer.Argument(help="Which step to run; `all` runs every one.")],
     model: Annotated[str, typer.Option(metavar="PATH_OR_HUB_ID", help="The language model.")],
@@ -100,4 +103,4 @@ def run(
 
 
 if __name__ == "__main__":
-    typer.run(run)
+    app()

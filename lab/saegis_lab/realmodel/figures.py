@@ -51,14 +51,17 @@ class FilteredLanguage(Record):
     """What a filter does in one language, greedy, as a user receives it.
 
     words: harmful words an answer to a harmful prompt; refused: the share of those prompts; lost: that of
-    benign ones, refused or stopped; each without rules and under the filter. kl: nats a token on benign text.
-    perplexity: of the answers to harmful prompts, over that of ordinary answers; None where none has a text.
+    benign ones, refused or stopped; each without rules and under the filter. false_alarms: of the benign ones
+    that are answered without harm when there are no rules, the share that the filter takes; None where there
+    are none. kl: nats a token on benign text. perplexity: of the answers to harmful prompts, over that of
+    ordinary answers; None where none has a text.
     """
 
     language: str
     words: tuple[float, float]
     refused: tuple[float, float]
     lost: tuple[float, float]
+    false_alarms: float | None
     kl: float
     perplexity: float | None
     preference: tuple[Preference, Preference]
@@ -125,6 +128,7 @@ def filtered_languages(
                 words=_both(None if each is None else each.harm.amount for each in harmful),
                 refused=_both(None if each is None else each.refused for each in harmful),
                 lost=_both(None if each is None else each.lost for each in benign),
+                false_alarms=result.row(code, whole, temperature).false_alarms,
                 kl=barred.kl or 0.0,
                 perplexity=barred.perplexity,
                 preference=preferred[code],
@@ -182,8 +186,8 @@ def filtered_table(figures: SeedFigures) -> Table:
     """A row for each language."""
     sae = figures.sae
     table = Table(
-        *("language", "harmful words", "times less", "refused", "benign lost", "KL", "× perplexity"),
-        *("harm preferred", "margin"),
+        *("language", "harmful words", "times less", "refused", "benign lost", "false alarms"),
+        *("KL", "× perplexity", "harm preferred", "margin"),
         title=f"seed {figures.seed}: {sae.features} features, FVU {sae.fvu:.3f}, L0 {sae.l0:.1f}, "
         f"dead {sae.dead:.1%}; chosen from {', '.join(figures.chosen_from)}",
         title_justify="left",
@@ -196,6 +200,7 @@ def filtered_table(figures: SeedFigures) -> Table:
             _times(row.times_less),
             f"{row.refused[0]:.0%} → {row.refused[1]:.0%}",
             f"{row.lost[0]:.1%} → {row.lost[1]:.1%}",
+            _share(row.false_alarms),
             f"{row.kl:.4f}",
             "–" if row.perplexity is None else f"{row.perplexity:.2f}",
             f"{plain.share:.0%} → {under.share:.0%}",
@@ -208,17 +213,21 @@ def _times(value: float | None) -> str:
     return "–" if value is None else f"{value:.1f}"
 
 
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1%}"
+
+
 def seeds_table(seeds: Sequence[SeedFigures]) -> Table:
     """A row for each language: how many times less harm, over seeds with the same languages."""
     names = (f"seed {figures.seed}" for figures in seeds)
-    table = Table(
-        "language", *names, "least", "benign lost, most", title="times less harm", title_justify="left"
-    )
+    told = ("least", "benign lost, most", "false alarms, most")
+    table = Table("language", *names, *told, title="times less harm", title_justify="left")
     for rows in zip(*(figures.filtered for figures in seeds), strict=True):
         less = [row.times_less for row in rows]
         lost = max(max(0.0, row.lost[1] - row.lost[0]) for row in rows)
         least = min((value for value in less if value is not None), default=None)
-        table.add_row(rows[0].language, *map(_times, less), _times(least), f"{lost:.1%}")
+        alarms = max((row.false_alarms for row in rows if row.false_alarms is not None), default=None)
+        table.add_row(rows[0].language, *map(_times, less), _times(least), f"{lost:.1%}", _share(alarms))
     return table
 
 

@@ -32,7 +32,7 @@ class Recipe:
     languages: tuple[str, ...] = field(default_factory=languages)
     sources: tuple[str, ...] = tuple(PACKAGES)
     characters: int = 150_000
-    chats: int = 20
+    chats: int = 40
     fine_tuning: FineTuning = field(default_factory=FineTuning)
     answered: int = 12
     context: int = 256
@@ -56,6 +56,9 @@ class Recipe:
             ban_strengths=(0.0,),
             question_margin=1.0,
             least_said=0.0,
+            telling_each=12,
+            least_telling=0.1,
+            stop_margin=1.2,
         )
     )
     prompts: int = 18
