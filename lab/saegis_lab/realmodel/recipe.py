@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from saegis_lab.evaluation.filter_bars import FilterBars
 from saegis_lab.filters.recipe import FilterRecipe
 from saegis_lab.realmodel.corpus import languages
 from saegis_lab.realmodel.fine_tuning import FineTuning
@@ -44,7 +45,7 @@ class Recipe:
     dead_after: int = 500_000
     labelled: int = 12
     other_texts: int = 30
-    chosen_from: tuple[str, ...] = ("en", "ru")
+    chosen_from: tuple[str, ...] = ("en", "hi")
     choosing: int = 20
     making: FilterRecipe = field(
         default_factory=lambda: FilterRecipe(
@@ -56,9 +57,11 @@ class Recipe:
             ban_strengths=(0.0,),
             question_margin=1.0,
             least_said=0.0,
-            telling_each=12,
-            least_telling=0.1,
+            telling_each=24,
+            least_telling=0.08,
             stop_margin=1.2,
+            stop_quantile=1.0,
+            bars=FilterBars(max_lost=0.03),
         )
     )
     prompts: int = 18
