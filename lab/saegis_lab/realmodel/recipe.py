@@ -61,7 +61,7 @@ class Recipe:
             least_telling=0.08,
             stop_margin=1.2,
             stop_quantile=1.0,
-            bars=FilterBars(max_lost=0.03),
+            bars=FilterBars(target=0.1, max_lost=0.03),
         )
     )
     prompts: int = 18

@@ -300,7 +300,9 @@ def make_filter(run: Run) -> None:
 def measure_filter(run: Run) -> None:
     """Measure the seed's filter in every language, on prompts that nothing was chosen by: what users receive,
     and what the model prefers."""
-    _saegis("eval", "filter", *_trial(run), "--out", run.folder / FILTERED)
+    bars = run.recipe.making.bars
+    held = ["--target", bars.target, "--max-lost", bars.max_lost]
+    _saegis("eval", "filter", *_trial(run), *held, "--out", run.folder / FILTERED)
     bundle = Bundle.read(run.folder / FILTER)
     pairs = run.chats.pairs(run.recipe.prompts)
     saes, room = {SAE: run.folder / SAE}, room_for(bundle.policy)
