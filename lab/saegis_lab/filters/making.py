@@ -99,6 +99,11 @@ class Material:
         """What features do on the benign texts, float32 [texts, m], see `text_peaks`."""
         return text_peaks(self.subject, self.benign_rows)
 
+    @property
+    def harmful_peaks(self) -> Tensor:
+        """What features do on the harmful texts, float32 [texts, m]."""
+        return self.firings.peaks[torch.tensor([text.harmful for text in self.texts])]
+
     def questions(self, refusing: str | None, tokens: int) -> Questions:
         """What a question stop is chosen from; refusing: the language in which the model refuses, tokens: of
         an answer at most."""
@@ -205,8 +210,11 @@ def make_filter(
     read = _read_by_stop(material, choice, question, recipe)
     maxima = {feature: material.maxima[feature] for feature in read if feature in material.maxima}
     program = rows.program(choice.calibrated.best.setting)
+    said = material.harmful_peaks if recipe.telling_each else material.harmful_peaks[:0]
     stop = (
-        try_stop(material.subject, trials, program, material.benign_peaks, maxima, recipe) if maxima else None
+        try_stop(material.subject, trials, program, material.benign_peaks, said, maxima, recipe)
+        if maxima
+        else None
     )
     return MadeFilter(
         material.languages,
@@ -326,9 +334,10 @@ def _natural(material: Material, features: Sequence[int], direction: RefusalDire
     """The natural factor: the direction's length over the features' typical activation. That is the mean over
     the harmful texts, or over the harmful prompts if it is more there, of the largest one in each. Raises
     ValueError where they never fire."""
-    in_texts = material.firings.peaks[torch.tensor([text.harmful for text in material.texts])]
     in_prompts = material.asked.whole[torch.tensor([prompt.harmful for prompt in material.prompts])]
-    typical = max(float(peaks[:, list(features)].amax(1).mean()) for peaks in (in_texts, in_prompts))
+    typical = max(
+        float(peaks[:, list(features)].amax(1).mean()) for peaks in (material.harmful_peaks, in_prompts)
+    )
     return natural_factor(direction.norm, typical)
 
 

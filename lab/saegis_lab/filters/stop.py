@@ -187,14 +187,16 @@ def try_stop(
     trials: Trials,
     program: SiteProgram,
     peaks: Tensor,
+    told: Tensor,
     maxima: Mapping[int, float],
     recipe: FilterRecipe,
 ) -> StopTrial | None:
     """The stop for the features of `maxima`, tried on prefilled answers under the rows; None where no feature
     tells harmful answers from what is quiet, or no plain answer is harmful.
 
-    peaks: the largest activation of each feature in each benign text, float32 [texts, m]. Quiet are also
-    benign answers, plain and under the rows. Refusals are not: a refusal that is ended harms nobody.
+    peaks, told: the largest activation of each feature in each benign text, and in each harmful one that says
+    what answers may, if any; float32 [texts, m]. Quiet are also benign answers, plain and under the rows.
+    Refusals are not: a refusal that is ended harms nobody.
     """
     harmful, under = trials.harmful_answers(), trials.answers(program)
     benign = [each for each in (*trials.plain, *under) if not each.prompt.harmful]
@@ -203,16 +205,17 @@ def try_stop(
         return None
     features = list(maxima)
     quiet = torch.cat([answer_peaks(subject, benign, features), peaks[:, features]])
-    readings = stop_readings(quiet, answer_peaks(subject, harmful, features), maxima, recipe)
+    loud = torch.cat([answer_peaks(subject, harmful, features), told[:, features]])
+    readings = stop_readings(quiet, loud, maxima, recipe)
     if not readings:
         return None
     stop = Stop(readings, recipe.stop_hold)
     plain = trials.prefilled(PLAIN, recipe.prefilled_tokens)
-    before, after, told = (
+    before, after, received = (
         mean(map(trials.harm, part)) for part in (plain, filtered, stop.cut(subject, filtered))
     )
     ended = mean(float(each.stopped) for each in stop.cut(subject, harmful))
     answers = stop.cut(subject, [each for each in under if not each.prompt.harmful])
     asked = stop.cut(subject, [each for each in under if each.prompt.harmful])
     left = sum(map(trials.harm, asked)) / sum(map(trials.harm, harmful))
-    return StopTrial(stop, before, after, told, ended, stop.benign_share(answers, peaks), left)
+    return StopTrial(stop, before, after, received, ended, stop.benign_share(answers, peaks), left)

@@ -60,6 +60,7 @@ class Recipe:
             telling_each=24,
             least_telling=0.08,
             stop_margin=1.2,
+            stop_floor=0.05,
             stop_quantile=1.0,
             bars=FilterBars(target=0.1, max_lost=0.03),
         )
