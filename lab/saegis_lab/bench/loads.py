@@ -206,7 +206,7 @@ def answer_all(
     asked: list[list[int]],
     steering: list[SteeringProgram] | None = None,
     guards: list[Guard] | None = None,
-    sampling: SamplingParams = _GREEDY,
+    sampling: SamplingParams | None = None,
     told: Sink | None = None,
     in_turn: bool = False,
 ) -> float:
@@ -232,9 +232,9 @@ def answer_all(
     steering, guards = steering or [UNSTEERED] * len(asked), guards or [UNGUARDED] * len(asked)
     start = time.perf_counter()
     for index, (prompt, program, guard) in enumerate(zip(asked, steering, guards, strict=True)):
-        engine.submit(
-            GenerationRequest(f"bench-{index}", tuple(prompt), sampling, program, guard=guard), sink
-        )
+        asks = sampling or _GREEDY
+        request = GenerationRequest(f"bench-{index}", tuple(prompt), asks, program, guard=guard)
+        engine.submit(request, sink)
         if in_turn:
             done.acquire()
     for _ in [] if in_turn else asked:

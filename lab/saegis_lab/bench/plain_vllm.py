@@ -28,7 +28,8 @@ class PlainVllm:
         from vllm.v1.executor import Executor
 
         with TemporaryDirectory(prefix="saegis-bench-") as folder:
-            random_llama().make().save_pretrained(folder)
+            model = random_llama().make()
+            model.save_pretrained(folder)
             arguments = EngineArgs(
                 model=folder,
                 tokenizer=folder,
@@ -36,7 +37,7 @@ class PlainVllm:
                 load_format="safetensors",
                 use_tqdm_on_load=False,
                 dtype="float32",
-                max_model_len=1024,
+                max_model_len=model.config.max_position_embeddings,
                 max_num_seqs=MANY,
                 kv_cache_memory_bytes=_CACHE_BYTES,
                 enforce_eager=not as_it_comes,
