@@ -18,9 +18,9 @@ _CACHE_BYTES = 2**30
 class PlainVllm:
     """vLLM's core in this process, stepped here: without its front end, which would only add to its time."""
 
-    def __init__(self, as_it_comes: bool) -> None:
-        """as_it_comes: compiled, its model in a process of its own, as vLLM runs one on a CPU where nobody
-        says otherwise; else eagerly and in this process, which is how it runs with the steering in it."""
+    def __init__(self, compiled: bool) -> None:
+        """compiled: by vLLM's own compiler, as it does where nobody says otherwise; else eagerly, which is how
+        it runs with the steering in it."""
         require_vllm()
         from vllm.engine.arg_utils import EngineArgs
         from vllm.usage.usage_lib import UsageContext
@@ -40,8 +40,8 @@ class PlainVllm:
                 max_model_len=model.config.max_position_embeddings,
                 max_num_seqs=MANY,
                 kv_cache_memory_bytes=_CACHE_BYTES,
-                enforce_eager=not as_it_comes,
-                distributed_executor_backend="mp" if as_it_comes else "uni",
+                enforce_eager=not compiled,
+                distributed_executor_backend="uni",
                 disable_log_stats=True,
             )
             config = arguments.create_engine_config(usage_context=UsageContext.LLM_CLASS)

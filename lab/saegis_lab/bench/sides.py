@@ -128,8 +128,8 @@ def _asked(load: Load) -> tuple[list[list[int]], list[SteeringProgram] | None]:
 class Plain:
     """vLLM alone; see `PlainVllm`."""
 
-    def __init__(self, as_it_comes: bool = False) -> None:
-        self._vllm = PlainVllm(as_it_comes)
+    def __init__(self, compiled: bool = False) -> None:
+        self._vllm = PlainVllm(compiled)
 
     def tokens_per_second(self, load: Load) -> float:
         """Measure it once. Raises ValueError for a load with programs."""

@@ -23,7 +23,7 @@ from saegis_server.engine.api import Progress
 
 #: SAEs of these widths are to cost the same.
 VLLM_WIDTHS = (4096, 65_536, 1_048_576)
-PLAIN, AS_IT_COMES = "plain vLLM, eager, in the process", "vLLM as it comes: compiled, its own processes"
+PLAIN, COMPILED = "plain vLLM, eager", "plain vLLM, compiled"
 UNSTEERED = "the same vLLM unsteered"
 #: What is told of one side of a comparison: which engine, under which load.
 Told = tuple[str, Load]
@@ -35,7 +35,7 @@ class _Sides:
     def __init__(self, subject: str, rounds: int, progress: Progress, opened: ExitStack) -> None:
         makers: dict[str, Callable[[], Plain | SteeredVllm | Embedded]] = {
             "plain": Plain,
-            "as it comes": partial(Plain, True),
+            "compiled": partial(Plain, True),
             "steered": SteeredVllm,
             "embedded": Embedded,
         }
@@ -91,14 +91,14 @@ def _compared(sides: _Sides, told: list[tuple[str, str, Told, Told, str]]) -> li
 def _concurrent(sides: _Sides) -> list[Ratio]:
     """programs in vLLM"""
     steered, bare = ("steered", Load(CONCURRENT, CONCURRENT)), ("steered", Load(CONCURRENT))
-    plain, comes = ("plain", Load(CONCURRENT)), ("as it comes", Load(CONCURRENT))
+    plain, compiled = ("plain", Load(CONCURRENT)), ("compiled", Load(CONCURRENT))
     what = f"vLLM, {CONCURRENT} × {ROWS} rows, all different"
     return _compared(
         sides,
         [
             (what, UNSTEERED, steered, bare, "≥ 0.97"),
             (what, PLAIN, steered, plain, "≥ 0.97"),
-            (what, AS_IT_COMES, steered, comes, ""),
+            (what, COMPILED, steered, compiled, ""),
             (f"vLLM, {CONCURRENT} unsteered", PLAIN, bare, plain, ""),
         ],
     )
@@ -135,15 +135,15 @@ def _at_once(sides: _Sides) -> list[Ratio]:
     """the embedded engine beside vLLM"""
     ratios = []
     for count in AT_ONCE:
-        plain, comes, bare = ("plain", Load(count)), ("as it comes", Load(count)), ("embedded", Load(count))
+        plain, compiled, bare = ("plain", Load(count)), ("compiled", Load(count)), ("embedded", Load(count))
         steered = ("embedded", Load(count, count))
         ratios += _compared(
             sides,
             [
                 (f"embedded, {count} unsteered", PLAIN, bare, plain, "≥ 0.95"),
                 (f"embedded, {count} × {ROWS} rows, all different", PLAIN, steered, plain, "≥ 0.95"),
-                (f"embedded, {count} unsteered", AS_IT_COMES, bare, comes, "≥ 0.95"),
-                (f"embedded, {count} × {ROWS} rows, all different", AS_IT_COMES, steered, comes, "≥ 0.95"),
+                (f"embedded, {count} unsteered", COMPILED, bare, compiled, "≥ 0.95"),
+                (f"embedded, {count} × {ROWS} rows, all different", COMPILED, steered, compiled, "≥ 0.95"),
             ],
         )
     return ratios

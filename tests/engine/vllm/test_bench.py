@@ -8,6 +8,7 @@ import pytest
 from saegis_lab.bench import loads, plain_vllm, run, sides, vllm
 from saegis_lab.bench.sides import FirstTokens, Load, Measured, SteeredVllm
 from saegis_lab.bench.subjects import Subject, _subject
+from saegis_server.engine.api import SamplingParams
 from tests.engine import tiny
 from tests.engine.in_vllm import HAS_VLLM
 
@@ -44,9 +45,8 @@ def smaller(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "random_llama", small)
     for module in (loads, sides, plain_vllm):
         monkeypatch.setattr(module, "NEW_TOKENS", 3)
-    monkeypatch.setattr(
-        loads, "_GREEDY", loads.SamplingParams(temperature=0.0, max_tokens=3, ignore_eos=True)
-    )
+    greedy = SamplingParams(temperature=0.0, max_tokens=3, ignore_eos=True)
+    monkeypatch.setattr(loads, "_GREEDY", greedy)
     for module in (run, sides, plain_vllm, vllm):
         monkeypatch.setattr(module, "MANY", 4)
     for module in (sides, vllm):
