@@ -19,8 +19,8 @@ class PlainVllm:
     """vLLM's core in this process, stepped here: without its front end, which would only add to its time."""
 
     def __init__(self, compiled: bool) -> None:
-        """compiled: by vLLM's own compiler, as it does where nobody says otherwise; else eagerly, which is how
-        it runs with the steering in it."""
+        """compiled: by vLLM's own compiler, as it does where nobody says otherwise; else eagerly, as it runs
+        with the steering in it."""
         require_vllm()
         from vllm.engine.arg_utils import EngineArgs
         from vllm.usage.usage_lib import UsageContext
