@@ -218,7 +218,7 @@ Made = Callable[[], tuple[Engine, Watched]]
 ENGINES: dict[str, tuple[Made, int]] = (
     {"vllm": (in_vllm, sized(2_000, 256))}
     if HAS_VLLM
-    else {"embedded": (embedded, TRIES), "plain core": (on_plain_core, sized(1_024, 128))}
+    else {"embedded": (embedded, TRIES), "plain core": (on_plain_core, sized(1_024, 256))}
 )
 FIRST = next(iter(ENGINES.values()))[0]
 

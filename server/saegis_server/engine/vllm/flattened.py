@@ -11,7 +11,7 @@ from torch import Tensor
 
 from saegis_server.engine.vllm.orders import Order
 from saegis_server.steering.evaluator import Where
-from saegis_server.steering.tokens import Tokens
+from saegis_server.steering.tokens import Spread, Tokens
 
 
 class Part(NamedTuple):
@@ -28,8 +28,9 @@ class Part(NamedTuple):
 class Flattened:
     """T tokens of B texts, of which the longest has Q here.
 
-    tokens, at: all of them, each with its slot. grid: int64 [B·Q], which token is where in the grid, and
-    given: bool [B, Q], where there is one. last: int64 [B], the last token of each text.
+    tokens, at: all of them, each with its slot; by_text: the same with its text, counted from 0, in place of
+    that. grid: int64 [B·Q], which token is where in the grid, and given: bool [B, Q], where there is one.
+    last: int64 [B], the last token of each text.
     """
 
     def __init__(self, parts: Sequence[Part], device: torch.device) -> None:
@@ -62,7 +63,7 @@ class Flattened:
         self.prompt = (position < answer).to(device)
         self.unmoved = (position < unmoved).to(device) if bool(unmoved.any()) else None
         self.new, self.observed = (position >= counted).to(device), (position >= left_out).to(device)
-        self.tokens = Tokens.of(self.slot, self.prompt)
+        self.tokens, self.by_text = Tokens.of(self.slot, self.prompt), self._by_text(counts)
         ones = torch.ones_like(self.prompt)
         self.at = Where(self.position, answer.to(device), ones, unread.to(device))
         steps = torch.arange(self.longest)
@@ -80,5 +81,16 @@ class Flattened:
 
     def tokens_on_grid(self) -> Tokens:
         """The tokens of the grid, whose slots are the texts, counted from 0."""
+        if self._is_grid:
+            return self.by_text
         text = torch.arange(self.batch, device=self.slots.device).repeat_interleave(self.longest)
         return Tokens.of(text, self.on_grid(self.prompt))
+
+    def _by_text(self, counts: Tensor) -> Tokens:
+        """The tokens, whose slots are the texts, counted from 0."""
+        if self.longest == 1:
+            return Tokens(self.prompt, Spread.EACH)
+        if self.batch == 1:
+            return Tokens(self.prompt, Spread.ONE)
+        text = torch.arange(self.batch).repeat_interleave(counts).to(self.slots.device)
+        return Tokens.of(text, self.prompt)
