@@ -342,8 +342,8 @@ def apply(
 
     cut = cut_of(clean, Moment.CLEAN)
     before, guarded, observed, stage = read_clean(clean, norm, view, tokens, norms, gates, cut)
-    steered, edits, rules, fired = clean, *3 * (torch.zeros_like(clean[:, :0], dtype=torch.bool),)
-    ruled = torch.zeros_like(norm)
+    edits = rules = fired = torch.zeros_like(clean[:, :0], dtype=torch.bool)
+    steered, ruled = clean, torch.zeros_like(norm)
     if view.edits.per_slot:
         move, _, edits = stage.edit(clean, view.edits, conditional=False, cut=cut)
         steered = clean + _bounded(move, norm, _Numbers.of(view.edits.numbers, tokens).tightness)
