@@ -36,8 +36,8 @@ class Flattened:
     def __init__(self, parts: Sequence[Part], device: torch.device) -> None:
         """The parts in the order in which vLLM runs them."""
         self.parts, self.batch = tuple(parts), len(parts)
-        counts = torch.tensor([part.length for part in parts])
-        self.count, self.longest = int(counts.sum()), int(counts.max())
+        lengths = [part.length for part in parts]
+        counts, self.count, self.longest = torch.tensor(lengths), sum(lengths), max(lengths)
         numbers = torch.tensor(
             [
                 (
@@ -53,15 +53,16 @@ class Flattened:
             ]
         )
         ends = counts.cumsum(0)
-        begins = ends - counts
-        slot, start, answer, unmoved, unread, left_out, counted = numbers.repeat_interleave(counts, 0).unbind(
-            1
-        )
-        position = start + torch.arange(self.count) - begins.repeat_interleave(counts)
+        begins, of_token = ends - counts, numbers
+        if self.longest > 1:
+            of_token = numbers.repeat_interleave(counts, 0)
+        slot, position, answer, unmoved, unread, left_out, counted = of_token.unbind(1)
+        if self.longest > 1:
+            position = position + torch.arange(self.count) - begins.repeat_interleave(counts)
         self.slots, self.last = numbers[:, 0].to(device), (ends - 1).to(device)
         self.position, self.slot = position.to(device), slot.to(device)
         self.prompt = (position < answer).to(device)
-        self.unmoved = (position < unmoved).to(device) if bool(unmoved.any()) else None
+        self.unmoved = (position < unmoved).to(device) if any(part.order.unmoved for part in parts) else None
         self.new, self.observed = (position >= counted).to(device), (position >= left_out).to(device)
         self.tokens, self.by_text = Tokens.of(self.slot, self.prompt), self._by_text(counts)
         ones = torch.ones_like(self.prompt)

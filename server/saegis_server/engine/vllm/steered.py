@@ -61,6 +61,7 @@ class _Step:
         self.conditions: StepConditions | None = None
         self.keeps_clean = any(part.order.wanted.clean for part in parts)
         self.record: Tensor | None = None
+        self.told: tuple[Tensor, Tensor] | None = None
 
     @cached_property
     def flat(self) -> Flattened:
@@ -307,20 +308,26 @@ class Steered:
 
     def _watched(self, step: _Step, row: int, own: slice) -> tuple[Tensor | None, Tensor | None]:
         """The watches and the moves of a text's tokens: of all, or of the last one."""
-        if not step.readings:
+        wanted, counts = step.parts[row].order.wanted, step.parts[row].order.counts
+        if not step.readings or not (counts.watches or wanted.prompt or wanted.moves):
             return None, None
-        places = own if step.parts[row].order.wanted.prompt else slice(own.stop - 1, own.stop)
+        if step.told is None:
+            step.told = self._all_watched(step)
+        watched, moved = step.told
+        places = own if wanted.prompt else slice(own.stop - 1, own.stop)
+        return watched[:, places], moved[:, places]
+
+    def _all_watched(self, step: _Step) -> tuple[Tensor, Tensor]:
+        """The same of all tokens of a step."""
         watched, moved = [], []
         for number in range(len(self.sites)):
             readings = step.readings.get(number)
             if readings is None:
-                count = places.stop - places.start
-                watched.append(torch.zeros(count, step.rows[3], 2, device=self.device))
-                moved.append(torch.zeros(count, device=self.device))
+                watched.append(torch.zeros(step.count, step.rows[3], 2, device=self.device))
+                moved.append(torch.zeros(step.count, device=self.device))
                 continue
-            both = readings.watched_before[places], readings.watched_after[places]
-            watched.append(torch.stack(both, -1))
-            moved.append(readings.relative_norm[places])
+            watched.append(torch.stack((readings.watched_before, readings.watched_after), -1))
+            moved.append(readings.relative_norm)
         return torch.stack(watched), torch.stack(moved)
 
     # -- books ----------------------------------------------------------------------------------------
