@@ -1,14 +1,15 @@
 """The benchmark of vLLM: every comparison is made, on a small model, with all engines in this process."""
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 
 from saegis_lab.bench import loads, plain_vllm, run, sides, vllm
 from saegis_lab.bench.sides import FirstTokens, Load, Measured, SteeredVllm
 from saegis_lab.bench.subjects import Subject, _subject
-from saegis_server.engine.api import SamplingParams
+from saegis_server.engine.api import Progress, SamplingParams
+from saegis_server.engine.torch.step import Step
+from saegis_server.steering.site import Site
 from tests.engine import tiny
 from tests.engine.in_vllm import HAS_VLLM
 
@@ -59,8 +60,8 @@ def smaller(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vllm, "Side", Here)
     warm = loads.warm_step
 
-    def eager(*given: Any) -> Any:
-        return warm(*given, compiled=False, packed=False)
+    def eager(subject: Subject, sites: tuple[Site, ...], concurrency: int, progress: Progress) -> Step:
+        return warm(subject, sites, concurrency, progress, compiled=False, packed=False)
 
     monkeypatch.setattr(sides, "warm_step", eager)
     sides._asked.cache_clear()
