@@ -70,10 +70,16 @@ def beside_vllm(subject: str, rounds: int, progress: Progress) -> list[Ratio]:
     """
     with ExitStack() as opened:
         sides = _Sides(subject, rounds, progress, opened)
-        stages = (_concurrent, _programs, _widths, _at_once, _prefix)
+        stages = {
+            "programs in vLLM": _concurrent,
+            "numbers of different programs": _programs,
+            "widths of SAEs": _widths,
+            "the embedded engine beside vLLM": _at_once,
+            "a prefix that is shared": _prefix,
+        }
         ratios: list[Ratio] = []
-        for done, stage in enumerate(stages):
-            progress(stage.__doc__ or "", done, len(stages))
+        for done, (name, stage) in enumerate(stages.items()):
+            progress(name, done, len(stages))
             ratios += stage(sides)
         return ratios
 
@@ -89,7 +95,7 @@ def _compared(sides: _Sides, told: list[tuple[str, str, Told, Told, str]]) -> li
 
 
 def _concurrent(sides: _Sides) -> list[Ratio]:
-    """programs in vLLM"""
+    """What programs cost in vLLM, against none and against vLLM alone."""
     steered, bare = ("steered", Load(CONCURRENT, CONCURRENT)), ("steered", Load(CONCURRENT))
     plain, compiled = ("plain", Load(CONCURRENT)), ("compiled", Load(CONCURRENT))
     what = f"vLLM, {CONCURRENT} × {ROWS} rows, all different"
@@ -105,7 +111,7 @@ def _concurrent(sides: _Sides) -> list[Ratio]:
 
 
 def _programs(sides: _Sides) -> list[Ratio]:
-    """numbers of different programs"""
+    """Whether it matters how many different programs there are."""
     bare = ("steered", Load(MANY))
     return _compared(
         sides,
@@ -123,7 +129,7 @@ def _programs(sides: _Sides) -> list[Ratio]:
 
 
 def _widths(sides: _Sides) -> list[Ratio]:
-    """widths of SAEs"""
+    """Whether it matters how wide their SAE is."""
     bare, told = ("steered", Load(CONCURRENT)), []
     for width in VLLM_WIDTHS:
         what = f"vLLM, {CONCURRENT} × {ROWS} rows, SAE of {width // 1024}k"
@@ -132,7 +138,7 @@ def _widths(sides: _Sides) -> list[Ratio]:
 
 
 def _at_once(sides: _Sides) -> list[Ratio]:
-    """the embedded engine beside vLLM"""
+    """The embedded engine beside vLLM alone."""
     ratios = []
     for count in AT_ONCE:
         plain, compiled, bare = ("plain", Load(count)), ("compiled", Load(count)), ("embedded", Load(count))
@@ -150,7 +156,7 @@ def _at_once(sides: _Sides) -> list[Ratio]:
 
 
 def _prefix(sides: _Sides) -> list[Ratio]:
-    """a prefix that is shared"""
+    """What a prefix is worth that requests share, and that those of other programs do not."""
     one, many = sides.first_tokens((1, CONCURRENT))
     shared, whole = (int(median(each.cached for each in side)) for side in (one, many))
     tokens = one[0].tokens
