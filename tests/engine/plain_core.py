@@ -138,6 +138,9 @@ class PlainCore:
     def firing(self, counts: Tensor) -> dict[tuple[Site, str], Firing]:
         return self.steered.observing.firing(counts)
 
+    def forget_prefixes(self) -> None:
+        self._left.clear()
+
     def close(self) -> None:
         self._texts.clear()
         self._left.clear()

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Protocol, Self
 
+import pytest
 from transformers import PreTrainedModel
 
 from saegis_server.engine.api import (
@@ -78,6 +79,18 @@ class Answer:
         last = self.events[-1]
         assert isinstance(last, RequestFailed), last
         return last
+
+
+def require_same(outputs: Sequence[TokenOutput], wanted: Sequence[TokenOutput], bits: bool = True) -> None:
+    """The same tokens with all that is told of them, to the last bit or, without `bits`, but for rounding."""
+    if bits:
+        assert list(outputs) == list(wanted)
+        return
+    assert [one.token_id for one in outputs] == [one.token_id for one in wanted]
+    for one, other in zip(outputs, wanted, strict=True):
+        assert one.logprob == pytest.approx(other.logprob, abs=1e-4)
+        for mine, theirs in zip(one.watched, other.watched, strict=True):
+            assert (mine.before, mine.after) == pytest.approx((theirs.before, theirs.after), abs=1e-4)
 
 
 class Asked:

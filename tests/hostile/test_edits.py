@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -12,10 +13,16 @@ from safetensors.torch import save
 from torch import Tensor
 
 from saegis_server.engine import admission
-from saegis_server.engine.api import FirstToken, GenerationRequest, Limits, RequestFinished
+from saegis_server.engine.api import Engine, FirstToken, GenerationRequest, Limits, RequestFinished
 from saegis_server.engine.torch.engine import TorchEngine
+from saegis_server.engine.torch.loading import LoadedModel
+from saegis_server.engine.torch.sizing import Wishes
 from saegis_server.engine.torch.slots import Slots
 from saegis_server.engine.torch.step import Step
+from saegis_server.engine.vllm.engine import VllmEngine
+from saegis_server.engine.vllm.readings import APART
+from saegis_server.engine.vllm.served import Served
+from saegis_server.engine.vllm.steered import Steered
 from saegis_server.policy.bundle.bundle import Bundle
 from saegis_server.policy.decide.compiled import compile_policy
 from saegis_server.policy.decide.decide import PolicySet
@@ -24,11 +31,16 @@ from saegis_server.policy.decide.world import World
 from saegis_server.sae.autoencoder import Architecture, SparseAutoencoder
 from saegis_server.sae.catalog import Catalog, LoadedSAE
 from saegis_server.steering import admitted, bounds, projection
+from saegis_server.steering.admitted import Room
+from saegis_server.steering.ranking import RankedDictionary
 from saegis_server.steering.rows import Norm
 from saegis_server.steering.site import Site, Widths
 from saegis_server.steering.table import Capacity
+from tests.engine.in_vllm import HAS_VLLM
+from tests.engine.plain_core import PlainCore
 from tests.engine.serving import Answer
 from tests.hostile.edits import Bound, Client, Held, Redirected, Try
+from tests.hostile.watched import InTorch, InVllm, Watched
 from tests.hostile.witness import Witness
 from tests.rpc import tiny
 from tests.tiers import sized
@@ -131,6 +143,9 @@ OTHERS = {"allow", "limits.max_edits", "limits.after_bans", "keep-away"}
 NAMED = OTHERS | set(re.findall(r"id: ([a-z-]+)", RULES))
 #: In full. The server's own attack makes up the rest of the twenty thousand: see test_server.py.
 TRIES, AT_ONCE = sized(12_000, 256), 256
+SLOTS, LENGTH = 32, 64
+NORMS = {site: frozenset((Norm.NONE,)) for site in SITES}
+LIMITS = Limits(queue=2 * AT_ONCE, prefill_chunk=16)
 
 
 @pytest.fixture(autouse=True)
@@ -142,35 +157,87 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+def bos() -> int:
+    """The token that every text begins with, and no row moves."""
+    found = tiny.tokenizer().bos_token_id
+    assert isinstance(found, int)
+    return found
+
+
 def _topk() -> SparseAutoencoder:
     """An SAE of whose features the eight largest are active."""
     return replace(tiny.sae("topk", 6), architecture=Architecture.STANDARD, threshold=None, k=8, digest="")
 
 
+def _ranked() -> dict[Site, list[RankedDictionary]]:
+    """What decides by rank, at its site."""
+    return {tiny.SECOND_SITE: [each for each in (_topk().ranked("cpu"),) if each is not None]}
+
+
+def _digests() -> frozenset[tuple[Site, str]]:
+    return frozenset((site, each.digest) for site, own in _ranked().items() for each in own)
+
+
+def embedded() -> tuple[Engine, Watched]:
+    """The embedded engine, eagerly."""
+    model = tiny.model()
+    slots = Slots(model, SITES, SLOTS, LENGTH, Capacity(), ranked=_ranked())
+    step = Step(model, NORMS, slots, compiled=False)
+    return TorchEngine(step, tiny.tokenizer(), (), SLOTS, LIMITS, FirstToken(bos())), InTorch(step)
+
+
+def on_plain_core() -> tuple[Engine, Watched]:
+    """The engine on vLLM, with the plain core in vLLM's place."""
+    model, capacity = tiny.model(), Capacity()
+    steered = Steered(NORMS, Widths(tiny.WIDTH), SLOTS + APART, capacity, "cpu", _ranked())
+    room = Room(SITES, Widths(tiny.WIDTH), capacity, model.dtype, _digests())
+    core = PlainCore(model, steered, LIMITS.prefill_chunk)
+    served = Served(core, LENGTH, len(tiny.tokenizer()), room, model.dtype, None, None, SLOTS)
+    return _on_vllm(served), InVllm(steered, model)
+
+
+def in_vllm() -> tuple[Engine, Watched]:
+    """The engine on vLLM."""
+    from saegis_server.engine.vllm.served import serve_in_vllm
+
+    model = tiny.model()
+    loaded = LoadedModel("tiny", model, tiny.tokenizer(), "", (), tiny.CONTEXT)
+    wishes = Wishes(count=SLOTS, length=LENGTH)
+    served = serve_in_vllm(loaded, NORMS, wishes, Capacity(), lambda *_: None, ranked=_ranked())
+    core: Any = served.core
+    runner = core._core.model_executor.driver_worker.worker.model_runner
+    return _on_vllm(served), InVllm(runner.steered, runner.model, runner.layers)
+
+
+def _on_vllm(served: Served) -> VllmEngine:
+    return VllmEngine(served, tiny.tokenizer(), (), SLOTS, LIMITS, FirstToken(bos()))
+
+
+#: What the engines are tried with: in the environment of vLLM with that, elsewhere without.
+Made = Callable[[], tuple[Engine, Watched]]
+ENGINES: dict[str, tuple[Made, int]] = (
+    {"vllm": (in_vllm, sized(2_000, 256))}
+    if HAS_VLLM
+    else {"embedded": (embedded, TRIES), "plain core": (on_plain_core, sized(1_024, 256))}
+)
+FIRST = next(iter(ENGINES.values()))[0]
+
+
 class Attack:
     """An engine under policies, its witness, and what came of each try."""
 
-    def __init__(self) -> None:
-        model = tiny.model()
-        sites = {site: frozenset((Norm.NONE,)) for site in SITES}
-        by_rank = _topk()
-        ranked = {tiny.SECOND_SITE: [each for each in (by_rank.ranked("cpu"),) if each is not None]}
-        slots = Slots(model, tuple(sites), 32, 64, Capacity(), ranked=ranked)
-        self.step = Step(model, sites, slots, compiled=False)
+    def __init__(self, made: Made = FIRST) -> None:
+        self.engine, self.watched = made()
         own = [each for each in tiny.catalog().entries if each.id != "explosive"]
-        added = LoadedSAE(tiny.sae("free", 4), FREE_SITE), LoadedSAE(by_rank, tiny.SECOND_SITE)
+        added = LoadedSAE(tiny.sae("free", 4), FREE_SITE), LoadedSAE(_topk(), tiny.SECOND_SITE)
         self.catalog = Catalog([*own, *added])
-        assert model.config.bos_token_id is not None
-        self.bos = model.config.bos_token_id
-        self.witness = Witness(model, self.step, self.catalog, HELD, self.bos)
-        world = World("tiny", SITES, Widths(tiny.WIDTH), self.catalog, slots.capacity)
+        self.witness = Witness(self.watched, self.catalog, HELD, bos())
+        world = World("tiny", SITES, Widths(tiny.WIDTH), self.catalog, self.engine.capacity)
         files = {"directions/refusal.safetensors": save({"refusal": REFUSAL})}
         bundles = [
             Bundle.from_files({"policy.yaml": text.encode(), **files}) for text in (PERMISSIVE, STRICT)
         ]
         self.policies = PolicySet(tuple(compile_policy(bundle, world) for bundle in bundles))
-        limits = Limits(queue=2 * AT_ONCE, prefill_chunk=16)
-        self.engine = TorchEngine(self.step, tiny.tokenizer(), (), 32, limits, FirstToken(self.bos))
         self.refused = self.answered = self.diverged = 0
 
     def run(self, tries: list[Try]) -> None:
@@ -204,12 +271,14 @@ def _policy_of(tenant: str) -> str:
 
 
 @pytest.mark.timeout(1500)
-def test_no_try_undoes_what_is_held(unmeasured: None) -> None:
-    attack = Attack()
-    client = Client(attack.catalog, SITES, HELD, attack.bos, seed=20261124)
+@pytest.mark.parametrize("on", ENGINES)
+def test_no_try_undoes_what_is_held(on: str, unmeasured: None) -> None:
+    made, tries = ENGINES[on]
+    attack = Attack(made)
+    client = Client(attack.catalog, SITES, HELD, bos(), seed=20261124)
     attack.engine.start()
     try:
-        left = TRIES
+        left = tries
         while left:
             count = min(AT_ONCE, left)
             attack.run(list(client.tries(count)))
@@ -219,13 +288,13 @@ def test_no_try_undoes_what_is_held(unmeasured: None) -> None:
             left -= count
     finally:
         attack.engine.stop()
-    assert attack.refused + attack.answered + attack.diverged == TRIES
-    assert attack.refused > TRIES // 20
-    assert attack.answered > TRIES // 2
-    assert attack.diverged < TRIES // 10
-    assert attack.witness.tokens > 2 * TRIES
-    assert attack.witness.left_out > TRIES // 20
-    assert attack.witness.redirected > TRIES
+    assert attack.refused + attack.answered + attack.diverged == tries
+    assert attack.refused > tries // 20
+    assert attack.answered > tries // 2
+    assert attack.diverged < tries // 10
+    assert attack.witness.tokens > 2 * tries
+    assert attack.witness.left_out > tries // 20
+    assert attack.witness.redirected > tries
 
 
 def test_the_witness_is_not_blind() -> None:
@@ -235,11 +304,11 @@ def test_the_witness_is_not_blind() -> None:
         Held(tiny.FIRST_SITE, "first", (0, 1, 2, 4, 5, 6), (Bound(10, high=1.0), Bound(11, low=1.0))),
         Held(tiny.SECOND_SITE, "topk", (41, 42)),
     )
-    witness = Witness(attack.step.model, attack.step, attack.catalog, other, attack.bos)
-    of_first_tokens = Witness(attack.step.model, attack.step, attack.catalog, HELD, bos=-1)
+    witness = Witness(attack.watched, attack.catalog, other, bos())
+    of_first_tokens = Witness(attack.watched, attack.catalog, HELD, bos=-1)
     attack.engine.start()
     try:
-        client = Client(attack.catalog, SITES, HELD, attack.bos, seed=1)
+        client = Client(attack.catalog, SITES, HELD, bos(), seed=1)
         attack.run([replace(each, tenant="lab") for each in client.tries(64)])
     finally:
         attack.engine.stop()
@@ -273,7 +342,7 @@ def test_the_witness_sees_redirects_undone(
     attack = Attack()
     attack.engine.start()
     try:
-        client = Client(attack.catalog, SITES, HELD, attack.bos, seed=2)
+        client = Client(attack.catalog, SITES, HELD, bos(), seed=2)
         attack.run([replace(each, tenant="lab") for each in client.tries(128)])
     finally:
         attack.engine.stop()

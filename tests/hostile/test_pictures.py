@@ -17,6 +17,7 @@ import pytest
 import saegis
 from saegis_server.engine.torch.engine import TorchEngine
 from tests.hostile.edits import Held
+from tests.hostile.watched import InTorch
 from tests.hostile.witness import Witness
 from tests.pictures.hostile import ANSWERED, REFUSED
 from tests.rpc import seeing
@@ -124,7 +125,7 @@ def witness_of(server: Running) -> Witness:
     engine = server.services.engine
     assert isinstance(engine, TorchEngine)
     held = (Held(seeing.SITE, "seen", BANNED),)
-    return Witness(engine.step.model, engine.step, server.services.catalog, held, bos=256)
+    return Witness(InTorch(engine.step), server.services.catalog, held, bos=256)
 
 
 def require_named_and_held(outcome: Outcome, witness: Witness, count: int) -> None:

@@ -6,15 +6,9 @@ it writes along its target, and whether x lies there behind the site.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
-from saegis_server.engine.sites import site_module
-from saegis_server.engine.torch.step import Step
 from saegis_server.sae.autoencoder import SparseAutoencoder
 from saegis_server.sae.catalog import Catalog
 from saegis_server.steering.bounds import NO_LIMIT
@@ -22,6 +16,7 @@ from saegis_server.steering.rows import Probe
 from saegis_server.steering.site import Site
 from saegis_server.steering.table import UNBOUNDED, Column, Rows
 from tests.hostile.edits import Held, Redirected
+from tests.hostile.watched import Look, Watched
 
 #: How far a clamped feature, or one held from both sides, may lie beyond its bound by rounding alone, in
 #: float32 at small widths: so many times ‖x‖ and the length of its encoder row. Bans, and caps and floors
@@ -33,9 +28,6 @@ _WITNESS_ROUNDING = 1e-9
 _SUM_ROUNDING = 2.0**-18
 
 
-Hook = Callable[[object, object, Any], None]
-
-
 def _value(probe: Probe, q: Tensor) -> Tensor:
     """The value of a feature from its reads r·x."""
     value = (probe.gain * q + probe.value_bias).clamp(min=0.0)
@@ -43,16 +35,16 @@ def _value(probe: Probe, q: Tensor) -> Tensor:
 
 
 def _farthest(edits: Rows, slots: Tensor, x: Tensor) -> Tensor:
-    """How far a request's edits may move each token of x [B, Q, d] at most, one by one and added up."""
+    """How far a request's edits may move each token of x [T, d] at most, one by one and added up."""
     numbers = edits.numbers[slots].double()
-    read, write = (vectors.norm(dim=-1) for vectors in edits.vectors[slots].double().unbind(1))
+    read, write = (vectors[slots] for vectors in edits.vectors.double().norm(dim=-1).unbind(1))
     size = x.double().norm(dim=-1, keepdim=True)
-    f = numbers[:, None, Column.GAIN].abs() * read[:, None] * size + numbers[:, None, Column.BIAS].abs()
+    f = numbers[:, Column.GAIN].abs() * read * size + numbers[:, Column.BIAS].abs()
     bounds = numbers[:, [Column.B, Column.LO, Column.HI]].abs()
-    wanted = torch.where(bounds < UNBOUNDED / 2.0, bounds, 0.0).sum(1)[:, None]
-    unit = torch.where(numbers[:, None, Column.RELATIVE] > 0.0, size, 1.0)
-    change = (1.0 + numbers[:, None, Column.A].abs()) * f + unit * wanted
-    farthest: Tensor = (change * write[:, None]).sum(-1)
+    wanted = torch.where(bounds < UNBOUNDED / 2.0, bounds, 0.0).sum(1)
+    unit = torch.where(numbers[:, Column.RELATIVE] > 0.0, size, 1.0)
+    change = (1.0 + numbers[:, Column.A].abs()) * f + unit * wanted
+    farthest: Tensor = (change * write).sum(-1)
     return farthest
 
 
@@ -62,32 +54,24 @@ class Witness:
     A sequence's first token is left out where it is the model's own BOS, which no row moves; nothing else is.
     """
 
-    def __init__(
-        self, model: PreTrainedModel, step: Step, catalog: Catalog, held: tuple[Held, ...], bos: int
-    ) -> None:
-        """Hook `model`, on whose sites `step` has its own hooks already, so that these come after."""
+    def __init__(self, watched: Watched, catalog: Catalog, held: tuple[Held, ...], bos: int) -> None:
+        """Watch an engine from now on."""
         self.tokens = self.left_out = 0
         self.awake: list[str] = []
         self.beyond: list[str] = []
         self.undone: list[str] = []
         self.redirected = 0
-        self._step, self._bos = step, bos
-        self._ids: Tensor | None = None
-        model.get_input_embeddings().register_forward_pre_hook(self._see_tokens)
+        self._watched, self._bos = watched, bos
         for each in held:
-            module, _ = site_module(model, each.site)
             sae = catalog.sae(each.sae, "sae").sae
             if each.held:
-                module.register_forward_hook(self._hook(each, sae))
+                watched.behind(each.site, self._look(each, sae))
             for redirected in each.redirected:
-                before, after = self._redirect_hooks(each.site, redirected, sae)
-                module.register_forward_hook(before, prepend=True)
-                module.register_forward_hook(after)
+                before, behind = self._redirect_looks(each.site, redirected, sae)
+                watched.before(each.site, before)
+                watched.behind(each.site, behind)
 
-    def _see_tokens(self, module: object, args: tuple[Tensor, ...]) -> None:
-        self._ids = args[0]
-
-    def _hook(self, held: Held, sae: SparseAutoencoder) -> Callable[[object, object, Any], None]:
+    def _look(self, held: Held, sae: SparseAutoencoder) -> Look:
         features = list(held.held)
         banned = torch.tensor([feature in held.banned for feature in features])
         low = torch.tensor([0.0] * len(held.banned) + [bound.low for bound in held.bounds]).double()
@@ -100,10 +84,8 @@ class Witness:
         both = torch.isfinite(low) & torch.isfinite(high) & ~banned
         lengths = torch.where(both, w_enc.norm(dim=0), 0.0)
 
-        def look(module: object, args: object, output: Any) -> None:
-            if self._step.context.tokens is None:
-                return
-            x = self._held_tokens(held.site, output[0] if isinstance(output, tuple) else output)
+        def look(behind: Tensor) -> None:
+            x = self._held_tokens(held.site, behind)
             pre = (x - b_dec) @ w_enc + b_enc
             f = torch.where(pre > threshold, pre.clamp(min=0.0), 0.0)
             slack = _WITNESS_ROUNDING * (1.0 + high.nan_to_num(posinf=0.0).abs())
@@ -115,9 +97,9 @@ class Witness:
 
         return look
 
-    def _redirect_hooks(
+    def _redirect_looks(
         self, site: Site, redirected: Redirected, sae: SparseAutoencoder
-    ) -> tuple[Hook, Hook]:
+    ) -> tuple[Look, Look]:
         """What keeps the activation as it comes in, and what compares it with what lies behind the site."""
         probes, clean = [sae.probe(index) for index in redirected.features], list[Tensor]()
         target = redirected.target(sae).write.double()
@@ -130,20 +112,19 @@ class Witness:
             f = torch.stack([_value(probe, column) for probe, column in columns], dim=-1)
             return torch.where(f > redirected.threshold, f, 0.0)
 
-        def before(module: object, args: object, output: Any) -> None:
-            clean[:] = [(output[0] if isinstance(output, tuple) else output).clone()]
+        def before(x: Tensor) -> None:
+            clean[:] = [x.clone()]
 
-        def after(module: object, args: object, output: Any) -> None:
-            if self._step.context.tokens is None:
+        def behind(result: Tensor) -> None:
+            if (seen := self._seen()) is None:
                 return
-            result = output[0] if isinstance(output, tuple) else output
-            tables, slots = self._step.slots.tables[site], self._slots(result)
-            ruled = (tables.rules.numbers[slots][:, [Column.IN_PROMPT, Column.IN_COMPLETION]] > 0.0).any(-1)
-            kept = ruled.any(-1)[:, None] & ~self._begins()
-            kept = kept & torch.isfinite(result).all(-1)
-            moved = _farthest(tables.edits, slots, clean[0])[kept]
-            limited = (tables.bounds.ranges[slots][:, :, :, 1] < NO_LIMIT).flatten(1).any(-1)
-            limited = limited[:, None].expand(kept.shape)[kept]
+            tables, (slots, begins) = self._watched.table(site), seen
+            acts = tables.rules.numbers[:, [Column.IN_PROMPT, Column.IN_COMPLETION]] > 0.0
+            ruled = acts.any(-1).any(-1)[slots]
+            kept = ruled & ~begins & torch.isfinite(result).all(-1)
+            moved = _farthest(tables.edits, slots[kept], clean[0][kept])
+            limits = (tables.bounds.ranges[:, :, :, 1] < NO_LIMIT).flatten(1).any(-1)
+            limited = limits[slots][kept]
             x, y = clean[0][kept].double(), result[kept].double()
             # float32 may read either side of a feature's threshold.
             lost = _SUM_ROUNDING * (x.norm(dim=-1) + y.norm(dim=-1) + moved)
@@ -157,26 +138,24 @@ class Witness:
                 told = f"{found[token]:.9g}, not {low[token]:.9g} to {high[token]:.9g}"
                 self.undone.append(f"along {redirected.target(sae).name} at {site}: {told}")
 
-        return before, after
+        return before, behind
 
-    def _slots(self, x: Tensor) -> Tensor:
-        slot = self._step.context.slot
-        return torch.arange(x.shape[0]) if slot is None else slot
-
-    def _begins(self) -> Tensor:
-        """Where a token is its sequence's first and the model's own BOS, which no row moves."""
-        positions = self._step.context.positions
-        assert self._ids is not None
-        assert positions is not None
-        return (positions == 0) & (self._ids == self._bos)
+    def _seen(self) -> tuple[Tensor, Tensor] | None:
+        """Of the step's tokens the slots, and which are their sequences' first ones and the model's own BOS,
+        which no row moves; None where nothing is steered."""
+        if (seen := self._watched.tokens()) is None:
+            return None
+        return seen.slots, (seen.positions == 0) & (seen.ids == self._bos)
 
     def _held_tokens(self, site: Site, x: Tensor) -> Tensor:
         """The finite activations [T, d] of slots under a ban that no exception leaves alone, in float64."""
-        ranges = self._step.slots.tables[site].bounds.ranges[self._slots(x)]
-        held = (ranges[:, 0, :, 1] < NO_LIMIT).flatten(1).any(-1)
-        begins = self._begins()
-        self.left_out += int((begins & held[:, None]).sum())
-        x = x[held[:, None] & ~begins].double()
+        if (seen := self._seen()) is None:
+            return x.new_zeros(0, x.shape[-1]).double()
+        slots, begins = seen
+        ranges = self._watched.table(site).bounds.ranges
+        held = (ranges[:, 0, :, 1] < NO_LIMIT).flatten(1).any(-1)[slots]
+        self.left_out += int((begins & held).sum())
+        x = x[held & ~begins].double()
         x = x[torch.isfinite(x).all(-1)]
         self.tokens += len(x)
         return x

@@ -18,6 +18,7 @@ from saegis.v1 import steering_pb2
 from saegis_server.audit.verify import verify
 from saegis_server.http.fields import FIELDS
 from tests.hostile.edits import Held
+from tests.hostile.watched import InTorch
 from tests.hostile.witness import Witness
 from tests.http.conftest import url_of
 from tests.http.guarded import guarded, records, token
@@ -56,7 +57,7 @@ def attacked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Running
         bos = tiny.tokenizer().bos_token_id
         assert isinstance(bos, int)
         held = (Held(tiny.FIRST_SITE, "first", BANNED),)
-        yield server, Witness(engine.step.model, engine.step, tiny.catalog(), held, bos)
+        yield server, Witness(InTorch(engine.step), tiny.catalog(), held, bos)
 
 
 def pushed(draw: random.Random) -> dict[str, Any]:

@@ -150,13 +150,14 @@ def test_texts_of_any_conditions_are_evaluated_together_as_alone(
             assert holds[:, place].tolist() == naive(condition, prompt, answer), condition
 
 
-def test_a_reading_that_is_no_number_cannot_be_evaluated() -> None:
+def test_a_reading_that_is_no_finite_number_cannot_be_evaluated() -> None:
     condition = (Condition(Negation(Literal(1, 0.0)), sticky=False),)
     one = TextConditions(condition, 2)
     assert one.read(torch.tensor([[0.0, -1.0]], dtype=torch.float64), 1).tolist() == [[True]]
-    with pytest.raises(ConditionError, match="no number"):
-        one.read(torch.tensor([[0.0, math.nan]], dtype=torch.float64), 1)
-    assert one.read(torch.tensor([[math.inf, math.inf]], dtype=torch.float64), 1).tolist() == [[False]]
+    for odd in (math.nan, math.inf, -math.inf):
+        with pytest.raises(ConditionError, match="no finite number"):
+            one.read(torch.tensor([[0.0, odd]], dtype=torch.float64), 1)
+    assert one.read(torch.tensor([[1e300, 1e300]], dtype=torch.float64), 1).tolist() == [[False]]
     with pytest.raises(ConditionError, match="there are 1"):
         TextConditions(condition, 1)
 

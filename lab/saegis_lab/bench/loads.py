@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from saegis_lab.bench.subjects import Subject
 from saegis_server.engine.api import (
     UNGUARDED,
+    Engine,
     Event,
     GenerationRequest,
     Guard,
@@ -22,6 +23,7 @@ from saegis_server.engine.api import (
     RequestFailed,
     RequestFinished,
     SamplingParams,
+    Sink,
 )
 from saegis_server.engine.counts import Dictionary, Observed
 from saegis_server.engine.torch.engine import TorchEngine
@@ -151,7 +153,7 @@ def dictionary(subject: Subject, sae: SparseAutoencoder) -> UsageCounting:
     return UsageCounting([whole], USAGE_EVERY, subject.device)
 
 
-def _no_tokenizer() -> PreTrainedTokenizerFast:
+def no_tokenizer() -> PreTrainedTokenizerFast:
     """A tokenizer that decodes every token to an empty text: random tokens need no words."""
     backend = Tokenizer(models.WordLevel({"": 0}, unk_token=""))
     made: PreTrainedTokenizerFast = PreTrainedTokenizerFast(tokenizer_object=backend)  # type: ignore[no-untyped-call]
@@ -194,27 +196,51 @@ def tokens_per_second(
     observed: the features that are counted at every token; usage: what counts all of them now and then.
     Starts the engine and stops it again, so that no OpenMP team of another thread is left.
     """
-    engine = TorchEngine(step, _no_tokenizer(), (), step.slots.count, usage=usage)
+    engine = TorchEngine(step, no_tokenizer(), (), step.slots.count, usage=usage)
     engine.observe(observed)
-    engine.start()
+    return len(asked) * NEW_TOKENS / answer_all(engine, asked, steering, guards)
+
+
+def answer_all(
+    engine: Engine,
+    asked: list[list[int]],
+    steering: list[SteeringProgram] | None = None,
+    guards: list[Guard] | None = None,
+    sampling: SamplingParams | None = None,
+    told: Sink | None = None,
+    in_turn: bool = False,
+) -> float:
+    """Seconds that an engine takes to answer requests that all come at once, or each after the last one.
+
+    told: gets the last event of each. The engine is started, and stopped afterwards. Raises RuntimeError for
+    requests that fail.
+    """
     done = threading.Semaphore(0)
     failures: list[Event] = []
 
     def sink(events: list[Event]) -> None:
-        if isinstance(events[-1], RequestFinished | RequestFailed):
-            if isinstance(events[-1], RequestFailed):
-                failures.append(events[-1])
-            done.release()
+        last = events[-1]
+        if not isinstance(last, RequestFinished | RequestFailed):
+            return
+        if isinstance(last, RequestFailed):
+            failures.append(last)
+        elif told is not None:
+            told([last])
+        done.release()
 
+    engine.start()
     steering, guards = steering or [UNSTEERED] * len(asked), guards or [UNGUARDED] * len(asked)
     start = time.perf_counter()
     for index, (prompt, program, guard) in enumerate(zip(asked, steering, guards, strict=True)):
-        request = GenerationRequest(f"bench-{index}", tuple(prompt), _GREEDY, program, guard=guard)
+        asks = sampling or _GREEDY
+        request = GenerationRequest(f"bench-{index}", tuple(prompt), asks, program, guard=guard)
         engine.submit(request, sink)
-    for _ in asked:
+        if in_turn:
+            done.acquire()
+    for _ in [] if in_turn else asked:
         done.acquire()
     elapsed = time.perf_counter() - start
     engine.stop()
     if failures:
         raise RuntimeError(f"{len(failures)} requests failed: {failures[0]}")
-    return len(asked) * NEW_TOKENS / elapsed
+    return elapsed

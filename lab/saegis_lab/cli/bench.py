@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import platform
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,6 +16,11 @@ from saegis.cli import options
 from saegis.cli.output import console, fail, notes, print_json
 from saegis_lab.cli.files import write_or_show
 from saegis_server.cli.options import Device
+from saegis_server.cli.serve.options import EngineName
+
+if TYPE_CHECKING:
+    from saegis_lab.bench.report import Ratio
+    from saegis_server.engine.api import Progress
 
 EPILOG = """
 [bold]Examples[/bold]
@@ -31,6 +38,8 @@ saegis bench --part http --only reference                 tokens over HTTP besid
 saegis bench --part packing --only random                 weights packed for the processor, and not
 
 saegis bench --part sight --only reference                a vision tower beside, and text alone
+
+saegis bench --engine vllm                                vLLM, plain and steered, and the embedded engine
 
 saegis bench --markdown table.md        write the table as well
 
@@ -70,6 +79,13 @@ def bench(
             "vision tower costs those who send text alone."
         ),
     ] = Part.ALL,
+    engine: Annotated[
+        EngineName,
+        typer.Option(
+            help="What is measured: torch is the embedded engine; vllm is vLLM, plain and with the steering "
+            "in it, with the embedded engine beside it, on the random model alone."
+        ),
+    ] = EngineName.TORCH,
     rounds: Annotated[int, typer.Option(min=1, help="How often each side is measured.")] = 5,
     device: Device = "cpu",
     markdown: Annotated[Path | None, typer.Option(help="Also write the table to this file.")] = None,
@@ -80,6 +96,23 @@ def bench(
     import torch
 
     from saegis_lab.bench import report
+
+    _require_machine(device)
+    in_vllm = engine is EngineName.VLLM
+    ratios = _of_vllm(only, part, rounds, device) if in_vllm else _of_torch(only, part, rounds, device)
+    machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    if device != "cpu":
+        machine += f", {torch.cuda.get_device_name(device)}"
+    if markdown is not None:
+        write_or_show(markdown, f"{report.markdown(ratios)}\n\n{machine}\n")
+    if json:
+        print_json({"machine": machine, "ratios": report.as_json(ratios)})
+    else:
+        console().print(report.rich_table(ratios, machine))
+
+
+def _of_torch(only: Models, part: Part, rounds: int, device: str) -> list[Ratio]:
+    """What is measured of the embedded engine."""
     from saegis_lab.bench.faces import faces
     from saegis_lab.bench.run import in_own_thread, operating, packing, steering
     from saegis_lab.bench.serving import served
@@ -87,20 +120,14 @@ def bench(
     from saegis_lab.bench.subjects import REFERENCE, random_llama, reference_subject
     from saegis_server.reference import MODEL
 
-    _require_machine(device)
     subjects = []
     if only in (Models.REFERENCE, Models.BOTH):
         subjects.append(in_own_thread(lambda: reference_subject(str(MODEL), device)))
     if only in (Models.RANDOM, Models.BOTH):
         subjects.append(in_own_thread(lambda: random_llama(device)))
-    started = time.monotonic()
-    ratios = []
+    ratios: list[Ratio] = []
     for subject in subjects:
-        with notes().status(subject.name) as status:
-
-            def progress(what: str, done: int, total: int, name: str = subject.name) -> None:
-                status.update(f"{name}: {what} ({done} of {total}), {time.monotonic() - started:.0f} s")
-
+        with _telling(subject.name) as progress:
             if part in (Part.STEERING, Part.ALL):
                 ratios += steering(subject, rounds, progress)
             if part in (Part.OPERATING, Part.ALL):
@@ -113,15 +140,42 @@ def bench(
                 ratios += faces(subject.title, rounds, progress, device)
             if part in (Part.SIGHT, Part.ALL):
                 ratios += sight(subject, rounds, progress)
-    machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-    if device != "cpu":
-        machine += f", {torch.cuda.get_device_name(device)}"
-    if markdown is not None:
-        write_or_show(markdown, f"{report.markdown(ratios)}\n\n{machine}\n")
-    if json:
-        print_json({"machine": machine, "ratios": report.as_json(ratios)})
-    else:
-        console().print(report.rich_table(ratios, machine))
+    return ratios
+
+
+def _of_vllm(only: Models, part: Part, rounds: int, device: str) -> list[Ratio]:
+    """What is measured of vLLM, with the embedded engine beside it."""
+    for name, is_given in (
+        ("--only reference", only is Models.REFERENCE),
+        (f"--part {part}", part not in (Part.STEERING, Part.ALL)),
+        (f"--device {device}", device != "cpu"),
+    ):
+        if is_given:
+            raise fail(f"--engine vllm is not measured with {name}", "leave that out")
+    from saegis_lab.bench.run import in_own_thread
+    from saegis_lab.bench.subjects import random_llama
+    from saegis_lab.bench.vllm import beside_vllm
+    from saegis_server.engine.vllm.in_process import VllmMissingError, require_vllm
+
+    try:
+        require_vllm()
+    except VllmMissingError as error:
+        raise fail(str(error), "make vllm, and .venv-vllm/bin/saegis bench --engine vllm") from error
+    title = in_own_thread(lambda: random_llama().title)
+    with _telling("vLLM") as progress:
+        return beside_vllm(title, rounds, progress)
+
+
+@contextmanager
+def _telling(name: str) -> Iterator[Progress]:
+    """What tells how far the measurement of something is."""
+    began = time.monotonic()
+    with notes().status(name) as status:
+
+        def progress(what: str, done: int, total: int) -> None:
+            status.update(f"{name}: {what} ({done} of {total}), {time.monotonic() - began:.0f} s")
+
+        yield progress
 
 
 def _require_machine(device: str) -> None:

@@ -271,6 +271,8 @@ def values_of(
     """The value of each row that is only read, [T, K]; NaN where its read is, for conditions must not miss
     it. x: float32 [T, d]; norms: the normalisations that any row may use; cut: the cuts of x [T, n], None
     where no row may have a rank."""
+    if not watches.per_slot:
+        return x[:, :0]
     return values_from(_read(x, watches.vectors[:, 0], tokens), x, watches.numbers, tokens, norms, cut)
 
 
@@ -330,7 +332,7 @@ def apply(
     hold, from what the guards read here; None where no row has one; cuts: above which values rows
     with a rank are active; None where no row may have one. The edits' move is held within the slot's
     bound. All fractions are of ‖x‖ as it comes in, so that no edit stretches them. Returns x' in x's dtype
-    and the readings. A token that no row changes keeps its bits.
+    and the readings. A token that no row changes keeps its bits. What the view has no rows of costs nothing.
     """
     clean = x.to(torch.float32)
     norm = clean.norm(dim=-1, keepdim=True)
@@ -340,12 +342,18 @@ def apply(
 
     cut = cut_of(clean, Moment.CLEAN)
     before, guarded, observed, stage = read_clean(clean, norm, view, tokens, norms, gates, cut)
-    move, _, edits = stage.edit(clean, view.edits, conditional=False, cut=cut)
-    steered = clean + _bounded(move, norm, _Numbers.of(view.edits.numbers, tokens).tightness)
-    move, ruled, rules = stage.edit(steered, view.rules, conditional=True, cut=cut_of(steered, Moment.RULES))
-    steered = steered + move
-    cut = cut_of(steered, Moment.BANS)
-    steered, fired = _hold(steered, clean, view.bounds, stage, ruled, x.dtype, cut)
+    edits = rules = fired = torch.zeros_like(clean[:, :0], dtype=torch.bool)
+    steered, ruled = clean, torch.zeros_like(norm)
+    if view.edits.per_slot:
+        move, _, edits = stage.edit(clean, view.edits, conditional=False, cut=cut)
+        steered = clean + _bounded(move, norm, _Numbers.of(view.edits.numbers, tokens).tightness)
+    if view.rules.per_slot:
+        cut = cut_of(steered, Moment.RULES)
+        move, ruled, rules = stage.edit(steered, view.rules, conditional=True, cut=cut)
+        steered = steered + move
+    if view.bounds.per_slot:
+        cut = cut_of(steered, Moment.BANS)
+        steered, fired = _hold(steered, clean, view.bounds, stage, ruled, x.dtype, cut)
     result = steered.to(x.dtype)
     final = result.to(torch.float32)
     after = values_of(final, view.watches, tokens, norms, cut_of(final, Moment.WRITTEN))

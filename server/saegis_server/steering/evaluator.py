@@ -153,7 +153,8 @@ class Verdict(NamedTuple):
     on: bool [T, 1 + N], whose rows are in force, the first for rows without a condition. holds, of those that
     are judged there, at the end of a prompt and at every token of an answer; latched, in_prompt: bool [T, N];
     age: float32 [T, L]. bool [T]: ends, whether one that holds ends the text; turns, whether a prompt is to
-    be read again, under other rows; unreadable, whether a reading is no number.
+    be read again, under other rows; unreadable, whether a reading is no
+    finite number.
     """
 
     on: Tensor
@@ -177,7 +178,9 @@ def evaluate(read: Tensor, rows: ConditionRows, state: ConditionState, tokens: T
     before = (tokens.own(state.age) + (tokens.nth + 1)).clamp(max=NEVER)
     age = torch.where(did, ago.to(before.dtype), before)
     readable = _readable(at)
-    unreadable = torch.isnan(read).flatten(1).any(-1) & readable & (tokens.own(rows.guarded)[:, 0] > 0.0)
+    # What overflows is infinite or no number, as its sum happens to be taken: neither is a reading.
+    odd = ~(read.abs() < torch.inf).flatten(1).all(-1)
+    unreadable = odd & readable & (tokens.own(rows.guarded)[:, 0] > 0.0)
     truths = _truths(age < tokens.own(rows.comparisons[:, 4]), rows, tokens) & readable[:, None]
     flag = Flag(*(tokens.own(rows.flags) > 0.0).unbind(1))
     prompt, last = tokens.prompt[:, None], (at.position == at.answer - 1)[:, None]
@@ -245,7 +248,7 @@ class TextConditions:
         one.
 
         values: float64 [T, R]; answer: where the answer begins, which may lie among them. Raises
-        ConditionError for a reading that is no number.
+        ConditionError for a reading that is no finite number.
         """
         position = torch.arange(self._length, self._length + len(values))
         tokens = Tokens(position < answer, Spread.ONE)
@@ -253,7 +256,7 @@ class TextConditions:
         at = Where(position, begins, torch.ones_like(tokens.prompt), nothing)
         verdict = evaluate(values[:, None], self._rows, self._state, tokens, at)
         if bool(verdict.unreadable.any()):
-            raise ConditionError("a reading is no number")
+            raise ConditionError("a reading is no finite number")
         if len(values):
             new = verdict.age[-1:], verdict.latched[-1:], verdict.in_prompt[-1:]
             self._state = ConditionState(*new, *self._state[3:])

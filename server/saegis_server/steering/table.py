@@ -105,6 +105,11 @@ class Rows(NamedTuple):
     vectors: Tensor
     numbers: Tensor
 
+    @property
+    def per_slot(self) -> int:
+        """How many rows each slot has, empty ones too."""
+        return self.numbers.shape[2]
+
     def narrow(self, slots: int, rows: int) -> "Rows":
         """The first rows of the first slots."""
         return Rows(self.vectors[:slots, :, :rows], self.numbers[:slots, :, :rows])
@@ -127,6 +132,11 @@ class Bounds(NamedTuple):
     squares: Tensor
     lines: Tensor
     ranges: Tensor
+
+    @property
+    def per_slot(self) -> int:
+        """How many rows each slot has, empty ones too."""
+        return self.numbers.shape[2]
 
     def narrow(self, slots: int, rows: int) -> "Bounds":
         """The first rows of the first slots."""
@@ -346,16 +356,16 @@ class SiteTable:
             self.guards.narrow(slots, guards),
         )
 
-    def view_one(
-        self, slot: Tensor, edits: int, rules: int, bounds: int, watches: int, guards: int
+    def view_of(
+        self, slots: Tensor, edits: int, rules: int, bounds: int, watches: int, guards: int
     ) -> TableView:
-        """The first rows of each kind of one slot, an int64 [1]."""
+        """The first rows of each kind of some slots, an int64 [S]."""
         every = self.view(self.edits.vectors.shape[0], edits, rules, bounds, watches, guards)
 
         def pick(group: Rows) -> Rows:
-            return Rows(*(tensor.index_select(0, slot) for tensor in group))
+            return Rows(*(tensor.index_select(0, slots) for tensor in group))
 
-        own = Bounds(*(tensor.index_select(0, slot) for tensor in every.bounds))
+        own = Bounds(*(tensor.index_select(0, slots) for tensor in every.bounds))
         return TableView(pick(every.edits), pick(every.rules), own, pick(every.watches), pick(every.guards))
 
     def needs(self, slots: Iterable[int]) -> set[tuple[int, Moment]]:

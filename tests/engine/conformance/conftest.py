@@ -58,14 +58,10 @@ def serving(request: pytest.FixtureRequest) -> Serving:
 #: Models of `tiny` whose heads vLLM neither takes nor can have made wider: tests/engine/vllm/test_families.py
 #: has them with others.
 NARROW = ("qwen2", "gemma2", "olmo2", "gpt2", "gpt_neox")
-#: What rests on the last bits of sums, whose order is vLLM's: a prompt that is read again, as a
-#: condition has it, changes the steps of others (tests/engine/vllm/test_beside_the_embedded.py has their
-#: tokens); and a reading that overflows in both directions is infinite or no number, as its sum is taken.
-ROUNDED = ("test_neighbours_keep_their_bits", "test_what_cannot_be_judged_does_not_go_on")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what vLLM refuses by name."""
-    out = [item for item in items if HAS_VLLM and any(each in item.name for each in NARROW + ROUNDED)]
+    out = [item for item in items if HAS_VLLM and any(each in item.name for each in NARROW)]
     config.hook.pytest_deselected(items=out)
     items[:] = [item for item in items if item not in out]

@@ -30,8 +30,9 @@ from tests.engine.guarded import (
     probe,
 )
 from tests.engine.hooked import destructive, random_program
+from tests.engine.in_vllm import HAS_VLLM
 from tests.engine.naive import Naive
-from tests.engine.serving import Answer, Serving
+from tests.engine.serving import Answer, Serving, require_same
 
 TOLD = SamplingParams(seed=1, max_tokens=14, ignore_eos=True, logprobs=3)
 LONG = SamplingParams(temperature=0.0, max_tokens=30, ignore_eos=True)
@@ -39,6 +40,7 @@ ADDED = {SITES[1]: SiteProgram(rules=(rows.add(probe(5), 4.0),))}
 
 
 def test_neighbours_keep_their_bits(serving: Serving) -> None:
+    """vLLM puts its steps together as it likes, so that there tokens are the same and bits need not be."""
     wanted = None
     for guarding in (False, True):
         engine = serving(tiny.model())
@@ -55,7 +57,8 @@ def test_neighbours_keep_their_bits(serving: Serving) -> None:
             counts = [answers[seed].finished.receipt.conditions for seed in (1, 3, 5)]
             assert all(0 < edit.held_tokens < 14 == count.held_tokens for edit, count in counts)
         wanted = wanted or outputs
-        assert [outputs[seed] for seed in (0, 2, 4)] == [wanted[seed] for seed in (0, 2, 4)]
+        for seed in (0, 2, 4):
+            require_same(outputs[seed], wanted[seed], bits=not HAS_VLLM)
 
 
 def test_requests_one_after_the_other_in_a_slot_are_each_as_on_a_fresh_engine(serving: Serving) -> None:
@@ -106,9 +109,9 @@ def test_what_cannot_be_judged_does_not_go_on(serving: Serving) -> None:
         for conditions in (guard, Guard()):
             failed = engine.ask(tiny.prompt_of(2, 8), LONG, unreadable(), guard=conditions).wait()
             assert isinstance(failed.failed.error, NonFiniteLogitsError)
-            assert "reading is no number" in str(failed.failed.error)
+            assert "reading is no finite number" in str(failed.failed.error)
             assert failed.tokens() == []
-        with pytest.raises(NonFiniteLogitsError, match="reading is no number"):
+        with pytest.raises(NonFiniteLogitsError, match="reading is no finite number"):
             engine.score(tiny.prompt_of(2, 8), unreadable(), guard).result(30)
 
 

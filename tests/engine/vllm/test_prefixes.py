@@ -15,6 +15,7 @@ from tests.engine import tiny
 from tests.engine.in_vllm import HAS_VLLM, in_vllm
 from tests.engine.on_plain_core import on_plain_core
 from tests.engine.serving import Answer, Asked
+from tests.tiers import sized
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True)
 SITE = tuple(tiny.SITES)[1]
@@ -69,14 +70,14 @@ def test_what_is_counted_together_is_counted_where_a_prefix_is_shared() -> None:
 
 def test_other_programs_share_nothing_and_none_answers_wrongly() -> None:
     """Without the salt the second request would go on from what the first one left."""
-    programs = [SteeringProgram(), *(pushed(4.0 * number) for number in range(1, 4))]
+    programs = [SteeringProgram(), *(pushed(4.0 * number) for number in range(1, sized(16, 4)))]
     with make(tiny.model()) as engine:
         together = [engine.ask(PROMPT, GREEDY, program).wait() for program in programs]
     assert [answer.finished.usage.cached_tokens for answer in together] == [0] * len(programs)
     for program, answer in zip(programs, together, strict=True):
         with make(tiny.model()) as engine:
             assert engine.ask(PROMPT, GREEDY, program).wait().tokens() == answer.tokens()
-    assert len({tuple(answer.tokens()) for answer in together}) == len(programs)
+    assert len({tuple(answer.tokens()) for answer in together[:4]}) == 4
 
 
 def test_without_the_salt_a_request_answers_wrongly(monkeypatch: pytest.MonkeyPatch) -> None:

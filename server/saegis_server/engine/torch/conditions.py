@@ -18,7 +18,7 @@ from saegis_server.steering.tokens import Tokens
 
 class Outcome(IntEnum):
     """What conditions come to for a slot in a step: it goes on, it ends, its prompt is to be read again under
-    other rows, or a reading is no number."""
+    other rows, or a reading is no finite number."""
 
     GOES_ON = 0
     ENDS = 1

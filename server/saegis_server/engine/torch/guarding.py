@@ -91,7 +91,7 @@ class Guarding:
         told: whether any own token of the sequence was; what refuses a prompt then stops the answer."""
         if outcome is Outcome.UNREADABLE:
             what = "so its conditions cannot be judged"
-            message = f"a guard's reading is no number at token {sequence.length}, {what}"
+            message = f"a guard's reading is no finite number at token {sequence.length}, {what}"
             return SteeringDivergedError(message) if self.steers(sequence) else NonFiniteLogitsError(message)
         guard = sequence.running.guard
         if guard is None:

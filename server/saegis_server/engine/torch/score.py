@@ -155,7 +155,9 @@ class Reading:
         """After a chunk, raise NonFiniteLogitsError where what a condition looked at is no number, and
         RefusedByPolicyError where one refuses the text, or would stop an answer."""
         if self._outcome is Outcome.UNREADABLE:
-            raise NonFiniteLogitsError("a guard's reading is no number, so its conditions cannot be judged")
+            raise NonFiniteLogitsError(
+                "a guard's reading is no finite number, so its conditions cannot be judged"
+            )
         if self._outcome is Outcome.ENDS and self._guard is not None and self._tables is not None:
             holds = self._tables.state.holds[0].tolist()
             if (refusal := self._guard.refusal(holds, Reaction.REFUSE, Reaction.STOP)) is not None:

@@ -246,7 +246,7 @@ class Slots:
             for site, table in self.tables.items():
                 if (rows_here := program.get(site)) is not None:
                     table.write(self.count, rows_here, rows_here.geometry, rows_here.moves)
-                views[site] = table.view_one(spare, *rows)
+                views[site] = table.view_of(spare, *rows)
             peaks = own.peaks[:, self.count : self.count + 1, : rows[-1]].clone()
             members = self.activity.members_of(1, spare, rows[:3], len(groups))
             needs = {site: table.needs((self.count,)) for site, table in self.tables.items()}

@@ -352,7 +352,7 @@ class Step:
         context.mode, context.cache, context.length = Mode.PREFILL, self.slots.cache, extent.length
         context.places, context.slot = places, slot
         views = self._observing(
-            {site: table.view_one(slot, *extent.rows) for site, table in self.slots.tables.items()}, extent
+            {site: table.view_of(slot, *extent.rows) for site, table in self.slots.tables.items()}, extent
         )
         rows, remembered = own.of(slot, *extent[-2:])
         self._steer(positions, given, numbers[3:6], views, rows, remembered)

@@ -61,5 +61,8 @@ class Core(Protocol):
     def firing(self, counts: Tensor) -> dict[tuple[Site, str], Firing]:
         """Counts of observed features as what they did."""
 
+    def forget_prefixes(self) -> None:
+        """Forget what was read of texts that have ended."""
+
     def close(self) -> None:
         """Give back what it holds."""

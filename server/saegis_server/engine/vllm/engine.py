@@ -379,7 +379,12 @@ class VllmEngine:
             sampling.min_tokens,
             tuple(sorted(sequence.stops)) if sampling.min_tokens else (),
             _draw(sequence),
-            Wanted(request.readouts.prompt, sampling.logprobs is not None, record=records),
+            Wanted(
+                request.readouts.prompt,
+                sampling.logprobs is not None,
+                record=records,
+                moves=bool(running.readings.moving),
+            ),
         )
 
     def _named(self, sequence: Sequence) -> str:

@@ -21,9 +21,10 @@ from saegis_server.steering.site import Site
 class Wanted:
     """What is told of a text beside its tokens.
 
-    prompt: watches and moves at every token that is read, and not at the last of a step alone; logprobs: the
-    model's distribution after the last one; logits: those after every token; clean: the activations at every
-    site as they come in; record: what was done at every token.
+    prompt: watches and moves at every token that is read, and not at the last of a step alone; moves: how far
+    tokens are moved, where no feature is watched; logprobs: the model's distribution after the last one;
+    logits: those after every token; clean: the activations at every site as they come in; record: what was
+    done at every token.
     """
 
     prompt: bool = False
@@ -31,6 +32,7 @@ class Wanted:
     logits: bool = False
     clean: bool = False
     record: bool = False
+    moves: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,9 +70,9 @@ class Told(NamedTuple):
     finite: whether the logits after the last one are. outcome: what its conditions come to, see Outcome, and
     `holds`, which of them held last, where they come to anything. watched: float32 [sites, Q, W, 2], before
     and after, and moved float32 [sites, Q], of the last token (Q = 1) or of all; None where nothing is
-    watched or asked for. logprobs: float32 [V]; logits: [length, V]; clean: [length, d] at each site. record:
-    float32 [length, 3·sites + G], of each site whether a token was edited, how many bans fired and ‖Δx‖/‖x‖,
-    then whether each group of rows acted.
+    watched or asked for, or no site acts. logprobs: float32 [V]; logits: [length, V]; clean: [length, d] at
+    each site. record: float32 [length, 3·sites + G], of each site whether a token was edited, how many bans
+    fired and ‖Δx‖/‖x‖, then whether each group of rows acted.
     """
 
     request_id: str

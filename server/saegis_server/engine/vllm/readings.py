@@ -188,7 +188,9 @@ class Reading:
 
     def _require_allowed(self, told: Told) -> None:
         if Outcome(told.outcome) is Outcome.UNREADABLE:
-            raise NonFiniteLogitsError("a guard's reading is no number, so its conditions cannot be judged")
+            raise NonFiniteLogitsError(
+                "a guard's reading is no finite number, so its conditions cannot be judged"
+            )
         if Outcome(told.outcome) is Outcome.ENDS and self._guard is not None:
             refusal = self._guard.refusal(told.holds or [], Reaction.REFUSE, Reaction.STOP)
             if refusal is not None:

@@ -7,7 +7,7 @@ activations of each site, and at the end the logits.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -26,10 +26,14 @@ from saegis_server.steering.evaluator import Verdict, Where
 from saegis_server.steering.ranking import RankedDictionary, Ranking
 from saegis_server.steering.rows import Norm
 from saegis_server.steering.site import Site, Widths
-from saegis_server.steering.table import Capacity, SiteTable
+from saegis_server.steering.table import Capacity, SiteTable, TableView
 
 #: Logits [T, V] of hidden states [T, d] after the last layer.
 Unembed = Callable[[Tensor], Tensor]
+
+
+#: What rows were gathered by: how often the tables had changed, which slots, and how many rows of each kind.
+_Key = tuple[int, tuple[int, ...], tuple[int, ...]]
 
 
 class _Text:
@@ -43,17 +47,32 @@ class _Text:
 class _Step:
     """One step: its tokens, and what has been read of them so far.
 
-    acts: of each site, whether any row or anything observed is there; writes: bool [T], the tokens whose
-    stream is written whole.
+    acts: of each site, whether any row or anything observed is there. How the tokens lie is worked out once
+    it is asked for: where nothing acts nobody does.
     """
 
-    def __init__(self, flat: Flattened, acts: Sequence[bool], rows: Sequence[int], writes: Tensor) -> None:
-        self.flat, self.acts, self.rows, self.writes = flat, acts, rows, writes
+    def __init__(
+        self, parts: Sequence[Part], acts: Sequence[bool], rows: Sequence[int], device: torch.device
+    ) -> None:
+        self.parts, self.acts, self.rows, self._device = tuple(parts), acts, rows, device
+        self.count = sum(part.length for part in parts)
         self.readings: dict[int, Readings] = {}
         self.clean: dict[int, Tensor] = {}
         self.conditions: StepConditions | None = None
-        self.keeps_clean = any(part.order.wanted.clean for part in flat.parts)
+        self.keeps_clean = any(part.order.wanted.clean for part in parts)
         self.record: Tensor | None = None
+        self.told: tuple[Tensor, Tensor] | None = None
+
+    @cached_property
+    def flat(self) -> Flattened:
+        """Its tokens."""
+        return Flattened(self.parts, self._device)
+
+    @cached_property
+    def writes(self) -> Tensor:
+        """The tokens whose stream is written whole, bool [T]."""
+        steers = [part.order.steers for part in self.parts for _ in range(part.length)]
+        return torch.tensor(steers, device=self._device)
 
 
 class Steered:
@@ -85,6 +104,9 @@ class Steered:
         self.counts = torch.zeros(len(self.sites) + 1, rows, COUNTED, device=device)
         self._texts: dict[str, _Text] = {}
         self._step: _Step | None = None
+        # How often the tables have changed, and what was gathered of them last, for which slots.
+        self._admitted = 0
+        self._views: dict[int, tuple[_Key, TableView]] = {}
 
     # -- between steps --------------------------------------------------------------------------------
 
@@ -92,6 +114,7 @@ class Steered:
     def admit(self, request_id: str, order: Order) -> None:
         """Give a slot to a text of which nothing has been read. Raises as SiteTable.write does."""
         self._texts[request_id] = _Text(order)
+        self._admitted += 1
         self.conditions.load(order.slot, order.compiled)
         self.activity.load(order.slot, order.rows, order.groups)
         self._forget(order.slot)
@@ -121,6 +144,7 @@ class Steered:
         if (text := self._texts.pop(request_id, None)) is None:
             return
         slot = text.order.slot
+        self._admitted += 1
         for table in self.tables:
             table.clear(slot)
         self.conditions.clear(slot)
@@ -161,17 +185,15 @@ class Steered:
             text.read = start + count
             parts.append(Part(request_id, text.order, start, count, text.counted))
             text.counted = max(text.counted, text.read)
-        flat = Flattened(parts, self.device)
         orders = [part.order for part in parts]
         judged = any(order.compiled is not None for order in orders)
         observed = self.observing.used > 0
         acts = [judged or observed or any(site in order.rows for order in orders) for site in self.sites]
-        rows = [max(SMALLEST, *kinds) for kinds in zip(*(order.counts for order in orders), strict=True)]
-        steers = torch.tensor([order.steers for order in orders], device=self.device)
-        lengths = torch.tensor(list(counts), device=self.device)
-        step = _Step(flat, acts, rows, steers.repeat_interleave(lengths))
+        rows = [max(kinds) for kinds in zip(*(order.counts for order in orders), strict=True)]
+        step = _Step(parts, acts, rows, self.device)
         if judged:
-            size = len(self.conditions.state.age)
+            rows[4:] = [max(SMALLEST, count) for count in rows[4:]]
+            size, flat = len(self.conditions.state.age), step.flat
             step.conditions = StepConditions(
                 self.conditions.rows.view(size, *rows[-2:]),
                 self.conditions.state.view(size, *rows[-2:]),
@@ -199,28 +221,35 @@ class Steered:
         step = self._step
         if step is None:
             return x
-        count = step.flat.count
-        flat = x[:count]
+        given = x[: step.count]
         if step.keeps_clean:
-            step.clean[number] = flat.clone()
+            step.clean[number] = given.clone()
         if not step.acts[number]:
             return x
-        steered = self._applied(step, number, flat)
-        return steered if count == len(x) else torch.cat((steered, x[count:]))
+        steered = self._applied(step, number, given)
+        return steered if step.count == len(x) else torch.cat((steered, x[step.count :]))
 
     def _applied(self, step: _Step, number: int, x: Tensor) -> Tensor:
         site, flat = self.sites[number], step.flat
-        view = self.tables[number].view(self.slots + SPARE_SLOTS, *step.rows[:5])
+        view = self._view(step, number)
         if self.observing.used:
             view = view._replace(observed=self.observing.view(site, self.observing.used))
         conditions = step.conditions
         gates = None if conditions is None else partial(conditions.read, number)
         cuts = self.rankings[site].cuts if self.rankings[site] else None
-        steered, readings = apply(x, view, flat.tokens, self.norms[site], gates, cuts)
+        steered, readings = apply(x, view, flat.by_text, self.norms[site], gates, cuts)
         if flat.unmoved is not None:
             steered, readings = except_for(flat.unmoved, x, steered, readings)
         step.readings[number] = readings
         return steered
+
+    def _view(self, step: _Step, number: int) -> TableView:
+        """The rows of the step's texts at a site; kept, since the next step mostly has the same."""
+        key = (self._admitted, tuple(part.order.slot for part in step.parts), tuple(step.rows[:5]))
+        known = self._views.get(number)
+        if known is None or known[0] != key:
+            known = self._views[number] = key, self.tables[number].view_of(step.flat.slots, *key[2])
+        return known[1]
 
     @property
     def writes(self) -> Tensor | None:
@@ -241,7 +270,7 @@ class Steered:
         outcome = self._settled(step, finite)
         finites, outcomes = finite.tolist(), outcome.tolist()
         told, begin = [], 0
-        for row, part in enumerate(step.flat.parts):
+        for row, part in enumerate(step.parts):
             wanted, own = part.order.wanted, slice(begin, begin + part.length)
             watched, moved = self._watched(step, row, own)
             told.append(
@@ -279,29 +308,35 @@ class Steered:
 
     def _watched(self, step: _Step, row: int, own: slice) -> tuple[Tensor | None, Tensor | None]:
         """The watches and the moves of a text's tokens: of all, or of the last one."""
-        if not step.readings:
+        wanted, counts = step.parts[row].order.wanted, step.parts[row].order.counts
+        if not step.readings or not (counts.watches or wanted.prompt or wanted.moves):
             return None, None
-        places = own if step.flat.parts[row].order.wanted.prompt else slice(own.stop - 1, own.stop)
+        if step.told is None:
+            step.told = self._all_watched(step)
+        watched, moved = step.told
+        places = own if wanted.prompt else slice(own.stop - 1, own.stop)
+        return watched[:, places], moved[:, places]
+
+    def _all_watched(self, step: _Step) -> tuple[Tensor, Tensor]:
+        """The same of all tokens of a step."""
         watched, moved = [], []
         for number in range(len(self.sites)):
             readings = step.readings.get(number)
             if readings is None:
-                count = places.stop - places.start
-                watched.append(torch.zeros(count, step.rows[3], 2, device=self.device))
-                moved.append(torch.zeros(count, device=self.device))
+                watched.append(torch.zeros(step.count, step.rows[3], 2, device=self.device))
+                moved.append(torch.zeros(step.count, device=self.device))
                 continue
-            both = readings.watched_before[places], readings.watched_after[places]
-            watched.append(torch.stack(both, -1))
-            moved.append(readings.relative_norm[places])
+            watched.append(torch.stack((readings.watched_before, readings.watched_after), -1))
+            moved.append(readings.relative_norm)
         return torch.stack(watched), torch.stack(moved)
 
     # -- books ----------------------------------------------------------------------------------------
 
     def _settled(self, step: _Step, finite: Tensor) -> Tensor:
         """Remember what the conditions come to, and count what was done; the outcome of each text [B]."""
-        flat = step.flat
         if not step.readings:
-            return torch.zeros(flat.batch, dtype=torch.int64, device=self.device)
+            return torch.zeros(len(step.parts), dtype=torch.int64, device=self.device)
+        flat = step.flat
         outcome, counted = self._judged(step, finite)
         counted = counted & flat.on_grid(flat.new).view_as(counted)
         readings = [self._on_grid(step, number) for number in range(len(self.sites))]

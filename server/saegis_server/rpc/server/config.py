@@ -221,6 +221,7 @@ class ServerConfig(_Strict):
             "usage_every": (self.usage_every > 0, "it does not count how whole dictionaries are used"),
             "compile": (self.compile == "always", "its forward pass was tried eagerly alone"),
             "device": (self.device != "cpu", "it was tried on a CPU alone"),
+            "dtype": (self.dtype not in ("auto", "float32"), "it was tried in float32 alone"),
         }
         for name, (is_set, why) in refused.items():
             if is_set:
