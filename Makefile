@@ -17,7 +17,7 @@ PYTEST := $(BIN)/python -m pytest
 TEST := OMP_NUM_THREADS=1 $(PYTEST) -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 # Where there is vLLM, what needs it is run and measured too.
 HAS_VLLM := $(wildcard .venv-vllm/.vllm)
-export VLLM_UNMEASURED := $(if $(HAS_VLLM),none,*/engine/vllm)
+export VLLM_UNMEASURED := $(if $(HAS_VLLM),none,*)
 # vLLM has an environment of its own, and what it warns of itself is none of the tests' business.
 TEST_VLLM := OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest -W default -n $(WORKERS) --dist loadfile \
 	--no-loadscope-reorder tests/engine/vllm tests/engine/conformance tests/hostile/test_edits.py
