@@ -62,7 +62,7 @@ export async function show({ root }) {
         select("Counted", "source", CHOICES.source),
         select("In", "phase", CHOICES.phase),
         select("First", "order", CHOICES.order),
-        select("Over", "window", [...(state.baseline ? [[SINCE, "since the baseline"]] : []), ...CHOICES.window]),
+        select("Over", "window", state.baseline ? [[SINCE, "since the baseline"], ...CHOICES.window] : CHOICES.window),
         labelled("Class of tenants (watched features)", tenants),
       ),
       make(
