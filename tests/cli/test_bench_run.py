@@ -15,7 +15,7 @@ from saegis_server.reference import MODEL
 from tests.e2e.serving import write_tiny_files
 from tests.rpc import tiny
 
-TOKENS, WIDTHS = 4, (64, 16384, 256)
+TOKENS, WIDTHS = 4, (1024, 16384, 2048)
 
 
 def told(what: str, done: int, total: int) -> None:

@@ -203,8 +203,8 @@ def test_tokens_are_coloured_before_and_after_with_marks_and_a_drawer(tab: Tab) 
     tab.page.get_by_text("Colour by another feature").click()
     tab.steer("English", "Colour", "English")
     tab.page.get_by_text("Coloured by English").wait_for()
-    # The very tokens were read again. This question's fifth token is drawn within 1e-7 of another one, so that
-    # the last bits of its logits, which what else runs may change, decide what is answered from this seed.
+    # The very tokens were read again. This question's fifth token is drawn within 1e-7 of another one: the
+    # last bits of its logits, which what else runs may change, decide what is answered from this seed.
     assert sum("chat/completions" in url for url in tab.asked) == 2
 
 

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -260,6 +261,9 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[int, list[bytes]
 def test_a_live_table_is_ordered_anew_at_a_key_and_ends_at_another(
     server: Running, values: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def is_shown(words: str) -> bool:
+        return words.encode() in b"".join(shown)
+
     with terminal(monkeypatch) as (keys, shown):
         before = termios.tcgetattr(keys)
         given = ["features", "usage", "--server", server.target, "--sae-id", "first", "--top", "5"]
@@ -268,10 +272,10 @@ def test_a_live_table_is_ordered_anew_at_a_key_and_ends_at_another(
         asking = threading.Thread(target=lambda: ended.append(command.main(given, standalone_mode=False)))
         asking.start()
         for key, order in (("x", "by max"), ("l", "by last fired"), ("?", "by last fired")):
-            eventually(lambda: b"q)uit" in b"".join(shown))
+            eventually(partial(is_shown, "q)uit"))
             shown.clear()
             os.write(keys, key.encode())
-            eventually(lambda order=order: order.encode() in b"".join(shown))
+            eventually(partial(is_shown, order))
         os.write(keys, b"q")
         asking.join(60.0)
         assert (asking.is_alive(), len(ended)) == (False, 1)
