@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -23,14 +24,15 @@ SIZES = [
 
 @pytest.mark.parametrize(("phases", "most", "least"), SIZES, ids=["some", "all"])
 def test_no_request_of_the_description_is_the_servers_fault(
-    served: Running, phases: str, most: int, least: int
+    served: Running, phases: str, most: int, least: int, tmp_path: Path
 ) -> None:
     command = [program("schemathesis"), "run", f"{url_of(served)}/openapi.json", "--seed", "1"]
     command += ["--checks", "not_a_server_error", "--phases", phases, "--max-examples", str(most)]
     command += ["--suppress-health-check", "all", "--generation-database", "none", "--no-color"]
     # The variable of this checkout's packages is not for a program with packages of its own.
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    # It leaves a folder where it runs.
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, check=False)
     told = done.stdout + done.stderr
     assert done.returncode == 0, told
     cases = re.search(r"(\d+) generated", told)
