@@ -28,6 +28,8 @@ def test_no_request_of_the_description_is_the_servers_fault(
 ) -> None:
     command = [program("schemathesis"), "run", f"{url_of(served)}/openapi.json", "--seed", "1"]
     command += ["--checks", "not_a_server_error", "--phases", phases, "--max-examples", str(most)]
+    # A chat without a bound goes on to the end of the context, two thousand tokens.
+    command += ["--request-timeout", "300"]
     command += ["--suppress-health-check", "all", "--generation-database", "none", "--no-color"]
     # The variable of this checkout's packages is not for a program with packages of its own.
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
