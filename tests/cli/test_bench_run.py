@@ -8,7 +8,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from saegis_lab.bench import faces, loads, run, serving, sight, subjects
+from saegis_lab.bench import faces, loads, run, sight, subjects
 from saegis_lab.cli.app import app
 from saegis_server.engine.api import SamplingParams
 from saegis_server.reference import MODEL
@@ -69,21 +69,6 @@ def test_both_faces_of_a_server_of_its_own_are_measured(
     (beside,) = faces.faces("tiny", 1, told, further=options)
     assert (beside.against, beside.unit, beside.bar) == ("gRPC", "ms", "≤ 1.1")
     assert min(beside.ours, beside.theirs) > 0.0
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_scrapes_and_a_long_text_are_measured_beside_streams(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    files = write_tiny_files(tmp_path)
-    small = {"SAE": files.sae.name, "FULL": 2, "BESIDE_A_TEXT": 2, "LONG_TEXT": 300, "COUNTED": 2}
-    seconds = {"SETTLE_SECONDS": 0.1, "SCRAPED_SECONDS": 0.5, "ALONE_SECONDS": 0.5}
-    for name, value in {**small, **seconds, "ANSWER_TOKENS": 24}.items():
-        monkeypatch.setattr(serving, name, value)
-    ratios = serving.served("tiny", 1, told, further=(*files.options, "--compile", "never"))
-    assert [ratio.unit for ratio in ratios] == ["ms"] * 4
-    assert all(ratio.ours > 0.0 and ratio.theirs > 0.0 for ratio in ratios)
 
 
 def test_a_subject_makes_fresh_copies_of_its_model() -> None:

@@ -138,16 +138,13 @@ class _Pairs(NamedTuple):
         return Ratio.of(name, what, against, ours, theirs, "≤ 1.5", unit="ms")
 
 
-def served(
-    name: str, rounds: int, progress: Progress, device: str = "cpu", further: Sequence[str] = ()
-) -> list[Ratio]:
+def served(name: str, rounds: int, progress: Progress, device: str = "cpu") -> list[Ratio]:
     """Serve the reference model with features watched and all of them counted, and measure how long callers
     wait, with and without scrapes or a long text beside them.
 
-    name: of what is measured. further: more options of `saegis serve`. Raises ServerProcessError if
-    the server does not start or stop.
+    name: of what is measured. Raises ServerProcessError if the server does not start or stop.
     """
-    options = ["--usage-every", str(USAGE_EVERY), "--device", device, *further]
+    options = ["--usage-every", str(USAGE_EVERY), "--device", device]
     options += [f"--watch-feature={SAE}:{index}" for index in range(COUNTED)]
     spawned = multiprocessing.get_context("spawn")
     with ServerProcess(options, progress) as server, ProcessPoolExecutor(1, spawned) as process:
