@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -26,6 +27,8 @@ from tests.http.browser import Tab, browsing, launched
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 BRIDGE, LABEL, LANDMARK = 3800, "Golden Gate Bridge", "golden_gate"
 QUESTION = "What do you know about the sea?"
+#: How many short texts are read in one prompt, which fits the model's context.
+TEXTS_AT_ONCE = 15
 
 
 @pytest.fixture(scope="module")
@@ -173,8 +176,6 @@ def test_a_link_carries_the_program_and_asks_nothing_by_itself(tab: Tab) -> None
     other.check()
 
 
-# On a loaded machine a question that is asked again, with its seed, was answered otherwise; why is not known.
-@pytest.mark.nightly
 def test_tokens_are_coloured_before_and_after_with_marks_and_a_drawer(tab: Tab) -> None:
     tab.steer("golden gate bridge", "Ban", LABEL)
     tab.ask("Tell me about the bridge in San Francisco.")
@@ -202,6 +203,9 @@ def test_tokens_are_coloured_before_and_after_with_marks_and_a_drawer(tab: Tab) 
     tab.page.get_by_text("Colour by another feature").click()
     tab.steer("English", "Colour", "English")
     tab.page.get_by_text("Coloured by English").wait_for()
+    # The very tokens were read again. This question's fifth token is drawn within 1e-7 of another one: the
+    # last bits of its logits, which what else runs may change, decide what is answered from this seed.
+    assert sum("chat/completions" in url for url in tab.asked) == 2
 
 
 def test_a_pasted_text_is_read_without_an_answer(tab: Tab) -> None:
@@ -232,23 +236,34 @@ def test_a_feature_tells_what_is_known_of_it(tab: Tab) -> None:
     assert LABEL in tab.text(".edit")
 
 
-# Fails: the feature that is steered is not among those whose use has changed most.
-@pytest.mark.nightly
+def read_by_others(origin: str, texts: list[str]) -> None:
+    """Have the server read texts as prompts, some in each."""
+    for begin in range(0, len(texts), TEXTS_AT_ONCE):
+        body = {"prompt": " ".join(texts[begin : begin + TEXTS_AT_ONCE]), "max_tokens": 1}
+        httpx.post(f"{origin}/v1/completions", json=body, timeout=120.0).raise_for_status()
+
+
 def test_usage_is_told_by_phase_and_against_a_baseline(tab: Tab) -> None:
+    lines = (WEIGHTS / "eval/texts.jsonl").read_text(encoding="utf-8").splitlines()
+    texts = [(each["label"], re.sub(r"<\|\w+\|>", " ", each["text"])) for each in map(json.loads, lines)]
     tab.ask(QUESTION)
+    read_by_others(tab.origin, [text for label, text in texts if label != "football"][:200])
     tab.open("usage")
     tab.page.get_by_text("features fired").wait_for()
-    tab.field("button", "Keep as the baseline").click()
-    tab.page.get_by_text("against the baseline").wait_for()
     tab.field("combobox", "In").select_option("PHASE_COMPLETION")
-    assert tab.page.locator("tbody tr").count() > 3
-    tab.open("play")
-    # A feature of which no other test has made much before.
-    tab.steer("football", "Steer", "football")
-    tab.ask(QUESTION)
-    tab.open("usage")
+    tab.page.locator("tbody tr").nth(3).wait_for()
+    tab.field("combobox", "In").select_option("PHASE_PROMPT")
+    tab.field("combobox", "First").select_option("USAGE_ORDER_LAST_FIRED")
+    tab.field("button", "Keep as the baseline").click()
+    tab.page.get_by_text("Nothing has fired yet.").wait_for()
+    assert "against the baseline" in tab.text(".page")
+    read_by_others(tab.origin, 2 * [text for label, text in texts if label == "football"])
     tab.field("combobox", "First").select_option("USAGE_ORDER_CHANGE")
-    tab.field("row", "football", exact=False).first.wait_for()
+    changed = tab.field("row", "football", exact=False).first
+    changed.wait_for()
+    assert re.search(r"× \d", changed.locator("strong").inner_text())
+    tab.field("button", "Forget the baseline").click()
+    tab.page.get_by_text("order: needs a window or a baseline").wait_for()
 
 
 def test_the_receipt_is_told_in_words(tab: Tab) -> None:

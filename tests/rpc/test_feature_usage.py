@@ -2,12 +2,19 @@
 read."""
 
 import json
+import os
+import sys
+import termios
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+import typer
 from typer.testing import CliRunner
 
 import saegis
@@ -222,3 +229,54 @@ def test_the_command_prints_a_table_json_and_a_baseline(
     saved.write_text("{}")
     wrong = CliRunner().invoke(app, ["features", "usage", "--baseline", str(saved)])
     assert (wrong.exit_code, "is no baseline" in " ".join(wrong.stderr.split())) == (2, True)
+
+
+@contextmanager
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[int, list[bytes]]]:
+    """A terminal as this process's own: where its keys are pressed, and what has been shown on it so far."""
+    keys, screen = os.openpty()
+    shown: list[bytes] = []
+
+    def look() -> None:
+        with suppress(OSError):  # which is how the other end tells that it is closed
+            while part := os.read(keys, 65536):
+                shown.append(part)
+
+    looking = threading.Thread(target=look)
+    with os.fdopen(screen, "r", closefd=False) as read, os.fdopen(screen, "w", closefd=False) as written:
+        monkeypatch.setattr(sys, "stdin", read)
+        monkeypatch.setattr(sys, "stdout", written)
+        monkeypatch.setenv("TERM", "xterm")
+        monkeypatch.setenv("COLUMNS", "160")
+        looking.start()
+        try:
+            yield keys, shown
+        finally:
+            monkeypatch.undo()
+            os.close(screen)
+            looking.join()
+            os.close(keys)
+
+
+def test_a_live_table_is_ordered_anew_at_a_key_and_ends_at_another(
+    server: Running, values: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def is_shown(words: str) -> bool:
+        return words.encode() in b"".join(shown)
+
+    with terminal(monkeypatch) as (keys, shown):
+        before = termios.tcgetattr(keys)
+        given = ["features", "usage", "--server", server.target, "--sae-id", "first", "--top", "5"]
+        ended: list[object] = []
+        command = typer.main.get_command(app)
+        asking = threading.Thread(target=lambda: ended.append(command.main(given, standalone_mode=False)))
+        asking.start()
+        for key, order in (("x", "by max"), ("l", "by last fired"), ("?", "by last fired")):
+            eventually(partial(is_shown, "q)uit"))
+            shown.clear()
+            os.write(keys, key.encode())
+            eventually(partial(is_shown, order))
+        os.write(keys, b"q")
+        asking.join(60.0)
+        assert (asking.is_alive(), len(ended)) == (False, 1)
+        assert termios.tcgetattr(keys) == before

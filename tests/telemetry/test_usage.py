@@ -3,6 +3,7 @@
 import logging
 import math
 import re
+import time
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +62,20 @@ def test_every_window_is_the_sum_of_what_was_added_in_it() -> None:
             assert before.end == period.start
             others = [part for at, part in added if before.start < at <= before.end]
             assert before.used.fired.tolist() == sum(others, Used.nothing(FEATURES)).fired.tolist()
+
+
+def test_what_comes_after_a_cut_is_told_apart_however_soon_it_comes() -> None:
+    before, after, more = (used(seed) for seed in range(3))
+    kept = book(None, before, after, more)
+    known, _ = kept.period("polyglot", cut=True)
+    assert known.used.fired.tolist() == before.fired.tolist()
+    for _ in range(2):  # what comes later joins what came after the cut
+        kept.refresh()
+    since, earlier = kept.period("polyglot", time.time() - known.end)
+    assert since.used.fired.tolist() == (after.fired + more.fired).tolist()
+    assert earlier is None or earlier.used.fired.tolist() == before.fired.tolist()
+    whole, _ = kept.period("polyglot")
+    assert whole.used.tokens.tolist() == [120, 120]
 
 
 def test_nothing_is_known_of_the_time_before_the_first_count() -> None:

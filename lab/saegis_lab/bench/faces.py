@@ -3,7 +3,7 @@
 import asyncio
 import json
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from statistics import mean
 from typing import Any
 
@@ -63,32 +63,42 @@ async def over_http(port: int, number: int) -> list[float]:
         writer.close()
 
 
+def read_all(read: Reader) -> list[list[float]]:
+    """Read STREAMS streams at once; of each, when its pieces came, in seconds."""
+
+    async def every() -> list[list[float]]:
+        return await asyncio.gather(*(read(number) for number in range(STREAMS)))
+
+    return asyncio.run(every())
+
+
 def between_tokens(read: Reader) -> float:
     """Milliseconds between two tokens of a stream, in the mean of STREAMS streams that are read at once.
 
     Of each stream it is the time from its first piece to its last, over the tokens between.
     """
-
-    async def every() -> list[list[float]]:
-        return await asyncio.gather(*(read(number) for number in range(STREAMS)))
-
-    waits = [came[-1] - came[0] for came in asyncio.run(every())]
+    waits = [came[-1] - came[0] for came in read_all(read)]
     return 1000.0 * mean(waits) / (ANSWER_TOKENS - 1)
 
 
-def faces(name: str, rounds: int, progress: Progress, device: str = "cpu") -> list[Ratio]:
+def both(target: str, port: int) -> tuple[Reader, Reader]:
+    """Who reads the streams of a server over HTTP and who over gRPC, in this order."""
+    return lambda number: over_http(port, number), lambda number: over_grpc(target, number)
+
+
+def faces(
+    name: str, rounds: int, progress: Progress, device: str = "cpu", further: Sequence[str] = ()
+) -> list[Ratio]:
     """Serve the reference model, and measure both faces in turns on that server.
 
-    name: of what is measured. Raises ServerProcessError if the server does not start or stop.
+    name: of what is measured. further: more options of `saegis serve`. Raises ServerProcessError if
+    the server does not start or stop.
     """
-    options = ["--http-port", "0", "--max-num-seqs", str(STREAMS), "--device", device]
+    options = ["--http-port", "0", "--max-num-seqs", str(STREAMS), "--device", device, *further]
     with ServerProcess(options, progress) as server:
         if (port := server.http_port) is None:
             raise RuntimeError("the server has no HTTP port")
-        sides: list[tuple[Reader, list[float]]] = [
-            (lambda number: over_http(port, number), []),
-            (lambda number: over_grpc(server.target, number), []),
-        ]
+        sides: list[tuple[Reader, list[float]]] = [(read, []) for read in both(server.target, port)]
         total = ROUNDS * rounds
         for number in range(total + 1):  # the first does not count
             progress(f"{STREAMS} streams over HTTP and gRPC", number, total + 1)

@@ -59,6 +59,7 @@ class History:
         self._end = began
         self._stretches = [] if known is None else list(known.stretches)
         self._last = np.zeros((2, features)) if known is None else known.last
+        self._is_cut = False
 
     @property
     def known(self) -> Known:
@@ -72,12 +73,17 @@ class History:
             return
         self._last = np.maximum(self._last, used.last)
         stretch = Stretch.of(start, self._end, used)
-        latest = self._stretches[-1] if self._stretches else None
+        latest = self._stretches[-1] if self._stretches and not self._is_cut else None
+        self._is_cut = False
         if latest is not None and self._end - latest.start <= FINEST_SECONDS and latest.fits(stretch):
             self._stretches[-1] = latest.joined(stretch)
         else:
             self._stretches.append(stretch)
         self._join()
+
+    def cut(self) -> None:
+        """Let what comes next begin a stretch of its own, so that it is told apart from what was."""
+        self._is_cut = True
 
     def _join(self) -> None:
         """Join neighbours that are short for their age."""
@@ -261,9 +267,12 @@ class UsageBook:
             if known.stretches:
                 write_usage(usage_file(self._folder, sae, digest), sae, digest, known)
 
-    def period(self, sae: str, seconds: float | None = None) -> tuple[Period, Period | None]:
+    def period(
+        self, sae: str, seconds: float | None = None, cut: bool = False
+    ) -> tuple[Period, Period | None]:
         """How an SAE was used in the last so many seconds, by default ever, and in as long a time before.
 
+        cut: whether it is to be compared with what comes after it, which is then kept apart from now on.
         Raises KeyError for an SAE whose use is not counted.
         """
         self.refresh()
@@ -271,4 +280,6 @@ class UsageBook:
             history = self._histories[sae]
             start = -math.inf if seconds is None else time.time() - seconds
             period = history.since(start)
+            if cut:
+                history.cut()
             return period, None if seconds is None else history.before(period)

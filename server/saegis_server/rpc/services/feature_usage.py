@@ -85,7 +85,8 @@ def sampled_usage(
         raise PreconditionError(
             "USAGE_NOT_COUNTED", loaded.id, "this server counts watched features alone: see --usage-every"
         )
-    period, before = book.period(loaded.id, _window(request) if request.HasField("window") else None)
+    window = _window(request) if request.HasField("window") else None
+    period, before = book.period(loaded.id, window, cut=request.make_baseline)
     told, phases = _answer(loaded, period, book.every), _PHASES[request.phase]
     used, now = period.used, _rates(period.used, phases)
     previous = None if before is None else _rates(before.used, phases)

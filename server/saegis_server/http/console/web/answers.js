@@ -10,7 +10,8 @@ import { base64Of } from "./pictures.js";
  * @typedef {{text: string, id: number | null, logprob: number | null, top: {text: string, logprob: number}[]}} Token
  * @typedef {{before: number[], after: number[], setTo: number[]}} Readings
  * @typedef {{mode: "chat" | "completion", prompt: string, system: string, seed: number, temperature: number,
- *   most: number, model: string, pictures: import("./pictures.js").Picture[]}} Question
+ *   most: number, model: string, pictures: import("./pictures.js").Picture[], tokens?: (number | null)[]}} Question
+ *   tokens: the prompt's, where they are known, in place of its text
  * @typedef {import("./program.js").Feature} Feature
  */
 
@@ -166,7 +167,7 @@ function tokensOf(told, ids) {
  * @returns {{path: string, body: Record<string, unknown>}}
  */
 export function requestOf(question, steering) {
-  const { mode, prompt, system, seed, temperature, most } = question;
+  const { mode, prompt, system, seed, temperature, most, tokens } = question;
   const isChat = mode === "chat";
   const shown = question.pictures.map(({ url }) => ({ type: "image_url", image_url: { url } }));
   const content = shown.length ? [...shown, { type: "text", text: prompt }] : prompt;
@@ -175,7 +176,7 @@ export function requestOf(question, steering) {
     path: isChat ? "/v1/chat/completions" : "/v1/completions",
     body: {
       model: question.model,
-      ...(isChat ? { messages } : { prompt }),
+      ...(isChat ? { messages } : { prompt: tokens || prompt }),
       max_tokens: most,
       temperature,
       seed,

@@ -24,6 +24,8 @@ export const state = {
   model: null,
   /** @type {any} A baseline of usage to compare with. */
   baseline: null,
+  /** When that was kept, by the page's own clock in milliseconds. */
+  baselineKept: 0,
 };
 
 /** How many receipts a tab remembers. */

@@ -4,7 +4,7 @@
  */
 
 import { ask, inputOf } from "../answers.js";
-import { post, wordsOf } from "../api.js";
+import { ApiError, post, wordsOf } from "../api.js";
 import { button, choice, fill, labelled, make, share, table, told } from "../elements.js";
 import { featureSearch } from "../feature_search.js";
 import { overlaid } from "../pictures.js";
@@ -124,6 +124,20 @@ async function askAgain(question, program, features) {
 }
 
 /**
+ * Read tokens once more, under the same program: what follows the last opening of an assistant's turn counts as the
+ * answer again. So the very tokens that are shown are read, whatever would be written now: an answer of the same
+ * seed may differ once in a long while, since what else runs in a step changes the last bits of its logits.
+ * @param {Place[]} places
+ * @param {import("../answers.js").Question} question
+ * @param {any} program
+ * @param {Feature[]} features
+ */
+function readAgain(places, question, program, features) {
+  const asked = { ...textQuestion(""), model: question.model, tokens: places.map(({ id }) => id) };
+  return askAgain(asked, program, features);
+}
+
+/**
  * What Inspect is asked to read: the tokens as they are or, where some are a picture's, the conversation without the
  * answer, whose tokens are the first ones.
  * @param {Place[]} places
@@ -213,28 +227,45 @@ class TokensView {
   }
 
   /**
-   * Colour by a feature: by its readings as it ran, which are asked for from the same seed where they are missing.
+   * Colour by a feature: by its readings as it ran or, where nobody asked for them then, as they are read again.
    * @param {Feature} feature
    */
   async paint(feature) {
-    const { answer, program } = this.reading;
+    const { answer } = this.reading;
     this.status.textContent = `reading ${nameOf(feature)} …`;
     try {
-      let from = /** @type {Answer} */ (answer);
-      let watch = from.watched.findIndex((each) => isSame(each, feature));
-      if (watch < 0) {
-        from = await askAgain(from.question, program, [feature]);
-        watch = 0;
-        const isAnother = answer?.tokens && from.text !== answer.text && this.reading.withAnswer;
-        if (isAnother) throw new Error("the same question was answered otherwise: ask again on the page Play");
-      }
-      this.colour = { feature, ...from.readingsAt(watch) };
+      const own = /** @type {Answer} */ (answer);
+      const watch = own.watched.findIndex((each) => isSame(each, feature));
+      const from = watch < 0 ? await this.readAgain(feature) : own;
+      this.colour = { feature, ...from.readingsAt(Math.max(watch, 0)) };
       this.status.textContent = `Coloured by ${nameOf(feature)}.`;
     } catch (error) {
       this.status.textContent = `${wordsOf(error)} Shown as it is read without steering.`;
       await this.paintPlain(feature);
     }
     this.draw();
+  }
+
+  /**
+   * The tokens read again, with the readings of a feature at each. What cannot be read so is asked again from its
+   * seed: what pictures are shown in, and what rules of the operator acted on. Throws where that is answered otherwise.
+   * @param {Feature} feature
+   * @returns {Promise<Answer>}
+   */
+  async readAgain(feature) {
+    const { places, answer, program, withAnswer } = this.reading;
+    const { question, text, receipt } = /** @type {Answer} */ (answer);
+    if (!question.pictures.length && !receipt?.ruled) {
+      try {
+        return await readAgain(places, question, program, [feature]);
+      } catch (error) {
+        // Such as a policy that takes no tokens as they are, or a text that fills the context.
+        if (!(error instanceof ApiError)) throw error;
+      }
+    }
+    const again = await askAgain(question, program, [feature]);
+    if (withAnswer && again.text !== text) throw new Error("The same question was answered otherwise.");
+    return again;
   }
 
   /** @param {Feature} feature */

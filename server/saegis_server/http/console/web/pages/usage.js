@@ -11,6 +11,8 @@ import { state } from "../state.js";
 
 export const title = "Usage";
 const LIMIT = 25;
+/** The choice of all that was counted since the baseline was kept. */
+const SINCE = "baseline";
 const asked = { sae: "", source: "USAGE_SOURCE_SAMPLED", phase: "PHASE_ALL", order: "USAGE_ORDER_FIRED", window: "", tenant_class: "" };
 /** @type {Record<string, [string, string][]>} */
 const CHOICES = {
@@ -39,7 +41,7 @@ const CHOICES = {
   ],
 };
 
-/** @param {import("../main.js").Place} place */
+/** @param {{root: HTMLElement}} place */
 export async function show({ root }) {
   const view = make("div", { "aria-live": "polite" });
   asked.sae ||= state.model.saes[0]?.id || "";
@@ -60,15 +62,15 @@ export async function show({ root }) {
         select("Counted", "source", CHOICES.source),
         select("In", "phase", CHOICES.phase),
         select("First", "order", CHOICES.order),
-        select("Over", "window", CHOICES.window),
+        select("Over", "window", state.baseline ? [[SINCE, "since the baseline"], ...CHOICES.window] : CHOICES.window),
         labelled("Class of tenants (watched features)", tenants),
       ),
       make(
         "div",
         { class: "row" },
         button("Count again", reload),
-        button("Keep as the baseline", () => keepBaseline(view)),
-        button("Forget the baseline", () => ((state.baseline = null), reload())),
+        button("Keep as the baseline", () => keepBaseline(root, view)),
+        state.baseline ? button("Forget the baseline", () => forgetBaseline(root)) : null,
       ),
     ),
     view,
@@ -78,7 +80,10 @@ export async function show({ root }) {
 
 /** The request: what is chosen, without what is left open. */
 function request() {
-  const { window, tenant_class: tenants, source, ...rest } = asked;
+  const { window: over, tenant_class: tenants, source, ...rest } = asked;
+  // By a clock that runs evenly, since the server's may tell another time of day.
+  const since = Math.max((performance.now() - state.baselineKept) / 1000, 0.001);
+  const window = over === SINCE ? `${since.toFixed(3)}s` : over;
   const isSampled = source === "USAGE_SOURCE_SAMPLED";
   return {
     ...rest,
@@ -102,14 +107,27 @@ async function load(view) {
   }
 }
 
-/** @param {HTMLElement} view */
-async function keepBaseline(view) {
+/**
+ * Keep what is told as the baseline, and from now on tell what comes after it.
+ * @param {HTMLElement} root
+ * @param {HTMLElement} view
+ */
+async function keepBaseline(root, view) {
   try {
     state.baseline = (await post("/v1/usage", { ...request(), make_baseline: true })).baseline;
-    await load(view);
+    state.baselineKept = performance.now();
+    asked.window = SINCE;
+    await show({ root });
   } catch (error) {
     fill(view, make("p", { class: "error", role: "alert" }, wordsOf(error)));
   }
+}
+
+/** @param {HTMLElement} root */
+async function forgetBaseline(root) {
+  state.baseline = null;
+  if (asked.window === SINCE) asked.window = "";
+  await show({ root });
 }
 
 /** @param {any} answer */
