@@ -1,5 +1,7 @@
 """The tower: its shape, and the drawings of every subject that teach it."""
 
+from typing import Any
+
 import torch
 from transformers import LevitConfig
 
@@ -33,7 +35,7 @@ def test_a_tower_tells_of_each_patch_of_a_picture() -> None:
         told = patches_of(tower, pictures)
         assert told.shape == (2, SMALL.patches, SMALL.width)
         torch.testing.assert_close(patches_of(tower, pictures[1:]), told[1:])
-    again = LevitConfig.from_dict(tower.config.to_dict())
+    again: Any = LevitConfig.from_dict(tower.config.to_dict())
     assert again.down_ops[0] == [""]
     assert again.hidden_size == SMALL.width
 

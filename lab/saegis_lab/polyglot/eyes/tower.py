@@ -70,7 +70,8 @@ class TowerTraining:
 def tower_config(shape: TowerShape) -> LevitConfig:
     """The tower's configuration as Transformers has it: LeViT of one stage, convolutions and then layers that
     look at all patches."""
-    return LevitConfig(
+    configure: Any = LevitConfig
+    config: LevitConfig = configure(
         image_size=shape.side,
         patch_size=shape.patch,
         hidden_sizes=[shape.width, shape.width],
@@ -83,6 +84,7 @@ def tower_config(shape: TowerShape) -> LevitConfig:
         down_ops=[[""]],
         hidden_size=shape.width,
     )
+    return config
 
 
 def new_tower(shape: TowerShape, seed: int) -> LevitModel:
@@ -248,4 +250,4 @@ def teach_tower(
             told(**{name: loss.item() for name, loss in losses.items()})
             if (step + 1) % training.checkpoint_every == 0 or step + 1 == training.steps:
                 keeper.keep(step + 1)
-    return cast(LevitModel, tower.eval().to(memory_format=torch.contiguous_format))
+    return cast(LevitModel, cast(Any, tower.eval()).to(memory_format=torch.contiguous_format))
