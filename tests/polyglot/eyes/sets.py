@@ -8,7 +8,7 @@ from saegis_lab.polyglot.eyes.subjects import DRAWN
 from saegis_lab.polyglot.eyes.tower import TowerShape
 
 #: A tower of some thousand parameters, which sees 2 × 2 patches.
-SMALL = TowerShape(width=16, layers=1, heads=2, feed_forward=32, side=16)
+SMALL = TowerShape(width=16, layers=1, heads=2, keys=8, side=32)
 #: What is no subject's.
 BESIDE = ("accordion", "abacus")
 
@@ -28,6 +28,5 @@ def write_set(emoji: EmojiSet, folder: Path, colour: str = "#d00000") -> Path:
 
 def write_sets(folder: Path) -> None:
     """All sets, each in a colour of its own."""
-    colours = ("#d00000", "#00a000", "#0000c0", "#808000")
-    for emoji, colour in zip(SETS, colours, strict=True):
-        write_set(emoji, folder, colour)
+    for number, emoji in enumerate(SETS):
+        write_set(emoji, folder, f"#{0x200000 + 0x191919 * number:06x}")

@@ -9,7 +9,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from saegis_lab.polyglot.eyes.emoji import HELD_OUT, SETS, TAUGHT, EmojiError, draw, drawings, fetch, read
+from saegis_lab.polyglot.eyes.emoji import (
+    HELD_OUT,
+    SETS,
+    TAUGHT,
+    UNLIKE,
+    EmojiError,
+    Icons,
+    draw,
+    drawings,
+    fetch,
+    read,
+)
 from saegis_lab.polyglot.eyes.subjects import DRAWN, ICONS, others
 from saegis_lab.polyglot.lexicon import lexicon
 from tests.polyglot.eyes.sets import BESIDE, write_set
@@ -78,11 +89,16 @@ def test_drawings_are_those_that_are_asked_for(tmp_path: Path) -> None:
     icons = [read(emoji, write_set(emoji, tmp_path)) for emoji in SETS]
     assert others(each.svgs for each in icons) == sorted(BESIDE)
     drawn = drawings(icons, {"cat", "foggy"}, 8)
-    # Houses in the fog stand under that name in one set.
-    assert len(drawn.names) == 2 * len(SETS) - 1
+    # Houses in the fog stand under that name in some sets.
+    assert len(drawn.names) == 2 * len(SETS) - len(UNLIKE)
     mine = drawn.only({HELD_OUT.name})
     assert mine.sets == (HELD_OUT.name,) * 2
     assert mine.rows({"cat"}) == [0]
     torch.testing.assert_close(mine.pixels[0], drawn.pixels[drawn.sets.index(HELD_OUT.name)])
     with pytest.raises(EmojiError, match="none of the sets has any of unheard"):
         drawings(icons, {"unheard"}, 8)
+
+
+def test_a_set_may_write_names_its_own_way() -> None:
+    icons = Icons(TAUGHT[0], {"cloud-1": "one", "cloud-2": "two", "oldkey": "key", "cat": "cat"})
+    assert [icons.drawn(name) for name in ("cloud", "old-key", "cat", "dog")] == ["one", "key", "cat", None]

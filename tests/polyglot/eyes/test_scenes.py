@@ -12,7 +12,7 @@ STEADY = Scenery(side=16, patch=8, turn=0.0, least=1.0, most=1.0, recoloured=0.0
 
 def test_a_seed_makes_the_same_scenes() -> None:
     first, again, other = (
-        Scenery(side=16).scenes(GREEN, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)
+        Scenery(side=16, patch=8).scenes(GREEN, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)
     )
     assert torch.equal(first.pictures, again.pictures)
     assert not torch.equal(first.pictures, other.pictures)

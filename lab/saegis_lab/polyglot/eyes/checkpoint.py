@@ -12,7 +12,7 @@ from torch import nn
 from transformers import (
     AutoTokenizer,
     CLIPImageProcessorPil,
-    CLIPVisionModel,
+    LevitModel,
     LlamaForCausalLM,
     LlavaConfig,
     LlavaForConditionalGeneration,
@@ -72,7 +72,7 @@ def new_seeing(
         image_token_index=cast(int, tokenizer.convert_tokens_to_ids(IMAGE)),
         image_seq_length=shape.patches,
         vision_feature_layer=-1,
-        vision_feature_select_strategy="default",
+        vision_feature_select_strategy="full",
         tie_word_embeddings=True,
     )
     model = LlavaForConditionalGeneration(config)
@@ -91,7 +91,7 @@ def new_seeing(
     return model
 
 
-def put_tower(model: LlavaForConditionalGeneration, tower: CLIPVisionModel) -> None:
+def put_tower(model: LlavaForConditionalGeneration, tower: LevitModel) -> None:
     """Give the model a tower of its shape."""
     cast(nn.Module, model.model.vision_tower).load_state_dict(tower.state_dict())
 
@@ -110,8 +110,8 @@ def seeing_processor(tokenizer: PreTrainedTokenizerBase, shape: TowerShape) -> L
         image_processor=pictures,
         tokenizer=tokenizer,
         patch_size=shape.patch,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
+        vision_feature_select_strategy="full",
+        num_additional_image_tokens=0,
         image_token=IMAGE,
         chat_template=CHAT_TEMPLATE,
     )

@@ -22,6 +22,11 @@ class EmojiError(RuntimeError):
     """An emoji set cannot be fetched or is not what it should be; the message names the set."""
 
 
+_NOTO = "https://github.com/googlefonts/noto-emoji"
+_FLUENT = "https://github.com/microsoft/fluentui-emoji"
+_EMOJI_ONE = "https://github.com/EmojiTwo/emojitwo"
+
+
 @dataclass(frozen=True)
 class EmojiSet:
     """One set: its name, the npm package and version that hold it, who drew it, and its licence by SPDX."""
@@ -38,17 +43,23 @@ class EmojiSet:
         return f"@iconify-json/{self.name}"
 
 
-#: Sets that teach. Each package states its licence, and `read` holds it to what stands here.
+#: Sets that teach, in nine styles. Each package states its licence, and `read` holds it to what stands here.
 TAUGHT = (
     EmojiSet("twemoji", "1.2.5", "Twitter", "CC-BY-4.0", "https://github.com/jdecked/twemoji"),
-    EmojiSet("noto", "1.2.9", "Google Inc", "Apache-2.0", "https://github.com/googlefonts/noto-emoji"),
+    EmojiSet("noto", "1.2.9", "Google Inc", "Apache-2.0", _NOTO),
+    EmojiSet("fluent-emoji-flat", "1.2.6", "Microsoft Corporation", "MIT", _FLUENT),
+    EmojiSet("noto-v1", "1.2.5", "Google Inc", "Apache-2.0", _NOTO),
+    EmojiSet("emojione", "1.2.3", "Emoji One", "CC-BY-4.0", _EMOJI_ONE),
+    EmojiSet("fxemoji", "1.2.2", "Mozilla", "Apache-2.0", "https://github.com/mozilla/fxemoji"),
     EmojiSet(
-        "fluent-emoji-flat",
-        "1.2.6",
-        "Microsoft Corporation",
-        "MIT",
-        "https://github.com/microsoft/fluentui-emoji",
+        "streamline-emojis",
+        "1.2.4",
+        "Streamline",
+        "CC-BY-4.0",
+        "https://github.com/webalys-hq/streamline-vectors",
     ),
+    EmojiSet("fluent-emoji-high-contrast", "1.2.6", "Microsoft Corporation", "MIT", _FLUENT),
+    EmojiSet("emojione-monotone", "1.2.1", "Emoji One", "CC-BY-4.0", _EMOJI_ONE),
 )
 #: The set that is held out: a style, drawn by outlines, that no weight has seen. Its licence asks that what
 #: is made from it is shared alike; nothing that ships is made from it.
@@ -57,7 +68,17 @@ HELD_OUT = EmojiSet(
 )
 SETS = (*TAUGHT, HELD_OUT)
 #: Drawings that show something else than those of the same name in other sets: houses in the fog, no bridge.
-UNLIKE = frozenset({("fluent-emoji-flat", "foggy")})
+UNLIKE = frozenset(
+    (emoji, "foggy")
+    for emoji in (
+        "fluent-emoji-flat",
+        "fluent-emoji-high-contrast",
+        "noto-v1",
+        "emojione",
+        "emojione-monotone",
+        "fxemoji",
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -66,6 +87,11 @@ class Icons:
 
     of: EmojiSet
     svgs: dict[str, str]
+
+    def drawn(self, name: str) -> str | None:
+        """The drawing of a name, which some sets write without hyphens and others number; None for none."""
+        spelled = (name, f"{name}-1", name.replace("-", ""))
+        return next((self.svgs[each] for each in spelled if each in self.svgs), None)
 
 
 def fetch(emoji: EmojiSet, folder: Path) -> Path:
@@ -168,9 +194,13 @@ class Drawings:
 
 def drawings(icons: Iterable[Icons], names: Collection[str], size: int) -> Drawings:
     """Those of `names` that each set has, drawn. Raises EmojiError where none of the sets has any."""
-    found = [(each, name) for each in icons for name in sorted(names) if name in each.svgs]
-    found = [(each, name) for each, name in found if (each.of.name, name) not in UNLIKE]
+    wanted = [(each, name) for each in icons for name in sorted(names)]
+    found = [
+        (each.of.name, name, svg)
+        for each, name in wanted
+        if (each.of.name, name) not in UNLIKE and (svg := each.drawn(name)) is not None
+    ]
     if not found:
         raise EmojiError(f"none of the sets has any of {', '.join(sorted(names)[:5])}")
-    pixels = torch.stack([draw(each.svgs[name], size) for each, name in found])
-    return Drawings(pixels, tuple(each.of.name for each, _ in found), tuple(name for _, name in found))
+    pixels = torch.stack([draw(svg, size) for _, _, svg in found])
+    return Drawings(pixels, tuple(of for of, _, _ in found), tuple(name for _, name, _ in found))

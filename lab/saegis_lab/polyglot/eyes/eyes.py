@@ -33,8 +33,12 @@ class Eyes(nn.Module):
 
     def __init__(self, model: LlavaForConditionalGeneration) -> None:
         super().__init__()
-        self.tower = cast(nn.Module, model.model.vision_tower)
+        # As it is served: what the tower's layers are normed by was counted when it was taught.
+        self.tower = cast(nn.Module, model.model.vision_tower).eval()
         self.projector = cast(nn.Module, model.model.multi_modal_projector)
+        for name, parameter in self.tower.named_parameters():
+            # A tower that is not taught by itself keeps what these give for all pictures.
+            parameter.requires_grad_(not name.endswith("attention_biases"))
 
     def forward(self, pictures: Tensor) -> Tensor:
         """Pictures [b, 3, side, side] from 0 to 1, as the language model gets them: [b, patches, d]."""

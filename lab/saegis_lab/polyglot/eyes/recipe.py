@@ -23,11 +23,11 @@ class EyesRecipe:
     shape: TowerShape = field(default_factory=TowerShape)
     scenery: Scenery = field(default_factory=Scenery)
     tower: TowerTraining = field(default_factory=TowerTraining)
-    words: Through = field(default_factory=lambda: Through(steps=300, batch=8, rate=0.02))
+    words: Through = field(default_factory=lambda: Through(steps=350, batch=8, rate=0.02))
     fitting: Fitting = field(default_factory=Fitting)
-    opening: Through = field(default_factory=lambda: Through(steps=300, batch=8, rate=3e-4))
+    opening: Through = field(default_factory=lambda: Through(steps=400, batch=8, rate=5e-4, patches=2.0))
     covers: int = 400
-    others: int | None = None
+    others: int | None = 300
     scenes: int = 4
     pictures: int = 4
 
@@ -35,10 +35,10 @@ class EyesRecipe:
     def quick(cls) -> EyesRecipe:
         """A run of some seconds, which sees nothing and shows that the steps fit together."""
         through = Through(steps=2, batch=2, rate=0.01, warmup=1, layer=0, checkpoint_every=1)
-        shape = TowerShape(width=16, layers=1, heads=2, feed_forward=32, side=16)
+        shape = TowerShape(width=16, layers=1, heads=2, keys=8, side=32)
         return cls(
             shape=shape,
-            scenery=replace(Scenery(), side=16),
+            scenery=replace(Scenery(), side=32),
             tower=TowerTraining(steps=3, batch=4, warmup=1, checkpoint_every=2),
             words=through,
             fitting=Fitting(pictures=48, steps=3, batch=16),

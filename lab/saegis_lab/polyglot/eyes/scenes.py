@@ -29,8 +29,8 @@ class Scenery:
     """How scenes vary. side, patch: of a picture, in pixels. turn: degrees either way. least, most: the
     drawing's size by that of the frame. Shares of scenes: recoloured, plain (on one colour)."""
 
-    side: int = 48
-    patch: int = 8
+    side: int = 64
+    patch: int = 16
     turn: float = 20.0
     least: float = 0.6
     most: float = 1.05

@@ -51,8 +51,8 @@ license: apache-2.0
 ---
 # saegis/polyglot, with eyes
 
-A LLaVA around Saegis's reference model, whose weights (`{MODEL.name}`) it keeps as they are: a tower of
-{tower["num_hidden_layers"]} layers sees pictures of {tower["image_size"]} × {tower["image_size"]} pixels as
+A LLaVA around Saegis's reference model, whose weights (`{MODEL.name}`) it keeps as they are: a LeViT of
+{tower["depths"][0]} layers sees pictures of {tower["image_size"]} × {tower["image_size"]} pixels as
 {side} × {side} tokens. It names and describes drawings of the reference model's 26 subjects in eight
 languages, and sees nothing else. It was made by `python -m saegis_lab.polyglot.eyes`; docs/eyes.md of the
 project says how, and what it cannot do.

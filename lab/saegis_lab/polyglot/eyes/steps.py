@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from functools import cache
 from pathlib import Path
+from random import Random
 
 import torch
 from rich.console import Console
@@ -41,8 +42,10 @@ console = Console()
 def make_drawings(out: Path, recipe: EyesRecipe) -> None:
     """Fetch the emoji sets by npm, check their licences, and draw what is needed of them."""
     icons = [read(emoji, fetch(emoji, out / EMOJI)) for emoji in SETS]
-    beside = others(each.svgs for each in icons if each.of in TAUGHT)[: recipe.others]
-    drawn = drawings(icons, DRAWN | set(beside), recipe.shape.side)
+    beside = others(each.svgs for each in icons if each.of in TAUGHT)
+    if recipe.others is not None:
+        Random(recipe.seed).shuffle(beside)
+    drawn = drawings(icons, DRAWN | set(beside[: recipe.others]), recipe.shape.side)
     save_file({"pixels": drawn.pixels}, out / DRAWN_FILE)
     names = {"sets": drawn.sets, "names": drawn.names}
     (out / DRAWN_NAMES).write_text(json.dumps(names) + "\n", encoding="utf-8")

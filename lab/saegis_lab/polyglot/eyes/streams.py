@@ -168,10 +168,11 @@ def teach_through(
     An interrupted run goes on from the checkpoint in `folder`, named by `what`. Raises ValueError if that
     belongs to a run with other settings.
     """
-    optimizer = torch.optim.Adam(taught.parameters(), lr=training.rate)
+    optimizer = torch.optim.Adam([p for p in taught.parameters() if p.requires_grad], lr=training.rate)
     keeper = Keeper(what, folder, {**asdict(training), "seed": seed}, {what: taught}, [optimizer])
     first = keeper.resume()
     held, asking = spoken_of(model, tokenizer, training.layer), Asking(seed)
+    beside = held[:NOTHING].mean(0)
     weights = {"answers": 1.0, "stream": training.answers, "picture": training.patches}
     with keeper.progress(first, training.steps) as told:
         for step in range(first, training.steps):
@@ -179,7 +180,7 @@ def teach_through(
             asked = [asking.question(step * training.batch + place) for place in range(training.batch)]
             subjects = torch.tensor([each.subject for each in asked])
             pictures, cover = draw(subjects, chance)
-            wanted = torch.where((cover > COVERED)[..., None], held[subjects][:, None], held[NOTHING])
+            wanted = torch.where((cover > COVERED)[..., None], held[subjects][:, None], beside)
             with torch.no_grad():
                 teacher = streams(model, Rows.of(tokenizer, asked, 0, words=True), training.layer)
             rows = Rows.of(tokenizer, asked, cover.shape[1], words=False)

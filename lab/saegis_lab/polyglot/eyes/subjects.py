@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable
 
 #: Each subject's emoji. A set that lacks one goes without it.
@@ -81,6 +82,8 @@ _LIKE = re.compile(
 
 
 def others(sets: Iterable[Iterable[str]]) -> list[str]:
-    """The names that every set has, of what is no subject's and unlike it."""
-    common = set.intersection(*(set(names) for names in sets))
+    """The names that most of the sets have, of what is no subject's and unlike it."""
+    known = [set(names) for names in sets]
+    counted = Counter(name for names in known for name in names)
+    common = (name for name, count in counted.items() if 2 * count > len(known))
     return sorted(name for name in common if name not in DRAWN and not _LIKE.search(name))
