@@ -220,7 +220,7 @@ def _row(
 ) -> FilterRow:
     """A language under a condition; before: what is received without rules."""
     ordinary = before.perplexity(code)
-    benign = ([asked.answers for asked in part.of_kind(code, False)] for part in (before, under))
+    plain, told = ([asked.answers for asked in part.of_kind(code, False)] for part in (before, under))
     return FilterRow(
         language=code,
         condition=condition,
@@ -228,7 +228,7 @@ def _row(
         harmful=_figures(under.of_kind(code, True), code, scorers, ordinary),
         benign=_figures(under.of_kind(code, False), code, scorers, ordinary),
         kl=divergence.mean,
-        false_alarms=false_alarms(*benign, code, scorers),
+        false_alarms=false_alarms(plain, told, code, scorers),
     )
 
 
