@@ -1,6 +1,9 @@
-"""The benchmark of vLLM: every comparison is made, on a small model, with all engines in this process."""
+"""The benchmark of vLLM: every comparison is made, on a small model, with all engines in this process.
 
-from collections.abc import Callable
+Without vLLM the plain core is in its place, and another engine in that of vLLM alone.
+"""
+
+from collections.abc import Callable, Mapping
 
 import pytest
 
@@ -8,10 +11,20 @@ from saegis_lab.bench import loads, plain_vllm, run, sides, vllm
 from saegis_lab.bench.sides import FirstTokens, Load, Measured, SteeredVllm
 from saegis_lab.bench.subjects import Subject, _subject
 from saegis_server.engine.api import Progress, SamplingParams
+from saegis_server.engine.sites import widths_of
+from saegis_server.engine.torch.loading import LoadedModel
+from saegis_server.engine.torch.sizing import Wishes
 from saegis_server.engine.torch.step import Step
+from saegis_server.engine.vllm.readings import APART
+from saegis_server.engine.vllm.served import Served
+from saegis_server.engine.vllm.steered import Steered
+from saegis_server.steering.admitted import Room
+from saegis_server.steering.rows import Norm
 from saegis_server.steering.site import Site
+from saegis_server.steering.table import Capacity
 from tests.engine import tiny
 from tests.engine.in_vllm import HAS_VLLM
+from tests.engine.plain_core import PlainCore
 
 
 def small() -> Subject:
@@ -39,6 +52,34 @@ class Here:
         """It stays until the process ends."""
 
 
+class Bare:
+    """Another engine in plain vLLM's place, where there is none."""
+
+    def __init__(self, compiled: bool = False) -> None:
+        self._engine = sides.Embedded()
+
+    def tokens_per_second(self, load: Load) -> float:
+        assert not load.different
+        return self._engine.tokens_per_second(load)
+
+
+def on_plain_core(
+    loaded: LoadedModel,
+    norms: Mapping[Site, frozenset[Norm]],
+    wishes: Wishes,
+    capacity: Capacity,
+    progress: Progress,
+) -> Served:
+    """The model served with the plain core in vLLM's place."""
+    assert wishes.count is not None
+    assert wishes.length is not None
+    model, widths = loaded.model, widths_of(loaded.model)
+    steered = Steered(norms, widths, wishes.count + APART, capacity)
+    room = Room(tuple(norms), widths, capacity, model.dtype, frozenset())
+    core = PlainCore(model, steered, 512)
+    return Served(core, wishes.length, tiny.VOCABULARY, room, model.dtype, None, None, wishes.count)
+
+
 @pytest.fixture
 def smaller(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few requests, which write few tokens."""
@@ -58,6 +99,9 @@ def smaller(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vllm, "DIFFERENT", (1, 4))
     monkeypatch.setattr(vllm, "VLLM_WIDTHS", (2048, 4096))
     monkeypatch.setattr(vllm, "Side", Here)
+    if not HAS_VLLM:
+        monkeypatch.setattr(vllm, "Plain", Bare)
+        monkeypatch.setattr(sides, "serve_in_vllm", on_plain_core)
     warm = loads.warm_step
 
     def eager(subject: Subject, sites: tuple[Site, ...], concurrency: int, progress: Progress) -> Step:
@@ -67,7 +111,6 @@ def smaller(monkeypatch: pytest.MonkeyPatch) -> None:
     sides._asked.cache_clear()
 
 
-@pytest.mark.skipif(not HAS_VLLM, reason="there is no vLLM")
 def test_every_comparison_is_made(smaller: None) -> None:
     stages: list[str] = []
     made = vllm.beside_vllm("small", 1, lambda what, done, of: stages.append(what))
