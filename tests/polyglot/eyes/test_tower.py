@@ -29,7 +29,8 @@ def test_a_drawing_is_of_its_subject_or_of_none() -> None:
 
 
 def test_a_tower_tells_of_each_patch_of_a_picture() -> None:
-    tower = new_tower(SMALL, 0).eval()
+    tower: Any = new_tower(SMALL, 0)
+    tower.eval()
     pictures = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         told = patches_of(tower, pictures)
