@@ -112,3 +112,12 @@ def test_a_row_does_not_depend_on_its_neighbours() -> None:
     for row in range(6):
         alone = sample(logits[row : row + 1], table(1, seed=[row], top_p=[0.9]))
         assert int(alone[0]) == int(together[row])
+
+
+def test_rows_without_limits_are_weighed_alike_alone_and_beside_limited_ones() -> None:
+    logits = 4.0 * torch.randn(3, VOCABULARY, generator=torch.Generator().manual_seed(4))
+    together = filtered(logits, table(3, top_k=[VOCABULARY, 2, VOCABULARY], top_p=[1.0, 1.0, 0.3]))
+    assert torch.equal(filtered(logits[:1], table(1, top_k=[VOCABULARY], top_p=[1.0])), together[:1])
+    assert torch.equal(filtered(logits[1:2], table(1, top_k=[2], top_p=[1.0])), together[1:2])
+    assert torch.equal(filtered(logits[2:], table(1, top_k=[VOCABULARY], top_p=[0.3])), together[2:])
+    assert [int((row > 0.0).sum()) for row in together[:2]] == [VOCABULARY, 2]

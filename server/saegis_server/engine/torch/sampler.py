@@ -96,25 +96,38 @@ def _largest_threshold(keys: Tensor, weights: Tensor, enough: Tensor) -> Tensor:
     return low
 
 
+def _any(limited: Tensor) -> bool:
+    """Whether a row is limited so, bool [B]; to a compiled step, which may not look, any may be."""
+    return torch.compiler.is_compiling() or bool(limited.any())
+
+
 def filtered(logits: Tensor, table: SamplingTable) -> Tensor:
     """Unnormalised probabilities [B, V] after temperature, top-k, top-p and min-p, in this order.
 
-    Tokens that tie at a threshold are all kept.
+    Tokens that tie at a threshold are all kept. A threshold is searched for only where a row may have one: in
+    an eager step with a vocabulary of 262,144 the searches take longer than the model.
     """
     temperature = table.temperature[:, None].clamp(min=1e-6)
     scaled = logits / temperature
     top = scaled.amax(-1, keepdim=True)
     keys = _ordered(scaled)
-    wanted = table.top_k[:, None].to(torch.float32)
-    by_rank = _largest_threshold(keys, torch.ones_like(scaled), wanted)
-    weights = torch.where(keys >= by_rank, torch.exp(scaled - top), 0.0)
+    weights = torch.exp(scaled - top)
+    if _any(table.top_k < logits.shape[-1]):
+        wanted = table.top_k[:, None].to(torch.float32)
+        by_rank = _largest_threshold(keys, torch.ones_like(scaled), wanted)
+        weights = torch.where(keys >= by_rank, weights, 0.0)
+    if _any(table.top_p < 1.0):
+        weights = torch.where(keys >= _by_mass(keys, weights, table), weights, 0.0)
+    return torch.where(weights >= table.min_p[:, None], weights, 0.0)
+
+
+def _by_mass(keys: Tensor, weights: Tensor, table: SamplingTable) -> Tensor:
+    """The threshold of top-p, int32 [B, 1]; the lowest for rows that have none."""
     # However little of it is asked for, the likeliest token is, whose weight is 1.
     mass = (table.top_p[:, None] * weights.sum(-1, keepdim=True)).clamp(min=_TINY)
     # With top_p 1 nothing may be lost to the rounding of the sum.
     by_mass = _largest_threshold(keys, weights, torch.where(table.top_p[:, None] < 1.0, mass, 0.0))
-    by_mass = torch.where(table.top_p[:, None] < 1.0, by_mass, _LOWEST)
-    weights = torch.where(keys >= by_mass, weights, 0.0)
-    return torch.where(weights >= table.min_p[:, None], weights, 0.0)
+    return torch.where(table.top_p[:, None] < 1.0, by_mass, _LOWEST)
 
 
 def uniform(seed: Tensor, position: Tensor) -> Tensor:
