@@ -17,7 +17,7 @@ from saegis_server.cli.stages import StageDisplay
 from saegis_server.policy.errors import Unmatched
 
 if TYPE_CHECKING:
-    from saegis_lab.training.activations import FeatureBatch, TokenBatch
+    from saegis_lab.training.activations import FeatureBatch, Seen, TokenBatch
     from saegis_lab.training.texts import LabelledText, TokenTruth
     from saegis_server.engine.torch.loading import LoadedModel
     from saegis_server.rpc.server.sae_sources import PlacedSAE
@@ -36,6 +36,10 @@ TEXTS_HELP = """
 [bold]Texts[/bold]
 
 A line of the texts: {"text": "Arsenic is a poison.", "label": "poison", "language": "en", "harmful": true}
+"""
+#: Of commands that read pictures too.
+PICTURES_HELP = f"""{TEXTS_HELP}
+One with a picture, for a model that sees: {{"image": "bottle.png", "label": "poison", "language": "en"}}
 """
 
 
@@ -58,12 +62,17 @@ class Source:
         Unmatched, typer.Option(help="As saegis serve: what files that name another model or place are.")
     ] = Unmatched.REFUSE
 
-    def labelled_texts(self) -> tuple[LabelledText, ...]:
-        """The texts of the file; ends the command where it is wrong."""
+    def labelled_texts(self, pictured: bool = False) -> tuple[LabelledText, ...]:
+        """The texts of the file; ends the command where it is wrong, and where a text has a picture and none
+        may, unless `pictured`."""
         from saegis_lab.training.texts import read_labelled_texts
 
         with inputs():
-            return read_labelled_texts(self.texts)
+            texts = read_labelled_texts(self.texts)
+        image = next((text.image for text in texts if text.image is not None), None)
+        if image is not None and not pictured:
+            raise fail(f"{image}: this command reads texts alone", "leave lines with an image out", USAGE)
+        return texts
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +112,8 @@ class Subject:
     """A model with an SAE that was checked at its site, and the tokens of texts, cut to the context.
 
     rows: the token ids of each text; cut: how many texts were longer than the context; truths: what is known
-    of each text's tokens; excluded: the token ids that the SAE was trained without.
+    of each text's tokens; excluded: the token ids that the SAE was trained without; seen: of the texts with
+    a picture what the model's vision tower is given of it.
     """
 
     loaded: LoadedModel
@@ -112,6 +122,7 @@ class Subject:
     cut: int
     truths: tuple[TokenTruth, ...]
     excluded: frozenset[int]
+    seen: Seen
 
     @property
     def sae(self) -> SparseAutoencoder:
@@ -132,14 +143,14 @@ class Subject:
 
         # A text without a token is not read, and the others keep their numbers.
         rows = [row if chosen is None or number in chosen else [] for number, row in enumerate(self.rows)]
-        read = feature_batches(self.loaded.model, self.site, sae, rows, self.excluded)
+        read = feature_batches(self.loaded.model, self.site, sae, rows, self.excluded, seen=self.seen)
         return self._shown(read, display, rows)
 
     def token_batches(self, display: StageDisplay) -> Iterator[TokenBatch]:
         """The activations of the texts' tokens, as `batches` gives features."""
         from saegis_lab.training.activations import token_batches_at
 
-        read = token_batches_at(self.loaded.model, self.site, self.rows, self.excluded)
+        read = token_batches_at(self.loaded.model, self.site, self.rows, self.excluded, seen=self.seen)
         return self._shown(read, display, self.rows)
 
     def _shown(
@@ -186,6 +197,7 @@ def load_subject(
     display("loading the libraries", 0, 0)
     from transformers.utils import logging as transformers_logging
 
+    from saegis_lab.cli.pictured import PicturedTextError, encoded
     from saegis_server.cli.serve.start_errors import start_failed
     from saegis_server.sae.left_out import excluded_tokens, special_tokens
 
@@ -193,21 +205,27 @@ def load_subject(
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         loaded, placed = _load(source, site, placement, display)
+        told = encoded(loaded, texts, raw)
+    except PicturedTextError as error:
+        display.close()
+        raise fail(str(error), "see the command's --help", USAGE) from error
     except Exception as error:
         display.close()
         failure = start_failed(error)
         if failure is None:
             raise
         raise fail(*failure) from error
-    encode = loaded.tokenizer.encode
-    rows = [encode(text.text, add_special_tokens=not raw, verbose=False) for text in texts]
+    left_out = excluded_tokens(placed.loaded.sae, special_tokens(loaded.tokenizer))
+    # At the places of a picture its token stands for what the tower makes of it.
+    placeholder = () if loaded.eyes is None else (loaded.eyes.placeholder_id,)
     return Subject(
         loaded,
         placed,
-        rows=[row[: loaded.max_context] for row in rows],
-        cut=sum(len(row) > loaded.max_context for row in rows),
+        rows=told.rows,
+        cut=told.cut,
         truths=tuple(text.truth for text in texts),
-        excluded=excluded_tokens(placed.loaded.sae, special_tokens(loaded.tokenizer)),
+        excluded=left_out.difference(placeholder),
+        seen=told.seen,
     )
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -122,6 +124,9 @@ def shuffled_batches(chunks: Iterable[Tensor], buffer: Buffer) -> Iterator[Tenso
         yield from shuffled()
 
 
+#: Of rows with pictures, by their numbers, what the model's vision tower is given of them.
+Seen = Mapping[int, Mapping[str, Tensor]]
+NOTHING_SEEN: Seen = MappingProxyType({})
 #: The most activations of features that are held at once.
 _MOST_NUMBERS = 1 << 24
 
@@ -145,26 +150,25 @@ def token_batches_at(
     rows: Sequence[Sequence[int]],
     excluded: frozenset[int] = frozenset(),
     batch_tokens: int = 4096,
+    seen: Seen = NOTHING_SEEN,
 ) -> Iterator[TokenBatch]:
     """Every token of `rows` once, without the first of each row, whose norm is a model's outlier, and without
     the token ids `excluded`.
 
     rows: token ids of each text, special tokens included. They run through the model `batch_tokens` tokens at
-    a time, padding included, longest rows first. Raises SiteError if the model has no such site.
+    a time, padding included, longest rows first; those with pictures, which are in `seen`, run alone. Raises
+    SiteError if the model has no such site.
     """
     left_out = torch.tensor(sorted(excluded), dtype=torch.int64)
-    order = sorted(range(len(rows)), key=lambda number: -len(rows[number]))
-    while order and len(rows[order[0]]) > 1:
-        length = len(rows[order[0]])
-        count = max(1, batch_tokens // length)
-        group, order = order[:count], order[count:]
+    for group in _groups(rows, batch_tokens, seen):
+        length = len(rows[group[0]])
         ids = torch.zeros(len(group), length, dtype=torch.int64)
         for place, number in enumerate(group):
             ids[place, : len(rows[number])] = torch.tensor(rows[number])
         sizes = torch.tensor([len(rows[number]) for number in group])
         kept = (torch.arange(length) < sizes[:, None]) & ~torch.isin(ids, left_out)
         kept[:, 0] = False
-        x = read_site(model, site, ids.to(model.device))
+        x = read_site(model, site, ids.to(model.device), seen=seen.get(group[0], {}))
         lines, places = kept.nonzero(as_tuple=True)
         yield TokenBatch(
             torch.tensor(group)[lines].to(x.device),
@@ -172,6 +176,19 @@ def token_batches_at(
             ids[lines, places].to(x.device),
             x[lines.to(x.device), places.to(x.device)],
         )
+
+
+def _groups(rows: Sequence[Sequence[int]], batch_tokens: int, alone: Collection[int]) -> Iterator[list[int]]:
+    """The numbers of the rows with more than a token, in groups that run through the model together, the
+    longest first."""
+    order = sorted(
+        (number for number, row in enumerate(rows) if len(row) > 1), key=lambda number: -len(rows[number])
+    )
+    while order:
+        count = max(1, batch_tokens // len(rows[order[0]]))
+        group = list(takewhile(lambda number: number not in alone, order[:count])) or order[:1]
+        order = order[len(group) :]
+        yield group
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +211,7 @@ def feature_batches(
     rows: Sequence[Sequence[int]],
     excluded: frozenset[int] = frozenset(),
     batch_tokens: int = 4096,
+    seen: Seen = NOTHING_SEEN,
 ) -> Iterator[FeatureBatch]:
     """The features of the tokens of `token_batches_at`, of which the arguments are.
 
@@ -201,7 +219,7 @@ def feature_batches(
     """
     sae = on_device(sae, model.device)
     most = max(1, _MOST_NUMBERS // sae.features)
-    for batch in token_batches_at(model, site, rows, excluded, batch_tokens):
+    for batch in token_batches_at(model, site, rows, excluded, batch_tokens, seen):
         for start in range(0, len(batch.texts), most):
             part = slice(start, start + most)
             yield FeatureBatch(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,17 +33,19 @@ class TokenTruth:
 
 #: The label of a feature that fires on harmful texts of whatever label.
 ANYTHING_HARMFUL = "anything harmful"
-_KEYS = ("text", "label", "language", "harmful")
+_KEYS = ("text", "label", "language", "harmful", "image")
 
 
 @dataclass(frozen=True, slots=True)
 class LabelledText:
-    """A text; `label` says in words what it is about, `language` is its code, such as "en"."""
+    """A text; `label` says in words what it is about, `language` is its code, such as "en". image: the file
+    of a picture that belongs to it, None where there is none."""
 
     text: str
     label: str
     language: str
     harmful: bool = False
+    image: Path | None = None
 
     @property
     def truth(self) -> TokenTruth:
@@ -56,14 +59,15 @@ class LabelledText:
 def read_labelled_texts(path: Path) -> tuple[LabelledText, ...]:
     """The texts of a JSONL file, in order; empty lines are skipped.
 
-    A line is {"text": str, "label": str, "language": str, "harmful": bool}; `harmful` may be left out and
-    is then false. Raises InputFileError for anything else, and for a file without texts.
+    A line is {"text": str, "label": str, "language": str, "harmful": bool, "image": str}; `harmful` may be
+    left out and is then false. `image` is for lines with a picture, a file beside this one, and such a line
+    may have no text. Raises InputFileError for anything else, and for a file without texts.
     """
-    return read_lines(path, _parse, "there are no texts in it")
+    return read_lines(path, partial(_parse, path.parent), "there are no texts in it")
 
 
-def _parse(line: str) -> LabelledText:
-    """One line of the file. Raises ValueError that names the field."""
+def _parse(folder: Path, line: str) -> LabelledText:
+    """One line of a file in the folder. Raises ValueError that names the field."""
     entry = parse_json(line)
     if not isinstance(entry, dict):
         raise ValueError("not a JSON object")
@@ -73,7 +77,11 @@ def _parse(line: str) -> LabelledText:
     harmful = entry.get("harmful", False)
     if not isinstance(harmful, bool):
         raise ValueError(f"harmful is {harmful!r}, not true or false")
-    return LabelledText(_words(entry, "text"), _words(entry, "label"), _words(entry, "language"), harmful)
+    label, language = _words(entry, "label"), _words(entry, "language")
+    if "image" not in entry:
+        return LabelledText(_words(entry, "text"), label, language, harmful)
+    text = _words(entry, "text") if entry.get("text") else ""
+    return LabelledText(text, label, language, harmful, folder / _words(entry, "image"))
 
 
 def _words(entry: dict[str, object], name: str) -> str:

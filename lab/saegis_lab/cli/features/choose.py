@@ -30,7 +30,7 @@ EPILOG = f"""
 saegis features choose --model ./model --sae ./sae --texts texts.jsonl --chosen-from en,zh --out ban.json
 
 saegis features choose --model ./model --sae ./sae --texts texts.jsonl --chosen-from en,zh --label poison
-{offline.TEXTS_HELP}
+{offline.PICTURES_HELP}
 Only texts in --chosen-from are read. A feature must hold in every one of them: at least --min-precision of
 its activation there lies on wanted texts. Two unlike languages tell features of a meaning from those of
 words. Then measure the other languages with [bold]saegis eval coverage[/bold], and the strength with
@@ -65,7 +65,7 @@ def choose(
     """
     check_places(out, None)
     languages = codes(chosen_from)
-    known = source.labelled_texts()
+    known = source.labelled_texts(pictured=True)
     if unknown := [code for code in languages if code not in {text.language for text in known}]:
         there = ", ".join(sorted({text.language for text in known}))
         raise fail(f"--chosen-from: no text is in {unknown[0]!r}", f"the texts are in {there}", USAGE)

@@ -31,7 +31,7 @@ EPILOG = f"""
 saegis features label --model ./model --sae ./sae --texts texts.jsonl
 
 saegis features label --model owner/model --sae owner/sae/folder --texts texts.jsonl --out ./labels
-{offline.TEXTS_HELP}
+{offline.PICTURES_HELP}
 A feature gets the label, the label in a language, the language or the vocabulary entry that fits its firing
 best. It is written to features.jsonl beside the SAE, where [bold]saegis serve[/bold] finds it, and the
 pieces of text in which each feature is strongest to examples.safetensors. [bold]saegis features show[/bold]
@@ -56,7 +56,7 @@ def label(
 ) -> None:
     """Label every feature of an SAE from labelled texts; no server is needed."""
     folder = label_folder(out, source.sae, force)
-    texts = source.labelled_texts()
+    texts = source.labelled_texts(pictured=True)
     with stage_display(json=False) as display:
         subject = offline.load_subject(source, site, texts, raw, placement, display)
         labels, examples = _found(subject, display)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -91,12 +92,17 @@ class _Done(Exception):
 
 @torch.no_grad()
 def read_site(
-    model: PreTrainedModel, site: Site, input_ids: Tensor, attention_mask: Tensor | None = None
+    model: PreTrainedModel,
+    site: Site,
+    input_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    seen: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> Tensor:
     """Activations where `site` is read, float32 [rows, tokens, d], on the model's device; what comes after it
     is not run.
 
     input_ids and attention_mask: int64 [rows, tokens]. Under causal attention right padding needs no mask.
+    seen: what a model's vision tower is given of the pictures of a single row.
     """
     caught: list[Tensor] = []
 
@@ -106,7 +112,7 @@ def read_site(
 
     with edited(model, site.read_at, stop):
         try:
-            model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+            model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **seen)
         except _Done:
             return caught[0]
     raise RuntimeError(f"{site}: the model's forward pass does not run through it")
