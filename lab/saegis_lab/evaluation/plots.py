@@ -256,7 +256,8 @@ def _ratio_axis(panel: Axes) -> None:
 
     panel.set_yscale("log")
     bottom, top = panel.get_ylim()
-    panel.set_ylim(bottom, min(top, _WORST_RATIO))
+    if bottom > 0.0:  # It is not where there is nothing to show.
+        panel.set_ylim(bottom, min(top, _WORST_RATIO))
     panel.axhline(1.0, color=BEFORE, linewidth=1.0, zorder=0)
     panel.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _place: f"{value:g}"))
