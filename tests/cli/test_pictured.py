@@ -57,7 +57,8 @@ def test_features_over_a_picture_are_those_of_transformers(sees: LoadedModel, im
         sees.model, Site.parse("layers.3.resid_post"), sae, told.rows, seen=told.seen
     ):
         read[batch.texts, batch.places] = batch.activations
-    processor: Any = AutoProcessor.from_pretrained(str(EYES))
+    read_processor: Any = AutoProcessor.from_pretrained
+    processor = read_processor(str(EYES))
     given = processor(text=[f"<image>{TEXT}"], images=[Image.open(image)], return_tensors="pt")
     assert given["input_ids"][0].tolist() == told.rows[1]
     with torch.no_grad():
@@ -99,8 +100,11 @@ def test_a_pictures_token_without_a_picture_is_refused(sees: LoadedModel) -> Non
 
 
 def test_a_line_with_a_picture_needs_no_text(tmp_path: Path) -> None:
-    path = texts_of(tmp_path, {"image": "a.png", "label": "arch", "language": "en"})
-    assert read_labelled_texts(path) == (LabelledText("", "arch", "en", image=tmp_path / "a.png"),)
+    about: dict[str, object] = {"label": "arch", "language": "en"}
+    path = texts_of(tmp_path, {"image": "a.png", **about}, {"image": None, "text": TEXT, **about})
+    pictured, plain = read_labelled_texts(path)
+    assert pictured == LabelledText("", "arch", "en", image=tmp_path / "a.png")
+    assert plain == LabelledText(TEXT, "arch", "en")
 
 
 def label(texts: Path, model: Path = EYES) -> Result:
@@ -109,7 +113,9 @@ def label(texts: Path, model: Path = EYES) -> Result:
 
 
 def test_labels_are_found_with_pictures(image: Path) -> None:
-    others = [{"text": text, "label": "words", "language": "en"} for text in (TEXT, "Tea is hot.")]
+    others: list[dict[str, object]] = [
+        {"text": text, "label": "words", "language": "en"} for text in (TEXT, "Tea is hot.")
+    ]
     texts = texts_of(image.parent, {"image": image.name, "label": "arch", "language": "en"}, *others)
     done = label(texts)
     assert done.exit_code == 0, done.output

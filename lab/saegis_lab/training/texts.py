@@ -60,8 +60,8 @@ def read_labelled_texts(path: Path) -> tuple[LabelledText, ...]:
     """The texts of a JSONL file, in order; empty lines are skipped.
 
     A line is {"text": str, "label": str, "language": str, "harmful": bool, "image": str}; `harmful` may be
-    left out and is then false. `image` is for lines with a picture, a file beside this one, and such a line
-    may have no text. Raises InputFileError for anything else, and for a file without texts.
+    left out and is then false. `image` is for lines with a picture, a file beside this one (null for none),
+    and such a line may have no text. Raises InputFileError for anything else, and for a file without texts.
     """
     return read_lines(path, partial(_parse, path.parent), "there are no texts in it")
 
@@ -78,7 +78,7 @@ def _parse(folder: Path, line: str) -> LabelledText:
     if not isinstance(harmful, bool):
         raise ValueError(f"harmful is {harmful!r}, not true or false")
     label, language = _words(entry, "label"), _words(entry, "language")
-    if "image" not in entry:
+    if entry.get("image") is None:
         return LabelledText(_words(entry, "text"), label, language, harmful)
     text = _words(entry, "text") if entry.get("text") else ""
     return LabelledText(text, label, language, harmful, folder / _words(entry, "image"))
