@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
-from torch import Tensor
-
+from saegis_lab.training.activations import Seen
 from saegis_lab.training.texts import LabelledText
 from saegis_server.engine.pictures import Shown
 from saegis_server.engine.torch.loading import LoadedModel
@@ -27,9 +25,9 @@ class Encoded:
     """rows: the token ids of each text, cut to the model's context; cut: how many were longer. seen: of the
     texts with a picture, by their numbers, what the model's vision tower is given of it."""
 
-    rows: list[list[int]] = field(default_factory=list)
-    cut: int = 0
-    seen: Mapping[int, Mapping[str, Tensor]] = field(default_factory=dict)
+    rows: list[list[int]]
+    cut: int
+    seen: Seen
 
 
 def encoded(loaded: LoadedModel, texts: Sequence[LabelledText], raw: bool) -> Encoded:
@@ -68,8 +66,7 @@ def _check_unpictured(loaded: LoadedModel, number: int, text: LabelledText, row:
 def _shown(eyes: TowerEyes, decoder: Decoder, image: Path) -> Shown:
     """What the model is shown of a picture's file."""
     try:
-        decoded = decoder.decode(image.read_bytes())
-        return eyes.show(Image.frombytes("RGB", (decoded.width, decoded.height), decoded.pixels))
+        return eyes.show(decoder.decode(image.read_bytes()).image)
     except (OSError, PictureError, ValueError) as error:
         raise PicturedTextError(f"{image}: {error}") from error
 

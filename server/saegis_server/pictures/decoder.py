@@ -17,6 +17,8 @@ from queue import LifoQueue
 from threading import Timer
 from typing import IO
 
+from PIL import Image
+
 from saegis_server.pictures import worker as worker_module
 from saegis_server.pictures.limits import PictureLimits
 
@@ -41,6 +43,11 @@ class Decoded:
     height: int
     pixels: bytes
     digest: str
+
+    @property
+    def image(self) -> Image.Image:
+        """The same as an image."""
+        return Image.frombytes("RGB", (self.width, self.height), self.pixels)
 
 
 class _Worker:

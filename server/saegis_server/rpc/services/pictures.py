@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from PIL import Image
-
 from saegis.v1 import feature_pb2, prompt_pb2
 from saegis_server.audit.records import Fields
 from saegis_server.engine.api import FieldError
@@ -132,9 +130,8 @@ class PictureDesk:
 
 
 def _seen(decoded: Decoded, size: int, eyes: Eyes) -> SeenPicture:
-    image = Image.frombytes("RGB", (decoded.width, decoded.height), decoded.pixels)
     try:
-        shown = eyes.show(image)
+        shown = eyes.show(decoded.image)
     except Exception as error:  # Whatever a model's processor makes of a shape that it does not expect.
         raise PictureError(f"cannot be shown to the model ({type(error).__name__}: {error})") from error
     return SeenPicture(shown, decoded.digest, decoded.kind, decoded.width, decoded.height, size)
