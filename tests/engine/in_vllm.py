@@ -34,12 +34,13 @@ def in_vllm(
     first_token: FirstToken | None = None,
     eos: int = tiny.EOS,
     ranked: Mapping[Site, SparseAutoencoder] | None = None,
+    compiled: bool = False,
 ) -> Asked:
-    """The engine on vLLM, eagerly. A core is made once and forgets every prefix between two engines."""
+    """The engine on vLLM. A core is made once and forgets every prefix between two engines."""
     from saegis_server.engine.vllm.engine import VllmEngine
     from saegis_server.engine.vllm.in_process import CoreInProcess
 
-    served = _served(_Model(model), max_running, tuple((ranked or {}).items()))
+    served = _served(_Model(model), max_running, tuple((ranked or {}).items()), compiled)
     chosen = limits or Limits(prefill_chunk=16)
     assert isinstance(served.core, CoreInProcess)
     served.core.read_at_most(chosen.prefill_chunk)
@@ -65,7 +66,9 @@ class _Model:
 
 
 @cache
-def _served(key: _Model, max_running: int, ranked: tuple[tuple[Site, SparseAutoencoder], ...]) -> "Served":
+def _served(
+    key: _Model, max_running: int, ranked: tuple[tuple[Site, SparseAutoencoder], ...], compiled: bool
+) -> "Served":
     from saegis_server.engine.vllm.served import serve_in_vllm
 
     model = key.model
@@ -74,6 +77,6 @@ def _served(key: _Model, max_running: int, ranked: tuple[tuple[Site, SparseAutoe
     norms = {site: norms | {each.norm for each in known.get(site, ())} for site, norms in tiny.SITES.items()}
     loaded = LoadedModel("tiny", model, tiny.tokenizer(), "", (tiny.EOS,), 256)
     wishes = Wishes(count=max_running, length=LENGTH)
-    served = serve_in_vllm(loaded, norms, wishes, Capacity(), lambda *_: None, ranked=known)
+    served = serve_in_vllm(loaded, norms, wishes, Capacity(), lambda *_: None, ranked=known, compiled=compiled)
     served.keeps_core = True
     return served

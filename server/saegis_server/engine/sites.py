@@ -102,9 +102,9 @@ def projection_of(layer: nn.Module, site: Site) -> nn.Module:
 
 
 def _input_width(module: nn.Module) -> int | None:
-    """How wide the input of a linear module is, be it torch's or GPT-2's."""
-    width = getattr(module, "in_features", getattr(module, "nx", None))
-    return width if isinstance(width, int) else None
+    """How wide the input of a linear module is, be it torch's, GPT-2's or vLLM's."""
+    widths = (getattr(module, name, None) for name in ("in_features", "nx", "input_size"))
+    return next((width for width in widths if isinstance(width, int)), None)
 
 
 def site_width(model: PreTrainedModel, site: Site) -> int:

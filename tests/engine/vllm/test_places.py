@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from saegis_server.engine.torch.sequence import RowCounts
 from saegis_server.engine.vllm.orders import Order
-from saegis_server.engine.vllm.places import check_places, layers_of, steer_model
+from saegis_server.engine.vllm.places import check_places, layers_of, sites_of, steer_model
 from saegis_server.engine.vllm.steered import Steered
 from saegis_server.steering import rows
 from saegis_server.steering.admitted import AdmittedRows
@@ -74,7 +74,7 @@ def steered_at(site: Site, steers: bool) -> tuple[Model, Steered]:
     moves in slot 1."""
     model, capacity = Model().requires_grad_(False), Capacity(2, 2, 2, 2, 2)
     steered = Steered({site: frozenset((Norm.NONE,))}, Widths(WIDTH), 2, capacity)
-    steer_model(model, 3, steered)
+    steer_model(model, 3, sites_of(steered))
     probe = Probe.direction(torch.arange(1.0, WIDTH + 1))
     program = SiteProgram(edits=(rows.add(probe, 2.0),) if steers else (), watches=(probe,))
     counts = RowCounts(int(steers), 0, 0, 1, 0)
@@ -136,4 +136,4 @@ def test_places_that_are_not_served_are_refused_by_name() -> None:
         {Site.parse("layers.1.resid_mid"): frozenset((Norm.NONE,))}, Widths(WIDTH), 2, Capacity()
     )
     with pytest.raises(SiteError, match="no norm takes the stream apart"):
-        steer_model(model, 3, steered)
+        steer_model(model, 3, sites_of(steered))

@@ -18,8 +18,9 @@ from vllm.v1.worker.cpu_worker import CPUWorker
 
 from saegis_server.engine.counts import Firing, Observed
 from saegis_server.engine.vllm.draws import drawn
+from saegis_server.engine.vllm.operations import SiteOperation
 from saegis_server.engine.vllm.orders import Books, Order, Told
-from saegis_server.engine.vllm.places import steer_model
+from saegis_server.engine.vllm.places import sites_of, steer_model
 from saegis_server.engine.vllm.plan import Plan
 from saegis_server.engine.vllm.steered import Steered
 from saegis_server.steering.site import Site
@@ -38,7 +39,11 @@ class SteeredRunner(CPUModelRunner):  # type: ignore[misc]
 
     def load_model(self, load_dummy_weights: bool = False) -> None:
         super().load_model(load_dummy_weights)
-        steer_model(self.model, self.layers, self.steered)
+        sites = sites_of(self.steered)
+        if not self.model_config.enforce_eager:
+            compilation = self.compilation_config
+            sites = [(site, SiteOperation(at, str(site), compilation)) for site, at in sites]
+        steer_model(self.model, self.layers, sites)
 
     def _zero_block_ids(self, block_ids: list[int]) -> None:
         """Of every layer, whatever it sees of a text; vLLM's own leaves out those with a window."""

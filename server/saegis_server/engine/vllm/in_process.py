@@ -43,7 +43,7 @@ class VllmMissingError(ValueError):
 @dataclass(frozen=True)
 class CoreWishes:
     """How vLLM is to run a model: `length` tokens a text, of which at most `chunk` at once and `batch` in a
-    step; so many bytes of KV cache."""
+    step; so many bytes of KV cache; compiled or eagerly."""
 
     path: str
     dtype: torch.dtype
@@ -51,6 +51,7 @@ class CoreWishes:
     chunk: int
     batch: int
     cache_bytes: int
+    compiled: bool = False
 
 
 class CoreInProcess:
@@ -237,7 +238,7 @@ def _started(plan: Plan, wishes: CoreWishes) -> Any:
         kv_cache_memory_bytes=wishes.cache_bytes,
         block_size=BLOCK,
         enable_prefix_caching=True,
-        enforce_eager=True,
+        enforce_eager=not wishes.compiled,
         worker_cls=WORKER,
         distributed_executor_backend="uni",
         generation_config="vllm",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,16 @@ from saegis_server.steering.site import Place, Site, SiteError
 Edit = Callable[[Tensor], Tensor]
 #: The stream's two parts [N, d] each, from those before; the second is None where it is not apart.
 PairEdit = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor | None]]
+
+
+class SiteEdit(Protocol):
+    """A site as the code of a layer sees it."""
+
+    def one(self, x: Tensor) -> Tensor:
+        """A place that has a tensor of its own, [N, d]."""
+
+    def pair(self, added: Tensor, stream: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """A place in the stream, whose two parts are [N, d] each; the second is None where it is not apart."""
 
 
 def layers_of(model: nn.Module, count: int) -> nn.ModuleList:
@@ -39,12 +49,17 @@ def layers_of(model: nn.Module, count: int) -> nn.ModuleList:
     return outer[0]
 
 
-def steer_model(model: nn.Module, layers: int, steered: Steered) -> None:
-    """Let every site's activations pass through `steered`. Raises SiteError for a site that vLLM's code of
-    the model does not have, or in a form that was not tried."""
+def steer_model(model: nn.Module, layers: int, sites: Iterable[tuple[Site, SiteEdit]]) -> None:
+    """Let the activations of each site pass through what is given for it. Raises SiteError for a site that
+    vLLM's code of the model does not have, or in a form that was not tried."""
     found = layers_of(model, layers)
-    for number, site in enumerate(steered.sites):
-        _steer(found[site.layer], site, _Site(steered, number))
+    for site, at in sites:
+        _steer(found[site.layer], site, at)
+
+
+def sites_of(steered: Steered) -> list[tuple[Site, SiteEdit]]:
+    """The sites of `steered`, through which their activations pass."""
+    return [(site, SteeredSite(steered, number)) for number, site in enumerate(steered.sites)]
 
 
 def check_places(sites: Iterable[Site]) -> None:
@@ -57,15 +72,17 @@ def check_places(sites: Iterable[Site]) -> None:
             )
 
 
-class _Site:
-    """A site as vLLM's code sees it."""
+class SteeredSite:
+    """A site of a worker; see `SiteEdit`."""
 
     def __init__(self, steered: Steered, number: int) -> None:
         self._steered, self._number = steered, number
 
     def one(self, x: Tensor) -> Tensor:
-        """A place that has a tensor of its own."""
-        return self._steered.steer(self._number, x)
+        """A place that has a tensor of its own; [1, N, d] where vLLM calls Transformers' code."""
+        if x.dim() == 2:
+            return self._steered.steer(self._number, x)
+        return self._steered.steer(self._number, x.flatten(0, -2)).view(x.shape)
 
     def pair(self, added: Tensor, stream: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """A place in the stream. Texts that nothing may move keep both parts as they are."""
@@ -82,20 +99,26 @@ class _Site:
         return torch.where(chosen, 0.0, added), torch.where(chosen, after, stream)
 
 
-def _steer(layer: nn.Module, site: Site, at: _Site) -> None:
+def _steer(layer: nn.Module, site: Site, at: SiteEdit) -> None:
     if site.place is Place.RESID_POST:
         return _after_layer(layer, at.pair)
     if site.place is Place.RESID_PRE:
         return _before_stream(layer, site, at.pair)
     module, reads_input = module_in(layer, site)
     if site.place is Place.RESID_MID:
-        if "residual" not in inspect.signature(module.forward).parameters:
+        if "residual" not in _parameters(module):
             raise SiteError(
                 f"{site}: in vLLM's {type(layer).__name__} no norm takes the stream apart, and without that "
                 "this place was not tried"
             )
         return _before_stream(module, site, at.pair)
     return _before(module, at.one) if reads_input else _after(module, at.one)
+
+
+def _parameters(module: nn.Module) -> list[str]:
+    """The names of what a module's forward takes; where vLLM chooses one for the machine, of that in plain
+    torch, which takes the same."""
+    return list(inspect.signature(getattr(module, "forward_native", module.forward)).parameters)
 
 
 def _after_layer(layer: nn.Module, edit: PairEdit) -> None:
@@ -113,7 +136,7 @@ def _after_layer(layer: nn.Module, edit: PairEdit) -> None:
 
 def _before_stream(module: nn.Module, site: Site, edit: PairEdit) -> None:
     """The input of a layer or of a norm: a tensor, or what was added beside the stream."""
-    inner, names = module.forward, list(inspect.signature(module.forward).parameters)
+    inner, names = module.forward, _parameters(module)
     first = next((names.index(name) for name in ("hidden_states", "x") if name in names), None)
     if first is None:
         raise SiteError(f"{site}: vLLM's {type(module).__name__} does not name what it reads")

@@ -192,11 +192,12 @@ def serve_in_vllm(
     ranked: Mapping[Site, Sequence[RankedDictionary]] | None = None,
     saes: Iterable[str] = (),
     limits: Limits | None = None,
+    compiled: bool = False,
 ) -> Served:
     """The model in vLLM, with as many slots as are wished for or as there is memory for, which is told.
 
-    path: the folder from which it was loaded, from which vLLM reads it too. The rest as for
-    `engine.torch.build.build_step`. A text may have one token less than the model's context. Raises
+    path: the folder from which it was loaded, from which vLLM reads it too. compiled: by vLLM's own compiler,
+    else eagerly. The rest as for `engine.torch.build.build_step`. A text may have one token less than the model's context. Raises
     VllmMissingError, UnservedModelError, UnsupportedModelError, SiteError, and ValueError for what does not
     fit.
     """
@@ -218,15 +219,24 @@ def serve_in_vllm(
     cache = _cache_bytes(model, slots, length)
     progress(f"starting vLLM, with {in_units(cache)} for keys and values", 0, 0)
     core_wishes = CoreWishes(
-        "", model.dtype, length, chosen.prefill_chunk, chosen.prefill_between_steps, cache
+        "", model.dtype, length, chosen.prefill_chunk, chosen.prefill_between_steps, cache, compiled
     )
     with ExitStack() as opened:
         folder = opened.enter_context(checkpoint_of(model, path))
         core = CoreInProcess(plan, replace(core_wishes, path=folder))
+    _keep_as_it_is(model)
     known = frozenset((site, each.digest) for site, own in (ranked or {}).items() for each in own)
     room = Room(tuple(in_order), plan.widths, capacity, model.dtype, known)
     vocabulary: int = config.vocab_size
     return Served(core, length - 1, vocabulary, room, model.dtype, model, reference, size.count)
+
+
+def _keep_as_it_is(model: PreTrainedModel) -> None:
+    """Let a model go on as Transformers runs it. Where vLLM has no code of its own for a kind of model, it
+    calls Transformers' and changes the class, for models that it has not made, too."""
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel):
+            module.do_not_compile = True
 
 
 def _cache_bytes(model: PreTrainedModel, slots: int, length: int) -> int:
