@@ -185,6 +185,7 @@ dtype: float16
 device: cuda
 compile: never
 batch-invariant: true
+tensor-parallel-size: 2
 port: 1
 metrics-host: 0.0.0.0
 metrics-port: 2

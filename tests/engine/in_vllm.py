@@ -35,12 +35,13 @@ def in_vllm(
     eos: int = tiny.EOS,
     ranked: Mapping[Site, SparseAutoencoder] | None = None,
     compiled: bool = False,
+    ranks: int = 1,
 ) -> Asked:
     """The engine on vLLM. A core is made once and forgets every prefix between two engines."""
     from saegis_server.engine.vllm.engine import VllmEngine
     from saegis_server.engine.vllm.in_process import CoreInProcess
 
-    served = _served(_Model(model), max_running, tuple((ranked or {}).items()), compiled)
+    served = _served(_Model(model), max_running, tuple((ranked or {}).items()), compiled, ranks)
     chosen = limits or Limits(prefill_chunk=16)
     assert isinstance(served.core, CoreInProcess)
     served.core.read_at_most(chosen.prefill_chunk)
@@ -67,7 +68,11 @@ class _Model:
 
 @cache
 def _served(
-    key: _Model, max_running: int, ranked: tuple[tuple[Site, SparseAutoencoder], ...], compiled: bool
+    key: _Model,
+    max_running: int,
+    ranked: tuple[tuple[Site, SparseAutoencoder], ...],
+    compiled: bool,
+    ranks: int,
 ) -> "Served":
     from saegis_server.engine.vllm.served import serve_in_vllm
 
@@ -77,6 +82,8 @@ def _served(
     norms = {site: norms | {each.norm for each in known.get(site, ())} for site, norms in tiny.SITES.items()}
     loaded = LoadedModel("tiny", model, tiny.tokenizer(), "", (tiny.EOS,), 256)
     wishes = Wishes(count=max_running, length=LENGTH)
-    served = serve_in_vllm(loaded, norms, wishes, Capacity(), lambda *_: None, ranked=known, compiled=compiled)
+    served = serve_in_vllm(
+        loaded, norms, wishes, Capacity(), lambda *_: None, ranked=known, compiled=compiled, ranks=ranks
+    )
     served.keeps_core = True
     return served

@@ -40,6 +40,7 @@ MEANINGS = {
     "--ban-matching": "bans of all features that words find",
     "--baseline": "the rates that features' use is compared with",
     "--batch": "activations a step of training",
+    "--tensor-parallel-size": "how many processes share each layer",
     "--batch-invariant": "whether each sequence takes steps of its own",
     "--by": "which features come first",
     "--ca": "the authorities that a client trusts",

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Mapping
+from functools import partial
 from typing import cast
 
 import pytest
@@ -44,12 +45,24 @@ def on_cuda(
     return embedded(moved, max_running, limits, first_token, eos, ranked)
 
 
-#: In the environment of vLLM the engine on it, elsewhere the embedded one.
-ENGINES: dict[str, Serving] = {"vllm": in_vllm} if HAS_VLLM else {"torch": embedded}
+#: In the environment of vLLM the engine on it, eagerly, compiled, and shared by two ranks; elsewhere the
+#: embedded one.
+ENGINES = (
+    [
+        pytest.param(in_vllm, id="vllm"),
+        pytest.param(partial(in_vllm, compiled=True), id="vllm-compiled", marks=pytest.mark.slow),
+        pytest.param(partial(in_vllm, ranks=2), id="vllm-ranks", marks=pytest.mark.slow),
+        pytest.param(
+            partial(in_vllm, compiled=True, ranks=2), id="vllm-compiled-ranks", marks=pytest.mark.slow
+        ),
+    ]
+    if HAS_VLLM
+    else [pytest.param(embedded, id="torch")]
+)
 ON_CUDA = pytest.param(on_cuda, id="cuda", marks=needs_cuda)
 
 
-@pytest.fixture(params=[*(pytest.param(each, id=name) for name, each in ENGINES.items()), ON_CUDA])
+@pytest.fixture(params=[*ENGINES, ON_CUDA])
 def serving(request: pytest.FixtureRequest) -> Serving:
     """Makes an engine, each of those there are in turn."""
     return cast(Serving, request.param)

@@ -151,6 +151,7 @@ def _served_settings(served: Served) -> dict[str, Any]:
         "compile": served.compile.value,
         "batch_invariant": served.batch_invariant,
         "engine": served.engine,
+        "tensor_parallel_size": served.tensor_parallel_size,
     }
 
 

@@ -114,6 +114,14 @@ class Served:
             help="What runs the model: torch is the embedded engine, vllm is vLLM with its prefix cache."
         ),
     ] = EngineName.TORCH
+    tensor_parallel_size: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            max=64,
+            help="How many processes share each layer of the model; with --engine vllm alone.",
+        ),
+    ] = 1
     compile: Annotated[
         Compile, typer.Option(help="Compile the forward pass; auto does where a C++ compiler is found.")
     ] = Compile.AUTO

@@ -123,8 +123,8 @@ class VllmEngine:
 
     @property
     def compiled(self) -> bool:
-        """It runs eagerly: vLLM's compiler was not tried with the steering."""
-        return False
+        """Whether vLLM's compiler made its forward pass."""
+        return self.served.compiled
 
     def warm_up(self, progress: Progress) -> None:
         """Prove at each site, in what is served, that steering is exact. Raises CanaryError."""

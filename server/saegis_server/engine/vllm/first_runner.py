@@ -125,9 +125,9 @@ class SteeredWorker(CPUWorker):  # type: ignore[misc]
         self.model_runner.steered.leave(request_id)
 
     def saegis_told(self) -> list[Told]:
-        """What the last step gave; told once."""
+        """What the last step gave; told once, by the first rank."""
         told, self.model_runner.told = self.model_runner.told, []
-        return told
+        return [] if self.rank else told
 
     def saegis_books(self, slot: int) -> Books:
         """What was counted for the text in a slot."""

@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,7 +44,7 @@ class VllmMissingError(ValueError):
 @dataclass(frozen=True)
 class CoreWishes:
     """How vLLM is to run a model: `length` tokens a text, of which at most `chunk` at once and `batch` in a
-    step; so many bytes of KV cache; compiled or eagerly."""
+    step; so many bytes of KV cache for each of so many ranks; compiled or eagerly."""
 
     path: str
     dtype: torch.dtype
@@ -52,6 +53,7 @@ class CoreWishes:
     batch: int
     cache_bytes: int
     compiled: bool = False
+    ranks: int = 1
 
 
 class CoreInProcess:
@@ -240,16 +242,40 @@ def _started(plan: Plan, wishes: CoreWishes) -> Any:
         enable_prefix_caching=True,
         enforce_eager=not wishes.compiled,
         worker_cls=WORKER,
-        distributed_executor_backend="uni",
+        tensor_parallel_size=wishes.ranks,
+        distributed_executor_backend="uni" if wishes.ranks == 1 else "mp",
         generation_config="vllm",
         disable_log_stats=True,
         async_scheduling=False,
         additional_config=plan.told(),
     )
-    config = arguments.create_engine_config(usage_context=UsageContext.LLM_CLASS)
-    core = EngineCore(config, Executor.get_class(config), log_stats=False)
+    with _cores_apart(wishes.ranks):
+        config = arguments.create_engine_config(usage_context=UsageContext.LLM_CLASS)
+        core = EngineCore(config, Executor.get_class(config), log_stats=False)
     _empty_new_blocks(core.scheduler)
     return core
+
+
+@contextmanager
+def _cores_apart(ranks: int) -> Iterator[None]:
+    """Give each rank, while it starts, its share of the cores that this process may use."""
+    from vllm.envs import disable_envs_cache
+
+    name = "VLLM_CPU_OMP_THREADS_BIND"
+    if ranks == 1 or name in os.environ:
+        yield
+        return
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < ranks:
+        raise ValueError(f"tensor_parallel_size: {ranks} ranks need a core each, and there are {len(cores)}")
+    shares = [cores[len(cores) * rank // ranks : len(cores) * (rank + 1) // ranks] for rank in range(ranks)]
+    os.environ[name] = "|".join(",".join(map(str, share)) for share in shares)
+    # An engine that was started before keeps what it read of the environment.
+    disable_envs_cache()
+    try:
+        yield
+    finally:
+        del os.environ[name]
 
 
 def _empty_new_blocks(scheduler: Any) -> None:

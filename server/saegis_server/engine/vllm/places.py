@@ -62,14 +62,16 @@ def sites_of(steered: Steered) -> list[tuple[Site, SiteEdit]]:
     return [(site, SteeredSite(steered, number)) for number, site in enumerate(steered.sites)]
 
 
-def check_places(sites: Iterable[Site]) -> None:
-    """Raise SiteError for sites at which this engine does not steer."""
+def check_places(sites: Iterable[Site], ranks: int = 1) -> None:
+    """Raise SiteError for sites at which this engine does not steer, with so many ranks to each layer."""
     for site in sites:
         if site.written_at != site:
             raise SiteError(
                 f"{site}: the vLLM engine does not serve what is read at one place and written at another; "
                 "the embedded engine does"
             )
+        if ranks > 1 and site.place is Place.ATTN_Z:
+            raise SiteError(f"{site}: with tensor_parallel_size {ranks} no rank has all heads' outputs")
 
 
 class SteeredSite:

@@ -42,6 +42,8 @@ from saegis_server.steering.rows import Norm, Probe, add
 from saegis_server.steering.site import Site, forward_order
 from saegis_server.steering.table import Capacity
 
+#: The types of numbers in which it was tried.
+DTYPES = (torch.float32, torch.bfloat16)
 #: The text of the canary, as in the embedded engine's.
 _CANARY = (3, 1, 4, 1, 5, 9, 2, 6)
 
@@ -53,7 +55,8 @@ class Served:
     count: how many sequences run at once, beside the texts that are only read. block: how many tokens a block
     of keys and values has. reference: what Transformers
     gave, None for a context that is too short. oracle: Transformers' own model, which goes once all is
-    proven. keeps_core: whether the core is not closed with the engine.
+    proven. keeps_core: whether the core is not closed with the engine. compiled: whether vLLM's compiler made
+    its forward pass.
     """
 
     core: Core
@@ -66,6 +69,7 @@ class Served:
     count: int
     block: int = BLOCK
     keeps_core: bool = False
+    compiled: bool = False
 
     def close(self) -> None:
         """Give back what vLLM holds, unless somebody else uses it on."""
@@ -193,18 +197,28 @@ def serve_in_vllm(
     saes: Iterable[str] = (),
     limits: Limits | None = None,
     compiled: bool = False,
+    ranks: int = 1,
 ) -> Served:
     """The model in vLLM, with as many slots as are wished for or as there is memory for, which is told.
 
     path: the folder from which it was loaded, from which vLLM reads it too. compiled: by vLLM's own compiler,
-    else eagerly. The rest as for `engine.torch.build.build_step`. A text may have one token less than the model's context. Raises
+    else eagerly. ranks: how many processes share each layer (tensor parallel). The rest as for `engine.torch.build.build_step`. A text may have one token less than the model's context. Raises
     VllmMissingError, UnservedModelError, UnsupportedModelError, SiteError, and ValueError for what does not
     fit.
     """
     model = loaded.model
     config = model.config.get_text_config()
     check_kind(model)
-    check_places(norms)
+    check_places(norms, ranks)
+    if model.dtype not in DTYPES:
+        raise UnservedModelError(
+            f"the model is in {str(model.dtype).removeprefix('torch.')}, and the vllm engine was tried in "
+            f"{' and '.join(str(each).removeprefix('torch.') for each in DTYPES)} alone; choose one by dtype"
+        )
+    if ranks > 1 and any(ranked.values() if ranked else ()):
+        raise ValueError(
+            "tensor_parallel_size: SAEs that decide by rank are served by one rank alone; serve the others"
+        )
     for site in norms:
         site_module(model, site)
     in_order = {site: norms[site] for site in sorted(norms, key=forward_order)}
@@ -216,10 +230,10 @@ def serve_in_vllm(
     plan = Plan(
         in_order, widths_of(model), slots, capacity, config.num_hidden_layers, ranked or {}, tuple(saes)
     )
-    cache = _cache_bytes(model, slots, length)
+    cache = _cache_bytes(model, slots, length, ranks)
     progress(f"starting vLLM, with {in_units(cache)} for keys and values", 0, 0)
     core_wishes = CoreWishes(
-        "", model.dtype, length, chosen.prefill_chunk, chosen.prefill_between_steps, cache, compiled
+        "", model.dtype, length, chosen.prefill_chunk, chosen.prefill_between_steps, cache, compiled, ranks
     )
     with ExitStack() as opened:
         folder = opened.enter_context(checkpoint_of(model, path))
@@ -228,7 +242,9 @@ def serve_in_vllm(
     known = frozenset((site, each.digest) for site, own in (ranked or {}).items() for each in own)
     room = Room(tuple(in_order), plan.widths, capacity, model.dtype, known)
     vocabulary: int = config.vocab_size
-    return Served(core, length - 1, vocabulary, room, model.dtype, model, reference, size.count)
+    return Served(
+        core, length - 1, vocabulary, room, model.dtype, model, reference, size.count, compiled=compiled
+    )
 
 
 def _keep_as_it_is(model: PreTrainedModel) -> None:
@@ -239,12 +255,13 @@ def _keep_as_it_is(model: PreTrainedModel) -> None:
             module.do_not_compile = True
 
 
-def _cache_bytes(model: PreTrainedModel, slots: int, length: int) -> int:
-    """How much memory keys and values of so many texts take in vLLM, in whole blocks of theirs."""
+def _cache_bytes(model: PreTrainedModel, slots: int, length: int, ranks: int) -> int:
+    """How much memory keys and values of so many texts take in each rank of vLLM, in whole blocks of
+    theirs."""
     config = model.config.get_text_config()
     width = head_width(config)
     width = next((each for each in WIDTHS if each >= width), width)
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     blocks = slots * (-(-length // BLOCK) + 1) + 1
-    token = 2 * config.num_hidden_layers * heads * width * model.dtype.itemsize
+    token = 2 * config.num_hidden_layers * -(-heads // ranks) * width * model.dtype.itemsize
     return int(blocks * BLOCK * token)

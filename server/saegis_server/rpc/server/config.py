@@ -99,7 +99,8 @@ class ServerConfig(_Strict):
     roles; without it the server is open to every program of this machine, and cannot be reached from
     others. policies: what governs requests; without it nothing does. audit: the log of decisions and
     answers; without it there is none. engine: what runs the model, the embedded engine or
-    vLLM, which is refused with settings that it does not serve. compile: "auto" compiles if a C++ compiler
+    vLLM, which is refused with settings that it does not serve. tensor_parallel_size: how many processes
+    share each layer there. compile: "auto" compiles if a C++ compiler
     is found.
     batch_invariant: whether each sequence takes steps of its own. max_pictures: the most pictures of a
     request, 0 for none; max_picture_bytes, max_picture_pixels, max_picture_side: of each. stall_seconds: if
@@ -149,6 +150,7 @@ class ServerConfig(_Strict):
     read_first_token: bool = False
     limits: Limits = Limits()
     engine: Literal["torch", "vllm"] = "torch"
+    tensor_parallel_size: int = Field(default=1, ge=1, le=64)
     compile: Literal["auto", "always", "never"] = "auto"
     batch_invariant: bool = False
     http_host: str = "127.0.0.1"
@@ -215,13 +217,17 @@ class ServerConfig(_Strict):
     def _is_served_by_its_engine(self) -> Self:
         """What the engine on vLLM does not serve, by the name of its setting."""
         if self.engine == "torch":
+            if self.tensor_parallel_size > 1:
+                raise ValueError(
+                    "tensor_parallel_size: the embedded engine runs a model in one process; the vllm engine "
+                    "spreads it over several"
+                )
             return self
         refused = {
             "batch_invariant": (self.batch_invariant, "vLLM decides what a step reads"),
             "usage_every": (self.usage_every > 0, "it does not count how whole dictionaries are used"),
-            "compile": (self.compile == "always", "its forward pass was tried eagerly alone"),
             "device": (self.device != "cpu", "it was tried on a CPU alone"),
-            "dtype": (self.dtype not in ("auto", "float32"), "it was tried in float32 alone"),
+            "dtype": (self.dtype == "float16", "it was tried in float32 and bfloat16 alone"),
         }
         for name, (is_set, why) in refused.items():
             if is_set:

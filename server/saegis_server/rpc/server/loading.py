@@ -82,7 +82,7 @@ def load_services(config: ServerConfig, premises: Premises, progress: Progress) 
     in_vllm = config.engine == "vllm"
     if in_vllm:
         require_vllm()
-    compiled = not in_vllm and compiles(config.compile, config.device, progress)
+    compiled = compiles(config.compile, config.device, progress)
     progress("loading the model", 0, 0)
     require_room(config.model, config.dtype, config.device)
     loaded = load_model(config.model, config.dtype, config.device)
@@ -101,7 +101,7 @@ def load_services(config: ServerConfig, premises: Premises, progress: Progress) 
         if not placed[-1].loaded.labels:
             log.warning("%s: there is no %s, so no feature has a label", source.path, LABELS_FILE)
     if in_vllm:
-        served = _served(config, loaded, placed, progress)
+        served = _served(config, loaded, placed, compiled, progress)
         checked, prompts = _checked(
             placed,
             loaded,
@@ -363,14 +363,29 @@ def _step(
 
 
 def _served(
-    config: ServerConfig, loaded: LoadedModel, placed: Sequence[PlacedSAE], progress: Progress
+    config: ServerConfig,
+    loaded: LoadedModel,
+    placed: Sequence[PlacedSAE],
+    compiled: bool,
+    progress: Progress,
 ) -> Served:
     """The model in vLLM."""
     sites, room, wishes = _asked(config, placed)
     ranked = _ranked(placed, loaded.model.device, progress)
     saes = [sae.loaded.sae.digest for sae in placed]
     path = Path(config.model) if Path(config.model).is_dir() else None
-    served = serve_in_vllm(loaded, sites, wishes, room, progress, path, ranked, saes)
+    served = serve_in_vllm(
+        loaded,
+        sites,
+        wishes,
+        room,
+        progress,
+        path,
+        ranked,
+        saes,
+        compiled=compiled,
+        ranks=config.tensor_parallel_size,
+    )
     _require_fair_slots(config, served.count)
     return served
 
