@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+import os
 from collections.abc import Mapping
 from functools import cache
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ from saegis_server.sae.autoencoder import SparseAutoencoder
 from saegis_server.steering.site import Site
 from saegis_server.steering.table import Capacity
 from tests.engine import tiny
+from tests.engine.interpreted import interpret
 from tests.engine.serving import Asked
 
 if TYPE_CHECKING:
@@ -23,6 +25,10 @@ if TYPE_CHECKING:
 
 #: Whether there is a vLLM, in whose environment alone the engine on it is tried.
 HAS_VLLM = importlib.util.find_spec("vllm") is not None
+#: Whether its second runner is tried, by Triton's interpreter: in a process of its own, asked for as vLLM has it.
+SECOND = HAS_VLLM and os.environ.get("VLLM_USE_V2_MODEL_RUNNER") == "1"
+if SECOND:
+    interpret()
 #: Tokens of a text, as in the embedded engine of these tests.
 LENGTH = 160
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -196,43 +197,60 @@ def on_plain_core() -> tuple[Engine, Watched]:
     return _on_vllm(served), InVllm(steered, model)
 
 
-def in_vllm() -> tuple[Engine, Watched]:
-    """The engine on vLLM."""
+def in_vllm(dtype: torch.dtype = torch.float32) -> tuple[Engine, Watched]:
+    """The engine on vLLM, with heads that it takes as they are."""
     from saegis_server.engine.vllm.served import serve_in_vllm
 
-    model = tiny.model()
+    model = tiny.model(head_dim=32).to(dtype)
     loaded = LoadedModel("tiny", model, tiny.tokenizer(), "", (), tiny.CONTEXT)
     wishes = Wishes(count=SLOTS, length=LENGTH)
     served = serve_in_vllm(loaded, NORMS, wishes, Capacity(), lambda *_: None, ranked=_ranked())
     core: Any = served.core
     runner = core._core.model_executor.driver_worker.worker.model_runner
-    return _on_vllm(served), InVllm(runner.steered, runner.model, runner.layers)
+    return _on_vllm(served), InVllm(runner.part.steered, runner.model, runner.part.layers)
 
 
 def _on_vllm(served: Served) -> VllmEngine:
     return VllmEngine(served, tiny.tokenizer(), (), SLOTS, LIMITS, FirstToken(bos()))
 
 
-#: What the engines are tried with: in the environment of vLLM with that, elsewhere without.
 Made = Callable[[], tuple[Engine, Watched]]
-ENGINES: dict[str, tuple[Made, int]] = (
-    {"vllm": (in_vllm, sized(2_000, 256))}
+
+
+class Tried(NamedTuple):
+    """An engine that is tried, so many times, and the type of its activations."""
+
+    made: Made
+    tries: int
+    activations: torch.dtype = torch.float32
+
+
+#: In the environment of vLLM the engine on it, elsewhere those that need none.
+ENGINES = (
+    {
+        "vllm": Tried(in_vllm, sized(2_000, 256)),
+        "vllm in bfloat16": Tried(partial(in_vllm, torch.bfloat16), sized(2_000, 256), torch.bfloat16),
+    }
     if HAS_VLLM
-    else {"embedded": (embedded, TRIES), "plain core": (on_plain_core, sized(1_024, 256))}
+    else {
+        "embedded": Tried(embedded, TRIES),
+        "plain core": Tried(on_plain_core, sized(1_024, 256)),
+    }
 )
-FIRST = next(iter(ENGINES.values()))[0]
+FIRST = next(iter(ENGINES.values()))
 
 
 class Attack:
     """An engine under policies, its witness, and what came of each try."""
 
-    def __init__(self, made: Made = FIRST) -> None:
-        self.engine, self.watched = made()
+    def __init__(self, tried: Tried = FIRST) -> None:
+        self.engine, self.watched = tried.made()
         own = [each for each in tiny.catalog().entries if each.id != "explosive"]
         added = LoadedSAE(tiny.sae("free", 4), FREE_SITE), LoadedSAE(_topk(), tiny.SECOND_SITE)
         self.catalog = Catalog([*own, *added])
-        self.witness = Witness(self.watched, self.catalog, HELD, bos())
-        world = World("tiny", SITES, Widths(tiny.WIDTH), self.catalog, self.engine.capacity)
+        self.witness = Witness(self.watched, self.catalog, HELD, bos(), tried.activations)
+        widths, capacity = Widths(tiny.WIDTH), self.engine.capacity
+        world = World("tiny", SITES, widths, self.catalog, capacity, activations=tried.activations)
         files = {"directions/refusal.safetensors": save({"refusal": REFUSAL})}
         bundles = [
             Bundle.from_files({"policy.yaml": text.encode(), **files}) for text in (PERMISSIVE, STRICT)
@@ -273,8 +291,8 @@ def _policy_of(tenant: str) -> str:
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize("on", ENGINES)
 def test_no_try_undoes_what_is_held(on: str, unmeasured: None) -> None:
-    made, tries = ENGINES[on]
-    attack = Attack(made)
+    tries = ENGINES[on].tries
+    attack = Attack(ENGINES[on])
     client = Client(attack.catalog, SITES, HELD, bos(), seed=20261124)
     attack.engine.start()
     try:

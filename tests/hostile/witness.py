@@ -54,14 +54,24 @@ class Witness:
     A sequence's first token is left out where it is the model's own BOS, which no row moves; nothing else is.
     """
 
-    def __init__(self, watched: Watched, catalog: Catalog, held: tuple[Held, ...], bos: int) -> None:
-        """Watch an engine from now on."""
+    def __init__(
+        self,
+        watched: Watched,
+        catalog: Catalog,
+        held: tuple[Held, ...],
+        bos: int,
+        activations: torch.dtype = torch.float32,
+    ) -> None:
+        """Watch an engine from now on, whose activations are of this type."""
         self.tokens = self.left_out = 0
         self.awake: list[str] = []
         self.beyond: list[str] = []
         self.undone: list[str] = []
         self.redirected = 0
         self._watched, self._bos = watched, bos
+        # What writing x in its type may change of it beside what float32's sums do: so many times ‖x‖.
+        wide = activations is torch.float32
+        self._stored = 0.0 if wide else torch.finfo(activations).eps / 2.0
         for each in held:
             sae = catalog.sae(each.sae, "sae").sae
             if each.held:
@@ -89,7 +99,8 @@ class Witness:
             pre = (x - b_dec) @ w_enc + b_enc
             f = torch.where(pre > threshold, pre.clamp(min=0.0), 0.0)
             slack = _WITNESS_ROUNDING * (1.0 + high.nan_to_num(posinf=0.0).abs())
-            slack = slack + CLAMP_ROUNDING * x.norm(dim=-1, keepdim=True) * lengths
+            rounding = CLAMP_ROUNDING + self._stored
+            slack = slack + rounding * x.norm(dim=-1, keepdim=True) * lengths
             wrong = torch.where(banned, f > 0.0, (f > high + slack) | (f < low - slack))
             for token, place in wrong.nonzero().tolist():
                 told = f"feature {features[place]} at {held.site} is {float(f[token, place]):.9g}"
@@ -132,6 +143,8 @@ class Witness:
             sides = torch.stack((value(q - noise) * along, value(q + noise) * along))
             at, found = x @ target, y @ target
             slack = lost * float(target.norm()) * (1.0 + redirected.factor)
+            # What storing changes, and the margins of bans, which are a few times that.
+            slack = slack + 4.0 * self._stored * y.norm(dim=-1) * float(target.norm())
             low, high = at + sides.amin(0).sum(-1) - slack, at + sides.amax(0).sum(-1) + slack
             self.redirected += int((value(q).sum(-1) > 0.0).sum())
             for token in ((found < low) | ((found > high) & ~limited)).nonzero()[:, 0].tolist():

@@ -37,8 +37,8 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return train_tokenizer([TEXT] * 4, VOCABULARY, CONTEXT)
 
 
-def model() -> LlamaForCausalLM:
-    """A random Llama of two layers, the same every time."""
+def model(head_dim: int | None = None) -> LlamaForCausalLM:
+    """A random Llama of two layers, the same every time; head_dim: another width of its heads."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(tokenizer()),
@@ -47,6 +47,7 @@ def model() -> LlamaForCausalLM:
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
+        head_dim=head_dim,
         max_position_embeddings=CONTEXT,
         eos_token_id=None,
         bos_token_id=tokenizer().bos_token_id,

@@ -14,7 +14,7 @@ from saegis_server.sae.autoencoder import SparseAutoencoder
 from saegis_server.steering.site import Site
 from tests.engine import tiny
 from tests.engine.cuda import DEVICE, needs_cuda
-from tests.engine.in_vllm import HAS_VLLM, in_vllm
+from tests.engine.in_vllm import HAS_VLLM, SECOND, in_vllm
 from tests.engine.serving import Asked, Serving
 
 
@@ -45,20 +45,17 @@ def on_cuda(
     return embedded(moved, max_running, limits, first_token, eos, ranked)
 
 
-#: In the environment of vLLM the engine on it, eagerly, compiled, and shared by two ranks; elsewhere the
-#: embedded one.
-ENGINES = (
-    [
-        pytest.param(in_vllm, id="vllm"),
-        pytest.param(partial(in_vllm, compiled=True), id="vllm-compiled", marks=pytest.mark.slow),
-        pytest.param(partial(in_vllm, ranks=2), id="vllm-ranks", marks=pytest.mark.slow),
-        pytest.param(
-            partial(in_vllm, compiled=True, ranks=2), id="vllm-compiled-ranks", marks=pytest.mark.slow
-        ),
+#: In the environment of vLLM the engine on it, on either runner, eagerly, compiled, and shared by two ranks;
+#: elsewhere the embedded one.
+ENGINES = [pytest.param(in_vllm, id="vllm")] if HAS_VLLM else [pytest.param(embedded, id="torch")]
+if HAS_VLLM:
+    FURTHER: dict[str, Serving] = {"compiled": partial(in_vllm, compiled=True)}
+    if not SECOND:
+        FURTHER["ranks"] = partial(in_vllm, ranks=2)
+        FURTHER["compiled-ranks"] = partial(in_vllm, compiled=True, ranks=2)
+    ENGINES += [
+        pytest.param(each, id=f"vllm-{name}", marks=pytest.mark.slow) for name, each in FURTHER.items()
     ]
-    if HAS_VLLM
-    else [pytest.param(embedded, id="torch")]
-)
 ON_CUDA = pytest.param(on_cuda, id="cuda", marks=needs_cuda)
 
 
@@ -73,8 +70,14 @@ def serving(request: pytest.FixtureRequest) -> Serving:
 NARROW = ("qwen2", "gemma2", "olmo2", "gpt2", "gpt_neox")
 
 
+def _is_refused(item: pytest.Item) -> bool:
+    """Whether vLLM does not serve what a test asks for: narrow heads, and what decides by rank on two ranks."""
+    on_ranks = "ranks]" in item.name and item.path.name == "test_ranks.py"
+    return on_ranks or any(each in item.name for each in NARROW)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what vLLM refuses by name."""
-    out = [item for item in items if HAS_VLLM and any(each in item.name for each in NARROW)]
+    out = [item for item in items if HAS_VLLM and _is_refused(item)]
     config.hook.pytest_deselected(items=out)
     items[:] = [item for item in items if item not in out]

@@ -25,7 +25,7 @@ from saegis_server.steering.site import Site
 
 #: The releases of vLLM with which this engine was tried.
 TRIED = ("0.32.0",)
-WORKER = "saegis_server.engine.vllm.first_runner.SteeredWorker"
+WORKER = "saegis_server.engine.vllm.worker.SteeredWorker"
 #: How many tokens a block of the KV cache holds: prefixes are shared by whole ones.
 BLOCK = 32
 
