@@ -9,9 +9,9 @@ from typing import Any
 
 def interpret() -> None:
     """Let Triton believe that there is a device, whose kernels it interprets. To be called before vLLM is
-    imported."""
-    os.environ["TRITON_INTERPRET"] = "1"
-    os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "1"
+    imported. Raises RuntimeError where Triton, which may have been imported, was not told to interpret."""
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        raise RuntimeError("vLLM's second runner is tried with TRITON_INTERPRET=1")
     from triton.backends import Backend, backends
     from triton.backends.compiler import BaseBackend, GPUTarget
     from triton.backends.driver import DriverBase
