@@ -153,7 +153,7 @@ class Embedded:
 class SteeredVllm:
     """vLLM as `saegis serve --engine vllm` runs it."""
 
-    def __init__(self) -> None:
+    def __init__(self, compiled: bool = False) -> None:
         subject = random_llama()
         self._served = serve_in_vllm(
             _loaded(subject),
@@ -161,6 +161,7 @@ class SteeredVllm:
             Wishes(count=MANY, length=LENGTH),
             Capacity(),
             lambda *_: None,
+            compiled=compiled,
         )
         self._served.prove(lambda *_: None)
         self._served.keeps_core = True

@@ -358,7 +358,7 @@ class VllmEngine:
             self._recording[sequence] = Recording(self._prefixes, key, sequence.prompt)
         name, order = self._named(sequence), self._order(sequence, records)
         try:
-            self._core.add(name, sequence.prompt, running.request.sampling, order, salt, shares)
+            self._core.add(name, sequence.prompt, _for_vllm(sequence), order, salt, shares)
         except ValueError as error:
             self._fail(running, EngineError(f"vLLM does not take the request: {error}"))
 
@@ -477,9 +477,8 @@ class VllmEngine:
         """Rows have come in force for a prompt: it is read again from its start."""
         del self._names[name]
         other = self._named(sequence)
-        running = sequence.running
-        salt = f"{salt_of(running)} {other}"
-        self._core.add_again(name, other, sequence.prompt, running.request.sampling, salt)
+        salt = f"{salt_of(sequence.running)} {other}"
+        self._core.add_again(name, other, sequence.prompt, _for_vllm(sequence), salt)
         sequence.read = 0
         sequence.prompt_readings.clear()
 
@@ -626,6 +625,12 @@ def _draw(sequence: Sequence) -> Draw | None:
     if sampling.seed is None or sampling.temperature == 0.0:
         return None
     return Draw(sampling, sequence.seed, tuple(sorted(sequence.stops)))
+
+
+def _for_vllm(sequence: Sequence) -> SamplingParams:
+    """By what vLLM chooses a sequence's tokens. Where the worker draws them it takes the likeliest, as its own
+    choice is not told."""
+    return sequence.running.request.sampling if _draw(sequence) is None else SamplingParams(temperature=0.0)
 
 
 def _told_groups(groups: tuple[RowGroup, ...]) -> str:
