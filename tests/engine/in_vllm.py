@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 #: Whether there is a vLLM, in whose environment alone the engine on it is tried.
 HAS_VLLM = importlib.util.find_spec("vllm") is not None
-#: Whether its second runner is tried, by Triton's interpreter: in a process of its own, asked for as vLLM has it.
+#: Whether its second runner is tried, by Triton's interpreter, in a process that asks vLLM for it.
 SECOND = HAS_VLLM and os.environ.get("VLLM_USE_V2_MODEL_RUNNER") == "1"
 if SECOND:
     interpret()

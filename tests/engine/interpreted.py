@@ -1,4 +1,4 @@
-"""Triton's interpreter in place of its compiler, so that vLLM's second runner, which needs Triton, runs on a CPU.
+"""Triton's interpreter in place of its compiler: so vLLM's second runner, which needs Triton, runs on a CPU.
 
 Slow, and the true seam: the runner's own code, whose kernels are interpreted.
 """

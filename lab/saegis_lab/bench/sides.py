@@ -104,6 +104,8 @@ def _make(make: Callable[[], Measured]) -> None:
 
 
 def _measure(load: Load) -> float:
+    # Whoever computes has a team of threads for as long as it lives, and a second team hinders the engine's.
+    in_own_thread(lambda: _asked(load))
     return in_own_thread(lambda: _made[0].tokens_per_second(load))
 
 

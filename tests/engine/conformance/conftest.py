@@ -48,14 +48,13 @@ def on_cuda(
 #: In the environment of vLLM the engine on it, on either runner, eagerly, compiled, and shared by two ranks;
 #: elsewhere the embedded one.
 ENGINES = [pytest.param(in_vllm, id="vllm")] if HAS_VLLM else [pytest.param(embedded, id="torch")]
+FURTHER: dict[str, Serving] = {}
 if HAS_VLLM:
-    FURTHER: dict[str, Serving] = {"compiled": partial(in_vllm, compiled=True)}
+    FURTHER["compiled"] = partial(in_vllm, compiled=True)
     if not SECOND:
         FURTHER["ranks"] = partial(in_vllm, ranks=2)
         FURTHER["compiled-ranks"] = partial(in_vllm, compiled=True, ranks=2)
-    ENGINES += [
-        pytest.param(each, id=f"vllm-{name}", marks=pytest.mark.slow) for name, each in FURTHER.items()
-    ]
+    ENGINES += [pytest.param(each, id=f"vllm-{name}") for name, each in FURTHER.items()]
 ON_CUDA = pytest.param(on_cuda, id="cuda", marks=needs_cuda)
 
 
@@ -71,7 +70,8 @@ NARROW = ("qwen2", "gemma2", "olmo2", "gpt2", "gpt_neox")
 
 
 def _is_refused(item: pytest.Item) -> bool:
-    """Whether vLLM does not serve what a test asks for: narrow heads, and what decides by rank on two ranks."""
+    """Whether vLLM does not serve what a test asks for: narrow heads, and, on two ranks, SAEs that decide by
+    rank."""
     on_ranks = "ranks]" in item.name and item.path.name == "test_ranks.py"
     return on_ranks or any(each in item.name for each in NARROW)
 
@@ -81,3 +81,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     out = [item for item in items if HAS_VLLM and _is_refused(item)]
     config.hook.pytest_deselected(items=out)
     items[:] = [item for item in items if item not in out]
+    for item in items:
+        # One file tells quickly whether they run at all.
+        if any(f"vllm-{name}" in item.name for name in FURTHER) and item.path.name != "test_parity.py":
+            item.add_marker(pytest.mark.slow)

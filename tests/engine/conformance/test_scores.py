@@ -200,7 +200,7 @@ def test_a_score_that_diverges_blames_the_edits_and_fails_alone(serving: Serving
     with serving(tiny.model()) as engine:
         wanted = engine.score(tokens).result(30)
         # Sixteen tokens a step: of one text, or of the two texts of a score together.
-        with pytest.raises(SteeringDivergedError, match="in tokens 0 to (15|7)$"):
+        with pytest.raises(SteeringDivergedError, match=r"in tokens 0 to (15|7)$"):
             engine.score(tokens, destructive(Phase.ALL)).result(30)
         again = engine.score(tokens).result(30)
     assert (again.logprobs, again.receipt) == (wanted.logprobs, wanted.receipt)

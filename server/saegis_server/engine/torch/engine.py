@@ -39,6 +39,7 @@ from saegis_server.engine.api import (
 )
 from saegis_server.engine.counts import Observed, RowGroup, Used
 from saegis_server.engine.pictures import Placed
+from saegis_server.engine.threads import compute_with
 from saegis_server.engine.torch.activity import MOST_GROUPS
 from saegis_server.engine.torch.admission import Admission
 from saegis_server.engine.torch.build import graphs_compiled, make_ready
@@ -318,7 +319,7 @@ class TorchEngine:
 
     def _run(self) -> None:
         # A compiled step is made for one number of threads, and a new thread may start with another.
-        torch.set_num_threads(self._cpu_threads)
+        compute_with(self._cpu_threads)
         try:
             while self._take_inbox():
                 for jobs in self._jobs:

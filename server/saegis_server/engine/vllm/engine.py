@@ -36,6 +36,7 @@ from saegis_server.engine.api import (
     NonFiniteLogitsError,
     Progress,
     QueueFullError,
+    SamplingParams,
     Score,
     Sink,
     SteeringDivergedError,
@@ -43,6 +44,7 @@ from saegis_server.engine.api import (
 )
 from saegis_server.engine.counts import Observed, RowGroup, Used
 from saegis_server.engine.pictures import Placed
+from saegis_server.engine.threads import compute_with
 from saegis_server.engine.torch.activity import MOST_GROUPS
 from saegis_server.engine.torch.admission import Admission
 from saegis_server.engine.torch.conditions import Outcome
@@ -294,7 +296,7 @@ class VllmEngine:
     # -- the engine's thread --------------------------------------------------------------------------
 
     def _run(self) -> None:
-        torch.set_num_threads(self._cpu_threads)
+        compute_with(self._cpu_threads)
         try:
             while self._take_inbox():
                 self._jobs.advance()
@@ -628,8 +630,8 @@ def _draw(sequence: Sequence) -> Draw | None:
 
 
 def _for_vllm(sequence: Sequence) -> SamplingParams:
-    """By what vLLM chooses a sequence's tokens. Where the worker draws them it takes the likeliest, as its own
-    choice is not told."""
+    """By what vLLM chooses a sequence's tokens. Where the worker draws them it takes the likeliest, as its
+    own choice is not told."""
     return sequence.running.request.sampling if _draw(sequence) is None else SamplingParams(temperature=0.0)
 
 

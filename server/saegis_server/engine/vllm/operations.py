@@ -1,4 +1,4 @@
-"""Operations: what a site does as operations of torch, which vLLM's compiler takes whole and never looks into.
+"""Operations: what a site does as operations of torch, which vLLM's compiler takes without a look into them.
 
 They are functional: what they give shares no memory with what they take, so that a compiler may reuse either.
 """
@@ -25,8 +25,8 @@ class Compilation(Protocol):
 
 
 class SiteOperation:
-    """A site as code that is compiled sees it. It goes by a name, since what a compiled pass holds is text and
-    numbers; each forward pass finds what has that name in its own model."""
+    """A site as code that is compiled sees it. It goes by a name, since what a compiled pass holds is text
+    and numbers; each forward pass finds what has that name in its own model."""
 
     def __init__(self, inner: SiteEdit, name: str, compilation: Compilation) -> None:
         """inner: does the work."""

@@ -31,7 +31,7 @@ class SiteEdit(Protocol):
         """A place that has a tensor of its own, [N, d]."""
 
     def pair(self, added: Tensor, stream: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """A place in the stream, whose two parts are [N, d] each; the second is None where it is not apart."""
+        """A place in the stream, whose parts are [N, d] each; the second is None where it is not apart."""
 
 
 def layers_of(model: nn.Module, count: int) -> nn.ModuleList:

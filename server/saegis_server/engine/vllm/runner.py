@@ -1,7 +1,7 @@
 """The runner's part: what either of vLLM's runners has of the steering, and the worker that has a runner.
 
-A runner lets the model's sites pass through `Steered`, tells it before each forward which tokens of which texts
-it reads, and takes the logits before they are sampled. How it does that is all that its adapter says.
+A runner lets the model's sites pass through `Steered`, tells it before each forward which tokens of which
+texts it reads, and takes the logits before they are sampled. How it does that is all that its adapter says.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ from saegis_server.engine.torch.sizing import Wishes
 from saegis_server.engine.torch.support import check_kind
 from saegis_server.engine.torch.warmup import TOLERANCE as CANARY_TOLERANCE
 from saegis_server.engine.torch.warmup import with_hook
-from saegis_server.engine.vllm.checkpoint import WIDTHS, checkpoint_of, head_width
+from saegis_server.engine.vllm.checkpoint import WIDTHS, UnservedModelError, checkpoint_of, head_width
 from saegis_server.engine.vllm.core import Core
 from saegis_server.engine.vllm.in_process import BLOCK, CoreInProcess, CoreWishes
 from saegis_server.engine.vllm.orders import Order, Told, Wanted
@@ -202,7 +202,8 @@ def serve_in_vllm(
     """The model in vLLM, with as many slots as are wished for or as there is memory for, which is told.
 
     path: the folder from which it was loaded, from which vLLM reads it too. compiled: by vLLM's own compiler,
-    else eagerly. ranks: how many processes share each layer (tensor parallel). The rest as for `engine.torch.build.build_step`. A text may have one token less than the model's context. Raises
+    else eagerly. ranks: how many processes share each layer (tensor parallel). The rest as for
+    `engine.torch.build.build_step`. A text may have one token less than the model's context. Raises
     VllmMissingError, UnservedModelError, UnsupportedModelError, SiteError, and ValueError for what does not
     fit.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,13 +19,20 @@ from saegis_server.steering.site import Site
 class SteeredWorker(CPUWorker):  # type: ignore[misc]
     """vLLM finds it by `worker_cls`."""
 
-    def init_device(self) -> None:
-        given = torch.set_num_threads
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._set_num_threads = torch.set_num_threads
+
+    def load_model(self, *args: Any, **kwargs: Any) -> None:
+        # Until here vLLM has a function in its place that does nothing, for the whole process: without that
+        # it would let one thread alone compute, as is right on a GPU.
         try:
-            super().init_device()
+            super().load_model(*args, **kwargs)
         finally:
-            # vLLM puts a function there that does nothing, for the whole process.
-            torch.set_num_threads = given
+            torch.set_num_threads = self._set_num_threads
+
+    def init_device(self) -> None:
+        super().init_device()
         # In place of the one that vLLM has just made.
         if self.use_v2_model_runner:
             from saegis_server.engine.vllm.second_runner import SecondRunner as Runner
