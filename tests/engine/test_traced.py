@@ -20,16 +20,22 @@ from tests.engine.test_activity import FIRST, ask, probe
 
 
 @pytest.fixture
-def traced(unmeasured: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[tiny.RunningEngine]:
-    """A warm engine that runs its step as it was traced."""
+def tracing(unmeasured: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What is compiled runs as it was traced."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     torch._dynamo.reset()
     counters.clear()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.fixture
+def traced(tracing: None) -> Iterator[tiny.RunningEngine]:
+    """A warm engine that runs its step as it was traced."""
     step = tiny.step(tiny.model(), compiled=True)
     warm_up(step, lambda *_: None)
     with tiny.RunningEngine(step) as engine:
         yield engine
-    torch._dynamo.reset()
 
 
 def answers(engine: tiny.RunningEngine) -> list[list[int]]:
@@ -55,3 +61,19 @@ def test_what_is_asked_has_nothing_traced_again(traced: tiny.RunningEngine) -> N
     assert not counters["graph_break"]
     with tiny.RunningEngine(tiny.step(tiny.model())) as eager:
         assert got == answers(eager)
+
+
+def test_steps_of_two_models_of_one_shape_are_never_taken_for_each_other(tracing: None) -> None:
+    """Their models are not told apart by what is checked at a call, so each has programs of its own."""
+    models = [tiny.model(seed=seed) for seed in range(2)]
+    models[1].get_parameter("model.layers.0.mlp.down_proj.weight").data *= 2.0
+    texts: dict[bool, list[list[int]]] = {}
+    for compiled in (False, True):
+        engines = [tiny.RunningEngine(tiny.step(model, compiled=compiled)) for model in models]
+        for engine in engines:
+            warm_up(engine.step, lambda *_: None)
+        with engines[0], engines[1]:
+            answers = [engine.ask(tiny.prompt_of(3, 9)) for engine in (*engines, *engines)]
+            texts[compiled] = [answer.wait(60).tokens() for answer in answers]
+    assert texts[True] == texts[False]
+    assert texts[True][0] != texts[True][1]

@@ -82,7 +82,10 @@ NONSENSE: list[tuple[tuple[str, ...], str]] = [
     (("--engine", "vllm", "--batch-invariant"), "batch_invariant"),
     (("--engine", "vllm", "--dtype", "float16"), "dtype"),
     (("--tensor-parallel-size", "0"), "--tensor-parallel-size"),
-    (("--tensor-parallel-size", "2"), "tensor_parallel_size: the embedded engine runs a model in one process"),
+    (
+        ("--tensor-parallel-size", "2"),
+        "tensor_parallel_size: the embedded engine runs a model in one process",
+    ),
     (("--directions", "{here}/missing"), "missing: is no folder and no .safetensors or .npz file"),
     (("--directions", "{here}/file"), "file: is no folder and no .safetensors or .npz file"),
     (("--directions", "{here}/empty"), "empty: holds no .safetensors or .npz file"),

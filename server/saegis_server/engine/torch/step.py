@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from saegis_server.engine.torch.activity import count_groups
 from saegis_server.engine.torch.attention import install_attention
+from saegis_server.engine.torch.compiling import as_program
 from saegis_server.engine.torch.conditions import Outcome, StepConditions, settle
 from saegis_server.engine.torch.context import KVCache, Mode, StepContext
 from saegis_server.engine.torch.hooks import install_hooks
@@ -169,9 +170,7 @@ class Step:
         self._choose = self._compile(self._choose_tokens)
 
     def _compile(self, function: Callable[..., Result]) -> Callable[..., Result]:
-        if not self.compiled:
-            return function
-        return torch.compile(function, fullgraph=True, dynamic=False)
+        return as_program(function) if self.compiled else function
 
     # -- entry points ---------------------------------------------------------------------------------
 

@@ -90,6 +90,8 @@ class SteeredSite:
         """A place in the stream. Texts that nothing may move keep both parts as they are."""
         if stream is None:
             return self.one(added), None
+        if self._steered.passes(self._number):
+            return added, stream
         x = (added.float() + stream.float()).to(added.dtype)
         after = self.one(x)
         writes = self._steered.writes

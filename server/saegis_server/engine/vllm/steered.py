@@ -251,6 +251,11 @@ class Steered:
             known = self._views[number] = key, self.tables[number].view_of(step.flat.slots, *key[2])
         return known[1]
 
+    def passes(self, number: int) -> bool:
+        """Whether a site's activations pass as they are, unread."""
+        step = self._step
+        return step is None or not (step.acts[number] or step.keeps_clean)
+
     @property
     def writes(self) -> Tensor | None:
         """Which tokens of the step are of texts that may be moved, bool [T]; None outside of one."""
@@ -266,7 +271,8 @@ class Steered:
         step, self._step = self._step, None
         if step is None:
             return []
-        finite = torch.isfinite(logits).all(-1)
+        # What is not finite is the largest, the smallest or neither a number; so nothing is made of all.
+        finite = torch.isfinite(logits.amax(-1)) & torch.isfinite(logits.amin(-1))
         outcome = self._settled(step, finite)
         finites, outcomes = finite.tolist(), outcome.tolist()
         told, begin = [], 0
