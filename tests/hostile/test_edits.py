@@ -201,7 +201,8 @@ def in_vllm(dtype: torch.dtype = torch.float32) -> tuple[Engine, Watched]:
     """The engine on vLLM, with heads that it takes as they are."""
     from saegis_server.engine.vllm.served import serve_in_vllm
 
-    model = tiny.model(head_dim=32).to(dtype)
+    model: Any = tiny.model(head_dim=32)
+    model = model.to(dtype)
     loaded = LoadedModel("tiny", model, tiny.tokenizer(), "", (), tiny.CONTEXT)
     wishes = Wishes(count=SLOTS, length=LENGTH)
     served = serve_in_vllm(loaded, NORMS, wishes, Capacity(), lambda *_: None, ranked=_ranked())

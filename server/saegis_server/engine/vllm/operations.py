@@ -5,6 +5,7 @@ They are functional: what they give shares no memory with what they take, so tha
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -13,9 +14,11 @@ from vllm.forward_context import get_forward_context
 
 from saegis_server.engine.vllm.places import SiteEdit
 
-_LIBRARY = torch.library.Library("saegis", "FRAGMENT")
-_LIBRARY.define("steer(Tensor x, str site) -> Tensor")
-_LIBRARY.define("steer_stream(Tensor added, Tensor stream, str site) -> (Tensor, Tensor)")
+_LIBRARY = torch.library.Library("saegis", "FRAGMENT")  # type: ignore[no-untyped-call]
+_DEFINED = (
+    "steer(Tensor x, str site) -> Tensor",
+    "steer_stream(Tensor added, Tensor stream, str site) -> (Tensor, Tensor)",
+)
 
 
 class Compilation(Protocol):
@@ -57,12 +60,10 @@ def _own(given: Tensor, *taken: Tensor) -> Tensor:
     return given.clone() if given.untyped_storage().data_ptr() in shared else given
 
 
-@torch.library.impl(_LIBRARY, "steer", "CPU")
 def _steer(x: Tensor, site: str) -> Tensor:
     return _own(_named(site).one(x), x)
 
 
-@torch.library.impl(_LIBRARY, "steer_stream", "CPU")
 def _steer_stream(added: Tensor, stream: Tensor, site: str) -> tuple[Tensor, Tensor]:
     first, second = _named(site).pair(added, stream)
     if second is None:
@@ -70,11 +71,17 @@ def _steer_stream(added: Tensor, stream: Tensor, site: str) -> tuple[Tensor, Ten
     return _own(first, added, stream), _own(second, added, stream)
 
 
-@torch.library.register_fake("saegis::steer", lib=_LIBRARY)
-def _fake_steer(x: Tensor, site: str) -> Tensor:
+def _shape_of_steered(x: Tensor, site: str) -> Tensor:
     return torch.empty_like(x)
 
 
-@torch.library.register_fake("saegis::steer_stream", lib=_LIBRARY)
-def _fake_steer_stream(added: Tensor, stream: Tensor, site: str) -> tuple[Tensor, Tensor]:
+def _shapes_of_stream(added: Tensor, stream: Tensor, site: str) -> tuple[Tensor, Tensor]:
     return torch.empty_like(added), torch.empty_like(stream)
+
+
+_SHAPES: tuple[Callable[..., object], ...] = (_shape_of_steered, _shapes_of_stream)
+for _signature, _work, _shape in zip(_DEFINED, (_steer, _steer_stream), _SHAPES, strict=True):
+    _name = _signature.partition("(")[0]
+    _LIBRARY.define(_signature)  # type: ignore[no-untyped-call]
+    _LIBRARY.impl(_name, _work, "CPU")  # type: ignore[no-untyped-call]
+    torch.library.register_fake(f"saegis::{_name}", _shape, lib=_LIBRARY)

@@ -20,6 +20,7 @@ class SecondRunner(CPUModelRunner):  # type: ignore[misc]
 
     def __init__(self, vllm_config: Any, device: torch.device) -> None:
         super().__init__(vllm_config, device)
+        self.sampler: Any
         self.part = self.kv_block_zeroer = RunnerPart(vllm_config, device)
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:

@@ -253,7 +253,7 @@ def _keep_as_it_is(model: PreTrainedModel) -> None:
     calls Transformers' and changes the class, for models that it has not made, too."""
     for module in model.modules():
         if isinstance(module, PreTrainedModel):
-            module.do_not_compile = True
+            setattr(module, "do_not_compile", True)  # noqa: B010 - the name is vLLM's
 
 
 def _cache_bytes(model: PreTrainedModel, slots: int, length: int, ranks: int) -> int:
