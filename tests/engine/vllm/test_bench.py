@@ -69,6 +69,7 @@ def on_plain_core(
     wishes: Wishes,
     capacity: Capacity,
     progress: Progress,
+    compiled: bool,
 ) -> Served:
     """The model served with the plain core in vLLM's place."""
     assert wishes.count is not None
@@ -114,7 +115,7 @@ def smaller(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_comparison_is_made(smaller: None) -> None:
     stages: list[str] = []
     made = vllm.beside_vllm("small", 1, lambda what, done, of: stages.append(what))
-    assert len(made) == 4 + 2 + 2 + 2 * 4 + 1
+    assert len(made) == 6 + 2 + 2 + 2 * 3 + 1
     assert all(each.ours > 0.0 and each.theirs > 0.0 for each in made)
     assert {each.bar for each in made} == {"≥ 0.97", "≥ 0.95", "flat", ""}
     *_, first = made
