@@ -185,7 +185,6 @@ dtype: float16
 device: cuda
 compile: never
 batch-invariant: true
-tensor-parallel-size: 2
 port: 1
 metrics-host: 0.0.0.0
 metrics-port: 2
@@ -255,7 +254,9 @@ def test_every_setting_of_a_server_can_be_set(tmp_path: Path) -> None:
         for number, last in enumerate(("host: 0.0.0.0", "unix: socket"))
     )
     # Some of these are refused with the engine on vLLM.
-    in_vllm = configured("--config", written(tmp_path, "model: m\nengine: vllm\n", "2.yaml"))
+    in_vllm = configured(
+        "--config", written(tmp_path, "model: m\nengine: vllm\ntensor-parallel-size: 2\n", "2.yaml")
+    )
     default = dict(leaves(ServerConfig(model="reference").model_dump()))
     changed = {
         name
