@@ -128,6 +128,9 @@ def test_outside_of_a_step_and_where_nothing_may_move_all_stays_as_it_is() -> No
 def test_places_that_are_not_served_are_refused_by_name() -> None:
     with pytest.raises(SiteError, match="read at one place and written at another"):
         check_places([Site.parse("layers.0.mlp_in_to_out")])
+    check_places([Site.parse("layers.0.attn_z")])
+    with pytest.raises(SiteError, match="with tensor_parallel_size 2 no rank has all heads' outputs"):
+        check_places([Site.parse("layers.0.attn_z")], ranks=2)
     with pytest.raises(SiteError, match="Model has 0 lists of 4 decoder layers"):
         layers_of(Model(), 4)
     model = Model()

@@ -259,8 +259,6 @@ def _started(plan: Plan, wishes: CoreWishes) -> Any:
 @contextmanager
 def _cores_apart(ranks: int) -> Iterator[None]:
     """Give each rank, while it starts, its share of the cores that this process may use."""
-    from vllm.envs import disable_envs_cache
-
     name = "VLLM_CPU_OMP_THREADS_BIND"
     if ranks == 1 or name in os.environ:
         yield
@@ -270,6 +268,8 @@ def _cores_apart(ranks: int) -> Iterator[None]:
         raise ValueError(f"tensor_parallel_size: {ranks} ranks need a core each, and there are {len(cores)}")
     shares = [cores[len(cores) * rank // ranks : len(cores) * (rank + 1) // ranks] for rank in range(ranks)]
     os.environ[name] = "|".join(",".join(map(str, share)) for share in shares)
+    from vllm.envs import disable_envs_cache
+
     # An engine that was started before keeps what it read of the environment.
     disable_envs_cache()
     try:
