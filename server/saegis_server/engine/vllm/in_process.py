@@ -1,4 +1,4 @@
-"""In this process: vLLM's engine core, its workers steered, and the few things asked of it.
+"""In this process: vLLM's engine core, whose workers steer, and the few things asked of it.
 
 The one module beside the adapters that imports vLLM. The core is stepped by the caller's thread, so that what
 a step gave, readings and outcomes of conditions among them, is known before the next one is scheduled: what a
