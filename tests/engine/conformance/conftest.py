@@ -49,11 +49,12 @@ def on_cuda(
 #: elsewhere the embedded one.
 ENGINES = [pytest.param(in_vllm, id="vllm")] if HAS_VLLM else [pytest.param(embedded, id="torch")]
 FURTHER: dict[str, Serving] = {}
+BOTH = "compiled-ranks"
 if HAS_VLLM:
     FURTHER["compiled"] = partial(in_vllm, compiled=True)
     if not SECOND:
         FURTHER["ranks"] = partial(in_vllm, ranks=2)
-        FURTHER["compiled-ranks"] = partial(in_vllm, compiled=True, ranks=2)
+        FURTHER[BOTH] = partial(in_vllm, compiled=True, ranks=2)
     ENGINES += [pytest.param(each, id=f"vllm-{name}") for name, each in FURTHER.items()]
 ON_CUDA = pytest.param(on_cuda, id="cuda", marks=needs_cuda)
 
@@ -82,6 +83,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     config.hook.pytest_deselected(items=out)
     items[:] = [item for item in items if item not in out]
     for item in items:
-        # One file tells quickly whether they run at all.
-        if any(f"vllm-{name}" in item.name for name in FURTHER) and item.path.name != "test_parity.py":
+        further = next((name for name in FURTHER if f"vllm-{name}" in item.name), None)
+        # One test tells quickly whether they run at all.
+        if further and not (len(further) < len(BOTH) and item.name.startswith("test_thirty_two_programs")):
             item.add_marker(pytest.mark.slow)

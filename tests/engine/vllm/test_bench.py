@@ -100,7 +100,11 @@ def smaller(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vllm, "DIFFERENT", (1, 4))
     monkeypatch.setattr(vllm, "VLLM_WIDTHS", (2048, 4096))
     monkeypatch.setattr(vllm, "Side", Here)
-    if not HAS_VLLM:
+    if HAS_VLLM:
+        # What is compiled is for other tests.
+        monkeypatch.setattr(vllm, "Plain", lambda compiled=False: sides.Plain())
+        monkeypatch.setattr(vllm, "SteeredVllm", lambda compiled=False: sides.SteeredVllm())
+    else:
         monkeypatch.setattr(vllm, "Plain", Bare)
         monkeypatch.setattr(sides, "serve_in_vllm", on_plain_core)
     warm = loads.warm_step

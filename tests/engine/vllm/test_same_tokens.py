@@ -24,7 +24,7 @@ from tests.engine.hooked import TIE, random_program
 from tests.engine.in_vllm import HAS_VLLM, in_vllm
 from tests.engine.serving import Answer, Asked
 from tests.rpc.harness import config
-from tests.tiers import sized
+from tests.tiers import few, sized
 
 pytestmark = pytest.mark.skipif(not HAS_VLLM, reason="there is no vLLM")
 #: More than the greatest number of texts that run at once.
@@ -68,7 +68,7 @@ def asked(
 
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
-@pytest.mark.parametrize("family", ["mistral", "gemma2", "olmo2"])
+@pytest.mark.parametrize("family", few(("mistral", "gemma2", "olmo2"), 1))
 def test_a_familys(family: str, compiled: bool, record_property: Callable[[str, object], None]) -> None:
     model = model_of(family)
     prompts = [tiny.prompt_of(seed, 3 + 2 * seed) for seed in range(TEXTS)]

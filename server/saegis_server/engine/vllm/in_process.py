@@ -64,6 +64,8 @@ class CoreInProcess:
         require_vllm()
         self.length, self.slots = wishes.length, plan.slots
         self._core = _started(plan, wishes)
+        if wishes.ranks == 1:
+            _here.add(self)
         self._running: set[str] = set()
 
     # -- texts ----------------------------------------------------------------------------------------
@@ -179,12 +181,22 @@ class CoreInProcess:
         self._core.reset_prefix_cache()
 
     def close(self) -> None:
-        """Give back what vLLM holds."""
-        self._core.shutdown()
+        """Give back what vLLM holds: with the last core of this process what they share in it, which vLLM
+        takes down with any of them."""
+        _here.discard(self)
+        _closed.append(self._core)
+        if not _here:
+            while _closed:
+                _closed.pop().shutdown()
 
     def _rpc(self, method: str, *arguments: Any) -> Any:
         """What the first worker answers; all of them do it."""
         return self._core.collective_rpc(method, args=arguments)[0]
+
+
+#: The cores whose workers are in this process, and those that were closed while another one ran.
+_here: set[CoreInProcess] = set()
+_closed: list[Any] = []
 
 
 def require_vllm() -> None:
