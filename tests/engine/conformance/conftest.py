@@ -48,7 +48,7 @@ def on_cuda(
 #: In the environment of vLLM the engine on it, on either runner, eagerly, compiled, and shared by two ranks;
 #: elsewhere the embedded one.
 ENGINES = [pytest.param(in_vllm, id="vllm")] if HAS_VLLM else [pytest.param(embedded, id="torch")]
-#: Of these the first two run one test quickly, and all run all tests at their full size.
+#: On the first runner the first two of these run one test quickly; all run all tests at their full size.
 FURTHER: dict[str, Serving] = {}
 BOTH = "compiled-ranks"
 if HAS_VLLM:
@@ -86,6 +86,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         # The longest name, as one is the beginning of another.
         further = max((name for name in FURTHER if f"vllm-{name}" in item.name), key=len, default=None)
-        told = item.name.startswith("test_thirty_two_programs") and further != BOTH
-        if further and not told:
+        quick = item.name.startswith("test_thirty_two_programs") and further != BOTH and not SECOND
+        if further and not quick:
             item.add_marker(pytest.mark.slow)
