@@ -19,10 +19,11 @@ TEST := OMP_NUM_THREADS=1 $(PYTEST) -n $(WORKERS) --dist loadfile --no-loadscope
 HAS_VLLM := $(wildcard .venv-vllm/.vllm)
 export VLLM_UNMEASURED := $(if $(HAS_VLLM),none,*)
 # vLLM has an environment of its own, and what it warns of itself is none of the tests' business.
-TEST_VLLM := .venv-vllm/bin/python -m pytest -W default -n $(WORKERS) --dist loadfile --no-loadscope-reorder
-ON_FIRST := OMP_NUM_THREADS=1 $(TEST_VLLM) tests/engine/vllm tests/engine/conformance tests/hostile/test_edits.py
+TEST_VLLM := OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest -W default -n $(WORKERS) --dist loadfile \
+	--no-loadscope-reorder
+ON_FIRST := $(TEST_VLLM) tests/engine/vllm tests/engine/conformance tests/hostile/test_edits.py
 # Its second runner needs Triton, which a CPU has as an interpreter.
-ON_SECOND := OMP_NUM_THREADS=1 TRITON_INTERPRET=1 VLLM_USE_V2_MODEL_RUNNER=1 $(TEST_VLLM) tests/engine/conformance
+ON_SECOND := TRITON_INTERPRET=1 VLLM_USE_V2_MODEL_RUNNER=1 $(TEST_VLLM) tests/engine/conformance
 TYPED := clients/python/saegis server/saegis_server lab/saegis_lab tests scripts examples
 export PYTHONPYCACHEPREFIX := $(CURDIR)/.venv/pycache
 

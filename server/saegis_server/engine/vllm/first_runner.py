@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -48,14 +49,10 @@ class FirstRunner(CPUModelRunner):  # type: ignore[misc]
 
     def _sample(self, logits: Tensor | None, spec_decode_metadata: Any) -> Any:
         hidden, self._hidden = self._hidden, None
+        sample = partial(super()._sample, logits, spec_decode_metadata)
         if logits is None or hidden is None:
-            return super()._sample(logits, spec_decode_metadata)
-        self.part.finish(logits, hidden, self.model.compute_logits)
-        own = self.part.chosen(logits, self._written())
-        output = super()._sample(logits, spec_decode_metadata)
-        for row, token in own.items():
-            output.sampled_token_ids[row, 0] = token
-        return output
+            return sample()
+        return self.part.sample(logits, hidden, self.model.compute_logits, self._written(), sample)
 
     def _written(self) -> Iterator[Written]:
         """The texts of which a token is chosen."""

@@ -6,7 +6,7 @@ texts it reads, and takes the logits before they are sampled. How it does that i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -60,11 +60,27 @@ class RunnerPart:
     def warmup(self, num_kv_blocks: int) -> None:
         """Nothing has to be compiled for that."""
 
-    def finish(self, logits: Tensor, hidden: Tensor, unembed: Unembed) -> None:
-        """End the step; see `Steered.finish`."""
-        self.told = self.steered.finish(logits, hidden, unembed)
+    def sample(
+        self,
+        logits: Tensor,
+        hidden: Tensor,
+        unembed: Unembed,
+        texts: Iterable[Written],
+        sample: Callable[[], Any],
+    ) -> Any:
+        """End the step, see `Steered.finish`, and give what vLLM samples, with the tokens that are drawn here
+        in place of its own.
 
-    def chosen(self, logits: Tensor, texts: Iterable[Written]) -> dict[int, int]:
+        texts: those of which a token is chosen; sample: vLLM's own sampling of these logits.
+        """
+        self.told = self.steered.finish(logits, hidden, unembed)
+        own = self._chosen(logits, texts)
+        output = sample()
+        for row, token in own.items():
+            output.sampled_token_ids[row, 0] = token
+        return output
+
+    def _chosen(self, logits: Tensor, texts: Iterable[Written]) -> dict[int, int]:
         """The tokens of texts with a seed, by row. Of others, those that are shorter than they may be choose
         no token that ends them."""
         own = {}

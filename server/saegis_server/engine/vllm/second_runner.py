@@ -6,6 +6,7 @@ It needs Triton; on a CPU Triton's interpreter stands in for its compiler, in te
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -47,12 +48,8 @@ class SecondRunner(CPUModelRunner):  # type: ignore[misc]
         sampler = self.sampler
 
         def steered_sampler(logits: Tensor, batch: Any) -> Any:
-            self.part.finish(logits, hidden_states, self.model.compute_logits)
-            own = self.part.chosen(logits, self._written(batch))
-            output = sampler(logits, batch)
-            for row, token in own.items():
-                output.sampled_token_ids[row, 0] = token
-            return output
+            unembed, sample = self.model.compute_logits, partial(sampler, logits, batch)
+            return self.part.sample(logits, hidden_states, unembed, self._written(batch), sample)
 
         self.sampler = steered_sampler
         try:

@@ -98,10 +98,9 @@ class ServerConfig(_Strict):
     read. limits: what each principal and tenant may have. identities: the file of principals and their
     roles; without it the server is open to every program of this machine, and cannot be reached from
     others. policies: what governs requests; without it nothing does. audit: the log of decisions and
-    answers; without it there is none. engine: what runs the model, the embedded engine or
-    vLLM, which is refused with settings that it does not serve. tensor_parallel_size: how many processes
-    share each layer there. compile: "auto" compiles if a C++ compiler
-    is found.
+    answers; without it there is none. engine: what runs the model, the embedded engine or vLLM, which is
+    refused with settings that it does not serve. tensor_parallel_size: how many processes share each layer
+    there. compile: "auto" compiles if a C++ compiler is found.
     batch_invariant: whether each sequence takes steps of its own. max_pictures: the most pictures of a
     request, 0 for none; max_picture_bytes, max_picture_pixels, max_picture_side: of each. stall_seconds: if
     the event loop does not answer for this long, the server is not live, and after six times as long the
